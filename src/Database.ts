@@ -1,0 +1,356 @@
+/**
+ * Named databases: one class each, whose name is a type, so that a program that forgets to provide one does not compile.
+ *
+ * @since 0.1.0
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Statement from "@effect/sql/Statement"
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Config from "effect/Config"
+import type * as ConfigError from "effect/ConfigError"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Client from "./Client.js"
+import { type Consistency, CurrentConsistency } from "./Consistency.js"
+import * as DatabaseConfig from "./DatabaseConfig.js"
+import { ConnectFailed, type StartupError, type TransactionError } from "./DatabaseError.js"
+import { carrierOf, type Kind } from "./internal/carrier.js"
+import { Engine } from "./internal/engine.js"
+import { makeListen } from "./internal/listener.js"
+import type { Observation, Observer } from "./Observation.js"
+import type { Pool } from "./Pool.js"
+import { Router } from "./Router.js"
+import { isNotYet } from "./SqlState.js"
+import { type ServerStatus, Topology } from "./Topology.js"
+import * as Transaction from "./Transaction.js"
+import * as UnitOfWork from "./UnitOfWork.js"
+
+/**
+ * The settings of a database.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Options = DatabaseConfig.DatabaseOptions
+
+/**
+ * A database's figures at one moment.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Status {
+  readonly database: string
+  readonly servers: ReadonlyArray<ServerStatus>
+}
+
+/**
+ * An opened database.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Database {
+  readonly writer: PgClient.PgClient
+  readonly reader: PgClient.PgClient
+  readonly any: PgClient.PgClient
+  /** @internal */ readonly engine: Engine
+  /** @internal */ readonly observers: Observers
+}
+
+/** @internal */
+export class Observers implements Observer {
+  private readonly all = new Set<(observation: Observation) => void>()
+
+  get active(): boolean {
+    return this.all.size > 0
+  }
+
+  observe(observation: Observation): void {
+    for (const one of this.all) one(observation)
+  }
+
+  add(one: (observation: Observation) => void): () => void {
+    this.all.add(one)
+    return () => {
+      this.all.delete(one)
+    }
+  }
+}
+
+const clients = (
+  engine: Engine,
+  observers: Observers
+): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
+  Effect.gen(function* () {
+    const listen = yield* makeListen(engine.config)
+    return {
+      writer: yield* Client.make(engine, "writer", listen),
+      reader: yield* Client.make(engine, "reader", listen),
+      any: yield* Client.make(engine, "reader", listen),
+      engine,
+      observers
+    }
+  })
+
+/** Opens one connection, to see that the server is there. */
+const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effect<void, StartupError> => {
+  const { connectTimeout } = config.pool
+  const attempt = Effect.async<void, StartupError>((resume) => {
+    const giveUp = pool.checkout(performance.now() + connectTimeout, [], (error, connection) => {
+      if (connection !== undefined) {
+        pool.checkin(connection)
+        return resume(Effect.void)
+      }
+      const unresponsive = () =>
+        new ConnectFailed({ database: config.name, server: pool.options.server.name, reason: "unresponsive" })
+      resume(Effect.fail(error?._tag === "ConnectFailed" ? error : unresponsive()))
+    })
+    return Effect.sync(giveUp)
+  })
+  // a server that says "not yet" gets until the timeout
+  return Effect.retry(attempt, {
+    schedule: Schedule.spaced("100 millis").pipe(Schedule.upTo(connectTimeout)),
+    while: (error) => error._tag === "ConnectFailed" && isNotYet(error.reason)
+  })
+}
+
+/**
+ * Opens a database in a scope.
+ *
+ * @internal
+ */
+export const make = (
+  name: string,
+  options: Options
+): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
+  Effect.gen(function* () {
+    const config = yield* DatabaseConfig.make(name, options)
+    const observers = new Observers()
+    const topology = yield* Effect.acquireRelease(
+      Effect.sync(() => new Topology(config, observers)),
+      (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
+    )
+    const engine = new Engine(config, topology, observers, yield* Router, undefined)
+    const { readers, writer } = topology
+    if (config.startup === "verify") {
+      if (writer.writes !== undefined) yield* verify(writer.writes, config)
+      yield* Effect.forEach(
+        readers,
+        (server) =>
+          Effect.catchAll(verify(server.reads, config), (error) =>
+            // reads go elsewhere, so this does not stop the start
+            Effect.logWarning(`${error.message}; it is left out until it answers`)
+          ),
+        { concurrency: "unbounded", discard: true }
+      )
+      for (const server of topology.servers) for (const pool of server.pools) pool.warm()
+    }
+    return yield* clients(engine, observers)
+  })
+
+/**
+ * The same database, every transaction of which is a savepoint inside of one that is never committed.
+ *
+ * @internal
+ */
+export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
+  Effect.gen(function* () {
+    const { config, topology } = live.engine
+    const engine = yield* Effect.withFiberRuntime<Engine, never, Scope.Scope>((fiber) => {
+      const root = live.engine.begin("writer", {}, fiber, undefined)
+      return Effect.as(
+        Effect.addFinalizer(() => Transaction.undo(root)),
+        new Engine(config, topology, live.observers, () => 0, root)
+      )
+    })
+    return yield* clients(engine, live.observers)
+  })
+
+/**
+ * The members of a named database's class.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Statics<Self> {
+  /** Opens the database for as long as the layer lives, then drains and closes it. */
+  readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
+  /** The same, with settings from `Config`. */
+  readonly layerConfig: (
+    config: Config.Config.Wrap<Options>
+  ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
+  /** The writer under the ecosystem's own tags, for Migrator, Model, SqlResolver, sql-drizzle, sql-kysely. */
+  readonly layerSqlClient: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, Self>
+  /** The client of the primary. Getting it opens nothing. */
+  readonly writer: Effect.Effect<PgClient.PgClient, never, Self>
+  /** The client of a replica, or of the primary, read-only; the server refuses writes. Getting it opens nothing. */
+  readonly reader: Effect.Effect<PgClient.PgClient, never, Self>
+  /** The client for reads in what is open already, a reader's transaction before a writer's, else as `reader`. */
+  readonly any: Effect.Effect<PgClient.PgClient, never, Self>
+  /** Runs an effect in a transaction on the primary. Nothing is sent before its first statement. */
+  readonly withTransaction: {
+    (
+      options?: Transaction.Options
+    ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R | Self>
+    <A, E, R>(
+      self: Effect.Effect<A, E, R>,
+      options?: Transaction.Options
+    ): Effect.Effect<A, E | TransactionError, R | Self>
+  }
+  /** What reads of this database must see, for one effect. */
+  readonly withConsistency: {
+    (consistency: Consistency): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+    <A, E, R>(self: Effect.Effect<A, E, R>, consistency: Consistency): Effect.Effect<A, E, R>
+  }
+  /** Before COMMIT, inside of the transaction; a failure rolls it back, as `CommitVetoed`. Outside of one: at once. */
+  readonly beforeCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
+  /** After COMMIT of the outermost transaction, outside of it. A failure is reported. Outside of one: at once. */
+  readonly afterCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
+  /** After a rollback, of the transaction or of the savepoint it was registered in; outside of it. A failure is reported. */
+  readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
+  /** Commits what the unit of work has done so far on this database; the next statement begins another transaction. */
+  readonly commit: Effect.Effect<void, TransactionError, Self>
+  /** Rolls back what the unit of work has done so far on this database; the next statement begins another transaction. */
+  readonly rollback: Effect.Effect<void, TransactionError, Self>
+  /** Runs an effect outside of every transaction of this database, each statement on a connection of its own. */
+  readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
+  /** The figures of this moment. */
+  readonly status: Effect.Effect<Status, never, Self>
+  /** What happens, live. A consumer who is slow loses the oldest facts. */
+  readonly observations: Stream.Stream<Observation, never, Self>
+}
+
+/**
+ * The tag of a named database, with its members.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Class<Self, Name extends string> extends Context.Tag<Self, Database>, Statics<Self> {
+  new (_: never): Context.TagClassShape<`effect-db/Database/${Name}`, Database>
+  readonly databaseName: Name
+}
+
+const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
+  const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
+  const client = (kind: Kind | "any") => Effect.map(tag, (database) => database[kind])
+  const hook =
+    (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
+    <E, R>(effect: Effect.Effect<unknown, E, R>) =>
+      Effect.flatMap(tag, ({ engine }) => Transaction.addHook(engine, kind, effect))
+  return {
+    layer: scoped,
+    layerConfig: (config) => Layer.unwrapEffect(Effect.map(Config.unwrap(config), scoped)),
+    layerSqlClient: Layer.effectContext(
+      Effect.map(tag, ({ writer }) =>
+        Context.make(SqlClient.SqlClient, writer).pipe(Context.add(PgClient.PgClient, writer))
+      )
+    ),
+    writer: client("writer"),
+    reader: client("reader"),
+    any: client("any"),
+    withTransaction: dual(
+      (args) => Effect.isEffect(args[0]),
+      <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) =>
+        Effect.flatMap(tag, ({ engine }) =>
+          Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error)
+        )
+    ),
+    withConsistency: dual(2, <A, E, R>(self: Effect.Effect<A, E, R>, consistency: Consistency) =>
+      Effect.mapInputContext(self, (context: Context.Context<R>) =>
+        Context.add(
+          context,
+          CurrentConsistency,
+          new Map([...Context.get(context, CurrentConsistency), [name, consistency]])
+        )
+      )
+    ),
+    beforeCommit: hook("beforeCommit"),
+    afterCommit: hook("afterCommit"),
+    afterRollback: hook("afterRollback"),
+    commit: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
+    rollback: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
+    independent: (self) => Effect.flatMap(tag, ({ engine }) => Transaction.independent(self, engine)),
+    status: Effect.map(tag, ({ engine }) => ({ database: name, servers: engine.topology.status })),
+    observations: Stream.unwrap(
+      Effect.map(tag, ({ observers }) =>
+        Stream.asyncPush<Observation>(
+          (emit) =>
+            Effect.acquireRelease(
+              Effect.sync(() => observers.add((observation) => void emit.single(observation))),
+              (remove) => Effect.sync(remove)
+            ),
+          { bufferSize: 4096, strategy: "sliding" }
+        )
+      )
+    )
+  }
+}
+
+/**
+ * Makes the class of a named database. The name tells databases apart, in types, in transactions and in errors.
+ *
+ * @example
+ * import { Config, Effect } from "effect"
+ * import { Database } from "effect-db"
+ *
+ * export class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const DbLive = Db.layerConfig({ writer: Config.redacted("DATABASE_URL") })
+ *
+ * export const program = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   return yield* sql<{ now: Date }>`SELECT now()`
+ * }).pipe(Effect.provide(DbLive))
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const Service =
+  <Self>() =>
+  <const Name extends string>(name: Name): Class<Self, Name> => {
+    const tag = Context.Tag(`effect-db/Database/${name}`)<Self, Database>()
+    return Object.assign(tag, { databaseName: name, ...statics<Self>(tag, name) })
+  }
+
+/**
+ * A client of another library, or of another database layer, that may be used inside of our transactions: it does not see them, and its
+ * statements run on its own connections. Inside of its own `withTransaction` ours are not seen either.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const isolate = <Client extends SqlClient.SqlClient>(client: Client): Client => {
+  const outside = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.mapInputContext(self, (context: Context.Context<R>) =>
+      carrierOf(context as Context.Context<never>) === undefined
+        ? context
+        : // the slot is no part of R
+          (Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>)
+    )
+  // a statement has more than its type shows: what it was made with
+  const { acquirer, compiler, spanAttributes, transformRows } = client.unsafe("") as unknown as {
+    readonly acquirer: Parameters<typeof Statement.make>[0]
+    readonly compiler: Statement.Compiler
+    readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
+    readonly transformRows: Parameters<typeof Statement.make>[3]
+  }
+  const statement = Statement.make(outside(acquirer), compiler, spanAttributes, transformRows)
+  const isolated: Client = Object.assign(statement, {
+    ...client,
+    ...statement,
+    withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError, R> =>
+      outside(client.withTransaction(self)),
+    reserve: outside(client.reserve),
+    withoutTransforms: () => isolate(client.withoutTransforms())
+  })
+  return Object.assign(isolated, { safe: isolated })
+}

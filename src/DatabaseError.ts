@@ -1,0 +1,688 @@
+/**
+ * Every failure of this library, tagged. `catchTag("UniqueViolation", ...)` works after {@link refine}.
+ *
+ * @since 0.1.0
+ */
+import { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export const TypeId: unique symbol = Symbol.for("~effect-db/DatabaseError")
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export type TypeId = typeof TypeId
+
+const place = {
+  /** The name of the database. */
+  database: Schema.String,
+  /** The server, as `host:port`; empty where no server took part. */
+  server: Schema.String,
+  /** What caused it, without secrets. */
+  cause: Schema.optional(Schema.Defect)
+}
+
+const violation = {
+  ...place,
+  schema: Schema.optional(Schema.String),
+  table: Schema.optional(Schema.String),
+  column: Schema.optional(Schema.String),
+  constraint: Schema.optional(Schema.String),
+  detail: Schema.optional(Schema.String)
+}
+
+const limited = { ...place, /** What the server said, with the limit. */ limit: Schema.String }
+
+const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
+
+const at = (self: { readonly database: string; readonly server: string }): string =>
+  self.server === "" ? `database "${self.database}"` : `database "${self.database}" at ${self.server}`
+
+const said = (cause: unknown): string =>
+  Predicate.hasProperty(cause, "message") && typeof cause.message === "string" && cause.message !== ""
+    ? `: ${cause.message}`
+    : ""
+
+/**
+ * A setting is wrong. `given` never holds a secret.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/ConfigInvalid")("ConfigInvalid", {
+  database: Schema.String,
+  setting: Schema.String,
+  given: Schema.String,
+  expected: Schema.String
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `database "${this.database}": setting "${this.setting}" is ${this.given}; expected ${this.expected}`
+  }
+}
+
+const connectAdvice = {
+  unreachable: "nothing answers there: check host, port and network, and that the server runs",
+  unresponsive: "it accepts connections and does not answer in time: the server may be stopped or overloaded",
+  authentication: "it refuses the user or password: check the credentials and pg_hba.conf",
+  tls: "TLS could not be established: check the certificate, or say what you want in `ssl`",
+  tooManyConnections: "it has no connection left: lower maxConnections or raise max_connections",
+  startingUp: "it is starting up, shutting down or recovering: try again later",
+  noSuchDatabase: "it has no database of that name: create it or correct the URL",
+  wrongRole: "it has another role than the settings say: check writer and readers"
+} as const
+
+/**
+ * No connection could be made.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/ConnectFailed")("ConnectFailed", {
+  ...place,
+  reason: Schema.Literal(
+    "unreachable",
+    "unresponsive",
+    "authentication",
+    "tls",
+    "tooManyConnections",
+    "startingUp",
+    "noSuchDatabase",
+    "wrongRole"
+  )
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: cannot connect (${this.reason})${said(this.cause)} - ${connectAdvice[this.reason]}`
+  }
+}
+
+/**
+ * No connection became free in time. Times are in milliseconds.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
+  ...place,
+  waited: Schema.Number,
+  total: Schema.Number,
+  active: Schema.Number,
+  idle: Schema.Number,
+  waiting: Schema.Number,
+  /** The last failure to connect, if there was one since the last success. */
+  lastConnectFailure: Schema.optional(Schema.String)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const last = this.lastConnectFailure === undefined ? "" : `; the last connect failed: ${this.lastConnectFailure}`
+    return (
+      `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
+      `(total ${this.total}, active ${this.active}, idle ${this.idle}, waiting ${this.waiting})${last}` +
+      " - hold connections for less time, or raise maxConnections"
+    )
+  }
+}
+
+/**
+ * The database's layer has been released, or is being released.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-db/DatabaseClosed")(
+  "DatabaseClosed",
+  place
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: it is closed - use it only while its layer is open`
+  }
+}
+
+const outcomeAdvice = {
+  notSent: "nothing was sent: it may be tried again",
+  undone: "what it did is undone: it may be tried again",
+  inDoubt: "nobody can tell whether it took effect: look before you try again"
+} as const
+
+/**
+ * A connection was lost. `outcome` says what became of the work.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Disconnected")("Disconnected", {
+  ...place,
+  outcome: OutcomeSchema
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: the connection was lost${said(this.cause)} - ${outcomeAdvice[this.outcome]}`
+  }
+}
+
+/**
+ * 23505: a unique constraint refuses the row.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect-db/UniqueViolation")(
+  "UniqueViolation",
+  violation
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)}`
+  }
+}
+
+/**
+ * 23503: a foreign key refuses the row.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>("effect-db/ForeignKeyViolation")(
+  "ForeignKeyViolation",
+  violation
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)}`
+  }
+}
+
+/**
+ * 23514: a check constraint refuses the row.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-db/CheckViolation")(
+  "CheckViolation",
+  violation
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)}`
+  }
+}
+
+/**
+ * 23502: a column must not be null.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effect-db/NotNullViolation")(
+  "NotNullViolation",
+  violation
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)}`
+  }
+}
+
+/**
+ * 23P01: an exclusion constraint refuses the row.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("effect-db/ExclusionViolation")(
+  "ExclusionViolation",
+  violation
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)}`
+  }
+}
+
+/**
+ * 40001: run the whole transaction again, or give it `{ retry }`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class SerializationFailure extends Schema.TaggedError<SerializationFailure>("effect-db/SerializationFailure")(
+  "SerializationFailure",
+  place
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }`
+  }
+}
+
+/**
+ * 40P01: run the whole transaction again, or give it `{ retry }`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effect-db/DeadlockDetected")(
+  "DeadlockDetected",
+  { ...place, detail: Schema.optional(Schema.String) }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }`
+  }
+}
+
+/**
+ * The server cancelled a statement: its `statement_timeout` passed, or an administrator asked for it.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effect-db/StatementTimeout")(
+  "StatementTimeout",
+  limited
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: ${this.limit} - make the statement faster, or raise statementTimeout`
+  }
+}
+
+/**
+ * A lock was not free in time (`lock_timeout`, or NOWAIT).
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: ${this.limit} - try again, or raise lockTimeout`
+  }
+}
+
+/**
+ * The server ended a transaction that was idle, or open, for too long. It is rolled back.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTimeout>(
+  "effect-db/IdleTransactionTimeout"
+)("IdleTransactionTimeout", limited) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: ${this.limit} - do slow work outside of the transaction`
+  }
+}
+
+/**
+ * 25006: a write through a read-only handle, transaction or server.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("effect-db/ReadOnlyViolation")(
+  "ReadOnlyViolation",
+  place
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}${said(this.cause)} - write through the writer`
+  }
+}
+
+/**
+ * Any other refusal of a statement. `sqlState` is absent where the statement could not even be sent.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/QueryFailed")("QueryFailed", {
+  ...place,
+  sqlState: Schema.optional(Schema.String),
+  detail: Schema.optional(Schema.String),
+  hint: Schema.optional(Schema.String),
+  position: Schema.optional(Schema.Number)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const code = this.sqlState === undefined ? "" : ` (${this.sqlState})`
+    return `${at(this)}${said(this.cause)}${code}${this.hint === undefined ? "" : ` - ${this.hint}`}`
+  }
+}
+
+/**
+ * The server refused COMMIT, for example for a deferred constraint. Everything is rolled back.
+ *
+ * `cause` is the refusal, itself a {@link DatabaseError}.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/CommitFailed")("CommitFailed", {
+  ...place,
+  sqlState: Schema.String
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: COMMIT was refused, everything is rolled back${said(this.cause)}`
+  }
+}
+
+/**
+ * A `beforeCommit` hook failed, so the transaction was rolled back. `cause` is the hook's failure.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", place) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: a beforeCommit hook failed, everything is rolled back${said(this.cause)}`
+  }
+}
+
+/**
+ * COMMIT was answered with ROLLBACK: a statement had failed earlier and its failure was ignored.
+ *
+ * `cause` is that failure, if it was seen.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("effect-db/RolledBackAtCommit")(
+  "RolledBackAtCommit",
+  place
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return (
+      `${at(this)}: the transaction was rolled back, because a statement in it had failed${said(this.cause)}` +
+      " - let the failure end the transaction, or put what may fail into a nested one"
+    )
+  }
+}
+
+/**
+ * The connection was lost after COMMIT was handed to the socket: the transaction may be stored, or not.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknown>("effect-db/CommitOutcomeUnknown")(
+  "CommitOutcomeUnknown",
+  {
+    ...place,
+    xid: Schema.optional(Schema.String),
+    systemId: Schema.optional(Schema.String),
+    timeline: Schema.optional(Schema.Number)
+  }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: the connection was lost during COMMIT${said(this.cause)} - look whether it is stored before you try again`
+  }
+}
+
+/**
+ * A client was used in a transaction that has ended, for example by a fiber that outlived it.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effect-db/TransactionEnded")(
+  "TransactionEnded",
+  place
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: the transaction has ended - wait for forked work inside of it, or run that work in Db.independent`
+  }
+}
+
+/**
+ * A client that is not of this library was used inside one of our transactions; it would have run on our connection.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/ForeignClient")(
+  "ForeignClient",
+  place
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return (
+      `${at(this)}: another SQL client was used inside of a transaction of this database` +
+      " - wrap it in Database.isolate, or use it outside"
+    )
+  }
+}
+
+/**
+ * What was asked for is not possible here: propagation `mandatory` without a transaction, `never` inside of one, `Db.commit` and
+ * `Db.rollback` inside of `withTransaction`, which ends its transaction itself.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("effect-db/PropagationRefused")(
+  "PropagationRefused",
+  { ...place, propagation: Schema.Literal("mandatory", "never", "commit", "rollback") }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    switch (this.propagation) {
+      case "mandatory":
+        return `${at(this)}: propagation "mandatory" needs a transaction and there is none`
+      case "never":
+        return `${at(this)}: propagation "never" allows no transaction and there is one`
+      default:
+        return `${at(this)}: ${this.propagation} ends the transaction of a unit of work; inside of withTransaction only its end does that`
+    }
+  }
+}
+
+/**
+ * A transaction was to join another one whose isolation or access differs.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect-db/OptionsConflict")(
+  "OptionsConflict",
+  {
+    ...place,
+    option: Schema.String,
+    outer: Schema.String,
+    inner: Schema.String
+  }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return (
+      `${at(this)}: a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
+      ' - use the same option, or propagation "requiresNew"'
+    )
+  }
+}
+
+/**
+ * A new transaction would wait for a connection of a pool whose connections are all held by transactions that wait in the
+ * same way, this one's outer transaction among them.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effect-db/PoolSelfDeadlock")(
+  "PoolSelfDeadlock",
+  { ...place, maxConnections: Schema.Number }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return (
+      `${at(this)}: a second connection is needed while this fiber holds one and all ${this.maxConnections} are in use` +
+      " - raise maxConnections, or do not nest with requiresNew or independent"
+    )
+  }
+}
+
+/**
+ * A unit of work over several databases ended in the middle: `committed` are stored, `failed` and `rolledBack` are not.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/PartialCommit")("PartialCommit", {
+  ...place,
+  committed: Schema.Array(Schema.String),
+  failed: Schema.String,
+  rolledBack: Schema.Array(Schema.String)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return (
+      `only a part is stored: ${this.committed.join(", ")} committed, ${this.failed} did not${said(this.cause)}` +
+      " - the stored part has to be made good by the program"
+    )
+  }
+}
+
+/**
+ * Every failure of this library.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type DatabaseError = StartupError | StatementError | TransactionError | ForeignClient
+
+/**
+ * What opening a database can fail with.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type StartupError = ConfigInvalid | ConnectFailed | PoolExhausted
+
+/**
+ * What a single statement can fail with; it is the `cause` of the `SqlError` of a client.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type StatementError =
+  | ConnectFailed
+  | PoolExhausted
+  | PoolSelfDeadlock
+  | DatabaseClosed
+  | Disconnected
+  | UniqueViolation
+  | ForeignKeyViolation
+  | CheckViolation
+  | NotNullViolation
+  | ExclusionViolation
+  | SerializationFailure
+  | DeadlockDetected
+  | StatementTimeout
+  | LockTimeout
+  | IdleTransactionTimeout
+  | ReadOnlyViolation
+  | QueryFailed
+  | TransactionEnded
+
+/**
+ * What beginning and ending a transaction can fail with, beside the failures of its statements.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type TransactionError =
+  | StatementError
+  | CommitFailed
+  | CommitVetoed
+  | RolledBackAtCommit
+  | CommitOutcomeUnknown
+  | PropagationRefused
+  | OptionsConflict
+  | PartialCommit
+
+/**
+ * Whether a value is a failure of this library.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.hasProperty(u, TypeId)
+
+/**
+ * The ecosystem's error around one of ours.
+ *
+ * @since 0.1.0
+ * @category conversions
+ */
+export const toSqlError = (error: DatabaseError): SqlError => new SqlError({ cause: error, message: error.message })
+
+/**
+ * The failure inside of a `SqlError`; one of another client becomes `QueryFailed` of the database `"unknown"`.
+ *
+ * @since 0.1.0
+ * @category conversions
+ */
+export const fromSqlError = (error: SqlError): DatabaseError =>
+  isDatabaseError(error.cause)
+    ? error.cause
+    : new QueryFailed({ database: "unknown", server: "", cause: error.cause ?? error })
+
+/**
+ * Any failure as one of ours.
+ *
+ * @internal
+ */
+export const fromUnknown = (error: unknown): DatabaseError =>
+  error instanceof SqlError
+    ? fromSqlError(error)
+    : isDatabaseError(error)
+      ? error
+      : new QueryFailed({ database: "unknown", server: "", cause: error })
+
+/**
+ * Replaces `SqlError` by what it says, so that a program can catch one kind of failure by its tag.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Database, DatabaseError } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const register = (email: string) =>
+ *   Effect.gen(function*() {
+ *     const sql = yield* Db.writer
+ *     yield* sql`INSERT INTO account ${sql.insert({ email })}`
+ *     return "registered" as const
+ *   }).pipe(
+ *     DatabaseError.refine,
+ *     Effect.catchTag("UniqueViolation", () => Effect.succeed("taken" as const))
+ *   )
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const refine = <A, E, R>(
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<A, Exclude<E, SqlError> | DatabaseError, R> =>
+  Effect.mapError(self, (error) =>
+    error instanceof SqlError
+      ? fromSqlError(error)
+      : // whatever is not a SqlError is of the rest of E
+        (error as Exclude<E, SqlError>)
+  )

@@ -1,0 +1,99 @@
+/**
+ * What happened, as facts. No logger is chosen here: subscribe to `Db.observations` and log, count or ignore.
+ *
+ * @since 0.1.0
+ */
+import * as Data from "effect/Data"
+
+/**
+ * Why a physical connection was closed.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type CloseReason =
+  | "aged"
+  | "idle"
+  | "broken"
+  | "cancelled"
+  | "dirty"
+  | "excess"
+  | "invalid"
+  | "shutdown"
+  | "writable"
+
+/**
+ * One fact about a database. `database` is its name, `server` is `host:port`, durations are in milliseconds.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Observation = Data.TaggedEnum<{
+  /** A physical connection is open. */
+  Connected: { readonly database: string; readonly server: string; readonly processId: number; readonly took: number }
+  /** A physical connection could not be opened. */
+  ConnectFailed: {
+    readonly database: string
+    readonly server: string
+    readonly reason: string
+    readonly message: string
+  }
+  /** A physical connection is closed. */
+  Closed: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    readonly reason: CloseReason
+  }
+  /** A connection in use or idle was lost: closed by the server or the network. */
+  Lost: { readonly database: string; readonly server: string; readonly processId: number; readonly message: string }
+  /** A caller had to wait for a connection. */
+  Waited: { readonly database: string; readonly server: string; readonly waited: number }
+  /** A server is left out of routing, for a while. */
+  MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
+  /** A server takes part in routing again. */
+  MarkedUp: { readonly database: string; readonly server: string }
+  /** Something is tried again. */
+  Retried: {
+    readonly database: string
+    readonly what: "acquire" | "statement" | "transaction"
+    readonly attempt: number
+    readonly message: string
+  }
+  /** A transaction has ended. */
+  TransactionEnded: {
+    readonly database: string
+    readonly server: string
+    readonly outcome: "committed" | "rolledBack" | "failed" | "unknown"
+    readonly label: string | undefined
+    readonly took: number
+  }
+  /** A hook that runs after the end of a transaction failed; the rest still ran. */
+  HookFailed: { readonly database: string; readonly hook: "afterCommit" | "afterRollback"; readonly message: string }
+}>
+
+/**
+ * Constructors and matchers of {@link Observation}.
+ *
+ * @example
+ * import { Observation } from "effect-db"
+ *
+ * const isLoss = Observation.Observation.$is("Lost")
+ * console.log(isLoss(Observation.Observation.MarkedUp({ database: "app", server: "localhost:5432" }))) // false
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const Observation = Data.taggedEnum<Observation>()
+
+/**
+ * Where facts go. It must not throw.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Observer {
+  readonly observe: (observation: Observation) => void
+  /** Whether anybody listens: a hot path does not even make the fact when nobody does. */
+  readonly active: boolean
+}

@@ -1,0 +1,171 @@
+/**
+ * What is tried again, when, and how often: a service with a default.
+ *
+ * | what failed | by default |
+ * |---|---|
+ * | checkout, connect, BEGIN: nothing was sent | tried again, within `acquireTimeout` |
+ * | a statement of a reader, outside of a transaction | tried again, on another server where there is one |
+ * | a statement of an {@link idempotent} scope, outside of a transaction | tried again |
+ * | any other statement outside of a transaction | not tried again: `Disconnected`, in doubt |
+ * | a transaction | replayed as a whole, only with `{ retry }` |
+ *
+ * @since 0.1.0
+ */
+
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as FiberRef from "effect/FiberRef"
+import { dual } from "effect/Function"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
+import { isTransient } from "./SqlState.js"
+
+/**
+ * When something is tried again; a schedule that ends gives up. Its input is the failure.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Policy {
+  /** Nothing was sent: no connection, or it was lost before BEGIN was answered. */
+  readonly acquire: Schedule.Schedule<unknown, DatabaseError>
+  /** A statement outside of a transaction that may run twice: a reader's, or one of an idempotent scope. */
+  readonly statement: Schedule.Schedule<unknown, DatabaseError>
+  /** A whole transaction with `{ retry: true }`. */
+  readonly transaction: Schedule.Schedule<unknown, DatabaseError>
+}
+
+const backoff = (base: Duration.DurationInput, times: number): Schedule.Schedule<unknown, DatabaseError> =>
+  Schedule.exponential(base, 2).pipe(Schedule.jittered, Schedule.intersect(Schedule.recurs(times)))
+
+/**
+ * The default: exponential with jitter; 5 times for what was not sent, 3 times for a statement, 10 times for a transaction.
+ *
+ * @since 0.1.0
+ * @category policies
+ */
+export const defaultPolicy: Policy = {
+  acquire: backoff("50 millis", 5),
+  statement: backoff("20 millis", 3),
+  transaction: backoff("10 millis", 10)
+}
+
+/**
+ * Nothing is tried again.
+ *
+ * @since 0.1.0
+ * @category policies
+ */
+export const never: Policy = { acquire: Schedule.stop, statement: Schedule.stop, transaction: Schedule.stop }
+
+/**
+ * The policy in force. Without a layer it is {@link defaultPolicy}.
+ *
+ * @since 0.1.0
+ * @category services
+ */
+export class RetryPolicy extends Context.Reference<RetryPolicy>()("effect-db/RetryPolicy", {
+  defaultValue: () => defaultPolicy
+}) {}
+
+/**
+ * A layer with another policy.
+ *
+ * @example
+ * import { RetryPolicy } from "effect-db"
+ *
+ * export const NoRetries = RetryPolicy.layer(RetryPolicy.never)
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = (policy: Policy): Layer.Layer<never> => Layer.succeedContext(Context.make(RetryPolicy, policy))
+
+const with_: {
+  (policy: Partial<Policy>): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, policy: Partial<Policy>): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, policy: Partial<Policy>): Effect.Effect<A, E, R> =>
+    Effect.mapInputContext(self, (context: Context.Context<R>) =>
+      Context.add(context, RetryPolicy, { ...Context.get(context, RetryPolicy), ...policy })
+    )
+)
+
+export {
+  /**
+   * Another policy for one effect; what is left out stays as it is.
+   *
+   * @example
+   * import { Effect, Schedule } from "effect"
+   * import { RetryPolicy } from "effect-db"
+   *
+   * const patient = RetryPolicy.with({ acquire: Schedule.spaced("1 second") })
+   * export const program = patient(Effect.void)
+   *
+   * @since 0.1.0
+   * @category combinators
+   */
+  with_ as with
+}
+
+/**
+ * Whether the running fiber is in an {@link idempotent} scope.
+ *
+ * @internal
+ */
+export const idempotentRef: FiberRef.FiberRef<boolean> = FiberRef.unsafeMake(false)
+
+/**
+ * Says that every statement inside may run twice, so that one whose connection was lost is tried again even on the writer.
+ *
+ * It does not reach into transactions: there the whole is the unit, with `{ retry }`.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Database, RetryPolicy } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const touch = (id: number) =>
+ *   Effect.flatMap(Db.writer, (sql) => sql`UPDATE todo SET seen = true WHERE id = ${id}`).pipe(RetryPolicy.idempotent)
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const idempotent = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.locally(self, idempotentRef, true)
+
+/**
+ * Whether nothing was sent and another attempt may go better.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isNotSent = (error: DatabaseError): boolean =>
+  (error._tag === "ConnectFailed" && isTransient(error.reason)) ||
+  (error._tag === "Disconnected" && error.outcome === "notSent")
+
+/**
+ * Whether a transaction that failed like this is undone for certain and may go better when it is run again as a whole.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isReplayable = (error: unknown): boolean => {
+  const known = fromUnknown(error)
+  switch (known._tag) {
+    case "SerializationFailure":
+    case "DeadlockDetected":
+      return true
+    case "Disconnected":
+      return known.outcome !== "inDoubt"
+    case "CommitFailed":
+    case "RolledBackAtCommit":
+      return isReplayable(known.cause)
+    default:
+      return isNotSent(known)
+  }
+}

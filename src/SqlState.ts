@@ -1,0 +1,159 @@
+/**
+ * What the signs of a server and a driver mean. The only place that knows SQLSTATEs, Node error codes and driver messages.
+ *
+ * @since 0.1.0
+ */
+
+/**
+ * What a SQLSTATE means for a program. Everything that no program acts upon is `"QueryFailed"`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Meaning =
+  | "UniqueViolation"
+  | "ForeignKeyViolation"
+  | "CheckViolation"
+  | "NotNullViolation"
+  | "ExclusionViolation"
+  | "SerializationFailure"
+  | "DeadlockDetected"
+  | "StatementTimeout"
+  | "LockTimeout"
+  | "IdleTransactionTimeout"
+  | "ReadOnlyViolation"
+  | "Disconnected"
+  | "QueryFailed"
+
+/**
+ * Why no connection could be made.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConnectReason =
+  | "unreachable"
+  | "unresponsive"
+  | "authentication"
+  | "tls"
+  | "tooManyConnections"
+  | "startingUp"
+  | "noSuchDatabase"
+  | "wrongRole"
+
+/**
+ * What became of a statement whose connection was lost: it was never sent, it is undone for certain, or nobody can tell.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Outcome = "notSent" | "undone" | "inDoubt"
+
+const meanings: Readonly<Record<string, Meaning>> = {
+  "23505": "UniqueViolation",
+  "23503": "ForeignKeyViolation",
+  "23514": "CheckViolation",
+  "23502": "NotNullViolation",
+  "23P01": "ExclusionViolation",
+  "40001": "SerializationFailure",
+  "40P01": "DeadlockDetected",
+  "57014": "StatementTimeout",
+  "55P03": "LockTimeout",
+  "25P03": "IdleTransactionTimeout",
+  "25P04": "IdleTransactionTimeout",
+  "25006": "ReadOnlyViolation",
+  "57P01": "Disconnected",
+  "57P02": "Disconnected",
+  "57P05": "Disconnected"
+}
+
+/**
+ * The meaning of a SQLSTATE.
+ *
+ * `57014` (query_canceled) is `"StatementTimeout"`: this library never reuses a connection whose statement it cancelled
+ * itself, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
+ *
+ * @example
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.meaning("23505")) // "UniqueViolation"
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const meaning = (sqlState: string): Meaning =>
+  meanings[sqlState] ?? (sqlState.startsWith("08") ? "Disconnected" : "QueryFailed")
+
+/**
+ * Whether the server's answer means that the transaction may be run again from its start and may then succeed.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isReplayable = (sqlState: string): boolean => {
+  const means = meaning(sqlState)
+  return means === "SerializationFailure" || means === "DeadlockDetected"
+}
+
+/**
+ * Whether a prepared statement has to be prepared again: it is unknown to the session, or its result type has changed.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isStalePlan = (sqlState: string, message: string): boolean =>
+  sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
+
+const connectReasons: Readonly<Record<string, ConnectReason>> = {
+  "28P01": "authentication",
+  "28000": "authentication",
+  "3D000": "noSuchDatabase",
+  "53300": "tooManyConnections",
+  "57P03": "startingUp",
+  "57P01": "startingUp",
+  "57P02": "startingUp",
+  ERR_TLS_CERT_ALTNAME_INVALID: "tls",
+  ERR_SSL_WRONG_VERSION_NUMBER: "tls",
+  DEPTH_ZERO_SELF_SIGNED_CERT: "tls",
+  SELF_SIGNED_CERT_IN_CHAIN: "tls",
+  UNABLE_TO_GET_ISSUER_CERT: "tls",
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: "tls",
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: "tls",
+  CERT_HAS_EXPIRED: "tls",
+  CERT_NOT_YET_VALID: "tls",
+  CERT_UNTRUSTED: "tls",
+  HOSTNAME_MISMATCH: "tls",
+  ETIMEDOUT: "unresponsive"
+}
+
+/**
+ * Why a connect failed, from the code (a SQLSTATE, a Node or an OpenSSL code) and the message of the driver's error.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const connectReason = (code: string, message: string): ConnectReason => {
+  const known = connectReasons[code]
+  if (known !== undefined) return known
+  if (/\bSSL\b|\bTLS\b|certificate/i.test(message) || code.startsWith("ERR_SSL") || code.startsWith("ERR_TLS"))
+    return "tls"
+  if (/SASL|password/i.test(message)) return "authentication"
+  return "unreachable"
+}
+
+/**
+ * Whether the server is there and said "not yet": the only reasons for which waiting is better than failing at start-up.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isNotYet = (reason: ConnectReason): boolean => reason === "startingUp" || reason === "tooManyConnections"
+
+/**
+ * Whether another attempt to connect may go better, on this server or another: everything but what a person must mend.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isTransient = (reason: ConnectReason): boolean =>
+  reason !== "authentication" && reason !== "noSuchDatabase" && reason !== "tls"

@@ -1,0 +1,129 @@
+/**
+ * Which servers a database has, their role, and whether they are well.
+ *
+ * @since 0.1.0
+ */
+import type { DatabaseConfig, ServerConfig } from "./DatabaseConfig.js"
+import { Observation, type Observer } from "./Observation.js"
+import { type Figures, Pool } from "./Pool.js"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type Role = "writer" | "reader"
+
+/**
+ * One server of a database, with a pool for each purpose it serves.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export class Server {
+  /** Sessions that may write; of the writer only. */
+  readonly writes: Pool | undefined
+  /** Sessions that refuse writes. */
+  readonly reads: Pool
+  private downUntil = 0
+
+  constructor(
+    private readonly config: DatabaseConfig,
+    readonly server: ServerConfig,
+    readonly role: Role,
+    private readonly observer: Observer
+  ) {
+    const { name: database, pool, session } = config
+    const common = { database, server, session, observer }
+    this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
+    this.reads = new Pool({
+      ...common,
+      // the primary's read-only pool is for when there is no replica: nothing is kept warm for that
+      pool: role === "writer" ? { ...pool, minConnections: 0 } : pool,
+      readOnly: true,
+      onHealth: role === "reader" ? (healthy, message) => this.noteHealth(healthy, message) : undefined
+    })
+  }
+
+  get name(): string {
+    return this.server.name
+  }
+
+  /** Whether it takes part in routing. One that failed is left out for `readerRetryDelay`, then tried again. */
+  isUp(now: number): boolean {
+    return now >= this.downUntil
+  }
+
+  get pools(): ReadonlyArray<Pool> {
+    return this.writes === undefined ? [this.reads] : [this.writes, this.reads]
+  }
+
+  private noteHealth(healthy: boolean, message: string): void {
+    const wasDown = this.downUntil > 0
+    const place = { database: this.config.name, server: this.name }
+    if (healthy) {
+      this.downUntil = 0
+      if (wasDown) this.observer.observe(Observation.MarkedUp(place))
+    } else {
+      this.downUntil = performance.now() + this.config.readerRetryDelay
+      if (!wasDown) this.observer.observe(Observation.MarkedDown({ ...place, message }))
+    }
+  }
+}
+
+/**
+ * A server's figures at one moment.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ServerStatus {
+  readonly name: string
+  readonly role: Role
+  readonly up: boolean
+  /** The pool of sessions that may write; of the writer only. */
+  readonly writes: Figures | undefined
+  readonly reads: Figures
+}
+
+/**
+ * The servers of one database.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export class Topology {
+  readonly writer: Server
+  readonly readers: ReadonlyArray<Server>
+
+  constructor(config: DatabaseConfig, observer: Observer) {
+    this.writer = new Server(config, config.writer, "writer", observer)
+    this.readers = config.readers.map((server) => new Server(config, server, "reader", observer))
+  }
+
+  get servers(): ReadonlyArray<Server> {
+    return [this.writer, ...this.readers]
+  }
+
+  get status(): ReadonlyArray<ServerStatus> {
+    const now = performance.now()
+    return this.servers.map((server) => ({
+      name: server.name,
+      role: server.role,
+      up: server.isUp(now),
+      writes: server.writes?.figures,
+      reads: server.reads.figures
+    }))
+  }
+
+  /** Closes every pool; `done` is called when all sockets are closed. */
+  close(timeout: number, done: () => void): void {
+    const pools = this.servers.flatMap((server) => server.pools)
+    let left = pools.length
+    for (const pool of pools) {
+      pool.close(timeout, () => {
+        left--
+        if (left === 0) done()
+      })
+    }
+  }
+}

@@ -1,0 +1,516 @@
+/**
+ * BEGIN to COMMIT on one database: options, nesting, outcome, hooks.
+ *
+ * @since 0.1.0
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as FiberRef from "effect/FiberRef"
+import type * as Schedule from "effect/Schedule"
+import {
+  CommitVetoed,
+  type DatabaseError,
+  OptionsConflict,
+  PropagationRefused,
+  type TransactionError
+} from "./DatabaseError.js"
+import { type Carrier, currentCarrier, type Kind, OutsideCarrier, TransactionCarrier } from "./internal/carrier.js"
+import { type Lender, Level, Link } from "./internal/session.js"
+import * as wire from "./internal/wire.js"
+import { Observation, type Observer } from "./Observation.js"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type Isolation = "read committed" | "repeatable read" | "serializable"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type Access = "read write" | "read only"
+
+/**
+ * What happens where there is a transaction of the same database already, or none.
+ *
+ * - `nested` (default): a savepoint inside; without one a new transaction.
+ * - `required`: joins it; without one a new transaction.
+ * - `requiresNew`: a new transaction, on a connection of its own.
+ * - `mandatory`: joins it; without one `PropagationRefused`.
+ * - `supports`: joins it; without one no transaction.
+ * - `notSupported`: outside of it.
+ * - `never`: without a transaction; inside of one `PropagationRefused`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Propagation = "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never"
+
+/**
+ * How a transaction is to be. What is left out is the server's default.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options {
+  readonly isolation?: Isolation | undefined
+  readonly access?: Access | undefined
+  /** Waits for a snapshot that needs no checks; for `serializable` and `read only`. */
+  readonly deferrable?: boolean | undefined
+  /** Default `"nested"`. */
+  readonly propagation?: Propagation | undefined
+  /** For every statement inside. */
+  readonly statementTimeout?: Duration.DurationInput | undefined
+  /** For every lock inside. */
+  readonly lockTimeout?: Duration.DurationInput | undefined
+  /**
+   * Runs the whole again, from its start, where it is undone for certain and may go better: after a serialization failure, a deadlock or
+   * a lost connection. `true` follows the `RetryPolicy`. Only the outermost transaction is run again. Default `false`.
+   */
+  readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
+  /** A name for observations and spans. */
+  readonly label?: string | undefined
+}
+
+/**
+ * Where the transactions of one opened database begin. Its identity tells databases apart.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Origin {
+  readonly database: string
+  readonly observer: Observer
+  /** Every transaction is a savepoint inside of this one, which is never committed. */
+  readonly sandbox?: Transaction | undefined
+}
+
+type HookKind = "beforeCommit" | "afterCommit" | "afterRollback" | "afterEnd"
+
+interface Hook {
+  readonly kind: HookKind
+  readonly run: Effect.Effect<unknown, unknown>
+}
+
+/**
+ * The commands that begin a transaction.
+ *
+ * @since 0.1.0
+ * @category sql
+ */
+export const beginSql = (options: Options): ReadonlyArray<string> => {
+  const begin = [
+    "BEGIN",
+    options.isolation === undefined ? "" : `ISOLATION LEVEL ${options.isolation.toUpperCase()}`,
+    options.access === undefined ? "" : options.access.toUpperCase(),
+    options.deferrable === undefined ? "" : options.deferrable ? "DEFERRABLE" : "NOT DEFERRABLE"
+  ]
+  return [begin.filter((part) => part !== "").join(" "), ...limitsSql(options)]
+}
+
+const limitsSql = (options: Options): ReadonlyArray<string> => {
+  const set: Array<string> = []
+  if (options.statementTimeout !== undefined)
+    set.push(`SET LOCAL statement_timeout = ${millis(options.statementTimeout)}`)
+  if (options.lockTimeout !== undefined) set.push(`SET LOCAL lock_timeout = ${millis(options.lockTimeout)}`)
+  return set
+}
+
+const millis = (duration: Duration.DurationInput): number => {
+  const value = Duration.toMillis(duration)
+  return Number.isFinite(value) ? Math.min(Math.ceil(value), 2_147_483_647) : 0
+}
+
+const plainBegin: ReadonlyArray<wire.Step> = [wire.constantStep("BEGIN")]
+const none: ReadonlyArray<never> = []
+
+/**
+ * An open transaction, or a savepoint inside of one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export class Transaction {
+  private hooks: Array<Hook> | undefined = undefined
+  private readonly startedAt = performance.now()
+
+  constructor(
+    readonly origin: Origin,
+    readonly kind: Kind,
+    /** @internal */ readonly level: Level,
+    /** The transaction around it, if this is a savepoint of the application. */
+    readonly outer: Transaction | undefined,
+    readonly options: Options
+  ) {}
+
+  /** When it began, in ms since then. */
+  get age(): number {
+    return performance.now() - this.startedAt
+  }
+
+  /** Whether the server refuses writes in it. */
+  get readOnly(): boolean {
+    return this.level.readOnly
+  }
+
+  /** @internal */
+  addHook(hook: Hook): void {
+    if (this.hooks === undefined) this.hooks = [hook]
+    else this.hooks.push(hook)
+  }
+
+  /** @internal The hooks of a kind, in the order of their registration, each handed out once. */
+  takeHooks(...kinds: ReadonlyArray<HookKind>): ReadonlyArray<Hook> {
+    if (this.hooks === undefined) return none
+    const taken = this.hooks.filter((hook) => kinds.includes(hook.kind))
+    this.hooks = this.hooks.filter((hook) => !kinds.includes(hook.kind))
+    return taken
+  }
+
+  /** @internal Leaves what is to be done later to the transaction around it. */
+  passHooksOn(kept: boolean): void {
+    if (this.hooks === undefined || this.outer === undefined) return
+    for (const hook of this.hooks) {
+      if (kept) this.outer.addHook(hook)
+      else if (hook.kind === "afterRollback" || hook.kind === "afterEnd")
+        this.outer.addHook({ ...hook, kind: "afterEnd" })
+    }
+    this.hooks = undefined
+  }
+
+  /** @internal */
+  get hasHooks(): boolean {
+    return this.hooks !== undefined && this.hooks.length > 0
+  }
+}
+
+/**
+ * Begins a transaction. Nothing is sent and no connection is taken before its first statement.
+ *
+ * @internal
+ */
+export const begin = (
+  origin: Origin,
+  kind: Kind,
+  lender: Lender,
+  asked: Options,
+  carrier: Carrier | undefined
+): Transaction => {
+  const options: Options = kind === "reader" ? { ...asked, access: "read only" } : asked
+  if (origin.sandbox !== undefined) return nest(carrier?.around(origin) ?? origin.sandbox, kind, undefined, options)
+  const readOnly = options.access === "read only"
+  const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
+  const steps =
+    plain && options.statementTimeout === undefined && options.lockTimeout === undefined
+      ? plainBegin
+      : beginSql(options).map(wire.constantStep)
+  // a transaction is read-only for good only after its first query
+  const all = kind === "reader" ? [...steps, wire.constantStep("SELECT 1")] : steps
+  return new Transaction(origin, kind, new Level(new Link(lender), undefined, all, none, readOnly), undefined, options)
+}
+
+/** @internal A savepoint inside of a transaction. `outer` is the transaction of the application around it, if there is one. */
+export const nest = (
+  around: Transaction,
+  kind: Kind,
+  outer: Transaction | undefined,
+  options: Options
+): Transaction => {
+  const limits = limitsSql(options)
+  const readOnly = options.access === "read only" || around.readOnly
+  const set = options.access === "read only" ? ["SET LOCAL transaction_read_only = on", ...limits] : limits
+  const restore = limits.length === 0 ? none : [...limitsSql(around.options), ...unset(options, around.options)]
+  const level = new Level(around.level.link, around.level, set.map(wire.step), restore.map(wire.step), readOnly)
+  return new Transaction(around.origin, kind, level, outer, options)
+}
+
+const unset = (inner: Options, outer: Options): ReadonlyArray<string> => {
+  const all: Array<string> = []
+  if (inner.statementTimeout !== undefined && outer.statementTimeout === undefined) {
+    all.push("SET LOCAL statement_timeout TO DEFAULT")
+  }
+  if (inner.lockTimeout !== undefined && outer.lockTimeout === undefined) all.push("SET LOCAL lock_timeout TO DEFAULT")
+  return all
+}
+
+/**
+ * Runs an effect with a carrier in the transaction slot.
+ *
+ * @internal
+ */
+export const provideCarrier = <A, E, R>(self: Effect.Effect<A, E, R>, carrier: Carrier): Effect.Effect<A, E, R> =>
+  Effect.withFiberRuntime((fiber) =>
+    Effect.locally(
+      self,
+      FiberRef.currentContext,
+      Context.add(fiber.currentContext, TransactionConnection, carrier.slot)
+    )
+  )
+
+/**
+ * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
+ *
+ * @internal
+ */
+export const run = <A, E, R, X>(
+  self: Effect.Effect<A, E, R>,
+  carrier: Carrier | undefined,
+  transaction: Transaction,
+  wrap: (error: TransactionError) => X
+): Effect.Effect<A, E | X, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const outside = fiber.currentContext
+      const inside = new TransactionCarrier(carrier, transaction)
+      const leave = FiberRef.set(FiberRef.currentContext, outside)
+      return Effect.zipRight(
+        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, inside.slot)),
+        Effect.matchCauseEffect(restore(self), {
+          onFailure: (cause) =>
+            Effect.zipRight(leave, Effect.zipRight(undo(transaction), Effect.failCause<E | X>(cause))),
+          onSuccess: (value) => {
+            const kept = Effect.as(Effect.zipRight(leave, keep(transaction, restore, wrap)), value)
+            if (!transaction.hasHooks) return kept
+            const agreed = Effect.mapError(
+              veto(() => [transaction], restore),
+              wrap
+            )
+            return Effect.zipRight(
+              Effect.onError(agreed, () => leave),
+              kept
+            )
+          }
+        })
+      )
+    })
+  )
+
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** Commits and runs the hooks; where it cannot be committed, undoes it. */
+const keep = <X>(
+  transaction: Transaction,
+  restore: Restore,
+  wrap: (error: TransactionError) => X
+): Effect.Effect<void, X> =>
+  Effect.matchCauseEffect(restore(commit(transaction)), {
+    onSuccess: () => (transaction.hasHooks ? after(transaction) : Effect.void),
+    onFailure: (cause) => Effect.zipRight(undo(transaction), Effect.failCause(Cause.map(cause, wrap)))
+  })
+
+/**
+ * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second.
+ *
+ * @internal
+ */
+export const commit = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
+  Effect.async((resume) => {
+    const { level } = transaction
+    const giveUp = level.commit((error) => {
+      observe(transaction)
+      resume(error === undefined ? Effect.void : Effect.fail(error))
+    })
+    return Effect.async<void>((settled) => giveUp(() => settled(Effect.void)))
+  })
+
+/**
+ * Rolls back what is still open and runs the hooks of its end.
+ *
+ * @internal
+ */
+export const undo = (transaction: Transaction): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { level } = transaction
+    const rolledBack =
+      level.state !== "open"
+        ? Effect.void
+        : Effect.async<void>((resume) =>
+            level.rollback(() => {
+              observe(transaction)
+              resume(Effect.void)
+            })
+          )
+    return transaction.hasHooks ? Effect.zipRight(rolledBack, after(transaction)) : rolledBack
+  })
+
+const outcomes = {
+  open: "failed",
+  committed: "committed",
+  rolledBack: "rolledBack",
+  failed: "failed",
+  unknown: "unknown"
+} as const
+
+const observe = (transaction: Transaction): void => {
+  const { kind: _, level, options, origin } = transaction
+  if (!origin.observer.active || level.parent !== undefined) return
+  const { database, server } = level.link.place
+  origin.observer.observe(
+    Observation.TransactionEnded({
+      database,
+      server,
+      outcome: outcomes[level.state],
+      label: options.label,
+      took: transaction.age
+    })
+  )
+}
+
+/**
+ * Runs the `beforeCommit` hooks, and those that they register, also on databases that they are the first to touch. Where one fails all
+ * is undone.
+ *
+ * @internal
+ */
+export const veto = (open: () => ReadonlyArray<Transaction>, restore: Restore): Effect.Effect<void, TransactionError> =>
+  Effect.suspend(() => {
+    const hooks = open().flatMap((transaction) =>
+      transaction.outer === undefined
+        ? transaction.takeHooks("beforeCommit").map((hook) => ({ hook, transaction }))
+        : []
+    )
+    if (hooks.length === 0) return Effect.void
+    const all = Effect.forEach(
+      hooks,
+      ({ hook, transaction }) =>
+        Effect.catchAllCause(restore(hook.run), (cause) =>
+          Cause.isInterruptedOnly(cause)
+            ? Effect.interrupt
+            : Effect.fail(new CommitVetoed({ ...transaction.level.link.place, cause: Cause.squash(cause) }))
+        ),
+      { discard: true }
+    )
+    return Effect.matchCauseEffect(all, {
+      onFailure: (cause) =>
+        Effect.zipRight(
+          Effect.suspend(() => Effect.forEach(open(), undo, { discard: true })),
+          Effect.failCause(cause)
+        ),
+      onSuccess: () => veto(open, restore)
+    })
+  })
+
+/**
+ * Runs the hooks that follow the end of a transaction, or leaves them to the one around it. They do not fail: they report.
+ *
+ * @internal
+ */
+export const after = (transaction: Transaction): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { state } = transaction.level
+    if (transaction.outer !== undefined) {
+      transaction.passHooksOn(state === "committed")
+      return Effect.void
+    }
+    const hooks =
+      state === "committed"
+        ? transaction.takeHooks("afterCommit", "afterEnd")
+        : state === "unknown"
+          ? transaction.takeHooks("afterEnd")
+          : transaction.takeHooks("afterRollback", "afterEnd")
+    return Effect.forEach(hooks, (hook) => report(transaction.origin, hook), { discard: true })
+  })
+
+const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
+  Effect.catchAllCause(Effect.asVoid(hook.run), (cause) => {
+    const { database, observer } = origin
+    const name = hook.kind === "afterCommit" ? "afterCommit" : "afterRollback"
+    if (observer.active)
+      observer.observe(Observation.HookFailed({ database, hook: name, message: Cause.pretty(cause) }))
+    return Effect.logError(`database "${database}": an ${name} hook failed`, cause)
+  })
+
+/**
+ * Registers a hook with the innermost transaction of a database; without one `afterCommit` runs at once, for everything is committed.
+ *
+ * @internal
+ */
+export const addHook = <E, R>(
+  origin: Origin,
+  kind: "beforeCommit" | "afterCommit" | "afterRollback",
+  hook: Effect.Effect<unknown, E, R>
+): Effect.Effect<void, never, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const found = currentCarrier(fiber)?.find(origin, "writer")
+    // R is in the fiber's context, because this effect asks for it
+    const context = fiber.currentContext as Context.Context<R>
+    if (found === undefined || found === "none") {
+      return kind === "afterRollback" ? Effect.void : report(origin, { kind, run: Effect.provide(hook, context) })
+    }
+    // what follows the end is outside of the transaction; the slot is no part of R
+    const where =
+      kind === "beforeCommit" ? context : (Context.omit(TransactionConnection)(context) as Context.Context<R>)
+    found.addHook({ kind, run: Effect.mapInputContext(hook, () => where) })
+    return Effect.void
+  })
+
+const effective = { isolation: "read committed", access: "read write" } as const
+
+const conflict = (outer: Transaction, options: Options): OptionsConflict | undefined => {
+  for (const option of ["isolation", "access"] as const) {
+    const inner = options[option]
+    const around = outer.options[option] ?? effective[option]
+    if (inner !== undefined && inner !== around) {
+      return new OptionsConflict({ database: outer.origin.database, server: "", option, outer: around, inner })
+    }
+  }
+  return undefined
+}
+
+/** @internal What to do for a `withTransaction`. */
+export type Plan =
+  | { readonly _tag: "join" }
+  | { readonly _tag: "outside" }
+  | { readonly _tag: "begin" }
+  | { readonly _tag: "nest"; readonly outer: Transaction }
+  | { readonly _tag: "refuse"; readonly error: TransactionError }
+
+const join: Plan = { _tag: "join" }
+const outside: Plan = { _tag: "outside" }
+const fresh: Plan = { _tag: "begin" }
+
+/**
+ * What a propagation means here: a pure choice.
+ *
+ * @internal
+ */
+export const plan = (origin: Origin, current: Transaction | undefined, options: Options): Plan => {
+  const propagation = options.propagation ?? "nested"
+  if (current === undefined) {
+    if (propagation === "mandatory") return refuse(origin, "mandatory")
+    return propagation === "supports" || propagation === "notSupported" || propagation === "never" ? outside : fresh
+  }
+  switch (propagation) {
+    case "never":
+      return refuse(origin, "never")
+    case "notSupported":
+      return outside
+    case "requiresNew":
+      return fresh
+    default: {
+      const error = conflict(current, options)
+      if (error !== undefined) return { _tag: "refuse", error }
+      return propagation === "nested" ? { _tag: "nest", outer: current } : join
+    }
+  }
+}
+
+const refuse = (origin: Origin, propagation: PropagationRefused["propagation"]): Plan => ({
+  _tag: "refuse",
+  error: new PropagationRefused({ database: origin.database, server: "", propagation })
+})
+
+/**
+ * Runs an effect outside of every transaction of one database.
+ *
+ * @internal
+ */
+export const independent = <A, E, R>(self: Effect.Effect<A, E, R>, origin: Origin): Effect.Effect<A, E, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const carrier = currentCarrier(fiber)
+    return carrier === undefined ? self : provideCarrier(self, new OutsideCarrier(carrier, origin))
+  })

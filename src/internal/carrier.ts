@@ -1,0 +1,118 @@
+/**
+ * What the ecosystem's transaction slot holds while one of our transactions or units of work is open.
+ *
+ * A client that is not ours takes the slot's first part for its own connection, so that part refuses every statement. Our clients look
+ * themselves up in it. `SqlResolver` copies the slot, so batched requests of one transaction share it.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { ForeignClient, toSqlError } from "../DatabaseError.js"
+import type { Origin, Transaction } from "../Transaction.js"
+
+/** Whether a transaction is on the primary, or on whatever serves readers. */
+export type Kind = "writer" | "reader"
+
+/** The open transactions that a piece of work sees. */
+export abstract class Carrier implements Connection {
+  /** What is put into the slot: one object for one carrier, so that batches know each other. */
+  readonly slot: readonly [Carrier, number] = [this, 0]
+
+  constructor(
+    readonly parent: Carrier | undefined,
+    private readonly owner: string
+  ) {}
+
+  /** The innermost transaction of a database; `"none"` where work was sent outside of all on purpose. */
+  find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    return this.parent?.find(origin, kind)
+  }
+
+  /** Begins a transaction in the unit of work that this is part of, if there is one. */
+  open(origin: Origin, begin: () => Transaction): Transaction | undefined {
+    return this.parent?.open(origin, begin)
+  }
+
+  /** The unit of work that this is part of. */
+  get unit(): Carrier | undefined {
+    return this.parent?.unit
+  }
+
+  /** The innermost transaction of a database, whether work was sent outside of it or not. */
+  around(origin: Origin): Transaction | undefined {
+    return this.parent?.around(origin)
+  }
+
+  /** What the unit of work remembers of a database, if there is a unit. */
+  memory(origin: Origin): Memory | undefined {
+    return this.parent?.memory(origin)
+  }
+
+  readonly execute = () => this.refuse
+  readonly executeRaw = () => this.refuse
+  readonly executeValues = () => this.refuse
+  readonly executeUnprepared = () => this.refuse
+  readonly executeStream = () => Stream.fromEffect(this.refuse)
+
+  private get refuse(): Effect.Effect<never, SqlError> {
+    return Effect.suspend(() => Effect.fail(toSqlError(new ForeignClient({ database: this.owner, server: "" }))))
+  }
+}
+
+/** What a unit of work remembers of a database between statements. */
+export interface Memory {
+  /** The name of the server that has served its reads. */
+  reader: string | undefined
+}
+
+/** A carrier with one transaction more. */
+export class TransactionCarrier extends Carrier {
+  constructor(
+    parent: Carrier | undefined,
+    private readonly transaction: Transaction
+  ) {
+    super(parent, transaction.origin.database)
+  }
+
+  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    return this.transaction.origin === origin && this.transaction.kind === kind
+      ? this.transaction
+      : super.find(origin, kind)
+  }
+
+  override around(origin: Origin): Transaction | undefined {
+    return this.transaction.origin === origin ? this.transaction : super.around(origin)
+  }
+}
+
+/** A carrier in which one database has no transaction, and no unit of work opens one. */
+export class OutsideCarrier extends Carrier {
+  constructor(
+    parent: Carrier | undefined,
+    private readonly origin: Origin
+  ) {
+    super(parent, origin.database)
+  }
+
+  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    return origin === this.origin ? "none" : super.find(origin, kind)
+  }
+
+  override open(origin: Origin, begin: () => Transaction): Transaction | undefined {
+    return origin === this.origin ? undefined : super.open(origin, begin)
+  }
+}
+
+/** The carrier of a context, if the slot is ours. */
+export const carrierOf = (context: Context.Context<never>): Carrier | undefined => {
+  const slot: unknown = context.unsafeMap.get(TransactionConnection.key)
+  return Array.isArray(slot) && slot[0] instanceof Carrier ? slot[0] : undefined
+}
+
+/** The carrier of a fiber, if the slot is ours. */
+export const currentCarrier = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Carrier | undefined =>
+  carrierOf(fiber.currentContext)

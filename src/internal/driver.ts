@@ -1,0 +1,71 @@
+/**
+ * The parts of node-postgres that this library stands on and that its published types leave out.
+ */
+import type { EventEmitter } from "node:events"
+import type { Socket } from "node:net"
+import pg from "pg"
+
+/** The protocol object below a client: it emits one event per message of the server. */
+export interface Protocol extends EventEmitter {
+  readonly stream: Socket
+  readonly sendCopyFail: (message: string) => void
+  readonly sync: () => void
+}
+
+/** What the server said when it refused something, field by field. */
+export interface ServerError extends Error {
+  readonly severity?: string
+  readonly code?: string
+  readonly detail?: string
+  readonly hint?: string
+  readonly position?: string
+  readonly schema?: string
+  readonly table?: string
+  readonly column?: string
+  readonly constraint?: string
+}
+
+/** A column of a result. */
+export interface Field {
+  readonly name: string
+  readonly tableID: number
+  readonly columnID: number
+  readonly dataTypeID: number
+  readonly dataTypeSize: number
+  readonly dataTypeModifier: number
+  readonly format: string
+}
+
+/** What node-postgres calls back on the object that is being queried. */
+export interface Query {
+  readonly submit: (protocol: Protocol) => Error | null
+  readonly handleRowDescription: (message: { readonly fields: ReadonlyArray<Field> }) => void
+  readonly handleDataRow: (message: { readonly fields: ReadonlyArray<string | null> }) => void
+  readonly handleCommandComplete: (message: { readonly text: string }) => void
+  readonly handleEmptyQuery: () => void
+  readonly handlePortalSuspended: () => void
+  readonly handleReadyForQuery: () => void
+  readonly handleCopyInResponse: (protocol: Protocol) => void
+  readonly handleCopyData: () => void
+  readonly handleError: (error: Error) => void
+}
+
+/** A client with the members that the types leave out. */
+export interface Client extends EventEmitter {
+  readonly connection: Protocol
+  readonly processID: number | null
+  readonly secretKey: number | null
+  readonly connect: (done: (error: Error | null | undefined) => void) => void
+  readonly query: (query: Query) => void
+  readonly end: () => Promise<void>
+  readonly getTransactionStatus: () => "I" | "T" | "E" | null
+  readonly getTypeParser: (oid: number, format: "text") => (value: string) => unknown
+}
+
+/** A client that is not connected yet. */
+export const makeClient = (config: pg.ClientConfig): Client =>
+  // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
+  new pg.Client(config) as unknown as Client
+
+/** Whether an error came from the server as a message, and not from the socket. */
+export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError

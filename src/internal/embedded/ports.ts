@@ -1,0 +1,23 @@
+import { randomInt } from "node:crypto"
+import * as net from "node:net"
+import * as Effect from "effect/Effect"
+
+const listen = (port: number): Effect.Effect<number, Error> =>
+  Effect.async<number, Error>((resume) => {
+    const server = net.createServer()
+    server.once("error", (cause) => resume(Effect.fail(cause)))
+    server.listen(port, "127.0.0.1", () => {
+      const address = server.address()
+      server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : port)))
+    })
+  })
+
+/**
+ * A port that is free now. It is taken from below the range that outgoing connections use: from within, a client that
+ * keeps trying a stopped server can be given that very port as its own, and the server could not come back to it.
+ */
+export const free: Effect.Effect<number, Error> = Effect.sync(() => randomInt(15_000, 32_000)).pipe(
+  Effect.flatMap(listen),
+  Effect.retry({ times: 20 }),
+  Effect.orElse(() => listen(0))
+)

@@ -1,0 +1,130 @@
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { signal } from "./command.js"
+import type { EmbeddedPostgresError, Operation } from "./error.js"
+import * as Family from "./family.js"
+import * as Instance from "./instance.js"
+import { live, within } from "./live.js"
+import * as Sql from "./sql.js"
+
+export type Server = Effect.Effect.Success<ReturnType<typeof open>>
+
+/** Starts a server and gives it as soon as it has its port; it takes connections when `ready` ends. */
+export const open = Effect.fnUntraced(function* (options: Instance.Options) {
+  const { cluster, data, name } = options
+  const instance = yield* Instance.make(options)
+  const { fail, port, refuse } = instance
+  const lock = yield* Effect.makeSemaphore(1)
+  let frozen = false
+
+  const url = (database = "postgres") =>
+    Redacted.make(`postgres://postgres:${cluster.password}@127.0.0.1:${port}/${encodeURIComponent(database)}`)
+
+  const exclusive = <A, E>(self: Effect.Effect<A, E>) => live(lock.withPermits(1)(self))
+
+  const running = (operation: Operation) =>
+    Effect.suspend(() => {
+      const process = instance.running()
+      return process === undefined
+        ? Effect.fail(refuse(operation, "it is not running: start it first"))
+        : Effect.succeed(process)
+    })
+
+  const session = <A>(
+    operation: Operation,
+    use: (query: Sql.Query) => Effect.Effect<A, Sql.SqlFailed | EmbeddedPostgresError>
+  ): Effect.Effect<A, EmbeddedPostgresError> =>
+    running(operation).pipe(
+      Effect.filterOrFail(
+        () => !frozen,
+        () => refuse(operation, "it is frozen: thaw it first")
+      ),
+      Effect.zipRight(Sql.session({ port, password: cluster.password }, use)),
+      Effect.catchTag("SqlFailed", (failed) => Effect.fail(fail(operation, failed.reason, failed.cause))),
+      Effect.timeoutFail({
+        duration: options.startTimeout,
+        onTimeout: () => fail(operation, `no answer within ${Duration.format(options.startTimeout)}`)
+      }),
+      live
+    )
+
+  const start = Effect.suspend(() => {
+    if (instance.running() !== undefined) return Effect.void
+    frozen = false
+    return instance.start
+  })
+
+  const thaw = Effect.suspend(() => {
+    const process = instance.running()
+    frozen = false
+    return process === undefined ? Effect.void : Family.thaw(process.pid, data)
+  })
+
+  const stop = Effect.suspend(() => {
+    const process = instance.running()
+    if (process === undefined) return Effect.void
+    signal(process.pid, "SIGINT")
+    return thaw.pipe(
+      Effect.zipRight(within(process.ended, "10 seconds")),
+      // a primary waits for its standbys to have everything, and one of them may be frozen
+      Effect.flatMap((ended) => (ended ? Effect.void : instance.halt)),
+      Effect.filterOrFail(
+        () => instance.running() === undefined,
+        () => fail("stop", "it could not be ended")
+      ),
+      Effect.asVoid
+    )
+  })
+
+  const kill = Effect.suspend(() => {
+    frozen = false
+    return instance.destroy.pipe(
+      Effect.filterOrFail(
+        () => instance.running() === undefined,
+        () => fail("kill", "it could not be ended")
+      ),
+      Effect.asVoid
+    )
+  })
+
+  const freeze = running("freeze").pipe(
+    Effect.tap(() =>
+      Effect.sync(() => {
+        frozen = true
+      })
+    ),
+    Effect.flatMap((process) => Family.freeze(process.pid, data)),
+    Effect.filterOrFail(
+      (still) => still,
+      () => fail("freeze", "some of its processes do not stand still")
+    ),
+    Effect.asVoid
+  )
+
+  const promote = session("promote", (query) =>
+    Effect.gen(function* () {
+      const [standby] = yield* query("SELECT pg_is_in_recovery() AS yes")
+      if (standby?.yes !== true) return yield* refuse("promote", "it is a primary already: promote a replica")
+      const [promoted] = yield* query("SELECT pg_promote() AS done")
+      if (promoted?.done !== true) return yield* fail("promote", "it did not leave recovery in time")
+    })
+  )
+
+  return {
+    name,
+    host: "127.0.0.1",
+    port,
+    url,
+    ready: instance.ready,
+    session,
+    logs: instance.logs,
+    isRunning: Effect.sync(() => instance.running() !== undefined),
+    start: exclusive(start),
+    stop: exclusive(Effect.uninterruptible(stop)),
+    kill: exclusive(Effect.uninterruptible(kill)),
+    freeze: exclusive(Effect.uninterruptible(freeze)),
+    thaw: exclusive(Effect.uninterruptible(thaw)),
+    promote: exclusive(promote)
+  }
+})

@@ -1,0 +1,161 @@
+/**
+ * One or more commands that are sent in one write and answered together, and how the answer is collected.
+ */
+import { type Client, type Field, isServerError, type Protocol, type Query, type ServerError } from "./driver.js"
+import type { Prepared } from "./prepared.js"
+import { makeShape, type ObjectRow, type Shape } from "./rows.js"
+
+/** What a statement gave. */
+export interface Result {
+  command: string | null
+  rowCount: number | null
+  oid: number | null
+  rows: Array<ObjectRow | ReadonlyArray<unknown>>
+  fields: ReadonlyArray<Field>
+}
+
+/**
+ * How a flight failed. `acknowledged` counts the commands that the server had completed before.
+ *
+ * - `refused`: the server said no; the connection is fine.
+ * - `lost`: the connection is gone; `sent` says whether anything was handed to the socket.
+ * - `unsendable`: the statement could not be written, or its rows could not be read: a parameter or a type's parser threw.
+ */
+export type Failure =
+  | { readonly _tag: "refused"; readonly error: ServerError; readonly acknowledged: number }
+  | { readonly _tag: "lost"; readonly error: Error; readonly sent: boolean; readonly acknowledged: number }
+  | { readonly _tag: "unsendable"; readonly error: Error; readonly acknowledged: number }
+
+/** Called once, when the server is ready for the next flight, or when the connection is lost. */
+export type Done = (failure: Failure | undefined, flight: Flight) => void
+
+/** What to send and how to read the answer. */
+export interface Plan {
+  readonly bytes: () => Buffer
+  /** How many steps come before the statement; their rows are nobody's. */
+  readonly before: number
+  readonly asArrays: boolean
+  /** Several commands in one text, by the simple protocol. */
+  readonly simple: boolean
+  readonly prepared?: Prepared | undefined
+  /** The columns, where they are known and the server is not asked for them. */
+  readonly shape?: Shape | undefined
+  readonly done: Done
+}
+
+const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: [] })
+
+const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
+
+/** A flight, as node-postgres sees it. */
+export class Flight implements Query {
+  /** Completed commands, the steps before and after the statement among them. */
+  acknowledged = 0
+  /** Completed parses, in the same order. */
+  parsed = 0
+  /** Whether a portal has more rows. */
+  suspended = false
+  /** The result of the statement; of a text with several commands, that of the last. */
+  result: Result = blankResult()
+  /** The results of a text with several commands. */
+  readonly results: Array<Result> = []
+  shape: Shape | undefined
+  private bytes: Buffer | undefined
+  private refusal: ServerError | undefined
+  private unreadable: Error | undefined
+
+  constructor(
+    private readonly client: Client,
+    readonly plan: Plan,
+    private readonly onLost: (flight: Flight, error: Error) => void
+  ) {
+    this.shape = plan.shape
+  }
+
+  /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
+  prepare(): Error | undefined {
+    try {
+      this.bytes = this.plan.bytes()
+      return undefined
+    } catch (cause) {
+      return toError(cause)
+    }
+  }
+
+  /** How it failed, if it did, once the server is ready again. */
+  failure(): Failure | undefined {
+    const acknowledged = this.acknowledged
+    if (this.refusal !== undefined) return { _tag: "refused", error: this.refusal, acknowledged }
+    if (this.unreadable !== undefined) return { _tag: "unsendable", error: this.unreadable, acknowledged }
+    return undefined
+  }
+
+  submit(protocol: Protocol): null {
+    if (this.bytes !== undefined) protocol.stream.write(this.bytes)
+    return null
+  }
+
+  handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
+    this.shape = makeShape(this.client, message.fields)
+    if (this.plan.prepared !== undefined) this.plan.prepared.shape = this.shape
+  }
+
+  handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
+    const shape = this.shape
+    if (shape === undefined || this.unreadable !== undefined || !this.isStatement()) return
+    try {
+      this.result.rows.push(this.plan.asArrays ? shape.array(message.fields) : shape.object(message.fields))
+    } catch (cause) {
+      this.unreadable = toError(cause)
+    }
+  }
+
+  handleCommandComplete(message: { readonly text: string }): void {
+    if (this.isStatement()) {
+      const result = this.result
+      const words = message.text.split(" ")
+      const rows = words.length > 1 ? Number(words[words.length - 1]) : Number.NaN
+      result.command = words[0] ?? null
+      if (words.length === 3) result.oid = Number(words[1])
+      if (!Number.isNaN(rows)) result.rowCount = rows
+      if (this.shape !== undefined) result.fields = this.shape.fields
+      if (this.plan.simple) {
+        this.results.push(result)
+        this.result = blankResult()
+        this.shape = undefined
+      }
+    }
+    this.acknowledged++
+  }
+
+  handleEmptyQuery(): void {
+    this.acknowledged++
+  }
+
+  handlePortalSuspended(): void {
+    this.suspended = true
+  }
+
+  handleReadyForQuery(): void {
+    // the connection listens to the protocol itself, so that it hears of the end of a refused flight too
+  }
+
+  handleCopyInResponse(protocol: Protocol): void {
+    protocol.sendCopyFail("COPY FROM STDIN is not supported by this client")
+    // in copy mode the server has swallowed the Sync of an extended flight
+    if (!this.plan.simple) protocol.sync()
+  }
+
+  handleCopyData(): void {
+    // COPY TO STDOUT: the data has nowhere to go; the count of rows is in the result
+  }
+
+  handleError(error: Error): void {
+    if (isServerError(error) && error.severity !== "FATAL" && error.severity !== "PANIC") this.refusal = error
+    else this.onLost(this, error)
+  }
+
+  private isStatement(): boolean {
+    return this.plan.simple || this.acknowledged === this.plan.before
+  }
+}

@@ -1,0 +1,122 @@
+/**
+ * LISTEN: one connection for all channels of a database, opened with the first listener and closed with the last.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import * as RcRef from "effect/RcRef"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import pg from "pg"
+import { type Connection, connect } from "../Connection.js"
+import type { DatabaseConfig } from "../DatabaseConfig.js"
+import { ConnectFailed, Disconnected, QueryFailed, toSqlError } from "../DatabaseError.js"
+import { toStatementError } from "./failure.js"
+
+interface Subscriber {
+  readonly message: (payload: string) => void
+  readonly fail: (error: SqlError) => void
+}
+
+/** A listening connection and who hears what on it. */
+class Line {
+  private readonly channels = new Map<string, Set<Subscriber>>()
+  private readonly turn = Effect.unsafeMakeSemaphore(1)
+
+  constructor(
+    readonly connection: Connection,
+    private readonly place: { readonly database: string; readonly server: string }
+  ) {
+    connection.onNotification((channel, payload) => {
+      for (const subscriber of this.channels.get(channel) ?? []) subscriber.message(payload)
+    })
+  }
+
+  /** Hears a channel for as long as the scope lasts. Others on the same channel are not affected. */
+  subscribe(channel: string, subscriber: Subscriber): Effect.Effect<void, SqlError, Scope.Scope> {
+    const join = this.turn.withPermits(1)(
+      Effect.suspend(() => {
+        const known = this.channels.get(channel)
+        if (known !== undefined) return Effect.sync(() => void known.add(subscriber))
+        return Effect.map(this.command(`LISTEN ${pg.escapeIdentifier(channel)}`), () => {
+          this.channels.set(channel, new Set([subscriber]))
+        })
+      })
+    )
+    const leave = this.turn.withPermits(1)(
+      Effect.suspend(() => {
+        const known = this.channels.get(channel)
+        if (known === undefined || !known.delete(subscriber) || known.size > 0) return Effect.void
+        this.channels.delete(channel)
+        // a connection that is gone hears nothing anyway
+        return Effect.catchAll(this.command(`UNLISTEN ${pg.escapeIdentifier(channel)}`), () => Effect.void)
+      })
+    )
+    return Effect.acquireRelease(join, () => leave)
+  }
+
+  fail(cause: Error): void {
+    const error = toSqlError(new Disconnected({ ...this.place, cause, outcome: "undone" }))
+    for (const channel of this.channels.values()) for (const subscriber of channel) subscriber.fail(error)
+    this.channels.clear()
+  }
+
+  private command(text: string): Effect.Effect<void, SqlError> {
+    return Effect.async((resume) => {
+      this.connection.run([], { text, values: [], rows: "object", prepare: false, simple: false }, [], (failure) =>
+        resume(
+          failure === undefined ? Effect.void : Effect.fail(toSqlError(toStatementError(this.place, failure, "undone")))
+        )
+      )
+    })
+  }
+}
+
+const open = (config: DatabaseConfig): Effect.Effect<Line, SqlError, Scope.Scope> => {
+  const place = { database: config.name, server: config.writer.name }
+  return Effect.acquireRelease(
+    Effect.async<Line, SqlError>((resume) => {
+      let line: Line | undefined
+      const owner = { lost: (_: Connection, error: Error) => line?.fail(error), closed: () => {} }
+      const options = { timeout: config.pool.connectTimeout, readOnly: false, owner }
+      const giveUp = connect(config.writer, config.session, options, (failure, connection) => {
+        if (connection !== undefined) {
+          line = new Line(connection, place)
+          resume(Effect.succeed(line))
+        } else if (failure !== undefined) {
+          resume(Effect.fail(toSqlError(new ConnectFailed({ ...place, reason: failure.reason, cause: failure.error }))))
+        }
+      })
+      return Effect.sync(giveUp)
+    }),
+    (line) => Effect.sync(() => line.connection.end("shutdown"))
+  )
+}
+
+/** The `listen` of a database's clients. */
+export const makeListen = (
+  config: DatabaseConfig
+): Effect.Effect<(channel: string) => Stream.Stream<string, SqlError>, never, Scope.Scope> =>
+  Effect.map(RcRef.make({ acquire: open(config) }), (lines) => (channel) => {
+    if (channel.includes("\0") || channel === "") {
+      const cause = new Error("the name of a channel is empty or holds a NUL character")
+      return Stream.fail(toSqlError(new QueryFailed({ database: config.name, server: "", cause })))
+    }
+    return Stream.asyncPush<string, SqlError>((emit) =>
+      Effect.gen(function* () {
+        const line = yield* RcRef.get(lines)
+        // a line that was lost is of no use to the next listener
+        if (line.connection.broken !== undefined) {
+          return yield* toSqlError(
+            new Disconnected({ database: config.name, server: config.writer.name, outcome: "notSent" })
+          )
+        }
+        const message = (payload: string) => {
+          emit.single(payload)
+        }
+        const fail = (error: SqlError) => {
+          emit.fail(error)
+        }
+        yield* line.subscribe(channel, { message, fail })
+      })
+    )
+  })

@@ -1,0 +1,439 @@
+/**
+ * One transaction of one database as the server sees it, and the savepoints inside of it: callbacks, no fibers.
+ *
+ * A session has levels: the transaction itself and, inside of it, savepoints. At each level one thing happens at a time: a statement,
+ * or a nested level from its first statement to its end. Nothing is sent before the first statement.
+ */
+import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
+import {
+  CommitFailed,
+  CommitOutcomeUnknown,
+  Disconnected,
+  RolledBackAtCommit,
+  type StatementError,
+  TransactionEnded,
+  type TransactionError
+} from "../DatabaseError.js"
+import type { CheckoutError } from "../Pool.js"
+import { type Place, toStatementError } from "./failure.js"
+import { Turns } from "./turns.js"
+import * as wire from "./wire.js"
+
+/** How long a ROLLBACK, or the answer to a COMMIT that nobody waits for any more, may take, in ms. */
+const patience = 1000
+
+/** Where a transaction gets its connection from, and gives it back to. */
+export interface Lender {
+  readonly place: Place
+  readonly checkout: (
+    settle: (error: CheckoutError | undefined, connection: Connection | undefined) => void
+  ) => () => void
+  readonly checkin: (connection: Connection) => void
+}
+
+/** What keeps a statement from touching what is around it. */
+export type Fence = "none" | "savepoint" | "readOnly"
+
+/** How a level stands. */
+export type State = "open" | "committed" | "rolledBack" | "failed" | "unknown"
+
+/** What a level needs before its first statement can run, from the outside in. */
+interface Opening {
+  readonly level: Level
+  readonly steps: ReadonlyArray<wire.Step>
+}
+
+type Ready = (
+  error: StatementError | undefined,
+  connection: Connection | undefined,
+  opening: ReadonlyArray<Opening>
+) => void
+
+type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
+
+const none: ReadonlyArray<never> = []
+const nothing = () => {}
+
+const commit = [wire.constantStep("COMMIT")]
+const rollback = [wire.constantStep("ROLLBACK")]
+const readOnlyStep = wire.constantStep("SET LOCAL transaction_read_only = on")
+
+let savepoints = 0
+
+const savepoint = () => {
+  const name = `effect_db_${++savepoints}`
+  return {
+    set: wire.step(`SAVEPOINT ${name}`),
+    release: wire.step(`RELEASE SAVEPOINT ${name}`),
+    undo: [wire.step(`ROLLBACK TO SAVEPOINT ${name}`), wire.step(`RELEASE SAVEPOINT ${name}`)]
+  }
+}
+
+/** The connection that the levels of one transaction share. */
+export class Link {
+  connection: Connection | undefined = undefined
+  /** Why the transaction cannot go on; everything it did is undone. */
+  lost: StatementError | undefined = undefined
+
+  constructor(readonly lender: Lender) {}
+
+  get place(): Place {
+    return this.lender.place
+  }
+
+  /** Takes a failure of the connection down, so that what follows says why. */
+  note(failure: Failure): void {
+    if (failure._tag === "lost") this.lost ??= toStatementError(this.place, failure, "undone")
+  }
+
+  /** Gives up on the transaction: the server is told to stop, the connection closes. */
+  abort(why: string): void {
+    this.lost ??= new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" })
+    this.connection?.abort("cancelled")
+  }
+
+  giveBack(): void {
+    const connection = this.connection
+    this.connection = undefined
+    if (connection !== undefined) this.lender.checkin(connection)
+  }
+}
+
+/** A transaction, or a savepoint inside of one. */
+export class Level {
+  state: State = "open"
+  /** The first failure that made the server refuse what follows. */
+  failedBy: StatementError | undefined = undefined
+  /** Whether the server has ever known of it. */
+  touched = false
+  private opened = false
+  private ending = false
+  private readonly turns = new Turns()
+  private readonly mark: ReturnType<typeof savepoint> | undefined
+
+  constructor(
+    readonly link: Link,
+    readonly parent: Level | undefined,
+    /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
+    private readonly begin: ReadonlyArray<wire.Step>,
+    /** What puts the settings back when a savepoint is released. */
+    private readonly restore: ReadonlyArray<wire.Step>,
+    readonly readOnly: boolean
+  ) {
+    this.mark = parent === undefined ? undefined : savepoint()
+  }
+
+  /** Whether the server knows of it. */
+  get isOpened(): boolean {
+    return this.opened
+  }
+
+  /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
+  run(request: Request, fence: Fence, done: OnStatement): () => void {
+    return this.enter(done, (connection, opening, settle) => {
+      const guard = fence === "none" ? undefined : savepoint()
+      const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
+      const after = guard === undefined ? none : fence === "readOnly" ? guard.undo : [guard.release]
+      const first = opening.length === 0 ? before : [...opening.flatMap((_) => _.steps), ...before]
+      const guarded: Done =
+        guard === undefined
+          ? settle
+          : (failure, flight) => {
+              const set = flight.acknowledged > first.length - before.length
+              if (failure === undefined || failure._tag === "lost" || !set) return settle(failure, flight)
+              // the failure is the statement's own affair: what is around it goes on
+              connection.steps(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
+            }
+      if (!request.simple) return connection.run(first, request, after, guarded)
+      // several commands in one text are a message of their own kind, with an answer of its own
+      const plain = () =>
+        connection.run(none, request, none, (failure, flight) => {
+          if (failure !== undefined || after.length === 0) return guarded(failure, flight)
+          connection.steps(after, (afterFailure) => guarded(afterFailure, flight))
+        })
+      if (first.length === 0) return plain()
+      connection.steps(first, (failure, flight) => {
+        this.acknowledge(opening, flight.acknowledged)
+        if (failure === undefined) plain()
+        else settle(failure, flight)
+      })
+    })
+  }
+
+  /** Opens a portal and fetches its first rows. */
+  openPortal(
+    request: Request,
+    size: number,
+    done: (error: StatementError | undefined, portal: Portal | undefined) => void
+  ): () => void {
+    let name = ""
+    return this.enter(
+      (error, flight) => done(error, flight === undefined ? undefined : new Portal(this, name, flight, size)),
+      (connection, opening, settle) => {
+        name = connection.nextPortal()
+        connection.openPortal(
+          opening.flatMap((_) => _.steps),
+          name,
+          request,
+          size,
+          settle
+        )
+      }
+    )
+  }
+
+  /** @internal */
+  inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
+    return this.enter(done, (connection, _, settle) => action(connection, settle))
+  }
+
+  /**
+   * Keeps what was done. The returned function is for a caller who cannot wait: before COMMIT was sent it gives up, after that it
+   * waits for the answer within a bound; it calls back when `state` is known.
+   */
+  commit(done: (error: TransactionError | undefined) => void): (settled: () => void) => void {
+    this.ending = true
+    let sent = false
+    let answered = false
+    let onAnswer = nothing
+    const finish = (state: State, error: TransactionError | undefined) => {
+      this.state = state
+      answered = true
+      this.leave()
+      done(error)
+      onAnswer()
+    }
+    const leaveQueue = this.turns.take(() => {
+      const { connection, lost } = this.link
+      if (lost !== undefined) return finish("failed", lost)
+      if (!this.opened || connection === undefined) return finish("committed", undefined)
+      sent = true
+      if (this.mark === undefined) {
+        connection.steps(commit, (failure, flight) => {
+          if (failure === undefined) {
+            const kept = flight.result.command !== "ROLLBACK"
+            finish(kept ? "committed" : "failed", kept ? undefined : this.rolledBackAtCommit())
+          } else finish(...this.commitFailure(failure))
+        })
+      } else {
+        const { undo } = this.mark
+        connection.steps([this.mark.release, ...this.restore], (failure) => {
+          if (failure === undefined) return finish("committed", undefined)
+          this.link.note(failure)
+          if (this.link.lost !== undefined) return finish("failed", this.link.lost)
+          connection.steps(undo, (undoFailure) => {
+            if (undoFailure !== undefined) this.link.note(undoFailure)
+            finish("failed", this.rolledBackAtCommit())
+          })
+        })
+      }
+    })
+    return (settled) => {
+      if (answered) return settled()
+      if (!sent) {
+        leaveQueue()
+        return settled()
+      }
+      onAnswer = settled
+      const impatient = setTimeout(() => this.link.connection?.destroy("broken"), patience)
+      onAnswer = () => {
+        clearTimeout(impatient)
+        settled()
+      }
+    }
+  }
+
+  /** Undoes what was done. It does not fail: where the server does not answer in time, the connection is closed, which undoes it too. */
+  rollback(done: () => void): void {
+    this.ending = true
+    if (this.state !== "open") return done()
+    const impatient = setTimeout(() => {
+      // whoever has the turn, in flight or in a nested level, has lost its connection
+      this.link.abort("ROLLBACK was not possible in time")
+      finish()
+    }, patience)
+    const finish = () => {
+      if (this.state !== "open") return
+      clearTimeout(impatient)
+      this.state = "rolledBack"
+      this.leave()
+      done()
+    }
+    this.turns.take(() => {
+      if (this.state !== "open") return this.turns.pass()
+      const { connection, lost } = this.link
+      if (!this.opened || connection === undefined || lost !== undefined) return finish()
+      connection.steps(this.mark === undefined ? rollback : this.mark.undo, (failure) => {
+        if (failure !== undefined) this.link.abort("ROLLBACK was refused")
+        finish()
+      })
+    })
+  }
+
+  /** The connections that this transaction holds. */
+  get held(): ReadonlyArray<Connection> {
+    return this.link.connection === undefined ? none : [this.link.connection]
+  }
+
+  private rolledBackAtCommit(): RolledBackAtCommit {
+    return new RolledBackAtCommit({
+      ...this.link.place,
+      ...(this.failedBy === undefined ? {} : { cause: this.failedBy })
+    })
+  }
+
+  private commitFailure(failure: Failure): [State, TransactionError] {
+    const { place } = this.link
+    if (failure._tag === "lost") {
+      return failure.sent && !this.readOnly
+        ? ["unknown", new CommitOutcomeUnknown({ ...place, cause: failure.error })]
+        : ["failed", toStatementError(place, failure, "undone")]
+    }
+    const cause = toStatementError(place, failure, "undone")
+    const sqlState = failure._tag === "refused" ? (failure.error.code ?? "") : ""
+    return ["failed", new CommitFailed({ ...place, sqlState, cause })]
+  }
+
+  /** Ends it for those around it: the connection goes back, or the next at the level above has its turn. */
+  private leave(): void {
+    const wasOpened = this.opened
+    this.opened = false
+    this.turns.pass()
+    if (this.parent === undefined) this.link.giveBack()
+    else if (wasOpened) this.parent.turns.pass()
+  }
+
+  /**
+   * Takes a turn at this level, opening it and those above it if need be, for one exchange with the server. The returned function
+   * leaves the queue, or, once something was sent, cancels it and ends the transaction.
+   */
+  private enter(
+    done: OnStatement,
+    exchange: (
+      connection: Connection,
+      opening: ReadonlyArray<Opening>,
+      settle: (failure: Failure | undefined, flight: Flight, undone?: boolean) => void
+    ) => void
+  ): () => void {
+    let sent = false
+    let settled = false
+    const leave = this.reach((error, connection, opening) => {
+      if (error !== undefined || connection === undefined) {
+        settled = true
+        return done(error, undefined)
+      }
+      sent = true
+      exchange(connection, opening, (failure, flight, undone) => {
+        settled = true
+        const all = opening.length
+        if (all > 0) this.acknowledge(opening, flight.acknowledged)
+        const error = failure === undefined ? undefined : this.judge(failure, opening, undone === true)
+        if (all > 0) this.close(opening)
+        this.turns.pass()
+        done(error, error === undefined ? flight : undefined)
+      })
+    })
+    return () => {
+      if (settled) return
+      if (sent) this.link.abort("a statement in the transaction was interrupted")
+      else leave()
+    }
+  }
+
+  /** What a failure means for the statement and for the transaction around it. */
+  private judge(failure: Failure, opening: ReadonlyArray<Opening>, undone: boolean): StatementError {
+    // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
+    const outermost = opening[0]?.level
+    const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
+    const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
+    if (begun) this.link.note(failure)
+    if (failure._tag === "refused" && !undone) this.failedBy ??= error
+    return error
+  }
+
+  /** Marks the levels whose opening the server has acknowledged. */
+  private acknowledge(opening: ReadonlyArray<Opening>, acknowledged: number): void {
+    let left = acknowledged
+    for (const { level, steps } of opening) {
+      if (left > 0) {
+        level.opened = true
+        level.touched = true
+      }
+      left -= steps.length
+    }
+  }
+
+  /** Undoes the opening of the levels that the server did not open. */
+  private close(opening: ReadonlyArray<Opening>): void {
+    for (let i = opening.length - 1; i >= 0; i--) {
+      const level = opening[i]?.level
+      if (level === undefined || level.opened) continue
+      if (level.parent === undefined) level.link.giveBack()
+      else level.parent.turns.pass()
+    }
+  }
+
+  /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
+  private reach(ready: Ready): () => void {
+    let leaveAbove = nothing
+    const leaveQueue = this.turns.take(() => {
+      const fail = (error: StatementError) => {
+        this.turns.pass()
+        ready(error, undefined, none)
+      }
+      const { connection, lost } = this.link
+      if (this.ending) return fail(new TransactionEnded(this.link.place))
+      if (lost !== undefined) return fail(lost)
+      if (this.opened) return ready(undefined, connection, none)
+      const above: Ready = (error, connection, opening) => {
+        if (error !== undefined) return fail(error)
+        const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
+        ready(undefined, connection, [...opening, { level: this, steps }])
+      }
+      const leave = this.parent === undefined ? this.borrow(above) : this.parent.reach(above)
+      leaveAbove = () => {
+        leave()
+        this.turns.pass()
+      }
+    })
+    return () => {
+      leaveQueue()
+      leaveAbove()
+    }
+  }
+
+  private borrow(ready: Ready): () => void {
+    return this.link.lender.checkout((error, connection) => {
+      this.link.connection = connection
+      ready(error, connection, none)
+    })
+  }
+}
+
+/** Rows that are fetched in parts while other statements of the transaction run in between. */
+export class Portal {
+  constructor(
+    private readonly level: Level,
+    private readonly name: string,
+    private readonly opened: Flight,
+    private readonly size: number
+  ) {}
+
+  /** The first rows. */
+  get first(): Flight {
+    return this.opened
+  }
+
+  /** More rows. */
+  next(done: OnStatement): () => void {
+    return this.level.inPortal(
+      (connection, settle) => connection.fetchPortal(this.name, this.opened, this.size, settle),
+      done
+    )
+  }
+
+  /** Closes it before its last row. */
+  close(done: () => void): () => void {
+    return this.level.inPortal((connection, settle) => connection.closePortal(this.name, settle), done)
+  }
+}

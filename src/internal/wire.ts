@@ -1,0 +1,109 @@
+/**
+ * What is written to the server: whole messages as buffers, so that a flight of several is one write.
+ */
+import pg from "pg"
+import { serialize } from "pg-protocol"
+
+/** One command without parameters and rows, ready to send: parse, bind, execute, all unnamed. */
+export type Step = Buffer
+
+const sync = serialize.sync()
+const execute = serialize.execute()
+const executeAndSync = Buffer.concat([execute, sync])
+const describePortal = serialize.describe({ type: "P", name: "" })
+
+/** @internal */
+export const syncOnly: Buffer = sync
+
+const constants = new Map<string, Step>()
+
+/** A step whose text is one of few: made once. */
+export const constantStep = (text: string): Step => {
+  let made = constants.get(text)
+  if (made === undefined) {
+    made = step(text)
+    constants.set(text, made)
+  }
+  return made
+}
+
+/** A step of any text. */
+export const step = (text: string): Step => Buffer.concat([serialize.parse({ text }), serialize.bind({}), execute])
+
+/** A value as the server reads it. */
+const toWire: (value: unknown) => unknown =
+  // @types/pg does not know `utils`, which pg exports for exactly this
+  (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
+
+const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
+  if (values.length > 65_535) throw new Error(`${values.length} parameters; the protocol allows 65535`)
+  // the serializer's own types leave no room for a read-only array; it only reads
+  return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: toWire })
+}
+
+/** How the main statement of a flight is sent. */
+export interface Main {
+  readonly text: string
+  readonly values: ReadonlyArray<unknown>
+  /** The prepared statement's name on the server, empty for none. */
+  readonly name: string
+  readonly parse: boolean
+  readonly describe: boolean
+  /** The names of prepared statements to close first. */
+  readonly close: ReadonlyArray<string>
+}
+
+/** A whole flight that ends with the one Sync: if a step fails, the server skips what follows it. */
+export const flight = (before: ReadonlyArray<Step>, main: Main, after: ReadonlyArray<Step>): Buffer => {
+  const bound = bind(main.name, "", main.values)
+  if (before.length === 0 && after.length === 0 && !main.parse && !main.describe) {
+    return Buffer.concat([bound, executeAndSync])
+  }
+  const parts: Array<Buffer> = []
+  for (const name of main.close) parts.push(serialize.close({ type: "S", name }))
+  for (const one of before) parts.push(one)
+  if (main.parse) parts.push(serialize.parse({ text: main.text, name: main.name }))
+  parts.push(bound)
+  if (main.describe) parts.push(describePortal)
+  if (after.length === 0) parts.push(executeAndSync)
+  else {
+    parts.push(execute)
+    for (const one of after) parts.push(one)
+    parts.push(sync)
+  }
+  return Buffer.concat(parts)
+}
+
+/** Only steps: a BEGIN, a COMMIT, a ROLLBACK TO with its RELEASE. */
+export const steps = (all: ReadonlyArray<Step>): Buffer => Buffer.concat([...all, sync])
+
+/** Opens a named portal and fetches its first rows. */
+export const openPortal = (
+  before: ReadonlyArray<Step>,
+  portal: string,
+  text: string,
+  values: ReadonlyArray<unknown>,
+  rows: number
+): Buffer =>
+  Buffer.concat([
+    ...before,
+    serialize.parse({ text }),
+    bind("", portal, values),
+    serialize.describe({ type: "P", name: portal }),
+    serialize.execute({ portal, rows }),
+    sync
+  ])
+
+/** Fetches the next rows of an open portal. */
+export const fetchPortal = (portal: string, rows: number): Buffer =>
+  Buffer.concat([serialize.execute({ portal, rows }), sync])
+
+/** Closes a portal; one that is closed already is no error. */
+export const closePortal = (portal: string): Buffer =>
+  Buffer.concat([serialize.close({ type: "P", name: portal }), sync])
+
+/** Several commands in one text, by the simple protocol. */
+export const simple = (text: string): Buffer => serialize.query(text)
+
+/** Asks the server, on a socket of its own, to cancel what a backend is doing. */
+export const cancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)
