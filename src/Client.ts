@@ -14,7 +14,8 @@ import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import type { Engine } from "./internal/engine.js"
 import { makeReserve } from "./internal/reserve.js"
-import { makeStatements, makeStream } from "./internal/statements.js"
+import { makeConstructor } from "./internal/statement.js"
+import { makeRows, makeStatements, makeStream } from "./internal/statements.js"
 import { independent, nest, type Options, plan, run } from "./Transaction.js"
 
 // the constructor of @effect/sql-pg is private to it; the compiler knows the kind
@@ -72,7 +73,7 @@ export const make = (
         : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
     const statements = makeStatements(
       kind,
-      (request, read) => engine.run(kind, request, read),
+      (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
       makeStream(engine, kind)
     )
     const attributes: ReadonlyArray<readonly [string, unknown]> = [
@@ -83,7 +84,13 @@ export const make = (
       ["server.port", writer.port]
     ]
     const acquirer = Effect.succeed(statements)
-    const constructor = Statement.make(acquirer, compiler, attributes, transformRows)
+    const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
+      const { read, request } = makeRows(kind, transform)
+      return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params) =>
+        engine.run(fiber, kind, request(sql, params), read)
+      )
+    }
+    const constructor = makeStatement(compiler, transformRows)
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
@@ -116,6 +123,6 @@ export const make = (
       return Object.assign(client, { safe: client })
     }
     if (transformRows === undefined) return finish(constructor, (client) => client)
-    const plain = finish(Statement.make(acquirer, compiler.withoutTransform, attributes, undefined), (client) => client)
+    const plain = finish(makeStatement(compiler.withoutTransform, undefined), (client) => client)
     return finish(constructor, () => plain)
   })

@@ -71,25 +71,28 @@ export class Engine implements Origin {
     return performance.now() + this.config.pool.acquireTimeout
   }
 
-  /** Runs a statement where it belongs. */
-  run<A>(kind: Kind, request: Request, read: (flight: Flight) => A): Effect.Effect<A, SqlError> {
-    return Effect.withFiberRuntime((fiber) => {
-      const carrier = currentCarrier(fiber)
-      const transaction = this.transactionFor(fiber, carrier, kind)
-      if (transaction !== undefined) {
-        const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
-        return this.attempt(fiber, inTransaction(transaction, request, fence), read, isNotSent)
-      }
-      if (this.sandbox !== undefined) {
-        const around = carrier?.around(this) ?? this.sandbox
-        const go = inTransaction(around, request, kind === "reader" ? "readOnly" : "savepoint")
-        return this.attempt(fiber, go, read, isNotSent)
-      }
-      const held = carrier?.around(this)?.level.held ?? none
-      return kind === "writer"
-        ? this.attempt(fiber, this.onWriter(request, held), read, retriesOnWriter(fiber))
-        : this.attempt(fiber, this.onReader(fiber, carrier, request), read, isReadAgain)
-    })
+  /** Runs a statement of a fiber where it belongs. */
+  run<A>(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    kind: Kind,
+    request: Request,
+    read: (flight: Flight) => A
+  ): Effect.Effect<A, SqlError> {
+    const carrier = currentCarrier(fiber)
+    const transaction = this.transactionFor(fiber, carrier, kind)
+    if (transaction !== undefined) {
+      const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
+      return this.attempt(fiber, inTransaction(transaction, request, fence), read, isNotSent)
+    }
+    if (this.sandbox !== undefined) {
+      const around = carrier?.around(this) ?? this.sandbox
+      const go = inTransaction(around, request, kind === "reader" ? "readOnly" : "savepoint")
+      return this.attempt(fiber, go, read, isNotSent)
+    }
+    const held = carrier?.around(this)?.level.held ?? none
+    return kind === "writer"
+      ? this.attempt(fiber, this.onWriter(request, held), read, retriesOnWriter(fiber))
+      : this.attempt(fiber, this.onReader(fiber, carrier, request), read, isReadAgain)
   }
 
   /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */

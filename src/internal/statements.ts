@@ -47,6 +47,16 @@ const rowsOf = (flight: Flight): ReadonlyArray<never> =>
 
 const rawOf = (flight: Flight): unknown => (several(flight) ? flight.results : only(flight))
 
+/** The request for the rows of a statement, and how they are read. */
+export const makeRows = (kind: Kind, transformRows: TransformRows) => {
+  const read =
+    transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
+  return {
+    read,
+    request: (sql: string, params: ReadonlyArray<unknown>) => makeRequest(kind, sql, params, true, "object")
+  }
+}
+
 /** The ecosystem's connection over a way to run. */
 export const makeStatements = (
   kind: Kind,
@@ -146,7 +156,7 @@ export const makeStream =
           }
           // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
           return Effect.map(
-            engine.run(kind, request, (flight) => toChunk(flight, transformRows)),
+            engine.run(fiber, kind, request, (flight) => toChunk(flight, transformRows)),
             Stream.fromChunk
           )
         }

@@ -35,7 +35,7 @@ const environment = (): Record<string, string> => {
   return env
 }
 
-export const lines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).filter((line) => line !== "")
+const lines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).filter((line) => line !== "")
 
 /**
  * Starts a process in a session of its own, so that the terminal's Ctrl-C does not reach it. `attach` runs before

@@ -7,6 +7,7 @@ import { type Identity, run } from "./command.js"
 import { EmbeddedPostgresError } from "./error.js"
 import { guard } from "./watchdog.js"
 
+// Not interruptible: a promise would go on by itself, while the folder is being removed.
 const attempt = <A>(what: string, run: () => Promise<A>): Effect.Effect<A, EmbeddedPostgresError> =>
   Effect.tryPromise({
     try: run,
@@ -17,7 +18,7 @@ const attempt = <A>(what: string, run: () => Promise<A>): Effect.Effect<A, Embed
         logs: [],
         cause
       })
-  })
+  }).pipe(Effect.uninterruptible)
 
 /** Writes a file that only the server's user can read. */
 export const write = (file: string, text: string, user: Identity | undefined) =>

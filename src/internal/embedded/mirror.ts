@@ -62,4 +62,5 @@ export const mirror = (native: string, to: string): Effect.Effect<void, CommandF
       await relink(to)
     },
     catch: (cause) => new CommandFailed({ reason: `it could not be copied: ${cause}`, output: [], cause })
-  })
+    // a promise would go on by itself, while the folder is being removed
+  }).pipe(Effect.uninterruptible)

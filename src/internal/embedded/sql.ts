@@ -9,7 +9,7 @@ export const applicationName = "effect-db/EmbeddedPostgres"
 
 export class SqlFailed extends Data.TaggedError("SqlFailed")<{ readonly reason: string; readonly cause: unknown }> {}
 
-export interface Target {
+interface Target {
   readonly port: number
   readonly password: string
 }

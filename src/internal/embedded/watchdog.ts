@@ -8,7 +8,9 @@ import { EmbeddedPostgresError } from "./error.js"
 import { within } from "./live.js"
 
 // Reads the end of its input when node is gone, however it went. The cluster's processes are found by the folder's
-// name in their command lines (see family.ts), so a stranger with a recycled process id is never hit.
+// name in their command lines (see family.ts), so a stranger with a recycled process id is never hit. A
+// server ends by itself when it is told; tools are killed, since initdb would first remove the pid file that names the
+// shared memory of its own server.
 const script = `
 trap '' HUP INT TERM
 read -r _
@@ -20,17 +22,18 @@ members() {
       pid=\${file#/proc/}
       pid=\${pid%/cmdline}
       read -r name 2>/dev/null <"/proc/$pid/comm" || continue
-      case "$name" in postgres | initdb | cp) echo "$pid" ;; esac
+      case "$name" in postgres | initdb | cp) echo "$pid $name" ;; esac
     done
   else
     ps -A -o pid= -o command= | grep -F "$marker" | while read -r pid name _; do
-      case "\${name##*/}" in postgres | postgres: | initdb | cp) echo "$pid" ;; esac
+      case "\${name##*/}" in postgres | postgres: | initdb | cp) echo "$pid \${name##*/}" ;; esac
     done
   fi
 }
 send() {
-  for pid in $(members); do
-    kill "-$1" "-$pid" 2>/dev/null || kill "-$1" "$pid" 2>/dev/null
+  members | while read -r pid name; do
+    case "$name" in postgres*) signal=$1 ;; *) signal=KILL ;; esac
+    kill "-$signal" "-$pid" 2>/dev/null || kill "-$signal" "$pid" 2>/dev/null
   done
 }
 send QUIT

@@ -1,0 +1,157 @@
+/**
+ * The same two operations on each client: read one row by its key, and a transaction that reads and updates one row.
+ */
+import { PgClient } from "@effect/sql-pg"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import { Database } from "effect-db"
+import pg from "pg"
+import postgres from "postgres"
+
+export const rows = 10_000
+
+const anyId = () => 1 + Math.floor(Math.random() * rows)
+
+/** Runs an operation over and over, `concurrency` at a time, until the time is over; gives the count. */
+export type Loop = (concurrency: number, until: number) => Promise<number>
+
+export interface Subject {
+  readonly name: string
+  readonly select: Loop
+  readonly transaction: Loop
+  readonly close: () => Promise<void>
+}
+
+const promiseLoop =
+  (once: () => Promise<unknown>): Loop =>
+  async (concurrency, until) => {
+    let count = 0
+    const worker = async () => {
+      while (performance.now() < until) {
+        await once()
+        count++
+      }
+    }
+    await Promise.all(Array.from({ length: concurrency }, worker))
+    return count
+  }
+
+const effectLoop =
+  (once: Effect.Effect<unknown, unknown>): Loop =>
+  (concurrency, until) => {
+    let count = 0
+    const worker = Effect.whileLoop({
+      while: () => performance.now() < until,
+      body: () => once,
+      step: () => {
+        count++
+      }
+    })
+    return Effect.runPromise(
+      Effect.as(
+        Effect.all(
+          Array.from({ length: concurrency }, () => worker),
+          { concurrency: "unbounded" }
+        ),
+        undefined
+      )
+    ).then(() => count)
+  }
+
+const selectText = "SELECT id, title, amount FROM item WHERE id = $1"
+const updateText = "UPDATE item SET amount = amount + 1 WHERE id = $1"
+
+const plainPg = (url: string, named: boolean): Subject => {
+  const pool = new pg.Pool({ connectionString: url, max: 10 })
+  const select = (id: number) =>
+    named ? { name: "select", text: selectText, values: [id] } : { text: selectText, values: [id] }
+  const update = (id: number) =>
+    named ? { name: "update", text: updateText, values: [id] } : { text: updateText, values: [id] }
+  return {
+    name: named ? "pg (named)" : "pg (text)",
+    select: promiseLoop(() => pool.query(select(anyId()))),
+    transaction: promiseLoop(async () => {
+      const client = await pool.connect()
+      const id = anyId()
+      try {
+        await client.query("BEGIN")
+        await client.query(select(id))
+        await client.query(update(id))
+        await client.query("COMMIT")
+      } finally {
+        client.release()
+      }
+    }),
+    close: () => pool.end()
+  }
+}
+
+const postgresJs = (url: string): Subject => {
+  const sql = postgres(url, { max: 10 })
+  return {
+    name: "postgres.js",
+    select: promiseLoop(() => sql`SELECT id, title, amount FROM item WHERE id = ${anyId()}`),
+    transaction: promiseLoop(() =>
+      sql.begin(async (tx) => {
+        const id = anyId()
+        await tx`SELECT id, title, amount FROM item WHERE id = ${id}`
+        await tx`UPDATE item SET amount = amount + 1 WHERE id = ${id}`
+      })
+    ),
+    close: () => sql.end()
+  }
+}
+
+const operations = (sql: PgClient.PgClient) => ({
+  select: Effect.suspend(() => sql`SELECT id, title, amount FROM item WHERE id = ${anyId()}`),
+  body: Effect.suspend(() => {
+    const id = anyId()
+    return Effect.zipRight(
+      sql`SELECT id, title, amount FROM item WHERE id = ${id}`,
+      sql`UPDATE item SET amount = amount + 1 WHERE id = ${id}`
+    )
+  })
+})
+
+const opened = async <A>(layer: Layer.Layer<A, unknown>) => {
+  const scope = Effect.runSync(Scope.make())
+  const context = await Effect.runPromise(Layer.buildWithScope(layer, scope))
+  return { context, close: () => Effect.runPromise(Scope.close(scope, Effect.runSync(Effect.exit(Effect.void)))) }
+}
+
+const plainEffect = async (url: string): Promise<Subject> => {
+  const { close, context } = await opened(PgClient.layer({ url: Redacted.make(url), maxConnections: 10 }))
+  const sql = Context.get(context, PgClient.PgClient)
+  const { body, select } = operations(sql)
+  return {
+    name: "@effect/sql-pg",
+    select: effectLoop(select),
+    transaction: effectLoop(sql.withTransaction(body)),
+    close
+  }
+}
+
+class Db extends Database.Service<Db>()("bench") {}
+
+const ours = async (url: string): Promise<Subject> => {
+  const { close, context } = await opened(Db.layer({ writer: Redacted.make(url), maxConnections: 10 }))
+  const { body, select } = operations(Context.get(context, Db).writer)
+  return {
+    name: "effect-db",
+    select: effectLoop(select),
+    transaction: effectLoop(Effect.provide(Db.withTransaction(body), context)),
+    close
+  }
+}
+
+/** All of them, connected. */
+export const open = async (url: string): Promise<ReadonlyArray<Subject>> => [
+  await ours(url),
+  plainPg(url, false),
+  plainPg(url, true),
+  postgresJs(url),
+  await plainEffect(url)
+]
