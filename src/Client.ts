@@ -45,7 +45,7 @@ export const withTransaction = <A, E, R, X>(
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        return run(self, carrier, nest(chosen.outer, kind, chosen.outer, inner), wrap)
+        return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
       }
       case "begin": {
         const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier), wrap))

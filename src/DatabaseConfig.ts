@@ -225,8 +225,11 @@ const fromUrl = (setting: string, url: string): ServerConfig & { readonly applic
   if (url === "") throw new Invalid(setting, "empty", urlForm)
   if (!/^postgres(ql)?:\/\//.test(base)) throw new Invalid(setting, "not a postgres:// URL", urlForm)
   let parsed: PgConnectionString.ConnectionOptions
+  let database: string
   try {
     parsed = PgConnectionString.parse(base)
+    // the library leaves some of what is encoded in the database's name as it is
+    database = decodeURIComponent(/^[^:]+:\/\/[^/]*\/(.*)$/.exec(base)?.[1] ?? "")
   } catch {
     throw new Invalid(setting, "a malformed URL", urlForm)
   }
@@ -246,7 +249,7 @@ const fromUrl = (setting: string, url: string): ServerConfig & { readonly applic
     name: host.startsWith("/") ? host : `${host}:${at}`,
     host,
     port: at,
-    database: text(`${setting} (database)`, parsed.database ?? ""),
+    database: text(`${setting} (database)`, database),
     username: text(`${setting} (user)`, parsed.user ?? ""),
     password: parsed.password ? Redacted.make(parsed.password) : undefined,
     ssl: mode === null ? !isLoopback(host) : (sslModes[mode] ?? true),

@@ -82,7 +82,10 @@ export declare namespace EmbeddedPostgres {
     readonly isRunning: Effect.Effect<boolean>
     /** Starts it, with its data and port, and waits until it takes connections; nothing if it runs. */
     readonly start: Effect.Effect<void, EmbeddedPostgresError>
-    /** Ends it in order (fast shutdown; thawed first if frozen); nothing if it does not run. */
+    /**
+     * Ends it in order (fast shutdown; thawed first if frozen); nothing if it does not run. A primary waits for its
+     * replicas to have everything, so a frozen replica holds it up: after 10 seconds it is ended by force.
+     */
     readonly stop: Effect.Effect<void, EmbeddedPostgresError>
     /** Kills all of its processes with SIGKILL, so that it has to recover at the next start; nothing if it does not run. */
     readonly kill: Effect.Effect<void, EmbeddedPostgresError>

@@ -201,7 +201,8 @@ export const begin = (
   carrier: Carrier | undefined
 ): Transaction => {
   const options: Options = kind === "reader" ? { ...asked, access: "read only" } : asked
-  if (origin.sandbox !== undefined) return nest(carrier?.around(origin) ?? origin.sandbox, kind, undefined, options)
+  if (origin.sandbox !== undefined)
+    return nest(origin, carrier?.around(origin) ?? origin.sandbox, kind, undefined, options)
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
@@ -215,6 +216,7 @@ export const begin = (
 
 /** @internal A savepoint inside of a transaction. `outer` is the transaction of the application around it, if there is one. */
 export const nest = (
+  origin: Origin,
   around: Transaction,
   kind: Kind,
   outer: Transaction | undefined,
@@ -225,7 +227,7 @@ export const nest = (
   const set = options.access === "read only" ? ["SET LOCAL transaction_read_only = on", ...limits] : limits
   const restore = limits.length === 0 ? none : [...limitsSql(around.options), ...unset(options, around.options)]
   const level = new Level(around.level.link, around.level, set.map(wire.step), restore.map(wire.step), readOnly)
-  return new Transaction(around.origin, kind, level, outer, options)
+  return new Transaction(origin, kind, level, outer, options)
 }
 
 const unset = (inner: Options, outer: Options): ReadonlyArray<string> => {

@@ -37,6 +37,8 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
           // the server's own idea of Unicode: the same everywhere, whatever locales the machine has
           "--locale-provider=builtin",
           "--builtin-locale=C.UTF-8",
+          // for initdb's own server too: killed, it would leave a segment in /dev/shm
+          "--set=dynamic_shared_memory_type=mmap",
           "--no-sync",
           "--no-instructions"
         ],

@@ -32,7 +32,9 @@ const place = async (from: string, to: string, program: boolean) => {
 }
 
 const copy = async (from: string, to: string, program: boolean): Promise<void> => {
-  await fs.mkdir(to, { mode: 0o755 })
+  await fs.mkdir(to)
+  // said afterwards, since mkdir listens to the umask
+  await fs.chmod(to, 0o755)
   for (const entry of await fs.readdir(from, { withFileTypes: true })) {
     const source = path.join(from, entry.name)
     const target = path.join(to, entry.name)

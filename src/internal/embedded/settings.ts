@@ -15,8 +15,6 @@ export const defaults = (replicas: number): Settings => ({
   hot_standby: true,
   // a replica waits so long before it tries a primary again that was not there
   wal_retrieve_retry_interval: "100ms",
-  // in the folder, so that a killed server leaves nothing in /dev/shm
-  dynamic_shared_memory_type: "mmap",
   timezone: "UTC",
   log_timezone: "UTC"
 })

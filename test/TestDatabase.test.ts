@@ -1,0 +1,116 @@
+import { assert, it, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
+import { DatabaseError, TestDatabase, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { Db, fresh, insert, type Place, stored } from "./fixtures/databases.js"
+
+const names = Effect.flatMap(Db.reader, (sql) =>
+  Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY name`, (rows) => rows.map((row) => row.name))
+)
+
+/** The same database in a sandbox, with a look at the real one from outside. */
+const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place>) =>
+  Effect.gen(function* () {
+    yield* insert("there before")
+    const result = yield* Effect.provide(test, TestDatabase.layer(Db))
+    assert.deepStrictEqual(yield* stored, ["there before"])
+    return result
+  }).pipe(Effect.provide(fresh()))
+
+describe("TestDatabase", () => {
+  it.scopedLive("everything is rolled back, statements and transactions", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* insert("a")
+        yield* Db.withTransaction(insert("b"))
+        yield* UnitOfWork.run(insert("c"))
+        assert.deepStrictEqual(yield* names, ["a", "b", "c", "there before"])
+        assert.deepStrictEqual(yield* stored, ["there before"])
+      })
+    )
+  )
+
+  it.scopedLive("a failure undoes the application's transaction, and no more", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* insert("a")
+        yield* Effect.ignore(insert("a"))
+        yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("b"), insert("a"))))
+        yield* Effect.ignore(UnitOfWork.run(Effect.zipRight(insert("c"), Effect.fail("no"))))
+        const rolledBack = yield* Effect.flip(Db.withTransaction(Effect.ignore(insert("a"))))
+        assert.strictEqual(rolledBack._tag, "RolledBackAtCommit")
+        assert.deepStrictEqual(yield* names, ["a", "there before"])
+      })
+    )
+  )
+
+  it.scopedLive("hooks run as if the transaction were committed", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (text: string) => Effect.sync(() => void log.push(text))
+        yield* Db.withTransaction(
+          Effect.all([insert("a"), Db.afterCommit(note("after")), Db.beforeCommit(note("before"))])
+        )
+        yield* Effect.ignore(
+          Db.withTransaction(Effect.all([insert("b"), Db.afterRollback(note("undone")), Effect.fail("no")]))
+        )
+        yield* UnitOfWork.run(Effect.all([insert("c"), Db.afterCommit(note("unit"))]))
+        assert.deepStrictEqual(log, ["before", "after", "undone", "unit"])
+      })
+    )
+  )
+
+  it.scopedLive("a reader still cannot write, and its refusal harms nothing", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const reader = yield* Db.reader
+        const refused = yield* reader`DELETE FROM item`.pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(refused._tag, "ReadOnlyViolation")
+        yield* insert("a")
+        assert.deepStrictEqual(yield* names, ["a", "there before"])
+      })
+    )
+  )
+
+  it.scopedLive("independent work and new transactions are nested: no deadlock on the one connection", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("a")
+            yield* Db.independent(insert("b"))
+            yield* Db.withTransaction(insert("c"), { propagation: "requiresNew" })
+            yield* UnitOfWork.runNew(insert("d"))
+          })
+        )
+        assert.deepStrictEqual(yield* names, ["a", "b", "c", "d", "there before"])
+      })
+    )
+  )
+
+  it.scopedLive("concurrent transactions take turns, streams and several commands work", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* Effect.forEach([1, 2, 3, 4], (n) => Db.withTransaction(Effect.zipRight(insert(`t${n}`), names)), {
+          concurrency: 4
+        })
+        yield* sql`CREATE TABLE extra (n int); INSERT INTO extra VALUES (1), (2)`
+        assert.strictEqual(yield* Stream.runCount(sql`SELECT * FROM extra`.stream), 2)
+        assert.strictEqual((yield* names).length, 5)
+      })
+    )
+  )
+
+  layer(Layer.provideMerge(TestDatabase.layer(Db), fresh()))("as a layer of a group of tests", (it) => {
+    it.effect("is there", () =>
+      Effect.gen(function* () {
+        yield* insert("a")
+        assert.deepStrictEqual(yield* names, ["a"])
+      })
+    )
+  })
+})

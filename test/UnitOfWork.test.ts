@@ -1,0 +1,266 @@
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import { DatabaseError, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { Audit, active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
+import { freshDatabase, query } from "./fixtures/server.js"
+
+/** A second database, whose table refuses at COMMIT what has the amount 13. */
+const audit = Layer.unwrapScoped(
+  Effect.gen(function* () {
+    const { writer } = yield* freshDatabase
+    yield* query(writer, "CREATE TABLE event (what text, amount int)")
+    yield* query(
+      writer,
+      `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN IF NEW.amount = 13 THEN RAISE EXCEPTION 'unlucky'; END IF; RETURN NEW; END $$`
+    )
+    yield* query(
+      writer,
+      "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON event DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    return Audit.layer({ writer, applicationName: "audit" })
+  })
+).pipe(Layer.orDie)
+
+const event = (what: string, amount = 0) =>
+  Effect.flatMap(Audit.writer, (sql) => sql`INSERT INTO event ${sql.insert({ what, amount })}`)
+
+const events = Effect.flatMap(Audit.writer, (sql) =>
+  Effect.map(sql<{ what: string }>`SELECT what FROM event ORDER BY what`.pipe(Audit.independent), (rows) =>
+    rows.map((row) => row.what)
+  )
+)
+
+const pid = Effect.flatMap(Db.writer, (sql) =>
+  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid)
+)
+
+const both = Layer.merge(fresh(), audit)
+
+describe("UnitOfWork", () => {
+  it.scopedLive("commits every database touched, or none", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Effect.zipRight(insert("a"), event("a added")))
+      yield* Effect.ignore(
+        UnitOfWork.run(Effect.zipRight(insert("b"), Effect.zipRight(event("b added"), Effect.fail("no"))))
+      )
+      yield* Effect.exit(
+        UnitOfWork.run(Effect.zipRight(insert("c"), Effect.zipRight(event("c added"), Effect.die("no"))))
+      )
+      const touched = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        UnitOfWork.run(Effect.all([insert("d"), event("d added"), Deferred.succeed(touched, undefined), Effect.never]))
+      )
+      yield* Deferred.await(touched)
+      yield* Fiber.interrupt(fiber)
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["a added"])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a unit that touches no database takes no connection", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Effect.zipRight(Db.writer, Db.reader))
+      const { servers } = yield* Db.status
+      assert.isTrue(servers.every(({ reads, writes }) => reads.total + (writes?.total ?? 0) === 0))
+    }).pipe(Effect.provide(fresh({ startup: "lazy" })))
+  )
+
+  it.scopedLive("the outcome may be chosen by the exit", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(insert("undone"), { outcome: () => "rollback" })
+      const exit = yield* Effect.exit(
+        UnitOfWork.run(Effect.zipRight(insert("kept"), Effect.fail("but stored")), { outcome: () => "commit" })
+      )
+      assert.deepStrictEqual(exit, Exit.fail("but stored"))
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a nested run joins, runNew does not", () =>
+    Effect.gen(function* () {
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            const outer = yield* pid
+            assert.strictEqual(yield* UnitOfWork.run(Effect.zipRight(insert("joined"), pid)), outer)
+            assert.notStrictEqual(yield* UnitOfWork.runNew(Effect.zipRight(insert("new"), pid)), outer)
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      assert.deepStrictEqual(yield* stored, ["new"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("first uses that race share one transaction, also from five fibers", () =>
+    Effect.gen(function* () {
+      const pids = yield* UnitOfWork.run(
+        Effect.forEach([1, 2, 3, 4, 5], (n) => Effect.zipRight(insert(`row ${n}`), pid), { concurrency: 5 })
+      )
+      assert.strictEqual(new Set(pids).size, 1)
+      assert.strictEqual((yield* stored).length, 5)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive(
+    "what was committed early stays, what was rolled back early is gone, the next statement begins anew",
+    () =>
+      Effect.gen(function* () {
+        yield* Effect.ignore(
+          UnitOfWork.run(
+            Effect.gen(function* () {
+              yield* insert("early")
+              yield* Db.commit
+              yield* insert("dropped")
+              yield* Db.rollback
+              yield* insert("late")
+              return yield* Effect.fail("no")
+            })
+          )
+        )
+        assert.deepStrictEqual(yield* stored, ["early"])
+        yield* Db.commit
+        const refused = yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("x"), Db.commit))).pipe(
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(refused._tag, "PropagationRefused")
+        assert.deepStrictEqual(yield* stored, ["early"])
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("independent work stays when the unit fails", () =>
+    Effect.gen(function* () {
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("unit")
+            yield* Db.independent(insert("independent"))
+            yield* Db.independent(Db.withTransaction(insert("independent transaction")))
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      assert.deepStrictEqual(yield* stored, ["independent", "independent transaction"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("reads go to the replica until the unit has written, then see what it wrote", () =>
+    Effect.gen(function* () {
+      const standby = Effect.flatMap(Db.reader, (sql) =>
+        Effect.map(
+          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
+          (rows) => rows[0]
+        )
+      )
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          assert.deepStrictEqual(yield* standby, { yes: true, n: 0 })
+          yield* insert("a")
+          assert.deepStrictEqual(yield* standby, { yes: false, n: 1 })
+          const reader = yield* Db.reader
+          const refused = yield* reader`DELETE FROM item`.pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(refused._tag, "ReadOnlyViolation")
+          // the refusal is the reader's own affair
+          yield* insert("b")
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["a", "b"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a later commit that fails after an earlier one is PartialCommit and says which", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("first")
+          yield* event("second", 13)
+          yield* Db.afterCommit(Effect.sync(() => void log.push("all committed")))
+          yield* Audit.afterRollback(Effect.sync(() => void log.push("audit rolled back")))
+        })
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "PartialCommit")
+      if (error._tag === "PartialCommit") {
+        assert.deepStrictEqual(error.committed, ["app"])
+        assert.strictEqual(error.failed, "audit")
+        assert.deepStrictEqual(error.rolledBack, [])
+      }
+      assert.deepStrictEqual(log, ["audit rolled back"])
+      assert.deepStrictEqual(yield* stored, ["first"])
+      assert.deepStrictEqual(yield* events, [])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("the first commit that fails rolls the others back: nothing is stored", () =>
+    Effect.gen(function* () {
+      const error = yield* UnitOfWork.run(Effect.zipRight(event("first", 13), insert("second"))).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "CommitFailed")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a beforeCommit hook may be the first to touch a database", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Effect.zipRight(insert("a"), Db.beforeCommit(event("a added"))))
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["a added"])
+      const vetoed = yield* UnitOfWork.run(
+        Effect.all([insert("b"), event("b added"), Db.beforeCommit(Effect.fail("no"))])
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(vetoed._tag, "CommitVetoed")
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["a added"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a fiber that outlives its unit gets TransactionEnded, on a database touched before or not", () =>
+    Effect.gen(function* () {
+      const go = yield* Deferred.make<void>()
+      const late = (work: Effect.Effect<unknown, unknown, Db | Audit>) =>
+        Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.flip(work)))
+      const fibers = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("in time")
+          return [
+            yield* late(DatabaseError.refine(insert("late"))),
+            yield* late(DatabaseError.refine(event("late")))
+          ] as const
+        })
+      )
+      yield* Deferred.succeed(go, undefined)
+      for (const fiber of fibers) {
+        const error = yield* Fiber.join(fiber)
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded")
+      }
+      assert.deepStrictEqual(yield* stored, ["in time"])
+      assert.deepStrictEqual(yield* events, [])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a transaction inside of a unit is a savepoint of the unit's", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("inner"), Effect.fail("no"))))
+          assert.strictEqual(yield* active, 1)
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["outer"])
+      assert.isNotEmpty(name)
+    }).pipe(Effect.provide(fresh()))
+  )
+})
