@@ -69,12 +69,38 @@ describe("start-up", () => {
       const port = yield* closed
       const { host } = new URL(Redacted.value(writer))
       const cases = [
-        [changed(writer, (url) => { url.password = secret }), "authentication", host],
-        [changed(writer, (url) => { url.username = "nobody_here" }), "authentication", host],
-        [changed(writer, (url) => { url.pathname = "/not_there" }), "noSuchDatabase", host],
-        [changed(writer, (url) => { url.port = String(port })), "unreachable", `127.0.0.1:$port`],
         [
-          changed(writer, (url) => { url.host = "no-such-host.invalid:5432" }),
+          changed(writer, (url) => {
+            url.password = secret
+          }),
+          "authentication",
+          host
+        ],
+        [
+          changed(writer, (url) => {
+            url.username = "nobody_here"
+          }),
+          "authentication",
+          host
+        ],
+        [
+          changed(writer, (url) => {
+            url.pathname = "/not_there"
+          }),
+          "noSuchDatabase",
+          host
+        ],
+        [
+          changed(writer, (url) => {
+            url.port = String(port)
+          }),
+          "unreachable",
+          `127.0.0.1:${port}`
+        ],
+        [
+          changed(writer, (url) => {
+            url.host = "no-such-host.invalid:5432"
+          }),
           "unreachable",
           "no-such-host.invalid:5432"
         ]
@@ -82,7 +108,7 @@ describe("start-up", () => {
       for (const [url, reason, server] of cases) {
         const error = yield* failure({ writer: url })
         assert.strictEqual(reasonOf(error), reason)
-        assert.include(error.message, `database "app" at $server`)
+        assert.include(error.message, `database "app" at ${server}`)
       }
       assert.isNotEmpty(name)
     })
@@ -146,7 +172,9 @@ describe("start-up", () => {
         const port = yield* closed
         const said: Array<string> = []
         const logger = Logger.make(({ message }) => void said.push(inspect(message)))
-        const dead = changed(writer, (url) => { url.port = String(port }))
+        const dead = changed(writer, (url) => {
+          url.port = String(port)
+        })
         yield* Effect.gen(function* () {
           const { servers } = yield* Db.status
           assert.deepStrictEqual(
@@ -162,10 +190,10 @@ describe("start-up", () => {
           assert.strictEqual(refused._tag, "ReadOnlyViolation")
         }).pipe(
           Effect.provide(
-            Db.layer(writer, readers: [dead] ).pipe(Layer.provide(Logger.replace(Logger.defaultLogger, logger)))
+            Db.layer({ writer, readers: [dead] }).pipe(Layer.provide(Logger.replace(Logger.defaultLogger, logger)))
           )
         )
-        assert.isTrue(said.some((text) => text.includes(`127.0.0.1:$port`) && text.includes("left out")))
+        assert.isTrue(said.some((text) => text.includes(`127.0.0.1:${port}`) && text.includes("left out")))
       })
   )
 
