@@ -248,7 +248,7 @@ export class Pool {
             total,
             active,
             idle,
-            waiting: waiting + 1,
+            waiting,
             ...(last === undefined ? {} : { lastConnectFailure: last.error.message })
           })
         )
@@ -379,7 +379,9 @@ export class Pool {
   private sweep(): void {
     const now = performance.now()
     const { idleTimeout, minConnections } = this.options.pool
-    let spare = this.all.size - minConnections
+    // those that are on their way out are in `all` until their sockets are closed
+    let spare = -minConnections
+    for (const connection of this.all) if (connection.broken === undefined) spare++
     for (const connection of [...this.idle]) {
       const reason: CloseReason | undefined = this.isAged(connection, now)
         ? "aged"

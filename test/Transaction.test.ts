@@ -357,28 +357,33 @@ describe("Transaction", () => {
       Effect.gen(function* () {
         const sql = yield* Db.writer
         yield* sql`INSERT INTO item (name, amount) VALUES ('counter', 0)`
-        let runs = 0
-        const add = Effect.gen(function* () {
-          runs++
-          const [row] = yield* sql<{ amount: number }>`SELECT amount FROM item WHERE name = 'counter'`
-          yield* sql`UPDATE item SET amount = ${(row?.amount ?? 0) + 1} WHERE name = 'counter'`
-        })
-        yield* Effect.forEach(
-          Array.from({ length: 8 }),
-          () => Db.withTransaction(add, { isolation: "serializable", retry: true }),
-          { concurrency: 8, discard: true }
-        )
-        const [row] = yield* sql<{ amount: number }>`SELECT amount FROM item WHERE name = 'counter'`
-        assert.strictEqual(row?.amount, 8)
-        assert.isAbove(runs, 8)
-        const exits = yield* Effect.forEach(
-          Array.from({ length: 8 }),
-          () => Effect.either(DatabaseError.refine(Db.withTransaction(add, { isolation: "serializable" }))),
-          { concurrency: 8 }
-        )
-        assert.isTrue(
-          exits.some((_) => _._tag === "Left" && ["SerializationFailure", "CommitFailed"].includes(_.left._tag))
-        )
+        const race = (retry: boolean) =>
+          Effect.gen(function* () {
+            const both = yield* Deferred.make<void>()
+            let runs = 0
+            // the first two runs have both read before either writes, so one of them has to fail
+            const add = Effect.gen(function* () {
+              const [row] = yield* sql<{ amount: number }>`SELECT amount FROM item WHERE name = 'counter'`
+              if (++runs === 2) yield* Deferred.succeed(both, undefined)
+              yield* Deferred.await(both)
+              yield* sql`UPDATE item SET amount = ${(row?.amount ?? 0) + 1} WHERE name = 'counter'`
+            })
+            const once = Db.withTransaction(add, { isolation: "serializable", retry })
+            const results = yield* Effect.all(
+              [Effect.either(DatabaseError.refine(once)), Effect.either(DatabaseError.refine(once))],
+              {
+                concurrency: 2
+              }
+            )
+            const [row] = yield* sql<{ amount: number }>`SELECT amount FROM item WHERE name = 'counter'`
+            return {
+              runs,
+              amount: row?.amount,
+              failures: results.flatMap((_) => (_._tag === "Left" ? [_.left._tag] : []))
+            }
+          })
+        assert.deepStrictEqual(yield* race(true), { runs: 3, amount: 2, failures: [] })
+        assert.deepStrictEqual(yield* race(false), { runs: 2, amount: 3, failures: ["SerializationFailure"] })
       }).pipe(Effect.provide(fresh({ maxConnections: 8 })))
     )
 

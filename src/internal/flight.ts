@@ -85,8 +85,8 @@ export class Flight implements Query {
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
     const acknowledged = this.acknowledged
-    if (this.refusal !== undefined) return { _tag: "refused", error: this.refusal, acknowledged }
     if (this.unreadable !== undefined) return { _tag: "unsendable", error: this.unreadable, acknowledged }
+    if (this.refusal !== undefined) return { _tag: "refused", error: this.refusal, acknowledged }
     return undefined
   }
 
@@ -141,7 +141,8 @@ export class Flight implements Query {
   }
 
   handleCopyInResponse(protocol: Protocol): void {
-    protocol.sendCopyFail("COPY FROM STDIN is not supported by this client")
+    this.unreadable = new Error("COPY FROM STDIN is not supported by this client")
+    protocol.sendCopyFail(this.unreadable.message)
     // in copy mode the server has swallowed the Sync of an extended flight
     if (!this.plan.simple) protocol.sync()
   }

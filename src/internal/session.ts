@@ -347,7 +347,7 @@ export class Level {
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
     const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
     if (begun) this.link.note(failure)
-    if (failure._tag === "refused" && !undone) this.failedBy ??= error
+    if (failure._tag !== "lost" && !undone) this.failedBy ??= error
     return error
   }
 

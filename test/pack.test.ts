@@ -1,0 +1,213 @@
+import { execFile } from "node:child_process"
+import * as fs from "node:fs/promises"
+import * as os from "node:os"
+import * as path from "node:path"
+import { fileURLToPath } from "node:url"
+import { promisify } from "node:util"
+import { afterAll, beforeAll, describe, expect, inject, it } from "vitest"
+
+const root = fileURLToPath(new URL("../", import.meta.url))
+
+/** What the package says about itself and its peers. */
+interface Manifest {
+  readonly version: string
+  readonly peerDependencies: Readonly<Record<string, string>>
+  readonly peerDependenciesMeta: Readonly<Record<string, { readonly optional?: boolean }>>
+}
+
+const json = async <A>(file: string): Promise<A> => JSON.parse(await fs.readFile(path.join(root, file), "utf8"))
+
+const run = async (
+  cwd: string,
+  command: string,
+  args: ReadonlyArray<string>,
+  env: NodeJS.ProcessEnv = {}
+): Promise<string> => {
+  const { stdout } = await promisify(execFile)(command, [...args], { cwd, env: { ...process.env, ...env } }).catch(
+    (error) => {
+      throw new Error(`${command} ${args.join(" ")}\n${error.stdout}${error.stderr}`)
+    }
+  )
+  return stdout
+}
+
+/** Packs a copy of the project, so that nobody else's `dist` is touched; gives the tarball and what is in it. */
+const pack = async (folder: string) => {
+  const copy = path.join(folder, "project")
+  const skipped = new Set(["node_modules", "dist", ".git"].map((name) => path.join(root, name)))
+  await fs.cp(root, copy, { recursive: true, filter: (from) => !skipped.has(from) })
+  await fs.symlink(path.join(root, "node_modules"), path.join(copy, "node_modules"))
+  await run(copy, "npm", ["pack", "--silent", "--pack-destination", folder])
+  const { version } = await json<Manifest>("package.json")
+  const tarball = path.join(folder, `effect-db-${version}.tgz`)
+  const list = await run(folder, "tar", ["-tzf", tarball])
+  const files = list.split("\n").flatMap((line) => (line === "" ? [] : [line.replace(/^package\//, "")]))
+  return { tarball, files }
+}
+
+/** Installs the tarball as a user does, with the peers that we are tested with; the optional ones are left out. */
+const install = async (folder: string, tarball: string) => {
+  const consumer = path.join(folder, "consumer")
+  await fs.mkdir(consumer)
+  await fs.writeFile(path.join(consumer, "package.json"), JSON.stringify({ private: true, type: "module" }))
+  const { peerDependencies, peerDependenciesMeta } = await json<Manifest>("package.json")
+  const lock = await json<{ readonly packages: Record<string, { readonly version: string }> }>("package-lock.json")
+  const peers = Object.keys(peerDependencies).filter((name) => peerDependenciesMeta[name]?.optional !== true)
+  await run(consumer, "npm", [
+    ...["install", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", tarball],
+    ...[...peers, "@types/node"].map((name) => `${name}@${lock.packages[`node_modules/${name}`]?.version}`)
+  ])
+  return consumer
+}
+
+let folder: string
+let consumer: string
+let files: ReadonlyArray<string>
+
+beforeAll(async () => {
+  folder = await fs.mkdtemp(path.join(os.tmpdir(), "effect-db-pack-"))
+  const packed = await pack(folder)
+  files = packed.files
+  consumer = await install(folder, packed.tarball)
+}, 300_000)
+
+afterAll(() => fs.rm(folder, { recursive: true, force: true }))
+
+const node = async (name: string, program: string, env: NodeJS.ProcessEnv = {}): Promise<unknown> => {
+  await fs.writeFile(path.join(consumer, name), program)
+  return JSON.parse(await run(consumer, process.execPath, [name], env))
+}
+
+describe("the tarball", () => {
+  it("holds what was built, its sources, and what one reads first; nothing else", () => {
+    const tops = new Set(files.map((file) => file.split("/")[0]))
+    expect([...tops].sort()).toEqual(["CHANGELOG.md", "LICENSE", "README.md", "dist", "package.json", "src"])
+    const kinds = new Set(files.filter((file) => /^(dist|src)\//.test(file)).map((file) => file.replace(/^[^.]*/, "")))
+    expect([...kinds].sort()).toEqual([".d.ts", ".d.ts.map", ".js", ".js.map", ".ts"])
+  })
+
+  it("holds a program, its types and its source for every module", () => {
+    const sources = files.filter((file) => file.startsWith("src/"))
+    const built = sources.flatMap((file) =>
+      [".js", ".js.map", ".d.ts", ".d.ts.map"].map((end) => file.replace(/^src/, "dist").replace(/\.ts$/, end))
+    )
+    expect(files.filter((file) => file.startsWith("dist/")).sort()).toEqual(built.sort())
+  })
+})
+
+describe("an installation", () => {
+  it("runs in Node, against a server, and lets the process end", { timeout: 60_000 }, async () => {
+    const rows = await node(
+      "program.js",
+      `
+        import { Effect, Redacted } from "effect"
+        import { Database, DatabaseError } from "effect-db"
+
+        class App extends Database.Service()("app") {}
+
+        const program = Effect.gen(function* () {
+          const sql = yield* App.writer
+          yield* sql\`CREATE TEMPORARY TABLE item (id int PRIMARY KEY) ON COMMIT DROP\`
+          yield* sql\`INSERT INTO item \${sql.insert([{ id: 1 }, { id: 2 }])}\`
+          const rows = yield* sql\`SELECT id FROM item ORDER BY id\`
+          const twice = yield* sql\`INSERT INTO item (id) VALUES (1)\`.pipe(sql.withTransaction, DatabaseError.refine, Effect.flip)
+          return { rows, twice: twice._tag }
+        }).pipe(App.withTransaction({ isolation: "serializable" }))
+
+        const result = await Effect.runPromise(
+          Effect.provide(program, App.layer({ writer: Redacted.make(process.env.WRITER) }))
+        )
+        console.log(JSON.stringify(result))
+      `,
+      { WRITER: inject("postgres").writer }
+    )
+    expect(rows).toEqual({ rows: [{ id: 1 }, { id: 2 }], twice: "UniqueViolation" })
+  })
+
+  it("gives each module by its own name, the same one as the root does", { timeout: 60_000 }, async () => {
+    const modules = files.flatMap((file) => file.match(/^src\/([^./]+)\.ts$/)?.[1] ?? []).filter((_) => _ !== "index")
+    const different = await node(
+      "modules.js",
+      `
+        import * as all from "effect-db"
+        const different = []
+        for (const name of ${JSON.stringify(modules)}) {
+          const module = await import("effect-db/" + name)
+          const same = Object.keys(module).length > 0 && Object.keys(module).every((key) => module[key] === all[name][key])
+          if (!same) different.push(name)
+        }
+        console.log(JSON.stringify(different))
+      `
+    )
+    expect(different).toEqual([])
+  })
+
+  it("keeps what is internal to itself", { timeout: 60_000 }, async () => {
+    const codes = await node(
+      "internal.js",
+      `
+        const paths = ["internal/engine", "internal/engine.js", "internal/embedded/server", "dist/internal/engine.js", "dist/index.js"]
+        const codes = paths.map((path) => import("effect-db/" + path).then(() => "imported", (error) => error.code))
+        console.log(JSON.stringify(await Promise.all(codes)))
+      `
+    )
+    expect(new Set(codes as ReadonlyArray<string>)).toEqual(
+      new Set(["ERR_PACKAGE_PATH_NOT_EXPORTED", "ERR_MODULE_NOT_FOUND"])
+    )
+  })
+
+  const source = `
+    import * as Effect from "effect/Effect"
+    import * as Layer from "effect/Layer"
+    import * as Redacted from "effect/Redacted"
+    import { DatabaseError, RequestTransaction, TestDatabase, UnitOfWork } from "effect-db"
+    import * as Database from "effect-db/Database"
+
+    export class App extends Database.Service<App>()("app") {}
+
+    export const AppLive: Layer.Layer<App, DatabaseError.StartupError> = App.layer({ writer: Redacted.make("") })
+    export const AppTest: Layer.Layer<App, DatabaseError.StartupError> = Layer.provide(TestDatabase.layer(App), AppLive)
+
+    export const count: Effect.Effect<number, DatabaseError.DatabaseError, App> = Effect.gen(function* () {
+      const sql = yield* App.reader
+      const [row] = yield* sql<{ readonly count: number }>\`SELECT count(*)::int AS count FROM item\`
+      return row?.count ?? 0
+    }).pipe(UnitOfWork.run, App.withTransaction({ access: "read only" }), DatabaseError.refine)
+
+    export const middleware = RequestTransaction.middleware()
+    export const running: Promise<number> = Effect.runPromise(Effect.provide(count, AppTest))
+
+    // @ts-expect-error: the database is not provided
+    export const failing: Promise<number> = Effect.runPromise(count)
+    // @ts-expect-error: nobody imports this
+    export type { Engine } from "effect-db/internal/engine"
+  `
+  const settings = [
+    { module: "NodeNext", moduleResolution: "NodeNext" },
+    { module: "ESNext", moduleResolution: "Bundler" }
+  ]
+  for (const setting of settings) {
+    it(`has types for moduleResolution ${setting.moduleResolution}`, { timeout: 120_000 }, async () => {
+      const project = path.join(consumer, setting.moduleResolution)
+      await fs.mkdir(project)
+      await fs.writeFile(path.join(project, "consumer.ts"), source)
+      await fs.writeFile(
+        path.join(project, "tsconfig.json"),
+        JSON.stringify({
+          compilerOptions: {
+            ...setting,
+            target: "ES2022",
+            lib: ["ES2023", "DOM"],
+            types: ["node"],
+            strict: true,
+            exactOptionalPropertyTypes: true,
+            declaration: true,
+            noEmit: true,
+            skipLibCheck: false
+          }
+        })
+      )
+      await run(root, path.join(root, "node_modules/.bin/tsc"), ["-p", project, "--pretty", "false"])
+    })
+  }
+})
