@@ -114,13 +114,21 @@ export class Pool {
     this.grow()
   }
 
+  /** What a choice among servers goes by. */
+  get load(): number {
+    return this.all.size - this.idle.length + this.waiters.size
+  }
+
   /** The figures of this moment. */
   get figures(): Figures {
     const { max } = this
+    let active = -this.idle.length
+    // one that is on its way out is open still, but nobody's
+    for (const connection of this.all) if (connection.broken === undefined) active++
     return {
       max,
       total: this.all.size,
-      active: this.all.size - this.idle.length,
+      active,
       idle: this.idle.length,
       connecting: this.connecting.size,
       waiting: this.waiters.size

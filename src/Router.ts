@@ -14,10 +14,8 @@ import * as Layer from "effect/Layer"
  */
 export interface Candidate {
   readonly name: string
-  /** Connections in use. */
-  readonly active: number
-  /** Callers who wait for a connection. */
-  readonly waiting: number
+  /** Connections in use and callers who wait for one. */
+  readonly load: number
 }
 
 /**
@@ -68,10 +66,9 @@ export const leastBusy: Choose = (ask, candidates) => {
   for (let i = 0; i < candidates.length; i++) {
     const at = (ask.turn + i) % candidates.length
     const candidate = candidates[at]
-    const load = candidate === undefined ? least : candidate.active + candidate.waiting
-    if (load < least) {
+    if (candidate !== undefined && candidate.load < least) {
       best = at
-      least = load
+      least = candidate.load
     }
   }
   return best

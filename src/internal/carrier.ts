@@ -55,7 +55,8 @@ export abstract class Carrier implements Connection {
   readonly execute = () => this.refuse
   readonly executeRaw = () => this.refuse
   readonly executeValues = () => this.refuse
-  readonly executeUnprepared = () => this.refuse
+  // another client that was refused its savepoint goes back to it all the same, and takes a refusal of that for a defect
+  readonly executeUnprepared = (sql: string) => (sql.startsWith("ROLLBACK") ? Effect.succeed([]) : this.refuse)
   readonly executeStream = () => Stream.fromEffect(this.refuse)
 
   private get refuse(): Effect.Effect<never, SqlError> {

@@ -232,7 +232,7 @@ export class Engine implements Origin {
   private pick(servers: ReadonlyArray<Server>): Server | undefined {
     if (servers.length < 2) return servers[0]
     const ask = { database: this.database, turn: this.turn++, random: Math.random() }
-    const candidates = servers.map((server) => ({ name: server.name, ...server.reads.figures }))
+    const candidates = servers.map((server) => ({ name: server.name, load: server.reads.load }))
     return servers[this.choose(ask, candidates)] ?? servers[0]
   }
 }

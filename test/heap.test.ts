@@ -1,0 +1,27 @@
+import { execFile } from "node:child_process"
+import { fileURLToPath } from "node:url"
+import { promisify } from "node:util"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { freshDatabase } from "./fixtures/server.js"
+
+const program = fileURLToPath(new URL("fixtures/heap.ts", import.meta.url))
+
+it.scopedLive(
+  "100,000 small transactions leave the heap where it was after the first 10,000, give or take 10 MB",
+  () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const { stdout } = yield* Effect.promise(() =>
+        promisify(execFile)(process.execPath, ["--expose-gc", "--import", "tsx", program], {
+          env: { ...process.env, DATABASE_URL: Redacted.value(writer) }
+        })
+      )
+      const grown = Number(stdout.trim())
+      assert.isFalse(Number.isNaN(grown), stdout)
+      assert.isBelow(grown, 10 * 1024 * 1024)
+      console.log(`the heap grew by ${Math.round(grown / 1024)} kB`)
+    }),
+  180_000
+)
