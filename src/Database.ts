@@ -101,26 +101,37 @@ const clients = (
   })
 
 /** Opens one connection, to see that the server is there. */
-const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effect<void, StartupError> => {
-  const { connectTimeout } = config.pool
-  const attempt = Effect.async<void, StartupError>((resume) => {
-    const giveUp = pool.checkout(performance.now() + connectTimeout, [], (error, connection) => {
-      if (connection !== undefined) {
-        pool.checkin(connection)
-        return resume(Effect.void)
-      }
-      const unresponsive = () =>
-        new ConnectFailed({ database: config.name, server: pool.options.server.name, reason: "unresponsive" })
-      resume(Effect.fail(error?._tag === "ConnectFailed" ? error : unresponsive()))
+const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effect<void, StartupError> =>
+  Effect.suspend(() => {
+    // a connect that takes too long has its own timeout and says why: it comes first
+    const deadline = performance.now() + config.pool.connectTimeout + 500
+    const attempt = Effect.async<void, ConnectFailed>((resume) => {
+      const giveUp = pool.checkout(deadline, [], (error, connection) => {
+        if (connection !== undefined) {
+          pool.checkin(connection)
+          return resume(Effect.void)
+        }
+        const place = { database: config.name, server: pool.options.server.name }
+        resume(
+          Effect.fail(
+            error?._tag === "ConnectFailed"
+              ? error
+              : new ConnectFailed({
+                  ...place,
+                  reason: "unresponsive",
+                  ...(error === undefined ? {} : { cause: error })
+                })
+          )
+        )
+      })
+      return Effect.sync(giveUp)
     })
-    return Effect.sync(giveUp)
+    // a server that says "not yet" gets until the timeout
+    return Effect.retry(attempt, {
+      schedule: Schedule.spaced("100 millis"),
+      while: (error) => isNotYet(error.reason) && performance.now() + 100 < deadline
+    })
   })
-  // a server that says "not yet" gets until the timeout
-  return Effect.retry(attempt, {
-    schedule: Schedule.spaced("100 millis").pipe(Schedule.upTo(connectTimeout)),
-    while: (error) => error._tag === "ConnectFailed" && isNotYet(error.reason)
-  })
-}
 
 /**
  * Opens a database in a scope.

@@ -572,7 +572,7 @@ export type DatabaseError = StartupError | StatementError | TransactionError | F
  * @since 0.1.0
  * @category models
  */
-export type StartupError = ConfigInvalid | ConnectFailed | PoolExhausted
+export type StartupError = ConfigInvalid | ConnectFailed
 
 /**
  * What a single statement can fail with; it is the `cause` of the `SqlError` of a client.

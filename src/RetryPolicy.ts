@@ -23,6 +23,17 @@ import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
 import { isTransient } from "./SqlState.js"
 
 /**
+ * How many attempts beyond the first a database may make, all callers together: `burst` at once, and `perSecond` more with time.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Budget {
+  readonly burst: number
+  readonly perSecond: number
+}
+
+/**
  * When something is tried again; a schedule that ends gives up. Its input is the failure.
  *
  * @since 0.1.0
@@ -35,13 +46,16 @@ export interface Policy {
   readonly statement: Schedule.Schedule<unknown, DatabaseError>
   /** A whole transaction with `{ retry: true }`. */
   readonly transaction: Schedule.Schedule<unknown, DatabaseError>
+  /** Keeps a failing server from being hammered: without budget the failure is passed on at once. */
+  readonly budget: Budget
 }
 
 const backoff = (base: Duration.DurationInput, times: number): Schedule.Schedule<unknown, DatabaseError> =>
   Schedule.exponential(base, 2).pipe(Schedule.jittered, Schedule.intersect(Schedule.recurs(times)))
 
 /**
- * The default: exponential with jitter; 5 times for what was not sent, 3 times for a statement, 10 times for a transaction.
+ * The default: exponential with jitter; 5 times for what was not sent, 3 times for a statement, 10 times for a transaction; of all callers
+ * together 200 at once and 50 a second.
  *
  * @since 0.1.0
  * @category policies
@@ -49,7 +63,8 @@ const backoff = (base: Duration.DurationInput, times: number): Schedule.Schedule
 export const defaultPolicy: Policy = {
   acquire: backoff("50 millis", 5),
   statement: backoff("20 millis", 3),
-  transaction: backoff("10 millis", 10)
+  transaction: backoff("10 millis", 10),
+  budget: { burst: 200, perSecond: 50 }
 }
 
 /**
@@ -58,7 +73,12 @@ export const defaultPolicy: Policy = {
  * @since 0.1.0
  * @category policies
  */
-export const never: Policy = { acquire: Schedule.stop, statement: Schedule.stop, transaction: Schedule.stop }
+export const never: Policy = {
+  acquire: Schedule.stop,
+  statement: Schedule.stop,
+  transaction: Schedule.stop,
+  budget: { burst: 0, perSecond: 0 }
+}
 
 /**
  * The policy in force. Without a layer it is {@link defaultPolicy}.

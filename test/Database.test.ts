@@ -188,12 +188,19 @@ describe("Database", () => {
         assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unreachable")
         assert.strictEqual(asked, 3)
         yield* sql`SELECT 1`.pipe(
-          Effect.provide(RetryPolicy.layer({ ...RetryPolicy.never, acquire: counted })),
+          Effect.provide(RetryPolicy.layer({ ...RetryPolicy.defaultPolicy, acquire: counted })),
           Effect.ignore
         )
         assert.strictEqual(asked, 6)
         yield* sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never), Effect.ignore)
         assert.strictEqual(asked, 6)
+        // however patient a policy is, all its retries together stay within the budget; what was taken before counts
+        const endless = Schedule.tapInput(Schedule.forever, () => Effect.sync(() => asked++))
+        yield* sql`SELECT 1`.pipe(
+          RetryPolicy.with({ acquire: endless, budget: { burst: 5, perSecond: 0 } }),
+          Effect.ignore
+        )
+        assert.strictEqual(asked, 11)
         yield* server.primary.start
         assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
       }).pipe(Effect.provide(onCluster()))

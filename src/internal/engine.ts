@@ -16,6 +16,7 @@ import { idempotentRef, isNotSent, isReplayable, type Policy, RetryPolicy } from
 import type { Choose } from "../Router.js"
 import type { Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
+import { RetryBudget } from "./budget.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
 import { type Place, toStatementError } from "./failure.js"
 import type { Fence, Lender } from "./session.js"
@@ -55,6 +56,7 @@ class PoolLender implements Lender {
 export class Engine implements Origin {
   readonly database: string
   private turn = 0
+  private readonly budget = new RetryBudget()
 
   constructor(
     readonly config: DatabaseConfig,
@@ -163,7 +165,10 @@ export class Engine implements Origin {
       this.retried(isNotSent(first) ? "acquire" : "statement", attempt - 1, first.message)
       return start(go, read, Effect.fail)
     })
-    return Effect.retry(next, { schedule: isNotSent(first) ? policy.acquire : policy.statement, while: again })
+    return Effect.retry(next, {
+      schedule: isNotSent(first) ? policy.acquire : policy.statement,
+      while: (error) => again(error) && this.budget.take(policy.budget)
+    })
   }
 
   /** Runs a whole transaction again, where it is undone for certain and may go better. */
@@ -173,8 +178,8 @@ export class Engine implements Origin {
     asked: true | Schedule.Schedule<unknown, DatabaseError>
   ): Effect.Effect<A, E, R> {
     let attempt = 0
-    const policy = asked === true ? Context.get(fiber.currentContext, RetryPolicy).transaction : asked
-    const schedule = policy.pipe(
+    const policy = Context.get(fiber.currentContext, RetryPolicy)
+    const schedule = (asked === true ? policy.transaction : asked).pipe(
       Schedule.mapInput((error: E) => fromUnknown(error)),
       Schedule.tapOutput(() => Effect.sync(() => attempt++))
     )
@@ -183,7 +188,7 @@ export class Engine implements Origin {
         if (isReplayable(error)) this.retried("transaction", attempt + 1, fromUnknown(error).message)
         return Effect.void
       }),
-      { schedule, while: isReplayable }
+      { schedule, while: (error) => isReplayable(error) && this.budget.take(policy.budget) }
     )
   }
 
