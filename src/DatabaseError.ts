@@ -632,16 +632,24 @@ export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.has
  */
 export const toSqlError = (error: DatabaseError): SqlError => new SqlError({ cause: error, message: error.message })
 
+/** Our failure in a chain of causes: libraries such as drizzle put errors of their own around it. */
+const inside = (cause: unknown): DatabaseError | undefined => {
+  const seen = new Set<unknown>()
+  for (let one = cause; !seen.has(one); one = Predicate.hasProperty(one, "cause") ? one.cause : undefined) {
+    if (isDatabaseError(one)) return one
+    seen.add(one)
+  }
+  return undefined
+}
+
 /**
- * The failure inside of a `SqlError`; one of another client becomes `QueryFailed` of the database `"unknown"`.
+ * The failure inside of a `SqlError`, however deep; one of another client becomes `QueryFailed` of the database `"unknown"`.
  *
  * @since 0.1.0
  * @category conversions
  */
 export const fromSqlError = (error: SqlError): DatabaseError =>
-  isDatabaseError(error.cause)
-    ? error.cause
-    : new QueryFailed({ database: "unknown", server: "", cause: error.cause ?? error })
+  inside(error.cause) ?? new QueryFailed({ database: "unknown", server: "", cause: error.cause ?? error })
 
 /**
  * Any failure as one of ours.

@@ -122,13 +122,13 @@ export class Pool {
   /** The figures of this moment. */
   get figures(): Figures {
     const { max } = this
-    let active = -this.idle.length
+    let open = 0
     // one that is on its way out is open still, but nobody's
-    for (const connection of this.all) if (connection.broken === undefined) active++
+    for (const connection of this.all) if (connection.broken === undefined) open++
     return {
       max,
       total: this.all.size,
-      active,
+      active: open - this.idle.length,
       idle: this.idle.length,
       connecting: this.connecting.size,
       waiting: this.waiters.size

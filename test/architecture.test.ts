@@ -77,7 +77,7 @@ const code = (text: string): string =>
 
 const specifiers = (text: string): ReadonlyArray<{ readonly specifier: string; readonly typeOnly: boolean }> =>
   // verbatimModuleSyntax: `import { type X }` loads the file, only `import type` does not
-  [...text.matchAll(/^(?:import|export)\s+(type\s+)?(?:[\w*\s{},]*?\sfrom\s*)?"([^"]+)"/gm)].map((match) => ({
+  [...text.matchAll(/^(?:import|export)\s+(type\s+)?(?:[\w$*\s{},]*?\sfrom\s*)?"([^"]+)"/gm)].map((match) => ({
     specifier: match[2] ?? "",
     typeOnly: match[1] !== undefined
   }))
@@ -108,7 +108,9 @@ const always = (): boolean => true
 
 /** The public modules that a file leads to, directly or through internal ones, with the way. */
 const reached = (name: string, way: ReadonlyArray<string> = [name]): ReadonlyArray<ReadonlyArray<string>> =>
-  uses(name, atRuntime).flatMap((next) => (isInternal(next) ? reached(next, [...way, next]) : [[...way, next]]))
+  uses(name, atRuntime).flatMap((next) =>
+    !isInternal(next) ? [[...way, next]] : way.includes(next) ? [] : reached(next, [...way, next])
+  )
 
 /** Everything that a file leads to. */
 const closure = (name: string, which: (one: Import) => boolean): ReadonlySet<string> => {

@@ -55,7 +55,8 @@ const install = async (folder: string, tarball: string) => {
   const peers = Object.keys(peerDependencies).filter((name) => peerDependenciesMeta[name]?.optional !== true)
   await run(consumer, "npm", [
     ...["install", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", tarball],
-    ...[...peers, "@types/node"].map((name) => `${name}@${lock.packages[`node_modules/${name}`]?.version}`)
+    // the declarations of @effect/sql-pg are written with those of pg, and leave it to the user to have them
+    ...[...peers, "@types/node", "@types/pg"].map((name) => `${name}@${lock.packages[`node_modules/${name}`]?.version}`)
   ])
   return consumer
 }
@@ -172,7 +173,7 @@ describe("an installation", () => {
       const sql = yield* App.reader
       const [row] = yield* sql<{ readonly count: number }>\`SELECT count(*)::int AS count FROM item\`
       return row?.count ?? 0
-    }).pipe(UnitOfWork.run, App.withTransaction({ access: "read only" }), DatabaseError.refine)
+    }).pipe(UnitOfWork.run(), App.withTransaction({ access: "read only" }), DatabaseError.refine)
 
     export const middleware = RequestTransaction.middleware()
     export const running: Promise<number> = Effect.runPromise(Effect.provide(count, AppTest))
@@ -197,7 +198,7 @@ describe("an installation", () => {
           compilerOptions: {
             ...setting,
             target: "ES2022",
-            lib: ["ES2023", "DOM"],
+            lib: ["ES2023"],
             types: ["node"],
             strict: true,
             exactOptionalPropertyTypes: true,

@@ -50,9 +50,8 @@ const relink = async (native: string) => {
   const found: unknown = JSON.parse(text)
   for (const { source, target } of Array.isArray(found) ? found.filter(isLink) : []) {
     const at = path.resolve(native, "..", target)
-    await fs.symlink(path.relative(path.dirname(target), source), at).catch((cause) => {
-      if (cause.code !== "EEXIST") throw cause
-    })
+    await fs.rm(at, { force: true })
+    await fs.symlink(path.relative(path.dirname(target), source), at)
   }
 }
 

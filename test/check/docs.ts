@@ -1,0 +1,189 @@
+/**
+ * Checks what the documentation says, as a step of `npm run check`:
+ *
+ * - every public export has a docstring with `@since` and `@category`
+ * - every `@example` in `src`, and every block fenced as `ts` in the READMEs, is a module that compiles
+ *
+ * A block whose first line is a comment with a file name (`// db.ts`) can be imported under that name by the other blocks of its
+ * document. What is not a program is fenced as something else.
+ */
+import { spawnSync } from "node:child_process"
+import * as fs from "node:fs"
+import * as path from "node:path"
+import { fileURLToPath } from "node:url"
+
+const root = fileURLToPath(new URL("../../", import.meta.url))
+const read = (file: string): string => fs.readFileSync(path.join(root, file), "utf8")
+const lineOf = (text: string, index: number): number => text.slice(0, index).split("\n").length
+
+const sources = fs
+  .readdirSync(path.join(root, "src"), { recursive: true, encoding: "utf8" })
+  .filter((file) => file.endsWith(".ts") && file !== "index.ts")
+  .sort()
+  .map((file) => `src/${file}`)
+const modules = sources.filter((file) => !file.startsWith("src/internal/"))
+
+// ---- exports
+
+/** The docstring that ends where something begins. */
+const docstringAt = (text: string, index: number): string => {
+  const before = text.slice(0, index).trimEnd()
+  return before.endsWith("*/") ? before.slice(before.lastIndexOf("/*")) : ""
+}
+
+interface Export {
+  readonly name: string
+  readonly line: number
+  readonly doc: string
+}
+
+const declaration =
+  /^export (?:default )?(?:declare )?(?:abstract )?(?:async )?(?:(const|let|function\*?|class|interface|type|namespace|enum) ([\w$]+)|const \{([^}]*)\})/gm
+
+/** What `export { ... }` names; types that are only handed on, with `export type { ... }`, are left out. */
+const list = /^export \{([^}]*)\}/gm
+
+const exportsOf = (file: string): ReadonlyArray<Export> => {
+  const text = read(file)
+  // the same text with blanks in place of comments, whose words and braces are no code
+  const bare = text.replace(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, (comment) => comment.replace(/[^\n]/g, " "))
+  const overloaded = new Set<string>()
+  const one = (name: string, index: number, doc = docstringAt(text, index)): Export => ({
+    name,
+    line: lineOf(text, index),
+    doc
+  })
+  const declared = [...bare.matchAll(declaration)].flatMap(({ 1: kind, 2: name, 3: several, index }) => {
+    if (name === undefined) return [one(`{${several}}`, index)]
+    // the docstring of a function stands at its first overload
+    if (kind === "function" && overloaded.has(name)) return []
+    overloaded.add(name)
+    return [one(name, index)]
+  })
+  // what is handed on has its docstring where it is made
+  const origin = (name: string): string => {
+    const from = bare.match(new RegExp(`^import \\{[^}]*\\b${name}\\b[^}]*\\} from "(\\.[^"]+)\\.js"`, "m"))?.[1]
+    const made = from === undefined ? [] : exportsOf(`${path.posix.join(path.posix.dirname(file), from)}.ts`)
+    return made.find((other) => other.name === name)?.doc ?? ""
+  }
+  const listed = [...bare.matchAll(list)].flatMap(({ 1: names = "", index }) =>
+    [...names.matchAll(/(?:[\w$]+ as )?([\w$]+)/g)].map((match) => {
+      const at = index + "export {".length + match.index
+      const name = match[1] ?? ""
+      return one(name, at, docstringAt(text, at) || docstringAt(text, index) || origin(name))
+    })
+  )
+  return [...declared, ...listed]
+}
+
+const checkExports = (): { readonly count: number; readonly problems: ReadonlyArray<string> } => {
+  const all = modules.flatMap((file) => exportsOf(file).map((one) => ({ ...one, file })))
+  const problems = all.flatMap(({ doc, file, line, name }) => {
+    if (doc.includes("@internal")) return []
+    const missing =
+      doc === ""
+        ? ["a docstring"]
+        : ["@since", "@category"].filter((tag) => !new RegExp(`^ *\\* *${tag} \\S`, "m").test(doc))
+    return missing.length === 0 ? [] : [`${file}:${line}: export ${name} lacks ${missing.join(" and ")}`]
+  })
+  const heads = modules.filter((file) => !/^\/\*\*(?:(?!\*\/)[\s\S])*@since \S/.test(read(file)))
+  return {
+    count: all.length,
+    problems: [...heads.map((file) => `${file}:1: the module lacks a docstring with @since`), ...problems]
+  }
+}
+
+// ---- examples
+
+interface Example {
+  readonly file: string
+  /** The first line, counted from 1. */
+  readonly line: number
+  readonly lines: ReadonlyArray<string>
+}
+
+const examplesOfSource = (file: string): ReadonlyArray<Example> => {
+  const text = read(file)
+  return [...text.matchAll(/\/\*\*[\s\S]*?\*\//g)].flatMap((doc) => {
+    const first = lineOf(text, doc.index)
+    const lines = doc[0].split("\n").slice(0, -1)
+    return lines.flatMap((line, index): ReadonlyArray<Example> => {
+      if (!/^\s*\*\s*@example\b/.test(line)) return []
+      const rest = lines.slice(index + 1)
+      const end = rest.findIndex((other) => /^\s*\*\s*@[a-z]/.test(other))
+      const body = rest
+        .slice(0, end === -1 ? rest.length : end)
+        // blanks in place of the margin, so that columns stay right
+        .map((other) => other.replace(/^\s*\*?/, (margin) => " ".repeat(margin.length)).replace(/^\s*```.*$/, ""))
+      return [{ file, line: first + index + 1, lines: body }]
+    })
+  })
+}
+
+const examplesOfDocument = (file: string): ReadonlyArray<Example> => {
+  if (!fs.existsSync(path.join(root, file))) return []
+  const lines = read(file).split("\n")
+  return lines.flatMap((line, index): ReadonlyArray<Example> => {
+    if (!/^\s*```ts\s*$/.test(line)) return []
+    const rest = lines.slice(index + 1)
+    const end = rest.findIndex((other) => /^\s*```\s*$/.test(other))
+    return [{ file, line: index + 2, lines: rest.slice(0, end === -1 ? rest.length : end) }]
+  })
+}
+
+const compile = (examples: ReadonlyArray<Example>): ReadonlyArray<string> => {
+  const cache = path.join(root, "node_modules/.cache")
+  fs.mkdirSync(cache, { recursive: true })
+  // inside of the project, so that packages are found from there
+  const folder = fs.mkdtempSync(path.join(cache, "effect-db-docs-"))
+  try {
+    const written = new Map<string, Example>()
+    for (const example of examples) {
+      const named = example.lines[0]?.match(/^\/\/ ([\w.-]+\.ts)\b/)?.[1]
+      const byName = path.join(example.file, named ?? "")
+      const name = named === undefined || written.has(byName) ? path.join(example.file, `${example.line}.ts`) : byName
+      written.set(name, example)
+      fs.mkdirSync(path.join(folder, example.file), { recursive: true })
+      // empty lines first, so that line numbers are those of the document
+      fs.writeFileSync(path.join(folder, name), "\n".repeat(example.line - 1) + example.lines.join("\n"))
+    }
+    fs.writeFileSync(path.join(folder, "package.json"), JSON.stringify({ type: "module" }))
+    fs.writeFileSync(
+      path.join(folder, "tsconfig.json"),
+      JSON.stringify({
+        extends: "../../../tsconfig.json",
+        compilerOptions: { noUnusedLocals: false },
+        include: [],
+        files: [...written.keys()]
+      })
+    )
+    const { error, status, stderr, stdout } = spawnSync(
+      path.join(root, "node_modules/.bin/tsc"),
+      ["-p", folder, "--pretty", "false"],
+      { cwd: root, encoding: "utf8" }
+    )
+    if (error !== undefined) throw error
+    const lines = `${stdout}${stderr}`.split("\n").filter((line) => line.trim() !== "")
+    if (status !== 0 && lines.length === 0) return [`tsc ended with status ${status}`]
+    const prefix = `${path.relative(root, folder)}${path.sep}`
+    return lines.map((line) => {
+      const at = line.startsWith(prefix) ? line.slice(prefix.length).match(/^(.*)\((\d+,\d+)\)(.*)$/) : null
+      const example = at === null ? undefined : written.get(at[1] ?? "")
+      return example === undefined ? line : `${example.file}:${at?.[2]?.replace(",", ":")}${at?.[3]}`
+    })
+  } finally {
+    fs.rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+const documents = ["README.md", "examples/README.md"]
+const examples = [...sources.flatMap(examplesOfSource), ...documents.flatMap(examplesOfDocument)]
+const { count, problems } = checkExports()
+const errors = [...problems, ...compile(examples)]
+
+for (const error of errors) console.error(error)
+const inDocuments = examples.filter((example) => documents.includes(example.file)).length
+console.log(
+  `${count} exports, ${problems.length} not documented; ${examples.length - inDocuments} examples in src and ${inDocuments} in ${documents.join(", ")}`
+)
+process.exitCode = errors.length === 0 ? 0 : 1

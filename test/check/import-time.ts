@@ -1,0 +1,49 @@
+/**
+ * Prints what importing the built package costs beyond `effect` and `pg`, which a program with a database imports anyway. Median of fresh
+ * processes. The goal is 150 ms; a machine that is busy takes longer, so only a multiple of that fails.
+ *
+ * `--each` prints each public module by itself as well.
+ */
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import { fileURLToPath } from "node:url"
+import { parseArgs } from "node:util"
+
+const { values } = parseArgs({ options: { each: { type: "boolean", default: false } } })
+const goal = 150
+const limit = 5 * goal
+const rounds = 7
+const root = fileURLToPath(new URL("../../", import.meta.url))
+
+const once = (module: string): number => {
+  const program = `
+    await Promise.all([import("effect"), import("pg")])
+    const start = performance.now()
+    await import("effect-db${module}")
+    console.log(performance.now() - start)
+  `
+  // a package may import itself by its name, and gets what its users get
+  return Number(execFileSync(process.execPath, ["--input-type=module", "-e", program], { cwd: root, encoding: "utf8" }))
+}
+
+const median = (module: string): number => {
+  const times = Array.from({ length: rounds }, () => once(module)).sort((a, b) => a - b)
+  return Math.round(times[Math.floor(rounds / 2)] ?? 0)
+}
+
+if (!fs.existsSync(`${root}dist/index.js`)) throw new Error("there is no dist: npm run build")
+
+if (values.each) {
+  const modules = fs.readdirSync(`${root}src`).filter((file) => file.endsWith(".ts") && file !== "index.ts")
+  for (const file of modules) {
+    const module = `/${file.slice(0, -".ts".length)}`
+    console.log(`effect-db${module}: ${median(module)} ms`)
+  }
+}
+
+const time = median("")
+console.log(`effect-db: ${time} ms beyond effect and pg (goal: ${goal} ms)`)
+if (time > limit) {
+  console.error(`that is more than ${limit} ms: look with --each for the import that costs it`)
+  process.exitCode = 1
+}

@@ -1,0 +1,41 @@
+/** What `DatabaseError.refine` makes of errors. `tsc` is the test; nothing here runs. */
+import { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import { DatabaseError } from "effect-db"
+import { expectTypeOf } from "vitest"
+
+type Work<E> = Effect.Effect<string, E, "needed">
+
+export const refineRemovesSqlError = (work: Work<SqlError | "refused">) => {
+  expectTypeOf(DatabaseError.refine(work)).toEqualTypeOf<Work<"refused" | DatabaseError.DatabaseError>>()
+  // @ts-expect-error: no SqlError is left
+  expectTypeOf(DatabaseError.refine(work)).toEqualTypeOf<Work<SqlError | "refused" | DatabaseError.DatabaseError>>()
+}
+
+export const tagsAreCaught = (work: Work<SqlError>) => [
+  work.pipe(
+    DatabaseError.refine,
+    Effect.catchTag("UniqueViolation", (error) => Effect.succeed(error.constraint))
+  ),
+  work.pipe(
+    DatabaseError.refine,
+    // @ts-expect-error: there is no such tag
+    Effect.catchTag("UniqueConstraintViolation", () => Effect.void)
+  ),
+  work.pipe(
+    // @ts-expect-error: before `refine` the tag is not seen
+    Effect.catchTag("UniqueViolation", () => Effect.void)
+  )
+]
+
+export const fieldsAreTyped = (error: DatabaseError.UniqueViolation, lost: DatabaseError.Disconnected) => {
+  expectTypeOf(error.constraint).toEqualTypeOf<string | undefined>()
+  expectTypeOf(lost.outcome).toEqualTypeOf<"notSent" | "undone" | "inDoubt">()
+  // @ts-expect-error: a violation has no outcome
+  expectTypeOf(error.outcome)
+}
+
+export const everyErrorIsOne = (error: DatabaseError.DatabaseError | SqlError) => {
+  if (error instanceof SqlError) return
+  expectTypeOf(error).toEqualTypeOf<DatabaseError.DatabaseError>()
+}

@@ -1,0 +1,111 @@
+/**
+ * What compiles and what does not. `tsc` is the test; nothing here runs. Each line that must not compile stands below the same line
+ * as it should be.
+ */
+import type * as HttpApp from "@effect/platform/HttpApp"
+import type { SqlClient } from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type { PgClient } from "@effect/sql-pg/PgClient"
+import type { ConfigError } from "effect/ConfigError"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { Database, type DatabaseError, RequestTransaction, TestDatabase, UnitOfWork } from "effect-db"
+import { expectTypeOf } from "vitest"
+
+class App extends Database.Service<App>()("app") {}
+class Audit extends Database.Service<Audit>()("audit") {}
+
+const url = Redacted.make("postgres://localhost/app")
+const AppLive = App.layer({ writer: url })
+const AuditLive = Audit.layer({ writer: url })
+
+const one = Effect.flatMap(App.writer, (sql) => sql<{ readonly id: number }>`SELECT 1 AS id`)
+const both = Effect.zip(one, Audit.writer)
+
+export const aDatabaseHasToBeProvided = () => [
+  Effect.runPromise(Effect.provide(one, AppLive)),
+  // @ts-expect-error: App is missing
+  Effect.runPromise(one)
+]
+
+export const databasesAreNotInterchangeable = () => [
+  Effect.runPromise(Effect.provide(one, AppLive)),
+  // @ts-expect-error: App is missing
+  Effect.runPromise(Effect.provide(one, AuditLive)),
+  Effect.runPromise(Effect.provide(both, Layer.merge(AppLive, AuditLive))),
+  // @ts-expect-error: Audit is missing
+  Effect.runPromise(Effect.provide(both, AppLive)),
+  // @ts-expect-error: App is missing
+  Effect.runPromise(Effect.provide(both, AuditLive))
+]
+
+export const settingsAreKnown = () => [
+  App.layer({ writer: url, maxConnections: 5 }),
+  // @ts-expect-error: there is no such setting
+  App.layer({ writer: url, maxConnection: 5 }),
+  App.layer({ writer: url, startup: "lazy" }),
+  // @ts-expect-error: there is no such start-up
+  App.layer({ writer: url, startup: "later" }),
+  // @ts-expect-error: the writer is missing
+  App.layer({ readers: [url] })
+]
+
+export const transactionsAreSpelledRight = () => [
+  App.withTransaction(one, { isolation: "serializable" }),
+  // @ts-expect-error: there is no such isolation level
+  App.withTransaction(one, { isolation: "serialisable" }),
+  one.pipe(App.withTransaction({ access: "read only" })),
+  // @ts-expect-error: there is no such access
+  one.pipe(App.withTransaction({ access: "readonly" })),
+  App.withTransaction(one, { propagation: "requiresNew" }),
+  // @ts-expect-error: there is no such propagation
+  App.withTransaction(one, { propagation: "REQUIRES_NEW" })
+]
+
+export const unitsOfWorkEndInOneOfTwoWays = () => [
+  UnitOfWork.run(one, { outcome: () => "rollback" }),
+  // @ts-expect-error: there is no such outcome
+  UnitOfWork.run(one, { outcome: () => "abort" })
+]
+
+export const whatDatabasesProvideAndNeed = () => {
+  expectTypeOf(AppLive).toEqualTypeOf<Layer.Layer<App, DatabaseError.StartupError>>()
+  expectTypeOf(App.layerConfig).returns.toEqualTypeOf<Layer.Layer<App, DatabaseError.StartupError | ConfigError>>()
+  expectTypeOf(App.layerSqlClient).toEqualTypeOf<Layer.Layer<SqlClient | PgClient, never, App>>()
+  expectTypeOf(TestDatabase.layer(App)).toEqualTypeOf<Layer.Layer<App, never, App>>()
+  expectTypeOf(App.writer).toEqualTypeOf<Effect.Effect<PgClient, never, App>>()
+  expectTypeOf(App.reader).toEqualTypeOf<Effect.Effect<PgClient, never, App>>()
+  expectTypeOf(App.any).toEqualTypeOf<Effect.Effect<PgClient, never, App>>()
+  expectTypeOf(App.databaseName).toEqualTypeOf<"app">()
+  // @ts-expect-error: a name is a type of its own
+  expectTypeOf(App.databaseName).toEqualTypeOf<"audit">()
+}
+
+export const whatTransactionsAdd = (work: Effect.Effect<number, "refused", Audit>) => {
+  type InTransaction<R> = Effect.Effect<number, "refused" | DatabaseError.TransactionError, R>
+  expectTypeOf(App.withTransaction(work)).toEqualTypeOf<InTransaction<App | Audit>>()
+  expectTypeOf(App.withTransaction(work, { retry: true })).toEqualTypeOf<InTransaction<App | Audit>>()
+  expectTypeOf(work.pipe(App.withTransaction())).toEqualTypeOf<InTransaction<App | Audit>>()
+  // @ts-expect-error: the database is needed
+  expectTypeOf(App.withTransaction(work)).toEqualTypeOf<InTransaction<Audit>>()
+  expectTypeOf(App.commit).toEqualTypeOf<Effect.Effect<void, DatabaseError.TransactionError, App>>()
+  expectTypeOf(App.rollback).toEqualTypeOf<Effect.Effect<void, DatabaseError.TransactionError, App>>()
+  expectTypeOf(App.independent(work)).toEqualTypeOf<Effect.Effect<number, "refused", App | Audit>>()
+  // a hook may fail and need what it likes: its failure is the commit's, its needs are those of the program
+  expectTypeOf(App.beforeCommit(work)).toEqualTypeOf<Effect.Effect<void, never, App | Audit>>()
+}
+
+export const whatUnitsOfWorkAdd = (work: Effect.Effect<number, "refused", Audit>) => {
+  expectTypeOf(UnitOfWork.run(work)).toEqualTypeOf<
+    Effect.Effect<number, "refused" | DatabaseError.TransactionError, Audit>
+  >()
+}
+
+export const aMiddlewareAddsNothing = (app: HttpApp.Default<"refused", App>) => {
+  expectTypeOf(RequestTransaction.middleware()(app)).toEqualTypeOf<HttpApp.Default<"refused", App>>()
+}
+
+export const whatStatementsFailWith = () => {
+  expectTypeOf(one).toEqualTypeOf<Effect.Effect<ReadonlyArray<{ readonly id: number }>, SqlError, App>>()
+}
