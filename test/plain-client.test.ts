@@ -1,0 +1,189 @@
+/**
+ * What the plain `@effect/sql-pg` client makes of the scenarios in which `known-failures.test.ts` shows effect-db. A test that fails
+ * here is good news: a new version has mended that row of the README's table.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { SqlError } from "@effect/sql/SqlError"
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, describe, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import pg from "pg"
+import { makeProxy, sends } from "./fixtures/proxy.js"
+import * as KnownFailures from "./suites/knownFailures.js"
+
+const open = (options: PgClient.PgClientConfig) =>
+  Effect.map(Layer.build(PgClient.layer(options)), (context) => Context.get(context, PgClient.PgClient))
+
+/** A plain client and its database. */
+const given = (options: PgClient.PgClientConfig = {}) =>
+  Effect.gen(function* () {
+    const place = yield* KnownFailures.freshTables
+    return { place, sql: yield* open({ url: place.writer, ...options }) }
+  })
+
+/** What the driver said in the one defect that is all that an effect ended with. */
+const defect = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Error, never, R> =>
+  Effect.map(Effect.exit(self), (exit) => {
+    assert.isTrue(Exit.isFailure(exit))
+    const cause = Exit.isFailure(exit) ? exit.cause : Cause.empty
+    assert.deepStrictEqual(Chunk.toReadonlyArray(Cause.failures(cause)), [])
+    const [error, ...others] = Cause.defects(cause)
+    assert.deepStrictEqual(others, [])
+    assert.instanceOf(error, SqlError)
+    const said = error instanceof SqlError ? error.cause : undefined
+    assert.instanceOf(said, Error)
+    return said instanceof Error ? said : new Error("no cause")
+  })
+
+const codeOf = (error: unknown) => (error instanceof pg.DatabaseError ? error.code : undefined)
+
+describe("plain client", () => {
+  it.scopedLive("1. inside A's transaction a statement of client B runs on A's connection, in A's database", () =>
+    Effect.gen(function* () {
+      const a = yield* given()
+      const b = yield* given()
+      const seen = yield* KnownFailures.statementOfAnother(a.sql, b.sql)
+      assert.strictEqual(seen.b?.database, a.place.name)
+      assert.strictEqual(seen.b?.pid, seen.a?.pid)
+    })
+  )
+
+  it.scopedLive("2. B.withTransaction inside A.withTransaction is a savepoint on A, undone with it", () =>
+    Effect.gen(function* () {
+      const a = yield* given()
+      const b = yield* given()
+      const error = yield* Effect.flip(KnownFailures.transactionOfAnother(a.sql, b.sql))
+      assert.strictEqual(error, "no")
+      assert.deepStrictEqual(yield* KnownFailures.stored(a.place), [])
+      assert.deepStrictEqual(yield* KnownFailures.stored(b.place), [])
+    })
+  )
+
+  it.scopedLive("3. a refused COMMIT is a defect", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      assert.strictEqual(codeOf(yield* defect(KnownFailures.commitRefused(sql))), "23503")
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
+    })
+  )
+
+  it.scopedLive("4. a backend killed inside a transaction: ROLLBACK fails, and that defect hides what happened", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      const error = yield* defect(KnownFailures.backendKilled(sql, place))
+      assert.match(error.message, /not queryable/)
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
+    })
+  )
+
+  it.scopedLive("5. a connection lost at BEGIN is a defect", () =>
+    Effect.gen(function* () {
+      const place = yield* KnownFailures.freshTables
+      const proxy = yield* makeProxy(place.writer)
+      const sql = yield* open({ url: proxy.url })
+      yield* proxy.when(sends("BEGIN"), "cut")
+      const error = yield* defect(KnownFailures.oneInsert(sql))
+      assert.match(error.message, /not queryable/)
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
+    })
+  )
+
+  it.scopedLive("6. a failure that was ignored: the transaction succeeds, and nothing is stored", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      yield* KnownFailures.failureIgnored(sql)
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
+    })
+  )
+
+  it.scopedLive("7. two nested transactions at once: the row of the one that succeeded is lost", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      const [kept, undone] = yield* KnownFailures.siblings(sql)
+      assert.isTrue(Exit.isSuccess(kept))
+      assert.isTrue(Exit.isFailure(undone))
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
+    })
+  )
+
+  it.scopedLive("8. 200 nested transactions hold 201 locks on transaction ids", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* given()
+      assert.strictEqual(yield* KnownFailures.manyNested(sql), 201)
+    })
+  )
+
+  it.scopedLive("10. a fiber that outlives its transaction writes into another one, and is rolled back with it", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given({ maxConnections: 1 })
+      assert.isTrue(Exit.isSuccess(yield* KnownFailures.daemon(sql)))
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["first"])
+    })
+  )
+
+  it.scopedLive("15. a query inside a stream of the same transaction waits for ever", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      const error = yield* Effect.flip(Effect.timeout(KnownFailures.queryInStream(sql), "1 second"))
+      assert.strictEqual(error._tag, "TimeoutException")
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
+    })
+  )
+
+  it.scopedLive("18. notify is invalid SQL", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      const error = yield* Effect.flip(KnownFailures.notifications(sql, place))
+      assert.instanceOf(error, SqlError)
+      assert.strictEqual(codeOf(error instanceof SqlError ? error.cause : undefined), "42601")
+    })
+  )
+
+  it.scopedLive("20. one of two listeners on a channel stops: the other hears nothing any more", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), [])
+    })
+  )
+
+  it.scopedLive("24. of two client layers that are merged the last one wins, in silence", () =>
+    Effect.gen(function* () {
+      const a = yield* KnownFailures.freshTables
+      const b = yield* KnownFailures.freshTables
+      const both = Layer.merge(PgClient.layer({ url: a.writer }), PgClient.layer({ url: b.writer }))
+      const clients = yield* Effect.all([SqlClient.SqlClient, PgClient.PgClient]).pipe(Effect.provide(both))
+      assert.strictEqual(clients[0], clients[1])
+      const seen = yield* Effect.flatMap(PgClient.PgClient, KnownFailures.where).pipe(Effect.provide(both))
+      assert.strictEqual(seen?.database, b.name)
+    })
+  )
+
+  it.scopedLive("28. a transaction has no options", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* given()
+      const options = { isolation: "serializable", access: "read only", statementTimeout: "2 seconds" }
+      // @ts-expect-error it takes an effect and nothing else
+      const seen: ReadonlyArray<string> = yield* sql.withTransaction(KnownFailures.settings(sql), options)
+      assert.deepStrictEqual(seen, ["read committed", "off", "off", "0", "0"])
+    })
+  )
+
+  it.scopedLive("30. requests batched by SqlResolver in a transaction run in it, each in its own", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* given()
+      const { statements, transactions } = yield* KnownFailures.batches(sql)
+      assert.strictEqual(statements, 2)
+      for (const { names, own, seen } of transactions) {
+        assert.deepStrictEqual(
+          seen,
+          names.map((name) => ({ name, pid: own }))
+        )
+      }
+    })
+  )
+})

@@ -1,0 +1,86 @@
+import { spawn } from "node:child_process"
+import { fileURLToPath } from "node:url"
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
+import * as Redacted from "effect/Redacted"
+import { freshDatabase } from "../fixtures/server.js"
+
+const root = fileURLToPath(new URL("../../", import.meta.url))
+
+/** The program ended, or went on, other than expected; with what it had written. */
+export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
+
+export interface Ended {
+  readonly code: number | NodeJS.Signals | null
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** The example service as its user starts it; it is killed with the scope if it has not ended by then. */
+export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const child = spawn(process.execPath, ["--import", "tsx", "examples/service/main.ts", ...args], {
+        cwd: root,
+        env: { PATH: process.env.PATH, PORT: "0", ...env },
+        stdio: ["ignore", "pipe", "pipe"]
+      })
+      const ended = Deferred.unsafeMake<Ended>(FiberId.none)
+      const waiting = new Set<() => void>()
+      const written = { stdout: "", stderr: "" }
+      for (const name of ["stdout", "stderr"] as const) {
+        child[name].setEncoding("utf8").on("data", (text: string) => {
+          written[name] += text
+          for (const look of waiting) look()
+        })
+      }
+      child.once("close", (code, signal) => {
+        Deferred.unsafeDone(ended, Effect.succeed({ code: code ?? signal, ...written }))
+        for (const look of waiting) look()
+      })
+
+      const hasEnded = () => child.exitCode !== null || child.signalCode !== null
+      /** What a line that has come, or comes, holds. */
+      const line = (pattern: RegExp): Effect.Effect<string, Unexpected> =>
+        Effect.async((resume) => {
+          const look = () => {
+            const found = pattern.exec(written.stdout) ?? pattern.exec(written.stderr)
+            if (found !== null) resume(Effect.succeed(found[1] ?? found[0]))
+            else if (hasEnded()) {
+              const message = `ended without ${pattern}:\n${written.stdout}\n${written.stderr}`
+              resume(new Unexpected({ message }))
+            } else return
+            waiting.delete(look)
+          }
+          waiting.add(look)
+          look()
+          return Effect.sync(() => waiting.delete(look))
+        })
+      return {
+        pid: child.pid ?? 0,
+        line,
+        url: line(/service +(http:\S+)/),
+        signal: (name: NodeJS.Signals) => Effect.sync(() => child.kill(name)),
+        ended: Deferred.await(ended)
+      }
+    }),
+    ({ ended, signal }) => Effect.zipRight(signal("SIGKILL"), ended)
+  )
+
+/** Runs it to its end. */
+export const run = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
+  Effect.scoped(Effect.flatMap(start(args, env), ({ ended }) => ended))
+
+/** Two empty databases on the shared server, the first with a replica, as the service's settings. */
+export const databases = Effect.gen(function* () {
+  const app = yield* freshDatabase
+  const audit = yield* freshDatabase
+  const env = {
+    DATABASE_URL: Redacted.value(app.writer),
+    DATABASE_READER_URLS: Redacted.value(app.reader),
+    AUDIT_DATABASE_URL: Redacted.value(audit.writer)
+  }
+  return { app: app.writer, replica: app.reader, audit: audit.writer, env }
+})
