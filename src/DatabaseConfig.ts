@@ -188,13 +188,13 @@ export interface DatabaseConfig {
 const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || host.startsWith("/") || /^127(\.\d{1,3}){3}$/.test(host)
 
-const sslModes: Readonly<Record<string, Ssl>> = {
-  disable: false,
-  "no-verify": { rejectUnauthorized: false },
-  require: true,
-  "verify-ca": true,
-  "verify-full": true
-}
+const sslModes: ReadonlyMap<string, Ssl> = new Map<string, Ssl>([
+  ["disable", false],
+  ["no-verify", { rejectUnauthorized: false }],
+  ["require", true],
+  ["verify-ca", true],
+  ["verify-full", true]
+])
 
 class Invalid {
   constructor(
@@ -240,8 +240,8 @@ const fromUrl = (setting: string, url: string): ServerConfig & { readonly applic
     }
   }
   const mode = parameters.get("sslmode")
-  if (mode !== null && sslModes[mode] === undefined) {
-    throw new Invalid(setting, `a URL with sslmode "${mode}"`, `one of ${Object.keys(sslModes).join(", ")}`)
+  if (mode !== null && !sslModes.has(mode)) {
+    throw new Invalid(setting, `a URL with sslmode "${mode}"`, `one of ${[...sslModes.keys()].join(", ")}`)
   }
   const host = text(`${setting} (host)`, parameters.get("host") ?? parsed.host ?? "")
   const at = port(`${setting} (port)`, Number(parsed.port || 5432))
@@ -252,7 +252,7 @@ const fromUrl = (setting: string, url: string): ServerConfig & { readonly applic
     database: text(`${setting} (database)`, database),
     username: text(`${setting} (user)`, parsed.user ?? ""),
     password: parsed.password ? Redacted.make(parsed.password) : undefined,
-    ssl: mode === null ? !isLoopback(host) : (sslModes[mode] ?? true),
+    ssl: mode === null ? !isLoopback(host) : (sslModes.get(mode) ?? true),
     applicationName: parameters.get("application_name") ?? undefined
   }
 }

@@ -49,23 +49,23 @@ export type ConnectReason =
  */
 export type Outcome = "notSent" | "undone" | "inDoubt"
 
-const meanings: Readonly<Record<string, Meaning>> = {
-  "23505": "UniqueViolation",
-  "23503": "ForeignKeyViolation",
-  "23514": "CheckViolation",
-  "23502": "NotNullViolation",
-  "23P01": "ExclusionViolation",
-  "40001": "SerializationFailure",
-  "40P01": "DeadlockDetected",
-  "57014": "StatementTimeout",
-  "55P03": "LockTimeout",
-  "25P03": "IdleTransactionTimeout",
-  "25P04": "IdleTransactionTimeout",
-  "25006": "ReadOnlyViolation",
-  "57P01": "Disconnected",
-  "57P02": "Disconnected",
-  "57P05": "Disconnected"
-}
+const meanings: ReadonlyMap<string, Meaning> = new Map<string, Meaning>([
+  ["23505", "UniqueViolation"],
+  ["23503", "ForeignKeyViolation"],
+  ["23514", "CheckViolation"],
+  ["23502", "NotNullViolation"],
+  ["23P01", "ExclusionViolation"],
+  ["40001", "SerializationFailure"],
+  ["40P01", "DeadlockDetected"],
+  ["57014", "StatementTimeout"],
+  ["55P03", "LockTimeout"],
+  ["25P03", "IdleTransactionTimeout"],
+  ["25P04", "IdleTransactionTimeout"],
+  ["25006", "ReadOnlyViolation"],
+  ["57P01", "Disconnected"],
+  ["57P02", "Disconnected"],
+  ["57P05", "Disconnected"]
+])
 
 /**
  * The meaning of a SQLSTATE.
@@ -82,7 +82,7 @@ const meanings: Readonly<Record<string, Meaning>> = {
  * @category classification
  */
 export const meaning = (sqlState: string): Meaning =>
-  meanings[sqlState] ?? (sqlState.startsWith("08") ? "Disconnected" : "QueryFailed")
+  meanings.get(sqlState) ?? (sqlState.startsWith("08") ? "Disconnected" : "QueryFailed")
 
 /**
  * Whether the server's answer means that the transaction may be run again from its start and may then succeed.
@@ -104,27 +104,27 @@ export const isReplayable = (sqlState: string): boolean => {
 export const isStalePlan = (sqlState: string, message: string): boolean =>
   sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
 
-const connectReasons: Readonly<Record<string, ConnectReason>> = {
-  "28P01": "authentication",
-  "28000": "authentication",
-  "3D000": "noSuchDatabase",
-  "53300": "tooManyConnections",
-  "57P03": "startingUp",
-  "57P01": "startingUp",
-  "57P02": "startingUp",
-  ERR_TLS_CERT_ALTNAME_INVALID: "tls",
-  ERR_SSL_WRONG_VERSION_NUMBER: "tls",
-  DEPTH_ZERO_SELF_SIGNED_CERT: "tls",
-  SELF_SIGNED_CERT_IN_CHAIN: "tls",
-  UNABLE_TO_GET_ISSUER_CERT: "tls",
-  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: "tls",
-  UNABLE_TO_VERIFY_LEAF_SIGNATURE: "tls",
-  CERT_HAS_EXPIRED: "tls",
-  CERT_NOT_YET_VALID: "tls",
-  CERT_UNTRUSTED: "tls",
-  HOSTNAME_MISMATCH: "tls",
-  ETIMEDOUT: "unresponsive"
-}
+const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, ConnectReason>([
+  ["28P01", "authentication"],
+  ["28000", "authentication"],
+  ["3D000", "noSuchDatabase"],
+  ["53300", "tooManyConnections"],
+  ["57P03", "startingUp"],
+  ["57P01", "startingUp"],
+  ["57P02", "startingUp"],
+  ["ERR_TLS_CERT_ALTNAME_INVALID", "tls"],
+  ["ERR_SSL_WRONG_VERSION_NUMBER", "tls"],
+  ["DEPTH_ZERO_SELF_SIGNED_CERT", "tls"],
+  ["SELF_SIGNED_CERT_IN_CHAIN", "tls"],
+  ["UNABLE_TO_GET_ISSUER_CERT", "tls"],
+  ["UNABLE_TO_GET_ISSUER_CERT_LOCALLY", "tls"],
+  ["UNABLE_TO_VERIFY_LEAF_SIGNATURE", "tls"],
+  ["CERT_HAS_EXPIRED", "tls"],
+  ["CERT_NOT_YET_VALID", "tls"],
+  ["CERT_UNTRUSTED", "tls"],
+  ["HOSTNAME_MISMATCH", "tls"],
+  ["ETIMEDOUT", "unresponsive"]
+])
 
 /**
  * Why a connect failed, from the code (a SQLSTATE, a Node or an OpenSSL code) and the message of the driver's error.
@@ -133,7 +133,7 @@ const connectReasons: Readonly<Record<string, ConnectReason>> = {
  * @category classification
  */
 export const connectReason = (code: string, message: string): ConnectReason => {
-  const known = connectReasons[code]
+  const known = connectReasons.get(code)
   if (known !== undefined) return known
   if (/\bSSL\b|\bTLS\b|certificate/i.test(message) || code.startsWith("ERR_SSL") || code.startsWith("ERR_TLS"))
     return "tls"

@@ -144,7 +144,7 @@ describe("start-up", () => {
         [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer"],
         [{ writer: Redacted.make(`postgres://me:${secret}@host`) }, "writer (database)"],
         [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=maybe`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer"],
         [{ writer: Redacted.make(`postgres://me:${secret}@host/app?options=x`) }, "writer"],
         [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
         [{ writer: good, maxConnections: 0 }, "maxConnections"],

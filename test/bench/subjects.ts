@@ -16,7 +16,7 @@ export const rows = 10_000
 const anyId = () => 1 + Math.floor(Math.random() * rows)
 
 /** Runs an operation over and over, `concurrency` at a time, until the time is over; gives the count. */
-export type Loop = (concurrency: number, until: number) => Promise<number>
+type Loop = (concurrency: number, until: number) => Promise<number>
 
 export interface Subject {
   readonly name: string

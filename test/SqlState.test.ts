@@ -1,0 +1,38 @@
+import { assert, it } from "@effect/vitest"
+import { SqlState } from "effect-db"
+import { describe } from "vitest"
+
+describe("SqlState", () => {
+  it("says what a SQLSTATE means, and that of what nobody acts upon", () => {
+    assert.strictEqual(SqlState.meaning("23505"), "UniqueViolation")
+    assert.strictEqual(SqlState.meaning("40P01"), "DeadlockDetected")
+    assert.strictEqual(SqlState.meaning("57P01"), "Disconnected")
+    assert.strictEqual(SqlState.meaning("08006"), "Disconnected")
+    assert.strictEqual(SqlState.meaning("42P01"), "QueryFailed")
+    assert.strictEqual(SqlState.meaning(""), "QueryFailed")
+    assert.strictEqual(SqlState.meaning("toString"), "QueryFailed")
+  })
+
+  it("says why a connect failed", () => {
+    assert.strictEqual(SqlState.connectReason("ECONNREFUSED", "connect ECONNREFUSED"), "unreachable")
+    assert.strictEqual(SqlState.connectReason("28P01", "password authentication failed"), "authentication")
+    assert.strictEqual(SqlState.connectReason("3D000", ""), "noSuchDatabase")
+    assert.strictEqual(SqlState.connectReason("53300", ""), "tooManyConnections")
+    assert.strictEqual(SqlState.connectReason("57P03", ""), "startingUp")
+    assert.strictEqual(SqlState.connectReason("CERT_HAS_EXPIRED", ""), "tls")
+    assert.strictEqual(SqlState.connectReason("", "The server does not support SSL connections"), "tls")
+    assert.strictEqual(SqlState.connectReason("", "SASL: client password must be a string"), "authentication")
+    assert.strictEqual(SqlState.connectReason("constructor", ""), "unreachable")
+  })
+
+  it("tells what waiting may mend from what a person must", () => {
+    assert.isTrue(SqlState.isNotYet("startingUp"))
+    assert.isFalse(SqlState.isNotYet("unreachable"))
+    assert.isTrue(SqlState.isTransient("unreachable"))
+    assert.isFalse(SqlState.isTransient("authentication"))
+    assert.isTrue(SqlState.isReplayable("40001"))
+    assert.isFalse(SqlState.isReplayable("23505"))
+    assert.isTrue(SqlState.isStalePlan("0A000", "cached plan must not change result type"))
+    assert.isFalse(SqlState.isStalePlan("0A000", "cross-database references are not implemented"))
+  })
+})
