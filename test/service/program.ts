@@ -61,6 +61,7 @@ export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, 
       return {
         pid: child.pid ?? 0,
         line,
+        written: Effect.sync(() => written.stdout + written.stderr),
         url: line(/service +(http:\S+)/),
         signal: (name: NodeJS.Signals) => Effect.sync(() => child.kill(name)),
         ended: Deferred.await(ended)

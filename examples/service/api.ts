@@ -1,0 +1,81 @@
+import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
+import { Schema } from "effect"
+import { Event } from "./audit.js"
+import { Broken, Unavailable } from "./failures.js"
+import { plainText, strict } from "./input.js"
+import { Page } from "./records.js"
+import { NewTodo, Todo, TodoChange, TodoExists, TodoId, TodoNotFound } from "./todos.js"
+
+const id = HttpApiSchema.param("id", TodoId)
+
+const Ask = Schema.Struct({ "x-request-id": Schema.optional(plainText.pipe(Schema.maxLength(100))) })
+
+const whole = (least: number, most: number) =>
+  Schema.NumberFromString.pipe(
+    Schema.filter(
+      (n) => (Number.isInteger(n) && n >= least && n <= most) || `expected a whole number from ${least} to ${most}`
+    )
+  )
+
+const Flag = Schema.transform(Schema.Literal("true", "false"), Schema.Boolean, {
+  strict: true,
+  decode: (text) => text === "true",
+  encode: (flag) => (flag ? "true" : "false")
+})
+
+const todos = HttpApiGroup.make("todos")
+  .add(
+    HttpApiEndpoint.get("list", "/todos")
+      .setUrlParams(Schema.Struct({ done: Schema.optional(Flag) }).annotations(strict))
+      .addSuccess(Schema.Array(Todo))
+  )
+  .add(HttpApiEndpoint.get("get")`/todos/${id}`.addSuccess(Todo).addError(TodoNotFound))
+  .add(
+    HttpApiEndpoint.post("create", "/todos")
+      .setHeaders(Ask)
+      .setPayload(NewTodo)
+      .addSuccess(Todo, { status: 201 })
+      .addError(TodoExists)
+  )
+  .add(
+    HttpApiEndpoint.patch("update")`/todos/${id}`
+      .setHeaders(Ask)
+      .setPayload(TodoChange)
+      .addSuccess(Todo)
+      .addError(TodoNotFound)
+  )
+  .add(HttpApiEndpoint.del("remove")`/todos/${id}`.setHeaders(Ask).addError(TodoNotFound))
+  .annotate(OpenApi.Description, "Things to do. Each change writes an audit event in the same unit of work.")
+
+const records = HttpApiGroup.make("records")
+  .add(
+    HttpApiEndpoint.get("page", "/records")
+      .setUrlParams(
+        Schema.Struct({
+          search: Schema.optionalWith(plainText.pipe(Schema.maxLength(100)), { default: () => "" }),
+          page: Schema.optionalWith(whole(1, 1_000_000), { default: () => 1 }),
+          size: Schema.optionalWith(whole(1, 100), { default: () => 20 })
+        }).annotations(strict)
+      )
+      .addSuccess(Page)
+  )
+  .annotate(OpenApi.Description, "Airports, read from a replica.")
+
+const audit = HttpApiGroup.make("audit")
+  .add(
+    HttpApiEndpoint.get("events", "/events")
+      .setUrlParams(
+        Schema.Struct({ subject: Schema.optional(plainText.pipe(Schema.maxLength(200))) }).annotations(strict)
+      )
+      .addSuccess(Schema.Array(Event))
+  )
+  .annotate(OpenApi.Description, "What was changed, from the second database; the latest hundred.")
+
+export const Api = HttpApi.make("example")
+  .add(todos)
+  .add(records)
+  .add(audit)
+  .addError(Unavailable)
+  .addError(Broken)
+  .annotate(OpenApi.Title, "effect-db example service")
+  .annotate(OpenApi.Description, "Todos, airports and an audit trail, in two named databases.")

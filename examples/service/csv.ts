@@ -1,0 +1,159 @@
+import { createReadStream } from "node:fs"
+import { pipeline } from "node:stream"
+import { CsvError, parse } from "csv-parse"
+import { Array as Arr, Data, Effect, Either, Option, ParseResult, Schema, Stream } from "effect"
+import { Airport } from "./records.js"
+
+/** What is wrong with a file, each with its line. */
+export class CsvInvalid extends Data.TaggedError("CsvInvalid")<{
+  readonly file: string
+  readonly problems: ReadonlyArray<string>
+}> {
+  override get message(): string {
+    const shown = this.problems.slice(0, 10).map((problem) => `\n  ${problem}`)
+    const more = this.problems.length > 10 ? `\n  and ${this.problems.length - 10} more` : ""
+    return `${this.file} cannot be imported, and nothing of it is stored:${shown.join("")}${more}`
+  }
+}
+
+export interface Row {
+  readonly airport: Airport
+  /** How far the file has been read, in bytes. */
+  readonly bytes: number
+}
+
+interface Line {
+  /** Where it begins, counted as editors do. */
+  readonly at: number
+  readonly fields: ReadonlyArray<string>
+  readonly bytes: number
+}
+
+const columns = Object.keys(Airport.fields)
+
+const degrees = Schema.compose(
+  Schema.String.pipe(Schema.pattern(/^[+-]?\d+(\.\d*)?$/, { message: () => "expected a number like 12.5" })),
+  Schema.NumberFromString
+)
+
+const decode = Schema.decodeUnknownEither(
+  Schema.compose(Schema.Struct({ ...Airport.fields, latitude: degrees, longitude: degrees }), Airport),
+  { errors: "all" }
+)
+
+const breaks = (text: string): number => text.split(/\r\n|\n|\r/).length - 1
+
+/** What the parser makes of a file's bytes; how many fields there have to be is for us to say. Fails with what is wrong. */
+const lines = (file: string): Stream.Stream<Line, string> =>
+  Stream.suspend(() => {
+    let next = 1
+    const parser = parse({
+      bom: true,
+      max_record_size: 1_000_000,
+      record_delimiter: ["\r\n", "\n", "\r"],
+      relax_column_count: true,
+      // numbered here and not where they arrive: when the parser fails, some are still on their way
+      on_record: (fields, { bytes }) => {
+        const at = next
+        next += 1 + fields.reduce((sum, field) => sum + breaks(field), 0)
+        // to the parser's types a record is a list of texts
+        return [String(at), String(bytes), ...fields]
+      }
+    })
+    // the parser fails with whatever failed before it
+    pipeline(createReadStream(file), parser, () => {})
+    return Stream.fromAsyncIterable<ReadonlyArray<string>, string>(parser, (cause) => complaint(cause, next)).pipe(
+      Stream.map(([at, bytes, ...fields]) => ({ at: Number(at), bytes: Number(bytes), fields }))
+    )
+  })
+
+const complaints: Readonly<Record<string, string>> = {
+  CSV_QUOTE_NOT_CLOSED: "a quote is opened and never closed",
+  CSV_INVALID_CLOSING_QUOTE: "a quote is in the wrong place",
+  INVALID_OPENING_QUOTE: "a quote is in the wrong place",
+  CSV_MAX_RECORD_SIZE: "it is longer than a million characters; is a quote missing?"
+}
+
+const complaint = (cause: unknown, at: number): string => {
+  if (cause instanceof CsvError) return `line ${at}: ${complaints[cause.code] ?? cause.message}`
+  return cause instanceof Error ? cause.message : String(cause)
+}
+
+/** Reads the lines of one file, first the header, and takes down what is wrong with them. */
+class Sheet {
+  readonly problems: Array<string> = []
+  private header: ReadonlyArray<string> | undefined
+  private readonly seen = new Map<string, number>()
+
+  take({ at, bytes, fields }: Line): Option.Option<Row> {
+    const isBlank = fields.length === 1 && fields[0] === ""
+    if (isBlank) return Option.none()
+    if (this.header === undefined) return this.readHeader(at, fields)
+    const airport = this.read(at, this.header, fields)
+    // a file with a problem is not stored, so from there on it is only read
+    return airport === undefined || this.problems.length > 0 ? Option.none() : Option.some({ airport, bytes })
+  }
+
+  /** Nothing more comes. */
+  end(): void {
+    if (this.header !== undefined || this.problems.length > 0) return
+    this.problems.push(`it is empty; expected the columns ${columns.join(",")}`)
+  }
+
+  private readHeader(at: number, record: ReadonlyArray<string>): Option.Option<Row> {
+    const missing = Arr.difference(columns, record)
+    const unknown = Arr.difference(record, columns)
+    if (missing.length > 0) this.problems.push(`line ${at}: the column ${missing.join(", ")} is missing`)
+    if (unknown.length > 0) {
+      this.problems.push(`line ${at}: there is no column ${unknown.map((name) => JSON.stringify(name)).join(", ")}`)
+    }
+    if (new Set(record).size < record.length) this.problems.push(`line ${at}: a column is there twice`)
+    // under a wrong header every line is wrong
+    this.header = this.problems.length === 0 ? record : []
+    return Option.none()
+  }
+
+  private read(at: number, header: ReadonlyArray<string>, record: ReadonlyArray<string>): Airport | undefined {
+    if (header.length === 0) return undefined
+    if (record.length !== header.length)
+      return this.refuse(at, `it has ${record.length} fields, expected ${header.length}`)
+    // what the bytes were before they were read as UTF-8 is lost
+    if (record.some((field) => field.includes("\uFFFD"))) return this.refuse(at, "it is not UTF-8")
+    const fields = Object.fromEntries(Arr.zip(header, record))
+    const decoded = decode(fields)
+    if (Either.isLeft(decoded)) {
+      for (const { message, path } of ParseResult.ArrayFormatter.formatErrorSync(decoded.left)) {
+        const column = String(path[0])
+        this.refuse(at, `${column} is ${JSON.stringify(fields[column] ?? "")}: ${message}`)
+      }
+      return undefined
+    }
+    const { iata } = decoded.right
+    const first = this.seen.get(iata)
+    if (first !== undefined) return this.refuse(at, `iata ${JSON.stringify(iata)} is on line ${first} already`)
+    this.seen.set(iata, at)
+    return decoded.right
+  }
+
+  private refuse(at: number, problem: string): undefined {
+    this.problems.push(`line ${at}: ${problem}`)
+  }
+}
+
+/** The rows of a file, or a failure that says all that is wrong with it. */
+export const rows = (file: string): Stream.Stream<Row, CsvInvalid> =>
+  Stream.suspend(() => {
+    const sheet = new Sheet()
+    const verdict = Effect.suspend(() => {
+      sheet.end()
+      return sheet.problems.length === 0 ? Effect.void : Effect.fail(new CsvInvalid({ file, problems: sheet.problems }))
+    })
+    return lines(file).pipe(
+      Stream.filterMap((line) => sheet.take(line)),
+      Stream.catchAll((problem) => {
+        sheet.problems.push(problem)
+        return Stream.empty
+      }),
+      Stream.concat(Stream.drain(Stream.fromEffect(verdict)))
+    )
+  })

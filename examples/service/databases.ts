@@ -1,0 +1,69 @@
+import { Config, Effect, Layer, Redacted } from "effect"
+import { Database, EmbeddedPostgres } from "effect-db"
+import * as Servers from "./servers.js"
+
+export class Db extends Database.Service<Db>()("app") {}
+export class Audit extends Database.Service<Audit>()("audit") {}
+
+/** A request is answered within seconds, so no part of it waits for longer; and Ctrl-C leaves three for everything. */
+const limits = {
+  applicationName: Servers.applicationName,
+  connectTimeout: "2 seconds",
+  acquireTimeout: "3 seconds",
+  lockTimeout: "3 seconds",
+  statementTimeout: "5 seconds",
+  shutdownTimeout: "500 millis",
+  readerRetryDelay: "1 second"
+} as const
+
+/** Both databases on an embedded cluster, the first one with its replicas. */
+export const embedded = Layer.unwrapEffect(
+  Effect.map(EmbeddedPostgres.EmbeddedPostgres, (postgres) =>
+    Layer.mergeAll(
+      Db.layer({ ...limits, ...postgres.settings(Db.databaseName) }),
+      Audit.layer({ ...limits, writer: postgres.primary.url(Audit.databaseName) }),
+      Servers.embedded(postgres)
+    )
+  )
+)
+
+/** A cluster with a replica and both databases, for as long as the layer lives. */
+export const cluster = (options: EmbeddedPostgres.EmbeddedPostgres.Options = {}) =>
+  EmbeddedPostgres.EmbeddedPostgres.layer({
+    ...options,
+    replicas: 1,
+    databases: [Db.databaseName, Audit.databaseName]
+  })
+
+// an empty variable is one that is not set
+const url = (name: string) => Config.map(Config.nonEmptyString(name), Redacted.make)
+
+const urls = Config.all({
+  writer: url("DATABASE_URL"),
+  readers: Config.string("DATABASE_READER_URLS").pipe(
+    Config.withDefault(""),
+    Config.map((list) => list.split(",").flatMap((one) => (one.trim() === "" ? [] : [Redacted.make(one.trim())])))
+  ),
+  audit: url("AUDIT_DATABASE_URL")
+})
+
+const real = Layer.mergeAll(
+  Db.layerConfig(Config.map(urls, ({ readers, writer }) => ({ ...limits, writer, readers }))),
+  Audit.layerConfig(Config.map(urls, ({ audit }) => ({ ...limits, writer: audit }))),
+  Layer.unwrapEffect(Effect.map(urls, Servers.real))
+)
+
+const isGiven = Config.all(
+  ["DATABASE_URL", "DATABASE_READER_URLS", "AUDIT_DATABASE_URL"].map((name) =>
+    Config.withDefault(Config.string(name), "")
+  )
+).pipe(Config.map((values) => values.some((value) => value !== "")))
+
+const own = Layer.provide(embedded, cluster())
+
+type Failure = Layer.Layer.Error<typeof real | typeof own>
+
+/** The databases of the settings, or embedded ones where there are none. */
+export const layer = Layer.unwrapEffect(
+  Effect.map(isGiven, (given): Layer.Layer<Db | Audit | Servers.Servers, Failure> => (given ? real : own))
+)

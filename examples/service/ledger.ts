@@ -1,0 +1,39 @@
+import type { Event } from "./audit.js"
+
+/** One request, as it was sent, maybe not for the first time. */
+export interface Attempt {
+  readonly request: string
+  /** The change it asked for; none where it only reads. */
+  readonly change: { readonly what: Event["what"]; readonly subject: string } | undefined
+  /** What was answered, or found out by looking. A change that is stored partly is undone, though its event may be there. */
+  readonly outcome: "acknowledged" | "found stored" | "found not stored" | "stored partly" | "not stored"
+}
+
+export interface TodoState {
+  readonly title: string
+  readonly done: boolean
+}
+
+/** What the service has said to its clients: the truth that the databases are held against. */
+export class Ledger {
+  readonly attempts: Array<Attempt> = []
+  /** Every todo that was ever stored; `undefined` where it is deleted. */
+  readonly todos = new Map<string, TodoState | undefined>()
+  readonly served = new Map<string, number>()
+  readonly errors = new Map<string, number>()
+  /** What must not happen: a request without an end, an answer that contradicts another one. */
+  readonly failures: Array<string> = []
+  succeeded = 0
+
+  serve(server: string | undefined): void {
+    Ledger.count(this.served, server ?? "unknown")
+  }
+
+  error(reason: string): void {
+    Ledger.count(this.errors, reason)
+  }
+
+  private static count(counts: Map<string, number>, key: string): void {
+    counts.set(key, (counts.get(key) ?? 0) + 1)
+  }
+}

@@ -1,0 +1,53 @@
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import { Cause, Chunk, ConfigError, Console, Effect, Exit } from "effect"
+import * as Args from "./args.js"
+import * as Once from "./once.js"
+import * as Service from "./service.js"
+
+/** One or two lines that say what to do; only a defect shows where it happened. */
+const explain = (cause: Cause.Cause<unknown>): string => {
+  const [failure] = Chunk.toReadonlyArray(Cause.failures(cause))
+  if (failure === undefined) return Cause.pretty(cause)
+  if (ConfigError.isConfigError(failure)) return `${setting(failure)}; --help lists the settings`
+  return failure instanceof Error ? failure.message : String(failure)
+}
+
+const setting = (error: ConfigError.ConfigError): string =>
+  ConfigError.isMissingData(error)
+    ? `${error.path.join("_")} is not set`
+    : ConfigError.isInvalidData(error)
+      ? `${error.path.join("_")}: ${error.message}`
+      : String(error)
+
+let interrupted = 0
+
+const main = Effect.gen(function* () {
+  const args = yield* Args.parse(process.argv.slice(2))
+  if (args.help) return yield* Console.log(Args.help)
+  if (!args.once) return yield* Service.run(args.csv)
+  // to be stopped is how a service ends well; a job that is stopped has proved nothing
+  interrupted = 130
+  yield* Once.run(args.csv)
+})
+
+// npm passes on what the terminal has sent to all: the second signal must not end what the first has begun
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => {})
+// a closed terminal or pipe ends it as Ctrl-C does
+process.once("SIGHUP", () => process.emit("SIGTERM"))
+process.stdout.on("error", () => process.emit("SIGTERM"))
+
+main.pipe(
+  Effect.tapErrorCause((cause) =>
+    Cause.isInterruptedOnly(cause) ? Effect.void : Effect.sync(() => process.stderr.write(`error: ${explain(cause)}\n`))
+  ),
+  NodeRuntime.runMain({
+    disableErrorReporting: true,
+    disablePrettyLogger: true,
+    teardown: (exit, done) => {
+      if (Exit.isSuccess(exit)) return done(0)
+      if (Cause.isInterruptedOnly(exit.cause)) return done(interrupted)
+      const [failure] = Chunk.toReadonlyArray(Cause.failures(exit.cause))
+      done(failure instanceof Args.UsageError ? 2 : 1)
+    }
+  })
+)

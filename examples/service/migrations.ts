@@ -1,0 +1,54 @@
+import * as Migrator from "@effect/sql/Migrator"
+import { SqlClient } from "@effect/sql/SqlClient"
+import { Effect } from "effect"
+import { Audit, Db } from "./databases.js"
+
+const statement = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
+
+const app = Migrator.fromRecord({
+  "1_todo": statement(`
+    CREATE TABLE todo (
+      id text PRIMARY KEY,
+      title text NOT NULL,
+      done boolean NOT NULL DEFAULT false,
+      created timestamptz NOT NULL DEFAULT now()
+    )`),
+  "2_record": statement(`
+    CREATE TABLE record (
+      iata text PRIMARY KEY,
+      name text NOT NULL,
+      city text NOT NULL,
+      state text NOT NULL,
+      country text NOT NULL,
+      latitude float8 NOT NULL,
+      longitude float8 NOT NULL
+    )`)
+})
+
+const audit = Migrator.fromRecord({
+  "1_event": statement(`
+    CREATE TABLE event (
+      id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+      at timestamptz NOT NULL DEFAULT now(),
+      what text NOT NULL,
+      subject text NOT NULL,
+      request text NOT NULL
+    )`)
+})
+
+const migrate = Migrator.make({})
+
+/** Makes the tables of both databases, which may be one. Of two instances that start together one waits, or looks again. */
+export const run = Effect.all(
+  [
+    migrate({ loader: app, table: "app_migrations" }).pipe(Effect.provide(Db.layerSqlClient)),
+    migrate({ loader: audit, table: "audit_migrations" }).pipe(Effect.provide(Audit.layerSqlClient))
+  ],
+  { concurrency: "unbounded", discard: true }
+).pipe(
+  // to the migrator a statement that fails is a defect
+  Effect.catchAllDefect((defect) =>
+    defect instanceof Migrator.MigrationError ? Effect.fail(defect) : Effect.die(defect)
+  ),
+  Effect.retry({ times: 2 })
+)

@@ -1,0 +1,100 @@
+import { randomBytes } from "node:crypto"
+import { FetchHttpClient } from "@effect/platform"
+import { Console, Data, Duration, Effect, Either, Layer, Logger, Stream } from "effect"
+import * as Banner from "./banner.js"
+import * as Check from "./check.js"
+import * as Csv from "./csv.js"
+import * as Databases from "./databases.js"
+import * as Http from "./http.js"
+import * as Import from "./import.js"
+import type { Ledger } from "./ledger.js"
+import * as Listen from "./listen.js"
+import * as Load from "./load.js"
+import * as Migrations from "./migrations.js"
+import type { Airport } from "./records.js"
+import { Servers } from "./servers.js"
+import * as Tasks from "./tasks.js"
+
+/** The job found something lost, doubled or broken. */
+export class OnceFailed extends Data.TaggedError("OnceFailed")<{ readonly problems: ReadonlyArray<string> }> {
+  override get message(): string {
+    const shown = this.problems.slice(0, 20).map((problem) => `\n  ${problem}`)
+    return `the job failed: ${this.problems.length} problems${shown.join("")}`
+  }
+}
+
+/** Keeps what the service logs: each killed connection is a line there, which matters only if the job fails. */
+const kept = () => {
+  const lines: Array<string> = []
+  return { lines, logger: Logger.make(({ message }) => void lines.push([message].flat().map(String).join(" "))) }
+}
+
+const listed = (counts: ReadonlyMap<string, number>) =>
+  [...counts].map(([name, count]) => `${count} ${name}`).join(", ") || "none"
+
+const report = (ledger: Ledger, killed: string, took: Duration.Duration, findings: ReadonlyArray<Check.Finding>) =>
+  [
+    `requests   ${ledger.succeeded} of ${Tasks.total} succeeded, ${Load.concurrency} at a time, in ${Duration.toSeconds(took).toFixed(1)} s`,
+    `killed     ${killed}`,
+    `errors     ${listed(ledger.errors)}; ${ledger.attempts.length - Tasks.total} requests were sent again`,
+    ...findings.map((finding) => finding.line),
+    ...[...ledger.served].sort().map(([server, count]) => `served     ${server.padEnd(30)} ${count} requests`)
+  ].join("\n")
+
+const job = (file: string) =>
+  Effect.gen(function* () {
+    const servers = yield* Servers
+    yield* Migrations.run
+    const rows: Array<Airport> = []
+    const imported = yield* Import.run(
+      file,
+      Stream.tap(Csv.rows(file), ({ airport }) => Effect.sync(() => rows.push(airport)))
+    )
+    yield* Console.log(`imported   ${imported.toLocaleString("en")} rows`)
+    yield* servers.caughtUp
+    yield* Layer.build(Http.layer)
+    yield* Listen.drained
+
+    const name = `once-${randomBytes(4).toString("hex")}`
+    let killed = "nothing"
+    const interfere = Effect.either(servers.killBackends).pipe(
+      Effect.map((result) => {
+        killed = Either.match(result, {
+          onLeft: (error) => `nothing, because it is not permitted: ${error.message}`,
+          onRight: (count) => `${count} connections, all there were, after ${Tasks.total / 2} requests`
+        })
+      })
+    )
+    const [took, ledger] = yield* Effect.timed(Load.run({ baseUrl: yield* Banner.baseUrl, name, interfere }))
+    const caughtUp = yield* servers.caughtUp
+    const findings = yield* Check.all(name, ledger, rows)
+    yield* Console.log(report(ledger, killed, took, findings))
+    const problems = [
+      ...ledger.failures,
+      ...findings.flatMap((finding) => finding.problems),
+      ...(caughtUp ? [] : ["a replica did not catch up within 10 s"])
+    ]
+    if (problems.length > 0) return yield* new OnceFailed({ problems })
+    yield* Console.log("result     nothing lost, nothing doubled")
+  })
+
+export const run = (file: string) => {
+  const log = kept()
+  return job(file).pipe(
+    Effect.scoped,
+    Effect.timeoutFail({
+      duration: "2 minutes",
+      onTimeout: () => new OnceFailed({ problems: ["it did not come to its end within two minutes"] })
+    }),
+    Effect.provide([Layer.merge(Databases.layer, Listen.layer(0)), FetchHttpClient.layer]),
+    Effect.tapErrorCause(() =>
+      Console.error(
+        log.lines
+          .slice(-20)
+          .map((line) => `  log: ${line}`)
+          .join("\n")
+      )
+    ),
+    Effect.provide(Logger.replace(Logger.defaultLogger, log.logger))
+  )
+}

@@ -1,0 +1,119 @@
+import { Context, Data, Effect, Layer, Redacted, Schedule } from "effect"
+import { Database, type EmbeddedPostgres } from "effect-db"
+
+export const applicationName = "effect-db-example"
+
+/** One server of one database, reached directly, beside the databases' pools. */
+export interface Server {
+  readonly database: "app" | "audit"
+  readonly role: "primary" | "replica"
+  readonly url: Redacted.Redacted<string>
+}
+
+export class ServersFailed extends Data.TaggedError("ServersFailed")<{ readonly message: string }> {}
+
+/** The servers behind the databases, for what a service does not do: look at each of them, end its connections. */
+export class Servers extends Context.Tag("example/Servers")<
+  Servers,
+  {
+    readonly embedded: boolean
+    readonly all: ReadonlyArray<Server>
+    /** Ends every connection that this program has; gives how many there were. */
+    readonly killBackends: Effect.Effect<number, ServersFailed>
+    /** Ends when the replicas have what the primary has by now, or after ten seconds. */
+    readonly caughtUp: Effect.Effect<boolean>
+  }
+>() {}
+
+class Direct extends Database.Service<Direct>()("direct") {}
+
+/** Runs statements on one server, whatever its role. */
+export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>
+  Effect.provide(
+    use,
+    Direct.layer({ writer: server.url, applicationName: `${applicationName}-check`, maxConnections: 1 })
+  )
+
+export const direct = Direct.writer
+
+/** A URL that may be shown. */
+export const shown = (server: Server): string => {
+  const url = new URL(Redacted.value(server.url))
+  url.password = ""
+  url.search = ""
+  return url.href
+}
+
+const failed = (cause: { readonly message: string }) => new ServersFailed({ message: cause.message })
+
+const bounded = <E>(wait: Effect.Effect<unknown, E>): Effect.Effect<boolean> =>
+  wait.pipe(
+    Effect.as(true),
+    Effect.timeoutTo({ duration: "10 seconds", onSuccess: (done) => done, onTimeout: () => false }),
+    Effect.orElseSucceed(() => false)
+  )
+
+export const embedded = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
+  Layer.succeed(Servers, {
+    embedded: true,
+    all: [
+      { database: "app", role: "primary", url: postgres.primary.url("app") },
+      ...postgres.replicas.map((replica) => ({
+        database: "app" as const,
+        role: "replica" as const,
+        url: replica.url("app")
+      })),
+      { database: "audit", role: "primary", url: postgres.primary.url("audit") }
+    ],
+    killBackends: Effect.mapError(postgres.terminateBackends(), failed),
+    caughtUp: bounded(postgres.awaitReplicas)
+  })
+
+const terminate = Effect.flatMap(
+  direct,
+  // chosen first, so that the planner does not ask about every process of the server
+  (sql) => sql`
+    WITH chosen AS MATERIALIZED (
+      SELECT pid FROM pg_stat_activity
+      WHERE datname = current_database() AND application_name = ${applicationName} AND pid <> pg_backend_pid()
+    ) SELECT pid FROM chosen WHERE pg_terminate_backend(pid)`
+)
+
+const position = Effect.map(
+  Effect.flatMap(direct, (sql) => sql<{ lsn: string }>`SELECT pg_current_wal_lsn()::text AS lsn`),
+  ([row]) => row?.lsn ?? "0/0"
+)
+
+const hasReplayed = (lsn: string) =>
+  Effect.flatMap(
+    direct,
+    (sql) => sql<{ done: boolean }>`
+      SELECT NOT pg_is_in_recovery() OR coalesce(pg_last_wal_replay_lsn() >= ${lsn}::pg_lsn, false) AS done`
+  ).pipe(Effect.repeat({ until: ([row]) => row?.done === true, schedule: Schedule.spaced("20 millis") }))
+
+export const real = (urls: {
+  readonly writer: Redacted.Redacted<string>
+  readonly readers: ReadonlyArray<Redacted.Redacted<string>>
+  readonly audit: Redacted.Redacted<string>
+}) => {
+  const primary: Server = { database: "app", role: "primary", url: urls.writer }
+  const replicas = urls.readers.map((url): Server => ({ database: "app", role: "replica", url }))
+  const all: ReadonlyArray<Server> = [
+    ...[primary],
+    ...replicas,
+    { database: "audit", role: "primary", url: urls.audit }
+  ]
+  return Layer.succeed(Servers, {
+    embedded: false,
+    all,
+    killBackends: Effect.forEach(all, (server) => on(server, terminate), { concurrency: "unbounded" }).pipe(
+      Effect.map((killed) => killed.flat().length),
+      Effect.mapError(failed)
+    ),
+    caughtUp: bounded(
+      Effect.flatMap(on(primary, position), (lsn) =>
+        Effect.forEach(replicas, (replica) => on(replica, hasReplayed(lsn)), { concurrency: "unbounded" })
+      )
+    )
+  })
+}

@@ -1,0 +1,433 @@
+import { describe, expect, layer } from "@effect/vitest"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Schedule from "effect/Schedule"
+import { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
+import * as Banner from "../../examples/service/banner.js"
+import * as Databases from "../../examples/service/databases.js"
+import * as Http from "../../examples/service/http.js"
+import * as Listen from "../../examples/service/listen.js"
+import * as Migrations from "../../examples/service/migrations.js"
+import { directory } from "../fixtures/directory.js"
+import { query } from "../fixtures/server.js"
+
+class Service extends Context.Tag("test/Service")<Service, { readonly url: string }>() {}
+
+/** The service as it is, on a cluster of its own. */
+const service = Layer.scoped(
+  Service,
+  Effect.gen(function* () {
+    yield* Migrations.run
+    yield* Layer.build(Http.layer)
+    yield* Listen.drained
+    return { url: yield* Banner.baseUrl }
+  })
+).pipe(
+  Layer.provide([Databases.embedded, Listen.layer(0)]),
+  Layer.provideMerge(Databases.cluster({ directory })),
+  Layer.provide([Layer.setConfigProvider(ConfigProvider.fromMap(new Map())), Logger.remove(Logger.defaultLogger)])
+)
+
+interface Answer {
+  readonly status: number
+  readonly body: unknown
+  readonly headers: Headers
+}
+
+const send = (
+  method: string,
+  path: string,
+  body?: unknown,
+  init: RequestInit = {}
+): Effect.Effect<Answer, never, Service> =>
+  Effect.flatMap(Service, ({ url }) =>
+    Effect.promise(async (signal) => {
+      const response = await fetch(url + path, {
+        method,
+        signal,
+        ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
+        ...init
+      })
+      const text = await response.text()
+      const isJson = response.headers.get("content-type")?.includes("json") === true
+      return { status: response.status, body: isJson ? JSON.parse(text) : text, headers: response.headers }
+    })
+  )
+
+const rows = (database: "app" | "audit", sql: string, params: ReadonlyArray<unknown> = []) =>
+  Effect.flatMap(EmbeddedPostgres, ({ primary }) => query(primary.url(database), sql, params))
+
+const todo = (id: string) => rows("app", "SELECT title, done FROM todo WHERE id = $1", [id])
+const events = (id: string) =>
+  Effect.map(rows("audit", "SELECT what FROM event WHERE subject = $1 ORDER BY id", [id]), (all) =>
+    all.map(({ what }) => what)
+  )
+
+/** Makes something of a table impossible for the length of a test. */
+const during = (database: "app" | "audit", sql: string, undo: string) =>
+  Effect.acquireRelease(rows(database, sql), () => rows(database, undo))
+
+layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (it) => {
+  describe("todos", () => {
+    it.effect("are created, listed, changed and deleted, with one event for each change", () =>
+      Effect.gen(function* () {
+        const created = yield* send("POST", "/todos", { id: "life", title: "Live" })
+        expect(created).toMatchObject({ status: 201, body: { id: "life", title: "Live", done: false } })
+        const listed = (done: string) =>
+          Effect.map(send("GET", `/todos${done}`), ({ body }) =>
+            (body as ReadonlyArray<{ readonly id: string }>).map(({ id }) => id)
+          )
+        expect(yield* listed("")).toContain("life")
+        expect(yield* listed("?done=true")).not.toContain("life")
+        expect(yield* send("PATCH", "/todos/life", { done: true })).toMatchObject({
+          status: 200,
+          body: { id: "life", title: "Live", done: true }
+        })
+        expect(yield* listed("?done=true")).toContain("life")
+        expect(yield* listed("?done=false")).not.toContain("life")
+        expect(yield* send("DELETE", "/todos/life")).toMatchObject({ status: 204 })
+        expect(yield* listed("")).not.toContain("life")
+        expect(yield* events("life")).toEqual(["todo.created", "todo.updated", "todo.deleted"])
+        expect(yield* send("GET", "/events?subject=life")).toMatchObject({
+          status: 200,
+          body: [{ what: "todo.deleted" }, { what: "todo.updated" }, { what: "todo.created" }]
+        })
+      })
+    )
+
+    it.effect("get an id where the client gives none; texts come back as they were", () =>
+      Effect.gen(function* () {
+        const title = `'; DROP TABLE todo; -- "\\ \u{1F95B} \n `
+        const { body, status } = yield* send("POST", "/todos", { title })
+        expect(status).toBe(201)
+        expect(body).toMatchObject({ id: expect.stringMatching(/^[0-9a-f-]{36}$/), title })
+      })
+    )
+
+    it.effect("a second one with the same id is 409, and changes nothing in either database", () =>
+      Effect.gen(function* () {
+        yield* send("POST", "/todos", { id: "twice", title: "first" })
+        expect(yield* send("POST", "/todos", { id: "twice", title: "second" })).toMatchObject({
+          status: 409,
+          body: { _tag: "TodoExists", message: 'there is a todo "twice" already' }
+        })
+        expect(yield* todo("twice")).toEqual([{ title: "first", done: false }])
+        expect(yield* events("twice")).toEqual(["todo.created"])
+      })
+    )
+
+    it.effect("one that is missing is 404, and leaves no event", () =>
+      Effect.gen(function* () {
+        const missing = { status: 404, body: { _tag: "TodoNotFound", message: 'there is no todo "nobody"' } }
+        expect(yield* send("GET", "/todos/nobody")).toMatchObject(missing)
+        expect(yield* send("PATCH", "/todos/nobody", { done: true })).toMatchObject(missing)
+        expect(yield* send("DELETE", "/todos/nobody")).toMatchObject(missing)
+        expect(yield* events("nobody")).toEqual([])
+      })
+    )
+
+    it.effect("many created at once are all there, each once", () =>
+      Effect.gen(function* () {
+        const ids = Array.from({ length: 60 }, (_, i) => `many-${i}`)
+        const answers = yield* Effect.forEach(ids, (id) => send("POST", "/todos", { id, title: id }), {
+          concurrency: 20
+        })
+        expect(answers.map(({ status }) => status)).toEqual(ids.map(() => 201))
+        const [stored] = yield* rows(
+          "app",
+          "SELECT count(*)::int AS n, count(DISTINCT id)::int AS ids FROM todo WHERE id LIKE 'many-%'"
+        )
+        expect(stored).toEqual({ n: 60, ids: 60 })
+        expect(
+          yield* rows(
+            "audit",
+            "SELECT count(*)::int AS n, count(DISTINCT subject)::int AS ids FROM event WHERE subject LIKE 'many-%'"
+          )
+        ).toEqual([{ n: 60, ids: 60 }])
+      })
+    )
+  })
+
+  describe("wrong input is 400 and says what is wrong:", () => {
+    const cases: ReadonlyArray<readonly [string, string, string, unknown, string]> = [
+      ["no title", "POST", "/todos", {}, "title: is missing"],
+      ["a title of another type", "POST", "/todos", { title: 1 }, "title: Expected string, actual 1"],
+      ["an empty title", "POST", "/todos", { title: " " }, "title: a title must not be empty"],
+      [
+        "a title that is too long",
+        "POST",
+        "/todos",
+        { title: "x".repeat(201) },
+        "title: a title is at most 200 characters long"
+      ],
+      [
+        "NUL",
+        "POST",
+        "/todos",
+        { title: "a\0b" },
+        "title: it holds NUL, or half a character, which no database can keep"
+      ],
+      [
+        "half a character",
+        "POST",
+        "/todos",
+        { title: "\ud800" },
+        "title: it holds NUL, or half a character, which no database can keep"
+      ],
+      ["a misspelt field", "POST", "/todos", { title: "a", don: true }, 'don: is unexpected, expected: "id" | "title"'],
+      [
+        "an id with a space",
+        "POST",
+        "/todos",
+        { id: "a b", title: "a" },
+        "id: an id is 1 to 64 letters, digits, - or _"
+      ],
+      [
+        "several things",
+        "POST",
+        "/todos",
+        { id: "", title: 1 },
+        "id: an id is 1 to 64 letters, digits, - or _; title: Expected string, actual 1"
+      ],
+      ["a list", "POST", "/todos", [], "the request: Expected NewTodo, actual []"],
+      ["nothing to change", "PATCH", "/todos/a", {}, "the request: there is nothing to change: give title or done"],
+      ["done as a word", "PATCH", "/todos/a", { done: "yes" }, 'done: Expected boolean, actual "yes"'],
+      ["an id that is none", "DELETE", "/todos/a%20b", undefined, "id: an id is 1 to 64 letters, digits, - or _"],
+      ["a filter that is none", "GET", "/todos?done=maybe", undefined, 'done: Expected "true", actual "maybe"'],
+      ["page zero", "GET", "/records?page=0", undefined, "page: expected a whole number from 1 to 1000000"],
+      ["a page that is no number", "GET", "/records?page=two", undefined, 'page: Unable to decode "two" into a number'],
+      ["a page that is too long", "GET", "/records?size=101", undefined, "size: expected a whole number from 1 to 100"],
+      [
+        "an unknown parameter",
+        "GET",
+        "/records?serach=x",
+        undefined,
+        'serach: is unexpected, expected: "search" | "page" | "size"'
+      ]
+    ]
+    for (const [name, method, path, body, message] of cases) {
+      it.effect(name, () =>
+        Effect.gen(function* () {
+          expect(yield* send(method, path, body)).toMatchObject({ status: 400, body: { message } })
+        })
+      )
+    }
+
+    it.effect("a body that is no JSON", () =>
+      Effect.gen(function* () {
+        expect(
+          yield* send("POST", "/todos", undefined, {
+            body: '{"title"',
+            headers: { "content-type": "application/json" }
+          })
+        ).toMatchObject({
+          status: 400,
+          body: { message: "the body cannot be read: it must be JSON" }
+        })
+      })
+    )
+
+    it.effect("a body that is far too long is 413", () =>
+      Effect.gen(function* () {
+        expect(yield* send("POST", "/todos", { title: "x".repeat(1_000_000) })).toMatchObject({ status: 413 })
+      })
+    )
+  })
+
+  describe("a request that fails stores nothing in either database:", () => {
+    it.scoped("the change cannot be made", () =>
+      Effect.gen(function* () {
+        yield* during("app", "ALTER TABLE todo RENAME TO gone", "ALTER TABLE gone RENAME TO todo")
+        const { body, status } = yield* send("POST", "/todos", { id: "fail-1", title: "a" })
+        expect(status).toBe(500)
+        expect(body).toEqual({ _tag: "Broken", message: "the service has a fault; its log says more" })
+        expect(yield* events("fail-1")).toEqual([])
+      })
+    )
+
+    it.scoped("the event cannot be written", () =>
+      Effect.gen(function* () {
+        yield* during("audit", "ALTER TABLE event RENAME TO gone", "ALTER TABLE gone RENAME TO event")
+        expect(yield* send("POST", "/todos", { id: "fail-2", title: "a" })).toMatchObject({ status: 500 })
+        expect(yield* todo("fail-2")).toEqual([])
+      })
+    )
+
+    const refuse = `
+      CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not today'; END $$;
+      CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON`
+    const deferred = "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
+
+    it.scoped("the commit of the event is refused", () =>
+      Effect.gen(function* () {
+        yield* during("audit", `${refuse} event ${deferred}`, "DROP FUNCTION refuse() CASCADE")
+        expect(yield* send("POST", "/todos", { id: "fail-3", title: "a" })).toMatchObject({ status: 500 })
+        expect(yield* todo("fail-3")).toEqual([])
+        expect(yield* events("fail-3")).toEqual([])
+      })
+    )
+
+    it.scoped(
+      "but where the commit of the change is refused, its event is stored already, and the answer says so",
+      () =>
+        Effect.gen(function* () {
+          yield* during("app", `${refuse} todo ${deferred}`, "DROP FUNCTION refuse() CASCADE")
+          const { body, status } = yield* send("POST", "/todos", { id: "fail-4", title: "a" })
+          expect(status).toBe(503)
+          expect(body).toMatchObject({ _tag: "Unavailable", reason: "PartialCommit", stored: "partly" })
+          expect(yield* todo("fail-4")).toEqual([])
+          expect(yield* events("fail-4")).toEqual(["todo.created"])
+        })
+    )
+
+    it.scoped("the client goes away while it waits", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* EmbeddedPostgres
+        const waiting = query<{ n: number }>(
+          primary.url("app"),
+          "SELECT count(*)::int AS n FROM pg_locks WHERE NOT granted"
+        )
+        const until = (n: number) =>
+          Effect.repeat(waiting, { until: ([row]) => row?.n === n, schedule: Schedule.spaced("5 millis") })
+        const lock = yield* Effect.forkScoped(
+          query(primary.url("app"), "LOCK TABLE todo IN SHARE MODE; SELECT pg_advisory_lock(7), pg_sleep(20)")
+        )
+        yield* query(primary.url("app"), "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'").pipe(
+          Effect.repeat({ until: (found) => found.length > 0, schedule: Schedule.spaced("5 millis") })
+        )
+        const request = yield* Effect.fork(send("POST", "/todos", { id: "fail-5", title: "a" }))
+        yield* until(1)
+        yield* Effect.asVoid(request.interruptAsFork(request.id()))
+        yield* until(0)
+        yield* lock.interruptAsFork(lock.id())
+        expect(yield* todo("fail-5")).toEqual([])
+        expect(yield* events("fail-5")).toEqual([])
+      })
+    )
+  })
+
+  describe("records", () => {
+    const insert = `
+      INSERT INTO record SELECT 'K' || lpad(i::text, 3, '0'), 'Airport ' || i, CASE WHEN i = 7 THEN '100% Lake_City' ELSE 'Town' END,
+        'ST', 'USA', i / 10.0, -i / 10.0 FROM generate_series(1, 45) AS i`
+
+    it.scoped("are paged and searched, on the replica", () =>
+      Effect.gen(function* () {
+        const { awaitReplicas } = yield* EmbeddedPostgres
+        yield* during("app", insert, "TRUNCATE record")
+        yield* awaitReplicas
+        const page = (path: string) => send("GET", `/records${path}`)
+        const last = yield* page("?page=3")
+        expect(last.headers.get("x-served-by")).toMatch(/^replica /)
+        expect(last).toMatchObject({ status: 200, body: { total: 45, page: 3, pages: 3 } })
+        expect((last.body as { records: ReadonlyArray<unknown> }).records).toHaveLength(5)
+        expect(yield* page("?page=4")).toMatchObject({ status: 200, body: { total: 45, records: [] } })
+        expect(yield* page("?search=AIRPORT%207")).toMatchObject({
+          status: 200,
+          body: { total: 1, records: [{ iata: "K007", name: "Airport 7", latitude: 0.7, longitude: -0.7 }] }
+        })
+        // these mean themselves
+        expect(yield* page(`?search=${encodeURIComponent("0% lake_")}`)).toMatchObject({ body: { total: 1 } })
+        expect(yield* page("?search=_______")).toMatchObject({ body: { total: 0 } })
+        expect(yield* page(`?search=${encodeURIComponent("%")}`)).toMatchObject({ body: { total: 1 } })
+        expect(yield* page(`?search=${encodeURIComponent("' OR true --")}`)).toMatchObject({ body: { total: 0 } })
+      })
+    )
+  })
+
+  describe("documentation", () => {
+    it.effect("OpenAPI names every path with its errors", () =>
+      Effect.gen(function* () {
+        const { body, status } = yield* send("GET", "/openapi.json")
+        expect(status).toBe(200)
+        const { openapi, paths } = body as {
+          openapi: string
+          paths: Record<string, Record<string, { responses: object }>>
+        }
+        expect(openapi).toMatch(/^3\./)
+        expect(Object.keys(paths).sort()).toEqual(["/events", "/records", "/todos", "/todos/{id}"])
+        expect(Object.keys(paths["/todos/{id}"]?.patch?.responses ?? {}).sort()).toEqual([
+          "200",
+          "400",
+          "404",
+          "500",
+          "503"
+        ])
+      })
+    )
+
+    it.effect("the page at /docs needs nothing from elsewhere", () =>
+      Effect.gen(function* () {
+        const { body, headers, status } = yield* send("GET", "/docs")
+        expect(status).toBe(200)
+        expect(headers.get("content-type")).toContain("text/html")
+        expect(body).toContain("effect-db example service")
+        expect(body).not.toMatch(/<(script|link)[^>]+(src|href)=/)
+      })
+    )
+
+    it.effect("a path that is not there is 404 and points to it", () =>
+      Effect.gen(function* () {
+        expect(yield* send("GET", "/nothing")).toMatchObject({
+          status: 404,
+          body: { message: expect.stringContaining("/docs") }
+        })
+      })
+    )
+  })
+
+  describe("the database is out of reach", () => {
+    const unreachable = { status: 503, body: { _tag: "Unavailable", stored: "no" } }
+
+    it.scoped("a primary that is stopped is 503, while the replica serves on; started again, all is well", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* EmbeddedPostgres
+        yield* Effect.acquireRelease(primary.stop, () => Effect.orDie(primary.start))
+        expect(yield* send("POST", "/todos", { id: "down", title: "a" })).toMatchObject(unreachable)
+        expect(yield* send("GET", "/todos")).toMatchObject(unreachable)
+        expect(yield* send("GET", "/records")).toMatchObject({ status: 200 })
+        yield* primary.start
+        expect(yield* send("POST", "/todos", { id: "down", title: "a" })).toMatchObject({ status: 201 })
+        expect(yield* events("down")).toEqual(["todo.created"])
+      })
+    )
+
+    it.scoped("a primary that stands still is 503 in time", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* EmbeddedPostgres
+        yield* Effect.acquireRelease(primary.freeze, () => Effect.orDie(primary.thaw))
+        const [took, answer] = yield* Effect.timed(send("POST", "/todos", { id: "frozen", title: "a" }))
+        expect(answer).toMatchObject(unreachable)
+        expect(Duration.toMillis(took)).toBeLessThan(9000)
+        yield* primary.thaw
+        expect(yield* send("POST", "/todos", { id: "frozen", title: "a" })).toMatchObject({ status: 201 })
+        expect(yield* events("frozen")).toEqual(["todo.created"])
+      })
+    )
+
+    it.effect("what the server said is not sent", () =>
+      Effect.gen(function* () {
+        const { primary, terminateBackends } = yield* EmbeddedPostgres
+        yield* terminateBackends()
+        yield* primary.stop
+        const { body } = yield* Effect.ensuring(send("GET", "/todos"), Effect.orDie(primary.start))
+        expect(JSON.stringify(body)).not.toMatch(/127\.0\.0\.1|ECONNREFUSED|postgres/)
+      })
+    )
+
+    it.effect("connections that were killed are replaced, and nobody notices", () =>
+      Effect.gen(function* () {
+        const { terminateBackends } = yield* EmbeddedPostgres
+        yield* send("POST", "/todos", { id: "killed-1", title: "a" })
+        yield* terminateBackends()
+        expect(yield* send("POST", "/todos", { id: "killed-2", title: "a" })).toMatchObject({ status: 201 })
+        yield* terminateBackends()
+        expect(yield* send("GET", "/records")).toMatchObject({ status: 200 })
+      })
+    )
+  })
+})

@@ -1,0 +1,403 @@
+import { execFileSync, spawn } from "node:child_process"
+import * as fs from "node:fs"
+import * as net from "node:net"
+import * as os from "node:os"
+import * as path from "node:path"
+import { fileURLToPath } from "node:url"
+import { describe, expect, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import manifest from "../../package.json" with { type: "json" }
+import { directory } from "../fixtures/directory.js"
+import { query } from "../fixtures/server.js"
+import * as Program from "./program.js"
+
+const root = fileURLToPath(new URL("../../", import.meta.url))
+
+/** A folder that the program takes for the machine's folder for temporary things. */
+const temporary = Effect.acquireRelease(
+  Effect.sync(() => {
+    const folder = fs.mkdtempSync(path.join(directory, "service-test-"))
+    fs.chmodSync(folder, 0o755)
+    return folder
+  }),
+  (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
+)
+
+/** Processes that have to do with a folder. */
+const processesOf = (folder: string): ReadonlyArray<string> =>
+  execFileSync("ps", ["-A", "-ww", "-o", "pid=,command="], { encoding: "utf8" })
+    .split("\n")
+    .filter((line) => line.includes(path.basename(folder)))
+
+const poll = Schedule.spaced("10 millis")
+
+/** An open connection that has been used once and is kept. */
+const keepAlive = (url: string) =>
+  Effect.acquireRelease(
+    Effect.async<net.Socket>((resume) => {
+      const socket = net.connect(Number(new URL(url).port), "127.0.0.1", () =>
+        socket.write("GET /todos HTTP/1.1\r\nHost: localhost\r\n\r\n")
+      )
+      socket.once("data", () => resume(Effect.succeed(socket)))
+      socket.on("error", () => {})
+    }),
+    (socket) => Effect.sync(() => socket.destroy())
+  )
+
+/** Holds every change of todos back until it is released. */
+const lock = (url: Redacted.Redacted<string>) =>
+  Effect.gen(function* () {
+    const held = yield* Effect.forkScoped(
+      query(url, "BEGIN; LOCK TABLE todo IN SHARE MODE; SELECT pg_advisory_lock(11); SELECT pg_sleep(60)")
+    )
+    yield* query(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 11").pipe(
+      Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll })
+    )
+    return {
+      release: Effect.asVoid(held.interruptAsFork(held.id())),
+      isWaitedFor: query(
+        url,
+        "SELECT 1 FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+      ).pipe(Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll }))
+    }
+  })
+
+const post = (url: string, id: string) =>
+  Effect.promise(() =>
+    fetch(`${url}/todos`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ id, title: id })
+    }).then(
+      ({ status }) => status,
+      () => "no answer"
+    )
+  )
+
+const empty = (name: string) =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "service-csv-"))),
+      (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
+    ),
+    (folder) => path.join(folder, name)
+  )
+
+const someRows = (count: number) => Array.from({ length: count }, (_, i) => `R${i},Name,City,ST,USA,1,1\n`).join("")
+
+const header = "iata,name,city,state,country,latitude,longitude\n"
+
+describe("Ctrl-C", () => {
+  it.scopedLive(
+    "ends it with 0 within 3 s, also with a connection that is kept alive; no process and no folder is left",
+    () =>
+      Effect.gen(function* () {
+        const folder = yield* temporary
+        const service = yield* Program.start([], { TMPDIR: folder })
+        expect(yield* service.line(/imported (.*) rows/)).toBe("3,376")
+        const url = yield* service.url
+        yield* keepAlive(url)
+        expect(fs.readdirSync(folder)).toHaveLength(1)
+        expect(processesOf(folder).length).toBeGreaterThan(2)
+        yield* service.signal("SIGINT")
+        const [took, ended] = yield* Effect.timed(service.ended)
+        expect(ended).toMatchObject({ code: 0, stderr: "" })
+        expect(Duration.toMillis(took)).toBeLessThan(3000)
+        expect(fs.readdirSync(folder)).toEqual([])
+        expect(processesOf(folder)).toEqual([])
+      })
+  )
+
+  it.scopedLive("a second one, as npm sends it, changes nothing", () =>
+    Effect.gen(function* () {
+      const folder = yield* temporary
+      const service = yield* Program.start([], { TMPDIR: folder })
+      yield* service.url
+      yield* service.signal("SIGINT")
+      yield* service.signal("SIGINT")
+      yield* service.line(/stopping/)
+      yield* service.signal("SIGINT")
+      expect(yield* service.ended).toMatchObject({ code: 0 })
+      expect(fs.readdirSync(folder)).toEqual([])
+    })
+  )
+
+  it.scopedLive("while it starts, nothing is left either", () =>
+    Effect.gen(function* () {
+      const folder = yield* temporary
+      const service = yield* Program.start([], { TMPDIR: folder })
+      yield* Effect.sync(() => fs.readdirSync(folder)).pipe(
+        Effect.repeat({ until: (all) => all.length > 0, schedule: poll })
+      )
+      yield* service.signal("SIGINT")
+      expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
+      expect(fs.readdirSync(folder)).toEqual([])
+      expect(processesOf(folder)).toEqual([])
+    })
+  )
+
+  it.scopedLive("a request in flight is answered", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* Program.databases
+      const service = yield* Program.start([], env)
+      const url = yield* service.url
+      const { isWaitedFor, release } = yield* lock(app)
+      const answer = yield* Effect.fork(post(url, "in-flight"))
+      yield* isWaitedFor
+      yield* service.signal("SIGINT")
+      yield* service.line(/stopping/)
+      yield* release
+      expect(yield* answer.await).toMatchObject({ value: 201 })
+      expect(yield* service.ended).toMatchObject({ code: 0 })
+      expect(yield* query(app, "SELECT id FROM todo")).toEqual([{ id: "in-flight" }])
+    })
+  )
+
+  it.scopedLive("a request without an end does not hold it, and stores nothing", () =>
+    Effect.gen(function* () {
+      const { app, audit, env } = yield* Program.databases
+      const service = yield* Program.start([], env)
+      const url = yield* service.url
+      const { isWaitedFor, release } = yield* lock(app)
+      const answer = yield* Effect.fork(post(url, "endless"))
+      yield* isWaitedFor
+      yield* service.signal("SIGINT")
+      const [took, ended] = yield* Effect.timed(service.ended)
+      expect(ended).toMatchObject({ code: 0 })
+      expect(Duration.toMillis(took)).toBeLessThan(3000)
+      expect(yield* answer.await).toMatchObject({ value: "no answer" })
+      yield* release
+      expect(yield* query(app, "SELECT id FROM todo")).toEqual([])
+      expect(yield* query(audit, "SELECT what FROM event")).toEqual([{ what: "records.imported" }])
+    })
+  )
+
+  it.scopedLive("during an import stores nothing of it", () =>
+    Effect.gen(function* () {
+      const { app, audit, env } = yield* Program.databases
+      const pipe = yield* empty("slow.csv")
+      execFileSync("mkfifo", [pipe])
+      const service = yield* Program.start(["--csv", pipe], env)
+      const writer = yield* Effect.promise(() => fs.promises.open(pipe, "w"))
+      yield* Effect.addFinalizer(() => Effect.promise(() => writer.close().catch(() => {})))
+      yield* Effect.promise(() => writer.write(header + someRows(5000)))
+      // rows have been sent, and are not committed
+      yield* query(
+        app,
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%INSERT INTO record%' AND pid <> pg_backend_pid()"
+      ).pipe(Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll }))
+      yield* service.signal("SIGINT")
+      expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
+      expect(yield* query(app, "SELECT 1 FROM record")).toEqual([])
+      expect(yield* query(audit, "SELECT 1 FROM event")).toEqual([])
+    })
+  )
+
+  it.scopedLive("ends the unattended job with 130: it has proved nothing", () =>
+    Effect.gen(function* () {
+      const { env } = yield* Program.databases
+      const job = yield* Program.start(["--once"], env)
+      yield* job.line(/imported/)
+      yield* job.signal("SIGINT")
+      expect(yield* job.ended).toMatchObject({ code: 130 })
+    })
+  )
+
+  // dash does not hand a terminal's signal on, so npm ends with 0 only where its shell becomes the program
+  it.scopedLive.skipIf(!manifest.scripts.start.startsWith("exec "))("npm start ends with 0 as well", () =>
+    Effect.gen(function* () {
+      const folder = yield* temporary
+      const npm = yield* Effect.acquireRelease(
+        Effect.sync(() =>
+          // a group of its own, as a terminal's foreground is one
+          spawn("npm", ["start"], {
+            cwd: root,
+            detached: true,
+            env: { PATH: process.env.PATH, HOME: folder, PORT: "0", TMPDIR: folder }
+          })
+        ),
+        (child) => Effect.sync(() => child.exitCode === null && child.signalCode === null && child.kill("SIGKILL"))
+      )
+      const ended = yield* Deferred.make<number | string | null>()
+      npm.once("exit", (code, signal) => Deferred.unsafeDone(ended, Effect.succeed(code ?? signal)))
+      yield* Effect.async<void>((resume) => {
+        npm.stdout
+          .setEncoding("utf8")
+          .on("data", (text: string) => text.includes("Ctrl-C stops") && resume(Effect.void))
+        npm.stderr.resume()
+      })
+      process.kill(-(npm.pid ?? 0), "SIGINT")
+      expect(yield* Deferred.await(ended)).toBe(0)
+      expect(processesOf(folder)).toEqual([])
+    })
+  )
+})
+
+describe("a start that cannot be", () => {
+  it.scopedLive("a wrong password is one line without the password, and exit code 1", () =>
+    Effect.gen(function* () {
+      const { env } = yield* Program.databases
+      const wrong = new URL(env.DATABASE_URL)
+      wrong.password = "not-the-password"
+      const { code, stderr, stdout } = yield* Program.run([], { ...env, DATABASE_URL: wrong.href })
+      expect(code).toBe(1)
+      expect(stderr).toMatch(/^error: database "app" at \S+: cannot connect \(authentication\).*\n$/)
+      expect(stdout + stderr).not.toContain("not-the-password")
+    })
+  )
+
+  it.scopedLive(
+    "an address where nobody is, a database that is not there, and settings that cannot be are one line each",
+    () =>
+      Effect.gen(function* () {
+        const { env } = yield* Program.databases
+        const nobody = new URL(env.DATABASE_URL)
+        nobody.port = "1"
+        const missing = new URL(env.AUDIT_DATABASE_URL)
+        missing.pathname = "/nothing"
+        const cases: ReadonlyArray<readonly [Record<string, string>, RegExp]> = [
+          [{ ...env, DATABASE_URL: nobody.href }, /^error: database "app" at \S+: cannot connect \(unreachable\).*\n$/],
+          [
+            { ...env, AUDIT_DATABASE_URL: missing.href },
+            /^error: database "audit" at \S+: cannot connect \(noSuchDatabase\).*\n$/
+          ],
+          [{ ...env, AUDIT_DATABASE_URL: "" }, /^error: AUDIT_DATABASE_URL is not set; --help lists the settings\n$/],
+          [
+            { DATABASE_READER_URLS: env.DATABASE_READER_URLS },
+            /^error: DATABASE_URL is not set; --help lists the settings\n$/
+          ],
+          [
+            { ...env, DATABASE_URL: "localhost/app" },
+            /^error: database "app": setting "writer" is not a postgres:\/\/ URL.*\n$/
+          ],
+          [{ ...env, PORT: "http" }, /^error: PORT: .*"http".*\n$/]
+        ]
+        yield* Effect.forEach(
+          cases,
+          ([settings, expected]) =>
+            Effect.gen(function* () {
+              const { code, stderr } = yield* Program.run([], settings)
+              expect(stderr).toMatch(expected)
+              expect(code).toBe(1)
+            }),
+          { concurrency: 2 }
+        )
+      })
+  )
+
+  it.scopedLive("a port in use is one line, and nothing is imported", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* Program.databases
+      const port = yield* Effect.acquireRelease(
+        Effect.async<net.Server>((resume) => {
+          const server = net.createServer().listen(0, () => resume(Effect.succeed(server)))
+        }),
+        (server) => Effect.sync(() => server.close())
+      ).pipe(Effect.map((server) => String((server.address() as net.AddressInfo).port)))
+      const { code, stderr } = yield* Program.run([], { ...env, PORT: port })
+      expect(stderr).toBe(
+        `error: port ${port} is in use: stop what listens there, or choose another (PORT=0 picks a free one)\n`
+      )
+      expect(code).toBe(1)
+      expect(
+        yield* query(
+          app,
+          "SELECT 1 FROM pg_class WHERE relname = 'record' AND EXISTS (SELECT FROM pg_stat_user_tables WHERE n_live_tup > 0)"
+        )
+      ).toEqual([])
+    })
+  )
+
+  it.scopedLive("an embedded start whose port is in use leaves nothing", () =>
+    Effect.gen(function* () {
+      const folder = yield* temporary
+      const first = yield* Program.start([], { TMPDIR: folder })
+      const port = new URL(yield* first.url).port
+      const second = yield* temporary
+      expect(yield* Program.run([], { TMPDIR: second, PORT: port })).toMatchObject({ code: 1 })
+      expect(fs.readdirSync(second)).toEqual([])
+      expect(processesOf(second)).toEqual([])
+      yield* first.signal("SIGTERM")
+      expect(yield* first.ended).toMatchObject({ code: 0 })
+    })
+  )
+
+  it.scopedLive("--help tells all and ends with 0; what is unknown ends with 2", () =>
+    Effect.gen(function* () {
+      const help = yield* Program.run(["--help"])
+      expect(help).toMatchObject({ code: 0, stderr: "" })
+      for (const word of [
+        "--once",
+        "--csv FILE",
+        "DATABASE_URL",
+        "DATABASE_READER_URLS",
+        "AUDIT_DATABASE_URL",
+        "PORT"
+      ]) {
+        expect(help.stdout).toContain(word)
+      }
+      for (const args of [["--onec"], ["file.csv"], ["--csv"], ["--once=yes"]]) {
+        const { code, stderr } = yield* Program.run(args)
+        expect(stderr).toMatch(/^error: .*--help shows what there is\n$/)
+        expect(code).toBe(2)
+      }
+    })
+  )
+})
+
+describe("what is shown", () => {
+  it.scopedLive("URLs have no password, and the curl lines work as they are", () =>
+    Effect.gen(function* () {
+      const { env } = yield* Program.databases
+      const service = yield* Program.start([], env)
+      yield* service.url
+      yield* service.line(/Ctrl-C stops/)
+      const text = yield* service.written
+      expect(text).not.toContain(new URL(env.DATABASE_URL).password)
+      expect(text).toContain(`postgres://postgres@${new URL(env.DATABASE_URL).host}`)
+      const lines = text.split("\n").filter((line) => line.trim().startsWith("curl "))
+      expect(lines.length).toBeGreaterThan(4)
+      for (const line of lines) {
+        const status = execFileSync("sh", ["-c", `${line} -s -o /dev/null -w '%{http_code}'`], { encoding: "utf8" })
+        expect(`${line} ${status}`).toMatch(/ 20[014]$/)
+      }
+    })
+  )
+
+  it.scopedLive("a migration that was there and rows that were there stay as they are at the next start", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* Program.databases
+      const count = query(
+        app,
+        "SELECT count(*)::int AS n, count(DISTINCT iata)::int AS keys, max(xmin::text::bigint)::text AS last FROM record"
+      )
+      const once = Effect.scoped(
+        Effect.gen(function* () {
+          const service = yield* Program.start([], env)
+          yield* service.url
+          yield* service.signal("SIGTERM")
+          expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
+          return yield* count
+        })
+      )
+      const first = yield* once
+      expect(first).toMatchObject([{ n: 3376, keys: 3376 }])
+      expect(yield* once).toEqual(first)
+    })
+  )
+
+  it.scopedLive("two that start together on empty databases both come up", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* Program.databases
+      const both = yield* Effect.all([Program.start([], env), Program.start([], env)])
+      yield* Effect.forEach(both, (service) => service.url, { concurrency: "unbounded" })
+      expect(yield* query(app, "SELECT count(*)::int AS n FROM record")).toEqual([{ n: 3376 }])
+      for (const service of both) yield* service.signal("SIGINT")
+      for (const service of both) expect(yield* service.ended).toMatchObject({ code: 0 })
+    })
+  )
+})
