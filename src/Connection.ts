@@ -56,6 +56,8 @@ export interface Owner {
  * @category models
  */
 export class Connection {
+  /** Told when it is lost with no flight under way, for whoever holds it. */
+  onLost: ((error: Error) => void) | undefined = undefined
   /** Set when it must not be used again. */
   broken: CloseReason | undefined = undefined
   readonly createdAt = performance.now()
@@ -84,6 +86,9 @@ export class Connection {
     client.connection.on("parseComplete", () => {
       if (this.flight !== undefined) this.flight.parsed++
     })
+    client.connection.on("bindComplete", () => {
+      if (this.flight !== undefined) this.flight.bound++
+    })
     client.connection.on("readyForQuery", () => this.ready())
     client.connection.stream.once("close", () => this.close())
   }
@@ -107,7 +112,13 @@ export class Connection {
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
     if (request.simple) {
-      return this.fly({ bytes: () => wire.simple(checked(text)), before: 0, asArrays: false, simple: true, done })
+      return this.fly({
+        bytes: () => wire.simple(checked(text)),
+        before: 0,
+        asArrays: request.rows === "array",
+        simple: true,
+        done
+      })
     }
     const prepared = request.prepare ? this.statements.take(text) : undefined
     const parse = prepared === undefined || !prepared.parsed
@@ -122,11 +133,12 @@ export class Connection {
             name: prepared?.name ?? "",
             parse,
             describe: shape === undefined,
-            close: this.statements.takeToClose()
+            close: () => this.statements.takeToClose()
           },
           after
         ),
       before: before.length,
+      after: after.length,
       asArrays: request.rows === "array",
       simple: false,
       prepared,
@@ -140,8 +152,8 @@ export class Connection {
           if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text)
-          // nothing ran and no transaction is harmed, so it may be prepared again at once
-          if (this.status === "I" && before.length === 0 && !parse) return this.run(before, request, after, done)
+          // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
+          if (flight.bound === 0 && this.status === "I" && !parse) return this.run(before, request, after, done)
         }
         done(failure, flight)
       }
@@ -234,7 +246,7 @@ export class Connection {
     if (this.broken !== undefined || this.closed) {
       return plan.done({ _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0 }, flight)
     }
-    const error = flight.prepare()
+    const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
     if (error !== undefined) return plan.done({ _tag: "unsendable", error, acknowledged: 0 }, flight)
     this.flight = flight
     this.client.query(flight)
@@ -262,6 +274,7 @@ export class Connection {
     this.flight = undefined
     if (before === undefined) this.owner.lost(this, error)
     this.client.connection.stream.destroy()
+    if (flight === undefined) this.onLost?.(error)
     flight?.plan.done({ _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }, flight)
   }
 
@@ -353,7 +366,7 @@ export const connect = (
   }
   const timer = setTimeout(
     () => fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${options.timeout} ms`)),
-    options.timeout
+    Math.min(options.timeout, 2_147_483_647)
   )
   client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {
     parameters.set(message.parameterName, message.parameterValue)
@@ -370,10 +383,14 @@ export const connect = (
       const code = "code" in error && typeof error.code === "string" ? error.code : ""
       return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
     }
-    settle()
+    clearTimeout(timer)
     const connection = new Connection(client, server, session, parameters, options.readOnly, options.owner)
     // the client calls back before it has taken down its own state
-    queueMicrotask(() => done(undefined, connection))
+    queueMicrotask(() => {
+      if (settled) return
+      settle()
+      done(undefined, connection)
+    })
   })
   return () => {
     if (settled) return

@@ -28,7 +28,7 @@ import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
 import { isNotYet } from "./SqlState.js"
-import { type ServerStatus, Topology } from "./Topology.js"
+import { type OpenTransaction, type ServerStatus, Topology } from "./Topology.js"
 import * as Transaction from "./Transaction.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -49,6 +49,7 @@ export type Options = DatabaseConfig.DatabaseOptions
 export interface Status {
   readonly database: string
   readonly servers: ReadonlyArray<ServerStatus>
+  readonly transactions: ReadonlyArray<OpenTransaction>
 }
 
 /**
@@ -107,11 +108,13 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
     const deadline = performance.now() + config.pool.connectTimeout + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       const giveUp = pool.checkout(deadline, [], (error, connection) => {
-        if (connection !== undefined) {
-          pool.checkin(connection)
-          return resume(Effect.void)
-        }
         const place = { database: config.name, server: pool.options.server.name }
+        if (connection !== undefined) {
+          const isStandby = connection.parameter("in_hot_standby") === "on"
+          pool.checkin(connection)
+          const misplaced = isStandby && !pool.options.readOnly
+          return resume(misplaced ? Effect.fail(new ConnectFailed({ ...place, reason: "wrongRole" })) : Effect.void)
+        }
         resume(
           Effect.fail(
             error?._tag === "ConnectFailed"
@@ -156,11 +159,11 @@ export const make = (
       yield* Effect.forEach(
         readers,
         (server) =>
+          // reads go elsewhere, so this neither stops the start nor holds it up
           Effect.catchAll(verify(server.reads, config), (error) =>
-            // reads go elsewhere, so this does not stop the start
             Effect.logWarning(`${error.message}; it is left out until it answers`)
-          ),
-        { concurrency: "unbounded", discard: true }
+          ).pipe(Effect.forkScoped),
+        { discard: true }
       )
       for (const server of topology.servers) for (const pool of server.pools) pool.warm()
     }
@@ -178,7 +181,7 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
     const engine = yield* Effect.withFiberRuntime<Engine, never, Scope.Scope>((fiber) => {
       const root = live.engine.begin("writer", {}, fiber, undefined)
       return Effect.as(
-        Effect.addFinalizer(() => Transaction.undo(root)),
+        Effect.addFinalizer(() => Transaction.undo(root, undefined)),
         new Engine(config, topology, live.observers, () => 0, root)
       )
     })
@@ -290,7 +293,11 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     commit: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
     rollback: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
     independent: (self) => Effect.flatMap(tag, ({ engine }) => Transaction.independent(self, engine)),
-    status: Effect.map(tag, ({ engine }) => ({ database: name, servers: engine.topology.status })),
+    status: Effect.map(tag, ({ engine }) => ({
+      database: name,
+      servers: engine.topology.status,
+      transactions: engine.transactions
+    })),
     observations: Stream.unwrap(
       Effect.map(tag, ({ observers }) =>
         Stream.asyncPush<Observation>(

@@ -446,7 +446,30 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the transaction has ended - wait for forked work inside of it, or run that work in Db.independent`
+    return `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run that work in Db.independent`
+  }
+}
+
+/**
+ * A statement waited for its turn in its transaction while a nested one of it did not end. Siblings take turns, each from its first
+ * statement to its end, so a nested transaction must not wait for what runs beside it. `waited` is in milliseconds.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect-db/TransactionBusy")(
+  "TransactionBusy",
+  {
+    ...place,
+    waited: Schema.Number
+  }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return (
+      `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and this statement of the outer one waits for it` +
+      " - let a nested transaction not wait for what runs beside it"
+    )
   }
 }
 
@@ -538,7 +561,8 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 }
 
 /**
- * A unit of work over several databases ended in the middle: `committed` are stored, `failed` and `rolledBack` are not.
+ * A unit of work over several databases ended in the middle: `committed` are stored, `rolledBack` are not, and `failed` is as `outcome`
+ * says.
  *
  * @since 0.1.0
  * @category errors
@@ -547,13 +571,16 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
   ...place,
   committed: Schema.Array(Schema.String),
   failed: Schema.String,
+  /** What became of the one that failed: `unknown` where the connection was lost during its COMMIT. */
+  outcome: Schema.Literal("rolledBack", "unknown"),
   rolledBack: Schema.Array(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
+    const became = this.outcome === "unknown" ? "may have or not" : "did not"
     return (
-      `only a part is stored: ${this.committed.join(", ")} committed, ${this.failed} did not${said(this.cause)}` +
-      " - the stored part has to be made good by the program"
+      `perhaps only a part is stored: ${this.committed.join(", ")} committed, ${this.failed} ${became}${said(this.cause)}` +
+      " - what is missing has to be made good by the program"
     )
   }
 }
@@ -599,6 +626,7 @@ export type StatementError =
   | ReadOnlyViolation
   | QueryFailed
   | TransactionEnded
+  | TransactionBusy
 
 /**
  * What beginning and ending a transaction can fail with, beside the failures of its statements.

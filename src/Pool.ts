@@ -71,6 +71,12 @@ const nothing = () => {}
 
 const longestTimer = 2_147_483_647
 
+/** How long a connection may take for a sign of life, in ms. */
+const longestPing = 1000
+
+/** After how long a server that had no connection left is asked again, in ms. */
+const crowdedPause = 100
+
 /**
  * The connections to one server for one purpose.
  *
@@ -199,9 +205,12 @@ export class Pool {
     for (const give of this.connecting) give()
     this.connecting.clear()
     for (const waiter of [...this.waiters]) this.fail(waiter, new DatabaseClosed(this.place))
-    const cutOff = setTimeout(() => {
-      for (const connection of this.all) connection.abort("shutdown")
-    }, timeout)
+    const cutOff = setTimeout(
+      () => {
+        for (const connection of this.all) connection.abort("shutdown")
+      },
+      Math.min(timeout, longestTimer)
+    )
     this.onEmpty = () => {
       clearTimeout(cutOff)
       this.onEmpty = nothing
@@ -301,15 +310,23 @@ export class Pool {
 
   private validate(connection: Connection): void {
     this.validating++
-    const impatient = setTimeout(() => connection.destroy("invalid"), this.options.pool.connectTimeout)
+    const impatient = setTimeout(
+      () => connection.destroy("invalid"),
+      Math.min(this.options.pool.connectTimeout, longestPing)
+    )
+    const { lastAnswer } = connection
     connection.ping((failure) => {
       clearTimeout(impatient)
       this.validating--
-      if (failure === undefined) this.checkin(connection)
-      else {
-        connection.destroy("invalid")
-        this.serve()
+      if (failure === undefined) return this.checkin(connection)
+      connection.destroy("invalid")
+      // what has been silent for as long is not asked one by one
+      for (const other of [...this.idle]) {
+        if (other.lastAnswer > lastAnswer) continue
+        this.remove(other)
+        other.destroy("invalid")
       }
+      this.serve()
     })
   }
 
@@ -360,6 +377,11 @@ export class Pool {
       Observation.ConnectFailed({ ...this.place, reason: error.reason, message: failure.error.message })
     )
     this.options.onHealth?.(false, failure.error.message)
+    if (error.reason === "tooManyConnections" && this.all.size > 0) {
+      // one of ours may come free, or one of theirs: those who wait have their own deadline
+      setTimeout(() => this.grow(), crowdedPause).unref()
+      return
+    }
     // what a person must mend fails all who wait; anything else the one for whom it was tried
     const all = !isTransient(error.reason)
     for (const waiter of [...this.waiters]) {

@@ -86,11 +86,16 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
         const carrier = currentCarrier(fiber)
         if (carrier?.unit !== undefined) return restore(app)
         const unit = UnitOfWork.open(carrier, true)
+        // a rollback does not fail
+        const rollback = Effect.ignore(unit.end("rollback", undefined))
         const end = (response: HttpServerResponse.HttpServerResponse) =>
           unit.hasEnded()
             ? Effect.succeed(response)
-            : Effect.catchAll(Effect.as(unit.end(outcome(response), restore), response), (error) =>
-                Effect.as(Effect.logError(error.message), onCommitFailed(error))
+            : Effect.sync(() => outcome(response)).pipe(
+                Effect.onError(() => rollback),
+                Effect.flatMap((decided) => unit.end(decided, restore)),
+                Effect.as(response),
+                Effect.catchAll((error) => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
               )
         const enter = FiberRef.set(
           FiberRef.currentContext,
@@ -104,11 +109,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
             enter
           ),
           Effect.matchCauseEffect(restore(app), {
-            onFailure: (cause) =>
-              Effect.zipRight(
-                Effect.zipRight(leave, Effect.ignore(unit.end("rollback", restore))),
-                Effect.failCause(cause)
-              ),
+            onFailure: (cause) => Effect.zipRight(Effect.zipRight(leave, rollback), Effect.failCause(cause)),
             onSuccess: (response) => Effect.zipRight(leave, end(response))
           })
         )

@@ -20,7 +20,7 @@ import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
-import { isTransient } from "./SqlState.js"
+import { isStalePlan, isTransient } from "./SqlState.js"
 
 /**
  * How many attempts beyond the first a database may make, all callers together: `burst` at once, and `perSecond` more with time.
@@ -169,6 +169,16 @@ export const isNotSent = (error: DatabaseError): boolean =>
   (error._tag === "Disconnected" && error.outcome === "notSent")
 
 /**
+ * Whether a prepared statement was refused because its plan is stale. It is prepared anew when it is run again.
+ *
+ * @internal
+ */
+export const isStale = (error: DatabaseError): boolean =>
+  error._tag === "QueryFailed" &&
+  error.sqlState !== undefined &&
+  isStalePlan(error.sqlState, error.cause instanceof Error ? error.cause.message : "")
+
+/**
  * Whether a transaction that failed like this is undone for certain and may go better when it is run again as a whole.
  *
  * @since 0.1.0
@@ -186,6 +196,6 @@ export const isReplayable = (error: unknown): boolean => {
     case "RolledBackAtCommit":
       return isReplayable(known.cause)
     default:
-      return isNotSent(known)
+      return isNotSent(known) || isStale(known)
   }
 }

@@ -86,6 +86,18 @@ export interface ServerStatus {
 }
 
 /**
+ * A transaction that holds a connection, and for how long it has, in milliseconds.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface OpenTransaction {
+  readonly server: string
+  readonly label: string | undefined
+  readonly age: number
+}
+
+/**
  * The servers of one database.
  *
  * @since 0.1.0

@@ -15,6 +15,7 @@ import {
   type DatabaseError,
   OptionsConflict,
   PropagationRefused,
+  TransactionBusy,
   type TransactionError
 } from "./DatabaseError.js"
 import { type Carrier, currentCarrier, type Kind, OutsideCarrier, TransactionCarrier } from "./internal/carrier.js"
@@ -69,7 +70,8 @@ export interface Options {
   readonly lockTimeout?: Duration.DurationInput | undefined
   /**
    * Runs the whole again, from its start, where it is undone for certain and may go better: after a serialization failure, a deadlock or
-   * a lost connection. `true` follows the `RetryPolicy`. Only the outermost transaction is run again. Default `false`.
+   * a lost connection. `true` follows the `RetryPolicy`. Only the outermost transaction is run again, for failures of its own database;
+   * what it has done elsewhere, another database's own transactions among it, is done again. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** A name for observations and spans. */
@@ -93,7 +95,8 @@ type HookKind = "beforeCommit" | "afterCommit" | "afterRollback" | "afterEnd"
 
 interface Hook {
   readonly kind: HookKind
-  readonly run: Effect.Effect<unknown, unknown>
+  /** What it does, in the context in which it was registered but for the transaction slot. */
+  readonly run: (slot: Carrier["slot"] | undefined) => Effect.Effect<unknown, unknown>
 }
 
 /**
@@ -137,6 +140,8 @@ const none: ReadonlyArray<never> = []
 export class Transaction {
   private hooks: Array<Hook> | undefined = undefined
   private readonly startedAt = performance.now()
+  /** Where its outermost transaction is. */
+  readonly base: Kind
 
   constructor(
     readonly origin: Origin,
@@ -145,7 +150,9 @@ export class Transaction {
     /** The transaction around it, if this is a savepoint of the application. */
     readonly outer: Transaction | undefined,
     readonly options: Options
-  ) {}
+  ) {
+    this.base = outer?.base ?? kind
+  }
 
   /** When it began, in ms since then. */
   get age(): number {
@@ -200,15 +207,16 @@ export const begin = (
   asked: Options,
   carrier: Carrier | undefined
 ): Transaction => {
-  const options: Options = kind === "reader" ? { ...asked, access: "read only" } : asked
+  // in a sandbox it is each of a reader's statements that is fenced in: a writer's may be among them, as it may be outside of a sandbox
   if (origin.sandbox !== undefined)
-    return nest(origin, carrier?.around(origin) ?? origin.sandbox, kind, undefined, options)
+    return nest(origin, carrier?.around(origin) ?? origin.sandbox, kind, undefined, asked)
+  const options: Options = kind === "reader" ? { ...asked, access: "read only" } : asked
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
     plain && options.statementTimeout === undefined && options.lockTimeout === undefined
       ? plainBegin
-      : beginSql(options).map(wire.constantStep)
+      : beginSql(options).map(wire.step)
   // a transaction is read-only for good only after its first query
   const all = kind === "reader" ? [...steps, wire.constantStep("SELECT 1")] : steps
   return new Transaction(origin, kind, new Level(new Link(lender), undefined, all, none, readOnly), undefined, options)
@@ -226,8 +234,9 @@ export const nest = (
   const readOnly = options.access === "read only" || around.readOnly
   const set = options.access === "read only" ? ["SET LOCAL transaction_read_only = on", ...limits] : limits
   const restore = limits.length === 0 ? none : [...limitsSql(around.options), ...unset(options, around.options)]
+  const { lockTimeout, statementTimeout } = around.options
   const level = new Level(around.level.link, around.level, set.map(wire.step), restore.map(wire.step), readOnly)
-  return new Transaction(origin, kind, level, outer, options)
+  return new Transaction(origin, kind, level, outer, { lockTimeout, statementTimeout, ...options })
 }
 
 const unset = (inner: Options, outer: Options): ReadonlyArray<string> => {
@@ -273,12 +282,18 @@ export const run = <A, E, R, X>(
         FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, inside.slot)),
         Effect.matchCauseEffect(restore(self), {
           onFailure: (cause) =>
-            Effect.zipRight(leave, Effect.zipRight(undo(transaction), Effect.failCause<E | X>(cause))),
+            Effect.zipRight(
+              leave,
+              Effect.zipRight(
+                undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+                Effect.failCause<E | X>(cause)
+              )
+            ),
           onSuccess: (value) => {
             const kept = Effect.as(Effect.zipRight(leave, keep(transaction, restore, wrap)), value)
             if (!transaction.hasHooks) return kept
             const agreed = Effect.mapError(
-              veto(() => [transaction], restore),
+              veto(() => [transaction], inside, restore),
               wrap
             )
             return Effect.zipRight(
@@ -300,8 +315,12 @@ const keep = <X>(
   wrap: (error: TransactionError) => X
 ): Effect.Effect<void, X> =>
   Effect.matchCauseEffect(restore(commit(transaction)), {
-    onSuccess: () => (transaction.hasHooks ? after(transaction) : Effect.void),
-    onFailure: (cause) => Effect.zipRight(undo(transaction), Effect.failCause(Cause.map(cause, wrap)))
+    onSuccess: () => (transaction.hasHooks ? after(transaction, restore) : Effect.void),
+    onFailure: (cause) =>
+      Effect.zipRight(
+        undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+        Effect.failCause(Cause.map(cause, wrap))
+      )
   })
 
 /**
@@ -320,11 +339,28 @@ export const commit = (transaction: Transaction): Effect.Effect<void, Transactio
   })
 
 /**
- * Rolls back what is still open and runs the hooks of its end.
+ * Commits for a caller who is not there any more, within a second: it cannot be interrupted, and it does not wait for a turn.
  *
  * @internal
  */
-export const undo = (transaction: Transaction): Effect.Effect<void> =>
+export const commitSoon = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
+  Effect.async((resume) => {
+    const { level } = transaction
+    const giveUp = level.commit((error) => {
+      observe(transaction)
+      resume(error === undefined ? Effect.void : Effect.fail(error))
+    })
+    giveUp(() => {
+      if (level.state === "open") resume(Effect.fail(new TransactionBusy({ ...level.link.place, waited: 0 })))
+    })
+  })
+
+/**
+ * Rolls back what is still open and runs the hooks of its end, interruptibly where `restore` is given.
+ *
+ * @internal
+ */
+export const undo = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { level } = transaction
     const rolledBack =
@@ -336,7 +372,7 @@ export const undo = (transaction: Transaction): Effect.Effect<void> =>
               resume(Effect.void)
             })
           )
-    return transaction.hasHooks ? Effect.zipRight(rolledBack, after(transaction)) : rolledBack
+    return transaction.hasHooks ? Effect.zipRight(rolledBack, after(transaction, restore)) : rolledBack
   })
 
 const outcomes = {
@@ -368,7 +404,11 @@ const observe = (transaction: Transaction): void => {
  *
  * @internal
  */
-export const veto = (open: () => ReadonlyArray<Transaction>, restore: Restore): Effect.Effect<void, TransactionError> =>
+export const veto = (
+  open: () => ReadonlyArray<Transaction>,
+  carrier: Carrier,
+  restore: Restore | undefined
+): Effect.Effect<void, TransactionError> =>
   Effect.suspend(() => {
     const hooks = open().flatMap((transaction) =>
       transaction.outer === undefined
@@ -379,20 +419,22 @@ export const veto = (open: () => ReadonlyArray<Transaction>, restore: Restore): 
     const all = Effect.forEach(
       hooks,
       ({ hook, transaction }) =>
-        Effect.catchAllCause(restore(hook.run), (cause) =>
-          Cause.isInterruptedOnly(cause)
-            ? Effect.interrupt
-            : Effect.fail(new CommitVetoed({ ...transaction.level.link.place, cause: Cause.squash(cause) }))
+        Effect.catchAllCause(
+          restore === undefined ? hook.run(carrier.slot) : restore(hook.run(carrier.slot)),
+          (cause) =>
+            Cause.isInterruptedOnly(cause)
+              ? Effect.interrupt
+              : Effect.fail(new CommitVetoed({ ...transaction.level.link.place, cause: Cause.squash(cause) }))
         ),
       { discard: true }
     )
     return Effect.matchCauseEffect(all, {
       onFailure: (cause) =>
         Effect.zipRight(
-          Effect.suspend(() => Effect.forEach(open(), undo, { discard: true })),
+          Effect.suspend(() => Effect.forEach(open(), (_) => undo(_, restore), { discard: true })),
           Effect.failCause(cause)
         ),
-      onSuccess: () => veto(open, restore)
+      onSuccess: () => veto(open, carrier, restore)
     })
   })
 
@@ -401,7 +443,7 @@ export const veto = (open: () => ReadonlyArray<Transaction>, restore: Restore): 
  *
  * @internal
  */
-export const after = (transaction: Transaction): Effect.Effect<void> =>
+export const after = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { state } = transaction.level
     if (transaction.outer !== undefined) {
@@ -414,11 +456,25 @@ export const after = (transaction: Transaction): Effect.Effect<void> =>
         : state === "unknown"
           ? transaction.takeHooks("afterEnd")
           : transaction.takeHooks("afterRollback", "afterEnd")
-    return Effect.forEach(hooks, (hook) => report(transaction.origin, hook), { discard: true })
+    let isInterruptible = restore
+    return Effect.forEach(
+      hooks,
+      (hook) => {
+        const run = report(transaction.origin, hook)
+        if (isInterruptible === undefined) return run
+        return Effect.catchAllCause(isInterruptible(run), () => {
+          // interrupted in this one; the rest have to run all the same
+          isInterruptible = undefined
+          return Effect.void
+        })
+      },
+      { discard: true }
+    )
   })
 
 const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
-  Effect.catchAllCause(Effect.asVoid(hook.run), (cause) => {
+  Effect.catchAllCause(Effect.asVoid(hook.run(undefined)), (cause) => {
+    if (Cause.isInterruptedOnly(cause)) return Effect.interrupt
     const { database, observer } = origin
     const name = hook.kind === "afterCommit" ? "afterCommit" : "afterRollback"
     if (observer.active)
@@ -438,16 +494,22 @@ export const addHook = <E, R>(
 ): Effect.Effect<void, never, R> =>
   Effect.withFiberRuntime((fiber) => {
     const found = currentCarrier(fiber)?.find(origin, "writer")
-    // R is in the fiber's context, because this effect asks for it
-    const context = fiber.currentContext as Context.Context<R>
-    if (found === undefined || found === "none") {
-      return kind === "afterRollback" ? Effect.void : report(origin, { kind, run: Effect.provide(hook, context) })
+    // R is in the fiber's context, because this effect asks for it; the slot is no part of R
+    const context = Context.omit(TransactionConnection)(fiber.currentContext) as Context.Context<R>
+    const registered: Hook = {
+      kind,
+      run: (slot) =>
+        Effect.mapInputContext(hook, () =>
+          slot === undefined ? context : Context.add(context, TransactionConnection, slot)
+        )
     }
-    // what follows the end is outside of the transaction; the slot is no part of R
-    const where =
-      kind === "beforeCommit" ? context : (Context.omit(TransactionConnection)(context) as Context.Context<R>)
-    found.addHook({ kind, run: Effect.mapInputContext(hook, () => where) })
-    return Effect.void
+    const open = found !== undefined && found !== "none" && found.level.state === "open"
+    if (open) {
+      found.addHook(registered)
+      return Effect.void
+    }
+    const undone = found !== undefined && found !== "none" && found.level.state !== "committed"
+    return (kind === "afterRollback") === undone ? report(origin, registered) : Effect.void
   })
 
 const effective = { isolation: "read committed", access: "read write" } as const

@@ -10,9 +10,10 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import { dual } from "effect/Function"
+import type { Connection } from "./Connection.js"
 import { PartialCommit, PropagationRefused, type TransactionError } from "./DatabaseError.js"
 import { Carrier, currentCarrier, type Kind, type Memory } from "./internal/carrier.js"
-import { after, commit, type Origin, type Transaction, undo, veto } from "./Transaction.js"
+import { after, commit, commitSoon, type Origin, type Transaction, undo, veto } from "./Transaction.js"
 
 /**
  * @since 0.1.0
@@ -63,10 +64,15 @@ class Unit extends Carrier {
     return transaction
   }
 
+  override held(origin: Origin): ReadonlyArray<Connection> {
+    const own = this.transactions.get(origin)?.level.held ?? []
+    return [...own, ...super.held(origin), ...(this.behind?.held(origin) ?? [])]
+  }
+
   override memory(origin: Origin): Memory {
     let known = this.memories.get(origin)
     if (known === undefined) {
-      known = { reader: undefined }
+      known = { reader: undefined, written: false }
       this.memories.set(origin, known)
     }
     return known
@@ -82,63 +88,100 @@ class Unit extends Carrier {
     this.ended = true
   }
 
-  forget(transaction: Transaction): boolean {
-    return this.transactions.get(transaction.origin) === transaction && this.transactions.delete(transaction.origin)
+  owns(transaction: Transaction): boolean {
+    return this.transactions.get(transaction.origin) === transaction
+  }
+
+  forget(transaction: Transaction): void {
+    this.transactions.delete(transaction.origin)
+    if (transaction.level.touched) this.memory(transaction.origin).written = true
   }
 }
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-const undoAll = (transactions: ReadonlyArray<Transaction>): Effect.Effect<void> =>
-  Effect.forEach(transactions, undo, { discard: true, concurrency: "unbounded" })
+const undoAll = (transactions: ReadonlyArray<Transaction>, restore: Restore | undefined): Effect.Effect<void> =>
+  Effect.forEach(transactions, (transaction) => undo(transaction, restore), {
+    discard: true,
+    concurrency: "unbounded"
+  })
 
-const afterAll = (transactions: ReadonlyArray<Transaction>): Effect.Effect<void> =>
-  Effect.forEach(transactions, after, { discard: true })
+const names = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
 
-/** Commits one after the other; a failure rolls the rest back and says what is stored already. */
+/** Says what is stored, where some databases have committed before one did not. */
+const partial = (
+  committed: ReadonlyArray<Transaction>,
+  failed: Transaction,
+  rest: ReadonlyArray<Transaction>,
+  cause: Cause.Cause<TransactionError>
+): Cause.Cause<TransactionError> => {
+  const stored = committed.filter((_) => _.level.touched)
+  if (stored.length === 0) return cause
+  const error = Cause.failureOption(cause)
+  return Cause.fail(
+    new PartialCommit({
+      ...failed.level.link.place,
+      ...(error._tag === "None" ? {} : { cause: error.value }),
+      committed: names(stored),
+      failed: failed.origin.database,
+      outcome: failed.level.state === "unknown" ? "unknown" : "rolledBack",
+      rolledBack: names(rest)
+    })
+  )
+}
+
+/**
+ * Commits one after the other; a failure rolls the rest back and says what is stored already. An interruption is heard only before the
+ * first is committed: after that the rest follow, within a second each, so that nobody leaves a half behind by going away.
+ */
 const commitAll = (
   transactions: ReadonlyArray<Transaction>,
-  restore: Restore
+  restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
-  const step = (i: number): Effect.Effect<void, TransactionError> => {
+  const step = (i: number, gone: Cause.Cause<TransactionError> | undefined): Effect.Effect<void, TransactionError> => {
     const transaction = transactions[i]
-    if (transaction === undefined) return afterAll(transactions)
-    return Effect.matchCauseEffect(restore(commit(transaction)), {
-      onSuccess: () => step(i + 1),
+    if (transaction === undefined) {
+      const hooks = Effect.forEach(transactions, (_) => after(_, gone === undefined ? restore : undefined), {
+        discard: true
+      })
+      return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
+    }
+    const soon = restore === undefined || gone !== undefined
+    return Effect.matchCauseEffect(soon ? commitSoon(transaction) : restore(commit(transaction)), {
+      onSuccess: () => step(i + 1, gone),
       onFailure: (cause) => {
-        const names = (some: ReadonlyArray<Transaction>) => some.map((_) => _.origin.database)
-        const committed = transactions.slice(0, i).filter((_) => _.level.touched)
+        const { state } = transaction.level
+        const left = Cause.isInterrupted(cause)
+        if (left && state === "committed") return step(i + 1, cause)
+        if (left && state === "open" && i > 0 && !soon) return step(i, cause)
         const rest = transactions.slice(i)
-        const failure = Cause.failureOption(cause)
-        const error =
-          committed.length === 0 || failure._tag === "None"
-            ? Effect.failCause(cause)
-            : Effect.fail(
-                new PartialCommit({
-                  ...transaction.level.link.place,
-                  cause: failure.value,
-                  committed: names(committed),
-                  failed: transaction.origin.database,
-                  rolledBack: names(transactions.slice(i + 1))
-                })
-              )
-        return Effect.zipRight(undoAll(rest), error)
+        const failure = partial(transactions.slice(0, i), transaction, rest.slice(1), cause)
+        const undone = undoAll(rest, left || gone !== undefined ? undefined : restore)
+        return Effect.zipRight(undone, Effect.failCause(failure))
       }
     })
   }
-  return Effect.suspend(() => step(0))
+  return Effect.suspend(() => step(0, undefined))
+}
+
+/** What is to be committed together. */
+interface Whole {
+  readonly carrier: Carrier
+  readonly all: () => ReadonlyArray<Transaction>
+  /** Called when all hooks have agreed: from now on nothing may be begun in it. */
+  readonly close: () => void
 }
 
 /** Runs the hooks that may veto, which may touch further databases, then commits all. */
-const finish = (unit: { readonly all: ReadonlyArray<Transaction> }, restore: Restore) =>
-  Effect.suspend(() =>
-    unit.all.some((transaction) => transaction.hasHooks)
-      ? Effect.zipRight(
-          veto(() => unit.all, restore),
-          Effect.suspend(() => commitAll(unit.all, restore))
-        )
-      : commitAll(unit.all, restore)
+const finish = ({ all, carrier, close }: Whole, restore: Restore | undefined) => {
+  const commits = Effect.suspend(() => {
+    close()
+    return commitAll(all(), restore)
+  })
+  return Effect.suspend(() =>
+    all().some((transaction) => transaction.hasHooks) ? Effect.zipRight(veto(all, carrier, restore), commits) : commits
   )
+}
 
 /**
  * An open unit of work, for those who end it by something else than an effect's exit.
@@ -148,8 +191,8 @@ const finish = (unit: { readonly all: ReadonlyArray<Transaction> }, restore: Res
 export interface Handle {
   readonly carrier: Carrier
   readonly hasEnded: () => boolean
-  /** Ends it, once. */
-  readonly end: (outcome: Outcome, restore: Restore) => Effect.Effect<void, TransactionError>
+  /** Ends it, once. `restore` is for a caller who can be interrupted and has not been. */
+  readonly end: (outcome: Outcome, restore: Restore | undefined) => Effect.Effect<void, TransactionError>
 }
 
 /**
@@ -167,12 +210,22 @@ export const open = (carrier: Carrier | undefined, joins: boolean): Handle => {
       Effect.suspend(() => {
         if (ending) return Effect.void
         ending = true
-        const ended = outcome === "commit" ? finish(unit, restore) : undoAll(unit.all)
-        return Effect.ensuring(
-          ended,
-          Effect.sync(() => unit.end())
-        )
+        const close = () => unit.end()
+        if (outcome === "commit") {
+          return Effect.ensuring(finish({ carrier: unit, all: () => unit.all, close }, restore), Effect.sync(close))
+        }
+        close()
+        return undoAll(unit.all, restore)
       })
+  }
+}
+
+/** How a unit is to end; a fault in the function that says so rolls back, and is seen. */
+const decide = <A, E>(options: Options<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<Outcome> => {
+  try {
+    return Exit.succeed(options.outcome?.(exit) ?? (Exit.isSuccess(exit) ? "commit" : "rollback"))
+  } catch (defect) {
+    return Exit.die(defect)
   }
 }
 
@@ -190,8 +243,10 @@ const runIn = <A, E, R>(
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, inside),
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
-          const outcome = options.outcome?.(exit) ?? (Exit.isSuccess(exit) ? "commit" : "rollback")
-          return Effect.flatMap(Effect.exit(unit.end(outcome, restore)), (ended) => {
+          const outcome = decide(options, exit)
+          const gone = Exit.isFailure(exit) && Cause.isInterrupted(exit.cause)
+          const end = unit.end(Exit.isSuccess(outcome) ? outcome.value : "rollback", gone ? undefined : restore)
+          return Effect.flatMap(Effect.exit(Effect.zipRight(end, outcome)), (ended) => {
             const result: Exit.Exit<A, E | TransactionError> = Exit.isSuccess(ended)
               ? exit
               : Exit.failCause(Exit.isSuccess(exit) ? ended.cause : Cause.sequential(exit.cause, ended.cause))
@@ -204,7 +259,8 @@ const runIn = <A, E, R>(
 
 /**
  * Runs an effect as one unit of work: each database touched inside gets one transaction, begun with its first write; at the end all
- * commit, or all roll back. Inside of another unit it joins that one.
+ * commit, or all roll back. Inside of another unit it joins that one; a transaction that is open around it, it joins, too, and leaves its
+ * end to it.
  *
  * Commits are one after the other, in the order in which the databases were touched: if a later one fails after an earlier one has
  * committed, the failure is `PartialCommit`.
@@ -266,9 +322,15 @@ export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, 
       const carrier = currentCarrier(fiber)
       const found = carrier?.find(origin, "writer")
       if (found === undefined || found === "none") return Effect.void
-      if (!(carrier?.unit instanceof Unit && carrier.unit.forget(found))) {
+      const unit = carrier?.unit
+      if (carrier === undefined || !(unit instanceof Unit) || !unit.owns(found)) {
         return Effect.fail(new PropagationRefused({ database: origin.database, server: "", propagation: outcome }))
       }
-      return outcome === "commit" ? finish({ all: [found] }, restore) : undo(found)
+      const close = () => unit.forget(found)
+      if (outcome === "commit") {
+        return Effect.ensuring(finish({ carrier, all: () => [found], close }, restore), Effect.sync(close))
+      }
+      close()
+      return undo(found, restore)
     })
   )

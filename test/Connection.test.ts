@@ -1,10 +1,12 @@
 import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
+import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { query } from "./fixtures/server.js"
 
 const prepared = Effect.flatMap(Db.writer, (sql) =>
@@ -205,7 +207,7 @@ describe("Connection", () => {
         query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%' AND state = 'idle'", [
           name
         ]),
-        { until: (rows) => rows.length === 1 }
+        { schedule: soon, until: (rows) => rows.length === 1 }
       )
       yield* Effect.ignore(Db.withTransaction(Effect.zipRight(sql.notify("news; x", "undone"), Effect.fail("no"))))
       yield* Db.withTransaction(sql.notify("news; x", "it's"))
@@ -215,5 +217,83 @@ describe("Connection", () => {
       const bad = yield* sql.listen("a\0b").pipe(Stream.runDrain, DatabaseError.refine, Effect.flip)
       assert.strictEqual(bad._tag, "QueryFailed")
     }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a fault in the user's transformation is the statement's defect, and harms nothing else", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const exit = yield* Effect.exit(sql`SELECT 1 AS bad`)
+      assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+      const inside = yield* Effect.exit(Db.withTransaction(sql`SELECT 1 AS bad`))
+      assert.isTrue(Exit.isFailure(inside) && Cause.isDie(inside.cause))
+      assert.deepStrictEqual(yield* sql`SELECT 1 AS good`, [{ good: 1 }])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(
+      Effect.provide(
+        fresh({
+          maxConnections: 1,
+          transformResultNames: (name) => {
+            if (name === "bad") throw new Error("a bug")
+            return name
+          }
+        })
+      )
+    )
+  )
+
+  it.scopedLive("a reserved connection is of no use after its scope", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const connection = yield* Effect.scoped(sql.reserve)
+      const error = yield* Db.withTransaction(
+        Effect.zipRight(
+          insert("ours"),
+          connection
+            .execute("INSERT INTO item (name) VALUES ('theirs')", [], undefined)
+            .pipe(DatabaseError.refine, Effect.flip)
+        )
+      )
+      assert.strictEqual(error._tag, "TransactionEnded")
+      assert.deepStrictEqual(yield* stored, ["ours"])
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+
+  it.scopedLive("what looks like a stale plan but has run is not run again", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* sql`CREATE PROCEDURE twice() LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO item (amount) VALUES (1); COMMIT; RAISE EXCEPTION 'x' USING ERRCODE = '26000'; END $$`
+      yield* Effect.ignore(sql`CALL twice()`)
+      yield* Effect.ignore(sql`CALL twice()`)
+      assert.strictEqual((yield* sql`SELECT * FROM item`).length, 2)
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+
+  it.scopedLive("arrays are arrays, whatever the protocol", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      assert.deepStrictEqual(yield* sql`SELECT 1, 'a;b'`.values, [[1, "a;b"]])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive(
+    "code on the server cannot make a reader of the primary a writer, and its reads are prepared again when they must be",
+    () =>
+      Effect.gen(function* () {
+        const { writer } = yield* Place
+        const reader = yield* Db.reader
+        const error = yield* reader`
+        DO $$ BEGIN SET default_transaction_read_only = off; COMMIT; INSERT INTO item (name) VALUES ('x'); END $$`.pipe(
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "QueryFailed")
+        assert.deepStrictEqual(yield* stored, [])
+        const all = reader`SELECT * FROM item`
+        yield* all
+        yield* query(writer, "ALTER TABLE item ADD COLUMN extra text")
+        assert.deepStrictEqual(yield* all, [])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(fresh({ readers: [], maxConnections: 1 })))
   )
 })

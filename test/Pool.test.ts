@@ -6,7 +6,7 @@ import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
+import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { query, terminateBackends } from "./fixtures/server.js"
 
 const pid = Effect.flatMap(Db.writer, (sql) =>
@@ -65,7 +65,7 @@ describe("Pool", () => {
       const release = yield* holder
       const waiting = yield* Effect.forEach([1, 2, 3, 4], (n) =>
         Effect.tap(Effect.fork(Effect.tap(pid, () => Effect.sync(() => order.push(n)))), () =>
-          Effect.repeat(writes, { until: (_) => _.waiting === n })
+          Effect.repeat(writes, { schedule: soon, until: (_) => _.waiting === n })
         )
       )
       assert.strictEqual((yield* writes).total, 1)
@@ -115,7 +115,7 @@ describe("Pool", () => {
               return yield* pid
             })
           ),
-          Effect.repeat(writes, { until: (_) => _.total === 1 })
+          Effect.repeat(writes, { schedule: soon, until: (_) => _.total === 1 })
         )
       )
       assert.isTrue(facts.some((fact) => fact._tag === "Closed" && fact.reason === "dirty"))
@@ -152,7 +152,7 @@ describe("Pool", () => {
       const sql = yield* Db.writer
       const release = yield* holder
       const fiber = yield* Effect.fork(Effect.scoped(sql.reserve))
-      yield* Effect.repeat(writes, { until: (_) => _.waiting === 1 })
+      yield* Effect.repeat(writes, { schedule: soon, until: (_) => _.waiting === 1 })
       yield* Fiber.interrupt(fiber)
       yield* release
       yield* insert("next")
@@ -164,10 +164,10 @@ describe("Pool", () => {
   it.scopedLive("minConnections are opened at the start and kept; those beyond go when they are idle", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
-      yield* Effect.repeat(writes, { until: (_) => _.total === 2 })
+      yield* Effect.repeat(writes, { schedule: soon, until: (_) => _.total === 2 })
       const releases = yield* Effect.all([holder, holder, holder, holder])
       yield* Effect.all(releases)
-      yield* Effect.repeat(writes, { until: (_) => _.total === 2 && _.idle === 2 })
+      yield* Effect.repeat(writes, { schedule: soon, until: (_) => _.total === 2 && _.idle === 2 })
       // a few more rounds of looking for what is idle too long
       yield* Effect.forEach([1, 2, 3], () => query(writer, "SELECT pg_sleep(0.05)"))
       assert.strictEqual((yield* writes).idle, 2)
@@ -177,8 +177,8 @@ describe("Pool", () => {
   it.scopedLive("an aged connection is replaced; idleTimeout infinity closes none", () =>
     Effect.gen(function* () {
       const first = yield* pid
-      const next = yield* Effect.repeat(pid, { until: (_) => _ !== first })
-      assert.notStrictEqual(next, first)
+      yield* Effect.repeat(pid, { schedule: soon, until: (_) => _ !== first })
+      assert.notStrictEqual(yield* pid, first)
     }).pipe(Effect.provide(fresh({ maxConnections: 1, maxLifetime: "60 millis", idleTimeout: Duration.infinity })))
   )
 
@@ -189,7 +189,7 @@ describe("Pool", () => {
         Effect.gen(function* () {
           yield* pid
           yield* terminateBackends(name)
-          yield* Effect.repeat(writes, { until: (_) => _.total === 0 })
+          yield* Effect.repeat(writes, { schedule: soon, until: (_) => _.total === 0 })
         })
       )
       assert.deepStrictEqual(
@@ -233,7 +233,7 @@ describe("Pool", () => {
           yield* insert("x")
           yield* Effect.repeat(
             query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
-            { until: (rows) => rows.length === 0 }
+            { schedule: soon, until: (rows) => rows.length === 0 }
           )
           yield* insert("y")
         })

@@ -105,6 +105,21 @@ describe("TestDatabase", () => {
     )
   )
 
+  it.scopedLive(
+    "several commands that fail harm nothing, and a writer may be inside of a reader's transaction as elsewhere",
+    () =>
+      sandboxed(
+        Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const reader = yield* Db.reader
+          yield* Effect.ignore(sql`INSERT INTO item (name) VALUES ('x'); SELECT 1 / 0`)
+          yield* insert("a")
+          yield* reader.withTransaction(Effect.zipRight(reader`SELECT 1`, insert("b")))
+          assert.deepStrictEqual(yield* names, ["a", "b", "there before"])
+        })
+      )
+  )
+
   layer(Layer.provideMerge(TestDatabase.layer(Db), fresh()))("as a layer of a group of tests", (it) => {
     it.effect("is there", () =>
       Effect.gen(function* () {

@@ -8,7 +8,7 @@ import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation, Transaction } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
+import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { query, terminateBackends } from "./fixtures/server.js"
 
 const pid = Effect.flatMap(Db.writer, (sql) =>
@@ -491,10 +491,10 @@ describe("Transaction", () => {
           "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE '%pg_sleep%' AND pid <> pg_backend_pid() AND state = 'active'",
           [name]
         ).pipe(Effect.map((rows) => rows[0]?.n))
-        yield* Effect.repeat(sleeping, { until: (n) => n === 1 })
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 1 })
         yield* Fiber.interrupt(fiber)
         // the server has been told to stop, too
-        yield* Effect.repeat(sleeping, { until: (n) => n === 0 })
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 0 })
         yield* insert("next")
         assert.deepStrictEqual(yield* stored, ["next"])
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
@@ -511,13 +511,85 @@ describe("Transaction", () => {
         )
         yield* Deferred.await(held)
         const waiting = yield* Effect.fork(Db.withTransaction(insert("waits")))
-        yield* Effect.repeat(Db.status, { until: ({ servers }) => servers[0]?.writes?.waiting === 1 })
+        yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.waiting === 1 })
         yield* Fiber.interrupt(waiting)
         yield* Deferred.succeed(release, undefined)
         yield* Fiber.join(holder)
         assert.deepStrictEqual(yield* stored, ["held"])
         assert.strictEqual(yield* active, 0)
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+  })
+
+  describe("what a statement must not do", () => {
+    it.scopedLive("a COMMIT or ROLLBACK by hand is noticed: nothing that follows runs without a transaction", () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        for (const end of [sql`COMMIT`, sql`ROLLBACK`, sql`SELECT 1; COMMIT; SELECT 2`]) {
+          const error = yield* Effect.all([insert("before"), Effect.either(end), insert("after")]).pipe(
+            Db.withTransaction(),
+            DatabaseError.refine,
+            Effect.flip
+          )
+          assert.strictEqual(error._tag, "TransactionEnded")
+          yield* sql`DELETE FROM item WHERE name = 'before'`
+          assert.deepStrictEqual(yield* stored, [])
+        }
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("a writer's statement in a reader's savepoint is in it, and refused", () =>
+      Effect.gen(function* () {
+        const reader = yield* Db.reader
+        const error = yield* Effect.zipRight(
+          insert("a"),
+          reader.withTransaction(Effect.zipRight(reader`SELECT 1`, insert("b")))
+        ).pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "ReadOnlyViolation")
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("a nested transaction that waits for what runs beside it does not wait for ever", () =>
+      Effect.gen(function* () {
+        const error = yield* Effect.gen(function* () {
+          const go = yield* Deferred.make<void>()
+          const beside = yield* Effect.fork(
+            Effect.zipRight(Deferred.await(go), insert("beside").pipe(DatabaseError.refine))
+          )
+          yield* Db.withTransaction(Effect.all([insert("nested"), Deferred.succeed(go, undefined), Fiber.join(beside)]))
+        }).pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "TransactionBusy")
+        assert.deepStrictEqual(yield* stored, [])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(fresh({ acquireTimeout: "200 millis" })))
+    )
+
+    it.scopedLive("three transactions inside of each other on a pool of two fail at once", () =>
+      Effect.gen(function* () {
+        const apart = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+          Db.withTransaction(self, { propagation: "requiresNew" })
+        const error = yield* Effect.zipRight(insert("1"), apart(Effect.zipRight(insert("2"), apart(insert("3"))))).pipe(
+          apart,
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "PoolSelfDeadlock")
+      }).pipe(Effect.provide(fresh({ maxConnections: 2 })))
+    )
+
+    it.scopedLive("open transactions show in the status, with their label and age", () =>
+      Effect.gen(function* () {
+        const { transactions } = yield* Effect.zipRight(insert("a"), Db.status).pipe(
+          Db.withTransaction({ label: "adding" })
+        )
+        assert.deepStrictEqual(
+          transactions.map(({ label }) => label),
+          ["adding"]
+        )
+        assert.deepStrictEqual((yield* Db.status).transactions, [])
+      }).pipe(Effect.provide(fresh()))
     )
   })
 })

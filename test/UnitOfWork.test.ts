@@ -1,4 +1,5 @@
 import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -7,6 +8,7 @@ import * as Layer from "effect/Layer"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Audit, active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
+import { answers, makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 
 /** A second database, whose table refuses at COMMIT what has the amount 13. */
@@ -41,6 +43,13 @@ const pid = Effect.flatMap(Db.writer, (sql) =>
 )
 
 const both = Layer.merge(fresh(), audit)
+
+/** A second database behind a proxy. */
+const behindProxy = Effect.gen(function* () {
+  const { writer } = yield* freshDatabase
+  yield* query(writer, "CREATE TABLE event (what text, amount int)")
+  return { writer, proxy: yield* makeProxy(writer) }
+})
 
 describe("UnitOfWork", () => {
   it.scopedLive("commits every database touched, or none", () =>
@@ -261,6 +270,106 @@ describe("UnitOfWork", () => {
       )
       assert.deepStrictEqual(yield* stored, ["outer"])
       assert.isNotEmpty(name)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive(
+    "an interruption during the first COMMIT does not leave a half behind: the rest are committed, too",
+    () =>
+      Effect.gen(function* () {
+        const { proxy, writer } = yield* behindProxy
+        yield* Effect.gen(function* () {
+          const log: Array<string> = []
+          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+          const fiber = yield* Effect.fork(
+            UnitOfWork.run(
+              Effect.all([
+                event("first"),
+                insert("second"),
+                Audit.afterCommit(Effect.sync(() => void log.push("after")))
+              ])
+            )
+          )
+          yield* committing
+          const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+          yield* Effect.yieldNow()
+          yield* proxy.thaw
+          assert.isTrue(Exit.isInterrupted(yield* Fiber.join(interrupting)))
+          assert.deepStrictEqual(yield* query(writer, "SELECT what FROM event"), [{ what: "first" }])
+          assert.deepStrictEqual(yield* stored, ["second"])
+          assert.deepStrictEqual(log, ["after"])
+        }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("what a fiber begins while the unit commits is TransactionEnded, and holds nothing", () =>
+    Effect.gen(function* () {
+      const { proxy, writer } = yield* behindProxy
+      yield* Effect.gen(function* () {
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const late = Effect.zipRight(committing, insert("late")).pipe(DatabaseError.refine, Effect.flip)
+        const unit = yield* Effect.fork(
+          UnitOfWork.run(Effect.zipRight(event("in time"), Effect.forkDaemon(Effect.tap(late, () => proxy.thaw))))
+        )
+        const error = yield* Effect.flatMap(Fiber.join(unit), Fiber.join)
+        assert.strictEqual(error._tag, "TransactionEnded")
+        assert.deepStrictEqual(yield* query(writer, "SELECT what FROM event"), [{ what: "in time" }])
+        assert.deepStrictEqual(yield* stored, [])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a lost answer to a later COMMIT is PartialCommit, with an unknown outcome", () =>
+    Effect.gen(function* () {
+      const { proxy } = yield* behindProxy
+      yield* proxy.when(answers("COMMIT"), "cut")
+      const error = yield* UnitOfWork.run(Effect.zipRight(insert("first"), event("second"))).pipe(
+        Effect.provide(Audit.layer({ writer: proxy.url })),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag === "PartialCommit" && error.outcome, "unknown")
+      assert.include(error.message, "may have or not")
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("after an early commit reads see what was committed", () =>
+    Effect.gen(function* () {
+      const standby = Effect.flatMap(Db.reader, (sql) =>
+        Effect.map(
+          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
+          (rows) => rows[0]
+        )
+      )
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          assert.strictEqual((yield* standby)?.yes, true)
+          yield* insert("a")
+          yield* Db.commit
+          assert.deepStrictEqual(yield* standby, { yes: false, n: 1 })
+        })
+      )
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a fault in the function that chooses the outcome rolls back and is seen", () =>
+    Effect.gen(function* () {
+      const outcome = () => {
+        throw new Error("a bug")
+      }
+      const exit = yield* Effect.exit(UnitOfWork.run(insert("undone"), { outcome }))
+      assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a hook of a nested transaction runs in the one that commits", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("a"), Db.beforeCommit(insert("from the hook")))))
+      yield* Db.withTransaction(Db.withTransaction(Effect.zipRight(insert("b"), Db.beforeCommit(insert("another")))))
+      assert.deepStrictEqual(yield* stored, ["a", "another", "b", "from the hook"])
     }).pipe(Effect.provide(fresh()))
   )
 })

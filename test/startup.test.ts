@@ -13,7 +13,7 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Audit, Db } from "./fixtures/databases.js"
+import { Audit, Db, soon } from "./fixtures/databases.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 
 const secret = "s3cr3t-w0rd"
@@ -144,7 +144,10 @@ describe("start-up", () => {
         [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer"],
         [{ writer: Redacted.make(`postgres://me:${secret}@host`) }, "writer (database)"],
         [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer (sslmode)"],
+        [{ writer: Redacted.make(`postgres://me:12?${secret}@host/app`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:12@host/app?${secret}=${secret}`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:12@host/app?sslmode=${secret}`) }, "writer (sslmode)"],
         [{ writer: Redacted.make(`postgres://me:${secret}@host/app?options=x`) }, "writer"],
         [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
         [{ writer: good, maxConnections: 0 }, "maxConnections"],
@@ -176,6 +179,7 @@ describe("start-up", () => {
           url.port = String(port)
         })
         yield* Effect.gen(function* () {
+          yield* Effect.repeat(Db.status, { schedule: soon, until: (_) => _.servers[1]?.up === false })
           const { servers } = yield* Db.status
           assert.deepStrictEqual(
             servers.map((_) => [_.role, _.up]),
@@ -230,7 +234,7 @@ describe("start-up", () => {
         "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
         [name]
       )
-      yield* Effect.repeat(left, { until: (rows) => rows[0]?.n === 0 })
+      yield* Effect.repeat(left, { schedule: soon, until: (rows) => rows[0]?.n === 0 })
     })
   )
 
@@ -278,7 +282,7 @@ describe("start-up", () => {
         "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
         [name]
       )
-      yield* Effect.repeat(left, { until: (rows) => rows[0]?.n === 0 })
+      yield* Effect.repeat(left, { schedule: soon, until: (rows) => rows[0]?.n === 0 })
     })
   )
 
@@ -295,7 +299,7 @@ describe("start-up", () => {
         "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'SELECT pg_sleep%' AND state = 'active'",
         [name]
       )
-      yield* Effect.repeat(sleeping, { until: (rows) => rows[0]?.n === 2 })
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 2 })
       yield* Scope.close(scope, Exit.void)
       yield* Fiber.join(done)
       const error = yield* Fiber.join(cut)

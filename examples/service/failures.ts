@@ -76,7 +76,7 @@ export const answer = <A, E, R>(self: Effect.Effect<A, E, R>) =>
     )
   )
 
-const encode = Schema.encodeSync(Schema.Union(Unavailable, Broken))
+export const encode = Schema.encodeSync(Schema.Union(Unavailable, Broken))
 
 /** The same as a response, for where no handler is. */
 export const respond = (error: Unavailable | Broken): HttpServerResponse.HttpServerResponse =>

@@ -1,6 +1,7 @@
 import { createServer, type Server } from "node:http"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { Config, Context, Data, Effect, Layer, Schedule } from "effect"
+import { encode, Unavailable } from "./failures.js"
 
 export class PortTaken extends Data.TaggedError("PortTaken")<{ readonly message: string }> {}
 
@@ -11,14 +12,7 @@ const notNow = (server: Server) =>
   server.on("request", (_, response) => {
     if (server.listenerCount("request") > 1) return
     response.writeHead(503, { connection: "close", "content-type": "application/json" })
-    response.end(
-      JSON.stringify({
-        _tag: "Unavailable",
-        message: "the service is starting or stopping",
-        reason: "NotReady",
-        stored: "no"
-      })
-    )
+    response.end(JSON.stringify(encode(Unavailable.because("NotReady", "no"))))
   })
 
 const port = (otherwise: number) =>
@@ -37,7 +31,7 @@ export const layer = (otherwise: number) =>
   Layer.unwrapEffect(
     Effect.gen(function* () {
       const address = yield* Config.all({ host, port: port(otherwise) })
-      const server = createServer({ keepAliveTimeout: 5000 })
+      const server = createServer()
       notNow(server)
       return Layer.merge(
         NodeHttpServer.layer(() => server, address),
@@ -68,9 +62,10 @@ const drain = (server: Server) =>
         Schedule.spaced("20 millis")
       )
     ),
+    // the bound runs it in a fiber of its own: this one has been interrupted
+    Effect.interruptible,
     Effect.timeout("1 second"),
     Effect.ignore,
-    Effect.interruptible,
     Effect.ensuring(Effect.sync(() => server.closeAllConnections()))
   )
 

@@ -37,7 +37,7 @@ export const run = (options: {
         Effect.map(change.isStored)
       )
 
-    /** What became of one attempt; `undefined` where the service refuses the request. */
+    /** What became of one attempt. Fails where the service refuses the request: sent again it would be no better. */
     const attempt = (task: Tasks.Task, request: string) =>
       task.send(request).pipe(
         Effect.map(([, response]): Attempt["outcome"] => {

@@ -12,12 +12,11 @@ const explain = (cause: Cause.Cause<unknown>): string => {
   return failure instanceof Error ? failure.message : String(failure)
 }
 
-const setting = (error: ConfigError.ConfigError): string =>
-  ConfigError.isMissingData(error)
-    ? `${error.path.join("_")} is not set`
-    : ConfigError.isInvalidData(error)
-      ? `${error.path.join("_")}: ${error.message}`
-      : String(error)
+const setting = (error: ConfigError.ConfigError): string => {
+  if (ConfigError.isAnd(error)) return setting(error.left)
+  if (ConfigError.isMissingData(error)) return `${error.path.join("_")} is not set`
+  return ConfigError.isInvalidData(error) ? `${error.path.join("_")}: ${error.message}` : String(error)
+}
 
 let interrupted = 0
 

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto"
+import { basename } from "node:path"
 import { FetchHttpClient } from "@effect/platform"
-import { Console, Data, Duration, Effect, Either, Layer, Logger, Stream } from "effect"
+import { Console, Data, Duration, Effect, Layer, Logger, Ref, Stream } from "effect"
 import * as Banner from "./banner.js"
 import * as Check from "./check.js"
 import * as Csv from "./csv.js"
@@ -30,16 +31,19 @@ const kept = () => {
 }
 
 const listed = (counts: ReadonlyMap<string, number>) =>
-  [...counts].map(([name, count]) => `${count} ${name}`).join(", ") || "none"
+  [...counts].map(([name, count]) => `${count} ${name}`).join(", ")
 
-const report = (ledger: Ledger, killed: string, took: Duration.Duration, findings: ReadonlyArray<Check.Finding>) =>
-  [
+const report = (ledger: Ledger, killed: string, took: Duration.Duration, findings: ReadonlyArray<Check.Finding>) => {
+  const again = ledger.attempts.length - Tasks.total
+  const found = ledger.attempts.filter(({ outcome }) => outcome === "found stored").length
+  return [
     `requests   ${ledger.succeeded} of ${Tasks.total} succeeded, ${Load.concurrency} at a time, in ${Duration.toSeconds(took).toFixed(1)} s`,
     `killed     ${killed}`,
-    `errors     ${listed(ledger.errors)}; ${ledger.attempts.length - Tasks.total} requests were sent again`,
+    `errors     ${listed(ledger.errors) || "none"}; ${again} requests sent again, ${found} looked up and found stored`,
     ...findings.map((finding) => finding.line),
-    ...[...ledger.served].sort().map(([server, count]) => `served     ${server.padEnd(30)} ${count} requests`)
+    ...[...ledger.served].sort().map(([server, count]) => `served     ${count} requests by the ${server}`)
   ].join("\n")
+}
 
 const job = (file: string) =>
   Effect.gen(function* () {
@@ -50,25 +54,21 @@ const job = (file: string) =>
       file,
       Stream.tap(Csv.rows(file), ({ airport }) => Effect.sync(() => rows.push(airport)))
     )
-    yield* Console.log(`imported   ${imported.toLocaleString("en")} rows`)
+    yield* Console.log(`imported   ${imported.toLocaleString("en")} rows of ${basename(file)}`)
     yield* servers.caughtUp
     yield* Layer.build(Http.layer)
     yield* Listen.drained
 
     const name = `once-${randomBytes(4).toString("hex")}`
-    let killed = "nothing"
-    const interfere = Effect.either(servers.killBackends).pipe(
-      Effect.map((result) => {
-        killed = Either.match(result, {
-          onLeft: (error) => `nothing, because it is not permitted: ${error.message}`,
-          onRight: (count) => `${count} connections, all there were, after ${Tasks.total / 2} requests`
-        })
-      })
-    )
+    const killed = yield* Ref.make("nothing")
+    const interfere = Effect.match(servers.killBackends, {
+      onFailure: ({ message }) => `nothing, because it is not permitted: ${message}`,
+      onSuccess: (count) => `${count} connections, all there were, after ${Tasks.total / 2} requests`
+    }).pipe(Effect.flatMap((line) => Ref.set(killed, line)))
     const [took, ledger] = yield* Effect.timed(Load.run({ baseUrl: yield* Banner.baseUrl, name, interfere }))
     const caughtUp = yield* servers.caughtUp
     const findings = yield* Check.all(name, ledger, rows)
-    yield* Console.log(report(ledger, killed, took, findings))
+    yield* Console.log(report(ledger, yield* killed, took, findings))
     const problems = [
       ...ledger.failures,
       ...findings.flatMap((finding) => finding.problems),
@@ -87,14 +87,7 @@ export const run = (file: string) => {
       onTimeout: () => new OnceFailed({ problems: ["it did not come to its end within two minutes"] })
     }),
     Effect.provide([Layer.merge(Databases.layer, Listen.layer(0)), FetchHttpClient.layer]),
-    Effect.tapErrorCause(() =>
-      Console.error(
-        log.lines
-          .slice(-20)
-          .map((line) => `  log: ${line}`)
-          .join("\n")
-      )
-    ),
+    Effect.tapErrorCause(() => Effect.forEach(log.lines.slice(-20), (line) => Console.error(`log: ${line}`))),
     Effect.provide(Logger.replace(Logger.defaultLogger, log.logger))
   )
 }

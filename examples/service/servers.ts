@@ -1,5 +1,5 @@
 import { Context, Data, Effect, Layer, Redacted, Schedule } from "effect"
-import { Database, type EmbeddedPostgres } from "effect-db"
+import { Database, type EmbeddedPostgres, RetryPolicy } from "effect-db"
 
 export const applicationName = "effect-db-example"
 
@@ -27,28 +27,32 @@ export class Servers extends Context.Tag("example/Servers")<
 
 class Direct extends Database.Service<Direct>()("direct") {}
 
-/** Runs statements on one server, whatever its role. */
+/** Runs statements on one server, whatever its role. They may run twice: they look, or end connections. */
 export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>
   Effect.provide(
-    use,
-    Direct.layer({ writer: server.url, applicationName: `${applicationName}-check`, maxConnections: 1 })
+    RetryPolicy.idempotent(use),
+    Direct.layer({
+      writer: server.url,
+      applicationName: `${applicationName}-check`,
+      maxConnections: 1,
+      startup: "lazy"
+    })
   )
 
 export const direct = Direct.writer
 
-/** A URL that may be shown. */
-export const shown = (server: Server): string => {
-  const url = new URL(Redacted.value(server.url))
-  url.password = ""
-  url.search = ""
-  return url.href
-}
+/** A URL that may be shown: without its password and its query. */
+export const shown = (server: Server): string =>
+  Redacted.value(server.url)
+    .replace(/^(\w+:\/\/[^:/@]*):.*@/s, "$1@")
+    .replace(/\?.*$/s, "")
 
 const failed = (cause: { readonly message: string }) => new ServersFailed({ message: cause.message })
 
 const bounded = <E>(wait: Effect.Effect<unknown, E>): Effect.Effect<boolean> =>
   wait.pipe(
     Effect.as(true),
+    Effect.retry(Schedule.spaced("100 millis")),
     Effect.timeoutTo({ duration: "10 seconds", onSuccess: (done) => done, onTimeout: () => false }),
     Effect.orElseSucceed(() => false)
   )

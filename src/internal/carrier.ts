@@ -11,6 +11,7 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
+import type { Connection as DbConnection } from "../Connection.js"
 import { ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Origin, Transaction } from "../Transaction.js"
 
@@ -52,6 +53,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.memory(origin)
   }
 
+  /** The connections of a database that this piece of work holds, all around it. */
+  held(origin: Origin): ReadonlyArray<DbConnection> {
+    return this.parent?.held(origin) ?? none
+  }
+
   readonly execute = () => this.refuse
   readonly executeRaw = () => this.refuse
   readonly executeValues = () => this.refuse
@@ -68,7 +74,11 @@ export abstract class Carrier implements Connection {
 export interface Memory {
   /** The name of the server that has served its reads. */
   reader: string | undefined
+  /** Whether it has committed something already, which a replica may not have yet. */
+  written: boolean
 }
+
+const none: ReadonlyArray<never> = []
 
 /** A carrier with one transaction more. */
 export class TransactionCarrier extends Carrier {
@@ -80,9 +90,16 @@ export class TransactionCarrier extends Carrier {
   }
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
-    return this.transaction.origin === origin && this.transaction.kind === kind
-      ? this.transaction
-      : super.find(origin, kind)
+    const { transaction } = this
+    if (transaction.origin !== origin) return super.find(origin, kind)
+    // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
+    const isWithin = kind === "writer" && transaction.base === "writer"
+    return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
+  }
+
+  override held(origin: Origin): ReadonlyArray<DbConnection> {
+    const others = super.held(origin)
+    return this.transaction.origin === origin ? [...this.transaction.level.held, ...others] : others
   }
 
   override around(origin: Origin): Transaction | undefined {

@@ -6,20 +6,21 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import type { Connection, Flight, Request } from "../Connection.js"
+import type { Connection, Done, Flight, Request } from "../Connection.js"
 import { CurrentConsistency } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import { type DatabaseError, fromUnknown, type StatementError, toSqlError } from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
 import type { CheckoutError, Pool } from "../Pool.js"
-import { idempotentRef, isNotSent, isReplayable, type Policy, RetryPolicy } from "../RetryPolicy.js"
+import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
 import type { Choose } from "../Router.js"
-import type { Server, Topology } from "../Topology.js"
+import type { OpenTransaction, Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
 import { RetryBudget } from "./budget.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
 import { type Place, toStatementError } from "./failure.js"
 import type { Fence, Lender } from "./session.js"
+import { constantStep } from "./wire.js"
 
 type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
@@ -31,12 +32,18 @@ const none: ReadonlyArray<never> = []
 /** A server's pool, as a transaction sees it. */
 class PoolLender implements Lender {
   private pool: Pool | undefined
+  private deadline: number | undefined
 
   constructor(
     private readonly engine: Engine,
     private readonly pick: () => Pool,
-    private readonly held: () => ReadonlyArray<Connection>
+    private readonly held: () => ReadonlyArray<Connection>,
+    private readonly label: string | undefined
   ) {}
+
+  get patience(): number {
+    return this.engine.config.pool.acquireTimeout
+  }
 
   get place(): Place {
     return { database: this.engine.config.name, server: this.pool?.options.server.name ?? "" }
@@ -45,16 +52,24 @@ class PoolLender implements Lender {
   checkout(settle: (error: CheckoutError | undefined, connection: Connection | undefined) => void): () => void {
     const pool = this.pick()
     this.pool = pool
-    return pool.checkout(this.engine.deadline(), this.held(), settle)
+    // all attempts share the one deadline
+    this.deadline ??= this.engine.deadline()
+    return pool.checkout(this.deadline, this.held(), (error, connection) => {
+      if (connection !== undefined) this.engine.opened.set(this, { since: performance.now(), label: this.label })
+      settle(error, connection)
+    })
   }
 
   checkin(connection: Connection): void {
+    this.engine.opened.delete(this)
     this.pool?.checkin(connection)
   }
 }
 
 export class Engine implements Origin {
   readonly database: string
+  /** The transactions that hold a connection. */
+  readonly opened = new Map<Lender, { readonly since: number; readonly label: string | undefined }>()
   private turn = 0
   private readonly budget = new RetryBudget()
 
@@ -71,6 +86,16 @@ export class Engine implements Origin {
   /** Until when a connection must have been found, counted from now. */
   deadline(): number {
     return performance.now() + this.config.pool.acquireTimeout
+  }
+
+  /** The transactions that hold a connection. */
+  get transactions(): ReadonlyArray<OpenTransaction> {
+    const now = performance.now()
+    return [...this.opened].map(([lender, { label, since }]) => ({
+      server: lender.place.server,
+      label,
+      age: now - since
+    }))
   }
 
   /** Runs a statement of a fiber where it belongs. */
@@ -91,7 +116,9 @@ export class Engine implements Origin {
       const go = inTransaction(around, request, kind === "reader" ? "readOnly" : "savepoint")
       return this.attempt(fiber, go, read, isNotSent)
     }
-    const held = carrier?.around(this)?.level.held ?? none
+    const held = carrier?.held(this) ?? none
+    const memory = carrier?.memory(this)
+    if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
       ? this.attempt(fiber, this.onWriter(request, held), read, retriesOnWriter(fiber))
       : this.attempt(fiber, this.onReader(fiber, carrier, request), read, isReadAgain)
@@ -121,18 +148,14 @@ export class Engine implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined
   ): Transaction {
-    const around = carrier?.around(this)
-    const held = () => around?.level.held ?? none
-    const pick =
-      kind === "writer"
-        ? () => this.writes
-        : this.readerPicker(this.consistency(fiber) === "Strong", carrier?.memory(this))
-    return begin(this, kind, new PoolLender(this, pick, held), options, carrier)
+    const held = () => carrier?.held(this) ?? none
+    const pick = kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier?.memory(this))
+    return begin(this, kind, new PoolLender(this, pick, held, options.label), options, carrier)
   }
 
   /** The pool of a purpose, for a connection outside of every transaction. */
   poolFor(kind: Kind): Pool {
-    return kind === "writer" ? this.writes : this.readerPicker(false, undefined)()
+    return kind === "writer" ? this.writes : this.readerPicker(undefined, undefined)()
   }
 
   /** Tries once and, where it failed in a way that allows it, again by the policy. */
@@ -178,6 +201,8 @@ export class Engine implements Origin {
     asked: true | Schedule.Schedule<unknown, DatabaseError>
   ): Effect.Effect<A, E, R> {
     let attempt = 0
+    // what failed on another database is not mended by running this one again
+    const isOwn = (error: unknown) => isReplayable(error) && fromUnknown(error).database === this.database
     const policy = Context.get(fiber.currentContext, RetryPolicy)
     const schedule = (asked === true ? policy.transaction : asked).pipe(
       Schedule.mapInput((error: E) => fromUnknown(error)),
@@ -185,10 +210,10 @@ export class Engine implements Origin {
     )
     return Effect.retry(
       Effect.tapError(once, (error) => {
-        if (isReplayable(error)) this.retried("transaction", attempt + 1, fromUnknown(error).message)
+        if (isOwn(error)) this.retried("transaction", attempt + 1, fromUnknown(error).message)
         return Effect.void
       }),
-      { schedule, while: (error) => isReplayable(error) && this.budget.take(policy.budget) }
+      { schedule, while: (error) => isOwn(error) && this.budget.take(policy.budget) }
     )
   }
 
@@ -207,21 +232,28 @@ export class Engine implements Origin {
   }
 
   private onWriter(request: Request, held: ReadonlyArray<Connection>): Go {
-    return (done) => once(this.writes, this.deadline(), held, request, "inDoubt", done)
+    const deadline = this.deadline()
+    return (done) => once(this.writes, deadline, held, request, "inDoubt", done)
   }
 
   private onReader(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, request: Request): Go {
-    const pick = this.readerPicker(this.consistency(fiber) === "Strong", carrier?.memory(this))
-    return (done) => once(pick(), this.deadline(), none, request, "undone", done)
+    const pick = this.readerPicker(fiber, carrier?.memory(this))
+    const deadline = this.deadline()
+    return (done) => once(pick(), deadline, none, request, "undone", done)
   }
 
   /**
    * Chooses the server of a read. Called again, for another attempt, it prefers a server that it has not given before; with no replica
    * left it is the primary, read-only.
    */
-  private readerPicker(strong: boolean, memory: Memory | undefined): () => Pool {
+  private readerPicker(
+    fiber: Fiber.RuntimeFiber<unknown, unknown> | undefined,
+    memory: Memory | undefined
+  ): () => Pool {
     const { readers, writer } = this.topology
-    if (strong || readers.length === 0) return () => writer.reads
+    const consistency = fiber === undefined ? "Eventual" : this.consistency(fiber)
+    const strong = consistency === "Strong" || (memory?.written === true && consistency === "ReadYourWrites")
+    if (strong || readers.length === 0 || memory?.reader === writer.name) return () => writer.reads
     const given = new Set<Server>()
     return () => {
       const now = performance.now()
@@ -243,7 +275,7 @@ export class Engine implements Origin {
 }
 
 const isReadAgain = (error: DatabaseError): boolean =>
-  error._tag === "ConnectFailed" || (error._tag === "Disconnected" && error.outcome !== "inDoubt")
+  error._tag === "ConnectFailed" || isStale(error) || (error._tag === "Disconnected" && error.outcome !== "inDoubt")
 
 const retriesOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: DatabaseError) => boolean) =>
   fiber.getFiberRef(idempotentRef) ? isIdempotentAgain : isNotSent
@@ -264,10 +296,23 @@ const start = <A, E>(
   Effect.async((resume) => {
     const giveUp = go((error, flight) => {
       if (error !== undefined) resume(recover(error))
-      else if (flight !== undefined) resume(Effect.succeed(read(flight)))
+      else if (flight !== undefined) resume(readFrom(flight, read))
     })
     return Effect.sync(giveUp)
   })
+
+/** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
+const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect<A> => {
+  try {
+    return Effect.succeed(read(flight))
+  } catch (defect) {
+    return Effect.die(defect)
+  }
+}
+
+const beginReadOnly = [constantStep("BEGIN READ ONLY")]
+const commit = [constantStep("COMMIT")]
+const rollback = [constantStep("ROLLBACK")]
 
 /** A connection for one statement. */
 const once = (
@@ -283,14 +328,21 @@ const once = (
   const giveUp = pool.checkout(deadline, held, (error, taken) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
-    taken.run(none, request, none, (failure, flight) => {
+    // what a session forbids, code on the server can allow itself again, unless it is in a transaction; a standby needs no guard
+    const isGuarded = pool.options.readOnly && taken.parameter("in_hot_standby") !== "on"
+    const finish: Done = (failure, flight) => {
+      if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
+        return taken.steps(rollback, () => finish(failure, flight))
+      }
       settled = true
       pool.checkin(taken)
       if (failure === undefined) return done(undefined, flight)
       const place = { database: pool.options.database, server: pool.options.server.name }
       const sent = failure._tag !== "lost" || failure.sent
       done(toStatementError(place, failure, sent ? lost : "notSent"), undefined)
-    })
+    }
+    if (isGuarded) taken.run(beginReadOnly, request, commit, finish)
+    else taken.run(none, request, none, finish)
   })
   return () => {
     if (connection === undefined) giveUp()

@@ -34,6 +34,8 @@ export interface Plan {
   readonly bytes: () => Buffer
   /** How many steps come before the statement; their rows are nobody's. */
   readonly before: number
+  /** How many come after it. */
+  readonly after?: number | undefined
   readonly asArrays: boolean
   /** Several commands in one text, by the simple protocol. */
   readonly simple: boolean
@@ -53,6 +55,8 @@ export class Flight implements Query {
   acknowledged = 0
   /** Completed parses, in the same order. */
   parsed = 0
+  /** Completed binds. */
+  bound = 0
   /** Whether a portal has more rows. */
   suspended = false
   /** The result of the statement; of a text with several commands, that of the last. */
@@ -96,7 +100,13 @@ export class Flight implements Query {
   }
 
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
-    this.shape = makeShape(this.client, message.fields)
+    try {
+      this.shape = makeShape(this.client, message.fields)
+    } catch (cause) {
+      // the types are the user's, so may be the fault in them
+      this.unreadable = toError(cause)
+      return
+    }
     if (this.plan.prepared !== undefined) this.plan.prepared.shape = this.shape
   }
 
@@ -142,6 +152,8 @@ export class Flight implements Query {
 
   handleCopyInResponse(protocol: Protocol): void {
     this.unreadable = new Error("COPY FROM STDIN is not supported by this client")
+    // what follows in this flight would be taken for the data that is copied
+    if ((this.plan.after ?? 0) > 0) return this.onLost(this, this.unreadable)
     protocol.sendCopyFail(this.unreadable.message)
     // in copy mode the server has swallowed the Sync of an extended flight
     if (!this.plan.simple) protocol.sync()

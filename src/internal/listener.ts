@@ -24,7 +24,8 @@ class Line {
 
   constructor(
     readonly connection: Connection,
-    private readonly place: { readonly database: string; readonly server: string }
+    private readonly place: { readonly database: string; readonly server: string },
+    private readonly patience: number
   ) {
     connection.onNotification((channel, payload) => {
       for (const subscriber of this.channels.get(channel) ?? []) subscriber.message(payload)
@@ -37,7 +38,7 @@ class Line {
       Effect.suspend(() => {
         const known = this.channels.get(channel)
         if (known !== undefined) return Effect.sync(() => void known.add(subscriber))
-        return Effect.map(this.command(`LISTEN ${pg.escapeIdentifier(channel)}`), () => {
+        return Effect.map(this.command(`LISTEN ${pg.escapeIdentifier(channel)}`, this.patience), () => {
           this.channels.set(channel, new Set([subscriber]))
         })
       })
@@ -48,10 +49,10 @@ class Line {
         if (known === undefined || !known.delete(subscriber) || known.size > 0) return Effect.void
         this.channels.delete(channel)
         // a connection that is gone hears nothing anyway
-        return Effect.catchAll(this.command(`UNLISTEN ${pg.escapeIdentifier(channel)}`), () => Effect.void)
+        return Effect.catchAll(this.command(`UNLISTEN ${pg.escapeIdentifier(channel)}`, 1000), () => Effect.void)
       })
     )
-    return Effect.acquireRelease(join, () => leave)
+    return Effect.acquireReleaseInterruptible(join, () => leave)
   }
 
   fail(cause: Error): void {
@@ -60,37 +61,58 @@ class Line {
     this.channels.clear()
   }
 
-  private command(text: string): Effect.Effect<void, SqlError> {
+  /** One command; it is answered within its time, or the connection is given up, for an interruption waits for that. */
+  private command(text: string, patience: number): Effect.Effect<void, SqlError> {
     return Effect.async((resume) => {
-      this.connection.run([], { text, values: [], rows: "object", prepare: false, simple: false }, [], (failure) =>
+      let onAnswer = () => {}
+      let answered = false
+      const impatient = setTimeout(() => this.connection.destroy("broken"), patience)
+      this.connection.run([], { text, values: [], rows: "object", prepare: false, simple: false }, [], (failure) => {
+        clearTimeout(impatient)
+        answered = true
+        onAnswer()
         resume(
           failure === undefined ? Effect.void : Effect.fail(toSqlError(toStatementError(this.place, failure, "undone")))
         )
-      )
+      })
+      return Effect.async<void>((settled) => {
+        if (answered) return settled(Effect.void)
+        onAnswer = () => settled(Effect.void)
+        setTimeout(() => this.connection.destroy("broken"), 1000).unref()
+      })
     })
   }
 }
 
-const open = (config: DatabaseConfig): Effect.Effect<Line, SqlError, Scope.Scope> => {
-  const place = { database: config.name, server: config.writer.name }
-  return Effect.acquireRelease(
-    Effect.async<Line, SqlError>((resume) => {
-      let line: Line | undefined
+const open = (config: DatabaseConfig): Effect.Effect<Line, SqlError, Scope.Scope> =>
+  Effect.suspend(() => {
+    const place = { database: config.name, server: config.writer.name }
+    const { connectTimeout } = config.pool
+    let line: Line | undefined
+    const connecting = Effect.async<Line, SqlError>((resume) => {
       const owner = { lost: (_: Connection, error: Error) => line?.fail(error), closed: () => {} }
-      const options = { timeout: config.pool.connectTimeout, readOnly: false, owner }
-      const giveUp = connect(config.writer, config.session, options, (failure, connection) => {
-        if (connection !== undefined) {
-          line = new Line(connection, place)
-          resume(Effect.succeed(line))
-        } else if (failure !== undefined) {
-          resume(Effect.fail(toSqlError(new ConnectFailed({ ...place, reason: failure.reason, cause: failure.error }))))
+      const giveUp = connect(
+        config.writer,
+        config.session,
+        { timeout: connectTimeout, readOnly: false, owner },
+        (failure, connection) => {
+          if (connection !== undefined) {
+            line = new Line(connection, place, connectTimeout)
+            resume(Effect.succeed(line))
+          } else if (failure !== undefined) {
+            const { error: cause, reason } = failure
+            resume(Effect.fail(toSqlError(new ConnectFailed({ ...place, reason, cause }))))
+          }
         }
-      })
+      )
       return Effect.sync(giveUp)
-    }),
-    (line) => Effect.sync(() => line.connection.end("shutdown"))
-  )
-}
+    })
+    // the finalizer is there before the connection is, so an interruption in between leaks nothing
+    return Effect.zipRight(
+      Effect.addFinalizer(() => Effect.sync(() => line?.connection.end("shutdown"))),
+      connecting
+    )
+  })
 
 /** The `listen` of a database's clients. */
 export const makeListen = (

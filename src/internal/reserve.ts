@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Connection } from "../Connection.js"
-import { toSqlError } from "../DatabaseError.js"
+import { TransactionEnded, toSqlError } from "../DatabaseError.js"
 import type { Pool } from "../Pool.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
@@ -17,7 +17,9 @@ import { Turns } from "./turns.js"
 
 const none: ReadonlyArray<never> = []
 
-const makeRun = (pool: Pool, connection: Connection): Run => {
+const scopeEnded = new Error("the scope of the reserved connection has ended")
+
+const makeRun = (pool: Pool, connection: Connection, hasEnded: () => boolean): Run => {
   const turns = new Turns()
   const place = { database: pool.options.database, server: pool.options.server.name }
   return (request, read) =>
@@ -25,6 +27,10 @@ const makeRun = (pool: Pool, connection: Connection): Run => {
       let sent = false
       let settled = false
       const leave = turns.take(() => {
+        if (hasEnded()) {
+          turns.pass()
+          return resume(Effect.fail(toSqlError(new TransactionEnded({ ...place, cause: scopeEnded }))))
+        }
         sent = true
         connection.run(none, request, none, (failure, flight) => {
           settled = true
@@ -48,8 +54,9 @@ const makeRun = (pool: Pool, connection: Connection): Run => {
 export const makeReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     const pool = engine.poolFor(kind)
-    const holding = currentCarrier(fiber)?.around(engine)?.level.held ?? none
+    const holding = currentCarrier(fiber)?.held(engine) ?? none
     let taken: Connection | undefined
+    let ended = false
     const checkout = Effect.async<Connection, SqlError>((resume) => {
       const giveUp = pool.checkout(engine.deadline(), holding, (error, connection) => {
         taken = connection
@@ -59,9 +66,14 @@ export const makeReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnec
       return Effect.sync(giveUp)
     })
     // the finalizer is there before the connection is, so an interruption in between leaks nothing
-    const giveBack = Effect.addFinalizer(() => Effect.sync(() => taken === undefined || pool.checkin(taken)))
+    const giveBack = Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        ended = true
+        if (taken !== undefined) pool.checkin(taken)
+      })
+    )
     return Effect.map(Effect.zipRight(giveBack, checkout), (connection) => {
-      const run = makeRun(pool, connection)
+      const run = makeRun(pool, connection, () => ended)
       return makeStatements(kind, run, (request, transformRows) =>
         Stream.unwrap(
           Effect.map(

@@ -11,6 +11,7 @@ import {
   Disconnected,
   RolledBackAtCommit,
   type StatementError,
+  TransactionBusy,
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
@@ -25,6 +26,8 @@ const patience = 1000
 /** Where a transaction gets its connection from, and gives it back to. */
 export interface Lender {
   readonly place: Place
+  /** How long a statement waits for a nested transaction to end, in ms. */
+  readonly patience: number
   readonly checkout: (
     settle: (error: CheckoutError | undefined, connection: Connection | undefined) => void
   ) => () => void
@@ -74,6 +77,8 @@ export class Link {
   connection: Connection | undefined = undefined
   /** Why the transaction cannot go on; everything it did is undone. */
   lost: StatementError | undefined = undefined
+  /** Those who wait for a turn: they are told at once when there will be none. */
+  readonly waiting = new Set<(error: StatementError) => void>()
 
   constructor(readonly lender: Lender) {}
 
@@ -83,19 +88,32 @@ export class Link {
 
   /** Takes a failure of the connection down, so that what follows says why. */
   note(failure: Failure): void {
-    if (failure._tag === "lost") this.lost ??= toStatementError(this.place, failure, "undone")
+    if (failure._tag === "lost") this.die(toStatementError(this.place, failure, "undone"))
+  }
+
+  /** The transaction cannot go on. */
+  die(error: StatementError): void {
+    this.lost ??= error
+    for (const tell of [...this.waiting]) tell(this.lost)
+  }
+
+  take(connection: Connection): void {
+    this.connection = connection
+    connection.onLost = (error) => this.note({ _tag: "lost", error, sent: true, acknowledged: 0 })
   }
 
   /** Gives up on the transaction: the server is told to stop, the connection closes. */
   abort(why: string): void {
-    this.lost ??= new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" })
+    this.die(new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" }))
     this.connection?.abort("cancelled")
   }
 
   giveBack(): void {
     const connection = this.connection
     this.connection = undefined
-    if (connection !== undefined) this.lender.checkin(connection)
+    if (connection === undefined) return
+    connection.onLost = undefined
+    this.lender.checkin(connection)
   }
 }
 
@@ -109,6 +127,8 @@ export class Level {
   private opened = false
   private ending = false
   private readonly turns = new Turns()
+  /** Whether a nested level has the turn, from its first statement to its end. */
+  private isNesting = false
   private readonly mark: ReturnType<typeof savepoint> | undefined
 
   constructor(
@@ -135,21 +155,22 @@ export class Level {
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const after = guard === undefined ? none : fence === "readOnly" ? guard.undo : [guard.release]
       const first = opening.length === 0 ? before : [...opening.flatMap((_) => _.steps), ...before]
-      const guarded: Done =
-        guard === undefined
-          ? settle
-          : (failure, flight) => {
-              const set = flight.acknowledged > first.length - before.length
-              if (failure === undefined || failure._tag === "lost" || !set) return settle(failure, flight)
-              // the failure is the statement's own affair: what is around it goes on
-              connection.steps(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
-            }
+      const guarded = (
+        failure: Failure | undefined,
+        flight: Flight,
+        isSet = flight.acknowledged > first.length - before.length
+      ): void => {
+        if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
+          return settle(failure, flight)
+        // the failure is the statement's own affair: what is around it goes on
+        connection.steps(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
+      }
       if (!request.simple) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
       const plain = () =>
         connection.run(none, request, none, (failure, flight) => {
-          if (failure !== undefined || after.length === 0) return guarded(failure, flight)
-          connection.steps(after, (afterFailure) => guarded(afterFailure, flight))
+          if (failure !== undefined || after.length === 0) return guarded(failure, flight, true)
+          connection.steps(after, (afterFailure) => guarded(afterFailure, flight, true))
         })
       if (first.length === 0) return plain()
       connection.steps(first, (failure, flight) => {
@@ -300,7 +321,7 @@ export class Level {
     this.opened = false
     this.turns.pass()
     if (this.parent === undefined) this.link.giveBack()
-    else if (wasOpened) this.parent.turns.pass()
+    else if (wasOpened) this.parent.passFromNested()
   }
 
   /**
@@ -327,7 +348,8 @@ export class Level {
         settled = true
         const all = opening.length
         if (all > 0) this.acknowledge(opening, flight.acknowledged)
-        const error = failure === undefined ? undefined : this.judge(failure, opening, undone === true)
+        const isAborted = connection.status === "E" && undone !== true
+        const error = failure === undefined ? this.stillOpen(connection) : this.judge(failure, opening, isAborted)
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
@@ -341,14 +363,22 @@ export class Level {
   }
 
   /** What a failure means for the statement and for the transaction around it. */
-  private judge(failure: Failure, opening: ReadonlyArray<Opening>, undone: boolean): StatementError {
+  private judge(failure: Failure, opening: ReadonlyArray<Opening>, isAborted: boolean): StatementError {
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
     const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
     if (begun) this.link.note(failure)
-    if (failure._tag !== "lost" && !undone) this.failedBy ??= error
-    return error
+    if (isAborted) this.failedBy ??= error
+    return begun && failure._tag !== "lost" ? (this.stillOpen(this.link.connection) ?? error) : error
+  }
+
+  /** A COMMIT or ROLLBACK in a statement ends the transaction behind our back: what follows must not run without one. */
+  private stillOpen(connection: Connection | undefined): StatementError | undefined {
+    if (connection === undefined || connection.status !== "I") return undefined
+    const cause = new Error("a statement inside of it has ended it")
+    this.link.die(new TransactionEnded({ ...this.link.place, cause }))
+    return this.link.lost
   }
 
   /** Marks the levels whose opening the server has acknowledged. */
@@ -369,14 +399,23 @@ export class Level {
       const level = opening[i]?.level
       if (level === undefined || level.opened) continue
       if (level.parent === undefined) level.link.giveBack()
-      else level.parent.turns.pass()
+      else level.parent.passFromNested()
     }
   }
 
+  private passFromNested(): void {
+    this.isNesting = false
+    this.turns.pass()
+  }
+
   /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
-  private reach(ready: Ready): () => void {
+  private reach(ready: Ready, isNested = false): () => void {
     let leaveAbove = nothing
+    let stopWaiting = nothing
+    let isWaiting = true
     const leaveQueue = this.turns.take(() => {
+      isWaiting = false
+      stopWaiting()
       const fail = (error: StatementError) => {
         this.turns.pass()
         ready(error, undefined, none)
@@ -384,27 +423,52 @@ export class Level {
       const { connection, lost } = this.link
       if (this.ending) return fail(new TransactionEnded(this.link.place))
       if (lost !== undefined) return fail(lost)
+      this.isNesting = isNested
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
         const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
         ready(undefined, connection, [...opening, { level: this, steps }])
       }
-      const leave = this.parent === undefined ? this.borrow(above) : this.parent.reach(above)
+      const leave = this.parent === undefined ? this.borrow(above) : this.parent.reach(above, true)
       leaveAbove = () => {
         leave()
         this.turns.pass()
       }
     })
+    if (isWaiting) {
+      stopWaiting = this.whileWaiting((error) => {
+        leaveQueue()
+        stopWaiting()
+        ready(error, undefined, none)
+      })
+    }
     return () => {
       leaveQueue()
+      stopWaiting()
       leaveAbove()
+    }
+  }
+
+  /** Who waits for a turn is told when there will be none, and does not wait for ever for a nested level to end. */
+  private whileWaiting(giveUp: (error: StatementError) => void): () => void {
+    const { place, waiting } = this.link
+    const { patience } = this.link.lender
+    const look = () => {
+      if (this.isNesting) giveUp(new TransactionBusy({ ...place, waited: patience }))
+      else timer = setTimeout(look, patience)
+    }
+    let timer = setTimeout(look, patience)
+    waiting.add(giveUp)
+    return () => {
+      clearTimeout(timer)
+      waiting.delete(giveUp)
     }
   }
 
   private borrow(ready: Ready): () => void {
     return this.link.lender.checkout((error, connection) => {
-      this.link.connection = connection
+      if (connection !== undefined) this.link.take(connection)
       ready(error, connection, none)
     })
   }

@@ -12,7 +12,7 @@ import * as Stream from "effect/Stream"
 import type { Flight, Request } from "../Connection.js"
 import { toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
-import { commit, type Transaction, undo } from "../Transaction.js"
+import { commit, commitSoon, type Transaction, undo } from "../Transaction.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
 import type { Portal } from "./session.js"
@@ -95,11 +95,13 @@ const portalStream = (
   transaction: Transaction,
   request: Request,
   transformRows: TransformRows,
-  onEnd: Effect.Effect<void, SqlError>
+  /** Commits a transaction that is the stream's own. */
+  onEnd: Effect.Effect<void, SqlError> | undefined
 ): Effect.Effect<Stream.Stream<object, SqlError>, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     let portal: Portal | undefined
     let ended = false
+    const isOwn = onEnd !== undefined
     const open = engine.attempt(
       fiber,
       (done) =>
@@ -110,9 +112,14 @@ const portalStream = (
       (flight) => flight,
       isNotSent
     )
+    // it goes with its transaction at the latest, so nobody waits for it on a network that is silent
     const close = Effect.async<void>((resume) => {
-      if (portal === undefined || ended) return resume(Effect.void)
-      portal.close(() => resume(Effect.void))
+      if (portal === undefined || ended || isOwn) return resume(Effect.void)
+      const impatient = setTimeout(() => resume(Effect.void), 1000)
+      portal.close(() => {
+        clearTimeout(impatient)
+        resume(Effect.void)
+      })
     })
     const next = Effect.suspend(() =>
       portal === undefined
@@ -131,7 +138,7 @@ const portalStream = (
             Effect.flatMap(next, (flight) => {
               ended = !flight.suspended
               const chunk = toChunk(flight, transformRows)
-              return ended ? Effect.as(onEnd, chunk) : Effect.succeed(chunk)
+              return ended && onEnd !== undefined ? Effect.as(onEnd, chunk) : Effect.succeed(chunk)
             }),
             Option.some
           )
@@ -152,7 +159,7 @@ export const makeStream =
         const found = engine.transactionFor(fiber, carrier, kind)
         if (found !== undefined) {
           if (kind === "writer" || found.readOnly) {
-            return portalStream(engine, found, request, transformRows, Effect.void)
+            return portalStream(engine, found, request, transformRows, undefined)
           }
           // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
           return Effect.map(
@@ -166,8 +173,10 @@ export const makeStream =
           Effect.addFinalizer((exit) =>
             Exit.isSuccess(exit) && own.level.state === "open"
               ? // the consumer has had enough: what was read, and done, is kept as it would be without a stream
-                Effect.catchAll(commit(own), (error) => Effect.zipRight(undo(own), Effect.logError(error.message)))
-              : undo(own)
+                Effect.catchAll(commitSoon(own), (error) =>
+                  Effect.zipRight(undo(own, undefined), Effect.logError(error.message))
+                )
+              : undo(own, undefined)
           ),
           portalStream(engine, own, request, transformRows, end)
         )

@@ -25,13 +25,16 @@ export class Turns {
     // a turn that ends at once comes back here: a loop, so that a long queue does not grow the stack
     if (this.passing) return
     this.passing = true
-    for (const next of this.queue) {
-      this.queue.delete(next)
-      this.taken = true
-      next()
-      if (this.taken) break
+    try {
+      for (const next of this.queue) {
+        this.queue.delete(next)
+        this.taken = true
+        next()
+        if (this.taken) break
+      }
+    } finally {
+      this.passing = false
     }
-    this.passing = false
   }
 }
 

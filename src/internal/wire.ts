@@ -50,7 +50,7 @@ export interface Main {
   readonly parse: boolean
   readonly describe: boolean
   /** The names of prepared statements to close first. */
-  readonly close: ReadonlyArray<string>
+  readonly close: () => ReadonlyArray<string>
 }
 
 /** A whole flight that ends with the one Sync: if a step fails, the server skips what follows it. */
@@ -60,7 +60,7 @@ export const flight = (before: ReadonlyArray<Step>, main: Main, after: ReadonlyA
     return Buffer.concat([bound, executeAndSync])
   }
   const parts: Array<Buffer> = []
-  for (const name of main.close) parts.push(serialize.close({ type: "S", name }))
+  for (const name of main.close()) parts.push(serialize.close({ type: "S", name }))
   for (const one of before) parts.push(one)
   if (main.parse) parts.push(serialize.parse({ text: main.text, name: main.name }))
   parts.push(bound)
