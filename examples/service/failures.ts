@@ -10,7 +10,7 @@ import { Audit } from "./databases.js"
  * - `partly`: the change is not stored, though its audit event is or may be; send it again.
  * - `unknown`: nobody can tell; look before you send it again.
  */
-export const Stored = Schema.Literal("no", "partly", "unknown")
+const Stored = Schema.Literal("no", "partly", "unknown")
 
 const advice = {
   no: "nothing is stored, send it again",

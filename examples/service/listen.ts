@@ -3,7 +3,7 @@ import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { Config, Context, Data, Effect, Layer, Schedule } from "effect"
 import { encode, Unavailable } from "./failures.js"
 
-export class PortTaken extends Data.TaggedError("PortTaken")<{ readonly message: string }> {}
+class PortTaken extends Data.TaggedError("PortTaken")<{ readonly message: string }> {}
 
 class NodeServer extends Context.Tag("example/NodeServer")<NodeServer, Server>() {}
 

@@ -17,7 +17,7 @@ import { Servers } from "./servers.js"
 import * as Tasks from "./tasks.js"
 
 /** The job found something lost, doubled or broken. */
-export class OnceFailed extends Data.TaggedError("OnceFailed")<{ readonly problems: ReadonlyArray<string> }> {
+class OnceFailed extends Data.TaggedError("OnceFailed")<{ readonly problems: ReadonlyArray<string> }> {
   override get message(): string {
     const shown = this.problems.slice(0, 20).map((problem) => `\n  ${problem}`)
     return `the job failed: ${this.problems.length} problems${shown.join("")}`

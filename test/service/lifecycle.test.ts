@@ -10,6 +10,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
+import * as Args from "../../examples/service/args.js"
 import manifest from "../../package.json" with { type: "json" }
 import { directory } from "../fixtures/directory.js"
 import { query } from "../fixtures/server.js"
@@ -290,7 +291,8 @@ describe("a start that cannot be", () => {
             }),
           { concurrency: 2 }
         )
-      })
+      }),
+    Program.patience
   )
 
   it.scopedLive("a port in use is one line, and nothing is imported", () =>
@@ -316,40 +318,49 @@ describe("a start that cannot be", () => {
     })
   )
 
-  it.scopedLive("an embedded start whose port is in use leaves nothing", () =>
-    Effect.gen(function* () {
-      const folder = yield* temporary
-      const first = yield* Program.start([], { TMPDIR: folder })
-      const port = new URL(yield* first.url).port
-      const second = yield* temporary
-      expect(yield* Program.run([], { TMPDIR: second, PORT: port })).toMatchObject({ code: 1 })
-      expect(clustersIn(second)).toEqual([])
-      expect(processesOf(second)).toEqual([])
-      yield* first.signal("SIGTERM")
-      expect(yield* first.ended).toMatchObject({ code: 0 })
-    })
+  it.scopedLive(
+    "an embedded start whose port is in use leaves nothing",
+    () =>
+      Effect.gen(function* () {
+        const folder = yield* temporary
+        const first = yield* Program.start([], { TMPDIR: folder })
+        const port = new URL(yield* first.url).port
+        const second = yield* temporary
+        expect(yield* Program.run([], { TMPDIR: second, PORT: port })).toMatchObject({ code: 1 })
+        expect(clustersIn(second)).toEqual([])
+        expect(processesOf(second)).toEqual([])
+        yield* first.signal("SIGTERM")
+        expect(yield* first.ended).toMatchObject({ code: 0 })
+      }),
+    Program.patience
   )
 
-  it.scopedLive("--help tells all and ends with 0; what is unknown ends with 2", () =>
-    Effect.gen(function* () {
-      const help = yield* Program.run(["--help"])
-      expect(help).toMatchObject({ code: 0, stderr: "" })
-      for (const word of [
-        "--once",
-        "--csv FILE",
-        "DATABASE_URL",
-        "DATABASE_READER_URLS",
-        "AUDIT_DATABASE_URL",
-        "PORT"
-      ]) {
-        expect(help.stdout).toContain(word)
-      }
-      for (const args of [["--onec"], ["file.csv"], ["--csv"], ["--once=yes"]]) {
-        const { code, stderr } = yield* Program.run(args)
-        expect(stderr).toMatch(/^error: .*--help shows what there is\n$/)
-        expect(code).toBe(2)
-      }
-    })
+  it.scopedLive(
+    "--help tells all and ends with 0; what is unknown ends with 2",
+    () =>
+      Effect.gen(function* () {
+        const help = yield* Program.run(["--help"])
+        expect(help).toMatchObject({ code: 0, stderr: "" })
+        for (const word of [
+          "--once",
+          "--csv FILE",
+          "DATABASE_URL",
+          "DATABASE_READER_URLS",
+          "AUDIT_DATABASE_URL",
+          "PORT"
+        ]) {
+          expect(help.stdout).toContain(word)
+        }
+        for (const args of [["--onec"], ["file.csv"], ["--csv"], ["--once=yes"]]) {
+          expect((yield* Effect.flip(Args.parse(args))).message).toMatch(/; --help shows what there is$/)
+        }
+        expect(yield* Program.run(["--onec"])).toEqual({
+          code: 2,
+          stdout: "",
+          stderr: "error: Unknown option '--onec'; --help shows what there is\n"
+        })
+      }),
+    Program.patience
   )
 })
 
@@ -372,36 +383,42 @@ describe("what is shown", () => {
     })
   )
 
-  it.scopedLive("a migration that was there and rows that were there stay as they are at the next start", () =>
-    Effect.gen(function* () {
-      const { app, env } = yield* Program.databases
-      const count = query(
-        app,
-        "SELECT count(*)::int AS n, count(DISTINCT iata)::int AS keys, max(xmin::text::bigint)::text AS last FROM record"
-      )
-      const once = Effect.scoped(
-        Effect.gen(function* () {
-          const service = yield* Program.start([], env)
-          yield* service.url
-          yield* service.signal("SIGTERM")
-          expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
-          return yield* count
-        })
-      )
-      const first = yield* once
-      expect(first).toMatchObject([{ n: 3376, keys: 3376 }])
-      expect(yield* once).toEqual(first)
-    })
+  it.scopedLive(
+    "a migration that was there and rows that were there stay as they are at the next start",
+    () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* Program.databases
+        const count = query(
+          app,
+          "SELECT count(*)::int AS n, count(DISTINCT iata)::int AS keys, max(xmin::text::bigint)::text AS last FROM record"
+        )
+        const once = Effect.scoped(
+          Effect.gen(function* () {
+            const service = yield* Program.start([], env)
+            yield* service.url
+            yield* service.signal("SIGTERM")
+            expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
+            return yield* count
+          })
+        )
+        const first = yield* once
+        expect(first).toMatchObject([{ n: 3376, keys: 3376 }])
+        expect(yield* once).toEqual(first)
+      }),
+    Program.patience
   )
 
-  it.scopedLive("two that start together on empty databases both come up", () =>
-    Effect.gen(function* () {
-      const { app, env } = yield* Program.databases
-      const both = yield* Effect.all([Program.start([], env), Program.start([], env)])
-      yield* Effect.forEach(both, (service) => service.url, { concurrency: "unbounded" })
-      expect(yield* query(app, "SELECT count(*)::int AS n FROM record")).toEqual([{ n: 3376 }])
-      for (const service of both) yield* service.signal("SIGINT")
-      for (const service of both) expect(yield* service.ended).toMatchObject({ code: 0 })
-    })
+  it.scopedLive(
+    "two that start together on empty databases both come up",
+    () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* Program.databases
+        const both = yield* Effect.all([Program.start([], env), Program.start([], env)])
+        yield* Effect.forEach(both, (service) => service.url, { concurrency: "unbounded" })
+        expect(yield* query(app, "SELECT count(*)::int AS n FROM record")).toEqual([{ n: 3376 }])
+        for (const service of both) yield* service.signal("SIGINT")
+        for (const service of both) expect(yield* service.ended).toMatchObject({ code: 0 })
+      }),
+    Program.patience
   )
 })

@@ -12,6 +12,9 @@ const root = fileURLToPath(new URL("../../", import.meta.url))
 /** The program ended, or went on, other than expected; with what it had written. */
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
 
+/** For tests that start it several times, on a machine that has other things to do. */
+export const patience = 60_000
+
 export interface Ended {
   readonly code: number | NodeJS.Signals | null
   readonly stdout: string
