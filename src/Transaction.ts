@@ -19,7 +19,8 @@ import {
   type TransactionError
 } from "./DatabaseError.js"
 import { type Carrier, currentCarrier, type Kind, OutsideCarrier, TransactionCarrier } from "./internal/carrier.js"
-import { type Lender, Level, Link } from "./internal/session.js"
+import { type Lender, Link } from "./internal/link.js"
+import { Level } from "./internal/session.js"
 import * as wire from "./internal/wire.js"
 import { Observation, type Observer } from "./Observation.js"
 

@@ -8,8 +8,7 @@ export class Audit extends Database.Service<Audit>()("audit") {}
 /** A request is answered within seconds, so no part of it waits for longer; and Ctrl-C leaves three for everything. */
 const limits = {
   applicationName: Servers.applicationName,
-  connectTimeout: "2 seconds",
-  acquireTimeout: "3 seconds",
+  acquireTimeout: "5 seconds",
   lockTimeout: "3 seconds",
   statementTimeout: "5 seconds",
   shutdownTimeout: "500 millis",

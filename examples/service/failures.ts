@@ -42,7 +42,8 @@ const stored = (error: DatabaseError.DatabaseError): typeof Stored.Type => {
       // the audit commits first, so the change itself has been rolled back
       return error.database === Audit.databaseName ? "partly" : "unknown"
     case "PartialCommit":
-      return DatabaseError.isDatabaseError(error.cause) && stored(error.cause) === "unknown" ? "unknown" : "partly"
+      // the event is stored; the change is what did not follow
+      return error.outcome === "unknown" ? "unknown" : "partly"
     case "Disconnected":
       return error.outcome === "inDoubt" ? "unknown" : "no"
     default:

@@ -19,7 +19,8 @@ import { begin, type Options, type Origin, type Transaction } from "../Transacti
 import { RetryBudget } from "./budget.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
 import { type Place, toStatementError } from "./failure.js"
-import type { Fence, Lender } from "./session.js"
+import type { Lender } from "./link.js"
+import type { Fence } from "./session.js"
 import { constantStep } from "./wire.js"
 
 type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void

@@ -8,31 +8,19 @@ import type { Connection, Done, Failure, Flight, Request } from "../Connection.j
 import {
   CommitFailed,
   CommitOutcomeUnknown,
-  Disconnected,
   RolledBackAtCommit,
   type StatementError,
   TransactionBusy,
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
-import type { CheckoutError } from "../Pool.js"
-import { type Place, toStatementError } from "./failure.js"
+import { toStatementError } from "./failure.js"
+import type { Link } from "./link.js"
 import { Turns } from "./turns.js"
 import * as wire from "./wire.js"
 
 /** How long a ROLLBACK, or the answer to a COMMIT that nobody waits for any more, may take, in ms. */
 const patience = 1000
-
-/** Where a transaction gets its connection from, and gives it back to. */
-export interface Lender {
-  readonly place: Place
-  /** How long a statement waits for a nested transaction to end, in ms. */
-  readonly patience: number
-  readonly checkout: (
-    settle: (error: CheckoutError | undefined, connection: Connection | undefined) => void
-  ) => () => void
-  readonly checkin: (connection: Connection) => void
-}
 
 /** What keeps a statement from touching what is around it. */
 export type Fence = "none" | "savepoint" | "readOnly"
@@ -69,51 +57,6 @@ const savepoint = () => {
     set: wire.step(`SAVEPOINT ${name}`),
     release: wire.step(`RELEASE SAVEPOINT ${name}`),
     undo: [wire.step(`ROLLBACK TO SAVEPOINT ${name}`), wire.step(`RELEASE SAVEPOINT ${name}`)]
-  }
-}
-
-/** The connection that the levels of one transaction share. */
-export class Link {
-  connection: Connection | undefined = undefined
-  /** Why the transaction cannot go on; everything it did is undone. */
-  lost: StatementError | undefined = undefined
-  /** Those who wait for a turn: they are told at once when there will be none. */
-  readonly waiting = new Set<(error: StatementError) => void>()
-
-  constructor(readonly lender: Lender) {}
-
-  get place(): Place {
-    return this.lender.place
-  }
-
-  /** Takes a failure of the connection down, so that what follows says why. */
-  note(failure: Failure): void {
-    if (failure._tag === "lost") this.die(toStatementError(this.place, failure, "undone"))
-  }
-
-  /** The transaction cannot go on. */
-  die(error: StatementError): void {
-    this.lost ??= error
-    for (const tell of [...this.waiting]) tell(this.lost)
-  }
-
-  take(connection: Connection): void {
-    this.connection = connection
-    connection.onLost = (error) => this.note({ _tag: "lost", error, sent: true, acknowledged: 0 })
-  }
-
-  /** Gives up on the transaction: the server is told to stop, the connection closes. */
-  abort(why: string): void {
-    this.die(new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" }))
-    this.connection?.abort("cancelled")
-  }
-
-  giveBack(): void {
-    const connection = this.connection
-    this.connection = undefined
-    if (connection === undefined) return
-    connection.onLost = undefined
-    this.lender.checkin(connection)
   }
 }
 

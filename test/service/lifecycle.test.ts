@@ -152,7 +152,7 @@ describe("Ctrl-C", () => {
       const url = yield* service.url
       const { isWaitedFor, release } = yield* lock(app)
       const answer = yield* Effect.fork(post(url, "in-flight"))
-      yield* isWaitedFor
+      yield* service.meanwhile(isWaitedFor)
       yield* service.signal("SIGINT")
       yield* service.line(/stopping/)
       yield* release
@@ -169,7 +169,7 @@ describe("Ctrl-C", () => {
       const url = yield* service.url
       const { isWaitedFor, release } = yield* lock(app)
       const answer = yield* Effect.fork(post(url, "endless"))
-      yield* isWaitedFor
+      yield* service.meanwhile(isWaitedFor)
       yield* service.signal("SIGINT")
       const [took, ended] = yield* Effect.timed(service.ended)
       expect(ended).toMatchObject({ code: 0 })
@@ -187,14 +187,15 @@ describe("Ctrl-C", () => {
       const pipe = yield* empty("slow.csv")
       execFileSync("mkfifo", [pipe])
       const service = yield* Program.start(["--csv", pipe], env)
-      const writer = yield* Effect.promise(() => fs.promises.open(pipe, "w"))
+      // to read as well, so that it does not wait for a reader, who may never come
+      const writer = yield* Effect.promise(() => fs.promises.open(pipe, "r+"))
       yield* Effect.addFinalizer(() => Effect.promise(() => writer.close().catch(() => {})))
-      yield* Effect.promise(() => writer.write(header + someRows(5000)))
+      yield* service.meanwhile(Effect.promise(() => writer.write(header + someRows(5000))))
       // rows have been sent, and are not committed
       yield* query(
         app,
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%INSERT INTO record%' AND pid <> pg_backend_pid()"
-      ).pipe(Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll }))
+      ).pipe(Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll }), service.meanwhile)
       yield* service.signal("SIGINT")
       expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
       expect(yield* query(app, "SELECT 1 FROM record")).toEqual([])

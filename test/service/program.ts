@@ -66,6 +66,14 @@ export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, 
         line,
         written: Effect.sync(() => written.stdout + written.stderr),
         url: line(/service +(http:\S+)/),
+        /** Waits for something, as long as it runs. */
+        meanwhile: <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E | Unexpected> =>
+          Effect.raceFirst(
+            self,
+            Effect.flatMap(Deferred.await(ended), ({ code, stderr }) =>
+              Effect.fail(new Unexpected({ message: `ended too early with ${code}: ${stderr}` }))
+            )
+          ),
         signal: (name: NodeJS.Signals) => Effect.sync(() => child.kill(name)),
         ended: Deferred.await(ended)
       }

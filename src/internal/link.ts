@@ -1,0 +1,63 @@
+/**
+ * The one connection of a transaction: borrowed with its first statement, given back with its end, or lost in between.
+ */
+import type { Connection, Failure } from "../Connection.js"
+import { Disconnected, type StatementError } from "../DatabaseError.js"
+import type { CheckoutError } from "../Pool.js"
+import { type Place, toStatementError } from "./failure.js"
+
+/** Where a transaction gets its connection from, and gives it back to. */
+export interface Lender {
+  readonly place: Place
+  /** How long a statement waits for a nested transaction to end, in ms. */
+  readonly patience: number
+  readonly checkout: (
+    settle: (error: CheckoutError | undefined, connection: Connection | undefined) => void
+  ) => () => void
+  readonly checkin: (connection: Connection) => void
+}
+
+/** The connection that the levels of one transaction share. */
+export class Link {
+  connection: Connection | undefined = undefined
+  /** Why the transaction cannot go on; everything it did is undone. */
+  lost: StatementError | undefined = undefined
+  /** Those who wait for a turn: they are told at once when there will be none. */
+  readonly waiting = new Set<(error: StatementError) => void>()
+
+  constructor(readonly lender: Lender) {}
+
+  get place(): Place {
+    return this.lender.place
+  }
+
+  /** Takes a failure of the connection down, so that what follows says why. */
+  note(failure: Failure): void {
+    if (failure._tag === "lost") this.die(toStatementError(this.place, failure, "undone"))
+  }
+
+  /** The transaction cannot go on. */
+  die(error: StatementError): void {
+    this.lost ??= error
+    for (const tell of [...this.waiting]) tell(this.lost)
+  }
+
+  take(connection: Connection): void {
+    this.connection = connection
+    connection.onLost = (error) => this.note({ _tag: "lost", error, sent: true, acknowledged: 0 })
+  }
+
+  /** Gives up on the transaction: the server is told to stop, the connection closes. */
+  abort(why: string): void {
+    this.die(new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" }))
+    this.connection?.abort("cancelled")
+  }
+
+  giveBack(): void {
+    const connection = this.connection
+    this.connection = undefined
+    if (connection === undefined) return
+    connection.onLost = undefined
+    this.lender.checkin(connection)
+  }
+}
