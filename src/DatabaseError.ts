@@ -126,7 +126,9 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
     return (
       `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
       `(total ${this.total}, active ${this.active}, idle ${this.idle}, waiting ${this.waiting})${last}` +
-      " - hold connections for less time, or raise maxConnections"
+      (this.active < this.total
+        ? " - the server may not answer: look whether it is stopped or overloaded"
+        : " - hold connections for less time, or raise maxConnections")
     )
   }
 }
