@@ -77,8 +77,11 @@ class Line {
       })
       return Effect.async<void>((settled) => {
         if (answered) return settled(Effect.void)
-        onAnswer = () => settled(Effect.void)
-        setTimeout(() => this.connection.destroy("broken"), 1000).unref()
+        const moreImpatient = setTimeout(() => this.connection.destroy("broken"), 1000)
+        onAnswer = () => {
+          clearTimeout(moreImpatient)
+          settled(Effect.void)
+        }
       })
     })
   }
@@ -90,7 +93,11 @@ const open = (config: DatabaseConfig): Effect.Effect<Line, SqlError, Scope.Scope
     const { connectTimeout } = config.pool
     let line: Line | undefined
     const connecting = Effect.async<Line, SqlError>((resume) => {
-      const owner = { lost: (_: Connection, error: Error) => line?.fail(error), closed: () => {} }
+      const owner = {
+        lost: (_: Connection, error: Error) => line?.fail(error),
+        // also when it was given up here, because it did not answer: nobody may listen to silence
+        closed: () => line?.fail(new Error("the listening connection was closed"))
+      }
       const giveUp = connect(
         config.writer,
         config.session,

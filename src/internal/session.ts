@@ -198,7 +198,6 @@ export class Level {
         leaveQueue()
         return settled()
       }
-      onAnswer = settled
       const impatient = setTimeout(() => this.link.connection?.destroy("broken"), patience)
       onAnswer = () => {
         clearTimeout(impatient)
