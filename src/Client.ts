@@ -11,6 +11,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
+import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import type { Engine } from "./internal/engine.js"
 import { makeReserve } from "./internal/reserve.js"
@@ -31,11 +32,12 @@ export const withTransaction = <A, E, R, X>(
   kind: Kind,
   self: Effect.Effect<A, E, R>,
   options: Options,
-  wrap: (error: TransactionError) => X
+  wrap: (error: TransactionError) => X,
+  site: CallSite | undefined
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind), options)
+    const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
     switch (chosen._tag) {
       case "join":
         return self
@@ -48,7 +50,7 @@ export const withTransaction = <A, E, R, X>(
         return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
       }
       case "begin": {
-        const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier), wrap))
+        const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier, site), wrap))
         return options.retry === undefined || options.retry === false ? once : engine.replay(fiber, once, options.retry)
       }
     }
@@ -86,8 +88,8 @@ export const make = (
     const acquirer = Effect.succeed(statements)
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
-      return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params) =>
-        engine.run(fiber, kind, request(sql, params), read)
+      return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params, site) =>
+        engine.run(fiber, kind, request(sql, params, site), read)
       )
     }
     const constructor = makeStatement(compiler, transformRows)
@@ -102,7 +104,8 @@ export const make = (
         password: writer.password,
         ssl: writer.ssl
       },
-      withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) => withTransaction(engine, kind, self, {}, toSqlError),
+      withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
+        withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reserve: engine.sandbox === undefined ? makeReserve(engine, kind) : acquirer,
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,

@@ -7,6 +7,8 @@
 import * as Net from "node:net"
 import * as Redacted from "effect/Redacted"
 import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import type { CallSite } from "./internal/callSite.js"
+import type { Login } from "./internal/credentials.js"
 import { type Client, makeClient } from "./internal/driver.js"
 import { type Done, type Failure, Flight, type Plan, type Result } from "./internal/flight.js"
 import { PreparedStatements } from "./internal/prepared.js"
@@ -23,6 +25,8 @@ export type { Done, Failure, Flight, Result }
  * @category models
  */
 export interface Request {
+  /** Where it was written, while somebody wants to know. */
+  readonly site?: CallSite | undefined
   readonly text: string
   readonly values: ReadonlyArray<unknown>
   readonly rows: "object" | "array"
@@ -64,6 +68,12 @@ export class Connection {
   /** When the server last answered. */
   lastAnswer = this.createdAt
   readonly processId: number
+  /** When it was handed out last; 0 if it never was. */
+  takenAt = 0
+  /** From when on it is handed out no more. */
+  retireAt = Number.POSITIVE_INFINITY
+  /** Why it is not, then. */
+  retireAs: CloseReason = "aged"
   private flight: Flight | undefined = undefined
   private loss: Error | undefined = undefined
   private closed = false
@@ -77,7 +87,9 @@ export class Connection {
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
     private readonly readOnly: boolean,
-    private readonly owner: Owner
+    private readonly owner: Owner,
+    /** The generation of the credentials that it was made with. */
+    readonly generation: number
   ) {
     this.processId = client.processID ?? 0
     this.statements = new PreparedStatements(session.preparedStatements)
@@ -336,15 +348,16 @@ const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
 export const connect = (
   server: ServerConfig,
   session: SessionConfig,
-  options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner },
+  options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly login: Login },
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
+  const { login } = options
   const client = makeClient({
     host: server.host,
     port: server.port,
     database: server.database,
-    user: server.username,
-    password: server.password === undefined ? undefined : Redacted.value(server.password),
+    user: login.username,
+    password: login.password === undefined ? undefined : Redacted.value(login.password),
     ssl: server.ssl,
     application_name: session.applicationName,
     options: sessionOptions(session, options.readOnly),
@@ -384,7 +397,15 @@ export const connect = (
       return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
     }
     clearTimeout(timer)
-    const connection = new Connection(client, server, session, parameters, options.readOnly, options.owner)
+    const connection = new Connection(
+      client,
+      server,
+      session,
+      parameters,
+      options.readOnly,
+      options.owner,
+      login.generation
+    )
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {
       if (settled) return

@@ -11,9 +11,11 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
+import * as Runtime from "effect/Runtime"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -21,9 +23,12 @@ import * as Client from "./Client.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import { ConnectFailed, type StartupError, type TransactionError } from "./DatabaseError.js"
+import { callSite, followCallSites } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
+import { makeCredentialSource } from "./internal/credentials.js"
 import { Engine } from "./internal/engine.js"
 import { makeListen } from "./internal/listener.js"
+import { makeSessionTasks } from "./internal/sessionTasks.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
@@ -70,12 +75,16 @@ export interface Database {
 export class Observers implements Observer {
   private readonly all = new Set<(observation: Observation) => void>()
 
+  constructor(private readonly warn: (leak: Leak) => void) {}
+
   get active(): boolean {
     return this.all.size > 0
   }
 
   observe(observation: Observation): void {
     for (const one of this.all) one(observation)
+    // who sets a threshold wants to know, whether he listens to facts or not
+    if (observation._tag === "Leaked") this.warn(observation)
   }
 
   add(one: (observation: Observation) => void): () => void {
@@ -86,12 +95,25 @@ export class Observers implements Observer {
   }
 }
 
+type Leak = Extract<Observation, { readonly _tag: "Leaked" }>
+
+const logLeak =
+  (runtime: Runtime.Runtime<never>) =>
+  ({ database, fiber, held, place, processId, server }: Leak): void => {
+    const where = place === undefined ? "" : ` at ${place}`
+    Runtime.runFork(runtime)(
+      Effect.logWarning(
+        `database "${database}" at ${server}: a connection (process ${processId}) is held since ${Math.round(held)} ms by fiber ${fiber}${where}`
+      )
+    )
+  }
+
 const clients = (
   engine: Engine,
   observers: Observers
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const listen = yield* makeListen(engine.config)
+    const listen = yield* makeListen(engine.config, engine.topology.writer.credentials)
     return {
       writer: yield* Client.make(engine, "writer", listen),
       reader: yield* Client.make(engine, "reader", listen),
@@ -147,12 +169,15 @@ export const make = (
 ): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const config = yield* DatabaseConfig.make(name, options)
-    const observers = new Observers()
+    const runtime = yield* Effect.runtime()
+    const observers = new Observers(logLeak(runtime))
+    const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const topology = yield* Effect.acquireRelease(
-      Effect.sync(() => new Topology(config, observers)),
+      Effect.sync(() => new Topology(config, credentials, makeSessionTasks(config, runtime), observers)),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     )
     const engine = new Engine(config, topology, observers, yield* Router, undefined)
+    if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(followCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
       if (writer.writes !== undefined) yield* verify(writer.writes, config)
@@ -187,6 +212,22 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
     })
     return yield* clients(engine, live.observers)
   })
+
+/**
+ * Which connections are to be closed, and how.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Invalidate {
+  readonly mode?: "soft" | "hard" | undefined
+  /** Only those that have been open for longer. */
+  readonly olderThan?: Duration.DurationInput | undefined
+  /** Only the one of this server process, as `pg_backend_pid()` gives it. */
+  readonly processId?: number | undefined
+  /** Only those of this server, as `status` names it. */
+  readonly server?: string | undefined
+}
 
 /**
  * The members of a named database's class.
@@ -238,6 +279,11 @@ export interface Statics<Self> {
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /** The figures of this moment. */
   readonly status: Effect.Effect<Status, never, Self>
+  /**
+   * Closes connections that are open, and gives how many it meant: `"soft"` (default) at their next checkout or when they come back,
+   * `"hard"` now, with what is under way on them. Without more options it means all.
+   */
+  readonly invalidate: (options?: Invalidate) => Effect.Effect<number, never, Self>
   /** What happens, live. A consumer who is slow loses the oldest facts. */
   readonly observations: Stream.Stream<Observation, never, Self>
 }
@@ -273,10 +319,12 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     any: client("any"),
     withTransaction: dual(
       (args) => Effect.isEffect(args[0]),
-      <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) =>
-        Effect.flatMap(tag, ({ engine }) =>
-          Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error)
+      <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
+        const site = callSite()
+        return Effect.flatMap(tag, ({ engine }) =>
+          Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )
+      }
     ),
     withConsistency: dual(2, <A, E, R>(self: Effect.Effect<A, E, R>, consistency: Consistency) =>
       Effect.mapInputContext(self, (context: Context.Context<R>) =>
@@ -298,6 +346,14 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       servers: engine.topology.status,
       transactions: engine.transactions
     })),
+    invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
+      Effect.map(tag, ({ engine }) => {
+        const before = performance.now() - Duration.toMillis(olderThan)
+        return engine.topology.servers
+          .filter(({ name }) => server === undefined || name === server)
+          .flatMap(({ pools }) => pools)
+          .reduce((sum, pool) => sum + pool.invalidate({ mode, before, processId }), 0)
+      }),
     observations: Stream.unwrap(
       Effect.map(tag, ({ observers }) =>
         Stream.asyncPush<Observation>(

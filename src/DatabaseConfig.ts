@@ -5,8 +5,10 @@
  */
 
 import type { ConnectionOptions } from "node:tls"
+import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import PgConnectionString from "pg-connection-string"
@@ -36,8 +38,29 @@ export interface ServerOptions {
   readonly database: string
   readonly username: string
   readonly password?: Redacted.Redacted<string> | undefined
+  /** A file that holds the password; it is read again for each new physical connection. */
+  readonly passwordFile?: string | undefined
   readonly ssl?: Ssl | undefined
 }
+
+/**
+ * User and password together.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Credentials {
+  readonly username: string
+  readonly password: Redacted.Redacted<string> | undefined
+}
+
+/**
+ * Work on one session of a pool: its `SqlClient` runs every statement on that physical connection. It has `connectTimeout` for it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type SessionEffect = Effect.Effect<unknown, unknown, SqlClient>
 
 /**
  * Where a server is: a URL (`postgres://user:password@host:port/database?sslmode=...`) or its parts.
@@ -61,6 +84,8 @@ export interface PoolOptions {
   readonly maxConnections?: number | undefined
   /** Connections that are kept open, warm. Default 0. */
   readonly minConnections?: number | undefined
+  /** How many there may be beyond `maxConnections`; they are closed as soon as nobody waits for them. Default 0. */
+  readonly maxOverflow?: number | undefined
   /** How long a caller waits for a connection, all in all. Default 30 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
   /** How long one attempt to connect may take. Default 5 s. */
@@ -73,6 +98,35 @@ export interface PoolOptions {
   readonly validateAfterIdle?: Duration.DurationInput | undefined
   /** Which idle connection is handed out: the one used last, or the one unused for longest. Default `"lifo"`. */
   readonly order?: "lifo" | "fifo" | undefined
+  /**
+   * Whether connections are kept and shared.
+   *
+   * - `"pooled"` (default).
+   * - `"none"`: a connection per checkout, closed after it; `maxConnections` is how many there may be at once.
+   * - `"single"`: one connection, which all take in turns.
+   * - `"assertSingle"`: one connection; a second checkout at the same time fails, saying where the first was made. For tests.
+   */
+  readonly strategy?: "pooled" | "none" | "single" | "assertSingle" | undefined
+  /**
+   * How long callers may queue while clearly more of them come than can be served; who has waited longer then gets `PoolExhausted` at
+   * once, so that the others are served fast. A burst that drains is not affected, nor is a fixed number of fibers. Infinity never sends
+   * anybody away. Default 50 ms.
+   */
+  readonly queueTarget?: Duration.DurationInput | undefined
+  /**
+   * What is done with a connection that comes back, beside closing it where it is busy or in a transaction. `"discardAll"` drops what the
+   * session has set, prepared, locked, listened to and stored temporarily. Where it fails the connection is closed. Default `"none"`.
+   */
+  readonly resetOnReturn?: "none" | "discardAll" | SessionEffect | undefined
+  /** Done with each new connection before it is used. Where it fails, so does the connect. */
+  readonly onConnect?: SessionEffect | undefined
+  /** Done with a connection before each checkout. Where it fails the connection is closed and another one is tried. */
+  readonly onCheckout?: SessionEffect | undefined
+  /**
+   * A connection that is held for longer is reported, with the fiber that holds it and the place in the program. Noting these down costs
+   * some microseconds for each statement. Default infinity: nothing is reported.
+   */
+  readonly leakThreshold?: Duration.DurationInput | undefined
 }
 
 /**
@@ -103,6 +157,14 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly writer: ServerInput
   /** Its replicas. Default none: readers use the primary, read-only. */
   readonly readers?: ReadonlyArray<ServerInput> | undefined
+  /**
+   * User and password, asked for anew for each physical connection, instead of those in `writer` and `readers`. When others are given
+   * than before, connections made with the old ones are replaced bit by bit; none in use is cut. A server that refuses what was given
+   * is tried once more with what is given then.
+   */
+  readonly credentials?: Effect.Effect<Credentials, unknown> | undefined
+  /** A file that holds the password for every server that has none; it is read again for each new physical connection. */
+  readonly passwordFile?: string | undefined
   /** `"verify"` (default): the writer must answer when the layer is built. `"lazy"`: nothing is opened before the first statement. */
   readonly startup?: "verify" | "lazy" | undefined
   /** How long work in flight may go on when the layer is released. Default 5 s. */
@@ -132,6 +194,7 @@ export interface ServerConfig {
   readonly database: string
   readonly username: string
   readonly password: Redacted.Redacted<string> | undefined
+  readonly passwordFile: string | undefined
   readonly ssl: Ssl
 }
 
@@ -144,12 +207,18 @@ export interface ServerConfig {
 export interface PoolConfig {
   readonly maxConnections: number
   readonly minConnections: number
+  readonly maxOverflow: number
   readonly acquireTimeout: number
   readonly connectTimeout: number
   readonly idleTimeout: number
   readonly maxLifetime: number
   readonly validateAfterIdle: number
   readonly order: "lifo" | "fifo"
+  readonly strategy: "pooled" | "none" | "single" | "assertSingle"
+  /** Infinity where nobody is ever sent away. */
+  readonly queueTarget: number
+  /** Infinity where nothing is reported. */
+  readonly leakThreshold: number
 }
 
 /**
@@ -219,7 +288,18 @@ const text = (setting: string, given: string): string => {
 
 const urlForm = "a URL like postgres://user:password@host:5432/database"
 
-const fromUrl = (setting: string, url: string): ServerConfig & { readonly applicationName: string | undefined } => {
+/** What all servers of a database have in common. */
+interface Common {
+  readonly passwordFile: string | undefined
+  /** Whether user and password come from somewhere else. */
+  readonly hasCredentials: boolean
+}
+
+const fromUrl = (
+  setting: string,
+  url: string,
+  common: Common
+): ServerConfig & { readonly applicationName: string | undefined } => {
   const [base = "", query = ""] = url.split("?", 2)
   // the parts of a malformed URL may be secrets, so none of it is shown
   if (url === "") throw new Invalid(setting, "empty", urlForm)
@@ -252,8 +332,9 @@ const fromUrl = (setting: string, url: string): ServerConfig & { readonly applic
     host,
     port: at,
     database: text(`${setting} (database)`, database),
-    username: text(`${setting} (user)`, parsed.user ?? ""),
+    username: common.hasCredentials ? (parsed.user ?? "") : text(`${setting} (user)`, parsed.user ?? ""),
     password: parsed.password ? Redacted.make(parsed.password) : undefined,
+    passwordFile: parsed.password ? undefined : common.passwordFile,
     ssl: mode === null ? !isLoopback(host) : (sslModes.get(mode) ?? true),
     applicationName: parameters.get("application_name") ?? undefined
   }
@@ -261,9 +342,13 @@ const fromUrl = (setting: string, url: string): ServerConfig & { readonly applic
 
 const server = (
   setting: string,
-  input: ServerInput
+  input: ServerInput,
+  common: Common
 ): ServerConfig & { readonly applicationName: string | undefined } => {
-  if (Redacted.isRedacted(input)) return fromUrl(setting, Redacted.value(input))
+  if (Redacted.isRedacted(input)) return fromUrl(setting, Redacted.value(input), common)
+  if (input.password !== undefined && input.passwordFile !== undefined) {
+    throw new Invalid(`${setting}.passwordFile`, "given beside a password", "one of the two")
+  }
   const host = text(`${setting}.host`, input.host)
   const at = port(`${setting}.port`, input.port ?? 5432)
   return {
@@ -273,6 +358,7 @@ const server = (
     database: text(`${setting}.database`, input.database),
     username: text(`${setting}.username`, input.username),
     password: input.password,
+    passwordFile: input.passwordFile ?? (input.password === undefined ? common.passwordFile : undefined),
     ssl: input.ssl ?? !isLoopback(host),
     applicationName: undefined
   }
@@ -303,31 +389,58 @@ const finite = (setting: string, given: number): number => {
   return given
 }
 
+const oneOf = <A extends string>(setting: string, given: A | undefined, ...all: readonly [A, ...Array<A>]): A => {
+  if (given === undefined) return all[0]
+  if (!all.includes(given)) throw new Invalid(setting, "unknown", `one of ${all.join(", ")}`)
+  return given
+}
+
+const positive = (setting: string, given: number): number => {
+  if (given <= 0) throw new Invalid(setting, String(given), "a duration longer than 0")
+  return given
+}
+
+/** How many connections there are, by what kind of pool it is. */
+const limits = (options: DatabaseOptions) => {
+  const strategy = oneOf("strategy", options.strategy, "pooled", "none", "single", "assertSingle")
+  const isOne = strategy === "single" || strategy === "assertSingle"
+  const maxConnections = count("maxConnections", options.maxConnections, isOne ? 1 : 10, 1)
+  const minConnections = count("minConnections", options.minConnections, 0, 0)
+  const maxOverflow = count("maxOverflow", options.maxOverflow, 0, 0)
+  if (isOne && maxConnections + maxOverflow > 1) {
+    throw new Invalid("maxConnections", String(maxConnections + maxOverflow), `1 with the strategy ${strategy}`)
+  }
+  const most = strategy === "none" ? 0 : maxConnections
+  if (minConnections > most) throw new Invalid("minConnections", String(minConnections), `at most ${most} here`)
+  return { strategy, maxConnections, minConnections, maxOverflow }
+}
+
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
-  const { applicationName, ...writer } = server("writer", options.writer)
+  const common = {
+    passwordFile: options.passwordFile === undefined ? undefined : text("passwordFile", options.passwordFile),
+    hasCredentials: options.credentials !== undefined
+  }
+  const { applicationName, ...writer } = server("writer", options.writer, common)
   const readers = (options.readers ?? []).map((input, i) => {
-    const { applicationName: _, ...reader } = server(`readers[${i}]`, input)
+    const { applicationName: _, ...reader } = server(`readers[${i}]`, input, common)
     return reader
   })
-  const maxConnections = count("maxConnections", options.maxConnections, 10, 1)
-  const minConnections = count("minConnections", options.minConnections, 0, 0)
-  if (minConnections > maxConnections) {
-    throw new Invalid("minConnections", String(minConnections), `at most maxConnections, ${maxConnections}`)
-  }
+  if (typeof options.resetOnReturn === "string") oneOf("resetOnReturn", options.resetOnReturn, "none", "discardAll")
   return {
     name,
     writer,
     readers,
     pool: {
-      maxConnections,
-      minConnections,
+      ...limits(options),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
       connectTimeout: finite("connectTimeout", time("connectTimeout", options.connectTimeout, "5 seconds")),
       idleTimeout: time("idleTimeout", options.idleTimeout, "5 minutes"),
       maxLifetime: time("maxLifetime", options.maxLifetime, "30 minutes"),
       validateAfterIdle: time("validateAfterIdle", options.validateAfterIdle, "1 second"),
-      order: options.order ?? "lifo"
+      order: oneOf("order", options.order, "lifo", "fifo"),
+      queueTarget: positive("queueTarget", time("queueTarget", options.queueTarget, "50 millis")),
+      leakThreshold: positive("leakThreshold", time("leakThreshold", options.leakThreshold, Duration.infinity))
     },
     session: {
       statementTimeout: limit("statementTimeout", options.statementTimeout),

@@ -76,7 +76,9 @@ const connectAdvice = {
   tooManyConnections: "it has no connection left: lower maxConnections or raise max_connections",
   startingUp: "it is starting up, shutting down or recovering: try again later",
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
-  wrongRole: "it has another role than the settings say: check writer and readers"
+  wrongRole: "it has another role than the settings say: check writer and readers",
+  credentials: "no user and password were given for it: look at what provides `credentials` or `passwordFile`",
+  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do"
 } as const
 
 /**
@@ -95,7 +97,9 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "tooManyConnections",
     "startingUp",
     "noSuchDatabase",
-    "wrongRole"
+    "wrongRole",
+    "credentials",
+    "setup"
   )
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -104,31 +108,53 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
   }
 }
 
+const exhaustedAdvice = {
+  timeout: "hold connections for less time, or raise maxConnections",
+  shed: "more callers come than can be served: slow them down, or raise maxConnections or queueTarget",
+  single: "only one connection may be checked out at a time"
+} as const
+
 /**
- * No connection became free in time. Times are in milliseconds.
+ * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
+ * served (`shed`); or there is one already where the strategy is `assertSingle` (`single`). Times are in milliseconds.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...place,
+  reason: Schema.Literal("timeout", "shed", "single"),
   waited: Schema.Number,
   total: Schema.Number,
   active: Schema.Number,
   idle: Schema.Number,
   waiting: Schema.Number,
   /** The last failure to connect, if there was one since the last success. */
-  lastConnectFailure: Schema.optional(Schema.String)
+  lastConnectFailure: Schema.optional(Schema.String),
+  /** Who holds a connection for longest, where `leakThreshold` or `assertSingle` had it noted down. */
+  oldestLoan: Schema.optional(
+    Schema.Struct({
+      held: Schema.Number,
+      fiber: Schema.optional(Schema.String),
+      place: Schema.optional(Schema.String)
+    })
+  )
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
+    const { active, idle, oldestLoan, reason, total, waiting } = this
     const last = this.lastConnectFailure === undefined ? "" : `; the last connect failed: ${this.lastConnectFailure}`
+    const loan =
+      oldestLoan === undefined
+        ? ""
+        : `; one is held since ${Math.round(oldestLoan.held)} ms by fiber ${oldestLoan.fiber ?? "unknown"}` +
+          (oldestLoan.place === undefined ? "" : ` at ${oldestLoan.place}`)
     return (
       `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
-      `(total ${this.total}, active ${this.active}, idle ${this.idle}, waiting ${this.waiting})${last}` +
-      (this.active < this.total
-        ? " - the server may not answer: look whether it is stopped or overloaded"
-        : " - hold connections for less time, or raise maxConnections")
+      `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${last}${loan} - ` +
+      (reason === "timeout" && active < total
+        ? "the server may not answer: look whether it is stopped or overloaded"
+        : exhaustedAdvice[reason])
     )
   }
 }

@@ -8,6 +8,19 @@ import * as Data from "effect/Data"
 /**
  * Why a physical connection was closed.
  *
+ * - `aged`: `maxLifetime` is over.
+ * - `idle`: it was idle for longer than `idleTimeout`.
+ * - `broken`: the server or the network ended it.
+ * - `cancelled`: a statement on it was interrupted.
+ * - `dirty`: it came back busy, in a transaction, or could not be reset.
+ * - `excess`: it was beyond `maxConnections`, or connections are not kept.
+ * - `invalid`: it did not answer when it was asked for a sign of life.
+ * - `invalidated`: somebody asked for it.
+ * - `oldCredentials`: it was made with credentials that have been replaced.
+ * - `shutdown`: the database was closed.
+ * - `vetoed`: `onConnect` or `onCheckout` failed.
+ * - `writable`: a reader's session was made writable.
+ *
  * @since 0.1.0
  * @category models
  */
@@ -19,7 +32,10 @@ export type CloseReason =
   | "dirty"
   | "excess"
   | "invalid"
+  | "invalidated"
+  | "oldCredentials"
   | "shutdown"
+  | "vetoed"
   | "writable"
 
 /**
@@ -30,7 +46,14 @@ export type CloseReason =
  */
 export type Observation = Data.TaggedEnum<{
   /** A physical connection is open. */
-  Connected: { readonly database: string; readonly server: string; readonly processId: number; readonly took: number }
+  Connected: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    readonly took: number
+    /** Whether it is the first of its pool. */
+    readonly isFirst: boolean
+  }
   /** A physical connection could not be opened. */
   ConnectFailed: {
     readonly database: string
@@ -47,8 +70,42 @@ export type Observation = Data.TaggedEnum<{
   }
   /** A connection in use or idle was lost: closed by the server or the network. */
   Lost: { readonly database: string; readonly server: string; readonly processId: number; readonly message: string }
-  /** A caller had to wait for a connection. */
-  Waited: { readonly database: string; readonly server: string; readonly waited: number }
+  /** A connection was handed out. */
+  CheckedOut: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    readonly waited: number
+  }
+  /** A connection came back. */
+  CheckedIn: { readonly database: string; readonly server: string; readonly processId: number; readonly used: number }
+  /** A caller got no connection. */
+  Exhausted: {
+    readonly database: string
+    readonly server: string
+    readonly reason: "timeout" | "shed" | "single"
+    readonly waited: number
+  }
+  /** A connection is held for longer than `leakThreshold`. */
+  Leaked: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    readonly held: number
+    /** The fiber that asked for it. */
+    readonly fiber: string | undefined
+    /** Where in the program, or in which span. */
+    readonly place: string | undefined
+  }
+  /** Connections were invalidated on request; how many. */
+  Invalidated: {
+    readonly database: string
+    readonly server: string
+    readonly mode: "soft" | "hard"
+    readonly connections: number
+  }
+  /** Other credentials are in force: connections made with older ones are replaced. */
+  CredentialsRotated: { readonly database: string; readonly server: string; readonly generation: number }
   /** A server is left out of routing, for a while. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server takes part in routing again. */

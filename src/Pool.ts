@@ -5,10 +5,18 @@
  *
  * @since 0.1.0
  */
-import { type ConnectFailure, type Connection, connect, type Owner } from "./Connection.js"
+import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
-import { type CloseReason, Observation, type Observer } from "./Observation.js"
+import type { CredentialSource } from "./internal/credentials.js"
+import { open } from "./internal/opening.js"
+import type { Borrower } from "./internal/pool/borrower.js"
+import { Growth } from "./internal/pool/growth.js"
+import { type Loan, Loans } from "./internal/pool/loans.js"
+import { Overload } from "./internal/pool/overload.js"
+import { Stock } from "./internal/pool/stock.js"
+import { type Waiter, Waiters } from "./internal/pool/waiters.js"
+import { Observation, type Observer } from "./Observation.js"
 import { isTransient } from "./SqlState.js"
 
 /**
@@ -34,12 +42,43 @@ export type OnCheckout = (error: CheckoutError | undefined, connection: Connecti
  * @category models
  */
 export interface Figures {
+  /** How many connections are kept open though they are idle. */
+  readonly min: number
   readonly max: number
+  /** How many there may be beyond `max`, for as long as they are in use. */
+  readonly maxOverflow: number
   readonly total: number
   readonly active: number
   readonly idle: number
   readonly connecting: number
   readonly waiting: number
+  /** Whether those who wait for longer than `queueTarget` are sent away, because more come than can be served. */
+  readonly overloaded: boolean
+  /** The last failure to connect, if there was one since the last success. */
+  readonly lastConnectFailure: string | undefined
+}
+
+/**
+ * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type SessionTask = (connection: Connection, done: (failure: Error | undefined) => void) => void
+
+/**
+ * What is done with connections where the settings ask for it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SessionTasks {
+  /** Before a new connection is handed out for the first time. */
+  readonly onConnect?: SessionTask | undefined
+  /** Before each checkout. */
+  readonly onCheckout?: SessionTask | undefined
+  /** After each checkin. */
+  readonly onReturn?: SessionTask | undefined
 }
 
 /**
@@ -53,6 +92,8 @@ export interface PoolOptions {
   readonly server: ServerConfig
   readonly pool: PoolConfig
   readonly session: SessionConfig
+  readonly credentials: CredentialSource
+  readonly tasks: SessionTasks
   /** Whether its sessions refuse writes. */
   readonly readOnly: boolean
   readonly observer: Observer
@@ -60,11 +101,19 @@ export interface PoolOptions {
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }
 
-interface Waiter {
-  readonly since: number
-  readonly settle: OnCheckout
-  readonly holding: ReadonlyArray<Connection>
-  timer: NodeJS.Timeout | undefined
+/**
+ * Which connections an invalidation means.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Invalidation {
+  /** `"soft"`: closed at their next checkout, or when they come back. `"hard"`: now, also those in use. */
+  readonly mode: "soft" | "hard"
+  /** Only those opened before this moment of `performance.now()`. */
+  readonly before: number
+  /** Only the one of this server process. */
+  readonly processId?: number | undefined
 }
 
 const nothing = () => {}
@@ -74,8 +123,8 @@ const longestTimer = 2_147_483_647
 /** How long a connection may take for a sign of life, in ms. */
 const longestPing = 1000
 
-/** After how long a server that had no connection left is asked again, in ms. */
-const crowdedPause = 100
+/** After how long a server that let in no more is asked again, in ms. */
+const pauses = { shortest: 100, longest: 1000 }
 
 /**
  * The connections to one server for one purpose.
@@ -84,33 +133,60 @@ const crowdedPause = 100
  * @category models
  */
 export class Pool {
-  private readonly idle: Array<Connection> = []
-  private readonly all = new Set<Connection>()
-  private readonly lifetimes = new WeakMap<Connection, number>()
-  private readonly waiters = new Set<Waiter>()
+  private readonly stock: Stock
+  private readonly waiters: Waiters<OnCheckout>
+  private readonly growth: Growth
+  private readonly loans: Loans | undefined
   private readonly connecting = new Set<() => void>()
-  private validating = 0
-  private closing = false
-  private onEmpty: () => void = nothing
+  /** How many are on their way to a waiter: being validated, or in a task. */
+  private preparing = 0
+  private onEmpty: (() => void) | undefined
   private lastConnectFailure: ConnectFailure | undefined
-  /** Connections that last answered before this moment are asked for a sign of life before they are handed out. */
-  private suspectBefore = 0
-  private sweeper: NodeJS.Timeout | undefined
+  private failures = 0
+  private retry: NodeJS.Timeout | undefined
+  /** Whether the server lets in no more, so that waiters have to do with what is open. */
+  private isShut = false
+  /** What was begun before this moment does not join. */
+  private invalidBefore = Number.NEGATIVE_INFINITY
+  private hasConnected = false
   private readonly owner: Owner
 
   constructor(readonly options: PoolOptions) {
+    const { leakThreshold, maxConnections, queueTarget, strategy } = options.pool
+    this.stock = new Stock(options.pool)
+    this.waiters = new Waiters(new Overload(queueTarget, maxConnections), (waiter, why) =>
+      this.fail(waiter, this.exhausted(why, waiter.since))
+    )
+    this.growth = new Growth(
+      () => this.demand,
+      () => this.open(),
+      strategy === "none"
+    )
+    this.loans =
+      Number.isFinite(leakThreshold) || strategy === "assertSingle"
+        ? new Loans(leakThreshold, ({ processId }, held, who) =>
+            options.observer.observe(
+              Observation.Leaked({ ...this.place, processId, held, fiber: who?.fiber, place: who?.place })
+            )
+          )
+        : undefined
+    options.credentials.follow((generation) => {
+      this.stock.retireOlder(generation)
+      this.observe(() => Observation.CredentialsRotated({ ...this.place, generation }))
+    })
     this.owner = {
       lost: (connection, error) => {
-        this.suspectBefore = performance.now()
-        this.remove(connection)
+        this.stock.suspectAll()
+        this.stock.take(connection)
         this.observe(() => Observation.Lost({ ...this.place, processId: connection.processId, message: error.message }))
       },
       closed: (connection, reason) => {
-        this.remove(connection)
-        this.all.delete(connection)
+        this.stock.take(connection)
+        this.stock.all.delete(connection)
+        this.loans?.remove(connection)
         this.observe(() => Observation.Closed({ ...this.place, processId: connection.processId, reason }))
-        if (this.closing && this.all.size === 0) this.onEmpty()
-        else this.grow()
+        if (this.onEmpty === undefined) this.grow()
+        else if (this.stock.all.size === 0) this.onEmpty()
       }
     }
   }
@@ -122,31 +198,26 @@ export class Pool {
 
   /** What a choice among servers goes by. */
   get load(): number {
-    return this.all.size - this.idle.length + this.waiters.size
+    return this.stock.all.size - this.stock.idle.length + this.waiters.size
   }
 
   /** The figures of this moment. */
   get figures(): Figures {
-    const { max } = this
-    let open = 0
-    // one that is on its way out is open still, but nobody's
-    for (const connection of this.all) if (connection.broken === undefined) open++
+    const { maxConnections, maxOverflow, minConnections } = this.options.pool
+    const idle = this.stock.idle.length
     return {
-      max,
-      total: this.all.size,
-      active: open - this.idle.length,
-      idle: this.idle.length,
+      min: minConnections,
+      max: maxConnections,
+      maxOverflow,
+      total: this.stock.all.size,
+      // one that is on its way out is open still, but nobody's
+      active: this.stock.open - idle,
+      idle,
       connecting: this.connecting.size,
-      waiting: this.waiters.size
+      waiting: this.waiters.size,
+      overloaded: this.waiters.isOverloaded,
+      lastConnectFailure: this.lastConnectFailure?.error.message
     }
-  }
-
-  private get max(): number {
-    return this.options.pool.maxConnections
-  }
-
-  private get place(): { readonly database: string; readonly server: string } {
-    return { database: this.options.database, server: this.options.server.name }
   }
 
   /**
@@ -155,59 +226,89 @@ export class Pool {
    * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller holds already: where all those of
    * the pool are held by callers who wait for one more, waiting would be for ever. The returned function gives up and leaks nothing.
    */
-  checkout(deadline: number, holding: ReadonlyArray<Connection>, settle: OnCheckout): () => void {
-    if (this.closing) {
+  checkout(
+    deadline: number,
+    holding: ReadonlyArray<Connection>,
+    settle: OnCheckout,
+    who?: Borrower | undefined
+  ): () => void {
+    if (this.onEmpty !== undefined) {
       settle(new DatabaseClosed(this.place), undefined)
       return nothing
     }
     const now = performance.now()
-    while (this.waiters.size === 0 && this.idle.length > 0) {
-      const connection = this.pick()
-      if (connection === undefined) break
-      if (this.isAged(connection, now)) {
-        connection.end("aged")
-        continue
-      }
-      if (!this.isSuspect(connection, now)) {
-        settle(undefined, connection)
+    if (this.waiters.size === 0 && this.options.tasks.onCheckout === undefined) {
+      const connection = this.stock.next(now)
+      if (connection !== undefined && !this.stock.isSuspect(connection, now)) {
+        this.stock.take(connection)
+        this.waiters.ease()
+        this.lend(connection, now, 0, who, settle)
         return nothing
       }
-      this.idle.push(connection)
-      break
     }
-    if (this.wouldDeadlock(holding)) {
-      settle(new PoolSelfDeadlock({ ...this.place, maxConnections: this.max }), undefined)
+    const refusal = this.refusal(holding, now)
+    if (refusal !== undefined) {
+      settle(refusal, undefined)
       return nothing
     }
-    return this.wait(now, deadline, holding, settle)
+    const waiter = { since: now, settle, holding, who }
+    this.waiters.add(waiter, deadline)
+    this.serve()
+    return () => void this.waiters.remove(waiter)
   }
 
   /** Takes a connection back: the next waiter's, or idle, or closed where it is not as it was handed out. */
   checkin(connection: Connection): void {
+    const now = performance.now()
+    const { observer } = this.options
+    this.loans?.remove(connection)
+    if (observer.active) {
+      const used = now - connection.takenAt
+      observer.observe(Observation.CheckedIn({ ...this.place, processId: connection.processId, used }))
+    }
     if (connection.broken !== undefined) {
       // a cancelled one is still busy: it closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)
       return
     }
     if (connection.busy || connection.status !== "I") return connection.destroy("dirty")
-    if (this.closing) return connection.end("shutdown")
-    const now = performance.now()
-    if (this.isAged(connection, now)) return connection.end("aged")
-    if (this.give(connection, now)) return
-    this.idle.push(connection)
-    this.scheduleSweep()
+    const { onReturn } = this.options.tasks
+    if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
+    this.preparing++
+    onReturn(connection, (failure) => {
+      this.preparing--
+      if (failure === undefined) return this.offer(connection, performance.now())
+      connection.destroy("dirty")
+      this.serve()
+    })
+  }
+
+  /** Closes connections that are open; gives how many it meant. */
+  invalidate({ before, mode, processId }: Invalidation): number {
+    if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
+    const meant = [...this.stock.all].filter(
+      (connection) =>
+        connection.broken === undefined &&
+        (processId === undefined ? connection.createdAt < before : connection.processId === processId)
+    )
+    for (const connection of meant) {
+      connection.retireAt = Number.NEGATIVE_INFINITY
+      connection.retireAs = "invalidated"
+      if (mode === "soft") continue
+      if (this.stock.idle.includes(connection)) {
+        this.stock.take(connection)
+        connection.end("invalidated")
+      } else connection.abort("invalidated")
+    }
+    this.observe(() => Observation.Invalidated({ ...this.place, mode, connections: meant.length }))
+    return meant.length
   }
 
   /** No new checkouts; waits for what is in use until `timeout` ms have passed, then cuts it off. `done` is called when all is closed. */
   close(timeout: number, done: () => void): void {
-    this.closing = true
-    clearTimeout(this.sweeper)
-    for (const give of this.connecting) give()
-    this.connecting.clear()
-    for (const waiter of [...this.waiters]) this.fail(waiter, new DatabaseClosed(this.place))
     const cutOff = setTimeout(
       () => {
-        for (const connection of this.all) connection.abort("shutdown")
+        for (const connection of this.stock.all) connection.abort("shutdown")
       },
       Math.min(timeout, longestTimer)
     )
@@ -216,100 +317,157 @@ export class Pool {
       this.onEmpty = nothing
       done()
     }
-    for (const connection of this.idle.splice(0)) connection.end("shutdown")
-    if (this.all.size === 0) this.onEmpty()
+    this.growth.stop()
+    this.stock.stop()
+    this.loans?.stop()
+    clearTimeout(this.retry)
+    for (const giveUp of this.connecting) giveUp()
+    this.connecting.clear()
+    for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
+    for (const connection of this.stock.idle.splice(0)) connection.end("shutdown")
+    if (this.stock.all.size === 0) this.onEmpty()
+  }
+
+  private get place(): { readonly database: string; readonly server: string } {
+    return { database: this.options.database, server: this.options.server.name }
+  }
+
+  /** The most connections that there may ever be. */
+  private get limit(): number {
+    return this.options.pool.maxConnections + this.options.pool.maxOverflow
+  }
+
+  private get demand(): { readonly waiting: number; readonly wanted: number } {
+    const waiting = this.waiters.size
+    if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0 }
+    const coming = this.connecting.size
+    return { waiting, wanted: Math.min(waiting - this.preparing - coming, this.limit - this.stock.all.size - coming) }
   }
 
   private observe(make: () => Observation): void {
     if (this.options.observer.active) this.options.observer.observe(make())
   }
 
-  private pick(): Connection | undefined {
-    return this.options.pool.order === "lifo" ? this.idle.pop() : this.idle.shift()
-  }
-
-  private isAged(connection: Connection, now: number): boolean {
-    return now - connection.createdAt > (this.lifetimes.get(connection) ?? Number.POSITIVE_INFINITY)
-  }
-
-  private isSuspect(connection: Connection, now: number): boolean {
-    return (
-      connection.lastAnswer <= this.suspectBefore || now - connection.lastAnswer > this.options.pool.validateAfterIdle
-    )
-  }
-
-  private remove(connection: Connection): void {
-    const i = this.idle.indexOf(connection)
-    if (i >= 0) this.idle.splice(i, 1)
+  /** Why a caller cannot even wait, if so. */
+  private refusal(holding: ReadonlyArray<Connection>, now: number): CheckoutError | undefined {
+    const { maxConnections, strategy } = this.options.pool
+    if (strategy === "assertSingle" && (this.waiters.size > 0 || this.loans?.oldest !== undefined)) {
+      return this.exhausted("single", now)
+    }
+    return this.wouldDeadlock(holding) ? new PoolSelfDeadlock({ ...this.place, maxConnections }) : undefined
   }
 
   private wouldDeadlock(holding: ReadonlyArray<Connection>): boolean {
-    if (holding.length === 0 || this.idle.length > 0 || this.all.size < this.max) return false
+    const { all, idle } = this.stock
+    if (holding.length === 0 || idle.length > 0 || all.size < this.limit) return false
     const stuck = new Set(holding)
     for (const waiter of this.waiters) for (const held of waiter.holding) stuck.add(held)
-    for (const connection of this.all) if (!stuck.has(connection)) return false
+    for (const connection of all) if (!stuck.has(connection)) return false
     return true
   }
 
-  private wait(since: number, deadline: number, holding: ReadonlyArray<Connection>, settle: OnCheckout): () => void {
-    const waiter: Waiter = { since, settle, holding, timer: undefined }
-    waiter.timer = setTimeout(
-      () => {
-        const { active, idle, total, waiting } = this.figures
-        const last = this.lastConnectFailure
-        this.fail(
-          waiter,
-          new PoolExhausted({
-            ...this.place,
-            waited: performance.now() - since,
-            total,
-            active,
-            idle,
-            waiting,
-            ...(last === undefined ? {} : { lastConnectFailure: last.error.message })
+  private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
+    const { active, idle, lastConnectFailure, total, waiting } = this.figures
+    const waited = performance.now() - since
+    const oldest = this.oldest
+    this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
+    return new PoolExhausted({
+      ...this.place,
+      reason,
+      waited,
+      total,
+      active,
+      idle,
+      waiting,
+      ...(lastConnectFailure === undefined ? {} : { lastConnectFailure }),
+      ...(oldest === undefined
+        ? {}
+        : {
+            oldestLoan: { held: performance.now() - oldest.since, fiber: oldest.who?.fiber, place: oldest.who?.place }
           })
-        )
-      },
-      Math.min(Math.max(0, deadline - since), longestTimer)
-    )
-    this.waiters.add(waiter)
-    this.serve()
-    return () => {
-      clearTimeout(waiter.timer)
-      this.waiters.delete(waiter)
-    }
+    })
   }
 
-  private fail(waiter: Waiter, error: CheckoutError): void {
-    clearTimeout(waiter.timer)
-    if (this.waiters.delete(waiter)) waiter.settle(error, undefined)
+  /** Who holds a connection for longest, or is about to, where that is known. */
+  private get oldest(): Loan | undefined {
+    if (this.loans?.oldest !== undefined) return this.loans.oldest
+    for (const waiter of this.waiters) return waiter
+    return undefined
   }
 
-  /** Gives a connection that is known to be good to the waiter who waited longest. */
-  private give(connection: Connection, now: number): boolean {
-    for (const waiter of this.waiters) {
-      clearTimeout(waiter.timer)
-      this.waiters.delete(waiter)
-      this.observe(() => Observation.Waited({ ...this.place, waited: now - waiter.since }))
-      waiter.settle(undefined, connection)
-      return true
+  private fail(waiter: Waiter<OnCheckout>, error: CheckoutError): void {
+    if (this.waiters.remove(waiter)) waiter.settle(error, undefined)
+  }
+
+  private lend(
+    connection: Connection,
+    now: number,
+    waited: number,
+    who: Borrower | undefined,
+    settle: OnCheckout
+  ): void {
+    const { observer } = this.options
+    connection.takenAt = now
+    this.loans?.add(connection, now, who)
+    if (observer.active) {
+      observer.observe(Observation.CheckedOut({ ...this.place, processId: connection.processId, waited }))
     }
-    return false
+    settle(undefined, connection)
+  }
+
+  /** Gives a connection that is known to be good to the waiter who waited longest, or makes it idle. */
+  private give(connection: Connection, now: number): void {
+    const waiter = this.waiters.take(now)
+    if (waiter === undefined) return this.offer(connection, now)
+    this.growth.serve()
+    this.lend(connection, now, now - waiter.since, waiter.who, waiter.settle)
+  }
+
+  /** A connection that nobody has: the next waiter's, or idle, or closed where it is one too many. */
+  private offer(connection: Connection, now: number): void {
+    if (connection.broken !== undefined) return
+    if (this.onEmpty !== undefined) return connection.end("shutdown")
+    const { maxConnections, strategy } = this.options.pool
+    const due = this.stock.due(connection, now)
+    if (due !== undefined) return connection.end(due)
+    if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
+    if (this.waiters.size > 0)
+      return this.options.tasks.onCheckout === undefined ? this.give(connection, now) : this.prepare(connection)
+    if (strategy === "none" || this.stock.open > maxConnections) return connection.end("excess")
+    this.stock.put(connection)
   }
 
   /** Brings idle connections and waiters together, and opens connections for the rest. */
   private serve(): void {
-    while (this.idle.length > 0 && this.waiters.size > this.validating) {
-      const connection = this.pick()
+    while (this.waiters.size > this.preparing) {
+      const now = performance.now()
+      const connection = this.stock.next(now)
       if (connection === undefined) break
-      if (this.isSuspect(connection, performance.now())) this.validate(connection)
-      else this.give(connection, performance.now())
+      this.stock.take(connection)
+      if (this.options.tasks.onCheckout === undefined && !this.stock.isSuspect(connection, now))
+        this.give(connection, now)
+      else this.prepare(connection)
     }
     this.grow()
   }
 
-  private validate(connection: Connection): void {
-    this.validating++
+  /** Makes sure that a connection is fit for a waiter. */
+  private prepare(connection: Connection): void {
+    this.preparing++
+    const end = (failure: Error | undefined) => {
+      this.preparing--
+      if (failure === undefined) return this.give(connection, performance.now())
+      connection.destroy("vetoed")
+      // a new one that is refused says that the next would be, too
+      if (connection.takenAt === 0) this.failed({ reason: "setup", error: failure })
+      this.serve()
+    }
+    const admit = () => {
+      const { onCheckout } = this.options.tasks
+      if (onCheckout === undefined) end(undefined)
+      else onCheckout(connection, end)
+    }
+    if (!this.stock.isSuspect(connection, performance.now())) return admit()
     const impatient = setTimeout(
       () => connection.destroy("invalid"),
       Math.min(this.options.pool.connectTimeout, longestPing)
@@ -317,111 +475,99 @@ export class Pool {
     const { lastAnswer } = connection
     connection.ping((failure) => {
       clearTimeout(impatient)
-      this.validating--
-      if (failure === undefined) return this.checkin(connection)
+      if (failure === undefined) return admit()
+      this.preparing--
       connection.destroy("invalid")
       // what has been silent for as long is not asked one by one
-      for (const other of [...this.idle]) {
+      for (const other of [...this.stock.idle]) {
         if (other.lastAnswer > lastAnswer) continue
-        this.remove(other)
+        this.stock.take(other)
         other.destroy("invalid")
       }
       this.serve()
     })
   }
 
-  /** Opens as many connections as are wanted and allowed. */
+  /** Opens connections for those who wait, and those that are kept warm. */
   private grow(): void {
-    if (this.closing) return
-    const { maxConnections, minConnections } = this.options.pool
-    while (this.all.size + this.connecting.size < maxConnections) {
-      const wanted = this.waiters.size - this.validating - this.connecting.size
-      if (wanted <= 0 && this.all.size + this.connecting.size >= minConnections) return
-      this.open()
-    }
+    if (this.onEmpty !== undefined) return
+    this.growth.ask()
+    const { minConnections } = this.options.pool
+    while (this.retry === undefined && this.stock.all.size + this.connecting.size < minConnections) this.open()
   }
 
   private open(): void {
-    const { pool, readOnly, server, session } = this.options
+    const { credentials, pool, readOnly, server, session, tasks } = this.options
     const start = performance.now()
-    const give = connect(
-      server,
-      session,
-      { timeout: pool.connectTimeout, readOnly, owner: this.owner },
+    let giveUp = nothing
+    let isSettled = false
+    giveUp = open(
+      { credentials, readOnly, server, session, timeout: pool.connectTimeout },
+      this.owner,
       (failure, connection) => {
-        this.connecting.delete(give)
-        if (connection !== undefined) return this.opened(connection, start)
-        if (failure !== undefined)
-          this.failed(new ConnectFailed({ ...this.place, reason: failure.reason, cause: failure.error }), failure)
+        isSettled = true
+        this.connecting.delete(giveUp)
+        if (failure !== undefined) return this.failed(failure)
+        if (connection === undefined) return
+        this.stock.add(connection)
+        if (tasks.onConnect === undefined) return this.opened(connection, start)
+        this.preparing++
+        tasks.onConnect(connection, (error) => {
+          this.preparing--
+          if (error === undefined) return this.opened(connection, start)
+          connection.destroy("vetoed")
+          this.failed({ reason: "setup", error })
+        })
       }
     )
-    this.connecting.add(give)
+    if (!isSettled) this.connecting.add(giveUp)
   }
 
   private opened(connection: Connection, start: number): void {
-    const { maxLifetime } = this.options.pool
+    const now = performance.now()
+    const isFirst = !this.hasConnected
+    this.hasConnected = true
     this.lastConnectFailure = undefined
-    this.all.add(connection)
-    // up to 2.5 % less, so that connections made together do not die together
-    this.lifetimes.set(connection, maxLifetime * (1 - Math.random() * 0.025))
+    this.failures = 0
+    this.isShut = false
+    this.growth.connected(now - start)
     this.observe(() =>
-      Observation.Connected({ ...this.place, processId: connection.processId, took: performance.now() - start })
+      Observation.Connected({ ...this.place, processId: connection.processId, took: now - start, isFirst })
     )
     this.options.onHealth?.(true, "connected")
-    this.checkin(connection)
+    // begun before, come after: it is of the old kind all the same
+    if (start < this.invalidBefore) connection.end("invalidated")
+    else if (connection.generation < this.options.credentials.generation) connection.end("oldCredentials")
+    else this.offer(connection, now)
   }
 
-  private failed(error: ConnectFailed, failure: ConnectFailure): void {
+  private failed(failure: ConnectFailure): void {
+    const { reason } = failure
+    const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.lastConnectFailure = failure
-    this.observe(() =>
-      Observation.ConnectFailed({ ...this.place, reason: error.reason, message: failure.error.message })
-    )
+    this.observe(() => Observation.ConnectFailed({ ...this.place, reason, message: failure.error.message }))
+    this.retryLater()
+    // a server that is there and lets in no more is no reason to fail those whom an open connection can serve
+    this.isShut = reason !== "unreachable" && reason !== "unresponsive"
+    if (this.isShut && this.stock.open > 0) return
     this.options.onHealth?.(false, failure.error.message)
-    if (error.reason === "tooManyConnections" && this.all.size > 0) {
-      // one of ours may come free, or one of theirs: those who wait have their own deadline
-      setTimeout(() => this.grow(), crowdedPause).unref()
-      return
-    }
     // what a person must mend fails all who wait; anything else the one for whom it was tried
-    const all = !isTransient(error.reason)
+    const all = !isTransient(reason)
     for (const waiter of [...this.waiters]) {
       this.fail(waiter, error)
       if (!all) break
     }
-    if (this.waiters.size > 0) this.grow()
+    this.growth.ask()
   }
 
-  private scheduleSweep(): void {
-    const { idleTimeout, maxLifetime } = this.options.pool
-    const shortest = Math.min(idleTimeout, maxLifetime)
-    if (this.sweeper !== undefined || !Number.isFinite(shortest)) return
-    this.sweeper = setTimeout(
-      () => {
-        this.sweeper = undefined
-        this.sweep()
-        if (this.idle.length > 0) this.scheduleSweep()
-      },
-      Math.min(Math.max(shortest / 4, 10), 30_000)
-    )
-    this.sweeper.unref()
-  }
-
-  private sweep(): void {
-    const now = performance.now()
-    const { idleTimeout, minConnections } = this.options.pool
-    // those that are on their way out are in `all` until their sockets are closed
-    let spare = -minConnections
-    for (const connection of this.all) if (connection.broken === undefined) spare++
-    for (const connection of [...this.idle]) {
-      const reason: CloseReason | undefined = this.isAged(connection, now)
-        ? "aged"
-        : spare > 0 && now - connection.lastAnswer > idleTimeout
-          ? "idle"
-          : undefined
-      if (reason === undefined) continue
-      spare--
-      this.remove(connection)
-      connection.end(reason)
-    }
+  private retryLater(): void {
+    if (this.retry !== undefined || this.onEmpty !== undefined) return
+    const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest)
+    this.retry = setTimeout(() => {
+      this.retry = undefined
+      this.isShut = false
+      this.grow()
+    }, pause)
+    this.retry.unref()
   }
 }

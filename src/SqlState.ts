@@ -40,6 +40,8 @@ export type ConnectReason =
   | "startingUp"
   | "noSuchDatabase"
   | "wrongRole"
+  | "credentials"
+  | "setup"
 
 /**
  * What became of a statement whose connection was lost: it was never sent, it is undone for certain, or nobody can tell.
@@ -156,4 +158,4 @@ export const isNotYet = (reason: ConnectReason): boolean => reason === "starting
  * @category classification
  */
 export const isTransient = (reason: ConnectReason): boolean =>
-  reason !== "authentication" && reason !== "noSuchDatabase" && reason !== "tls"
+  reason !== "authentication" && reason !== "noSuchDatabase" && reason !== "tls" && reason !== "setup"

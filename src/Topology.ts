@@ -4,8 +4,9 @@
  * @since 0.1.0
  */
 import type { DatabaseConfig, ServerConfig } from "./DatabaseConfig.js"
+import type { CredentialSource } from "./internal/credentials.js"
 import { Observation, type Observer } from "./Observation.js"
-import { type Figures, Pool } from "./Pool.js"
+import { type Figures, Pool, type SessionTasks } from "./Pool.js"
 
 /**
  * @since 0.1.0
@@ -30,10 +31,13 @@ export class Server {
     private readonly config: DatabaseConfig,
     readonly server: ServerConfig,
     readonly role: Role,
+    /** Where its users and passwords come from. */
+    readonly credentials: CredentialSource,
+    tasks: SessionTasks,
     private readonly observer: Observer
   ) {
     const { name: database, pool, session } = config
-    const common = { database, server, session, observer }
+    const common = { database, server, session, credentials, tasks, observer }
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({
       ...common,
@@ -107,9 +111,16 @@ export class Topology {
   readonly writer: Server
   readonly readers: ReadonlyArray<Server>
 
-  constructor(config: DatabaseConfig, observer: Observer) {
-    this.writer = new Server(config, config.writer, "writer", observer)
-    this.readers = config.readers.map((server) => new Server(config, server, "reader", observer))
+  constructor(
+    config: DatabaseConfig,
+    credentials: (server: ServerConfig) => CredentialSource,
+    tasks: SessionTasks,
+    observer: Observer
+  ) {
+    const make = (server: ServerConfig, role: Role) =>
+      new Server(config, server, role, credentials(server), tasks, observer)
+    this.writer = make(config.writer, "writer")
+    this.readers = config.readers.map((server) => make(server, "reader"))
   }
 
   get servers(): ReadonlyArray<Server> {

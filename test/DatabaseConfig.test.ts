@@ -17,6 +17,7 @@ describe("DatabaseConfig", () => {
       port: 6543,
       database: "my/db",
       username: "me",
+      passwordFile: undefined,
       ssl: true
     })
     assert.strictEqual(password && Redacted.value(password), "p@ss")
@@ -51,7 +52,11 @@ describe("DatabaseConfig", () => {
       idleTimeout: 300_000,
       maxLifetime: 1_800_000,
       validateAfterIdle: 1000,
-      order: "lifo"
+      order: "lifo",
+      strategy: "pooled",
+      maxOverflow: 0,
+      queueTarget: 50,
+      leakThreshold: Number.POSITIVE_INFINITY
     })
     assert.deepStrictEqual(session, {
       statementTimeout: undefined,

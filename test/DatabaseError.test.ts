@@ -32,6 +32,7 @@ describe("DatabaseError", () => {
     assert.include(lost.message, "look before you try again")
     const exhausted = new DatabaseError.PoolExhausted({
       ...place,
+      reason: "timeout",
       waited: 12.3,
       total: 2,
       active: 2,

@@ -37,10 +37,10 @@ const typeCircles = [
 
 /** Who imports which package. `effect`, `@effect/sql` and `node:` are free. */
 const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
-  "@effect/experimental": ["Client", "Database", "TestDatabase"],
+  "@effect/experimental": ["Client", "Database", "TestDatabase", "internal/sessionTasks"],
   // HTTP is nobody else's business
   "@effect/platform": ["RequestTransaction"],
-  "@effect/sql-pg": ["Client", "Database", "DatabaseConfig"],
+  "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/sessionTasks"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: ["internal/driver", "internal/embedded/sql", "internal/listener", "internal/wire"],
   "pg-connection-string": ["DatabaseConfig"],

@@ -17,9 +17,11 @@ import type { Choose } from "../Router.js"
 import type { OpenTransaction, Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
 import { RetryBudget } from "./budget.js"
+import type { CallSite } from "./callSite.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
 import { type Place, toStatementError } from "./failure.js"
 import type { Lender } from "./link.js"
+import { Borrower } from "./pool/borrower.js"
 import type { Fence } from "./session.js"
 import { constantStep } from "./wire.js"
 
@@ -39,7 +41,8 @@ class PoolLender implements Lender {
     private readonly engine: Engine,
     private readonly pick: () => Pool,
     private readonly held: () => ReadonlyArray<Connection>,
-    private readonly label: string | undefined
+    private readonly label: string | undefined,
+    private readonly who: Borrower | undefined
   ) {}
 
   get patience(): number {
@@ -55,10 +58,15 @@ class PoolLender implements Lender {
     this.pool = pool
     // all attempts share the one deadline
     this.deadline ??= this.engine.deadline()
-    return pool.checkout(this.deadline, this.held(), (error, connection) => {
-      if (connection !== undefined) this.engine.opened.set(this, { since: performance.now(), label: this.label })
-      settle(error, connection)
-    })
+    return pool.checkout(
+      this.deadline,
+      this.held(),
+      (error, connection) => {
+        if (connection !== undefined) this.engine.opened.set(this, { since: performance.now(), label: this.label })
+        settle(error, connection)
+      },
+      this.who
+    )
   }
 
   checkin(connection: Connection): void {
@@ -71,6 +79,8 @@ export class Engine implements Origin {
   readonly database: string
   /** The transactions that hold a connection. */
   readonly opened = new Map<Lender, { readonly since: number; readonly label: string | undefined }>()
+  /** Whether somebody wants to know who holds which connection. */
+  readonly isWatched: boolean
   private turn = 0
   private readonly budget = new RetryBudget()
 
@@ -82,6 +92,7 @@ export class Engine implements Origin {
     readonly sandbox: Transaction | undefined
   ) {
     this.database = config.name
+    this.isWatched = Number.isFinite(config.pool.leakThreshold) || config.pool.strategy === "assertSingle"
   }
 
   /** Until when a connection must have been found, counted from now. */
@@ -107,7 +118,7 @@ export class Engine implements Origin {
     read: (flight: Flight) => A
   ): Effect.Effect<A, SqlError> {
     const carrier = currentCarrier(fiber)
-    const transaction = this.transactionFor(fiber, carrier, kind)
+    const transaction = this.transactionFor(fiber, carrier, kind, request.site)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
       return this.attempt(fiber, inTransaction(transaction, request, fence), read, isNotSent)
@@ -121,7 +132,7 @@ export class Engine implements Origin {
     const memory = carrier?.memory(this)
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
-      ? this.attempt(fiber, this.onWriter(request, held), read, retriesOnWriter(fiber))
+      ? this.attempt(fiber, this.onWriter(fiber, request, held), read, retriesOnWriter(fiber))
       : this.attempt(fiber, this.onReader(fiber, carrier, request), read, isReadAgain)
   }
 
@@ -129,7 +140,8 @@ export class Engine implements Origin {
   transactionFor(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined,
-    kind: Kind
+    kind: Kind,
+    site?: CallSite | undefined
   ): Transaction | undefined {
     if (carrier === undefined) return undefined
     if (kind === "reader") {
@@ -139,7 +151,10 @@ export class Engine implements Origin {
     }
     const found = carrier.find(this, "writer")
     if (found === "none") return undefined
-    return found ?? (kind === "writer" ? carrier.open(this, () => this.begin("writer", {}, fiber, carrier)) : undefined)
+    return (
+      found ??
+      (kind === "writer" ? carrier.open(this, () => this.begin("writer", {}, fiber, carrier, site)) : undefined)
+    )
   }
 
   /** A new transaction, outside of any other. */
@@ -147,11 +162,13 @@ export class Engine implements Origin {
     kind: Kind,
     options: Options,
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined
+    carrier: Carrier | undefined,
+    site?: CallSite | undefined
   ): Transaction {
     const held = () => carrier?.held(this) ?? none
     const pick = kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier?.memory(this))
-    return begin(this, kind, new PoolLender(this, pick, held, options.label), options, carrier)
+    const lender = new PoolLender(this, pick, held, options.label, this.borrower(fiber, site))
+    return begin(this, kind, lender, options, carrier)
   }
 
   /** The pool of a purpose, for a connection outside of every transaction. */
@@ -232,15 +249,24 @@ export class Engine implements Origin {
     return Context.get(fiber.currentContext, CurrentConsistency).get(this.database)?._tag ?? "ReadYourWrites"
   }
 
-  private onWriter(request: Request, held: ReadonlyArray<Connection>): Go {
+  /** Who asks for a connection, where somebody wants to know. */
+  borrower(fiber: Fiber.RuntimeFiber<unknown, unknown>, site: CallSite | undefined): Borrower | undefined {
+    if (!this.isWatched) return undefined
+    const span = fiber.currentSpan
+    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, site)
+  }
+
+  private onWriter(fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request, held: ReadonlyArray<Connection>): Go {
     const deadline = this.deadline()
-    return (done) => once(this.writes, deadline, held, request, "inDoubt", done)
+    const who = this.borrower(fiber, request.site)
+    return (done) => once(this.writes, deadline, held, request, "inDoubt", who, done)
   }
 
   private onReader(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, request: Request): Go {
     const pick = this.readerPicker(fiber, carrier?.memory(this))
     const deadline = this.deadline()
-    return (done) => once(pick(), deadline, none, request, "undone", done)
+    const who = this.borrower(fiber, request.site)
+    return (done) => once(pick(), deadline, none, request, "undone", who, done)
   }
 
   /**
@@ -322,11 +348,12 @@ const once = (
   held: ReadonlyArray<Connection>,
   request: Request,
   lost: "inDoubt" | "undone",
+  who: Borrower | undefined,
   done: OnStatement
 ): (() => void) => {
   let connection: Connection | undefined
   let settled = false
-  const giveUp = pool.checkout(deadline, held, (error, taken) => {
+  const settle = (error: CheckoutError | undefined, taken: Connection | undefined) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
     // what a session forbids, code on the server can allow itself again, unless it is in a transaction; a standby needs no guard
@@ -344,7 +371,8 @@ const once = (
     }
     if (isGuarded) taken.run(beginReadOnly, request, commit, finish)
     else taken.run(none, request, none, finish)
-  })
+  }
+  const giveUp = pool.checkout(deadline, held, settle, who)
   return () => {
     if (connection === undefined) giveUp()
     else if (!settled) connection.abort("cancelled")

@@ -7,10 +7,12 @@ import * as RcRef from "effect/RcRef"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import pg from "pg"
-import { type Connection, connect } from "../Connection.js"
+import type { Connection } from "../Connection.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import { ConnectFailed, Disconnected, QueryFailed, toSqlError } from "../DatabaseError.js"
+import type { CredentialSource } from "./credentials.js"
 import { toStatementError } from "./failure.js"
+import { open as openConnection } from "./opening.js"
 
 interface Subscriber {
   readonly message: (payload: string) => void
@@ -87,7 +89,7 @@ class Line {
   }
 }
 
-const open = (config: DatabaseConfig): Effect.Effect<Line, SqlError, Scope.Scope> =>
+const open = (config: DatabaseConfig, credentials: CredentialSource): Effect.Effect<Line, SqlError, Scope.Scope> =>
   Effect.suspend(() => {
     const place = { database: config.name, server: config.writer.name }
     const { connectTimeout } = config.pool
@@ -98,10 +100,9 @@ const open = (config: DatabaseConfig): Effect.Effect<Line, SqlError, Scope.Scope
         // also when it was given up here, because it did not answer: nobody may listen to silence
         closed: () => line?.fail(new Error("the listening connection was closed"))
       }
-      const giveUp = connect(
-        config.writer,
-        config.session,
-        { timeout: connectTimeout, readOnly: false, owner },
+      const giveUp = openConnection(
+        { server: config.writer, session: config.session, credentials, readOnly: false, timeout: connectTimeout },
+        owner,
         (failure, connection) => {
           if (connection !== undefined) {
             line = new Line(connection, place, connectTimeout)
@@ -123,9 +124,10 @@ const open = (config: DatabaseConfig): Effect.Effect<Line, SqlError, Scope.Scope
 
 /** The `listen` of a database's clients. */
 export const makeListen = (
-  config: DatabaseConfig
+  config: DatabaseConfig,
+  credentials: CredentialSource
 ): Effect.Effect<(channel: string) => Stream.Stream<string, SqlError>, never, Scope.Scope> =>
-  Effect.map(RcRef.make({ acquire: open(config) }), (lines) => (channel) => {
+  Effect.map(RcRef.make({ acquire: open(config, credentials) }), (lines) => (channel) => {
     if (channel.includes("\0") || channel === "") {
       const cause = new Error("the name of a channel is empty or holds a NUL character")
       return Stream.fail(toSqlError(new QueryFailed({ database: config.name, server: "", cause })))

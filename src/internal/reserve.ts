@@ -8,10 +8,9 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Connection } from "../Connection.js"
 import { TransactionEnded, toSqlError } from "../DatabaseError.js"
-import type { Pool } from "../Pool.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
-import { toStatementError } from "./failure.js"
+import { type Place, toStatementError } from "./failure.js"
 import { makeStatements, type Run } from "./statements.js"
 import { Turns } from "./turns.js"
 
@@ -19,9 +18,9 @@ const none: ReadonlyArray<never> = []
 
 const scopeEnded = new Error("the scope of the reserved connection has ended")
 
-const makeRun = (pool: Pool, connection: Connection, hasEnded: () => boolean): Run => {
+/** Runs statements on one connection, one after the other. */
+export const makeRun = (place: Place, connection: Connection, hasEnded: () => boolean): Run => {
   const turns = new Turns()
-  const place = { database: pool.options.database, server: pool.options.server.name }
   return (request, read) =>
     Effect.async((resume) => {
       let sent = false
@@ -58,11 +57,16 @@ export const makeReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnec
     let taken: Connection | undefined
     let ended = false
     const checkout = Effect.async<Connection, SqlError>((resume) => {
-      const giveUp = pool.checkout(engine.deadline(), holding, (error, connection) => {
-        taken = connection
-        if (connection !== undefined) resume(Effect.succeed(connection))
-        else if (error !== undefined) resume(Effect.fail(toSqlError(error)))
-      })
+      const giveUp = pool.checkout(
+        engine.deadline(),
+        holding,
+        (error, connection) => {
+          taken = connection
+          if (connection !== undefined) resume(Effect.succeed(connection))
+          else if (error !== undefined) resume(Effect.fail(toSqlError(error)))
+        },
+        engine.borrower(fiber, undefined)
+      )
       return Effect.sync(giveUp)
     })
     // the finalizer is there before the connection is, so an interruption in between leaks nothing
@@ -73,7 +77,8 @@ export const makeReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnec
       })
     )
     return Effect.map(Effect.zipRight(giveBack, checkout), (connection) => {
-      const run = makeRun(pool, connection, () => ended)
+      const place = { database: pool.options.database, server: pool.options.server.name }
+      const run = makeRun(place, connection, () => ended)
       return makeStatements(kind, run, (request, transformRows) =>
         Stream.unwrap(
           Effect.map(

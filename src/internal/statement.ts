@@ -14,6 +14,7 @@ import type * as Fiber from "effect/Fiber"
 import { identity } from "effect/Function"
 import type * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
+import { type CallSite, callSite } from "./callSite.js"
 
 const silentTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
 
@@ -25,13 +26,15 @@ const isWatched = (fiber: Fiber.RuntimeFiber<unknown, unknown>): boolean =>
 export type Execute = (
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   sql: string,
-  params: ReadonlyArray<unknown>
+  params: ReadonlyArray<unknown>,
+  site: CallSite | undefined
 ) => Effect.Effect<ReadonlyArray<never>, SqlError>
 
 class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> implements Statement.Statement<A> {
   constructor(
     private readonly made: Statement.Statement<A>,
-    private readonly execute: Execute
+    private readonly execute: Execute,
+    private readonly site: CallSite | undefined
   ) {
     super()
   }
@@ -64,7 +67,7 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
     return Effect.withFiberRuntime((fiber) => {
       if (isWatched(fiber)) return this.made
       const [sql, params] = this.made.compile()
-      return this.execute(fiber, sql, params)
+      return this.execute(fiber, sql, params, this.site)
     })
   }
   toJSON(): unknown {
@@ -76,7 +79,7 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
 /** The constructor of @effect/sql, making statements that take the shorter way. */
 export const makeConstructor = (made: Statement.Constructor, execute: Execute): Statement.Constructor => {
   const sql = (strings: TemplateStringsArray | string, ...args: ReadonlyArray<never>) =>
-    typeof strings === "string" ? made(strings) : new FastStatement(made(strings, ...args), execute)
+    typeof strings === "string" ? made(strings) : new FastStatement(made(strings, ...args), execute, callSite())
   return Object.assign(
     // one function for a template and for an identifier, which an arrow cannot say with overloads
     sql as unknown as {
@@ -86,7 +89,7 @@ export const makeConstructor = (made: Statement.Constructor, execute: Execute): 
     { ...made },
     {
       unsafe: <A extends object>(text: string, params?: ReadonlyArray<unknown> | undefined) =>
-        new FastStatement(made.unsafe<A>(text, params), execute)
+        new FastStatement(made.unsafe<A>(text, params), execute, callSite())
     }
   )
 }

@@ -13,6 +13,7 @@ import type { Flight, Request } from "../Connection.js"
 import { toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
 import { commit, commitSoon, type Transaction, undo } from "../Transaction.js"
+import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
 import type { Portal } from "./session.js"
@@ -34,8 +35,9 @@ const makeRequest = (
   text: string,
   values: ReadonlyArray<unknown>,
   prepare: boolean,
-  rows: "object" | "array"
-): Request => ({ text, values, rows, prepare, simple: isSimple(kind, text, values) })
+  rows: "object" | "array",
+  site?: CallSite | undefined
+): Request => ({ text, values, rows, prepare, simple: isSimple(kind, text, values), site })
 
 const several = (flight: Flight): boolean => flight.results.length > 1
 
@@ -53,7 +55,8 @@ export const makeRows = (kind: Kind, transformRows: TransformRows) => {
     transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
   return {
     read,
-    request: (sql: string, params: ReadonlyArray<unknown>) => makeRequest(kind, sql, params, true, "object")
+    request: (sql: string, params: ReadonlyArray<unknown>, site: CallSite | undefined) =>
+      makeRequest(kind, sql, params, true, "object", site)
   }
 }
 

@@ -1,0 +1,67 @@
+/**
+ * Opens a physical connection: asks for credentials, connects, and where the server refuses them asks once more.
+ */
+import * as Cause from "effect/Cause"
+import { type ConnectFailure, type Connection, connect, type Owner } from "../Connection.js"
+import type { ServerConfig, SessionConfig } from "../DatabaseConfig.js"
+import type { CredentialSource, Login } from "./credentials.js"
+
+export interface Opening {
+  readonly server: ServerConfig
+  readonly session: SessionConfig
+  readonly credentials: CredentialSource
+  readonly readOnly: boolean
+  /** How long it may take all in all, in ms. */
+  readonly timeout: number
+}
+
+const longestTimer = 2_147_483_647
+
+/** Calls back once, unless it was given up before by the function that it returns. */
+export const open = (
+  opening: Opening,
+  owner: Owner,
+  done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
+): (() => void) => {
+  const { credentials, readOnly, server, session } = opening
+  const deadline = performance.now() + opening.timeout
+  let giveUp = () => {}
+  const start = (isLastQuestion: boolean) => {
+    // the provider's own words may hold what is secret, so they are the cause and no part of the message
+    const fail = (message: string, cause?: unknown) =>
+      done({ reason: "credentials", error: new Error(message, cause === undefined ? {} : { cause }) }, undefined)
+    const impatient = setTimeout(
+      () => {
+        giveUp()
+        fail(`the provider of credentials gave none within ${opening.timeout} ms`)
+      },
+      Math.min(Math.max(0, deadline - performance.now()), longestTimer)
+    )
+    const answer = (login: Login | undefined, cause: unknown) => {
+      clearTimeout(impatient)
+      if (login === undefined) {
+        return fail("the provider of credentials failed", Cause.isCause(cause) ? Cause.squash(cause) : cause)
+      }
+      // what was asked for before a rotation is not even tried
+      if (login.generation < credentials.generation && !isLastQuestion) return start(true)
+      const timeout = Math.max(1, deadline - performance.now())
+      giveUp = connect(server, session, { timeout, readOnly, owner, login }, (failure, connection) => {
+        if (failure?.reason === "authentication" && credentials.isAsked && !isLastQuestion) return start(true)
+        done(failure, connection)
+      })
+    }
+    // an answer may come at once, and has a way to give up of its own by then
+    let isAnswered = false
+    const stopAsking = credentials.ask((login, cause) => {
+      isAnswered = true
+      answer(login, cause)
+    })
+    if (isAnswered) return
+    giveUp = () => {
+      clearTimeout(impatient)
+      stopAsking()
+    }
+  }
+  start(false)
+  return () => giveUp()
+}

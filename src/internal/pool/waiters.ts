@@ -1,0 +1,98 @@
+/**
+ * Those who wait for a connection, in the order in which they came. Each is called once: with a connection, with a failure, or never
+ * if he gave up.
+ */
+import type { Connection } from "../../Connection.js"
+import type { Borrower } from "./borrower.js"
+import type { Overload } from "./overload.js"
+
+export interface Waiter<Settle> {
+  readonly since: number
+  readonly holding: ReadonlyArray<Connection>
+  /** Who it is, where somebody wants to know. */
+  readonly who: Borrower | undefined
+  readonly settle: Settle
+}
+
+/** Why somebody is sent away: his time is over, or there are too many. */
+type SentAway = "timeout" | "shed"
+
+const longestTimer = 2_147_483_647
+
+export class Waiters<Settle> {
+  private readonly timers = new Map<Waiter<Settle>, NodeJS.Timeout>()
+  private shedder: NodeJS.Timeout | undefined
+
+  constructor(
+    private readonly overload: Overload,
+    private readonly sendAway: (waiter: Waiter<Settle>, why: SentAway) => void
+  ) {}
+
+  get size(): number {
+    return this.timers.size
+  }
+
+  get isOverloaded(): boolean {
+    return this.overload.isOverloaded
+  }
+
+  [Symbol.iterator](): Iterator<Waiter<Settle>> {
+    return this.timers.keys()
+  }
+
+  /** Somebody got a connection without waiting. */
+  ease(): void {
+    this.overload.ease()
+  }
+
+  /** Puts somebody at the end of the queue. */
+  add(waiter: Waiter<Settle>, deadline: number): void {
+    const left = Math.min(Math.max(0, deadline - waiter.since), longestTimer)
+    this.timers.set(
+      waiter,
+      setTimeout(() => this.sendAway(waiter, "timeout"), left)
+    )
+    this.overload.arrive(waiter.since)
+    if (this.isOverloaded) this.shed(waiter.since)
+  }
+
+  /** Takes somebody out of the queue; tells whether he was still there. */
+  remove(waiter: Waiter<Settle>): boolean {
+    clearTimeout(this.timers.get(waiter))
+    return this.timers.delete(waiter)
+  }
+
+  /** Takes out the one who waited longest, to be served. */
+  take(now: number): Waiter<Settle> | undefined {
+    if (this.isOverloaded) this.shed(now)
+    for (const waiter of this.timers.keys()) {
+      this.remove(waiter)
+      this.overload.serve(now, now - waiter.since)
+      return waiter
+    }
+    return undefined
+  }
+
+  /** Takes out all. */
+  clear(): ReadonlyArray<Waiter<Settle>> {
+    clearTimeout(this.shedder)
+    const all = [...this.timers.keys()]
+    for (const waiter of all) this.remove(waiter)
+    return all
+  }
+
+  /** Sends away those who have waited for longer than the target, and comes back for the next. */
+  private shed(now: number): void {
+    clearTimeout(this.shedder)
+    for (const waiter of this.timers.keys()) {
+      const left = waiter.since + this.overload.target - now
+      if (left > 0) {
+        this.shedder = setTimeout(() => {
+          if (this.isOverloaded) this.shed(performance.now())
+        }, left)
+        return
+      }
+      this.sendAway(waiter, "shed")
+    }
+  }
+}

@@ -1,0 +1,88 @@
+/**
+ * What the settings want done with the sessions of a pool: effects, run on one physical connection.
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Runtime from "effect/Runtime"
+import * as Stream from "effect/Stream"
+import type { Connection } from "../Connection.js"
+import type { DatabaseConfig, SessionEffect } from "../DatabaseConfig.js"
+import type { SessionTask, SessionTasks } from "../Pool.js"
+import { makeRun } from "./reserve.js"
+import { makeStatements } from "./statements.js"
+
+const dirty = new Error("it left the session busy or in a transaction")
+
+/** A client whose statements all run on one connection. */
+const makeClient = (config: DatabaseConfig, connection: Connection): Effect.Effect<SqlClient.SqlClient> => {
+  const run = makeRun({ database: config.name, server: connection.server.name }, connection, () => false)
+  const statements = makeStatements("writer", run, (request) =>
+    Stream.unwrap(
+      Effect.map(
+        run(request, (flight): ReadonlyArray<object> => flight.result.rows),
+        Stream.fromIterable
+      )
+    )
+  )
+  return SqlClient.make({
+    acquirer: Effect.succeed(statements),
+    compiler: PgClient.makeCompiler(config.options.transformQueryNames, config.options.transformJson),
+    spanAttributes: []
+  }).pipe(Effect.provide(Reactivity.layer))
+}
+
+const toError = (cause: Cause.Cause<unknown>): Error => {
+  const error = Cause.squash(cause)
+  return error instanceof Error ? error : new Error(String(error))
+}
+
+const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): SessionTask => {
+  const fork = Runtime.runFork(
+    // a database may be opened inside of a transaction of another; its sessions have nothing to do with that
+    Runtime.updateContext(runtime, Context.omit(SqlClient.TransactionConnection))
+  )
+  return (connection, done) => {
+    const bounded = Effect.flatMap(makeClient(config, connection), (client) =>
+      Effect.provideService(effect, SqlClient.SqlClient, client)
+    ).pipe(
+      Effect.timeoutFail({
+        duration: config.pool.connectTimeout,
+        onTimeout: () => new Error(`it was not done within ${config.pool.connectTimeout} ms`)
+      })
+    )
+    fork(bounded).addObserver((exit) => {
+      if (Exit.isFailure(exit)) return done(toError(exit.cause))
+      done(connection.busy || connection.status !== "I" ? dirty : undefined)
+    })
+  }
+}
+
+const discardAll =
+  (timeout: number): SessionTask =>
+  (connection, done) => {
+    const impatient = setTimeout(() => connection.destroy("dirty"), timeout)
+    const request = { text: "DISCARD ALL", values: [], rows: "object", prepare: false, simple: false } as const
+    connection.run([], request, [], (failure) => {
+      clearTimeout(impatient)
+      done(failure?.error)
+    })
+  }
+
+export const makeSessionTasks = (config: DatabaseConfig, runtime: Runtime.Runtime<never>): SessionTasks => {
+  const { onCheckout, onConnect, resetOnReturn } = config.options
+  const task = (effect: SessionEffect | undefined) =>
+    effect === undefined ? undefined : fromEffect(config, runtime, effect)
+  return {
+    onConnect: task(onConnect),
+    onCheckout: task(onCheckout),
+    onReturn:
+      resetOnReturn === "discardAll"
+        ? discardAll(config.pool.connectTimeout)
+        : task(resetOnReturn === "none" ? undefined : resetOnReturn)
+  }
+}
