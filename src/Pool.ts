@@ -12,7 +12,7 @@ import type { CredentialSource } from "./internal/credentials.js"
 import { open } from "./internal/opening.js"
 import type { Borrower } from "./internal/pool/borrower.js"
 import { Growth } from "./internal/pool/growth.js"
-import { type Loan, Loans } from "./internal/pool/loans.js"
+import { Loans } from "./internal/pool/loans.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
 import { type Waiter, Waiters } from "./internal/pool/waiters.js"
@@ -354,7 +354,8 @@ export class Pool {
     if (strategy === "assertSingle" && (this.waiters.size > 0 || this.loans?.oldest !== undefined)) {
       return this.exhausted("single", now)
     }
-    return this.wouldDeadlock(holding) ? new PoolSelfDeadlock({ ...this.place, maxConnections }) : undefined
+    if (this.wouldDeadlock(holding)) return new PoolSelfDeadlock({ ...this.place, maxConnections })
+    return this.waiters.turnsAway(now) ? this.exhausted("shed", now) : undefined
   }
 
   private wouldDeadlock(holding: ReadonlyArray<Connection>): boolean {
@@ -371,28 +372,34 @@ export class Pool {
     const waited = performance.now() - since
     const oldest = this.oldest
     this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
-    return new PoolExhausted({
-      ...this.place,
-      reason,
-      waited,
-      total,
-      active,
-      idle,
-      waiting,
-      ...(lastConnectFailure === undefined ? {} : { lastConnectFailure }),
-      ...(oldest === undefined
-        ? {}
-        : {
-            oldestLoan: { held: performance.now() - oldest.since, fiber: oldest.who?.fiber, place: oldest.who?.place }
-          })
-    })
+    // under overload these are many, and the stack of a callback tells nobody anything
+    const { stackTraceLimit } = Error
+    Error.stackTraceLimit = 0
+    const error = new PoolExhausted(
+      {
+        ...this.place,
+        reason,
+        waited,
+        total,
+        active,
+        idle,
+        waiting,
+        ...(lastConnectFailure === undefined ? {} : { lastConnectFailure }),
+        ...(oldest === undefined ? {} : { oldestLoan: oldest })
+      },
+      // the values are our own
+      { disableValidation: true }
+    )
+    Error.stackTraceLimit = stackTraceLimit
+    return error
   }
 
-  /** Who holds a connection for longest, or is about to, where that is known. */
-  private get oldest(): Loan | undefined {
-    if (this.loans?.oldest !== undefined) return this.loans.oldest
-    for (const waiter of this.waiters) return waiter
-    return undefined
+  /** Who holds a connection for longest, or is about to, where it is noted down. */
+  private get oldest(): PoolExhausted["oldestLoan"] {
+    if (this.loans === undefined) return undefined
+    const [first] = this.waiters
+    const { since, who } = this.loans.oldest ?? first ?? {}
+    return since === undefined ? undefined : { held: performance.now() - since, fiber: who?.fiber, place: who?.place }
   }
 
   private fail(waiter: Waiter<OnCheckout>, error: CheckoutError): void {

@@ -1,94 +1,64 @@
 /**
- * `npm run bench`: all clients side by side on one embedded server, interleaved, medians, as a table with ratios. Nothing is asserted.
- *
- * Options: `--rounds N` (default 9), `--ms N` for each turn (default 400), `--only NAME` to profile one client.
+ * `npm run bench`: what a statement and a transaction cost, and what becomes of a pool under overload. It prints; nothing is asserted.
  */
 import { parseArgs } from "node:util"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { EmbeddedPostgres } from "effect-db"
-import pg from "pg"
-import { open, rows, type Subject } from "./subjects.js"
+import { overload } from "./overload.js"
+import { rates } from "./rates.js"
 
-const { values } = parseArgs({
-  options: {
-    rounds: { type: "string", default: "9" },
-    ms: { type: "string", default: "400" },
-    only: { type: "string" }
-  }
-})
+const usage = `npm run bench -- [rates] [options]     all clients side by side on one embedded server, interleaved; ratios of medians
+npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
-const median = (numbers: ReadonlyArray<number>): number => {
-  const sorted = [...numbers].sort((a, b) => a - b)
-  return sorted[Math.floor(sorted.length / 2)] ?? 0
+rates
+  --rounds N     how often each client has its turn (default 9)
+  --ms N         how long a turn lasts (default 400)
+  --only NAME    one client only, to profile it
+overload
+  --seconds N    how long the overload lasts (default 60)
+  --factor N     how many times the capacity is asked for (default 5)`
+
+const fail = (message: string): never => {
+  console.error(`${message}\n\n${usage}`)
+  process.exit(2)
 }
 
-const fill = async (url: string) => {
-  const client = new pg.Client({ connectionString: url })
-  await client.connect()
-  await client.query("CREATE TABLE item (id int PRIMARY KEY, title text NOT NULL, amount int NOT NULL)")
-  await client.query("INSERT INTO item SELECT n, 'item ' || n, 0 FROM generate_series(1, $1::int) AS n", [rows])
-  await client.query("VACUUM ANALYZE item")
-  await client.end()
-}
-
-const measure = async (subjects: ReadonlyArray<Subject>) => {
-  const duration = Number(values.ms)
-  const cases = (["select", "transaction"] as const).flatMap((what) =>
-    [1, 10, 64].map((concurrency) => ({ what, concurrency }))
-  )
-  const seen = new Map<string, Array<number>>()
-  for (let round = -1; round < Number(values.rounds); round++) {
-    for (const { concurrency, what } of cases) {
-      for (const subject of subjects) {
-        const start = performance.now()
-        const count = await subject[what](concurrency, start + duration)
-        const rate = count / ((performance.now() - start) / 1000)
-        const key = `${subject.name}|${what}|${concurrency}`
-        // the first round is for warming up
-        if (round >= 0) seen.set(key, [...(seen.get(key) ?? []), rate])
+const read = () => {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        rounds: { type: "string", default: "9" },
+        ms: { type: "string", default: "400" },
+        only: { type: "string" },
+        seconds: { type: "string", default: "60" },
+        factor: { type: "string", default: "5" },
+        help: { type: "boolean", default: false }
       }
-    }
-    process.stderr.write(`round ${round + 1} of ${values.rounds}\r`)
-  }
-  const rate = (name: string, what: string, concurrency: number) =>
-    median(seen.get(`${name}|${what}|${concurrency}`) ?? [])
-  return { cases, rate }
-}
-
-const print = (subjects: ReadonlyArray<Subject>, { cases, rate }: Awaited<ReturnType<typeof measure>>) => {
-  const cell = (text: string | number) => String(text).padStart(12)
-  const line = (first: string, rest: ReadonlyArray<string | number>) =>
-    console.log(`| ${first.padEnd(26)} |${rest.map((_) => `${cell(_)} |`).join("")}`)
-  const heads = cases.map(({ concurrency, what }) => `${what === "select" ? "select" : "tx"}, ${concurrency}`)
-  console.log(`\nper second, medians of ${values.rounds} rounds of ${values.ms} ms, 10 connections each\n`)
-  line("", heads)
-  line(
-    "-".repeat(26),
-    heads.map(() => "-".repeat(12))
-  )
-  for (const { name } of subjects) {
-    line(
-      name,
-      cases.map((_) => Math.round(rate(name, _.what, _.concurrency)))
-    )
-  }
-  for (const { name } of subjects.slice(1)) {
-    line(
-      `effect-db / ${name}`,
-      cases.map((_) => (rate("effect-db", _.what, _.concurrency) / rate(name, _.what, _.concurrency)).toFixed(2))
-    )
+    })
+  } catch (cause) {
+    return fail(cause instanceof Error ? cause.message : String(cause))
   }
 }
 
-const program = Effect.gen(function* () {
-  const server = yield* EmbeddedPostgres.EmbeddedPostgres
-  const url = Redacted.value(server.settings("bench").writer)
-  yield* Effect.promise(() => fill(url))
-  const all = yield* Effect.promise(() => open(url))
-  const subjects = all.filter((subject) => values.only === undefined || subject.name === values.only)
-  print(subjects, yield* Effect.promise(() => measure(subjects)))
-  yield* Effect.promise(() => Promise.all(all.map((subject) => subject.close())))
-}).pipe(Effect.provide(EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["bench"] })))
+const { positionals, values } = read()
 
-await Effect.runPromise(program)
+const number = (name: "rounds" | "ms" | "seconds" | "factor"): number => {
+  const value = Number(values[name])
+  return value > 0 && Number.isFinite(value) ? value : fail(`--${name} takes a number above 0`)
+}
+
+const what = positionals[0] ?? "rates"
+if (positionals.length > 1 || (what !== "rates" && what !== "overload")) fail(`unknown: ${positionals.join(" ")}`)
+
+if (values.help) console.log(usage)
+else {
+  const options = { rounds: number("rounds"), ms: number("ms"), only: values.only }
+  const load = { seconds: number("seconds"), factor: number("factor") }
+  await Effect.gen(function* () {
+    const server = yield* EmbeddedPostgres.EmbeddedPostgres
+    const url = Redacted.value(server.settings("bench").writer)
+    yield* Effect.promise(() => (what === "overload" ? overload(url, load) : rates(url, options)))
+  }).pipe(Effect.provide(EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["bench"] })), Effect.runPromise)
+}

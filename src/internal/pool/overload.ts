@@ -1,13 +1,16 @@
 /**
- * When a pool is overloaded: a standing queue that only grows.
+ * When a pool is overloaded, that is, when it has a standing queue that only grows; and how long the queue may be then.
  *
  * Time is cut into windows. A window is slow if nobody in it got a connection within the target. A pool is overloaded once, over slow
  * windows in a row, the queue has grown by ten times the connections; and it stays so for as long as clearly more callers come than are
  * served. A burst that drains, or a fixed number of fibers that wait for each other, is thereby never taken for an overload.
+ *
+ * While it is overloaded only as many queue as are likely to be served within the target. A process that is short of time itself may be
+ * late with that, so those who queue are sent away only after twice the target.
  */
 
-/** A window, in targets. */
-const windowsPerTarget = 10
+/** How long a window is, in targets. */
+const targetsPerWindow = 10
 
 /** How much the queue must have grown, per connection. */
 const growthPerConnection = 10
@@ -16,8 +19,11 @@ const growthPerConnection = 10
 const excess = 1.1
 
 export class Overload {
-  /** Whether those who waited for longer than the target are to be sent away. */
   isOverloaded = false
+  /** How many may queue. */
+  room = Number.POSITIVE_INFINITY
+  /** How long they may queue, in ms. */
+  readonly patience: number
   private readonly window: number
   private start = 0
   private arrived = 0
@@ -26,10 +32,11 @@ export class Overload {
   private growth = 0
 
   constructor(
-    readonly target: number,
+    private readonly target: number,
     private readonly connections: number
   ) {
-    this.window = target * windowsPerTarget
+    this.patience = 2 * target
+    this.window = target * targetsPerWindow
   }
 
   /** Somebody was served at once: there is no standing queue. */
@@ -37,7 +44,7 @@ export class Overload {
     this.isSlow = false
   }
 
-  /** Somebody queues. */
+  /** Somebody is about to queue. */
   arrive(now: number): void {
     this.turn(now)
     this.arrived++
@@ -65,6 +72,9 @@ export class Overload {
       this.growth = this.isSlow && this.served > 0 ? this.growth + this.arrived - this.served : 0
       this.isOverloaded = this.growth > this.connections * growthPerConnection && this.arrived > this.served * excess
     }
+    this.room = this.isOverloaded
+      ? Math.max(this.connections, (this.served / age) * this.target)
+      : Number.POSITIVE_INFINITY
     this.start = now
     this.arrived = 0
     this.served = 0

@@ -45,6 +45,13 @@ export class Waiters<Settle> {
     this.overload.ease()
   }
 
+  /** Whether somebody who comes now has to be sent away at once. */
+  turnsAway(now: number): boolean {
+    this.overload.arrive(now)
+    if (this.isOverloaded) this.shed(now)
+    return this.size >= this.overload.room
+  }
+
   /** Puts somebody at the end of the queue. */
   add(waiter: Waiter<Settle>, deadline: number): void {
     const left = Math.min(Math.max(0, deadline - waiter.since), longestTimer)
@@ -52,8 +59,6 @@ export class Waiters<Settle> {
       waiter,
       setTimeout(() => this.sendAway(waiter, "timeout"), left)
     )
-    this.overload.arrive(waiter.since)
-    if (this.isOverloaded) this.shed(waiter.since)
   }
 
   /** Takes somebody out of the queue; tells whether he was still there. */
@@ -81,11 +86,11 @@ export class Waiters<Settle> {
     return all
   }
 
-  /** Sends away those who have waited for longer than the target, and comes back for the next. */
+  /** Sends away those who have queued for too long, and comes back for the next. */
   private shed(now: number): void {
     clearTimeout(this.shedder)
     for (const waiter of this.timers.keys()) {
-      const left = waiter.since + this.overload.target - now
+      const left = waiter.since + this.overload.patience - now
       if (left > 0) {
         this.shedder = setTimeout(() => {
           if (this.isOverloaded) this.shed(performance.now())

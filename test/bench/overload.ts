@@ -1,0 +1,148 @@
+/**
+ * Overload: requests come at a fixed pace, whether earlier ones are answered or not, several times faster than they can be served.
+ *
+ * What is printed: the peak of what is served when as much is asked for as can be served; what is served under overload (goodput) and how
+ * long those who were served had waited; how many were sent away; and how long it takes until all is well again once the load is back
+ * to half of what can be served.
+ */
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import { Database } from "effect-db"
+
+class Db extends Database.Service<Db>()("bench") {}
+
+const connections = 10
+const queueTarget = 50
+/** How long the server works on a request, in seconds. */
+const work = 0.01
+
+/** What happened in one stretch of time. */
+class Tally {
+  served = 0
+  readonly waits: Array<number> = []
+  readonly refused = new Map<string, number>()
+
+  refuse(why: string): void {
+    this.refused.set(why, (this.refused.get(why) ?? 0) + 1)
+  }
+
+  wait(part: number): number {
+    const sorted = this.waits.sort((a, b) => a - b)
+    return sorted[Math.floor(sorted.length * part)] ?? 0
+  }
+
+  get sentAway(): number {
+    return [...this.refused.values()].reduce((sum, n) => sum + n, 0)
+  }
+}
+
+const program = (seconds: number, factor: number) =>
+  Effect.gen(function* () {
+    const sql = yield* Db.writer
+    let tally = new Tally()
+    yield* Effect.forkScoped(
+      Stream.runForEach(Db.observations, (fact) =>
+        Effect.sync(() => {
+          if (fact._tag === "CheckedOut") tally.waits.push(fact.waited)
+        })
+      )
+    )
+    const request = Effect.matchEffect(sql`SELECT pg_sleep(${work})`, {
+      onSuccess: () => Effect.sync(() => tally.served++),
+      onFailure: ({ cause }) =>
+        Effect.sync(() =>
+          tally.refuse(
+            cause instanceof Error && "_tag" in cause
+              ? `${cause._tag} ${"reason" in cause ? cause.reason : ""}`
+              : String(cause)
+          )
+        )
+    })
+
+    /** As many at once as there are connections, so that nobody waits: what can be served. */
+    const capacity = Effect.gen(function* () {
+      tally = new Tally()
+      const start = performance.now()
+      const once = Effect.whileLoop({
+        while: () => performance.now() < start + 5000,
+        body: () => request,
+        step: () => {}
+      })
+      yield* Effect.all(
+        Array.from({ length: connections }, () => once),
+        { concurrency: "unbounded" }
+      )
+      return tally.served / ((performance.now() - start) / 1000)
+    })
+
+    /** Requests at a pace, for a time; `each` is called every 100 ms with what happened in them. */
+    const load = (perSecond: number, millis: number, each: (part: Tally, at: number) => void) =>
+      Effect.async<void>((resume) => {
+        const start = performance.now()
+        let sent = 0
+        let parts = 0
+        tally = new Tally()
+        const timer = setInterval(() => {
+          const age = performance.now() - start
+          for (; sent < (Math.min(age, millis) / 1000) * perSecond; sent++) Effect.runFork(request)
+          if (age < (parts + 1) * 100) return
+          parts++
+          const part = tally
+          tally = new Tally()
+          each(part, age)
+          if (age < millis) return
+          clearInterval(timer)
+          resume(Effect.void)
+        }, 1)
+      })
+
+    const peak = yield* capacity
+    console.log(`peak: ${Math.round(peak)} per second (${connections} connections, ${work * 1000} ms of work each)`)
+
+    const all = new Tally()
+    let slowest = Number.POSITIVE_INFINITY
+    let second = new Tally()
+    yield* load(peak * factor, seconds * 1000, (part, at) => {
+      for (const into of [all, second]) {
+        into.served += part.served
+        for (const wait of part.waits) into.waits.push(wait)
+        for (const [why, n] of part.refused) into.refused.set(why, (into.refused.get(why) ?? 0) + n)
+      }
+      if (Math.floor(at / 1000) === Math.floor((at - 100) / 1000)) return
+      slowest = Math.min(slowest, second.served)
+      if (process.stderr.isTTY)
+        process.stderr.write(`${Math.floor(at / 1000)} of ${seconds} s: ${second.served} served\r`)
+      second = new Tally()
+    })
+    const goodput = all.served / seconds
+    console.log(`overload: ${factor} times the peak for ${seconds} s`)
+    console.log(`  goodput: ${Math.round(goodput)} per second, ${((100 * goodput) / peak).toFixed(1)} % of the peak`)
+    console.log(
+      `  those served waited: median ${all.wait(0.5).toFixed(1)} ms, p95 ${all.wait(0.95).toFixed(1)} ms, p99 ${all.wait(0.99).toFixed(1)} ms (queueTarget ${queueTarget} ms)`
+    )
+    for (const [why, n] of all.refused) console.log(`  ${why}: ${n}`)
+
+    let wellSince: number | undefined
+    yield* load(peak / 2, 5000, (part, at) => {
+      const isWell = part.sentAway === 0 && part.wait(0.95) < queueTarget
+      if (!isWell) wellSince = undefined
+      else wellSince ??= at
+    })
+    console.log(
+      wellSince === undefined
+        ? "recovery: none within 5 s"
+        : `recovery: nobody sent away and p95 under the target from ${Math.round(wellSince)} ms on, at half the peak`
+    )
+  }).pipe(Effect.scoped)
+
+export const overload = (
+  url: string,
+  { factor, seconds }: { readonly factor: number; readonly seconds: number }
+): Promise<void> =>
+  Effect.runPromise(
+    Effect.provide(
+      program(seconds, factor),
+      Db.layer({ writer: Redacted.make(url), maxConnections: connections, queueTarget })
+    )
+  )
