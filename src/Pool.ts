@@ -8,6 +8,7 @@
 import { type ConnectFailure, type Connection, connect, type Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
+import { type Meter, makeMeter } from "./internal/meter.js"
 import { type CloseReason, Observation, type Observer } from "./Observation.js"
 import { isTransient } from "./SqlState.js"
 
@@ -96,10 +97,16 @@ export class Pool {
   /** Connections that last answered before this moment are asked for a sign of life before they are handed out. */
   private suspectBefore = 0
   private sweeper: NodeJS.Timeout | undefined
+  private readonly meter: Meter
   private readonly owner: Owner
 
   constructor(readonly options: PoolOptions) {
+    const { pool, readOnly, server } = options
+    const limits = { idleMin: pool.minConnections, idleMax: pool.maxConnections }
+    const purpose = readOnly ? "reads" : "writes"
+    this.meter = makeMeter({ database: options.database, server, purpose, ...limits }, () => this.figures)
     this.owner = {
+      operated: this.meter.operated,
       lost: (connection, error) => {
         this.suspectBefore = performance.now()
         this.remove(connection)
@@ -214,6 +221,7 @@ export class Pool {
     this.onEmpty = () => {
       clearTimeout(cutOff)
       this.onEmpty = nothing
+      this.meter.close()
       done()
     }
     for (const connection of this.idle.splice(0)) connection.end("shutdown")
