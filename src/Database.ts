@@ -14,6 +14,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
+import * as LogLevel from "effect/LogLevel"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -22,6 +23,7 @@ import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import { ConnectFailed, type StartupError, type TransactionError } from "./DatabaseError.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
+import { makeEcho } from "./internal/echo.js"
 import { Engine } from "./internal/engine.js"
 import { makeListen } from "./internal/listener.js"
 import type { Observation, Observer } from "./Observation.js"
@@ -148,6 +150,7 @@ export const make = (
   Effect.gen(function* () {
     const config = yield* DatabaseConfig.make(name, options)
     const observers = new Observers()
+    if (config.echo !== LogLevel.None) observers.add(yield* makeEcho(config.echo))
     const topology = yield* Effect.acquireRelease(
       Effect.sync(() => new Topology(config, observers)),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))

@@ -8,6 +8,7 @@ import type { ConnectionOptions } from "node:tls"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Duration from "effect/Duration"
 import * as Either from "effect/Either"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import PgConnectionString from "pg-connection-string"
 import { ConfigInvalid } from "./DatabaseError.js"
@@ -116,6 +117,12 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly transformJson?: boolean | undefined
   readonly types?: PgClientConfig["types"]
   readonly spanAttributes?: Record<string, unknown> | undefined
+  /**
+   * Whether every observation is logged, by the loggers that are in place where the layer is built: `true` logs all, each at its own
+   * level, a level only those of at least that one. Trouble is a warning, the life of connections is info, single transactions and waits
+   * are debug; the program's minimum log level holds as well. Default `false`.
+   */
+  readonly echo?: boolean | LogLevel.Literal | undefined
 }
 
 /**
@@ -182,6 +189,8 @@ export interface DatabaseConfig {
   readonly startup: "verify" | "lazy"
   readonly shutdownTimeout: number
   readonly readerRetryDelay: number
+  /** The least level at which observations are logged. */
+  readonly echo: LogLevel.LogLevel
   readonly options: DatabaseOptions
 }
 
@@ -303,6 +312,17 @@ const finite = (setting: string, given: number): number => {
   return given
 }
 
+const echo = (given: boolean | string | undefined): LogLevel.LogLevel => {
+  if (typeof given !== "string") return given === true ? LogLevel.All : LogLevel.None
+  const level = LogLevel.allLevels.find(({ _tag }) => _tag === given)
+  if (level !== undefined) return level
+  throw new Invalid(
+    "echo",
+    `"${given}"`,
+    `true, false or one of ${LogLevel.allLevels.map(({ _tag }) => _tag).join(", ")}`
+  )
+}
+
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
   const { applicationName, ...writer } = server("writer", options.writer)
@@ -340,6 +360,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     startup: options.startup ?? "verify",
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
+    echo: echo(options.echo),
     options
   }
 }
