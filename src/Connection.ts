@@ -68,6 +68,8 @@ export class Connection {
   readonly createdAt = performance.now()
   /** When the server last answered. */
   lastAnswer = this.createdAt
+  /** When the pool handed it out; 0 while nobody has it. */
+  takenAt = 0
   readonly processId: number
   private flight: Flight | undefined = undefined
   private loss: Error | undefined = undefined

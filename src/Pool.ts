@@ -176,7 +176,7 @@ export class Pool {
         continue
       }
       if (!this.isSuspect(connection, now)) {
-        settle(undefined, connection)
+        this.handOut(connection, now, now, settle)
         return nothing
       }
       this.idle.push(connection)
@@ -191,6 +191,9 @@ export class Pool {
 
   /** Takes a connection back: the next waiter's, or idle, or closed where it is not as it was handed out. */
   checkin(connection: Connection): void {
+    const now = performance.now()
+    if (connection.takenAt > 0) this.meter.used(now - connection.takenAt)
+    connection.takenAt = 0
     if (connection.broken !== undefined) {
       // a cancelled one is still busy: it closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)
@@ -198,7 +201,6 @@ export class Pool {
     }
     if (connection.busy || connection.status !== "I") return connection.destroy("dirty")
     if (this.closing) return connection.end("shutdown")
-    const now = performance.now()
     if (this.isAged(connection, now)) return connection.end("aged")
     if (this.give(connection, now)) return
     this.idle.push(connection)
@@ -232,6 +234,13 @@ export class Pool {
     if (this.options.observer.active) this.options.observer.observe(make())
   }
 
+  /** From here on it is the caller's, until it comes back. */
+  private handOut(connection: Connection, since: number, now: number, settle: OnCheckout): void {
+    connection.takenAt = now
+    this.meter.waited(now - since)
+    settle(undefined, connection)
+  }
+
   private pick(): Connection | undefined {
     return this.options.pool.order === "lifo" ? this.idle.pop() : this.idle.shift()
   }
@@ -263,6 +272,7 @@ export class Pool {
     const waiter: Waiter = { since, settle, holding, timer: undefined }
     waiter.timer = setTimeout(
       () => {
+        this.meter.timedOut()
         const { active, idle, total, waiting } = this.figures
         const last = this.lastConnectFailure
         this.fail(
@@ -299,7 +309,7 @@ export class Pool {
       clearTimeout(waiter.timer)
       this.waiters.delete(waiter)
       this.observe(() => Observation.Waited({ ...this.place, waited: now - waiter.since }))
-      waiter.settle(undefined, connection)
+      this.handOut(connection, waiter.since, now, waiter.settle)
       return true
     }
     return false
@@ -372,9 +382,9 @@ export class Pool {
     this.all.add(connection)
     // up to 2.5 % less, so that connections made together do not die together
     this.lifetimes.set(connection, maxLifetime * (1 - Math.random() * 0.025))
-    this.observe(() =>
-      Observation.Connected({ ...this.place, processId: connection.processId, took: performance.now() - start })
-    )
+    const took = performance.now() - start
+    this.meter.created(took)
+    this.observe(() => Observation.Connected({ ...this.place, processId: connection.processId, took }))
     this.options.onHealth?.(true, "connected")
     this.checkin(connection)
   }

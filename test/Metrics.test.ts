@@ -1,13 +1,15 @@
 import { randomUUID } from "node:crypto"
 import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
 import * as MetricState from "effect/MetricState"
 import * as Stream from "effect/Stream"
-import { DatabaseError } from "effect-db"
+import { DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { type Levels, makeMeter } from "../src/internal/meter.js"
-import { Db, fresh, insert, Place } from "./fixtures/databases.js"
+import { Db, fresh, insert, Place, soon } from "./fixtures/databases.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase } from "./fixtures/server.js"
 
@@ -316,6 +318,109 @@ describe("db.client.operation.duration", () => {
         )
       }).pipe(Effect.provide(Db.layer({ writer, startup: "lazy", maxConnections: 3, minConnections: 1 })))
       assert.deepStrictEqual([...new Set((yield* levels).map(([, count]) => count))], [0])
+    })
+  )
+})
+
+describe("the meter of a pool", () => {
+  /** How often each time was measured, on the pool of the writer. */
+  const times = (namespace: string) =>
+    Effect.map(series(namespace), (all) => {
+      const count = (name: string) => {
+        const one = all.find(
+          (one) =>
+            one.name === `db.client.connection.${name}` &&
+            one.tags["db.client.connection.pool.name"]?.includes(" writes ")
+        )
+        return one === undefined ? 0 : value(one)
+      }
+      return {
+        created: count("create_time"),
+        waited: count("wait_time"),
+        used: count("use_time"),
+        timeouts: count("timeouts"),
+        waiting: count("pending_requests")
+      }
+    })
+
+  it.scopedLive("each checkout has one wait and one use, each connection one creation, however the work ends", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      const facts: Array<Observation.Observation> = []
+      yield* Effect.forkScoped(Stream.runForEach(Db.observations, (fact) => Effect.sync(() => void facts.push(fact))))
+      yield* Effect.yieldNow()
+      yield* Effect.forEach([1, 2, 3, 4, 5, 6, 7], (n) => sql`SELECT ${n}::int`, { concurrency: 5 })
+      yield* Db.withTransaction(Effect.all([insert("a"), insert("b"), insert("c")]))
+      yield* Effect.scoped(Effect.flatMap(sql.reserve, (_) => _.execute("SELECT 1", [], undefined)))
+      yield* Effect.flip(sql`SELECT 1 / 0`)
+      yield* Effect.flip(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+      assert.deepInclude(yield* times(name), { waited: 11, used: 11 })
+      // cancelled in the middle
+      const asleep = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waited === 12 })
+      yield* Fiber.interrupt(asleep)
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.used === 12 })
+      yield* sql`SELECT 1`
+      yield* Db.withTransaction(Effect.void)
+      const { created, ...rest } = yield* times(name)
+      assert.deepStrictEqual(rest, { waited: 13, used: 13, timeouts: 0, waiting: 0 })
+      yield* Effect.yieldNow()
+      assert.strictEqual(created, facts.filter(({ _tag }) => _tag === "Connected").length)
+      assert.isAtLeast(created, 2)
+    }).pipe(Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 2 })))
+  )
+
+  it.scopedLive("who gets no connection in time is a timeout, not a wait; who gives up is neither", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      const hold = yield* Deferred.make<void>()
+      const holder = yield* Effect.fork(Db.withTransaction(Effect.zipRight(sql`SELECT 1`, Deferred.await(hold))))
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waited === 1 })
+      const late = yield* Effect.fork(
+        Effect.all(
+          [1, 2].map(() => Effect.flip(sql`SELECT 1`)),
+          { concurrency: 2 }
+        )
+      )
+      const impatient = yield* Effect.fork(sql`SELECT 1`)
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waiting === 3 })
+      yield* Fiber.interrupt(impatient)
+      assert.strictEqual((yield* times(name)).waiting, 2)
+      for (const error of yield* Fiber.join(late)) {
+        assert.strictEqual(DatabaseError.fromSqlError(error)._tag, "PoolExhausted")
+      }
+      yield* Deferred.succeed(hold, undefined)
+      yield* Fiber.join(holder)
+      assert.deepStrictEqual(yield* times(name), { created: 1, waited: 1, used: 1, timeouts: 2, waiting: 0 })
+    }).pipe(
+      Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 1, acquireTimeout: "1 second" })),
+      Effect.provide(RetryPolicy.layer(RetryPolicy.never))
+    )
+  )
+
+  it.scopedLive("the times are those that a caller sees", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      yield* proxy.delay(10)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        // the second waits for the first, which takes as long as the server sleeps
+        yield* Effect.all([sql`SELECT pg_sleep(0.1)`, sql`SELECT 1`], { concurrency: 2 })
+        const sums = Object.fromEntries(
+          (yield* series(name)).flatMap((one) =>
+            MetricState.isHistogramState(one.state) && one.state.count > 0 ? [[one.name, one.state.sum]] : []
+          )
+        )
+        // several exchanges to log in, each with the delay, both ways
+        assert.isAtLeast(sums["db.client.connection.create_time"] ?? 0, 0.04)
+        assert.isAtLeast(sums["db.client.connection.wait_time"] ?? 0, 0.14)
+        assert.isAtLeast(sums["db.client.connection.use_time"] ?? 0, 0.12)
+        // in seconds
+        for (const sum of Object.values(sums)) assert.isBelow(sum, 20)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy", maxConnections: 1 })))
     })
   )
 })
