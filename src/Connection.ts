@@ -9,7 +9,7 @@ import * as Redacted from "effect/Redacted"
 import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
-import { type Client, makeClient } from "./internal/driver.js"
+import { type Client, isServerError, makeClient } from "./internal/driver.js"
 import { type Done, type Failure, Flight, type Plan, type Result } from "./internal/flight.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import * as wire from "./internal/wire.js"
@@ -51,6 +51,11 @@ export interface Owner {
   readonly lost: (connection: Connection, error: Error) => void
   /** Its socket is closed. Called once, for whatever reason. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
+  /**
+   * A flight has ended that the program asked for, after so many ms. That is one operation, whatever it carried: a statement with the
+   * BEGIN before it, a COMMIT, a part of a stream. `error` is the SQLSTATE, or the tag of the error where the server gave none.
+   */
+  readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
 }
 
 /**
@@ -186,7 +191,7 @@ export class Connection {
 
   /** Asks for a sign of life. */
   ping(done: Done): void {
-    this.fly({ bytes: () => wire.syncOnly, before: 0, asArrays: false, simple: false, done })
+    this.fly({ bytes: () => wire.syncOnly, before: 0, asArrays: false, simple: false, isUpkeep: true, done })
   }
 
   /** A name for a portal, new on this connection. */
@@ -275,7 +280,9 @@ export class Connection {
     this.lastAnswer = performance.now()
     if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (this.broken !== undefined) this.destroy(this.broken)
-    flight.plan.done(flight.failure(), flight)
+    const failure = flight.failure()
+    this.report(flight, this.lastAnswer, failure)
+    flight.plan.done(failure, flight)
   }
 
   private lose(error: Error): void {
@@ -286,8 +293,15 @@ export class Connection {
     this.flight = undefined
     if (before === undefined) this.owner.lost(this, error)
     this.client.connection.stream.destroy()
-    if (flight === undefined) this.onLost?.(error)
-    flight?.plan.done({ _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }, flight)
+    if (flight === undefined) return this.onLost?.(error)
+    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }
+    this.report(flight, performance.now(), failure)
+    flight.plan.done(failure, flight)
+  }
+
+  private report(flight: Flight, now: number, failure: Failure | undefined): void {
+    if (flight.plan.isUpkeep === true) return
+    this.owner.operated?.(now - flight.since, failure === undefined ? undefined : errorType(failure))
   }
 
   private close(): void {
@@ -296,6 +310,12 @@ export class Connection {
     this.lose(lostError())
     this.owner.closed(this, this.broken ?? "broken")
   }
+}
+
+/** What names a failure in the metrics: what the server said, else what the program sees. */
+const errorType = ({ _tag, error }: Failure): string => {
+  const sqlState = isServerError(error) ? error.code : undefined
+  return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")
 }
 
 const checked = (text: string): string => {

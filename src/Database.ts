@@ -15,7 +15,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
-import * as Runtime from "effect/Runtime"
+import * as LogLevel from "effect/LogLevel"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -26,6 +26,7 @@ import { ConnectFailed, type StartupError, type TransactionError } from "./Datab
 import { callSite, followCallSites } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
 import { makeCredentialSource } from "./internal/credentials.js"
+import { makeEcho } from "./internal/echo.js"
 import { Engine } from "./internal/engine.js"
 import { makeListen } from "./internal/listener.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
@@ -75,7 +76,7 @@ export interface Database {
 export class Observers implements Observer {
   private readonly all = new Set<(observation: Observation) => void>()
 
-  constructor(private readonly warn: (leak: Leak) => void) {}
+  constructor(private readonly tellOfLeak: (observation: Observation) => void) {}
 
   get active(): boolean {
     return this.all.size > 0
@@ -83,8 +84,7 @@ export class Observers implements Observer {
 
   observe(observation: Observation): void {
     for (const one of this.all) one(observation)
-    // who sets a threshold wants to know, whether he listens to facts or not
-    if (observation._tag === "Leaked") this.warn(observation)
+    if (observation._tag === "Leaked") this.tellOfLeak(observation)
   }
 
   add(one: (observation: Observation) => void): () => void {
@@ -94,19 +94,6 @@ export class Observers implements Observer {
     }
   }
 }
-
-type Leak = Extract<Observation, { readonly _tag: "Leaked" }>
-
-const logLeak =
-  (runtime: Runtime.Runtime<never>) =>
-  ({ database, fiber, held, place, processId, server }: Leak): void => {
-    const where = place === undefined ? "" : ` at ${place}`
-    Runtime.runFork(runtime)(
-      Effect.logWarning(
-        `database "${database}" at ${server}: a connection (process ${processId}) is held since ${Math.round(held)} ms by fiber ${fiber}${where}`
-      )
-    )
-  }
 
 const clients = (
   engine: Engine,
@@ -170,8 +157,11 @@ export const make = (
   Effect.gen(function* () {
     const config = yield* DatabaseConfig.make(name, options)
     const runtime = yield* Effect.runtime()
-    const observers = new Observers(logLeak(runtime))
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
+    const isEchoing = config.echo !== LogLevel.None
+    // who sets a threshold for leaks wants to know of them, whether he listens to facts or not
+    const observers = new Observers(yield* makeEcho(isEchoing ? LogLevel.None : LogLevel.Warning))
+    if (isEchoing) observers.add(yield* makeEcho(config.echo))
     const topology = yield* Effect.acquireRelease(
       Effect.sync(() => new Topology(config, credentials, makeSessionTasks(config, runtime), observers)),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))

@@ -10,6 +10,7 @@ import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import PgConnectionString from "pg-connection-string"
 import { ConfigInvalid } from "./DatabaseError.js"
@@ -178,6 +179,12 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly transformJson?: boolean | undefined
   readonly types?: PgClientConfig["types"]
   readonly spanAttributes?: Record<string, unknown> | undefined
+  /**
+   * Whether every observation is logged, by the loggers that are in place where the layer is built: `true` logs all, each at its own
+   * level, a level only those of at least that one. Trouble is a warning, the life of connections is info, single transactions and waits
+   * are debug; the program's minimum log level holds as well. Default `false`.
+   */
+  readonly echo?: boolean | LogLevel.Literal | undefined
 }
 
 /**
@@ -251,6 +258,8 @@ export interface DatabaseConfig {
   readonly startup: "verify" | "lazy"
   readonly shutdownTimeout: number
   readonly readerRetryDelay: number
+  /** The least level at which observations are logged. */
+  readonly echo: LogLevel.LogLevel
   readonly options: DatabaseOptions
 }
 
@@ -415,6 +424,17 @@ const limits = (options: DatabaseOptions) => {
   return { strategy, maxConnections, minConnections, maxOverflow }
 }
 
+const echo = (given: boolean | string | undefined): LogLevel.LogLevel => {
+  if (typeof given !== "string") return given === true ? LogLevel.All : LogLevel.None
+  const level = LogLevel.allLevels.find(({ _tag }) => _tag === given)
+  if (level !== undefined) return level
+  throw new Invalid(
+    "echo",
+    `"${given}"`,
+    `true, false or one of ${LogLevel.allLevels.map(({ _tag }) => _tag).join(", ")}`
+  )
+}
+
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
   const common = {
@@ -453,6 +473,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     startup: options.startup ?? "verify",
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
+    echo: echo(options.echo),
     options
   }
 }

@@ -42,7 +42,12 @@ const limited = { ...place, /** What the server said, with the limit. */ limit: 
 
 const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 
-const at = (self: { readonly database: string; readonly server: string }): string =>
+/**
+ * Where something happened, in words.
+ *
+ * @internal
+ */
+export const at = (self: { readonly database: string; readonly server: string }): string =>
   self.server === "" ? `database "${self.database}"` : `database "${self.database}" at ${self.server}`
 
 const said = (cause: unknown): string =>

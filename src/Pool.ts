@@ -9,6 +9,7 @@ import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
 import type { CredentialSource } from "./internal/credentials.js"
+import { type Meter, makeMeter } from "./internal/meter.js"
 import { open } from "./internal/opening.js"
 import type { Borrower } from "./internal/pool/borrower.js"
 import { Growth } from "./internal/pool/growth.js"
@@ -137,6 +138,7 @@ export class Pool {
   private readonly waiters: Waiters<OnCheckout>
   private readonly growth: Growth
   private readonly loans: Loans | undefined
+  private readonly meter: Meter
   private readonly connecting = new Set<() => void>()
   /** How many are on their way to a waiter: being validated, or in a task. */
   private preparing = 0
@@ -170,11 +172,22 @@ export class Pool {
             )
           )
         : undefined
+    this.meter = makeMeter(
+      {
+        database: options.database,
+        purpose: options.readOnly ? "reads" : "writes",
+        server: options.server,
+        idleMin: options.pool.minConnections,
+        idleMax: strategy === "none" ? 0 : maxConnections
+      },
+      () => ({ ...this.figures, max: this.limit })
+    )
     options.credentials.follow((generation) => {
       this.stock.retireOlder(generation)
       this.observe(() => Observation.CredentialsRotated({ ...this.place, generation }))
     })
     this.owner = {
+      operated: this.meter.operated,
       lost: (connection, error) => {
         this.stock.suspectAll()
         this.stock.take(connection)
@@ -261,9 +274,10 @@ export class Pool {
   checkin(connection: Connection): void {
     const now = performance.now()
     const { observer } = this.options
+    const used = now - connection.takenAt
     this.loans?.remove(connection)
+    this.meter.used(used)
     if (observer.active) {
-      const used = now - connection.takenAt
       observer.observe(Observation.CheckedIn({ ...this.place, processId: connection.processId, used }))
     }
     if (connection.broken !== undefined) {
@@ -315,6 +329,7 @@ export class Pool {
     this.onEmpty = () => {
       clearTimeout(cutOff)
       this.onEmpty = nothing
+      this.meter.close()
       done()
     }
     this.growth.stop()
@@ -371,6 +386,7 @@ export class Pool {
     const { active, idle, lastConnectFailure, total, waiting } = this.figures
     const waited = performance.now() - since
     const oldest = this.oldest
+    if (reason !== "single") this.meter.timedOut()
     this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
     // under overload these are many, and the stack of a callback tells nobody anything
     const { stackTraceLimit } = Error
@@ -416,6 +432,7 @@ export class Pool {
     const { observer } = this.options
     connection.takenAt = now
     this.loans?.add(connection, now, who)
+    this.meter.waited(waited)
     if (observer.active) {
       observer.observe(Observation.CheckedOut({ ...this.place, processId: connection.processId, waited }))
     }
@@ -538,6 +555,7 @@ export class Pool {
     this.failures = 0
     this.isShut = false
     this.growth.connected(now - start)
+    this.meter.created(now - start)
     this.observe(() =>
       Observation.Connected({ ...this.place, processId: connection.processId, took: now - start, isFirst })
     )

@@ -1,5 +1,6 @@
 import { assert, it } from "@effect/vitest"
 import * as Either from "effect/Either"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
 import { describe } from "vitest"
@@ -41,7 +42,7 @@ describe("DatabaseConfig", () => {
   })
 
   it("has the defaults that the README states", () => {
-    const { pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
+    const { echo, pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
       writer: { host: "localhost", database: "app", username: "me" }
     })
     assert.deepStrictEqual(pool, {
@@ -67,5 +68,20 @@ describe("DatabaseConfig", () => {
       types: undefined
     })
     assert.deepStrictEqual([readers, startup, shutdownTimeout, readerRetryDelay], [[], "verify", 5000, 5000])
+    assert.strictEqual(echo, LogLevel.None)
+  })
+
+  it("echo is a switch or a level; another word is refused", () => {
+    const writer = Redacted.make("postgres://me@localhost/app")
+    const echo = (given: Database.Options["echo"]) => make({ writer, echo: given }).echo
+    assert.deepStrictEqual([false, true, "Warning" as const, "None" as const].map(echo), [
+      LogLevel.None,
+      LogLevel.All,
+      LogLevel.Warning,
+      LogLevel.None
+    ])
+    // what a program without types may pass
+    const refused = DatabaseConfig.make("app", { writer, echo: "warn" as "Warning" })
+    assert.isTrue(Either.isLeft(refused) && refused.left.setting === "echo" && refused.left.given === '"warn"')
   })
 })

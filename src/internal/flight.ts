@@ -42,6 +42,8 @@ export interface Plan {
   readonly prepared?: Prepared | undefined
   /** The columns, where they are known and the server is not asked for them. */
   readonly shape?: Shape | undefined
+  /** The pool's own doing, which the program has not asked for. */
+  readonly isUpkeep?: boolean | undefined
   readonly done: Done
 }
 
@@ -51,6 +53,7 @@ const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new
 
 /** A flight, as node-postgres sees it. */
 export class Flight implements Query {
+  readonly since = performance.now()
   /** Completed commands, the steps before and after the statement among them. */
   acknowledged = 0
   /** Completed parses, in the same order. */
