@@ -12,6 +12,7 @@ import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError, makeClient } from "./internal/driver.js"
 import { type Done, type Failure, Flight, type Plan, type Result } from "./internal/flight.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import { noColumns } from "./internal/rows.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
 import { type ConnectReason, connectReason, isStalePlan } from "./SqlState.js"
@@ -166,6 +167,8 @@ export class Connection {
           else this.statements.drop(text)
         }
         if (failure === undefined) {
+          // a statement without rows is described by silence, and need not be asked about again
+          if (prepared !== undefined) prepared.shape ??= noColumns
           if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text)

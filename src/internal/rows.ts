@@ -38,3 +38,6 @@ export const makeShape = (client: Client, fields: ReadonlyArray<Field>): Shape =
     array: (values) => values.map((_, i) => parse(values, i))
   }
 }
+
+/** The shape of what has no rows. */
+export const noColumns: Shape = { fields: [], object: () => ({}), array: () => [] }

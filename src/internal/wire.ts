@@ -4,8 +4,13 @@
 import pg from "pg"
 import { serialize } from "pg-protocol"
 
-/** One command without parameters and rows, ready to send: parse, bind, execute, all unnamed. */
-export type Step = Buffer
+/** One command without parameters and rows, ready to send. */
+export interface Step {
+  /** Among others in one flight: parse, bind, execute, all unnamed. */
+  readonly among: Buffer
+  /** On its own: the simple protocol, half as many messages each way. */
+  readonly alone: Buffer
+}
 
 const sync = serialize.sync()
 const execute = serialize.execute()
@@ -28,7 +33,10 @@ export const constantStep = (text: string): Step => {
 }
 
 /** A step of any text. */
-export const step = (text: string): Step => Buffer.concat([serialize.parse({ text }), serialize.bind({}), execute])
+export const step = (text: string): Step => ({
+  among: Buffer.concat([serialize.parse({ text }), serialize.bind({}), execute]),
+  alone: serialize.query(text)
+})
 
 /** A value as the server reads it. */
 const toWire: (value: unknown) => unknown =
@@ -61,21 +69,24 @@ export const flight = (before: ReadonlyArray<Step>, main: Main, after: ReadonlyA
   }
   const parts: Array<Buffer> = []
   for (const name of main.close()) parts.push(serialize.close({ type: "S", name }))
-  for (const one of before) parts.push(one)
+  for (const one of before) parts.push(one.among)
   if (main.parse) parts.push(serialize.parse({ text: main.text, name: main.name }))
   parts.push(bound)
   if (main.describe) parts.push(describePortal)
   if (after.length === 0) parts.push(executeAndSync)
   else {
     parts.push(execute)
-    for (const one of after) parts.push(one)
+    for (const one of after) parts.push(one.among)
     parts.push(sync)
   }
   return Buffer.concat(parts)
 }
 
 /** Only steps: a BEGIN, a COMMIT, a ROLLBACK TO with its RELEASE. */
-export const steps = (all: ReadonlyArray<Step>): Buffer => Buffer.concat([...all, sync])
+export const steps = (all: ReadonlyArray<Step>): Buffer => {
+  const [only] = all
+  return all.length === 1 && only !== undefined ? only.alone : Buffer.concat([...all.map((one) => one.among), sync])
+}
 
 /** Opens a named portal and fetches its first rows. */
 export const openPortal = (
@@ -86,7 +97,7 @@ export const openPortal = (
   rows: number
 ): Buffer =>
   Buffer.concat([
-    ...before,
+    ...before.map((one) => one.among),
     serialize.parse({ text }),
     bind("", portal, values),
     serialize.describe({ type: "P", name: portal }),

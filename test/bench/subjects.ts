@@ -138,11 +138,12 @@ class Db extends Database.Service<Db>()("bench") {}
 
 const ours = async (url: string): Promise<Subject> => {
   const { close, context } = await opened(Db.layer({ writer: Redacted.make(url), maxConnections: 10 }))
-  const { body, select } = operations(Context.get(context, Db).writer)
+  const sql = Context.get(context, Db).writer
+  const { body, select } = operations(sql)
   return {
     name: "effect-db",
     select: effectLoop(select),
-    transaction: effectLoop(Effect.provide(Db.withTransaction(body), context)),
+    transaction: effectLoop(sql.withTransaction(body)),
     close
   }
 }
