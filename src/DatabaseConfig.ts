@@ -109,6 +109,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly shutdownTimeout?: Duration.DurationInput | undefined
   /** For how long a reader that failed is left out. Default 5 s. */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
+  /** How often the connection that listens is asked for a sign of life; infinity means never. Default 30 s. */
+  readonly listenHeartbeat?: Duration.DurationInput | undefined
   /** Prepared statements that a connection keeps, by the text. 0 prepares none. Default 256. */
   readonly preparedStatements?: number | undefined
   readonly transformResultNames?: ((name: string) => string) | undefined
@@ -182,6 +184,7 @@ export interface DatabaseConfig {
   readonly startup: "verify" | "lazy"
   readonly shutdownTimeout: number
   readonly readerRetryDelay: number
+  readonly listenHeartbeat: number
   readonly options: DatabaseOptions
 }
 
@@ -340,6 +343,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     startup: options.startup ?? "verify",
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
+    listenHeartbeat: time("listenHeartbeat", options.listenHeartbeat, "30 seconds"),
     options
   }
 }

@@ -40,7 +40,7 @@ describe("DatabaseConfig", () => {
   })
 
   it("has the defaults that the README states", () => {
-    const { pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
+    const { listenHeartbeat, pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
       writer: { host: "localhost", database: "app", username: "me" }
     })
     assert.deepStrictEqual(pool, {
@@ -62,5 +62,6 @@ describe("DatabaseConfig", () => {
       types: undefined
     })
     assert.deepStrictEqual([readers, startup, shutdownTimeout, readerRetryDelay], [[], "verify", 5000, 5000])
+    assert.strictEqual(listenHeartbeat, 30_000)
   })
 })
