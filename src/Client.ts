@@ -14,6 +14,7 @@ import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import type { Engine } from "./internal/engine.js"
+import { checkMessage } from "./internal/notify.js"
 import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements, makeStream } from "./internal/statements.js"
@@ -112,7 +113,11 @@ export const make = (
       json: (value: unknown) => pgJson(value, undefined, undefined),
       listen,
       notify: (channel: string, payload: string) =>
-        Effect.asVoid(constructor`SELECT pg_notify(${channel}, ${payload})`.raw)
+        Effect.suspend(() => {
+          const invalid = checkMessage(engine.database, channel, payload)
+          if (invalid !== undefined) return Effect.fail(toSqlError(invalid))
+          return Effect.asVoid(constructor`SELECT pg_notify(${channel}, ${payload})`.raw)
+        })
     }
     const finish = (
       statement: Statement.Constructor,

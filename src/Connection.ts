@@ -186,9 +186,11 @@ export class Connection {
   }
 
   /** Hears of every NOTIFY on the channels that it listens to. */
-  onNotification(listener: (channel: string, payload: string) => void): void {
-    this.client.on("notification", (message: { readonly channel: string; readonly payload?: string }) =>
-      listener(message.channel, message.payload ?? "")
+  onNotification(listener: (channel: string, payload: string, processId: number) => void): void {
+    this.client.on(
+      "notification",
+      (message: { readonly channel: string; readonly payload?: string; readonly processId: number }) =>
+        listener(message.channel, message.payload ?? "", message.processId)
     )
   }
 

@@ -22,14 +22,22 @@ import * as Stream from "effect/Stream"
 import * as Client from "./Client.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
-import { ConnectFailed, type StartupError, type TransactionError } from "./DatabaseError.js"
+import {
+  ConnectFailed,
+  type DatabaseError,
+  type ListenError,
+  refine,
+  type StartupError,
+  type TransactionError
+} from "./DatabaseError.js"
 import { callSite, followCallSites } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { Engine } from "./internal/engine.js"
-import { makeListen } from "./internal/listener.js"
+import { type Listen, makeListen } from "./internal/listen.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
+import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
@@ -69,6 +77,7 @@ export interface Database {
   readonly reader: PgClient.PgClient
   readonly any: PgClient.PgClient
   /** @internal */ readonly engine: Engine
+  /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
 }
 
@@ -100,12 +109,13 @@ const clients = (
   observers: Observers
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const listen = yield* makeListen(engine.config, engine.topology.writer.credentials)
+    const listen = yield* makeListen(engine)
     return {
-      writer: yield* Client.make(engine, "writer", listen),
-      reader: yield* Client.make(engine, "reader", listen),
-      any: yield* Client.make(engine, "reader", listen),
+      writer: yield* Client.make(engine, "writer", listen.payloads),
+      reader: yield* Client.make(engine, "reader", listen.payloads),
+      any: yield* Client.make(engine, "reader", listen.payloads),
       engine,
+      listen,
       observers
     }
   })
@@ -267,6 +277,20 @@ export interface Statics<Self> {
   readonly rollback: Effect.Effect<void, TransactionError, Self>
   /** Runs an effect outside of every transaction of this database, each statement on a connection of its own. */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
+  /**
+   * Hears a channel (LISTEN), outside of every transaction. After a loss it goes on, with a `Gap` first: messages may have been missed.
+   *
+   * All listeners of a database share one connection to the primary, beside its pools; each has a buffer of its own, of `bufferSize`
+   * messages (default 4096), and one who lets it overflow gets a `Gap` and disturbs nobody. What a person must mend fails the stream.
+   *
+   * The `listen` of a client gives payloads only, in which a gap has no place: it fails with `ListenFailed` instead.
+   */
+  readonly listen: (
+    channel: string,
+    options?: { readonly bufferSize?: number | undefined }
+  ) => Stream.Stream<Notification, ListenError, Self>
+  /** Sends a message (NOTIFY); inside of a transaction on its COMMIT, or never. Equal ones of one transaction arrive as one. */
+  readonly notify: (channel: string, payload?: string) => Effect.Effect<void, DatabaseError, Self>
   /** The figures of this moment. */
   readonly status: Effect.Effect<Status, never, Self>
   /**
@@ -331,6 +355,9 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     commit: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
     rollback: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
     independent: (self) => Effect.flatMap(tag, ({ engine }) => Transaction.independent(self, engine)),
+    listen: (channel, options) =>
+      Stream.unwrap(Effect.map(tag, ({ listen }) => listen.notifications(channel, options))),
+    notify: (channel, payload = "") => Effect.flatMap(tag, ({ writer }) => refine(writer.notify(channel, payload))),
     status: Effect.map(tag, ({ engine }) => ({
       database: name,
       servers: engine.topology.status,

@@ -172,6 +172,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly shutdownTimeout?: Duration.DurationInput | undefined
   /** For how long a reader that failed is left out. Default 5 s. */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
+  /** How often the connection that listens is asked for a sign of life; infinity means never. Default 30 s. */
+  readonly listenHeartbeat?: Duration.DurationInput | undefined
   /** Prepared statements that a connection keeps, by the text. 0 prepares none. Default 256. */
   readonly preparedStatements?: number | undefined
   readonly transformResultNames?: ((name: string) => string) | undefined
@@ -260,6 +262,7 @@ export interface DatabaseConfig {
   readonly readerRetryDelay: number
   /** The least level at which observations are logged. */
   readonly echo: LogLevel.LogLevel
+  readonly listenHeartbeat: number
   readonly options: DatabaseOptions
 }
 
@@ -474,6 +477,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     echo: echo(options.echo),
+    listenHeartbeat: time("listenHeartbeat", options.listenHeartbeat, "30 seconds"),
     options
   }
 }

@@ -619,12 +619,60 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }
 
 /**
+ * The name of a channel or a payload that NOTIFY cannot carry. Nothing was sent.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>("effect-db/NotificationInvalid")(
+  "NotificationInvalid",
+  {
+    database: Schema.String,
+    part: Schema.Literal("channel", "payload"),
+    given: Schema.String,
+    expected: Schema.String
+  }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const what = this.part === "channel" ? "the name of a channel" : "the payload of a notification"
+    return `database "${this.database}": ${what} is ${this.given}; expected ${this.expected}`
+  }
+}
+
+const listenAdvice = {
+  disconnected: "messages may have been missed: listen again, then look at the tables",
+  overflow: "it is too slow and messages were dropped: do the work elsewhere, listen again, then look at the tables"
+} as const
+
+/**
+ * A listener cannot go on. `cause` is how the connection was lost, where it was.
+ *
+ * - `disconnected`: the connection was lost. `Db.listen` survives that, with a `Gap`, for as long as another attempt may help; the
+ *   `listen` of a client does not, for a stream of payloads has no other way to say that some may have been missed.
+ * - `overflow`: of the `listen` of a client only, for the same reason.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/ListenFailed")("ListenFailed", {
+  ...place,
+  channel: Schema.String,
+  reason: Schema.Literal("disconnected", "overflow")
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `${at(this)}: a listener of "${this.channel}" cannot go on${said(this.cause)} - ${listenAdvice[this.reason]}`
+  }
+}
+
+/**
  * Every failure of this library.
  *
  * @since 0.1.0
  * @category models
  */
-export type DatabaseError = StartupError | StatementError | TransactionError | ForeignClient
+export type DatabaseError = StartupError | StatementError | TransactionError | ListenError | ForeignClient
 
 /**
  * What opening a database can fail with.
@@ -660,6 +708,15 @@ export type StatementError =
   | QueryFailed
   | TransactionEnded
   | TransactionBusy
+
+/**
+ * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which
+ * nothing can be heard. Then: `ListenFailed`, or `DatabaseClosed` where the layer is released.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ListenError = StatementError | NotificationInvalid | ConfigInvalid | ListenFailed
 
 /**
  * What beginning and ending a transaction can fail with, beside the failures of its statements.

@@ -125,6 +125,30 @@ export type Observation = Data.TaggedEnum<{
     readonly label: string | undefined
     readonly took: number
   }
+  /** The connection that listens was lost: nothing is heard. */
+  ListenLost: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    readonly message: string
+  }
+  /** After a pause there is going to be an attempt to listen again; the first one of an outage is 1. */
+  ListenRetried: {
+    readonly database: string
+    readonly server: string
+    readonly attempt: number
+    readonly pause: number
+    readonly message: string
+  }
+  /** Every channel is listened to again, and its listeners are told of the gap. */
+  ListenRestored: {
+    readonly database: string
+    readonly server: string
+    readonly attempts: number
+    readonly took: number
+  }
+  /** A listener is too slow: its buffer is full, and messages are dropped. It is told of the gap. */
+  ListenOverflowed: { readonly database: string; readonly channel: string }
   /** A hook that runs after the end of a transaction failed; the rest still ran. */
   HookFailed: { readonly database: string; readonly hook: "afterCommit" | "afterRollback"; readonly message: string }
 }>

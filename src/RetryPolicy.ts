@@ -8,6 +8,7 @@
  * | a statement of an {@link idempotent} scope, outside of a transaction | tried again |
  * | any other statement outside of a transaction | not tried again: `Disconnected`, in doubt |
  * | a transaction | replayed as a whole, only with `{ retry }` |
+ * | listening, after it was lost | tried again for as long as there are listeners |
  *
  * @since 0.1.0
  */
@@ -46,6 +47,11 @@ export interface Policy {
   readonly statement: Schedule.Schedule<unknown, DatabaseError>
   /** A whole transaction with `{ retry: true }`. */
   readonly transaction: Schedule.Schedule<unknown, DatabaseError>
+  /**
+   * Listening again after the connection was lost: the pauses before the attempts. One connection listens for all of a database, so it is
+   * the policy in force when the database is opened.
+   */
+  readonly listen: Schedule.Schedule<unknown, DatabaseError>
   /** Keeps a failing server from being hammered: without budget the failure is passed on at once. */
   readonly budget: Budget
 }
@@ -53,9 +59,16 @@ export interface Policy {
 const backoff = (base: Duration.DurationInput, times: number): Schedule.Schedule<unknown, DatabaseError> =>
   Schedule.exponential(base, 2).pipe(Schedule.jittered, Schedule.intersect(Schedule.recurs(times)))
 
+/** Not an exponential with a limit: after some thousand attempts it would be infinite first. */
+const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknown, DatabaseError> =>
+  Schedule.unfold(base, (pause) => Math.min(2 * pause, longest)).pipe(
+    Schedule.addDelay((pause) => pause),
+    Schedule.jitteredWith({ min: 0.5, max: 1 })
+  )
+
 /**
  * The default: exponential with jitter; 5 times for what was not sent, 3 times for a statement, 10 times for a transaction; of all callers
- * together 200 at once and 50 a second.
+ * together 200 at once and 50 a second. Listening again: from 50 ms up to 5 s, for ever.
  *
  * @since 0.1.0
  * @category policies
@@ -64,6 +77,7 @@ export const defaultPolicy: Policy = {
   acquire: backoff("50 millis", 5),
   statement: backoff("20 millis", 3),
   transaction: backoff("10 millis", 10),
+  listen: backoffForEver(50, 5000),
   budget: { burst: 200, perSecond: 50 }
 }
 
@@ -77,6 +91,7 @@ export const never: Policy = {
   acquire: Schedule.stop,
   statement: Schedule.stop,
   transaction: Schedule.stop,
+  listen: Schedule.stop,
   budget: { burst: 0, perSecond: 0 }
 }
 

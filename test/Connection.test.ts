@@ -2,13 +2,11 @@ import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
-import { makeProxy, sends } from "./fixtures/proxy.js"
-import { freshDatabase, query } from "./fixtures/server.js"
+import { active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
+import { query } from "./fixtures/server.js"
 
 const prepared = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(
@@ -196,82 +194,6 @@ describe("Connection", () => {
         })
       )
     )
-  )
-
-  it.scopedLive("notifications reach every listener, inside of a transaction on its commit", () =>
-    Effect.gen(function* () {
-      const { name, writer } = yield* Place
-      const sql = yield* Db.writer
-      const listen = (n: number) => Effect.fork(Stream.runCollect(Stream.take(sql.listen("news; x"), n)))
-      const listeners = [yield* listen(1), yield* listen(2)] as const
-      yield* Effect.repeat(
-        query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%' AND state = 'idle'", [
-          name
-        ]),
-        { schedule: soon, until: (rows) => rows.length === 1 }
-      )
-      yield* Effect.ignore(Db.withTransaction(Effect.zipRight(sql.notify("news; x", "undone"), Effect.fail("no"))))
-      yield* Db.withTransaction(sql.notify("news; x", "it's"))
-      assert.deepStrictEqual([...(yield* Fiber.join(listeners[0]))], ["it's"])
-      yield* sql.notify("news; x", "")
-      assert.deepStrictEqual([...(yield* Fiber.join(listeners[1]))], ["it's", ""])
-      const bad = yield* sql.listen("a\0b").pipe(Stream.runDrain, DatabaseError.refine, Effect.flip)
-      assert.strictEqual(bad._tag, "QueryFailed")
-    }).pipe(Effect.provide(fresh()))
-  )
-
-  it.scopedLive("a listener that is interrupted while it joins does no harm to the others", () =>
-    Effect.gen(function* () {
-      const { name, writer } = yield* freshDatabase
-      const proxy = yield* makeProxy(writer)
-      yield* Effect.gen(function* () {
-        const sql = yield* Db.writer
-        const first = yield* Effect.fork(Stream.runCollect(Stream.take(sql.listen("first"), 1)))
-        yield* Effect.repeat(
-          query(
-            writer,
-            "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%' AND state = 'idle'",
-            [name]
-          ),
-          { schedule: soon, until: (rows) => rows.length === 1 }
-        )
-        const joining = yield* proxy.when(sends('LISTEN "second"'), "freeze")
-        const second = yield* Effect.fork(Stream.runDrain(sql.listen("second")))
-        yield* joining
-        const interrupting = yield* Effect.fork(Fiber.interrupt(second))
-        yield* Effect.yieldNow()
-        yield* proxy.thaw
-        yield* Fiber.join(interrupting)
-        // longer than any bound that was set for the interrupted one
-        yield* query(writer, "SELECT pg_sleep(1.2)")
-        yield* sql.notify("first", "still here")
-        assert.deepStrictEqual([...(yield* Fiber.join(first))], ["still here"])
-      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
-    })
-  )
-
-  it.scopedLive("listeners on a connection that does not answer any more are told", () =>
-    Effect.gen(function* () {
-      const { name, writer } = yield* freshDatabase
-      const proxy = yield* makeProxy(writer)
-      yield* Effect.gen(function* () {
-        const sql = yield* Db.writer
-        const first = yield* Effect.fork(sql.listen("first").pipe(Stream.runDrain, DatabaseError.refine, Effect.flip))
-        yield* Effect.repeat(
-          query(
-            writer,
-            "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%' AND state = 'idle'",
-            [name]
-          ),
-          { schedule: soon, until: (rows) => rows.length === 1 }
-        )
-        const joining = yield* proxy.when(sends('LISTEN "second"'), "freeze")
-        const second = yield* Effect.fork(Stream.runDrain(sql.listen("second")))
-        yield* joining
-        yield* Fiber.interrupt(second)
-        assert.strictEqual((yield* Fiber.join(first))._tag, "Disconnected")
-      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
-    })
   )
 
   it.scopedLive("a fault in the user's transformation is the statement's defect, and harms nothing else", () =>

@@ -42,7 +42,7 @@ describe("DatabaseConfig", () => {
   })
 
   it("has the defaults that the README states", () => {
-    const { echo, pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
+    const { echo, listenHeartbeat, pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
       writer: { host: "localhost", database: "app", username: "me" }
     })
     assert.deepStrictEqual(pool, {
@@ -68,6 +68,7 @@ describe("DatabaseConfig", () => {
       types: undefined
     })
     assert.deepStrictEqual([readers, startup, shutdownTimeout, readerRetryDelay], [[], "verify", 5000, 5000])
+    assert.strictEqual(listenHeartbeat, 30_000)
     assert.strictEqual(echo, LogLevel.None)
   })
 

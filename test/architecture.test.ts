@@ -12,7 +12,7 @@ const root = fileURLToPath(new URL("../", import.meta.url))
  * Files in `internal/` have no floor: they are part of whoever imports them, and what they reach counts as reached by that module.
  */
 const floors: ReadonlyArray<ReadonlyArray<string>> = [
-  ["SqlState", "Observation", "Consistency"],
+  ["SqlState", "Observation", "Notification", "Consistency"],
   ["DatabaseError"],
   ["DatabaseConfig", "RetryPolicy", "Connection"],
   ["Pool", "EmbeddedPostgres"],
@@ -42,7 +42,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/platform": ["RequestTransaction"],
   "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/sessionTasks"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
-  pg: ["internal/driver", "internal/embedded/sql", "internal/listener", "internal/wire"],
+  pg: ["internal/channels", "internal/driver", "internal/embedded/sql", "internal/wire"],
   "pg-connection-string": ["DatabaseConfig"],
   "pg-protocol": ["internal/wire"]
 }

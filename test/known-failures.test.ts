@@ -8,7 +8,9 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
 import { Database, DatabaseError, RetryPolicy } from "effect-db"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import * as KnownFailures from "./suites/knownFailures.js"
@@ -178,6 +180,27 @@ describe("known failures", () => {
         const heard = yield* KnownFailures.notifications(sql, place)
         assert.deepStrictEqual(heard, ["plain", "before the commit", "inside", "last"])
       })
+  )
+
+  it.scopedLive("19. the LISTEN connection dies: it listens again and says that messages may have been missed", () =>
+    Effect.gen(function* () {
+      const { context, place, sql } = yield* given(App)
+      const listening = App.listen("news").pipe(
+        Stream.map((one) => (one._tag === "Message" ? one.payload : one._tag)),
+        Stream.provideContext(context)
+      )
+      const { ended, heard } = yield* KnownFailures.listenerKilled(listening, place)
+      assert.isTrue(Option.isNone(ended))
+      assert.deepStrictEqual(heard, ["Listening", "Gap", "after"])
+      // a stream of payloads has no place for a gap: it fails, and with a retry it listens again
+      const plain = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
+      assert.deepStrictEqual(plain.heard, [])
+      const error = yield* failure("ListenFailed", Effect.flatten(plain.ended))
+      assert.strictEqual(error.reason, "disconnected")
+      const again = yield* KnownFailures.listenerKilled(Stream.retry(sql.listen("news"), Schedule.recurs(1)), place)
+      assert.isTrue(Option.isNone(again.ended))
+      assert.deepStrictEqual(again.heard, ["after"])
+    })
   )
 
   it.scopedLive("20. one of two listeners on a channel stops: the other keeps hearing", () =>

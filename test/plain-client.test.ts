@@ -12,8 +12,10 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import pg from "pg"
 import { makeProxy, sends } from "./fixtures/proxy.js"
+import { query } from "./fixtures/server.js"
 import * as KnownFailures from "./suites/knownFailures.js"
 
 const open = (options: PgClient.PgClientConfig) =>
@@ -141,6 +143,22 @@ describe("plain client", () => {
       const error = yield* Effect.flip(KnownFailures.notifications(sql, place))
       assert.instanceOf(error, SqlError)
       assert.strictEqual(codeOf(error instanceof SqlError ? error.cause : undefined), "42601")
+    })
+  )
+
+  it.scopedLive("19. the LISTEN connection dies: silence, and nobody is told", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      const { ended, heard } = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
+      assert.deepStrictEqual(heard, [])
+      assert.isTrue(Option.isNone(ended))
+      // nor is there anybody left to hear it: the silence is for ever
+      const left = yield* query(
+        place.writer,
+        "SELECT FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%'",
+        [place.name]
+      )
+      assert.lengthOf(left, 0)
     })
   )
 

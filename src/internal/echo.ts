@@ -44,6 +44,11 @@ const line: (observation: Observation) => Line = Observation.$match({
     ),
   Invalidated: ({ connections, mode }) => info(`${connections} connections were invalidated (${mode})`),
   CredentialsRotated: ({ generation }) => info(`other credentials are in force (generation ${generation})`),
+  ListenLost: ({ message, processId }) => warning(`the listening connection ${processId} was lost: ${message}`),
+  ListenRetried: ({ attempt, message, pause }) =>
+    info(`listening is tried again (${attempt}) in ${ms(pause)}: ${message}`),
+  ListenRestored: ({ attempts, took }) => info(`it listens again after ${ms(took)} and ${attempts} attempts`),
+  ListenOverflowed: ({ channel }) => warning(`a listener of "${channel}" is too slow: it misses messages`),
   MarkedDown: ({ message }) => warning(`the server is left out: ${message}`),
   MarkedUp: () => info("the server takes part again"),
   Retried: ({ attempt, message, what }) => info(`${what} is tried again (${attempt}): ${message}`),

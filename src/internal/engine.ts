@@ -212,6 +212,26 @@ export class Engine implements Origin {
     })
   }
 
+  /** Tries what gets a connection again by the policy, where nothing was sent and there is time. */
+  again<A, E extends DatabaseError>(self: Effect.Effect<A, E>, deadline: number): Effect.Effect<A, E> {
+    let attempt = 0
+    let message = ""
+    const next = Effect.suspend(() => {
+      if (attempt++ > 0) this.retried("acquire", attempt - 1, message)
+      return Effect.tapError(self, (error) =>
+        Effect.sync(() => {
+          message = error.message
+        })
+      )
+    })
+    return Effect.flatMap(RetryPolicy, (policy) =>
+      Effect.retry(next, {
+        schedule: policy.acquire,
+        while: (error) => isNotSent(error) && performance.now() < deadline && this.budget.take(policy.budget)
+      })
+    )
+  }
+
   /** Runs a whole transaction again, where it is undone for certain and may go better. */
   replay<A, E, R>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,

@@ -1,153 +1,93 @@
 /**
- * LISTEN: one connection for all channels of a database, opened with the first listener and closed with the last.
+ * One listener of a channel: what it has heard and nobody has taken yet.
  */
-import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
-import * as RcRef from "effect/RcRef"
-import type * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
-import pg from "pg"
-import type { Connection } from "../Connection.js"
-import type { DatabaseConfig } from "../DatabaseConfig.js"
-import { ConnectFailed, Disconnected, QueryFailed, toSqlError } from "../DatabaseError.js"
-import type { CredentialSource } from "./credentials.js"
-import { toStatementError } from "./failure.js"
-import { open as openConnection } from "./opening.js"
+import type { ListenError } from "../DatabaseError.js"
+import { Notification } from "../Notification.js"
 
-interface Subscriber {
-  readonly message: (payload: string) => void
-  readonly fail: (error: SqlError) => void
-}
+/**
+ * - `joining`: the channel is not listened to yet.
+ * - `hearing`: every message arrives.
+ * - `deaf`: the connection is lost.
+ */
+type State = "joining" | "hearing" | "deaf"
 
-/** A listening connection and who hears what on it. */
-class Line {
-  private readonly channels = new Map<string, Set<Subscriber>>()
-  private readonly turn = Effect.unsafeMakeSemaphore(1)
+const nothing = () => {}
+
+export class Listener {
+  state: State = "joining"
+  /** Told once per attempt to join how that went. */
+  onJoined: (error: ListenError | undefined) => void = nothing
+  /** What is raised when all that was heard is taken. */
+  failure: ListenError | undefined
+  private buffer: Array<Notification> = []
+  private dropped = 0
+  private wake = nothing
 
   constructor(
-    readonly connection: Connection,
-    private readonly place: { readonly database: string; readonly server: string },
-    private readonly patience: number
-  ) {
-    connection.onNotification((channel, payload) => {
-      for (const subscriber of this.channels.get(channel) ?? []) subscriber.message(payload)
+    readonly channel: string,
+    private readonly size: number,
+    /** Whether its consumer can be told of a gap; if not, a gap is the end. */
+    readonly toleratesGaps: boolean
+  ) {}
+
+  /** Waits until there is something to take, or the end. */
+  readonly heard: Effect.Effect<void> = Effect.async((resume) => {
+    // it may have come since the last look
+    if (this.buffer.length > 0 || this.failure !== undefined) return resume(Effect.void)
+    this.wake = () => resume(Effect.void)
+    return Effect.sync(() => {
+      this.wake = nothing
     })
+  })
+
+  /** Takes all that was heard. What was dropped is said last: it is in the tables by now. */
+  take(): ReadonlyArray<Notification> {
+    const taken = this.buffer
+    this.buffer = []
+    if (this.dropped > 0) {
+      const message = `${this.dropped} messages did not fit into the buffer of ${this.size}`
+      taken.push(Notification.Gap({ channel: this.channel, reason: "overflow", message }))
+      this.dropped = 0
+    }
+    return taken
   }
 
-  /** Hears a channel for as long as the scope lasts. Others on the same channel are not affected. */
-  subscribe(channel: string, subscriber: Subscriber): Effect.Effect<void, SqlError, Scope.Scope> {
-    const join = this.turn.withPermits(1)(
-      Effect.suspend(() => {
-        const known = this.channels.get(channel)
-        if (known !== undefined) return Effect.sync(() => void known.add(subscriber))
-        return Effect.map(this.command(`LISTEN ${pg.escapeIdentifier(channel)}`, this.patience), () => {
-          this.channels.set(channel, new Set([subscriber]))
-        })
-      })
-    )
-    const leave = this.turn.withPermits(1)(
-      Effect.suspend(() => {
-        const known = this.channels.get(channel)
-        if (known === undefined || !known.delete(subscriber) || known.size > 0) return Effect.void
-        this.channels.delete(channel)
-        // a connection that is gone hears nothing anyway
-        return Effect.catchAll(this.command(`UNLISTEN ${pg.escapeIdentifier(channel)}`, 1000), () => Effect.void)
-      })
-    )
-    return Effect.acquireReleaseInterruptible(join, () => leave)
+  /** From here on it hears. `missed` says why it may have missed something. */
+  hears(missed = ""): void {
+    const { channel, state } = this
+    this.state = "hearing"
+    if (state === "joining") {
+      this.add(Notification.Listening({ channel }))
+      this.onJoined(undefined)
+      // a gap that is still to be taken is said after this one was: one is enough
+    } else if (state === "deaf" && this.dropped === 0 && this.buffer.at(-1)?._tag !== "Gap") {
+      this.add(Notification.Gap({ channel, reason: "disconnected", message: missed }))
+    }
   }
 
-  fail(cause: Error): void {
-    const error = toSqlError(new Disconnected({ ...this.place, cause, outcome: "undone" }))
-    for (const channel of this.channels.values()) for (const subscriber of channel) subscriber.fail(error)
-    this.channels.clear()
+  /** A message has arrived. Gives whether it is the first that does not fit. */
+  offer(payload: string, processId: number): boolean {
+    if (this.state !== "hearing") return false
+    // the buffer stays full until it is taken, and so what is dropped is one hole, at its end
+    if (!(this.buffer.length < this.size)) return this.dropped++ === 0
+    this.add(Notification.Message({ channel: this.channel, payload, processId }))
+    return false
   }
 
-  /** One command; it is answered within its time, or the connection is given up, for an interruption waits for that. */
-  private command(text: string, patience: number): Effect.Effect<void, SqlError> {
-    return Effect.async((resume) => {
-      let onAnswer = () => {}
-      let answered = false
-      const impatient = setTimeout(() => this.connection.destroy("broken"), patience)
-      this.connection.run([], { text, values: [], rows: "object", prepare: false, simple: false }, [], (failure) => {
-        clearTimeout(impatient)
-        answered = true
-        onAnswer()
-        resume(
-          failure === undefined ? Effect.void : Effect.fail(toSqlError(toStatementError(this.place, failure, "undone")))
-        )
-      })
-      return Effect.async<void>((settled) => {
-        if (answered) return settled(Effect.void)
-        const moreImpatient = setTimeout(() => this.connection.destroy("broken"), 1000)
-        onAnswer = () => {
-          clearTimeout(moreImpatient)
-          settled(Effect.void)
-        }
-      })
-    })
+  /** It did not get as far as to hear anything. */
+  refuse(error: ListenError): void {
+    this.onJoined(error)
+  }
+
+  /** The end, after what was heard. */
+  fail(error: ListenError): void {
+    this.failure ??= error
+    this.wake()
+  }
+
+  private add(notification: Notification): void {
+    this.buffer.push(notification)
+    this.wake()
   }
 }
-
-const open = (config: DatabaseConfig, credentials: CredentialSource): Effect.Effect<Line, SqlError, Scope.Scope> =>
-  Effect.suspend(() => {
-    const place = { database: config.name, server: config.writer.name }
-    const { connectTimeout } = config.pool
-    let line: Line | undefined
-    const connecting = Effect.async<Line, SqlError>((resume) => {
-      const owner = {
-        lost: (_: Connection, error: Error) => line?.fail(error),
-        // also when it was given up here, because it did not answer: nobody may listen to silence
-        closed: () => line?.fail(new Error("the listening connection was closed"))
-      }
-      const giveUp = openConnection(
-        { server: config.writer, session: config.session, credentials, readOnly: false, timeout: connectTimeout },
-        owner,
-        (failure, connection) => {
-          if (connection !== undefined) {
-            line = new Line(connection, place, connectTimeout)
-            resume(Effect.succeed(line))
-          } else if (failure !== undefined) {
-            const { error: cause, reason } = failure
-            resume(Effect.fail(toSqlError(new ConnectFailed({ ...place, reason, cause }))))
-          }
-        }
-      )
-      return Effect.sync(giveUp)
-    })
-    // the finalizer is there before the connection is, so an interruption in between leaks nothing
-    return Effect.zipRight(
-      Effect.addFinalizer(() => Effect.sync(() => line?.connection.end("shutdown"))),
-      connecting
-    )
-  })
-
-/** The `listen` of a database's clients. */
-export const makeListen = (
-  config: DatabaseConfig,
-  credentials: CredentialSource
-): Effect.Effect<(channel: string) => Stream.Stream<string, SqlError>, never, Scope.Scope> =>
-  Effect.map(RcRef.make({ acquire: open(config, credentials) }), (lines) => (channel) => {
-    if (channel.includes("\0") || channel === "") {
-      const cause = new Error("the name of a channel is empty or holds a NUL character")
-      return Stream.fail(toSqlError(new QueryFailed({ database: config.name, server: "", cause })))
-    }
-    return Stream.asyncPush<string, SqlError>((emit) =>
-      Effect.gen(function* () {
-        const line = yield* RcRef.get(lines)
-        // a line that was lost is of no use to the next listener
-        if (line.connection.broken !== undefined) {
-          return yield* toSqlError(
-            new Disconnected({ database: config.name, server: config.writer.name, outcome: "notSent" })
-          )
-        }
-        const message = (payload: string) => {
-          emit.single(payload)
-        }
-        const fail = (error: SqlError) => {
-          emit.fail(error)
-        }
-        yield* line.subscribe(channel, { message, fail })
-      })
-    )
-  })

@@ -8,8 +8,9 @@ import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Array from "effect/Array"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import type * as Exit from "effect/Exit"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
@@ -182,6 +183,33 @@ export const notifications = (sql: PgClient, place: Place) =>
     yield* fromOutside("last")
     yield* until(heard, "last")
     return heard.filter((payload) => payload !== "ready")
+  }).pipe(Effect.scoped)
+
+/**
+ * 19. The backend of the one who listens to `news` is killed, and then something is said until it is heard, or for a second. Gives what
+ * was heard, and how the listener ended, if it did.
+ */
+export const listenerKilled = <E, R>(listening: Stream.Stream<string, E, R>, place: Place) =>
+  Effect.gen(function* () {
+    const heard: Array<string> = []
+    const say = (payload: string) => query(place.writer, "SELECT pg_notify('news', $1)", [payload])
+    const fiber = yield* Effect.forkScoped(
+      Stream.runForEach(listening, (one) => Effect.sync(() => void heard.push(one)))
+    )
+    yield* until(heard, "ready", say("ready"))
+    const [listener] = yield* query<{ pid: number }>(
+      place.writer,
+      "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%'",
+      [place.name]
+    )
+    yield* kill(place, listener?.pid ?? 0)
+    const ended = yield* Effect.raceFirst(Effect.exit(Fiber.join(fiber)), until(heard, "after", say("after"))).pipe(
+      Effect.timeoutOption("1 second")
+    )
+    return {
+      heard: heard.filter((one, i) => one !== "ready" && heard.indexOf(one) === i),
+      ended: Option.filter(ended, Exit.isExit)
+    }
   }).pipe(Effect.scoped)
 
 /** 20. Two listen to a channel and one of them stops; gives what the other still hears. */

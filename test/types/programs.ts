@@ -10,7 +10,8 @@ import type { ConfigError } from "effect/ConfigError"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { Database, type DatabaseError, RequestTransaction, TestDatabase, UnitOfWork } from "effect-db"
+import type * as Stream from "effect/Stream"
+import { Database, type DatabaseError, Notification, RequestTransaction, TestDatabase, UnitOfWork } from "effect-db"
 import { expectTypeOf } from "vitest"
 
 class App extends Database.Service<App>()("app") {}
@@ -94,6 +95,18 @@ export const whatTransactionsAdd = (work: Effect.Effect<number, "refused", Audit
   expectTypeOf(App.independent(work)).toEqualTypeOf<Effect.Effect<number, "refused", App | Audit>>()
   // a hook may fail and need what it likes: its failure is the commit's, its needs are those of the program
   expectTypeOf(App.beforeCommit(work)).toEqualTypeOf<Effect.Effect<void, never, App | Audit>>()
+}
+
+export const whatListenersHear = () => {
+  type Heard<R> = Stream.Stream<Notification.Notification, DatabaseError.ListenError, R>
+  expectTypeOf(App.listen("news")).toEqualTypeOf<Heard<App>>()
+  // @ts-expect-error: the database is needed
+  expectTypeOf(App.listen("news")).toEqualTypeOf<Heard<never>>()
+  expectTypeOf(App.notify("news", "x")).toEqualTypeOf<Effect.Effect<void, DatabaseError.DatabaseError, App>>()
+  const isTold = { Listening: () => "all", Message: () => "one", Gap: () => "all" }
+  expectTypeOf(Notification.Notification.$match(isTold)).returns.toEqualTypeOf<string>()
+  // @ts-expect-error: a gap is not to be forgotten
+  Notification.Notification.$match({ Listening: () => "all", Message: () => "one" })
 }
 
 export const whatUnitsOfWorkAdd = (work: Effect.Effect<number, "refused", Audit>) => {

@@ -1,0 +1,63 @@
+/**
+ * Whether a connection hears what another one sends.
+ */
+import { randomUUID } from "node:crypto"
+import type { ConnectFailure, Connection, Failure } from "../Connection.js"
+import type { Line } from "./line.js"
+
+/** What came of it; `silent` says that the message was sent and did not come. */
+type Result =
+  | { readonly _tag: "heard" }
+  | { readonly _tag: "silent" }
+  | { readonly _tag: "unreachable"; readonly failure: ConnectFailure }
+  | { readonly _tag: "failed"; readonly failure: Failure }
+
+/** Sends a message from another connection and waits for it on this one; the returned function gives up. */
+export const probe = (
+  line: Line,
+  connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
+  patience: number,
+  done: (result: Result) => void
+): (() => void) => {
+  const channel = `effect_db_${randomUUID()}`
+  let giveUp = () => {}
+  let impatient: NodeJS.Timeout | undefined
+  let over = false
+  const stop = () => {
+    over = true
+    giveUp()
+    clearTimeout(impatient)
+    line.echo = undefined
+    // it is unlistened to with the channels that nobody wants any more
+    line.heard.add(channel)
+  }
+  const settle = (result: Result) => {
+    if (over) return
+    stop()
+    done(result)
+  }
+  const within = (result: Result) => {
+    clearTimeout(impatient)
+    impatient = setTimeout(() => settle(result), Math.min(patience, 2_147_483_647))
+  }
+  const send = (sender: Connection) => {
+    giveUp = () => sender.end("excess")
+    const error = new Error(`no answer to NOTIFY within ${patience} ms`)
+    within({ _tag: "failed", failure: { _tag: "lost", error, sent: true, acknowledged: 0 } })
+    const text = `SELECT pg_notify('${channel}', '')`
+    sender.run([], { text, values: [], rows: "object", prepare: false, simple: true }, [], (failure) => {
+      if (failure !== undefined) return settle({ _tag: "failed", failure })
+      if (!over) within({ _tag: "silent" })
+    })
+  }
+  line.echo = { channel, heard: () => settle({ _tag: "heard" }) }
+  line.command(`LISTEN "${channel}"`, (failure) => {
+    if (over) return
+    if (failure !== undefined) return settle({ _tag: "failed", failure })
+    giveUp = connect((failure, connection) => {
+      if (failure !== undefined) settle({ _tag: "unreachable", failure })
+      else if (connection !== undefined) send(connection)
+    })
+  })
+  return stop
+}
