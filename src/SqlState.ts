@@ -137,7 +137,7 @@ export const connectReason = (code: string, message: string): ConnectReason => {
   if (known !== undefined) return known
   if (/\bSSL\b|\bTLS\b|certificate/i.test(message) || code.startsWith("ERR_SSL") || code.startsWith("ERR_TLS"))
     return "tls"
-  if (/SASL|password/i.test(message)) return "authentication"
+  if (/SASL|password|authentication/i.test(message)) return "authentication"
   return "unreachable"
 }
 

@@ -58,6 +58,7 @@ describe("DatabaseConfig", () => {
       lockTimeout: undefined,
       idleInTransactionTimeout: 60_000,
       applicationName: "effect-db",
+      keepAlive: 30_000,
       preparedStatements: 256,
       types: undefined
     })

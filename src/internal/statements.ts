@@ -15,7 +15,7 @@ import { isNotSent } from "../RetryPolicy.js"
 import { commit, commitSoon, type Transaction, undo } from "../Transaction.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
-import type { Portal } from "./session.js"
+import { type Portal, patience } from "./session.js"
 
 type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
@@ -115,8 +115,12 @@ const portalStream = (
     // it goes with its transaction at the latest, so nobody waits for it on a network that is silent
     const close = Effect.async<void>((resume) => {
       if (portal === undefined || ended || isOwn) return resume(Effect.void)
-      const impatient = setTimeout(() => resume(Effect.void), 1000)
-      portal.close(() => {
+      let giveUp = () => {}
+      const impatient = setTimeout(() => {
+        giveUp()
+        resume(Effect.void)
+      }, patience)
+      giveUp = portal.close(() => {
         clearTimeout(impatient)
         resume(Effect.void)
       })
