@@ -23,7 +23,7 @@ import * as wire from "./wire.js"
  * How long a ROLLBACK, or the answer to a COMMIT that nobody waits for any more, may take, in ms. An interruption waits for it, and is to
  * be over within a second.
  */
-export const patience = 750
+const patience = 750
 
 /** What keeps a statement from touching what is around it. */
 export type Fence = "none" | "savepoint" | "readOnly"
@@ -450,8 +450,26 @@ export class Portal {
     )
   }
 
-  /** Closes it before its last row. */
-  close(done: () => void): () => void {
-    return this.level.inPortal((connection, settle) => connection.closePortal(this.name, settle), done)
+  /**
+   * Closes it before its last row. It goes with its transaction at the latest, so `done` is called soon, whatever the server does. With
+   * `isOver` the transaction is not expected to go on: a connection that does not answer is closed, so that its end does not wait again.
+   */
+  close(isOver: boolean, done: () => void): void {
+    let sent: Connection | undefined
+    const impatient = setTimeout(() => {
+      if (sent === undefined) leave()
+      else if (isOver) sent.destroy("broken")
+      done()
+    }, patience)
+    const leave = this.level.inPortal(
+      (connection, settle) => {
+        sent = connection
+        connection.closePortal(this.name, settle)
+      },
+      () => {
+        clearTimeout(impatient)
+        done()
+      }
+    )
   }
 }

@@ -15,7 +15,7 @@ import { isNotSent } from "../RetryPolicy.js"
 import { commit, commitSoon, type Transaction, undo } from "../Transaction.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
-import { type Portal, patience } from "./session.js"
+import type { Portal } from "./session.js"
 
 type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
@@ -112,19 +112,11 @@ const portalStream = (
       (flight) => flight,
       isNotSent
     )
-    // it goes with its transaction at the latest, so nobody waits for it on a network that is silent
-    const close = Effect.async<void>((resume) => {
-      if (portal === undefined || ended || isOwn) return resume(Effect.void)
-      let giveUp = () => {}
-      const impatient = setTimeout(() => {
-        giveUp()
-        resume(Effect.void)
-      }, patience)
-      giveUp = portal.close(() => {
-        clearTimeout(impatient)
-        resume(Effect.void)
+    const close = (isOver: boolean) =>
+      Effect.async<void>((resume) => {
+        if (portal === undefined || ended || isOwn) return resume(Effect.void)
+        portal.close(isOver, () => resume(Effect.void))
       })
-    })
     const next = Effect.suspend(() =>
       portal === undefined
         ? open
@@ -148,7 +140,7 @@ const portalStream = (
           )
     )
     return Effect.as(
-      Effect.addFinalizer(() => close),
+      Effect.addFinalizer((exit) => close(Exit.isFailure(exit))),
       Stream.repeatEffectChunkOption(pull)
     )
   })
