@@ -123,6 +123,8 @@ const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, Conne
   ["CERT_NOT_YET_VALID", "tls"],
   ["CERT_UNTRUSTED", "tls"],
   ["HOSTNAME_MISMATCH", "tls"],
+  // also where it comes with words about TLS, as it does in the middle of a handshake
+  ["ECONNRESET", "unreachable"],
   ["ETIMEDOUT", "unresponsive"]
 ])
 

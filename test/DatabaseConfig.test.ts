@@ -1,4 +1,5 @@
 import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
 import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
@@ -63,5 +64,15 @@ describe("DatabaseConfig", () => {
       types: undefined
     })
     assert.deepStrictEqual([readers, startup, shutdownTimeout, readerRetryDelay], [[], "verify", 5000, 5000])
+  })
+
+  it("takes a keepAlive that the system can keep, or none", () => {
+    const writer = { host: "localhost", database: "app", username: "me" }
+    assert.strictEqual(make({ writer, keepAlive: "2 minutes" }).session.keepAlive, 120_000)
+    assert.strictEqual(make({ writer, keepAlive: false }).session.keepAlive, undefined)
+    for (const keepAlive of [0, "999 millis", "10 hours", Duration.infinity] as const) {
+      const refused = DatabaseConfig.make("app", { writer, keepAlive })
+      assert.isTrue(Either.isLeft(refused) && refused.left.setting === "keepAlive", String(keepAlive))
+    }
   })
 })
