@@ -82,7 +82,10 @@ export interface PoolOptions {
  * @category models
  */
 export interface SessionOptions {
-  /** Default: the server's. */
+  /**
+   * Default: the server's. Where it is set, a server that says nothing for a second more is given up, as `Disconnected`; one that may be
+   * committing, which the limit does not count for, only if it shows no sign of life.
+   */
   readonly statementTimeout?: Duration.DurationInput | undefined
   /** Default: the server's. */
   readonly lockTimeout?: Duration.DurationInput | undefined
