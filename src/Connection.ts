@@ -4,20 +4,21 @@
  * @since 0.1.0
  */
 
-import * as Net from "node:net"
-import * as Redacted from "effect/Redacted"
 import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
-import { type Client, isServerError, makeClient } from "./internal/driver.js"
+import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, type Plan, type Result } from "./internal/flight.js"
+import { type ConnectFailure, login } from "./internal/login.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import { noColumns } from "./internal/rows.js"
+import { Silence } from "./internal/silence.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
-import { type ConnectReason, connectReason, isStalePlan } from "./SqlState.js"
+import { isStalePlan } from "./SqlState.js"
 
-export type { Done, Failure, Flight, Result }
+export type { ConnectFailure, Done, Failure, Flight, Result }
 
 /**
  * A statement to send.
@@ -38,6 +39,9 @@ export interface Request {
 }
 
 const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCATE"])
+
+/** How long a server has to answer a statement that it was asked to cancel, in ms. */
+const longestCancel = 1000
 
 const lostError = () => new Error("Connection terminated unexpectedly")
 
@@ -80,11 +84,21 @@ export class Connection {
   retireAt = Number.POSITIVE_INFINITY
   /** Why it is not, then. */
   retireAs: CloseReason = "aged"
+  /** The transaction that it is in, with the limit of its statements in ms: 0 is none, `undefined` the session's. */
+  transaction: { readonly limit: number | undefined } | undefined = undefined
   private flight: Flight | undefined = undefined
+  private cancelled = false
+  private ending = false
   private loss: Error | undefined = undefined
   private closed = false
   private readonly statements: PreparedStatements
   private portals = 0
+  private readonly peer: Peer
+  private readonly silence: Silence
+  /** The server's limit for a statement, in ms. */
+  private readonly limit: number | undefined
+  /** Whether a statement may have given the session other settings than it began with. */
+  private isChanged = false
 
   /** @internal */
   constructor(
@@ -99,6 +113,14 @@ export class Connection {
   ) {
     this.processId = client.processID ?? 0
     this.statements = new PreparedStatements(session.preparedStatements)
+    this.limit = session.statementTimeout
+    const { stream } = client.connection
+    this.peer = peerOf(server, stream)
+    this.silence = new Silence({
+      heard: () => stream.bytesRead,
+      ask: (patience, told) => showsLife(this.peer, patience, told),
+      giveUp: (error) => this.lose(error)
+    })
     client.on("error", (error: Error) => this.lose(error))
     client.on("end", () => this.lose(lostError()))
     client.connection.on("parseComplete", () => {
@@ -108,7 +130,7 @@ export class Connection {
       if (this.flight !== undefined) this.flight.bound++
     })
     client.connection.on("readyForQuery", () => this.ready())
-    client.connection.stream.once("close", () => this.close())
+    stream.once("close", () => this.close())
   }
 
   /** A value that the server reports, such as `in_hot_standby` or `server_version`. */
@@ -135,7 +157,12 @@ export class Connection {
         before: 0,
         asArrays: request.rows === "array",
         simple: true,
-        done
+        // there may be a COMMIT in it
+        commits: true,
+        done: (failure, flight) => {
+          for (const { command } of flight.results) this.isChanged ||= command === "SET"
+          done(failure, flight)
+        }
       })
     }
     const prepared = request.prepare ? this.statements.take(text) : undefined
@@ -159,6 +186,7 @@ export class Connection {
       after: after.length,
       asArrays: request.rows === "array",
       simple: false,
+      commits: !this.readOnly && this.transaction === undefined,
       prepared,
       shape,
       done: (failure, flight) => {
@@ -169,7 +197,9 @@ export class Connection {
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
-          if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
+          const { command } = flight.result
+          if (schemaCommands.has(command ?? "")) this.statements.dropAll()
+          else if (command === "SET") this.isChanged = true
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text)
           // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
@@ -180,9 +210,9 @@ export class Connection {
     })
   }
 
-  /** Sends steps only. */
-  steps(all: ReadonlyArray<wire.Step>, done: Done): void {
-    this.fly({ bytes: () => wire.steps(all), before: all.length - 1, asArrays: false, simple: false, done })
+  /** Sends steps only; `commits` says that there is a COMMIT among them. */
+  steps(all: ReadonlyArray<wire.Step>, done: Done, commits = false): void {
+    this.fly({ bytes: () => wire.steps(all), before: all.length - 1, asArrays: false, simple: false, commits, done })
   }
 
   /** Hears of every NOTIFY on the channels that it listens to. */
@@ -240,14 +270,20 @@ export class Connection {
     if (this.closed) return
     this.broken ??= reason
     if (this.flight === undefined) return this.destroy(reason)
-    requestCancel(this.server, this.client)
-    setTimeout(() => this.destroy(reason), 1000).unref()
+    if (this.cancelled) return
+    this.cancelled = true
+    const { processID, secretKey } = this.client
+    if (processID !== null && secretKey !== null) {
+      deliver(this.server, this.peer, longestCancel, wire.cancel(processID, secretKey))
+    }
+    setTimeout(() => this.destroy(reason), longestCancel).unref()
   }
 
   /** Closes it politely, if it is idle. */
   end(reason: CloseReason): void {
-    if (this.closed) return
+    if (this.closed || this.ending) return
     if (this.flight !== undefined) return this.destroy(reason)
+    this.ending = true
     this.broken ??= reason
     const stream = this.client.connection.stream
     // a server that does not take the goodbye is left without one
@@ -271,6 +307,8 @@ export class Connection {
     const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
     if (error !== undefined) return plan.done({ _tag: "unsendable", error, acknowledged: 0 }, flight)
     this.flight = flight
+    const limit = this.transaction?.limit ?? this.limit
+    if (limit !== undefined && limit > 0) this.silence.sent(limit, plan.commits !== true && !this.isChanged)
     this.client.query(flight)
   }
 
@@ -282,9 +320,10 @@ export class Connection {
     const flight = this.flight
     if (flight === undefined) return
     this.flight = undefined
+    this.silence.answered()
     this.lastAnswer = performance.now()
     if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
-    if (this.broken !== undefined) this.destroy(this.broken)
+    if (this.broken !== undefined) this.end(this.broken)
     const failure = flight.failure()
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
@@ -296,6 +335,7 @@ export class Connection {
     this.broken ??= "broken"
     this.loss ??= error
     this.flight = undefined
+    this.silence.answered()
     if (before === undefined) this.owner.lost(this, error)
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
@@ -328,42 +368,6 @@ const checked = (text: string): string => {
   return text
 }
 
-const requestCancel = (server: ServerConfig, client: Client): void => {
-  const { processID, secretKey } = client
-  if (processID === null || secretKey === null) return
-  const socket = server.host.startsWith("/")
-    ? Net.connect(`${server.host}/.s.PGSQL.${server.port}`)
-    : Net.connect(server.port, server.host)
-  socket.setTimeout(1000, () => socket.destroy())
-  // whether it arrives or not, the connection is closed: there is nobody to tell
-  socket.on("error", () => socket.destroy())
-  socket.on("connect", () => socket.end(wire.cancel(processID, secretKey)))
-  socket.unref()
-}
-
-/**
- * Why a connect failed, with the driver's words.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ConnectFailure {
-  readonly reason: ConnectReason
-  readonly error: Error
-}
-
-const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
-  const all: Array<string> = []
-  const set = (key: string, value: string | number) => all.push(`-c ${key}=${value}`)
-  if (session.statementTimeout !== undefined) set("statement_timeout", Math.round(session.statementTimeout))
-  if (session.lockTimeout !== undefined) set("lock_timeout", Math.round(session.lockTimeout))
-  if (Number.isFinite(session.idleInTransactionTimeout)) {
-    set("idle_in_transaction_session_timeout", Math.round(session.idleInTransactionTimeout))
-  }
-  if (readOnly) set("default_transaction_read_only", "on")
-  return all.join(" ")
-}
-
 /**
  * Opens a connection; the returned function gives up. `done` is called once, unless it was given up before.
  *
@@ -373,74 +377,26 @@ const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
 export const connect = (
   server: ServerConfig,
   session: SessionConfig,
-  options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly login: Login },
+  options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly credentials: Login },
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
-  const { login } = options
-  const client = makeClient({
-    host: server.host,
-    port: server.port,
-    database: server.database,
-    user: login.username,
-    password: login.password === undefined ? undefined : Redacted.value(login.password),
-    ssl: server.ssl,
-    application_name: session.applicationName,
-    options: sessionOptions(session, options.readOnly),
-    keepAlive: true,
-    ...(session.types === undefined ? {} : { types: session.types })
-  })
-  const parameters = new Map<string, string>()
-  let settled = false
-  let accepted = false
-  const settle = () => {
-    settled = true
-    clearTimeout(timer)
-  }
-  const fail = (reason: ConnectReason, error: Error) => {
-    if (settled) return
-    settle()
-    client.connection.stream.destroy()
-    done({ reason, error }, undefined)
-  }
-  const timer = setTimeout(
-    () => fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${options.timeout} ms`)),
-    Math.min(options.timeout, 2_147_483_647)
-  )
-  client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {
-    parameters.set(message.parameterName, message.parameterValue)
-  })
-  client.connection.once("connect", () => {
-    accepted = true
-  })
-  // errors after the first go to the connection's own listeners; none may be without a listener
-  client.on("error", () => {})
-  client.connect((error) => {
-    if (settled) return
-    if (error) {
-      // a refusal of all the addresses of a host comes as one error with a code and no words
-      const code = "code" in error && typeof error.code === "string" ? error.code : ""
-      return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
-    }
-    clearTimeout(timer)
-    const connection = new Connection(
-      client,
-      server,
-      session,
-      parameters,
-      options.readOnly,
-      options.owner,
-      login.generation
-    )
+  let made: Connection | undefined
+  const giveUp = login(server, session, options, (failure, client, parameters) => {
+    if (failure !== undefined) return done(failure, undefined)
+    const { credentials, owner, readOnly } = options
+    const { generation } = credentials
+    const connection = new Connection(client, server, session, parameters, readOnly, owner, generation)
+    made = connection
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {
-      if (settled) return
-      settle()
+      if (made === undefined) return
+      made = undefined
       done(undefined, connection)
     })
   })
   return () => {
-    if (settled) return
-    settle()
-    client.connection.stream.destroy()
+    giveUp()
+    made?.destroy("shutdown")
+    made = undefined
   }
 }

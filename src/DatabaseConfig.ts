@@ -137,7 +137,10 @@ export interface PoolOptions {
  * @category models
  */
 export interface SessionOptions {
-  /** Default: the server's. */
+  /**
+   * Default: the server's. Where it is set, a server that says nothing for a second more is given up, as `Disconnected`; one that may be
+   * committing, which the limit does not count for, only if it shows no sign of life.
+   */
   readonly statementTimeout?: Duration.DurationInput | undefined
   /** Default: the server's. */
   readonly lockTimeout?: Duration.DurationInput | undefined
@@ -170,6 +173,11 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly startup?: "verify" | "lazy" | undefined
   /** How long work in flight may go on when the layer is released. Default 5 s. */
   readonly shutdownTimeout?: Duration.DurationInput | undefined
+  /**
+   * After how much silence TCP asks the other side whether it is still there, on every connection: a network that has died without a word
+   * is noticed some seconds later, and no firewall forgets an idle connection before. At least 1 s, or `false` for never. Default 30 s.
+   */
+  readonly keepAlive?: Duration.DurationInput | false | undefined
   /** For how long a reader that failed is left out. Default 5 s. */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
   /** How often the connection that listens is asked for a sign of life; infinity means never. Default 30 s. */
@@ -241,6 +249,8 @@ export interface SessionConfig {
   readonly lockTimeout: number | undefined
   readonly idleInTransactionTimeout: number
   readonly applicationName: string
+  /** `undefined` where TCP keeps silent. */
+  readonly keepAlive: number | undefined
   readonly preparedStatements: number
   readonly types: PgClientConfig["types"]
 }
@@ -438,6 +448,15 @@ const echo = (given: boolean | string | undefined): LogLevel.LogLevel => {
   )
 }
 
+const keepAlive = (given: Duration.DurationInput | false | undefined): number | undefined => {
+  if (given === false) return undefined
+  const millis = time("keepAlive", given, "30 seconds")
+  // whole seconds are all that the socket option knows: 0 leaves the system's two hours, and more than these it refuses
+  if (millis < 1000 || millis > 32_767_000)
+    throw new Invalid("keepAlive", String(given), "1 second to 9 hours, or false")
+  return millis
+}
+
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
   const common = {
@@ -470,6 +489,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       lockTimeout: limit("lockTimeout", options.lockTimeout),
       idleInTransactionTimeout: time("idleInTransactionTimeout", options.idleInTransactionTimeout, "1 minute"),
       applicationName: text("applicationName", options.applicationName ?? applicationName ?? "effect-db"),
+      keepAlive: keepAlive(options.keepAlive),
       preparedStatements: count("preparedStatements", options.preparedStatements, 256, 0),
       types: options.types
     },

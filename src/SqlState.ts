@@ -125,6 +125,8 @@ const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, Conne
   ["CERT_NOT_YET_VALID", "tls"],
   ["CERT_UNTRUSTED", "tls"],
   ["HOSTNAME_MISMATCH", "tls"],
+  // also where it comes with words about TLS, as it does in the middle of a handshake
+  ["ECONNRESET", "unreachable"],
   ["ETIMEDOUT", "unresponsive"]
 ])
 
@@ -139,7 +141,7 @@ export const connectReason = (code: string, message: string): ConnectReason => {
   if (known !== undefined) return known
   if (/\bSSL\b|\bTLS\b|certificate/i.test(message) || code.startsWith("ERR_SSL") || code.startsWith("ERR_TLS"))
     return "tls"
-  if (/SASL|password/i.test(message)) return "authentication"
+  if (/SASL|password|authentication/i.test(message)) return "authentication"
   return "unreachable"
 }
 

@@ -129,6 +129,9 @@ const millis = (duration: Duration.DurationInput): number => {
   return Number.isFinite(value) ? Math.min(Math.ceil(value), 2_147_483_647) : 0
 }
 
+const limitOf = ({ statementTimeout }: Options): number | undefined =>
+  statementTimeout === undefined ? undefined : millis(statementTimeout)
+
 const plainBegin: ReadonlyArray<wire.Step> = [wire.constantStep("BEGIN")]
 const none: ReadonlyArray<never> = []
 
@@ -220,7 +223,8 @@ export const begin = (
       : beginSql(options).map(wire.step)
   // a transaction is read-only for good only after its first query
   const all = kind === "reader" ? [...steps, wire.constantStep("SELECT 1")] : steps
-  return new Transaction(origin, kind, new Level(new Link(lender), undefined, all, none, readOnly), undefined, options)
+  const level = new Level(new Link(lender), undefined, all, none, readOnly, limitOf(options))
+  return new Transaction(origin, kind, level, undefined, options)
 }
 
 /** @internal A savepoint inside of a transaction. `outer` is the transaction of the application around it, if there is one. */
@@ -236,8 +240,16 @@ export const nest = (
   const set = options.access === "read only" ? ["SET LOCAL transaction_read_only = on", ...limits] : limits
   const restore = limits.length === 0 ? none : [...limitsSql(around.options), ...unset(options, around.options)]
   const { lockTimeout, statementTimeout } = around.options
-  const level = new Level(around.level.link, around.level, set.map(wire.step), restore.map(wire.step), readOnly)
-  return new Transaction(origin, kind, level, outer, { lockTimeout, statementTimeout, ...options })
+  const effective = { lockTimeout, statementTimeout, ...options }
+  const level = new Level(
+    around.level.link,
+    around.level,
+    set.map(wire.step),
+    restore.map(wire.step),
+    readOnly,
+    limitOf(effective)
+  )
+  return new Transaction(origin, kind, level, outer, effective)
 }
 
 const unset = (inner: Options, outer: Options): ReadonlyArray<string> => {

@@ -1,12 +1,15 @@
+import * as fs from "node:fs"
+import * as net from "node:net"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { DatabaseError } from "effect-db"
+import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
-import { query } from "./fixtures/server.js"
+import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
+import { freshDatabase, query } from "./fixtures/server.js"
 
 const prepared = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(
@@ -272,5 +275,67 @@ describe("Connection", () => {
         assert.deepStrictEqual(yield* all, [])
         assert.strictEqual(yield* active, 0)
       }).pipe(Effect.provide(fresh({ readers: [], maxConnections: 1 })))
+  )
+
+  it.scopedLive.skipIf(process.platform !== "linux")(
+    "TCP asks after 30 s of silence whether the other side is still there, or after keepAlive, or never",
+    () =>
+      Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        /** In how many seconds the kernel will ask, on the connection of a database with these settings; 0 if it will not. */
+        const seconds = (options: Partial<Database.Options>) =>
+          Effect.gen(function* () {
+            const sql = yield* Db.writer
+            const [ports] = yield* sql<{ client: number; server: number }>`
+              SELECT inet_client_port() AS client, inet_server_port() AS server`
+            const hex = (port: number | undefined) => `:${(port ?? 0).toString(16).toUpperCase().padStart(4, "0")}`
+            const entry = Effect.sync(() =>
+              fs
+                .readFileSync("/proc/net/tcp", "utf8")
+                .split("\n")
+                .map((line) => line.trim().split(/\s+/))
+                .find((words) => words[1]?.endsWith(hex(ports?.client)) && words[2]?.endsWith(hex(ports?.server)))
+            )
+            // until what was sent is acknowledged, the timer is that of another kind
+            yield* Effect.repeat(entry, { schedule: soon, until: (words) => /^0[02]:/.test(words?.[5] ?? "") })
+            const [kind, ticks] = (yield* entry)?.[5]?.split(":") ?? []
+            return kind === "02" ? Math.ceil(Number.parseInt(ticks ?? "", 16) / 100) : 0
+          }).pipe(Effect.provide(Db.layer({ writer, ...options })))
+        const usual = yield* seconds({})
+        assert.isTrue(usual > 20 && usual <= 30, String(usual))
+        const longer = yield* seconds({ keepAlive: "2 minutes" })
+        assert.isTrue(longer > 110 && longer <= 120, String(longer))
+        assert.strictEqual(yield* seconds({ keepAlive: false }), 0)
+      })
+  )
+
+  it.scopedLive("a server whose words cannot be read is ConnectFailed, and no crash", () =>
+    Effect.gen(function* () {
+      /** A server that answers the first message with these bytes. */
+      const server = (answer: Buffer) =>
+        Effect.acquireRelease(
+          Effect.async<net.Server>((resume) => {
+            const listener = net.createServer((socket) => {
+              socket.on("error", () => {})
+              socket.once("data", () => socket.write(answer))
+            })
+            listener.listen(0, "127.0.0.1", () => resume(Effect.succeed(listener)))
+          }),
+          (listener) => Effect.sync(() => listener.close())
+        )
+      const failure = (answer: Buffer) =>
+        Effect.gen(function* () {
+          const listener = yield* server(answer)
+          const { port } = listener.address() as net.AddressInfo // of a TCP server it is never a string
+          const writer = { host: "127.0.0.1", port, database: "app", username: "me" }
+          const error = yield* Effect.flip(Layer.build(Db.layer({ writer, connectTimeout: "300 millis" })))
+          return error._tag === "ConnectFailed" ? error.reason : error._tag
+        })
+      // it wants a login by GSSAPI, which the driver does not know
+      assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 7])), "authentication")
+      // a message of a kind that has a text, without one
+      assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "unreachable")
+      assert.strictEqual(yield* failure(Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")), "unresponsive")
+    })
   )
 })

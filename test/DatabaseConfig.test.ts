@@ -1,4 +1,5 @@
 import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
 import * as Either from "effect/Either"
 import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
@@ -64,6 +65,7 @@ describe("DatabaseConfig", () => {
       lockTimeout: undefined,
       idleInTransactionTimeout: 60_000,
       applicationName: "effect-db",
+      keepAlive: 30_000,
       preparedStatements: 256,
       types: undefined
     })
@@ -84,5 +86,15 @@ describe("DatabaseConfig", () => {
     // what a program without types may pass
     const refused = DatabaseConfig.make("app", { writer, echo: "warn" as "Warning" })
     assert.isTrue(Either.isLeft(refused) && refused.left.setting === "echo" && refused.left.given === '"warn"')
+  })
+
+  it("takes a keepAlive that the system can keep, or none", () => {
+    const writer = { host: "localhost", database: "app", username: "me" }
+    assert.strictEqual(make({ writer, keepAlive: "2 minutes" }).session.keepAlive, 120_000)
+    assert.strictEqual(make({ writer, keepAlive: false }).session.keepAlive, undefined)
+    for (const keepAlive of [0, "999 millis", "10 hours", Duration.infinity] as const) {
+      const refused = DatabaseConfig.make("app", { writer, keepAlive })
+      assert.isTrue(Either.isLeft(refused) && refused.left.setting === "keepAlive", String(keepAlive))
+    }
   })
 })

@@ -5,6 +5,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import { assert, describe, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -12,6 +13,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { Database, DatabaseError, RetryPolicy } from "effect-db"
+import { live } from "../src/internal/embedded/live.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import * as KnownFailures from "./suites/knownFailures.js"
 
@@ -30,7 +32,8 @@ const open = <Self>(database: Database.Class<Self, string>, options: Database.Op
     yield* Effect.addFinalizer(() =>
       // a connection that was lost counts until its socket is closed
       Effect.zipRight(Effect.repeat(active, { schedule: soon, until: (n) => n === 0 }), active).pipe(
-        Effect.map((n) => assert.strictEqual(n, 0, "connections are still checked out"))
+        Effect.map((n) => assert.strictEqual(n, 0, "connections are still checked out")),
+        live
       )
     )
     return { context, sql: yield* Effect.provide(database.writer, context) }
@@ -42,6 +45,22 @@ const given = <Self>(database: Database.Class<Self, string>, options: Partial<Da
     const place = yield* KnownFailures.freshTables
     return { place, ...(yield* open(database, { writer: place.writer, ...options })) }
   })
+
+/** The same, behind a proxy. */
+const givenProxy = (options: Partial<Database.Options> = {}) =>
+  Effect.gen(function* () {
+    const place = yield* KnownFailures.freshTables
+    const proxy = yield* makeProxy(place.writer)
+    return { place, proxy, ...(yield* open(App, { writer: proxy.url, ...options })) }
+  })
+
+/** What came of something in its time. */
+const inTime = <A, E>(exit: Option.Option<Exit.Exit<A, E>>): Exit.Exit<A, E> =>
+  Option.getOrThrowWith(exit, () => new Error("it is not over in its time"))
+
+/** It was given some time, and ended when that was over. */
+const timedOut = <A, E>(exit: Exit.Exit<A, E>) =>
+  assert.isTrue(Exit.isFailure(exit) && Cause.pretty(exit.cause).startsWith("TimeoutException"), String(exit))
 
 /** The one failure that an effect ended with: a typed one, and beside it nothing else, least of all a defect. */
 const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(
@@ -155,6 +174,14 @@ describe("known failures", () => {
     })
   )
 
+  it.scopedLive("9. a transaction that waits for a connection, and is given 300 ms, takes 300 ms", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App, { maxConnections: 1 })
+      timedOut(inTime(yield* KnownFailures.fullPool(sql)))
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["held"])
+    })
+  )
+
   it.scopedLive("10. a fiber that outlives its transaction gets TransactionEnded, and touches nobody else's", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
@@ -164,11 +191,63 @@ describe("known failures", () => {
     })
   )
 
+  it.scoped("11. a cancel that arrives late hits nobody", () =>
+    Effect.gen(function* () {
+      const { place, proxy, sql } = yield* givenProxy({ maxConnections: 2 })
+      const exit = yield* KnownFailures.lateCancel(sql, place, proxy, ({ type }) => type === "cancel")
+      assert.isTrue(Exit.isSuccess(exit), String(exit))
+    })
+  )
+
+  it.scopedLive("12. an interruption with every connection in use is over in less than a second", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App, { maxConnections: 1 })
+      const interrupted = yield* inTime(yield* KnownFailures.interruptInFullPool(sql, place))
+      assert.isTrue(Exit.isInterrupted(interrupted))
+    })
+  )
+
+  it.scopedLive("13. a stream and a reserve that give up waiting for a connection lose nothing", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App, { maxConnections: 1 })
+      yield* inTime(yield* KnownFailures.streamGivesUp(sql))
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["held", "next"])
+      yield* sql`DELETE FROM item`
+      yield* inTime(yield* KnownFailures.reserveGivesUp(sql))
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["held", "next"])
+    })
+  )
+
+  it.scopedLive("14. a backend that dies in the middle of a stream fails the stream in less than a second", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App)
+      const exit = inTime(yield* KnownFailures.backendDiesInStream(sql, place))
+      assert.strictEqual((yield* failure("Disconnected", exit)).outcome, "undone")
+    })
+  )
+
   it.scopedLive("15. a query inside a stream of the same transaction works", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       yield* KnownFailures.queryInStream(sql)
       assert.lengthOf(yield* KnownFailures.stored(place), 200)
+    })
+  )
+
+  it.scopedLive("16. a connection that went silent is destroyed, and the next query works", () =>
+    Effect.gen(function* () {
+      const { proxy, sql } = yield* givenProxy()
+      yield* yield* KnownFailures.halfOpen(sql, proxy)
+      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 1 })
+      assert.strictEqual(proxy.connections, 1)
+    })
+  )
+
+  it.scopedLive("17. a transaction on a connection that went silent, given 300 ms, settles within a second more", () =>
+    Effect.gen(function* () {
+      const { place, proxy, sql } = yield* givenProxy()
+      timedOut(inTime(yield* KnownFailures.halfOpenTransaction(sql, proxy)))
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
     })
   )
 
@@ -207,6 +286,32 @@ describe("known failures", () => {
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), ["news", "end"])
+    })
+  )
+
+  it.scopedLive("21. the server ends an idle connection: the program goes on, on another one", () =>
+    Effect.gen(function* () {
+      const { code, lines, stderr } = yield* KnownFailures.idleConnectionEnded("effect-db")
+      assert.strictEqual(code, 0, stderr)
+      assert.lengthOf(lines, 2)
+      assert.notStrictEqual(lines[0], lines[1])
+    })
+  )
+
+  it.scoped("22. a server that accepts and never answers is ConnectFailed, unresponsive, within connectTimeout", () =>
+    Effect.gen(function* () {
+      const exit = inTime(
+        yield* KnownFailures.silentServer((writer) => Layer.build(App.layer({ writer, connectTimeout: "300 millis" })))
+      )
+      assert.strictEqual((yield* failure("ConnectFailed", exit)).reason, "unresponsive")
+    })
+  )
+
+  it.scopedLive("23. with idleTimeout infinity no connection is closed for idleness", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App, { idleTimeout: Duration.infinity })
+      const [before, after] = yield* KnownFailures.idleForAMoment(sql, place)
+      assert.strictEqual(after, before)
     })
   )
 

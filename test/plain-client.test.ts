@@ -9,6 +9,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -26,6 +27,14 @@ const given = (options: PgClient.PgClientConfig = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
     return { place, sql: yield* open({ url: place.writer, ...options }) }
+  })
+
+/** The same, behind a proxy. */
+const givenProxy = (options: PgClient.PgClientConfig = {}) =>
+  Effect.gen(function* () {
+    const place = yield* KnownFailures.freshTables
+    const proxy = yield* makeProxy(place.writer)
+    return { place, proxy, sql: yield* open({ url: proxy.url, ...options }) }
   })
 
 /** What the driver said in the one defect that is all that an effect ended with. */
@@ -120,11 +129,50 @@ describe("plain client", () => {
     })
   )
 
+  it.scopedLive("9. a transaction that waits for a connection, and is given 300 ms, waits until it has one", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* given({ maxConnections: 1 })
+      assert.isTrue(Option.isNone(yield* KnownFailures.fullPool(sql)))
+    })
+  )
+
   it.scopedLive("10. a fiber that outlives its transaction writes into another one, and is rolled back with it", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given({ maxConnections: 1 })
       assert.isTrue(Exit.isSuccess(yield* KnownFailures.daemon(sql)))
       assert.deepStrictEqual(yield* KnownFailures.stored(place), ["first"])
+    })
+  )
+
+  it.scoped("11. a cancel that arrives late hits another fiber's statement", () =>
+    Effect.gen(function* () {
+      const { place, proxy, sql } = yield* givenProxy({ maxConnections: 2 })
+      const exit = yield* KnownFailures.lateCancel(sql, place, proxy, sends("pg_cancel_backend"))
+      const error = yield* Effect.flip(exit)
+      assert.strictEqual(codeOf(error instanceof SqlError ? error.cause : undefined), "57014")
+    })
+  )
+
+  it.scopedLive("12. an interruption with every connection in use waits for a connection to cancel with", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given({ maxConnections: 1 })
+      assert.isTrue(Option.isNone(yield* KnownFailures.interruptInFullPool(sql, place)))
+    })
+  )
+
+  it.scopedLive("13. a stream or a reserve that gives up waiting for a connection takes it away for ever", () =>
+    Effect.gen(function* () {
+      const first = yield* given({ maxConnections: 1 })
+      assert.isTrue(Option.isNone(yield* KnownFailures.streamGivesUp(first.sql)))
+      const second = yield* given({ maxConnections: 1 })
+      assert.isTrue(Option.isNone(yield* KnownFailures.reserveGivesUp(second.sql)))
+    })
+  )
+
+  it.scopedLive("14. a backend that dies in the middle of a stream: the stream's finalizer waits for ever", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      assert.isTrue(Option.isNone(yield* KnownFailures.backendDiesInStream(sql, place)))
     })
   )
 
@@ -134,6 +182,23 @@ describe("plain client", () => {
       const error = yield* Effect.flip(Effect.timeout(KnownFailures.queryInStream(sql), "1 second"))
       assert.strictEqual(error._tag, "TimeoutException")
       assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
+    })
+  )
+
+  it.scopedLive(
+    "16. a connection that went silent goes back to the pool, and the next query runs out of time, too",
+    () =>
+      Effect.gen(function* () {
+        const { proxy, sql } = yield* givenProxy()
+        const error = yield* Effect.flip(yield* KnownFailures.halfOpen(sql, proxy))
+        assert.strictEqual(error._tag, "TimeoutException")
+      })
+  )
+
+  it.scopedLive("17. a transaction on a connection that went silent, given 300 ms, is not over a second later", () =>
+    Effect.gen(function* () {
+      const { proxy, sql } = yield* givenProxy()
+      assert.isTrue(Option.isNone(yield* KnownFailures.halfOpenTransaction(sql, proxy)))
     })
   )
 
@@ -166,6 +231,30 @@ describe("plain client", () => {
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), [])
+    })
+  )
+
+  it.scopedLive("21. the server ends an idle connection of a pool that was handed over: the process crashes", () =>
+    Effect.gen(function* () {
+      const { code, lines, stderr } = yield* KnownFailures.idleConnectionEnded("plain")
+      assert.notStrictEqual(code, 0)
+      assert.match(stderr, /Unhandled 'error' event/)
+      assert.lengthOf(lines, 1)
+    })
+  )
+
+  it.scoped("22. a server that accepts and never answers: the timeout of 5 s does not end the wait", () =>
+    Effect.gen(function* () {
+      const exit = yield* KnownFailures.silentServer((url) => Layer.build(PgClient.layer({ url })))
+      assert.isTrue(Option.isNone(exit))
+    })
+  )
+
+  it.scopedLive("23. with idleTimeout infinity connections are closed at once", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given({ idleTimeout: Duration.infinity })
+      const [before, after] = yield* KnownFailures.idleForAMoment(sql, place)
+      assert.notStrictEqual(after, before)
     })
   )
 

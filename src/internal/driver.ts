@@ -1,13 +1,15 @@
 /**
  * The parts of node-postgres that this library stands on and that its published types leave out.
  */
-import type { EventEmitter } from "node:events"
+import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
 import pg from "pg"
 
 /** The protocol object below a client: it emits one event per message of the server. */
 export interface Protocol extends EventEmitter {
   readonly stream: Socket
+  /** Reads the messages that arrive; called for the socket, or for the TLS that was put over it. */
+  attachListeners: (stream: EventEmitter) => void
   readonly sendCopyFail: (message: string) => void
   readonly sync: () => void
 }
@@ -63,9 +65,28 @@ export interface Client extends EventEmitter {
 }
 
 /** A client that is not connected yet. */
-export const makeClient = (config: pg.ClientConfig): Client =>
+export const makeClient = (config: pg.ClientConfig): Client => {
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  new pg.Client(config) as unknown as Client
+  const client = new pg.Client(config) as unknown as Client
+  guard(client.connection)
+  return client
+}
+
+/** What cannot be read is an error of that socket. The driver throws it, out of the socket's event, which would end the process. */
+const guard = (protocol: Protocol): void => {
+  const attach = protocol.attachListeners
+  protocol.attachListeners = (stream) => {
+    const reader = new EventEmitter()
+    attach.call(protocol, reader)
+    stream.on("data", (chunk: Buffer) => {
+      try {
+        reader.emit("data", chunk)
+      } catch (cause) {
+        protocol.stream.destroy(cause instanceof Error ? cause : new Error(String(cause)))
+      }
+    })
+  }
+}
 
 /** Whether an error came from the server as a message, and not from the socket. */
 export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError

@@ -58,6 +58,7 @@ export class Link {
     this.connection = undefined
     if (connection === undefined) return
     connection.onLost = undefined
+    connection.transaction = undefined
     this.lender.checkin(connection)
   }
 }

@@ -45,7 +45,7 @@ export const open = (
       // what was asked for before a rotation is not even tried
       if (login.generation < credentials.generation && !isLastQuestion) return start(true)
       const timeout = Math.max(1, deadline - performance.now())
-      giveUp = connect(server, session, { timeout, readOnly, owner, login }, (failure, connection) => {
+      giveUp = connect(server, session, { timeout, readOnly, owner, credentials: login }, (failure, connection) => {
         if (failure?.reason === "authentication" && credentials.isAsked && !isLastQuestion) return start(true)
         done(failure, connection)
       })

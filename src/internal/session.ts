@@ -19,8 +19,11 @@ import type { Link } from "./link.js"
 import { Turns } from "./turns.js"
 import * as wire from "./wire.js"
 
-/** How long a ROLLBACK, or the answer to a COMMIT that nobody waits for any more, may take, in ms. */
-const patience = 1000
+/**
+ * How long a ROLLBACK, or the answer to a COMMIT that nobody waits for any more, may take, in ms. An interruption waits for it, and is to
+ * be over within a second.
+ */
+const patience = 750
 
 /** What keeps a statement from touching what is around it. */
 export type Fence = "none" | "savepoint" | "readOnly"
@@ -81,7 +84,9 @@ export class Level {
     private readonly begin: ReadonlyArray<wire.Step>,
     /** What puts the settings back when a savepoint is released. */
     private readonly restore: ReadonlyArray<wire.Step>,
-    readonly readOnly: boolean
+    readonly readOnly: boolean,
+    /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
+    readonly limit: number | undefined
   ) {
     this.mark = parent === undefined ? undefined : savepoint()
   }
@@ -173,12 +178,13 @@ export class Level {
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
       if (this.mark === undefined) {
-        connection.steps(commit, (failure, flight) => {
+        const committed: Done = (failure, flight) => {
           if (failure === undefined) {
             const kept = flight.result.command !== "ROLLBACK"
             finish(kept ? "committed" : "failed", kept ? undefined : this.rolledBackAtCommit())
           } else finish(...this.commitFailure(failure))
-        })
+        }
+        connection.steps(commit, committed, true)
       } else {
         const { undo } = this.mark
         connection.steps([this.mark.release, ...this.restore], (failure) => {
@@ -286,6 +292,7 @@ export class Level {
         return done(error, undefined)
       }
       sent = true
+      connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
         const all = opening.length
@@ -352,6 +359,11 @@ export class Level {
 
   /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
   private reach(ready: Ready, isNested = false): () => void {
+    if (this.link.lost !== undefined && !this.ending) {
+      // whoever has the turn may keep it until the connection is closed
+      ready(this.link.lost, undefined, none)
+      return nothing
+    }
     let leaveAbove = nothing
     let stopWaiting = nothing
     let isWaiting = true
@@ -438,8 +450,26 @@ export class Portal {
     )
   }
 
-  /** Closes it before its last row. */
-  close(done: () => void): () => void {
-    return this.level.inPortal((connection, settle) => connection.closePortal(this.name, settle), done)
+  /**
+   * Closes it before its last row. It goes with its transaction at the latest, so `done` is called soon, whatever the server does. With
+   * `isOver` the transaction is not expected to go on: a connection that does not answer is closed, so that its end does not wait again.
+   */
+  close(isOver: boolean, done: () => void): void {
+    let sent: Connection | undefined
+    const impatient = setTimeout(() => {
+      if (sent === undefined) leave()
+      else if (isOver) sent.destroy("broken")
+      done()
+    }, patience)
+    const leave = this.level.inPortal(
+      (connection, settle) => {
+        sent = connection
+        connection.closePortal(this.name, settle)
+      },
+      () => {
+        clearTimeout(impatient)
+        done()
+      }
+    )
   }
 }

@@ -115,15 +115,11 @@ const portalStream = (
       (flight) => flight,
       isNotSent
     )
-    // it goes with its transaction at the latest, so nobody waits for it on a network that is silent
-    const close = Effect.async<void>((resume) => {
-      if (portal === undefined || ended || isOwn) return resume(Effect.void)
-      const impatient = setTimeout(() => resume(Effect.void), 1000)
-      portal.close(() => {
-        clearTimeout(impatient)
-        resume(Effect.void)
+    const close = (isOver: boolean) =>
+      Effect.async<void>((resume) => {
+        if (portal === undefined || ended || isOwn) return resume(Effect.void)
+        portal.close(isOver, () => resume(Effect.void))
       })
-    })
     const next = Effect.suspend(() =>
       portal === undefined
         ? open
@@ -147,7 +143,7 @@ const portalStream = (
           )
     )
     return Effect.as(
-      Effect.addFinalizer(() => close),
+      Effect.addFinalizer((exit) => close(Exit.isFailure(exit))),
       Stream.repeatEffectChunkOption(pull)
     )
   })

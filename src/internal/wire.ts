@@ -118,3 +118,6 @@ export const simple = (text: string): Buffer => serialize.query(text)
 
 /** Asks the server, on a socket of its own, to cancel what a backend is doing. */
 export const cancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)
+
+/** Asks the server, before anything else on a socket, whether it takes TLS. */
+export const sslRequest: Buffer = serialize.requestSsl()

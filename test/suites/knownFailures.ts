@@ -7,6 +7,7 @@ import * as SqlResolver from "@effect/sql/SqlResolver"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Array from "effect/Array"
 import * as Deferred from "effect/Deferred"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -14,7 +15,12 @@ import * as Option from "effect/Option"
 import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as TestClock from "effect/TestClock"
+import { live } from "../../src/internal/embedded/live.js"
+import { startChild } from "../fixtures/child.js"
+import { type Message, makeProxy, type Proxy, sends } from "../fixtures/proxy.js"
 import { freshDatabase, query } from "../fixtures/server.js"
 
 /** A database of a scenario, for looking at it from outside. */
@@ -41,6 +47,42 @@ export const stored = ({ writer }: Place): Effect.Effect<ReadonlyArray<string>> 
 /** Ends a backend from outside, and waits until it is gone. */
 const kill = ({ writer }: Place, pid: number): Effect.Effect<void> =>
   Effect.asVoid(query(writer, "SELECT pg_terminate_backend($1, 10000)", [pid]))
+
+const soon = Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(2000))
+
+/** How an effect has ended when `bound` is over, if it has. It is not interrupted then: that may be what takes so long. */
+const within = <A, E, R>(
+  bound: Duration.DurationInput,
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<Option.Option<Exit.Exit<A, E>>, never, R> =>
+  Effect.flatMap(Effect.forkDaemon(self), (fiber) => live(Effect.timeoutOption(Fiber.await(fiber), bound)))
+
+/** Waits until the server runs a statement with these words. */
+const running = ({ name, writer }: Place, words: string) =>
+  query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE $2", [
+    name,
+    `%${words}%`
+  ]).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }), live)
+
+/** Runs an effect while a transaction holds a connection, which is the only one in these scenarios. */
+const whileHeld = <A, E, R>(sql: PgClient, self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const held = yield* Deferred.make<void>()
+    const release = yield* Deferred.make<void>()
+    const holder = yield* Effect.fork(
+      sql.withTransaction(
+        Effect.zipRight(
+          insert(sql, "held"),
+          Effect.zipRight(Deferred.succeed(held, undefined), Deferred.await(release))
+        )
+      )
+    )
+    yield* Deferred.await(held)
+    const result = yield* self
+    yield* Deferred.succeed(release, undefined)
+    yield* Fiber.join(holder)
+    return result
+  })
 
 const insert = (sql: PgClient, name: string) => sql`INSERT INTO item ${sql.insert({ name })}`
 
@@ -115,6 +157,13 @@ export const manyNested = (sql: PgClient) =>
     })
   )
 
+/** 9. The only connection is in use, and a transaction is given 300 ms. Gives how it has ended a second after that. */
+export const fullPool = (sql: PgClient) =>
+  whileHeld(
+    sql,
+    within("1300 millis", Effect.timeout(sql.withTransaction(Effect.asVoid(insert(sql, "x"))), "300 millis"))
+  )
+
 /** 10. A fiber outlives its transaction and inserts while another one is open on that connection, which then fails. */
 export const daemon = (sql: PgClient) =>
   Effect.gen(function* () {
@@ -139,6 +188,65 @@ export const daemon = (sql: PgClient) =>
     return yield* Deferred.await(ended)
   })
 
+/**
+ * 11. A statement is interrupted and ends by itself, while its cancel is held up on the network for more than 5 s; it arrives when another
+ * fiber's statement runs. Gives how that one ended. With `TestClock`.
+ */
+export const lateCancel = (sql: PgClient, place: Place, proxy: Proxy, isCancel: (message: Message) => boolean) =>
+  Effect.gen(function* () {
+    const heldUp = yield* proxy.when(isCancel, "freeze")
+    const first = yield* Effect.fork(sql`SELECT pg_sleep(0.3), 'first'`)
+    yield* running(place, "first")
+    const interrupting = yield* Effect.fork(Fiber.interrupt(first))
+    yield* heldUp
+    yield* TestClock.adjust("5 seconds")
+    yield* Fiber.join(interrupting)
+    const other = yield* Effect.fork(sql`SELECT pg_sleep(0.5), 'other'`)
+    yield* running(place, "other")
+    yield* proxy.thaw
+    return yield* Fiber.await(other)
+  })
+
+/** 12. A statement on the only connection is interrupted. Gives how that has ended a second later. */
+export const interruptInFullPool = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const slow = yield* Effect.fork(sql`SELECT pg_sleep(60), 'slow'`)
+    yield* running(place, "slow")
+    return yield* within("1 second", Fiber.interrupt(slow))
+  })
+
+/** 13. What waits for the only connection is interrupted, then that comes free. Gives how the next statement has ended a second later. */
+const givesUpWaiting = (sql: PgClient, waits: Effect.Effect<unknown, SqlError>) =>
+  Effect.gen(function* () {
+    yield* whileHeld(
+      sql,
+      Effect.gen(function* () {
+        const waiting = yield* Effect.fork(waits)
+        // it asks for a connection as soon as it runs
+        yield* Effect.yieldNow()
+        yield* Fiber.interrupt(waiting)
+      })
+    )
+    return yield* within("1 second", Effect.asVoid(insert(sql, "next")))
+  })
+
+export const streamGivesUp = (sql: PgClient) => givesUpWaiting(sql, Stream.runDrain(sql`SELECT 1`.stream))
+
+export const reserveGivesUp = (sql: PgClient) => givesUpWaiting(sql, Effect.scoped(sql.reserve))
+
+/** 14. The backend dies in the middle of a stream. Gives how the stream has ended a second later. */
+export const backendDiesInStream = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const dead = yield* Deferred.make<void>()
+    const stream = sql<{ pid: number }>`SELECT pg_backend_pid() AS pid FROM generate_series(1, 1000)`.stream
+    const once = (pid: number) => Effect.zipRight(kill(place, pid), Deferred.succeed(dead, undefined))
+    const reading = yield* Effect.forkDaemon(
+      Stream.runForEach(stream, ({ pid }) => Effect.unlessEffect(once(pid), Deferred.isDone(dead)))
+    )
+    yield* Deferred.await(dead)
+    return yield* within("1 second", Fiber.join(reading))
+  })
+
 /** 15. For each row of a stream a statement, all in one transaction; the rows are more than are fetched at once. */
 export const queryInStream = (sql: PgClient) =>
   sql.withTransaction(
@@ -146,6 +254,22 @@ export const queryInStream = (sql: PgClient) =>
       Stream.runForEach(({ name }) => insert(sql, name))
     )
   )
+
+/** 16. A connection goes silent under a statement, which is given 300 ms. Gives how the next statement ends, which is given a second. */
+export const halfOpen = (sql: PgClient, proxy: Proxy) =>
+  Effect.gen(function* () {
+    yield* proxy.when(sends("'lost'"), "freeze")
+    yield* Effect.exit(Effect.timeout(sql`SELECT 'lost'`, "300 millis"))
+    return yield* Effect.exit(Effect.timeout(where(sql), "1 second"))
+  })
+
+/** 17. The same inside of a transaction, which is given 300 ms. Gives how it has ended a second after that. */
+export const halfOpenTransaction = (sql: PgClient, proxy: Proxy) =>
+  Effect.gen(function* () {
+    yield* proxy.when(sends("'lost'"), "freeze")
+    const transaction = sql.withTransaction(Effect.zipRight(insert(sql, "x"), Effect.asVoid(sql`SELECT 'lost'`)))
+    return yield* within("1300 millis", Effect.timeout(transaction, "300 millis"))
+  })
 
 /** Hears a channel in the background, for as long as the scope lasts. */
 const listen = (sql: PgClient, channel: string) =>
@@ -156,8 +280,6 @@ const listen = (sql: PgClient, channel: string) =>
     )
     return { heard, fiber }
   })
-
-const soon = Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(2000))
 
 /** Waits until a listener has heard something; what `again` does is done again each time. */
 const until = (heard: ReadonlyArray<string>, payload: string, again: Effect.Effect<unknown> = Effect.void) =>
@@ -228,6 +350,42 @@ export const oneListenerStops = (sql: PgClient, place: Place) =>
     yield* until(witness.heard, "end")
     return stays.heard.filter((payload) => payload !== "ready")
   }).pipe(Effect.scoped)
+
+/**
+ * 21. The server ends the idle connection of a program that then goes on; gives how the program has ended. See `fixtures/idleClient.ts`.
+ */
+export const idleConnectionEnded = (which: "plain" | "effect-db") =>
+  Effect.gen(function* () {
+    const place = yield* freshTables
+    const program = yield* startChild("idleClient", [which], place.writer)
+    const pid = yield* program.line
+    yield* kill(place, Number(pid))
+    yield* program.tell
+    return yield* program.ended
+  }).pipe(Effect.scoped)
+
+/**
+ * 22. The server accepts and never answers while a client is opened. Gives how that has ended an hour of `TestClock` and a second later.
+ */
+export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Effect.Effect<A, E, Scope.Scope>) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshTables
+    const proxy = yield* makeProxy(writer)
+    yield* proxy.freeze
+    const opening = yield* Effect.forkDaemon(Effect.scoped(open(proxy.url)))
+    yield* live(Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections > 0 }))
+    yield* TestClock.adjust("1 hour")
+    return yield* within("1 second", Fiber.join(opening))
+  })
+
+/** 23. A connection is idle for a moment. Gives the connections before and after. */
+export const idleForAMoment = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const before = yield* where(sql)
+    yield* query(place.writer, "SELECT pg_sleep(0.2)")
+    const after = yield* where(sql)
+    return [before?.pid, after?.pid] as const
+  })
 
 /** 28. What the server says of the transaction that it is asked in. */
 export const settings = (sql: PgClient) =>

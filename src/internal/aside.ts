@@ -1,0 +1,68 @@
+/**
+ * A second socket to the server that a connection is on, for what cannot be said on the connection itself while it waits for an answer.
+ */
+import * as Net from "node:net"
+import * as Tls from "node:tls"
+import type { ServerConfig } from "../DatabaseConfig.js"
+import * as wire from "./wire.js"
+
+/** The very server that a connection is on: its name may lead elsewhere by now, and to resolve it takes time. */
+export type Peer = { readonly path: string } | { readonly host: string; readonly port: number }
+
+/** Where an open socket leads. */
+export const peerOf = (server: ServerConfig, { remoteAddress, remotePort }: Net.Socket): Peer => {
+  if (server.host.startsWith("/")) return { path: `${server.host}/.s.PGSQL.${server.port}` }
+  return { host: remoteAddress ?? server.host, port: remotePort ?? server.port }
+}
+
+/** Opens a socket that is closed after `patience` ms at the latest, whatever the network does, and that keeps no process alive. */
+const open = (peer: Peer, patience: number, connected: (socket: Net.Socket) => void): Net.Socket => {
+  const socket = Net.connect(peer)
+  // what has arrived while the process was busy is read first
+  const impatient = setTimeout(() => setImmediate(() => socket.destroy()), patience)
+  impatient.unref()
+  socket.unref()
+  socket.once("connect", () => connected(socket))
+  socket.once("close", () => clearTimeout(impatient))
+  // "close" follows, which is all that anybody needs to know
+  socket.on("error", () => {})
+  return socket
+}
+
+const agreed = "S".charCodeAt(0)
+
+/** Asks whether the server takes TLS. It answers with one letter, before any login, also when it has no connection left to give. */
+const askForTls = (socket: Net.Socket, answered: (yes: boolean) => void): void => {
+  // more than the letter would be something that came without TLS and is to look as if it came with it
+  socket.once("data", (answer) => answered(answer.length === 1 && answer[0] === agreed))
+  socket.write(wire.sslRequest)
+}
+
+/** Delivers a message, by TLS where the connection has it. Nobody is told whether it arrived. */
+export const deliver = (server: ServerConfig, peer: Peer, patience: number, message: Buffer): void => {
+  const { host, ssl } = server
+  open(peer, patience, (socket) => {
+    if (ssl === false) return void socket.end(message).resume()
+    askForTls(socket, (yes) => {
+      // what is for TLS is not sent without it
+      if (!yes) return void socket.destroy()
+      // as the driver does it: the certificate is compared with the name in the settings, and an address is no name to ask for
+      const options = { host, ...(ssl === true ? {} : ssl), ...(Net.isIP(host) === 0 ? { servername: host } : {}) }
+      const secure = Tls.connect({ ...options, socket })
+      secure.on("error", () => socket.destroy())
+      secure.once("secureConnect", () => secure.end(message).resume())
+    })
+  })
+}
+
+/** Whether the server says anything at all within `patience` ms. */
+export const showsLife = (peer: Peer, patience: number, told: (yes: boolean) => void): void => {
+  let heard = false
+  const socket = open(peer, patience, () =>
+    askForTls(socket, () => {
+      heard = true
+      socket.destroy()
+    })
+  )
+  socket.once("close", () => told(heard))
+}

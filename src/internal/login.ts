@@ -1,0 +1,93 @@
+/**
+ * From a server's address to a session that has logged in.
+ */
+import * as Redacted from "effect/Redacted"
+import type { Credentials, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
+import { type ConnectReason, connectReason } from "../SqlState.js"
+import { type Client, makeClient } from "./driver.js"
+
+/**
+ * Why a connect failed, with the driver's words.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ConnectFailure {
+  readonly reason: ConnectReason
+  readonly error: Error
+}
+
+const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
+  const all: Array<string> = []
+  const set = (key: string, value: string | number) => all.push(`-c ${key}=${value}`)
+  if (session.statementTimeout !== undefined) set("statement_timeout", Math.round(session.statementTimeout))
+  if (session.lockTimeout !== undefined) set("lock_timeout", Math.round(session.lockTimeout))
+  if (Number.isFinite(session.idleInTransactionTimeout)) {
+    set("idle_in_transaction_session_timeout", Math.round(session.idleInTransactionTimeout))
+  }
+  if (readOnly) set("default_transaction_read_only", "on")
+  return all.join(" ")
+}
+
+/** Logs in; the returned function gives up. `done` is called once, in the same turn as the server's last word, unless it was given up. */
+export const login = (
+  server: ServerConfig,
+  session: SessionConfig,
+  options: { readonly timeout: number; readonly readOnly: boolean; readonly credentials: Credentials },
+  done: (failure: ConnectFailure | undefined, client: Client, parameters: Map<string, string>) => void
+): (() => void) => {
+  const { password, username } = options.credentials
+  const client = makeClient({
+    host: server.host,
+    port: server.port,
+    database: server.database,
+    user: username,
+    password: password === undefined ? undefined : Redacted.value(password),
+    ssl: server.ssl,
+    application_name: session.applicationName,
+    options: sessionOptions(session, options.readOnly),
+    keepAlive: session.keepAlive !== undefined,
+    keepAliveInitialDelayMillis: session.keepAlive,
+    ...(session.types === undefined ? {} : { types: session.types })
+  })
+  const parameters = new Map<string, string>()
+  let settled = false
+  let accepted = false
+  const settle = () => {
+    settled = true
+    clearTimeout(timer)
+  }
+  const fail = (reason: ConnectReason, error: Error) => {
+    if (settled) return
+    settle()
+    client.connection.stream.destroy()
+    done({ reason, error }, client, parameters)
+  }
+  const timer = setTimeout(
+    () => fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${options.timeout} ms`)),
+    Math.min(options.timeout, 2_147_483_647)
+  )
+  client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {
+    parameters.set(message.parameterName, message.parameterValue)
+  })
+  client.connection.once("connect", () => {
+    accepted = true
+  })
+  // errors after the first go to the connection's own listeners; none may be without a listener
+  client.on("error", () => {})
+  client.connect((error) => {
+    if (settled) return
+    if (error) {
+      // a refusal of all the addresses of a host comes as one error with a code and no words
+      const code = "code" in error && typeof error.code === "string" ? error.code : ""
+      return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
+    }
+    settle()
+    done(undefined, client, parameters)
+  })
+  return () => {
+    if (settled) return
+    settle()
+    client.connection.stream.destroy()
+  }
+}

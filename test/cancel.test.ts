@@ -1,0 +1,150 @@
+/**
+ * How the server is told to stop a statement that nobody waits for any more.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
+import type { Database } from "effect-db"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
+import { describe } from "vitest"
+import { startChild } from "./fixtures/child.js"
+import { active, Db, soon } from "./fixtures/databases.js"
+import { directory } from "./fixtures/directory.js"
+import { type Message, makeProxy, sends } from "./fixtures/proxy.js"
+import { freshDatabase, query } from "./fixtures/server.js"
+import { makeTlsServer } from "./fixtures/tls.js"
+
+const long = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1 FROM pg_sleep(60) AS long`)
+
+const open = (options: Database.Options) =>
+  Effect.map(Layer.build(Db.layer({ startup: "lazy", ...options })), (context) => Context.pick(Db)(context))
+
+/** Waits until the server runs so many of the long statements, and says how many it does. */
+const running = (url: Redacted.Redacted<string>, count: number) => {
+  const look = Effect.map(
+    query<{ n: number }>(
+      url,
+      `SELECT count(*)::int AS n FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()
+       AND query LIKE '%AS long'`
+    ),
+    ([row]) => row?.n
+  )
+  return Effect.zipRight(Effect.repeat(look, { schedule: soon, until: (n) => n === count }), look)
+}
+
+/** What goes through a proxy on its last connection: the kinds of messages. */
+const record = () => {
+  const messages: Array<Message> = []
+  const note = (message: Message) => {
+    messages.push(message)
+    return false
+  }
+  return { messages, note, ofLast: () => messages.filter((_) => _.connection === messages.at(-1)?.connection) }
+}
+
+describe("a cancel", () => {
+  it.scopedLive("goes by TLS where the session does, and not at all where the server does not take TLS any more", () =>
+    Effect.gen(function* () {
+      const server = yield* makeTlsServer
+      const proxy = yield* makeProxy(server.url)
+      const { messages, note, ofLast } = record()
+      yield* proxy.when(note, "pass")
+      const { certificate, password, username } = server
+      const context = yield* open({
+        writer: {
+          host: "localhost",
+          port: proxy.port,
+          database: "postgres",
+          username,
+          password,
+          ssl: { ca: certificate }
+        }
+      })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const [row] = yield* sql`SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()`
+        assert.deepStrictEqual(row, { ssl: true })
+
+        const first = yield* Effect.fork(long)
+        assert.strictEqual(yield* running(server.url, 1), 1)
+        yield* Fiber.interrupt(first)
+        assert.strictEqual(yield* running(server.url, 0), 0)
+        const types = (some: ReadonlyArray<Message>) => some.map(({ type }) => type)
+        assert.strictEqual(proxy.accepted, 2)
+        assert.deepStrictEqual([...new Set(types(ofLast()))], ["ssl", "tls"])
+        // what is about one fourth of the bytes: the rest is TLS, in which nobody sees it
+        assert.notInclude(types(messages), "cancel")
+
+        const second = yield* Effect.fork(long)
+        assert.strictEqual(yield* running(server.url, 1), 1)
+        yield* server.set("ssl", "off")
+        yield* Fiber.interrupt(second)
+        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+        assert.strictEqual(proxy.connections, 0)
+        assert.strictEqual(proxy.accepted, 4)
+        // asked for TLS, and told no
+        assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
+        assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("goes by the Unix socket where the session does", () =>
+    Effect.gen(function* () {
+      const { password, port, sockets, url, username } = yield* makeTlsServer
+      const context = yield* open({ writer: { host: sockets, port, database: "postgres", username, password } })
+      yield* Effect.gen(function* () {
+        const fiber = yield* Effect.fork(long)
+        assert.strictEqual(yield* running(url, 1), 1)
+        yield* Fiber.interrupt(fiber)
+        assert.strictEqual(yield* running(url, 0), 0)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("is heard by a server that has no connection left to give, and a hundred of them at once", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* EmbeddedPostgres.make({ directory, settings: { max_connections: 101 } })
+      const url = primary.url()
+      const context = yield* open({ writer: url, maxConnections: 101 })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const fibers = yield* Effect.forEach(Array.from({ length: 100 }), () => Effect.fork(long))
+        // asked by way of the last connection
+        const count = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity WHERE query LIKE '%AS long'`
+        yield* Effect.repeat(count, { schedule: soon, until: ([row]) => row?.n === 100 })
+        const refused = yield* Effect.flip(Effect.sandbox(query(url, "SELECT 1")))
+        assert.include(Cause.pretty(refused), "too many clients")
+
+        const before = performance.now()
+        yield* Fiber.interruptAll(fibers)
+        assert.isBelow(performance.now() - before, 1000)
+        assert.strictEqual(yield* active, 0)
+        assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
+        assert.strictEqual(yield* running(url, 0), 0)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("that nobody takes keeps no process alive", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const program = yield* startChild("interrupted", [], proxy.url)
+      const sent = yield* proxy.when(sends("long"), "freeze")
+      assert.strictEqual(yield* program.line, "ready")
+      yield* program.tell
+      yield* sent
+      yield* proxy.freeze
+      const { code, lines, stderr } = yield* program.ended
+      assert.strictEqual(code, 0, stderr)
+      assert.deepStrictEqual(lines, ["ready", "interrupted"])
+      // its own connection and the one of the cancel, that was never heard
+      assert.strictEqual(proxy.accepted, 2)
+    })
+  )
+})
