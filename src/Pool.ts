@@ -369,7 +369,7 @@ export class Pool {
   private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
     const { active, idle, lastConnectFailure, total, waiting } = this.figures
     const waited = performance.now() - since
-    const oldest = this.oldest
+    const oldest = reason === "single" ? this.first : this.loans?.oldest
     this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
     return new PoolExhausted({
       ...this.place,
@@ -388,8 +388,8 @@ export class Pool {
     })
   }
 
-  /** Who holds a connection for longest, or is about to, where that is known. */
-  private get oldest(): Loan | undefined {
+  /** Who has the connection that only one may have, or is about to. */
+  private get first(): Loan | undefined {
     if (this.loans?.oldest !== undefined) return this.loans.oldest
     for (const waiter of this.waiters) return waiter
     return undefined
@@ -507,7 +507,7 @@ export class Pool {
       (failure, connection) => {
         isSettled = true
         this.connecting.delete(giveUp)
-        if (failure !== undefined) return this.failed(failure)
+        if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
         this.stock.add(connection)
         if (tasks.onConnect === undefined) return this.opened(connection, start)
@@ -541,7 +541,8 @@ export class Pool {
     else this.offer(connection, now)
   }
 
-  private failed(failure: ConnectFailure): void {
+  /** `start` is when the connect was begun: who came after that is not the one for whom it was tried. */
+  private failed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
     const { reason } = failure
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.lastConnectFailure = failure
@@ -554,6 +555,7 @@ export class Pool {
     // what a person must mend fails all who wait; anything else the one for whom it was tried
     const all = !isTransient(reason)
     for (const waiter of [...this.waiters]) {
+      if (!all && waiter.since > start) break
       this.fail(waiter, error)
       if (!all) break
     }

@@ -1,0 +1,12 @@
+/**
+ * What a pool promises, whatever way it is opened: one test for each sentence on pools in what SQLAlchemy and HikariCP promise. What makes
+ * no sense in a way is not among the tests for it.
+ */
+import { limits } from "./pooling/limits.js"
+import { waiting } from "./pooling/waiting.js"
+import type { Way } from "./pooling/way.js"
+
+export const pooling = (way: Way): void => {
+  limits(way)
+  waiting(way)
+}
