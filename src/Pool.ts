@@ -59,12 +59,13 @@ export interface Figures {
 }
 
 /**
- * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed.
+ * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed. The returned
+ * function stops it, when it has taken too long or its connection is gone.
  *
  * @since 0.1.0
  * @category models
  */
-export type SessionTask = (connection: Connection, done: (failure: Error | undefined) => void) => void
+export type SessionTask = (connection: Connection, done: (failure: Error | undefined) => void) => () => void
 
 /**
  * What is done with connections where the settings ask for it.
@@ -123,6 +124,12 @@ const longestTimer = 2_147_483_647
 /** How long a connection may take for a sign of life, in ms. */
 const longestPing = 1000
 
+/** Asks for a sign of life. */
+const ping: SessionTask = (connection, done) => {
+  connection.ping((failure) => done(failure?.error))
+  return nothing
+}
+
 /** After how long a server that let in no more is asked again, in ms. */
 const pauses = { shortest: 100, longest: 1000 }
 
@@ -138,8 +145,12 @@ export class Pool {
   private readonly growth: Growth
   private readonly loans: Loans | undefined
   private readonly connecting = new Set<() => void>()
-  /** How many are on their way to a waiter: being validated, or in a task. */
+  /** Connections in the hands of a task, and how to end it. */
+  private readonly inTask = new Map<Connection, (failure: Error) => void>()
+  /** How many of them are on their way to a waiter. */
   private preparing = 0
+  /** How many of them are new. */
+  private arriving = 0
   private onEmpty: (() => void) | undefined
   private lastConnectFailure: ConnectFailure | undefined
   private failures = 0
@@ -185,6 +196,7 @@ export class Pool {
         this.stock.all.delete(connection)
         this.loans?.remove(connection)
         this.observe(() => Observation.Closed({ ...this.place, processId: connection.processId, reason }))
+        this.inTask.get(connection)?.(new Error("its connection was closed"))
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
       }
@@ -274,12 +286,10 @@ export class Pool {
     if (connection.busy || connection.status !== "I") return connection.destroy("dirty")
     const { onReturn } = this.options.tasks
     if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
-    this.preparing++
-    onReturn(connection, (failure) => {
-      this.preparing--
-      if (failure === undefined) return this.offer(connection, performance.now())
-      connection.destroy("dirty")
-      this.serve()
+    this.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
+      if (failure !== undefined) return connection.destroy("dirty")
+      this.observe(() => Observation.Reset({ ...this.place, processId: connection.processId }))
+      this.offer(connection, performance.now())
     })
   }
 
@@ -289,7 +299,8 @@ export class Pool {
     const meant = [...this.stock.all].filter(
       (connection) =>
         connection.broken === undefined &&
-        (processId === undefined ? connection.createdAt < before : connection.processId === processId)
+        connection.createdAt <= before &&
+        (processId === undefined || connection.processId === processId)
     )
     for (const connection of meant) {
       connection.retireAt = Number.NEGATIVE_INFINITY
@@ -324,6 +335,8 @@ export class Pool {
     for (const giveUp of this.connecting) giveUp()
     this.connecting.clear()
     for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
+    // nobody waits for what is being made ready
+    for (const connection of this.inTask.keys()) connection.destroy("shutdown")
     for (const connection of this.stock.idle.splice(0)) connection.end("shutdown")
     if (this.stock.all.size === 0) this.onEmpty()
   }
@@ -340,8 +353,9 @@ export class Pool {
   private get demand(): { readonly waiting: number; readonly wanted: number } {
     const waiting = this.waiters.size
     if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0 }
-    const coming = this.connecting.size
-    return { waiting, wanted: Math.min(waiting - this.preparing - coming, this.limit - this.stock.all.size - coming) }
+    const connecting = this.connecting.size
+    const coming = this.preparing + this.arriving + connecting
+    return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting) }
   }
 
   private observe(make: () => Observation): void {
@@ -424,15 +438,14 @@ export class Pool {
   }
 
   /** A connection that nobody has: the next waiter's, or idle, or closed where it is one too many. */
-  private offer(connection: Connection, now: number): void {
+  private offer(connection: Connection, now: number, isNew = false): void {
     if (connection.broken !== undefined) return
     if (this.onEmpty !== undefined) return connection.end("shutdown")
     const { maxConnections, strategy } = this.options.pool
     const due = this.stock.due(connection, now)
     if (due !== undefined) return connection.end(due)
     if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
-    if (this.waiters.size > 0)
-      return this.options.tasks.onCheckout === undefined ? this.give(connection, now) : this.prepare(connection)
+    if (this.waiters.size > 0) return this.hand(connection, now, isNew)
     if (strategy === "none" || this.stock.open > maxConnections) return connection.end("excess")
     this.stock.put(connection)
   }
@@ -444,48 +457,78 @@ export class Pool {
       const connection = this.stock.next(now)
       if (connection === undefined) break
       this.stock.take(connection)
-      if (this.options.tasks.onCheckout === undefined && !this.stock.isSuspect(connection, now))
-        this.give(connection, now)
-      else this.prepare(connection)
+      this.hand(connection, now, false)
     }
     this.grow()
   }
 
-  /** Makes sure that a connection is fit for a waiter. */
-  private prepare(connection: Connection): void {
+  /** Gives a connection to a waiter, at once or when it has shown that it is fit for that. */
+  private hand(connection: Connection, now: number, isNew: boolean): void {
+    const { onCheckout } = this.options.tasks
+    const isSuspect = this.stock.isSuspect(connection, now)
+    if (onCheckout === undefined && !isSuspect) return this.give(connection, now)
     this.preparing++
-    const end = (failure: Error | undefined) => {
+    const ready = () => {
       this.preparing--
-      if (failure === undefined) return this.give(connection, performance.now())
-      connection.destroy("vetoed")
-      // a new one that is refused says that the next would be, too
-      if (connection.takenAt === 0) this.failed({ reason: "setup", error: failure })
+      const now = performance.now()
+      const due = this.stock.due(connection, now)
+      if (connection.broken === undefined && due === undefined) return this.give(connection, now)
+      // it was invalidated meanwhile
+      if (due !== undefined) connection.end(due)
       this.serve()
     }
     const admit = () => {
-      const { onCheckout } = this.options.tasks
-      if (onCheckout === undefined) end(undefined)
-      else onCheckout(connection, end)
+      if (onCheckout === undefined) return ready()
+      this.perform(onCheckout, connection, this.options.pool.connectTimeout, (failure) => {
+        if (failure === undefined) return ready()
+        this.preparing--
+        if (isNew) this.reject(connection, failure, connection.createdAt)
+        else connection.destroy("vetoed")
+        this.serve()
+      })
     }
-    if (!this.stock.isSuspect(connection, performance.now())) return admit()
-    const impatient = setTimeout(
-      () => connection.destroy("invalid"),
-      Math.min(this.options.pool.connectTimeout, longestPing)
-    )
-    const { lastAnswer } = connection
-    connection.ping((failure) => {
-      clearTimeout(impatient)
+    if (!isSuspect) return admit()
+    this.perform(ping, connection, Math.min(this.options.pool.connectTimeout, longestPing), (failure) => {
       if (failure === undefined) return admit()
       this.preparing--
+      // one that was closed on request says nothing of the others
+      if (connection.broken === undefined || connection.broken === "broken") this.discardOlder(now)
       connection.destroy("invalid")
-      // what has been silent for as long is not asked one by one
-      for (const other of [...this.stock.idle]) {
-        if (other.lastAnswer > lastAnswer) continue
-        this.stock.take(other)
-        other.destroy("invalid")
-      }
       this.serve()
     })
+  }
+
+  /** What has been silent since then is not asked one by one. */
+  private discardOlder(moment: number): void {
+    this.stock.suspectAll()
+    for (const connection of [...this.stock.idle]) {
+      if (connection.lastAnswer > moment) continue
+      this.stock.take(connection)
+      connection.destroy("invalid")
+    }
+  }
+
+  /** Lets a task have a connection. `done` is called once, in time; a connection that is closed meanwhile is a failure. */
+  private perform(
+    task: SessionTask,
+    connection: Connection,
+    limit: number,
+    done: (failure: Error | undefined) => void
+  ): void {
+    let stop = nothing
+    const end = (failure: Error | undefined) => {
+      if (this.inTask.get(connection) !== end) return
+      this.inTask.delete(connection)
+      clearTimeout(impatient)
+      done(failure)
+      if (failure !== undefined) stop()
+    }
+    const impatient = setTimeout(
+      () => end(new Error(`it was not done within ${limit} ms`)),
+      Math.min(limit, longestTimer)
+    )
+    this.inTask.set(connection, end)
+    stop = task(connection, end)
   }
 
   /** Opens connections for those who wait, and those that are kept warm. */
@@ -511,12 +554,11 @@ export class Pool {
         if (connection === undefined) return
         this.stock.add(connection)
         if (tasks.onConnect === undefined) return this.opened(connection, start)
-        this.preparing++
-        tasks.onConnect(connection, (error) => {
-          this.preparing--
-          if (error === undefined) return this.opened(connection, start)
-          connection.destroy("vetoed")
-          this.failed({ reason: "setup", error })
+        this.arriving++
+        this.perform(tasks.onConnect, connection, pool.connectTimeout, (error) => {
+          this.arriving--
+          if (error === undefined) this.opened(connection, start)
+          else this.reject(connection, error, start)
         })
       }
     )
@@ -538,7 +580,15 @@ export class Pool {
     // begun before, come after: it is of the old kind all the same
     if (start < this.invalidBefore) connection.end("invalidated")
     else if (connection.generation < this.options.credentials.generation) connection.end("oldCredentials")
-    else this.offer(connection, now)
+    else this.offer(connection, now, true)
+  }
+
+  /** A new connection is of no use. The next one would be of none, either, unless it was lost or closed on request. */
+  private reject(connection: Connection, error: Error, start: number): void {
+    const { broken } = connection
+    connection.destroy("vetoed")
+    if (broken === "broken") this.failed({ reason: "unreachable", error }, start)
+    else if (broken !== "invalidated" && broken !== "shutdown") this.failed({ reason: "setup", error })
   }
 
   /** `start` is when the connect was begun: who came after that is not the one for whom it was tried. */

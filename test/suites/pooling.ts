@@ -2,11 +2,17 @@
  * What a pool promises, whatever way it is opened: one test for each sentence on pools in what SQLAlchemy and HikariCP promise. What makes
  * no sense in a way is not among the tests for it.
  */
+import { life } from "./pooling/life.js"
 import { limits } from "./pooling/limits.js"
+import { sessions } from "./pooling/sessions.js"
+import { validation } from "./pooling/validation.js"
 import { waiting } from "./pooling/waiting.js"
 import type { Way } from "./pooling/way.js"
 
 export const pooling = (way: Way): void => {
   limits(way)
   waiting(way)
+  life(way)
+  validation(way)
+  if (way.route.hasSessions) sessions(way)
 }
