@@ -14,7 +14,7 @@ import { type Done, type Failure, Flight, type Plan, type Result } from "./inter
 import { PreparedStatements } from "./internal/prepared.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
-import { type ConnectReason, connectReason, isStalePlan } from "./SqlState.js"
+import { type ConnectReason, connectReason, isStalePlan, meaning } from "./SqlState.js"
 
 export type { Done, Failure, Flight, Result }
 
@@ -273,9 +273,10 @@ export class Connection {
     if (flight === undefined) return
     this.flight = undefined
     this.lastAnswer = performance.now()
+    const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
     if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (this.broken !== undefined) this.destroy(this.broken)
-    flight.plan.done(flight.failure(), flight)
+    flight.plan.done(failure, flight)
   }
 
   private lose(error: Error): void {
@@ -297,6 +298,18 @@ export class Connection {
     this.owner.closed(this, this.broken ?? "broken")
   }
 }
+
+/** A statement that we had cancelled is one whose connection was lost, and no matter of the server's own time limits. */
+const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | undefined =>
+  failure?._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
+    ? {
+        _tag: "lost",
+        error: new Error(`it was cancelled, for its connection is to be closed (${reason})`),
+        sent: true,
+        undone: true,
+        acknowledged: failure.acknowledged
+      }
+    : failure
 
 const checked = (text: string): string => {
   if (text.includes("\0")) throw new Error("the statement holds a NUL character")

@@ -2,6 +2,7 @@
  * What a pool promises, whatever way it is opened: one test for each sentence on pools in what SQLAlchemy and HikariCP promise. What makes
  * no sense in a way is not among the tests for it.
  */
+import { invalidation } from "./pooling/invalidation.js"
 import { life } from "./pooling/life.js"
 import { limits } from "./pooling/limits.js"
 import { sessions } from "./pooling/sessions.js"
@@ -14,5 +15,7 @@ export const pooling = (way: Way): void => {
   waiting(way)
   life(way)
   validation(way)
-  if (way.route.hasSessions) sessions(way)
+  if (!way.route.hasSessions) return
+  sessions(way)
+  invalidation(way)
 }
