@@ -236,7 +236,8 @@ export class Pool {
    * Hands out a connection as soon as there is one: at once, in this call, where one is idle and fresh.
    *
    * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller holds already: where all those of
-   * the pool are held by callers who wait for one more, waiting would be for ever. The returned function gives up and leaks nothing.
+   * the pool are held by callers who wait for one more, waiting would be for ever. Without `who` it is nobody of the program, of whom
+   * `assertSingle` takes no notice. The returned function gives up and leaks nothing.
    */
   checkout(
     deadline: number,
@@ -258,7 +259,7 @@ export class Pool {
         return nothing
       }
     }
-    const refusal = this.refusal(holding, now)
+    const refusal = this.refusal(holding, who, now)
     if (refusal !== undefined) {
       settle(refusal, undefined)
       return nothing
@@ -363,9 +364,13 @@ export class Pool {
   }
 
   /** Why a caller cannot even wait, if so. */
-  private refusal(holding: ReadonlyArray<Connection>, now: number): CheckoutError | undefined {
+  private refusal(
+    holding: ReadonlyArray<Connection>,
+    who: Borrower | undefined,
+    now: number
+  ): CheckoutError | undefined {
     const { maxConnections, strategy } = this.options.pool
-    if (strategy === "assertSingle" && (this.waiters.size > 0 || this.loans?.oldest !== undefined)) {
+    if (strategy === "assertSingle" && who !== undefined && this.first !== undefined) {
       return this.exhausted("single", now)
     }
     return this.wouldDeadlock(holding) ? new PoolSelfDeadlock({ ...this.place, maxConnections }) : undefined
@@ -404,8 +409,9 @@ export class Pool {
 
   /** Who has the connection that only one may have, or is about to. */
   private get first(): Loan | undefined {
-    if (this.loans?.oldest !== undefined) return this.loans.oldest
-    for (const waiter of this.waiters) return waiter
+    const loan = this.loans?.oldest
+    if (loan?.who !== undefined) return loan
+    for (const waiter of this.waiters) if (waiter.who !== undefined) return waiter
     return undefined
   }
 

@@ -11,22 +11,12 @@ import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { Audit, Db } from "./fixtures/databases.js"
+import { randoms } from "./fixtures/random.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 
 const fibers = 50
 const operations = 40
 const seed = 20_240_607
-
-/** Numbers from 0 to 1 that are the same at each run (mulberry32). */
-const randoms = (start: number) => {
-  let state = start
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296
-  }
-}
 
 /** Rows that are stored together or not at all; `undefined` where the exit leaves both open. */
 interface Claim {
