@@ -2,7 +2,9 @@
  * What a pool promises, whatever way it is opened: one test for each sentence on pools in what SQLAlchemy and HikariCP promise. What makes
  * no sense in a way is not among the tests for it.
  */
+import { closing } from "./pooling/closing.js"
 import { events } from "./pooling/events.js"
+import { growth } from "./pooling/growth.js"
 import { invalidation } from "./pooling/invalidation.js"
 import { leaks } from "./pooling/leaks.js"
 import { life } from "./pooling/life.js"
@@ -25,5 +27,9 @@ export const pooling = (way: Way): void => {
   events(way)
   use(way)
   leaks(way)
-  if (way.strategy === "pooled") strategies(way)
+  closing(way)
+  if (way.strategy === "pooled") {
+    growth(way)
+    strategies(way)
+  }
 }

@@ -14,7 +14,6 @@ import {
   figures,
   hold,
   kill,
-  once,
   only,
   open,
   pid,
@@ -167,16 +166,4 @@ export const use = (way: Way): void => {
       ),
     60_000
   )
-
-  if (way.strategy === "pooled") {
-    it.scopedLive("a pool whose connections are all held by those who wait for one more says so", () =>
-      Effect.gen(function* () {
-        const error = yield* failure(
-          "PoolSelfDeadlock",
-          Db.withTransaction(Effect.zipRight(insert("a"), Db.withTransaction(pid, { propagation: "requiresNew" })))
-        )
-        assert.include(error.message, "1")
-      }).pipe(Effect.provide([open(way, { maxConnections: 1 }), once]))
-    )
-  }
 }

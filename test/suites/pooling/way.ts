@@ -10,7 +10,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { Db, Place, soon } from "../../fixtures/databases.js"
@@ -75,6 +75,17 @@ export const openOverWire = (way: Way, options: Options = {}): Layer.Layer<Db | 
       )
     })
   ).pipe(Layer.orDie)
+
+/** The same, and what closes the database before the test is over. */
+export const openToClose = (way: Way, options: Options = {}) =>
+  Effect.gen(function* () {
+    const place = yield* newPlace
+    const wire = yield* makeProxy(yield* way.route.via(place.writer))
+    const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
+    const database = yield* Layer.buildWithScope(Db.layer({ writer: wire.url, ...merge(way, options) }), scope)
+    const context = database.pipe(Context.add(Place, place), Context.add(Wire, wire))
+    return { context, wire, close: Scope.close(scope, Exit.void) }
+  })
 
 /** Nothing is tried again, so that what the pool says is what is heard. */
 export const once = RetryPolicy.layer(RetryPolicy.never)
