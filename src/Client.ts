@@ -107,7 +107,6 @@ export const make = (
       },
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
-      reserve: engine.sandbox === undefined ? makeReserve(engine, kind) : acquirer,
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
       json: (value: unknown) => pgJson(value, undefined, undefined),
@@ -124,11 +123,19 @@ export const make = (
       withoutTransforms: (client: PgClient.PgClient) => PgClient.PgClient
     ): PgClient.PgClient => {
       const client: PgClient.PgClient = Object.assign(statement, members, {
+        reserve: acquirer,
         // it refers to the client that is being made, so it is filled in below
         safe: undefined as unknown as PgClient.PgClient,
         withoutTransforms: () => withoutTransforms(client)
       })
-      return Object.assign(client, { safe: client })
+      Object.assign(client, { safe: client })
+      if (engine.sandbox !== undefined) return client
+      // it is a property, so its place in the program is where it is read
+      return Object.defineProperty(client, "reserve", {
+        configurable: true,
+        enumerable: true,
+        get: () => makeReserve(engine, kind, callSite())
+      })
     }
     if (transformRows === undefined) return finish(constructor, (client) => client)
     const plain = finish(makeStatement(compiler.withoutTransform, undefined), (client) => client)

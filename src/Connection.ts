@@ -16,7 +16,7 @@ import { noColumns } from "./internal/rows.js"
 import { Silence } from "./internal/silence.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
-import { isStalePlan } from "./SqlState.js"
+import { isStalePlan, meaning } from "./SqlState.js"
 
 export type { ConnectFailure, Done, Failure, Flight, Result }
 
@@ -322,9 +322,9 @@ export class Connection {
     this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
+    const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
     if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (this.broken !== undefined) this.end(this.broken)
-    const failure = flight.failure()
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
   }
@@ -362,6 +362,18 @@ const errorType = ({ _tag, error }: Failure): string => {
   const sqlState = isServerError(error) ? error.code : undefined
   return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")
 }
+
+/** A statement that we had cancelled is one whose connection was lost, and no matter of the server's own time limits. */
+const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | undefined =>
+  failure?._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
+    ? {
+        _tag: "lost",
+        error: new Error(`it was cancelled, for its connection is to be closed (${reason})`),
+        sent: true,
+        undone: true,
+        acknowledged: failure.acknowledged
+      }
+    : failure
 
 const checked = (text: string): string => {
   if (text.includes("\0")) throw new Error("the statement holds a NUL character")

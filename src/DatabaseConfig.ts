@@ -116,7 +116,8 @@ export interface PoolOptions {
   readonly queueTarget?: Duration.DurationInput | undefined
   /**
    * What is done with a connection that comes back, beside closing it where it is busy or in a transaction. `"discardAll"` drops what the
-   * session has set, prepared, locked, listened to and stored temporarily. Where it fails the connection is closed. Default `"none"`.
+   * session has set, prepared, locked, listened to and stored temporarily, and does `onConnect` again. Where it fails the connection is
+   * closed. Default `"none"`.
    */
   readonly resetOnReturn?: "none" | "discardAll" | SessionEffect | undefined
   /** Done with each new connection before it is used. Where it fails, so does the connect. */

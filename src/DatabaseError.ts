@@ -157,7 +157,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
     return (
       `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
       `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${last}${loan} - ` +
-      (reason === "timeout" && active < total
+      (reason === "timeout" && (active < total || total === 0)
         ? "the server may not answer: look whether it is stopped or overloaded"
         : exhaustedAdvice[reason])
     )

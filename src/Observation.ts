@@ -79,6 +79,8 @@ export type Observation = Data.TaggedEnum<{
   }
   /** A connection came back. */
   CheckedIn: { readonly database: string; readonly server: string; readonly processId: number; readonly used: number }
+  /** What `resetOnReturn` asks for is done. */
+  Reset: { readonly database: string; readonly server: string; readonly processId: number }
   /** A caller got no connection. */
   Exhausted: {
     readonly database: string

@@ -13,7 +13,7 @@ import { type Meter, makeMeter } from "./internal/meter.js"
 import { open } from "./internal/opening.js"
 import type { Borrower } from "./internal/pool/borrower.js"
 import { Growth } from "./internal/pool/growth.js"
-import { Loans } from "./internal/pool/loans.js"
+import { type Loan, Loans } from "./internal/pool/loans.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
 import { type Waiter, Waiters } from "./internal/pool/waiters.js"
@@ -60,12 +60,13 @@ export interface Figures {
 }
 
 /**
- * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed.
+ * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed. The returned
+ * function stops it, when it has taken too long or its connection is gone.
  *
  * @since 0.1.0
  * @category models
  */
-export type SessionTask = (connection: Connection, done: (failure: Error | undefined) => void) => void
+export type SessionTask = (connection: Connection, done: (failure: Error | undefined) => void) => () => void
 
 /**
  * What is done with connections where the settings ask for it.
@@ -124,6 +125,12 @@ const longestTimer = 2_147_483_647
 /** How long a connection may take for a sign of life, in ms. */
 const longestPing = 1000
 
+/** Asks for a sign of life. */
+const ping: SessionTask = (connection, done) => {
+  connection.ping((failure) => done(failure?.error))
+  return nothing
+}
+
 /** After how long a server that let in no more is asked again, in ms. */
 const pauses = { shortest: 100, longest: 1000 }
 
@@ -140,8 +147,12 @@ export class Pool {
   private readonly loans: Loans | undefined
   private readonly meter: Meter
   private readonly connecting = new Set<() => void>()
-  /** How many are on their way to a waiter: being validated, or in a task. */
+  /** Connections in the hands of a task, and how to end it. */
+  private readonly inTask = new Map<Connection, (failure: Error) => void>()
+  /** How many of them are on their way to a waiter. */
   private preparing = 0
+  /** How many of them are new. */
+  private arriving = 0
   private onEmpty: (() => void) | undefined
   private lastConnectFailure: ConnectFailure | undefined
   private failures = 0
@@ -198,6 +209,7 @@ export class Pool {
         this.stock.all.delete(connection)
         this.loans?.remove(connection)
         this.observe(() => Observation.Closed({ ...this.place, processId: connection.processId, reason }))
+        this.inTask.get(connection)?.(new Error("its connection was closed"))
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
       }
@@ -237,7 +249,8 @@ export class Pool {
    * Hands out a connection as soon as there is one: at once, in this call, where one is idle and fresh.
    *
    * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller holds already: where all those of
-   * the pool are held by callers who wait for one more, waiting would be for ever. The returned function gives up and leaks nothing.
+   * the pool are held by callers who wait for one more, waiting would be for ever. Without `who` it is nobody of the program, of whom
+   * `assertSingle` takes no notice. The returned function gives up and leaks nothing.
    */
   checkout(
     deadline: number,
@@ -259,7 +272,7 @@ export class Pool {
         return nothing
       }
     }
-    const refusal = this.refusal(holding, now)
+    const refusal = this.refusal(holding, who, now)
     if (refusal !== undefined) {
       settle(refusal, undefined)
       return nothing
@@ -288,12 +301,10 @@ export class Pool {
     if (connection.busy || connection.status !== "I") return connection.destroy("dirty")
     const { onReturn } = this.options.tasks
     if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
-    this.preparing++
-    onReturn(connection, (failure) => {
-      this.preparing--
-      if (failure === undefined) return this.offer(connection, performance.now())
-      connection.destroy("dirty")
-      this.serve()
+    this.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
+      if (failure !== undefined) return connection.destroy("dirty")
+      this.observe(() => Observation.Reset({ ...this.place, processId: connection.processId }))
+      this.offer(connection, performance.now())
     })
   }
 
@@ -303,7 +314,8 @@ export class Pool {
     const meant = [...this.stock.all].filter(
       (connection) =>
         connection.broken === undefined &&
-        (processId === undefined ? connection.createdAt < before : connection.processId === processId)
+        connection.createdAt <= before &&
+        (processId === undefined || connection.processId === processId)
     )
     for (const connection of meant) {
       connection.retireAt = Number.NEGATIVE_INFINITY
@@ -339,6 +351,8 @@ export class Pool {
     for (const giveUp of this.connecting) giveUp()
     this.connecting.clear()
     for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
+    // nobody waits for what is being made ready
+    for (const connection of this.inTask.keys()) connection.destroy("shutdown")
     for (const connection of this.stock.idle.splice(0)) connection.end("shutdown")
     if (this.stock.all.size === 0) this.onEmpty()
   }
@@ -355,8 +369,9 @@ export class Pool {
   private get demand(): { readonly waiting: number; readonly wanted: number } {
     const waiting = this.waiters.size
     if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0 }
-    const coming = this.connecting.size
-    return { waiting, wanted: Math.min(waiting - this.preparing - coming, this.limit - this.stock.all.size - coming) }
+    const connecting = this.connecting.size
+    const coming = this.preparing + this.arriving + connecting
+    return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting) }
   }
 
   private observe(make: () => Observation): void {
@@ -364,9 +379,13 @@ export class Pool {
   }
 
   /** Why a caller cannot even wait, if so. */
-  private refusal(holding: ReadonlyArray<Connection>, now: number): CheckoutError | undefined {
+  private refusal(
+    holding: ReadonlyArray<Connection>,
+    who: Borrower | undefined,
+    now: number
+  ): CheckoutError | undefined {
     const { maxConnections, strategy } = this.options.pool
-    if (strategy === "assertSingle" && (this.waiters.size > 0 || this.loans?.oldest !== undefined)) {
+    if (strategy === "assertSingle" && who !== undefined && this.first !== undefined) {
       return this.exhausted("single", now)
     }
     if (this.wouldDeadlock(holding)) return new PoolSelfDeadlock({ ...this.place, maxConnections })
@@ -385,7 +404,7 @@ export class Pool {
   private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
     const { active, idle, lastConnectFailure, total, waiting } = this.figures
     const waited = performance.now() - since
-    const oldest = this.oldest
+    const oldest = reason === "single" ? this.first : this.loans?.oldest
     if (reason !== "single") this.meter.timedOut()
     this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
     // under overload these are many, and the stack of a callback tells nobody anything
@@ -401,7 +420,11 @@ export class Pool {
         idle,
         waiting,
         ...(lastConnectFailure === undefined ? {} : { lastConnectFailure }),
-        ...(oldest === undefined ? {} : { oldestLoan: oldest })
+        ...(oldest === undefined
+          ? {}
+          : {
+              oldestLoan: { held: performance.now() - oldest.since, fiber: oldest.who?.fiber, place: oldest.who?.place }
+            })
       },
       // the values are our own
       { disableValidation: true }
@@ -410,12 +433,12 @@ export class Pool {
     return error
   }
 
-  /** Who holds a connection for longest, or is about to, where it is noted down. */
-  private get oldest(): PoolExhausted["oldestLoan"] {
-    if (this.loans === undefined) return undefined
-    const [first] = this.waiters
-    const { since, who } = this.loans.oldest ?? first ?? {}
-    return since === undefined ? undefined : { held: performance.now() - since, fiber: who?.fiber, place: who?.place }
+  /** Who has the connection that only one may have, or is about to. */
+  private get first(): Loan | undefined {
+    const loan = this.loans?.oldest
+    if (loan?.who !== undefined) return loan
+    for (const waiter of this.waiters) if (waiter.who !== undefined) return waiter
+    return undefined
   }
 
   private fail(waiter: Waiter<OnCheckout>, error: CheckoutError): void {
@@ -448,15 +471,14 @@ export class Pool {
   }
 
   /** A connection that nobody has: the next waiter's, or idle, or closed where it is one too many. */
-  private offer(connection: Connection, now: number): void {
+  private offer(connection: Connection, now: number, isNew = false): void {
     if (connection.broken !== undefined) return
     if (this.onEmpty !== undefined) return connection.end("shutdown")
     const { maxConnections, strategy } = this.options.pool
     const due = this.stock.due(connection, now)
     if (due !== undefined) return connection.end(due)
     if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
-    if (this.waiters.size > 0)
-      return this.options.tasks.onCheckout === undefined ? this.give(connection, now) : this.prepare(connection)
+    if (this.waiters.size > 0) return this.hand(connection, now, isNew)
     if (strategy === "none" || this.stock.open > maxConnections) return connection.end("excess")
     this.stock.put(connection)
   }
@@ -468,48 +490,78 @@ export class Pool {
       const connection = this.stock.next(now)
       if (connection === undefined) break
       this.stock.take(connection)
-      if (this.options.tasks.onCheckout === undefined && !this.stock.isSuspect(connection, now))
-        this.give(connection, now)
-      else this.prepare(connection)
+      this.hand(connection, now, false)
     }
     this.grow()
   }
 
-  /** Makes sure that a connection is fit for a waiter. */
-  private prepare(connection: Connection): void {
+  /** Gives a connection to a waiter, at once or when it has shown that it is fit for that. */
+  private hand(connection: Connection, now: number, isNew: boolean): void {
+    const { onCheckout } = this.options.tasks
+    const isSuspect = this.stock.isSuspect(connection, now)
+    if (onCheckout === undefined && !isSuspect) return this.give(connection, now)
     this.preparing++
-    const end = (failure: Error | undefined) => {
+    const ready = () => {
       this.preparing--
-      if (failure === undefined) return this.give(connection, performance.now())
-      connection.destroy("vetoed")
-      // a new one that is refused says that the next would be, too
-      if (connection.takenAt === 0) this.failed({ reason: "setup", error: failure })
+      const now = performance.now()
+      const due = this.stock.due(connection, now)
+      if (connection.broken === undefined && due === undefined) return this.give(connection, now)
+      // it was invalidated meanwhile
+      if (due !== undefined) connection.end(due)
       this.serve()
     }
     const admit = () => {
-      const { onCheckout } = this.options.tasks
-      if (onCheckout === undefined) end(undefined)
-      else onCheckout(connection, end)
+      if (onCheckout === undefined) return ready()
+      this.perform(onCheckout, connection, this.options.pool.connectTimeout, (failure) => {
+        if (failure === undefined) return ready()
+        this.preparing--
+        if (isNew) this.reject(connection, failure, connection.createdAt)
+        else connection.destroy("vetoed")
+        this.serve()
+      })
     }
-    if (!this.stock.isSuspect(connection, performance.now())) return admit()
-    const impatient = setTimeout(
-      () => connection.destroy("invalid"),
-      Math.min(this.options.pool.connectTimeout, longestPing)
-    )
-    const { lastAnswer } = connection
-    connection.ping((failure) => {
-      clearTimeout(impatient)
+    if (!isSuspect) return admit()
+    this.perform(ping, connection, Math.min(this.options.pool.connectTimeout, longestPing), (failure) => {
       if (failure === undefined) return admit()
       this.preparing--
+      // one that was closed on request says nothing of the others
+      if (connection.broken === undefined || connection.broken === "broken") this.discardOlder(now)
       connection.destroy("invalid")
-      // what has been silent for as long is not asked one by one
-      for (const other of [...this.stock.idle]) {
-        if (other.lastAnswer > lastAnswer) continue
-        this.stock.take(other)
-        other.destroy("invalid")
-      }
       this.serve()
     })
+  }
+
+  /** What has been silent since then is not asked one by one. */
+  private discardOlder(moment: number): void {
+    this.stock.suspectAll()
+    for (const connection of [...this.stock.idle]) {
+      if (connection.lastAnswer > moment) continue
+      this.stock.take(connection)
+      connection.destroy("invalid")
+    }
+  }
+
+  /** Lets a task have a connection. `done` is called once, in time; a connection that is closed meanwhile is a failure. */
+  private perform(
+    task: SessionTask,
+    connection: Connection,
+    limit: number,
+    done: (failure: Error | undefined) => void
+  ): void {
+    let stop = nothing
+    const end = (failure: Error | undefined) => {
+      if (this.inTask.get(connection) !== end) return
+      this.inTask.delete(connection)
+      clearTimeout(impatient)
+      done(failure)
+      if (failure !== undefined) stop()
+    }
+    const impatient = setTimeout(
+      () => end(new Error(`it was not done within ${limit} ms`)),
+      Math.min(limit, longestTimer)
+    )
+    this.inTask.set(connection, end)
+    stop = task(connection, end)
   }
 
   /** Opens connections for those who wait, and those that are kept warm. */
@@ -531,16 +583,15 @@ export class Pool {
       (failure, connection) => {
         isSettled = true
         this.connecting.delete(giveUp)
-        if (failure !== undefined) return this.failed(failure)
+        if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
         this.stock.add(connection)
         if (tasks.onConnect === undefined) return this.opened(connection, start)
-        this.preparing++
-        tasks.onConnect(connection, (error) => {
-          this.preparing--
-          if (error === undefined) return this.opened(connection, start)
-          connection.destroy("vetoed")
-          this.failed({ reason: "setup", error })
+        this.arriving++
+        this.perform(tasks.onConnect, connection, pool.connectTimeout, (error) => {
+          this.arriving--
+          if (error === undefined) this.opened(connection, start)
+          else this.reject(connection, error, start)
         })
       }
     )
@@ -563,10 +614,19 @@ export class Pool {
     // begun before, come after: it is of the old kind all the same
     if (start < this.invalidBefore) connection.end("invalidated")
     else if (connection.generation < this.options.credentials.generation) connection.end("oldCredentials")
-    else this.offer(connection, now)
+    else this.offer(connection, now, true)
   }
 
-  private failed(failure: ConnectFailure): void {
+  /** A new connection is of no use. The next one would be of none, either, unless it was lost or closed on request. */
+  private reject(connection: Connection, error: Error, start: number): void {
+    const { broken } = connection
+    connection.destroy("vetoed")
+    if (broken === "broken") this.failed({ reason: "unreachable", error }, start)
+    else if (broken !== "invalidated" && broken !== "shutdown") this.failed({ reason: "setup", error })
+  }
+
+  /** `start` is when the connect was begun: who came after that is not the one for whom it was tried. */
+  private failed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
     const { reason } = failure
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.lastConnectFailure = failure
@@ -579,6 +639,7 @@ export class Pool {
     // what a person must mend fails all who wait; anything else the one for whom it was tried
     const all = !isTransient(reason)
     for (const waiter of [...this.waiters]) {
+      if (!all && waiter.since > start) break
       this.fail(waiter, error)
       if (!all) break
     }

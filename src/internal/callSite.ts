@@ -2,6 +2,7 @@
  * Where in the program something was written: noted down only while somebody asks for it, for it costs a microsecond or two.
  */
 import { fileURLToPath } from "node:url"
+import * as Context from "effect/Context"
 
 const ours = fileURLToPath(new URL("..", import.meta.url))
 
@@ -40,3 +41,8 @@ export class CallSite {
 
 /** Where this is called from. */
 export const callSite = (): CallSite | undefined => (followers === 0 ? undefined : new CallSite())
+
+/** Where what is running was written, where its way leads through others who do not pass that on. */
+export class CurrentSite extends Context.Reference<CurrentSite>()("effect-db/internal/CurrentSite", {
+  defaultValue: (): CallSite | undefined => undefined
+}) {}

@@ -36,6 +36,7 @@ const line: (observation: Observation) => Line = Observation.$match({
   Lost: ({ message, processId }) => warning(`connection ${processId} was lost: ${message}`),
   CheckedOut: ({ processId, waited }) => debug(`connection ${processId} was handed out after ${ms(waited)}`),
   CheckedIn: ({ processId, used }) => debug(`connection ${processId} came back after ${ms(used)}`),
+  Reset: ({ processId }) => debug(`connection ${processId} was reset`),
   // under overload these are too many to be news, and each caller has his own error
   Exhausted: ({ reason, waited }) => debug(`a caller got no connection (${reason}) after ${ms(waited)}`),
   Leaked: ({ fiber = "unknown", held, place, processId }) =>

@@ -17,7 +17,7 @@ import type { Choose } from "../Router.js"
 import type { OpenTransaction, Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
 import { RetryBudget } from "./budget.js"
-import type { CallSite } from "./callSite.js"
+import { type CallSite, CurrentSite } from "./callSite.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
 import { type Place, toStatementError } from "./failure.js"
 import type { Lender } from "./link.js"
@@ -273,7 +273,8 @@ export class Engine implements Origin {
   borrower(fiber: Fiber.RuntimeFiber<unknown, unknown>, site: CallSite | undefined): Borrower | undefined {
     if (!this.isWatched) return undefined
     const span = fiber.currentSpan
-    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, site)
+    const written = site ?? Context.get(fiber.currentContext, CurrentSite)
+    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written)
   }
 
   private onWriter(fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request, held: ReadonlyArray<Connection>): Go {

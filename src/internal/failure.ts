@@ -87,7 +87,11 @@ export const toStatementError = (place: Place, failure: Failure, outcome: Outcom
       const code = "code" in failure.error && typeof failure.error.code === "string" ? failure.error.code : ""
       return meaning(code) === "IdleTransactionTimeout"
         ? new IdleTransactionTimeout({ ...place, cause: failure.error, limit: failure.error.message })
-        : new Disconnected({ ...place, cause: failure.error, outcome })
+        : new Disconnected({
+            ...place,
+            cause: failure.error,
+            outcome: failure.undone && outcome === "inDoubt" ? "undone" : outcome
+          })
     }
   }
 }

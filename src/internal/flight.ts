@@ -18,12 +18,19 @@ export interface Result {
  * How a flight failed. `acknowledged` counts the commands that the server had completed before.
  *
  * - `refused`: the server said no; the connection is fine.
- * - `lost`: the connection is gone; `sent` says whether anything was handed to the socket.
+ * - `lost`: the connection is gone; `sent` says whether anything was handed to the socket, `undone` that the server has said that nothing
+ *   is left of it.
  * - `unsendable`: the statement could not be written, or its rows could not be read: a parameter or a type's parser threw.
  */
 export type Failure =
   | { readonly _tag: "refused"; readonly error: ServerError; readonly acknowledged: number }
-  | { readonly _tag: "lost"; readonly error: Error; readonly sent: boolean; readonly acknowledged: number }
+  | {
+      readonly _tag: "lost"
+      readonly error: Error
+      readonly sent: boolean
+      readonly undone?: true
+      readonly acknowledged: number
+    }
   | { readonly _tag: "unsendable"; readonly error: Error; readonly acknowledged: number }
 
 /** Called once, when the server is ready for the next flight, or when the connection is lost. */

@@ -8,6 +8,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Connection } from "../Connection.js"
 import { TransactionEnded, toSqlError } from "../DatabaseError.js"
+import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
 import { type Place, toStatementError } from "./failure.js"
@@ -50,7 +51,11 @@ export const makeRun = (place: Place, connection: Connection, hasEnded: () => bo
 }
 
 /** Checks a connection out for a scope. */
-export const makeReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
+export const makeReserve = (
+  engine: Engine,
+  kind: Kind,
+  site: CallSite | undefined
+): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     const pool = engine.poolFor(kind)
     const holding = currentCarrier(fiber)?.held(engine) ?? none
@@ -65,7 +70,7 @@ export const makeReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnec
           if (connection !== undefined) resume(Effect.succeed(connection))
           else if (error !== undefined) resume(Effect.fail(toSqlError(error)))
         },
-        engine.borrower(fiber, undefined)
+        engine.borrower(fiber, site)
       )
       return Effect.sync(giveUp)
     })

@@ -254,7 +254,7 @@ export class Level {
   private commitFailure(failure: Failure): [State, TransactionError] {
     const { place } = this.link
     if (failure._tag === "lost") {
-      return failure.sent && !this.readOnly
+      return failure.sent && !failure.undone && !this.readOnly
         ? ["unknown", new CommitOutcomeUnknown({ ...place, cause: failure.error })]
         : ["failed", toStatementError(place, failure, "undone")]
     }

@@ -47,42 +47,51 @@ const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, eff
     Runtime.updateContext(runtime, Context.omit(SqlClient.TransactionConnection))
   )
   return (connection, done) => {
-    const bounded = Effect.flatMap(makeClient(config, connection), (client) =>
-      Effect.provideService(effect, SqlClient.SqlClient, client)
-    ).pipe(
-      Effect.timeoutFail({
-        duration: config.pool.connectTimeout,
-        onTimeout: () => new Error(`it was not done within ${config.pool.connectTimeout} ms`)
-      })
+    const fiber = fork(
+      Effect.flatMap(makeClient(config, connection), (client) =>
+        Effect.provideService(effect, SqlClient.SqlClient, client)
+      )
     )
-    fork(bounded).addObserver((exit) => {
+    fiber.addObserver((exit) => {
       if (Exit.isFailure(exit)) return done(toError(exit.cause))
       done(connection.busy || connection.status !== "I" ? dirty : undefined)
     })
+    return () => fiber.unsafeInterruptAsFork(fiber.id())
   }
 }
 
-const discardAll =
-  (timeout: number): SessionTask =>
+const discardAll: SessionTask = (connection, done) => {
+  const request = { text: "DISCARD ALL", values: [], rows: "object", prepare: false, simple: false } as const
+  connection.run([], request, [], (failure) => done(failure?.error))
+  return () => {}
+}
+
+/** One task after the other. */
+const inTurn =
+  (first: SessionTask, second: SessionTask): SessionTask =>
   (connection, done) => {
-    const impatient = setTimeout(() => connection.destroy("dirty"), timeout)
-    const request = { text: "DISCARD ALL", values: [], rows: "object", prepare: false, simple: false } as const
-    connection.run([], request, [], (failure) => {
-      clearTimeout(impatient)
-      done(failure?.error)
+    let stop = () => {}
+    stop = first(connection, (failure) => {
+      if (failure !== undefined) return done(failure)
+      stop = second(connection, done)
     })
+    return () => stop()
   }
 
 export const makeSessionTasks = (config: DatabaseConfig, runtime: Runtime.Runtime<never>): SessionTasks => {
   const { onCheckout, onConnect, resetOnReturn } = config.options
   const task = (effect: SessionEffect | undefined) =>
     effect === undefined ? undefined : fromEffect(config, runtime, effect)
+  const setUp = task(onConnect)
   return {
-    onConnect: task(onConnect),
+    onConnect: setUp,
     onCheckout: task(onCheckout),
     onReturn:
       resetOnReturn === "discardAll"
-        ? discardAll(config.pool.connectTimeout)
+        ? // what a new session gets belongs to it for as long as it lives
+          setUp === undefined
+          ? discardAll
+          : inTurn(discardAll, setUp)
         : task(resetOnReturn === "none" ? undefined : resetOnReturn)
   }
 }

@@ -12,9 +12,9 @@ import * as Effect from "effect/Effect"
 import * as Effectable from "effect/Effectable"
 import type * as Fiber from "effect/Fiber"
 import { identity } from "effect/Function"
-import type * as Stream from "effect/Stream"
+import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
-import { type CallSite, callSite } from "./callSite.js"
+import { type CallSite, CurrentSite, callSite } from "./callSite.js"
 
 const silentTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
 
@@ -46,29 +46,34 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
     return this.made.segments
   }
   get withoutTransform(): Effect.Effect<ReadonlyArray<A>, SqlError> {
-    return this.made.withoutTransform
+    return this.at(this.made.withoutTransform)
   }
   get raw(): Effect.Effect<unknown, SqlError> {
-    return this.made.raw
+    return this.at(this.made.raw)
   }
   get stream(): Stream.Stream<A, SqlError> {
-    return this.made.stream
+    const { made, site } = this
+    return site === undefined ? made.stream : Stream.provideService(made.stream, CurrentSite, site)
   }
   get values(): Effect.Effect<ReadonlyArray<ReadonlyArray<unknown>>, SqlError> {
-    return this.made.values
+    return this.at(this.made.values)
   }
   get unprepared(): Effect.Effect<ReadonlyArray<A>, SqlError> {
-    return this.made.unprepared
+    return this.at(this.made.unprepared)
   }
   compile(withoutTransform?: boolean | undefined): readonly [sql: string, params: ReadonlyArray<unknown>] {
     return this.made.compile(withoutTransform)
   }
   commit(): Effect.Effect<ReadonlyArray<A>, SqlError> {
     return Effect.withFiberRuntime((fiber) => {
-      if (isWatched(fiber)) return this.made
+      if (isWatched(fiber)) return this.at(this.made)
       const [sql, params] = this.made.compile()
       return this.execute(fiber, sql, params, this.site)
     })
+  }
+  /** What the ecosystem runs does not know where it was written. */
+  private at<B>(effect: Effect.Effect<B, SqlError>): Effect.Effect<B, SqlError> {
+    return this.site === undefined ? effect : Effect.provideService(effect, CurrentSite, this.site)
   }
   toJSON(): unknown {
     const [sql, params] = this.compile()

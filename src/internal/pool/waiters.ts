@@ -54,7 +54,8 @@ export class Waiters<Settle> {
 
   /** Puts somebody at the end of the queue. */
   add(waiter: Waiter<Settle>, deadline: number): void {
-    const left = Math.min(Math.max(0, deadline - waiter.since), longestTimer)
+    // a timer counts whole milliseconds from a clock of whole ones, so it may come one too early
+    const left = Math.min(Math.ceil(Math.max(0, deadline - waiter.since)) + 1, longestTimer)
     this.timers.set(
       waiter,
       setTimeout(() => this.sendAway(waiter, "timeout"), left)
