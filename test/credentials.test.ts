@@ -629,6 +629,22 @@ describe("credentials", () => {
     })
   )
 
+  it.scopedLive("a provider that fails at once, the first time, does not leave listeners deaf", () =>
+    Effect.gen(function* () {
+      const { a, admin, provider, writer } = yield* given
+      const { sql } = yield* open({ writer, credentials: provider.credentials })
+      provider.answer = Effect.suspend(() => {
+        provider.use(a)
+        return Effect.fail(refused)
+      })
+      const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
+      const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
+      yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
+      assert.deepStrictEqual(yield* Fiber.join(heard), Option.some("hello"))
+      assert.strictEqual(provider.asked, 2)
+    })
+  )
+
   it.scopedLive(
     "a statement of a session that was made with them is cancelled on the server when it is interrupted",
     () =>
