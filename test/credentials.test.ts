@@ -180,10 +180,10 @@ describe("credentials", () => {
   it.scopedLive("alternate users, time and again: none in use is cut, and in the end all are of the new one", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
-      const { facts, heard, sql } = yield* open({
+      const { facts, figures, heard, sql } = yield* open({
         writer,
         credentials: provider.credentials,
-        maxConnections: 6,
+        maxConnections: 40,
         minConnections: 4,
         // old ones are replaced within 2.5 % of that
         maxLifetime: "4 seconds",
@@ -195,7 +195,7 @@ describe("credentials", () => {
         yield* role.rotate
         provider.use(role)
         // a rotation is noticed with the next connection
-        yield* fill(sql, 5)
+        yield* fill(sql, (yield* figures).total)
         yield* heard("CredentialsRotated", i + 1)
         yield* Effect.repeat(users(admin, name), {
           schedule: soon,
