@@ -11,8 +11,10 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import { type Database, EmbeddedPostgres } from "effect-db"
+import * as Stream from "effect/Stream"
+import { type Database, EmbeddedPostgres, RetryPolicy } from "effect-db"
 import { Db, soon } from "./fixtures/databases.js"
 import { directory } from "./fixtures/directory.js"
 import { makeProxy } from "./fixtures/proxy.js"
@@ -22,7 +24,7 @@ import { query } from "./fixtures/server.js"
 import { befall, rotate, type Scene } from "./fixtures/storm/disasters.js"
 import { Ledger } from "./fixtures/storm/ledger.js"
 import { heap, Watch } from "./fixtures/storm/watch.js"
-import { counters, talk, type Worker, work } from "./fixtures/storm/work.js"
+import { counters, kinds, talk, type Worker, work } from "./fixtures/storm/work.js"
 
 const isFull = process.env.EFFECT_DB_CHAOS === "full"
 const seconds = isFull ? 60 : 8
@@ -155,9 +157,15 @@ it.scopedLive(
         if (grown > growth) watch.note(`the heap grew by ${grown} bytes`)
 
         // it is over: nothing may be left of it, and everything works
+        yield* Effect.zipRight(proxy.forget, proxy.cut)
         const left = yield* Effect.repeat(idle, { schedule: soon, until: (n) => n === 0 }).pipe(Effect.zipRight(idle))
         if (left > 0) watch.note(`${left} connections are still in use`)
-        yield* Effect.all([writer`SELECT 1`, reader`SELECT 1`])
+        // a client hears a moment later that it was cut
+        yield* RetryPolicy.idempotent(Effect.all([writer`SELECT 1`, reader`SELECT 1`]))
+        const heard = yield* Effect.fork(Stream.runHead(writer.listen("after")))
+        const say = Effect.zipRight(writer.notify("after", "hello"), Fiber.poll(heard))
+        yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
+        yield* Fiber.join(heard)
       }).pipe(Effect.provide(context))
 
       yield* Scope.close(layer, Exit.void)
@@ -188,7 +196,10 @@ it.scopedLive(
         watch.note(wrong)
       }
       assert.deepStrictEqual(watch.wrong, [], `with seed ${seed}`)
-      assert.isAbove(ledger.counts.kept, seconds)
+      // and most of it was not idle
+      for (const kind of kinds) {
+        assert.isAbove(watch.seen.get(`${kind}: success`) ?? 0, seconds, `${kind}, with seed ${seed}`)
+      }
       assert.isAbove(ledger.counts.undone, seconds)
     }),
   seconds * 1000 + 90_000
