@@ -12,7 +12,7 @@ import type { CredentialSource } from "./internal/credentials.js"
 import { type Meter, makeMeter } from "./internal/meter.js"
 import { open } from "./internal/opening.js"
 import type { Borrower } from "./internal/pool/borrower.js"
-import { Growth } from "./internal/pool/growth.js"
+import { type Demand, Growth } from "./internal/pool/growth.js"
 import { type Loan, Loans } from "./internal/pool/loans.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
@@ -146,7 +146,8 @@ export class Pool {
   private readonly growth: Growth
   private readonly loans: Loans | undefined
   private readonly meter: Meter
-  private readonly connecting = new Set<() => void>()
+  /** How to give up each connect that is under way, and when it was begun. */
+  private readonly connecting = new Map<() => void, number>()
   /** Connections in the hands of a task, and how to end it. */
   private readonly inTask = new Map<Connection, (failure: Error) => void>()
   /** How many of them are on their way to a waiter. */
@@ -193,10 +194,7 @@ export class Pool {
       },
       () => ({ ...this.figures, max: this.limit })
     )
-    options.credentials.follow((generation) => {
-      this.stock.retireOlder(generation)
-      this.observe(() => Observation.CredentialsRotated({ ...this.place, generation }))
-    })
+    options.credentials.follow((generation) => this.stock.retireOlder(generation))
     this.owner = {
       operated: this.meter.operated,
       lost: (connection, error) => {
@@ -348,7 +346,7 @@ export class Pool {
     this.stock.stop()
     this.loans?.stop()
     clearTimeout(this.retry)
-    for (const giveUp of this.connecting) giveUp()
+    for (const giveUp of this.connecting.keys()) giveUp()
     this.connecting.clear()
     for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
     // nobody waits for what is being made ready
@@ -366,12 +364,15 @@ export class Pool {
     return this.options.pool.maxConnections + this.options.pool.maxOverflow
   }
 
-  private get demand(): { readonly waiting: number; readonly wanted: number } {
+  private get demand(): Demand {
     const waiting = this.waiters.size
-    if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0 }
-    const connecting = this.connecting.size
-    const coming = this.preparing + this.arriving + connecting
-    return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting) }
+    const busy = this.stock.open - this.stock.idle.length
+    if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0, busy }
+    const now = performance.now()
+    let coming = 0
+    for (const start of this.connecting.values()) if (this.growth.expects(now - start)) coming++
+    const room = this.limit - this.stock.all.size - this.connecting.size
+    return { waiting, wanted: Math.min(waiting - this.preparing - this.arriving - coming, room), busy }
   }
 
   private observe(make: () => Observation): void {
@@ -575,13 +576,10 @@ export class Pool {
   private open(): void {
     const { credentials, pool, readOnly, server, session, tasks } = this.options
     const start = performance.now()
-    let giveUp = nothing
-    let isSettled = false
-    giveUp = open(
+    const giveUp = open(
       { credentials, readOnly, server, session, timeout: pool.connectTimeout },
       this.owner,
       (failure, connection) => {
-        isSettled = true
         this.connecting.delete(giveUp)
         if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
@@ -595,7 +593,7 @@ export class Pool {
         })
       }
     )
-    if (!isSettled) this.connecting.add(giveUp)
+    this.connecting.set(giveUp, start)
   }
 
   private opened(connection: Connection, start: number): void {
