@@ -10,6 +10,7 @@ import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, type Plan, type Result } from "./internal/flight.js"
+import { later } from "./internal/later.js"
 import { type ConnectFailure, login } from "./internal/login.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import { noColumns } from "./internal/rows.js"
@@ -42,6 +43,9 @@ const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCAT
 
 /** How long a server has to answer a statement that it was asked to cancel, in ms. */
 const longestCancel = 1000
+
+/** After how much of that it is asked once more. */
+const cancelAgain = 250
 
 const lostError = () => new Error("Connection terminated unexpectedly")
 
@@ -272,11 +276,12 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
-    const { processID, secretKey } = this.client
-    if (processID !== null && secretKey !== null) {
-      deliver(this.server, this.peer, longestCancel, wire.cancel(processID, secretKey))
-    }
-    setTimeout(() => this.destroy(reason), longestCancel).unref()
+    this.requestCancel(longestCancel)
+    // a cancel can overtake its statement on a busy server, and then there is nothing to cancel
+    later(cancelAgain, () => {
+      if (this.flight !== undefined) this.requestCancel(longestCancel - cancelAgain)
+    })
+    later(longestCancel, () => this.destroy(reason))
   }
 
   /** Closes it politely, if it is idle. */
@@ -287,9 +292,10 @@ export class Connection {
     this.broken ??= reason
     const stream = this.client.connection.stream
     // a server that does not take the goodbye is left without one
-    const impatient = setTimeout(() => stream.destroy(), 1000)
-    impatient.unref()
-    stream.once("close", () => clearTimeout(impatient))
+    stream.once(
+      "close",
+      later(1000, () => stream.destroy())
+    )
     this.client.end().catch(() => stream.destroy())
   }
 
@@ -297,6 +303,12 @@ export class Connection {
   destroy(reason: CloseReason): void {
     this.broken ??= reason
     this.client.connection.stream.destroy()
+  }
+
+  private requestCancel(patience: number): void {
+    const { processID, secretKey } = this.client
+    if (processID === null || secretKey === null) return
+    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey))
   }
 
   private fly(plan: Plan): void {

@@ -380,10 +380,13 @@ export const undo = (transaction: Transaction, restore: Restore | undefined): Ef
       level.state !== "open"
         ? Effect.void
         : Effect.async<void>((resume) =>
-            level.rollback(() => {
-              observe(transaction)
-              resume(Effect.void)
-            })
+            level.rollback(
+              () => {
+                observe(transaction)
+                resume(Effect.void)
+              },
+              restore === undefined ? "hurried" : "usual"
+            )
           )
     return transaction.hasHooks ? Effect.zipRight(rolledBack, after(transaction, restore)) : rolledBack
   })

@@ -4,6 +4,7 @@
 import * as Net from "node:net"
 import * as Tls from "node:tls"
 import type { ServerConfig } from "../DatabaseConfig.js"
+import { later } from "./later.js"
 import * as wire from "./wire.js"
 
 /** The very server that a connection is on: its name may lead elsewhere by now, and to resolve it takes time. */
@@ -18,12 +19,10 @@ export const peerOf = (server: ServerConfig, { remoteAddress, remotePort }: Net.
 /** Opens a socket that is closed after `patience` ms at the latest, whatever the network does, and that keeps no process alive. */
 const open = (peer: Peer, patience: number, connected: (socket: Net.Socket) => void): Net.Socket => {
   const socket = Net.connect(peer)
-  // what has arrived while the process was busy is read first
-  const impatient = setTimeout(() => setImmediate(() => socket.destroy()), patience)
-  impatient.unref()
+  const stop = later(patience, () => socket.destroy())
   socket.unref()
   socket.once("connect", () => connected(socket))
-  socket.once("close", () => clearTimeout(impatient))
+  socket.once("close", stop)
   // "close" follows, which is all that anybody needs to know
   socket.on("error", () => {})
   return socket

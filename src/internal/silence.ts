@@ -2,6 +2,7 @@
  * A server that has a limit for statements and is silent for longer. On a dead network its word that the time is up never arrives, and
  * without this nobody would notice before TCP does, which takes minutes.
  */
+import { later } from "./later.js"
 
 /** What was sent and waits for its answer. */
 interface Waiting {
@@ -32,7 +33,7 @@ const rest = 10_000
 /** Looks after one connection: one timer, that goes on its own way while statements come and go. */
 export class Silence {
   private waiting: Waiting | undefined
-  private timer: NodeJS.Timeout | undefined
+  private stop: (() => void) | undefined
   private due = 0
 
   constructor(private readonly line: Line) {}
@@ -54,16 +55,13 @@ export class Silence {
   private wake({ isLimited, limit, since }: Waiting): void {
     const due = since + limit + (isLimited ? allowance : untilAsked)
     // one that comes earlier looks at what waits then
-    if (this.timer !== undefined && this.due <= due) return
-    clearTimeout(this.timer)
+    if (this.stop !== undefined && this.due <= due) return
+    this.stop?.()
     this.due = due
-    const look = () => {
-      this.timer = undefined
+    this.stop = later(due - performance.now(), () => {
+      this.stop = undefined
       this.look()
-    }
-    // what has arrived while the process was busy is read first
-    this.timer = setTimeout(() => setImmediate(look), Math.min(due - performance.now(), 2_147_483_647))
-    this.timer.unref()
+    })
   }
 
   private look(): void {
