@@ -147,6 +147,13 @@ export class Connection {
     return this.client.getTransactionStatus()
   }
 
+  /** Whether its server is a standby, or its session is to be read-only. */
+  get takesNoWrites(): boolean {
+    return (
+      this.parameters.get("in_hot_standby") === "on" || this.parameters.get("default_transaction_read_only") === "on"
+    )
+  }
+
   /** Whether a flight is under way. */
   get busy(): boolean {
     return this.flight !== undefined
@@ -335,7 +342,9 @@ export class Connection {
     this.silence.answered()
     this.lastAnswer = performance.now()
     const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
-    if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
+    if (this.readOnly) {
+      if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
+    } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
     if (this.broken !== undefined) this.end(this.broken)
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
@@ -374,6 +383,9 @@ const errorType = ({ _tag, error }: Failure): string => {
   const sqlState = isServerError(error) ? error.code : undefined
   return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")
 }
+
+const isWriteRefused = (failure: Failure): boolean =>
+  failure._tag === "refused" && meaning(failure.error.code ?? "") === "ReadOnlyViolation"
 
 /** A statement that we had cancelled is one whose connection was lost, and no matter of the server's own time limits. */
 const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | undefined =>

@@ -20,6 +20,7 @@ import * as Data from "effect/Data"
  * - `shutdown`: the database was closed.
  * - `vetoed`: `onConnect` or `onCheckout` failed.
  * - `writable`: a reader's session was made writable.
+ * - `wrongRole`: a writer's server takes no writes: it is a standby, or was made read-only.
  *
  * @since 0.1.0
  * @category models
@@ -37,6 +38,7 @@ export type CloseReason =
   | "shutdown"
   | "vetoed"
   | "writable"
+  | "wrongRole"
 
 /**
  * One fact about a database. `database` is its name, `server` is `host:port`, durations are in milliseconds.

@@ -4,6 +4,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import { DatabaseError } from "effect-db"
 import { Db, insert, Place, stored } from "../../fixtures/databases.js"
 import { randoms } from "../../fixtures/random.js"
@@ -14,6 +15,7 @@ import {
   figures,
   hold,
   kill,
+  once,
   only,
   open,
   pid,
@@ -38,6 +40,40 @@ export const use = (way: Way): void => {
       yield* failure("QueryFailed", sql.unsafe("SELECT $1::int", [Symbol("no text form")]))
       assert.strictEqual(yield* pid, first)
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
+  )
+
+  it.scopedLive("a session that takes no writes any more is a connection of the wrong role, and goes", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const sql = yield* Db.writer
+      const first = yield* pid
+      // as the sessions of a server that was demoted while they were open
+      yield* sql`SET default_transaction_read_only = on`
+      yield* failure("ReadOnlyViolation", insert("a"))
+      yield* insert("b")
+      assert.deepStrictEqual(yield* stored, ["b"])
+      assert.deepStrictEqual(
+        (yield* told(facts, "Closed")).map(({ processId, reason }) => [processId, reason]),
+        [[first, "wrongRole"]]
+      )
+      // who asks for a transaction without writes gets what he asked for
+      const second = yield* pid
+      yield* failure("ReadOnlyViolation", Db.withTransaction(insert("c"), { access: "read only" }))
+      assert.strictEqual(yield* pid, second)
+    }).pipe(Effect.provide([open(way, { maxConnections: 1 }), once]))
+  )
+
+  it.scopedLive("a new connection to a server that is no primary does not join", () =>
+    Effect.gen(function* () {
+      const { reader } = yield* Place
+      yield* Effect.gen(function* () {
+        const facts = yield* watch
+        const error = yield* failure("ConnectFailed", pid)
+        assert.strictEqual(error.reason, "wrongRole")
+        yield* settled({ total: 0 })
+        assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "wrongRole")
+      }).pipe(Effect.provide(Layer.orDie(Db.layer({ writer: reader, startup: "lazy", strategy: way.strategy }))))
+    }).pipe(Effect.provide([open(way), once]))
   )
 
   it.scopedLive("a disconnect inside a transaction fails it until its end; then the same handle works again", () =>

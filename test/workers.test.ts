@@ -1,0 +1,92 @@
+/** A forked worker does not share its parent's connections: what it does with its own, and how it ends, is not felt here. */
+import * as ChildProcess from "node:child_process"
+import * as fs from "node:fs"
+import { fileURLToPath } from "node:url"
+import { Worker } from "node:worker_threads"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { describe } from "vitest"
+import { Db, fresh, Place } from "./fixtures/databases.js"
+import type { Said } from "./fixtures/worker.js"
+
+const script = new URL("./fixtures/worker.ts", import.meta.url).href
+// in a thread tsx is no option of the command line
+const threadCode = `import("tsx/esm/api").then(({ register }) => { register(); return import(${JSON.stringify(script)}) })`
+
+/** What a worker says before it is gone. */
+const heard = (
+  start: (url: string) => {
+    on(event: "message", listener: (said: Said) => void): unknown
+    on(event: "error", listener: (cause: unknown) => void): unknown
+    on(event: "exit", listener: (code: number | null) => void): unknown
+  }
+) =>
+  Effect.flatMap(Place, ({ writer }) =>
+    Effect.async<Said>((resume) => {
+      let said: Said | undefined
+      const worker = start(Redacted.value(writer))
+      worker.on("message", (message) => {
+        said = message
+      })
+      worker.on("error", (cause) => resume(Effect.die(cause)))
+      worker.on("exit", (code) =>
+        resume(
+          said === undefined ? Effect.die(new Error(`it said nothing and ended with ${code}`)) : Effect.succeed(said)
+        )
+      )
+    })
+  )
+
+const ours = Effect.flatMap(Db.writer, (sql) =>
+  Effect.map(
+    sql<{ pid: number; port: number }>`
+      SELECT pid, client_port AS port FROM pg_stat_activity WHERE pid = pg_backend_pid()`,
+    (rows) => rows[0]
+  )
+)
+
+/** The socket of a connection of this process, as the system names it. */
+const socketOf = (port: number): string | undefined => {
+  const local = `:${port.toString(16).toUpperCase().padStart(4, "0")}`
+  const rows = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((file) => fs.readFileSync(file, "utf8").split("\n"))
+  const row = rows.map((line) => line.trim().split(/\s+/)).find(([, from]) => from?.endsWith(local))
+  return row?.[9] === undefined ? undefined : `socket:[${row[9]}]`
+}
+
+describe("workers", () => {
+  it.scopedLive("a child process has connections of its own, and leaves ours as they are", () =>
+    Effect.gen(function* () {
+      const before = yield* ours
+      const socket = process.platform === "linux" ? socketOf(before?.port ?? 0) : undefined
+      const said = yield* heard((url) =>
+        ChildProcess.fork(fileURLToPath(script), {
+          execArgv: ["--import", "tsx"],
+          env: { ...process.env, WORKER_DATABASE_URL: url }
+        })
+      )
+      assert.isAbove(said.pid, 0)
+      assert.notStrictEqual(said.pid, before?.pid)
+      if (process.platform === "linux") {
+        assert.isDefined(socket)
+        assert.notInclude(said.sockets, socket)
+      }
+      assert.deepStrictEqual(yield* ours, before)
+    }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
+  )
+
+  it.scopedLive("a worker thread has connections of its own, and leaves ours as they are", () =>
+    Effect.gen(function* () {
+      const before = yield* ours
+      const said = yield* heard((url) => new Worker(threadCode, { eval: true, execArgv: [], workerData: url }))
+      assert.isAbove(said.pid, 0)
+      assert.notStrictEqual(said.pid, before?.pid)
+      assert.deepStrictEqual(yield* ours, before)
+    }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
+  )
+
+  it("an open database cannot be handed to a worker", async () => {
+    const database = await Effect.runPromise(Effect.provide(Db, fresh({ readers: [] })))
+    assert.throws(() => structuredClone(database), /could not be cloned/)
+  })
+})
