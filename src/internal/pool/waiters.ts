@@ -32,8 +32,9 @@ export class Waiters<Settle> {
     return this.timers.size
   }
 
+  /** Nobody waits, nobody is too many: of that the overload hears only when the next one comes. */
   get isOverloaded(): boolean {
-    return this.overload.isOverloaded
+    return this.size > 0 && this.overload.isOverloaded
   }
 
   [Symbol.iterator](): Iterator<Waiter<Settle>> {
@@ -53,7 +54,7 @@ export class Waiters<Settle> {
       waiter,
       setTimeout(() => this.sendAway(waiter, "timeout"), left)
     )
-    this.overload.arrive(waiter.since)
+    this.overload.arrive(waiter.since, this.size)
     if (this.isOverloaded) this.shed(waiter.since)
   }
 
@@ -68,7 +69,7 @@ export class Waiters<Settle> {
     if (this.isOverloaded) this.shed(now)
     for (const waiter of this.timers.keys()) {
       this.remove(waiter)
-      this.overload.serve(now, now - waiter.since)
+      this.overload.serve(now, now - waiter.since, this.size)
       return waiter
     }
     return undefined
