@@ -8,7 +8,7 @@ import type { ConnectionOptions } from "node:tls"
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Duration from "effect/Duration"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
@@ -245,7 +245,7 @@ export interface PoolConfig {
 }
 
 /**
- * Session limits with defaults; times in milliseconds, `undefined` where the server decides.
+ * Session limits with defaults; times in whole milliseconds, 0 for none, `undefined` where the server decides.
  *
  * @since 0.1.0
  * @category models
@@ -309,6 +309,8 @@ const port = (setting: string, given: number): number => {
 }
 
 const text = (setting: string, given: string): string => {
+  // a program without types may leave out anything
+  if (typeof given !== "string") throw new Invalid(setting, given === undefined ? "missing" : "no text", "some text")
   if (given === "") throw new Invalid(setting, "empty", "some text")
   if (given.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
   return given
@@ -321,6 +323,12 @@ interface Common {
   readonly passwordFile: string | undefined
   /** Whether user and password come from somewhere else. */
   readonly hasCredentials: boolean
+}
+
+const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
+  if (given === undefined) return undefined
+  if (hasCredentials) throw new Invalid(setting, "given beside credentials", "one of the two")
+  return text(setting, given)
 }
 
 const fromUrl = (
@@ -374,9 +382,13 @@ const server = (
   common: Common
 ): ServerConfig & { readonly applicationName: string | undefined } => {
   if (Redacted.isRedacted(input)) return fromUrl(setting, Redacted.value(input), common)
+  if (typeof input !== "object" || input === null) {
+    throw new Invalid(setting, "neither a redacted URL nor a server in parts", `Redacted.make of ${urlForm}`)
+  }
   if (input.password !== undefined && input.passwordFile !== undefined) {
     throw new Invalid(`${setting}.passwordFile`, "given beside a password", "one of the two")
   }
+  const passwordFile = fileOf(`${setting}.passwordFile`, input.passwordFile, common.hasCredentials)
   const host = text(`${setting}.host`, input.host)
   const at = port(`${setting}.port`, input.port ?? 5432)
   return {
@@ -386,7 +398,7 @@ const server = (
     database: text(`${setting}.database`, input.database),
     username: text(`${setting}.username`, input.username),
     password: input.password,
-    passwordFile: input.passwordFile ?? (input.password === undefined ? common.passwordFile : undefined),
+    passwordFile: passwordFile ?? (input.password === undefined ? common.passwordFile : undefined),
     ssl: input.ssl ?? !isLoopback(host),
     applicationName: undefined
   }
@@ -399,18 +411,36 @@ const count = (setting: string, given: number | undefined, otherwise: number, le
   return given
 }
 
+/** What would be taken for zero in silence. */
+const isNegative = (given: Duration.DurationInput): boolean => {
+  if (typeof given === "string") return given.startsWith("-")
+  if (Array.isArray(given)) return given.some((part) => !(part >= 0))
+  return (typeof given === "number" || typeof given === "bigint") && !(given >= 0)
+}
+
 const time = (
   setting: string,
   given: Duration.DurationInput | undefined,
   otherwise: Duration.DurationInput
 ): number => {
   const decoded = Duration.decodeUnknown(given ?? otherwise)
-  if (decoded._tag === "None") throw new Invalid(setting, String(given), 'a duration like "5 seconds"')
+  if (decoded._tag === "None" || isNegative(given ?? otherwise))
+    throw new Invalid(setting, String(given), 'a duration like "5 seconds"')
   return Duration.toMillis(decoded.value)
 }
 
-const limit = (setting: string, given: Duration.DurationInput | undefined): number | undefined =>
-  given === undefined ? undefined : time(setting, given, 0)
+/** A limit as the server takes it: in whole milliseconds, of which there are only so many; 0 is none. */
+const limit = (setting: string, given: Duration.DurationInput): number => {
+  const millis = time(setting, given, 0)
+  return Number.isFinite(millis) ? Math.min(Math.ceil(millis), 2_147_483_647) : 0
+}
+
+const limitIfAny = (setting: string, given: Duration.DurationInput | undefined): number | undefined =>
+  given === undefined ? undefined : limit(setting, given)
+
+const effect = <A>(setting: string, given: A): void => {
+  if (given !== undefined && !Effect.isEffect(given)) throw new Invalid(setting, "no effect", "an effect")
+}
 
 const finite = (setting: string, given: number): number => {
   if (!Number.isFinite(given)) throw new Invalid(setting, "infinite", "a finite duration")
@@ -465,19 +495,18 @@ const keepAlive = (given: Duration.DurationInput | false | undefined): number | 
 
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
-  if (options.credentials !== undefined && options.passwordFile !== undefined) {
-    throw new Invalid("passwordFile", "given beside credentials", "one of the two")
-  }
-  const common = {
-    passwordFile: options.passwordFile === undefined ? undefined : text("passwordFile", options.passwordFile),
-    hasCredentials: options.credentials !== undefined
-  }
+  const hasCredentials = options.credentials !== undefined
+  const common = { passwordFile: fileOf("passwordFile", options.passwordFile, hasCredentials), hasCredentials }
   const { applicationName, ...writer } = server("writer", options.writer, common)
   const readers = (options.readers ?? []).map((input, i) => {
     const { applicationName: _, ...reader } = server(`readers[${i}]`, input, common)
     return reader
   })
   if (typeof options.resetOnReturn === "string") oneOf("resetOnReturn", options.resetOnReturn, "none", "discardAll")
+  else effect("resetOnReturn", options.resetOnReturn)
+  effect("credentials", options.credentials)
+  effect("onConnect", options.onConnect)
+  effect("onCheckout", options.onCheckout)
   return {
     name,
     writer,
@@ -485,24 +514,27 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     pool: {
       ...limits(options),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
-      connectTimeout: finite("connectTimeout", time("connectTimeout", options.connectTimeout, "5 seconds")),
+      connectTimeout: positive(
+        "connectTimeout",
+        finite("connectTimeout", time("connectTimeout", options.connectTimeout, "5 seconds"))
+      ),
       idleTimeout: time("idleTimeout", options.idleTimeout, "5 minutes"),
-      maxLifetime: time("maxLifetime", options.maxLifetime, "30 minutes"),
+      maxLifetime: positive("maxLifetime", time("maxLifetime", options.maxLifetime, "30 minutes")),
       validateAfterIdle: time("validateAfterIdle", options.validateAfterIdle, "1 second"),
       order: oneOf("order", options.order, "lifo", "fifo"),
       queueTarget: positive("queueTarget", time("queueTarget", options.queueTarget, "50 millis")),
       leakThreshold: positive("leakThreshold", time("leakThreshold", options.leakThreshold, Duration.infinity))
     },
     session: {
-      statementTimeout: limit("statementTimeout", options.statementTimeout),
-      lockTimeout: limit("lockTimeout", options.lockTimeout),
-      idleInTransactionTimeout: time("idleInTransactionTimeout", options.idleInTransactionTimeout, "1 minute"),
+      statementTimeout: limitIfAny("statementTimeout", options.statementTimeout),
+      lockTimeout: limitIfAny("lockTimeout", options.lockTimeout),
+      idleInTransactionTimeout: limit("idleInTransactionTimeout", options.idleInTransactionTimeout ?? "1 minute"),
       applicationName: text("applicationName", options.applicationName ?? applicationName ?? "effect-db"),
       keepAlive: keepAlive(options.keepAlive),
       preparedStatements: count("preparedStatements", options.preparedStatements, 256, 0),
       types: options.types
     },
-    startup: options.startup ?? "verify",
+    startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     echo: echo(options.echo),

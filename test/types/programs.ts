@@ -52,6 +52,42 @@ export const settingsAreKnown = () => [
   App.layer({ readers: [url] })
 ]
 
+export const poolsAreSpelledRight = (session: Effect.Effect<number, string, SqlClient>) => [
+  App.layer({ writer: url, order: "fifo" }),
+  // @ts-expect-error: there is no such order
+  App.layer({ writer: url, order: "random" }),
+  App.layer({ writer: url, strategy: "assertSingle" }),
+  // @ts-expect-error: there is no such strategy
+  App.layer({ writer: url, strategy: "singleton" }),
+  App.layer({ writer: url, resetOnReturn: "discardAll" }),
+  // @ts-expect-error: there is no such reset
+  App.layer({ writer: url, resetOnReturn: "rollback" }),
+  App.layer({ writer: url, resetOnReturn: session, onConnect: session, onCheckout: session }),
+  // @ts-expect-error: a session has a client and nothing else
+  App.layer({ writer: url, onConnect: Effect.zip(session, Audit.writer) }),
+  // @ts-expect-error: what is done with a session is an effect
+  App.layer({ writer: url, onCheckout: () => session }),
+  App.layer({ writer: url, idleTimeout: "5 minutes", leakThreshold: 1000 }),
+  // @ts-expect-error: that is no duration
+  App.layer({ writer: url, idleTimeout: "5 moments" }),
+  // @ts-expect-error: a number of connections is a number
+  App.layer({ writer: url, maxOverflow: "5" })
+]
+
+export const credentialsHaveAShape = (password: Redacted.Redacted<string>) => [
+  App.layer({ writer: url, credentials: Effect.succeed({ username: "me", password }) }),
+  App.layer({ writer: url, credentials: Effect.fail("not now") }),
+  // @ts-expect-error: a password that everybody can read
+  App.layer({ writer: url, credentials: Effect.succeed({ username: "me", password: "secret" }) }),
+  // @ts-expect-error: the user is missing
+  App.layer({ writer: url, credentials: Effect.succeed({ password }) }),
+  // @ts-expect-error: credentials that never change stand in the URL
+  App.layer({ writer: url, credentials: { username: "me", password } }),
+  App.layer({ writer: { host: "localhost", database: "app", username: "me", passwordFile: "/run/secrets/app" } }),
+  // @ts-expect-error: a password that everybody can read
+  App.layer({ writer: { host: "localhost", database: "app", username: "me", password: "secret" } })
+]
+
 export const transactionsAreSpelledRight = () => [
   App.withTransaction(one, { isolation: "serializable" }),
   // @ts-expect-error: there is no such isolation level

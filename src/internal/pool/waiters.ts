@@ -32,8 +32,9 @@ export class Waiters<Settle> {
     return this.timers.size
   }
 
+  /** Nobody waits, nobody is too many: of that the overload hears only when the next one comes. */
   get isOverloaded(): boolean {
-    return this.overload.isOverloaded
+    return this.size > 0 && this.overload.isOverloaded
   }
 
   [Symbol.iterator](): Iterator<Waiter<Settle>> {
@@ -47,7 +48,7 @@ export class Waiters<Settle> {
 
   /** Whether somebody who comes now has to be sent away at once. */
   turnsAway(now: number): boolean {
-    this.overload.arrive(now)
+    this.overload.arrive(now, this.size)
     if (this.isOverloaded) this.shed(now)
     return this.size >= this.overload.room
   }
@@ -62,19 +63,18 @@ export class Waiters<Settle> {
     )
   }
 
-  /** Takes somebody out of the queue who is not served; tells whether he was still there. */
+  /** Takes somebody out of the queue; tells whether he was still there. */
   remove(waiter: Waiter<Settle>): boolean {
-    const wasThere = this.drop(waiter)
-    if (wasThere) this.overload.leave()
-    return wasThere
+    clearTimeout(this.timers.get(waiter))
+    return this.timers.delete(waiter)
   }
 
   /** Takes out the one who waited longest, to be served. */
   take(now: number): Waiter<Settle> | undefined {
     if (this.isOverloaded) this.shed(now)
     for (const waiter of this.timers.keys()) {
-      this.drop(waiter)
-      this.overload.serve(now, now - waiter.since)
+      this.remove(waiter)
+      this.overload.serve(now, now - waiter.since, this.size)
       return waiter
     }
     return undefined
@@ -86,11 +86,6 @@ export class Waiters<Settle> {
     const all = [...this.timers.keys()]
     for (const waiter of all) this.remove(waiter)
     return all
-  }
-
-  private drop(waiter: Waiter<Settle>): boolean {
-    clearTimeout(this.timers.get(waiter))
-    return this.timers.delete(waiter)
   }
 
   /** Sends away those who have queued for too long, and comes back for the next. */
