@@ -206,6 +206,45 @@ describe("Database", () => {
       }).pipe(Effect.provide(onCluster()))
     )
 
+    it.scopedLive(
+      "no attempt is made after the deadline: who cannot be served before it is told at once, and why",
+      () =>
+        Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const reader = yield* Db.reader
+          const late = RetryPolicy.with({
+            acquire: Schedule.spaced("1 minute"),
+            statement: Schedule.spaced("1 minute")
+          })
+          for (const statement of [sql`SELECT 1`, reader`SELECT 1`, sql.withTransaction(sql`SELECT 1`)]) {
+            const error = yield* statement.pipe(late, DatabaseError.refine, Effect.flip)
+            assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unreachable")
+          }
+        }).pipe(
+          Effect.provide(
+            Db.layer({
+              writer: { host: "127.0.0.1", port: 1, database: "app", username: "me" },
+              startup: "lazy",
+              acquireTimeout: "5 seconds"
+            })
+          )
+        )
+    )
+
+    it.scopedLive(
+      "a statement that ran for longer than acquireTimeout is tried again: it had found a connection in time",
+      () =>
+        Effect.gen(function* () {
+          const sql = yield* Db.writer
+          yield* sql`CREATE SEQUENCE runs`
+          yield* RetryPolicy.idempotent(
+            sql`SELECT pg_sleep(1.1), CASE WHEN nextval('runs') = 1 THEN pg_terminate_backend(pg_backend_pid()) END`
+          )
+          const [row] = yield* sql<{ n: string }>`SELECT last_value AS n FROM runs`
+          assert.strictEqual(row?.n, "2")
+        }).pipe(Effect.provide(fresh({ acquireTimeout: "1 second" })))
+    )
+
     it.scopedLive("reads whose connections were killed go on, unseen", () =>
       Effect.gen(function* () {
         const { name } = yield* Place

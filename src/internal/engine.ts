@@ -3,6 +3,7 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
@@ -27,8 +28,8 @@ import { constantStep } from "./wire.js"
 
 type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
-/** Starts something with the server; the returned function gives it up. */
-type Go = (done: OnStatement) => () => void
+/** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
+type Go = (done: OnStatement, deadline: number) => () => void
 
 const none: ReadonlyArray<never> = []
 
@@ -183,10 +184,10 @@ export class Engine implements Origin {
     read: (flight: Flight) => A,
     again: (error: DatabaseError) => boolean
   ): Effect.Effect<A, SqlError> {
-    return start(go, read, (error) =>
+    return this.start(go, undefined, read, (error, deadline) =>
       again(error)
         ? Effect.mapError(
-            this.retry(Context.get(fiber.currentContext, RetryPolicy), error, go, read, again),
+            this.retry(Context.get(fiber.currentContext, RetryPolicy), error, deadline, go, read, again),
             toSqlError
           )
         : Effect.fail(toSqlError(error))
@@ -196,18 +197,27 @@ export class Engine implements Origin {
   private retry<A>(
     policy: Policy,
     first: StatementError,
+    firstDeadline: number,
     go: Go,
     read: (flight: Flight) => A,
     again: (error: DatabaseError) => boolean
   ): Effect.Effect<A, StatementError> {
     let attempt = 0
+    let last = first
+    let deadline = firstDeadline
     const next = Effect.suspend((): Effect.Effect<A, StatementError> => {
       if (attempt++ === 0) return Effect.fail(first)
-      this.retried(isNotSent(first) ? "acquire" : "statement", attempt - 1, first.message)
-      return start(go, read, Effect.fail)
+      this.retried(isNotSent(last) ? "acquire" : "statement", attempt - 1, last.message)
+      // attempts that found no connection share one deadline; a statement that was sent had found one
+      return this.start(go, isNotSent(last) ? deadline : undefined, read, (error, until) => {
+        last = error
+        deadline = until
+        return Effect.fail(error)
+      })
     })
+    const schedule = isNotSent(first) ? policy.acquire : policy.statement
     return Effect.retry(next, {
-      schedule: isNotSent(first) ? policy.acquire : policy.statement,
+      schedule: before(schedule, () => (isNotSent(last) ? deadline : Number.POSITIVE_INFINITY)),
       while: (error) => again(error) && this.budget.take(policy.budget)
     })
   }
@@ -226,10 +236,27 @@ export class Engine implements Origin {
     })
     return Effect.flatMap(RetryPolicy, (policy) =>
       Effect.retry(next, {
-        schedule: policy.acquire,
-        while: (error) => isNotSent(error) && performance.now() < deadline && this.budget.take(policy.budget)
+        schedule: before(policy.acquire, () => deadline),
+        while: (error) => isNotSent(error) && this.budget.take(policy.budget)
       })
     )
+  }
+
+  /** An effect of what is started; nothing is allocated for a failure that does not come. */
+  private start<A, E>(
+    go: Go,
+    deadline: number | undefined,
+    read: (flight: Flight) => A,
+    recover: (error: StatementError, deadline: number) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E> {
+    return Effect.async((resume) => {
+      const until = deadline ?? this.deadline()
+      const giveUp = go((error, flight) => {
+        if (error !== undefined) resume(recover(error, until))
+        else if (flight !== undefined) resume(readFrom(flight, read))
+      }, until)
+      return Effect.sync(giveUp)
+    })
   }
 
   /** Runs a whole transaction again, where it is undone for certain and may go better. */
@@ -278,16 +305,14 @@ export class Engine implements Origin {
   }
 
   private onWriter(fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request, held: ReadonlyArray<Connection>): Go {
-    const deadline = this.deadline()
     const who = this.borrower(fiber, request.site)
-    return (done) => once(this.writes, deadline, held, request, "inDoubt", who, done)
+    return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, done)
   }
 
   private onReader(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, request: Request): Go {
     const pick = this.readerPicker(fiber, carrier?.memory(this))
-    const deadline = this.deadline()
     const who = this.borrower(fiber, request.site)
-    return (done) => once(pick(), deadline, none, request, "undone", who, done)
+    return (done, deadline) => once(pick(), deadline, none, request, "undone", who, done)
   }
 
   /**
@@ -322,6 +347,10 @@ export class Engine implements Origin {
   }
 }
 
+/** Ends a schedule where its next delay would go past the deadline: who cannot be served before it is told at once, and why. */
+const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>
+  Schedule.whileOutput(Schedule.delays(schedule), (delay) => performance.now() + Duration.toMillis(delay) < deadline())
+
 const isReadAgain = (error: DatabaseError): boolean =>
   error._tag === "ConnectFailed" || isStale(error) || (error._tag === "Disconnected" && error.outcome !== "inDoubt")
 
@@ -334,20 +363,6 @@ const inTransaction =
   (transaction: Transaction, request: Request, fence: Fence): Go =>
   (done) =>
     transaction.level.run(request, fence, done)
-
-/** An effect of what is started; nothing is allocated for a failure that does not come. */
-const start = <A, E>(
-  go: Go,
-  read: (flight: Flight) => A,
-  recover: (error: StatementError) => Effect.Effect<A, E>
-): Effect.Effect<A, E> =>
-  Effect.async((resume) => {
-    const giveUp = go((error, flight) => {
-      if (error !== undefined) resume(recover(error))
-      else if (flight !== undefined) resume(readFrom(flight, read))
-    })
-    return Effect.sync(giveUp)
-  })
 
 /** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
 const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect<A> => {
