@@ -47,7 +47,9 @@ export class Stock {
   /** Makes a connection idle. */
   put(connection: Connection): void {
     this.idle.push(connection)
-    if (this.sweeper === undefined) this.sweepWithin(this.period)
+    if (this.sweeper === undefined || connection.retireAs !== "aged") {
+      this.sweepWithin(Math.min(this.period, connection.retireAt - performance.now()))
+    }
   }
 
   /** The idle connection whose turn it is; those that have had their time are closed on the way. It stays idle until it is taken. */
