@@ -193,10 +193,7 @@ export class Pool {
       },
       () => ({ ...this.figures, max: this.limit })
     )
-    options.credentials.follow((generation) => {
-      this.stock.retireOlder(generation)
-      this.observe(() => Observation.CredentialsRotated({ ...this.place, generation }))
-    })
+    options.credentials.follow((generation) => this.stock.retireOlder(generation))
     this.owner = {
       operated: this.meter.operated,
       lost: (connection, error) => {

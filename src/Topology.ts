@@ -46,6 +46,9 @@ export class Server {
       readOnly: true,
       onHealth: role === "reader" ? (healthy, message) => this.noteHealth(healthy, message) : undefined
     })
+    credentials.follow((generation) =>
+      observer.observe(Observation.CredentialsRotated({ database, server: server.name, generation }))
+    )
   }
 
   get name(): string {
