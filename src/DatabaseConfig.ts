@@ -53,6 +53,11 @@ export interface ServerOptions {
 export interface Credentials {
   readonly username: string
   readonly password: Redacted.Redacted<string> | undefined
+  /**
+   * What tells them from others: connections that were made with the same version remain. Default: user and password themselves. A
+   * provider that makes a new token each time gives something that stays, such as the user.
+   */
+  readonly version?: string | number | undefined
 }
 
 /**
@@ -460,6 +465,9 @@ const keepAlive = (given: Duration.DurationInput | false | undefined): number | 
 
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
+  if (options.credentials !== undefined && options.passwordFile !== undefined) {
+    throw new Invalid("passwordFile", "given beside credentials", "one of the two")
+  }
   const common = {
     passwordFile: options.passwordFile === undefined ? undefined : text("passwordFile", options.passwordFile),
     hasCredentials: options.credentials !== undefined

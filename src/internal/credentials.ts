@@ -1,12 +1,16 @@
 /**
  * User and password of a server: fixed, or asked for anew for each physical connection, with generations.
  *
- * A generation begins when other credentials are given than before. What was asked for before that, and answers later, is of an older
- * one, whatever it says.
+ * A generation begins when other credentials are given than before. Answers may overtake each other: what says otherwise than the answer
+ * to a later question is of an older generation.
  */
+import { constants } from "node:fs"
 import * as fs from "node:fs/promises"
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Runtime from "effect/Runtime"
 import type { Credentials, DatabaseConfig, ServerConfig } from "../DatabaseConfig.js"
@@ -19,12 +23,21 @@ export interface Login extends Credentials {
 /** Called once, unless it was given up. */
 export type OnLogin = (login: Login | undefined, cause: unknown) => void
 
-const isSame = (a: Credentials, b: Credentials): boolean =>
-  a.username === b.username &&
-  (a.password === undefined ? undefined : Redacted.value(a.password)) ===
-    (b.password === undefined ? undefined : Redacted.value(b.password))
+const passwordOf = ({ password }: Credentials): string | undefined =>
+  password === undefined ? undefined : Redacted.value(password)
 
-const nothing = () => {}
+const isSame = (a: Credentials, b: Credentials): boolean =>
+  a.version !== undefined && b.version !== undefined
+    ? a.version === b.version
+    : a.username === b.username && passwordOf(a) === passwordOf(b)
+
+/** What a program gives may be another thing than its types say, such as what was read from somewhere as JSON. */
+const checked = (given: Credentials): Credentials => {
+  if (typeof given?.username !== "string") throw new Error("no user was given")
+  const password: unknown = passwordOf(given)
+  if (password !== undefined && typeof password !== "string") throw new Error("the password is no text")
+  return given
+}
 
 export class CredentialSource {
   /** The generation in force. */
@@ -32,17 +45,18 @@ export class CredentialSource {
   private readonly followers = new Set<(generation: number) => void>()
   private current: Credentials | undefined
   private asked = 0
-  /** The question whose answer began the generation in force. */
-  private begunBy = 0
+  /** The last question that was answered. */
+  private answered = 0
+  private readonly fork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.RuntimeFiber<A, E>
 
   constructor(
-    private readonly source: Credentials | Effect.Effect<Credentials, unknown>,
-    private readonly runtime: Runtime.Runtime<never>
-  ) {}
-
-  /** Whether another question may have another answer. */
-  get isAsked(): boolean {
-    return Effect.isEffect(this.source)
+    private readonly source: Effect.Effect<Credentials, unknown>,
+    /** Whether another question may have another answer. */
+    readonly isAsked: boolean,
+    runtime: Runtime.Runtime<never>
+  ) {
+    // a database may be opened inside of a transaction of another; a provider that uses that one has nothing to do with it
+    this.fork = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(TransactionConnection)))
   }
 
   /** Hears of each new generation. */
@@ -52,19 +66,15 @@ export class CredentialSource {
 
   /** Asks; the returned function gives up. */
   ask(done: OnLogin): () => void {
-    const { source } = this
-    if (!Effect.isEffect(source)) {
-      done({ ...source, generation: 0 }, undefined)
-      return nothing
-    }
     const question = ++this.asked
     let isOver = false
-    const fiber = Runtime.runFork(this.runtime)(source)
+    const login = Effect.map(Effect.interruptible(this.source), (given) => this.take(question, checked(given)))
+    const fiber = this.fork(login)
     fiber.addObserver((exit) => {
       if (isOver) return
       isOver = true
-      if (Exit.isFailure(exit)) done(undefined, exit.cause)
-      else done(this.take(question, exit.value), undefined)
+      if (Exit.isSuccess(exit)) done(exit.value, undefined)
+      else done(undefined, exit.cause)
     })
     return () => {
       if (isOver) return
@@ -73,32 +83,53 @@ export class CredentialSource {
     }
   }
 
-  private take(question: number, { password, username }: Credentials): Login {
-    const given = { username, password }
-    if (this.current === undefined || !isSame(this.current, given)) {
-      if (question < this.begunBy) return { ...given, generation: this.generation - 1 }
-      const isFirst = this.current === undefined
-      this.begunBy = question
-      this.current = given
-      if (!isFirst) {
-        this.generation++
-        for (const follower of this.followers) follower(this.generation)
-      }
+  private take(question: number, { password, username, version }: Credentials): Login {
+    const given = { username, password, version }
+    const isOther = this.current !== undefined && !isSame(this.current, given)
+    if (isOther && question < this.answered) return { ...given, generation: this.generation - 1 }
+    this.answered = Math.max(this.answered, question)
+    this.current = given
+    if (isOther) {
+      this.generation++
+      for (const follower of this.followers) follower(this.generation)
     }
     return { ...given, generation: this.generation }
   }
 }
 
+/** Why a file gave no password; unlike what a provider of the program says, it holds nothing secret. */
+export class PasswordFileError extends Error {}
+
+/** No password is longer, so a file that is cannot be meant. */
+const longestFile = 65_536
+
+const readPassword = async (file: string): Promise<string> => {
+  // to wait for somebody who writes to a named pipe would hold up one of Node's few threads, for ever; Windows has neither
+  const handle = await fs.open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0))
+  try {
+    const stat = await handle.stat()
+    if (!stat.isFile()) throw new Error("it is not a regular file")
+    if (stat.size > longestFile) throw new Error(`it is longer than ${longestFile} bytes`)
+    const text = await handle.readFile("utf8")
+    const password = text.replace(/\r?\n$/, "")
+    if (password === "") throw new Error("it is empty")
+    return password
+  } finally {
+    await handle.close()
+  }
+}
+
 /** The password that a file holds, without the end of its line. */
-const fromFile = (username: string, file: string): Effect.Effect<Credentials, unknown> =>
-  Effect.flatMap(
-    Effect.tryPromise((signal) => fs.readFile(file, { encoding: "utf8", signal })),
-    (text) => {
-      const password = text.replace(/\r?\n$/, "")
-      return password === ""
-        ? Effect.fail(new Error(`the password file ${file} is empty`))
-        : Effect.succeed({ username, password: Redacted.make(password) })
-    }
+const fromFile = (username: string, file: string): Effect.Effect<Credentials, PasswordFileError> =>
+  Effect.map(
+    Effect.tryPromise({
+      try: () => readPassword(file),
+      catch: (cause) => {
+        const why = cause instanceof Error ? cause.message : String(cause)
+        return new PasswordFileError(`the password file ${file} cannot be used: ${why}`, { cause })
+      }
+    }),
+    (password) => ({ username, password: Redacted.make(password) })
   )
 
 /** Where the credentials of a server come from. */
@@ -106,9 +137,10 @@ export const makeCredentialSource = (
   config: DatabaseConfig,
   { password, passwordFile, username }: ServerConfig,
   runtime: Runtime.Runtime<never>
-): CredentialSource =>
-  new CredentialSource(
-    config.options.credentials ??
-      (passwordFile === undefined ? { username, password } : fromFile(username, passwordFile)),
-    runtime
-  )
+): CredentialSource => {
+  const { credentials } = config.options
+  if (credentials !== undefined) return new CredentialSource(credentials, true, runtime)
+  return passwordFile === undefined
+    ? new CredentialSource(Effect.succeed({ username, password }), false, runtime)
+    : new CredentialSource(fromFile(username, passwordFile), true, runtime)
+}

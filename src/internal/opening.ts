@@ -4,7 +4,7 @@
 import * as Cause from "effect/Cause"
 import { type ConnectFailure, type Connection, connect, type Owner } from "../Connection.js"
 import type { ServerConfig, SessionConfig } from "../DatabaseConfig.js"
-import type { CredentialSource, Login } from "./credentials.js"
+import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
 
 export interface Opening {
   readonly server: ServerConfig
@@ -26,27 +26,29 @@ export const open = (
   const { credentials, readOnly, server, session } = opening
   const deadline = performance.now() + opening.timeout
   let giveUp = () => {}
-  const start = (isLastQuestion: boolean) => {
-    // the provider's own words may hold what is secret, so they are the cause and no part of the message
-    const fail = (message: string, cause?: unknown) =>
-      done({ reason: "credentials", error: new Error(message, cause === undefined ? {} : { cause }) }, undefined)
+  const start = (wasRefused: boolean) => {
+    const fail = (error: Error) => done({ reason: "credentials", error }, undefined)
     const impatient = setTimeout(
       () => {
         giveUp()
-        fail(`the provider of credentials gave none within ${opening.timeout} ms`)
+        fail(new Error(`the provider of credentials gave none within ${opening.timeout} ms`))
       },
       Math.min(Math.max(0, deadline - performance.now()), longestTimer)
     )
     const answer = (login: Login | undefined, cause: unknown) => {
       clearTimeout(impatient)
       if (login === undefined) {
-        return fail("the provider of credentials failed", Cause.isCause(cause) ? Cause.squash(cause) : cause)
+        const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
+        // a provider's own words may hold what is secret, so they are the cause and no part of the message
+        return fail(
+          error instanceof PasswordFileError ? error : new Error("the provider of credentials failed", { cause: error })
+        )
       }
       // what was asked for before a rotation is not even tried
-      if (login.generation < credentials.generation && !isLastQuestion) return start(true)
+      if (login.generation < credentials.generation) return start(wasRefused)
       const timeout = Math.max(1, deadline - performance.now())
       giveUp = connect(server, session, { timeout, readOnly, owner, credentials: login }, (failure, connection) => {
-        if (failure?.reason === "authentication" && credentials.isAsked && !isLastQuestion) return start(true)
+        if (failure?.reason === "authentication" && credentials.isAsked && !wasRefused) return start(true)
         done(failure, connection)
       })
     }
