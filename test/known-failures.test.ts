@@ -15,6 +15,7 @@ import * as Stream from "effect/Stream"
 import { Database, DatabaseError, RetryPolicy } from "effect-db"
 import { live } from "../src/internal/embedded/live.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
+import { anonymous, freshRole } from "./fixtures/roles.js"
 import * as KnownFailures from "./suites/knownFailures.js"
 
 class App extends Database.Service<App>()("app") {}
@@ -348,6 +349,18 @@ describe("known failures", () => {
       // the next transaction on that connection is as if nothing had been
       const after = yield* sql.withTransaction(KnownFailures.settings(sql))
       assert.deepStrictEqual(after, ["read committed", "off", "off", "0", "0"])
+    })
+  )
+
+  it.scopedLive("29. a password that changes is asked for with each new connection", () =>
+    Effect.gen(function* () {
+      const place = yield* KnownFailures.freshTables
+      const role = yield* freshRole(place.writer)
+      const { sql } = yield* open(App, {
+        writer: anonymous(place.writer),
+        credentials: Effect.sync(() => role.credentials)
+      })
+      assert.strictEqual((yield* KnownFailures.passwordChanges(sql, role))?.database, place.name)
     })
   )
 

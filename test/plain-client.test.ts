@@ -16,6 +16,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import pg from "pg"
 import { makeProxy, sends } from "./fixtures/proxy.js"
+import { freshRole, loggedIn } from "./fixtures/roles.js"
 import { query } from "./fixtures/server.js"
 import * as KnownFailures from "./suites/knownFailures.js"
 
@@ -278,6 +279,18 @@ describe("plain client", () => {
       const seen: ReadonlyArray<string> = yield* sql.withTransaction(KnownFailures.settings(sql), options)
       assert.deepStrictEqual(seen, ["read committed", "off", "off", "0", "0"])
     })
+  )
+
+  it.scopedLive(
+    "29. user and password are fixed at the start: when they have changed, no new connection can be made",
+    () =>
+      Effect.gen(function* () {
+        const place = yield* KnownFailures.freshTables
+        const role = yield* freshRole(place.writer)
+        const sql = yield* open({ url: loggedIn(place.writer, role) })
+        const error = yield* Effect.flip(KnownFailures.passwordChanges(sql, role))
+        assert.strictEqual(codeOf(error.cause), "28P01")
+      })
   )
 
   it.scopedLive("30. requests batched by SqlResolver in a transaction run in it, each in its own", () =>

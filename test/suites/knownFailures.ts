@@ -21,6 +21,7 @@ import * as TestClock from "effect/TestClock"
 import { live } from "../../src/internal/embedded/live.js"
 import { startChild } from "../fixtures/child.js"
 import { type Message, makeProxy, type Proxy, sends } from "../fixtures/proxy.js"
+import type { Role } from "../fixtures/roles.js"
 import { freshDatabase, query } from "../fixtures/server.js"
 
 /** A database of a scenario, for looking at it from outside. */
@@ -395,6 +396,10 @@ export const settings = (sql: PgClient) =>
     ]) AS name`,
     (rows) => rows.map(({ setting }) => setting)
   )
+
+/** 29. A role's password is changed while a connection is in use; the next statement needs another one. */
+export const passwordChanges = (sql: PgClient, role: Role) =>
+  Effect.scoped(Effect.zipRight(sql.reserve, Effect.zipRight(role.rotate, where(sql))))
 
 /** 30. Two transactions at once insert three rows each, and ask for them one by one, batched by one resolver. */
 export const batches = (sql: PgClient) =>
