@@ -12,7 +12,7 @@ import type { CredentialSource } from "./internal/credentials.js"
 import { type Meter, makeMeter } from "./internal/meter.js"
 import { open } from "./internal/opening.js"
 import type { Borrower } from "./internal/pool/borrower.js"
-import { Growth } from "./internal/pool/growth.js"
+import { type Demand, Growth } from "./internal/pool/growth.js"
 import { type Loan, Loans } from "./internal/pool/loans.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
@@ -146,7 +146,8 @@ export class Pool {
   private readonly growth: Growth
   private readonly loans: Loans | undefined
   private readonly meter: Meter
-  private readonly connecting = new Set<() => void>()
+  /** How to give up each connect that is under way, and when it was begun. */
+  private readonly connecting = new Map<() => void, number>()
   /** Connections in the hands of a task, and how to end it. */
   private readonly inTask = new Map<Connection, (failure: Error) => void>()
   /** How many of them are on their way to a waiter. */
@@ -345,7 +346,7 @@ export class Pool {
     this.stock.stop()
     this.loans?.stop()
     clearTimeout(this.retry)
-    for (const giveUp of this.connecting) giveUp()
+    for (const giveUp of this.connecting.keys()) giveUp()
     this.connecting.clear()
     for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
     // nobody waits for what is being made ready
@@ -363,12 +364,15 @@ export class Pool {
     return this.options.pool.maxConnections + this.options.pool.maxOverflow
   }
 
-  private get demand(): { readonly waiting: number; readonly wanted: number } {
+  private get demand(): Demand {
     const waiting = this.waiters.size
-    if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0 }
-    const connecting = this.connecting.size
-    const coming = this.preparing + this.arriving + connecting
-    return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting) }
+    const busy = this.stock.open - this.stock.idle.length
+    if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0, busy }
+    const now = performance.now()
+    let coming = this.preparing + this.arriving
+    for (const start of this.connecting.values()) if (this.growth.expects(now - start)) coming++
+    const room = this.limit - this.stock.all.size - this.connecting.size
+    return { waiting, wanted: Math.min(waiting - coming, room), busy }
   }
 
   private observe(make: () => Observation): void {
@@ -592,7 +596,7 @@ export class Pool {
         })
       }
     )
-    if (!isSettled) this.connecting.add(giveUp)
+    if (!isSettled) this.connecting.set(giveUp, start)
   }
 
   private opened(connection: Connection, start: number): void {

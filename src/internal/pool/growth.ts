@@ -2,6 +2,8 @@
  * When more connections are opened for those who wait: one at once, then, as long as somebody waits, twice as many every few
  * milliseconds. Nothing is opened while the queue is likely to be served before a new connection would be there.
  *
+ * A connect that takes much longer than usual holds up nobody who comes later: what was sent into a dead network never comes.
+ *
  * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
  * all in long use is full within a moment.
  */
@@ -9,16 +11,30 @@
 /** After how long it looks again, in ms. */
 const pause = 10
 
+/** How long a connect may take before nobody counts on it any more: so many times as long as usual, and at least so many ms. */
+const overdue = { times: 3, least: 250 }
+
+export interface Demand {
+  /** How many wait. */
+  readonly waiting: number
+  /** For how many of them a connection may be opened. */
+  readonly wanted: number
+  /** How many connections are in use. */
+  readonly busy: number
+}
+
 export class Growth {
   private timer: NodeJS.Timeout | undefined
   private step = 1
+  private lookedAt = 0
+  /** How many were served over the last `observed` ms. */
   private served = 0
+  private observed = 0
   /** How long a connect takes, in ms. */
   private connectTime = 0
 
   constructor(
-    /** How many wait, and for how many of them a connection may be opened. */
-    private readonly demand: () => { readonly waiting: number; readonly wanted: number },
+    private readonly demand: () => Demand,
     private readonly open: () => void,
     /** Nobody gives a connection back, so everybody needs a new one. */
     private readonly isEager: boolean
@@ -29,6 +45,8 @@ export class Growth {
     if (this.timer !== undefined || this.demand().wanted <= 0) return
     this.step = 1
     this.served = 0
+    this.observed = 0
+    this.lookedAt = performance.now()
     this.lookAgain()
     if (this.isEager) while (this.demand().wanted > 0) this.open()
     else this.open()
@@ -43,22 +61,37 @@ export class Growth {
     this.connectTime = this.connectTime === 0 ? took : 0.8 * this.connectTime + 0.2 * took
   }
 
+  /** Whether a connect that was begun so many ms ago is likely to come still. */
+  expects(age: number): boolean {
+    return age < Math.max(overdue.least, overdue.times * this.connectTime)
+  }
+
   stop(): void {
     clearTimeout(this.timer)
     this.timer = undefined
   }
 
   private lookAgain(): void {
-    this.timer = setTimeout(() => {
-      this.timer = undefined
-      const { waiting, wanted } = this.demand()
-      if (wanted <= 0) return
-      const drained = this.served === 0 ? Number.POSITIVE_INFINITY : (waiting / this.served) * pause
-      this.served = 0
-      this.lookAgain()
-      if (drained <= this.connectTime) return
-      this.step *= 2
-      for (let i = 0; i < Math.min(this.step, wanted); i++) this.open()
-    }, pause)
+    // what has arrived while the process was busy is read first
+    this.timer = setTimeout(() => setImmediate(() => this.look()), pause)
+  }
+
+  private look(): void {
+    this.timer = undefined
+    const { busy, waiting, wanted } = this.demand()
+    if (wanted <= 0) return
+    const now = performance.now()
+    this.observed += now - this.lookedAt
+    this.lookedAt = now
+    // those in use now are likely to come back next
+    const drained = (waiting / Math.max(1, this.served + busy)) * this.observed
+    if (this.observed > 2 * this.connectTime) {
+      this.observed /= 2
+      this.served /= 2
+    }
+    this.lookAgain()
+    if (drained <= this.connectTime) return
+    this.step *= 2
+    for (let i = 0; i < Math.min(this.step, wanted); i++) this.open()
   }
 }
