@@ -28,6 +28,7 @@ export class Overload {
   private start = 0
   private arrived = 0
   private served = 0
+  private left = 0
   private isSlow = true
   private growth = 0
 
@@ -57,6 +58,11 @@ export class Overload {
     if (waited <= this.target) this.isSlow = false
   }
 
+  /** Somebody who waited has gone. */
+  leave(): void {
+    this.left++
+  }
+
   private turn(now: number): void {
     const age = now - this.start
     if (age < this.window) return
@@ -69,7 +75,7 @@ export class Overload {
       this.growth = 0
     } else {
       // without anybody served nothing is known of what the pool can do: then it is stuck, and each has a deadline of his own
-      this.growth = this.isSlow && this.served > 0 ? this.growth + this.arrived - this.served : 0
+      this.growth = this.isSlow && this.served > 0 ? this.growth + this.arrived - this.served - this.left : 0
       this.isOverloaded = this.growth > this.connections * growthPerConnection && this.arrived > this.served * excess
     }
     this.room = this.isOverloaded
@@ -78,6 +84,7 @@ export class Overload {
     this.start = now
     this.arrived = 0
     this.served = 0
+    this.left = 0
     this.isSlow = true
   }
 }

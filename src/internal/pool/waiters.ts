@@ -62,17 +62,18 @@ export class Waiters<Settle> {
     )
   }
 
-  /** Takes somebody out of the queue; tells whether he was still there. */
+  /** Takes somebody out of the queue who is not served; tells whether he was still there. */
   remove(waiter: Waiter<Settle>): boolean {
-    clearTimeout(this.timers.get(waiter))
-    return this.timers.delete(waiter)
+    const wasThere = this.drop(waiter)
+    if (wasThere) this.overload.leave()
+    return wasThere
   }
 
   /** Takes out the one who waited longest, to be served. */
   take(now: number): Waiter<Settle> | undefined {
     if (this.isOverloaded) this.shed(now)
     for (const waiter of this.timers.keys()) {
-      this.remove(waiter)
+      this.drop(waiter)
       this.overload.serve(now, now - waiter.since)
       return waiter
     }
@@ -85,6 +86,11 @@ export class Waiters<Settle> {
     const all = [...this.timers.keys()]
     for (const waiter of all) this.remove(waiter)
     return all
+  }
+
+  private drop(waiter: Waiter<Settle>): boolean {
+    clearTimeout(this.timers.get(waiter))
+    return this.timers.delete(waiter)
   }
 
   /** Sends away those who have queued for too long, and comes back for the next. */
