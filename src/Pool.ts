@@ -576,13 +576,10 @@ export class Pool {
   private open(): void {
     const { credentials, pool, readOnly, server, session, tasks } = this.options
     const start = performance.now()
-    let giveUp = nothing
-    let isSettled = false
-    giveUp = open(
+    const giveUp = open(
       { credentials, readOnly, server, session, timeout: pool.connectTimeout },
       this.owner,
       (failure, connection) => {
-        isSettled = true
         this.connecting.delete(giveUp)
         if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
@@ -596,7 +593,7 @@ export class Pool {
         })
       }
     )
-    if (!isSettled) this.connecting.set(giveUp, start)
+    this.connecting.set(giveUp, start)
   }
 
   private opened(connection: Connection, start: number): void {

@@ -17,7 +17,7 @@ export interface Opening {
 
 const longestTimer = 2_147_483_647
 
-/** Calls back once, unless it was given up before by the function that it returns. */
+/** Calls back once, not before it has returned, unless it was given up before by the function that it returns. */
 export const open = (
   opening: Opening,
   owner: Owner,
@@ -25,7 +25,10 @@ export const open = (
 ): (() => void) => {
   const { credentials, readOnly, server, session } = opening
   const deadline = performance.now() + opening.timeout
-  let giveUp = () => {}
+  let isOver = false
+  let giveUp = () => {
+    isOver = true
+  }
   const start = (wasRefused: boolean) => {
     const fail = (error: Error) => done({ reason: "credentials", error }, undefined)
     const impatient = setTimeout(
@@ -64,6 +67,9 @@ export const open = (
       stopAsking()
     }
   }
-  start(false)
+  // a provider may fail at once
+  queueMicrotask(() => {
+    if (!isOver) start(false)
+  })
   return () => giveUp()
 }
