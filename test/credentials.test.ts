@@ -180,10 +180,10 @@ describe("credentials", () => {
   it.scopedLive("alternate users, time and again: none in use is cut, and in the end all are of the new one", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
-      const { facts, heard, sql } = yield* open({
+      const { facts, figures, heard, sql } = yield* open({
         writer,
         credentials: provider.credentials,
-        maxConnections: 6,
+        maxConnections: 40,
         minConnections: 4,
         // old ones are replaced within 2.5 % of that
         maxLifetime: "4 seconds",
@@ -195,7 +195,7 @@ describe("credentials", () => {
         yield* role.rotate
         provider.use(role)
         // a rotation is noticed with the next connection
-        yield* fill(sql, 5)
+        yield* fill(sql, (yield* figures).total)
         yield* heard("CredentialsRotated", i + 1)
         yield* Effect.repeat(users(admin, name), {
           schedule: soon,
@@ -626,6 +626,22 @@ describe("credentials", () => {
       yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
       assert.deepStrictEqual(yield* Fiber.join(heard), Option.some("hello"))
       assert.strictEqual(provider.asked, 1)
+    })
+  )
+
+  it.scopedLive("a provider that fails at once, the first time, does not leave listeners deaf", () =>
+    Effect.gen(function* () {
+      const { a, admin, provider, writer } = yield* given
+      const { sql } = yield* open({ writer, credentials: provider.credentials })
+      provider.answer = Effect.suspend(() => {
+        provider.use(a)
+        return Effect.fail(refused)
+      })
+      const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
+      const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
+      yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
+      assert.deepStrictEqual(yield* Fiber.join(heard), Option.some("hello"))
+      assert.strictEqual(provider.asked, 2)
     })
   )
 
