@@ -369,10 +369,10 @@ export class Pool {
     const busy = this.stock.open - this.stock.idle.length
     if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0, busy }
     const now = performance.now()
-    let coming = 0
+    let coming = this.preparing + this.arriving
     for (const start of this.connecting.values()) if (this.growth.expects(now - start)) coming++
     const room = this.limit - this.stock.all.size - this.connecting.size
-    return { waiting, wanted: Math.min(waiting - this.preparing - this.arriving - coming, room), busy }
+    return { waiting, wanted: Math.min(waiting - coming, room), busy }
   }
 
   private observe(make: () => Observation): void {
