@@ -9,8 +9,8 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
-import type * as Stream from "effect/Stream"
-import { type TransactionError, toSqlError } from "./DatabaseError.js"
+import * as Stream from "effect/Stream"
+import { ConfigInvalid, type TransactionError, toSqlError } from "./DatabaseError.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import type { Engine } from "./internal/engine.js"
 import { makeReserve } from "./internal/reserve.js"
@@ -54,6 +54,17 @@ export const withTransaction = <A, E, R, X>(
     }
   })
 
+/** Why there is no session to be had. To hear nothing, or to hold a lock that is somebody else's, would be worse. */
+const noSession = (engine: Engine, what: string): SqlError =>
+  toSqlError(
+    new ConfigInvalid({
+      database: engine.database,
+      setting: "mode",
+      given: '"transactionPooler"',
+      expected: `"session" for ${what}: open a database by the server's own address for that`
+    })
+  )
+
 /**
  * A client of one kind.
  *
@@ -65,7 +76,8 @@ export const make = (
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
-    const { options, writer } = engine.config
+    const { options, session, writer } = engine.config
+    const hasSessions = session.mode === "session"
     const compiler = PgClient.makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
@@ -103,11 +115,16 @@ export const make = (
         ssl: writer.ssl
       },
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) => withTransaction(engine, kind, self, {}, toSqlError),
-      reserve: engine.sandbox === undefined ? makeReserve(engine, kind) : acquirer,
+      reserve:
+        engine.sandbox !== undefined
+          ? acquirer
+          : hasSessions
+            ? makeReserve(engine, kind)
+            : Effect.suspend(() => noSession(engine, "reserve")),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
       json: (value: unknown) => pgJson(value, undefined, undefined),
-      listen,
+      listen: hasSessions ? listen : () => Stream.suspend(() => Stream.fail(noSession(engine, "listen"))),
       notify: (channel: string, payload: string) =>
         Effect.asVoid(constructor`SELECT pg_notify(${channel}, ${payload})`.raw)
     }

@@ -9,6 +9,7 @@ import * as Redacted from "effect/Redacted"
 import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { type Client, makeClient } from "./internal/driver.js"
 import { type Done, type Failure, Flight, type Plan, type Result } from "./internal/flight.js"
+import { settings } from "./internal/limits.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
@@ -63,12 +64,16 @@ export class Connection {
   readonly createdAt = performance.now()
   /** When the server last answered. */
   lastAnswer = this.createdAt
+  /** The server's process; a pooler gives a number of its own, which is good for a cancel and nothing else. */
   readonly processId: number
   private flight: Flight | undefined = undefined
   private loss: Error | undefined = undefined
   private closed = false
   private readonly statements: PreparedStatements
   private portals = 0
+  private readonly isPooled: boolean
+  /** A program that thinks that all is closed may end, which would hang up on the cancel. */
+  private isCancelling = false
 
   /** @internal */
   constructor(
@@ -76,10 +81,12 @@ export class Connection {
     readonly server: ServerConfig,
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
+    /** Whether its session was told to refuse writes. */
     private readonly readOnly: boolean,
     private readonly owner: Owner
   ) {
     this.processId = client.processID ?? 0
+    this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     client.on("error", (error: Error) => this.lose(error))
     client.on("end", () => this.lose(lostError()))
@@ -93,7 +100,7 @@ export class Connection {
     client.connection.stream.once("close", () => this.close())
   }
 
-  /** A value that the server reports, such as `in_hot_standby` or `server_version`. */
+  /** A value that the server reports, such as `in_hot_standby` or `server_version`; a pooler reports what it remembers. */
   parameter(name: string): string | undefined {
     return this.parameters.get(name)
   }
@@ -218,8 +225,14 @@ export class Connection {
     if (this.closed) return
     this.broken ??= reason
     if (this.flight === undefined) return this.destroy(reason)
-    requestCancel(this.server, this.client)
-    setTimeout(() => this.destroy(reason), 1000).unref()
+    this.isCancelling = this.isPooled
+    const done = () => {
+      this.isCancelling = false
+      this.destroy(reason)
+    }
+    // what a pooler has not given to a server yet goes with the connection, and would run some time if that stayed
+    requestCancel(this.server, this.client, this.isPooled ? done : undefined)
+    setTimeout(done, 1000).unref()
   }
 
   /** Closes it politely, if it is idle. */
@@ -235,10 +248,10 @@ export class Connection {
     this.client.end().catch(() => stream.destroy())
   }
 
-  /** Closes the socket at once. */
+  /** Closes the socket, at once unless a cancel is on its way through a pooler. */
   destroy(reason: CloseReason): void {
     this.broken ??= reason
-    this.client.connection.stream.destroy()
+    if (!this.isCancelling) this.client.connection.stream.destroy()
   }
 
   private fly(plan: Plan): void {
@@ -291,16 +304,22 @@ const checked = (text: string): string => {
   return text
 }
 
-const requestCancel = (server: ServerConfig, client: Client): void => {
+/** How long a cancel may take to be passed on, in ms: PgBouncer gives up after ten seconds. */
+const cancelPatience = 15_000
+
+const requestCancel = (server: ServerConfig, client: Client, done: (() => void) | undefined): void => {
   const { processID, secretKey } = client
   if (processID === null || secretKey === null) return
   const socket = server.host.startsWith("/")
     ? Net.connect(`${server.host}/.s.PGSQL.${server.port}`)
     : Net.connect(server.port, server.host)
-  socket.setTimeout(1000, () => socket.destroy())
+  socket.setTimeout(cancelPatience, () => socket.destroy())
   // whether it arrives or not, the connection is closed: there is nobody to tell
   socket.on("error", () => socket.destroy())
-  socket.on("connect", () => socket.end(wire.cancel(processID, secretKey)))
+  if (done !== undefined) socket.on("close", done)
+  // the other side closes it: PgBouncer 1.18 ends itself, and so everybody's connections, where a cancel is hung up on too early
+  socket.on("connect", () => socket.write(wire.cancel(processID, secretKey)))
+  socket.resume()
   socket.unref()
 }
 
@@ -315,15 +334,11 @@ export interface ConnectFailure {
   readonly error: Error
 }
 
+/** What the session is told at login. A pooler would refuse it, for it could not keep to it. */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
-  const all: Array<string> = []
-  const set = (key: string, value: string | number) => all.push(`-c ${key}=${value}`)
-  if (session.statementTimeout !== undefined) set("statement_timeout", Math.round(session.statementTimeout))
-  if (session.lockTimeout !== undefined) set("lock_timeout", Math.round(session.lockTimeout))
-  if (Number.isFinite(session.idleInTransactionTimeout)) {
-    set("idle_in_transaction_session_timeout", Math.round(session.idleInTransactionTimeout))
-  }
-  if (readOnly) set("default_transaction_read_only", "on")
+  if (session.mode === "transactionPooler") return ""
+  const all = settings(session).map(([name, value]) => `-c ${name}=${value}`)
+  if (readOnly) all.push("-c default_transaction_read_only=on")
   return all.join(" ")
 }
 
@@ -384,7 +399,8 @@ export const connect = (
       return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
     }
     clearTimeout(timer)
-    const connection = new Connection(client, server, session, parameters, options.readOnly, options.owner)
+    const isGuarded = options.readOnly && session.mode === "session"
+    const connection = new Connection(client, server, session, parameters, isGuarded, options.owner)
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {
       if (settled) return

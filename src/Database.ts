@@ -18,12 +18,14 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Client from "./Client.js"
+import type { Connection } from "./Connection.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import { ConnectFailed, type StartupError, type TransactionError } from "./DatabaseError.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
 import { Engine } from "./internal/engine.js"
 import { makeListen } from "./internal/listener.js"
+import { checkRole } from "./internal/role.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
@@ -107,13 +109,15 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
     // a connect that takes too long has its own timeout and says why: it comes first
     const deadline = performance.now() + config.pool.connectTimeout + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
+      let asked: Connection | undefined
       const giveUp = pool.checkout(deadline, [], (error, connection) => {
         const place = { database: config.name, server: pool.options.server.name }
         if (connection !== undefined) {
-          const isStandby = connection.parameter("in_hot_standby") === "on"
-          pool.checkin(connection)
-          const misplaced = isStandby && !pool.options.readOnly
-          return resume(misplaced ? Effect.fail(new ConnectFailed({ ...place, reason: "wrongRole" })) : Effect.void)
+          asked = connection
+          return checkRole(connection, pool.options, deadline, (mismatch) => {
+            pool.checkin(connection)
+            resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
+          })
         }
         resume(
           Effect.fail(
@@ -127,7 +131,7 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
           )
         )
       })
-      return Effect.sync(giveUp)
+      return Effect.sync(() => (asked === undefined ? giveUp() : asked.abort("cancelled")))
     })
     // a server that says "not yet" gets until the timeout
     return Effect.retry(attempt, {

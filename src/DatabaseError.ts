@@ -76,7 +76,8 @@ const connectAdvice = {
   tooManyConnections: "it has no connection left: lower maxConnections or raise max_connections",
   startingUp: "it is starting up, shutting down or recovering: try again later",
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
-  wrongRole: "it has another role than the settings say: check writer and readers"
+  wrongRole:
+    "it has another role than the settings say: check writer and readers, and mode where a pooler is in between"
 } as const
 
 /**

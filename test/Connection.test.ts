@@ -1,5 +1,6 @@
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -350,5 +351,23 @@ describe("Connection", () => {
         assert.deepStrictEqual(yield* all, [])
         assert.strictEqual(yield* active, 0)
       }).pipe(Effect.provide(fresh({ readers: [], maxConnections: 1 })))
+  )
+
+  it.scopedLive("limits: infinity is none, a fraction is not, and what is too long for the server is its longest", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const [row] = yield* sql`
+        SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock,
+               current_setting('idle_in_transaction_session_timeout') AS idle`
+      assert.deepStrictEqual(row, { statement: "0", lock: "1ms", idle: "2147483647ms" })
+    }).pipe(
+      Effect.provide(
+        fresh({
+          statementTimeout: Duration.infinity,
+          lockTimeout: Duration.millis(0.4),
+          idleInTransactionTimeout: "60 days"
+        })
+      )
+    )
   )
 })

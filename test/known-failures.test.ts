@@ -10,6 +10,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { Database, DatabaseError, RetryPolicy } from "effect-db"
+import { behindBouncer, hasBouncer, pooled } from "./fixtures/bouncer.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import * as KnownFailures from "./suites/knownFailures.js"
 
@@ -201,6 +202,17 @@ describe("known failures", () => {
         [a.name, b.name]
       )
     })
+  )
+
+  it.scopedLive.skipIf(!hasBouncer)(
+    `27. ${behindBouncer} an interrupt stops its own statement, and nobody else's`,
+    () =>
+      Effect.gen(function* () {
+        const place = yield* KnownFailures.freshTables
+        const writer = pooled(place.name)?.writer ?? place.writer
+        const { sql } = yield* open(App, { writer, mode: "transactionPooler" })
+        assert.deepStrictEqual(yield* KnownFailures.interruptedBehindPooler(sql, place), ["bystander"])
+      })
   )
 
   it.scopedLive("28. a transaction has isolation, access mode and timeouts of its own", () =>

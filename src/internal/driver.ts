@@ -63,9 +63,15 @@ export interface Client extends EventEmitter {
 }
 
 /** A client that is not connected yet. */
-export const makeClient = (config: pg.ClientConfig): Client =>
+export const makeClient = (config: pg.ClientConfig): Client => {
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  new pg.Client(config) as unknown as Client
+  const client = new pg.Client(config) as unknown as Client & {
+    readonly connectionParameters: { options: string | undefined }
+  }
+  // where there are none it would take PGOPTIONS from the environment, which is not asked for anything else either
+  client.connectionParameters.options = config.options
+  return client
+}
 
 /** Whether an error came from the server as a message, and not from the socket. */
 export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError
