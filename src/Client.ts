@@ -14,6 +14,7 @@ import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import type { Engine } from "./internal/engine.js"
+import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
 import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
@@ -68,7 +69,7 @@ export const make = (
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
-    const { options, writer } = engine.config
+    const { options, session, writer } = engine.config
     const compiler = PgClient.makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
@@ -134,7 +135,10 @@ export const make = (
       return Object.defineProperty(client, "reserve", {
         configurable: true,
         enumerable: true,
-        get: () => makeReserve(engine, kind, callSite())
+        get: () =>
+          session.mode === "session"
+            ? makeReserve(engine, kind, callSite())
+            : Effect.suspend(() => Effect.fail(toSqlError(noSession(engine.database, "reserve"))))
       })
     }
     if (transformRows === undefined) return finish(constructor, (client) => client)

@@ -41,6 +41,9 @@ export interface Request {
 
 const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCATE"])
 
+/** How long a cancel may take to be passed on by a pooler, in ms: PgBouncer gives up after ten seconds. */
+const longestPooledCancel = 15_000
+
 /** How long a server has to answer a statement that it was asked to cancel, in ms. */
 const longestCancel = 1000
 
@@ -81,6 +84,7 @@ export class Connection {
   readonly createdAt = performance.now()
   /** When the server last answered. */
   lastAnswer = this.createdAt
+  /** The server's process; a pooler gives a number of its own, which is good for a cancel and nothing else. */
   readonly processId: number
   /** When it was handed out last; 0 if it never was. */
   takenAt = 0
@@ -103,6 +107,9 @@ export class Connection {
   private readonly limit: number | undefined
   /** Whether a statement may have given the session other settings than it began with. */
   private isChanged = false
+  private readonly isPooled: boolean
+  /** A pooled connection outlives its cancel: PgBouncer 1.18 ends itself over one that is cut short, by us or by the server's session. */
+  private isCancelling = false
 
   /** @internal */
   constructor(
@@ -110,12 +117,14 @@ export class Connection {
     readonly server: ServerConfig,
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
+    /** Whether its session was told to refuse writes. */
     private readonly readOnly: boolean,
     private readonly owner: Owner,
     /** The generation of the credentials that it was made with. */
     readonly generation: number
   ) {
     this.processId = client.processID ?? 0
+    this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     this.limit = session.statementTimeout
     const { stream } = client.connection
@@ -137,7 +146,7 @@ export class Connection {
     stream.once("close", () => this.close())
   }
 
-  /** A value that the server reports, such as `in_hot_standby` or `server_version`. */
+  /** A value that the server reports, such as `in_hot_standby` or `server_version`; a pooler reports what it remembers. */
   parameter(name: string): string | undefined {
     return this.parameters.get(name)
   }
@@ -283,17 +292,27 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
-    this.requestCancel(longestCancel)
-    // a cancel can overtake its statement on a busy server, and then there is nothing to cancel
-    later(cancelAgain, () => {
-      if (this.flight !== undefined) this.requestCancel(longestCancel - cancelAgain)
-    })
-    later(longestCancel, () => this.destroy(reason))
+    const done = () => {
+      this.isCancelling = false
+      this.destroy(reason)
+    }
+    if (this.isPooled) {
+      // what a pooler has not given to a server yet goes with the connection, and would run some time if that stayed
+      this.isCancelling = true
+      this.requestCancel(longestPooledCancel, done)
+    } else {
+      this.requestCancel(longestCancel)
+      // a cancel can overtake its statement on a busy server, and then there is nothing to cancel
+      later(cancelAgain, () => {
+        if (this.flight !== undefined) this.requestCancel(longestCancel - cancelAgain)
+      })
+    }
+    later(longestCancel, done)
   }
 
   /** Closes it politely, if it is idle. */
   end(reason: CloseReason): void {
-    if (this.closed || this.ending) return
+    if (this.closed || this.ending || this.isCancelling) return
     if (this.flight !== undefined) return this.destroy(reason)
     this.ending = true
     this.broken ??= reason
@@ -306,16 +325,16 @@ export class Connection {
     this.client.end().catch(() => stream.destroy())
   }
 
-  /** Closes the socket at once. */
+  /** Closes the socket, at once unless a cancel is on its way through a pooler. */
   destroy(reason: CloseReason): void {
     this.broken ??= reason
-    this.client.connection.stream.destroy()
+    if (!this.isCancelling) this.client.connection.stream.destroy()
   }
 
-  private requestCancel(patience: number): void {
+  private requestCancel(patience: number, done?: (() => void) | undefined): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey))
+    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey), done)
   }
 
   private fly(plan: Plan): void {
@@ -327,7 +346,9 @@ export class Connection {
     if (error !== undefined) return plan.done({ _tag: "unsendable", error, acknowledged: 0 }, flight)
     this.flight = flight
     const limit = this.transaction?.limit ?? this.limit
-    if (limit !== undefined && limit > 0) this.silence.sent(limit, plan.commits !== true && !this.isChanged)
+    // in a pooler's queue a statement may well wait for longer than it is going to take
+    if (!this.isPooled && limit !== undefined && limit > 0)
+      this.silence.sent(limit, plan.commits !== true && !this.isChanged)
     this.client.query(flight)
   }
 
@@ -421,7 +442,9 @@ export const connect = (
     if (failure !== undefined) return done(failure, undefined)
     const { credentials, owner, readOnly } = options
     const { generation } = credentials
-    const connection = new Connection(client, server, session, parameters, readOnly, owner, generation)
+    // a pooler's session is told nothing
+    const isGuarded = readOnly && session.mode === "session"
+    const connection = new Connection(client, server, session, parameters, isGuarded, owner, generation)
     made = connection
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {

@@ -20,6 +20,7 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Client from "./Client.js"
+import type { Connection } from "./Connection.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import {
@@ -36,6 +37,7 @@ import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { Engine } from "./internal/engine.js"
 import { type Listen, makeListen } from "./internal/listen.js"
+import { checkRole } from "./internal/role.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
 import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
@@ -126,11 +128,15 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
     // a connect that takes too long has its own timeout and says why: it comes first
     const deadline = performance.now() + config.pool.connectTimeout + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
+      let asked: Connection | undefined
       const giveUp = pool.checkout(deadline, [], (error, connection) => {
         const place = { database: config.name, server: pool.options.server.name }
         if (connection !== undefined) {
-          pool.checkin(connection)
-          return resume(Effect.void)
+          asked = connection
+          return checkRole(connection, pool.options, deadline, (mismatch) => {
+            pool.checkin(connection)
+            resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
+          })
         }
         resume(
           Effect.fail(
@@ -144,7 +150,7 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
           )
         )
       })
-      return Effect.sync(giveUp)
+      return Effect.sync(() => (asked === undefined ? giveUp() : asked.abort("cancelled")))
     })
     // a server that says "not yet" gets until the timeout
     return Effect.retry(attempt, {

@@ -45,6 +45,21 @@ export interface ServerOptions {
 }
 
 /**
+ * What is at the other end: `"session"`, a server that keeps a session for each connection, or `"transactionPooler"`, a pooler such as
+ * PgBouncer in transaction mode, that gives each transaction whatever session is free.
+ *
+ * To a transaction pooler nothing is said at login that it would have to remember, no statement is prepared under a name, limits are set
+ * in each transaction anew, and every statement of a reader is in a read-only transaction of its own, in the same round trip. Where
+ * `statementTimeout` or `lockTimeout` is set, a single statement is in a transaction, too, so what refuses to run in one (`VACUUM`,
+ * `CREATE INDEX CONCURRENTLY`) fails. `listen` and `reserve` need a session and fail with `ConfigInvalid`; advisory locks of a session,
+ * `SET` without `LOCAL` and temporary tables are up to you: nobody notices them, and they fall to whoever comes next.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Mode = "session" | "transactionPooler"
+
+/**
  * User and password together.
  *
  * @since 0.1.0
@@ -71,8 +86,9 @@ export type SessionEffect = Effect.Effect<unknown, unknown, SqlClient>
 /**
  * Where a server is: a URL (`postgres://user:password@host:port/database?sslmode=...`) or its parts.
  *
- * The URL may carry `sslmode` (`disable`, `no-verify`, `require`, `verify-ca`, `verify-full`) and `application_name`; `require` and
- * stricter ones verify the certificate, `no-verify` encrypts without asking who answers. Anything else in its query is refused.
+ * The URL may carry `sslmode` (`disable`, `no-verify`, `require`, `verify-ca`, `verify-full`), `application_name` and `pgbouncer`;
+ * `require` and stricter ones verify the certificate, `no-verify` encrypts without asking who answers; `pgbouncer=true` in any of a
+ * database's URLs is `mode: "transactionPooler"`, unless `mode` says otherwise. Anything else in its query is refused.
  *
  * @since 0.1.0
  * @category models
@@ -175,6 +191,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly credentials?: Effect.Effect<Credentials, unknown> | undefined
   /** A file that holds the password for every server that has none; it is read again for each new physical connection. */
   readonly passwordFile?: string | undefined
+  /** Default `"session"`. It is for all servers of the database: what is right behind a pooler is right without one. */
+  readonly mode?: Mode | undefined
   /** `"verify"` (default): the writer must answer when the layer is built. `"lazy"`: nothing is opened before the first statement. */
   readonly startup?: "verify" | "lazy" | undefined
   /** How long work in flight may go on when the layer is released. Default 5 s. */
@@ -188,7 +206,7 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly readerRetryDelay?: Duration.DurationInput | undefined
   /** How often the connection that listens is asked for a sign of life; infinity means never. Default 30 s. */
   readonly listenHeartbeat?: Duration.DurationInput | undefined
-  /** Prepared statements that a connection keeps, by the text. 0 prepares none. Default 256. */
+  /** Prepared statements that a connection keeps, by the text. 0 prepares none, as does a transaction pooler. Default 256. */
   readonly preparedStatements?: number | undefined
   readonly transformResultNames?: ((name: string) => string) | undefined
   readonly transformQueryNames?: ((name: string) => string) | undefined
@@ -251,6 +269,7 @@ export interface PoolConfig {
  * @category models
  */
 export interface SessionConfig {
+  readonly mode: Mode
   readonly statementTimeout: number | undefined
   readonly lockTimeout: number | undefined
   readonly idleInTransactionTimeout: number
@@ -316,6 +335,8 @@ const text = (setting: string, given: string): string => {
   return given
 }
 
+const urlParameters = ["sslmode", "application_name", "host", "pgbouncer"]
+
 const urlForm = "a URL like postgres://user:password@host:5432/database"
 
 /** What all servers of a database have in common. */
@@ -353,13 +374,16 @@ const fromUrl = (
   if (query.includes("@")) throw new Invalid(setting, "a malformed URL", urlForm)
   const parameters = new URLSearchParams(query)
   for (const key of parameters.keys()) {
-    if (key !== "sslmode" && key !== "application_name" && key !== "host") {
-      throw new Invalid(setting, "a URL with an unknown parameter", "only sslmode, application_name and host there")
+    if (!urlParameters.includes(key)) {
+      throw new Invalid(setting, "a URL with an unknown parameter", `only ${urlParameters.join(", ")} there`)
     }
   }
   const mode = parameters.get("sslmode")
   if (mode !== null && !sslModes.has(mode)) {
     throw new Invalid(`${setting} (sslmode)`, "unknown", `one of ${[...sslModes.keys()].join(", ")}`)
+  }
+  if (!["true", "false", null].includes(parameters.get("pgbouncer"))) {
+    throw new Invalid(`${setting} (pgbouncer)`, "unknown", "true or false")
   }
   const host = text(`${setting} (host)`, parameters.get("host") ?? parsed.host ?? "")
   const at = port(`${setting} (port)`, Number(parsed.port || 5432))
@@ -375,6 +399,10 @@ const fromUrl = (
     applicationName: parameters.get("application_name") ?? undefined
   }
 }
+
+/** Whether the URL of a server says that a pooler is in between. */
+const saysPooled = (input: ServerInput): boolean =>
+  Redacted.isRedacted(input) && new URLSearchParams(Redacted.value(input).split("?", 2)[1]).get("pgbouncer") === "true"
 
 const server = (
   setting: string,
@@ -507,6 +535,21 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   effect("credentials", options.credentials)
   effect("onConnect", options.onConnect)
   effect("onCheckout", options.onCheckout)
+  const preparedStatements = count("preparedStatements", options.preparedStatements, 256, 0)
+  const isPooled = [options.writer, ...(options.readers ?? [])].some(saysPooled)
+  const mode = oneOf(
+    "mode",
+    options.mode ?? (isPooled ? "transactionPooler" : "session"),
+    "session",
+    "transactionPooler"
+  )
+  if (mode === "transactionPooler" && options.resetOnReturn === "discardAll") {
+    throw new Invalid(
+      "resetOnReturn",
+      "discardAll",
+      '"none" behind a transaction pooler, where there is no session to reset'
+    )
+  }
   return {
     name,
     writer,
@@ -526,12 +569,14 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       leakThreshold: positive("leakThreshold", time("leakThreshold", options.leakThreshold, Duration.infinity))
     },
     session: {
+      mode,
       statementTimeout: limitIfAny("statementTimeout", options.statementTimeout),
       lockTimeout: limitIfAny("lockTimeout", options.lockTimeout),
       idleInTransactionTimeout: limit("idleInTransactionTimeout", options.idleInTransactionTimeout ?? "1 minute"),
       applicationName: text("applicationName", options.applicationName ?? applicationName ?? "effect-db"),
       keepAlive: keepAlive(options.keepAlive),
-      preparedStatements: count("preparedStatements", options.preparedStatements, 256, 0),
+      // the next transaction may be in another session, which knows none of the names
+      preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
       types: options.types
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),

@@ -81,7 +81,8 @@ const connectAdvice = {
   tooManyConnections: "it has no connection left: lower maxConnections or raise max_connections",
   startingUp: "it is starting up, shutting down or recovering: try again later",
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
-  wrongRole: "it has another role than the settings say: check writer and readers",
+  wrongRole:
+    "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
   credentials: "no user and password were given for it: look at what provides `credentials` or `passwordFile`",
   setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do"
 } as const

@@ -584,7 +584,8 @@ export class Pool {
         if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
         this.stock.add(connection)
-        if (!readOnly && connection.parameter("in_hot_standby") === "on") {
+        // a pooler says what it remembers
+        if (!readOnly && session.mode === "session" && connection.parameter("in_hot_standby") === "on") {
           connection.destroy("wrongRole")
           return this.failed({ reason: "wrongRole", error: new Error("it is a standby") }, start)
         }

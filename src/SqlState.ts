@@ -69,6 +69,9 @@ const meanings: ReadonlyMap<string, Meaning> = new Map<string, Meaning>([
   ["57P05", "Disconnected"]
 ])
 
+/** What PgBouncer says of everything. */
+const poolerState = "08P01"
+
 /**
  * The meaning of a SQLSTATE.
  *
@@ -85,6 +88,27 @@ const meanings: ReadonlyMap<string, Meaning> = new Map<string, Meaning>([
  */
 export const meaning = (sqlState: string): Meaning =>
   meanings.get(sqlState) ?? (sqlState.startsWith("08") ? "Disconnected" : "QueryFailed")
+
+/**
+ * What the last words of a connection mean. PgBouncer has one SQLSTATE for all that it says itself, so its words count.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const lossMeaning = (sqlState: string, message: string): Meaning =>
+  sqlState === poolerState && message.startsWith("idle transaction timeout")
+    ? "IdleTransactionTimeout"
+    : meaning(sqlState)
+
+/**
+ * Whether a pooler ended a connection before any server had seen what was sent last: all its server connections were in use for too long,
+ * or the one that it chose was gone.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isUnserved = (sqlState: string, message: string): boolean =>
+  sqlState === poolerState && /^(query_wait_timeout|invalid server parameter)/.test(message)
 
 /**
  * Whether the server's answer means that the transaction may be run again from its start and may then succeed.
@@ -130,6 +154,17 @@ const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, Conne
   ["ETIMEDOUT", "unresponsive"]
 ])
 
+/** The words of PgBouncer, and those of a server that refused PgBouncer, which passes them on under a SQLSTATE of its own. */
+const poolerReasons: ReadonlyArray<readonly [words: RegExp, reason: ConnectReason]> = [
+  [/max_client_conn|too many (clients|connections)|connection slots/, "tooManyConnections"],
+  [/server_login_retry|is disabled|starting up|shutting down|recovery|not (yet )?accepting/, "startingUp"],
+  [/query_wait_timeout/, "unresponsive"],
+  [/^no such database|^database ".*" does not exist/, "noSuchDatabase"],
+  [/authentication failed|no such user|login rejected|^role |pg_hba/, "authentication"],
+  // a session was asked for, and a pooler has none to give
+  [/^unsupported startup parameter/, "wrongRole"]
+]
+
 /**
  * Why a connect failed, from the code (a SQLSTATE, a Node or an OpenSSL code) and the message of the driver's error.
  *
@@ -139,6 +174,8 @@ const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, Conne
 export const connectReason = (code: string, message: string): ConnectReason => {
   const known = connectReasons.get(code)
   if (known !== undefined) return known
+  const said = code === poolerState ? poolerReasons.find(([words]) => words.test(message)) : undefined
+  if (said !== undefined) return said[1]
   if (/\bSSL\b|\bTLS\b|certificate/i.test(message) || code.startsWith("ERR_SSL") || code.startsWith("ERR_TLS"))
     return "tls"
   if (/SASL|password|authentication/i.test(message)) return "authentication"

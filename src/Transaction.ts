@@ -19,6 +19,7 @@ import {
   type TransactionError
 } from "./DatabaseError.js"
 import { type Carrier, currentCarrier, type Kind, OutsideCarrier, TransactionCarrier } from "./internal/carrier.js"
+import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
 import { Level } from "./internal/session.js"
 import * as wire from "./internal/wire.js"
@@ -88,6 +89,8 @@ export interface Options {
 export interface Origin {
   readonly database: string
   readonly observer: Observer
+  /** What every transaction sets for itself, where there is no session that would. */
+  readonly limits?: Limits | undefined
   /** Every transaction is a savepoint inside of this one, which is never committed. */
   readonly sandbox?: Transaction | undefined
 }
@@ -116,18 +119,11 @@ export const beginSql = (options: Options): ReadonlyArray<string> => {
   return [begin.filter((part) => part !== "").join(" "), ...limitsSql(options)]
 }
 
-const limitsSql = (options: Options): ReadonlyArray<string> => {
-  const set: Array<string> = []
-  if (options.statementTimeout !== undefined)
-    set.push(`SET LOCAL statement_timeout = ${millis(options.statementTimeout)}`)
-  if (options.lockTimeout !== undefined) set.push(`SET LOCAL lock_timeout = ${millis(options.lockTimeout)}`)
-  return set
-}
+const limitsSql = (options: Options): ReadonlyArray<string> =>
+  setLocal({ statementTimeout: millis(options.statementTimeout), lockTimeout: millis(options.lockTimeout) })
 
-const millis = (duration: Duration.DurationInput): number => {
-  const value = Duration.toMillis(duration)
-  return Number.isFinite(value) ? Math.min(Math.ceil(value), 2_147_483_647) : 0
-}
+const millis = (duration: Duration.DurationInput | undefined): number | undefined =>
+  duration === undefined ? undefined : Duration.toMillis(duration)
 
 const limitOf = ({ statementTimeout }: Options): number | undefined =>
   statementTimeout === undefined ? undefined : millis(statementTimeout)
@@ -214,18 +210,32 @@ export const begin = (
   // in a sandbox it is each of a reader's statements that is fenced in: a writer's may be among them, as it may be outside of a sandbox
   if (origin.sandbox !== undefined)
     return nest(origin, carrier?.around(origin) ?? origin.sandbox, kind, undefined, asked)
-  const options: Options = kind === "reader" ? { ...asked, access: "read only" } : asked
+  const options = withLimits(kind === "reader" ? { ...asked, access: "read only" } : asked, origin.limits)
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
     plain && options.statementTimeout === undefined && options.lockTimeout === undefined
       ? plainBegin
       : beginSql(options).map(wire.step)
+  const limited = origin.limits === undefined ? steps : [...steps, ...idleLimit(origin.limits)]
   // a transaction is read-only for good only after its first query
-  const all = kind === "reader" ? [...steps, wire.constantStep("SELECT 1")] : steps
+  const all = kind === "reader" ? [...limited, wire.constantStep("SELECT 1")] : limited
   const level = new Level(new Link(lender), undefined, all, none, readOnly, limitOf(options))
   return new Transaction(origin, kind, level, undefined, options)
 }
+
+/** The limits that a session would have set, where the transaction has none of its own. */
+const withLimits = (options: Options, limits: Limits | undefined): Options =>
+  limits === undefined
+    ? options
+    : {
+        ...options,
+        statementTimeout: options.statementTimeout ?? limits.statementTimeout,
+        lockTimeout: options.lockTimeout ?? limits.lockTimeout
+      }
+
+const idleLimit = ({ idleInTransactionTimeout }: Limits): ReadonlyArray<wire.Step> =>
+  setLocal({ idleInTransactionTimeout }).map(wire.constantStep)
 
 /** @internal A savepoint inside of a transaction. `outer` is the transaction of the application around it, if there is one. */
 export const nest = (

@@ -2,6 +2,7 @@ import * as fs from "node:fs"
 import * as net from "node:net"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -337,5 +338,23 @@ describe("Connection", () => {
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "unreachable")
       assert.strictEqual(yield* failure(Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")), "unresponsive")
     })
+  )
+
+  it.scopedLive("limits: infinity is none, a fraction is not, and what is too long for the server is its longest", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const [row] = yield* sql`
+        SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock,
+               current_setting('idle_in_transaction_session_timeout') AS idle`
+      assert.deepStrictEqual(row, { statement: "0", lock: "1ms", idle: "2147483647ms" })
+    }).pipe(
+      Effect.provide(
+        fresh({
+          statementTimeout: Duration.infinity,
+          lockTimeout: Duration.millis(0.4),
+          idleInTransactionTimeout: "60 days"
+        })
+      )
+    )
   )
 })

@@ -67,6 +67,7 @@ describe("DatabaseConfig", () => {
       leakThreshold: Number.POSITIVE_INFINITY
     })
     assert.deepStrictEqual(session, {
+      mode: "session",
       statementTimeout: undefined,
       lockTimeout: undefined,
       idleInTransactionTimeout: 60_000,
@@ -261,5 +262,26 @@ describe("DatabaseConfig", () => {
       minConnections: 5,
       strategy: "pooled"
     })
+  })
+
+  it("knows a transaction pooler by its setting, or by any URL of the database, and prepares nothing then", () => {
+    const plain = Redacted.make("postgres://me@localhost/app")
+    const pooled = Redacted.make("postgres://me@localhost/app?sslmode=disable&pgbouncer=true")
+    const session = (options: Database.Options) => {
+      const { mode, preparedStatements } = make(options).session
+      return [mode, preparedStatements]
+    }
+    const none = ["transactionPooler", 0]
+    assert.deepStrictEqual(session({ writer: plain, mode: "transactionPooler" }), none)
+    assert.deepStrictEqual(session({ writer: pooled, preparedStatements: 9 }), none)
+    assert.deepStrictEqual(session({ writer: plain, readers: [plain, pooled] }), none)
+    // the setting has the last word
+    assert.deepStrictEqual(session({ writer: pooled, mode: "session" }), ["session", 256])
+    assert.deepStrictEqual(session({ writer: Redacted.make("postgres://me@localhost/app?pgbouncer=false") }), [
+      "session",
+      256
+    ])
+    const unclear = DatabaseConfig.make("app", { writer: Redacted.make("postgres://me@localhost/app?pgbouncer=1") })
+    assert.strictEqual(Either.getOrThrow(Either.flip(unclear)).setting, "writer (pgbouncer)")
   })
 })

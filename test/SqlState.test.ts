@@ -25,6 +25,38 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.connectReason("constructor", ""), "unreachable")
   })
 
+  it("says why a connect failed, from the words of a pooler, which has one SQLSTATE for everything", () => {
+    const reasons = {
+      "no more connections allowed (max_client_conn)": "tooManyConnections",
+      "sorry, too many clients already": "tooManyConnections",
+      "server login has been failing, try again later (server_login_retry)": "startingUp",
+      "the database system is starting up": "startingUp",
+      'database "app" is disabled': "startingUp",
+      query_wait_timeout: "unresponsive",
+      "no such database: app": "noSuchDatabase",
+      'database "app" does not exist': "noSuchDatabase",
+      "no such user: me": "authentication",
+      "SASL authentication failed": "authentication",
+      'role "me" does not exist': "authentication",
+      "unsupported startup parameter: options": "wrongRole",
+      "client_login_timeout (server down)": "unreachable"
+    }
+    for (const [words, reason] of Object.entries(reasons)) {
+      assert.strictEqual(SqlState.connectReason("08P01", words), reason, words)
+    }
+    assert.strictEqual(SqlState.connectReason("", "query_wait_timeout"), "unreachable")
+  })
+
+  it("says what a lost connection means, and whether a server has seen what was sent", () => {
+    assert.strictEqual(SqlState.lossMeaning("25P03", "terminating connection"), "IdleTransactionTimeout")
+    assert.strictEqual(SqlState.lossMeaning("08P01", "idle transaction timeout"), "IdleTransactionTimeout")
+    assert.strictEqual(SqlState.lossMeaning("08P01", "server conn crashed?"), "Disconnected")
+    assert.isTrue(SqlState.isUnserved("08P01", "query_wait_timeout"))
+    assert.isTrue(SqlState.isUnserved("08P01", "invalid server parameter"))
+    assert.isFalse(SqlState.isUnserved("08P01", "server conn crashed?"))
+    assert.isFalse(SqlState.isUnserved("57P01", "query_wait_timeout"))
+  })
+
   it("tells what waiting may mend from what a person must", () => {
     assert.isTrue(SqlState.isNotYet("startingUp"))
     assert.isFalse(SqlState.isNotYet("unreachable"))

@@ -1,29 +1,39 @@
 #!/usr/bin/env bash
-# npm run test:cluster: the core suites on an older PostgreSQL, Debian's 15, as a primary with a streaming replica.
+# npm run test:cluster: the core suites on an older PostgreSQL, Debian's 15, as a primary with a streaming replica, and what they
+# become behind Debian's PgBouncer, 1.18, in transaction mode. Arguments, if there are any, are vitest's and replace the list of files.
 #
 # POSTGRES_BIN      the folder of initdb, pg_ctl and pg_basebackup, where they are not Debian's
-# VITEST_JSON       where a report in JSON goes
+# PGBOUNCER         the program, where it is not Debian's
+# VITEST_JSON       where a report in JSON goes; that of the tests behind PgBouncer goes beside it, to *.pooler.json
 #
-# Ends with 77 where PostgreSQL 15 is missing and cannot be installed.
+# Ends with 77 where PostgreSQL 15 or PgBouncer is missing and cannot be installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-files=()
-for file in Database Connection Pool Transaction UnitOfWork known-failures plain-client ecosystem; do
-  if [ -e "test/$file.test.ts" ]; then files+=("test/$file.test.ts"); fi
-done
+files=("$@")
+# what needs no session of its own is to go on behind PgBouncer as it does without
+pooled=()
+if [ $# -eq 0 ]; then
+  for file in Database Connection Pool Transaction UnitOfWork known-failures plain-client ecosystem pooler; do
+    if [ -e "test/$file.test.ts" ]; then files+=("test/$file.test.ts"); fi
+  done
+  for file in Transaction UnitOfWork commit RequestTransaction TestDatabase ecosystem; do
+    if [ -e "test/$file.test.ts" ]; then pooled+=("test/$file.test.ts"); fi
+  done
+fi
 if [ ${#files[@]} -eq 0 ]; then
   echo "test/cluster.sh: none of its test files exists" >&2
   exit 1
 fi
 
 bin=${POSTGRES_BIN:-/usr/lib/postgresql/15/bin}
+pgbouncer=${PGBOUNCER:-/usr/sbin/pgbouncer}
 
 missing() {
   cat >&2 <<END
-test/cluster.sh: PostgreSQL 15 is not at $bin: $1.
-On Debian 12, as root:  apt-get install postgresql-15
-Elsewhere install PostgreSQL 15 and say where it is:  POSTGRES_BIN=/path/to/bin npm run test:cluster
+test/cluster.sh: PostgreSQL 15 or PgBouncer is not at $bin or $pgbouncer: $1.
+On Debian 12, as root:  apt-get install postgresql-15 pgbouncer
+Elsewhere install them and say where they are:  POSTGRES_BIN=/path/to/bin PGBOUNCER=/path/to/pgbouncer npm run test:cluster
 END
   exit 77
 }
@@ -32,8 +42,17 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
+packages=()
 if [ ! -x "$bin/initdb" ]; then
   if [ -n "${POSTGRES_BIN:-}" ]; then missing "there is no initdb"; fi
+  packages+=(postgresql-15)
+fi
+if [ ! -x "$pgbouncer" ]; then
+  if [ -n "${PGBOUNCER:-}" ]; then missing "there is no such program"; fi
+  packages+=(pgbouncer)
+fi
+
+if [ ${#packages[@]} -gt 0 ]; then
   if ! command -v apt-get >/dev/null; then missing "there is no apt-get to install it with"; fi
   if ! as_root true 2>/dev/null; then missing "only root can install it"; fi
   # no server that nobody asked for
@@ -41,9 +60,16 @@ if [ ! -x "$bin/initdb" ]; then
     as_root mkdir -p /etc/postgresql-common
     echo "create_main_cluster = false" | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
   fi
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    no_services=/usr/sbin/policy-rc.d
+    trap 'as_root rm -f "$no_services"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$no_services" >/dev/null
+    as_root chmod +x "$no_services"
+  fi
   as_root apt-get update -q >&2 || missing "apt-get update failed"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends postgresql-15 >&2 ||
-    missing "apt-get could not install postgresql-15"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}" >&2 ||
+    missing "apt-get could not install ${packages[*]}"
+  if [ -n "${no_services:-}" ]; then as_root rm -f "$no_services"; fi
 fi
 
 # a server refuses to run as root
@@ -67,6 +93,9 @@ clean() {
     kill "$vitest" 2>/dev/null || true
     wait "$vitest" || true
   fi
+  for name in bouncer-replica bouncer-primary; do
+    if [ -s "$work/$name.pid" ]; then kill "$(cat "$work/$name.pid")" 2>/dev/null || true; fi
+  done
   for name in replica primary; do
     if [ -e "$work/$name/postmaster.pid" ]; then
       as_server "$bin/pg_ctl" -D "$work/$name" -m immediate -w stop >/dev/null || true
@@ -113,15 +142,75 @@ PGPASSWORD=$password as_server "$bin/pg_basebackup" -h 127.0.0.1 -p "$primary" -
   --write-recovery-conf --wal-method=stream --checkpoint=fast --no-sync
 replica=$(start replica)
 
+# One PgBouncer in front of each server. Every database of the server is there, with few connections: clients have to share them. What a
+# client may ask for at its login is what PgBouncer allows by itself.
+start_bouncer() {
+  local name=$1 server=$2 port tries=200
+  port=$(free_port)
+  cat >"$work/$name.ini" <<END
+[databases]
+* = host=127.0.0.1 port=$server
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = $port
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = $work/users
+admin_users = postgres
+pool_mode = transaction
+default_pool_size = 5
+max_client_conn = 2000
+autodb_idle_timeout = 10
+server_login_retry = 1
+pidfile = $work/$name.pid
+logfile = $work/$name.log
+END
+  as_server "$pgbouncer" -q -d "$work/$name.ini" >&2
+  until (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
+    if [ $((tries -= 1)) = 0 ]; then
+      cat "$work/$name.log" >&2
+      return 1
+    fi
+    sleep 0.05
+  done
+  echo "$port"
+}
+
+(umask 077 && echo "\"postgres\" \"$password\"" >"$work/users" && chown "$user" "$work/users")
+bouncer_primary=$(start_bouncer bouncer-primary "$primary")
+bouncer_replica=$(start_bouncer bouncer-replica "$replica")
+
 cd "$OLDPWD"
 "$bin/postgres" --version
+"$pgbouncer" --version | head -1
 export EFFECT_DB_TEST_WRITER="postgres://postgres:$password@127.0.0.1:$primary/postgres"
 export EFFECT_DB_TEST_READER="postgres://postgres:$password@127.0.0.1:$replica/postgres"
-# in the background, so that a signal is heard at once
-node_modules/.bin/vitest run --reporter=default --reporter=json --outputFile.json="${VITEST_JSON:-$work/report.json}" \
-  "${files[@]}" </dev/null &
-vitest=$!
+export EFFECT_DB_TEST_BOUNCER="postgres://postgres:$password@127.0.0.1:$bouncer_primary/postgres"
+export EFFECT_DB_TEST_BOUNCER_READER="postgres://postgres:$password@127.0.0.1:$bouncer_replica/postgres"
+# for tests that need one of their own
+export EFFECT_DB_TEST_PGBOUNCER=$pgbouncer
+
+run() {
+  local report=$1 status=0
+  shift
+  # in the background, so that a signal is heard at once
+  node_modules/.bin/vitest run --reporter=default --reporter=json --outputFile.json="$report" "$@" </dev/null &
+  vitest=$!
+  wait "$vitest" || status=$?
+  vitest=""
+  return "$status"
+}
+
+report=${VITEST_JSON:-$work/report.json}
 status=0
-wait "$vitest" || status=$?
-vitest=""
+run "$report" "${files[@]}" || status=$?
+if [ ${#pooled[@]} -gt 0 ]; then
+  echo "--- the same behind PgBouncer"
+  export EFFECT_DB_TEST_WRITER="$EFFECT_DB_TEST_BOUNCER?pgbouncer=true"
+  export EFFECT_DB_TEST_READER="$EFFECT_DB_TEST_BOUNCER_READER?pgbouncer=true"
+  unset EFFECT_DB_TEST_BOUNCER EFFECT_DB_TEST_BOUNCER_READER
+  run "${report%.json}.pooler.json" "${pooled[@]}" || status=$?
+fi
+# one that ended itself says why
+if [ "$status" != 0 ]; then grep -h "FATAL @" "$work"/bouncer-*.log >&2 || true; fi
 exit "$status"

@@ -14,6 +14,7 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { Database, DatabaseError, RetryPolicy } from "effect-db"
 import { live } from "../src/internal/embedded/live.js"
+import { behindBouncer, hasBouncer, pooled } from "./fixtures/bouncer.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { anonymous, freshRole } from "./fixtures/roles.js"
 import * as KnownFailures from "./suites/knownFailures.js"
@@ -330,6 +331,17 @@ describe("known failures", () => {
         [a.name, b.name]
       )
     })
+  )
+
+  it.scopedLive.skipIf(!hasBouncer)(
+    `27. ${behindBouncer} an interrupt stops its own statement, and nobody else's`,
+    () =>
+      Effect.gen(function* () {
+        const place = yield* KnownFailures.freshTables
+        const writer = pooled(place.name)?.writer ?? place.writer
+        const { sql } = yield* open(App, { writer, mode: "transactionPooler" })
+        assert.deepStrictEqual(yield* KnownFailures.interruptedBehindPooler(sql, place), ["bystander"])
+      })
   )
 
   it.scopedLive("28. a transaction has isolation, access mode and timeouts of its own", () =>

@@ -15,6 +15,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import pg from "pg"
+import { behindBouncer, hasBouncer, pooled } from "./fixtures/bouncer.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { freshRole, loggedIn } from "./fixtures/roles.js"
 import { query } from "./fixtures/server.js"
@@ -269,6 +270,16 @@ describe("plain client", () => {
       const seen = yield* Effect.flatMap(PgClient.PgClient, KnownFailures.where).pipe(Effect.provide(both))
       assert.strictEqual(seen?.database, b.name)
     })
+  )
+
+  it.scopedLive.skipIf(!hasBouncer)(
+    `27. ${behindBouncer} an interrupted statement runs on: its process id is no process`,
+    () =>
+      Effect.gen(function* () {
+        const place = yield* KnownFailures.freshTables
+        const sql = yield* open({ url: pooled(place.name)?.writer ?? place.writer })
+        assert.deepStrictEqual(yield* KnownFailures.interruptedBehindPooler(sql, place), ["bystander", "interrupted"])
+      })
   )
 
   it.scopedLive("28. a transaction has no options", () =>

@@ -37,11 +37,23 @@ const askForTls = (socket: Net.Socket, answered: (yes: boolean) => void): void =
   socket.write(wire.sslRequest)
 }
 
-/** Delivers a message, by TLS where the connection has it. Nobody is told whether it arrived. */
-export const deliver = (server: ServerConfig, peer: Peer, patience: number, message: Buffer): void => {
+/**
+ * Delivers a message, by TLS where the connection has it, and leaves it to the other side to hang up: a cancel that is hung up on too
+ * early ends PgBouncer 1.18, and so everybody's connections. Nobody is told whether it arrived, only when it is over.
+ */
+export const deliver = (
+  server: ServerConfig,
+  peer: Peer,
+  patience: number,
+  message: Buffer,
+  done: (() => void) | undefined
+): void => {
   const { host, ssl } = server
-  open(peer, patience, (socket) => {
-    if (ssl === false) return void socket.end(message).resume()
+  const socket = open(peer, patience, (socket) => {
+    if (ssl === false) {
+      socket.write(message)
+      return void socket.resume()
+    }
     askForTls(socket, (yes) => {
       // what is for TLS is not sent without it
       if (!yes) return void socket.destroy()
@@ -49,9 +61,13 @@ export const deliver = (server: ServerConfig, peer: Peer, patience: number, mess
       const options = { host, ...(ssl === true ? {} : ssl), ...(Net.isIP(host) === 0 ? { servername: host } : {}) }
       const secure = Tls.connect({ ...options, socket })
       secure.on("error", () => socket.destroy())
-      secure.once("secureConnect", () => secure.end(message).resume())
+      secure.once("secureConnect", () => {
+        secure.write(message)
+        secure.resume()
+      })
     })
   })
+  if (done !== undefined) socket.once("close", done)
 }
 
 /** Whether the server says anything at all within `patience` ms. */

@@ -67,7 +67,11 @@ export interface Client extends EventEmitter {
 /** A client that is not connected yet. */
 export const makeClient = (config: pg.ClientConfig): Client => {
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  const client = new pg.Client(config) as unknown as Client
+  const client = new pg.Client(config) as unknown as Client & {
+    readonly connectionParameters: { options: string | undefined }
+  }
+  // where there are none it would take PGOPTIONS from the environment, which is not asked for anything else either
+  client.connectionParameters.options = config.options
   guard(client.connection)
   return client
 }

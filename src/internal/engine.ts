@@ -7,7 +7,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import type { Connection, Done, Flight, Request } from "../Connection.js"
+import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
 import { CurrentConsistency } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import { type DatabaseError, fromUnknown, type StatementError, toSqlError } from "../DatabaseError.js"
@@ -15,12 +15,15 @@ import { Observation, type Observer } from "../Observation.js"
 import type { CheckoutError, Pool } from "../Pool.js"
 import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
 import type { Choose } from "../Router.js"
+import { isUnserved } from "../SqlState.js"
 import type { OpenTransaction, Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
 import { RetryBudget } from "./budget.js"
 import { type CallSite, CurrentSite } from "./callSite.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
-import { type Place, toStatementError } from "./failure.js"
+import { codeOf, type Place, toStatementError } from "./failure.js"
+import { guard, runGuarded } from "./guard.js"
+import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
 import { Borrower } from "./pool/borrower.js"
 import type { Fence } from "./session.js"
@@ -78,6 +81,7 @@ class PoolLender implements Lender {
 
 export class Engine implements Origin {
   readonly database: string
+  readonly limits: Limits | undefined
   /** The transactions that hold a connection. */
   readonly opened = new Map<Lender, { readonly since: number; readonly label: string | undefined }>()
   /** Whether somebody wants to know who holds which connection. */
@@ -94,6 +98,7 @@ export class Engine implements Origin {
   ) {
     this.database = config.name
     this.isWatched = Number.isFinite(config.pool.leakThreshold) || config.pool.strategy === "assertSingle"
+    this.limits = config.session.mode === "transactionPooler" ? config.session : undefined
   }
 
   /** Until when a connection must have been found, counted from now. */
@@ -373,7 +378,6 @@ const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect
   }
 }
 
-const beginReadOnly = [constantStep("BEGIN READ ONLY")]
 const commit = [constantStep("COMMIT")]
 const rollback = [constantStep("ROLLBACK")]
 
@@ -392,8 +396,8 @@ const once = (
   const settle = (error: CheckoutError | undefined, taken: Connection | undefined) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
-    // what a session forbids, code on the server can allow itself again, unless it is in a transaction; a standby needs no guard
-    const isGuarded = pool.options.readOnly && taken.parameter("in_hot_standby") !== "on"
+    const before = guard(taken, pool.options.session, pool.options.readOnly)
+    const isGuarded = before.length > 0
     const finish: Done = (failure, flight) => {
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
         return taken.steps(rollback, () => finish(failure, flight))
@@ -402,11 +406,9 @@ const once = (
       pool.checkin(taken)
       if (failure === undefined) return done(undefined, flight)
       const place = { database: pool.options.database, server: pool.options.server.name }
-      const sent = failure._tag !== "lost" || failure.sent
-      done(toStatementError(place, failure, sent ? lost : "notSent"), undefined)
+      done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
     }
-    if (isGuarded) taken.run(beginReadOnly, request, commit, finish)
-    else taken.run(none, request, none, finish)
+    runGuarded(taken, before, request, isGuarded ? commit : none, finish)
   }
   const giveUp = pool.checkout(deadline, held, settle, who)
   return () => {
@@ -414,3 +416,7 @@ const once = (
     else if (!settled) connection.abort("cancelled")
   }
 }
+
+/** Whether a server may have seen what failed. */
+const isReceived = (failure: Failure): boolean =>
+  failure._tag !== "lost" || (failure.sent && !isUnserved(codeOf(failure.error), failure.error.message))

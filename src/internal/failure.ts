@@ -18,7 +18,7 @@ import {
   StatementTimeout,
   UniqueViolation
 } from "../DatabaseError.js"
-import { meaning, type Outcome } from "../SqlState.js"
+import { lossMeaning, meaning, type Outcome } from "../SqlState.js"
 import type { ServerError } from "./driver.js"
 
 /** Which database and server a failure is about. */
@@ -76,6 +76,9 @@ const refused = (place: Place, error: ServerError): StatementError => {
   }
 }
 
+/** The code of an error, where it has one. */
+export const codeOf = (error: Error): string => ("code" in error && typeof error.code === "string" ? error.code : "")
+
 /** What a failure means; `outcome` is what became of the work if the connection was lost. */
 export const toStatementError = (place: Place, failure: Failure, outcome: Outcome): StatementError => {
   switch (failure._tag) {
@@ -84,8 +87,7 @@ export const toStatementError = (place: Place, failure: Failure, outcome: Outcom
     case "unsendable":
       return new QueryFailed({ ...place, cause: failure.error })
     case "lost": {
-      const code = "code" in failure.error && typeof failure.error.code === "string" ? failure.error.code : ""
-      return meaning(code) === "IdleTransactionTimeout"
+      return lossMeaning(codeOf(failure.error), failure.error.message) === "IdleTransactionTimeout"
         ? new IdleTransactionTimeout({ ...place, cause: failure.error, limit: failure.error.message })
         : new Disconnected({
             ...place,

@@ -17,6 +17,7 @@ import { RetryPolicy } from "../RetryPolicy.js"
 import { Channels, type Pauses } from "./channels.js"
 import type { Engine } from "./engine.js"
 import { Listener } from "./listener.js"
+import { noSession } from "./noSession.js"
 import { checkChannel } from "./notify.js"
 
 /** How many messages wait for a consumer, unless it says otherwise. */
@@ -117,7 +118,8 @@ export const makeListen = (engine: Engine): Effect.Effect<Listen, never, Scope.S
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
       Stream.suspend(() => {
-        const invalid = checkChannel(config.name, channel)
+        const hasSessions = config.session.mode === "session"
+        const invalid = hasSessions ? checkChannel(config.name, channel) : noSession(config.name, "listen")
         if (invalid !== undefined) return Stream.fail(invalid)
         return hear(engine, channels, new Listener(channel, bufferSize, toleratesGaps))
       })

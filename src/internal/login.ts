@@ -5,6 +5,7 @@ import * as Redacted from "effect/Redacted"
 import type { Credentials, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
 import { type ConnectReason, connectReason } from "../SqlState.js"
 import { type Client, makeClient } from "./driver.js"
+import { settings } from "./limits.js"
 
 /**
  * Why a connect failed, with the driver's words.
@@ -17,15 +18,11 @@ export interface ConnectFailure {
   readonly error: Error
 }
 
+/** What the session is told at login. A pooler would refuse it, for it could not keep to it. */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
-  const all: Array<string> = []
-  const set = (key: string, value: string | number) => all.push(`-c ${key}=${value}`)
-  if (session.statementTimeout !== undefined) set("statement_timeout", Math.round(session.statementTimeout))
-  if (session.lockTimeout !== undefined) set("lock_timeout", Math.round(session.lockTimeout))
-  if (Number.isFinite(session.idleInTransactionTimeout)) {
-    set("idle_in_transaction_session_timeout", Math.round(session.idleInTransactionTimeout))
-  }
-  if (readOnly) set("default_transaction_read_only", "on")
+  if (session.mode === "transactionPooler") return ""
+  const all = settings(session).map(([name, value]) => `-c ${name}=${value}`)
+  if (readOnly) all.push("-c default_transaction_read_only=on")
   return all.join(" ")
 }
 

@@ -388,6 +388,32 @@ export const idleForAMoment = (sql: PgClient, place: Place) =>
     return [before?.pid, after?.pid] as const
   })
 
+/** 27. A statement is interrupted while another one runs beside it; gives which of the two go on, as the server sees it. */
+export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const running = Effect.map(
+      query<{ name: string }>(
+        place.writer,
+        `SELECT substring(query from 'AS (\\w+)') AS name FROM pg_stat_activity
+         WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep%' ORDER BY name`
+      ),
+      (rows) => rows.map(({ name }) => name)
+    )
+    const until = (names: ReadonlyArray<string>) =>
+      Effect.repeat(running, { schedule: soon, until: (_) => _.join() === names.join() })
+    yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS bystander`)
+    yield* until(["bystander"])
+    const interrupted = yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS interrupted`)
+    yield* until(["bystander", "interrupted"])
+    yield* Fiber.interrupt(interrupted)
+    // a statement that was told to stop may take a moment; one that was not sleeps on
+    yield* Effect.repeat(running, {
+      schedule: Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(100)),
+      until: (names) => !names.includes("interrupted")
+    })
+    return yield* running
+  })
+
 /** 28. What the server says of the transaction that it is asked in. */
 export const settings = (sql: PgClient) =>
   Effect.map(

@@ -1,0 +1,42 @@
+/**
+ * What goes around a single statement, outside of any transaction, where its session does not do enough.
+ */
+import type { Connection, Done, Request } from "../Connection.js"
+import type { SessionConfig } from "../DatabaseConfig.js"
+import { setLocal } from "./limits.js"
+import { constantStep, type Step } from "./wire.js"
+
+const none: ReadonlyArray<never> = []
+const begin = constantStep("BEGIN")
+const beginReadOnly = constantStep("BEGIN READ ONLY")
+const readOnlyGuard = [beginReadOnly]
+
+/** What a single statement has before it; where there is anything, COMMIT follows it. */
+export const guard = (connection: Connection, session: SessionConfig, readOnly: boolean): ReadonlyArray<Step> => {
+  if (session.mode === "session") {
+    // what a session forbids, code on the server can allow itself again, unless it is in a transaction; a standby needs no guard
+    return readOnly && connection.parameter("in_hot_standby") !== "on" ? readOnlyGuard : none
+  }
+  // what a pooler says of a standby may have been true before a failover, so it is not asked
+  const { lockTimeout, statementTimeout } = session
+  if (lockTimeout === undefined && statementTimeout === undefined) return readOnly ? readOnlyGuard : none
+  return [readOnly ? beginReadOnly : begin, ...setLocal({ lockTimeout, statementTimeout }).map(constantStep)]
+}
+
+/** Sends a statement with what is around it in one flight; only several commands in one text are a message that goes alone. */
+export const runGuarded = (
+  connection: Connection,
+  before: ReadonlyArray<Step>,
+  request: Request,
+  after: ReadonlyArray<Step>,
+  done: Done
+): void => {
+  if (!request.simple || before.length === 0) return connection.run(before, request, after, done)
+  connection.steps(before, (failure, flight) => {
+    if (failure !== undefined) return done(failure, flight)
+    connection.run(none, request, none, (failure, flight) => {
+      if (failure !== undefined) return done(failure, flight)
+      connection.steps(after, (failure) => done(failure, flight))
+    })
+  })
+}
