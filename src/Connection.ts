@@ -72,7 +72,7 @@ export class Connection {
   private readonly statements: PreparedStatements
   private portals = 0
   private readonly isPooled: boolean
-  /** A program that thinks that all is closed may end, which would hang up on the cancel. */
+  /** A pooled connection outlives its cancel: PgBouncer 1.18 ends itself over one that is cut short, by us or by the server's session. */
   private isCancelling = false
 
   /** @internal */
@@ -317,7 +317,7 @@ const requestCancel = (server: ServerConfig, client: Client, done: (() => void) 
   // whether it arrives or not, the connection is closed: there is nobody to tell
   socket.on("error", () => socket.destroy())
   if (done !== undefined) socket.on("close", done)
-  // the other side closes it: PgBouncer 1.18 ends itself, and so everybody's connections, where a cancel is hung up on too early
+  // the other side closes it: a cancel that is hung up on too early ends PgBouncer 1.18, and so everybody's connections
   socket.on("connect", () => socket.write(wire.cancel(processID, secretKey)))
   socket.resume()
   socket.unref()
