@@ -11,6 +11,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, RetryPolicy, UnitOfWork } from "effect-db"
@@ -441,6 +442,38 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           assert.deepStrictEqual(yield* stored, ["held", "next"])
         })
       )
+    )
+
+    it.scopedLive("does not close a connection before its cancel is done: PgBouncer 1.18 might end itself", () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
+        const database = Db.layer({ writer: proxy.url, mode: "transactionPooler", startup: "lazy" })
+        yield* Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const sleeper = yield* Effect.fork(sql`SELECT pg_sleep(20)`)
+          yield* running(1, "SELECT pg_sleep%")
+          const cancelled = yield* proxy.when(({ type }) => type === "cancel", "freeze")
+          const answered = yield* proxy.when(({ from, type }) => from === "server" && type === "E", "pass")
+          yield* Fiber.interrupt(sleeper)
+          yield* cancelled
+          yield* query(
+            place.writer,
+            `SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'SELECT pg_sleep%'`
+          )
+          yield* answered
+          yield* Effect.repeat(
+            Effect.sync(() => assert.strictEqual(proxy.connections, 2)),
+            Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(20))
+          )
+          yield* proxy.thaw
+          yield* Effect.repeat(
+            Effect.sync(() => proxy.connections),
+            { schedule: soon, until: (n) => n === 0 }
+          )
+        }).pipe(Effect.provide(Layer.merge(database, Layer.succeed(Place, place))))
+      })
     )
   })
 
