@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # npm run test:cluster: the core suites on an older PostgreSQL, Debian's 15, as a primary with a streaming replica, and what they
-# become behind Debian's PgBouncer, 1.18, in transaction mode. Arguments, if there are any, are vitest's and replace the list of files.
+# become behind Debian's PgBouncer, 1.18, in transaction mode; and what takes too long for every day. Arguments, if there are any, are vitest's and replace the list of files.
 #
 # POSTGRES_BIN      the folder of initdb, pg_ctl and pg_basebackup, where they are not Debian's
 # PGBOUNCER         the program, where it is not Debian's
-# VITEST_JSON       where a report in JSON goes; that of the tests behind PgBouncer goes beside it, to *.pooler.json
+# VITEST_JSON       where a report in JSON goes; those of the other passes go beside it, to *.pooler.json, *.pooling.json and *.storm.json
 #
 # Ends with 77 where PostgreSQL 15 or PgBouncer is missing and cannot be installed.
 set -euo pipefail
@@ -14,7 +14,7 @@ files=("$@")
 # what needs no session of its own is to go on behind PgBouncer as it does without
 pooled=()
 if [ $# -eq 0 ]; then
-  for file in Database Connection Pool Transaction UnitOfWork known-failures plain-client ecosystem pooler; do
+  for file in Database Connection Pool Notification Transaction UnitOfWork known-failures plain-client ecosystem pooler; do
     if [ -e "test/$file.test.ts" ]; then files+=("test/$file.test.ts"); fi
   done
   for file in Transaction UnitOfWork commit RequestTransaction TestDatabase ecosystem; do
@@ -205,6 +205,10 @@ report=${VITEST_JSON:-$work/report.json}
 status=0
 run "$report" "${files[@]}" || status=$?
 if [ ${#pooled[@]} -gt 0 ]; then
+  echo "--- the promises of a pool, behind PgBouncer"
+  run "${report%.json}.pooling.json" test/pooling.test.ts -t "behind PgBouncer" || status=$?
+  echo "--- a minute's storm, half a minute's outage"
+  EFFECT_DB_CHAOS=full run "${report%.json}.storm.json" test/storm.test.ts test/outage.test.ts || status=$?
   echo "--- the same behind PgBouncer"
   export EFFECT_DB_TEST_WRITER="$EFFECT_DB_TEST_BOUNCER?pgbouncer=true"
   export EFFECT_DB_TEST_READER="$EFFECT_DB_TEST_BOUNCER_READER?pgbouncer=true"

@@ -21,6 +21,8 @@ export const pooling = (way: Way): void => {
   waiting(way)
   life(way)
   validation(way)
+  if (way.strategy === "pooled") growth(way)
+  // what follows looks at the sessions of the server, or asks something of them
   if (!way.route.hasSessions) return
   sessions(way)
   invalidation(way)
@@ -28,8 +30,5 @@ export const pooling = (way: Way): void => {
   use(way)
   leaks(way)
   closing(way)
-  if (way.strategy === "pooled") {
-    growth(way)
-    strategies(way)
-  }
+  if (way.strategy === "pooled") strategies(way)
 }

@@ -58,24 +58,24 @@ export const validation = (way: Way): void => {
     })
   )
 
-  it.scopedLive(
-    "a connection that was silent for long in somebody's hands is asked before the next waiter has it",
-    () =>
-      Effect.gen(function* () {
-        const { writer } = yield* Place
-        const sql = yield* Db.writer
-        const scope = yield* Scope.make()
-        const connection = yield* Scope.extend(sql.reserve, scope)
-        yield* connection.execute("SELECT 1", [], undefined)
-        const waiter = yield* Effect.fork(pid)
-        yield* settled({ waiting: 1 })
-        yield* query(writer, "SELECT pg_sleep(0.11)")
-        const trips = yield* roundTrips(Effect.zipRight(Scope.close(scope, Exit.void), Fiber.join(waiter)))
-        assert.strictEqual(trips, 2)
-      }).pipe(Effect.provide(openOverWire(way, { maxConnections: 1, validateAfterIdle: "100 millis" })))
-  )
-
   if (hasSessions) {
+    it.scopedLive(
+      "a connection that was silent for long in somebody's hands is asked before the next waiter has it",
+      () =>
+        Effect.gen(function* () {
+          const { writer } = yield* Place
+          const sql = yield* Db.writer
+          const scope = yield* Scope.make()
+          const connection = yield* Scope.extend(sql.reserve, scope)
+          yield* connection.execute("SELECT 1", [], undefined)
+          const waiter = yield* Effect.fork(pid)
+          yield* settled({ waiting: 1 })
+          yield* query(writer, "SELECT pg_sleep(0.11)")
+          const trips = yield* roundTrips(Effect.zipRight(Scope.close(scope, Exit.void), Fiber.join(waiter)))
+          assert.strictEqual(trips, 2)
+        }).pipe(Effect.provide(openOverWire(way, { maxConnections: 1, validateAfterIdle: "100 millis" })))
+    )
+
     it.scopedLive(`${count} killed idle connections give ${count} new connects and no failure`, () =>
       Effect.gen(function* () {
         const { name } = yield* Place
