@@ -117,7 +117,7 @@ export const limits = (way: Way): void => {
       yield* insert("b")
       assert.deepStrictEqual(yield* stored, ["b"])
     }).pipe(
-      Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "100 millis", startup: "lazy" }), once])
+      Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", startup: "lazy" }), once])
     )
   )
 }
