@@ -58,7 +58,9 @@ export class Growth {
   }
 
   connected(took: number): void {
-    this.connectTime = this.connectTime === 0 ? took : 0.8 * this.connectTime + 0.2 * took
+    // one that was held up by an outage says little about the next
+    const isUsual = this.connectTime === 0 || took < this.connectTime
+    this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
   }
 
   /** Whether a connect that was begun so many ms ago is likely to come still. */
@@ -83,8 +85,9 @@ export class Growth {
     const now = performance.now()
     this.observed += now - this.lookedAt
     this.lookedAt = now
-    // those in use now are likely to come back next
-    const drained = (waiting / Math.max(1, this.served + busy)) * this.observed
+    // for as long as a connect takes, those in use are expected back any moment; after that only what was seen counts
+    const expected = this.observed < this.connectTime ? this.served + busy : this.served
+    const drained = expected === 0 ? Number.POSITIVE_INFINITY : (waiting / expected) * this.observed
     if (this.observed > 2 * this.connectTime) {
       this.observed /= 2
       this.served /= 2
