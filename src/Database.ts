@@ -132,8 +132,10 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
       const giveUp = pool.checkout(deadline, [], (error, connection) => {
         const place = { database: config.name, server: pool.options.server.name }
         if (connection !== undefined) {
+          const isStandby = connection.parameter("in_hot_standby") === "on"
           pool.checkin(connection)
-          return resume(Effect.void)
+          const misplaced = isStandby && !pool.options.readOnly
+          return resume(misplaced ? Effect.fail(new ConnectFailed({ ...place, reason: "wrongRole" })) : Effect.void)
         }
         resume(
           Effect.fail(

@@ -130,6 +130,9 @@ const ping: SessionTask = (connection, done) => {
   return nothing
 }
 
+/** After how long another connect is tried beside one that has not come to an end, in ms. */
+const longestHope = 1000
+
 /** After how long a server that let in no more is asked again, in ms. */
 const pauses = { shortest: 100, longest: 1000 }
 
@@ -144,7 +147,8 @@ export class Pool {
   private readonly waiters: Waiters<OnCheckout>
   private readonly growth: Growth
   private readonly loans: Loans | undefined
-  private readonly connecting = new Set<() => void>()
+  /** How to give up what is being connected, and when it was begun. */
+  private readonly connecting = new Map<() => void, number>()
   /** Connections in the hands of a task, and how to end it. */
   private readonly inTask = new Map<Connection, (failure: Error) => void>()
   /** How many of them are on their way to a waiter. */
@@ -333,7 +337,7 @@ export class Pool {
     this.stock.stop()
     this.loans?.stop()
     clearTimeout(this.retry)
-    for (const giveUp of this.connecting) giveUp()
+    for (const giveUp of this.connecting.keys()) giveUp()
     this.connecting.clear()
     for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
     // nobody waits for what is being made ready
@@ -355,8 +359,15 @@ export class Pool {
     const waiting = this.waiters.size
     if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0 }
     const connecting = this.connecting.size
-    const coming = this.preparing + this.arriving + connecting
+    const coming = this.preparing + this.arriving + connecting - (this.hasLateConnect ? 1 : 0)
     return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting) }
+  }
+
+  /** One connect that takes for ever holds nobody up; where all do, more of them would be no help. */
+  private get hasLateConnect(): boolean {
+    const since = performance.now() - longestHope
+    for (const start of this.connecting.values()) if (start <= since) return true
+    return false
   }
 
   private observe(make: () => Observation): void {
@@ -452,7 +463,7 @@ export class Pool {
     if (due !== undefined) return connection.end(due)
     if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
     if (this.waiters.size > 0) return this.hand(connection, now, isNew)
-    if (strategy === "none" || this.stock.open > maxConnections) return connection.end("excess")
+    if (strategy === "none" || this.stock.isOver(maxConnections)) return connection.end("excess")
     this.stock.put(connection)
   }
 
@@ -471,16 +482,18 @@ export class Pool {
   /** Gives a connection to a waiter, at once or when it has shown that it is fit for that. */
   private hand(connection: Connection, now: number, isNew: boolean): void {
     const { onCheckout } = this.options.tasks
-    const isSuspect = this.stock.isSuspect(connection, now)
+    const isSuspect = !isNew && this.stock.isSuspect(connection, now)
     if (onCheckout === undefined && !isSuspect) return this.give(connection, now)
     this.preparing++
     const ready = () => {
       this.preparing--
       const now = performance.now()
       const due = this.stock.due(connection, now)
-      if (connection.broken === undefined && due === undefined) return this.give(connection, now)
+      if (connection.broken === undefined) {
+        if (due === undefined) return this.give(connection, now)
+        connection.end(due)
+      }
       // it was invalidated meanwhile
-      if (due !== undefined) connection.end(due)
       this.serve()
     }
     const admit = () => {
@@ -550,19 +563,17 @@ export class Pool {
     const start = performance.now()
     let giveUp = nothing
     let isSettled = false
+    let late: NodeJS.Timeout | undefined
     giveUp = open(
       { credentials, readOnly, server, session, timeout: pool.connectTimeout },
       this.owner,
       (failure, connection) => {
         isSettled = true
+        clearTimeout(late)
         this.connecting.delete(giveUp)
         if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
         this.stock.add(connection)
-        if (!readOnly && connection.parameter("in_hot_standby") === "on") {
-          connection.destroy("wrongRole")
-          return this.failed({ reason: "wrongRole", error: new Error("it is a standby") }, start)
-        }
         if (tasks.onConnect === undefined) return this.opened(connection, start)
         this.arriving++
         this.perform(tasks.onConnect, connection, pool.connectTimeout, (error) => {
@@ -572,7 +583,10 @@ export class Pool {
         })
       }
     )
-    if (!isSettled) this.connecting.add(giveUp)
+    if (isSettled) return
+    this.connecting.set(giveUp, start)
+    late = setTimeout(() => this.growth.ask(), longestHope + 1)
+    late.unref()
   }
 
   private opened(connection: Connection, start: number): void {
@@ -603,6 +617,7 @@ export class Pool {
 
   /** `start` is when the connect was begun: who came after that is not the one for whom it was tried. */
   private failed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
+    if (this.onEmpty !== undefined) return
     const { reason } = failure
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.lastConnectFailure = failure
@@ -623,7 +638,7 @@ export class Pool {
   }
 
   private retryLater(): void {
-    if (this.retry !== undefined || this.onEmpty !== undefined) return
+    if (this.retry !== undefined) return
     const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest)
     this.retry = setTimeout(() => {
       this.retry = undefined
