@@ -9,6 +9,7 @@ import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
 import type { CredentialSource } from "./internal/credentials.js"
+import { later } from "./internal/later.js"
 import { type Meter, makeMeter } from "./internal/meter.js"
 import { open } from "./internal/opening.js"
 import type { Borrower } from "./internal/pool/borrower.js"
@@ -368,11 +369,17 @@ export class Pool {
     const waiting = this.waiters.size
     const busy = this.stock.open - this.stock.idle.length
     if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0, busy }
-    const now = performance.now()
-    let coming = this.preparing + this.arriving
-    for (const start of this.connecting.values()) if (this.growth.expects(now - start)) coming++
-    const room = this.limit - this.stock.all.size - this.connecting.size
-    return { waiting, wanted: Math.min(waiting - coming, room), busy }
+    const connecting = this.connecting.size
+    const coming = this.preparing + this.arriving + connecting - this.lateConnects
+    return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting), busy }
+  }
+
+  /** How many connects have taken so long that nobody counts on them. */
+  private get lateConnects(): number {
+    const since = performance.now() - this.growth.hope
+    let late = 0
+    for (const start of this.connecting.values()) if (start <= since) late++
+    return late
   }
 
   private observe(make: () => Observation): void {
@@ -480,7 +487,7 @@ export class Pool {
     if (due !== undefined) return connection.end(due)
     if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
     if (this.waiters.size > 0) return this.hand(connection, now, isNew)
-    if (strategy === "none" || this.stock.open > maxConnections) return connection.end("excess")
+    if (strategy === "none" || this.stock.isOver(maxConnections)) return connection.end("excess")
     this.stock.put(connection)
   }
 
@@ -499,16 +506,18 @@ export class Pool {
   /** Gives a connection to a waiter, at once or when it has shown that it is fit for that. */
   private hand(connection: Connection, now: number, isNew: boolean): void {
     const { onCheckout } = this.options.tasks
-    const isSuspect = this.stock.isSuspect(connection, now)
+    const isSuspect = !isNew && this.stock.isSuspect(connection, now)
     if (onCheckout === undefined && !isSuspect) return this.give(connection, now)
     this.preparing++
     const ready = () => {
       this.preparing--
       const now = performance.now()
       const due = this.stock.due(connection, now)
-      if (connection.broken === undefined && due === undefined) return this.give(connection, now)
+      if (connection.broken === undefined) {
+        if (due === undefined) return this.give(connection, now)
+        connection.end(due)
+      }
       // it was invalidated meanwhile
-      if (due !== undefined) connection.end(due)
       this.serve()
     }
     const admit = () => {
@@ -522,7 +531,10 @@ export class Pool {
       })
     }
     if (!isSuspect) return admit()
-    this.perform(ping, connection, Math.min(this.options.pool.connectTimeout, longestPing), (failure) => {
+    const { pool, session } = this.options
+    // a pooler answers when it has a server free
+    const patience = session.mode === "session" ? Math.min(pool.connectTimeout, longestPing) : pool.connectTimeout
+    this.perform(ping, connection, patience, (failure) => {
       if (failure === undefined) return admit()
       this.preparing--
       // one that was closed on request says nothing of the others
@@ -553,14 +565,11 @@ export class Pool {
     const end = (failure: Error | undefined) => {
       if (this.inTask.get(connection) !== end) return
       this.inTask.delete(connection)
-      clearTimeout(impatient)
+      takeBack()
       done(failure)
       if (failure !== undefined) stop()
     }
-    const impatient = setTimeout(
-      () => end(new Error(`it was not done within ${limit} ms`)),
-      Math.min(limit, longestTimer)
-    )
+    const takeBack = later(limit, () => end(new Error(`it was not done within ${limit} ms`)))
     this.inTask.set(connection, end)
     stop = task(connection, end)
   }
@@ -580,6 +589,7 @@ export class Pool {
       { credentials, readOnly, server, session, timeout: pool.connectTimeout },
       this.owner,
       (failure, connection) => {
+        clearTimeout(late)
         this.connecting.delete(giveUp)
         if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
@@ -599,6 +609,11 @@ export class Pool {
       }
     )
     this.connecting.set(giveUp, start)
+    // one that takes for ever holds up nobody, not even the one for whom it was begun; where all do, more of them would be no help
+    const late = setTimeout(() => {
+      if (this.lateConnects === 1) this.growth.ask()
+    }, this.growth.hope + 1)
+    late.unref()
   }
 
   private opened(connection: Connection, start: number): void {
@@ -630,6 +645,7 @@ export class Pool {
 
   /** `start` is when the connect was begun: who came after that is not the one for whom it was tried. */
   private failed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
+    if (this.onEmpty !== undefined) return
     const { reason } = failure
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.lastConnectFailure = failure
@@ -650,7 +666,7 @@ export class Pool {
   }
 
   private retryLater(): void {
-    if (this.retry !== undefined || this.onEmpty !== undefined) return
+    if (this.retry !== undefined) return
     const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest)
     this.retry = setTimeout(() => {
       this.retry = undefined

@@ -61,7 +61,8 @@ export const login = (
     done({ reason, error }, client, parameters)
   }
   const timer = setTimeout(
-    () => fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${Math.round(options.timeout)} ms`)),
+    () =>
+      fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${Math.round(options.timeout)} ms`)),
     Math.min(options.timeout, 2_147_483_647)
   )
   client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {

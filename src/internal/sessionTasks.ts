@@ -19,8 +19,12 @@ import { makeStatements } from "./statements.js"
 const dirty = new Error("it left the session busy or in a transaction")
 
 /** A client whose statements all run on one connection. */
-const makeClient = (config: DatabaseConfig, connection: Connection): Effect.Effect<SqlClient.SqlClient> => {
-  const run = makeRun({ database: config.name, server: connection.server.name }, connection, () => false)
+const makeClient = (
+  config: DatabaseConfig,
+  connection: Connection,
+  hasEnded: () => boolean
+): Effect.Effect<SqlClient.SqlClient> => {
+  const run = makeRun({ database: config.name, server: connection.server.name }, connection, hasEnded)
   const statements = makeStatements("writer", run, (request) =>
     Stream.unwrap(
       Effect.map(
@@ -47,16 +51,23 @@ const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, eff
     Runtime.updateContext(runtime, Context.omit(SqlClient.TransactionConnection))
   )
   return (connection, done) => {
+    // what it has forked may live on, when the session is somebody else's
+    let hasEnded = false
     const fiber = fork(
-      Effect.flatMap(makeClient(config, connection), (client) =>
-        Effect.provideService(effect, SqlClient.SqlClient, client)
+      Effect.flatMap(
+        makeClient(config, connection, () => hasEnded),
+        (client) => Effect.provideService(effect, SqlClient.SqlClient, client)
       )
     )
     fiber.addObserver((exit) => {
+      hasEnded = true
       if (Exit.isFailure(exit)) return done(toError(exit.cause))
       done(connection.busy || connection.status !== "I" ? dirty : undefined)
     })
-    return () => fiber.unsafeInterruptAsFork(fiber.id())
+    return () => {
+      hasEnded = true
+      fiber.unsafeInterruptAsFork(fiber.id())
+    }
   }
 }
 

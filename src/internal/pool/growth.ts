@@ -2,7 +2,7 @@
  * When more connections are opened for those who wait: one at once, then, as long as somebody waits, twice as many every few
  * milliseconds. Nothing is opened while the queue is likely to be served before a new connection would be there.
  *
- * A connect that takes much longer than usual holds up nobody who comes later: what was sent into a dead network never comes.
+ * A connect that takes much longer than usual holds up nobody: what was sent into a dead network never comes.
  *
  * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
  * all in long use is full within a moment.
@@ -63,9 +63,9 @@ export class Growth {
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
   }
 
-  /** Whether a connect that was begun so many ms ago is likely to come still. */
-  expects(age: number): boolean {
-    return age < Math.max(overdue.least, overdue.times * this.connectTime)
+  /** For how long a connect is likely to come still, in ms. */
+  get hope(): number {
+    return Math.max(overdue.least, overdue.times * this.connectTime)
   }
 
   stop(): void {

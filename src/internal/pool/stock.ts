@@ -28,6 +28,11 @@ export class Stock {
     return open
   }
 
+  /** Whether there are more than that. */
+  isOver(most: number): boolean {
+    return this.all.size > most && this.open > most
+  }
+
   /** A new connection, in use until it is put back. */
   add(connection: Connection): void {
     this.all.add(connection)

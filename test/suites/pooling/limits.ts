@@ -75,6 +75,62 @@ export const limits = (way: Way): void => {
         )
       )
     )
+
+    it.scopedLive("who is alone with a connect that hangs gets another one beside it", () =>
+      Effect.gen(function* () {
+        const wire = yield* Wire
+        yield* wire.when(connects, "freeze")
+        yield* insert("a")
+        assert.deepStrictEqual(yield* stored, ["a"])
+        assert.strictEqual((yield* figures).connecting, 1)
+      }).pipe(
+        Effect.provide([
+          openOverWire(way, {
+            maxConnections: 2,
+            acquireTimeout: "8 seconds",
+            connectTimeout: "20 seconds",
+            startup: "lazy"
+          }),
+          once
+        ])
+      )
+    )
+
+    it.scopedLive("nobody inherits a connect that hangs from one who gave up", () =>
+      Effect.gen(function* () {
+        const wire = yield* Wire
+        const asked = yield* wire.when(connects, "freeze")
+        const first = yield* Effect.fork(insert("nobody"))
+        yield* asked
+        yield* Fiber.interrupt(first)
+        yield* insert("next")
+        assert.deepStrictEqual(yield* stored, ["next"])
+      }).pipe(
+        Effect.provide([
+          openOverWire(way, {
+            maxConnections: 2,
+            acquireTimeout: "8 seconds",
+            connectTimeout: "20 seconds",
+            startup: "lazy"
+          }),
+          once
+        ])
+      )
+    )
+
+    it.scopedLive("a server that lets every connect hang is not asked for more and more of them", () =>
+      Effect.gen(function* () {
+        const wire = yield* Wire
+        yield* wire.freeze
+        yield* failure("PoolExhausted", insert("a"))
+        assert.strictEqual(wire.accepted, 2)
+      }).pipe(
+        Effect.provide([
+          openOverWire(way, { acquireTimeout: "4 seconds", connectTimeout: "20 seconds", startup: "lazy" }),
+          once
+        ])
+      )
+    )
   } else {
     it.scopedLive("all take turns on the one connection", () =>
       Effect.gen(function* () {

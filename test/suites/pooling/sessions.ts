@@ -2,6 +2,7 @@
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type { Database } from "effect-db"
@@ -344,6 +345,26 @@ export const sessions = (way: Way): void => {
       Effect.provide(open(way, { ...one, onCheckout: Effect.never, connectTimeout: "200 millis", startup: "lazy" }))
     )
   )
+
+  it.scopedLive("what outlives its time with a session does not touch it any more", () => {
+    const latch = Effect.unsafeMakeLatch(false)
+    const late = Effect.zipRight(latch.await, Effect.exit(run("INSERT INTO item (name) VALUES ('late')")))
+    let fiber: Fiber.RuntimeFiber<Exit.Exit<unknown, unknown>> | undefined
+    const onConnect = Effect.map(Effect.forkDaemon(late), (forked) => {
+      fiber = forked
+    })
+    return Effect.gen(function* () {
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("ours")
+          yield* latch.open
+          const exit = fiber === undefined ? assert.fail("it was not done") : yield* Fiber.join(fiber)
+          yield* failure("TransactionEnded", exit)
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["ours"])
+    }).pipe(Effect.provide(open(way, { ...one, onConnect, startup: "lazy" })))
+  })
 
   it.scopedLive("what is done with sessions has nothing to do with the transaction inside of which it happens", () =>
     Effect.gen(function* () {

@@ -50,6 +50,12 @@ export const validation = (way: Way): void => {
       }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
   )
 
+  it.scopedLive("a connection that is new is not asked", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(yield* roundTrips(pid), 1)
+    }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: 0, startup: "lazy" })))
+  )
+
   it.scopedLive("validateAfterIdle 0 asks each time, infinity never", () =>
     Effect.gen(function* () {
       const twice = Effect.zipRight(pid, roundTrips(pid))
