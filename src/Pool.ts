@@ -594,11 +594,6 @@ export class Pool {
         if (failure !== undefined) return this.failed(failure, start)
         if (connection === undefined) return
         this.stock.add(connection)
-        // a pooler says what it remembers
-        if (!readOnly && session.mode === "session" && connection.parameter("in_hot_standby") === "on") {
-          connection.destroy("wrongRole")
-          return this.failed({ reason: "wrongRole", error: new Error("it is a standby") }, start)
-        }
         if (tasks.onConnect === undefined) return this.opened(connection, start)
         this.arriving++
         this.perform(tasks.onConnect, connection, pool.connectTimeout, (error) => {

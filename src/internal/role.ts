@@ -32,7 +32,8 @@ export const checkRole = (
   deadline: number,
   done: (mismatch: Mismatch | undefined) => void
 ): void => {
-  if (readOnly || session.mode === "session") return done(undefined)
+  if (readOnly) return done(undefined)
+  if (session.mode === "session") return done(connection.parameter("in_hot_standby") === "on" ? wrongRole : undefined)
   let isLate = false
   const impatient = setTimeout(
     () => {

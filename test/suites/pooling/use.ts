@@ -68,8 +68,8 @@ export const use = (way: Way): void => {
       const { reader } = yield* Place
       yield* Effect.gen(function* () {
         const facts = yield* watch
-        const error = yield* failure("ConnectFailed", insert("a"))
-        assert.strictEqual(error.reason, "wrongRole")
+        yield* pid
+        yield* failure("ReadOnlyViolation", insert("a"))
         assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "wrongRole")
       }).pipe(Effect.provide(Layer.orDie(Db.layer({ writer: reader, startup: "lazy", strategy: way.strategy }))))
     }).pipe(Effect.provide([open(way), once]))
