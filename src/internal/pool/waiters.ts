@@ -32,9 +32,8 @@ export class Waiters<Settle> {
     return this.timers.size
   }
 
-  /** Nobody waits, nobody is too many: of that the overload hears only when the next one comes. */
   get isOverloaded(): boolean {
-    return this.size > 0 && this.overload.isOverloaded
+    return this.overload.isStill(performance.now())
   }
 
   [Symbol.iterator](): Iterator<Waiter<Settle>> {
@@ -55,7 +54,7 @@ export class Waiters<Settle> {
       setTimeout(() => this.sendAway(waiter, "timeout"), left)
     )
     this.overload.arrive(waiter.since, this.size)
-    if (this.isOverloaded) this.shed(waiter.since)
+    if (this.overload.isOverloaded) this.shed(waiter.since)
   }
 
   /** Takes somebody out of the queue; tells whether he was still there. */
@@ -66,7 +65,7 @@ export class Waiters<Settle> {
 
   /** Takes out the one who waited longest, to be served. */
   take(now: number): Waiter<Settle> | undefined {
-    if (this.isOverloaded) this.shed(now)
+    if (this.overload.isOverloaded) this.shed(now)
     for (const waiter of this.timers.keys()) {
       this.remove(waiter)
       this.overload.serve(now, now - waiter.since, this.size)
@@ -90,7 +89,7 @@ export class Waiters<Settle> {
       const left = waiter.since + this.overload.target - now
       if (left > 0) {
         this.shedder = setTimeout(() => {
-          if (this.isOverloaded) this.shed(performance.now())
+          if (this.overload.isOverloaded) this.shed(performance.now())
         }, left)
         return
       }
