@@ -21,14 +21,14 @@ export const pooling = (way: Way): void => {
   waiting(way)
   life(way)
   validation(way)
+  leaks(way)
+  closing(way)
   if (way.strategy === "pooled") growth(way)
-  // what follows looks at the sessions of the server, or asks something of them
+  // the rest looks at sessions
   if (!way.route.hasSessions) return
   sessions(way)
   invalidation(way)
   events(way)
   use(way)
-  leaks(way)
-  closing(way)
   if (way.strategy === "pooled") strategies(way)
 }

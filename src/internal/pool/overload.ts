@@ -53,6 +53,12 @@ export class Overload {
     this.window = target * targetsPerWindow
   }
 
+  /** Whether it is overloaded by now; it may be long since anybody came. */
+  isStill(now: number): boolean {
+    this.turn(now)
+    return this.isOverloaded
+  }
+
   /** Somebody was served at once: there is no standing queue. */
   ease(): void {
     this.isSlow = false

@@ -32,9 +32,9 @@ export class Waiters<Settle> {
     return this.timers.size
   }
 
-  /** Nobody waits, nobody is too many: of that the overload hears only when the next one comes. */
+  /** Whether more come than can be served, at this moment. */
   get isOverloaded(): boolean {
-    return this.size > 0 && this.overload.isOverloaded
+    return this.overload.isStill(performance.now())
   }
 
   [Symbol.iterator](): Iterator<Waiter<Settle>> {
@@ -49,7 +49,7 @@ export class Waiters<Settle> {
   /** Whether somebody who comes now has to be sent away at once. */
   turnsAway(now: number): boolean {
     this.overload.arrive(now, this.size)
-    if (this.isOverloaded) this.shed(now)
+    if (this.overload.isOverloaded) this.shed(now)
     return this.size >= this.overload.room
   }
 
@@ -71,7 +71,7 @@ export class Waiters<Settle> {
 
   /** Takes out the one who waited longest, to be served. */
   take(now: number): Waiter<Settle> | undefined {
-    if (this.isOverloaded) this.shed(now)
+    if (this.overload.isOverloaded) this.shed(now)
     for (const waiter of this.timers.keys()) {
       this.remove(waiter)
       this.overload.serve(now, now - waiter.since, this.size)
@@ -95,7 +95,7 @@ export class Waiters<Settle> {
       const left = waiter.since + this.overload.patience - now
       if (left > 0) {
         this.shedder = setTimeout(() => {
-          if (this.isOverloaded) this.shed(performance.now())
+          if (this.overload.isOverloaded) this.shed(performance.now())
         }, left)
         return
       }
