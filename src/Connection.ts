@@ -339,17 +339,24 @@ export class Connection {
 
   private fly(plan: Plan): void {
     const flight = new Flight(this.client, plan, this.flightLost)
-    if (this.broken !== undefined || this.closed) {
-      return plan.done({ _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0 }, flight)
-    }
-    const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
-    if (error !== undefined) return plan.done({ _tag: "unsendable", error, acknowledged: 0 }, flight)
+    const failure = this.refusal(flight)
+    // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
+    if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
     this.flight = flight
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
     if (!this.isPooled && limit !== undefined && limit > 0)
       this.silence.sent(limit, plan.commits !== true && !this.isChanged)
     this.client.query(flight)
+  }
+
+  /** Why a flight does not even begin, if so. */
+  private refusal(flight: Flight): Failure | undefined {
+    if (this.broken !== undefined || this.closed) {
+      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0 }
+    }
+    const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
+    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0 }
   }
 
   private readonly flightLost = (flight: Flight, error: Error): void => {

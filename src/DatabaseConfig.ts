@@ -583,7 +583,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     echo: echo(options.echo),
-    listenHeartbeat: time("listenHeartbeat", options.listenHeartbeat, "30 seconds"),
+    listenHeartbeat: positive("listenHeartbeat", time("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
     options
   }
 }

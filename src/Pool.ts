@@ -646,8 +646,9 @@ export class Pool {
     this.lastConnectFailure = failure
     this.observe(() => Observation.ConnectFailed({ ...this.place, reason, message: failure.error.message }))
     this.retryLater()
-    // a server that is there and lets in no more is no reason to fail those whom an open connection can serve
-    this.isShut = reason !== "unreachable" && reason !== "unresponsive"
+    // where connections are open, a server that lets in no more, and says so soon, is no reason to fail those whom they can serve
+    const isSoon = performance.now() - start < this.growth.hope
+    this.isShut = isSoon || (reason !== "unreachable" && reason !== "unresponsive")
     if (this.isShut && this.stock.open > 0) return
     this.options.onHealth?.(false, failure.error.message)
     // what a person must mend fails all who wait; anything else the one for whom it was tried

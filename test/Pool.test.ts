@@ -1,12 +1,14 @@
 /** What a pool gives beside what every way to open one promises; that is in `pooling.test.ts`. */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
-import { query } from "./fixtures/server.js"
+import { makeProxy } from "./fixtures/proxy.js"
+import { freshDatabase, query } from "./fixtures/server.js"
 
 const pid = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid ?? 0)
@@ -108,5 +110,59 @@ describe("Pool", () => {
       yield* insert("next")
       assert.deepStrictEqual(yield* stored, ["next"])
     }).pipe(Effect.provide(fresh({ idleInTransactionTimeout: "50 millis" })))
+  )
+
+  it.scopedLive("thousands of statements that cannot be sent fail one by one, and leave the pool as it was", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const circle: Record<string, unknown> = {}
+      circle.itself = circle
+      const bad = Effect.exit(DatabaseError.refine(sql.unsafe("SELECT $1::text", [circle])))
+      for (const one of [bad, Effect.exit(Db.withTransaction(bad))]) {
+        const all = yield* Effect.all(
+          Array.from({ length: 3000 }, () => one),
+          { concurrency: "unbounded" }
+        )
+        assert.lengthOf(all, 3000)
+      }
+      const [failed] = [yield* Effect.flip(DatabaseError.refine(sql.unsafe("SELECT $1::text", [circle])))]
+      assert.strictEqual(failed._tag, "QueryFailed")
+      assert.strictEqual(yield* active, 0)
+      yield* insert("after")
+      assert.deepStrictEqual(yield* stored, ["after"])
+    }).pipe(Effect.provide(fresh({ readers: [], queueTarget: Duration.infinity })))
+  )
+
+  it.scopedLive("who can be served by an open connection waits for it while the server lets in no more", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const order: Array<number> = []
+        yield* proxy.refuse
+        yield* Effect.forEach(
+          Array.from({ length: 12 }, (_, i) => i),
+          (i) =>
+            Effect.zipRight(
+              sql`SELECT pg_sleep(0.2)`,
+              Effect.sync(() => order.push(i))
+            ),
+          { concurrency: "unbounded" }
+        )
+        assert.deepStrictEqual(
+          order,
+          Array.from({ length: 12 }, (_, i) => i)
+        )
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, maxConnections: 5 })))
+    })
+  )
+
+  it.scopedLive("assertSingle does not take an interrupted statement for a checkout", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* Effect.timeoutOption(sql`SELECT pg_sleep(5)`, "50 millis")
+      assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
+    }).pipe(Effect.provide(fresh({ readers: [], strategy: "assertSingle" })))
   )
 })

@@ -23,7 +23,8 @@ export class Loans {
   ) {}
 
   get oldest(): Loan | undefined {
-    for (const loan of this.loans.values()) return loan
+    // one that is on its way out is nobody's any more
+    for (const [connection, loan] of this.loans) if (connection.broken === undefined) return loan
     return undefined
   }
 
