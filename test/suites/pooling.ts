@@ -21,11 +21,11 @@ export const pooling = (way: Way): void => {
   waiting(way)
   life(way)
   validation(way)
-  leaks(way)
-  closing(way)
   if (way.strategy === "pooled") growth(way)
   // the rest looks at sessions
   if (!way.route.hasSessions) return
+  leaks(way)
+  closing(way)
   sessions(way)
   invalidation(way)
   events(way)

@@ -26,6 +26,8 @@ import {
 export const validation = (way: Way): void => {
   const count = way.strategy === "pooled" ? 3 : 1
   const { hasSessions } = way.route
+  // a pooler may take as long as a connect for a sign of life: it answers when it has a server free
+  const patient = { startup: "lazy", validateAfterIdle: 0, connectTimeout: "1 second" } as const
 
   /** How many round trips an effect takes. */
   const roundTrips = <A, E, R>(self: Effect.Effect<A, E, R>) =>
@@ -110,7 +112,7 @@ export const validation = (way: Way): void => {
       assert.lengthOf(yield* stored, count)
       for (const { reason } of yield* told(facts, "Closed", count)) assert.strictEqual(reason, "invalid")
       assert.isEmpty(only(facts, "ConnectFailed"))
-    }).pipe(Effect.provide(openOverWire(way, { maxConnections: count, startup: "lazy", validateAfterIdle: 0 })))
+    }).pipe(Effect.provide(openOverWire(way, { ...patient, maxConnections: count })))
   )
 
   if (way.strategy === "pooled") {
@@ -127,7 +129,7 @@ export const validation = (way: Way): void => {
           assert.lengthOf(yield* told(facts, "Closed", 6), 6)
           assert.lengthOf(only(facts, "Connected"), 7)
           assert.strictEqual((yield* eventually(figures, ({ total }) => total === 1)).idle, 1)
-        }).pipe(Effect.provide(openOverWire(way, { maxConnections: 6, startup: "lazy", validateAfterIdle: 0 })))
+        }).pipe(Effect.provide(openOverWire(way, { ...patient, maxConnections: 6 })))
     )
   }
 }
