@@ -6,12 +6,14 @@
  * - `EFFECT_DB_CHAOS=full`: for 60 s, and not for 8 s.
  * - `EFFECT_DB_CHAOS_SEED=...`: what happens, and what the fibers do; every failure names it. How it falls together is up to the machine.
  */
+import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, EmbeddedPostgres } from "effect-db"
@@ -117,15 +119,13 @@ it.scopedLive(
           writer,
           reader
         })
-        const misfortune = yield* Effect.fork(
-          Effect.all(
-            [
-              befall(scene, (name) => happened.set(name, (happened.get(name) ?? 0) + 1)),
-              rotate(scene),
-              Effect.forever(Effect.zipRight(sample, Effect.sleep("100 millis")))
-            ],
-            { concurrency: "unbounded" }
-          )
+        const misfortunes = yield* Effect.forEach(
+          [
+            befall(scene, (name) => happened.set(name, (happened.get(name) ?? 0) + 1)),
+            rotate(scene),
+            Effect.forever(Effect.zipRight(sample, Effect.sleep("100 millis")))
+          ],
+          Effect.fork
         )
         const heaps: Array<number> = []
         const weigh = Effect.forEach([1, 2, 3], () =>
@@ -145,7 +145,9 @@ it.scopedLive(
           ],
           { concurrency: 2 }
         )
-        yield* Fiber.interrupt(misfortune)
+        for (const exit of yield* Effect.forEach(misfortunes, Fiber.interrupt)) {
+          if (!Exit.isInterrupted(exit)) watch.note(`the storm broke off: ${String(exit)}`)
+        }
         const grown = (heaps[2] ?? 0) - (heaps[0] ?? 0)
         console.log(
           `seed ${seed}: the heap grew by ${Math.round(grown / 1024)} kB, at the most ${watch.most} connections, ` +
@@ -157,18 +159,33 @@ it.scopedLive(
         if (grown > growth) watch.note(`the heap grew by ${grown} bytes`)
 
         // it is over: nothing may be left of it, and everything works
-        yield* Effect.zipRight(proxy.forget, proxy.cut)
-        const left = yield* Effect.repeat(idle, { schedule: soon, until: (n) => n === 0 }).pipe(Effect.zipRight(idle))
-        if (left > 0) watch.note(`${left} connections are still in use`)
+        yield* Effect.all([server.start, proxy.forget, proxy.cut])
+        // the last rotation may have been lost on its way
+        yield* Effect.zipRight(
+          roles[0].rotate,
+          Effect.sync(() => provider.use(roles[0]))
+        )
+        const after = <A, E>(what: string, self: Effect.Effect<A, E, Db>) =>
+          Effect.timeout(self, "20 seconds").pipe(
+            Effect.catchAllCause((cause) =>
+              Effect.map(Db.status, (status) => watch.note(`${what}: ${Cause.pretty(cause)} ${inspect(status)}`))
+            )
+          )
+        yield* after(
+          "nothing is in use",
+          Effect.repeat(idle, { schedule: Schedule.spaced("2 millis"), until: (n) => n === 0 })
+        )
         // a client hears a moment later that it was cut, and the storm may have used up what it may try again
-        yield* Effect.retry(Effect.all([writer`SELECT 1`, reader`SELECT 1`]), soon)
-        const heard = yield* Effect.fork(Stream.runHead(writer.listen("after")))
-        const say = Effect.zipRight(writer.notify("after", "hello"), Fiber.poll(heard))
-        yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
-        yield* Fiber.join(heard)
+        for (const sql of [writer, reader]) yield* after("statements work", Effect.retry(sql`SELECT 1`, soon))
+        const hear = Effect.retry(Stream.runHead(writer.listen("after")), soon)
+        const say = Effect.forever(
+          Effect.zipRight(Effect.ignore(writer.notify("after", "hello")), Effect.sleep("5 millis"))
+        )
+        yield* after("listening works", Effect.race(hear, say))
       }).pipe(Effect.provide(context))
 
-      yield* Scope.close(layer, Exit.void)
+      // shutdownTimeout
+      yield* watch.within("the end of the database", 5000, Scope.close(layer, Exit.void))
       const leftOpen = yield* Effect.repeat(
         Effect.sync(() => proxy.connections),
         { schedule: soon, until: (n) => n === 0 }
