@@ -14,8 +14,8 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError, EmbeddedPostgres, type Notification, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
+import { behindBouncer, hasBouncer, makeBouncer } from "./fixtures/bouncer.js"
 import { Audit, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
-import { hasPgBouncer, pgBouncer } from "./fixtures/pgbouncer.js"
 import { type Message, makeProxy, sends } from "./fixtures/proxy.js"
 import { randoms } from "./fixtures/random.js"
 import { freshDatabase, query } from "./fixtures/server.js"
@@ -515,11 +515,13 @@ describe("Notification", () => {
     )
   })
 
-  describe.skipIf(!hasPgBouncer)("behind PgBouncer", () => {
+  describe.skipIf(!hasBouncer)(behindBouncer, () => {
+    // what a session is told at login a pooler can only ignore
+    const told = { ignore_startup_parameters: "options,extra_float_digits" }
     it.scopedLive("in transaction mode, where nothing can be heard, a listener fails", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
-        const pooled = yield* pgBouncer(writer, "transaction")
+        const { url: pooled } = yield* makeBouncer(writer, told)
         yield* Effect.gen(function* () {
           const error = yield* Effect.flip(Stream.runDrain(Db.listen("news")))
           assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, "writer")
@@ -534,7 +536,7 @@ describe("Notification", () => {
     it.scopedLive("in session mode it hears, and hears again after a loss", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
-        const pooled = yield* pgBouncer(writer, "session")
+        const { url: pooled } = yield* makeBouncer(writer, { ...told, pool_mode: "session" })
         yield* Effect.gen(function* () {
           const listener = yield* hear(Db.listen("news"))
           yield* count(listener, 1)
