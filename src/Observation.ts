@@ -78,6 +78,8 @@ export type Observation = Data.TaggedEnum<{
     readonly server: string
     readonly processId: number
     readonly waited: number
+    /** What it is for, where a unit of work says so: the route of a request, say. */
+    readonly label: string | undefined
   }
   /** A connection came back. */
   CheckedIn: { readonly database: string; readonly server: string; readonly processId: number; readonly used: number }

@@ -465,7 +465,8 @@ export class Pool {
     this.loans?.add(connection, now, who)
     this.meter.waited(waited)
     if (observer.active) {
-      observer.observe(Observation.CheckedOut({ ...this.place, processId: connection.processId, waited }))
+      const { processId } = connection
+      observer.observe(Observation.CheckedOut({ ...this.place, processId, waited, label: who?.label }))
     }
     settle(undefined, connection)
   }

@@ -3,51 +3,283 @@
  *
  * @since 0.1.0
  */
+import * as HttpApiMiddleware from "@effect/platform/HttpApiMiddleware"
 import * as HttpApp from "@effect/platform/HttpApp"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
 import type { DatabaseError } from "./DatabaseError.js"
-import { currentCarrier } from "./internal/carrier.js"
-import { isReplayable } from "./RetryPolicy.js"
+import { type Carrier, currentCarrier } from "./internal/carrier.js"
+import type { Restore } from "./internal/commits.js"
+import { replaySchedule, takeReplay } from "./internal/replay.js"
+import { isKeepable, keep } from "./internal/request/again.js"
+import { type Described, describe, type Naming } from "./internal/request/describe.js"
+import { isReplayable, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
+
+type Request = HttpServerRequest.HttpServerRequest
+type Response = HttpServerResponse.HttpServerResponse
+
+export type {
+  /**
+   * A request, as far as its statements may tell of it.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  Described
+}
 
 /**
  * @since 0.1.0
  * @category models
  */
-export interface Options {
+export interface Options extends Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
   /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
-  readonly outcome?: ((response: HttpServerResponse.HttpServerResponse) => UnitOfWork.Outcome) | undefined
+  readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
   /** The response that is sent where the commit failed. Default: {@link commitFailed}. */
-  readonly onCommitFailed?: ((error: DatabaseError) => HttpServerResponse.HttpServerResponse) | undefined
+  readonly onCommitFailed?: ((error: DatabaseError) => Response) | undefined
+  /**
+   * How the transactions of a request are to be; `"none"` for a request without a unit of work, each statement of which is on its own.
+   * A part of a request may ask for more by `UnitOfWork.run(settings)` around its handler, before its first statement.
+   */
+  readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+  /**
+   * Answers the request again, from its start and in a unit of work of its own, where the first was undone for certain and another may go
+   * better: after a serialization failure, a deadlock, a lost connection. `true` follows the `RetryPolicy`. What a handler has done
+   * elsewhere is done again. Default `false`.
+   *
+   * The body is read first and kept, up to 1 MiB; a request whose body is longer, or does not say how long it is, is answered once. Only
+   * where the middleware stands around handlers: around a whole server the response is sent inside of it.
+   */
+  readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
+  /** The id of a request, for its label and its comments. Default: the header `x-request-id`. Only short printable ones are used. */
+  readonly requestId?: ((request: Request) => string | undefined) | undefined
+  /** Whether `pg_stat_activity` shows method and route as the `application_name` of a request's transactions. Default `false`. */
+  readonly applicationName?: boolean | undefined
+  /**
+   * Writes a comment behind each statement, in the format of sqlcommenter: `"route"` for method and route; `"trace"` for these, the
+   * request's id and `traceparent`; or what a function gives. Statements whose comments differ each time are not kept prepared, so all
+   * but `"route"` cost a parse each. Default: none.
+   */
+  readonly sqlComment?:
+    | "route"
+    | "trace"
+    | ((request: Described) => Readonly<Record<string, string | undefined>>)
+    | undefined
 }
 
 /**
- * The response where a commit failed: 409 where the request may simply be sent again, 503 where the database was lost, else 500. What the
- * database said is logged, not sent.
+ * For {@link Options}: requests that must not change anything, `GET` and `HEAD`, get read-only transactions.
+ *
+ * @since 0.1.0
+ * @category settings
+ */
+export const readOnlyWhenSafe = ({ method }: Request): UnitOfWork.Settings =>
+  method === "GET" || method === "HEAD" ? readOnly : anything
+
+const readOnly: UnitOfWork.Settings = { access: "read only" }
+const anything: UnitOfWork.Settings = {}
+
+/**
+ * The response where a commit failed: 409 where the request may simply be sent again, 503 where the database was lost, else 500; with a body
+ * as RFC 9457 has it (`application/problem+json`). What the database said is logged, not sent.
  *
  * @since 0.1.0
  * @category responses
  */
-export const commitFailed = (error: DatabaseError): HttpServerResponse.HttpServerResponse => {
-  const lost = error._tag === "CommitOutcomeUnknown" || error._tag === "Disconnected"
-  const [status, title] =
-    isReplayable(error) && !lost
-      ? [409, "The request collided with another one and was not stored; send it again"]
-      : lost
-        ? [503, "The database was lost while the request was stored; look whether it is there before you send it again"]
-        : [500, "The request could not be stored"]
+export const commitFailed = (error: DatabaseError): Response => {
+  const [status, title] = meaning(error)
   return HttpServerResponse.unsafeJson(
     { type: "about:blank", title, status },
     { status, contentType: "application/problem+json" }
   )
 }
 
-const byStatus = (response: HttpServerResponse.HttpServerResponse): UnitOfWork.Outcome =>
-  response.status < 400 ? "commit" : "rollback"
+const meaning = (error: DatabaseError): readonly [status: number, title: string] => {
+  switch (error._tag) {
+    case "CommitOutcomeUnknown":
+      return [
+        503,
+        "The database was lost while the request was stored; look whether it is there before you send it again"
+      ]
+    case "PartialCommit":
+      return [500, "The request was stored in part"]
+    case "Disconnected":
+    case "ConnectFailed":
+    case "PoolExhausted":
+    case "DatabaseClosed":
+      return [503, "The database cannot be reached; nothing was stored, send the request again"]
+    default:
+      return isReplayable(error)
+        ? [409, "The request collided with another one and was not stored; send it again"]
+        : [500, "The request could not be stored"]
+  }
+}
+
+const byStatus = (response: Response): UnitOfWork.Outcome => (response.status < 400 ? "commit" : "rollback")
+
+/** Options, with what does not change from request to request worked out. */
+interface Plan {
+  readonly options: Options
+  readonly ending: ReturnType<typeof UnitOfWork.endingOf>
+  readonly fixed: ReturnType<typeof UnitOfWork.rulesOf>
+  readonly naming: Naming
+}
+
+const makePlan = (options: Options): Plan => {
+  const { applicationName, databases, requestId, sqlComment, transaction } = options
+  return {
+    options,
+    ending: UnitOfWork.endingOf(options),
+    fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction }),
+    naming: { applicationName, requestId, sqlComment }
+  }
+}
+
+/** How a request's transactions are to be. */
+const settingsFor = ({ options: { transaction } }: Plan, request: Request): UnitOfWork.Settings | "none" | undefined =>
+  typeof transaction === "function" ? transaction(request) : transaction
+
+/** What is opened for a request. */
+const openingFor = (
+  { ending, fixed, naming, options }: Plan,
+  request: Request,
+  around: Carrier | undefined,
+  transaction: UnitOfWork.Settings | undefined
+): UnitOfWork.Opening => ({
+  around,
+  joins: true,
+  rules: fixed ?? UnitOfWork.rulesOf({ databases: options.databases, transaction }),
+  ending,
+  describe: describe(request, naming)
+})
+
+/** The body of a response is read after the end of the unit, and has no part in it wherever it is read. */
+const withoutUnit = (response: Response): Response =>
+  response.body._tag === "Stream"
+    ? HttpServerResponse.setBody(response, {
+        ...response.body,
+        stream: Stream.mapInputContext(response.body.stream, Context.omit(TransactionConnection))
+      })
+    : response
+
+/** A request was not stored: why, and what is answered unless it is tried again. */
+class Unstored<E> {
+  constructor(
+    readonly error: unknown,
+    readonly otherwise: Effect.Effect<Response, E>
+  ) {}
+}
+
+const settled = <E, R>(self: Effect.Effect<Response, Unstored<E>, R>): Effect.Effect<Response, E, R> =>
+  Effect.catchAll(self, ({ otherwise }) => otherwise)
+
+/** A rollback does not fail. */
+const undo = (handle: UnitOfWork.Handle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
+
+/** Ends the unit of a request by its response. */
+const endBy = (
+  { options }: Plan,
+  handle: UnitOfWork.Handle,
+  response: Response,
+  restore: Restore
+): Effect.Effect<Response, Unstored<never>> => {
+  if (handle.hasEnded()) return Effect.succeed(response)
+  const { onCommitFailed = commitFailed, outcome = byStatus } = options
+  return Effect.sync(() => outcome(response)).pipe(
+    Effect.onError(() => undo(handle)),
+    Effect.flatMap((decided) =>
+      Effect.mapBoth(handle.end(decided, restore), {
+        onFailure: (error) =>
+          new Unstored(
+            error,
+            Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
+          ),
+        onSuccess: () => decided
+      })
+    ),
+    Effect.flatMap((decided) => {
+      const failure = decided === "rollback" && options.retry !== undefined ? handle.unit.failure : undefined
+      const answer = Effect.succeed(withoutUnit(response))
+      return failure === undefined ? answer : Effect.fail(new Unstored(failure, answer))
+    })
+  )
+}
+
+/** Runs an app in a unit and ends that. */
+const once = <E, R>(
+  plan: Plan,
+  handle: UnitOfWork.Handle,
+  app: HttpApp.Default<E, R>,
+  restore: Restore
+): Effect.Effect<Response, Unstored<E>, R | Request> =>
+  Effect.withFiberRuntime((fiber) => {
+    const outside = fiber.currentContext
+    const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
+    const leave = FiberRef.set(FiberRef.currentContext, outside)
+    // around a whole server the response is sent inside of `app`: there the handler before the response ends the unit
+    const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
+      settled(endBy(plan, handle, response, restore))
+    )
+    return Effect.zipRight(
+      Effect.zipRight(beforeResponse, enter),
+      Effect.matchCauseEffect(restore(app), {
+        onFailure: (cause) =>
+          Effect.zipRight(
+            Effect.zipRight(leave, undo(handle)),
+            Effect.fail(new Unstored(Option.getOrUndefined(Cause.failureOption(cause)), Effect.failCause(cause)))
+          ),
+        onSuccess: (response) => Effect.zipRight(leave, endBy(plan, handle, response, restore))
+      })
+    )
+  })
+
+/** The same, again from its start where that may go better. */
+const repeatedly = <E, R>(
+  plan: Plan,
+  open: () => UnitOfWork.Handle,
+  app: HttpApp.Default<E, R>,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  asked: true | Schedule.Schedule<unknown, DatabaseError>,
+  restore: Restore
+): Effect.Effect<Response, Unstored<E>, R | Request> => {
+  const policy = Context.get(fiber.currentContext, RetryPolicy)
+  const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
+  const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+  let unit: UnitOfWork.Handle["unit"] | undefined
+  let attempt = 0
+  const from = (fresh: () => Request) =>
+    Effect.suspend(() => {
+      const handle = open()
+      unit = handle.unit
+      // what the attempt before has left to be done before the response is forgotten
+      return Effect.zipRight(
+        FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
+        once(plan, handle, Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()), restore)
+      )
+    })
+  return Effect.matchEffect(restore(keep(request)), {
+    onFailure: (error) => HttpServerRespondable.toResponse(error),
+    onSuccess: (fresh) =>
+      restore(
+        Effect.retry(Effect.uninterruptible(from(fresh)), {
+          schedule: Schedule.mapInput(replaySchedule(asked, policy), ({ error }: Unstored<E>) => error),
+          while: ({ error }) => unit !== undefined && takeReplay(unit, error, ++attempt, policy)
+        })
+      )
+  })
+}
 
 /**
  * Runs each request as one unit of work: one lazy transaction per database touched. A response below 400 commits; 400 and above, a failure,
@@ -70,49 +302,91 @@ const byStatus = (response: HttpServerResponse.HttpServerResponse): UnitOfWork.O
  *       Effect.as(HttpServerResponse.empty({ status: 201 }))
  *     )
  *   ),
- *   HttpRouter.use(RequestTransaction.middleware())
+ *   HttpRouter.use(RequestTransaction.middleware({ transaction: RequestTransaction.readOnlyWhenSafe, retry: true }))
  * )
  *
  * @since 0.1.0
  * @category middleware
  */
 export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
-  const outcome = options.outcome ?? byStatus
-  const onCommitFailed = options.onCommitFailed ?? commitFailed
-  return (app) =>
+  const plan = makePlan(options)
+  const { retry } = options
+  return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> =>
     Effect.uninterruptibleMask((restore) =>
       Effect.withFiberRuntime((fiber) => {
-        const outside = fiber.currentContext
-        const carrier = currentCarrier(fiber)
-        if (carrier?.unit !== undefined) return restore(app)
-        const unit = UnitOfWork.open(carrier, true)
-        // a rollback does not fail
-        const rollback = Effect.ignore(unit.end("rollback", undefined))
-        const end = (response: HttpServerResponse.HttpServerResponse) =>
-          unit.hasEnded()
-            ? Effect.succeed(response)
-            : Effect.sync(() => outcome(response)).pipe(
-                Effect.onError(() => rollback),
-                Effect.flatMap((decided) => unit.end(decided, restore)),
-                Effect.as(response),
-                Effect.catchAll((error) => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
-              )
-        const enter = FiberRef.set(
-          FiberRef.currentContext,
-          Context.add(outside, TransactionConnection, unit.carrier.slot)
-        )
-        const leave = FiberRef.set(FiberRef.currentContext, outside)
-        // around a whole server the response is sent inside of `app`: there the handler before the response ends the unit
-        return Effect.zipRight(
-          Effect.zipRight(
-            HttpApp.appendPreResponseHandler((_, response) => end(response)),
-            enter
-          ),
-          Effect.matchCauseEffect(restore(app), {
-            onFailure: (cause) => Effect.zipRight(Effect.zipRight(leave, rollback), Effect.failCause(cause)),
-            onSuccess: (response) => Effect.zipRight(leave, end(response))
-          })
+        const around = currentCarrier(fiber)
+        if (around?.unit !== undefined) return restore(app)
+        const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
+        const settings = settingsFor(plan, request)
+        if (settings === "none") return restore(app)
+        const opening = openingFor(plan, request, around, settings)
+        const open = () => UnitOfWork.open(opening)
+        return settled(
+          retry === undefined || retry === false || !isKeepable(request)
+            ? once(plan, open(), app, restore)
+            : repeatedly(plan, open, app, fiber, retry, restore)
         )
       })
     )
+}
+
+/**
+ * The same for an `HttpApi`, or for some of its groups or endpoints: `.middleware(RequestTransaction.Api)`, and {@link layerApi}. A request
+ * ends by the response that its handler's success or failure is encoded to.
+ *
+ * @example
+ * import { HttpApiEndpoint, HttpApiGroup } from "@effect/platform"
+ * import { RequestTransaction } from "effect-db"
+ *
+ * export const todos = HttpApiGroup.make("todos")
+ *   .add(HttpApiEndpoint.post("create", "/todos"))
+ *   .middleware(RequestTransaction.Api)
+ *
+ * @since 0.1.0
+ * @category middleware
+ */
+export class Api extends HttpApiMiddleware.Tag<Api>()("effect-db/RequestTransaction/Api", {
+  provides: TransactionConnection
+}) {}
+
+/**
+ * Options of {@link layerApi}. An endpoint that is to have no unit of work goes without the middleware.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ApiOptions extends Omit<Options, "retry" | "transaction"> {
+  /** How the transactions of a request are to be. */
+  readonly transaction?: ((request: Request) => UnitOfWork.Settings) | UnitOfWork.Settings | undefined
+}
+
+/**
+ * What {@link Api} does. It answers each request once: such a middleware runs before its handler, not around it.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
+  const plan = makePlan(options)
+  return Layer.succeed(
+    Api,
+    Effect.withFiberRuntime((fiber) => {
+      const around = currentCarrier(fiber)
+      const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
+      if (around?.unit !== undefined) return Effect.succeed(around.slot)
+      const { transaction } = options
+      const settings = typeof transaction === "function" ? transaction(request) : transaction
+      const handle = UnitOfWork.open(openingFor(plan, request, around, settings))
+      const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
+        Effect.uninterruptibleMask((restore) => settled(endBy(plan, handle, response, restore)))
+      )
+      return Effect.as(
+        Effect.zipRight(
+          Effect.addFinalizer(() => undo(handle)),
+          beforeResponse
+        ),
+        handle.unit.slot
+      )
+    })
+  )
 }

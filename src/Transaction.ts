@@ -8,6 +8,7 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import type * as Schedule from "effect/Schedule"
 import {
@@ -23,7 +24,9 @@ import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
 import { Level } from "./internal/session.js"
 import * as wire from "./internal/wire.js"
+import { nameSql } from "./internal/work.js"
 import { Observation, type Observer } from "./Observation.js"
+import type { Policy } from "./RetryPolicy.js"
 
 /**
  * @since 0.1.0
@@ -78,6 +81,8 @@ export interface Options {
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** A name for observations and spans. */
   readonly label?: string | undefined
+  /** What `pg_stat_activity` and the server's log call the session while it lasts. Printable ASCII, at most 63 characters. */
+  readonly applicationName?: string | undefined
 }
 
 /**
@@ -93,11 +98,24 @@ export interface Origin {
   readonly limits?: Limits | undefined
   /** Every transaction is a savepoint inside of this one, which is never committed. */
   readonly sandbox?: Transaction | undefined
+  /** @internal Takes one more attempt of a whole from what is allowed in all, and tells of it. */
+  readonly takeReplay: (policy: Policy, attempt: number, message: string) => boolean
+}
+
+/** @internal An origin that begins transactions. */
+export interface Beginner extends Origin {
+  readonly begin: (
+    kind: Kind,
+    options: Options,
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined
+  ) => Transaction
 }
 
 type HookKind = "beforeCommit" | "afterCommit" | "afterRollback" | "afterEnd"
 
-interface Hook {
+/** @internal */
+export interface Hook {
   readonly kind: HookKind
   /** What it does, in the context in which it was registered but for the transaction slot. */
   readonly run: (slot: Carrier["slot"] | undefined) => Effect.Effect<unknown, unknown>
@@ -119,8 +137,13 @@ export const beginSql = (options: Options): ReadonlyArray<string> => {
   return [begin.filter((part) => part !== "").join(" "), ...limitsSql(options)]
 }
 
-const limitsSql = (options: Options): ReadonlyArray<string> =>
-  setLocal({ statementTimeout: millis(options.statementTimeout), lockTimeout: millis(options.lockTimeout) })
+const limitsSql = (options: Options): ReadonlyArray<string> => {
+  const limits = setLocal({
+    statementTimeout: millis(options.statementTimeout),
+    lockTimeout: millis(options.lockTimeout)
+  })
+  return options.applicationName === undefined ? limits : [...limits, nameSql(options.applicationName)]
+}
 
 const millis = (duration: Duration.DurationInput | undefined): number | undefined =>
   duration === undefined ? undefined : Duration.toMillis(duration)
@@ -162,6 +185,11 @@ export class Transaction {
   /** Whether the server refuses writes in it. */
   get readOnly(): boolean {
     return this.level.readOnly
+  }
+
+  /** Whether its COMMIT stores something, for all that is known. */
+  get stores(): boolean {
+    return this.level.touched && !this.level.readOnly
   }
 
   /** @internal */
@@ -214,7 +242,10 @@ export const begin = (
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
-    plain && options.statementTimeout === undefined && options.lockTimeout === undefined
+    plain &&
+    options.statementTimeout === undefined &&
+    options.lockTimeout === undefined &&
+    options.applicationName === undefined
       ? plainBegin
       : beginSql(options).map(wire.step)
   const limited = origin.limits === undefined ? steps : [...steps, ...idleLimit(origin.limits)]
@@ -249,8 +280,8 @@ export const nest = (
   const readOnly = options.access === "read only" || around.readOnly
   const set = options.access === "read only" ? ["SET LOCAL transaction_read_only = on", ...limits] : limits
   const restore = limits.length === 0 ? none : [...limitsSql(around.options), ...unset(options, around.options)]
-  const { lockTimeout, statementTimeout } = around.options
-  const effective = { lockTimeout, statementTimeout, ...options }
+  const { applicationName, lockTimeout, statementTimeout } = around.options
+  const effective = { applicationName, lockTimeout, statementTimeout, ...options }
   const level = new Level(
     around.level.link,
     around.level,
@@ -268,6 +299,9 @@ const unset = (inner: Options, outer: Options): ReadonlyArray<string> => {
     all.push("SET LOCAL statement_timeout TO DEFAULT")
   }
   if (inner.lockTimeout !== undefined && outer.lockTimeout === undefined) all.push("SET LOCAL lock_timeout TO DEFAULT")
+  if (inner.applicationName !== undefined && outer.applicationName === undefined) {
+    all.push("SET LOCAL application_name TO DEFAULT")
+  }
   return all
 }
 
@@ -359,6 +393,17 @@ export const commit = (transaction: Transaction): Effect.Effect<void, Transactio
       resume(error === undefined ? Effect.void : Effect.fail(error))
     })
     return Effect.async<void>((settled) => giveUp(() => settled(Effect.void)))
+  })
+
+/**
+ * Has the server check now what it would check at COMMIT. A transaction that it knows nothing of passes.
+ *
+ * @internal
+ */
+export const check = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
+  Effect.async((resume) => {
+    const giveUp = transaction.level.check((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
+    return Effect.sync(giveUp)
   })
 
 /**
@@ -509,17 +554,19 @@ const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
   })
 
 /**
- * Registers a hook with the innermost transaction of a database; without one `afterCommit` runs at once, for everything is committed.
+ * Registers a hook with the innermost transaction of a database, or with the unit of work that is going to begin one; without either
+ * `afterCommit` runs at once, for everything is committed.
  *
  * @internal
  */
 export const addHook = <E, R>(
-  origin: Origin,
+  origin: Beginner,
   kind: "beforeCommit" | "afterCommit" | "afterRollback",
   hook: Effect.Effect<unknown, E, R>
 ): Effect.Effect<void, never, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const found = currentCarrier(fiber)?.find(origin, "writer")
+    const carrier = currentCarrier(fiber)
+    const found = carrier?.find(origin, "writer")
     // R is in the fiber's context, because this effect asks for it; the slot is no part of R
     const context = Context.omit(TransactionConnection)(fiber.currentContext) as Context.Context<R>
     const registered: Hook = {
@@ -534,13 +581,16 @@ export const addHook = <E, R>(
       found.addHook(registered)
       return Effect.void
     }
+    const begin = (options: Options) => origin.begin("writer", options, fiber, carrier)
+    if (found === undefined && carrier?.addHook(origin, registered, begin) === true) return Effect.void
     const undone = found !== undefined && found !== "none" && found.level.state !== "committed"
     return (kind === "afterRollback") === undone ? report(origin, registered) : Effect.void
   })
 
 const effective = { isolation: "read committed", access: "read write" } as const
 
-const conflict = (outer: Transaction, options: Options): OptionsConflict | undefined => {
+/** @internal Why a transaction is not as somebody asks who is to join it. */
+export const conflict = (outer: Transaction, options: Options): OptionsConflict | undefined => {
   for (const option of ["isolation", "access"] as const) {
     const inner = options[option]
     const around = outer.options[option] ?? effective[option]

@@ -10,16 +10,59 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import { dual } from "effect/Function"
-import type { Connection } from "./Connection.js"
-import { PartialCommit, PropagationRefused, type TransactionError } from "./DatabaseError.js"
-import { Carrier, currentCarrier, type Kind, type Memory } from "./internal/carrier.js"
-import { after, commit, commitSoon, type Origin, type Transaction, undo, veto } from "./Transaction.js"
+import type * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
+import { type DatabaseError, type OptionsConflict, PropagationRefused, type TransactionError } from "./DatabaseError.js"
+import { type Carrier, currentCarrier } from "./internal/carrier.js"
+import { type Ending, finish, type Order, type Restore, undoAll } from "./internal/commits.js"
+import { replay } from "./internal/replay.js"
+import { type Describe, type Rules, type Settings, Unit } from "./internal/unit.js"
+import type { Work } from "./internal/work.js"
+import type { Origin, Transaction } from "./Transaction.js"
 
 /**
  * @since 0.1.0
  * @category models
  */
 export type Outcome = "commit" | "rollback"
+
+export type {
+  /**
+   * How the transactions of a unit are to be. What is left out is the server's default.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  Settings,
+  /**
+   * What a piece of work is for, as those hear of it who look at the database from outside.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  Work
+}
+
+/**
+ * The class of a named database, as far as a unit of work needs to know it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Named {
+  readonly databaseName: string
+}
+
+/**
+ * Settings for the transactions of one database; made by {@link on}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DatabaseSettings {
+  readonly database: string
+  readonly settings: Settings
+}
 
 /**
  * @since 0.1.0
@@ -28,160 +71,53 @@ export type Outcome = "commit" | "rollback"
 export interface Options<A, E> {
   /** How the unit ends. Default: a success commits, a failure, a defect or an interruption rolls back. */
   readonly outcome?: ((exit: Exit.Exit<A, E>) => Outcome) | undefined
-}
-
-class Unit extends Carrier {
-  private readonly transactions = new Map<Origin, Transaction>()
-  private readonly memories = new Map<Origin, Memory>()
-  private ended = false
-
-  constructor(
-    parent: Carrier | undefined,
-    /** What was there before, where this unit does not see it. */
-    private readonly behind: Carrier | undefined
-  ) {
-    super(parent, "of a unit of work")
-  }
-
-  override get unit(): Unit {
-    return this
-  }
-
-  override around(origin: Origin): Transaction | undefined {
-    return this.transactions.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
-  }
-
-  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
-    const own = kind === "writer" ? this.transactions.get(origin) : undefined
-    return own ?? super.find(origin, kind)
-  }
-
-  override open(origin: Origin, begin: () => Transaction): Transaction {
-    const transaction = begin()
-    // a fiber that outlives the unit must not begin what nobody will end
-    if (this.ended) transaction.level.rollback(() => {})
-    else this.transactions.set(origin, transaction)
-    return transaction
-  }
-
-  override held(origin: Origin): ReadonlyArray<Connection> {
-    const own = this.transactions.get(origin)?.level.held ?? []
-    return [...own, ...super.held(origin), ...(this.behind?.held(origin) ?? [])]
-  }
-
-  override memory(origin: Origin): Memory {
-    let known = this.memories.get(origin)
-    if (known === undefined) {
-      known = { reader: undefined, written: false }
-      this.memories.set(origin, known)
-    }
-    return known
-  }
-
-  /** The transactions, in the order in which they were begun. */
-  get all(): ReadonlyArray<Transaction> {
-    return [...this.transactions.values()]
-  }
-
-  /** From now on nothing can be begun in it. */
-  end(): void {
-    this.ended = true
-  }
-
-  owns(transaction: Transaction): boolean {
-    return this.transactions.get(transaction.origin) === transaction
-  }
-
-  forget(transaction: Transaction): void {
-    this.transactions.delete(transaction.origin)
-    if (transaction.level.touched) this.memory(transaction.origin).written = true
-  }
-}
-
-type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-
-const undoAll = (transactions: ReadonlyArray<Transaction>, restore: Restore | undefined): Effect.Effect<void> =>
-  Effect.forEach(transactions, (transaction) => undo(transaction, restore), {
-    discard: true,
-    concurrency: "unbounded"
-  })
-
-const names = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
-
-/** Says what is stored, where some databases have committed before one did not. */
-const partial = (
-  committed: ReadonlyArray<Transaction>,
-  failed: Transaction,
-  rest: ReadonlyArray<Transaction>,
-  cause: Cause.Cause<TransactionError>
-): Cause.Cause<TransactionError> => {
-  const stored = committed.filter((_) => _.level.touched)
-  if (stored.length === 0) return cause
-  const error = Cause.failureOption(cause)
-  return Cause.fail(
-    new PartialCommit({
-      ...failed.level.link.place,
-      ...(error._tag === "None" ? {} : { cause: error.value }),
-      committed: names(stored),
-      failed: failed.origin.database,
-      outcome: failed.level.state === "unknown" ? "unknown" : "rolledBack",
-      rolledBack: names(rest)
-    })
-  )
+  /** For the transactions of all databases. */
+  readonly transaction?: Settings | undefined
+  /** For those of single ones, before what is said for all. */
+  readonly databases?: ReadonlyArray<DatabaseSettings> | undefined
+  /**
+   * The order of commits, where there are several: `"safest"` (default) has what is least likely to fail last, that is, serializable
+   * transactions first and read-only ones last, else as they were touched; `"touched"`; or the databases in their order, others after them.
+   */
+  readonly order?: "safest" | "touched" | ReadonlyArray<Named> | undefined
+  /**
+   * Whether, where several databases are to be committed, all but the first check their deferred constraints before any COMMIT, at the
+   * same time and in one round trip. What is found then undoes all, where it would have been a `PartialCommit`. Default `true`.
+   */
+  readonly checkFirst?: boolean | undefined
+  /**
+   * Runs the whole unit again, from its start, where all of it is undone for certain and may go better. `true` follows the `RetryPolicy`.
+   * Not where a part is stored already, by `Db.commit` or in another database. Default `false`.
+   */
+  readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
+  /** What it is for, in observations, in `status`, in `pg_stat_activity` and in the text of statements. */
+  readonly work?: Work | undefined
 }
 
 /**
- * Commits one after the other; a failure rolls the rest back and says what is stored already. An interruption is heard only before the
- * first is committed: after that the rest follow, within a second each, so that nobody leaves a half behind by going away.
+ * Settings for the transactions of one database of a unit.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Database, UnitOfWork } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ * class Audit extends Database.Service<Audit>()("audit") {}
+ *
+ * declare const work: Effect.Effect<void, never, Db | Audit>
+ *
+ * export const program = UnitOfWork.run(work, {
+ *   databases: [UnitOfWork.on(Db, { isolation: "serializable" }), UnitOfWork.on(Audit, { statementTimeout: "1 second" })],
+ *   order: [Audit, Db]
+ * })
+ *
+ * @since 0.1.0
+ * @category constructors
  */
-const commitAll = (
-  transactions: ReadonlyArray<Transaction>,
-  restore: Restore | undefined
-): Effect.Effect<void, TransactionError> => {
-  const step = (i: number, gone: Cause.Cause<TransactionError> | undefined): Effect.Effect<void, TransactionError> => {
-    const transaction = transactions[i]
-    if (transaction === undefined) {
-      const hooks = Effect.forEach(transactions, (_) => after(_, gone === undefined ? restore : undefined), {
-        discard: true
-      })
-      return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
-    }
-    const soon = restore === undefined || gone !== undefined
-    return Effect.matchCauseEffect(soon ? commitSoon(transaction) : restore(commit(transaction)), {
-      onSuccess: () => step(i + 1, gone),
-      onFailure: (cause) => {
-        const { state } = transaction.level
-        const left = Cause.isInterrupted(cause)
-        if (left && state === "committed") return step(i + 1, cause)
-        if (left && state === "open" && i > 0 && !soon) return step(i, cause)
-        const rest = transactions.slice(i)
-        const failure = partial(transactions.slice(0, i), transaction, rest.slice(1), cause)
-        const undone = undoAll(rest, left || gone !== undefined ? undefined : restore)
-        return Effect.zipRight(undone, Effect.failCause(failure))
-      }
-    })
-  }
-  return Effect.suspend(() => step(0, undefined))
-}
-
-/** What is to be committed together. */
-interface Whole {
-  readonly carrier: Carrier
-  readonly all: () => ReadonlyArray<Transaction>
-  /** Called when all hooks have agreed: from now on nothing may be begun in it. */
-  readonly close: () => void
-}
-
-/** Runs the hooks that may veto, which may touch further databases, then commits all. */
-const finish = ({ all, carrier, close }: Whole, restore: Restore | undefined) => {
-  const commits = Effect.suspend(() => {
-    close()
-    return commitAll(all(), restore)
-  })
-  return Effect.suspend(() =>
-    all().some((transaction) => transaction.hasHooks) ? Effect.zipRight(veto(all, carrier, restore), commits) : commits
-  )
-}
+export const on = ({ databaseName }: Named, settings: Settings): DatabaseSettings => ({
+  database: databaseName,
+  settings
+})
 
 /**
  * An open unit of work, for those who end it by something else than an effect's exit.
@@ -189,36 +125,66 @@ const finish = ({ all, carrier, close }: Whole, restore: Restore | undefined) =>
  * @internal
  */
 export interface Handle {
-  readonly carrier: Carrier
+  readonly unit: Unit
   readonly hasEnded: () => boolean
   /** Ends it, once. `restore` is for a caller who can be interrupted and has not been. */
   readonly end: (outcome: Outcome, restore: Restore | undefined) => Effect.Effect<void, TransactionError>
 }
 
-/**
- * Opens a unit of work. With `joins` it sees the transactions that are open around it.
- *
- * @internal
- */
-export const open = (carrier: Carrier | undefined, joins: boolean): Handle => {
-  const unit = joins ? new Unit(carrier, undefined) : new Unit(undefined, carrier)
-  let ending = false
+/** @internal What a unit is opened with. */
+export interface Opening {
+  /** What is there around it. */
+  readonly around: Carrier | undefined
+  /** Whether it sees the transactions that are open around it. */
+  readonly joins: boolean
+  readonly rules: Rules | undefined
+  readonly ending: Ending
+  readonly describe: Describe | undefined
+}
+
+/** @internal */
+export const open = ({ around, describe, ending, joins, rules }: Opening): Handle => {
+  const unit = new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe)
+  let hasEnded = false
   return {
-    carrier: unit,
-    hasEnded: () => ending,
+    unit,
+    hasEnded: () => hasEnded,
     end: (outcome, restore) =>
       Effect.suspend(() => {
-        if (ending) return Effect.void
-        ending = true
+        if (hasEnded) return Effect.void
+        hasEnded = true
         const close = () => unit.end()
         if (outcome === "commit") {
-          return Effect.ensuring(finish({ carrier: unit, all: () => unit.all, close }, restore), Effect.sync(close))
+          const whole = { carrier: unit, all: () => unit.all, close }
+          return Effect.ensuring(finish(whole, ending, restore), Effect.sync(close))
         }
+        const { all } = unit
         close()
-        return undoAll(unit.all, restore)
+        return undoAll(all, restore)
       })
   }
 }
+
+/** @internal The rules that options ask for, if any. */
+export const rulesOf = ({
+  databases,
+  transaction
+}: Pick<Options<never, never>, "databases" | "transaction">): Rules | undefined =>
+  transaction === undefined && databases === undefined
+    ? undefined
+    : {
+        all: transaction,
+        databases: new Map(databases?.map(({ database, settings }) => [database, settings]))
+      }
+
+/** @internal */
+export const endingOf = ({ checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">): Ending => ({
+  order: orderOf(order ?? "safest"),
+  checked: checkFirst ?? true
+})
+
+const orderOf = (order: "safest" | "touched" | ReadonlyArray<Named>): Order =>
+  typeof order === "string" ? order : order.map((_) => _.databaseName)
 
 /** How a unit is to end; a fault in the function that says so rolls back, and is seen. */
 const decide = <A, E>(options: Options<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<Outcome> => {
@@ -231,21 +197,19 @@ const decide = <A, E>(options: Options<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<
 
 const runIn = <A, E, R>(
   self: Effect.Effect<A, E, R>,
-  carrier: Carrier | undefined,
-  joins: boolean,
+  handle: Handle,
   options: Options<A, E>
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
-      const unit = open(carrier, joins)
-      const inside = Context.add(outside, TransactionConnection, unit.carrier.slot)
+      const inside = Context.add(outside, TransactionConnection, handle.unit.slot)
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, inside),
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
           const outcome = decide(options, exit)
           const gone = Exit.isFailure(exit) && Cause.isInterrupted(exit.cause)
-          const end = unit.end(Exit.isSuccess(outcome) ? outcome.value : "rollback", gone ? undefined : restore)
+          const end = handle.end(Exit.isSuccess(outcome) ? outcome.value : "rollback", gone ? undefined : restore)
           return Effect.flatMap(Effect.exit(Effect.zipRight(end, outcome)), (ended) => {
             const result: Exit.Exit<A, E | TransactionError> = Exit.isSuccess(ended)
               ? exit
@@ -256,6 +220,37 @@ const runIn = <A, E, R>(
       )
     })
   )
+
+const begin = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  around: Carrier | undefined,
+  joins: boolean,
+  options: Options<A, E>
+): Effect.Effect<A, E | TransactionError, R> => {
+  const { retry, work } = options
+  const opening: Opening = {
+    around,
+    joins,
+    rules: rulesOf(options),
+    ending: endingOf(options),
+    describe: work === undefined ? undefined : () => work
+  }
+  const once = (handle: Handle) => runIn(self, handle, options)
+  return retry === undefined || retry === false
+    ? Effect.suspend(() => once(open(opening)))
+    : replay(() => open(opening), once, retry)
+}
+
+/** A part of a unit of work: its end is left to the whole, but what it asks for must be so. */
+const join = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  unit: Unit,
+  options: Options<A, E>
+): Effect.Effect<A, E | OptionsConflict, R> => {
+  const rules = rulesOf(options)
+  const conflict = rules === undefined ? undefined : unit.demand(rules)
+  return conflict === undefined ? self : Effect.fail(conflict)
+}
 
 /**
  * Runs an effect as one unit of work: each database touched inside gets one transaction, begun with its first write; at the end all
@@ -292,7 +287,7 @@ export const run: {
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
     Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      return carrier?.unit === undefined ? runIn(self, carrier, true, options) : self
+      return carrier?.unit === undefined ? begin(self, carrier, true, options) : join(self, carrier.unit, options)
     })
 )
 
@@ -308,8 +303,122 @@ export const runNew: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => runIn(self, currentCarrier(fiber), false, options))
+    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options))
 )
+
+/**
+ * Runs an effect outside of every unit of work and every transaction, of all databases. What is forked in a unit and outlives it belongs
+ * in here, or in {@link runNew}: to what is left of an ended unit it would be `TransactionEnded`.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Database, UnitOfWork } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * declare const sendMail: Effect.Effect<void, never, Db>
+ *
+ * export const inBackground = Effect.forkDaemon(UnitOfWork.outside(sendMail))
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const outside = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.mapInputContext(self, leave<R>)
+
+// the slot is no part of R
+const leave = <R>(context: Context.Context<R>): Context.Context<R> =>
+  Context.omit(TransactionConnection)(context) as Context.Context<R>
+
+/**
+ * A stream with all that it needs from here, outside of every unit of work: for the body of a response, which is read after the unit's end.
+ *
+ * @example
+ * import { HttpServerResponse } from "@effect/platform"
+ * import { Effect, Stream } from "effect"
+ * import { Database, UnitOfWork } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const lines = Stream.unwrap(Effect.map(Db.reader, (sql) => sql<{ title: string }>`SELECT title FROM todo`.stream)).pipe(
+ *   Stream.map(({ title }) => `${title}\n`),
+ *   Stream.encodeText
+ * )
+ *
+ * export const handler = Effect.map(UnitOfWork.detach(lines), (body) => HttpServerResponse.stream(body))
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Stream.Stream<A, E>, never, R> =>
+  Effect.map(Effect.context<R>(), (context) => Stream.provideContext(self, leave(context)))
+
+const none: ReadonlyArray<never> = []
+
+/** Which transactions of a unit of work are meant; or why they cannot be ended from here. */
+type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
+
+const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
+  new PropagationRefused({ database, server: "", propagation })
+
+/** Ends transactions of the current unit of work, which goes on. */
+const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, TransactionError> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const carrier = currentCarrier(fiber)
+      const unit = carrier?.unit
+      if (carrier === undefined || unit === undefined) return Effect.void
+      const chosen = choose(carrier, unit)
+      if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
+      if (outcome === "rollback") {
+        for (const transaction of chosen) unit.forget(transaction)
+        return undoAll(chosen, restore)
+      }
+      let ending = chosen
+      const whole = {
+        carrier,
+        all: () => {
+          // a hook may be the first to touch a database
+          const now = choose(carrier, unit)
+          if (!(now instanceof PropagationRefused)) ending = now
+          return ending
+        },
+        close: () => {
+          for (const transaction of ending) unit.forget(transaction)
+        }
+      }
+      const { close } = whole
+      return Effect.ensuring(finish(whole, unit.ending, restore), Effect.sync(close))
+    })
+  )
+
+/** Commits, or rolls back, what the current unit of work has begun so far on every database; the next statement begins another. */
+const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
+  endSome(outcome, (carrier, unit) => {
+    // what was sent outside on purpose is not meant; what is nested in it, or begun by hand, has an end of its own
+    const found = unit.all.map((own) => ({ own, seen: carrier.find(own.origin, "writer") }))
+    const other = found.find(({ own, seen }) => seen !== own && seen !== "none")
+    return other === undefined
+      ? found.flatMap(({ own, seen }) => (seen === own ? [own] : []))
+      : refuse(other.own.origin, outcome)
+  })
+
+/**
+ * Commits what the unit of work has done so far, on every database; the next statement on each begins another transaction. Without a unit
+ * there is nothing to commit. In a transaction that was begun by hand it fails with `PropagationRefused`.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const commit: Effect.Effect<void, TransactionError> = endAll("commit")
+
+/**
+ * Rolls back what the unit of work has done so far, on every database; the next statement on each begins another transaction.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const rollback: Effect.Effect<void, TransactionError> = endAll("rollback")
 
 /**
  * Ends the transaction that the unit of work has open on one database; the next statement begins another.
@@ -317,20 +426,10 @@ export const runNew: {
  * @internal
  */
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
-  Effect.uninterruptibleMask((restore) =>
-    Effect.withFiberRuntime((fiber) => {
-      const carrier = currentCarrier(fiber)
-      const found = carrier?.find(origin, "writer")
-      if (found === undefined || found === "none") return Effect.void
-      const unit = carrier?.unit
-      if (carrier === undefined || !(unit instanceof Unit) || !unit.owns(found)) {
-        return Effect.fail(new PropagationRefused({ database: origin.database, server: "", propagation: outcome }))
-      }
-      const close = () => unit.forget(found)
-      if (outcome === "commit") {
-        return Effect.ensuring(finish({ carrier, all: () => [found], close }, restore), Effect.sync(close))
-      }
-      close()
-      return undo(found, restore)
-    })
-  )
+  endSome(outcome, (carrier, unit) => {
+    const found = carrier.find(origin, "writer")
+    if (found === "none") return none
+    const own = unit.own(origin)
+    if (found !== undefined && found !== own) return refuse(origin, outcome)
+    return own === undefined ? none : [own]
+  })

@@ -31,15 +31,15 @@ const neighbours = [
 
 /** Files that know each other's types. None of them needs the other to be loaded first. */
 const typeCircles = [
-  // the carrier maps names to transactions, and a transaction stands in a carrier
-  ["Transaction", "internal/carrier"]
+  // the carrier maps names to transactions, a unit of work is one, and a transaction stands in a carrier
+  ["Transaction", "internal/carrier", "internal/commits", "internal/unit"]
 ]
 
 /** Who imports which package. `effect`, `@effect/sql` and `node:` are free. */
 const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/experimental": ["Client", "Database", "TestDatabase", "internal/sessionTasks"],
   // HTTP is nobody else's business
-  "@effect/platform": ["RequestTransaction"],
+  "@effect/platform": ["RequestTransaction", "internal/request/again", "internal/request/describe"],
   "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/sessionTasks"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: ["internal/channels", "internal/driver", "internal/embedded/sql", "internal/wire"],

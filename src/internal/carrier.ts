@@ -13,7 +13,9 @@ import type * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import type { Connection as DbConnection } from "../Connection.js"
 import { ForeignClient, toSqlError } from "../DatabaseError.js"
-import type { Origin, Transaction } from "../Transaction.js"
+import type { Hook, Options, Origin, Transaction } from "../Transaction.js"
+import type { Unit } from "./unit.js"
+import type { Work } from "./work.js"
 
 /** Whether a transaction is on the primary, or on whatever serves readers. */
 export type Kind = "writer" | "reader"
@@ -34,13 +36,23 @@ export abstract class Carrier implements Connection {
   }
 
   /** Begins a transaction in the unit of work that this is part of, if there is one. */
-  open(origin: Origin, begin: () => Transaction): Transaction | undefined {
+  open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
     return this.parent?.open(origin, begin)
   }
 
+  /** Leaves a hook to the unit of work that this is part of, for a transaction that is not begun yet; tells whether it took it. */
+  addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
+    return this.parent?.addHook(origin, hook, begin) ?? false
+  }
+
   /** The unit of work that this is part of. */
-  get unit(): Carrier | undefined {
+  get unit(): Unit | undefined {
     return this.parent?.unit
+  }
+
+  /** What the work is for, if anybody has said so. */
+  work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+    return this.parent?.work(fiber)
   }
 
   /** The innermost transaction of a database, whether work was sent outside of it or not. */
@@ -120,8 +132,12 @@ export class OutsideCarrier extends Carrier {
     return origin === this.origin ? "none" : super.find(origin, kind)
   }
 
-  override open(origin: Origin, begin: () => Transaction): Transaction | undefined {
+  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
     return origin === this.origin ? undefined : super.open(origin, begin)
+  }
+
+  override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
+    return origin !== this.origin && super.addHook(origin, hook, begin)
   }
 }
 

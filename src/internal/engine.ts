@@ -26,8 +26,10 @@ import { guard, runGuarded } from "./guard.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
 import { Borrower } from "./pool/borrower.js"
+import { replaySchedule } from "./replay.js"
 import type { Fence } from "./session.js"
 import { constantStep } from "./wire.js"
+import { type Work, withComment } from "./work.js"
 
 type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
@@ -120,10 +122,11 @@ export class Engine implements Origin {
   run<A>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     kind: Kind,
-    request: Request,
+    asked: Request,
     read: (flight: Flight) => A
   ): Effect.Effect<A, SqlError> {
     const carrier = currentCarrier(fiber)
+    const request = carrier === undefined ? asked : withComment(asked, carrier.work(fiber))
     const transaction = this.transactionFor(fiber, carrier, kind, request.site)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
@@ -138,7 +141,7 @@ export class Engine implements Origin {
     const memory = carrier?.memory(this)
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
-      ? this.attempt(fiber, this.onWriter(fiber, request, held), read, retriesOnWriter(fiber))
+      ? this.attempt(fiber, this.onWriter(fiber, carrier, request, held), read, retriesOnWriter(fiber))
       : this.attempt(fiber, this.onReader(fiber, carrier, request), read, isReadAgain)
   }
 
@@ -159,7 +162,9 @@ export class Engine implements Origin {
     if (found === "none") return undefined
     return (
       found ??
-      (kind === "writer" ? carrier.open(this, () => this.begin("writer", {}, fiber, carrier, site)) : undefined)
+      (kind === "writer"
+        ? carrier.open(this, (options) => this.begin("writer", options, fiber, carrier, site))
+        : undefined)
     )
   }
 
@@ -171,10 +176,11 @@ export class Engine implements Origin {
     carrier: Carrier | undefined,
     site?: CallSite | undefined
   ): Transaction {
+    const asked = named(options, carrier?.work(fiber))
     const held = () => carrier?.held(this) ?? none
     const pick = kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier?.memory(this))
-    const lender = new PoolLender(this, pick, held, options.label, this.borrower(fiber, site))
-    return begin(this, kind, lender, options, carrier)
+    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, carrier))
+    return begin(this, kind, lender, asked, carrier)
   }
 
   /** The pool of a purpose, for a connection outside of every transaction. */
@@ -274,17 +280,16 @@ export class Engine implements Origin {
     // what failed on another database is not mended by running this one again
     const isOwn = (error: unknown) => isReplayable(error) && fromUnknown(error).database === this.database
     const policy = Context.get(fiber.currentContext, RetryPolicy)
-    const schedule = (asked === true ? policy.transaction : asked).pipe(
-      Schedule.mapInput((error: E) => fromUnknown(error)),
-      Schedule.tapOutput(() => Effect.sync(() => attempt++))
-    )
-    return Effect.retry(
-      Effect.tapError(once, (error) => {
-        if (isOwn(error)) this.retried("transaction", attempt + 1, fromUnknown(error).message)
-        return Effect.void
-      }),
-      { schedule, while: (error) => isOwn(error) && this.budget.take(policy.budget) }
-    )
+    return Effect.retry(once, {
+      schedule: replaySchedule(asked, policy),
+      while: (error) => isOwn(error) && this.takeReplay(policy, ++attempt, fromUnknown(error).message)
+    })
+  }
+
+  takeReplay(policy: Policy, attempt: number, message: string): boolean {
+    const isLeft = this.budget.take(policy.budget)
+    if (isLeft) this.retried("transaction", attempt, message)
+    return isLeft
   }
 
   private retried(what: "acquire" | "statement" | "transaction", attempt: number, message: string): void {
@@ -302,21 +307,31 @@ export class Engine implements Origin {
   }
 
   /** Who asks for a connection, where somebody wants to know. */
-  borrower(fiber: Fiber.RuntimeFiber<unknown, unknown>, site: CallSite | undefined): Borrower | undefined {
-    if (!this.isWatched) return undefined
+  borrower(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    site: CallSite | undefined,
+    carrier: Carrier | undefined
+  ): Borrower | undefined {
+    if (!this.isWatched && !this.observer.active) return undefined
     const span = fiber.currentSpan
     const written = site ?? Context.get(fiber.currentContext, CurrentSite)
-    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written)
+    const label = carrier?.work(fiber)?.label
+    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written, label)
   }
 
-  private onWriter(fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request, held: ReadonlyArray<Connection>): Go {
-    const who = this.borrower(fiber, request.site)
+  private onWriter(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    request: Request,
+    held: ReadonlyArray<Connection>
+  ): Go {
+    const who = this.borrower(fiber, request.site, carrier)
     return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, done)
   }
 
   private onReader(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, request: Request): Go {
     const pick = this.readerPicker(fiber, carrier?.memory(this))
-    const who = this.borrower(fiber, request.site)
+    const who = this.borrower(fiber, request.site, carrier)
     return (done, deadline) => once(pick(), deadline, none, request, "undone", who, done)
   }
 
@@ -363,6 +378,16 @@ const retriesOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: 
   fiber.getFiberRef(idempotentRef) ? isIdempotentAgain : isNotSent
 
 const isIdempotentAgain = (error: DatabaseError): boolean => isNotSent(error) || error._tag === "Disconnected"
+
+/** A transaction bears the name of the work that it is a part of. */
+const named = (options: Options, work: Work | undefined): Options =>
+  work === undefined
+    ? options
+    : {
+        ...options,
+        label: options.label ?? work.label,
+        applicationName: options.applicationName ?? work.applicationName
+      }
 
 const inTransaction =
   (transaction: Transaction, request: Request, fence: Fence): Go =>

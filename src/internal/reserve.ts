@@ -70,7 +70,7 @@ export const makeReserve = (
           if (connection !== undefined) resume(Effect.succeed(connection))
           else if (error !== undefined) resume(Effect.fail(toSqlError(error)))
         },
-        engine.borrower(fiber, site)
+        engine.borrower(fiber, site, currentCarrier(fiber))
       )
       return Effect.sync(giveUp)
     })

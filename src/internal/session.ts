@@ -54,6 +54,7 @@ const nothing = () => {}
 
 const commit = [wire.constantStep("COMMIT")]
 const rollback = [wire.constantStep("ROLLBACK")]
+const checkNow = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
 const readOnlyStep = wire.constantStep("SET LOCAL transaction_read_only = on")
 
 let savepoints = 0
@@ -158,6 +159,34 @@ export class Level {
   /** @internal */
   inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
     return this.enter(done, (connection, _, settle) => action(connection, settle))
+  }
+
+  /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has nothing to check. */
+  check(done: (error: TransactionError | undefined) => void): () => void {
+    let sent = false
+    let settled = false
+    const finish = (error: TransactionError | undefined) => {
+      settled = true
+      this.turns.pass()
+      done(error)
+    }
+    const leave = this.turns.take(() => {
+      const { connection, lost, place } = this.link
+      if (lost !== undefined) return finish(lost)
+      if (!this.opened || connection === undefined || this.mark !== undefined) return finish(undefined)
+      if (connection.status === "E") return finish(this.rolledBackAtCommit())
+      sent = true
+      connection.steps(checkNow, (failure) => {
+        if (failure === undefined) return finish(undefined)
+        this.link.note(failure)
+        finish(failure._tag === "lost" ? toStatementError(place, failure, "undone") : this.commitFailure(failure)[1])
+      })
+    })
+    return () => {
+      if (settled) return
+      if (sent) this.link.abort("a check before COMMIT was interrupted")
+      else leave()
+    }
   }
 
   /**

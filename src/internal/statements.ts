@@ -17,6 +17,7 @@ import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import type { Engine } from "./engine.js"
 import type { Portal } from "./session.js"
+import { withComment } from "./work.js"
 
 type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
@@ -151,10 +152,11 @@ const portalStream = (
 /** The rows of a statement wherever it belongs. */
 export const makeStream =
   (engine: Engine, kind: Kind) =>
-  (request: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
+  (asked: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
         const carrier = currentCarrier(fiber)
+        const request = withComment(asked, carrier?.work(fiber))
         const found = engine.transactionFor(fiber, carrier, kind)
         if (found !== undefined) {
           if (kind === "writer" || found.readOnly) {
@@ -162,7 +164,7 @@ export const makeStream =
           }
           // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
           return Effect.map(
-            engine.run(fiber, kind, request, (flight) => toChunk(flight, transformRows)),
+            engine.run(fiber, kind, asked, (flight) => toChunk(flight, transformRows)),
             Stream.fromChunk
           )
         }

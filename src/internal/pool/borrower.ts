@@ -6,7 +6,9 @@ export class Borrower {
   constructor(
     private readonly id: FiberId.FiberId,
     private readonly span: string | undefined,
-    private readonly site: CallSite | undefined
+    private readonly site: CallSite | undefined,
+    /** What it is for. */
+    readonly label: string | undefined
   ) {}
 
   get fiber(): string {

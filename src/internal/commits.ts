@@ -1,0 +1,148 @@
+/**
+ * The end of several transactions: checked together, committed one after the other, or undone.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { PartialCommit, type TransactionError } from "../DatabaseError.js"
+import { after, check, commit, commitSoon, type Transaction, undo, veto } from "../Transaction.js"
+import type { Carrier } from "./carrier.js"
+
+export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** By which the order of commits is chosen: a list of names is the order itself, those that it leaves out come after it. */
+export type Order = "safest" | "touched" | ReadonlyArray<string>
+
+/** How the end of what is committed together is to go. */
+export interface Ending {
+  readonly order: Order
+  /** Whether each server checks what it would check at COMMIT before the first is committed. */
+  readonly checked: boolean
+}
+
+/** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
+const risk = ({ options, readOnly }: Transaction): number =>
+  readOnly ? 2 : options.isolation === "serializable" ? 0 : 1
+
+/** The order of commits. The first may fail without harm, so what is likely to fail comes first. */
+export const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
+  if (transactions.length < 2 || order === "touched") return transactions
+  const place =
+    order === "safest"
+      ? risk
+      : ({ origin }: Transaction) => {
+          const at = order.indexOf(origin.database)
+          return at < 0 ? order.length : at
+        }
+  return [...transactions].sort((a, b) => place(a) - place(b))
+}
+
+/** Rolls back all at once. */
+export const undoAll = (transactions: ReadonlyArray<Transaction>, restore: Restore | undefined): Effect.Effect<void> =>
+  Effect.forEach(transactions, (transaction) => undo(transaction, restore), {
+    discard: true,
+    concurrency: "unbounded"
+  })
+
+const names = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
+
+/** Says what is stored, where some databases have committed before one did not. */
+const partial = (
+  committed: ReadonlyArray<Transaction>,
+  failed: Transaction,
+  rest: ReadonlyArray<Transaction>,
+  cause: Cause.Cause<TransactionError>
+): Cause.Cause<TransactionError> => {
+  const stored = committed.filter((_) => _.stores)
+  if (stored.length === 0) return cause
+  const error = Cause.failureOption(cause)
+  return Cause.fail(
+    new PartialCommit({
+      ...failed.level.link.place,
+      ...(error._tag === "None" ? {} : { cause: error.value }),
+      committed: names(stored),
+      failed: failed.origin.database,
+      outcome: failed.level.state === "unknown" ? "unknown" : "rolledBack",
+      rolledBack: names(rest)
+    })
+  )
+}
+
+/**
+ * What can be known before the first COMMIT, about all but that first one: a constraint that is checked late, a transaction that a failed
+ * statement has aborted, a connection that is gone. Then nothing is stored, instead of a part.
+ */
+const checkAll = (
+  transactions: ReadonlyArray<Transaction>,
+  restore: Restore | undefined
+): Effect.Effect<void, TransactionError> => {
+  const storing = transactions.filter((_) => _.stores)
+  if (storing.length < 2) return Effect.void
+  // to the end of each: an interrupted one would cost its connection
+  const checks = Effect.flatMap(
+    Effect.forEach(storing.slice(1), (_) => Effect.exit(check(_)), { concurrency: "unbounded" }),
+    (exits) => exits.find(Exit.isFailure) ?? Effect.void
+  )
+  return Effect.catchAllCause(restore === undefined ? checks : restore(checks), (cause) =>
+    Effect.zipRight(undoAll(transactions, Cause.isInterrupted(cause) ? undefined : restore), Effect.failCause(cause))
+  )
+}
+
+/**
+ * Commits one after the other; a failure rolls the rest back and says what is stored already. An interruption is heard only before the
+ * first is committed: after that the rest follow, within a second each, so that nobody leaves a half behind by going away.
+ */
+const commitAll = (
+  transactions: ReadonlyArray<Transaction>,
+  restore: Restore | undefined
+): Effect.Effect<void, TransactionError> => {
+  const step = (i: number, gone: Cause.Cause<TransactionError> | undefined): Effect.Effect<void, TransactionError> => {
+    const transaction = transactions[i]
+    if (transaction === undefined) {
+      const hooks = Effect.forEach(transactions, (_) => after(_, gone === undefined ? restore : undefined), {
+        discard: true
+      })
+      return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
+    }
+    const soon = restore === undefined || gone !== undefined
+    return Effect.matchCauseEffect(soon ? commitSoon(transaction) : restore(commit(transaction)), {
+      onSuccess: () => step(i + 1, gone),
+      onFailure: (cause) => {
+        const { state } = transaction.level
+        const left = Cause.isInterrupted(cause)
+        if (left && state === "committed") return step(i + 1, cause)
+        if (left && state === "open" && i > 0 && !soon) return step(i, cause)
+        const rest = transactions.slice(i)
+        const failure = partial(transactions.slice(0, i), transaction, rest.slice(1), cause)
+        const undone = undoAll(rest, left || gone !== undefined ? undefined : restore)
+        return Effect.zipRight(undone, Effect.failCause(failure))
+      }
+    })
+  }
+  return Effect.suspend(() => step(0, undefined))
+}
+
+/** What is to be committed together. */
+export interface Whole {
+  readonly carrier: Carrier
+  readonly all: () => ReadonlyArray<Transaction>
+  /** Called when all hooks have agreed: from now on nothing may be begun in it. */
+  readonly close: () => void
+}
+
+/** Runs the hooks that may veto, which may touch further databases, then commits all. */
+export const finish = (
+  { all, carrier, close }: Whole,
+  { checked, order }: Ending,
+  restore: Restore | undefined
+): Effect.Effect<void, TransactionError> => {
+  const commits = Effect.suspend(() => {
+    const ordered = inOrder(all(), order)
+    close()
+    const commits = commitAll(ordered, restore)
+    return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
+  })
+  return Effect.suspend(() =>
+    all().some((transaction) => transaction.hasHooks) ? Effect.zipRight(veto(all, carrier, restore), commits) : commits
+  )
+}

@@ -1,0 +1,55 @@
+/**
+ * A request that is answered again from its start: its body is read once and given to each attempt.
+ */
+import type { RequestError } from "@effect/platform/HttpServerError"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import * as Effect from "effect/Effect"
+
+type Ask = HttpServerRequest.HttpServerRequest
+
+/** A longer body is not kept, nor one that does not say how long it is: such a request is answered once. */
+const longestBody = 1_048_576
+
+const bodiless = new Set(["GET", "HEAD", "OPTIONS"])
+const withBody = new Set(["POST", "PUT", "PATCH", "DELETE"])
+
+/** Whether a request can be kept for another attempt. */
+export const isKeepable = ({ headers, method }: Ask): boolean =>
+  bodiless.has(method) ||
+  (withBody.has(method) &&
+    headers["transfer-encoding"] === undefined &&
+    Number(headers["content-length"] ?? 0) <= longestBody)
+
+/** The same request, each time with a body that was read before. */
+const again = (request: Ask, body: ArrayBuffer): Ask => {
+  const type = request.headers["content-type"]
+  const twin = HttpServerRequest.fromWeb(
+    new Request("http://localhost/", {
+      method: request.method,
+      ...(type === undefined ? {} : { headers: { "content-type": type } }),
+      ...(body.byteLength === 0 ? {} : { body })
+    })
+  )
+  const own: PropertyDescriptorMap = {
+    // a router that mounts another one cuts the path
+    modify: { value: (options: Parameters<Ask["modify"]>[0]) => again(request.modify(options), body) }
+  }
+  for (const part of [
+    "text",
+    "json",
+    "urlParamsBody",
+    "arrayBuffer",
+    "stream",
+    "multipart",
+    "multipartStream"
+  ] as const) {
+    own[part] = { get: () => twin[part] }
+  }
+  return Object.create(request, own)
+}
+
+/** What gives the request to each attempt. */
+export const keep = (request: Ask): Effect.Effect<() => Ask, RequestError> =>
+  bodiless.has(request.method)
+    ? Effect.succeed(() => request)
+    : Effect.map(request.arrayBuffer, (body) => () => again(request, body))

@@ -1,0 +1,164 @@
+/**
+ * A unit of work as its statements see it: the transactions that it has begun, how those are to be that it will begin, and what it
+ * remembers of each database.
+ */
+import type * as Fiber from "effect/Fiber"
+import type { Connection } from "../Connection.js"
+import type { OptionsConflict, StatementError } from "../DatabaseError.js"
+import { conflict, type Hook, type Options, type Origin, type Transaction } from "../Transaction.js"
+import { Carrier, type Kind, type Memory } from "./carrier.js"
+import type { Ending } from "./commits.js"
+import type { Work } from "./work.js"
+
+/** How a unit's transactions are to be. */
+export type Settings = Omit<Options, "propagation" | "retry">
+
+/** For all databases, and by the names of single ones. */
+export interface Rules {
+  readonly all: Settings | undefined
+  readonly databases: ReadonlyMap<string, Settings>
+}
+
+/** Tells what the work is for; a route, say, is known only inside of it. */
+export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => Work | undefined
+
+/** Hooks for which there is no transaction yet. */
+interface Waiting {
+  readonly begin: (options: Options) => Transaction
+  readonly hooks: Array<Hook>
+}
+
+const noOptions: Options = {}
+
+export class Unit extends Carrier {
+  private readonly transactions = new Map<Origin, Transaction>()
+  private readonly waiting = new Map<Origin, Waiting>()
+  private readonly memories = new Map<Origin, Memory>()
+  private ended = false
+  /** Whether a part of it is stored already, so that it cannot be run again as a whole. */
+  hasCommitted = false
+
+  constructor(
+    parent: Carrier | undefined,
+    /** What was there before, where this unit does not see it. */
+    private readonly behind: Carrier | undefined,
+    private rules: Rules | undefined,
+    readonly ending: Ending,
+    private readonly describe: Describe | undefined
+  ) {
+    super(parent, "of a unit of work")
+  }
+
+  override get unit(): Unit {
+    return this
+  }
+
+  override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+    return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
+  }
+
+  override around(origin: Origin): Transaction | undefined {
+    return this.transactions.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
+  }
+
+  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    const own = kind === "writer" ? this.transactions.get(origin) : undefined
+    return own ?? super.find(origin, kind)
+  }
+
+  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+    const transaction = begin(this.optionsFor(origin.database))
+    // a fiber that outlives the unit must not begin what nobody will end
+    if (this.ended) transaction.level.rollback(() => {})
+    else {
+      this.transactions.set(origin, transaction)
+      const waiting = this.waiting.get(origin)
+      this.waiting.delete(origin)
+      for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
+    }
+    return transaction
+  }
+
+  /** A hook is no reason to begin a transaction, which reads would have to join. */
+  override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
+    if (this.ended) return false
+    const waiting = this.waiting.get(origin)
+    if (waiting === undefined) this.waiting.set(origin, { begin, hooks: [hook] })
+    else waiting.hooks.push(hook)
+    return true
+  }
+
+  override held(origin: Origin): ReadonlyArray<Connection> {
+    const own = this.transactions.get(origin)?.level.held ?? []
+    return [...own, ...super.held(origin), ...(this.behind?.held(origin) ?? [])]
+  }
+
+  override memory(origin: Origin): Memory {
+    let known = this.memories.get(origin)
+    if (known === undefined) {
+      known = { reader: undefined, written: false }
+      this.memories.set(origin, known)
+    }
+    return known
+  }
+
+  /** The transactions, in the order in which they were begun; those that have nothing but hooks come last. */
+  get all(): ReadonlyArray<Transaction> {
+    for (const [origin, { begin }] of [...this.waiting]) this.open(origin, begin)
+    return [...this.transactions.values()]
+  }
+
+  /** The one that it has open on a database, or hooks for it. */
+  own(origin: Origin): Transaction | undefined {
+    const waiting = this.waiting.get(origin)
+    return this.transactions.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
+  }
+
+  /** The database of a name, if anything was done there. */
+  origin(database: string): Origin | undefined {
+    const known = [...this.transactions.keys(), ...this.memories.keys()]
+    return known.find((origin) => origin.database === database)
+  }
+
+  /** The first failure for which one of its transactions could not be kept. */
+  get failure(): StatementError | undefined {
+    for (const { level } of this.transactions.values()) {
+      const failure = level.failedBy ?? level.link.lost
+      if (failure !== undefined) return failure
+    }
+    return undefined
+  }
+
+  /** From now on nothing can be begun in it. */
+  end(): void {
+    this.ended = true
+  }
+
+  /** Its transaction on a database is over; the next statement begins another. */
+  forget(transaction: Transaction): void {
+    if (this.transactions.get(transaction.origin) === transaction) this.transactions.delete(transaction.origin)
+    if (!transaction.level.touched) return
+    this.memory(transaction.origin).written = true
+    this.hasCommitted ||= transaction.level.state === "committed"
+  }
+
+  /** Takes what a part of the work asks for, for all that is begun from now on. What is begun already must not be otherwise. */
+  demand(rules: Rules): OptionsConflict | undefined {
+    for (const transaction of this.transactions.values()) {
+      const asked = rules.databases.get(transaction.origin.database) ?? rules.all
+      const error = asked === undefined ? undefined : conflict(transaction, asked)
+      if (error !== undefined) return error
+    }
+    this.rules = {
+      all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
+      databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
+    }
+    return undefined
+  }
+
+  private optionsFor(database: string): Options {
+    if (this.rules === undefined) return noOptions
+    const own = this.rules.databases.get(database)
+    return own === undefined ? (this.rules.all ?? noOptions) : { ...this.rules.all, ...own }
+  }
+}
