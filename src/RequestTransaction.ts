@@ -17,7 +17,6 @@ import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
-import * as Stream from "effect/Stream"
 import type { DatabaseError } from "./DatabaseError.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import type { Restore } from "./internal/commits.js"
@@ -165,15 +164,6 @@ const openingFor = (
   describe: describe(request, naming)
 })
 
-/** The body of a response is read after the end of the unit, and has no part in it wherever it is read. */
-const withoutUnit = (response: Response): Response =>
-  response.body._tag === "Stream"
-    ? HttpServerResponse.setBody(response, {
-        ...response.body,
-        stream: Stream.mapInputContext(response.body.stream, Context.omit(TransactionConnection))
-      })
-    : response
-
 /** A request was not stored: why, and what is answered unless it is tried again. */
 class Unstored<E> {
   constructor(
@@ -211,10 +201,20 @@ const endBy = (
     ),
     Effect.flatMap((decided) => {
       const failure = decided === "rollback" && options.retry !== undefined ? handle.unit.failure : undefined
-      const answer = Effect.succeed(withoutUnit(response))
+      const answer = Effect.succeed(response)
       return failure === undefined ? answer : Effect.fail(new Unstored(failure, answer))
     })
   )
+}
+
+const slot = TransactionConnection.key
+
+/** A context with what another one has in the transaction slot. */
+const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<never>): Context.Context<never> => {
+  const all = new Map(inside.unsafeMap)
+  if (outside.unsafeMap.has(slot)) all.set(slot, outside.unsafeMap.get(slot))
+  else all.delete(slot)
+  return Context.unsafeMake(all)
 }
 
 /** Runs an app in a unit and ends that. */
@@ -228,9 +228,15 @@ const once = <E, R>(
     const outside = fiber.currentContext
     const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
     const leave = FiberRef.set(FiberRef.currentContext, outside)
-    // around a whole server the response is sent inside of `app`: there the handler before the response ends the unit
+    const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
+    // around a whole server the response is sent inside of `app`: there this ends the unit, and the body is to have no part in it
     const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
-      settled(endBy(plan, handle, response, restore))
+      handle.hasEnded()
+        ? Effect.succeed(response)
+        : Effect.zipLeft(
+            settled(endBy(plan, handle, response, restore)),
+            FiberRef.update(FiberRef.currentContext, without)
+          )
     )
     return Effect.zipRight(
       Effect.zipRight(beforeResponse, enter),

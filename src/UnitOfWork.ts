@@ -11,6 +11,7 @@ import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type DatabaseError, type OptionsConflict, PropagationRefused, type TransactionError } from "./DatabaseError.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
@@ -351,7 +352,14 @@ const leave = <R>(context: Context.Context<R>): Context.Context<R> =>
  * @category combinators
  */
 export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Stream.Stream<A, E>, never, R> =>
-  Effect.map(Effect.context<R>(), (context) => Stream.provideContext(self, leave(context)))
+  Effect.map(Effect.context<R>(), (context) => {
+    // a context that is given to a stream is added to that of its reader, who may be in a unit of work
+    const outside = leave(context)
+    const pull = Effect.mapInputContext(Stream.toPull(self), (reader: Context.Context<Scope.Scope>) =>
+      Context.add(outside, Scope.Scope, Context.get(reader, Scope.Scope))
+    )
+    return Stream.fromPull(Effect.map(pull, Effect.provide(outside)))
+  })
 
 const none: ReadonlyArray<never> = []
 
