@@ -166,18 +166,20 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }
 
 /**
- * The database's layer has been released, or is being released.
+ * The database's layer has been released, or is being released; or, where it is opened by hand, it is not open yet.
  *
  * @since 0.1.0
  * @category errors
  */
-export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-db/DatabaseClosed")(
-  "DatabaseClosed",
-  place
-) {
+export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-db/DatabaseClosed")("DatabaseClosed", {
+  ...place,
+  notYet: Schema.optional(Schema.Boolean)
+}) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: it is closed - use it only while its layer is open`
+    return this.notYet === true
+      ? `${at(this)}: it is not open yet - wait for \`open()\` before the first use`
+      : `${at(this)}: it is closed - use it only while its layer is open`
   }
 }
 

@@ -22,8 +22,10 @@ import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import type { Restore } from "./internal/commits.js"
 import { replaySchedule, takeReplay } from "./internal/replay.js"
 import { isKeepable, keep } from "./internal/request/again.js"
-import { type Described, describe, type Naming } from "./internal/request/describe.js"
-import { isReplayable, RetryPolicy } from "./RetryPolicy.js"
+import { describe } from "./internal/request/describe.js"
+import type { Described, Naming } from "./internal/request/naming.js"
+import { problemOf, problemType } from "./internal/request/problem.js"
+import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -36,14 +38,21 @@ export type {
    * @since 0.1.0
    * @category models
    */
-  Described
+  Described,
+  /**
+   * Where the names of requests go.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  Naming
 }
 
 /**
  * @since 0.1.0
  * @category models
  */
-export interface Options extends Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+export interface Options extends Naming, Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
   /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
   readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
   /** The response that is sent where the commit failed. Default: {@link commitFailed}. */
@@ -64,18 +73,6 @@ export interface Options extends Pick<UnitOfWork.Options<never, never>, "databas
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** The id of a request, for its label and its comments. Default: the header `x-request-id`. Only short printable ones are used. */
   readonly requestId?: ((request: Request) => string | undefined) | undefined
-  /** Whether `pg_stat_activity` shows method and route as the `application_name` of a request's transactions. Default `false`. */
-  readonly applicationName?: boolean | undefined
-  /**
-   * Writes a comment behind each statement, in the format of sqlcommenter: `"route"` for method and route; `"trace"` for these, the
-   * request's id and `traceparent`; or what a function gives. Statements whose comments differ each time are not kept prepared, so all
-   * but `"route"` cost a parse each. Default: none.
-   */
-  readonly sqlComment?:
-    | "route"
-    | "trace"
-    | ((request: Described) => Readonly<Record<string, string | undefined>>)
-    | undefined
 }
 
 /**
@@ -98,32 +95,8 @@ const anything: UnitOfWork.Settings = {}
  * @category responses
  */
 export const commitFailed = (error: DatabaseError): Response => {
-  const [status, title] = meaning(error)
-  return HttpServerResponse.unsafeJson(
-    { type: "about:blank", title, status },
-    { status, contentType: "application/problem+json" }
-  )
-}
-
-const meaning = (error: DatabaseError): readonly [status: number, title: string] => {
-  switch (error._tag) {
-    case "CommitOutcomeUnknown":
-      return [
-        503,
-        "The database was lost while the request was stored; look whether it is there before you send it again"
-      ]
-    case "PartialCommit":
-      return [500, "The request was stored in part"]
-    case "Disconnected":
-    case "ConnectFailed":
-    case "PoolExhausted":
-    case "DatabaseClosed":
-      return [503, "The database cannot be reached; nothing was stored, send the request again"]
-    default:
-      return isReplayable(error)
-        ? [409, "The request collided with another one and was not stored; send it again"]
-        : [500, "The request could not be stored"]
-  }
+  const problem = problemOf(error)
+  return HttpServerResponse.unsafeJson(problem, { status: problem.status, contentType: problemType })
 }
 
 const byStatus = (response: Response): UnitOfWork.Outcome => (response.status < 400 ? "commit" : "rollback")
@@ -133,16 +106,14 @@ interface Plan {
   readonly options: Options
   readonly ending: ReturnType<typeof UnitOfWork.endingOf>
   readonly fixed: ReturnType<typeof UnitOfWork.rulesOf>
-  readonly naming: Naming
 }
 
 const makePlan = (options: Options): Plan => {
-  const { applicationName, databases, requestId, sqlComment, transaction } = options
+  const { databases, transaction } = options
   return {
     options,
     ending: UnitOfWork.endingOf(options),
-    fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction }),
-    naming: { applicationName, requestId, sqlComment }
+    fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction })
   }
 }
 
@@ -152,7 +123,7 @@ const settingsFor = ({ options: { transaction } }: Plan, request: Request): Unit
 
 /** What is opened for a request. */
 const openingFor = (
-  { ending, fixed, naming, options }: Plan,
+  { ending, fixed, options }: Plan,
   request: Request,
   around: Carrier | undefined,
   transaction: UnitOfWork.Settings | undefined
@@ -161,7 +132,7 @@ const openingFor = (
   joins: true,
   rules: fixed ?? UnitOfWork.rulesOf({ databases: options.databases, transaction }),
   ending,
-  describe: describe(request, naming)
+  describe: describe(request, options, options.requestId)
 })
 
 /** A request was not stored: why, and what is answered unless it is tried again. */

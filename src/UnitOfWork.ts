@@ -226,21 +226,25 @@ const begin = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   around: Carrier | undefined,
   joins: boolean,
-  options: Options<A, E>
+  options: Options<A, E>,
+  describe: Describe | undefined
 ): Effect.Effect<A, E | TransactionError, R> => {
-  const { retry, work } = options
+  const { retry } = options
   const opening: Opening = {
     around,
     joins,
     rules: rulesOf(options),
     ending: endingOf(options),
-    describe: work === undefined ? undefined : () => work
+    describe
   }
   const once = (handle: Handle) => runIn(self, handle, options)
   return retry === undefined || retry === false
     ? Effect.suspend(() => once(open(opening)))
     : replay(() => open(opening), once, retry)
 }
+
+const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefined =>
+  work === undefined ? undefined : () => work
 
 /** A part of a unit of work: its end is left to the whole, but what it asks for must be so. */
 const join = <A, E, R>(
@@ -288,9 +292,28 @@ export const run: {
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
     Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      return carrier?.unit === undefined ? begin(self, carrier, true, options) : join(self, carrier.unit, options)
+      return carrier?.unit === undefined
+        ? begin(self, carrier, true, options, told(options))
+        : join(self, carrier.unit, options)
     })
 )
+
+/**
+ * The same, for work that is described when its first statement runs.
+ *
+ * @internal
+ */
+export const runDescribed = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  options: Options<A, E>,
+  describe: Describe
+): Effect.Effect<A, E | TransactionError, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const carrier = currentCarrier(fiber)
+    return carrier?.unit === undefined
+      ? begin(self, carrier, true, options, describe)
+      : join(self, carrier.unit, options)
+  })
 
 /**
  * Runs an effect as a unit of work of its own, also inside of another one: neither sees the other's transactions.
@@ -304,7 +327,7 @@ export const runNew: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options))
+    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options)))
 )
 
 /**

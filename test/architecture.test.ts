@@ -20,7 +20,7 @@ const floors: ReadonlyArray<ReadonlyArray<string>> = [
   ["Router", "UnitOfWork"],
   ["Client"],
   ["Database", "RequestTransaction"],
-  ["TestDatabase"]
+  ["TestDatabase", "DatabaseRuntime"]
 ]
 
 /** Public modules that know the types of another one on their own floor. */
@@ -40,7 +40,14 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/experimental": ["Client", "Database", "TestDatabase", "internal/sessionTasks"],
   // HTTP is nobody else's business
   "@effect/platform": ["RequestTransaction", "internal/request/again", "internal/request/describe"],
-  "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/sessionTasks"],
+  "@effect/sql-pg": [
+    "Client",
+    "Database",
+    "DatabaseConfig",
+    "internal/runtime/access",
+    "internal/runtime/query",
+    "internal/sessionTasks"
+  ],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: ["internal/channels", "internal/driver", "internal/embedded/sql", "internal/wire"],
   "pg-connection-string": ["DatabaseConfig"],

@@ -11,7 +11,15 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import type * as Stream from "effect/Stream"
-import { Database, type DatabaseError, Notification, RequestTransaction, TestDatabase, UnitOfWork } from "effect-db"
+import {
+  Database,
+  type DatabaseError,
+  DatabaseRuntime,
+  Notification,
+  RequestTransaction,
+  TestDatabase,
+  UnitOfWork
+} from "effect-db"
 import { expectTypeOf } from "vitest"
 
 class App extends Database.Service<App>()("app") {}
@@ -104,6 +112,27 @@ export const unitsOfWorkEndInOneOfTwoWays = () => [
   UnitOfWork.run(one, { outcome: () => "rollback" }),
   // @ts-expect-error: there is no such outcome
   UnitOfWork.run(one, { outcome: () => "abort" })
+]
+
+export const whatUnitsOfWorkAreAskedFor = () => [
+  UnitOfWork.run(one, { databases: [UnitOfWork.on(App, { isolation: "serializable" })], order: [App, Audit] }),
+  // @ts-expect-error: there is no such isolation
+  UnitOfWork.run(one, { databases: [UnitOfWork.on(App, { isolation: "snapshot" })] }),
+  // @ts-expect-error: whether it nests is not for a unit to say
+  UnitOfWork.run(one, { transaction: { propagation: "requiresNew" } }),
+  // @ts-expect-error: there is no such order
+  UnitOfWork.run(one, { order: "random" })
+]
+
+export const runtimesHaveWhatTheirLayerOpens = () => [
+  DatabaseRuntime.make({ app: App }, AppLive).databases.app.writer,
+  // @ts-expect-error: Audit is not opened
+  DatabaseRuntime.make({ app: App, audit: Audit }, AppLive),
+  // @ts-expect-error: there is no such database
+  DatabaseRuntime.make({ app: App }, AppLive).databases.audit,
+  DatabaseRuntime.make({ app: App }, AppLive).runPromise(one),
+  // @ts-expect-error: Audit is not opened
+  DatabaseRuntime.make({ app: App }, AppLive).runPromise(both)
 ]
 
 export const whatDatabasesProvideAndNeed = () => {

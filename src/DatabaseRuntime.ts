@@ -1,0 +1,301 @@
+/**
+ * Databases for code that is not Effect: opened and closed by hand, used by promises, shared by all that one request runs.
+ *
+ * @since 0.1.0
+ */
+import type { IncomingMessage, ServerResponse } from "node:http"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { globalValue } from "effect/GlobalValue"
+import type * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Stream from "effect/Stream"
+import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
+import { checkedId, type Naming, traceparentOf, workOf } from "./internal/request/naming.js"
+import { problemOf, problemType } from "./internal/request/problem.js"
+import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
+import { ambientSignal, inAmbient, inAmbientStream, plain } from "./internal/runtime/ambient.js"
+import { Counted } from "./internal/runtime/counted.js"
+import { inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
+import type { PromiseClient, Query } from "./internal/runtime/query.js"
+import type { Describe } from "./internal/unit.js"
+import * as UnitOfWork from "./UnitOfWork.js"
+
+export type {
+  /**
+   * Options of {@link DatabaseRuntime.middleware}.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  NodeOptions,
+  /**
+   * Makes statements that run when they are awaited.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  PromiseClient,
+  /**
+   * A named database, as promises.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  PromiseDatabase,
+  /**
+   * A statement that runs when it is awaited, or a part of another one.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  Query
+}
+
+/**
+ * The named databases of a runtime, by the names that the program's code has for them.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Databases<R> {
+  readonly [name: string]: UnitOfWork.Named & Accessible<R>
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options {
+  /**
+   * Opens the databases with their first use, once, and with no more than that: for programs that have no start and no end, as functions
+   * and page handlers have none. Default `false`: to use them before {@link DatabaseRuntime.open} is `DatabaseClosed`.
+   */
+  readonly lazy?: boolean | undefined
+}
+
+/**
+ * Options of {@link DatabaseRuntime.unitOfWork}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
+  /** Ends it: what is under way is cancelled, and everything rolled back. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * Options of {@link DatabaseRuntime.handler}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface HandlerOptions
+  extends Naming,
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "retry"> {
+  /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
+  readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
+  /** How the transactions of a request are to be. */
+  readonly transaction?: ((request: Request) => UnitOfWork.Settings) | UnitOfWork.Settings | undefined
+  /** What statements call it. Default: the path. */
+  readonly route?: string | undefined
+}
+
+/**
+ * Open databases, and how promises use them. `D` are the databases, `R` is all that its layer provides.
+ *
+ * Promises reject with what failed itself: a `DatabaseError`, or what the program's own code has thrown.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DatabaseRuntime<D, R> extends AsyncDisposable {
+  /** Each named database, as promises. */
+  readonly databases: { readonly [K in keyof D]: PromiseDatabase }
+  /**
+   * Opens the databases, all at once, and is counted: only as many calls of `close` close them. Where one cannot be opened the others are
+   * closed, all who wait are told, and it may be tried again.
+   */
+  readonly open: () => Promise<void>
+  /** Takes one `open` back; the last one drains the databases and closes them. */
+  readonly close: () => Promise<void>
+  /** Runs an effect on them, as a part of the unit of work, or transaction, that the code around is run in. */
+  readonly runPromise: <A, E>(
+    self: Effect.Effect<A, E, R>,
+    options?: { readonly signal?: AbortSignal | undefined }
+  ) => Promise<A>
+  /**
+   * Runs plain code as one unit of work: what it awaits here, and the effects that it runs by `runPromise`, share one lazy transaction per
+   * database; all commit when it is done, or all roll back when it throws. Inside of another one it joins.
+   */
+  readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
+  /**
+   * A middleware for Express, Connect, or the raw request of Fastify: what comes after it is one unit of work. The response is held back
+   * until its end: sent after the commit, or replaced by an error where nothing could be stored. A body that is streamed follows the
+   * commit. A client that goes away ends what is under way, and all is rolled back. It comes after what reads the body.
+   */
+  readonly middleware: (
+    options?: NodeOptions
+  ) => (request: IncomingMessage, response: ServerResponse, next: (error?: unknown) => void) => void
+  /** A handler of web requests, as Hono, Next.js and others have them, as one unit of work. */
+  readonly handler: <Rest extends ReadonlyArray<unknown>>(
+    handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,
+    options?: HandlerOptions
+  ) => (request: Request, ...rest: Rest) => Promise<Response>
+}
+
+const byStatus = ({ status }: Response): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
+
+/** What failed, itself: not the machinery around it. */
+const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
+  if (Exit.isSuccess(exit)) return exit.value
+  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause) ? signal.reason : Cause.squash(exit.cause)
+}
+
+/**
+ * Makes a runtime of the layer that opens the databases. Nothing is opened yet.
+ *
+ * @example
+ * import { Config, Effect, Layer } from "effect"
+ * import { Database, DatabaseRuntime } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ * class Audit extends Database.Service<Audit>()("audit") {}
+ *
+ * const DbLive = Layer.mergeAll(
+ *   Db.layerConfig({ writer: Config.redacted("DATABASE_URL") }),
+ *   Audit.layerConfig({ writer: Config.redacted("AUDIT_DATABASE_URL") })
+ * )
+ *
+ * export const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, DbLive)
+ * const { audit, db } = runtime.databases
+ *
+ * export const add = (title: string) =>
+ *   runtime.unitOfWork(async () => {
+ *     await db.writer`INSERT INTO todo ${db.writer.insert({ title })}`
+ *     await audit.writer`INSERT INTO event ${audit.writer.insert({ what: "todo.added" })}`
+ *     // the same transaction
+ *     return runtime.runPromise(Effect.flatMap(Db.writer, (sql) => sql`SELECT count(*) FROM todo`))
+ *   })
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = <R, E, const D extends Databases<R>>(
+  databases: D,
+  layer: Layer.Layer<R, E>,
+  options: Options = {}
+): DatabaseRuntime<D, R> => {
+  const names = Object.values(databases).map(({ databaseName }) => databaseName)
+  const counted = new Counted(
+    async () => {
+      const managed = ManagedRuntime.make(layer)
+      const exit = await Effect.runPromiseExit(managed.runtimeEffect)
+      if (Exit.isFailure(exit)) await managed.dispose()
+      settle(exit, undefined)
+      return managed
+    },
+    (managed) => managed.dispose()
+  )
+  const opened = (): Promise<ManagedRuntime.ManagedRuntime<R, E>> => {
+    const known = counted.opened
+    if (typeof known !== "string") return known
+    if (known === "notYet" && options.lazy === true) return counted.open()
+    const notYet = known === "notYet"
+    return Promise.reject(new DatabaseClosed({ database: names.join(", "), server: "", notYet }))
+  }
+  const runPromise = async <A, E>(
+    self: Effect.Effect<A, E, R>,
+    given: { readonly signal?: AbortSignal | undefined } = {}
+  ): Promise<A> => {
+    const signal = ambientSignal(given.signal)
+    const managed = counted.current ?? (await opened())
+    const exit = await managed.runPromiseExit(inAmbient(self), { ...(signal === undefined ? {} : { signal }) })
+    return settle(exit, signal)
+  }
+  const run = {
+    promise: runPromise,
+    iterable: async function* <A, E>(self: Stream.Stream<A, E, R>) {
+      const managed = counted.current ?? (await opened())
+      const runtime = await managed.runtime()
+      yield* Stream.toAsyncIterableRuntime(inAmbientStream(self), runtime)
+    }
+  }
+  const access = Object.fromEntries(Object.entries(databases).map(([name, tag]) => [name, makeAccess<R>(tag, run)]))
+  return {
+    // the names are those of the record that came in
+    databases: access as { readonly [K in keyof D]: PromiseDatabase },
+    open: async () => void (await counted.open()),
+    close: () => counted.close(),
+    [Symbol.asyncDispose]: () => counted.close(),
+    runPromise,
+    unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
+    middleware:
+      (options = {}) =>
+      (request, response, next) =>
+        void runPromise(inUnit(request, response, next, options)).catch(next),
+    handler:
+      (handle, options = {}) =>
+      async (request, ...rest) => {
+        let answered = false
+        const code = async () => {
+          const response = await handle(request, ...rest)
+          answered = true
+          return response
+        }
+        const { outcome = byStatus, transaction } = options
+        const unit = UnitOfWork.runDescribed(
+          plain(code),
+          {
+            ...options,
+            transaction: typeof transaction === "function" ? transaction(request) : transaction,
+            outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
+          },
+          describeWeb(request, options)
+        )
+        try {
+          return await runPromise(unit, { signal: request.signal })
+        } catch (error) {
+          // what the handler has thrown is its framework's affair
+          if (!answered || !isDatabaseError(error)) throw error
+          const problem = problemOf(error)
+          return Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
+        }
+      }
+  }
+}
+
+/** A web request as its statements tell of it. */
+const describeWeb =
+  (request: Request, options: HandlerOptions): Describe =>
+  (fiber) =>
+    workOf(
+      {
+        method: request.method,
+        route: options.route ?? new URL(request.url).pathname,
+        requestId: checkedId(request.headers.get("x-request-id") ?? undefined),
+        traceparent: options.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
+      },
+      options
+    )
+
+/**
+ * The one value of a key in this process, made with its first use: modules that are loaded again, as development servers do, find it there,
+ * with its connections.
+ *
+ * @example
+ * import { Layer } from "effect"
+ * import { Database, DatabaseRuntime } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * declare const DbLive: Layer.Layer<Db>
+ *
+ * export const runtime = DatabaseRuntime.shared("app", () => DatabaseRuntime.make({ db: Db }, DbLive, { lazy: true }))
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const shared = <A>(key: string, make: () => A): A => globalValue(`effect-db/DatabaseRuntime/${key}`, make)

@@ -1,0 +1,57 @@
+/**
+ * What plain code carries from one `await` to the next: the unit of work or transaction that it runs in, what its reads must see, how it
+ * retries, and the span it is part of. Effects that it runs are run there.
+ */
+import { AsyncLocalStorage } from "node:async_hooks"
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
+import { CurrentConsistency } from "../../Consistency.js"
+import { RetryPolicy } from "../../RetryPolicy.js"
+
+interface Ambient {
+  readonly context: Context.Context<never>
+  /** Ends what it runs, when whatever it runs in is interrupted. */
+  readonly signal: AbortSignal
+}
+
+const storage = new AsyncLocalStorage<Ambient>()
+
+const carried = [TransactionConnection.key, CurrentConsistency.key, RetryPolicy.key, Tracer.ParentSpan.key]
+
+/** Runs plain code as a part of the effect around it. What it throws, or rejects with, is the failure. */
+export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
+  Effect.withFiberRuntime((fiber) => {
+    const { unsafeMap } = fiber.currentContext
+    const context = Context.unsafeMake<never>(
+      new Map(carried.flatMap((key) => (unsafeMap.has(key) ? [[key, unsafeMap.get(key)]] : [])))
+    )
+    return Effect.tryPromise({
+      try: (signal) => storage.run({ context, signal }, async () => code()),
+      catch: (error) => error
+    })
+  })
+
+/** An effect as a part of what the plain code around it runs in. */
+export const inAmbient = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
+  const ambient = storage.getStore()
+  return ambient === undefined
+    ? self
+    : Effect.mapInputContext(self, (context: Context.Context<R>) => Context.merge(context, ambient.context))
+}
+
+/** The same for a stream. */
+export const inAmbientStream = <A, E, R>(self: Stream.Stream<A, E, R>): Stream.Stream<A, E, R> => {
+  const ambient = storage.getStore()
+  return ambient === undefined
+    ? self
+    : Stream.mapInputContext(self, (context: Context.Context<R>) => Context.merge(context, ambient.context))
+}
+
+/** What ends an effect that the plain code around it runs. */
+export const ambientSignal = (given: AbortSignal | undefined): AbortSignal | undefined => {
+  const around = storage.getStore()?.signal
+  return given === undefined || around === undefined ? (given ?? around) : AbortSignal.any([given, around])
+}

@@ -1,0 +1,109 @@
+/**
+ * A unit of work around whatever handles a request of Node's HTTP server: Express, Connect, Fastify's raw request.
+ */
+import type { IncomingMessage, ServerResponse } from "node:http"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { isDatabaseError } from "../../DatabaseError.js"
+import * as UnitOfWork from "../../UnitOfWork.js"
+import { checkedId, type Naming, pathOf, traceparentOf, workOf } from "../request/naming.js"
+import { problemOf, problemType } from "../request/problem.js"
+import type { Describe } from "../unit.js"
+import { plain } from "./ambient.js"
+import { HeldResponse } from "./heldResponse.js"
+
+/** How requests are run. */
+export interface NodeOptions
+  extends Naming,
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+  /** How a status ends the unit of work. Default: below 400 commits, any other rolls back. */
+  readonly outcome?: ((status: number) => UnitOfWork.Outcome) | undefined
+  /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
+  readonly transaction?: ((request: IncomingMessage) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+}
+
+/** The client has gone before it was answered. */
+const gone = Symbol("the client has gone")
+
+const byStatus = (status: number): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
+
+/** What a router has found out by now: Express puts it there. */
+interface Routed {
+  readonly baseUrl?: unknown
+  readonly originalUrl?: unknown
+  readonly route?: { readonly path?: unknown } | undefined
+}
+
+const routeOf = (request: IncomingMessage & Routed): string => {
+  const { baseUrl, originalUrl, route, url = "" } = request
+  if (typeof route?.path === "string") return `${typeof baseUrl === "string" ? baseUrl : ""}${route.path}`
+  return pathOf(typeof originalUrl === "string" ? originalUrl : url)
+}
+
+const describe =
+  (request: IncomingMessage, naming: Naming): Describe =>
+  (fiber) => {
+    const id = request.headers["x-request-id"]
+    return workOf(
+      {
+        method: request.method ?? "",
+        route: routeOf(request),
+        requestId: checkedId(typeof id === "string" ? id : undefined),
+        traceparent: naming.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
+      },
+      naming
+    )
+  }
+
+/**
+ * One request in one unit of work, from `next` to the moment when its response is ready; that is sent, or another in its place, when the
+ * unit has ended. It does not fail.
+ */
+export const inUnit = (
+  request: IncomingMessage,
+  response: ServerResponse,
+  next: (error?: unknown) => void,
+  options: NodeOptions
+): Effect.Effect<void> => {
+  const { outcome = byStatus, transaction } = options
+  const settings = typeof transaction === "function" ? transaction(request) : transaction
+  if (settings === "none") return Effect.sync(() => next())
+  return Effect.suspend(() => {
+    let held: HeldResponse | undefined
+    const handled = plain(
+      () =>
+        new Promise<number>((resolve) => {
+          held = new HeldResponse(response, resolve)
+          next()
+        })
+    )
+    const closed = Effect.async<never, typeof gone>((resume) => {
+      const tell = () => resume(Effect.fail(gone))
+      if (response.destroyed) return tell()
+      response.once("close", tell)
+      return Effect.sync(() => response.off("close", tell))
+    })
+    return UnitOfWork.runDescribed(
+      Effect.raceFirst(handled, closed),
+      {
+        ...options,
+        transaction: settings,
+        outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
+      },
+      describe(request, options)
+    ).pipe(
+      Effect.matchEffect({
+        onSuccess: () => Effect.sync(() => held?.release()),
+        onFailure: (error) => {
+          if (!isDatabaseError(error)) return error === gone ? Effect.void : Effect.sync(() => next(error))
+          const problem = problemOf(error)
+          const answer = { status: problem.status, type: problemType, body: JSON.stringify(problem) }
+          return Effect.zipRight(
+            Effect.logError(error.message),
+            Effect.sync(() => held?.replace(answer))
+          )
+        }
+      })
+    )
+  })
+}

@@ -1,0 +1,284 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { Consistency, DatabaseRuntime } from "effect-db"
+import { audit, event } from "./fixtures/audit.js"
+import { Audit, Db, freshTable, insert, Place, stored } from "./fixtures/databases.js"
+import { makeProxy } from "./fixtures/proxy.js"
+import { freshDatabase, query } from "./fixtures/server.js"
+
+const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)
+
+const failure = (promise: Promise<unknown>): Effect.Effect<unknown> =>
+  Effect.promise(() =>
+    promise.then(
+      () => "no failure",
+      (error: unknown) => error
+    )
+  )
+
+/** A runtime on a new database, which is closed at the end of the test, whatever has it open. */
+const fresh = (options?: DatabaseRuntime.Options) =>
+  Effect.gen(function* () {
+    const place = yield* freshTable
+    const runtime = DatabaseRuntime.make(
+      { db: Db },
+      Db.layer({ writer: place.writer, readers: [place.reader] }),
+      options
+    )
+    yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+    return {
+      runtime,
+      db: runtime.databases.db,
+      stored: Effect.provideService(stored, Place, place),
+      place
+    }
+  })
+
+describe("how a runtime is opened and closed", () => {
+  it.scopedLive("it is counted: the first opens, only the last closes, and it may be opened again", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh()
+      yield* Effect.promise(() => Promise.all([runtime.open(), runtime.open(), runtime.open()]))
+      const { servers } = yield* Effect.promise(() => db.status())
+      assert.strictEqual(servers[0]?.writes?.total, 1)
+      yield* Effect.promise(() => runtime.close())
+      yield* Effect.promise(() => runtime.close())
+      assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
+      yield* Effect.promise(() => runtime.close())
+      assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+      // closing what is closed is nothing
+      yield* Effect.promise(() => runtime.close())
+      yield* Effect.promise(() => runtime.open())
+      assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
+    })
+  )
+
+  it.scopedLive("use before the start and after the end names the database and says what to do", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh()
+      const before = yield* failure(db.writer`SELECT 1`.then())
+      assert.strictEqual(tagOf(before), "DatabaseClosed")
+      assert.include(String(before), 'database "app": it is not open yet')
+      assert.strictEqual(tagOf(yield* failure(runtime.runPromise(insert("x")))), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* failure(runtime.unitOfWork(() => 1))), "DatabaseClosed")
+      yield* Effect.promise(() => runtime.open())
+      yield* Effect.promise(() => runtime.close())
+      const after = yield* failure(db.writer`SELECT 1`.then())
+      assert.include(String(after), 'database "app": it is closed')
+    })
+  )
+
+  it.scopedLive("where it cannot be opened all who wait are told, nothing stays open, and it may be tried again", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const layer = Layer.mergeAll(Db.layer({ writer }), Audit.layer({ writer: proxy.url, connectTimeout: "1 second" }))
+      const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, layer)
+      yield* proxy.refuse
+      const failures = yield* Effect.all([failure(runtime.open()), failure(runtime.open())], { concurrency: 2 })
+      assert.deepStrictEqual(failures.map(tagOf), ["ConnectFailed", "ConnectFailed"])
+      const left = yield* query<{ n: number }>(
+        writer,
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+      )
+      assert.deepStrictEqual(left, [{ n: 0 }])
+      assert.strictEqual(tagOf(yield* failure(runtime.databases.db.writer`SELECT 1`.then())), "DatabaseClosed")
+      yield* proxy.accept
+      yield* Effect.promise(() => runtime.open())
+      assert.deepStrictEqual(yield* Effect.promise(async () => await runtime.databases.audit.writer`SELECT 1 AS one`), [
+        { one: 1 }
+      ])
+      yield* Effect.promise(() => runtime.close())
+    })
+  )
+
+  it.scopedLive(
+    "one that is closed while it opens is closed when it is open; one that is opened while it closes waits",
+    () =>
+      Effect.gen(function* () {
+        const { db, runtime } = yield* fresh()
+        const opening = runtime.open()
+        const closing = runtime.close()
+        const again = runtime.open()
+        yield* Effect.promise(() => Promise.all([opening, closing, again]))
+        assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
+        yield* Effect.promise(() => runtime.close())
+        assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+      })
+  )
+
+  it.scopedLive(
+    "a lazy one is opened by its first uses, once; a shared one is found again by who loads its module again",
+    () =>
+      Effect.gen(function* () {
+        const { db, runtime } = yield* fresh({ lazy: true })
+        const rows = yield* Effect.promise(() => Promise.all([db.writer`SELECT 1 AS n`, db.writer`SELECT 2 AS n`]))
+        assert.deepStrictEqual(rows, [[{ n: 1 }], [{ n: 2 }]])
+        const key = yield* Effect.sync(() => `test ${Math.random()}`)
+        const one = DatabaseRuntime.shared(key, () => runtime)
+        const other = DatabaseRuntime.shared(key, () => DatabaseRuntime.make({}, Layer.empty))
+        assert.strictEqual<unknown>(one, other)
+      })
+  )
+})
+
+describe("what promises can do", () => {
+  it.scopedLive("statements, their parts, values, streams, and nothing runs that nobody awaits", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      const sql = db.writer
+      yield* Effect.promise(async () => {
+        await sql`INSERT INTO item ${sql.insert([
+          { name: "a", amount: 1 },
+          { name: "b", amount: 2 }
+        ])}`
+        void sql`DELETE FROM item`
+        const only = sql`AND amount > ${1}`
+        assert.deepStrictEqual(await sql`SELECT name FROM item WHERE ${sql.in("name", ["a", "b"])} ${only}`, [
+          { name: "b" }
+        ])
+        assert.deepStrictEqual(
+          await sql<{
+            name: string
+          }>`SELECT name FROM ${sql("item")} WHERE ${sql.and([sql`name = ${"a"}`, sql`amount = 1`])}`,
+          [{ name: "a" }]
+        )
+        assert.deepStrictEqual(await sql.query("SELECT name FROM item WHERE amount = $1", [2]), [{ name: "b" }])
+        assert.deepStrictEqual(await sql`SELECT name, amount FROM item ORDER BY name`.values(), [
+          ["a", 1],
+          ["b", 2]
+        ])
+        const seen: Array<string> = []
+        for await (const row of sql<{ n: number }>`SELECT generate_series(1, 1000) AS n`.stream()) {
+          seen.push(String(row.n))
+          if (row.n === 3) break
+        }
+        assert.deepStrictEqual(seen, ["1", "2", "3"])
+        assert.deepStrictEqual(await sql`SELECT ${sql.json({ a: 1 })}::jsonb AS json`, [{ json: { a: 1 } }])
+        const statement = sql`INSERT INTO item ${sql.insert({ name: "once" })} RETURNING name`
+        assert.deepStrictEqual([await statement, await statement], [[{ name: "once" }], [{ name: "once" }]])
+      })
+      void runtime
+    })
+  )
+
+  it.scopedLive(
+    "they reject with the failure itself, and code that throws rolls back and rejects with what it threw",
+    () =>
+      Effect.gen(function* () {
+        const { db, runtime, stored } = yield* fresh({ lazy: true })
+        const sql = db.writer
+        assert.strictEqual(tagOf(yield* failure(sql`SELECT 1/0`.then())), "QueryFailed")
+        const mine = new Error("mine")
+        const throwing = runtime.unitOfWork(async () => {
+          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`
+          throw mine
+        })
+        assert.strictEqual(yield* failure(throwing), mine)
+        const duplicate = runtime.unitOfWork(async () => {
+          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`
+          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`.then(undefined, () => {})
+        })
+        assert.strictEqual(tagOf(yield* failure(duplicate)), "RolledBackAtCommit")
+        assert.deepStrictEqual(yield* stored, [])
+      })
+  )
+
+  it.scopedLive("plain code and effects share one transaction in a unit of work, through every await", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const pid = () => db.writer<{ pid: number }>`SELECT pg_backend_pid() AS pid`.then(([row]) => row?.pid)
+      const pids = yield* Effect.promise(() =>
+        runtime.unitOfWork(async () => {
+          await runtime.runPromise(insert("effect"))
+          await db.writer`INSERT INTO item ${db.writer.insert({ name: "plain" })}`
+          const all = await Promise.all([pid(), pid(), runtime.unitOfWork(pid), db.withTransaction(pid)])
+          const other = await db.independent(pid)
+          return { one: new Set(all).size, other: all.includes(other) }
+        })
+      )
+      assert.deepStrictEqual(pids, { one: 1, other: false })
+      assert.deepStrictEqual(yield* stored, ["effect", "plain"])
+      const both = yield* Effect.promise(() => Promise.all([runtime.unitOfWork(pid), runtime.unitOfWork(pid)]))
+      assert.strictEqual(new Set(both).size, 2)
+    })
+  )
+
+  it.scopedLive("hooks, early ends, nested transactions, what reads must see, the outcome", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
+      const log: Array<string> = []
+      yield* Effect.promise(() =>
+        runtime.unitOfWork(async () => {
+          await add("early")
+          await db.afterCommit(() => void log.push("committed"))
+          await db.commit()
+          await add("dropped")
+          await db.afterRollback(async () => void log.push("rolled back"))
+          await db.rollback()
+          await add("late")
+          await db.beforeCommit(() => add("by a hook"))
+          await db
+            .withTransaction(async () => {
+              await add("undone")
+              throw new Error("no")
+            })
+            .catch(() => {})
+          const strong = await db.withConsistency(
+            Consistency.Strong(),
+            () => db.reader`SELECT pg_is_in_recovery() AS yes`
+          )
+          assert.deepStrictEqual(strong, [{ yes: false }])
+        })
+      )
+      assert.deepStrictEqual(log, ["committed", "rolled back"])
+      yield* Effect.promise(() => runtime.unitOfWork(() => add("never"), { outcome: () => "rollback" }))
+      assert.deepStrictEqual(yield* stored, ["by a hook", "early", "late"])
+    })
+  )
+
+  it.scopedLive("a signal ends what is under way and rolls back", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const controller = new AbortController()
+      const asleep = yield* Deferred.make<void>()
+      const reason = new Error("enough")
+      const unit = runtime.unitOfWork(
+        async () => {
+          await db.writer`INSERT INTO item ${db.writer.insert({ name: "x" })}`
+          Effect.runSync(Deferred.succeed(asleep, undefined))
+          await db.writer`SELECT pg_sleep(60)`
+        },
+        { signal: controller.signal }
+      )
+      const failed = failure(unit)
+      const waiting = yield* Effect.fork(failed)
+      yield* Deferred.await(asleep)
+      controller.abort(reason)
+      assert.strictEqual(yield* waiting, reason)
+      assert.deepStrictEqual(yield* stored, [])
+      const { servers } = yield* Effect.promise(() => db.status())
+      assert.isTrue(servers.every(({ reads, writes }) => reads.active + (writes?.active ?? 0) === 0))
+    })
+  )
+
+  it.scopedLive("two databases commit together, or not at all", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const both = Layer.merge(Db.layer({ writer: place.writer }), audit)
+      const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, both, { lazy: true })
+      const { audit: log, db } = runtime.databases
+      const unit = runtime.unitOfWork(async () => {
+        await db.writer`INSERT INTO item ${db.writer.insert({ name: "a" })}`
+        await runtime.runPromise(event("unlucky", 13))
+      })
+      assert.strictEqual(tagOf(yield* failure(unit)), "CommitFailed")
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), [])
+      assert.deepStrictEqual(yield* Effect.promise(async () => await log.writer`SELECT what FROM event`), [])
+      yield* Effect.promise(() => runtime.close())
+    })
+  )
+})
