@@ -5,6 +5,7 @@
  */
 import * as HttpApiMiddleware from "@effect/platform/HttpApiMiddleware"
 import * as HttpApp from "@effect/platform/HttpApp"
+import * as HttpRouter from "@effect/platform/HttpRouter"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
@@ -156,7 +157,7 @@ const endBy = (
   response: Response,
   restore: Restore
 ): Effect.Effect<Response, Unstored<never>> => {
-  if (handle.hasEnded()) return Effect.succeed(response)
+  if (handle.endUntouched()) return Effect.succeed(response)
   const { onCommitFailed = commitFailed, outcome = byStatus } = options
   return Effect.sync(() => outcome(response)).pipe(
     Effect.onError(() => undo(handle)),
@@ -199,18 +200,22 @@ const once = <E, R>(
     const outside = fiber.currentContext
     const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
     const leave = FiberRef.set(FiberRef.currentContext, outside)
-    const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
     // around a whole server the response is sent inside of `app`: there this ends the unit, and the body is to have no part in it
-    const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
-      handle.hasEnded()
-        ? Effect.succeed(response)
-        : Effect.zipLeft(
-            settled(endBy(plan, handle, response, restore)),
-            FiberRef.update(FiberRef.currentContext, without)
-          )
-    )
+    const beforeResponse = () => {
+      const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
+      return HttpApp.appendPreResponseHandler((_, response) =>
+        handle.hasEnded
+          ? Effect.succeed(response)
+          : Effect.zipLeft(
+              settled(endBy(plan, handle, response, restore)),
+              FiberRef.update(FiberRef.currentContext, without)
+            )
+      )
+    }
+    // what a route's handler answers with is not sent inside of it
+    const isInRoute = outside.unsafeMap.has(HttpRouter.RouteContext.key)
     return Effect.zipRight(
-      Effect.zipRight(beforeResponse, enter),
+      isInRoute ? enter : Effect.zipRight(beforeResponse(), enter),
       Effect.matchCauseEffect(restore(app), {
         onFailure: (cause) =>
           Effect.zipRight(

@@ -127,7 +127,9 @@ export const on = ({ databaseName }: Named, settings: Settings): DatabaseSetting
  */
 export interface Handle {
   readonly unit: Unit
-  readonly hasEnded: () => boolean
+  readonly hasEnded: boolean
+  /** Ends it at once where nothing was done in it; tells whether it has ended now. */
+  readonly endUntouched: () => boolean
   /** Ends it, once. `restore` is for a caller who can be interrupted and has not been. */
   readonly end: (outcome: Outcome, restore: Restore | undefined) => Effect.Effect<void, TransactionError>
 }
@@ -144,25 +146,40 @@ export interface Opening {
 }
 
 /** @internal */
-export const open = ({ around, describe, ending, joins, rules }: Opening): Handle => {
-  const unit = new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe)
-  let hasEnded = false
-  return {
-    unit,
-    hasEnded: () => hasEnded,
-    end: (outcome, restore) =>
-      Effect.suspend(() => {
-        if (hasEnded) return Effect.void
-        hasEnded = true
-        const close = () => unit.end()
-        if (outcome === "commit") {
-          const whole = { carrier: unit, all: () => unit.all, close }
-          return Effect.ensuring(finish(whole, ending, restore), Effect.sync(close))
-        }
-        const { all } = unit
-        close()
-        return undoAll(all, restore)
-      })
+export const open = ({ around, describe, ending, joins, rules }: Opening): Handle =>
+  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe))
+
+class OpenUnit implements Handle {
+  private ended = false
+
+  constructor(readonly unit: Unit) {}
+
+  get hasEnded(): boolean {
+    return this.ended
+  }
+
+  end(outcome: Outcome, restore: Restore | undefined): Effect.Effect<void, TransactionError> {
+    return Effect.suspend(() => {
+      if (this.endUntouched()) return Effect.void
+      this.ended = true
+      const { unit } = this
+      const close = () => unit.end()
+      if (outcome === "commit") {
+        const whole = { carrier: unit, all: () => unit.all, close }
+        return Effect.ensuring(finish(whole, unit.ending, restore), Effect.sync(close))
+      }
+      const { all } = unit
+      close()
+      return undoAll(all, restore)
+    })
+  }
+
+  endUntouched(): boolean {
+    if (this.ended) return true
+    if (!this.unit.isUntouched) return false
+    this.ended = true
+    this.unit.end()
+    return true
   }
 }
 

@@ -29,11 +29,13 @@ interface Waiting {
 }
 
 const noOptions: Options = {}
+const none: ReadonlyArray<never> = []
 
 export class Unit extends Carrier {
-  private readonly transactions = new Map<Origin, Transaction>()
-  private readonly waiting = new Map<Origin, Waiting>()
-  private readonly memories = new Map<Origin, Memory>()
+  // made with their first entries: most requests of many programs touch no database
+  private transactions: Map<Origin, Transaction> | undefined = undefined
+  private waiting: Map<Origin, Waiting> | undefined = undefined
+  private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
   /** Whether a part of it is stored already, so that it cannot be run again as a whole. */
   hasCommitted = false
@@ -58,11 +60,11 @@ export class Unit extends Carrier {
   }
 
   override around(origin: Origin): Transaction | undefined {
-    return this.transactions.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
+    return this.transactions?.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
   }
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
-    const own = kind === "writer" ? this.transactions.get(origin) : undefined
+    const own = kind === "writer" ? this.transactions?.get(origin) : undefined
     return own ?? super.find(origin, kind)
   }
 
@@ -71,9 +73,10 @@ export class Unit extends Carrier {
     // a fiber that outlives the unit must not begin what nobody will end
     if (this.ended) transaction.level.rollback(() => {})
     else {
+      this.transactions ??= new Map()
       this.transactions.set(origin, transaction)
-      const waiting = this.waiting.get(origin)
-      this.waiting.delete(origin)
+      const waiting = this.waiting?.get(origin)
+      this.waiting?.delete(origin)
       for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
     }
     return transaction
@@ -82,6 +85,7 @@ export class Unit extends Carrier {
   /** A hook is no reason to begin a transaction, which reads would have to join. */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
+    this.waiting ??= new Map()
     const waiting = this.waiting.get(origin)
     if (waiting === undefined) this.waiting.set(origin, { begin, hooks: [hook] })
     else waiting.hooks.push(hook)
@@ -89,11 +93,12 @@ export class Unit extends Carrier {
   }
 
   override held(origin: Origin): ReadonlyArray<Connection> {
-    const own = this.transactions.get(origin)?.level.held ?? []
+    const own = this.transactions?.get(origin)?.level.held ?? []
     return [...own, ...super.held(origin), ...(this.behind?.held(origin) ?? [])]
   }
 
   override memory(origin: Origin): Memory {
+    this.memories ??= new Map()
     let known = this.memories.get(origin)
     if (known === undefined) {
       known = { reader: undefined, written: false }
@@ -104,29 +109,34 @@ export class Unit extends Carrier {
 
   /** The transactions, in the order in which they were begun; those that have nothing but hooks come last. */
   get all(): ReadonlyArray<Transaction> {
-    for (const [origin, { begin }] of [...this.waiting]) this.open(origin, begin)
-    return [...this.transactions.values()]
+    if (this.waiting !== undefined) for (const [origin, { begin }] of [...this.waiting]) this.open(origin, begin)
+    return this.transactions === undefined ? none : [...this.transactions.values()]
   }
 
   /** The one that it has open on a database, or hooks for it. */
   own(origin: Origin): Transaction | undefined {
-    const waiting = this.waiting.get(origin)
-    return this.transactions.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
+    const waiting = this.waiting?.get(origin)
+    return this.transactions?.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
   }
 
   /** The database of a name, if anything was done there. */
   origin(database: string): Origin | undefined {
-    const known = [...this.transactions.keys(), ...this.memories.keys()]
+    const known = [...(this.transactions?.keys() ?? []), ...(this.memories?.keys() ?? [])]
     return known.find((origin) => origin.database === database)
   }
 
   /** The first failure for which one of its transactions could not be kept. */
   get failure(): StatementError | undefined {
-    for (const { level } of this.transactions.values()) {
+    for (const { level } of this.transactions?.values() ?? []) {
       const failure = level.failedBy ?? level.link.lost
       if (failure !== undefined) return failure
     }
     return undefined
+  }
+
+  /** Whether nothing was begun in it, nor is anything to be done at its end. */
+  get isUntouched(): boolean {
+    return this.transactions === undefined && this.waiting === undefined
   }
 
   /** From now on nothing can be begun in it. */
@@ -136,7 +146,7 @@ export class Unit extends Carrier {
 
   /** Its transaction on a database is over; the next statement begins another. */
   forget(transaction: Transaction): void {
-    if (this.transactions.get(transaction.origin) === transaction) this.transactions.delete(transaction.origin)
+    if (this.transactions?.get(transaction.origin) === transaction) this.transactions.delete(transaction.origin)
     if (!transaction.level.touched) return
     this.memory(transaction.origin).written = true
     this.hasCommitted ||= transaction.level.state === "committed"
@@ -144,7 +154,7 @@ export class Unit extends Carrier {
 
   /** Takes what a part of the work asks for, for all that is begun from now on. What is begun already must not be otherwise. */
   demand(rules: Rules): OptionsConflict | undefined {
-    for (const transaction of this.transactions.values()) {
+    for (const transaction of this.transactions?.values() ?? []) {
       const asked = rules.databases.get(transaction.origin.database) ?? rules.all
       const error = asked === undefined ? undefined : conflict(transaction, asked)
       if (error !== undefined) return error

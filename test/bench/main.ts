@@ -7,11 +7,13 @@ import * as Redacted from "effect/Redacted"
 import { EmbeddedPostgres } from "effect-db"
 import { overload } from "./overload.js"
 import { rates } from "./rates.js"
+import { requests } from "./requests.js"
 
 const usage = `npm run bench -- [rates] [options]     all clients side by side on one embedded server, interleaved; ratios of medians
+npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
-rates
+rates, requests
   --rounds N     how often each client has its turn (default 9)
   --ms N         how long a turn lasts (default 400)
   --only NAME    one client only, to profile it
@@ -50,15 +52,22 @@ const number = (name: "rounds" | "ms" | "seconds" | "factor"): number => {
 }
 
 const what = positionals[0] ?? "rates"
-if (positionals.length > 1 || (what !== "rates" && what !== "overload")) fail(`unknown: ${positionals.join(" ")}`)
+const subcommands = { rates, requests, overload }
+const isKnown = (name: string): name is keyof typeof subcommands => Object.hasOwn(subcommands, name)
+if (positionals.length > 1 || !isKnown(what)) fail(`unknown: ${positionals.join(" ")}`)
 
 if (values.help) console.log(usage)
 else {
-  const options = { rounds: number("rounds"), ms: number("ms"), only: values.only }
-  const load = { seconds: number("seconds"), factor: number("factor") }
+  const options = {
+    rounds: number("rounds"),
+    ms: number("ms"),
+    only: values.only,
+    seconds: number("seconds"),
+    factor: number("factor")
+  }
   await Effect.gen(function* () {
     const server = yield* EmbeddedPostgres.EmbeddedPostgres
     const url = Redacted.value(server.settings("bench").writer)
-    yield* Effect.promise(() => (what === "overload" ? overload(url, load) : rates(url, options)))
+    if (isKnown(what)) yield* Effect.promise(() => subcommands[what](url, options))
   }).pipe(Effect.provide(EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["bench"] })), Effect.runPromise)
 }

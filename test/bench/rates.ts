@@ -18,12 +18,12 @@ interface Case {
   readonly concurrency: number
 }
 
-const median = (numbers: ReadonlyArray<number>): number => {
+export const median = (numbers: ReadonlyArray<number>): number => {
   const sorted = [...numbers].sort((a, b) => a - b)
   return sorted[Math.floor(sorted.length / 2)] ?? 0
 }
 
-const fill = async (url: string) => {
+export const fill = async (url: string) => {
   const client = new pg.Client({ connectionString: url })
   await client.connect()
   await client.query("CREATE TABLE item (id int PRIMARY KEY, title text NOT NULL, amount int NOT NULL)")

@@ -13,7 +13,7 @@ import postgres from "postgres"
 
 export const rows = 10_000
 
-const anyId = () => 1 + Math.floor(Math.random() * rows)
+export const anyId = () => 1 + Math.floor(Math.random() * rows)
 
 /** Runs an operation over and over, `concurrency` at a time, until the time is over; gives the count. */
 type Loop = (concurrency: number, until: number) => Promise<number>
@@ -61,8 +61,8 @@ const effectLoop =
     ).then(() => count)
   }
 
-const selectText = "SELECT id, title, amount FROM item WHERE id = $1"
-const updateText = "UPDATE item SET amount = amount + 1 WHERE id = $1"
+export const selectText = "SELECT id, title, amount FROM item WHERE id = $1"
+export const updateText = "UPDATE item SET amount = amount + 1 WHERE id = $1"
 
 const plainPg = (url: string, named: boolean): Subject => {
   const pool = new pg.Pool({ connectionString: url, max: 10 })
@@ -105,7 +105,7 @@ const postgresJs = (url: string): Subject => {
   }
 }
 
-const operations = (sql: PgClient.PgClient) => ({
+export const operations = (sql: PgClient.PgClient) => ({
   select: Effect.suspend(() => sql`SELECT id, title, amount FROM item WHERE id = ${anyId()}`),
   body: Effect.suspend(() => {
     const id = anyId()

@@ -1,0 +1,71 @@
+/** A worker that asks a server over and over on keep-alive connections. It runs beside the program that is measured. */
+import { connect } from "node:net"
+import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads"
+
+interface Job {
+  readonly port: number
+  readonly connections: number
+}
+
+/** One turn: how long to ask for; the answer is how many requests were answered with a 2xx, and how many otherwise. */
+export interface Turn {
+  readonly good: number
+  readonly bad: number
+  readonly ms: number
+}
+
+export interface Load {
+  readonly turn: (ms: number) => Promise<Turn>
+  readonly stop: () => Promise<unknown>
+}
+
+/** Asks for `path` on a port of this machine. */
+export const load = (job: Job & { readonly path: string }): Load => {
+  const worker = new Worker(new URL(import.meta.url), { workerData: job })
+  return {
+    turn: (ms) =>
+      new Promise((resolve, reject) => {
+        worker.once("error", reject)
+        worker.once("message", (turn: Turn) => {
+          worker.off("error", reject)
+          resolve(turn)
+        })
+        worker.postMessage(ms)
+      }),
+    stop: () => worker.terminate()
+  }
+}
+
+if (!isMainThread) {
+  // the worker is started above, with this data
+  const { connections, path, port } = workerData as Job & { readonly path: string }
+  const request = `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n`
+  let until = 0
+  let counts = { good: 0, bad: 0 }
+  let running = 0
+  let start = 0
+  const sockets = Array.from({ length: connections }, () => {
+    const socket = connect(port, "127.0.0.1").setNoDelay(true)
+    let got = ""
+    socket.setEncoding("latin1").on("data", (text: string) => {
+      got += text
+      const head = got.indexOf("\r\n\r\n")
+      if (head < 0) return
+      const length = Number(/content-length: (\d+)/i.exec(got)?.[1] ?? 0)
+      if (got.length < head + 4 + length) return
+      counts[got.startsWith("HTTP/1.1 2") ? "good" : "bad"]++
+      got = ""
+      if (performance.now() < until) return void socket.write(request)
+      if (--running > 0) return
+      parentPort?.postMessage({ ...counts, ms: performance.now() - start })
+    })
+    return socket
+  })
+  parentPort?.on("message", (ms: number) => {
+    counts = { good: 0, bad: 0 }
+    running = connections
+    start = performance.now()
+    until = start + ms
+    for (const socket of sockets) socket.write(request)
+  })
+}

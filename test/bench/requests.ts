@@ -1,0 +1,142 @@
+/**
+ * HTTP servers side by side: what a unit of work costs a request that needs none, and how fast a request with one transaction is.
+ */
+import { createServer } from "node:http"
+import type * as HttpApp from "@effect/platform/HttpApp"
+import * as HttpRouter from "@effect/platform/HttpRouter"
+import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import { PgClient } from "@effect/sql-pg"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { Database, RequestTransaction } from "effect-db"
+import Fastify from "fastify"
+import pg from "pg"
+import { load } from "./load.js"
+import { fill, median } from "./rates.js"
+import { anyId, operations, selectText, updateText } from "./subjects.js"
+
+interface Options {
+  readonly rounds: number
+  readonly ms: number
+  readonly only: string | undefined
+}
+
+class Db extends Database.Service<Db>()("bench") {}
+
+const connections = 64
+const maxConnections = 10
+
+interface Site {
+  readonly name: string
+  readonly port: number
+  readonly path: string
+}
+
+const done = HttpServerResponse.unsafeJson({ ok: true })
+const nothing = HttpRouter.empty.pipe(HttpRouter.post("/", Effect.succeed(done)))
+
+const serve = <E, R>(name: string, app: HttpApp.Default<E, R>) =>
+  Effect.gen(function* () {
+    const server = yield* NodeHttpServer.make(() => createServer(), { port: 0, host: "127.0.0.1" })
+    yield* server.serve(app)
+    const { address } = server
+    return { name, path: "/", port: address._tag === "TcpAddress" ? address.port : 0 }
+  })
+
+const fastify = (url: string) =>
+  Effect.gen(function* () {
+    const clients = new pg.Pool({ connectionString: url, max: maxConnections })
+    const server = Fastify()
+    server.post("/", async () => {
+      const client = await clients.connect()
+      const id = anyId()
+      try {
+        await client.query("BEGIN")
+        await client.query(selectText, [id])
+        await client.query(updateText, [id])
+        await client.query("COMMIT")
+      } catch (error) {
+        await client.query("ROLLBACK")
+        throw error
+      } finally {
+        client.release()
+      }
+      return { ok: true }
+    })
+    const close = () => server.close().then(() => clients.end())
+    yield* Effect.acquireRelease(
+      Effect.promise(() => server.listen({ port: 0, host: "127.0.0.1" })),
+      () => Effect.promise(close)
+    )
+    const address = server.server.address()
+    return { name: "Fastify, pg", path: "/", port: typeof address === "object" ? (address?.port ?? 0) : 0 }
+  })
+
+const sites = (url: string) =>
+  Effect.gen(function* () {
+    const writer = Redacted.make(url)
+    const opened = yield* Layer.build(
+      Layer.merge(Db.layer({ writer, maxConnections }), PgClient.layer({ url: writer, maxConnections }))
+    )
+    const plain = yield* Effect.provide(PgClient.PgClient, opened)
+    const ours = yield* Effect.provide(Db.writer, opened)
+    const transactional = <E, R>(router: HttpRouter.HttpRouter<E, R>) =>
+      HttpRouter.use(router, RequestTransaction.middleware())
+    const { body } = operations(ours)
+    const plainBody = plain.withTransaction(operations(plain).body)
+    return [
+      yield* serve("nothing, without the middleware", nothing),
+      yield* serve("nothing, with it", transactional(nothing)),
+      yield* serve("effect-db", transactional(HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(body, done))))),
+      yield* serve("@effect/sql-pg", HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(plainBody, done)))),
+      yield* fastify(url)
+    ]
+  })
+
+/** Requests per second of each, in turns. */
+const measure = async (all: ReadonlyArray<Site>, { ms, rounds }: Options) => {
+  const loads = all.map((site) => ({ site, load: load({ ...site, connections }), seen: [] as number[] }))
+  for (let round = -1; round < rounds; round++) {
+    for (const { load, seen, site } of loads) {
+      const { bad, good, ms: took } = await load.turn(ms)
+      if (bad > 0) throw new Error(`${site.name}: ${bad} of ${good + bad} requests were not answered well`)
+      // the first round is for warming up
+      if (round >= 0) seen.push(good / (took / 1000))
+    }
+    if (process.stderr.isTTY) process.stderr.write(`round ${round + 1} of ${rounds}\r`)
+  }
+  await Promise.all(loads.map(({ load }) => load.stop()))
+  return loads.map(({ seen, site }) => ({ name: site.name, seen }))
+}
+
+/** The median of the ratios of neighbouring turns: what disturbs the machine disturbs both. */
+const ratio = (a: ReadonlyArray<number>, b: ReadonlyArray<number>): string =>
+  median(a.map((rate, i) => rate / (b[i] ?? Number.NaN))).toFixed(3)
+
+export const requests = async (url: string, options: Options): Promise<void> => {
+  await fill(url)
+  await Effect.gen(function* () {
+    const all = yield* sites(url)
+    const chosen = all.filter(({ name }) => options.only === undefined || name === options.only)
+    const rates = yield* Effect.promise(() => measure(chosen, options))
+    console.log(
+      `requests per second on ${connections} connections, medians of ${options.rounds} rounds of ${options.ms} ms, ${maxConnections} database connections each\n`
+    )
+    for (const { name, seen } of rates) console.log(`${name.padEnd(34)}${String(Math.round(median(seen))).padStart(8)}`)
+    const [without, middle, ours, plain, fastify] = rates.map(({ seen }) => seen)
+    if (
+      without === undefined ||
+      middle === undefined ||
+      ours === undefined ||
+      plain === undefined ||
+      fastify === undefined
+    ) {
+      return
+    }
+    console.log(`\na request that touches no database, with / without the middleware   ${ratio(middle, without)}`)
+    console.log(`a request with one transaction, effect-db / @effect/sql-pg           ${ratio(ours, plain)}`)
+    console.log(`a request with one transaction, effect-db / Fastify with pg          ${ratio(ours, fastify)}`)
+  }).pipe(Effect.scoped, Effect.runPromise)
+}
