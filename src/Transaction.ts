@@ -19,6 +19,7 @@ import {
   TransactionBusy,
   type TransactionError
 } from "./DatabaseError.js"
+import { cancellable } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier, type Kind, OutsideCarrier, TransactionCarrier } from "./internal/carrier.js"
 import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
@@ -322,6 +323,8 @@ export const provideCarrier = <A, E, R>(self: Effect.Effect<A, E, R>, carrier: C
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
  *
+ * What is open for as long as a transaction is waits in closures, not in object literals, for the reason that `cancellable` gives.
+ *
  * @internal
  */
 export const run = <A, E, R, X>(
@@ -337,16 +340,17 @@ export const run = <A, E, R, X>(
       const leave = FiberRef.set(FiberRef.currentContext, outside)
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, inside.slot)),
-        Effect.matchCauseEffect(restore(self), {
-          onFailure: (cause) =>
+        Effect.flatMap(
+          Effect.catchAllCause(restore(self), (cause) =>
             Effect.zipRight(
               leave,
               Effect.zipRight(
                 undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
                 Effect.failCause<E | X>(cause)
               )
-            ),
-          onSuccess: (value) => {
+            )
+          ),
+          (value) => {
             const kept = Effect.as(Effect.zipRight(leave, keep(transaction, restore, wrap)), value)
             if (!transaction.hasHooks) return kept
             const agreed = Effect.mapError(
@@ -358,7 +362,7 @@ export const run = <A, E, R, X>(
               kept
             )
           }
-        })
+        )
       )
     })
   )
@@ -371,14 +375,15 @@ const keep = <X>(
   restore: Restore,
   wrap: (error: TransactionError) => X
 ): Effect.Effect<void, X> =>
-  Effect.matchCauseEffect(restore(commit(transaction)), {
-    onSuccess: () => (transaction.hasHooks ? after(transaction, restore) : Effect.void),
-    onFailure: (cause) =>
+  Effect.flatMap(
+    Effect.catchAllCause(restore(commit(transaction)), (cause) =>
       Effect.zipRight(
         undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
         Effect.failCause(Cause.map(cause, wrap))
       )
-  })
+    ),
+    () => (transaction.hasHooks ? after(transaction, restore) : Effect.void)
+  )
 
 /**
  * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second.
@@ -386,13 +391,13 @@ const keep = <X>(
  * @internal
  */
 export const commit = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
-  Effect.async((resume) => {
+  cancellable((resume) => {
     const { level } = transaction
     const giveUp = level.commit((error) => {
       observe(transaction)
       resume(error === undefined ? Effect.void : Effect.fail(error))
     })
-    return Effect.async<void>((settled) => giveUp(() => settled(Effect.void)))
+    return () => Effect.async<void>((settled) => giveUp(() => settled(Effect.void)))
   })
 
 /**

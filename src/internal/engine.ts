@@ -20,6 +20,7 @@ import type { OpenTransaction, Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
 import { RetryBudget } from "./budget.js"
 import { type CallSite, CurrentSite } from "./callSite.js"
+import { cancellable } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
 import { codeOf, type Place, toStatementError } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
@@ -260,13 +261,12 @@ export class Engine implements Origin {
     read: (flight: Flight) => A,
     recover: (error: StatementError, deadline: number) => Effect.Effect<A, E>
   ): Effect.Effect<A, E> {
-    return Effect.async((resume) => {
+    return cancellable((resume) => {
       const until = deadline ?? this.deadline()
-      const giveUp = go((error, flight) => {
+      return go((error, flight) => {
         if (error !== undefined) resume(recover(error, until))
         else if (flight !== undefined) resume(readFrom(flight, read))
       }, until)
-      return Effect.sync(giveUp)
     })
   }
 

@@ -1,0 +1,33 @@
+/**
+ * An effect that waits for a callback and can be given up.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+
+/** What is done where nobody waits any more; what it gives, if anything, is waited for. */
+export type GiveUp = () => Effect.Effect<void> | void
+
+/**
+ * Waits until `resume` is called. An interruption calls what `start` has returned.
+ *
+ * It is `Effect.async`, whose own way to be interrupted runs four more instructions for every success, and makes an object literal that
+ * holds on to the whole operation. Where many wait at a time V8 learns that such literals live long and from then on makes them where
+ * garbage is seldom collected: they keep what they hold until then, which took a quarter of the time of a small statement.
+ */
+export const cancellable = <A, E>(
+  start: (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp
+): Effect.Effect<A, E> =>
+  Effect.uninterruptibleMask((restore) => {
+    let giveUp: GiveUp | undefined
+    return Effect.catchAllCause(
+      restore(
+        Effect.async<A, E>((resume) => {
+          giveUp = start(resume)
+        })
+      ),
+      (cause) => {
+        const over = Cause.isInterruptedOnly(cause) ? giveUp?.() : undefined
+        return over === undefined ? Effect.failCause(cause) : Effect.zipRight(over, Effect.failCause(cause))
+      }
+    )
+  })
