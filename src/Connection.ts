@@ -9,7 +9,7 @@ import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError } from "./internal/driver.js"
-import { type Done, type Failure, Flight, type Plan, type Result } from "./internal/flight.js"
+import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later } from "./internal/later.js"
 import { type ConnectFailure, login } from "./internal/login.js"
 import { PreparedStatements } from "./internal/prepared.js"
@@ -172,24 +172,24 @@ export class Connection {
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
     if (request.simple) {
-      return this.fly({
-        bytes: () => wire.simple(checked(text)),
-        before: 0,
-        asArrays: request.rows === "array",
-        simple: true,
-        // there may be a COMMIT in it
-        commits: true,
-        done: (failure, flight) => {
+      const plan = new Plan(
+        () => wire.simple(checked(text)),
+        (failure, flight) => {
           for (const { command } of flight.results) this.isChanged ||= command === "SET"
           done(failure, flight)
         }
-      })
+      )
+      plan.asArrays = request.rows === "array"
+      plan.simple = true
+      // there may be a COMMIT in it
+      plan.commits = true
+      return this.fly(plan)
     }
     const prepared = request.prepare ? this.statements.take(text) : undefined
     const parse = prepared === undefined || !prepared.parsed
     const shape = prepared?.shape
-    this.fly({
-      bytes: () =>
+    const plan = new Plan(
+      () =>
         wire.flight(
           before,
           {
@@ -202,14 +202,7 @@ export class Connection {
           },
           after
         ),
-      before: before.length,
-      after: after.length,
-      asArrays: request.rows === "array",
-      simple: false,
-      commits: !this.readOnly && this.transaction === undefined,
-      prepared,
-      shape,
-      done: (failure, flight) => {
+      (failure, flight) => {
         if (prepared !== undefined && !prepared.parsed) {
           if (flight.parsed > before.length) prepared.parsed = true
           else this.statements.drop(text)
@@ -227,12 +220,22 @@ export class Connection {
         }
         done(failure, flight)
       }
-    })
+    )
+    plan.before = before.length
+    plan.after = after.length
+    plan.asArrays = request.rows === "array"
+    plan.commits = !this.readOnly && this.transaction === undefined
+    plan.prepared = prepared
+    plan.shape = shape
+    this.fly(plan)
   }
 
   /** Sends steps only; `commits` says that there is a COMMIT among them. */
   steps(all: ReadonlyArray<wire.Step>, done: Done, commits = false): void {
-    this.fly({ bytes: () => wire.steps(all), before: all.length - 1, asArrays: false, simple: false, commits, done })
+    const plan = new Plan(() => wire.steps(all), done)
+    plan.before = all.length - 1
+    plan.commits = commits
+    this.fly(plan)
   }
 
   /** Hears of every NOTIFY on the channels that it listens to. */
@@ -246,7 +249,9 @@ export class Connection {
 
   /** Asks for a sign of life. */
   ping(done: Done): void {
-    this.fly({ bytes: () => wire.syncOnly, before: 0, asArrays: false, simple: false, isUpkeep: true, done })
+    const plan = new Plan(() => wire.syncOnly, done)
+    plan.isUpkeep = true
+    this.fly(plan)
   }
 
   /** A name for a portal, new on this connection. */
@@ -256,30 +261,21 @@ export class Connection {
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
-    this.fly({
-      bytes: () => wire.openPortal(before, portal, checked(request.text), request.values, size),
-      before: before.length,
-      asArrays: false,
-      simple: false,
-      done
-    })
+    const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
+    plan.before = before.length
+    this.fly(plan)
   }
 
   /** Fetches more rows of the portal that `opened` has opened. */
   fetchPortal(portal: string, opened: Flight, size: number, done: Done): void {
-    this.fly({
-      bytes: () => wire.fetchPortal(portal, size),
-      before: 0,
-      asArrays: false,
-      simple: false,
-      shape: opened.shape,
-      done
-    })
+    const plan = new Plan(() => wire.fetchPortal(portal, size), done)
+    plan.shape = opened.shape
+    this.fly(plan)
   }
 
   /** Closes a portal. */
   closePortal(portal: string, done: Done): void {
-    this.fly({ bytes: () => wire.closePortal(portal), before: 0, asArrays: false, simple: false, done })
+    this.fly(new Plan(() => wire.closePortal(portal), done))
   }
 
   /**
@@ -346,7 +342,7 @@ export class Connection {
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
     if (!this.isPooled && limit !== undefined && limit > 0)
-      this.silence.sent(limit, plan.commits !== true && !this.isChanged)
+      this.silence.sent(limit, !plan.commits && !this.isChanged)
     this.client.query(flight)
   }
 
@@ -394,7 +390,7 @@ export class Connection {
   }
 
   private report(flight: Flight, now: number, failure: Failure | undefined): void {
-    if (flight.plan.isUpkeep === true) return
+    if (flight.plan.isUpkeep) return
     this.owner.operated?.(now - flight.since, failure === undefined ? undefined : errorType(failure))
   }
 

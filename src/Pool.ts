@@ -17,7 +17,7 @@ import { type Demand, Growth } from "./internal/pool/growth.js"
 import { type Loan, Loans } from "./internal/pool/loans.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
-import { type Waiter, Waiters } from "./internal/pool/waiters.js"
+import { Waiter, Waiters } from "./internal/pool/waiters.js"
 import { Observation, type Observer } from "./Observation.js"
 import { isTransient } from "./SqlState.js"
 
@@ -276,8 +276,8 @@ export class Pool {
       settle(refusal, undefined)
       return nothing
     }
-    const waiter = { since: now, settle, holding, who }
-    this.waiters.add(waiter, deadline)
+    const waiter = new Waiter(now, deadline, holding, who, settle)
+    this.waiters.add(waiter)
     this.serve()
     return () => void this.waiters.remove(waiter)
   }
@@ -367,9 +367,12 @@ export class Pool {
 
   private get demand(): Demand {
     const waiting = this.waiters.size
-    const busy = this.stock.open - this.stock.idle.length
-    if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0, busy }
     const connecting = this.connecting.size
+    // asked for whoever waits, so the answer of a full pool is a short way
+    if (this.stock.all.size + connecting >= this.limit) return { waiting, wanted: 0, busy: 0 }
+    const { open } = this.stock
+    const busy = open - this.stock.idle.length
+    if (this.isShut && open > 0) return { waiting, wanted: 0, busy }
     const coming = this.preparing + this.arriving + connecting - this.lateConnects
     return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting), busy }
   }

@@ -36,27 +36,36 @@ export type Failure =
 /** Called once, when the server is ready for the next flight, or when the connection is lost. */
 export type Done = (failure: Failure | undefined, flight: Flight) => void
 
-/** What to send and how to read the answer. */
-export interface Plan {
-  readonly bytes: () => Buffer
+/**
+ * What to send and how to read the answer. It holds on to the whole operation, so it is a class and no object literal, for the reason that
+ * `cancellable` gives; and with one shape for all of them it is read faster.
+ */
+export class Plan {
   /** How many steps come before the statement; their rows are nobody's. */
-  readonly before: number
+  before = 0
   /** How many come after it. */
-  readonly after?: number | undefined
-  readonly asArrays: boolean
+  after = 0
+  asArrays = false
   /** Several commands in one text, by the simple protocol. */
-  readonly simple: boolean
+  simple = false
   /** Whether it may end in a COMMIT, for which the server's limit for a statement does not count. */
-  readonly commits?: boolean | undefined
-  readonly prepared?: Prepared | undefined
+  commits = false
+  prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
-  readonly shape?: Shape | undefined
+  shape: Shape | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
-  readonly isUpkeep?: boolean | undefined
-  readonly done: Done
+  isUpkeep = false
+
+  constructor(
+    readonly bytes: () => Buffer,
+    readonly done: Done
+  ) {}
 }
 
-const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: [] })
+const noFields: ReadonlyArray<never> = []
+const noResults: ReadonlyArray<never> = []
+
+const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
 
 const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
 
@@ -74,7 +83,7 @@ export class Flight implements Query {
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
   /** The results of a text with several commands. */
-  readonly results: Array<Result> = []
+  results: ReadonlyArray<Result> = noResults
   shape: Shape | undefined
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
@@ -135,14 +144,20 @@ export class Flight implements Query {
   handleCommandComplete(message: { readonly text: string }): void {
     if (this.isStatement()) {
       const result = this.result
-      const words = message.text.split(" ")
-      const rows = words.length > 1 ? Number(words[words.length - 1]) : Number.NaN
-      result.command = words[0] ?? null
-      if (words.length === 3) result.oid = Number(words[1])
-      if (!Number.isNaN(rows)) result.rowCount = rows
+      const { text } = message
+      const first = text.indexOf(" ")
+      if (first < 0) result.command = text
+      else {
+        // "INSERT 0 1", "SELECT 1", "CREATE TABLE"
+        const last = text.lastIndexOf(" ")
+        const rows = Number(text.slice(last + 1))
+        result.command = text.slice(0, first)
+        if (last > first && text.indexOf(" ", first + 1) === last) result.oid = Number(text.slice(first + 1, last))
+        if (!Number.isNaN(rows)) result.rowCount = rows
+      }
       if (this.shape !== undefined) result.fields = this.shape.fields
       if (this.plan.simple) {
-        this.results.push(result)
+        this.results = [...this.results, result]
         this.result = blankResult()
         this.shape = undefined
       }
@@ -165,7 +180,7 @@ export class Flight implements Query {
   handleCopyInResponse(protocol: Protocol): void {
     this.unreadable = new Error("COPY FROM STDIN is not supported by this client")
     // what follows in this flight would be taken for the data that is copied
-    if ((this.plan.after ?? 0) > 0) return this.onLost(this, this.unreadable)
+    if (this.plan.after > 0) return this.onLost(this, this.unreadable)
     protocol.sendCopyFail(this.unreadable.message)
     // in copy mode the server has swallowed the Sync of an extended flight
     if (!this.plan.simple) protocol.sync()

@@ -10,6 +10,8 @@ export interface Prepared {
   parsed: boolean
   /** Its columns, once the server has described them; they cannot change without an error. */
   shape: Shape | undefined
+  /** When it was used last, in uses of any. */
+  used: number
 }
 
 const longest = 16_384
@@ -19,6 +21,7 @@ export class PreparedStatements {
   private readonly byText = new Map<string, Prepared>()
   private toClose: Array<string> = []
   private made = 0
+  private uses = 0
 
   constructor(private readonly limit: number) {}
 
@@ -26,19 +29,14 @@ export class PreparedStatements {
   take(text: string): Prepared | undefined {
     const known = this.byText.get(text)
     if (known !== undefined) {
-      this.byText.delete(text)
-      this.byText.set(text, known)
+      // noted down and not moved to the end: a map that is always written to is always being copied
+      known.used = ++this.uses
       return known
     }
     if (this.limit === 0 || text.length > longest) return undefined
-    const fresh: Prepared = { name: `s${++this.made}`, parsed: false, shape: undefined }
+    const fresh: Prepared = { name: `s${++this.made}`, parsed: false, shape: undefined, used: ++this.uses }
     this.byText.set(text, fresh)
-    if (this.byText.size > this.limit) {
-      for (const oldest of this.byText.keys()) {
-        this.drop(oldest)
-        break
-      }
-    }
+    if (this.byText.size > this.limit) this.dropOldest()
     return fresh
   }
 
@@ -48,6 +46,18 @@ export class PreparedStatements {
     if (known === undefined) return
     this.byText.delete(text)
     if (known.parsed) this.toClose.push(known.name)
+  }
+
+  /** Forgets the one used longest ago. Whoever makes room this way is about to have a statement parsed, which takes far longer. */
+  private dropOldest(): void {
+    let oldest: string | undefined
+    let least = Number.POSITIVE_INFINITY
+    for (const [text, { used }] of this.byText) {
+      if (used >= least) continue
+      oldest = text
+      least = used
+    }
+    if (oldest !== undefined) this.drop(oldest)
   }
 
   /** Forgets all: after a change of the schema, plans made before it may be refused. */

@@ -18,8 +18,8 @@ export const makeShape = (client: Client, fields: ReadonlyArray<Field>): Shape =
   const names = fields.map((field) => field.name)
   const parsers = fields.map((field) => client.getTypeParser(field.dataTypeID, "text"))
   const size = fields.length
-  const blank: ObjectRow = Object.create(null)
-  for (const name of names) blank[name] = null
+  // made in a way in which a column "__proto__" is a column; an object without a prototype would be a dictionary, and so slower to copy
+  const blank: ObjectRow = Object.fromEntries(names.map((name) => [name, null]))
   const parse = (values: ReadonlyArray<string | null>, i: number): unknown => {
     const value = values[i]
     return value === null || value === undefined ? null : parsers[i]?.(value)
@@ -27,7 +27,7 @@ export const makeShape = (client: Client, fields: ReadonlyArray<Field>): Shape =
   return {
     fields,
     object: (values) => {
-      // every column is there before it is assigned: one hidden class for all rows, and a column "__proto__" is a column
+      // every column is there before it is assigned: one hidden class for all rows
       const row = { ...blank }
       for (let i = 0; i < size; i++) {
         const name = names[i]

@@ -6,12 +6,21 @@ import type { Connection } from "../../Connection.js"
 import type { Borrower } from "./borrower.js"
 import type { Overload } from "./overload.js"
 
-export interface Waiter<Settle> {
-  readonly since: number
-  readonly holding: ReadonlyArray<Connection>
-  /** Who it is, where somebody wants to know. */
-  readonly who: Borrower | undefined
-  readonly settle: Settle
+/** A place in the queue. It holds on to a whole operation, so it is a class and no object literal, for the reason that `cancellable` gives. */
+export class Waiter<Settle> {
+  /** @internal */ isQueued = false
+  /** @internal */ previous: Waiter<Settle> | undefined = undefined
+  /** @internal */ next: Waiter<Settle> | undefined = undefined
+
+  constructor(
+    readonly since: number,
+    /** Until when he waits. */
+    readonly deadline: number,
+    readonly holding: ReadonlyArray<Connection>,
+    /** Who it is, where somebody wants to know. */
+    readonly who: Borrower | undefined,
+    readonly settle: Settle
+  ) {}
 }
 
 /** Why somebody is sent away: his time is over, or there are too many. */
@@ -20,7 +29,13 @@ type SentAway = "timeout" | "shed"
 const longestTimer = 2_147_483_647
 
 export class Waiters<Settle> {
-  private readonly timers = new Map<Waiter<Settle>, NodeJS.Timeout>()
+  // linked to each other: a map that is always written to is always being copied
+  private first: Waiter<Settle> | undefined
+  private last: Waiter<Settle> | undefined
+  private count = 0
+  /** One for all, for whoever has to go first; it goes on its own way while others come and go. */
+  private timer: NodeJS.Timeout | undefined
+  private timerAt = Number.POSITIVE_INFINITY
   private shedder: NodeJS.Timeout | undefined
 
   constructor(
@@ -29,7 +44,7 @@ export class Waiters<Settle> {
   ) {}
 
   get size(): number {
-    return this.timers.size
+    return this.count
   }
 
   /** Whether more come than can be served, at this moment. */
@@ -37,8 +52,8 @@ export class Waiters<Settle> {
     return this.overload.isStill(performance.now())
   }
 
-  [Symbol.iterator](): Iterator<Waiter<Settle>> {
-    return this.timers.keys()
+  *[Symbol.iterator](): Iterator<Waiter<Settle>> {
+    for (let waiter = this.first; waiter !== undefined; waiter = waiter.next) yield waiter
   }
 
   /** Somebody got a connection without waiting. */
@@ -54,44 +69,82 @@ export class Waiters<Settle> {
   }
 
   /** Puts somebody at the end of the queue. */
-  add(waiter: Waiter<Settle>, deadline: number): void {
-    // a timer counts whole milliseconds from a clock of whole ones, so it may come one too early
-    const left = Math.min(Math.ceil(Math.max(0, deadline - waiter.since)) + 1, longestTimer)
-    this.timers.set(
-      waiter,
-      setTimeout(() => this.sendAway(waiter, "timeout"), left)
-    )
+  add(waiter: Waiter<Settle>): void {
+    waiter.isQueued = true
+    waiter.previous = this.last
+    if (this.last === undefined) this.first = waiter
+    else this.last.next = waiter
+    this.last = waiter
+    this.count++
+    if (waiter.deadline < this.timerAt) this.wake(waiter.deadline, waiter.since)
+    // who waits keeps the process alive
+    else if (this.count === 1) this.timer?.ref()
   }
 
   /** Takes somebody out of the queue; tells whether he was still there. */
   remove(waiter: Waiter<Settle>): boolean {
-    clearTimeout(this.timers.get(waiter))
-    return this.timers.delete(waiter)
+    if (!waiter.isQueued) return false
+    const { next, previous } = waiter
+    if (previous === undefined) this.first = next
+    else previous.next = next
+    if (next === undefined) this.last = previous
+    else next.previous = previous
+    waiter.isQueued = false
+    waiter.previous = undefined
+    waiter.next = undefined
+    this.count--
+    if (this.count === 0) this.timer?.unref()
+    return true
   }
 
   /** Takes out the one who waited longest, to be served. */
   take(now: number): Waiter<Settle> | undefined {
     if (this.overload.isOverloaded) this.shed(now)
-    for (const waiter of this.timers.keys()) {
-      this.remove(waiter)
-      this.overload.serve(now, now - waiter.since, this.size)
-      return waiter
-    }
-    return undefined
+    const waiter = this.first
+    if (waiter === undefined) return undefined
+    this.remove(waiter)
+    this.overload.serve(now, now - waiter.since, this.size)
+    return waiter
   }
 
   /** Takes out all. */
   clear(): ReadonlyArray<Waiter<Settle>> {
     clearTimeout(this.shedder)
-    const all = [...this.timers.keys()]
+    clearTimeout(this.timer)
+    this.timer = undefined
+    this.timerAt = Number.POSITIVE_INFINITY
+    const all = [...this]
     for (const waiter of all) this.remove(waiter)
     return all
+  }
+
+  private wake(deadline: number, now: number): void {
+    clearTimeout(this.timer)
+    this.timerAt = deadline
+    // a timer counts whole milliseconds from a clock of whole ones, so it may come one too early
+    const left = Math.min(Math.ceil(Math.max(0, deadline - now)) + 1, longestTimer)
+    this.timer = setTimeout(() => this.look(), left)
+  }
+
+  /** Sends away those whose time is over, and comes back for the next. */
+  private look(): void {
+    this.timer = undefined
+    this.timerAt = Number.POSITIVE_INFINITY
+    const now = performance.now()
+    const late: Array<Waiter<Settle>> = []
+    let next = Number.POSITIVE_INFINITY
+    for (const waiter of this) {
+      if (waiter.deadline <= now) late.push(waiter)
+      else next = Math.min(next, waiter.deadline)
+    }
+    if (next < Number.POSITIVE_INFINITY) this.wake(next, now)
+    for (const waiter of late) this.sendAway(waiter, "timeout")
   }
 
   /** Sends away those who have queued for too long, and comes back for the next. */
   private shed(now: number): void {
     clearTimeout(this.shedder)
-    for (const waiter of this.timers.keys()) {
+    for (let waiter = this.first; waiter !== undefined; waiter = this.first) {
       const left = waiter.since + this.overload.patience - now
       if (left > 0) {
         this.shedder = setTimeout(() => {
