@@ -341,8 +341,7 @@ export class Connection {
     this.flight = flight
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
-    if (!this.isPooled && limit !== undefined && limit > 0)
-      this.silence.sent(limit, !plan.commits && !this.isChanged)
+    if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit, !plan.commits && !this.isChanged)
     this.client.query(flight)
   }
 

@@ -41,6 +41,10 @@ const none: ReadonlyArray<never> = []
 
 /** A server's pool, as a transaction sees it. */
 class PoolLender implements Lender {
+  /** When it got its connection. */
+  since = 0
+  /** Where it is among those that have one. */
+  at = -1
   private pool: Pool | undefined
   private deadline: number | undefined
 
@@ -48,7 +52,7 @@ class PoolLender implements Lender {
     private readonly engine: Engine,
     private readonly pick: () => Pool,
     private readonly held: () => ReadonlyArray<Connection>,
-    private readonly label: string | undefined,
+    readonly label: string | undefined,
     private readonly who: Borrower | undefined
   ) {}
 
@@ -69,7 +73,7 @@ class PoolLender implements Lender {
       this.deadline,
       this.held(),
       (error, connection) => {
-        if (connection !== undefined) this.engine.opened.set(this, { since: performance.now(), label: this.label })
+        if (connection !== undefined) this.engine.lent(this)
         settle(error, connection)
       },
       this.who
@@ -77,7 +81,7 @@ class PoolLender implements Lender {
   }
 
   checkin(connection: Connection): void {
-    this.engine.opened.delete(this)
+    this.engine.returned(this)
     this.pool?.checkin(connection)
   }
 }
@@ -85,8 +89,8 @@ class PoolLender implements Lender {
 export class Engine implements Origin {
   readonly database: string
   readonly limits: Limits | undefined
-  /** The transactions that hold a connection. */
-  readonly opened = new Map<Lender, { readonly since: number; readonly label: string | undefined }>()
+  /** Those of the transactions that hold a connection, in no order. */
+  private readonly opened: Array<PoolLender> = []
   /** Whether somebody wants to know who holds which connection. */
   readonly isWatched: boolean
   private turn = 0
@@ -112,11 +116,23 @@ export class Engine implements Origin {
   /** The transactions that hold a connection. */
   get transactions(): ReadonlyArray<OpenTransaction> {
     const now = performance.now()
-    return [...this.opened].map(([lender, { label, since }]) => ({
-      server: lender.place.server,
-      label,
-      age: now - since
-    }))
+    return this.opened
+      .map(({ label, place, since }) => ({ server: place.server, label, age: now - since }))
+      .sort((a, b) => b.age - a.age)
+  }
+
+  /** A transaction got its connection. */
+  lent(lender: PoolLender): void {
+    lender.since = performance.now()
+    lender.at = this.opened.push(lender) - 1
+  }
+
+  /** A transaction gave its connection back; the last one takes its place. */
+  returned(lender: PoolLender): void {
+    const last = this.opened.pop()
+    if (last === undefined || last === lender) return
+    this.opened[lender.at] = last
+    last.at = lender.at
   }
 
   /** Runs a statement of a fiber where it belongs. */

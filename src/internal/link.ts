@@ -23,7 +23,7 @@ export class Link {
   /** Why the transaction cannot go on; everything it did is undone. */
   lost: StatementError | undefined = undefined
   /** Those who wait for a turn: they are told at once when there will be none. */
-  readonly waiting = new Set<(error: StatementError) => void>()
+  private waiting: Set<(error: StatementError) => void> | undefined
 
   constructor(readonly lender: Lender) {}
 
@@ -36,10 +36,20 @@ export class Link {
     if (failure._tag === "lost") this.die(toStatementError(this.place, failure, "undone"))
   }
 
+  /** Calls `tell` when the transaction cannot go on; the returned function takes that back. */
+  whenLost(tell: (error: StatementError) => void): () => void {
+    this.waiting ??= new Set()
+    const { waiting } = this
+    waiting.add(tell)
+    return () => {
+      waiting.delete(tell)
+    }
+  }
+
   /** The transaction cannot go on. */
   die(error: StatementError): void {
     this.lost ??= error
-    for (const tell of [...this.waiting]) tell(this.lost)
+    if (this.waiting !== undefined) for (const tell of [...this.waiting]) tell(this.lost)
   }
 
   take(connection: Connection): void {

@@ -35,15 +35,18 @@ export type Fence = "none" | "savepoint" | "readOnly"
 /** How a level stands. */
 export type State = "open" | "committed" | "rolledBack" | "failed" | "unknown"
 
-/** What a level needs before its first statement can run, from the outside in. */
-interface Opening {
-  readonly level: Level
-  readonly steps: ReadonlyArray<wire.Step>
+/** What a level needs before its first statement can run; a class, for the reason that `cancellable` gives. */
+class Opening {
+  constructor(
+    readonly level: Level,
+    readonly steps: ReadonlyArray<wire.Step>
+  ) {}
 }
 
 type Ready = (
   error: StatementError | undefined,
   connection: Connection | undefined,
+  /** From the outside in. */
   opening: ReadonlyArray<Opening>
 ) => void
 
@@ -56,6 +59,14 @@ const commit = [wire.constantStep("COMMIT")]
 const rollback = [wire.constantStep("ROLLBACK")]
 const checkNow = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
 const readOnlyStep = wire.constantStep("SET LOCAL transaction_read_only = on")
+
+/** All that comes before a statement. Most often there is one list of steps, or none, and that is it. */
+const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Step>): ReadonlyArray<wire.Step> => {
+  const [outermost] = opening
+  if (outermost === undefined) return before
+  if (opening.length === 1 && before.length === 0) return outermost.steps
+  return [...opening.flatMap((_) => _.steps), ...before]
+}
 
 let savepoints = 0
 
@@ -107,7 +118,7 @@ export class Level {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const after = guard === undefined ? none : fence === "readOnly" ? guard.undo : [guard.release]
-      const first = opening.length === 0 ? before : [...opening.flatMap((_) => _.steps), ...before]
+      const first = stepsOf(opening, before)
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
@@ -145,13 +156,7 @@ export class Level {
       (error, flight) => done(error, flight === undefined ? undefined : new Portal(this, name, flight, size)),
       (connection, opening, settle) => {
         name = connection.nextPortal()
-        connection.openPortal(
-          opening.flatMap((_) => _.steps),
-          name,
-          request,
-          size,
-          settle
-        )
+        connection.openPortal(stepsOf(opening, none), name, request, size, settle)
       }
     )
   }
@@ -415,7 +420,7 @@ export class Level {
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
         const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
-        ready(undefined, connection, [...opening, { level: this, steps }])
+        ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
       const leave = this.parent === undefined ? this.borrow(above) : this.parent.reach(above, true)
       leaveAbove = () => {
@@ -439,17 +444,17 @@ export class Level {
 
   /** Who waits for a turn is told when there will be none, and does not wait for ever for a nested level to end. */
   private whileWaiting(giveUp: (error: StatementError) => void): () => void {
-    const { place, waiting } = this.link
+    const { place } = this.link
     const { patience } = this.link.lender
     const look = () => {
       if (this.isNesting) giveUp(new TransactionBusy({ ...place, waited: patience }))
       else timer = setTimeout(look, patience)
     }
     let timer = setTimeout(look, patience)
-    waiting.add(giveUp)
+    const stop = this.link.whenLost(giveUp)
     return () => {
       clearTimeout(timer)
-      waiting.delete(giveUp)
+      stop()
     }
   }
 

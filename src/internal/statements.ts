@@ -31,14 +31,21 @@ const isSimple = (kind: Kind, sql: string, values: ReadonlyArray<unknown>): bool
   return first >= 0 && sql.slice(first + 1).trim() !== ""
 }
 
-const makeRequest = (
-  kind: Kind,
-  text: string,
-  values: ReadonlyArray<unknown>,
-  prepare: boolean,
-  rows: "object" | "array",
-  site?: CallSite | undefined
-): Request => ({ text, values, rows, prepare, simple: isSimple(kind, text, values), site })
+/** A class, so that its kind is not made where garbage is seldom collected: see `cancellable`. */
+class PlainRequest implements Request {
+  readonly simple: boolean
+
+  constructor(
+    kind: Kind,
+    readonly text: string,
+    readonly values: ReadonlyArray<unknown>,
+    readonly prepare: boolean,
+    readonly rows: "object" | "array",
+    readonly site?: CallSite | undefined
+  ) {
+    this.simple = isSimple(kind, text, values)
+  }
+}
 
 const several = (flight: Flight): boolean => flight.results.length > 1
 
@@ -57,7 +64,7 @@ export const makeRows = (kind: Kind, transformRows: TransformRows) => {
   return {
     read,
     request: (sql: string, params: ReadonlyArray<unknown>, site: CallSite | undefined) =>
-      makeRequest(kind, sql, params, true, "object", site)
+      new PlainRequest(kind, sql, params, true, "object", site)
   }
 }
 
@@ -70,14 +77,14 @@ export const makeStatements = (
   execute: (sql, params, transformRows) => {
     const read =
       transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
-    return run(makeRequest(kind, sql, params, true, "object"), read)
+    return run(new PlainRequest(kind, sql, params, true, "object"), read)
   },
-  executeRaw: (sql, params) => run(makeRequest(kind, sql, params, true, "object"), rawOf),
-  executeValues: (sql, params) => run(makeRequest(kind, sql, params, true, "array"), rowsOf),
+  executeRaw: (sql, params) => run(new PlainRequest(kind, sql, params, true, "object"), rawOf),
+  executeValues: (sql, params) => run(new PlainRequest(kind, sql, params, true, "array"), rowsOf),
   executeUnprepared: (sql, params, transformRows) => {
     const read =
       transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
-    return run(makeRequest(kind, sql, params, false, "object"), read)
+    return run(new PlainRequest(kind, sql, params, false, "object"), read)
   },
   executeStream: (sql, params, transformRows) =>
     stream({ text: sql, values: params, rows: "object", prepare: false, simple: false }, transformRows)

@@ -4,18 +4,21 @@
 export class Turns {
   private taken = false
   private passing = false
-  private readonly queue = new Set<() => void>()
+  /** Made when somebody has to wait, which in most transactions nobody ever does. */
+  private queue: Set<() => void> | undefined
 
   /** Calls `start` when it is its turn, at once where nobody is before it. The returned function leaves the queue. */
   take(start: () => void): () => void {
-    if (!this.taken && this.queue.size === 0) {
+    if (!this.taken && (this.queue === undefined || this.queue.size === 0)) {
       this.taken = true
       start()
       return nothing
     }
-    this.queue.add(start)
+    this.queue ??= new Set()
+    const { queue } = this
+    queue.add(start)
     return () => {
-      this.queue.delete(start)
+      queue.delete(start)
     }
   }
 
@@ -23,11 +26,12 @@ export class Turns {
   pass(): void {
     this.taken = false
     // a turn that ends at once comes back here: a loop, so that a long queue does not grow the stack
-    if (this.passing) return
+    const { queue } = this
+    if (this.passing || queue === undefined) return
     this.passing = true
     try {
-      for (const next of this.queue) {
-        this.queue.delete(next)
+      for (const next of queue) {
+        queue.delete(next)
         this.taken = true
         next()
         if (this.taken) break
