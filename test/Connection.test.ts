@@ -250,6 +250,19 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
+  it.scopedLive("a column may have any name", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const [row] = yield* sql`SELECT 1 AS "__proto__", 2 AS "constructor", 3 AS "1"`
+      assert.deepStrictEqual(Object.entries(row ?? {}).sort(), [
+        ["1", 3],
+        ["__proto__", 1],
+        ["constructor", 2]
+      ])
+      assert.strictEqual(Object.getPrototypeOf(row), Object.prototype)
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("arrays are arrays, whatever the protocol", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
