@@ -367,11 +367,13 @@ export class Pool {
 
   private get demand(): Demand {
     const waiting = this.waiters.size
-    const busy = this.stock.open - this.stock.idle.length
-    if (this.isShut && this.stock.open > 0) return { waiting, wanted: 0, busy }
+    const { open } = this.stock
+    const busy = open - this.stock.idle.length
     const connecting = this.connecting.size
-    const coming = this.preparing + this.arriving + connecting - this.lateConnects
-    return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting), busy }
+    const coming = this.arriving + connecting - this.lateConnects
+    const room = this.limit - this.stock.all.size - connecting
+    const wanted = this.isShut && open > 0 ? 0 : Math.min(waiting - this.preparing - coming, room)
+    return { waiting, wanted, busy, coming, isEmpty: open === this.arriving }
   }
 
   /** How many connects have taken so long that nobody counts on them. */
