@@ -3,6 +3,7 @@
  * if he gave up.
  */
 import type { Connection } from "../../Connection.js"
+import { timer } from "../later.js"
 import type { Borrower } from "./borrower.js"
 import type { Overload } from "./overload.js"
 
@@ -16,8 +17,6 @@ export interface Waiter<Settle> {
 
 /** Why somebody is sent away: his time is over, or there are too many. */
 type SentAway = "timeout" | "shed"
-
-const longestTimer = 2_147_483_647
 
 export class Waiters<Settle> {
   private readonly timers = new Map<Waiter<Settle>, NodeJS.Timeout>()
@@ -56,10 +55,10 @@ export class Waiters<Settle> {
   /** Puts somebody at the end of the queue. */
   add(waiter: Waiter<Settle>, deadline: number): void {
     // a timer counts whole milliseconds from a clock of whole ones, so it may come one too early
-    const left = Math.min(Math.ceil(Math.max(0, deadline - waiter.since)) + 1, longestTimer)
+    const left = Math.ceil(Math.max(0, deadline - waiter.since)) + 1
     this.timers.set(
       waiter,
-      setTimeout(() => this.sendAway(waiter, "timeout"), left)
+      timer(left, () => this.sendAway(waiter, "timeout"))
     )
   }
 

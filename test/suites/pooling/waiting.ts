@@ -179,6 +179,7 @@ export const waiting = (way: Way): void => {
       // nobody has noted down who holds what
       assert.strictEqual(error.oldestLoan, undefined)
       assert.strictEqual(error.lastConnectFailure, undefined)
+      assert.strictEqual(error.connecting, undefined)
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis" })))
   )
@@ -197,6 +198,52 @@ export const waiting = (way: Way): void => {
       assert.include(error.message, "the server may not answer")
     }).pipe(
       Effect.provide([openOverWire(way, { maxConnections: 1, acquireTimeout: "50 millis", startup: "lazy" }), once])
+    )
+  )
+
+  it.scopedLive("a timeout says how many connects are under way, and for how long", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.freeze
+      const { connecting, message, waited } = yield* failure("PoolExhausted", pid)
+      assert.strictEqual(connecting?.count, 1)
+      assert.closeTo(connecting?.longest ?? 0, waited, 50)
+      assert.include(message, `connects under way: 1, the first for ${Math.round(connecting?.longest ?? 0)} ms so far`)
+      assert.strictEqual((yield* figures).connecting, 1)
+    }).pipe(
+      Effect.provide([
+        openOverWire(way, {
+          maxConnections: 1,
+          acquireTimeout: "50 millis",
+          connectTimeout: "20 seconds",
+          startup: "lazy"
+        }),
+        once
+      ])
+    )
+  )
+
+  it.scopedLive("everybody is told in time where every connect hangs, and there may be no more of them", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.freeze
+      const fibers = yield* Effect.forEach(Array.from({ length: 20 }), () => Effect.fork(failure("PoolExhausted", pid)))
+      const most = way.strategy === "pooled" ? 4 : 1
+      for (const { connecting, waited } of yield* Fiber.joinAll(fibers)) {
+        assert.isAtLeast(waited, 800)
+        assert.isBelow(waited, 1300)
+        assert.strictEqual(connecting?.count, most)
+      }
+    }).pipe(
+      Effect.provide([
+        openOverWire(way, {
+          maxConnections: 4,
+          acquireTimeout: "800 millis",
+          connectTimeout: "20 seconds",
+          startup: "lazy"
+        }),
+        once
+      ])
     )
   )
 
