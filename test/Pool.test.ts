@@ -1,4 +1,4 @@
-/** What a pool gives beside what every way to open one promises; that is in `pooling.test.ts`. */
+/** What a pool gives beside what every way to open one promises; that is in `pooling/`. */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
