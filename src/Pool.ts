@@ -9,6 +9,7 @@ import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, type PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
 import type { CredentialSource } from "./internal/credentials.js"
+import type { Place } from "./internal/failure.js"
 import { timer } from "./internal/later.js"
 import { type Meter, makeMeter } from "./internal/meter.js"
 import type { Borrower } from "./internal/pool/borrower.js"
@@ -16,13 +17,14 @@ import { Connects } from "./internal/pool/connects.js"
 import { exhausted } from "./internal/pool/exhausted.js"
 import { Fitness } from "./internal/pool/fitness.js"
 import { type Demand, Growth } from "./internal/pool/growth.js"
+import { Journal } from "./internal/pool/journal.js"
 import { type Loan, Loans } from "./internal/pool/loans.js"
 import { Outage } from "./internal/pool/outage.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
 import { type SessionTask, Tasks } from "./internal/pool/tasks.js"
 import { type Waiter, Waiters } from "./internal/pool/waiters.js"
-import { Observation, type Observer } from "./Observation.js"
+import type { Observer } from "./Observation.js"
 import { isTransient } from "./SqlState.js"
 
 export type { SessionTask }
@@ -141,10 +143,12 @@ export class Pool {
   private onEmpty: (() => void) | undefined
   /** What was begun before this moment does not join. */
   private invalidBefore = Number.NEGATIVE_INFINITY
-  private hasConnected = false
+  private readonly place: Place
+  private readonly journal: Journal
 
   constructor(readonly options: PoolOptions) {
     const { credentials, pool, readOnly, server, session, tasks } = options
+    this.place = { database: options.database, server: server.name }
     const { leakThreshold, maxConnections, queueTarget, strategy } = pool
     this.stock = new Stock(pool)
     this.fitness = new Fitness(this.stock, this.tasks, pool, session, tasks.onCheckout)
@@ -158,11 +162,7 @@ export class Pool {
     )
     this.loans =
       Number.isFinite(leakThreshold) || strategy === "assertSingle"
-        ? new Loans(leakThreshold, ({ processId }, held, who) =>
-            options.observer.observe(
-              Observation.Leaked({ ...this.place, processId, held, fiber: who?.fiber, place: who?.place })
-            )
-          )
+        ? new Loans(leakThreshold, (connection, held, who) => this.journal.leaked(connection, held, who))
         : undefined
     this.meter = makeMeter(
       {
@@ -174,19 +174,20 @@ export class Pool {
       },
       () => ({ ...this.figures, max: this.limit })
     )
+    this.journal = new Journal(this.place, options.observer, this.meter)
     credentials.follow((generation) => this.stock.retireOlder(generation))
     const owner: Owner = {
       operated: this.meter.operated,
       lost: (connection, error) => {
         this.stock.suspectAll()
         this.stock.take(connection)
-        this.observe(() => Observation.Lost({ ...this.place, processId: connection.processId, message: error.message }))
+        this.journal.lost(connection, error)
       },
       closed: (connection, reason) => {
         this.stock.take(connection)
         this.stock.all.delete(connection)
         this.loans?.remove(connection)
-        this.observe(() => Observation.Closed({ ...this.place, processId: connection.processId, reason }))
+        this.journal.closed(connection, reason)
         this.tasks.closed(connection)
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
@@ -270,13 +271,8 @@ export class Pool {
   /** Takes a connection back: the next waiter's, or idle, or closed where it is not as it was handed out. */
   checkin(connection: Connection): void {
     const now = performance.now()
-    const { observer } = this.options
-    const used = now - connection.takenAt
     this.loans?.remove(connection)
-    this.meter.used(used)
-    if (observer.active) {
-      observer.observe(Observation.CheckedIn({ ...this.place, processId: connection.processId, used }))
-    }
+    this.journal.checkedIn(connection, now - connection.takenAt)
     if (connection.broken !== undefined) {
       // a cancelled one is still busy: it closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)
@@ -287,7 +283,7 @@ export class Pool {
     if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
     this.tasks.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
       if (failure !== undefined) return connection.destroy("dirty")
-      this.observe(() => Observation.Reset({ ...this.place, processId: connection.processId }))
+      this.journal.reset(connection)
       this.offer(connection, performance.now())
     })
   }
@@ -296,7 +292,7 @@ export class Pool {
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
     const meant = this.stock.invalidate(mode, before, processId)
-    this.observe(() => Observation.Invalidated({ ...this.place, mode, connections: meant }))
+    this.journal.invalidated(mode, meant)
     return meant
   }
 
@@ -322,10 +318,6 @@ export class Pool {
     if (this.stock.all.size === 0) this.onEmpty()
   }
 
-  private get place(): { readonly database: string; readonly server: string } {
-    return { database: this.options.database, server: this.options.server.name }
-  }
-
   /** The most connections that there may ever be. */
   private get limit(): number {
     return this.options.pool.maxConnections + this.options.pool.maxOverflow
@@ -339,11 +331,7 @@ export class Pool {
     const coming = this.arriving + connecting - this.connects.late
     const room = this.limit - this.stock.all.size - connecting
     const wanted = this.outage.isShut && open > 0 ? 0 : Math.min(waiting - this.preparing - coming, room)
-    return { waiting, wanted, busy, coming, isEmpty: open === this.arriving }
-  }
-
-  private observe(make: () => Observation): void {
-    if (this.options.observer.active) this.options.observer.observe(make())
+    return { waiting, wanted, busy, coming, isEmpty: open <= this.arriving }
   }
 
   /** Why a caller cannot even wait, if so. */
@@ -372,8 +360,7 @@ export class Pool {
   private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
     const { active, idle, lastConnectFailure, total, waiting } = this.figures
     const waited = performance.now() - since
-    if (reason !== "single") this.meter.timedOut()
-    this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
+    this.journal.exhausted(reason, waited)
     return exhausted(
       { ...this.place, reason, waited, total, active, idle, waiting },
       this.connects.progress,
@@ -401,13 +388,9 @@ export class Pool {
     who: Borrower | undefined,
     settle: OnCheckout
   ): void {
-    const { observer } = this.options
     connection.takenAt = now
     this.loans?.add(connection, now, who)
-    this.meter.waited(waited)
-    if (observer.active) {
-      observer.observe(Observation.CheckedOut({ ...this.place, processId: connection.processId, waited }))
-    }
+    this.journal.checkedOut(connection, waited)
     settle(undefined, connection)
   }
 
@@ -494,14 +477,9 @@ export class Pool {
 
   private opened(connection: Connection, start: number): void {
     const now = performance.now()
-    const isFirst = !this.hasConnected
-    this.hasConnected = true
     this.outage.over()
     this.growth.connected(now - start)
-    this.meter.created(now - start)
-    this.observe(() =>
-      Observation.Connected({ ...this.place, processId: connection.processId, took: now - start, isFirst })
-    )
+    this.journal.connected(connection, now - start)
     this.options.onHealth?.(true, "connected")
     // begun before, come after: it is of the old kind all the same
     if (start < this.invalidBefore) connection.end("invalidated")
@@ -523,7 +501,7 @@ export class Pool {
     const { reason } = failure
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.outage.failed(failure, performance.now() - start < this.growth.hope)
-    this.observe(() => Observation.ConnectFailed({ ...this.place, reason, message: failure.error.message }))
+    this.journal.connectFailed(failure)
     // where connections are open, a server that lets in no more, and says so soon, is no reason to fail those whom they can serve
     if (this.outage.isShut && this.stock.open > 0) return
     this.options.onHealth?.(false, failure.error.message)
