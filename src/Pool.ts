@@ -398,7 +398,8 @@ export class Pool {
   private give(connection: Connection, now: number): void {
     const waiter = this.waiters.take(now)
     if (waiter === undefined) return this.offer(connection, now)
-    this.growth.serve()
+    // what a new connection does at once says nothing of how soon those in use come back
+    if (connection.takenAt > 0) this.growth.serve()
     this.lend(connection, now, now - waiter.since, waiter.who, waiter.settle)
   }
 

@@ -68,7 +68,7 @@ export class Growth {
     else this.open()
   }
 
-  /** Somebody who waited was served. */
+  /** Somebody who waited was served by a connection that came back. */
   serve(): void {
     this.served++
   }
@@ -123,7 +123,9 @@ export class Growth {
     this.lookAgain()
     if (drained <= this.connectTime) return
     this.step *= 2
-    this.openMany(Math.min(this.step, wanted))
+    // who will have been served by the time when a new connection is there needs none
+    const servedByThen = Math.floor((waiting * this.connectTime) / drained)
+    this.openMany(Math.min(this.step, wanted - servedByThen))
   }
 
   private openMany(count: number): void {
