@@ -259,8 +259,8 @@ export const waiting = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis", leakThreshold: "1 hour" })))
   )
 
-  // who comes next has that long, too, and by way of a pooler a login is two
-  const acquireTimeout = way.route.hasSessions ? "60 millis" : "500 millis"
+  // who comes next has that long, too, for a login, which by way of a pooler is two
+  const acquireTimeout = way.route.hasSessions ? "250 millis" : "500 millis"
 
   for (const how of ["interrupted", "timed out"] as const) {
     for (const phase of phases()) {
