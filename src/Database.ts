@@ -13,11 +13,12 @@ import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as LogLevel from "effect/LogLevel"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Client from "./Client.js"
 import type { Connection } from "./Connection.js"
@@ -176,10 +177,12 @@ export const make = (
     // who sets a threshold for leaks wants to know of them, whether he listens to facts or not
     const observers = new Observers(yield* makeEcho(isEchoing ? LogLevel.None : LogLevel.Warning))
     if (isEchoing) observers.add(yield* makeEcho(config.echo))
+    // a server that does not take a goodbye is waited for once, not for one kind of connection after the other
+    const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
       Effect.sync(() => new Topology(config, credentials, makeSessionTasks(config, runtime), observers)),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
-    )
+    ).pipe(Scope.extend(sockets))
     const engine = new Engine(config, topology, observers, yield* Router, undefined)
     if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(followCallSites), Effect.sync)
     const { readers, writer } = topology
@@ -196,7 +199,7 @@ export const make = (
       )
       for (const server of topology.servers) for (const pool of server.pools) pool.warm()
     }
-    return yield* clients(engine, observers)
+    return yield* Scope.extend(clients(engine, observers), sockets)
   })
 
 /**

@@ -4,45 +4,39 @@
  * @since 0.1.0
  */
 
-import type { ConnectionOptions } from "node:tls"
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Duration from "effect/Duration"
-import * as Effect from "effect/Effect"
+import type * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import * as LogLevel from "effect/LogLevel"
-import * as Redacted from "effect/Redacted"
-import PgConnectionString from "pg-connection-string"
+import type * as LogLevel from "effect/LogLevel"
+import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
+import {
+  fileOf,
+  type ServerConfig,
+  type ServerInput,
+  type ServerOptions,
+  type Ssl,
+  saysPooled,
+  server
+} from "./internal/config/server.js"
+import {
+  count,
+  echo,
+  effect,
+  finite,
+  Invalid,
+  keepAlive,
+  limit,
+  limitIfAny,
+  oneOf,
+  positive,
+  text,
+  time
+} from "./internal/config/values.js"
 
-/**
- * How TLS is used: `false` never, `true` with a verified certificate, or Node's own options.
- *
- * Unless it is given, here or as `sslmode` in the URL, a host that is not loopback or a socket is verified.
- *
- * @since 0.1.0
- * @category models
- */
-export type Ssl = boolean | ConnectionOptions
-
-/**
- * One server in parts, for when a URL is not at hand.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ServerOptions {
-  /** A host name, an address, or the folder of a Unix socket (it starts with `/`). */
-  readonly host: string
-  /** Default 5432. */
-  readonly port?: number | undefined
-  readonly database: string
-  readonly username: string
-  readonly password?: Redacted.Redacted<string> | undefined
-  /** A file that holds the password; it is read again for each new physical connection. */
-  readonly passwordFile?: string | undefined
-  readonly ssl?: Ssl | undefined
-}
+export type { ServerConfig, ServerInput, ServerOptions, Ssl }
 
 /**
  * What is at the other end: `"session"`, a server that keeps a session for each connection, or `"transactionPooler"`, a pooler such as
@@ -82,18 +76,6 @@ export interface Credentials {
  * @category models
  */
 export type SessionEffect = Effect.Effect<unknown, unknown, SqlClient>
-
-/**
- * Where a server is: a URL (`postgres://user:password@host:port/database?sslmode=...`) or its parts.
- *
- * The URL may carry `sslmode` (`disable`, `no-verify`, `require`, `verify-ca`, `verify-full`), `application_name` and `pgbouncer`;
- * `require` and stricter ones verify the certificate, `no-verify` encrypts without asking who answers; `pgbouncer=true` in any of a
- * database's URLs is `mode: "transactionPooler"`, unless `mode` says otherwise. Anything else in its query is refused.
- *
- * @since 0.1.0
- * @category models
- */
-export type ServerInput = Redacted.Redacted<string> | ServerOptions
 
 /**
  * The rules of a pool. There is one pool per server and purpose.
@@ -222,24 +204,6 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
 }
 
 /**
- * A server's address and credentials, checked and complete.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ServerConfig {
-  /** `host:port`, as errors and observations name it. */
-  readonly name: string
-  readonly host: string
-  readonly port: number
-  readonly database: string
-  readonly username: string
-  readonly password: Redacted.Redacted<string> | undefined
-  readonly passwordFile: string | undefined
-  readonly ssl: Ssl
-}
-
-/**
  * Pool rules with defaults; times in milliseconds.
  *
  * @since 0.1.0
@@ -301,191 +265,6 @@ export interface DatabaseConfig {
   readonly options: DatabaseOptions
 }
 
-const isLoopback = (host: string): boolean =>
-  host === "localhost" || host === "::1" || host.startsWith("/") || /^127(\.\d{1,3}){3}$/.test(host)
-
-const sslModes: ReadonlyMap<string, Ssl> = new Map<string, Ssl>([
-  ["disable", false],
-  ["no-verify", { rejectUnauthorized: false }],
-  ["require", true],
-  ["verify-ca", true],
-  ["verify-full", true]
-])
-
-class Invalid {
-  constructor(
-    readonly setting: string,
-    readonly given: string,
-    readonly expected: string
-  ) {}
-}
-
-const port = (setting: string, given: number): number => {
-  if (!Number.isInteger(given) || given < 1 || given > 65535) {
-    throw new Invalid(setting, String(given), "a port from 1 to 65535")
-  }
-  return given
-}
-
-const text = (setting: string, given: string): string => {
-  // a program without types may leave out anything
-  if (typeof given !== "string") throw new Invalid(setting, given === undefined ? "missing" : "no text", "some text")
-  if (given === "") throw new Invalid(setting, "empty", "some text")
-  if (given.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
-  return given
-}
-
-const urlParameters = ["sslmode", "application_name", "host", "pgbouncer"]
-
-const urlForm = "a URL like postgres://user:password@host:5432/database"
-
-/** What all servers of a database have in common. */
-interface Common {
-  readonly passwordFile: string | undefined
-  /** Whether user and password come from somewhere else. */
-  readonly hasCredentials: boolean
-}
-
-const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
-  if (given === undefined) return undefined
-  if (hasCredentials) throw new Invalid(setting, "given beside credentials", "one of the two")
-  return text(setting, given)
-}
-
-const fromUrl = (
-  setting: string,
-  url: string,
-  common: Common
-): ServerConfig & { readonly applicationName: string | undefined } => {
-  const [base = "", query = ""] = url.split("?", 2)
-  // the parts of a malformed URL may be secrets, so none of it is shown
-  if (url === "") throw new Invalid(setting, "empty", urlForm)
-  if (!/^postgres(ql)?:\/\//.test(base)) throw new Invalid(setting, "not a postgres:// URL", urlForm)
-  let parsed: PgConnectionString.ConnectionOptions
-  let database: string
-  try {
-    parsed = PgConnectionString.parse(base)
-    // the library leaves some of what is encoded in the database's name as it is
-    database = decodeURIComponent(/^[^:]+:\/\/[^/]*\/(.*)$/.exec(base)?.[1] ?? "")
-  } catch {
-    throw new Invalid(setting, "a malformed URL", urlForm)
-  }
-  // a password with a question mark that is not encoded looks like a query, so nothing of that is shown either
-  if (query.includes("@")) throw new Invalid(setting, "a malformed URL", urlForm)
-  const parameters = new URLSearchParams(query)
-  for (const key of parameters.keys()) {
-    if (!urlParameters.includes(key)) {
-      throw new Invalid(setting, "a URL with an unknown parameter", `only ${urlParameters.join(", ")} there`)
-    }
-  }
-  const mode = parameters.get("sslmode")
-  if (mode !== null && !sslModes.has(mode)) {
-    throw new Invalid(`${setting} (sslmode)`, "unknown", `one of ${[...sslModes.keys()].join(", ")}`)
-  }
-  if (!["true", "false", null].includes(parameters.get("pgbouncer"))) {
-    throw new Invalid(`${setting} (pgbouncer)`, "unknown", "true or false")
-  }
-  const host = text(`${setting} (host)`, parameters.get("host") ?? parsed.host ?? "")
-  const at = port(`${setting} (port)`, Number(parsed.port || 5432))
-  return {
-    name: host.startsWith("/") ? host : `${host}:${at}`,
-    host,
-    port: at,
-    database: text(`${setting} (database)`, database),
-    username: common.hasCredentials ? (parsed.user ?? "") : text(`${setting} (user)`, parsed.user ?? ""),
-    password: parsed.password ? Redacted.make(parsed.password) : undefined,
-    passwordFile: parsed.password ? undefined : common.passwordFile,
-    ssl: mode === null ? !isLoopback(host) : (sslModes.get(mode) ?? true),
-    applicationName: parameters.get("application_name") ?? undefined
-  }
-}
-
-/** Whether the URL of a server says that a pooler is in between. */
-const saysPooled = (input: ServerInput): boolean =>
-  Redacted.isRedacted(input) && new URLSearchParams(Redacted.value(input).split("?", 2)[1]).get("pgbouncer") === "true"
-
-const server = (
-  setting: string,
-  input: ServerInput,
-  common: Common
-): ServerConfig & { readonly applicationName: string | undefined } => {
-  if (Redacted.isRedacted(input)) return fromUrl(setting, Redacted.value(input), common)
-  if (typeof input !== "object" || input === null) {
-    throw new Invalid(setting, "neither a redacted URL nor a server in parts", `Redacted.make of ${urlForm}`)
-  }
-  if (input.password !== undefined && input.passwordFile !== undefined) {
-    throw new Invalid(`${setting}.passwordFile`, "given beside a password", "one of the two")
-  }
-  const passwordFile = fileOf(`${setting}.passwordFile`, input.passwordFile, common.hasCredentials)
-  const host = text(`${setting}.host`, input.host)
-  const at = port(`${setting}.port`, input.port ?? 5432)
-  return {
-    name: host.startsWith("/") ? host : `${host}:${at}`,
-    host,
-    port: at,
-    database: text(`${setting}.database`, input.database),
-    username: text(`${setting}.username`, input.username),
-    password: input.password,
-    passwordFile: passwordFile ?? (input.password === undefined ? common.passwordFile : undefined),
-    ssl: input.ssl ?? !isLoopback(host),
-    applicationName: undefined
-  }
-}
-
-const count = (setting: string, given: number | undefined, otherwise: number, least: number): number => {
-  if (given === undefined) return otherwise
-  if (!Number.isInteger(given) || given < least)
-    throw new Invalid(setting, String(given), `a whole number from ${least}`)
-  return given
-}
-
-/** What would be taken for zero in silence. */
-const isNegative = (given: Duration.DurationInput): boolean => {
-  if (typeof given === "string") return given.startsWith("-")
-  if (Array.isArray(given)) return given.some((part) => !(part >= 0))
-  return (typeof given === "number" || typeof given === "bigint") && !(given >= 0)
-}
-
-const time = (
-  setting: string,
-  given: Duration.DurationInput | undefined,
-  otherwise: Duration.DurationInput
-): number => {
-  const decoded = Duration.decodeUnknown(given ?? otherwise)
-  if (decoded._tag === "None" || isNegative(given ?? otherwise))
-    throw new Invalid(setting, String(given), 'a duration like "5 seconds"')
-  return Duration.toMillis(decoded.value)
-}
-
-/** A limit as the server takes it: in whole milliseconds, of which there are only so many; 0 is none. */
-const limit = (setting: string, given: Duration.DurationInput): number => {
-  const millis = time(setting, given, 0)
-  return Number.isFinite(millis) ? Math.min(Math.ceil(millis), 2_147_483_647) : 0
-}
-
-const limitIfAny = (setting: string, given: Duration.DurationInput | undefined): number | undefined =>
-  given === undefined ? undefined : limit(setting, given)
-
-const effect = <A>(setting: string, given: A): void => {
-  if (given !== undefined && !Effect.isEffect(given)) throw new Invalid(setting, "no effect", "an effect")
-}
-
-const finite = (setting: string, given: number): number => {
-  if (!Number.isFinite(given)) throw new Invalid(setting, "infinite", "a finite duration")
-  return given
-}
-
-const oneOf = <A extends string>(setting: string, given: A | undefined, ...all: readonly [A, ...Array<A>]): A => {
-  if (given === undefined) return all[0]
-  if (!all.includes(given)) throw new Invalid(setting, "unknown", `one of ${all.join(", ")}`)
-  return given
-}
-
-const positive = (setting: string, given: number): number => {
-  if (given <= 0) throw new Invalid(setting, String(given), "a duration longer than 0")
-  return given
-}
-
 /** How many connections there are, by what kind of pool it is. */
 const limits = (options: DatabaseOptions) => {
   const strategy = oneOf("strategy", options.strategy, "pooled", "none", "single", "assertSingle")
@@ -499,26 +278,6 @@ const limits = (options: DatabaseOptions) => {
   const most = strategy === "none" ? 0 : maxConnections
   if (minConnections > most) throw new Invalid("minConnections", String(minConnections), `at most ${most} here`)
   return { strategy, maxConnections, minConnections, maxOverflow }
-}
-
-const echo = (given: boolean | string | undefined): LogLevel.LogLevel => {
-  if (typeof given !== "string") return given === true ? LogLevel.All : LogLevel.None
-  const level = LogLevel.allLevels.find(({ _tag }) => _tag === given)
-  if (level !== undefined) return level
-  throw new Invalid(
-    "echo",
-    `"${given}"`,
-    `true, false or one of ${LogLevel.allLevels.map(({ _tag }) => _tag).join(", ")}`
-  )
-}
-
-const keepAlive = (given: Duration.DurationInput | false | undefined): number | undefined => {
-  if (given === false) return undefined
-  const millis = time("keepAlive", given, "30 seconds")
-  // whole seconds are all that the socket option knows: 0 leaves the system's two hours, and more than these it refuses
-  if (millis < 1000 || millis > 32_767_000)
-    throw new Invalid("keepAlive", String(given), "1 second to 9 hours, or false")
-  return millis
 }
 
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {

@@ -135,6 +135,8 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
   active: Schema.Number,
   idle: Schema.Number,
   waiting: Schema.Number,
+  /** How many connects are under way, and how long the one begun first has been so far, in ms; if there are any. */
+  connecting: Schema.optional(Schema.Struct({ count: Schema.Number, longest: Schema.Number })),
   /** The last failure to connect, if there was one since the last success. */
   lastConnectFailure: Schema.optional(Schema.String),
   /** Who holds a connection for longest, where `leakThreshold` or `assertSingle` had it noted down. */
@@ -148,7 +150,11 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const { active, idle, oldestLoan, reason, total, waiting } = this
+    const { active, connecting, idle, oldestLoan, reason, total, waiting } = this
+    const connects =
+      connecting === undefined
+        ? ""
+        : `; connects under way: ${connecting.count}, the first for ${Math.round(connecting.longest)} ms so far`
     const last = this.lastConnectFailure === undefined ? "" : `; the last connect failed: ${this.lastConnectFailure}`
     const loan =
       oldestLoan === undefined
@@ -157,7 +163,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
           (oldestLoan.place === undefined ? "" : ` at ${oldestLoan.place}`)
     return (
       `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
-      `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${last}${loan} - ` +
+      `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${connects}${last}${loan} - ` +
       (reason === "timeout" && (active < total || total === 0)
         ? "the server may not answer: look whether it is stopped or overloaded"
         : exhaustedAdvice[reason])

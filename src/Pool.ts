@@ -7,19 +7,27 @@
  */
 import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
-import { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
+import { ConnectFailed, DatabaseClosed, type PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
 import type { CredentialSource } from "./internal/credentials.js"
-import { later } from "./internal/later.js"
+import type { Place } from "./internal/failure.js"
+import { timer } from "./internal/later.js"
 import { type Meter, makeMeter } from "./internal/meter.js"
-import { open } from "./internal/opening.js"
 import type { Borrower } from "./internal/pool/borrower.js"
+import { Connects } from "./internal/pool/connects.js"
+import { exhausted } from "./internal/pool/exhausted.js"
+import { Fitness } from "./internal/pool/fitness.js"
 import { type Demand, Growth } from "./internal/pool/growth.js"
+import { Journal } from "./internal/pool/journal.js"
 import { type Loan, Loans } from "./internal/pool/loans.js"
+import { Outage } from "./internal/pool/outage.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
+import { type SessionTask, Tasks } from "./internal/pool/tasks.js"
 import { Waiter, Waiters } from "./internal/pool/waiters.js"
-import { Observation, type Observer } from "./Observation.js"
+import type { Observer } from "./Observation.js"
 import { isTransient } from "./SqlState.js"
+
+export type { SessionTask }
 
 /**
  * Why a checkout failed. Nothing was sent in any of them.
@@ -59,15 +67,6 @@ export interface Figures {
   /** The last failure to connect, if there was one since the last success. */
   readonly lastConnectFailure: string | undefined
 }
-
-/**
- * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed. The returned
- * function stops it, when it has taken too long or its connection is gone.
- *
- * @since 0.1.0
- * @category models
- */
-export type SessionTask = (connection: Connection, done: (failure: Error | undefined) => void) => () => void
 
 /**
  * What is done with connections where the settings ask for it.
@@ -121,20 +120,6 @@ export interface Invalidation {
 
 const nothing = () => {}
 
-const longestTimer = 2_147_483_647
-
-/** How long a connection may take for a sign of life, in ms. */
-const longestPing = 1000
-
-/** Asks for a sign of life. */
-const ping: SessionTask = (connection, done) => {
-  connection.ping((failure) => done(failure?.error))
-  return nothing
-}
-
-/** After how long a server that let in no more is asked again, in ms. */
-const pauses = { shortest: 100, longest: 1000 }
-
 /**
  * The connections to one server for one purpose.
  *
@@ -147,28 +132,26 @@ export class Pool {
   private readonly growth: Growth
   private readonly loans: Loans | undefined
   private readonly meter: Meter
-  /** How to give up each connect that is under way, and when it was begun. */
-  private readonly connecting = new Map<() => void, number>()
-  /** Connections in the hands of a task, and how to end it. */
-  private readonly inTask = new Map<Connection, (failure: Error) => void>()
-  /** How many of them are on their way to a waiter. */
+  private readonly connects: Connects
+  private readonly tasks = new Tasks()
+  private readonly fitness: Fitness
+  private readonly outage = new Outage(() => this.grow())
+  /** How many connections are on their way to a waiter, but are looked at first. */
   private preparing = 0
-  /** How many of them are new. */
+  /** How many are new, and have something done with them first. */
   private arriving = 0
   private onEmpty: (() => void) | undefined
-  private lastConnectFailure: ConnectFailure | undefined
-  private failures = 0
-  private retry: NodeJS.Timeout | undefined
-  /** Whether the server lets in no more, so that waiters have to do with what is open. */
-  private isShut = false
   /** What was begun before this moment does not join. */
   private invalidBefore = Number.NEGATIVE_INFINITY
-  private hasConnected = false
-  private readonly owner: Owner
+  private readonly place: Place
+  private readonly journal: Journal
 
   constructor(readonly options: PoolOptions) {
-    const { leakThreshold, maxConnections, queueTarget, strategy } = options.pool
-    this.stock = new Stock(options.pool)
+    const { credentials, pool, readOnly, server, session, tasks } = options
+    this.place = { database: options.database, server: server.name }
+    const { leakThreshold, maxConnections, queueTarget, strategy } = pool
+    this.stock = new Stock(pool)
+    this.fitness = new Fitness(this.stock, this.tasks, pool, session, tasks.onCheckout)
     this.waiters = new Waiters(new Overload(queueTarget, maxConnections), (waiter, why) =>
       this.fail(waiter, this.exhausted(why, waiter.since))
     )
@@ -179,40 +162,43 @@ export class Pool {
     )
     this.loans =
       Number.isFinite(leakThreshold) || strategy === "assertSingle"
-        ? new Loans(leakThreshold, ({ processId }, held, who) =>
-            options.observer.observe(
-              Observation.Leaked({ ...this.place, processId, held, fiber: who?.fiber, place: who?.place })
-            )
-          )
+        ? new Loans(leakThreshold, (connection, held, who) => this.journal.leaked(connection, held, who))
         : undefined
     this.meter = makeMeter(
       {
         database: options.database,
-        purpose: options.readOnly ? "reads" : "writes",
-        server: options.server,
-        idleMin: options.pool.minConnections,
+        purpose: readOnly ? "reads" : "writes",
+        server,
+        idleMin: pool.minConnections,
         idleMax: strategy === "none" ? 0 : maxConnections
       },
       () => ({ ...this.figures, max: this.limit })
     )
-    options.credentials.follow((generation) => this.stock.retireOlder(generation))
-    this.owner = {
+    this.journal = new Journal(this.place, options.observer, this.meter)
+    credentials.follow((generation) => this.stock.retireOlder(generation))
+    const owner: Owner = {
       operated: this.meter.operated,
       lost: (connection, error) => {
         this.stock.suspectAll()
         this.stock.take(connection)
-        this.observe(() => Observation.Lost({ ...this.place, processId: connection.processId, message: error.message }))
+        this.journal.lost(connection, error)
       },
       closed: (connection, reason) => {
         this.stock.take(connection)
         this.stock.all.delete(connection)
         this.loans?.remove(connection)
-        this.observe(() => Observation.Closed({ ...this.place, processId: connection.processId, reason }))
-        this.inTask.get(connection)?.(new Error("its connection was closed"))
+        this.journal.closed(connection, reason)
+        this.tasks.closed(connection)
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
       }
     }
+    this.connects = new Connects(
+      { credentials, readOnly, server, session, timeout: pool.connectTimeout },
+      owner,
+      () => this.growth.hope,
+      () => this.growth.ask()
+    )
   }
 
   /** Opens what `minConnections` asks for. */
@@ -237,10 +223,10 @@ export class Pool {
       // one that is on its way out is open still, but nobody's
       active: this.stock.open - idle,
       idle,
-      connecting: this.connecting.size,
+      connecting: this.connects.size,
       waiting: this.waiters.size,
       overloaded: this.waiters.isOverloaded,
-      lastConnectFailure: this.lastConnectFailure?.error.message
+      lastConnectFailure: this.outage.last?.error.message
     }
   }
 
@@ -262,9 +248,9 @@ export class Pool {
       return nothing
     }
     const now = performance.now()
-    if (this.waiters.size === 0 && this.options.tasks.onCheckout === undefined) {
+    if (this.waiters.size === 0) {
       const connection = this.stock.next(now)
-      if (connection !== undefined && !this.stock.isSuspect(connection, now)) {
+      if (connection !== undefined && this.fitness.isKnown(connection, now)) {
         this.stock.take(connection)
         this.waiters.ease()
         this.lend(connection, now, 0, who, settle)
@@ -285,13 +271,8 @@ export class Pool {
   /** Takes a connection back: the next waiter's, or idle, or closed where it is not as it was handed out. */
   checkin(connection: Connection): void {
     const now = performance.now()
-    const { observer } = this.options
-    const used = now - connection.takenAt
     this.loans?.remove(connection)
-    this.meter.used(used)
-    if (observer.active) {
-      observer.observe(Observation.CheckedIn({ ...this.place, processId: connection.processId, used }))
-    }
+    this.journal.checkedIn(connection, now - connection.takenAt)
     if (connection.broken !== undefined) {
       // a cancelled one is still busy: it closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)
@@ -300,9 +281,9 @@ export class Pool {
     if (connection.busy || connection.status !== "I") return connection.destroy("dirty")
     const { onReturn } = this.options.tasks
     if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
-    this.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
+    this.tasks.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
       if (failure !== undefined) return connection.destroy("dirty")
-      this.observe(() => Observation.Reset({ ...this.place, processId: connection.processId }))
+      this.journal.reset(connection)
       this.offer(connection, performance.now())
     })
   }
@@ -310,33 +291,16 @@ export class Pool {
   /** Closes connections that are open; gives how many it meant. */
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
-    const meant = [...this.stock.all].filter(
-      (connection) =>
-        connection.broken === undefined &&
-        connection.createdAt <= before &&
-        (processId === undefined || connection.processId === processId)
-    )
-    for (const connection of meant) {
-      connection.retireAt = Number.NEGATIVE_INFINITY
-      connection.retireAs = "invalidated"
-      if (mode === "soft") continue
-      if (this.stock.idle.includes(connection)) {
-        this.stock.take(connection)
-        connection.end("invalidated")
-      } else connection.abort("invalidated")
-    }
-    this.observe(() => Observation.Invalidated({ ...this.place, mode, connections: meant.length }))
-    return meant.length
+    const meant = this.stock.invalidate(mode, before, processId)
+    this.journal.invalidated(mode, meant)
+    return meant
   }
 
   /** No new checkouts; waits for what is in use until `timeout` ms have passed, then cuts it off. `done` is called when all is closed. */
   close(timeout: number, done: () => void): void {
-    const cutOff = setTimeout(
-      () => {
-        for (const connection of this.stock.all) connection.abort("shutdown")
-      },
-      Math.min(timeout, longestTimer)
-    )
+    const cutOff = timer(timeout, () => {
+      for (const connection of this.stock.all) connection.abort("shutdown")
+    })
     this.onEmpty = () => {
       clearTimeout(cutOff)
       this.onEmpty = nothing
@@ -346,18 +310,12 @@ export class Pool {
     this.growth.stop()
     this.stock.stop()
     this.loans?.stop()
-    clearTimeout(this.retry)
-    for (const giveUp of this.connecting.keys()) giveUp()
-    this.connecting.clear()
+    this.outage.stop()
+    this.connects.giveUp()
     for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
-    // nobody waits for what is being made ready
-    for (const connection of this.inTask.keys()) connection.destroy("shutdown")
+    this.tasks.shutDown()
     for (const connection of this.stock.idle.splice(0)) connection.end("shutdown")
     if (this.stock.all.size === 0) this.onEmpty()
-  }
-
-  private get place(): { readonly database: string; readonly server: string } {
-    return { database: this.options.database, server: this.options.server.name }
   }
 
   /** The most connections that there may ever be. */
@@ -367,26 +325,15 @@ export class Pool {
 
   private get demand(): Demand {
     const waiting = this.waiters.size
-    const connecting = this.connecting.size
+    const connecting = this.connects.size
+    const room = this.limit - this.stock.all.size - connecting
     // asked for whoever waits, so the answer of a full pool is a short way
-    if (this.stock.all.size + connecting >= this.limit) return { waiting, wanted: 0, busy: 0 }
+    if (room <= 0) return { waiting, wanted: 0, busy: 0, coming: 0, isEmpty: false }
     const { open } = this.stock
     const busy = open - this.stock.idle.length
-    if (this.isShut && open > 0) return { waiting, wanted: 0, busy }
-    const coming = this.preparing + this.arriving + connecting - this.lateConnects
-    return { waiting, wanted: Math.min(waiting - coming, this.limit - this.stock.all.size - connecting), busy }
-  }
-
-  /** How many connects have taken so long that nobody counts on them. */
-  private get lateConnects(): number {
-    const since = performance.now() - this.growth.hope
-    let late = 0
-    for (const start of this.connecting.values()) if (start <= since) late++
-    return late
-  }
-
-  private observe(make: () => Observation): void {
-    if (this.options.observer.active) this.options.observer.observe(make())
+    const coming = this.arriving + connecting - this.connects.late
+    const wanted = this.outage.isShut && open > 0 ? 0 : Math.min(waiting - this.preparing - coming, room)
+    return { waiting, wanted, busy, coming, isEmpty: open <= this.arriving }
   }
 
   /** Why a caller cannot even wait, if so. */
@@ -415,33 +362,13 @@ export class Pool {
   private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
     const { active, idle, lastConnectFailure, total, waiting } = this.figures
     const waited = performance.now() - since
-    const oldest = reason === "single" ? this.first : this.loans?.oldest
-    if (reason !== "single") this.meter.timedOut()
-    this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
-    // under overload these are many, and the stack of a callback tells nobody anything
-    const { stackTraceLimit } = Error
-    Error.stackTraceLimit = 0
-    const error = new PoolExhausted(
-      {
-        ...this.place,
-        reason,
-        waited,
-        total,
-        active,
-        idle,
-        waiting,
-        ...(lastConnectFailure === undefined ? {} : { lastConnectFailure }),
-        ...(oldest === undefined
-          ? {}
-          : {
-              oldestLoan: { held: performance.now() - oldest.since, fiber: oldest.who?.fiber, place: oldest.who?.place }
-            })
-      },
-      // the values are our own
-      { disableValidation: true }
+    this.journal.exhausted(reason, waited)
+    return exhausted(
+      { ...this.place, reason, waited, total, active, idle, waiting },
+      this.connects.progress,
+      lastConnectFailure,
+      reason === "single" ? this.first : this.loans?.oldest
     )
-    Error.stackTraceLimit = stackTraceLimit
-    return error
   }
 
   /** Who has the connection that only one may have, or is about to. */
@@ -463,14 +390,9 @@ export class Pool {
     who: Borrower | undefined,
     settle: OnCheckout
   ): void {
-    const { observer } = this.options
     connection.takenAt = now
     this.loans?.add(connection, now, who)
-    this.meter.waited(waited)
-    if (observer.active) {
-      const { processId } = connection
-      observer.observe(Observation.CheckedOut({ ...this.place, processId, waited, label: who?.label }))
-    }
+    this.journal.checkedOut(connection, waited, who?.label)
     settle(undefined, connection)
   }
 
@@ -478,7 +400,8 @@ export class Pool {
   private give(connection: Connection, now: number): void {
     const waiter = this.waiters.take(now)
     if (waiter === undefined) return this.offer(connection, now)
-    this.growth.serve()
+    // what a new connection does at once says nothing of how soon those in use come back
+    if (connection.takenAt > 0) this.growth.serve()
     this.lend(connection, now, now - waiter.since, waiter.who, waiter.settle)
   }
 
@@ -509,73 +432,26 @@ export class Pool {
 
   /** Gives a connection to a waiter, at once or when it has shown that it is fit for that. */
   private hand(connection: Connection, now: number, isNew: boolean): void {
-    const { onCheckout } = this.options.tasks
-    const isSuspect = !isNew && this.stock.isSuspect(connection, now)
-    if (onCheckout === undefined && !isSuspect) return this.give(connection, now)
+    if (this.fitness.isKnown(connection, now, isNew)) return this.give(connection, now)
     this.preparing++
-    const ready = () => {
+    this.fitness.look(connection, now, isNew, (verdict) => {
       this.preparing--
-      const now = performance.now()
-      const due = this.stock.due(connection, now)
-      if (connection.broken === undefined) {
-        if (due === undefined) return this.give(connection, now)
-        connection.end(due)
-      }
-      // it was invalidated meanwhile
-      this.serve()
-    }
-    const admit = () => {
-      if (onCheckout === undefined) return ready()
-      this.perform(onCheckout, connection, this.options.pool.connectTimeout, (failure) => {
-        if (failure === undefined) return ready()
-        this.preparing--
-        if (isNew) this.reject(connection, failure, connection.createdAt)
-        else connection.destroy("vetoed")
-        this.serve()
-      })
-    }
-    if (!isSuspect) return admit()
-    const { pool, session } = this.options
-    // a pooler answers when it has a server free
-    const patience = session.mode === "session" ? Math.min(pool.connectTimeout, longestPing) : pool.connectTimeout
-    this.perform(ping, connection, patience, (failure) => {
-      if (failure === undefined) return admit()
-      this.preparing--
-      // one that was closed on request says nothing of the others
-      if (connection.broken === undefined || connection.broken === "broken") this.discardOlder(now)
-      connection.destroy("invalid")
+      if (verdict._tag === "fit") {
+        const now = performance.now()
+        const due = this.stock.due(connection, now)
+        // it may have been invalidated meanwhile
+        if (connection.broken === undefined) {
+          if (due === undefined) return this.give(connection, now)
+          connection.end(due)
+        }
+      } else if (verdict._tag === "dead") {
+        // one that was closed on request says nothing of the others
+        if (connection.broken === undefined || connection.broken === "broken") this.stock.discardSilent(now)
+        connection.destroy("invalid")
+      } else if (isNew) this.reject(connection, verdict.error, connection.createdAt)
+      else connection.destroy("vetoed")
       this.serve()
     })
-  }
-
-  /** What has been silent since then is not asked one by one. */
-  private discardOlder(moment: number): void {
-    this.stock.suspectAll()
-    for (const connection of [...this.stock.idle]) {
-      if (connection.lastAnswer > moment) continue
-      this.stock.take(connection)
-      connection.destroy("invalid")
-    }
-  }
-
-  /** Lets a task have a connection. `done` is called once, in time; a connection that is closed meanwhile is a failure. */
-  private perform(
-    task: SessionTask,
-    connection: Connection,
-    limit: number,
-    done: (failure: Error | undefined) => void
-  ): void {
-    let stop = nothing
-    const end = (failure: Error | undefined) => {
-      if (this.inTask.get(connection) !== end) return
-      this.inTask.delete(connection)
-      takeBack()
-      done(failure)
-      if (failure !== undefined) stop()
-    }
-    const takeBack = later(limit, () => end(new Error(`it was not done within ${limit} ms`)))
-    this.inTask.set(connection, end)
-    stop = task(connection, end)
   }
 
   /** Opens connections for those who wait, and those that are kept warm. */
@@ -583,50 +459,30 @@ export class Pool {
     if (this.onEmpty !== undefined) return
     this.growth.ask()
     const { minConnections } = this.options.pool
-    while (this.retry === undefined && this.stock.all.size + this.connecting.size < minConnections) this.open()
+    while (!this.outage.isPausing && this.stock.all.size + this.connects.size < minConnections) this.open()
   }
 
   private open(): void {
-    const { credentials, pool, readOnly, server, session, tasks } = this.options
-    const start = performance.now()
-    const giveUp = open(
-      { credentials, readOnly, server, session, timeout: pool.connectTimeout },
-      this.owner,
-      (failure, connection) => {
-        clearTimeout(late)
-        this.connecting.delete(giveUp)
-        if (failure !== undefined) return this.failed(failure, start)
-        if (connection === undefined) return
-        this.stock.add(connection)
-        if (tasks.onConnect === undefined) return this.opened(connection, start)
-        this.arriving++
-        this.perform(tasks.onConnect, connection, pool.connectTimeout, (error) => {
-          this.arriving--
-          if (error === undefined) this.opened(connection, start)
-          else this.reject(connection, error, start)
-        })
-      }
-    )
-    this.connecting.set(giveUp, start)
-    // one that takes for ever holds up nobody, not even the one for whom it was begun; where all do, more of them would be no help
-    const late = setTimeout(() => {
-      if (this.lateConnects === 1) this.growth.ask()
-    }, this.growth.hope + 1)
-    late.unref()
+    const { pool, tasks } = this.options
+    this.connects.begin((start, failure, connection) => {
+      if (failure !== undefined) return this.failed(failure, start)
+      if (connection === undefined) return
+      this.stock.add(connection)
+      if (tasks.onConnect === undefined) return this.opened(connection, start)
+      this.arriving++
+      this.tasks.perform(tasks.onConnect, connection, pool.connectTimeout, (error) => {
+        this.arriving--
+        if (error === undefined) this.opened(connection, start)
+        else this.reject(connection, error, start)
+      })
+    })
   }
 
   private opened(connection: Connection, start: number): void {
     const now = performance.now()
-    const isFirst = !this.hasConnected
-    this.hasConnected = true
-    this.lastConnectFailure = undefined
-    this.failures = 0
-    this.isShut = false
+    this.outage.over()
     this.growth.connected(now - start)
-    this.meter.created(now - start)
-    this.observe(() =>
-      Observation.Connected({ ...this.place, processId: connection.processId, took: now - start, isFirst })
-    )
+    this.journal.connected(connection, now - start)
     this.options.onHealth?.(true, "connected")
     // begun before, come after: it is of the old kind all the same
     if (start < this.invalidBefore) connection.end("invalidated")
@@ -647,13 +503,10 @@ export class Pool {
     if (this.onEmpty !== undefined) return
     const { reason } = failure
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
-    this.lastConnectFailure = failure
-    this.observe(() => Observation.ConnectFailed({ ...this.place, reason, message: failure.error.message }))
-    this.retryLater()
+    this.outage.failed(failure, performance.now() - start < this.growth.hope)
+    this.journal.connectFailed(failure)
     // where connections are open, a server that lets in no more, and says so soon, is no reason to fail those whom they can serve
-    const isSoon = performance.now() - start < this.growth.hope
-    this.isShut = isSoon || (reason !== "unreachable" && reason !== "unresponsive")
-    if (this.isShut && this.stock.open > 0) return
+    if (this.outage.isShut && this.stock.open > 0) return
     this.options.onHealth?.(false, failure.error.message)
     // what a person must mend fails all who wait; anything else the one for whom it was tried
     const all = !isTransient(reason)
@@ -663,16 +516,5 @@ export class Pool {
       if (!all) break
     }
     this.growth.ask()
-  }
-
-  private retryLater(): void {
-    if (this.retry !== undefined) return
-    const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest)
-    this.retry = setTimeout(() => {
-      this.retry = undefined
-      this.isShut = false
-      this.grow()
-    }, pause)
-    this.retry.unref()
   }
 }

@@ -1,10 +1,10 @@
-/** What a pool gives beside what every way to open one promises; that is in `pooling.test.ts`. */
+/** What a pool gives beside what every way to open one promises; that is in `pooling/`. */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { DatabaseError } from "effect-db"
+import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { makeProxy } from "./fixtures/proxy.js"
@@ -65,6 +65,43 @@ describe("Pool", () => {
       assert.deepStrictEqual(yield* stored, ["next"])
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+
+  it.scopedLive("a reserved connection is asked for again by the policy, and not without one", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        const { reserve } = yield* Db.writer
+        const one = Effect.scoped(Effect.flatMap(reserve, (_) => _.execute("SELECT 1 AS n", [], undefined)))
+        yield* proxy.when(({ type }) => type === "startup", "cut")
+        const error = yield* one.pipe(RetryPolicy.with(RetryPolicy.never), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "ConnectFailed")
+        yield* proxy.when(({ type }) => type === "startup", "cut", 2)
+        assert.deepStrictEqual(yield* one, [{ n: 1 }])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy" })))
+    })
+  )
+
+  it.scopedLive("a reserved connection of a reader is on another server when the first cannot be reached", () =>
+    Effect.gen(function* () {
+      const { reader, writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(reader)
+      yield* proxy.refuse
+      yield* Effect.gen(function* () {
+        const { reserve } = yield* Db.reader
+        const rows = yield* Effect.scoped(
+          Effect.flatMap(reserve, (_) => _.execute("SELECT pg_is_in_recovery() AS yes", [], undefined))
+        )
+        assert.deepStrictEqual(rows, [{ yes: true }])
+        const { servers } = yield* Db.status
+        assert.deepStrictEqual(
+          servers.map(({ reads }) => reads.total),
+          [0, 0, 1]
+        )
+      }).pipe(Effect.provide(Db.layer({ writer, readers: [proxy.url, reader], startup: "lazy" })))
+    })
   )
 
   it.scopedLive("session settings reach the server", () =>

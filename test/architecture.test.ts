@@ -50,7 +50,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: ["internal/channels", "internal/driver", "internal/embedded/sql", "internal/wire"],
-  "pg-connection-string": ["DatabaseConfig"],
+  "pg-connection-string": ["internal/config/server"],
   "pg-protocol": ["internal/wire"]
 }
 

@@ -206,7 +206,7 @@ status=0
 run "$report" "${files[@]}" || status=$?
 if [ ${#pooled[@]} -gt 0 ]; then
   echo "--- the promises of a pool, behind PgBouncer"
-  run "${report%.json}.pooling.json" test/pooling.test.ts -t "behind PgBouncer" || status=$?
+  run "${report%.json}.pooling.json" test/pooling/ -t "behind PgBouncer" || status=$?
   echo "--- a minute's storm, half a minute's outage"
   EFFECT_DB_CHAOS=full run "${report%.json}.storm.json" test/storm.test.ts test/outage.test.ts || status=$?
   echo "--- the same behind PgBouncer"

@@ -195,14 +195,14 @@ export class Engine implements Origin {
   ): Transaction {
     const asked = named(options, carrier?.work(fiber))
     const held = () => carrier?.held(this) ?? none
-    const pick = kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier?.memory(this))
+    const pick = this.picker(kind, fiber, carrier)
     const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, carrier))
     return begin(this, kind, lender, asked, carrier)
   }
 
-  /** The pool of a purpose, for a connection outside of every transaction. */
-  poolFor(kind: Kind): Pool {
-    return kind === "writer" ? this.writes : this.readerPicker(undefined, undefined)()
+  /** Chooses the pool for a connection; called again, for another attempt, another server where one fits. */
+  picker(kind: Kind, fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined): () => Pool {
+    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier?.memory(this))
   }
 
   /** Tries once and, where it failed in a way that allows it, again by the policy. */
@@ -250,8 +250,12 @@ export class Engine implements Origin {
     })
   }
 
-  /** Tries what gets a connection again by the policy, where nothing was sent and there is time. */
-  again<A, E extends DatabaseError>(self: Effect.Effect<A, E>, deadline: number): Effect.Effect<A, E> {
+  /** Tries what gets a connection, and sends nothing, again by the policy as long as there is time. */
+  again<A, E extends DatabaseError>(
+    self: Effect.Effect<A, E>,
+    deadline: number,
+    may: (error: DatabaseError) => boolean = isNotSent
+  ): Effect.Effect<A, E> {
     let attempt = 0
     let message = ""
     const next = Effect.suspend(() => {
@@ -265,7 +269,7 @@ export class Engine implements Origin {
     return Effect.flatMap(RetryPolicy, (policy) =>
       Effect.retry(next, {
         schedule: before(policy.acquire, () => deadline),
-        while: (error) => isNotSent(error) && this.budget.take(policy.budget)
+        while: (error) => may(error) && this.budget.take(policy.budget)
       })
     )
   }
@@ -355,12 +359,9 @@ export class Engine implements Origin {
    * Chooses the server of a read. Called again, for another attempt, it prefers a server that it has not given before; with no replica
    * left it is the primary, read-only.
    */
-  private readerPicker(
-    fiber: Fiber.RuntimeFiber<unknown, unknown> | undefined,
-    memory: Memory | undefined
-  ): () => Pool {
+  private readerPicker(fiber: Fiber.RuntimeFiber<unknown, unknown>, memory: Memory | undefined): () => Pool {
     const { readers, writer } = this.topology
-    const consistency = fiber === undefined ? "Eventual" : this.consistency(fiber)
+    const consistency = this.consistency(fiber)
     const strong = consistency === "Strong" || (memory?.written === true && consistency === "ReadYourWrites")
     if (strong || readers.length === 0 || memory?.reader === writer.name) return () => writer.reads
     const given = new Set<Server>()
@@ -387,7 +388,8 @@ export class Engine implements Origin {
 const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>
   Schedule.whileOutput(Schedule.delays(schedule), (delay) => performance.now() + Duration.toMillis(delay) < deadline())
 
-const isReadAgain = (error: DatabaseError): boolean =>
+/** Whether another server may do better with a read. */
+export const isReadAgain = (error: DatabaseError): boolean =>
   error._tag === "ConnectFailed" || isStale(error) || (error._tag === "Disconnected" && error.outcome !== "inDoubt")
 
 const retriesOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: DatabaseError) => boolean) =>

@@ -2,7 +2,12 @@
  * How long somebody who waits for a server is patient.
  */
 
+/** What Node takes for none at all is anything longer. */
 const longestTimer = 2_147_483_647
+
+/** A timer for any time: one that is too long for Node, or infinite, is the longest there is. */
+export const timer = (millis: number, act: () => void): NodeJS.Timeout =>
+  setTimeout(act, Math.min(Math.max(0, millis), longestTimer))
 
 /**
  * Calls back in so many ms, but not before what has arrived while the process was busy with something else has been read: it may be what
@@ -10,15 +15,12 @@ const longestTimer = 2_147_483_647
  */
 export const later = (millis: number, act: () => void): (() => void) => {
   let soon: NodeJS.Immediate | undefined
-  const timer = setTimeout(
-    () => {
-      soon = setImmediate(act)
-    },
-    Math.min(millis, longestTimer)
-  )
-  timer.unref()
+  const waiting = timer(millis, () => {
+    soon = setImmediate(act)
+  })
+  waiting.unref()
   return () => {
-    clearTimeout(timer)
+    clearTimeout(waiting)
     clearImmediate(soon)
   }
 }

@@ -2,11 +2,10 @@
  * A connection that listens. Whatever it is asked is answered within its time, or it counts as lost.
  */
 import type { Connection, Failure, Flight } from "../Connection.js"
+import { timer } from "./later.js"
 
 /** How long it may take for a sign of life, in ms. */
 const longestPing = 1000
-
-const longestTimer = 2_147_483_647
 
 /** What whoever uses it is told. */
 interface User {
@@ -66,13 +65,10 @@ export class Line {
       this.user.lost(this, new Error(`no answer to ${what} within ${patience} ms`))
       this.connection.destroy("broken")
     }
-    const impatient = setTimeout(
-      () => {
-        // a program that was busy itself looks once more whether the answer is there
-        last = setImmediate(giveUp)
-      },
-      Math.min(patience, longestTimer)
-    )
+    const impatient = timer(patience, () => {
+      // a program that was busy itself looks once more whether the answer is there
+      last = setImmediate(giveUp)
+    })
     go(() => {
       clearTimeout(impatient)
       clearImmediate(last)
@@ -81,7 +77,7 @@ export class Line {
 
   private rest(): void {
     if (!Number.isFinite(this.heartbeat)) return
-    this.beat = setTimeout(() => this.ping(), Math.min(this.heartbeat, longestTimer))
+    this.beat = timer(this.heartbeat, () => this.ping())
     // a socket keeps the process alive, what asks about it need not
     this.beat.unref()
   }

@@ -16,6 +16,7 @@ import type { Notification } from "../Notification.js"
 import { RetryPolicy } from "../RetryPolicy.js"
 import { Channels, type Pauses } from "./channels.js"
 import type { Engine } from "./engine.js"
+import { timer } from "./later.js"
 import { Listener } from "./listener.js"
 import { noSession } from "./noSession.js"
 import { checkChannel } from "./notify.js"
@@ -65,14 +66,11 @@ const join = (engine: Engine, channels: Channels, listener: Listener): Effect.Ef
     const { name: database, pool, writer } = engine.config
     const deadline = engine.deadline()
     const attempt = Effect.async<void, ListenError>((resume) => {
-      const impatient = setTimeout(
-        () => {
-          channels.leave(listener)
-          const cause = new Error(`nothing can be heard after ${pool.acquireTimeout} ms`)
-          resume(Effect.fail(new ConnectFailed({ database, server: writer.name, reason: "unresponsive", cause })))
-        },
-        Math.min(Math.max(0, deadline - performance.now()), 2_147_483_647)
-      )
+      const impatient = timer(deadline - performance.now(), () => {
+        channels.leave(listener)
+        const cause = new Error(`nothing can be heard after ${pool.acquireTimeout} ms`)
+        resume(Effect.fail(new ConnectFailed({ database, server: writer.name, reason: "unresponsive", cause })))
+      })
       listener.onJoined = (error) => {
         clearTimeout(impatient)
         resume(error === undefined ? Effect.void : Effect.fail(error))

@@ -5,6 +5,7 @@ import * as Redacted from "effect/Redacted"
 import type { Credentials, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
 import { type ConnectReason, connectReason } from "../SqlState.js"
 import { type Client, makeClient } from "./driver.js"
+import { timer } from "./later.js"
 import { settings } from "./limits.js"
 
 /**
@@ -52,7 +53,7 @@ export const login = (
   let accepted = false
   const settle = () => {
     settled = true
-    clearTimeout(timer)
+    clearTimeout(impatient)
   }
   const fail = (reason: ConnectReason, error: Error) => {
     if (settled) return
@@ -60,10 +61,8 @@ export const login = (
     client.connection.stream.destroy()
     done({ reason, error }, client, parameters)
   }
-  const timer = setTimeout(
-    () =>
-      fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${Math.round(options.timeout)} ms`)),
-    Math.min(options.timeout, 2_147_483_647)
+  const impatient = timer(options.timeout, () =>
+    fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${Math.round(options.timeout)} ms`))
   )
   client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {
     parameters.set(message.parameterName, message.parameterValue)

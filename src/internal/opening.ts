@@ -5,6 +5,7 @@ import * as Cause from "effect/Cause"
 import { type ConnectFailure, type Connection, connect, type Owner } from "../Connection.js"
 import type { ServerConfig, SessionConfig } from "../DatabaseConfig.js"
 import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
+import { timer } from "./later.js"
 
 export interface Opening {
   readonly server: ServerConfig
@@ -14,8 +15,6 @@ export interface Opening {
   /** How long it may take all in all, in ms. */
   readonly timeout: number
 }
-
-const longestTimer = 2_147_483_647
 
 /** Calls back once, not before it has returned, unless it was given up before by the function that it returns. */
 export const open = (
@@ -31,13 +30,10 @@ export const open = (
   }
   const start = (wasRefused: boolean) => {
     const fail = (error: Error) => done({ reason: "credentials", error }, undefined)
-    const impatient = setTimeout(
-      () => {
-        giveUp()
-        fail(new Error(`the provider of credentials gave none within ${opening.timeout} ms`))
-      },
-      Math.min(Math.max(0, deadline - performance.now()), longestTimer)
-    )
+    const impatient = timer(deadline - performance.now(), () => {
+      giveUp()
+      fail(new Error(`the provider of credentials gave none within ${opening.timeout} ms`))
+    })
     const answer = (login: Login | undefined, cause: unknown) => {
       clearTimeout(impatient)
       if (login === undefined) {

@@ -3,6 +3,7 @@
  */
 import { randomUUID } from "node:crypto"
 import type { ConnectFailure, Connection, Failure } from "../Connection.js"
+import { timer } from "./later.js"
 import type { Line } from "./line.js"
 
 /** What came of it; `silent` says that the message was sent and did not come. */
@@ -38,7 +39,7 @@ export const probe = (
   }
   const within = (result: Result) => {
     clearTimeout(impatient)
-    impatient = setTimeout(() => settle(result), Math.min(patience, 2_147_483_647))
+    impatient = timer(patience, () => settle(result))
   }
   const send = (sender: Connection) => {
     giveUp = () => sender.end("excess")

@@ -8,9 +8,11 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Connection } from "../Connection.js"
 import { TransactionEnded, toSqlError } from "../DatabaseError.js"
+import type { CheckoutError, OnCheckout, Pool } from "../Pool.js"
+import { isNotSent } from "../RetryPolicy.js"
 import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
-import type { Engine } from "./engine.js"
+import { type Engine, isReadAgain } from "./engine.js"
 import { type Place, toStatementError } from "./failure.js"
 import { makeStatements, type Run } from "./statements.js"
 import { Turns } from "./turns.js"
@@ -57,31 +59,33 @@ export const makeReserve = (
   site: CallSite | undefined
 ): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
-    const pool = engine.poolFor(kind)
-    const holding = currentCarrier(fiber)?.held(engine) ?? none
-    let taken: Connection | undefined
+    const carrier = currentCarrier(fiber)
+    const holding = carrier?.held(engine) ?? none
+    const pick = engine.picker(kind, fiber, carrier)
+    const who = engine.borrower(fiber, site, carrier)
+    const deadline = engine.deadline()
+    let taken: { readonly pool: Pool; readonly connection: Connection } | undefined
     let ended = false
-    const checkout = Effect.async<Connection, SqlError>((resume) => {
-      const giveUp = pool.checkout(
-        engine.deadline(),
-        holding,
-        (error, connection) => {
-          taken = connection
-          if (connection !== undefined) resume(Effect.succeed(connection))
-          else if (error !== undefined) resume(Effect.fail(toSqlError(error)))
-        },
-        engine.borrower(fiber, site, currentCarrier(fiber))
-      )
+    const attempt = Effect.async<NonNullable<typeof taken>, CheckoutError>((resume) => {
+      const pool = pick()
+      const settle: OnCheckout = (error, connection) => {
+        if (connection !== undefined) {
+          taken = { pool, connection }
+          resume(Effect.succeed(taken))
+        } else if (error !== undefined) resume(Effect.fail(error))
+      }
+      const giveUp = pool.checkout(deadline, holding, settle, who)
       return Effect.sync(giveUp)
     })
+    const checkout = engine.again(attempt, deadline, kind === "reader" ? isReadAgain : isNotSent)
     // the finalizer is there before the connection is, so an interruption in between leaks nothing
     const giveBack = Effect.addFinalizer(() =>
       Effect.sync(() => {
         ended = true
-        if (taken !== undefined) pool.checkin(taken)
+        if (taken !== undefined) taken.pool.checkin(taken.connection)
       })
     )
-    return Effect.map(Effect.zipRight(giveBack, checkout), (connection) => {
+    return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {
       const place = { database: pool.options.database, server: pool.options.server.name }
       const run = makeRun(place, connection, () => ended)
       return makeStatements(kind, run, (request, transformRows) =>

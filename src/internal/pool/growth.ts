@@ -2,6 +2,9 @@
  * When more connections are opened for those who wait: one at once, then, as long as somebody waits, twice as many every few
  * milliseconds. Nothing is opened while the queue is likely to be served before a new connection would be there.
  *
+ * Where there is no connection yet, there is nothing to tell by how soon the queue will be served: then only a few are opened until the
+ * first of them is there.
+ *
  * A connect that takes much longer than usual holds up nobody: what was sent into a dead network never comes.
  *
  * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
@@ -11,8 +14,14 @@
 /** After how long it looks again, in ms. */
 const pause = 10
 
+/** For how long the queue is watched before it tells anything: that part of what a connect takes. */
+const enough = 1 / 3
+
 /** How long a connect may take before nobody counts on it any more: so many times as long as usual, and at least so many ms. */
 const overdue = { times: 3, least: 250 }
+
+/** How many connects may be under way while there is no connection to tell by whether more are needed. */
+const few = 3
 
 export interface Demand {
   /** How many wait. */
@@ -21,12 +30,18 @@ export interface Demand {
   readonly wanted: number
   /** How many connections are in use. */
   readonly busy: number
+  /** How many connects are under way that may still be counted on. */
+  readonly coming: number
+  /** Whether there is no connection yet that could serve anybody. */
+  readonly isEmpty: boolean
 }
 
 export class Growth {
   private timer: NodeJS.Timeout | undefined
   private step = 1
   private lookedAt = 0
+  /** Whether nobody could be served when it looked last. */
+  private wasEmpty = false
   /** How many were served over the last `observed` ms. */
   private served = 0
   private observed = 0
@@ -47,12 +62,13 @@ export class Growth {
     this.served = 0
     this.observed = 0
     this.lookedAt = performance.now()
+    this.wasEmpty = false
     this.lookAgain()
     if (this.isEager) while (this.demand().wanted > 0) this.open()
     else this.open()
   }
 
-  /** Somebody who waited was served. */
+  /** Somebody who waited was served by a connection that came back. */
   serve(): void {
     this.served++
   }
@@ -61,6 +77,12 @@ export class Growth {
     // one that was held up by an outage says little about the next
     const isUsual = this.connectTime === 0 || took < this.connectTime
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
+    if (!this.wasEmpty || this.timer === undefined) return
+    // the time before says nothing of how fast the queue is served
+    this.wasEmpty = false
+    this.lookedAt = performance.now()
+    clearTimeout(this.timer)
+    this.lookAgain()
   }
 
   /** For how long a connect is likely to come still, in ms. */
@@ -80,11 +102,17 @@ export class Growth {
 
   private look(): void {
     this.timer = undefined
-    const { busy, waiting, wanted } = this.demand()
+    const { busy, coming, isEmpty, waiting, wanted } = this.demand()
     if (wanted <= 0) return
+    this.wasEmpty = isEmpty
+    if (isEmpty) {
+      this.lookAgain()
+      return this.openMany(Math.min(wanted, few - coming))
+    }
     const now = performance.now()
     this.observed += now - this.lookedAt
     this.lookedAt = now
+    if (this.observed < this.connectTime * enough) return this.lookAgain()
     // for as long as a connect takes, those in use are expected back any moment; after that only what was seen counts
     const expected = this.observed < this.connectTime ? this.served + busy : this.served
     const drained = expected === 0 ? Number.POSITIVE_INFINITY : (waiting / expected) * this.observed
@@ -95,6 +123,12 @@ export class Growth {
     this.lookAgain()
     if (drained <= this.connectTime) return
     this.step *= 2
-    for (let i = 0; i < Math.min(this.step, wanted); i++) this.open()
+    // who will have been served by the time when a new connection is there needs none
+    const servedByThen = Math.floor((waiting * this.connectTime) / drained)
+    this.openMany(Math.min(this.step, wanted - servedByThen))
+  }
+
+  private openMany(count: number): void {
+    for (let i = 0; i < count; i++) this.open()
   }
 }

@@ -2,14 +2,13 @@
  * Who holds which connection, since when: kept only where somebody asked for it, by `leakThreshold` or `assertSingle`.
  */
 import type { Connection } from "../../Connection.js"
+import { timer } from "../later.js"
 import type { Borrower } from "./borrower.js"
 
 export interface Loan {
   readonly since: number
   readonly who: Borrower | undefined
 }
-
-const longestTimer = 2_147_483_647
 
 export class Loans {
   /** By the time at which they were made. */
@@ -43,7 +42,7 @@ export class Loans {
   }
 
   private wait(millis: number): void {
-    this.timer = setTimeout(() => this.look(), Math.min(millis, longestTimer))
+    this.timer = timer(millis, () => this.look())
     this.timer.unref()
   }
 

@@ -85,6 +85,36 @@ export class Stock {
     this.suspectBefore = performance.now()
   }
 
+  /** Those that have been silent since then are not asked one by one. */
+  discardSilent(since: number): void {
+    this.suspectAll()
+    for (const connection of [...this.idle]) {
+      if (connection.lastAnswer > since) continue
+      this.take(connection)
+      connection.destroy("invalid")
+    }
+  }
+
+  /** Ends those that were opened before a moment, or the one of a server process: as `mode` says. Gives how many it meant. */
+  invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
+    const meant = [...this.all].filter(
+      (connection) =>
+        connection.broken === undefined &&
+        connection.createdAt <= before &&
+        (processId === undefined || connection.processId === processId)
+    )
+    for (const connection of meant) {
+      connection.retireAt = Number.NEGATIVE_INFINITY
+      connection.retireAs = "invalidated"
+      if (mode === "soft") continue
+      if (this.idle.includes(connection)) {
+        this.take(connection)
+        connection.end("invalidated")
+      } else connection.abort("invalidated")
+    }
+    return meant.length
+  }
+
   /** Ends those that are older than a generation of credentials, not all at once and none that is in use. */
   retireOlder(generation: number): void {
     const now = performance.now()

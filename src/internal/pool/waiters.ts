@@ -3,6 +3,7 @@
  * if he gave up.
  */
 import type { Connection } from "../../Connection.js"
+import { timer } from "../later.js"
 import type { Borrower } from "./borrower.js"
 import type { Overload } from "./overload.js"
 
@@ -25,8 +26,6 @@ export class Waiter<Settle> {
 
 /** Why somebody is sent away: his time is over, or there are too many. */
 type SentAway = "timeout" | "shed"
-
-const longestTimer = 2_147_483_647
 
 export class Waiters<Settle> {
   // linked to each other: a map that is always written to is always being copied
@@ -122,8 +121,7 @@ export class Waiters<Settle> {
     clearTimeout(this.timer)
     this.timerAt = deadline
     // a timer counts whole milliseconds from a clock of whole ones, so it may come one too early
-    const left = Math.min(Math.ceil(Math.max(0, deadline - now)) + 1, longestTimer)
-    this.timer = setTimeout(() => this.look(), left)
+    this.timer = timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.look())
   }
 
   /** Sends away those whose time is over, and comes back for the next. */

@@ -158,8 +158,8 @@ export const closing = (way: Way): void => {
         yield* close
         yield* wire.accept
         const { accepted } = wire
-        // longer than it would wait for the next attempt
-        yield* query(writer, "SELECT pg_sleep(1.2)")
+        // longer than it would wait for the next attempt, one of the first
+        yield* query(writer, "SELECT pg_sleep(0.6)")
         assert.strictEqual(wire.accepted, accepted)
       }).pipe(Effect.provide(context))
     })

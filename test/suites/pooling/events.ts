@@ -174,9 +174,9 @@ export const events = (way: Way): void => {
       yield* failure("PoolExhausted", insert("b"))
       const [exhausted] = yield* told(facts, "Exhausted")
       assert.strictEqual(exhausted?.reason, "timeout")
-      assert.isAtLeast(exhausted?.waited ?? 0, 60)
+      assert.isAtLeast(exhausted?.waited ?? 0, 300)
       yield* holder.release
-    }).pipe(Effect.provide([openOverWire(way, { ...one, acquireTimeout: "60 millis" }), once]))
+    }).pipe(Effect.provide([openOverWire(way, { ...one, acquireTimeout: "300 millis" }), once]))
   )
 
   for (const [reason, { act, options }] of Object.entries(ends(way))) {

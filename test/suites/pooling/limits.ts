@@ -126,7 +126,7 @@ export const limits = (way: Way): void => {
         assert.strictEqual(wire.accepted, 2)
       }).pipe(
         Effect.provide([
-          openOverWire(way, { acquireTimeout: "4 seconds", connectTimeout: "20 seconds", startup: "lazy" }),
+          openOverWire(way, { acquireTimeout: "1500 millis", connectTimeout: "20 seconds", startup: "lazy" }),
           once
         ])
       )

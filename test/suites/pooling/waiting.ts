@@ -179,6 +179,7 @@ export const waiting = (way: Way): void => {
       // nobody has noted down who holds what
       assert.strictEqual(error.oldestLoan, undefined)
       assert.strictEqual(error.lastConnectFailure, undefined)
+      assert.strictEqual(error.connecting, undefined)
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis" })))
   )
@@ -200,6 +201,52 @@ export const waiting = (way: Way): void => {
     )
   )
 
+  it.scopedLive("a timeout says how many connects are under way, and for how long", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.freeze
+      const { connecting, message, waited } = yield* failure("PoolExhausted", pid)
+      assert.strictEqual(connecting?.count, 1)
+      assert.closeTo(connecting?.longest ?? 0, waited, 50)
+      assert.include(message, `connects under way: 1, the first for ${Math.round(connecting?.longest ?? 0)} ms so far`)
+      assert.strictEqual((yield* figures).connecting, 1)
+    }).pipe(
+      Effect.provide([
+        openOverWire(way, {
+          maxConnections: 1,
+          acquireTimeout: "50 millis",
+          connectTimeout: "20 seconds",
+          startup: "lazy"
+        }),
+        once
+      ])
+    )
+  )
+
+  it.scopedLive("everybody is told in time where every connect hangs, and there may be no more of them", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.freeze
+      const fibers = yield* Effect.forEach(Array.from({ length: 20 }), () => Effect.fork(failure("PoolExhausted", pid)))
+      const most = way.strategy === "pooled" ? 4 : 1
+      for (const { connecting, waited } of yield* Fiber.joinAll(fibers)) {
+        assert.isAtLeast(waited, 800)
+        assert.isBelow(waited, 1300)
+        assert.strictEqual(connecting?.count, most)
+      }
+    }).pipe(
+      Effect.provide([
+        openOverWire(way, {
+          maxConnections: 4,
+          acquireTimeout: "800 millis",
+          connectTimeout: "20 seconds",
+          startup: "lazy"
+        }),
+        once
+      ])
+    )
+  )
+
   it.scopedLive("a timeout says who has held a connection for longest, where that is noted down", () =>
     Effect.gen(function* () {
       const holder = yield* hold
@@ -211,6 +258,9 @@ export const waiting = (way: Way): void => {
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis", leakThreshold: "1 hour" })))
   )
+
+  // who comes next has that long, too, for a login, which by way of a pooler is two
+  const acquireTimeout = way.route.hasSessions ? "250 millis" : "500 millis"
 
   for (const how of ["interrupted", "timed out"] as const) {
     for (const phase of phases()) {
@@ -236,7 +286,7 @@ export const waiting = (way: Way): void => {
             openOverWire(way, {
               maxConnections: 1,
               ...phase.options,
-              ...(how === "timed out" ? { acquireTimeout: "60 millis" } : {})
+              ...(how === "timed out" ? { acquireTimeout } : {})
             }),
             once
           ])

@@ -1,0 +1,48 @@
+/**
+ * What is known of a server that could not be connected to, and when it is asked again.
+ */
+import type { ConnectFailure } from "../../Connection.js"
+
+/** After how long it is asked again, in ms. */
+const pauses = { shortest: 100, longest: 1000 }
+
+export class Outage {
+  /** The last failure to connect, if there was one since the last success. */
+  last: ConnectFailure | undefined
+  /** Whether the server lets in no more, so that waiters have to do with what is open. */
+  isShut = false
+  private failures = 0
+  private timer: NodeJS.Timeout | undefined
+
+  constructor(private readonly askAgain: () => void) {}
+
+  /** Whether it is waited for before the server is asked again. */
+  get isPausing(): boolean {
+    return this.timer !== undefined
+  }
+
+  /** A connect failed, `isSoon` as by a server that says no. */
+  failed(failure: ConnectFailure, isSoon: boolean): void {
+    this.last = failure
+    this.isShut = isSoon || (failure.reason !== "unreachable" && failure.reason !== "unresponsive")
+    if (this.timer !== undefined) return
+    const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest)
+    this.timer = setTimeout(() => {
+      this.timer = undefined
+      this.isShut = false
+      this.askAgain()
+    }, pause)
+    this.timer.unref()
+  }
+
+  /** A connect succeeded. */
+  over(): void {
+    this.last = undefined
+    this.isShut = false
+    this.failures = 0
+  }
+
+  stop(): void {
+    clearTimeout(this.timer)
+  }
+}
