@@ -189,43 +189,45 @@ const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<nev
   return Context.unsafeMake(all)
 }
 
-/** Runs an app in a unit and ends that. */
+/** Runs an app in a unit and ends that. `outside` is the context around it. */
 const once = <E, R>(
   plan: Plan,
   handle: UnitOfWork.Handle,
   app: HttpApp.Default<E, R>,
+  outside: Context.Context<never>,
   restore: Restore
-): Effect.Effect<Response, Unstored<E>, R | Request> =>
-  Effect.withFiberRuntime((fiber) => {
-    const outside = fiber.currentContext
-    const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
-    const leave = FiberRef.set(FiberRef.currentContext, outside)
-    // around a whole server the response is sent inside of `app`: there this ends the unit, and the body is to have no part in it
-    const beforeResponse = () => {
-      const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
-      return HttpApp.appendPreResponseHandler((_, response) =>
-        handle.hasEnded
-          ? Effect.succeed(response)
-          : Effect.zipLeft(
-              settled(endBy(plan, handle, response, restore)),
-              FiberRef.update(FiberRef.currentContext, without)
-            )
-      )
-    }
-    // what a route's handler answers with is not sent inside of it
-    const isInRoute = outside.unsafeMap.has(HttpRouter.RouteContext.key)
-    return Effect.zipRight(
-      isInRoute ? enter : Effect.zipRight(beforeResponse(), enter),
-      Effect.matchCauseEffect(restore(app), {
-        onFailure: (cause) =>
-          Effect.zipRight(
-            Effect.zipRight(leave, undo(handle)),
-            Effect.fail(new Unstored(Option.getOrUndefined(Cause.failureOption(cause)), Effect.failCause(cause)))
-          ),
-        onSuccess: (response) => Effect.zipRight(leave, endBy(plan, handle, response, restore))
-      })
+): Effect.Effect<Response, Unstored<E>, R | Request> => {
+  const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
+  const leave = FiberRef.set(FiberRef.currentContext, outside)
+  // around a whole server the response is sent inside of `app`: there this ends the unit, and the body is to have no part in it
+  const beforeResponse = () => {
+    const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
+    return HttpApp.appendPreResponseHandler((_, response) =>
+      handle.hasEnded
+        ? Effect.succeed(response)
+        : Effect.zipLeft(
+            settled(endBy(plan, handle, response, restore)),
+            FiberRef.update(FiberRef.currentContext, without)
+          )
     )
-  })
+  }
+  // what a route's handler answers with is not sent inside of it
+  const isInRoute = outside.unsafeMap.has(HttpRouter.RouteContext.key)
+  return Effect.zipRight(
+    isInRoute ? enter : Effect.zipRight(beforeResponse(), enter),
+    Effect.matchCauseEffect(restore(app), {
+      onFailure: (cause) =>
+        Effect.zipRight(
+          Effect.zipRight(leave, undo(handle)),
+          Effect.fail(new Unstored(Option.getOrUndefined(Cause.failureOption(cause)), Effect.failCause(cause)))
+        ),
+      onSuccess: (response) =>
+        handle.endUntouched()
+          ? Effect.as(leave, response)
+          : Effect.zipRight(leave, endBy(plan, handle, response, restore))
+    })
+  )
+}
 
 /** The same, again from its start where that may go better. */
 const repeatedly = <E, R>(
@@ -236,8 +238,9 @@ const repeatedly = <E, R>(
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
   restore: Restore
 ): Effect.Effect<Response, Unstored<E>, R | Request> => {
-  const policy = Context.get(fiber.currentContext, RetryPolicy)
-  const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
+  const outside = fiber.currentContext
+  const policy = Context.get(outside, RetryPolicy)
+  const request = Context.unsafeGet(outside, HttpServerRequest.HttpServerRequest)
   const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
   let unit: UnitOfWork.Handle["unit"] | undefined
   let attempt = 0
@@ -248,7 +251,7 @@ const repeatedly = <E, R>(
       // what the attempt before has left to be done before the response is forgotten
       return Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
-        once(plan, handle, Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()), restore)
+        once(plan, handle, Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()), outside, restore)
       )
     })
   return Effect.matchEffect(restore(keep(request)), {
@@ -305,7 +308,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
         const open = () => UnitOfWork.open(opening)
         return settled(
           retry === undefined || retry === false || !isKeepable(request)
-            ? once(plan, open(), app, restore)
+            ? once(plan, open(), app, fiber.currentContext, restore)
             : repeatedly(plan, open, app, fiber, retry, restore)
         )
       })
