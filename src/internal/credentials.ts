@@ -69,10 +69,12 @@ export class CredentialSource {
     const question = ++this.asked
     let isOver = false
     const login = Effect.map(Effect.interruptible(this.source), (given) => this.take(question, checked(given)))
-    const fiber = this.fork(login)
-    fiber.addObserver((exit) => {
+    // a fiber that fails says so in the program's debug log, in the provider's own words
+    const fiber = this.fork(Effect.exit(login))
+    fiber.addObserver((ended) => {
       if (isOver) return
       isOver = true
+      const exit = Exit.flatten(ended)
       if (Exit.isSuccess(exit)) done(exit.value, undefined)
       else done(undefined, exit.cause)
     })
