@@ -5,6 +5,7 @@
  */
 
 import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import { inquire } from "./internal/activity.js"
 import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
@@ -81,6 +82,8 @@ export class Connection {
   onLost: ((error: Error) => void) | undefined = undefined
   /** Set when it must not be used again. */
   broken: CloseReason | undefined = undefined
+  /** The generation of the credentials that it was made with. */
+  readonly generation: number
   readonly createdAt = performance.now()
   /** When the server last answered. */
   lastAnswer = this.createdAt
@@ -105,8 +108,6 @@ export class Connection {
   private readonly silence: Silence
   /** The server's limit for a statement, in ms. */
   private readonly limit: number | undefined
-  /** Whether a statement may have given the session other settings than it began with. */
-  private isChanged = false
   private readonly isPooled: boolean
   /** A pooled connection outlives its cancel: PgBouncer 1.18 ends itself over one that is cut short, by us or by the server's session. */
   private isCancelling = false
@@ -120,9 +121,10 @@ export class Connection {
     /** Whether its session was told to refuse writes. */
     private readonly readOnly: boolean,
     private readonly owner: Owner,
-    /** The generation of the credentials that it was made with. */
-    readonly generation: number
+    /** What it was made with. */
+    credentials: Login
   ) {
+    this.generation = credentials.generation
     this.processId = client.processID ?? 0
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
@@ -130,8 +132,10 @@ export class Connection {
     const { stream } = client.connection
     this.peer = peerOf(server, stream)
     this.silence = new Silence({
-      heard: () => stream.bytesRead,
+      // a long message that is still on its way is a sign of life, too
+      heard: () => stream.bytesRead - stream.writableLength,
       ask: (patience, told) => showsLife(this.peer, patience, told),
+      inquire: (told) => inquire(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
     client.on("error", (error: Error) => this.lose(error))
@@ -177,12 +181,7 @@ export class Connection {
         before: 0,
         asArrays: request.rows === "array",
         simple: true,
-        // there may be a COMMIT in it
-        commits: true,
-        done: (failure, flight) => {
-          for (const { command } of flight.results) this.isChanged ||= command === "SET"
-          done(failure, flight)
-        }
+        done
       })
     }
     const prepared = request.prepare ? this.statements.take(text) : undefined
@@ -206,7 +205,6 @@ export class Connection {
       after: after.length,
       asArrays: request.rows === "array",
       simple: false,
-      commits: !this.readOnly && this.transaction === undefined,
       prepared,
       shape,
       done: (failure, flight) => {
@@ -217,9 +215,7 @@ export class Connection {
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
-          const { command } = flight.result
-          if (schemaCommands.has(command ?? "")) this.statements.dropAll()
-          else if (command === "SET") this.isChanged = true
+          if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text)
           // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
@@ -230,9 +226,9 @@ export class Connection {
     })
   }
 
-  /** Sends steps only; `commits` says that there is a COMMIT among them. */
-  steps(all: ReadonlyArray<wire.Step>, done: Done, commits = false): void {
-    this.fly({ bytes: () => wire.steps(all), before: all.length - 1, asArrays: false, simple: false, commits, done })
+  /** Sends steps only. */
+  steps(all: ReadonlyArray<wire.Step>, done: Done): void {
+    this.fly({ bytes: () => wire.steps(all), before: all.length - 1, asArrays: false, simple: false, done })
   }
 
   /** Hears of every NOTIFY on the channels that it listens to. */
@@ -345,8 +341,7 @@ export class Connection {
     this.flight = flight
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
-    if (!this.isPooled && limit !== undefined && limit > 0)
-      this.silence.sent(limit, plan.commits !== true && !this.isChanged)
+    if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit)
     this.client.query(flight)
   }
 
@@ -448,10 +443,9 @@ export const connect = (
   const giveUp = login(server, session, options, (failure, client, parameters) => {
     if (failure !== undefined) return done(failure, undefined)
     const { credentials, owner, readOnly } = options
-    const { generation } = credentials
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"
-    const connection = new Connection(client, server, session, parameters, isGuarded, owner, generation)
+    const connection = new Connection(client, server, session, parameters, isGuarded, owner, credentials)
     made = connection
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {

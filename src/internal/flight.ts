@@ -46,8 +46,6 @@ export interface Plan {
   readonly asArrays: boolean
   /** Several commands in one text, by the simple protocol. */
   readonly simple: boolean
-  /** Whether it may end in a COMMIT, for which the server's limit for a statement does not count. */
-  readonly commits?: boolean | undefined
   readonly prepared?: Prepared | undefined
   /** The columns, where they are known and the server is not asked for them. */
   readonly shape?: Shape | undefined
