@@ -42,7 +42,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/platform": ["RequestTransaction"],
   "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/sessionTasks"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
-  pg: ["internal/channels", "internal/driver", "internal/embedded/sql", "internal/wire"],
+  pg: ["internal/driver", "internal/embedded/sql", "internal/succession", "internal/wire"],
   "pg-connection-string": ["DatabaseConfig"],
   "pg-protocol": ["internal/wire"]
 }

@@ -59,9 +59,12 @@ export class CredentialSource {
     this.fork = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(TransactionConnection)))
   }
 
-  /** Hears of each new generation. */
-  follow(follower: (generation: number) => void): void {
+  /** Hears of each new generation, until the returned function is called. */
+  follow(follower: (generation: number) => void): () => void {
     this.followers.add(follower)
+    return () => {
+      this.followers.delete(follower)
+    }
   }
 
   /** Asks; the returned function gives up. */
