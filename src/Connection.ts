@@ -288,22 +288,18 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
-    const done = () => {
-      this.isCancelling = false
-      this.destroy(reason)
-    }
-    if (this.isPooled) {
-      // what a pooler has not given to a server yet goes with the connection, and would run some time if that stayed
-      this.isCancelling = true
-      this.requestCancel(longestPooledCancel, done)
-    } else {
+    if (this.isPooled) this.cancelPooled(reason, false)
+    else {
       this.requestCancel(longestCancel)
       // a cancel can overtake its statement on a busy server, and then there is nothing to cancel
       later(cancelAgain, () => {
         if (this.flight !== undefined) this.requestCancel(longestCancel - cancelAgain)
       })
     }
-    later(longestCancel, done)
+    later(longestCancel, () => {
+      this.isCancelling = false
+      this.destroy(reason)
+    })
   }
 
   /** Closes it politely, if it is idle. */
@@ -325,6 +321,21 @@ export class Connection {
   destroy(reason: CloseReason): void {
     this.broken ??= reason
     if (!this.isCancelling) this.client.connection.stream.destroy()
+  }
+
+  /** What a pooler has not given to a server yet goes with the connection, and would run some time if that stayed. */
+  private cancelPooled(reason: CloseReason, isLast: boolean): void {
+    this.isCancelling = true
+    this.requestCancel(longestPooledCancel, () => {
+      this.isCancelling = false
+      if (this.flight === undefined) return this.destroy(reason)
+      // the answer may be on its way, or the cancel was before its statement
+      later(cancelAgain, () => {
+        if (this.closed || this.ending) return
+        if (isLast || this.flight === undefined) this.destroy(reason)
+        else this.cancelPooled(reason, true)
+      })
+    })
   }
 
   private requestCancel(patience: number, done?: (() => void) | undefined): void {
