@@ -18,7 +18,8 @@ import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
 import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
-import { makeRows, makeStatements, makeStream } from "./internal/statements.js"
+import { makeRows, makeStatements } from "./internal/statements.js"
+import { makeStream } from "./internal/streams.js"
 import { independent, nest, type Options, plan, run } from "./Transaction.js"
 
 // the constructor of @effect/sql-pg is private to it; the compiler knows the kind

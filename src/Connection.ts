@@ -5,6 +5,7 @@
  */
 
 import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import { inquire } from "./internal/activity.js"
 import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
@@ -81,6 +82,8 @@ export class Connection {
   onLost: ((error: Error) => void) | undefined = undefined
   /** Set when it must not be used again. */
   broken: CloseReason | undefined = undefined
+  /** The generation of the credentials that it was made with. */
+  readonly generation: number
   readonly createdAt = performance.now()
   /** When the server last answered. */
   lastAnswer = this.createdAt
@@ -105,8 +108,6 @@ export class Connection {
   private readonly silence: Silence
   /** The server's limit for a statement, in ms. */
   private readonly limit: number | undefined
-  /** Whether a statement may have given the session other settings than it began with. */
-  private isChanged = false
   private readonly isPooled: boolean
   /** A pooled connection outlives its cancel: PgBouncer 1.18 ends itself over one that is cut short, by us or by the server's session. */
   private isCancelling = false
@@ -120,9 +121,10 @@ export class Connection {
     /** Whether its session was told to refuse writes. */
     private readonly readOnly: boolean,
     private readonly owner: Owner,
-    /** The generation of the credentials that it was made with. */
-    readonly generation: number
+    /** What it was made with. */
+    credentials: Login
   ) {
+    this.generation = credentials.generation
     this.processId = client.processID ?? 0
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
@@ -130,8 +132,10 @@ export class Connection {
     const { stream } = client.connection
     this.peer = peerOf(server, stream)
     this.silence = new Silence({
-      heard: () => stream.bytesRead,
+      // a long message that is still on its way is a sign of life, too
+      heard: () => stream.bytesRead - stream.writableLength,
       ask: (patience, told) => showsLife(this.peer, patience, told),
+      inquire: (told) => inquire(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
     client.on("error", (error: Error) => this.lose(error))
@@ -172,17 +176,9 @@ export class Connection {
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
     if (request.simple) {
-      const plan = new Plan(
-        () => wire.simple(checked(text)),
-        (failure, flight) => {
-          for (const { command } of flight.results) this.isChanged ||= command === "SET"
-          done(failure, flight)
-        }
-      )
+      const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
-      // there may be a COMMIT in it
-      plan.commits = true
       return this.fly(plan)
     }
     const prepared = request.prepare ? this.statements.take(text) : undefined
@@ -210,9 +206,7 @@ export class Connection {
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
-          const { command } = flight.result
-          if (schemaCommands.has(command ?? "")) this.statements.dropAll()
-          else if (command === "SET") this.isChanged = true
+          if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text)
           // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
@@ -224,17 +218,15 @@ export class Connection {
     plan.before = before.length
     plan.after = after.length
     plan.asArrays = request.rows === "array"
-    plan.commits = !this.readOnly && this.transaction === undefined
     plan.prepared = prepared
     plan.shape = shape
     this.fly(plan)
   }
 
-  /** Sends steps only; `commits` says that there is a COMMIT among them. */
-  steps(all: ReadonlyArray<wire.Step>, done: Done, commits = false): void {
+  /** Sends steps only. */
+  steps(all: ReadonlyArray<wire.Step>, done: Done): void {
     const plan = new Plan(() => wire.steps(all), done)
     plan.before = all.length - 1
-    plan.commits = commits
     this.fly(plan)
   }
 
@@ -288,22 +280,18 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
-    const done = () => {
-      this.isCancelling = false
-      this.destroy(reason)
-    }
-    if (this.isPooled) {
-      // what a pooler has not given to a server yet goes with the connection, and would run some time if that stayed
-      this.isCancelling = true
-      this.requestCancel(longestPooledCancel, done)
-    } else {
+    if (this.isPooled) this.cancelPooled(reason, false)
+    else {
       this.requestCancel(longestCancel)
       // a cancel can overtake its statement on a busy server, and then there is nothing to cancel
       later(cancelAgain, () => {
         if (this.flight !== undefined) this.requestCancel(longestCancel - cancelAgain)
       })
     }
-    later(longestCancel, done)
+    later(longestCancel, () => {
+      this.isCancelling = false
+      this.destroy(reason)
+    })
   }
 
   /** Closes it politely, if it is idle. */
@@ -327,6 +315,21 @@ export class Connection {
     if (!this.isCancelling) this.client.connection.stream.destroy()
   }
 
+  /** What a pooler has not given to a server yet goes with the connection, and would run some time if that stayed. */
+  private cancelPooled(reason: CloseReason, isLast: boolean): void {
+    this.isCancelling = true
+    this.requestCancel(longestPooledCancel, () => {
+      this.isCancelling = false
+      if (this.flight === undefined) return this.destroy(reason)
+      // the answer may be on its way, or the cancel was before its statement
+      later(cancelAgain, () => {
+        if (this.closed || this.ending) return
+        if (isLast || this.flight === undefined) this.destroy(reason)
+        else this.cancelPooled(reason, true)
+      })
+    })
+  }
+
   private requestCancel(patience: number, done?: (() => void) | undefined): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
@@ -341,7 +344,7 @@ export class Connection {
     this.flight = flight
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
-    if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit, !plan.commits && !this.isChanged)
+    if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit)
     this.client.query(flight)
   }
 
@@ -443,10 +446,9 @@ export const connect = (
   const giveUp = login(server, session, options, (failure, client, parameters) => {
     if (failure !== undefined) return done(failure, undefined)
     const { credentials, owner, readOnly } = options
-    const { generation } = credentials
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"
-    const connection = new Connection(client, server, session, parameters, isGuarded, owner, generation)
+    const connection = new Connection(client, server, session, parameters, isGuarded, owner, credentials)
     made = connection
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {

@@ -302,7 +302,8 @@ export interface Statics<Self> {
   readonly status: Effect.Effect<Status, never, Self>
   /**
    * Closes connections that are open, and gives how many it meant: `"soft"` (default) at their next checkout or when they come back,
-   * `"hard"` now, with what is under way on them. Without more options it means all.
+   * `"hard"` now, with what is under way on them. Without more options it means all. Of the listening connection `"soft"` means that
+   * another takes over, and nothing is missed; `"hard"` makes a `Gap`.
    */
   readonly invalidate: (options?: Invalidate) => Effect.Effect<number, never, Self>
   /** What happens, live. A consumer who is slow loses the oldest facts. */
@@ -371,12 +372,13 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       transactions: engine.transactions
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
-      Effect.map(tag, ({ engine }) => {
+      Effect.map(tag, ({ engine, listen }) => {
         const before = performance.now() - Duration.toMillis(olderThan)
-        return engine.topology.servers
-          .filter(({ name }) => server === undefined || name === server)
-          .flatMap(({ pools }) => pools)
-          .reduce((sum, pool) => sum + pool.invalidate({ mode, before, processId }), 0)
+        const meant = engine.topology.servers.filter(({ name }) => server === undefined || name === server)
+        const targets = meant.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
+          role === "writer" ? [...pools, listen] : pools
+        )
+        return targets.reduce((sum, target) => sum + target.invalidate({ mode, before, processId }), 0)
       }),
     observations: Stream.unwrap(
       Effect.map(tag, ({ observers }) =>

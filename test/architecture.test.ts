@@ -49,7 +49,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/sessionTasks"
   ],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
-  pg: ["internal/channels", "internal/driver", "internal/embedded/sql", "internal/wire"],
+  pg: ["internal/driver", "internal/embedded/sql", "internal/succession", "internal/wire"],
   "pg-connection-string": ["internal/config/server"],
   "pg-protocol": ["internal/wire"]
 }

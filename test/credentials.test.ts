@@ -2,9 +2,11 @@
  * Users and passwords that change while a database is open: asked for anew for each physical connection, from a provider or a file.
  */
 import { execFileSync } from "node:child_process"
+import { Console } from "node:console"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
+import { Writable } from "node:stream"
 import { inspect } from "node:util"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
@@ -21,6 +23,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
@@ -470,8 +473,8 @@ describe("credentials", () => {
         // within connectTimeout, and a second
         const error = yield* connectFailure(Effect.timeout(once, "1300 millis"))
         assert.strictEqual(error.reason, "credentials")
-        assert.instanceOf(error.cause, Error)
-        if (cause !== undefined) assert.strictEqual(error.cause instanceof Error && error.cause.cause, cause)
+        const told = error.cause instanceof Error ? error.cause.cause : undefined
+        if (cause !== undefined) assert.strictEqual(Redacted.isRedacted(told) && Redacted.value(told), cause)
         assert.notInclude(error.message, refused.message)
         provider.use(a)
         assert.notStrictEqual((yield* session(sql)).pid, pid)
@@ -489,6 +492,50 @@ describe("credentials", () => {
       })
     )
   }
+
+  it.scopedLive("what a provider says of its failure is shown by nothing that renders errors, and logged nowhere", () =>
+    Effect.gen(function* () {
+      const { provider, writer } = yield* given
+      const secret = "hunter2hunter2"
+      const said: Array<string> = []
+      // as a program prints what it gets: all of what there is
+      const printed = (...all: ReadonlyArray<unknown>) => {
+        new Console(new Writable({ write: (chunk, _, done) => done(void said.push(String(chunk))) })).log(...all)
+        for (const one of all)
+          said.push(JSON.stringify(one) ?? "", String(one), inspect(one, { depth: 99, showHidden: true }))
+      }
+      const logger = Logger.make(({ cause, message }) =>
+        printed(Cause.pretty(cause, { renderErrorCause: true }), message, cause)
+      )
+      const work = Effect.gen(function* () {
+        const { sql } = yield* open({ writer, credentials: provider.credentials, echo: "Trace" })
+        const words = [
+          Effect.fail(new Error(`the password ${secret} is too old`)),
+          Effect.die(secret),
+          Effect.fail({ secret })
+        ]
+        for (const answer of words) {
+          provider.answer = answer
+          const cause = yield* Effect.flip(Effect.sandbox(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))))
+          yield* Effect.logError("no", cause)
+          const error = yield* connectFailure(Effect.failCause(cause))
+          printed(Cause.pretty(cause, { renderErrorCause: true }), cause, error, error.cause)
+          assert.isTrue(error.cause instanceof Error && Redacted.isRedacted(error.cause.cause))
+        }
+        // what the provider's fiber has left behind
+        yield* Effect.yieldNow()
+      })
+      yield* work.pipe(
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+        Logger.withMinimumLogLevel(LogLevel.All)
+      )
+      assert.isAbove(said.filter((text) => text.includes("the provider of credentials failed")).length, 3)
+      assert.deepStrictEqual(
+        said.filter((text) => text.includes(secret)),
+        []
+      )
+    })
+  )
 
   it.scopedLive("a caller who gives up, or a layer that is released, stops a provider that hangs", () =>
     Effect.gen(function* () {

@@ -12,13 +12,13 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { type Bouncer, behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "./fixtures/bouncer.js"
 import { active, Db, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
-import { makeProxy } from "./fixtures/proxy.js"
+import { makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query, terminateBackends } from "./fixtures/server.js"
 import * as KnownFailures from "./suites/knownFailures.js"
 
@@ -442,6 +442,33 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           assert.deepStrictEqual(yield* stored, ["held", "next"])
         })
       )
+    )
+
+    it.scopedLive(
+      "that overtakes its statement, at the end of a layer, is sent once more: the statement is undone",
+      () =>
+        Effect.gen(function* () {
+          const { writer } = yield* freshTable
+          const proxy = yield* makeProxy(writer)
+          const bouncer = yield* makeBouncer(proxy.url)
+          const scope = yield* Scope.make()
+          const options = { writer: bouncer.url, mode: "transactionPooler", shutdownTimeout: "50 millis" } as const
+          const context = yield* Layer.buildWithScope(Db.layer(options), scope)
+          const sql = yield* Effect.provide(Db.writer, context)
+          yield* sql`SELECT 1`
+          const { accepted, connections } = proxy
+          const sent = yield* proxy.when(sends("pg_sleep"), "freeze")
+          const fiber = yield* Effect.fork(DatabaseError.refine(sql`SELECT pg_sleep(60)`).pipe(Effect.flip))
+          yield* sent
+          const isCancelled = Effect.repeat(Effect.void, {
+            schedule: soon,
+            until: () => proxy.accepted > accepted && proxy.connections === connections
+          })
+          yield* Effect.fork(Effect.zipRight(isCancelled, proxy.thaw))
+          yield* Scope.close(scope, Exit.void)
+          const error = yield* Fiber.join(fiber)
+          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+        })
     )
 
     it.scopedLive("does not close a connection before its cancel is done: PgBouncer 1.18 might end itself", () =>

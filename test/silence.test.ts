@@ -10,10 +10,11 @@ import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
-import { describe } from "vitest"
+import { afterEach, beforeEach, describe, vi } from "vitest"
+import { type Doing, Silence } from "../src/internal/silence.js"
 import { active, Db, soon } from "./fixtures/databases.js"
 import { directory } from "./fixtures/directory.js"
-import { makeProxy, sends } from "./fixtures/proxy.js"
+import { answers, type Message, makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 
 const limit = "200 millis"
@@ -54,10 +55,11 @@ describe("on a dead network, by itself, soon after its limit,", () => {
     })
   )
 
-  it.scopedLive("a statement in a transaction is Disconnected, undone, also when only its own connection is dead", () =>
+  it.scopedLive("a statement in a transaction is Disconnected, undone", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* given({ statementTimeout: limit })
-      yield* proxy.when(sends("'lost'"), "freeze")
+      const gone = yield* proxy.when(sends("'lost'"), "freeze")
+      yield* Effect.fork(Effect.zipRight(gone, proxy.freeze))
       const error = yield* Db.withTransaction(Effect.zipRight(insert, statement("SELECT 'lost'"))).pipe(
         failure,
         Effect.provide(context)
@@ -120,6 +122,54 @@ describe("on a dead network, by itself, soon after its limit,", () => {
   )
 })
 
+describe("on a connection that is dead while the server is well, by itself, soon after its limit,", () => {
+  /** What becomes of it where what the client says is lost, and where what the server says is. */
+  const lost = <A, E>(what: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
+    Effect.gen(function* () {
+      const { context, proxy, writer } = yield* given({ statementTimeout: limit })
+      yield* proxy.when(what, "freeze")
+      const error = yield* Effect.provide(failure(self), context)
+      assert.strictEqual(yield* Effect.provide(active, context), 0)
+      // as a network that is back, or gives up: what was lost is not there
+      yield* proxy.cut
+      assert.lengthOf(yield* Effect.provide(statement("SELECT 1"), context), 1)
+      return { error, rows: yield* query(writer, "SELECT * FROM item") }
+    })
+
+  for (const [side, says, stored] of [
+    ["to", sends, 0],
+    ["from", answers, 1]
+  ] as const) {
+    it.scopedLive(`a write is Disconnected, in doubt, where the way ${side} the server is cut`, () =>
+      Effect.gen(function* () {
+        const { error, rows } = yield* lost(says("INSERT"), insert)
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+        assert.lengthOf(rows, stored)
+      })
+    )
+
+    it.scopedLive(`a COMMIT is CommitOutcomeUnknown, where the way ${side} the server is cut`, () =>
+      Effect.gen(function* () {
+        const { error, rows } = yield* lost(says("COMMIT"), Db.withTransaction(insert))
+        assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        assert.lengthOf(rows, stored)
+      })
+    )
+  }
+
+  it.scopedLive("a statement in a transaction is Disconnected, undone, also when it has given itself more time", () =>
+    Effect.gen(function* () {
+      const patient = Effect.zipRight(insert, statement("SET LOCAL statement_timeout = '1min'"))
+      const { error, rows } = yield* lost(
+        sends("'lost'"),
+        Db.withTransaction(Effect.zipRight(patient, statement("SELECT 'lost'")))
+      )
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.lengthOf(rows, 0)
+    })
+  )
+})
+
 describe("nobody is given up who", () => {
   it.scopedLive("commits and waits for a standby, with COMMIT or without", () =>
     Effect.gen(function* () {
@@ -134,10 +184,12 @@ describe("nobody is given up who", () => {
       })
       const proxy = yield* makeProxy(url)
       const context = yield* Layer.build(Db.layer({ writer: proxy.url, statementTimeout: limit }))
-      const asked = yield* proxy.when(({ type }) => type === "ssl", "pass", 2)
+      const one = yield* proxy.when(sends("pg_stat_activity"), "pass")
+      const two = yield* proxy.when(sends("pg_stat_activity"), "pass")
       const commits = yield* Effect.fork(Effect.provide(Db.withTransaction(insert), context))
       const inserts = yield* Effect.fork(Effect.provide(insert, context))
-      yield* asked
+      yield* one
+      yield* two
       yield* later(url)
       const waiting = yield* query(
         url,
@@ -157,8 +209,16 @@ describe("nobody is given up who", () => {
 
   it.scopedLive("has given himself more time, by SQL", () =>
     Effect.gen(function* () {
-      const { context } = yield* given({ statementTimeout: limit })
+      const { context, writer } = yield* given({ statementTimeout: limit })
+      yield* query(
+        writer,
+        `CREATE FUNCTION patient() RETURNS void LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM set_config('statement_timeout', '0', true); END $$`
+      )
       yield* Effect.gen(function* () {
+        for (const more of ["SELECT set_config('statement_timeout', '1min', true)", "SELECT patient()"]) {
+          yield* Db.withTransaction(Effect.zipRight(statement(more), statement("SELECT pg_sleep(2)")))
+        }
         yield* Db.withTransaction(
           Effect.zipRight(statement("SET LOCAL statement_timeout = 0"), statement("SELECT pg_sleep(2)"))
         )
@@ -199,4 +259,66 @@ describe("nobody is given up who", () => {
       }).pipe(Effect.provide(context))
     })
   )
+})
+
+describe("of a server that lives", () => {
+  /** A connection on which nothing is heard, but for what is asked on the side, at times that are the test's. */
+  const silent = (doing: Doing) => {
+    const asked: Array<number> = []
+    const begun = performance.now()
+    let heard = 0
+    let givenUp: number | undefined
+    const silence = new Silence({
+      heard: () => heard,
+      ask: (_, told) => told(true),
+      inquire: (told) => {
+        asked.push(performance.now() - begun)
+        told(doing)
+        return () => {}
+      },
+      giveUp: () => {
+        givenUp = performance.now() - begun
+        silence.answered()
+      }
+    })
+    silence.sent(1000)
+    return {
+      asked,
+      hear: () => heard++,
+      get givenUp() {
+        return givenUp
+      }
+    }
+  }
+
+  beforeEach(() => void vi.useFakeTimers())
+  afterEach(() => void vi.useRealTimers())
+
+  it("a process that works is asked less and less, and never given up", () => {
+    const line = silent("works")
+    vi.advanceTimersByTime(1000 + 160_000)
+    assert.deepStrictEqual(
+      line.asked.map((at) => Math.round(at / 1000)),
+      [1, 11, 22, 42, 83]
+    )
+    assert.isUndefined(line.givenUp)
+  })
+
+  it("one that waits for us is given up when its answer has had a second to arrive, unless something is heard", () => {
+    const line = silent("waits")
+    vi.advanceTimersByTime(2200)
+    line.hear()
+    vi.advanceTimersByTime(100 + 1250 + 900)
+    assert.isUndefined(line.givenUp)
+    vi.advanceTimersByTime(200)
+    assert.isDefined(line.givenUp)
+  })
+
+  it("one of which the server tells nothing is given up half a minute after its limit", () => {
+    const line = silent("unknown")
+    vi.advanceTimersByTime(30_900)
+    assert.isUndefined(line.givenUp)
+    vi.advanceTimersByTime(10_000)
+    assert.isDefined(line.givenUp)
+  })
 })

@@ -5,7 +5,6 @@
  * Listeners join and leave at once; the connection follows what they want when it can. So no listener waits for another, and none that
  * leaves waits for the network.
  */
-import pg from "pg"
 import type { ConnectFailure, Connection, Owner } from "../Connection.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import {
@@ -18,13 +17,16 @@ import {
   type StatementError
 } from "../DatabaseError.js"
 import { type CloseReason, Observation, type Observer } from "../Observation.js"
+import type { Invalidation } from "../Pool.js"
 import { isTransient } from "../SqlState.js"
 import type { CredentialSource } from "./credentials.js"
 import { type Place, toStatementError } from "./failure.js"
+import { later } from "./later.js"
 import { Line } from "./line.js"
 import type { Listener } from "./listener.js"
 import { open } from "./opening.js"
-import { probe } from "./probe.js"
+import { prove } from "./probe.js"
+import { quoted, Succession } from "./succession.js"
 
 /**
  * The pauses of one outage, before each attempt but that of a newcomer. `go` is called after the pause, with `false` where there is to
@@ -50,9 +52,6 @@ const none: ReadonlyArray<never> = []
 /** The longest goodbye, in ms. */
 const longestGoodbye = 1000
 
-const quoted = (command: string, channels: Iterable<string>): string =>
-  Array.from(channels, (channel) => `${command} ${pg.escapeIdentifier(channel)}`).join("; ")
-
 export class Channels {
   private readonly listeners = new Map<string, Set<Listener>>()
   private line: Line | undefined
@@ -67,6 +66,13 @@ export class Channels {
   private onEmpty = () => {}
   private readonly owner: Owner
   private readonly place: Place
+  /** How another connection takes over from the one that listens, while it does. */
+  private succession: Succession | undefined
+  /** What ends the pause until the next one may. */
+  private resting: (() => void) | undefined
+  /** Connections that were begun earlier are not wanted any more. */
+  private invalidBefore = Number.NEGATIVE_INFINITY
+  private readonly unfollow: () => void
 
   constructor(
     private readonly config: DatabaseConfig,
@@ -76,6 +82,7 @@ export class Channels {
     private readonly pauses: (announce: (pause: number) => void) => Pauses
   ) {
     this.place = { database: config.name, server: config.writer.name }
+    this.unfollow = credentials.follow(() => this.follow())
     this.owner = {
       lost: (connection, error) => {
         if (this.line?.connection === connection) this.lost(this.line, error)
@@ -108,9 +115,31 @@ export class Channels {
     this.follow()
   }
 
+  /** Gives up the connection if it is meant, at once or when another has taken over; gives how many it were. */
+  invalidate({ before, mode, processId }: Invalidation): number {
+    if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
+    const { line } = this
+    const meant = [...this.open].filter(
+      (connection) =>
+        connection.broken === undefined &&
+        connection.createdAt <= before &&
+        (processId === undefined || connection.processId === processId)
+    )
+    for (const connection of meant) {
+      connection.retireAt = Number.NEGATIVE_INFINITY
+      connection.retireAs = "invalidated"
+    }
+    if (mode === "hard" && line !== undefined && meant.includes(line.connection)) {
+      this.lost(line, new Error("the connection was invalidated"), "invalidated")
+    } else this.follow()
+    return meant.length
+  }
+
   /** Ends every listener, and calls back when all sockets are closed. */
   close(timeout: number, done: () => void): void {
     this.closing = true
+    this.unfollow()
+    this.resting?.()
     this.hangUp("shutdown")
     this.end(() => new DatabaseClosed(this.place))
     const impatient = setTimeout(
@@ -130,7 +159,7 @@ export class Channels {
   private follow(): void {
     if (this.listeners.size === 0) return this.hangUp("idle")
     const { line } = this
-    if (line === undefined || !line.sound || line.busy) return
+    if (line === undefined || !line.sound || line.busy || this.succession?.isCrossing === true) return
     const missing = [...this.listeners.keys()].filter((channel) => !line.heard.has(channel))
     // those who have heard before hear again all at once: the commands of one text are one transaction
     const returning = missing.filter((channel) => this.on(channel).some(({ state }) => state === "deaf"))
@@ -138,9 +167,54 @@ export class Channels {
     // a refusal of a new one is its own
     if (missing.length > 0) return this.listen(line, missing.slice(0, 1))
     const left = [...line.heard].filter((channel) => !this.listeners.has(channel))
-    if (left.length === 0) return
-    for (const channel of left) line.heard.delete(channel)
-    line.command(quoted("UNLISTEN", left), () => this.follow())
+    if (left.length > 0) {
+      for (const channel of left) line.heard.delete(channel)
+      return line.command(quoted("UNLISTEN", left), () => this.follow())
+    }
+    if (this.succession !== undefined) this.succession.cross()
+    else if (this.resting === undefined && this.isOutdated(line.connection)) this.succeed(line)
+  }
+
+  /** Whether a connection is to make room for another: it was made with old credentials, or somebody has asked for it. */
+  private isOutdated({ generation, retireAt }: Connection): boolean {
+    return generation < this.credentials.generation || retireAt <= performance.now()
+  }
+
+  /** Makes another connection and goes over to it. */
+  private succeed(line: Line): void {
+    this.succession = new Succession(line, {
+      connect: (done) => this.connect(done),
+      line: (connection) => this.makeLine(connection),
+      patience: this.config.pool.connectTimeout,
+      wanted: () => this.listeners.keys(),
+      ready: () => this.follow(),
+      succeeded: (next, kept) => {
+        this.settled()
+        const reason = line.connection.retireAs === "invalidated" ? "invalidated" : "oldCredentials"
+        this.drop(line, reason)
+        this.line = next
+        next.sound = true
+        for (const { channel, payload, processId } of kept) this.heard(next, channel, payload, processId)
+        this.follow()
+      },
+      failed: () => {
+        this.settled()
+        this.follow()
+      },
+      missed: (error) => {
+        this.settled()
+        this.lost(line, error)
+      }
+    })
+  }
+
+  /** The next succession has to wait, whatever came of this one: credentials may be other ones with each connection that is made. */
+  private settled(): void {
+    this.succession = undefined
+    this.resting = later(this.config.pool.connectTimeout, () => {
+      this.resting = undefined
+      this.follow()
+    })
   }
 
   private on(channel: string): ReadonlyArray<Listener> {
@@ -177,8 +251,10 @@ export class Channels {
   }
 
   private heard(line: Line, channel: string, payload: string, processId: number): void {
-    if (this.line !== line) return
     if (line.echo?.channel === channel) return line.echo.heard()
+    const { succession } = this
+    if (succession?.concerns(line) === true) return succession.fromNext({ channel, payload, processId })
+    if (this.line !== line || succession?.fromOld(channel) === false) return
     for (const listener of this.listeners.get(channel) ?? none) {
       if (!listener.offer(payload, processId)) continue
       this.observe(() => Observation.ListenOverflowed({ database: this.place.database, channel }))
@@ -191,10 +267,24 @@ export class Channels {
   private connect(done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void): () => void {
     const { pool, session, writer: server } = this.config
     const opening = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
-    return open(opening, this.owner, (failure, connection) => {
-      if (connection !== undefined) this.open.add(connection)
-      done(failure, connection)
-    })
+    const attempt = (isFirst: boolean): (() => void) => {
+      const begun = performance.now()
+      return open(opening, this.owner, (failure, connection) => {
+        if (connection !== undefined) {
+          this.open.add(connection)
+          if (begun <= this.invalidBefore) connection.retireAt = begun
+          // once: where each connection has other credentials, two who connect at the same time would never be done
+          if (isFirst && this.isOutdated(connection)) {
+            connection.end(connection.retireAt === begun ? "invalidated" : "oldCredentials")
+            giveUp = attempt(false)
+            return
+          }
+        }
+        done(failure, connection)
+      })
+    }
+    let giveUp = attempt(true)
+    return () => giveUp()
   }
 
   private dial(): void {
@@ -213,36 +303,20 @@ export class Channels {
     return new ConnectFailed({ ...this.place, reason, cause: error })
   }
 
-  private opened(connection: Connection): void {
+  private makeLine(connection: Connection): Line {
     const { listenHeartbeat, pool } = this.config
     const line = new Line(connection, pool.connectTimeout, listenHeartbeat, {
       lost: (line, error) => this.lost(line, error),
       idle: () => this.follow()
     })
-    this.line = line
-    // a standby does not listen
-    if (connection.parameter("in_hot_standby") === "on") {
-      return this.giveUp(line, new ConnectFailed({ ...this.place, reason: "wrongRole" }))
-    }
     connection.onNotification((channel, payload, processId) => this.heard(line, channel, payload, processId))
-    line.command("SELECT pg_backend_pid()::text AS pid", (failure, flight) => {
-      if (this.line !== line) return
-      if (failure !== undefined) return this.giveUp(line, toStatementError(this.place, failure, "notSent"))
-      const row = flight.results[0]?.rows[0]
-      const isDirect = row !== undefined && "pid" in row && row.pid === String(connection.processId)
-      if (isDirect) return this.trust(line)
-      this.probe(line)
-    })
+    return line
   }
 
-  private trust(line: Line): void {
-    line.sound = true
-    this.follow()
-  }
-
-  /** There is a pooler in between. One that gives each transaction another session leaves those who listen deaf. */
-  private probe(line: Line): void {
-    this.probing = probe(
+  private opened(connection: Connection): void {
+    const line = this.makeLine(connection)
+    this.line = line
+    this.probing = prove(
       line,
       (done) => this.connect(done),
       this.config.pool.connectTimeout,
@@ -251,7 +325,9 @@ export class Channels {
         if (this.line !== line) return
         switch (result._tag) {
           case "heard":
-            return this.trust(line)
+            line.sound = true
+            return this.follow()
+          // a pooler that gives each transaction another session leaves those who listen deaf
           case "silent":
             this.hangUp("invalid")
             return this.end(() => this.deafening())
@@ -280,9 +356,10 @@ export class Channels {
     this.failed(error)
   }
 
-  private lost(line: Line, cause: Error): void {
+  private lost(line: Line, cause: Error, reason: "broken" | "invalidated" = "broken"): void {
+    if (this.succession?.concerns(line) === true) return this.succession.fail(cause)
     if (this.line !== line) return
-    this.drop(line, "broken")
+    this.drop(line, reason)
     const { processId } = line.connection
     this.observe(() => Observation.ListenLost({ ...this.place, processId, message: cause.message }))
     this.failed(new Disconnected({ ...this.place, cause, outcome: "notSent" }), cause.message)
@@ -354,6 +431,8 @@ export class Channels {
     this.line = undefined
     this.probing?.()
     this.probing = undefined
+    this.succession?.leave()
+    this.succession = undefined
     line.leave()
     if (reason === "broken") line.connection.destroy(reason)
     else line.connection.end(reason)

@@ -59,9 +59,12 @@ export class CredentialSource {
     this.fork = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(TransactionConnection)))
   }
 
-  /** Hears of each new generation. */
-  follow(follower: (generation: number) => void): void {
+  /** Hears of each new generation, until the returned function is called. */
+  follow(follower: (generation: number) => void): () => void {
     this.followers.add(follower)
+    return () => {
+      this.followers.delete(follower)
+    }
   }
 
   /** Asks; the returned function gives up. */
@@ -69,10 +72,12 @@ export class CredentialSource {
     const question = ++this.asked
     let isOver = false
     const login = Effect.map(Effect.interruptible(this.source), (given) => this.take(question, checked(given)))
-    const fiber = this.fork(login)
-    fiber.addObserver((exit) => {
+    // a fiber that fails says so in the program's debug log, in the provider's own words
+    const fiber = this.fork(Effect.exit(login))
+    fiber.addObserver((ended) => {
       if (isOver) return
       isOver = true
+      const exit = Exit.flatten(ended)
       if (Exit.isSuccess(exit)) done(exit.value, undefined)
       else done(undefined, exit.cause)
     })

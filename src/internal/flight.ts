@@ -48,8 +48,6 @@ export class Plan {
   asArrays = false
   /** Several commands in one text, by the simple protocol. */
   simple = false
-  /** Whether it may end in a COMMIT, for which the server's limit for a statement does not count. */
-  commits = false
   prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
   shape: Shape | undefined = undefined

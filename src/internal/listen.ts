@@ -13,6 +13,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { ConnectFailed, type DatabaseError, type ListenError, toSqlError } from "../DatabaseError.js"
 import type { Notification } from "../Notification.js"
+import type { Invalidation } from "../Pool.js"
 import { RetryPolicy } from "../RetryPolicy.js"
 import { Channels, type Pauses } from "./channels.js"
 import type { Engine } from "./engine.js"
@@ -32,6 +33,8 @@ export interface Listen {
   ) => Stream.Stream<Notification, ListenError>
   /** Only what was said; a gap has no place in it, so it is the end, as a failure. */
   readonly payloads: (channel: string) => Stream.Stream<string, SqlError>
+  /** Gives up the connection, where it is meant; gives how many it were. */
+  readonly invalidate: (which: Invalidation) => number
 }
 
 const pausesOf =
@@ -122,6 +125,7 @@ export const makeListen = (engine: Engine): Effect.Effect<Listen, never, Scope.S
         return hear(engine, channels, new Listener(channel, bufferSize, toleratesGaps))
       })
     return {
+      invalidate: (which) => channels.invalidate(which),
       notifications: (channel, { bufferSize = defaultBufferSize } = {}) =>
         listen(channel, Math.max(1, bufferSize), true),
       payloads: (channel) =>

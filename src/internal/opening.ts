@@ -2,6 +2,7 @@
  * Opens a physical connection: asks for credentials, connects, and where the server refuses them asks once more.
  */
 import * as Cause from "effect/Cause"
+import * as Redacted from "effect/Redacted"
 import { type ConnectFailure, type Connection, connect, type Owner } from "../Connection.js"
 import type { ServerConfig, SessionConfig } from "../DatabaseConfig.js"
 import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
@@ -38,9 +39,11 @@ export const open = (
       clearTimeout(impatient)
       if (login === undefined) {
         const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
-        // a provider's own words may hold what is secret, so they are the cause and no part of the message
+        // a provider's own words may hold what is secret: they are there for a program, and no log that renders causes shows them
         return fail(
-          error instanceof PasswordFileError ? error : new Error("the provider of credentials failed", { cause: error })
+          error instanceof PasswordFileError
+            ? error
+            : new Error("the provider of credentials failed", { cause: Redacted.make(error) })
         )
       }
       // what was asked for before a rotation is not even tried

@@ -14,7 +14,7 @@ type Result =
   | { readonly _tag: "failed"; readonly failure: Failure }
 
 /** Sends a message from another connection and waits for it on this one; the returned function gives up. */
-export const probe = (
+const probe = (
   line: Line,
   connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
   patience: number,
@@ -61,4 +61,32 @@ export const probe = (
     })
   })
   return stop
+}
+
+/** Whether a connection hears what others send; one that leads straight to a primary does. The returned function gives up. */
+export const prove = (
+  line: Line,
+  connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
+  patience: number,
+  done: (result: Result) => void
+): (() => void) => {
+  // a standby does not listen
+  if (line.connection.parameter("in_hot_standby") === "on") {
+    const error = new Error("it is a standby")
+    done({ _tag: "unreachable", failure: { reason: "wrongRole", error } })
+    return () => {}
+  }
+  let isOver = false
+  let stop = () => {
+    isOver = true
+  }
+  line.command("SELECT pg_backend_pid()::text AS pid", (failure, flight) => {
+    if (isOver) return
+    if (failure !== undefined) return done({ _tag: "failed", failure })
+    const row = flight.results[0]?.rows[0]
+    if (row !== undefined && "pid" in row && row.pid === String(line.connection.processId))
+      return done({ _tag: "heard" })
+    stop = probe(line, connect, patience, done)
+  })
+  return () => stop()
 }

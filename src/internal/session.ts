@@ -222,7 +222,7 @@ export class Level {
             finish(kept ? "committed" : "failed", kept ? undefined : this.rolledBackAtCommit())
           } else finish(...this.commitFailure(failure))
         }
-        connection.steps(commit, committed, true)
+        connection.steps(commit, committed)
       } else {
         const { undo } = this.mark
         connection.steps([this.mark.release, ...this.restore], (failure) => {

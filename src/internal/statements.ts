@@ -3,23 +3,14 @@
  */
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
-import * as Chunk from "effect/Chunk"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
+import type * as Effect from "effect/Effect"
+import type * as Stream from "effect/Stream"
 import type { Flight, Request } from "../Connection.js"
-import { toSqlError } from "../DatabaseError.js"
-import { isNotSent } from "../RetryPolicy.js"
-import { commit, commitSoon, type Transaction, undo } from "../Transaction.js"
 import type { CallSite } from "./callSite.js"
-import { currentCarrier, type Kind } from "./carrier.js"
-import type { Engine } from "./engine.js"
-import type { Portal } from "./session.js"
-import { withComment } from "./work.js"
+import type { Kind } from "./carrier.js"
 
-type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
+/** What the client does with the rows of a statement. */
+export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
 /** How a statement is run, whatever runs it: a pool, a transaction, one reserved connection. */
 export type Run = <A>(request: Request, read: (flight: Flight) => A) => Effect.Effect<A, SqlError>
@@ -89,104 +80,3 @@ export const makeStatements = (
   executeStream: (sql, params, transformRows) =>
     stream({ text: sql, values: params, rows: "object", prepare: false, simple: false }, transformRows)
 })
-
-/** How many rows of a stream are fetched at a time. */
-const batch = 128
-
-const toChunk = (flight: Flight, transformRows: TransformRows): Chunk.Chunk<object> => {
-  const rows: ReadonlyArray<object> = flight.result.rows
-  return Chunk.unsafeFromArray(transformRows === undefined ? rows : transformRows(rows))
-}
-
-/**
- * The rows of a statement in a transaction, a batch at a time; other statements of the transaction may run in between.
- */
-const portalStream = (
-  engine: Engine,
-  transaction: Transaction,
-  request: Request,
-  transformRows: TransformRows,
-  /** Commits a transaction that is the stream's own. */
-  onEnd: Effect.Effect<void, SqlError> | undefined
-): Effect.Effect<Stream.Stream<object, SqlError>, SqlError, Scope.Scope> =>
-  Effect.withFiberRuntime((fiber) => {
-    let portal: Portal | undefined
-    let ended = false
-    const isOwn = onEnd !== undefined
-    const open = engine.attempt(
-      fiber,
-      (done) =>
-        transaction.level.openPortal(request, batch, (error, opened) => {
-          portal = opened
-          done(error, opened?.first)
-        }),
-      (flight) => flight,
-      isNotSent
-    )
-    const close = (isOver: boolean) =>
-      Effect.async<void>((resume) => {
-        if (portal === undefined || ended || isOwn) return resume(Effect.void)
-        portal.close(isOver, () => resume(Effect.void))
-      })
-    const next = Effect.suspend(() =>
-      portal === undefined
-        ? open
-        : engine.attempt(
-            fiber,
-            (done) => portal?.next(done) ?? (() => {}),
-            (flight) => flight,
-            () => false
-          )
-    )
-    const pull: Effect.Effect<Chunk.Chunk<object>, Option.Option<SqlError>> = Effect.suspend(() =>
-      ended
-        ? Effect.fail(Option.none())
-        : Effect.mapError(
-            Effect.flatMap(next, (flight) => {
-              ended = !flight.suspended
-              const chunk = toChunk(flight, transformRows)
-              return ended && onEnd !== undefined ? Effect.as(onEnd, chunk) : Effect.succeed(chunk)
-            }),
-            Option.some
-          )
-    )
-    return Effect.as(
-      Effect.addFinalizer((exit) => close(Exit.isFailure(exit))),
-      Stream.repeatEffectChunkOption(pull)
-    )
-  })
-
-/** The rows of a statement wherever it belongs. */
-export const makeStream =
-  (engine: Engine, kind: Kind) =>
-  (asked: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
-    Stream.unwrapScoped(
-      Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
-        const carrier = currentCarrier(fiber)
-        const request = withComment(asked, carrier?.work(fiber))
-        const found = engine.transactionFor(fiber, carrier, kind)
-        if (found !== undefined) {
-          if (kind === "writer" || found.readOnly) {
-            return portalStream(engine, found, request, transformRows, undefined)
-          }
-          // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
-          return Effect.map(
-            engine.run(fiber, kind, asked, (flight) => toChunk(flight, transformRows)),
-            Stream.fromChunk
-          )
-        }
-        const own = engine.begin(kind, {}, fiber, carrier)
-        const end = Effect.mapError(commit(own), toSqlError)
-        return Effect.zipRight(
-          Effect.addFinalizer((exit) =>
-            Exit.isSuccess(exit) && own.level.state === "open"
-              ? // the consumer has had enough: what was read, and done, is kept as it would be without a stream
-                Effect.catchAll(commitSoon(own), (error) =>
-                  Effect.zipRight(undo(own, undefined), Effect.logError(error.message))
-                )
-              : undo(own, undefined)
-          ),
-          portalStream(engine, own, request, transformRows, end)
-        )
-      })
-    )

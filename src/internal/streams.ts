@@ -1,0 +1,129 @@
+/**
+ * The rows of a statement as a stream: a portal that they are fetched from, a batch at a time.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { Flight, Request } from "../Connection.js"
+import { toSqlError } from "../DatabaseError.js"
+import { isNotSent } from "../RetryPolicy.js"
+import { commit, commitSoon, type Transaction, undo } from "../Transaction.js"
+import { currentCarrier, type Kind } from "./carrier.js"
+import type { Engine } from "./engine.js"
+import { Fetches } from "./fetches.js"
+import type { Portal } from "./session.js"
+import type { TransformRows } from "./statements.js"
+import { withComment } from "./work.js"
+
+/** How many rows of a stream are fetched at a time. */
+const batch = 128
+
+/**
+ * How long the fetch that is under way may still take when the consumer has had enough, in ms. An interruption waits for that and for a
+ * COMMIT, which are to be over within a second.
+ */
+const longestFetch = 400
+
+const toChunk = (flight: Flight, transformRows: TransformRows): Chunk.Chunk<object> => {
+  const rows: ReadonlyArray<object> = flight.result.rows
+  return Chunk.unsafeFromArray(transformRows === undefined ? rows : transformRows(rows))
+}
+
+/** Whose the transaction of a stream is: its own ends with it. */
+type Ownership = "own" | "shared"
+
+/**
+ * The rows of a statement in a transaction, a batch at a time; other statements of the transaction may run in between.
+ */
+const portalStream = (
+  engine: Engine,
+  transaction: Transaction,
+  request: Request,
+  transformRows: TransformRows,
+  ownership: Ownership
+): Effect.Effect<Stream.Stream<object, SqlError>, SqlError, Scope.Scope> =>
+  Effect.withFiberRuntime((fiber) => {
+    let portal: Portal | undefined
+    let ended = false
+    const isOwn = ownership === "own"
+    const fetches = new Fetches((done) => portal?.next(done) ?? (() => {}))
+    const open = engine.attempt(
+      fiber,
+      (done) =>
+        transaction.level.openPortal(request, batch, (error, opened) => {
+          portal = opened
+          done(error, opened?.first)
+        }),
+      (flight) => flight,
+      isNotSent
+    )
+    const more = engine.attempt(
+      fiber,
+      (done) => fetches.next(done),
+      (flight) => flight,
+      () => false
+    )
+    const end = Effect.mapError(commit(transaction), toSqlError)
+    const pull: Effect.Effect<Chunk.Chunk<object>, Option.Option<SqlError>> = Effect.suspend(() =>
+      ended
+        ? Effect.fail(Option.none())
+        : Effect.mapError(
+            Effect.flatMap(portal === undefined ? open : more, (flight) => {
+              ended = !flight.suspended
+              const chunk = toChunk(flight, transformRows)
+              return ended && isOwn ? Effect.as(end, chunk) : Effect.succeed(chunk)
+            }),
+            Option.some
+          )
+    )
+    const settle = Effect.async<boolean>((resume) => fetches.settle(longestFetch, (_) => resume(Effect.succeed(_))))
+    const close = (isOver: boolean) =>
+      Effect.async<void>((resume) => {
+        if (portal === undefined || ended) return resume(Effect.void)
+        portal.close(isOver, () => resume(Effect.void))
+      })
+    const drop = Effect.suspend(() => (isOwn ? undo(transaction, undefined) : close(true)))
+    /** What was read, and done, is kept as it would be without a stream. */
+    const keep = Effect.suspend(() => {
+      if (!isOwn) return close(false)
+      if (transaction.level.state !== "open") return drop
+      return Effect.catchAll(commitSoon(transaction), (error) => Effect.zipRight(drop, Effect.logError(error.message)))
+    })
+    return Effect.as(
+      Effect.addFinalizer((exit) => {
+        // the consumer has had enough; one that has had it before the first rows were there is as good as interrupted
+        if (Exit.isSuccess(exit) && portal !== undefined)
+          return Effect.if(settle, { onTrue: () => keep, onFalse: () => drop })
+        fetches.abort()
+        return drop
+      }),
+      Stream.repeatEffectChunkOption(pull)
+    )
+  })
+
+/** The rows of a statement wherever it belongs. */
+export const makeStream =
+  (engine: Engine, kind: Kind) =>
+  (asked: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
+    Stream.unwrapScoped(
+      Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
+        const carrier = currentCarrier(fiber)
+        const request = withComment(asked, carrier?.work(fiber))
+        const found = engine.transactionFor(fiber, carrier, kind)
+        if (found !== undefined) {
+          if (kind === "writer" || found.readOnly) {
+            return portalStream(engine, found, request, transformRows, "shared")
+          }
+          // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
+          return Effect.map(
+            engine.run(fiber, kind, asked, (flight) => toChunk(flight, transformRows)),
+            Stream.fromChunk
+          )
+        }
+        return portalStream(engine, engine.begin(kind, {}, fiber, carrier), request, transformRows, "own")
+      })
+    )
