@@ -50,7 +50,13 @@ const todos = HttpApiGroup.make("todos")
       .addError(CrossSite)
       .addError(TooLong)
   )
-  .add(HttpApiEndpoint.del("remove")`/todos/${id}`.setHeaders(Ask).addError(TodoNotFound).addError(CrossSite))
+  .add(
+    HttpApiEndpoint.del("remove")`/todos/${id}`
+      .setHeaders(Ask)
+      .addError(TodoNotFound)
+      .addError(CrossSite)
+      .addError(TooLong)
+  )
   .annotate(OpenApi.Description, "Things to do. Each change writes an audit event in the same unit of work.")
 
 const records = HttpApiGroup.make("records")
@@ -82,9 +88,11 @@ const servers = HttpApiGroup.make("servers")
   .annotate(OpenApi.Description, "Whether the servers are this service's own, and how they are.")
 
 const playground = HttpApiGroup.make("playground")
-  .add(HttpApiEndpoint.post("kill", "/servers/kill").addSuccess(Killed).addError(CrossSite))
-  .add(HttpApiEndpoint.post("freeze", "/servers/freeze").addSuccess(State).addError(CrossSite))
-  .add(HttpApiEndpoint.post("thaw", "/servers/thaw").addSuccess(State).addError(CrossSite))
+  .add(HttpApiEndpoint.post("kill", "/servers/kill").addSuccess(Killed))
+  .add(HttpApiEndpoint.post("freeze", "/servers/freeze").addSuccess(State))
+  .add(HttpApiEndpoint.post("thaw", "/servers/thaw").addSuccess(State))
+  .addError(CrossSite)
+  .addError(TooLong)
   .annotate(
     OpenApi.Description,
     "Only where the servers are this service's own: end all of its connections, or have the replica stand still for half a minute, and watch the service go on."

@@ -45,7 +45,7 @@ const shown = (millis) => (millis < 10 ? millis.toFixed(1) : Math.round(millis).
 
 /** @param {Served} by */
 export const describe = ({ database, millis, server, transaction }) =>
-  `${database} · ${server} · ${transaction ? "transaction" : "no transaction"} · ${shown(millis)} ms`
+  `${database} · ${server} · ${transaction ? "transaction" : "no transaction"} · ${shown(millis)}\u00a0ms`
 
 /**
  * Shows who gave an answer.

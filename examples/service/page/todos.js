@@ -1,4 +1,5 @@
 import { ask, Failure, reason, sign } from "./api.js"
+import * as Audit from "./audit.js"
 import { byId, make, trouble } from "./dom.js"
 
 /** @typedef {{ readonly id: string, readonly title: string, readonly done: boolean }} Todo */
@@ -35,10 +36,11 @@ const recount = () => {
 const answered = (said, by) => {
   status.textContent = said
   sign(servedBy, by)
+  Audit.look()
 }
 
 /** An id of our own lets a creation be sent again safely. `crypto.randomUUID` is missing where the page does not come from localhost. */
-const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((n) => n.toString(16).padStart(2, "0")).join("")
+const newId = () => [...crypto.getRandomValues(new Uint8Array(8))].map((n) => n.toString(16).padStart(2, "0")).join("")
 
 /**
  * Takes a todo out of the list; the focus goes to the next one.
