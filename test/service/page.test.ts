@@ -153,6 +153,32 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
           })
         )
 
+        it.scoped("that are added before the list has come are in it once, as the last", () =>
+          visiting(async (page) => {
+            await add(page, "Older")
+            let release = () => {}
+            const held = new Promise<void>((resolve) => {
+              release = resolve
+            })
+            await page.route("**/todos", async (route) => {
+              if (route.request().method() === "GET") await held
+              await route.fallback()
+            })
+            await page.reload({ waitUntil: "domcontentloaded" })
+            await add(page, "Newer")
+            release()
+            await box(page, "Older").waitFor()
+            expect(await todos(page).getByRole("listitem").allInnerTexts()).toEqual([
+              expect.stringContaining("Older"),
+              expect.stringContaining("Newer")
+            ])
+            for (const name of ["Older", "Newer"]) {
+              await deleteButton(page, name).click()
+              await told(todos(page), `Deleted “${name}”.`)
+            }
+          })
+        )
+
         it.scoped("whose answer was lost are there once when they are added again", () =>
           Effect.gen(function* () {
             const { page } = yield* visit((yield* Service).url)
@@ -474,6 +500,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
             const proxy = yield* makeProxy(app)
             const service = yield* Program.start([], { ...env, DATABASE_URL: Redacted.value(proxy.url) })
             const { page } = yield* visit(yield* service.url)
+            yield* Effect.promise(() => page.waitForLoadState("networkidle"))
             yield* proxy.refuse
             yield* proxy.cut
             yield* Effect.promise(async () => {

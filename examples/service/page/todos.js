@@ -116,6 +116,21 @@ const itemOf = ({ done, id, title }) => {
   return item
 }
 
+/**
+ * Adds those that are not in the list yet.
+ *
+ * @param {ReadonlyArray<Todo>} todos
+ * @param {Node | null} before where; at the end
+ */
+const show = (todos, before = null) => {
+  for (const todo of todos) {
+    if (known.has(todo.id)) continue
+    known.set(todo.id, todo)
+    list.insertBefore(itemOf(todo), before)
+  }
+  recount()
+}
+
 /** @param {string} said */
 const refuse = (said) => {
   input.setAttribute("aria-invalid", "true")
@@ -142,9 +157,7 @@ const add = async () => {
       throw error
     })
     open = undefined
-    known.set(id, value)
-    list.append(itemOf(value))
-    recount()
+    show([value])
     addTrouble.clear()
     // what was typed meanwhile stays
     if (input.value.trim() === title) input.value = ""
@@ -159,10 +172,8 @@ const add = async () => {
 const load = async () => {
   try {
     const { by, value } = await ask("GET", "/todos")
-    known.clear()
-    for (const todo of value) known.set(todo.id, todo)
-    list.replaceChildren(...value.map(itemOf))
-    recount()
+    // what was added meanwhile is newer
+    show(value, list.firstChild)
     listTrouble.clear()
     sign(servedBy, by)
   } catch (error) {
