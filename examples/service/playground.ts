@@ -61,11 +61,7 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
         Effect.mapError(failed),
         Effect.uninterruptible
       ),
-      thaw: FiberHandle.clear(forgotten).pipe(
-        Effect.zipRight(thawNow),
-        Effect.mapError(failed),
-        Effect.uninterruptible
-      ),
+      thaw: thawNow.pipe(Effect.mapError(failed), Effect.uninterruptible),
       state: Effect.zipWith(Ref.get(frozenUntil), Clock.currentTimeMillis, (until, now) => ({
         embedded: true,
         frozenFor: Math.max(0, Math.ceil((until - now) / 1000))

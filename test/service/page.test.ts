@@ -160,11 +160,17 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
             const held = new Promise<void>((resolve) => {
               release = resolve
             })
-            await page.route("**/todos", async (route) => {
-              if (route.request().method() === "GET") await held
-              await route.fallback()
-            })
+            const listed = new Promise<void>((resolve) =>
+              page.route("**/todos", async (route) => {
+                if (route.request().method() !== "GET") return route.fallback()
+                const response = await route.fetch()
+                resolve()
+                await held
+                await route.fulfill({ response })
+              })
+            )
             await page.reload({ waitUntil: "domcontentloaded" })
+            await listed
             await add(page, "Newer")
             release()
             await box(page, "Older").waitFor()
