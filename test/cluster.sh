@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # npm run test:cluster: the core suites on an older PostgreSQL, Debian's 15, as a primary with a streaming replica, and what they
-# become behind Debian's PgBouncer, 1.18, in transaction mode; and what takes too long for every day. Arguments, if there are any, are vitest's and replace the list of files.
+# become behind Debian's PgBouncer, 1.18, in transaction mode; what takes too long for every day; and the example service's page in
+# Debian's Chromium. Arguments, if there are any, are vitest's and replace the list of files.
 #
 # POSTGRES_BIN      the folder of initdb, pg_ctl and pg_basebackup, where they are not Debian's
 # PGBOUNCER         the program, where it is not Debian's
+# CHROMIUM          the same
 # VITEST_JSON       where a report in JSON goes; those of the other passes go beside it, to *.pooler.json, *.pooling.json and *.storm.json
 #
-# Ends with 77 where PostgreSQL 15 or PgBouncer is missing and cannot be installed.
+# Ends with 77 where PostgreSQL 15, PgBouncer or Chromium is missing and cannot be installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +16,7 @@ files=("$@")
 # what needs no session of its own is to go on behind PgBouncer as it does without
 pooled=()
 if [ $# -eq 0 ]; then
-  for file in Database Connection Pool Notification Transaction UnitOfWork known-failures plain-client ecosystem pooler; do
+  for file in Database Connection Pool Notification Transaction UnitOfWork known-failures plain-client ecosystem pooler service/page; do
     if [ -e "test/$file.test.ts" ]; then files+=("test/$file.test.ts"); fi
   done
   for file in Transaction UnitOfWork commit RequestTransaction TestDatabase ecosystem; do
@@ -28,12 +30,13 @@ fi
 
 bin=${POSTGRES_BIN:-/usr/lib/postgresql/15/bin}
 pgbouncer=${PGBOUNCER:-/usr/sbin/pgbouncer}
+chromium=${CHROMIUM:-/usr/bin/chromium}
 
 missing() {
   cat >&2 <<END
-test/cluster.sh: PostgreSQL 15 or PgBouncer is not at $bin or $pgbouncer: $1.
-On Debian 12, as root:  apt-get install postgresql-15 pgbouncer
-Elsewhere install them and say where they are:  POSTGRES_BIN=/path/to/bin PGBOUNCER=/path/to/pgbouncer npm run test:cluster
+test/cluster.sh: PostgreSQL 15, PgBouncer or Chromium is not at $bin, $pgbouncer or $chromium: $1.
+On Debian 12, as root:  apt-get install postgresql-15 pgbouncer chromium
+Elsewhere install them and say where they are:  POSTGRES_BIN=/path/to/bin PGBOUNCER=/path/to/pgbouncer CHROMIUM=/path/to/chromium npm run test:cluster
 END
   exit 77
 }
@@ -50,6 +53,10 @@ fi
 if [ ! -x "$pgbouncer" ]; then
   if [ -n "${PGBOUNCER:-}" ]; then missing "there is no such program"; fi
   packages+=(pgbouncer)
+fi
+if [ ! -x "$chromium" ]; then
+  if [ -n "${CHROMIUM:-}" ]; then missing "there is no such program"; fi
+  packages+=(chromium)
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then
@@ -183,12 +190,14 @@ bouncer_replica=$(start_bouncer bouncer-replica "$replica")
 cd "$OLDPWD"
 "$bin/postgres" --version
 "$pgbouncer" --version | head -1
+"$chromium" --version 2>/dev/null
 export EFFECT_DB_TEST_WRITER="postgres://postgres:$password@127.0.0.1:$primary/postgres"
 export EFFECT_DB_TEST_READER="postgres://postgres:$password@127.0.0.1:$replica/postgres"
 export EFFECT_DB_TEST_BOUNCER="postgres://postgres:$password@127.0.0.1:$bouncer_primary/postgres"
 export EFFECT_DB_TEST_BOUNCER_READER="postgres://postgres:$password@127.0.0.1:$bouncer_replica/postgres"
 # for tests that need one of their own
 export EFFECT_DB_TEST_PGBOUNCER=$pgbouncer
+export EFFECT_DB_TEST_CHROMIUM=$chromium
 
 run() {
   local report=$1 status=0

@@ -3,7 +3,9 @@ import { Schema } from "effect"
 import { Event } from "./audit.js"
 import { Broken, Unavailable } from "./failures.js"
 import { plainText, strict } from "./input.js"
+import { Killed, State } from "./playground.js"
 import { Page } from "./records.js"
+import { CrossSite, TooLong } from "./refusals.js"
 import { NewTodo, Todo, TodoChange, TodoExists, TodoId, TodoNotFound } from "./todos.js"
 
 const id = HttpApiSchema.param("id", TodoId)
@@ -36,6 +38,8 @@ const todos = HttpApiGroup.make("todos")
       .setPayload(NewTodo)
       .addSuccess(Todo, { status: 201 })
       .addError(TodoExists)
+      .addError(CrossSite)
+      .addError(TooLong)
   )
   .add(
     HttpApiEndpoint.patch("update")`/todos/${id}`
@@ -43,8 +47,16 @@ const todos = HttpApiGroup.make("todos")
       .setPayload(TodoChange)
       .addSuccess(Todo)
       .addError(TodoNotFound)
+      .addError(CrossSite)
+      .addError(TooLong)
   )
-  .add(HttpApiEndpoint.del("remove")`/todos/${id}`.setHeaders(Ask).addError(TodoNotFound))
+  .add(
+    HttpApiEndpoint.del("remove")`/todos/${id}`
+      .setHeaders(Ask)
+      .addError(TodoNotFound)
+      .addError(CrossSite)
+      .addError(TooLong)
+  )
   .annotate(OpenApi.Description, "Things to do. Each change writes an audit event in the same unit of work.")
 
 const records = HttpApiGroup.make("records")
@@ -71,11 +83,32 @@ const audit = HttpApiGroup.make("audit")
   )
   .annotate(OpenApi.Description, "What was changed, from the second database; the latest hundred.")
 
+const servers = HttpApiGroup.make("servers")
+  .add(HttpApiEndpoint.get("state", "/servers").addSuccess(State))
+  .annotate(OpenApi.Description, "Whether the servers are this service's own, and how they are.")
+
+const playground = HttpApiGroup.make("playground")
+  .add(HttpApiEndpoint.post("kill", "/servers/kill").addSuccess(Killed))
+  .add(HttpApiEndpoint.post("freeze", "/servers/freeze").addSuccess(State))
+  .add(HttpApiEndpoint.post("thaw", "/servers/thaw").addSuccess(State))
+  .addError(CrossSite)
+  .addError(TooLong)
+  .annotate(
+    OpenApi.Description,
+    "Only where the servers are this service's own: end all of its connections, or have the replica stand still for half a minute, and watch the service go on."
+  )
+
 export const Api = HttpApi.make("example")
   .add(todos)
   .add(records)
   .add(audit)
+  .add(servers)
   .addError(Unavailable)
   .addError(Broken)
   .annotate(OpenApi.Title, "effect-db example service")
-  .annotate(OpenApi.Description, "Todos, airports and an audit trail, in two named databases.")
+  .annotate(
+    OpenApi.Description,
+    "Todos, airports and an audit trail, in two named databases. There is a page for it at /."
+  )
+
+export const EmbeddedApi = Api.add(playground)

@@ -20,7 +20,7 @@ export const show = Effect.gen(function* () {
   yield* Console.log(`
 Ready.
 
-  service         ${url}
+  service         ${url} (a page; the endpoints below it)
   documentation   ${url}/docs
   OpenAPI         ${url}/openapi.json
 

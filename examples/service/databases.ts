@@ -1,5 +1,6 @@
 import { Config, Effect, Layer, Redacted } from "effect"
 import { Database, EmbeddedPostgres } from "effect-db"
+import * as Playground from "./playground.js"
 import * as Servers from "./servers.js"
 
 export class Db extends Database.Service<Db>()("app") {}
@@ -9,10 +10,10 @@ export class Audit extends Database.Service<Audit>()("audit") {}
 const limits = {
   applicationName: Servers.applicationName,
   acquireTimeout: "5 seconds",
+  connectTimeout: "1500 millis",
   lockTimeout: "3 seconds",
-  statementTimeout: "5 seconds",
-  shutdownTimeout: "500 millis",
-  readerRetryDelay: "1 second"
+  statementTimeout: "3 seconds",
+  shutdownTimeout: "500 millis"
 } as const
 
 /** Both databases on an embedded cluster, the first one with its replicas. */
@@ -21,7 +22,8 @@ export const embedded = Layer.unwrapEffect(
     Layer.mergeAll(
       Db.layer({ ...limits, ...postgres.settings(Db.databaseName) }),
       Audit.layer({ ...limits, writer: postgres.primary.url(Audit.databaseName) }),
-      Servers.embedded(postgres)
+      Servers.embedded(postgres),
+      Playground.embedded(postgres)
     )
   )
 )
@@ -49,7 +51,8 @@ const urls = Config.all({
 const real = Layer.mergeAll(
   Db.layerConfig(Config.map(urls, ({ readers, writer }) => ({ ...limits, writer, readers }))),
   Audit.layerConfig(Config.map(urls, ({ audit }) => ({ ...limits, writer: audit }))),
-  Layer.unwrapEffect(Effect.map(urls, Servers.real))
+  Layer.unwrapEffect(Effect.map(urls, Servers.real)),
+  Playground.none
 )
 
 const isGiven = Config.all(
@@ -60,9 +63,7 @@ const isGiven = Config.all(
 
 const own = Layer.provide(embedded, cluster())
 
-type Failure = Layer.Layer.Error<typeof real | typeof own>
+type Made = Layer.Layer<Layer.Layer.Success<typeof own>, Layer.Layer.Error<typeof real | typeof own>>
 
 /** The databases of the settings, or embedded ones where there are none. */
-export const layer = Layer.unwrapEffect(
-  Effect.map(isGiven, (given): Layer.Layer<Db | Audit | Servers.Servers, Failure> => (given ? real : own))
-)
+export const layer = Layer.unwrapEffect(Effect.map(isGiven, (given): Made => (given ? real : own)))

@@ -34,7 +34,7 @@ export class Broken extends Schema.TaggedError<Broken>()(
   HttpApiSchema.annotations({ status: 500, description: "A fault of the service; its log says more" })
 ) {}
 
-const broken = new Broken({ message: "the service has a fault; its log says more" })
+export const broken = new Broken({ message: "the service has a fault; its log says more" })
 
 const stored = (error: DatabaseError.DatabaseError): typeof Stored.Type => {
   switch (error._tag) {

@@ -1,47 +1,73 @@
 import { randomUUID } from "node:crypto"
 import {
-  FileSystem,
   HttpApiBuilder,
   HttpApiError,
   HttpApiSwagger,
   type HttpApp,
-  HttpIncomingMessage,
   HttpServerError,
-  HttpServerRequest,
   HttpServerResponse
 } from "@effect/platform"
 import { Array as Arr, Cause, Effect, Layer, Option } from "effect"
 import { RequestTransaction } from "effect-db"
-import { Api } from "./api.js"
+import { Api, EmbeddedApi } from "./api.js"
 import * as Audit from "./audit.js"
-import { answer, brokenResponse, fromDatabase, respond, Unavailable } from "./failures.js"
+import * as Databases from "./databases.js"
+import { answer, broken, brokenResponse, fromDatabase, respond, Unavailable } from "./failures.js"
+import * as Page from "./page.js"
+import { type Acts, noState, Playground } from "./playground.js"
 import * as Records from "./records.js"
+import { notCrossSite, notTooLong } from "./refusals.js"
 import { signed } from "./served.js"
+import type { ServersFailed } from "./servers.js"
 import * as Todos from "./todos.js"
+
+const byApp = signed(Databases.Db)
+const byAudit = signed(Databases.Audit)
 
 type Ask = { readonly headers: { readonly "x-request-id"?: string | undefined } }
 
 const change =
   ({ headers }: Ask) =>
   <A, E, R>(self: Effect.Effect<A, E, R>) =>
-    answer(signed(self)).pipe(Effect.provideService(Audit.RequestId, headers["x-request-id"] ?? randomUUID()))
+    answer(byApp(self)).pipe(Effect.provideService(Audit.RequestId, headers["x-request-id"] ?? randomUUID()))
 
 const todos = HttpApiBuilder.group(Api, "todos", (handlers) =>
   handlers
-    .handle("list", ({ urlParams }) => answer(Todos.fresh(signed(Todos.list(urlParams.done)))))
-    .handle("get", ({ path }) => answer(Todos.fresh(signed(Todos.get(path.id)))))
+    .handle("list", ({ urlParams }) => answer(Todos.fresh(byApp(Todos.list(urlParams.done)))))
+    .handle("get", ({ path }) => answer(Todos.fresh(byApp(Todos.get(path.id)))))
     .handle("create", (ask) => Todos.create(ask.payload).pipe(change(ask)))
     .handle("update", (ask) => Todos.update(ask.path.id, ask.payload).pipe(change(ask)))
     .handle("remove", (ask) => Todos.remove(ask.path.id).pipe(change(ask)))
 )
 
 const records = HttpApiBuilder.group(Api, "records", (handlers) =>
-  handlers.handle("page", ({ urlParams }) => answer(signed(Records.page(urlParams))))
+  handlers.handle("page", ({ urlParams }) => answer(byApp(Records.page(urlParams))))
 )
 
 const audit = HttpApiBuilder.group(Api, "audit", (handlers) =>
-  handlers.handle("events", ({ urlParams }) => answer(Audit.latest(urlParams.subject)))
+  handlers.handle("events", ({ urlParams }) => answer(byAudit(Audit.latest(urlParams.subject))))
 )
+
+const servers = HttpApiBuilder.group(Api, "servers", (handlers) =>
+  handlers.handle("state", () =>
+    Effect.flatMap(Playground, Option.match({ onNone: () => Effect.succeed(noState), onSome: ({ state }) => state }))
+  )
+)
+
+const asBroken = ({ message }: ServersFailed) => Effect.zipRight(Effect.logError(message), Effect.fail(broken))
+
+const playground = ({ freeze, kill, state, thaw }: Acts) =>
+  HttpApiBuilder.group(EmbeddedApi, "playground", (handlers) =>
+    handlers
+      .handle("kill", () =>
+        Effect.catchAll(
+          Effect.map(kill, (killed) => ({ killed })),
+          asBroken
+        )
+      )
+      .handle("freeze", () => Effect.catchAll(Effect.zipRight(freeze, state), asBroken))
+      .handle("thaw", () => Effect.catchAll(Effect.zipRight(thaw, state), asBroken))
+  )
 
 const problem = (status: number, _tag: string, message: string, more: object = {}) =>
   HttpServerResponse.unsafeJson({ _tag, message, ...more }, { status })
@@ -61,27 +87,19 @@ const lastWord = (cause: Cause.Cause<never>): Effect.Effect<HttpServerResponse.H
     if (error._tag === "RouteNotFound") {
       return Effect.succeed(problem(404, error._tag, "there is nothing here; /docs shows what there is"))
     }
-    return Effect.succeed(problem(400, error._tag, "the body cannot be read: it must be JSON"))
+    return Effect.succeed(
+      problem(400, "HttpApiDecodeError", "the body cannot be read: it must be JSON", { issues: [] })
+    )
   }
   return Cause.isDie(cause) ? Effect.as(Effect.logError(Cause.pretty(cause)), brokenResponse) : Effect.failCause(cause)
 }
-
-const mostBytes = 1_000_000
-
-/** Refuses what is too long before it is read; what does not say how long it is ends when it is too long. */
-const notTooLong = (app: HttpApp.Default) =>
-  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
-    Number(headers["content-length"] ?? 0) > mostBytes
-      ? Effect.succeed(problem(413, "TooLong", `the body is longer than ${mostBytes} bytes`))
-      : Effect.provideService(app, HttpIncomingMessage.MaxBodySize, Option.some(FileSystem.Size(mostBytes)))
-  )
 
 /**
  * A unit of work per request: all databases or none. Handlers have a time limit of their own, after which nothing is stored; this one is
  * for a COMMIT that is not answered.
  */
 const requests = (app: HttpApp.Default) =>
-  notTooLong(app).pipe(
+  notCrossSite(notTooLong(app)).pipe(
     RequestTransaction.middleware({ onCommitFailed: (error) => respond(fromDatabase(error)) }),
     Effect.interruptible,
     Effect.timeoutTo({
@@ -92,10 +110,25 @@ const requests = (app: HttpApp.Default) =>
     Effect.catchAllCause(lastWord)
   )
 
-const api = HttpApiBuilder.api(Api).pipe(Layer.provide([todos, records, audit]))
+const groups = Layer.mergeAll(todos, records, audit, servers)
 
-/** The service's handlers, on whatever server there is. */
+const api = Layer.unwrapEffect(
+  Effect.map(
+    Playground,
+    Option.match({
+      onNone: () => HttpApiBuilder.api(Api).pipe(Layer.provide(groups)),
+      onSome: (acts) => HttpApiBuilder.api(EmbeddedApi).pipe(Layer.provide([groups, playground(acts)]))
+    })
+  )
+)
+
+/** The service's handlers and its page, on whatever server there is. */
 export const layer = HttpApiBuilder.serve().pipe(
-  Layer.provide([HttpApiSwagger.layer(), HttpApiBuilder.middlewareOpenApi(), HttpApiBuilder.middleware(requests)]),
+  Layer.provide([
+    HttpApiSwagger.layer(),
+    HttpApiBuilder.middlewareOpenApi(),
+    HttpApiBuilder.middleware(requests),
+    Page.layer
+  ]),
   Layer.provide(api)
 )

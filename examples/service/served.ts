@@ -1,25 +1,51 @@
 import { HttpApp, HttpServerResponse } from "@effect/platform"
+import type { PgClient } from "@effect/sql-pg/PgClient"
 import { Effect } from "effect"
-import { Db } from "./databases.js"
 
 export const header = "x-served-by"
 
-const question = Effect.flatMap(
-  Db.reader,
-  (sql) => sql<{ server: string }>`
-    SELECT concat_ws(' ', CASE WHEN pg_is_in_recovery() THEN 'replica' ELSE 'primary' END,
-                     host(inet_server_addr()) || ':' || inet_server_port()) AS server`
-)
+interface Asked<Id> {
+  readonly databaseName: string
+  readonly reader: Effect.Effect<PgClient, never, Id>
+}
 
 /**
- * Says in the response which server did the work. The server itself is asked, inside of the same unit of work: in the transaction where
- * there is one, else on the replica that this unit of work reads from.
+ * Asks the server itself, inside of the same unit of work: in the transaction where there is one, else on the server that this unit of work
+ * reads from. It is asked twice, because only a transaction has the same `now()` in two statements.
  */
-export const signed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.tap(self, () =>
-    Effect.flatMap(question, ([row]) =>
-      HttpApp.appendPreResponseHandler((_, response) =>
-        Effect.succeed(HttpServerResponse.setHeader(response, header, row?.server ?? ""))
-      )
-    )
+const ask = <Id>({ reader }: Asked<Id>) => {
+  const question = Effect.flatMap(
+    reader,
+    (sql) => sql<{ server: string; began: string }>`
+      SELECT concat_ws(' ', CASE WHEN pg_is_in_recovery() THEN 'replica' ELSE 'primary' END,
+                       host(inet_server_addr()) || ':' || inet_server_port()) AS server, now()::text AS began`
   )
+  return Effect.map(Effect.all([question, question]), ([[first], [second]]) => ({
+    server: first?.server ?? "",
+    inTransaction: first?.began === second?.began
+  }))
+}
+
+/** Says in the response which database and server did the work, whether in a transaction, and how long it took, with its commit. */
+export const signed =
+  <Id>(database: Asked<Id>) =>
+  <A, E, R>(self: Effect.Effect<A, E, R>) =>
+    Effect.gen(function* () {
+      const started = performance.now()
+      const result = yield* self
+      const done = performance.now()
+      const { inTransaction, server } = yield* ask(database)
+      const asking = performance.now() - done
+      // by then the unit of work is committed
+      yield* HttpApp.appendPreResponseHandler((_, response) =>
+        Effect.sync(() =>
+          HttpServerResponse.setHeaders(response, {
+            [header]: server,
+            "x-database": database.databaseName,
+            "x-transaction": inTransaction ? "yes" : "no",
+            "server-timing": `work;dur=${(performance.now() - started - asking).toFixed(1)}`
+          })
+        )
+      )
+      return result
+    })

@@ -27,10 +27,10 @@ export class Servers extends Context.Tag("example/Servers")<
 
 class Direct extends Database.Service<Direct>()("direct") {}
 
-/** Runs statements on one server, whatever its role. They may run twice: they look, or end connections. */
+/** Runs statements on one server, whatever its role, outside of every unit of work. They may run twice: they look, or end connections. */
 export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>
   Effect.provide(
-    RetryPolicy.idempotent(use),
+    Direct.independent(RetryPolicy.idempotent(use)),
     Direct.layer({
       writer: server.url,
       applicationName: `${applicationName}-check`,
@@ -83,6 +83,13 @@ const terminate = Effect.flatMap(
     ) SELECT pid FROM chosen WHERE pg_terminate_backend(pid)`
 )
 
+/** Ends the connections that this program has to one database of a server; gives how many there were. */
+export const killOn = (server: Server) =>
+  on(server, terminate).pipe(
+    Effect.map((killed) => killed.length),
+    Effect.mapError(failed)
+  )
+
 const position = Effect.map(
   Effect.flatMap(direct, (sql) => sql<{ lsn: string }>`SELECT pg_current_wal_lsn()::text AS lsn`),
   ([row]) => row?.lsn ?? "0/0"
@@ -110,9 +117,8 @@ export const real = (urls: {
   return Layer.succeed(Servers, {
     embedded: false,
     all,
-    killBackends: Effect.forEach(all, (server) => on(server, terminate), { concurrency: "unbounded" }).pipe(
-      Effect.map((killed) => killed.flat().length),
-      Effect.mapError(failed)
+    killBackends: Effect.map(Effect.forEach(all, killOn, { concurrency: "unbounded" }), (counts) =>
+      counts.reduce((sum, count) => sum + count, 0)
     ),
     caughtUp: bounded(
       Effect.flatMap(on(primary, position), (lsn) =>

@@ -35,6 +35,7 @@ attw_modules() {
 }
 
 step "types" tsc -p tsconfig.json
+step "types of the service's page" tsc -p examples/service/page/tsconfig.json
 step "lint and format" biome check --error-on-warnings .
 step "unused code and dependencies" knip --treat-config-hints-as-errors
 step "documentation" node --import tsx test/check/docs.ts

@@ -1,0 +1,75 @@
+import { Clock, Context, Duration, Effect, FiberHandle, Layer, Option, Ref, Schema } from "effect"
+import type { EmbeddedPostgres } from "effect-db"
+import { killOn, type Server, ServersFailed } from "./servers.js"
+
+/** A replica that was forgotten is of no use to the next visitor. */
+const frozenFor = Duration.seconds(30)
+
+export const State = Schema.Struct({
+  embedded: Schema.Boolean.annotations({ description: "Whether the servers are this service's own" }),
+  frozenFor: Schema.Number.annotations({ description: "In how many seconds the replica thaws; 0 if it is not frozen" })
+}).annotations({ identifier: "ServersState" })
+
+export const Killed = Schema.Struct({ killed: Schema.Number }).annotations({ identifier: "Killed" })
+
+export interface Acts {
+  /** Ends every connection; gives how many there were. */
+  readonly kill: Effect.Effect<number, ServersFailed>
+  readonly freeze: Effect.Effect<void, ServersFailed>
+  readonly thaw: Effect.Effect<void, ServersFailed>
+  readonly state: Effect.Effect<typeof State.Type>
+}
+
+/** What a visitor may do to the servers, to watch the service go on. Nobody may do it to servers that are somebody's. */
+export class Playground extends Context.Tag("example/Playground")<Playground, Option.Option<Acts>>() {}
+
+export const none = Layer.succeed(Playground, Option.none())
+
+export const noState: typeof State.Type = { embedded: false, frozenFor: 0 }
+
+const failed = (cause: { readonly message: string }) => new ServersFailed({ message: cause.message })
+
+const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
+  Effect.gen(function* () {
+    const frozenUntil = yield* Ref.make(0)
+    const forgotten = yield* FiberHandle.make()
+
+    const thawNow = Effect.zipRight(
+      Effect.forEach(postgres.replicas, (replica) => replica.thaw, { discard: true }),
+      Ref.set(frozenUntil, 0)
+    )
+    yield* Effect.addFinalizer(() => Effect.ignore(thawNow))
+
+    // only servers that stand still make it necessary to go to the others by themselves
+    const primaries = (["app", "audit"] as const).map(
+      (database): Server => ({ database, role: "primary", url: postgres.primary.url(database) })
+    )
+    const killAnswering = Effect.map(Effect.forEach(primaries, killOn, { concurrency: "unbounded" }), (counts) =>
+      counts.reduce((sum, count) => sum + count, 0)
+    )
+
+    const acts: Acts = {
+      kill: Effect.flatMap(Ref.get(frozenUntil), (until) =>
+        until === 0 ? Effect.mapError(postgres.terminateBackends(), failed) : killAnswering
+      ),
+      freeze: Effect.gen(function* () {
+        yield* Ref.set(frozenUntil, (yield* Clock.currentTimeMillis) + Duration.toMillis(frozenFor))
+        yield* FiberHandle.run(forgotten, Effect.delay(Effect.ignore(thawNow), frozenFor))
+        yield* Effect.forEach(postgres.replicas, (replica) => replica.freeze, { discard: true })
+      }).pipe(
+        Effect.tapError(() => Effect.ignore(thawNow)),
+        Effect.mapError(failed),
+        Effect.uninterruptible
+      ),
+      thaw: thawNow.pipe(Effect.mapError(failed), Effect.uninterruptible),
+      state: Effect.zipWith(Ref.get(frozenUntil), Clock.currentTimeMillis, (until, now) => ({
+        embedded: true,
+        frozenFor: Math.max(0, Math.ceil((until - now) / 1000))
+      }))
+    }
+    return Option.some(acts)
+  })
+
+/** For servers of our own. A frozen replica thaws by itself, after some time and at the end. */
+export const embedded = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
+  Layer.scoped(Playground, make(postgres))

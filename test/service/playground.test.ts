@@ -1,0 +1,85 @@
+/** What a visitor may do to the service's own servers, and what is left of it. */
+import * as fs from "node:fs"
+import { describe, expect, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import * as TestClock from "effect/TestClock"
+import { EmbeddedPostgres } from "effect-db"
+import * as Playground from "../../examples/service/playground.js"
+import { directory } from "../fixtures/directory.js"
+import { query } from "../fixtures/server.js"
+import * as Program from "./program.js"
+
+/** A cluster as the service has it, and what may be done to it, until a scope of its own ends. */
+const given = Effect.gen(function* () {
+  const postgres = yield* EmbeddedPostgres.make({ directory, replicas: 1, databases: ["app", "audit"] })
+  const scope = yield* Scope.make()
+  yield* Effect.addFinalizer(() => Scope.close(scope, Exit.void))
+  const context = yield* Layer.buildWithScope(Playground.embedded(postgres), scope)
+  const acts = Option.getOrThrow(Context.get(context, Playground.Playground))
+  const [replica = postgres.primary] = postgres.replicas
+  return { acts, scope, replica: query(replica.url("app"), "SELECT 1 AS answer") }
+})
+
+describe("a frozen replica", () => {
+  it.scoped("thaws by itself after half a minute", () =>
+    Effect.gen(function* () {
+      const { acts, replica } = yield* given
+      expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 0 })
+      yield* acts.freeze
+      expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 30 })
+      yield* TestClock.adjust("29 seconds")
+      expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 1 })
+      yield* TestClock.adjust("1 second")
+      expect(yield* replica).toEqual([{ answer: 1 }])
+      expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 0 })
+    })
+  )
+
+  it.scoped("frozen again, it has its half minute again; thawed, it is not thawed again", () =>
+    Effect.gen(function* () {
+      const { acts, replica } = yield* given
+      yield* acts.freeze
+      yield* TestClock.adjust("20 seconds")
+      yield* acts.freeze
+      yield* TestClock.adjust("20 seconds")
+      expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 10 })
+      yield* acts.thaw
+      expect(yield* replica).toEqual([{ answer: 1 }])
+      yield* acts.freeze
+      yield* TestClock.adjust("15 seconds")
+      expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 15 })
+    })
+  )
+
+  it.scoped("thaws when the service ends", () =>
+    Effect.gen(function* () {
+      const { acts, replica, scope } = yield* given
+      yield* acts.freeze
+      yield* Scope.close(scope, Exit.void)
+      expect(yield* replica).toEqual([{ answer: 1 }])
+    })
+  )
+
+  it.scopedLive("does not hold up Ctrl-C: it ends with 0 within 3 s, and leaves nothing", () =>
+    Effect.gen(function* () {
+      const folder = fs.mkdtempSync(`${directory}/service-frozen-`)
+      fs.chmodSync(folder, 0o755)
+      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+      const service = yield* Program.start([], { TMPDIR: folder })
+      const url = yield* service.url
+      const { status } = yield* Effect.promise(() => fetch(`${url}/servers/freeze`, { method: "POST" }))
+      expect(status).toBe(200)
+      yield* service.signal("SIGINT")
+      const [took, ended] = yield* Effect.timed(service.ended)
+      expect(ended).toMatchObject({ code: 0, stderr: "" })
+      expect(Duration.toMillis(took)).toBeLessThan(3000)
+      expect(fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))).toEqual([])
+    })
+  )
+})
