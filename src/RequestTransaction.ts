@@ -159,24 +159,23 @@ const endBy = (
 ): Effect.Effect<Response, Unstored<never>> => {
   if (handle.endUntouched()) return Effect.succeed(response)
   const { onCommitFailed = commitFailed, outcome = byStatus } = options
-  return Effect.sync(() => outcome(response)).pipe(
-    Effect.onError(() => undo(handle)),
-    Effect.flatMap((decided) =>
-      Effect.mapBoth(handle.end(decided, restore), {
-        onFailure: (error) =>
-          new Unstored(
-            error,
-            Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
-          ),
-        onSuccess: () => decided
-      })
-    ),
-    Effect.flatMap((decided) => {
+  let decided: UnitOfWork.Outcome
+  try {
+    decided = outcome(response)
+  } catch (defect) {
+    return Effect.zipRight(undo(handle), Effect.die(defect))
+  }
+  const answer = Effect.succeed(response)
+  return Effect.matchEffect(handle.end(decided, restore), {
+    onFailure: (error) => {
+      const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
+      return Effect.fail(new Unstored(error, otherwise))
+    },
+    onSuccess: () => {
       const failure = decided === "rollback" && options.retry !== undefined ? handle.unit.failure : undefined
-      const answer = Effect.succeed(response)
       return failure === undefined ? answer : Effect.fail(new Unstored(failure, answer))
-    })
-  )
+    }
+  })
 }
 
 const slot = TransactionConnection.key

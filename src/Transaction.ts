@@ -369,8 +369,8 @@ export const run = <A, E, R, X>(
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** Commits and runs the hooks; where it cannot be committed, undoes it. */
-const keep = <X>(
+/** @internal Commits and runs the hooks; where it cannot be committed, undoes it. */
+export const keep = <X>(
   transaction: Transaction,
   restore: Restore,
   wrap: (error: TransactionError) => X

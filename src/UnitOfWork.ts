@@ -164,10 +164,7 @@ class OpenUnit implements Handle {
       this.ended = true
       const { unit } = this
       const close = () => unit.end()
-      if (outcome === "commit") {
-        const whole = { carrier: unit, all: () => unit.all, close }
-        return Effect.ensuring(finish(whole, unit.ending, restore), Effect.sync(close))
-      }
+      if (outcome === "commit") return finish({ carrier: unit, all: () => unit.all, close }, unit.ending, restore)
       const { all } = unit
       close()
       return undoAll(all, restore)

@@ -4,8 +4,9 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../DatabaseError.js"
-import { after, check, commit, commitSoon, type Transaction, undo, veto } from "../Transaction.js"
+import { after, check, commit, commitSoon, keep, type Transaction, undo, veto } from "../Transaction.js"
 import type { Carrier } from "./carrier.js"
 
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
@@ -139,10 +140,15 @@ export const finish = (
   const commits = Effect.suspend(() => {
     const ordered = inOrder(all(), order)
     close()
+    const [only] = ordered
+    if (only !== undefined && ordered.length === 1 && restore !== undefined) return keep(only, restore, identity)
     const commits = commitAll(ordered, restore)
     return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
   })
   return Effect.suspend(() =>
-    all().some((transaction) => transaction.hasHooks) ? Effect.zipRight(veto(all, carrier, restore), commits) : commits
+    all().some((transaction) => transaction.hasHooks)
+      ? // a hook that fails, or is interrupted, ends it as well
+        Effect.ensuring(Effect.zipRight(veto(all, carrier, restore), commits), Effect.sync(close))
+      : commits
   )
 }
