@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import { Consistency, DatabaseRuntime } from "effect-db"
 import { audit, event } from "./fixtures/audit.js"
 import { Audit, Db, freshTable, insert, Place, stored } from "./fixtures/databases.js"
@@ -121,6 +122,47 @@ describe("how a runtime is opened and closed", () => {
         const other = DatabaseRuntime.shared(key, () => DatabaseRuntime.make({}, Layer.empty))
         assert.strictEqual<unknown>(one, other)
       })
+  )
+})
+
+describe("a handler of web requests", () => {
+  it.scopedLive("answers 503 where the databases cannot be opened, and serves when they can be", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const layer = Db.layer({ writer: proxy.url, connectTimeout: "1 second" })
+      const runtime = DatabaseRuntime.make({ db: Db }, layer, { lazy: true })
+      yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+      const handle = runtime.handler(async () => Response.json(await runtime.databases.db.writer`SELECT 1 AS one`))
+      const ask = Effect.promise(() => handle(new Request("http://localhost/")))
+      yield* proxy.refuse
+      const refused = yield* ask
+      assert.strictEqual(refused.status, 503)
+      assert.strictEqual(refused.headers.get("content-type"), "application/problem+json")
+      yield* proxy.accept
+      const served = yield* ask
+      assert.deepStrictEqual(yield* Effect.promise(() => served.json()), [{ one: 1 }])
+    })
+  )
+
+  it.scopedLive("logs why a request was not stored, and does not tell its client", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshTable
+      const lines: Array<string> = []
+      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+      const layer = Layer.merge(Db.layer({ writer }), Logger.replace(Logger.defaultLogger, logger))
+      const runtime = DatabaseRuntime.make({ db: Db }, layer, { lazy: true })
+      yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+      const handle = runtime.handler(async () => {
+        await runtime.databases.db.writer`SELECT 1/0`.then(undefined, () => {})
+        return new Response("stored")
+      })
+      const response = yield* Effect.promise(() => handle(new Request("http://localhost/")))
+      assert.strictEqual(response.status, 500)
+      assert.notInclude(yield* Effect.promise(() => response.text()), "division by zero")
+      assert.strictEqual(lines.length, 1)
+      assert.include(lines[0], "division by zero")
+    })
   )
 })
 

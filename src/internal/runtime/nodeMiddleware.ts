@@ -55,6 +55,10 @@ const describe =
     )
   }
 
+/** What frameworks take for an error: to some of them anything else is none. */
+export const asError = (error: unknown): Error =>
+  error instanceof Error ? error : new Error(String(error), { cause: error })
+
 /**
  * One request in one unit of work, from `next` to the moment when its response is ready; that is sent, or another in its place, when the
  * unit has ended. It does not fail.
@@ -62,7 +66,7 @@ const describe =
 export const inUnit = (
   request: IncomingMessage,
   response: ServerResponse,
-  next: (error?: unknown) => void,
+  next: (error?: Error) => void,
   options: NodeOptions
 ): Effect.Effect<void> => {
   const { outcome = byStatus, transaction } = options
@@ -95,7 +99,7 @@ export const inUnit = (
       Effect.matchEffect({
         onSuccess: () => Effect.sync(() => held?.release()),
         onFailure: (error) => {
-          if (!isDatabaseError(error)) return error === gone ? Effect.void : Effect.sync(() => next(error))
+          if (!isDatabaseError(error)) return error === gone ? Effect.void : Effect.sync(() => next(asError(error)))
           const problem = problemOf(error)
           const answer = { status: problem.status, type: problemType, body: JSON.stringify(problem) }
           return Effect.zipRight(
