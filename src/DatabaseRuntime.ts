@@ -139,7 +139,10 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   readonly middleware: (
     options?: NodeOptions
   ) => (request: IncomingMessage, response: ServerResponse, next: (error?: Error) => void) => void
-  /** A handler of web requests, as Hono, Next.js and others have them, as one unit of work. */
+  /**
+   * A handler of web requests, as Hono, Next.js and others have them, as one unit of work. Where it could not be stored, or the databases
+   * could not be opened, another response is given in place of its own; what it throws itself is thrown.
+   */
   readonly handler: <Rest extends ReadonlyArray<unknown>>(
     handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,
     options?: HandlerOptions

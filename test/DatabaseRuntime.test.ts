@@ -1,3 +1,5 @@
+import { createServer, type ServerResponse } from "node:http"
+import type { AddressInfo } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -122,6 +124,60 @@ describe("how a runtime is opened and closed", () => {
         const other = DatabaseRuntime.shared(key, () => DatabaseRuntime.make({}, Layer.empty))
         assert.strictEqual<unknown>(one, other)
       })
+  )
+})
+
+/** What a request is answered by plain code behind the middleware, and with what error that is called again. */
+const answerBehind = (
+  runtime: { readonly middleware: ReturnType<typeof DatabaseRuntime.make>["middleware"] },
+  options: DatabaseRuntime.NodeOptions,
+  code: (response: ServerResponse) => void
+) =>
+  Effect.gen(function* () {
+    const errors: Array<Error> = []
+    const inUnit = runtime.middleware(options)
+    const server = createServer((request, response) =>
+      inUnit(request, response, (error) => {
+        if (error === undefined) return code(response)
+        errors.push(error)
+        response.writeHead(502).end()
+      })
+    )
+    yield* Effect.acquireRelease(
+      Effect.async<void>((resume) => void server.listen(0, () => resume(Effect.void))),
+      () => Effect.sync(() => server.close())
+    )
+    // a server that listens on a port has such an address
+    const { port } = server.address() as AddressInfo
+    const { status } = yield* Effect.promise(() => fetch(`http://localhost:${port}`))
+    return { status, errors }
+  })
+
+describe("a middleware", () => {
+  it.scopedLive("hands on what is thrown behind it as an Error, and that is answered by whoever takes it", () =>
+    Effect.gen(function* () {
+      const { runtime } = yield* fresh({ lazy: true })
+      const { errors, status } = yield* answerBehind(runtime, {}, () => {
+        throw "a text"
+      })
+      assert.strictEqual(status, 502)
+      // to some frameworks anything but an Error is none
+      assert.deepStrictEqual(errors, [new Error("a text", { cause: "a text" })])
+    })
+  )
+
+  it.scopedLive("answers 500 where the function that decides has thrown: nothing was stored", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const outcome = () => {
+        throw new Error("undecided")
+      }
+      const { errors, status } = yield* answerBehind(runtime, { outcome }, (response) => {
+        db.writer`INSERT INTO item ${db.writer.insert({ name: "x" })}`.then(() => response.end("stored"))
+      })
+      assert.deepStrictEqual({ errors, status }, { errors: [], status: 500 })
+      assert.deepStrictEqual(yield* stored, [])
+    })
   )
 })
 
