@@ -40,8 +40,6 @@ const Http = HttpServer.serve(router).pipe(
   Layer.provide(DatabasesLive)
 )
 
-const never = new Promise(() => {})
-
-const program = Effect.tryPromise(async () => serveUntil(never, await listening(server)))
+const program = Effect.tryPromise(async (signal) => serveUntil(signal, await listening(server)))
 
 runMain(Effect.provide(program, Http))

@@ -36,12 +36,12 @@ const failed: ErrorRequestHandler = (error, _request, response, _next) => {
 }
 app.use(failed)
 
-main(async (stopped) => {
+main(async (signal) => {
   // before the first request, so that a wrong setting is seen at the start
   await runtime.open()
   try {
     const server = app.listen(port)
-    await serveUntil(stopped, await listening(server))
+    await serveUntil(signal, await listening(server))
     await closed(server)
   } finally {
     await runtime.close()

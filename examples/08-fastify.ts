@@ -31,10 +31,10 @@ app.post<{ Body: Todos.NewTodo }>("/todos/broken", async ({ body }) => {
 // Effects run in the same unit of work.
 app.get("/todos", () => runtime.runPromise(Todos.list))
 
-main(async (stopped) => {
+main(async (signal) => {
   try {
     await app.listen({ port })
-    await serveUntil(stopped, await listening(app.server))
+    await serveUntil(signal, await listening(app.server))
   } finally {
     await app.close()
   }

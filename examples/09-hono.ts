@@ -33,12 +33,12 @@ app.onError((error, context) => context.json({ error: error.message }, 500))
 // Around the whole app. The response is given when the commit is answered, or another one in its place.
 const fetch = runtime.handler(app.fetch)
 
-main(async (stopped) => {
+main(async (signal) => {
   await runtime.open()
   try {
     // without options for HTTP/2 it is a server of HTTP/1
     const server = serve({ fetch, port }) as Server
-    await serveUntil(stopped, await listening(server))
+    await serveUntil(signal, await listening(server))
     await closed(server)
   } finally {
     await runtime.close()

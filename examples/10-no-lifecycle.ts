@@ -22,11 +22,11 @@ const fetch = async (request: Request): Promise<Response> => {
   return request.method === "POST" ? POST(request) : GET(request)
 }
 
-main(async (stopped) => {
+main(async (signal) => {
   // without options for HTTP/2 it is a server of HTTP/1
   const server = serve({ fetch, port }) as Server
   try {
-    await serveUntil(stopped, await listening(server))
+    await serveUntil(signal, await listening(server))
     if (isOnce) console.log(`loaded: the module ${loads} times, its databases ${runtimes.size} time`)
   } finally {
     await closed(server)

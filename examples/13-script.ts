@@ -3,17 +3,20 @@ import { DatabaseRuntime } from "effect-db"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
 
-main(async () => {
+main(async (signal) => {
   // lazy: opened by the first statement, closed at the end of the block
   await using runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive, { lazy: true })
   const { reader, writer } = runtime.databases.db
 
-  // many rows in one statement; all of what is awaited in here is stored, or nothing
-  await runtime.unitOfWork(async () => {
-    const todos = Array.from({ length: 1000 }, (_, i) => ({ title: `todo ${i}` }))
-    await writer`INSERT INTO todo ${writer.insert(todos)}`
-    await writer`UPDATE todo SET done = true WHERE ${writer.in("title", ["todo 7", "todo 8"])}`
-  })
+  // all of what is awaited in here is stored, or nothing; Ctrl-C ends it, and nothing is stored
+  await runtime.unitOfWork(
+    async () => {
+      const todos = Array.from({ length: 1000 }, (_, i) => ({ title: `todo ${i}` }))
+      await writer`INSERT INTO todo ${writer.insert(todos)}`
+      await writer`UPDATE todo SET done = true WHERE ${writer.in("title", ["todo 7", "todo 8"])}`
+    },
+    { signal }
+  )
 
   // rows as they come, however many there are
   let open = 0

@@ -21,13 +21,12 @@ export const runMain = <A, E>(program: Effect.Effect<A, E>): void =>
     })
   )
 
-/** The same for plain code. Its promise settles with Ctrl-C: to do something then, and to end, is left to it. */
-export const main = (program: (stopped: Promise<unknown>) => Promise<unknown>): void => {
-  const stopped = new Promise((resolve) => {
-    for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, resolve)
-  })
-  program(stopped).catch((error) => {
-    console.error(`error: ${explain(error)}`)
-    process.exitCode = 1
+/** The same for plain code, which is told of Ctrl-C by a signal: how to end then is left to it. A second Ctrl-C waits for nothing. */
+export const main = (program: (signal: AbortSignal) => Promise<unknown>): void => {
+  const controller = new AbortController()
+  for (const name of ["SIGINT", "SIGTERM"]) process.once(name, () => controller.abort())
+  program(controller.signal).catch((error) => {
+    process.exitCode = controller.signal.aborted ? 130 : 1
+    if (!controller.signal.aborted) console.error(`error: ${explain(error)}`)
   })
 }

@@ -15,16 +15,17 @@ const ask = async (url: string, method: string, path: string, body?: object): Pr
 }
 
 /** Adds a todo, adds one and fails, and looks at what is stored. */
-export const askAll = async (url: string): Promise<void> => {
+const askAll = async (url: string): Promise<void> => {
   await ask(url, "POST", "/todos", { title: "milk" })
   await ask(url, "POST", "/todos/broken", { title: "eggs" })
   await ask(url, "GET", "/todos")
 }
 
-/** Serves until Ctrl-C, or with `--once` until the requests are answered. */
-export const serveUntil = async (stopped: Promise<unknown>, url: string): Promise<void> => {
+/** Serves until the signal comes, or with `--once` until the requests are answered. */
+export const serveUntil = async (signal: AbortSignal, url: string): Promise<void> => {
   console.log(`serving at ${url}, try: curl --json '{"title":"bread"}' ${url}/todos`)
-  await Promise.race([stopped, ...(isOnce ? [askAll(url)] : [])])
+  if (isOnce) await askAll(url)
+  else if (!signal.aborted) await once(signal, "abort")
 }
 
 /** Where a server listens, when it does. */
