@@ -17,7 +17,7 @@ import { problemOf, problemType } from "./internal/request/problem.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
 import { ambientSignal, inAmbient, inAmbientStream, plain } from "./internal/runtime/ambient.js"
 import { Counted } from "./internal/runtime/counted.js"
-import { inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
+import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
 import type { PromiseClient, Query } from "./internal/runtime/query.js"
 import type { Describe } from "./internal/unit.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -138,8 +138,11 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    */
   readonly middleware: (
     options?: NodeOptions
-  ) => (request: IncomingMessage, response: ServerResponse, next: (error?: unknown) => void) => void
-  /** A handler of web requests, as Hono, Next.js and others have them, as one unit of work. */
+  ) => (request: IncomingMessage, response: ServerResponse, next: (error?: Error) => void) => void
+  /**
+   * A handler of web requests, as Hono, Next.js and others have them, as one unit of work. Where it could not be stored, or the databases
+   * could not be opened, another response is given in place of its own; what it throws itself is thrown.
+   */
   readonly handler: <Rest extends ReadonlyArray<unknown>>(
     handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,
     options?: HandlerOptions
@@ -235,12 +238,14 @@ export const make = <R, E, const D extends Databases<R>>(
     middleware:
       (options = {}) =>
       (request, response, next) =>
-        void runPromise(inUnit(request, response, next, options)).catch(next),
+        void runPromise(inUnit(request, response, next, options)).catch((error) => next(asError(error))),
     handler:
       (handle, options = {}) =>
       async (request, ...rest) => {
+        let entered = false
         let answered = false
         const code = async () => {
+          entered = true
           const response = await handle(request, ...rest)
           answered = true
           return response
@@ -259,7 +264,9 @@ export const make = <R, E, const D extends Databases<R>>(
           return await runPromise(unit, { signal: request.signal })
         } catch (error) {
           // what the handler has thrown is its framework's affair
-          if (!answered || !isDatabaseError(error)) throw error
+          if ((entered && !answered) || !isDatabaseError(error)) throw error
+          const log = Effect.logError(error.message)
+          await (counted.current?.runPromise(log) ?? Effect.runPromise(log))
           const problem = problemOf(error)
           return Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
         }

@@ -1,7 +1,10 @@
+import { createServer, type ServerResponse } from "node:http"
+import type { AddressInfo } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import { Consistency, DatabaseRuntime } from "effect-db"
 import { audit, event } from "./fixtures/audit.js"
 import { Audit, Db, freshTable, insert, Place, stored } from "./fixtures/databases.js"
@@ -121,6 +124,101 @@ describe("how a runtime is opened and closed", () => {
         const other = DatabaseRuntime.shared(key, () => DatabaseRuntime.make({}, Layer.empty))
         assert.strictEqual<unknown>(one, other)
       })
+  )
+})
+
+/** What a request is answered by plain code behind the middleware, and with what error that is called again. */
+const answerBehind = (
+  runtime: { readonly middleware: ReturnType<typeof DatabaseRuntime.make>["middleware"] },
+  options: DatabaseRuntime.NodeOptions,
+  code: (response: ServerResponse) => void
+) =>
+  Effect.gen(function* () {
+    const errors: Array<Error> = []
+    const inUnit = runtime.middleware(options)
+    const server = createServer((request, response) =>
+      inUnit(request, response, (error) => {
+        if (error === undefined) return code(response)
+        errors.push(error)
+        response.writeHead(502).end()
+      })
+    )
+    yield* Effect.acquireRelease(
+      Effect.async<void>((resume) => void server.listen(0, () => resume(Effect.void))),
+      () => Effect.sync(() => server.close())
+    )
+    // a server that listens on a port has such an address
+    const { port } = server.address() as AddressInfo
+    const { status } = yield* Effect.promise(() => fetch(`http://localhost:${port}`))
+    return { status, errors }
+  })
+
+describe("a middleware", () => {
+  it.scopedLive("hands on what is thrown behind it as an Error, and that is answered by whoever takes it", () =>
+    Effect.gen(function* () {
+      const { runtime } = yield* fresh({ lazy: true })
+      const { errors, status } = yield* answerBehind(runtime, {}, () => {
+        throw "a text"
+      })
+      assert.strictEqual(status, 502)
+      // to some frameworks anything but an Error is none
+      assert.deepStrictEqual(errors, [new Error("a text", { cause: "a text" })])
+    })
+  )
+
+  it.scopedLive("answers 500 where the function that decides has thrown: nothing was stored", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const outcome = () => {
+        throw new Error("undecided")
+      }
+      const { errors, status } = yield* answerBehind(runtime, { outcome }, (response) => {
+        db.writer`INSERT INTO item ${db.writer.insert({ name: "x" })}`.then(() => response.end("stored"))
+      })
+      assert.deepStrictEqual({ errors, status }, { errors: [], status: 500 })
+      assert.deepStrictEqual(yield* stored, [])
+    })
+  )
+})
+
+describe("a handler of web requests", () => {
+  it.scopedLive("answers 503 where the databases cannot be opened, and serves when they can be", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const layer = Db.layer({ writer: proxy.url, connectTimeout: "1 second" })
+      const runtime = DatabaseRuntime.make({ db: Db }, layer, { lazy: true })
+      yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+      const handle = runtime.handler(async () => Response.json(await runtime.databases.db.writer`SELECT 1 AS one`))
+      const ask = Effect.promise(() => handle(new Request("http://localhost/")))
+      yield* proxy.refuse
+      const refused = yield* ask
+      assert.strictEqual(refused.status, 503)
+      assert.strictEqual(refused.headers.get("content-type"), "application/problem+json")
+      yield* proxy.accept
+      const served = yield* ask
+      assert.deepStrictEqual(yield* Effect.promise(() => served.json()), [{ one: 1 }])
+    })
+  )
+
+  it.scopedLive("logs why a request was not stored, and does not tell its client", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshTable
+      const lines: Array<string> = []
+      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+      const layer = Layer.merge(Db.layer({ writer }), Logger.replace(Logger.defaultLogger, logger))
+      const runtime = DatabaseRuntime.make({ db: Db }, layer, { lazy: true })
+      yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+      const handle = runtime.handler(async () => {
+        await runtime.databases.db.writer`SELECT 1/0`.then(undefined, () => {})
+        return new Response("stored")
+      })
+      const response = yield* Effect.promise(() => handle(new Request("http://localhost/")))
+      assert.strictEqual(response.status, 500)
+      assert.notInclude(yield* Effect.promise(() => response.text()), "division by zero")
+      assert.strictEqual(lines.length, 1)
+      assert.include(lines[0], "division by zero")
+    })
   )
 })
 

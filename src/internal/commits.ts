@@ -26,7 +26,7 @@ const risk = ({ options, readOnly }: Transaction): number =>
   readOnly ? 2 : options.isolation === "serializable" ? 0 : 1
 
 /** The order of commits. The first may fail without harm, so what is likely to fail comes first. */
-export const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
+const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
   if (transactions.length < 2 || order === "touched") return transactions
   const place =
     order === "safest"

@@ -21,7 +21,7 @@ const encode = (text: string): string =>
   encodeURIComponent(text.replace(/[\ud800-\udfff]/gu, "\ufffd")).replaceAll("'", "%27")
 
 /** The comment, with a space before it; empty where there is nothing to say. */
-export const commentOf = (pairs: NonNullable<Work["comment"]>): string => {
+const commentOf = (pairs: NonNullable<Work["comment"]>): string => {
   const parts = Object.entries(pairs).flatMap(([key, value]) =>
     value === undefined || value === "" ? [] : [`${encode(key)}='${encode(value)}'`]
   )

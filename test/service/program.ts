@@ -21,11 +21,11 @@ export interface Ended {
   readonly stderr: string
 }
 
-/** The example service as its user starts it; it is killed with the scope if it has not ended by then. */
-export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
+/** A program of the examples as its user starts it; it is killed with the scope if it has not ended by then. */
+export const startScript = (script: string, args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const child = spawn(process.execPath, ["--import", "tsx", "examples/service/main.ts", ...args], {
+      const child = spawn(process.execPath, ["--import", "tsx", script, ...args], {
         cwd: root,
         env: { PATH: process.env.PATH, PORT: "0", ...env },
         stdio: ["ignore", "pipe", "pipe"]
@@ -80,6 +80,10 @@ export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, 
     }),
     ({ ended, signal }) => Effect.zipRight(signal("SIGKILL"), ended)
   )
+
+/** The example service. */
+export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
+  startScript("examples/service/main.ts", args, env)
 
 /** Runs it to its end. */
 export const run = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>

@@ -15,6 +15,9 @@ export const problemType = "application/problem+json"
 
 const problem = (status: number, title: string): Problem => ({ type: "about:blank", title, status })
 
+/** For what has failed without the database. */
+export const notStored = problem(500, "The request could not be stored")
+
 /** 409 where the request may simply be sent again, 503 where the database was lost, else 500. What the database said stays here. */
 export const problemOf = (error: DatabaseError): Problem => {
   switch (error._tag) {
@@ -33,6 +36,6 @@ export const problemOf = (error: DatabaseError): Problem => {
     default:
       return isReplayable(error)
         ? problem(409, "The request collided with another one and was not stored: send it again")
-        : problem(500, "The request could not be stored")
+        : notStored
   }
 }

@@ -2,12 +2,13 @@
  * A unit of work around whatever handles a request of Node's HTTP server: Express, Connect, Fastify's raw request.
  */
 import type { IncomingMessage, ServerResponse } from "node:http"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { checkedId, type Naming, pathOf, traceparentOf, workOf } from "../request/naming.js"
-import { problemOf, problemType } from "../request/problem.js"
+import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
 import type { Describe } from "../unit.js"
 import { plain } from "./ambient.js"
 import { HeldResponse } from "./heldResponse.js"
@@ -55,6 +56,10 @@ const describe =
     )
   }
 
+/** What frameworks take for an error: to some of them anything else is none. */
+export const asError = (error: unknown): Error =>
+  error instanceof Error ? error : new Error(String(error), { cause: error })
+
 /**
  * One request in one unit of work, from `next` to the moment when its response is ready; that is sent, or another in its place, when the
  * unit has ended. It does not fail.
@@ -62,7 +67,7 @@ const describe =
 export const inUnit = (
   request: IncomingMessage,
   response: ServerResponse,
-  next: (error?: unknown) => void,
+  next: (error?: Error) => void,
   options: NodeOptions
 ): Effect.Effect<void> => {
   const { outcome = byStatus, transaction } = options
@@ -70,10 +75,14 @@ export const inUnit = (
   if (settings === "none") return Effect.sync(() => next())
   return Effect.suspend(() => {
     let held: HeldResponse | undefined
+    let answered = false
     const handled = plain(
       () =>
         new Promise<number>((resolve) => {
-          held = new HeldResponse(response, resolve)
+          held = new HeldResponse(response, (status) => {
+            answered = true
+            resolve(status)
+          })
           next()
         })
     )
@@ -92,16 +101,22 @@ export const inUnit = (
       },
       describe(request, options)
     ).pipe(
-      Effect.matchEffect({
+      Effect.matchCauseEffect({
         onSuccess: () => Effect.sync(() => held?.release()),
-        onFailure: (error) => {
-          if (!isDatabaseError(error)) return error === gone ? Effect.void : Effect.sync(() => next(error))
-          const problem = problemOf(error)
-          const answer = { status: problem.status, type: problemType, body: JSON.stringify(problem) }
-          return Effect.zipRight(
-            Effect.logError(error.message),
-            Effect.sync(() => held?.replace(answer))
-          )
+        onFailure: (cause) => {
+          const error = Cause.squash(cause)
+          if (error === gone) return Effect.void
+          const instead = (problem: Problem) =>
+            Effect.sync(() =>
+              held?.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
+            )
+          if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(problemOf(error)))
+          // what was answered has been undone
+          if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
+          return Effect.sync(() => {
+            held?.release()
+            next(asError(error))
+          })
         }
       })
     )

@@ -1,0 +1,41 @@
+/** Reads on a replica, writes on the primary, and what a read is sure to see. */
+import { Console, Effect, Schedule } from "effect"
+import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
+import { Db, ReplicatedLive } from "./databases.js"
+import { runMain } from "./main.js"
+import * as Todos from "./todos.js"
+
+const titles = Effect.map(Todos.list, (todos) => todos.map(({ title }) => title).join(", ") || "nothing")
+
+/** Which server a reader reads from. */
+const readsFrom = Effect.gen(function* () {
+  const sql = yield* Db.reader
+  const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
+  return row?.replica === true ? "a replica" : "the primary"
+})
+
+const program = Effect.gen(function* () {
+  yield* Console.log(`reader: ${yield* readsFrom}`)
+
+  // Within a unit of work reads stay on a replica until it writes. Then they run in its transaction, and see what it wrote.
+  yield* Effect.gen(function* () {
+    yield* Console.log(`before the write: ${yield* titles}`)
+    yield* Todos.add({ title: "milk", done: false })
+    yield* Console.log(`after the write: ${yield* titles}, from ${yield* readsFrom}`)
+  }).pipe(UnitOfWork.run())
+
+  // What others have committed is certain to be seen on the primary only.
+  const strong = Db.withConsistency(Effect.zip(titles, readsFrom), Consistency.Strong())
+  yield* Console.log(`strong: ${(yield* strong).join(", from ")}`)
+
+  // A replica has it a moment later.
+  const later = Effect.repeat(titles, { until: (all) => all === "milk", schedule: Schedule.spaced("10 millis") })
+  yield* Console.log(`eventually: ${yield* Effect.zipRight(later, titles)}`)
+
+  // A reader cannot write, whatever the statement looks like: the server refuses it.
+  const write = Effect.flatMap(Db.reader, (sql) => sql`WITH gone AS (DELETE FROM todo RETURNING id) SELECT * FROM gone`)
+  const refused = yield* Effect.flip(DatabaseError.refine(write))
+  yield* Console.log(`a write through the reader: ${refused._tag}`)
+})
+
+runMain(Effect.provide(program, ReplicatedLive))

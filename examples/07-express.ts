@@ -1,0 +1,49 @@
+/** Express 5: plain async handlers, each request one unit of work. Ctrl-C ends it; `--once` tries it. */
+
+import { DatabaseRuntime } from "effect-db"
+import express, { type ErrorRequestHandler } from "express"
+import { DatabasesLive, Db } from "./databases.js"
+import { main } from "./main.js"
+import { closed, listening, port, serveUntil } from "./requests.js"
+import * as Todos from "./todos.js"
+
+const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
+const sql = runtime.databases.db.writer
+
+const app = express()
+app.use(express.json())
+// After what reads the body. From here on statements share one transaction, and the response waits for its commit.
+app.use(runtime.middleware())
+
+app.post("/todos", async (request, response) => {
+  const [todo] = await sql<Todos.Todo>`
+    INSERT INTO todo ${sql.insert({ title: request.body.title })} RETURNING id, title, done`
+  response.status(201).json(todo)
+})
+
+app.post("/todos/broken", async (request) => {
+  await sql`INSERT INTO todo ${sql.insert({ title: request.body.title })}`
+  throw new Error("after the insert") // Express answers 500, and nothing is stored
+})
+
+// Effects run in the same unit of work.
+app.get("/todos", async (_, response) => {
+  response.json(await runtime.runPromise(Todos.list))
+})
+
+const failed: ErrorRequestHandler = (error, _request, response, _next) => {
+  response.status(500).json({ error: error.message })
+}
+app.use(failed)
+
+main(async (signal) => {
+  // before the first request, so that a wrong setting is seen at the start
+  await runtime.open()
+  try {
+    const server = app.listen(port)
+    await serveUntil(signal, await listening(server))
+    await closed(server)
+  } finally {
+    await runtime.close()
+  }
+})

@@ -1,0 +1,41 @@
+/** Fastify 5: its hooks open and close the databases, and one opens the unit of work. Ctrl-C ends it; `--once` tries it. */
+
+import { DatabaseRuntime } from "effect-db"
+import fastify from "fastify"
+import { DatabasesLive, Db } from "./databases.js"
+import { main } from "./main.js"
+import { listening, port, serveUntil } from "./requests.js"
+import * as Todos from "./todos.js"
+
+const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
+const sql = runtime.databases.db.writer
+
+const app = fastify({ forceCloseConnections: "idle" })
+app.addHook("onReady", () => runtime.open())
+app.addHook("onClose", () => runtime.close())
+
+// The last hook before the handler: the body has been read by then. What the handler does is one unit of work.
+const inUnit = runtime.middleware()
+app.addHook("preHandler", (request, reply, done) => inUnit(request.raw, reply.raw, done))
+
+app.post<{ Body: Todos.NewTodo }>("/todos", async ({ body }, reply) => {
+  const [todo] = await sql<Todos.Todo>`INSERT INTO todo ${sql.insert({ title: body.title })} RETURNING id, title, done`
+  return reply.status(201).send(todo)
+})
+
+app.post<{ Body: Todos.NewTodo }>("/todos/broken", async ({ body }) => {
+  await sql`INSERT INTO todo ${sql.insert({ title: body.title })}`
+  throw new Error("after the insert") // Fastify answers 500, and nothing is stored
+})
+
+// Effects run in the same unit of work.
+app.get("/todos", () => runtime.runPromise(Todos.list))
+
+main(async (signal) => {
+  try {
+    await app.listen({ port })
+    await serveUntil(signal, await listening(app.server))
+  } finally {
+    await app.close()
+  }
+})

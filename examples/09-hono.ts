@@ -1,0 +1,46 @@
+/** Hono, and whatever else takes a `Request` and gives a `Response`: a handler in a unit of work. Ctrl-C ends it; `--once` tries it. */
+import type { Server } from "node:http"
+import { serve } from "@hono/node-server"
+import { DatabaseRuntime } from "effect-db"
+import { Hono } from "hono"
+import { DatabasesLive, Db } from "./databases.js"
+import { main } from "./main.js"
+import { closed, listening, port, serveUntil } from "./requests.js"
+import * as Todos from "./todos.js"
+
+const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
+const sql = runtime.databases.db.writer
+
+const app = new Hono()
+
+app.post("/todos", async (context) => {
+  const { title } = await context.req.json<Todos.NewTodo>()
+  const [todo] = await sql<Todos.Todo>`INSERT INTO todo ${sql.insert({ title })} RETURNING id, title, done`
+  return context.json(todo, 201)
+})
+
+app.post("/todos/broken", async (context) => {
+  const { title } = await context.req.json<Todos.NewTodo>()
+  await sql`INSERT INTO todo ${sql.insert({ title })}`
+  throw new Error("after the insert") // answered below, and nothing is stored
+})
+
+// Effects run in the same unit of work.
+app.get("/todos", async (context) => context.json(await runtime.runPromise(Todos.list)))
+
+app.onError((error, context) => context.json({ error: error.message }, 500))
+
+// Around the whole app. The response is given when the commit is answered, or another one in its place.
+const fetch = runtime.handler(app.fetch)
+
+main(async (signal) => {
+  await runtime.open()
+  try {
+    // without options for HTTP/2 it is a server of HTTP/1
+    const server = serve({ fetch, port }) as Server
+    await serveUntil(signal, await listening(server))
+    await closed(server)
+  } finally {
+    await runtime.close()
+  }
+})

@@ -1,0 +1,52 @@
+/** Loads a CSV file with the application's own models, outside of the application: all of the file, or nothing. */
+import { createReadStream } from "node:fs"
+import { pipeline } from "node:stream"
+import { fileURLToPath } from "node:url"
+import { parse } from "csv-parse"
+import { Chunk, Console, Effect, Schema, Stream } from "effect"
+import { DatabasesLive, Db } from "./databases.js"
+import { runMain } from "./main.js"
+import * as Todos from "./todos.js"
+
+const file = process.argv[2] ?? fileURLToPath(new URL("todos.csv", import.meta.url))
+
+/** The application's model, as a file can write it: everything is a text. */
+const Line = Schema.Struct({ ...Todos.NewTodo.fields, done: Schema.BooleanFromString })
+
+const decode = Schema.decodeUnknown(Line)
+
+const lines = Stream.suspend(() => {
+  const parser = parse({ bom: true, columns: true, info: true })
+  // the parser fails with whatever fails before it
+  pipeline(createReadStream(file), parser, () => {})
+  return Stream.fromAsyncIterable<{ info: { lines: number }; record: unknown }, Error>(parser, (cause) =>
+    cause instanceof Error ? cause : new Error(String(cause))
+  )
+})
+
+const todos = Stream.mapEffect(lines, ({ info, record }) =>
+  Effect.mapError(decode(record), ({ message }) => {
+    const reason = message
+      .split("\n")
+      .at(-1)
+      ?.replace(/^[\s└─]+/, "")
+    return new Error(`${file}, line ${info.lines}: ${reason}; nothing of it is stored`)
+  })
+)
+
+/** A statement stores a batch, a transaction the file, however long it is. */
+const load = todos.pipe(
+  Stream.grouped(500),
+  Stream.runFoldEffect(0, (count, batch) =>
+    Effect.map(Todos.add(...Chunk.toReadonlyArray(batch)), (stored) => count + stored.length)
+  ),
+  Db.withTransaction()
+)
+
+const program = Effect.gen(function* () {
+  yield* Console.log(`loaded: ${yield* load} todos`)
+  const done = (yield* Todos.list).filter(({ done }) => done)
+  yield* Console.log(`done: ${done.map(({ title }) => title).join(", ")}`)
+})
+
+runMain(Effect.provide(program, DatabasesLive))

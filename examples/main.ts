@@ -1,0 +1,32 @@
+/** How the examples are run: what fails is one line, and Ctrl-C is an end like any other. */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import { Cause, Console, Effect, Exit } from "effect"
+import { DatabaseError } from "effect-db"
+
+/** An error of a database says all that there is to say; others may only be the wrapping of one. */
+const explain = (error: unknown): string => {
+  if (!(error instanceof Error)) return String(error)
+  return error.cause instanceof Error && !DatabaseError.isDatabaseError(error) ? explain(error.cause) : error.message
+}
+
+/** `NodeRuntime.runMain`, which ends the program's layers with Ctrl-C, with errors in one line. */
+export const runMain = <A, E>(program: Effect.Effect<A, E>): void =>
+  program.pipe(
+    Effect.tapErrorCause((cause) =>
+      Cause.isInterruptedOnly(cause) ? Effect.void : Console.error(`error: ${explain(Cause.squash(cause))}`)
+    ),
+    NodeRuntime.runMain({
+      disableErrorReporting: true,
+      teardown: (exit, done) => done(Exit.isSuccess(exit) || Cause.isInterruptedOnly(exit.cause) ? 0 : 1)
+    })
+  )
+
+/** The same for plain code, which is told of Ctrl-C by a signal: how to end then is left to it. A second Ctrl-C waits for nothing. */
+export const main = (program: (signal: AbortSignal) => Promise<unknown>): void => {
+  const controller = new AbortController()
+  for (const name of ["SIGINT", "SIGTERM"]) process.once(name, () => controller.abort())
+  program(controller.signal).catch((error) => {
+    process.exitCode = controller.signal.aborted ? 130 : 1
+    if (!controller.signal.aborted) console.error(`error: ${explain(error)}`)
+  })
+}

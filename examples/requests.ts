@@ -1,0 +1,43 @@
+/** What the examples with a server have in common: where they listen, and the requests that they send to themselves with `--once`. */
+import { once } from "node:events"
+import type { Server } from "node:http"
+import type { AddressInfo } from "node:net"
+
+/** A free one unless the settings say otherwise. */
+export const port = Number(process.env.PORT || 0)
+
+export const isOnce = process.argv.includes("--once")
+
+const ask = async (url: string, method: string, path: string, body?: object): Promise<void> => {
+  const init = body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }
+  const response = await fetch(url + path, { method, ...init })
+  console.log(`${method} ${path} ${response.status} ${(await response.text()).split("\n")[0]}`)
+}
+
+/** Adds a todo, adds one and fails, and looks at what is stored. */
+const askAll = async (url: string): Promise<void> => {
+  await ask(url, "POST", "/todos", { title: "milk" })
+  await ask(url, "POST", "/todos/broken", { title: "eggs" })
+  await ask(url, "GET", "/todos")
+}
+
+/** Serves until the signal comes, or with `--once` until the requests are answered. */
+export const serveUntil = async (signal: AbortSignal, url: string): Promise<void> => {
+  console.log(`serving at ${url}, try: curl --json '{"title":"bread"}' ${url}/todos`)
+  if (isOnce) await askAll(url)
+  else if (!signal.aborted) await once(signal, "abort")
+}
+
+/** Where a server listens, when it does. */
+export const listening = async (server: Server): Promise<string> => {
+  if (!server.listening) await once(server, "listening")
+  // a server that listens on a port has such an address
+  return `http://localhost:${(server.address() as AddressInfo).port}`
+}
+
+/** Takes no more requests, and waits for those that are there. */
+export const closed = async (server: Server): Promise<void> => {
+  const end = new Promise((resolve) => server.close(resolve))
+  server.closeIdleConnections()
+  await end
+}

@@ -1,0 +1,23 @@
+/** A module as serverless platforms and Next.js have it: it exports handlers, and nobody tells it when to start and to end. */
+import { Schema } from "effect"
+import { DatabaseRuntime } from "effect-db"
+import { DatabasesLive, Db } from "./databases.js"
+import * as Todos from "./todos.js"
+
+// Opened by the first request, once. A development server loads this module again with each change: it finds the runtime there.
+export const runtime = DatabaseRuntime.shared("todos", () =>
+  DatabaseRuntime.make({ db: Db }, DatabasesLive, { lazy: true })
+)
+const sql = runtime.databases.db.writer
+
+export const GET = runtime.handler(async () => Response.json(await runtime.runPromise(Todos.list)), {
+  transaction: { access: "read only" }
+})
+
+export const POST = runtime.handler(async (request) => {
+  const { title } = Schema.decodeUnknownSync(Todos.NewTodo)(await request.json())
+  const [todo] = await sql<Todos.Todo>`INSERT INTO todo ${sql.insert({ title })} RETURNING id, title, done`
+  // a status of 400 or more rolls back
+  if (new URL(request.url).pathname === "/todos/broken") return Response.json({ error: "broken" }, { status: 500 })
+  return Response.json(todo, { status: 201 })
+})

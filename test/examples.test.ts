@@ -1,0 +1,275 @@
+/** Every example, as its reader runs it: what it prints, how it ends, and that it leaves nothing behind. */
+import { execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import * as net from "node:net"
+import * as path from "node:path"
+import { fileURLToPath } from "node:url"
+import { describe, expect, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { directory } from "./fixtures/directory.js"
+import { query } from "./fixtures/server.js"
+import * as Program from "./service/program.js"
+
+const folder = fileURLToPath(new URL("../examples/", import.meta.url))
+const { patience } = Program
+
+/** What each prints; `{}` stands for what differs from run to run. */
+const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
+  "01-one-database": ["stored: eggs, milk", "open: app, on 1 server"],
+  "02-two-databases": [
+    "committed: 1 todo, 1 event",
+    "failed: 1 todo, 1 event",
+    "refused at COMMIT (CommitFailed): 1 todo, 1 event"
+  ],
+  "03-transaction": [
+    "afterCommit: runs when it is stored",
+    "committed: milk, eggs",
+    "failed: milk, eggs",
+    "nested: undone by todo_title_key",
+    "outer: milk, eggs, bread",
+    "serializable: both done, one {}"
+  ],
+  "04-reader-and-writer": [
+    "reader: a replica",
+    "before the write: nothing",
+    "after the write: milk, from the primary",
+    "strong: milk, from the primary",
+    "eventually: milk",
+    "a write through the reader: ReadOnlyViolation"
+  ],
+  "05-reconnect": [
+    "idle: replaced, two were open",
+    "in a transaction: Disconnected, undone, 0 stored",
+    "with retry: 2 attempts, 1 stored"
+  ],
+  "11-open-and-close": [
+    'before: database "app": it is not open yet - wait for `open()` before the first use',
+    "between: 3 stored",
+    'after: database "app": it is closed - use it only while its layer is open'
+  ],
+  "12-workers": [
+    "a {} has stored one on a connection of its own",
+    "a {} has stored one on a connection of its own",
+    "a {} has stored one on a connection of its own",
+    "stored: 3, by 3 connections; the parent still has its own"
+  ],
+  "13-script": ["open: 998 of 1000"],
+  "15-csv-load": ["loaded: 5 todos", "done: water the plants, call mother"],
+  "16-nine-cases": [
+    "case                        ended  stored  the client saw",
+    "an insert                   200    1       200",
+    "a redirection               304    1       304",
+    "the handler says 500        500    0       500",
+    "the handler throws          failed 0       500",
+    "early commit, then more     500    1       500",
+    "early rollback              200    0       200",
+    "independent work            500    1       500",
+    "nested, one of two undone   200    2       200",
+    "five tasks at once          200    5       200",
+    "the second COMMIT refused   200    0       500",
+    "a task of its own           500    1       500",
+    "the request is interrupted  failed 0       503"
+  ]
+}
+
+const answers = [
+  "serving at {}",
+  'POST /todos 201 {"id":1,"title":"milk","done":false}',
+  "POST /todos/broken 500 {}",
+  'GET /todos 200 [{"id":1,"title":"milk","done":false}]'
+]
+
+const servers: Readonly<Record<string, ReadonlyArray<string>>> = {
+  "06-http-request": answers,
+  "07-express": answers,
+  "08-fastify": answers,
+  "09-hono": answers,
+  "10-no-lifecycle": [...answers, "loaded: the module 3 times, its databases 1 time"]
+}
+
+const script = (name: string) => `examples/${name}.ts`
+
+const run = (name: string, args: ReadonlyArray<string>, env: Readonly<Record<string, string>>) =>
+  Effect.scoped(Effect.flatMap(Program.startScript(script(name), args, env), ({ ended }) => ended))
+
+/** Whether it was printed, line for line. */
+const expectLines = (stdout: string, lines: ReadonlyArray<string>) => {
+  const printed = stdout.trimEnd().split("\n")
+  const given = lines.map((line, index) => {
+    const [before = "", after] = line.split("{}")
+    const found = printed[index] ?? ""
+    return after !== undefined && found.startsWith(before) && found.endsWith(after) ? found : line
+  })
+  expect(printed).toEqual(given)
+}
+
+const tables = "SELECT relname FROM pg_stat_user_tables"
+
+/** Databases of the shared server, which are empty again at the end. */
+const databases = Effect.tap(Program.databases, ({ app, audit }) =>
+  Effect.addFinalizer(() =>
+    Effect.all([query(app, tables), query(audit, tables)]).pipe(Effect.map((left) => expect(left).toEqual([[], []])))
+  )
+)
+
+/** A folder that the program takes for the machine's folder for temporary things; it has no cluster and no process at the end. */
+const temporary = Effect.acquireRelease(
+  Effect.sync(() => {
+    const temporary = fs.mkdtempSync(path.join(directory, "examples-test-"))
+    fs.chmodSync(temporary, 0o755)
+    return temporary
+  }),
+  (temporary) =>
+    Effect.sync(() => {
+      // tsx keeps its cache there too
+      const clusters = fs.readdirSync(temporary).filter((name) => name.startsWith("effect-db-"))
+      const processes = execFileSync("ps", ["-A", "-ww", "-o", "command="], { encoding: "utf8" })
+      fs.rmSync(temporary, { recursive: true, force: true })
+      expect(clusters).toEqual([])
+      expect(processes).not.toContain(path.basename(temporary))
+    })
+)
+
+const listening = Effect.acquireRelease(
+  Effect.async<net.Server>((resume) => {
+    const server = net.createServer().listen(0, () => resume(Effect.succeed(server)))
+  }),
+  (server) => Effect.sync(() => server.close())
+)
+
+/** A server that listens on a port has such an address. */
+const portOf = (server: net.Server): string => String((server.address() as net.AddressInfo).port)
+
+describe.concurrent("examples", () => {
+  it("all are run here, are listed with their command, and fit on a page", () => {
+    const files = fs.readdirSync(folder).filter((file) => /^\d\d-.*\.ts$/.test(file))
+    const tested = [...Object.keys({ ...programs, ...servers }).map((name) => `${name}.ts`), "14-testing.test.ts"]
+    expect(files.sort()).toEqual(tested.sort())
+    const readme = fs.readFileSync(path.join(folder, "README.md"), "utf8").split("\n")
+    for (const file of files) {
+      expect(readme.filter((line) => line.includes(`](${file})`) && line.includes(`examples/${file}`))).toHaveLength(1)
+    }
+    const long = fs
+      .readdirSync(folder)
+      .filter((file) => file.endsWith(".ts"))
+      .filter((file) => fs.readFileSync(path.join(folder, file), "utf8").split("\n").length > 60)
+    expect(long).toEqual([])
+  })
+
+  for (const [name, lines] of Object.entries(programs)) {
+    it.scopedLive(
+      name,
+      () =>
+        Effect.gen(function* () {
+          const { env } = yield* databases
+          const { code, stderr, stdout } = yield* run(name, [], env)
+          expect(stderr).toBe("")
+          expectLines(stdout, lines)
+          expect(code).toBe(0)
+        }),
+      patience
+    )
+  }
+
+  for (const [name, lines] of Object.entries(servers)) {
+    it.scopedLive(
+      `${name} answers its own requests with --once`,
+      () =>
+        Effect.gen(function* () {
+          const { env } = yield* databases
+          const { code, stderr, stdout } = yield* run(name, ["--once"], env)
+          expect(stderr).toBe("")
+          expectLines(stdout, lines)
+          expect(code).toBe(0)
+        }),
+      patience
+    )
+
+    it.scopedLive(
+      `${name} serves until Ctrl-C; a port that is taken is one line`,
+      () =>
+        Effect.gen(function* () {
+          const { app, env } = yield* databases
+          const server = yield* Program.startScript(script(name), [], env)
+          const url = yield* server.line(/serving at (http:\S+),/)
+          const taken = yield* Effect.fork(
+            Effect.flatMap(databases, (other) => run(name, [], { ...other.env, PORT: new URL(url).port }))
+          )
+          const headers = { "content-type": "application/json" }
+          const body = JSON.stringify({ title: "bread" })
+          const { status } = yield* Effect.promise(() => fetch(`${url}/todos`, { method: "POST", headers, body }))
+          expect(status).toBe(201)
+          expect(yield* query(app, "SELECT title FROM todo")).toEqual([{ title: "bread" }])
+          expect((yield* taken).stderr).toMatch(/^error: listen EADDRINUSE.*\n$/)
+          expect((yield* taken).code).toBe(1)
+          yield* server.signal("SIGINT")
+          expect(yield* server.ended).toMatchObject({ code: 0, stderr: "" })
+        }),
+      patience
+    )
+  }
+
+  for (const name of ["04-reader-and-writer", "13-script"]) {
+    it.scopedLive(
+      `${name} brings its own servers, and takes them away`,
+      () =>
+        Effect.gen(function* () {
+          const { code, stderr, stdout } = yield* run(name, [], { TMPDIR: yield* temporary })
+          expect(stderr).toBe("")
+          expectLines(stdout, programs[name] ?? [])
+          expect(code).toBe(0)
+        }),
+      patience
+    )
+  }
+
+  it.scopedLive(
+    "Ctrl-C takes them away as well",
+    () =>
+      Effect.gen(function* () {
+        const server = yield* Program.startScript(script("07-express"), [], { TMPDIR: yield* temporary })
+        yield* server.line(/serving at/)
+        yield* server.signal("SIGINT")
+        expect(yield* server.ended).toMatchObject({ code: 0, stderr: "" })
+      }),
+    patience
+  )
+
+  it.scopedLive(
+    "a wrong password, and a server that is not there, are one line, without secrets",
+    () =>
+      Effect.gen(function* () {
+        const { env } = yield* databases
+        const wrong = new URL(env.DATABASE_URL)
+        wrong.password = "not-the-password"
+        for (const name of ["01-one-database", "07-express"]) {
+          const { code, stderr, stdout } = yield* run(name, [], { ...env, DATABASE_URL: wrong.href })
+          expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
+          expect(stderr).toMatch(/^error: database "app" at \S+: cannot connect \(authentication\).*\n$/)
+          expect(stderr).not.toContain("not-the-password")
+        }
+        const closed = new URL(env.DATABASE_URL)
+        closed.port = yield* Effect.scoped(Effect.map(listening, portOf))
+        for (const name of ["13-script", "06-http-request"]) {
+          const { code, stderr, stdout } = yield* run(name, [], { ...env, DATABASE_URL: closed.href })
+          expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
+          expect(stderr).toMatch(/^error: database "app" at \S+: cannot connect \(unreachable\).*\n$/)
+        }
+      }),
+    patience
+  )
+
+  it.scopedLive(
+    "a line that the model refuses is named, and nothing of its file is stored",
+    () =>
+      Effect.gen(function* () {
+        const { env } = yield* databases
+        const file = path.join(yield* temporary, "wrong.csv")
+        fs.writeFileSync(file, "title,done\nmilk,false\neggs,perhaps\n")
+        const { code, stderr, stdout } = yield* run("15-csv-load", [file], env)
+        expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
+        expect(stderr).toMatch(/^error: \S+wrong\.csv, line 3: .*perhaps.*; nothing of it is stored\n$/)
+      }),
+    patience
+  )
+})
