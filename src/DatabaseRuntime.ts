@@ -12,17 +12,23 @@ import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
-import { checkedId, type Naming, traceparentOf, workOf } from "./internal/request/naming.js"
-import { problemOf, problemType } from "./internal/request/problem.js"
+import { problemOf } from "./internal/request/problem.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
 import { ambientSignal, inAmbient, inAmbientStream, plain } from "./internal/runtime/ambient.js"
 import { Counted } from "./internal/runtime/counted.js"
 import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
 import type { PromiseClient, Query } from "./internal/runtime/query.js"
-import type { Describe } from "./internal/unit.js"
+import { answerInUnit, type HandlerOptions, refusal } from "./internal/runtime/webHandler.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 export type {
+  /**
+   * Options of {@link DatabaseRuntime.handler}.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  HandlerOptions,
   /**
    * Options of {@link DatabaseRuntime.middleware}.
    *
@@ -87,23 +93,6 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
 }
 
 /**
- * Options of {@link DatabaseRuntime.handler}.
- *
- * @since 0.1.0
- * @category models
- */
-export interface HandlerOptions
-  extends Naming,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "retry"> {
-  /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
-  readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
-  /** How the transactions of a request are to be. */
-  readonly transaction?: ((request: Request) => UnitOfWork.Settings) | UnitOfWork.Settings | undefined
-  /** What statements call it. Default: the path. */
-  readonly route?: string | undefined
-}
-
-/**
  * Open databases, and how promises use them. `D` are the databases, `R` is all that its layer provides.
  *
  * Promises reject with what failed itself: a `DatabaseError`, or what the program's own code has thrown.
@@ -148,8 +137,6 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
     options?: HandlerOptions
   ) => (request: Request, ...rest: Rest) => Promise<Response>
 }
-
-const byStatus = ({ status }: Response): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
 
 /** What failed, itself: not the machinery around it. */
 const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
@@ -241,52 +228,19 @@ export const make = <R, E, const D extends Databases<R>>(
         void runPromise(inUnit(request, response, next, options)).catch((error) => next(asError(error))),
     handler:
       (handle, options = {}) =>
-      async (request, ...rest) => {
-        let entered = false
-        let answered = false
-        const code = async () => {
-          entered = true
-          const response = await handle(request, ...rest)
-          answered = true
-          return response
-        }
-        const { outcome = byStatus, transaction } = options
-        const unit = UnitOfWork.runDescribed(
-          plain(code),
-          {
-            ...options,
-            transaction: typeof transaction === "function" ? transaction(request) : transaction,
-            outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
-          },
-          describeWeb(request, options)
+      (request, ...rest) => {
+        const answer = answerInUnit(request, (fresh) => handle(fresh, ...rest), options)
+        return opened().then(
+          () => runPromise(answer, { signal: request.signal }),
+          // where it cannot be opened, the next request may find it open
+          (error) => {
+            if (!isDatabaseError(error)) throw error
+            return Effect.runPromise(Effect.as(Effect.logError(error.message), refusal(problemOf(error))))
+          }
         )
-        try {
-          return await runPromise(unit, { signal: request.signal })
-        } catch (error) {
-          // what the handler has thrown is its framework's affair
-          if ((entered && !answered) || !isDatabaseError(error)) throw error
-          const log = Effect.logError(error.message)
-          await (counted.current?.runPromise(log) ?? Effect.runPromise(log))
-          const problem = problemOf(error)
-          return Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
-        }
       }
   }
 }
-
-/** A web request as its statements tell of it. */
-const describeWeb =
-  (request: Request, options: HandlerOptions): Describe =>
-  (fiber) =>
-    workOf(
-      {
-        method: request.method,
-        route: options.route ?? new URL(request.url).pathname,
-        requestId: checkedId(request.headers.get("x-request-id") ?? undefined),
-        traceparent: options.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
-      },
-      options
-    )
 
 /**
  * The one value of a key in this process, made with its first use: modules that are loaded again, as development servers do, find it there,

@@ -276,8 +276,8 @@ const join = <A, E, R>(
  * commit, or all roll back. Inside of another unit it joins that one; a transaction that is open around it, it joins, too, and leaves its
  * end to it.
  *
- * Commits are one after the other, in the order in which the databases were touched: if a later one fails after an earlier one has
- * committed, the failure is `PartialCommit`.
+ * Commits are one after the other, after a check of all: see {@link Options}. If a later one fails after an earlier one has committed, the
+ * failure is `PartialCommit`.
  *
  * @example
  * import { Effect } from "effect"

@@ -363,6 +363,28 @@ describe("what promises can do", () => {
     })
   )
 
+  it.scopedLive("a web request is answered again with the body that it had, and none is no unit of work", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      let left = 1
+      const add = async (request: Request) => {
+        await db.writer`INSERT INTO item ${db.writer.insert({ name: await request.text() })}`
+        if (left-- > 0) {
+          await db.writer`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+        }
+        return new Response(null, { status: 201 })
+      }
+      const post = (body: string) => new Request("http://localhost/items", { method: "POST", body })
+      const answered = yield* Effect.promise(() => runtime.handler(add, { retry: true })(post("again")))
+      assert.strictEqual(answered.status, 201)
+      left = 1
+      assert.strictEqual(tagOf(yield* failure(runtime.handler(add)(post("once")))), "SerializationFailure")
+      left = 1
+      yield* failure(runtime.handler(add, { transaction: () => "none" })(post("alone")))
+      assert.deepStrictEqual(yield* stored, ["again", "alone"])
+    })
+  )
+
   it.scopedLive("two databases commit together, or not at all", () =>
     Effect.gen(function* () {
       const place = yield* freshTable

@@ -8,7 +8,7 @@ interface Job {
 }
 
 /** One turn: how long to ask for; the answer is how many requests were answered with a 2xx, and how many otherwise. */
-export interface Turn {
+interface Turn {
   readonly good: number
   readonly bad: number
   readonly ms: number

@@ -56,6 +56,16 @@ export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragme
     return this.promise.then(onRows, onFailure)
   }
 
+  catch<C = never>(
+    onFailure?: ((error: unknown) => C | PromiseLike<C>) | null | undefined
+  ): Promise<ReadonlyArray<A> | C> {
+    return this.then(undefined, onFailure)
+  }
+
+  finally(onEnd?: (() => void) | null | undefined): Promise<ReadonlyArray<A>> {
+    return this.then().finally(onEnd)
+  }
+
   /** The rows as arrays. */
   values(): Promise<ReadonlyArray<ReadonlyArray<unknown>>> {
     return this.runner.run((client) => this.build(client).values)

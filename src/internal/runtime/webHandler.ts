@@ -1,0 +1,86 @@
+/**
+ * A unit of work around whatever answers a web request with a web response: Hono, Next.js, fetch handlers.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { isDatabaseError } from "../../DatabaseError.js"
+import * as UnitOfWork from "../../UnitOfWork.js"
+import { checkedId, type Naming, traceparentOf, workOf } from "../request/naming.js"
+import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
+import type { Describe } from "../unit.js"
+import { plain } from "./ambient.js"
+
+/** How requests are run. */
+export interface HandlerOptions
+  extends Naming,
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+  /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
+  readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
+  /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
+  readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+  /** What statements call it. Default: the path. */
+  readonly route?: string | undefined
+  /** Calls the handler again, with the same request, where it has thrown, or could not be committed, and may fare better. Default `false`. */
+  readonly retry?: UnitOfWork.Options<never, never>["retry"]
+}
+
+const byStatus = ({ status }: Response): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
+
+/** A web request as its statements tell of it. */
+const describe =
+  (request: Request, options: HandlerOptions): Describe =>
+  (fiber) =>
+    workOf(
+      {
+        method: request.method,
+        route: options.route ?? new URL(request.url).pathname,
+        requestId: checkedId(request.headers.get("x-request-id") ?? undefined),
+        traceparent: options.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
+      },
+      options
+    )
+
+/** What a client is told whose request could not be stored. */
+export const refusal = (problem: Problem): Response =>
+  Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
+
+/** One request in one unit of work. What the handler throws is the failure; what could not be stored is an answer. */
+export const answerInUnit = (
+  request: Request,
+  handle: (request: Request) => PromiseLike<Response> | Response,
+  options: HandlerOptions
+): Effect.Effect<Response, unknown> =>
+  Effect.suspend(() => {
+    const { outcome = byStatus, retry, transaction } = options
+    const settings = typeof transaction === "function" ? transaction(request) : transaction
+    // a body can be read once
+    const fresh = () => (retry === undefined || retry === false ? request : request.clone())
+    if (settings === "none") return plain(() => handle(request))
+    let answered = false
+    const handled = Effect.suspend(() => {
+      answered = false
+      return Effect.tap(
+        plain(() => handle(fresh())),
+        () => {
+          answered = true
+        }
+      )
+    })
+    const unit = UnitOfWork.runDescribed(
+      handled,
+      {
+        ...options,
+        transaction: settings,
+        outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
+      },
+      describe(request, options)
+    )
+    return Effect.catchAllCause(unit, (cause) => {
+      const error = Cause.squash(cause)
+      if (!answered || Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
+      return isDatabaseError(error)
+        ? Effect.as(Effect.logError(error.message), refusal(problemOf(error)))
+        : Effect.as(Effect.logError(cause), refusal(notStored))
+    })
+  })
