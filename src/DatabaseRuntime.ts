@@ -121,7 +121,7 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    */
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
   /**
-   * A middleware for Express, Connect, or the raw request of Fastify: what comes after it is one unit of work. The response is held back
+   * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify: what comes after it is one unit of work. The response is held back
    * until its end: sent after the commit, or replaced by an error where nothing could be stored. A body that is streamed follows the
    * commit. A client that goes away ends what is under way, and all is rolled back. It comes after what reads the body.
    */
@@ -130,7 +130,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   ) => (request: IncomingMessage, response: ServerResponse, next: (error?: Error) => void) => void
   /**
    * A handler of web requests, as Hono, Next.js and others have them, as one unit of work. Where it could not be stored, or the databases
-   * could not be opened, another response is given in place of its own; what it throws itself is thrown.
+   * could not be opened, another response is given in place of its own, whose headers are lost with it and whose body is cancelled; what
+   * it throws itself is thrown. A body that is streamed is read after the commit: what it needs of the databases it takes by `independent`.
    */
   readonly handler: <Rest extends ReadonlyArray<unknown>>(
     handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,

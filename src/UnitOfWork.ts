@@ -390,12 +390,17 @@ const leave = <R>(context: Context.Context<R>): Context.Context<R> =>
  */
 export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Stream.Stream<A, E>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
-    // a context that is given to a stream is added to that of its reader, who may be in a unit of work
+    // a context that is given to a stream, or to an effect, is added to that of its reader, who may be in a unit of work
     const outside = leave(context)
     const pull = Effect.mapInputContext(Stream.toPull(self), (reader: Context.Context<Scope.Scope>) =>
       Context.add(outside, Scope.Scope, Context.get(reader, Scope.Scope))
     )
-    return Stream.fromPull(Effect.map(pull, Effect.provide(outside)))
+    return Stream.fromPull(
+      Effect.map(
+        pull,
+        Effect.mapInputContext(() => outside)
+      )
+    )
   })
 
 const none: ReadonlyArray<never> = []

@@ -2,7 +2,7 @@
  * A response of Node's HTTP server that is held back until it is known whether what it tells of is stored. Handlers write it as ever; what
  * they write is kept, and sent, or another answer is sent in its place.
  */
-import type { OutgoingHttpHeaders, ServerResponse } from "node:http"
+import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
 
 /** What is sent in place of what a handler wrote. */
 export interface Answer {
@@ -13,12 +13,27 @@ export interface Answer {
 
 type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeaders">
 
+/** A call of one of these: who waits for it is told by the last argument. */
+interface Call {
+  readonly send: () => void
+  readonly args: ReadonlyArray<unknown>
+}
+
+/** Nothing is sent, and nobody has to wait for it. */
+const drop = ({ args }: Call): void => {
+  const last = args.at(-1)
+  if (typeof last === "function") process.nextTick(last)
+}
+
 export class HeldResponse {
   private state: "held" | "released" | "replaced" = "held"
-  private readonly kept: Array<() => void> = []
+  private kept: Array<Call> = []
   private readonly real: Sending
-  private status: number | undefined
-  private isReady = false
+  /** What frameworks look at; another one may hold the same response, around this one. */
+  private readonly outside: PropertyDescriptorMap
+  private head: number | undefined
+  private ready: number | undefined
+  private hasEnded = false
 
   /** `onReady` is called once, with the status, when a handler begins to send a body or ends the response. */
   constructor(
@@ -30,65 +45,85 @@ export class HeldResponse {
     // they stay in place when it is released, for others may have put theirs around them
     Object.assign(response, {
       writeHead: (...args: Parameters<typeof writeHead>) => {
-        this.status ??= args[0]
-        this.send(() => writeHead.apply(response, args))
+        // there are those who write it again with each part of the body, until it is on its way
+        if (this.state === "held" && this.head !== undefined) return response
+        // what Node refuses it refuses here, where somebody can still answer something else
+        if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
+        this.head = args[0]
+        this.call({ send: () => writeHead.apply(response, args), args: [] })
         return response
       },
       write: (...args: Parameters<typeof write>) => {
         if (this.state === "released") return write.apply(response, args)
-        this.send(() => write.apply(response, args))
-        this.ready()
-        // who waits for "drain" goes on when it is sent
-        return this.state === "replaced"
+        this.call({ send: () => write.apply(response, args), args })
+        this.begin()
+        // who waits for "drain" goes on when it is sent; when another answer is sent the response closes, as where a client has gone
+        return false
       },
       end: (...args: Parameters<typeof end>) => {
-        this.send(() => end.apply(response, args))
-        this.ready()
+        this.call({ send: () => end.apply(response, args), args })
+        this.hasEnded = true
+        this.begin()
         return response
       },
       flushHeaders: () => {
-        this.send(() => flushHeaders.apply(response))
-        this.ready()
+        this.call({ send: () => flushHeaders.apply(response), args: [] })
+        this.begin()
       }
     })
-    // frameworks look whether anything was sent already
-    Object.defineProperty(response, "headersSent", { configurable: true, get: () => this.kept.length > 0 })
+    const shown = {
+      headersSent: { configurable: true, get: () => this.kept.length > 0 },
+      writableEnded: { configurable: true, get: () => this.hasEnded }
+    }
+    this.outside = Object.fromEntries(
+      Object.keys(shown).flatMap((name) => {
+        const before = Object.getOwnPropertyDescriptor(response, name)
+        return before === undefined ? [] : [[name, before]]
+      })
+    )
+    Object.defineProperties(response, shown)
   }
 
   /** Sends what was written, and from now on everything at once. */
   release(): void {
+    const { kept, response } = this
     if (!this.leave("released")) return
-    const { response } = this
-    for (const send of this.kept.splice(0)) send()
+    // it was decided by that one
+    if (this.head === undefined && this.ready !== undefined) response.statusCode = this.ready
+    for (const { send } of kept) send()
     if (!response.writableEnded && !response.writableNeedDrain) response.emit("drain")
   }
 
   /** Sends another answer in place of all that was or is going to be written. */
   replace({ body, status, type }: Answer): void {
+    const { kept, real, response } = this
     if (!this.leave("replaced")) return
-    const { real, response } = this
-    this.kept.length = 0
     for (const name of response.getHeaderNames()) response.removeHeader(name)
+    response.statusMessage = ""
     const headers: OutgoingHttpHeaders = { "content-type": type, "content-length": Buffer.byteLength(body) }
     real.writeHead.call(response, status, headers)
     real.end.call(response, body, "utf8")
+    for (const call of kept) drop(call)
   }
 
   private leave(state: "released" | "replaced"): boolean {
     if (this.state !== "held") return false
     this.state = state
-    Reflect.deleteProperty(this.response, "headersSent")
+    this.kept = []
+    for (const name of ["headersSent", "writableEnded"]) Reflect.deleteProperty(this.response, name)
+    Object.defineProperties(this.response, this.outside)
     return true
   }
 
-  private send(send: () => void): void {
-    if (this.state === "held") this.kept.push(send)
-    else if (this.state === "released") send()
+  private call(call: Call): void {
+    if (this.state === "held") this.kept.push(call)
+    else if (this.state === "released") call.send()
+    else drop(call)
   }
 
-  private ready(): void {
-    if (this.isReady || this.state !== "held") return
-    this.isReady = true
-    this.onReady(this.status ?? this.response.statusCode)
+  private begin(): void {
+    if (this.ready !== undefined || this.state !== "held") return
+    this.ready = this.head ?? this.response.statusCode
+    this.onReady(this.ready)
   }
 }

@@ -62,18 +62,18 @@ export const asError = (error: unknown): Error =>
 
 /**
  * One request in one unit of work, from `next` to the moment when its response is ready; that is sent, or another in its place, when the
- * unit has ended. It does not fail.
+ * unit has ended. It fails only where the handler was not asked to answer.
  */
 export const inUnit = (
   request: IncomingMessage,
   response: ServerResponse,
   next: (error?: Error) => void,
   options: NodeOptions
-): Effect.Effect<void> => {
+): Effect.Effect<void, unknown> => {
   const { outcome = byStatus, transaction } = options
-  const settings = typeof transaction === "function" ? transaction(request) : transaction
-  if (settings === "none") return Effect.sync(() => next())
   return Effect.suspend(() => {
+    const settings = typeof transaction === "function" ? transaction(request) : transaction
+    if (settings === "none") return Effect.sync(() => next())
     let held: HeldResponse | undefined
     let answered = false
     const handled = plain(
@@ -106,15 +106,17 @@ export const inUnit = (
         onFailure: (cause) => {
           const error = Cause.squash(cause)
           if (error === gone) return Effect.void
+          const response = held
+          if (response === undefined) return Effect.fail(error)
           const instead = (problem: Problem) =>
             Effect.sync(() =>
-              held?.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
+              response.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
             )
           if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(problemOf(error)))
           // what was answered has been undone
           if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
           return Effect.sync(() => {
-            held?.release()
+            response.release()
             next(asError(error))
           })
         }

@@ -57,13 +57,18 @@ export const answerInUnit = (
     // a body can be read once
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
     if (settings === "none") return plain(() => handle(request))
-    let answered = false
+    let answered: Response | undefined
+    // nobody is going to read it; one that is read already is somebody else's
+    const drop = () => {
+      void answered?.body?.cancel().catch(() => {})
+      answered = undefined
+    }
     const handled = Effect.suspend(() => {
-      answered = false
+      drop()
       return Effect.tap(
         plain(() => handle(fresh())),
-        () => {
-          answered = true
+        (response) => {
+          answered = response
         }
       )
     })
@@ -78,7 +83,8 @@ export const answerInUnit = (
     )
     return Effect.catchAllCause(unit, (cause) => {
       const error = Cause.squash(cause)
-      if (!answered || Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
+      if (answered === undefined || Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
+      drop()
       return isDatabaseError(error)
         ? Effect.as(Effect.logError(error.message), refusal(problemOf(error)))
         : Effect.as(Effect.logError(cause), refusal(notStored))

@@ -1,0 +1,42 @@
+import { createServer } from "node:http"
+import { getRequestListener } from "@hono/node-server"
+import { Hono } from "hono"
+import { stream } from "hono/streaming"
+import type { StatusCode } from "hono/utils/http-status"
+import { listening } from "../suites/requests/listen.js"
+import { parts, plainSite, type Serve } from "../suites/requests/site.js"
+import { requests } from "../suites/requests.js"
+
+const serve: Serve = (runtime, handlers) => {
+  const app = new Hono()
+  app.onError((_, c) => c.text("an error", 500))
+  for (const { checkFirst, prefix } of parts) {
+    const part = new Hono()
+    part.use(async (c, next) => {
+      const handle = runtime.handler(
+        async () => {
+          await next()
+          return c.res
+        },
+        { checkFirst }
+      )
+      c.res = await handle(c.req.raw)
+    })
+    for (const [name, handle] of Object.entries(handlers)) {
+      part.post(`/${name}`, async (c) => {
+        const { body, status } = await handle()
+        // Hono's own list leaves some out
+        c.status(status as StatusCode)
+        if (body === undefined) return c.body(null)
+        if (typeof body === "string") return c.text(body)
+        return stream(c, async (out) => {
+          for await (const part of body) await out.write(part)
+        })
+      })
+    }
+    app.route(prefix, part)
+  }
+  return listening(createServer(getRequestListener(app.fetch)).listen(0, "127.0.0.1"))
+}
+
+requests("Hono", plainSite(serve))

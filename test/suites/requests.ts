@@ -1,0 +1,225 @@
+/** The promises that a request is kept, over real HTTP, whatever serves it. */
+import * as http from "node:http"
+import { assert, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import { describe } from "vitest"
+import { events } from "../fixtures/audit.js"
+import { active, Db, soon } from "../fixtures/databases.js"
+import { query } from "../fixtures/server.js"
+import { hearing, tell } from "./requests/messages.js"
+import { Site } from "./requests/site.js"
+
+/** What is sent where a commit has failed. */
+const problem = "application/problem+json"
+
+const post = (path: string) =>
+  Effect.flatMap(Site, ({ port }) =>
+    Effect.promise((signal) => fetch(`http://127.0.0.1:${port}${path}`, { method: "POST", redirect: "manual", signal }))
+  )
+
+const textOf = (response: Response) => Effect.promise(() => response.text())
+
+const listOf = (response: Response) =>
+  Effect.map(textOf(response), (text) => {
+    const list: unknown = JSON.parse(text)
+    return Array.isArray(list) ? list : []
+  })
+
+/** The rows that a handler has left, as somebody else sees them. */
+const stored = (handler: string) =>
+  Effect.flatMap(Site, ({ writer }) =>
+    Effect.map(
+      query<{ name: string }>(writer, "SELECT name FROM item WHERE name LIKE $1 ORDER BY name", [`${handler}%`]),
+      (rows) => rows.map(({ name }) => name)
+    )
+  )
+
+const noted = Effect.flatMap(Site, ({ run }) => run(Effect.orDie(events)))
+
+/** Nothing is checked out any more. */
+const idle = Effect.flatMap(Site, ({ run }) => Effect.repeat(run(active), { schedule: soon, until: (n) => n === 0 }))
+
+/** A row of the table: what a handler does, its status, what it leaves. */
+const simple: ReadonlyArray<readonly [name: string, handler: string, status: number, rows: ReadonlyArray<string>]> = [
+  ["a plain insert is stored", "insert", 200, ["insert"]],
+  ...[200, 201, 204, 301, 304, 399].map(
+    (status) => [`status ${status} is committed`, `status-${status}`, status, [`status-${status}`]] as const
+  ),
+  ...[400, 404, 500, 503].map(
+    (status) => [`status ${status}, set by the handler, is rolled back`, `status-${status}`, status, []] as const
+  ),
+  ["an exception is rolled back", "throws", 500, []],
+  ["what was committed early stays when more work and a 500 follow", "early-commit", 500, ["early-commit: kept"]],
+  ["what was rolled back early is gone, with status 200", "early-rollback", 200, []],
+  ["independent work stays when the request fails", "independent", 500, ["independent: kept"]],
+  [
+    "an atomic block after another, with earlier work open: they nest, and one that fails and is caught undoes itself alone",
+    "nested",
+    200,
+    ["nested: before", "nested: one", "nested: two"]
+  ],
+  ["a hook that refuses is an error, in all databases", "veto", 500, []]
+]
+
+/** Runs the suite against one way to serve. */
+export const requests = (name: string, site: Layer.Layer<Site>): void => {
+  describe(name, () => {
+    layer(site, { excludeTestServices: true, timeout: "30 seconds" })((it) => {
+      for (const [title, handler, status, rows] of simple) {
+        it.scoped(title, () =>
+          Effect.gen(function* () {
+            const response = yield* post(`/checked/${handler}`)
+            yield* textOf(response)
+            assert.strictEqual(response.status, status)
+            assert.deepStrictEqual(yield* stored(handler), rows)
+            yield* idle
+          })
+        )
+      }
+
+      it.scoped("five concurrent tasks in one request are one transaction", () =>
+        Effect.gen(function* () {
+          const pids = yield* listOf(yield* post("/checked/five"))
+          assert.strictEqual(new Set(pids).size, 1)
+          assert.deepStrictEqual(yield* stored("five"), ["five: 1", "five: 2", "five: 3", "five: 4", "five: 5"])
+        })
+      )
+
+      it.scoped("first two uses that race have one session", () =>
+        Effect.gen(function* () {
+          const [one, other] = yield* listOf(yield* post("/checked/race"))
+          assert.isNumber(one)
+          assert.strictEqual(one, other)
+          yield* idle
+        })
+      )
+
+      it.scoped("two databases, the second refuses its commit: an error, and nothing is stored", () =>
+        Effect.gen(function* () {
+          const response = yield* post("/checked/two")
+          assert.strictEqual(response.status, 500)
+          assert.include(response.headers.get("content-type"), problem)
+          assert.notInclude(yield* textOf(response), "both stored")
+          assert.deepStrictEqual(yield* stored("two"), [])
+          assert.notInclude(yield* noted, "two")
+          yield* idle
+        })
+      )
+
+      it.scoped("two databases, the second refuses when the first is committed: an error that says so, never 2xx", () =>
+        Effect.gen(function* () {
+          const response = yield* post("/unchecked/two")
+          assert.strictEqual(response.status, 500)
+          assert.include(response.headers.get("content-type"), problem)
+          assert.include(yield* textOf(response), "stored in part")
+          assert.deepStrictEqual(yield* stored("two"), ["two"])
+          assert.notInclude(yield* noted, "two")
+          yield* idle
+        })
+      )
+
+      for (const kind of ["empty", "text", "stream"]) {
+        it.scoped(
+          `a commit that fails when the response was written, ${kind}: never 2xx, and nothing of it is sent`,
+          () =>
+            Effect.gen(function* () {
+              const response = yield* post(`/checked/orphan-${kind}`)
+              assert.strictEqual(response.status, 500)
+              assert.include(response.headers.get("content-type"), problem)
+              assert.notInclude(yield* textOf(response), "stored and")
+              assert.deepStrictEqual(yield* stored(`orphan-${kind}`), [])
+              yield* idle
+            })
+        )
+      }
+
+      for (const handler of ["hang", "sleep"]) {
+        const doing = handler === "sleep" ? "its statement runs" : "its handler waits"
+        it.scoped(`a client that goes away while ${doing}: rolled back, and the connection is back at once`, () =>
+          Effect.gen(function* () {
+            const { port, writer } = yield* Site
+            const request = http.request({ port, host: "127.0.0.1", method: "POST", path: `/checked/${handler}` })
+            request.on("error", () => {})
+            request.end()
+            const pid = yield* hearing(handler)
+            request.destroy()
+            yield* idle
+            assert.deepStrictEqual(yield* stored(handler), [])
+            // the server knows, too
+            yield* query<{ n: number }>(
+              writer,
+              "SELECT count(*)::int AS n FROM pg_stat_activity WHERE pid = $1 AND state <> 'idle'",
+              [pid]
+            ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 0 }))
+          })
+        )
+      }
+
+      it.scoped("a body that is streamed after the end has a connection of its own, or TransactionEnded", () =>
+        Effect.gen(function* () {
+          const response = yield* post("/checked/stream")
+          assert.strictEqual(response.status, 200)
+          // it is not sent before the commit
+          assert.deepStrictEqual(yield* stored("stream"), ["stream: in time"])
+          yield* idle
+          tell("stream: started")
+          assert.strictEqual(yield* textOf(response), "start\nTransactionEnded\nown\n")
+          assert.deepStrictEqual(yield* stored("stream"), ["stream: in time", "stream: own"])
+          yield* idle
+        })
+      )
+
+      it.scoped("a task in the background after the end has a connection of its own, or TransactionEnded", () =>
+        Effect.gen(function* () {
+          const response = yield* post("/checked/background")
+          assert.strictEqual(response.status, 202)
+          assert.deepStrictEqual(yield* stored("background"), ["background: in time"])
+          yield* idle
+          tell("background: answered")
+          assert.strictEqual(yield* hearing("background: done"), "TransactionEnded")
+          assert.deepStrictEqual(yield* stored("background"), ["background: in time", "background: own"])
+          yield* idle
+        })
+      )
+
+      it.scoped("a callback before the commit may open another database", () =>
+        Effect.gen(function* () {
+          assert.strictEqual((yield* post("/checked/hook")).status, 200)
+          assert.deepStrictEqual(yield* stored("hook"), ["hook"])
+          assert.include(yield* noted, "hook")
+          assert.notInclude(yield* noted, "veto")
+          yield* idle
+        })
+      )
+
+      it.scoped("reads are the replica's until the request has written, then they see what it wrote", () =>
+        Effect.gen(function* () {
+          assert.deepStrictEqual(yield* listOf(yield* post("/checked/readers")), [
+            { standby: true, n: 0 },
+            { standby: false, n: 1 }
+          ])
+          assert.deepStrictEqual(yield* stored("readers"), ["readers"])
+        })
+      )
+
+      it.scoped("the host changes in the middle of a request: it ends on the old one, the next one uses the new", () =>
+        Effect.gen(function* () {
+          const { front, other, run } = yield* Site
+          const moving = yield* Effect.fork(post("/checked/move"))
+          yield* hearing("move: under way")
+          yield* front.retarget(other.url)
+          yield* run(Db.invalidate({ mode: "soft" }))
+          tell("move: moved")
+          const response = yield* moving
+          assert.strictEqual(response.status, 200)
+          assert.notInclude(other.ports, Number(yield* textOf(response)))
+          assert.deepStrictEqual(yield* stored("move"), ["move: after", "move: before"])
+          const next = Number(yield* textOf(yield* post("/checked/where")))
+          assert.include(other.ports, next)
+          yield* idle
+        })
+      )
+    })
+  })
+}

@@ -1,0 +1,32 @@
+/** What a test and the handlers of a server in its own process tell each other, by name. */
+import * as Effect from "effect/Effect"
+
+interface Letter {
+  readonly arrived: Promise<unknown>
+  readonly deliver: (content: unknown) => void
+}
+
+const letters = new Map<string, Letter>()
+
+const letter = (name: string): Letter => {
+  let known = letters.get(name)
+  if (known === undefined) {
+    let deliver: Letter["deliver"] = () => {}
+    const arrived = new Promise<unknown>((resolve) => {
+      deliver = resolve
+    })
+    known = { arrived, deliver }
+    letters.set(name, known)
+  }
+  return known
+}
+
+/** Tells it, whoever waits for it now or later. */
+export const tell = (name: string, content?: unknown): void => letter(name).deliver(content)
+
+/** Waits until it is told. */
+export const hear = (name: string): Promise<unknown> => letter(name).arrived
+
+export const telling = (name: string, content?: unknown): Effect.Effect<void> => Effect.sync(() => tell(name, content))
+
+export const hearing = (name: string): Effect.Effect<unknown> => Effect.promise(() => hear(name))
