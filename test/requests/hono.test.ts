@@ -3,6 +3,7 @@ import { getRequestListener } from "@hono/node-server"
 import { Hono } from "hono"
 import { stream } from "hono/streaming"
 import type { StatusCode } from "hono/utils/http-status"
+import { inUnit } from "../suites/requests/hono.js"
 import { listening } from "../suites/requests/listen.js"
 import { parts, plainSite, type Serve } from "../suites/requests/site.js"
 import { requests } from "../suites/requests.js"
@@ -12,16 +13,7 @@ const serve: Serve = (runtime, handlers) => {
   app.onError((_, c) => c.text("an error", 500))
   for (const { checkFirst, prefix } of parts) {
     const part = new Hono()
-    part.use(async (c, next) => {
-      const handle = runtime.handler(
-        async () => {
-          await next()
-          return c.res
-        },
-        { checkFirst }
-      )
-      c.res = await handle(c.req.raw)
-    })
+    part.use(inUnit(runtime, { checkFirst }))
     for (const [name, handle] of Object.entries(handlers)) {
       part.post(`/${name}`, async (c) => {
         const { body, status } = await handle()

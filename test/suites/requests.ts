@@ -4,41 +4,11 @@ import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import { describe } from "vitest"
-import { events } from "../fixtures/audit.js"
-import { active, Db, soon } from "../fixtures/databases.js"
+import { Db, soon } from "../fixtures/databases.js"
 import { query } from "../fixtures/server.js"
+import { idle, listOf, noted, post, problem, stored, textOf } from "./requests/client.js"
 import { hearing, tell } from "./requests/messages.js"
 import { Site } from "./requests/site.js"
-
-/** What is sent where a commit has failed. */
-const problem = "application/problem+json"
-
-const post = (path: string) =>
-  Effect.flatMap(Site, ({ port }) =>
-    Effect.promise((signal) => fetch(`http://127.0.0.1:${port}${path}`, { method: "POST", redirect: "manual", signal }))
-  )
-
-const textOf = (response: Response) => Effect.promise(() => response.text())
-
-const listOf = (response: Response) =>
-  Effect.map(textOf(response), (text) => {
-    const list: unknown = JSON.parse(text)
-    return Array.isArray(list) ? list : []
-  })
-
-/** The rows that a handler has left, as somebody else sees them. */
-const stored = (handler: string) =>
-  Effect.flatMap(Site, ({ writer }) =>
-    Effect.map(
-      query<{ name: string }>(writer, "SELECT name FROM item WHERE name LIKE $1 ORDER BY name", [`${handler}%`]),
-      (rows) => rows.map(({ name }) => name)
-    )
-  )
-
-const noted = Effect.flatMap(Site, ({ run }) => run(Effect.orDie(events)))
-
-/** Nothing is checked out any more. */
-const idle = Effect.flatMap(Site, ({ run }) => Effect.repeat(run(active), { schedule: soon, until: (n) => n === 0 }))
 
 /** A row of the table: what a handler does, its status, what it leaves. */
 const simple: ReadonlyArray<readonly [name: string, handler: string, status: number, rows: ReadonlyArray<string>]> = [

@@ -34,6 +34,8 @@ export class HeldResponse {
   private head: number | undefined
   private ready: number | undefined
   private hasEnded = false
+  /** How much is held, in bytes. */
+  private size = 0
 
   /** `onReady` is called once, with the status, when a handler begins to send a body or ends the response. */
   constructor(
@@ -57,8 +59,11 @@ export class HeldResponse {
         if (this.state === "released") return write.apply(response, args)
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
-        // who waits for "drain" goes on when it is sent; when another answer is sent the response closes, as where a client has gone
-        return false
+        // when another answer is sent nobody is told to go on: the response closes, as where a client has gone
+        if (this.state === "replaced") return false
+        // as much as Node takes before it asks to wait for "drain", so that what waits elsewhere is woken by what comes of sending it
+        this.size += Buffer.byteLength(args[0])
+        return this.size < response.writableHighWaterMark
       },
       end: (...args: Parameters<typeof end>) => {
         this.call({ send: () => end.apply(response, args), args })
@@ -91,7 +96,8 @@ export class HeldResponse {
     // it was decided by that one
     if (this.head === undefined && this.ready !== undefined) response.statusCode = this.ready
     for (const { send } of kept) send()
-    if (!response.writableEnded && !response.writableNeedDrain) response.emit("drain")
+    const asked = this.size >= response.writableHighWaterMark
+    if (asked && !response.writableEnded && !response.writableNeedDrain) response.emit("drain")
   }
 
   /** Sends another answer in place of all that was or is going to be written. */

@@ -7,7 +7,7 @@ import { hear, tell } from "./messages.js"
 export type Runtime = DatabaseRuntime.DatabaseRuntime<{ db: typeof Db; audit: typeof Audit }, Db | Audit>
 
 /** What a handler answers. */
-export interface Answer {
+interface Answer {
   readonly status: number
   readonly body?: string | AsyncIterable<string> | undefined
 }
@@ -15,7 +15,7 @@ export interface Answer {
 /** One handler for each route. */
 export type Handlers = Readonly<Record<string, () => Promise<Answer>>>
 
-/** Each with a list of databases that a test can see. */
+/** Those that handlers answer with. */
 export const statuses = [200, 201, 204, 301, 304, 399, 400, 404, 500, 503]
 
 const tagOf = (error: unknown): string => (error instanceof Error && "_tag" in error ? String(error._tag) : "no tag")

@@ -1,0 +1,18 @@
+/** A middleware for Hono: what comes after it is one unit of work. */
+import type { DatabaseRuntime } from "effect-db"
+import type { MiddlewareHandler } from "hono"
+import type { Runtime } from "./plain.js"
+
+export const inUnit =
+  (runtime: Runtime, options?: DatabaseRuntime.HandlerOptions): MiddlewareHandler =>
+  async (c, next) => {
+    const handle = runtime.handler(async () => {
+      await next()
+      return c.res
+    }, options)
+    const answer = await handle(c.req.raw)
+    if (answer === c.res) return
+    // else it would inherit the headers of the response that it replaces
+    c.res = undefined
+    c.res = answer
+  }
