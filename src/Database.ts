@@ -37,6 +37,7 @@ import { carrierOf, type Kind } from "./internal/carrier.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { Engine } from "./internal/engine.js"
+import { hearOut } from "./internal/hearOut.js"
 import { type Listen, makeListen } from "./internal/listen.js"
 import { checkRole } from "./internal/role.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
@@ -187,7 +188,7 @@ export const make = (
     if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(followCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
-      if (writer.writes !== undefined) yield* verify(writer.writes, config)
+      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config))
       yield* Effect.forEach(
         readers,
         (server) =>

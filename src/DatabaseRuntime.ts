@@ -105,7 +105,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   readonly databases: { readonly [K in keyof D]: PromiseDatabase }
   /**
    * Opens the databases, all at once, and is counted: only as many calls of `close` close them. Where one cannot be opened the others are
-   * closed, all who wait are told, and it may be tried again.
+   * closed, all who wait are told, none of them is counted, and it may be tried again. It rejects with the first failure; any other is
+   * logged.
    */
   readonly open: () => Promise<void>
   /** Takes one `open` back; the last one drains the databases and closes them. */
@@ -121,9 +122,10 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    */
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
   /**
-   * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify: what comes after it is one unit of work. The response is held back
-   * until its end: sent after the commit, or replaced by an error where nothing could be stored. A body that is streamed follows the
-   * commit. A client that goes away ends what is under way, and all is rolled back. It comes after what reads the body.
+   * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify: what comes after it is one unit of work. The
+   * response is held back until its end: sent after the commit, or replaced by an error where nothing could be stored. A body that is
+   * streamed follows the commit: what it needs of the databases it takes by `independent`. A client that goes away ends what is under way,
+   * and all is rolled back. It comes after what reads the body.
    */
   readonly middleware: (
     options?: NodeOptions
@@ -138,6 +140,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
     options?: HandlerOptions
   ) => (request: Request, ...rest: Rest) => Promise<Response>
 }
+
+const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 
 /** What failed, itself: not the machinery around it. */
 const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
@@ -184,9 +188,11 @@ export const make = <R, E, const D extends Databases<R>>(
     async () => {
       const managed = ManagedRuntime.make(layer)
       const exit = await Effect.runPromiseExit(managed.runtimeEffect)
-      if (Exit.isFailure(exit)) await managed.dispose()
-      settle(exit, undefined)
-      return managed
+      if (Exit.isSuccess(exit)) return managed
+      await managed.dispose()
+      // the first is what `open` rejects with
+      await Effect.runPromise(Effect.forEach([...Cause.failures(exit.cause)].slice(1), logFailure))
+      throw Cause.squash(exit.cause)
     },
     (managed) => managed.dispose()
   )

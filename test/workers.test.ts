@@ -1,5 +1,6 @@
 /** A forked worker does not share its parent's connections: what it does with its own, and how it ends, is not felt here. */
 import * as ChildProcess from "node:child_process"
+import cluster, { type Worker as ClusterWorker } from "node:cluster"
 import * as fs from "node:fs"
 import { fileURLToPath } from "node:url"
 import { Worker } from "node:worker_threads"
@@ -54,6 +55,20 @@ const socketOf = (port: number): string | undefined => {
   return row?.[9] === undefined ? undefined : `socket:[${row[9]}]`
 }
 
+/** Waits until a process of a cluster listens. */
+const portOf = (worker: ClusterWorker): Promise<number> =>
+  new Promise((resolve, reject) => {
+    worker.once("listening", ({ port }) => resolve(port))
+    worker.once("exit", (code) => reject(new Error(`it did not listen and ended with ${code}`)))
+  })
+
+const gone = (worker: ClusterWorker): Promise<unknown> =>
+  new Promise((resolve) => {
+    if (worker.isDead()) resolve(undefined)
+    worker.once("exit", resolve)
+    worker.process.kill("SIGKILL")
+  })
+
 describe("workers", () => {
   it.scopedLive("a child process has connections of its own, and leaves ours as they are", () =>
     Effect.gen(function* () {
@@ -81,6 +96,37 @@ describe("workers", () => {
       const said = yield* heard((url) => new Worker(threadCode, { eval: true, execArgv: [], workerData: url }))
       assert.isAbove(said.pid, 0)
       assert.notStrictEqual(said.pid, before?.pid)
+      assert.deepStrictEqual(yield* ours, before)
+    }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
+  )
+
+  it.scopedLive("processes of a cluster share a port, and no connection", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const before = yield* ours
+      cluster.setupPrimary({
+        exec: fileURLToPath(new URL("./fixtures/clustered.ts", import.meta.url)),
+        execArgv: ["--import", "tsx"]
+      })
+      const start = Effect.acquireRelease(
+        Effect.sync(() => cluster.fork({ WORKER_DATABASE_URL: Redacted.value(writer) })),
+        (worker) => Effect.promise(() => gone(worker))
+      )
+      const workers = yield* Effect.all([start, start])
+      const ports = yield* Effect.promise(() => Promise.all(workers.map(portOf)))
+      assert.strictEqual(ports[0], ports[1])
+      const seen = new Map<number, number>()
+      // who of them is asked is the system's affair
+      yield* Effect.repeat(
+        Effect.promise(async () => {
+          const answer = await fetch(`http://127.0.0.1:${ports[0]}/`)
+          const { session, worker }: { worker: number; session: number } = JSON.parse(await answer.text())
+          seen.set(worker, session)
+        }),
+        { until: () => seen.size === 2 }
+      )
+      assert.deepStrictEqual([...seen.keys()].sort(), workers.map(({ process }) => process.pid).sort())
+      assert.strictEqual(new Set([before?.pid, ...seen.values()]).size, 3)
       assert.deepStrictEqual(yield* ours, before)
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )

@@ -35,7 +35,8 @@ export class Counted<A> {
       return this.state.opened
     }
     const before = this.state
-    const opened = this.closing.then(this.start)
+    // one that could not be closed properly is over, too
+    const opened = this.closing.then(this.start, this.start)
     const state: State<A> = { _tag: "open", opened, owners: 1, value: undefined }
     this.state = state
     opened.then(
