@@ -63,6 +63,36 @@ describe("databases that are opened together", () => {
     })
   )
 
+  it.scopedLive("each is itself, and code may switch by name", () =>
+    Effect.gen(function* () {
+      const places = yield* Effect.all([freshDatabase, freshDatabase, freshDatabase])
+      const [one, two, three] = places
+      const layers = Layer.mergeAll(
+        Db.layer({ writer: one.writer }),
+        Audit.layer({ writer: two.writer }),
+        Third.layer({ writer: three.writer })
+      )
+      const runtime = DatabaseRuntime.make({ db: Db, audit: Audit, third: Third }, layers)
+      yield* Effect.promise(() => runtime.open())
+      const names = ["db", "audit", "third"] as const
+      const found = yield* Effect.promise(() =>
+        runtime.unitOfWork(() =>
+          Promise.all(
+            names.map(async (name) => {
+              const [row] = await runtime.databases[name].writer<{ name: string }>`SELECT current_database() AS name`
+              return row?.name
+            })
+          )
+        )
+      )
+      assert.deepStrictEqual(
+        found,
+        places.map(({ name }) => name)
+      )
+      yield* Effect.promise(() => runtime.close())
+    })
+  )
+
   it.scopedLive("one that fails closes the others, is what is raised, and every other failure is logged", () =>
     Effect.gen(function* () {
       const { logged, proxies, runtime, sessions } = yield* fresh

@@ -70,6 +70,9 @@ const eager: express.RequestHandler = (_, response, next) => {
 
 let produced = 0
 
+/** Responses that a test looks at from outside of their handlers. */
+const held: Array<express.Response> = []
+
 const serve: Serve = (runtime) => {
   const { db } = runtime.databases
   const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
@@ -112,6 +115,7 @@ const serve: Serve = (runtime) => {
     const name = request.path.slice(1)
     await add(name)
     if (name === "stacked-orphan") await orphan()
+    if (name === "looks-sent") held.push(response)
     response.send("stacked")
     tell(name, [response.headersSent, response.writableEnded])
   })
@@ -345,6 +349,21 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
       assert.strictEqual(refused.status, 500)
       assert.deepStrictEqual(yield* stored("stacked"), ["stacked"])
       yield* idle
+    })
+  )
+
+  it.scoped("while the commit is under way a response looks sent, one middleware inside of another, and is not", () =>
+    Effect.gen(function* () {
+      const { front } = yield* Site
+      const committing = yield* front.when(sends("COMMIT"), "freeze")
+      const sending = yield* Effect.fork(post("/stacked/looks-sent"))
+      yield* committing
+      const [response] = held
+      assert.deepStrictEqual([response?.headersSent, response?.writableEnded], [true, true])
+      assert.deepStrictEqual(yield* stored("looks-sent"), [])
+      yield* front.thaw
+      assert.strictEqual((yield* sending).status, 200)
+      assert.deepStrictEqual(yield* stored("looks-sent"), ["looks-sent"])
     })
   )
 

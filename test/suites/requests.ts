@@ -1,12 +1,12 @@
 /** The promises that a request is kept, over real HTTP, whatever serves it. */
-import * as http from "node:http"
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import { describe } from "vitest"
 import { Db, soon } from "../fixtures/databases.js"
+import { sends } from "../fixtures/proxy.js"
 import { query } from "../fixtures/server.js"
-import { idle, listOf, noted, post, problem, stored, textOf } from "./requests/client.js"
+import { come, idle, listOf, noted, post, problem, stored, textOf } from "./requests/client.js"
 import { hearing, tell } from "./requests/messages.js"
 import { Site } from "./requests/site.js"
 
@@ -104,27 +104,41 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         )
       }
 
-      for (const handler of ["hang", "sleep"]) {
-        const doing = handler === "sleep" ? "its statement runs" : "its handler waits"
+      for (const [handler, doing, left] of [
+        ["hang", "its handler waits", ["idle"]],
+        // one that was in use is not used again
+        ["sleep", "its statement runs", []]
+      ] as const) {
         it.scoped(`a client that goes away while ${doing}: rolled back, and the connection is back at once`, () =>
           Effect.gen(function* () {
-            const { port, writer } = yield* Site
-            const request = http.request({ port, host: "127.0.0.1", method: "POST", path: `/checked/${handler}` })
-            request.on("error", () => {})
-            request.end()
+            const { writer } = yield* Site
+            const leave = yield* come(handler)
             const pid = yield* hearing(handler)
-            request.destroy()
+            yield* leave
             yield* idle
             assert.deepStrictEqual(yield* stored(handler), [])
             // the server knows, too
-            yield* query<{ n: number }>(
-              writer,
-              "SELECT count(*)::int AS n FROM pg_stat_activity WHERE pid = $1 AND state <> 'idle'",
-              [pid]
-            ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 0 }))
+            yield* query<{ state: string }>(writer, "SELECT state FROM pg_stat_activity WHERE pid = $1", [pid]).pipe(
+              Effect.map((rows) => rows.map(({ state }) => state)),
+              Effect.repeat({ schedule: soon, until: (states) => states.join() === left.join() })
+            )
           })
         )
       }
+
+      it.scoped("a client that goes away while the commit is under way: it is stored", () =>
+        Effect.gen(function* () {
+          const { front } = yield* Site
+          const committing = yield* front.when(sends("COMMIT"), "freeze")
+          const leave = yield* come("leaving")
+          yield* committing
+          yield* leave
+          yield* front.thaw
+          yield* idle
+          assert.deepStrictEqual(yield* stored("leaving"), ["leaving"])
+          assert.strictEqual((yield* post("/checked/where")).status, 200)
+        })
+      )
 
       it.scoped("a body that is streamed after the end has a connection of its own, or TransactionEnded", () =>
         Effect.gen(function* () {

@@ -75,3 +75,12 @@ export const send = (
         })
     )
   )
+
+/** Sends a request that nobody waits for; the effect inside goes away. */
+export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never, Site> =>
+  Effect.map(Site, ({ port }) => {
+    const request = http.request({ host: "127.0.0.1", port, method: "POST", path: `/checked/${handler}` })
+    request.on("error", () => {})
+    request.end()
+    return Effect.sync(() => void request.destroy())
+  })

@@ -87,6 +87,7 @@ export const handlers: Readonly<
     yield* sql`SELECT pg_sleep(600)`
     return respond(200)
   }),
+  leaving: Effect.as(insert("leaving"), respond(200)),
   stream: Effect.gen(function* () {
     yield* insert("stream: in time")
     const own = yield* UnitOfWork.detach(Stream.fromEffect(Effect.as(insert("stream: own"), "own\n")))

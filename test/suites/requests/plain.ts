@@ -122,6 +122,10 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       await db.writer`SELECT pg_sleep(600)`
       return { status: 200 }
     },
+    leaving: async () => {
+      await add("leaving")
+      return { status: 200 }
+    },
     stream: async () => {
       await add("stream: in time")
       const body = async function* () {
