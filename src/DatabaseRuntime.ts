@@ -12,6 +12,7 @@ import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
+import { isKeepable } from "./internal/request/keepable.js"
 import { checkedId, type Naming, traceparentOf, workOf } from "./internal/request/naming.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
@@ -94,11 +95,16 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
  */
 export interface HandlerOptions
   extends Naming,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "retry"> {
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
   /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
   readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
   /** How the transactions of a request are to be. */
   readonly transaction?: ((request: Request) => UnitOfWork.Settings) | UnitOfWork.Settings | undefined
+  /**
+   * Answers the request again, from its start, where the first was undone for certain and another may go better. Each attempt is given a
+   * request whose body is unread; one whose body is longer than 1 MiB, or does not say how long it is, is answered once. Default `false`.
+   */
+  readonly retry?: UnitOfWork.Options<never, never>["retry"]
   /** What statements call it. Default: the path. */
   readonly route?: string | undefined
 }
@@ -244,17 +250,23 @@ export const make = <R, E, const D extends Databases<R>>(
       async (request, ...rest) => {
         let entered = false
         let answered = false
+        const { outcome = byStatus, transaction } = options
+        // each attempt reads the body from its start
+        const retry =
+          !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name)) && options.retry
+        const given = () => (retry === undefined || retry === false ? request : request.clone())
         const code = async () => {
           entered = true
-          const response = await handle(request, ...rest)
+          answered = false
+          const response = await handle(given(), ...rest)
           answered = true
           return response
         }
-        const { outcome = byStatus, transaction } = options
         const unit = UnitOfWork.runDescribed(
           plain(code),
           {
             ...options,
+            retry,
             transaction: typeof transaction === "function" ? transaction(request) : transaction,
             outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
           },
