@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
+import { isKeepable } from "../request/keepable.js"
 import { checkedId, type Naming, traceparentOf, workOf } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
 import type { Describe } from "../unit.js"
@@ -21,7 +22,11 @@ export interface HandlerOptions
   readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
   /** What statements call it. Default: the path. */
   readonly route?: string | undefined
-  /** Calls the handler again, with the same request, where it has thrown, or could not be committed, and may fare better. Default `false`. */
+  /**
+   * Calls the handler again where what it has thrown, or a COMMIT that was refused, was undone for certain and another attempt may go
+   * better. Each attempt is given a request whose body is unread; one whose body says that it is longer than 1 MiB is answered once.
+   * Default `false`.
+   */
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
 }
 
@@ -52,10 +57,12 @@ export const answerInUnit = (
   options: HandlerOptions
 ): Effect.Effect<Response, unknown> =>
   Effect.suspend(() => {
-    const { outcome = byStatus, retry, transaction } = options
+    const { outcome = byStatus, transaction } = options
     const settings = typeof transaction === "function" ? transaction(request) : transaction
-    // a body can be read once
-    const fresh = () => (retry === undefined || retry === false ? request : request.clone())
+    const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name))
+    const retry = isKept && options.retry !== undefined ? options.retry : false
+    // each attempt reads the body from its start
+    const fresh = () => (retry === false ? request : request.clone())
     if (settings === "none") return plain(() => handle(request))
     let answered: Response | undefined
     // nobody is going to read it; one that is read already is somebody else's
@@ -76,6 +83,7 @@ export const answerInUnit = (
       handled,
       {
         ...options,
+        retry,
         transaction: settings,
         outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
       },
