@@ -507,7 +507,10 @@ export const veto = (
     return Effect.matchCauseEffect(all, {
       onFailure: (cause) =>
         Effect.zipRight(
-          Effect.suspend(() => Effect.forEach(open(), (_) => undo(_, restore), { discard: true })),
+          Effect.suspend(() => {
+            const heard = Cause.isInterrupted(cause) ? undefined : restore
+            return Effect.forEach(open(), (_) => undo(_, heard), { discard: true, concurrency: "unbounded" })
+          }),
           Effect.failCause(cause)
         ),
       onSuccess: () => veto(open, carrier, restore)
@@ -538,10 +541,15 @@ export const after = (transaction: Transaction, restore: Restore | undefined): E
       (hook) => {
         const run = report(transaction.origin, hook)
         if (isInterruptible === undefined) return run
-        return Effect.catchAllCause(isInterruptible(run), () => {
-          // interrupted in this one; the rest have to run all the same
+        let begun = false
+        const begin = Effect.suspend(() => {
+          begun = true
+          return run
+        })
+        return Effect.catchAllCause(isInterruptible(begin), () => {
+          // interrupted in this one, or before it could begin; the rest have to run all the same
           isInterruptible = undefined
-          return Effect.void
+          return begun ? Effect.void : run
         })
       },
       { discard: true }

@@ -8,8 +8,8 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "./fixtures/audit.js"
-import { Audit, active, Db, fresh, insert, Place, stored } from "./fixtures/databases.js"
-import { makeProxy, sends } from "./fixtures/proxy.js"
+import { Audit, active, Db, fresh, freshTable, insert, Place, stored } from "./fixtures/databases.js"
+import { answers, makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 
 const both = Layer.merge(fresh(), audit)
@@ -246,6 +246,42 @@ describe("hooks of a unit of work", () => {
     }).pipe(Effect.provide(both))
   )
 
+  it.scopedLive("each runs once whenever the interruption comes: before COMMIT, or in one of them", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const tell = (what: string) => Effect.sync(() => void log.push(what))
+      const arrived = yield* Deferred.make<void>()
+      const stay = Effect.zipRight(Deferred.succeed(arrived, undefined), Effect.never)
+      const vetoing = yield* Effect.fork(
+        UnitOfWork.run(
+          Effect.all([
+            insert("a"),
+            Db.afterRollback(tell("first rolled back")),
+            Db.afterRollback(tell("second rolled back")),
+            Db.beforeCommit(stay)
+          ])
+        )
+      )
+      yield* Deferred.await(arrived)
+      yield* Fiber.interrupt(vetoing)
+      const entered = yield* Deferred.make<void>()
+      const committing = yield* Effect.fork(
+        UnitOfWork.run(
+          Effect.all([
+            insert("b"),
+            event("e"),
+            Db.afterCommit(Effect.zipRight(Deferred.succeed(entered, undefined), Effect.never)),
+            Db.afterCommit(tell("committed")),
+            Audit.afterCommit(tell("audit committed"))
+          ])
+        )
+      )
+      yield* Deferred.await(entered)
+      yield* Fiber.interrupt(committing)
+      assert.deepStrictEqual(log, ["first rolled back", "second rolled back", "committed", "audit committed"])
+    }).pipe(Effect.provide(both))
+  )
+
   it.scopedLive("it is no reason to read from the primary", () =>
     Effect.gen(function* () {
       const standby = yield* UnitOfWork.run(
@@ -340,6 +376,14 @@ describe("outside of a unit of work", () => {
 })
 
 describe("a unit of work that is run again", () => {
+  /** Fails in a savepoint, as a transaction does that met another one. */
+  const alwaysCollides = Db.withTransaction(
+    Effect.flatMap(
+      Db.writer,
+      (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+    )
+  )
+
   /** Fails once as a transaction does that met another one. */
   const collide = Effect.suspend(() => {
     let left = 1
@@ -406,6 +450,42 @@ describe("a unit of work that is run again", () => {
       assert.strictEqual(error._tag, "SerializationFailure")
       assert.deepStrictEqual(yield* stored, ["early"])
     }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("not where its outcome has stored what was done before the failure", () =>
+    Effect.gen(function* () {
+      let attempts = 0
+      const work = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), alwaysCollides))
+      const error = yield* UnitOfWork.run(work, { retry: true, outcome: () => "commit" }).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "SerializationFailure")
+      assert.deepStrictEqual(yield* stored, ["attempt 1"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("not where nobody knows whether an early commit has stored a part", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* proxy.when(answers("COMMIT"), "cut")
+      let attempts = 0
+      const work = Effect.suspend(() =>
+        insert(`attempt ${++attempts}`).pipe(
+          Effect.zipRight(Effect.ignore(Db.commit)),
+          Effect.zipRight(Effect.ignore(insert("later"))),
+          Effect.zipRight(alwaysCollides)
+        )
+      )
+      const error = yield* UnitOfWork.run(work, { retry: true }).pipe(
+        DatabaseError.refine,
+        Effect.flip,
+        Effect.provide(Db.layer({ writer: proxy.url }))
+      )
+      assert.strictEqual(error._tag, "SerializationFailure")
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["attempt 1"])
+    })
   )
 })
 

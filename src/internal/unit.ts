@@ -31,14 +31,17 @@ interface Waiting {
 const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
+const mayBeStored = ({ level, stores }: Transaction): boolean =>
+  stores && (level.state === "committed" || level.state === "unknown")
+
 export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
-  /** Whether a part of it is stored already, so that it cannot be run again as a whole. */
-  hasCommitted = false
+  /** Whether a part of it was, or may have been, stored before its end. */
+  private hasKept = false
 
   constructor(
     parent: Carrier | undefined,
@@ -139,6 +142,13 @@ export class Unit extends Carrier {
     return this.transactions === undefined && this.waiting === undefined
   }
 
+  /** Whether a part of it is stored already, or may be, so that it cannot be run again as a whole. */
+  get hasCommitted(): boolean {
+    if (this.hasKept || this.transactions === undefined) return this.hasKept
+    for (const transaction of this.transactions.values()) if (mayBeStored(transaction)) return true
+    return false
+  }
+
   /** From now on nothing can be begun in it. */
   end(): void {
     this.ended = true
@@ -149,7 +159,7 @@ export class Unit extends Carrier {
     if (this.transactions?.get(transaction.origin) === transaction) this.transactions.delete(transaction.origin)
     if (!transaction.level.touched) return
     this.memory(transaction.origin).written = true
-    this.hasCommitted ||= transaction.level.state === "committed"
+    this.hasKept ||= mayBeStored(transaction)
   }
 
   /** Takes what a part of the work asks for, for all that is begun from now on. What is begun already must not be otherwise. */
