@@ -22,8 +22,9 @@ import type { DatabaseError } from "./DatabaseError.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import type { Restore } from "./internal/commits.js"
 import { replaySchedule, takeReplay } from "./internal/replay.js"
-import { isKeepable, keep } from "./internal/request/again.js"
+import { keep } from "./internal/request/again.js"
 import { describe } from "./internal/request/describe.js"
+import { isKeepable } from "./internal/request/keepable.js"
 import type { Described, Naming } from "./internal/request/naming.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
 import { RetryPolicy } from "./RetryPolicy.js"
@@ -306,7 +307,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
         const opening = openingFor(plan, request, around, settings)
         const open = () => UnitOfWork.open(opening)
         return settled(
-          retry === undefined || retry === false || !isKeepable(request)
+          retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
             ? once(plan, open(), app, fiber.currentContext, restore)
             : repeatedly(plan, open, app, fiber, retry, restore)
         )

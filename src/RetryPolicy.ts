@@ -209,6 +209,7 @@ export const isReplayable = (error: unknown): boolean => {
       return known.outcome !== "inDoubt"
     case "CommitFailed":
     case "RolledBackAtCommit":
+    case "CommitVetoed":
       return isReplayable(known.cause)
     default:
       return isNotSent(known) || isStale(known)

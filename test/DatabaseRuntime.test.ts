@@ -222,7 +222,71 @@ describe("a handler of web requests", () => {
   )
 })
 
+describe("a web request that is answered again", () => {
+  const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
+  const post = (body: string, headers: Record<string, string> = {}) =>
+    new Request("http://localhost/", { method: "POST", body, headers })
+
+  it.scopedLive("each attempt reads the body from its start", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      let attempts = 0
+      const handle = runtime.handler(
+        async (request) => {
+          const name = await request.text()
+          await db.writer`INSERT INTO item ${db.writer.insert({ name })}`
+          if (++attempts === 1) await db.writer.query(collision)
+          return new Response(`${name} ${attempts}`)
+        },
+        { retry: true }
+      )
+      const response = yield* Effect.promise(() => handle(post("hello")))
+      assert.strictEqual(yield* Effect.promise(() => response.text()), "hello 2")
+      assert.deepStrictEqual(yield* stored, ["hello"])
+      attempts = 0
+      const long = yield* failure(handle(post("long", { "content-length": "1048577" })))
+      assert.strictEqual(tagOf(long), "SerializationFailure")
+      assert.strictEqual(attempts, 1)
+    })
+  )
+
+  it.scopedLive("what collides in a beforeCommit hook too; and what the last attempt throws is thrown", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      let attempts = 0
+      const handle = runtime.handler(
+        async () => {
+          if (++attempts > 1) await db.writer`SELECT 1/0`
+          await db.beforeCommit(() => db.writer.query(collision))
+          return new Response("never stored")
+        },
+        { retry: true }
+      )
+      const thrown = yield* failure(handle(post("")))
+      assert.strictEqual(tagOf(thrown), "QueryFailed")
+      assert.strictEqual(attempts, 2)
+    })
+  )
+})
+
 describe("what promises can do", () => {
+  it.scopedLive("any number of statements at a time listen to one signal without a warning", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      const warnings: Array<string> = []
+      const onWarning = (warning: Error) => void warnings.push(warning.name)
+      yield* Effect.acquireRelease(
+        Effect.sync(() => process.on("warning", onWarning)),
+        () => Effect.sync(() => process.off("warning", onWarning))
+      )
+      const { signal } = new AbortController()
+      const twelve = <A>(one: () => PromiseLike<A>) => Promise.all(Array.from({ length: 12 }, one))
+      yield* Effect.promise(() => runtime.unitOfWork(() => twelve(() => db.writer`SELECT 1`)))
+      yield* Effect.promise(() => twelve(() => runtime.unitOfWork(() => db.writer`SELECT 1`, { signal })))
+      assert.deepStrictEqual(warnings, [])
+    })
+  )
+
   it.scopedLive("statements, their parts, values, streams, and nothing runs that nobody awaits", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh({ lazy: true })
@@ -269,6 +333,8 @@ describe("what promises can do", () => {
         const { db, runtime, stored } = yield* fresh({ lazy: true })
         const sql = db.writer
         assert.strictEqual(tagOf(yield* failure(sql`SELECT 1/0`.then())), "QueryFailed")
+        const first = sql`SELECT 1/0`.stream()[Symbol.asyncIterator]().next()
+        assert.strictEqual(tagOf(yield* failure(first)), "QueryFailed")
         const mine = new Error("mine")
         const throwing = runtime.unitOfWork(async () => {
           await sql`INSERT INTO item ${sql.insert({ name: "x" })}`

@@ -4,21 +4,9 @@
 import type { RequestError } from "@effect/platform/HttpServerError"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as Effect from "effect/Effect"
+import { isBodiless } from "./keepable.js"
 
 type Ask = HttpServerRequest.HttpServerRequest
-
-/** A longer body is not kept, nor one that does not say how long it is: such a request is answered once. */
-const longestBody = 1_048_576
-
-const bodiless = new Set(["GET", "HEAD", "OPTIONS"])
-const withBody = new Set(["POST", "PUT", "PATCH", "DELETE"])
-
-/** Whether a request can be kept for another attempt. */
-export const isKeepable = ({ headers, method }: Ask): boolean =>
-  bodiless.has(method) ||
-  (withBody.has(method) &&
-    headers["transfer-encoding"] === undefined &&
-    Number(headers["content-length"] ?? 0) <= longestBody)
 
 /** The same request, each time with a body that was read before. */
 const again = (request: Ask, body: ArrayBuffer): Ask => {
@@ -50,6 +38,6 @@ const again = (request: Ask, body: ArrayBuffer): Ask => {
 
 /** What gives the request to each attempt. */
 export const keep = (request: Ask): Effect.Effect<() => Ask, RequestError> =>
-  bodiless.has(request.method)
+  isBodiless(request.method)
     ? Effect.succeed(() => request)
     : Effect.map(request.arrayBuffer, (body) => () => again(request, body))

@@ -1,12 +1,13 @@
 /**
  * A named database for code that awaits: its clients, transactions and hooks as promises.
  */
+import { SqlError } from "@effect/sql/SqlError"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Consistency } from "../../Consistency.js"
 import type * as Database from "../../Database.js"
-import { refine } from "../../DatabaseError.js"
+import { fromUnknown, refine } from "../../DatabaseError.js"
 import type { Options } from "../../Transaction.js"
 import { plain } from "./ambient.js"
 import { makePromiseClient, type PromiseClient } from "./query.js"
@@ -60,7 +61,11 @@ export const makeAccess = <Self>(tag: Accessible<Self>, run: Run<Self>): Promise
       run: <A, E>(use: (client: PgClient) => Effect.Effect<A, E>) =>
         run.promise(refine(Effect.flatMap(tag[kind], use))),
       stream: <A, E>(use: (client: PgClient) => Stream.Stream<A, E>) =>
-        run.iterable(Stream.unwrap(Effect.map(tag[kind], use)))
+        run.iterable(
+          Stream.mapError(Stream.unwrap(Effect.map(tag[kind], use)), (error) =>
+            error instanceof SqlError ? fromUnknown(error) : error
+          )
+        )
     })
   return {
     writer: client("writer"),

@@ -3,6 +3,7 @@
  * retries, and the span it is part of. Effects that it runs are run there.
  */
 import { AsyncLocalStorage } from "node:async_hooks"
+import { setMaxListeners } from "node:events"
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -29,7 +30,11 @@ export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unkno
       new Map(carried.flatMap((key) => (unsafeMap.has(key) ? [[key, unsafeMap.get(key)]] : [])))
     )
     return Effect.tryPromise({
-      try: (signal) => storage.run({ context, signal }, async () => code()),
+      try: (signal) => {
+        // each statement that is under way listens, and there may be any number of them
+        setMaxListeners(0, signal)
+        return storage.run({ context, signal }, async () => code())
+      },
       catch: (error) => error
     })
   })
@@ -53,5 +58,7 @@ export const inAmbientStream = <A, E, R>(self: Stream.Stream<A, E, R>): Stream.S
 /** What ends an effect that the plain code around it runs. */
 export const ambientSignal = (given: AbortSignal | undefined): AbortSignal | undefined => {
   const around = storage.getStore()?.signal
-  return given === undefined || around === undefined ? (given ?? around) : AbortSignal.any([given, around])
+  if (given === undefined) return around
+  // the caller's own may live for long, and warns where many listen to it
+  return AbortSignal.any(around === undefined ? [given] : [given, around])
 }

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
+import { isKeepable } from "../request/keepable.js"
 import { checkedId, type Naming, traceparentOf, workOf } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
 import type { Describe } from "../unit.js"
@@ -21,7 +22,10 @@ export interface HandlerOptions
   readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
   /** What statements call it. Default: the path. */
   readonly route?: string | undefined
-  /** Calls the handler again, with the same request, where it has thrown, or could not be committed, and may fare better. Default `false`. */
+  /**
+   * Calls the handler again, with the same request, where it has thrown, or could not be committed, and may fare better; but not where the
+   * body is longer than 1 MiB, does not say how long it is, or was read already. Default `false`.
+   */
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
 }
 
@@ -52,9 +56,11 @@ export const answerInUnit = (
   options: HandlerOptions
 ): Effect.Effect<Response, unknown> =>
   Effect.suspend(() => {
-    const { outcome = byStatus, retry, transaction } = options
+    const { outcome = byStatus, transaction } = options
     const settings = typeof transaction === "function" ? transaction(request) : transaction
-    // a body can be read once
+    // a body can be read once, and is kept until then
+    const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name))
+    const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
     if (settings === "none") return plain(() => handle(request))
     let answered: Response | undefined
@@ -76,6 +82,7 @@ export const answerInUnit = (
       handled,
       {
         ...options,
+        retry,
         transaction: settings,
         outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
       },
