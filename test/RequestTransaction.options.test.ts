@@ -8,6 +8,7 @@ import {
   HttpClient,
   HttpClientRequest,
   HttpLayerRouter,
+  HttpMiddleware,
   HttpRouter,
   HttpServer,
   HttpServerRequest,
@@ -177,6 +178,35 @@ describe("a request that is answered again", () => {
       assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
       assert.strictEqual(yield* Ref.get(attempts), 3)
       assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(servers()))
+  )
+
+  it.scopedLive("also where somebody around it has read the body before", () =>
+    Effect.gen(function* () {
+      const { attempts, routes } = yield* storing(1, refused)
+      const reading = HttpMiddleware.make((app) =>
+        Effect.zipRight(
+          Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => request.text),
+          app
+        )
+      )
+      const transactional = HttpRouter.use(routes, RequestTransaction.middleware({ retry: true }))
+      yield* Layer.build(HttpServer.serve(HttpRouter.use(transactional, reading)))
+      assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
+      assert.strictEqual(yield* Ref.get(attempts), 2)
+      assert.deepStrictEqual(yield* stored, ["body"])
+    }).pipe(Effect.provide(servers()))
+  )
+
+  it.scopedLive("not around a whole server, where the answer to the first is sent already", () =>
+    Effect.gen(function* () {
+      const { attempts, routes } = yield* storing(1, refused)
+      yield* Layer.build(HttpServer.serve(routes, RequestTransaction.middleware({ retry: Schedule.recurs(1) })))
+      assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
+      // another one is answered after whatever the first has left behind
+      assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
+      assert.strictEqual(yield* Ref.get(attempts), 2)
+      assert.deepStrictEqual(yield* stored, ["body"])
     }).pipe(Effect.provide(servers()))
   )
 

@@ -36,8 +36,15 @@ const again = (request: Ask, body: ArrayBuffer): Ask => {
   return Object.create(request, own)
 }
 
+/** Whether its body was read by somebody around: what he has read is kept by the request itself, and nothing is left to be read. */
+const wasRead = ({ source }: Ask): boolean =>
+  typeof source === "object" &&
+  source !== null &&
+  (("readableDidRead" in source && source.readableDidRead === true) ||
+    ("bodyUsed" in source && source.bodyUsed === true))
+
 /** What gives the request to each attempt. */
 export const keep = (request: Ask): Effect.Effect<() => Ask, RequestError> =>
-  isBodiless(request.method)
+  isBodiless(request.method) || wasRead(request)
     ? Effect.succeed(() => request)
     : Effect.map(request.arrayBuffer, (body) => () => again(request, body))
