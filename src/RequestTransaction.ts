@@ -216,11 +216,14 @@ const once = <E, R>(
   return Effect.zipRight(
     isInRoute ? enter : Effect.zipRight(beforeResponse(), enter),
     Effect.matchCauseEffect(restore(app), {
-      onFailure: (cause) =>
-        Effect.zipRight(
+      onFailure: (cause) => {
+        // where this has ended the unit already its response is on its way, and must stay the only one
+        const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
+        return Effect.zipRight(
           Effect.zipRight(leave, undo(handle)),
-          Effect.fail(new Unstored(Option.getOrUndefined(Cause.failureOption(cause)), Effect.failCause(cause)))
-        ),
+          Effect.fail(new Unstored(error, Effect.failCause(cause)))
+        )
+      },
       onSuccess: (response) =>
         handle.endUntouched()
           ? Effect.as(leave, response)

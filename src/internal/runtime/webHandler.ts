@@ -23,9 +23,8 @@ export interface HandlerOptions
   /** What statements call it. Default: the path. */
   readonly route?: string | undefined
   /**
-   * Calls the handler again where what it has thrown, or a COMMIT that was refused, was undone for certain and another attempt may go
-   * better. Each attempt is given a request whose body is unread; one whose body says that it is longer than 1 MiB is answered once.
-   * Default `false`.
+   * Calls the handler again, with the same request, where it has thrown, or could not be committed, and may fare better; but not where the
+   * body is longer than 1 MiB, does not say how long it is, or was read already. Default `false`.
    */
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
 }
@@ -59,10 +58,10 @@ export const answerInUnit = (
   Effect.suspend(() => {
     const { outcome = byStatus, transaction } = options
     const settings = typeof transaction === "function" ? transaction(request) : transaction
+    // a body can be read once, and is kept until then
     const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name))
-    const retry = isKept && options.retry !== undefined ? options.retry : false
-    // each attempt reads the body from its start
-    const fresh = () => (retry === false ? request : request.clone())
+    const retry = isKept ? options.retry : undefined
+    const fresh = () => (retry === undefined || retry === false ? request : request.clone())
     if (settings === "none") return plain(() => handle(request))
     let answered: Response | undefined
     // nobody is going to read it; one that is read already is somebody else's
