@@ -14,7 +14,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
 import { problemOf } from "./internal/request/problem.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
-import { ambientSignal, inAmbient, inAmbientStream, plain } from "./internal/runtime/ambient.js"
+import { ambientSignal, apart, inAmbient, inAmbientStream, plain } from "./internal/runtime/ambient.js"
 import { Counted } from "./internal/runtime/counted.js"
 import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
 import type { PromiseClient, Query } from "./internal/runtime/query.js"
@@ -75,7 +75,7 @@ export interface Databases<R> {
  */
 export interface Options {
   /**
-   * Opens the databases with their first use, once, and with no more than that: for programs that have no start and no end, as functions
+   * Opens the databases with their first use, once, without counting that as an `open`: for programs that have no start and no end, as functions
    * and page handlers have none. Default `false`: to use them before {@link DatabaseRuntime.open} is `DatabaseClosed`.
    */
   readonly lazy?: boolean | undefined
@@ -121,6 +121,11 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    * database; all commit when it is done, or all roll back when it throws. Inside of another one it joins.
    */
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
+  /**
+   * Calls plain code outside of the unit of work, or transaction, that it is called in: for what is to outlive it, such as work that a
+   * request leaves to be done in the background. A `unitOfWork` in it is one of its own.
+   */
+  readonly outside: <A>(code: () => A) => A
   /**
    * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify: what comes after it is one unit of work. The
    * response is held back until its end: sent after the commit, or replaced by an error where nothing could be stored. A body that is
@@ -199,7 +204,7 @@ export const make = <R, E, const D extends Databases<R>>(
   const opened = (): Promise<ManagedRuntime.ManagedRuntime<R, E>> => {
     const known = counted.opened
     if (typeof known !== "string") return known
-    if (known === "notYet" && options.lazy === true) return counted.open()
+    if (known === "notYet" && options.lazy === true) return counted.use()
     const notYet = known === "notYet"
     return Promise.reject(new DatabaseClosed({ database: names.join(", "), server: "", notYet }))
   }
@@ -229,6 +234,7 @@ export const make = <R, E, const D extends Databases<R>>(
     [Symbol.asyncDispose]: () => counted.close(),
     runPromise,
     unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
+    outside: apart,
     middleware:
       (options = {}) =>
       (request, response, next) =>

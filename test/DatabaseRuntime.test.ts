@@ -121,6 +121,10 @@ describe("how a runtime is opened and closed", () => {
         assert.deepStrictEqual(rows, [[{ n: 1 }], [{ n: 2 }]])
         const key = yield* Effect.sync(() => `test ${Math.random()}`)
         const one = DatabaseRuntime.shared(key, () => runtime)
+        // a use is no open, so the first close closes
+        yield* Effect.promise(() => runtime.open())
+        yield* Effect.promise(() => runtime.close())
+        assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
         const other = DatabaseRuntime.shared(key, () => DatabaseRuntime.make({}, Layer.empty))
         assert.strictEqual<unknown>(one, other)
       })
@@ -448,6 +452,55 @@ describe("what promises can do", () => {
       left = 1
       yield* failure(runtime.handler(add, { transaction: () => "none" })(post("alone")))
       assert.deepStrictEqual(yield* stored, ["again", "alone"])
+    })
+  )
+
+  it.scopedLive("what is to outlive a unit is called outside of it, and has one of its own", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
+      const go = yield* Deferred.make<void>()
+      const [inside, outside] = yield* Effect.promise(() =>
+        runtime.unitOfWork(
+          async () => {
+            await add("unit")
+            const later = (name: string) => async () => {
+              await Effect.runPromise(Deferred.await(go))
+              await runtime.unitOfWork(() => add(name))
+            }
+            return [later("inside")().catch(tagOf), runtime.outside(later("outside")).catch(tagOf)] as const
+          },
+          { outcome: () => "rollback" }
+        )
+      )
+      yield* Deferred.succeed(go, undefined)
+      assert.strictEqual(yield* Effect.promise(() => inside), "TransactionEnded")
+      assert.isUndefined(yield* Effect.promise(() => outside))
+      assert.deepStrictEqual(yield* stored, ["outside"])
+    })
+  )
+
+  it.scopedLive("a route that is no pattern is not kept prepared with each of its paths", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      const prepared = (options: DatabaseRuntime.HandlerOptions) =>
+        Effect.promise(async () => {
+          const handler = runtime.handler(
+            async () => {
+              const rows = await db.writer<{ n: number }>`
+                SELECT count(*)::int AS n FROM pg_prepared_statements WHERE statement LIKE '%/*%'`
+              return Response.json(rows[0]?.n)
+            },
+            { sqlComment: "route", ...options }
+          )
+          const seen: Array<unknown> = []
+          for (const id of [1, 2, 3]) {
+            seen.push(await (await handler(new Request(`http://localhost/items/${id}`))).json())
+          }
+          return seen
+        })
+      assert.deepStrictEqual(yield* prepared({}), [0, 0, 0])
+      assert.deepStrictEqual(yield* prepared({ route: "/items/:id" }), [1, 1, 1])
     })
   )
 

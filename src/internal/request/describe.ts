@@ -23,7 +23,7 @@ export const describe = (
       requestId: checkedId(requestId === undefined ? request.headers["x-request-id"] : requestId(request)),
       traceparent: naming.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
     }
-    const work = workOf(described, naming)
+    const work = workOf(described, naming, routed !== undefined)
     if (routed !== undefined) known = work
     return work
   }

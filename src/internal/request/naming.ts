@@ -48,13 +48,13 @@ const commentFor = (asked: NonNullable<Naming["sqlComment"]>, described: Describ
   return asked === "route" ? { method, route } : { method, route, request_id: requestId, traceparent }
 }
 
-/** What the work of a request is for. */
-export const workOf = (described: Described, { applicationName, sqlComment }: Naming): Work => {
+/** What the work of a request is for. Without the pattern of its route, its path may be another one each time. */
+export const workOf = (described: Described, { applicationName, sqlComment }: Naming, isPattern: boolean): Work => {
   const route = `${described.method} ${described.route}`
   return {
     label: described.requestId === undefined ? route : `${route} ${described.requestId}`,
     applicationName: applicationName === true ? route : undefined,
     comment: sqlComment === undefined ? undefined : commentFor(sqlComment, described),
-    isUnique: sqlComment !== "route"
+    isUnique: sqlComment !== "route" || !isPattern
   }
 }

@@ -39,6 +39,9 @@ export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unkno
     })
   })
 
+/** Runs plain code outside of all that the code around it runs in. */
+export const apart = <A>(code: () => A): A => storage.exit(code)
+
 /** An effect as a part of what the plain code around it runs in. */
 export const inAmbient = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
   const ambient = storage.getStore()

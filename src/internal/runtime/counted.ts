@@ -30,14 +30,23 @@ export class Counted<A> {
 
   /** One owner more. Where it cannot be opened, all who wait for that are told, and it can be tried again. */
   open(): Promise<A> {
+    return this.openFor(1)
+  }
+
+  /** Opens it for somebody who is never going to close it, and does not count. */
+  use(): Promise<A> {
+    return this.openFor(0)
+  }
+
+  private openFor(owners: 0 | 1): Promise<A> {
     if (this.state._tag === "open") {
-      this.state.owners++
+      this.state.owners += owners
       return this.state.opened
     }
     const before = this.state
     // one that could not be closed properly is over, too
     const opened = this.closing.then(this.start, this.start)
-    const state: State<A> = { _tag: "open", opened, owners: 1, value: undefined }
+    const state: State<A> = { _tag: "open", opened, owners, value: undefined }
     this.state = state
     opened.then(
       (value) => {
@@ -54,7 +63,10 @@ export class Counted<A> {
   close(): Promise<void> {
     const { state } = this
     if (state._tag !== "open") return this.closing
-    if (--state.owners > 0) return Promise.resolve()
+    if (state.owners > 1) {
+      state.owners--
+      return Promise.resolve()
+    }
     this.state = { _tag: "closed" }
     // one that could not be opened has nothing to close; its openers know
     this.closing = state.opened.then(this.stop, () => {})

@@ -57,15 +57,21 @@ export class HeldResponse {
       },
       write: (...args: Parameters<typeof write>) => {
         if (this.state === "released") return write.apply(response, args)
+        // what is no chunk is refused here, as by Node
+        const length = Buffer.byteLength(args[0])
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
         // when another answer is sent nobody is told to go on: the response closes, as where a client has gone
         if (this.state === "replaced") return false
         // as much as Node takes before it asks to wait for "drain", so that what waits elsewhere is woken by what comes of sending it
-        this.size += Buffer.byteLength(args[0])
+        this.size += length
         return this.size < response.writableHighWaterMark
       },
       end: (...args: Parameters<typeof end>) => {
+        const chunk: unknown = args[0]
+        if (this.state === "held" && chunk !== undefined && chunk !== null && typeof chunk !== "function") {
+          Buffer.byteLength(args[0])
+        }
         this.call({ send: () => end.apply(response, args), args })
         this.hasEnded = true
         this.begin()
@@ -110,6 +116,12 @@ export class HeldResponse {
     real.writeHead.call(response, status, headers)
     real.end.call(response, body, "utf8")
     for (const call of kept) drop(call)
+  }
+
+  /** Forgets what was written and is going to be: nobody is there to read it. */
+  discard(): void {
+    const { kept } = this
+    if (this.leave("replaced")) for (const call of kept) drop(call)
   }
 
   private leave(state: "released" | "replaced"): boolean {

@@ -35,24 +35,27 @@ interface Routed {
   readonly route?: { readonly path?: unknown } | undefined
 }
 
-const routeOf = (request: IncomingMessage & Routed): string => {
-  const { baseUrl, originalUrl, route, url = "" } = request
-  if (typeof route?.path === "string") return `${typeof baseUrl === "string" ? baseUrl : ""}${route.path}`
-  return pathOf(typeof originalUrl === "string" ? originalUrl : url)
-}
+/** The pattern of its route, if that is known. */
+const patternOf = ({ baseUrl, route }: Routed): string | undefined =>
+  typeof route?.path === "string" ? `${typeof baseUrl === "string" ? baseUrl : ""}${route.path}` : undefined
+
+const pathIn = ({ originalUrl, url = "" }: IncomingMessage & Routed): string =>
+  pathOf(typeof originalUrl === "string" ? originalUrl : url)
 
 const describe =
-  (request: IncomingMessage, naming: Naming): Describe =>
+  (request: IncomingMessage & Routed, naming: Naming): Describe =>
   (fiber) => {
     const id = request.headers["x-request-id"]
+    const pattern = patternOf(request)
     return workOf(
       {
         method: request.method ?? "",
-        route: routeOf(request),
+        route: pattern ?? pathIn(request),
         requestId: checkedId(typeof id === "string" ? id : undefined),
         traceparent: naming.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
       },
-      naming
+      naming,
+      pattern !== undefined
     )
   }
 
@@ -105,7 +108,7 @@ export const inUnit = (
         onSuccess: () => Effect.sync(() => held?.release()),
         onFailure: (cause) => {
           const error = Cause.squash(cause)
-          if (error === gone) return Effect.void
+          if (error === gone) return Effect.sync(() => held?.discard())
           const response = held
           if (response === undefined) return Effect.fail(error)
           const instead = (problem: Problem) =>

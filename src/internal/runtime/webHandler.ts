@@ -42,7 +42,8 @@ const describe =
         requestId: checkedId(request.headers.get("x-request-id") ?? undefined),
         traceparent: options.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
       },
-      options
+      options,
+      options.route !== undefined
     )
 
 /** What a client is told whose request could not be stored. */
