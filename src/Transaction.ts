@@ -522,7 +522,12 @@ export const veto = (
  *
  * @internal
  */
-export const after = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
+export const after = (
+  transaction: Transaction,
+  restore: Restore | undefined,
+  /** Whether all that was to be committed with it is. */
+  isWhole = true
+): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { state } = transaction.level
     if (transaction.outer !== undefined) {
@@ -530,11 +535,9 @@ export const after = (transaction: Transaction, restore: Restore | undefined): E
       return Effect.void
     }
     const hooks =
-      state === "committed"
-        ? transaction.takeHooks("afterCommit", "afterEnd")
-        : state === "unknown"
-          ? transaction.takeHooks("afterEnd")
-          : transaction.takeHooks("afterRollback", "afterEnd")
+      state === "unknown" || (state === "committed" && !isWhole)
+        ? transaction.takeHooks("afterEnd")
+        : transaction.takeHooks(state === "committed" ? "afterCommit" : "afterRollback", "afterEnd")
     let isInterruptible = restore
     return Effect.forEach(
       hooks,

@@ -166,6 +166,8 @@ describe("UnitOfWork", () => {
       const error = yield* UnitOfWork.run(
         Effect.gen(function* () {
           yield* insert("first")
+          const undone = Db.afterRollback(Effect.sync(() => void log.push("savepoint rolled back")))
+          yield* Effect.ignore(Db.withTransaction(Effect.zipRight(undone, Effect.fail("no"))))
           yield* event("second", 13)
           yield* Db.afterCommit(Effect.sync(() => void log.push("all committed")))
           yield* Audit.afterRollback(Effect.sync(() => void log.push("audit rolled back")))
@@ -178,7 +180,7 @@ describe("UnitOfWork", () => {
         assert.strictEqual(error.failed, "audit")
         assert.deepStrictEqual(error.rolledBack, [])
       }
-      assert.deepStrictEqual(log, ["audit rolled back"])
+      assert.deepStrictEqual(log, ["audit rolled back", "savepoint rolled back"])
       assert.deepStrictEqual(yield* stored, ["first"])
       assert.deepStrictEqual(yield* events, [])
     }).pipe(Effect.provide(both))

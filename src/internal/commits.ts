@@ -113,10 +113,13 @@ const commitAll = (
         const left = Cause.isInterrupted(cause)
         if (left && state === "committed") return step(i + 1, cause)
         if (left && state === "open" && i > 0 && !soon) return step(i, cause)
+        const done = transactions.slice(0, i)
         const rest = transactions.slice(i)
-        const failure = partial(transactions.slice(0, i), transaction, rest.slice(1), cause)
-        const undone = undoAll(rest, left || gone !== undefined ? undefined : restore)
-        return Effect.zipRight(undone, Effect.failCause(failure))
+        const failure = partial(done, transaction, rest.slice(1), cause)
+        const hearing = left || gone !== undefined ? undefined : restore
+        // a savepoint that was undone in what is committed is undone all the same
+        const hooks = Effect.forEach(done, (_) => after(_, hearing, false), { discard: true })
+        return Effect.zipRight(Effect.zipRight(undoAll(rest, hearing), hooks), Effect.failCause(failure))
       }
     })
   }
