@@ -38,6 +38,7 @@ import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { Engine } from "./internal/engine.js"
 import { hearOut } from "./internal/hearOut.js"
+import { addHook } from "./internal/hooks.js"
 import { type Listen, makeListen } from "./internal/listen.js"
 import { checkRole } from "./internal/role.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
@@ -328,7 +329,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
   const hook =
     (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
-      Effect.flatMap(tag, ({ engine }) => Transaction.addHook(engine, kind, effect))
+      Effect.flatMap(tag, ({ engine }) => addHook(engine, kind, effect))
   return {
     layer: scoped,
     layerConfig: (config) => Layer.unwrapEffect(Effect.map(Config.unwrap(config), scoped)),

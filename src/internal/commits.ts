@@ -6,8 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../DatabaseError.js"
-import { after, check, commit, commitSoon, keep, type Transaction, undo, veto } from "../Transaction.js"
+import { check, commit, commitSoon, keep, type Transaction, undo, veto } from "../Transaction.js"
 import type { Carrier } from "./carrier.js"
+import { after } from "./hooks.js"
 
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 

@@ -5,9 +5,10 @@
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
 import type { OptionsConflict, StatementError } from "../DatabaseError.js"
-import { conflict, type Hook, type Options, type Origin, type Transaction } from "../Transaction.js"
+import { conflict, type Options, type Origin, type Transaction } from "../Transaction.js"
 import { Carrier, type Kind, type Memory } from "./carrier.js"
 import type { Ending } from "./commits.js"
+import type { Hook } from "./hooks.js"
 import type { Work } from "./work.js"
 
 /** How a unit's transactions are to be. */
