@@ -1,0 +1,114 @@
+/**
+ * What is done at the end of a transaction, by whoever has asked for it inside of it.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import { Observation } from "../Observation.js"
+import type { Options, Origin, Transaction } from "../Transaction.js"
+import { type Carrier, currentCarrier, type Kind } from "./carrier.js"
+import type { Restore } from "./commits.js"
+
+/** An origin that begins transactions. */
+export interface Beginner extends Origin {
+  readonly begin: (
+    kind: Kind,
+    options: Options,
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined
+  ) => Transaction
+}
+
+/** `afterEnd`: an `afterRollback` of what was undone inside, which waits for the end of the whole. */
+export type HookKind = "beforeCommit" | "afterCommit" | "afterRollback" | "afterEnd"
+
+/** Something to be done at the end of a transaction. */
+export interface Hook {
+  readonly kind: HookKind
+  /** What it does, in the context in which it was registered but for the transaction slot. */
+  readonly run: (slot: Carrier["slot"] | undefined) => Effect.Effect<unknown, unknown>
+}
+
+/**
+ * Runs the hooks that follow the end of a transaction, or leaves them to the one around it. They do not fail: they report.
+ */
+export const after = (
+  transaction: Transaction,
+  restore: Restore | undefined,
+  /** Whether all that was to be committed with it is. */
+  isWhole = true
+): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { state } = transaction.level
+    if (transaction.outer !== undefined) {
+      transaction.passHooksOn(state === "committed")
+      return Effect.void
+    }
+    const hooks =
+      state === "unknown" || (state === "committed" && !isWhole)
+        ? transaction.takeHooks("afterEnd")
+        : transaction.takeHooks(state === "committed" ? "afterCommit" : "afterRollback", "afterEnd")
+    let isInterruptible = restore
+    return Effect.forEach(
+      hooks,
+      (hook) => {
+        const run = report(transaction.origin, hook)
+        if (isInterruptible === undefined) return run
+        let begun = false
+        const begin = Effect.suspend(() => {
+          begun = true
+          return run
+        })
+        return Effect.catchAllCause(isInterruptible(begin), () => {
+          // interrupted in this one, or before it could begin; the rest have to run all the same
+          isInterruptible = undefined
+          return begun ? Effect.void : run
+        })
+      },
+      { discard: true }
+    )
+  })
+
+const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
+  Effect.catchAllCause(Effect.asVoid(hook.run(undefined)), (cause) => {
+    if (Cause.isInterruptedOnly(cause)) return Effect.interrupt
+    const { database, observer } = origin
+    const name = hook.kind === "afterCommit" ? "afterCommit" : "afterRollback"
+    if (observer.active)
+      observer.observe(Observation.HookFailed({ database, hook: name, message: Cause.pretty(cause) }))
+    return Effect.logError(`database "${database}": an ${name} hook failed`, cause)
+  })
+
+/**
+ * Registers a hook with the innermost transaction of a database, or with the unit of work that is going to begin one; without either
+ * `afterCommit` runs at once, for everything is committed.
+ */
+export const addHook = <E, R>(
+  origin: Beginner,
+  kind: "beforeCommit" | "afterCommit" | "afterRollback",
+  hook: Effect.Effect<unknown, E, R>
+): Effect.Effect<void, never, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const carrier = currentCarrier(fiber)
+    const found = carrier?.find(origin, "writer")
+    // R is in the fiber's context, because this effect asks for it; the slot is no part of R
+    const context = Context.omit(TransactionConnection)(fiber.currentContext) as Context.Context<R>
+    const registered: Hook = {
+      kind,
+      run: (slot) =>
+        Effect.mapInputContext(hook, () =>
+          slot === undefined ? context : Context.add(context, TransactionConnection, slot)
+        )
+    }
+    const open = found !== undefined && found !== "none" && found.level.state === "open"
+    if (open) {
+      found.addHook(registered)
+      return Effect.void
+    }
+    const begin = (options: Options) => origin.begin("writer", options, fiber, carrier)
+    if (found === undefined && carrier?.addHook(origin, registered, begin) === true) return Effect.void
+    const undone = found !== undefined && found !== "none" && found.level.state !== "committed"
+    return (kind === "afterRollback") === undone ? report(origin, registered) : Effect.void
+  })
