@@ -122,9 +122,22 @@ const ways: ReadonlyArray<Way> = [
           yield* statement("INSERT INTO item VALUES ('late')")
           yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
           yield* at(sends("COMMIT"))
-        })
+        }),
+        { checkFirst: false }
       ),
     inDoubt: true
+  },
+  {
+    name: "the check before the COMMIT of the first of two databases",
+    run: ({ at }) =>
+      UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* statement("INSERT INTO item VALUES ('late')")
+          yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
+          yield* at(sends("SET CONSTRAINTS"))
+        }),
+        { order: [Audit] }
+      )
   },
   {
     name: "ROLLBACK",
