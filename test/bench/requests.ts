@@ -3,6 +3,7 @@
  */
 import { createServer } from "node:http"
 import type * as HttpApp from "@effect/platform/HttpApp"
+import * as HttpMiddleware from "@effect/platform/HttpMiddleware"
 import * as HttpRouter from "@effect/platform/HttpRouter"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
@@ -90,6 +91,12 @@ const sites = (url: string) =>
       yield* serve("nothing, without the middleware", nothing),
       yield* serve("nothing, with it", transactional(nothing)),
       yield* serve("effect-db", transactional(HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(body, done))))),
+      // Fastify makes no spans, either
+      yield* Effect.locally(
+        serve("effect-db, no spans", transactional(HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(body, done))))),
+        HttpMiddleware.currentTracerDisabledWhen,
+        () => true
+      ),
       yield* serve("@effect/sql-pg", HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(plainBody, done)))),
       yield* fastify(url)
     ]
@@ -125,11 +132,12 @@ export const requests = async (url: string, options: Options): Promise<void> => 
       `requests per second on ${connections} connections, medians of ${options.rounds} rounds of ${options.ms} ms, ${maxConnections} database connections each\n`
     )
     for (const { name, seen } of rates) console.log(`${name.padEnd(34)}${String(Math.round(median(seen))).padStart(8)}`)
-    const [without, middle, ours, plain, fastify] = rates.map(({ seen }) => seen)
+    const [without, middle, ours, bare, plain, fastify] = rates.map(({ seen }) => seen)
     if (
       without === undefined ||
       middle === undefined ||
       ours === undefined ||
+      bare === undefined ||
       plain === undefined ||
       fastify === undefined
     ) {
@@ -138,5 +146,6 @@ export const requests = async (url: string, options: Options): Promise<void> => 
     console.log(`\na request that touches no database, with / without the middleware   ${ratio(middle, without)}`)
     console.log(`a request with one transaction, effect-db / @effect/sql-pg           ${ratio(ours, plain)}`)
     console.log(`a request with one transaction, effect-db / Fastify with pg          ${ratio(ours, fastify)}`)
+    console.log(`the same without the spans that Fastify does not make                ${ratio(bare, fastify)}`)
   }).pipe(Effect.scoped, Effect.runPromise)
 }
