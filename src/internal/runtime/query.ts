@@ -41,7 +41,7 @@ export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragme
     return identity
   }
 
-  /** @internal What it is as a part of another statement. */
+  /** What it is as a part of another statement. */
   get segments(): ReadonlyArray<Statement.Segment> {
     return this.build(parts).segments
   }
