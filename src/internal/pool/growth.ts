@@ -26,8 +26,10 @@ const few = 3
 export interface Demand {
   /** How many wait. */
   readonly waiting: number
-  /** For how many of them a connection may be opened. */
+  /** For how many of them no connection is on its way. */
   readonly wanted: number
+  /** How many connections may be opened. */
+  readonly room: number
   /** How many connections are in use. */
   readonly busy: number
   /** How many connects are under way that may still be counted on. */
@@ -35,6 +37,8 @@ export interface Demand {
   /** Whether there is no connection yet that could serve anybody. */
   readonly isEmpty: boolean
 }
+
+const isCalledFor = ({ room, wanted }: Demand): boolean => room > 0 && wanted > 0
 
 export class Growth {
   private timer: NodeJS.Timeout | undefined
@@ -57,14 +61,14 @@ export class Growth {
 
   /** Somebody waits. */
   ask(): void {
-    if (this.timer !== undefined || this.demand().wanted <= 0) return
+    if (this.timer !== undefined || !isCalledFor(this.demand())) return
     this.step = 1
     this.served = 0
     this.observed = 0
     this.lookedAt = performance.now()
     this.wasEmpty = false
     this.lookAgain()
-    if (this.isEager) while (this.demand().wanted > 0) this.open()
+    if (this.isEager) while (isCalledFor(this.demand())) this.open()
     else this.open()
   }
 
@@ -102,12 +106,13 @@ export class Growth {
 
   private look(): void {
     this.timer = undefined
-    const { busy, coming, isEmpty, waiting, wanted } = this.demand()
-    if (wanted <= 0) return
+    const demand = this.demand()
+    if (!isCalledFor(demand)) return
+    const { busy, coming, isEmpty, room, waiting, wanted } = demand
     this.wasEmpty = isEmpty
     if (isEmpty) {
       this.lookAgain()
-      return this.openMany(Math.min(wanted, few - coming))
+      return this.openMany(Math.min(wanted, room, few - coming))
     }
     const now = performance.now()
     this.observed += now - this.lookedAt
@@ -125,7 +130,7 @@ export class Growth {
     this.step *= 2
     // who will have been served by the time when a new connection is there needs none
     const servedByThen = Math.floor((waiting * this.connectTime) / drained)
-    this.openMany(Math.min(this.step, wanted - servedByThen))
+    this.openMany(Math.min(this.step, room, wanted - servedByThen))
   }
 
   private openMany(count: number): void {
