@@ -129,6 +129,18 @@ describe("callers who come again and again", () => {
     vi.advanceTimersByTime(2000)
     assert.strictEqual(steady.total, 10)
   })
+
+  it("have them also where each waits for less time than a connect takes", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 20)
+    vi.advanceTimersByTime(2000)
+    assert.strictEqual(steady.total, 10)
+  })
+
+  it("have no more of them than they use", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 6)
+    vi.advanceTimersByTime(2000)
+    assert.deepStrictEqual([steady.waiting, steady.total], [0, 6])
+  })
 })
 
 describe("connects that hang", () => {
