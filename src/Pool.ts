@@ -328,12 +328,12 @@ export class Pool {
     const connecting = this.connects.size
     const room = this.limit - this.stock.all.size - connecting
     // asked for whoever waits, so the answer of a full pool is a short way
-    if (room <= 0) return { waiting, wanted: 0, busy: 0, coming: 0, isEmpty: false }
+    if (room <= 0) return { waiting, wanted: 0, room, busy: 0, coming: 0, isEmpty: false }
     const { open } = this.stock
     const busy = open - this.stock.idle.length
     const coming = this.arriving + connecting - this.connects.late
-    const wanted = this.outage.isShut && open > 0 ? 0 : Math.min(waiting - this.preparing - coming, room)
-    return { waiting, wanted, busy, coming, isEmpty: open <= this.arriving }
+    const wanted = this.outage.isShut && open > 0 ? 0 : waiting - this.preparing - coming
+    return { waiting, wanted, room, busy, coming, isEmpty: open <= this.arriving }
   }
 
   /** Why a caller cannot even wait, if so. */

@@ -22,6 +22,8 @@ interface Trial {
   readonly hanging?: number
   /** Whether there were connections before, so that it is known how long a connect takes. */
   readonly wasOpen?: boolean
+  /** Whether who has had a connection asks for one again. */
+  readonly isSteady?: boolean
 }
 
 /** A pool that so many ask for a connection at once. */
@@ -43,8 +45,9 @@ class Spike {
     this.growth = new Growth(
       () => {
         const coming = this.connecting - this.late
-        const wanted = Math.min(this.waiting - coming, trial.max - this.total - this.connecting)
-        return { waiting: this.waiting, wanted, busy: this.total - this.idle, coming, isEmpty: this.total === 0 }
+        const room = trial.max - this.total - this.connecting
+        const busy = this.total - this.idle
+        return { waiting: this.waiting, wanted: this.waiting - coming, room, busy, coming, isEmpty: this.total === 0 }
       },
       () => this.open(),
       false
@@ -64,7 +67,9 @@ class Spike {
       if (isBack) this.growth.serve()
       setTimeout(() => {
         this.idle++
+        if (this.trial.isSteady === true) this.waiting++
         this.serve(true)
+        this.growth.ask()
       }, this.trial.use)
     }
   }
@@ -116,6 +121,26 @@ describe("a pool whose connections are all in long use", () => {
       assert.deepStrictEqual([spike.waiting, spike.total], [0, 20])
     })
   }
+})
+
+describe("callers who come again and again", () => {
+  it("have all the connections that there may be, however many more wait than can have one", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 100)
+    vi.advanceTimersByTime(2000)
+    assert.strictEqual(steady.total, 10)
+  })
+
+  it("have them also where each waits for less time than a connect takes", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 20)
+    vi.advanceTimersByTime(2000)
+    assert.strictEqual(steady.total, 10)
+  })
+
+  it("have no more of them than they use", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 6)
+    vi.advanceTimersByTime(2000)
+    assert.deepStrictEqual([steady.waiting, steady.total], [0, 6])
+  })
 })
 
 describe("connects that hang", () => {

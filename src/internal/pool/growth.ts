@@ -5,6 +5,8 @@
  * Where there is no connection yet, there is nothing to tell by how soon the queue will be served: then only a few are opened until the
  * first of them is there.
  *
+ * A queue that is served fast and yet does not end is no spike: then connections are opened one after the other.
+ *
  * A connect that takes much longer than usual holds up nobody: what was sent into a dead network never comes.
  *
  * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
@@ -17,6 +19,9 @@ const pause = 10
 /** For how long the queue is watched before it tells anything: that part of what a connect takes. */
 const enough = 1 / 3
 
+/** For how long there may be a queue before it is a standing one: so many times what a connect takes. */
+const standing = 2
+
 /** How long a connect may take before nobody counts on it any more: so many times as long as usual, and at least so many ms. */
 const overdue = { times: 3, least: 250 }
 
@@ -26,8 +31,10 @@ const few = 3
 export interface Demand {
   /** How many wait. */
   readonly waiting: number
-  /** For how many of them a connection may be opened. */
+  /** For how many of them no connection is on its way. */
   readonly wanted: number
+  /** How many connections may be opened. */
+  readonly room: number
   /** How many connections are in use. */
   readonly busy: number
   /** How many connects are under way that may still be counted on. */
@@ -36,10 +43,14 @@ export interface Demand {
   readonly isEmpty: boolean
 }
 
+const isCalledFor = ({ room, wanted }: Demand): boolean => room > 0 && wanted > 0
+
 export class Growth {
   private timer: NodeJS.Timeout | undefined
   private step = 1
   private lookedAt = 0
+  /** Since when somebody could have been served, and somebody has waited all the time. */
+  private queueSince = 0
   /** Whether nobody could be served when it looked last. */
   private wasEmpty = false
   /** How many were served over the last `observed` ms. */
@@ -57,14 +68,13 @@ export class Growth {
 
   /** Somebody waits. */
   ask(): void {
-    if (this.timer !== undefined || this.demand().wanted <= 0) return
+    if (this.timer !== undefined || !isCalledFor(this.demand())) return
     this.step = 1
     this.served = 0
     this.observed = 0
-    this.lookedAt = performance.now()
-    this.wasEmpty = false
+    this.watch()
     this.lookAgain()
-    if (this.isEager) while (this.demand().wanted > 0) this.open()
+    if (this.isEager) while (isCalledFor(this.demand())) this.open()
     else this.open()
   }
 
@@ -79,8 +89,7 @@ export class Growth {
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
     if (!this.wasEmpty || this.timer === undefined) return
     // the time before says nothing of how fast the queue is served
-    this.wasEmpty = false
-    this.lookedAt = performance.now()
+    this.watch()
     clearTimeout(this.timer)
     this.lookAgain()
   }
@@ -95,6 +104,12 @@ export class Growth {
     this.timer = undefined
   }
 
+  private watch(): void {
+    this.wasEmpty = false
+    this.lookedAt = performance.now()
+    this.queueSince = this.lookedAt
+  }
+
   private lookAgain(): void {
     // what has arrived while the process was busy is read first
     this.timer = setTimeout(() => setImmediate(() => this.look()), pause)
@@ -102,12 +117,13 @@ export class Growth {
 
   private look(): void {
     this.timer = undefined
-    const { busy, coming, isEmpty, waiting, wanted } = this.demand()
-    if (wanted <= 0) return
+    const demand = this.demand()
+    if (!isCalledFor(demand)) return
+    const { busy, coming, isEmpty, room, waiting, wanted } = demand
     this.wasEmpty = isEmpty
     if (isEmpty) {
       this.lookAgain()
-      return this.openMany(Math.min(wanted, few - coming))
+      return this.openMany(Math.min(wanted, room, few - coming))
     }
     const now = performance.now()
     this.observed += now - this.lookedAt
@@ -121,11 +137,14 @@ export class Growth {
       this.served /= 2
     }
     this.lookAgain()
-    if (drained <= this.connectTime) return
+    if (drained <= this.connectTime) {
+      if (coming === 0 && now - this.queueSince > this.connectTime * standing) this.open()
+      return
+    }
     this.step *= 2
     // who will have been served by the time when a new connection is there needs none
     const servedByThen = Math.floor((waiting * this.connectTime) / drained)
-    this.openMany(Math.min(this.step, wanted - servedByThen))
+    this.openMany(Math.min(this.step, room, wanted - servedByThen))
   }
 
   private openMany(count: number): void {
