@@ -488,7 +488,10 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run that work in Db.independent`
+    return (
+      `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
+      " in UnitOfWork.outside (plain code: in the runtime's outside)"
+    )
   }
 }
 

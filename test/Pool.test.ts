@@ -31,6 +31,30 @@ const holder = Effect.gen(function* () {
 })
 
 describe("Pool", () => {
+  it.scopedLive("a connect that hangs holds up nobody, also where the others take long", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const hanging = yield* proxy.when((message) => message.type === "startup", "freeze")
+      // a login takes much of the time that is hoped for at first, and then more is hoped for
+      yield* proxy.delay(0, 20)
+      const both = yield* Effect.makeLatch()
+      let holding = 0
+      const hold = Db.withTransaction(
+        Effect.zipRight(
+          pid,
+          Effect.suspend(() => (++holding === 2 ? both.open : both.await))
+        )
+      )
+      yield* Effect.all([hold, hold, hanging], { concurrency: "unbounded" }).pipe(
+        Effect.provide(
+          Db.layer({ writer: proxy.url, startup: "lazy", connectTimeout: "1 minute", acquireTimeout: "1 minute" })
+        )
+      )
+      assert.strictEqual(holding, 2)
+    })
+  )
+
   it.scopedLive("a reserved connection is one's own, and comes back", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer

@@ -24,7 +24,7 @@ Ready.
   documentation   ${url}/docs
   OpenAPI         ${url}/openapi.json
 
-Databases${servers.embedded ? " (embedded; they go when this ends)" : ""}
+Databases${servers.embedded ? " (embedded; they go when this ends; passwords are not shown)" : ""}
 
 ${databases.join("\n")}
 

@@ -77,6 +77,9 @@ export const login = (
     if (error) {
       // a refusal of all the addresses of a host comes as one error with a code and no words
       const code = "code" in error && typeof error.code === "string" ? error.code : ""
+      if (password === undefined && connectReason(code, error.message) === "authentication") {
+        return fail("authentication", new Error("it asks for a password, and none was given", { cause: error }))
+      }
       return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
     }
     settle()

@@ -16,7 +16,7 @@ export class Connects {
     private readonly owner: Owner,
     /** For how long a connect is counted on, in ms. */
     private readonly hope: () => number,
-    /** Called when one is late, and no other is. */
+    /** Called when the one that has been under way for longest is late. */
     private readonly onLate: () => void
   ) {}
 
@@ -46,10 +46,18 @@ export class Connects {
       this.all.delete(giveUp)
       done(start, failure, connection)
     })
-    // one that takes for ever holds up nobody, not even the one for whom it was begun; where all do, more of them would be no help
-    const takeBack = later(this.hope() + 1, () => {
-      if (this.late === 1) this.onLate()
-    })
+    let takeBack: () => void
+    const watch = (millis: number) => {
+      takeBack = later(millis, () => {
+        // others may have shown since that it takes longer
+        const left = start + this.hope() - performance.now()
+        if (left >= 0) return watch(left + 1)
+        // one that takes for ever holds up nobody, not even the one for whom it was begun; where all do, more of them would be no help
+        const [oldest] = this.all.keys()
+        if (oldest === giveUp) this.onLate()
+      })
+    }
+    watch(this.hope() + 1)
     const giveUp = () => {
       takeBack()
       stop()
