@@ -26,6 +26,7 @@ import { Line } from "./line.js"
 import type { Listener } from "./listener.js"
 import { open } from "./opening.js"
 import { prove } from "./probe.js"
+import { retire } from "./retire.js"
 import { quoted, Succession } from "./succession.js"
 
 /**
@@ -119,16 +120,7 @@ export class Channels {
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
     const { line } = this
-    const meant = [...this.open].filter(
-      (connection) =>
-        connection.broken === undefined &&
-        connection.createdAt <= before &&
-        (processId === undefined || connection.processId === processId)
-    )
-    for (const connection of meant) {
-      connection.retireAt = Number.NEGATIVE_INFINITY
-      connection.retireAs = "invalidated"
-    }
+    const meant = retire(this.open, before, processId)
     if (mode === "hard" && line !== undefined && meant.includes(line.connection)) {
       this.lost(line, new Error("the connection was invalidated"), "invalidated")
     } else this.follow()

@@ -4,6 +4,7 @@
 import type { Connection } from "../../Connection.js"
 import type { PoolConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
+import { retire } from "../retire.js"
 
 /** The part of a lifetime over which ends are spread, so that connections made together do not die together. */
 const jitter = 0.025
@@ -97,15 +98,8 @@ export class Stock {
 
   /** Ends those that were opened before a moment, or the one of a server process: as `mode` says. Gives how many it meant. */
   invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
-    const meant = [...this.all].filter(
-      (connection) =>
-        connection.broken === undefined &&
-        connection.createdAt <= before &&
-        (processId === undefined || connection.processId === processId)
-    )
+    const meant = retire(this.all, before, processId)
     for (const connection of meant) {
-      connection.retireAt = Number.NEGATIVE_INFINITY
-      connection.retireAs = "invalidated"
       if (mode === "soft") continue
       if (this.idle.includes(connection)) {
         this.take(connection)
