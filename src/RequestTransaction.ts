@@ -145,19 +145,22 @@ class Unstored<E> {
   ) {}
 }
 
-const settled = <E, R>(self: Effect.Effect<Response, Unstored<E>, R>): Effect.Effect<Response, E, R> =>
-  Effect.catchAll(self, ({ otherwise }) => otherwise)
+/** What is done with it. */
+type Settle<E, E1> = (unstored: Unstored<E>) => Effect.Effect<Response, E1>
+
+const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => otherwise
 
 /** A rollback does not fail. */
 const undo = (handle: UnitOfWork.Handle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
 /** Ends the unit of a request by its response. */
-const endBy = (
+const endBy = <E1>(
   { options }: Plan,
   handle: UnitOfWork.Handle,
   response: Response,
+  settle: Settle<never, E1>,
   restore: Restore
-): Effect.Effect<Response, Unstored<never>> => {
+): Effect.Effect<Response, E1> => {
   if (handle.endUntouched()) return Effect.succeed(response)
   const { onCommitFailed = commitFailed, outcome = byStatus } = options
   let decided: UnitOfWork.Outcome
@@ -170,11 +173,11 @@ const endBy = (
   return Effect.matchEffect(handle.end(decided, restore), {
     onFailure: (error) => {
       const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
-      return Effect.fail(new Unstored(error, otherwise))
+      return settle(new Unstored(error, otherwise))
     },
     onSuccess: () => {
       const failure = decided === "rollback" && options.retry !== undefined ? handle.unit.failure : undefined
-      return failure === undefined ? answer : Effect.fail(new Unstored(failure, answer))
+      return failure === undefined ? answer : settle(new Unstored(failure, answer))
     }
   })
 }
@@ -190,15 +193,16 @@ const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<nev
 }
 
 /** Runs an app in a unit and ends that. `outside` is the context around it. */
-const once = <E, R>(
+const once = <E, R, E1>(
   plan: Plan,
   handle: UnitOfWork.Handle,
   app: HttpApp.Default<E, R>,
   outside: Context.Context<never>,
+  settle: Settle<E, E1>,
   restore: Restore
-): Effect.Effect<Response, Unstored<E>, R | Request> => {
+): Effect.Effect<Response, E1, R | Request> => {
   const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
-  const leave = FiberRef.set(FiberRef.currentContext, outside)
+  const leave = <A>(result: A) => FiberRef.modify(FiberRef.currentContext, () => [result, outside])
   // around a whole server the response is sent inside of `app`: there this ends the unit, and the body is to have no part in it
   const beforeResponse = () => {
     const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
@@ -206,7 +210,7 @@ const once = <E, R>(
       handle.hasEnded
         ? Effect.succeed(response)
         : Effect.zipLeft(
-            settled(endBy(plan, handle, response, restore)),
+            endBy(plan, handle, response, answerIt, restore),
             FiberRef.update(FiberRef.currentContext, without)
           )
     )
@@ -219,15 +223,14 @@ const once = <E, R>(
       onFailure: (cause) => {
         // where this has ended the unit already its response is on its way, and must stay the only one
         const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
-        return Effect.zipRight(
-          Effect.zipRight(leave, undo(handle)),
-          Effect.fail(new Unstored(error, Effect.failCause(cause)))
+        return Effect.flatMap(leave(new Unstored(error, Effect.failCause(cause))), (unstored) =>
+          Effect.zipRight(undo(handle), settle(unstored))
         )
       },
       onSuccess: (response) =>
         handle.endUntouched()
-          ? Effect.as(leave, response)
-          : Effect.zipRight(leave, endBy(plan, handle, response, restore))
+          ? leave(response)
+          : Effect.flatMap(leave(response), () => endBy(plan, handle, response, settle, restore))
     })
   )
 }
@@ -254,7 +257,14 @@ const repeatedly = <E, R>(
       // what the attempt before has left to be done before the response is forgotten
       return Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
-        once(plan, handle, Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()), outside, restore)
+        once(
+          plan,
+          handle,
+          Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()),
+          outside,
+          Effect.fail,
+          restore
+        )
       )
     })
   return Effect.matchEffect(restore(keep(request)), {
@@ -309,11 +319,9 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
         if (settings === "none") return restore(app)
         const opening = openingFor(plan, request, around, settings)
         const open = () => UnitOfWork.open(opening)
-        return settled(
-          retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
-            ? once(plan, open(), app, fiber.currentContext, restore)
-            : repeatedly(plan, open, app, fiber, retry, restore)
-        )
+        return retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
+          ? once(plan, open(), app, fiber.currentContext, answerIt, restore)
+          : Effect.catchAll(repeatedly(plan, open, app, fiber, retry, restore), answerIt)
       })
     )
 }
@@ -366,7 +374,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const settings = typeof transaction === "function" ? transaction(request) : transaction
       const handle = UnitOfWork.open(openingFor(plan, request, around, settings))
       const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
-        Effect.uninterruptibleMask((restore) => settled(endBy(plan, handle, response, restore)))
+        Effect.uninterruptibleMask((restore) => endBy(plan, handle, response, answerIt, restore))
       )
       return Effect.as(
         Effect.zipRight(

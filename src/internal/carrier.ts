@@ -71,15 +71,25 @@ export abstract class Carrier implements Connection {
     return this.parent?.held(origin) ?? none
   }
 
-  readonly execute = () => this.refuse
-  readonly executeRaw = () => this.refuse
-  readonly executeValues = () => this.refuse
-  // another client that was refused its savepoint goes back to it all the same, and takes a refusal of that for a defect
-  readonly executeUnprepared = (sql: string) => (sql.startsWith("ROLLBACK") ? Effect.succeed([]) : this.refuse)
-  readonly executeStream = () => Stream.fromEffect(this.refuse)
-
-  private get refuse(): Effect.Effect<never, SqlError> {
+  execute(): Effect.Effect<never, SqlError> {
     return Effect.suspend(() => Effect.fail(toSqlError(new ForeignClient({ database: this.owner, server: "" }))))
+  }
+
+  executeRaw(): Effect.Effect<never, SqlError> {
+    return this.execute()
+  }
+
+  executeValues(): Effect.Effect<never, SqlError> {
+    return this.execute()
+  }
+
+  executeUnprepared(sql: string): Effect.Effect<ReadonlyArray<never>, SqlError> {
+    // another client that was refused its savepoint goes back to it all the same, and takes a refusal of that for a defect
+    return sql.startsWith("ROLLBACK") ? Effect.succeed(none) : this.execute()
+  }
+
+  executeStream(): Stream.Stream<never, SqlError> {
+    return Stream.fromEffect(this.execute())
   }
 }
 

@@ -8,6 +8,7 @@ import * as HttpRouter from "@effect/platform/HttpRouter"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { PgClient } from "@effect/sql-pg"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
@@ -37,6 +38,10 @@ interface Site {
 
 const done = HttpServerResponse.unsafeJson({ ok: true })
 const nothing = HttpRouter.empty.pipe(HttpRouter.post("/", Effect.succeed(done)))
+
+/** What any middleware costs that provides a service to its handlers. */
+class Something extends Context.Tag("bench/Something")<Something, number>() {}
+const providing = HttpRouter.use(nothing, (app) => Effect.provideService(app, Something, 1))
 
 const serve = <E, R>(name: string, app: HttpApp.Default<E, R>) =>
   Effect.gen(function* () {
@@ -90,6 +95,7 @@ const sites = (url: string) =>
     return [
       yield* serve("nothing, without the middleware", nothing),
       yield* serve("nothing, with it", transactional(nothing)),
+      yield* serve("nothing, a service provided", providing),
       yield* serve("effect-db", transactional(HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(body, done))))),
       // Fastify makes no spans, either
       yield* Effect.locally(
@@ -132,10 +138,11 @@ export const requests = async (url: string, options: Options): Promise<void> => 
       `requests per second on ${connections} connections, medians of ${options.rounds} rounds of ${options.ms} ms, ${maxConnections} database connections each\n`
     )
     for (const { name, seen } of rates) console.log(`${name.padEnd(34)}${String(Math.round(median(seen))).padStart(8)}`)
-    const [without, middle, ours, bare, plain, fastify] = rates.map(({ seen }) => seen)
+    const [without, middle, service, ours, bare, plain, fastify] = rates.map(({ seen }) => seen)
     if (
       without === undefined ||
       middle === undefined ||
+      service === undefined ||
       ours === undefined ||
       bare === undefined ||
       plain === undefined ||
@@ -144,6 +151,7 @@ export const requests = async (url: string, options: Options): Promise<void> => 
       return
     }
     console.log(`\na request that touches no database, with / without the middleware   ${ratio(middle, without)}`)
+    console.log(`the same with a middleware that only provides a service              ${ratio(service, without)}`)
     console.log(`a request with one transaction, effect-db / @effect/sql-pg           ${ratio(ours, plain)}`)
     console.log(`a request with one transaction, effect-db / Fastify with pg          ${ratio(ours, fastify)}`)
     console.log(`the same without the spans that Fastify does not make                ${ratio(bare, fastify)}`)
