@@ -115,10 +115,12 @@ const clients = (
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const listen = yield* makeListen(engine)
+    const reader = yield* Client.make(engine, "reader", listen.payloads)
     return {
       writer: yield* Client.make(engine, "writer", listen.payloads),
-      reader: yield* Client.make(engine, "reader", listen.payloads),
-      any: yield* Client.make(engine, "reader", listen.payloads),
+      reader,
+      // a reader's statement goes to what is open already wherever that is right
+      any: reader,
       engine,
       listen,
       observers

@@ -261,6 +261,12 @@ describe("Transaction", () => {
           Effect.zipRight(insert("outer 2"), insert("inner").pipe(Db.independent, DatabaseError.refine, Effect.flip))
         )
         assert.strictEqual(independent._tag, "PoolSelfDeadlock")
+        const sql = yield* Db.reader
+        const read = sql`SELECT 1`
+        const reader = yield* sql
+          .withTransaction(Effect.zipRight(read, read.pipe(Db.independent, DatabaseError.refine, Effect.flip)))
+          .pipe(DatabaseError.refine)
+        assert.strictEqual(reader._tag, "PoolSelfDeadlock")
         assert.deepStrictEqual(yield* stored, ["outer", "outer 2"])
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )

@@ -159,7 +159,7 @@ export class Engine implements Origin {
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
       ? this.attempt(fiber, this.onWriter(fiber, carrier, request, held), read, retriesOnWriter(fiber))
-      : this.attempt(fiber, this.onReader(fiber, carrier, request), read, isReadAgain)
+      : this.attempt(fiber, this.onReader(fiber, carrier, request, held), read, isReadAgain)
   }
 
   /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */
@@ -349,10 +349,15 @@ export class Engine implements Origin {
     return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, done)
   }
 
-  private onReader(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, request: Request): Go {
+  private onReader(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    request: Request,
+    held: ReadonlyArray<Connection>
+  ): Go {
     const pick = this.readerPicker(fiber, carrier?.memory(this))
     const who = this.borrower(fiber, request.site, carrier)
-    return (done, deadline) => once(pick(), deadline, none, request, "undone", who, done)
+    return (done, deadline) => once(pick(), deadline, held, request, "undone", who, done)
   }
 
   /**

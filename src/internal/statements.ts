@@ -46,18 +46,18 @@ const only = (flight: Flight) => flight.results[0] ?? flight.result
 const rowsOf = (flight: Flight): ReadonlyArray<never> =>
   (several(flight) ? flight.results.map((result) => result.rows) : only(flight).rows) as unknown as ReadonlyArray<never>
 
+/** How the rows of a flight are read. */
+const reading = (transformRows: TransformRows) =>
+  transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
+
 const rawOf = (flight: Flight): unknown => (several(flight) ? flight.results : only(flight))
 
 /** The request for the rows of a statement, and how they are read. */
-export const makeRows = (kind: Kind, transformRows: TransformRows) => {
-  const read =
-    transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
-  return {
-    read,
-    request: (sql: string, params: ReadonlyArray<unknown>, site: CallSite | undefined) =>
-      new PlainRequest(kind, sql, params, true, "object", site)
-  }
-}
+export const makeRows = (kind: Kind, transformRows: TransformRows) => ({
+  read: reading(transformRows),
+  request: (sql: string, params: ReadonlyArray<unknown>, site: CallSite | undefined) =>
+    new PlainRequest(kind, sql, params, true, "object", site)
+})
 
 /** The ecosystem's connection over a way to run. */
 export const makeStatements = (
@@ -65,18 +65,12 @@ export const makeStatements = (
   run: Run,
   stream: (request: Request, transformRows: TransformRows) => Stream.Stream<object, SqlError>
 ): SqlConnection => ({
-  execute: (sql, params, transformRows) => {
-    const read =
-      transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
-    return run(new PlainRequest(kind, sql, params, true, "object"), read)
-  },
+  execute: (sql, params, transformRows) =>
+    run(new PlainRequest(kind, sql, params, true, "object"), reading(transformRows)),
   executeRaw: (sql, params) => run(new PlainRequest(kind, sql, params, true, "object"), rawOf),
   executeValues: (sql, params) => run(new PlainRequest(kind, sql, params, true, "array"), rowsOf),
-  executeUnprepared: (sql, params, transformRows) => {
-    const read =
-      transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
-    return run(new PlainRequest(kind, sql, params, false, "object"), read)
-  },
+  executeUnprepared: (sql, params, transformRows) =>
+    run(new PlainRequest(kind, sql, params, false, "object"), reading(transformRows)),
   executeStream: (sql, params, transformRows) =>
     stream({ text: sql, values: params, rows: "object", prepare: false, simple: false }, transformRows)
 })
