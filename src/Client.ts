@@ -16,11 +16,13 @@ import { currentCarrier, type Kind } from "./internal/carrier.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
+import { plan } from "./internal/propagation.js"
 import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
-import { independent, nest, type Options, plan, run } from "./Transaction.js"
+import { independent, run } from "./internal/within.js"
+import { nest, type Options } from "./Transaction.js"
 
 // the constructor of @effect/sql-pg is private to it; the compiler knows the kind
 const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")

@@ -36,19 +36,21 @@ import { callSite, followCallSites } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
+import { undo } from "./internal/ending.js"
 import { Engine } from "./internal/engine.js"
 import { hearOut } from "./internal/hearOut.js"
 import { addHook } from "./internal/hooks.js"
 import { type Listen, makeListen } from "./internal/listen.js"
 import { checkRole } from "./internal/role.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
+import { independent } from "./internal/within.js"
 import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
 import { isNotYet } from "./SqlState.js"
 import { type OpenTransaction, type ServerStatus, Topology } from "./Topology.js"
-import * as Transaction from "./Transaction.js"
+import type * as Transaction from "./Transaction.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 /**
@@ -217,7 +219,7 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
     const engine = yield* Effect.withFiberRuntime<Engine, never, Scope.Scope>((fiber) => {
       const root = live.engine.begin("writer", {}, fiber, undefined)
       return Effect.as(
-        Effect.addFinalizer(() => Transaction.undo(root, undefined)),
+        Effect.addFinalizer(() => undo(root, undefined)),
         new Engine(config, topology, live.observers, () => 0, root)
       )
     })
@@ -366,7 +368,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     afterRollback: hook("afterRollback"),
     commit: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
     rollback: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
-    independent: (self) => Effect.flatMap(tag, ({ engine }) => Transaction.independent(self, engine)),
+    independent: (self) => Effect.flatMap(tag, ({ engine }) => independent(self, engine)),
     listen: (channel, options) =>
       Stream.unwrap(Effect.map(tag, ({ listen }) => listen.notifications(channel, options))),
     notify: (channel, payload = "") => Effect.flatMap(tag, ({ writer }) => refine(writer.notify(channel, payload))),

@@ -32,7 +32,7 @@ const neighbours = [
 /** Files that know each other's types. None of them needs the other to be loaded first. */
 const typeCircles = [
   // the carrier maps names to transactions, a unit of work is one, and a transaction stands in a carrier
-  ["Transaction", "internal/carrier", "internal/commits", "internal/hooks", "internal/unit"]
+  ["Transaction", "internal/carrier", "internal/hooks", "internal/propagation", "internal/unit"]
 ]
 
 /** Who imports which package. `effect`, `@effect/sql` and `node:` are free. */

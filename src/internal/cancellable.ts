@@ -4,6 +4,9 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 
+/** What `uninterruptibleMask` gives: it lets an effect be interrupted as it could be before. */
+export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
 /** What is done where nobody waits any more; what it gives, if anything, is waited for. */
 export type GiveUp = () => Effect.Effect<void> | void
 

@@ -6,21 +6,12 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../DatabaseError.js"
-import { check, commit, commitSoon, keep, type Transaction, undo, veto } from "../Transaction.js"
+import type { Transaction } from "../Transaction.js"
+import type { Restore } from "./cancellable.js"
 import type { Carrier } from "./carrier.js"
+import { check, commit, commitSoon, keep, undo, veto } from "./ending.js"
 import { after } from "./hooks.js"
-
-export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-
-/** By which the order of commits is chosen: a list of names is the order itself, those that it leaves out come after it. */
-export type Order = "safest" | "touched" | ReadonlyArray<string>
-
-/** How the end of what is committed together is to go. */
-export interface Ending {
-  readonly order: Order
-  /** Whether each server checks what it would check at COMMIT before the first is committed. */
-  readonly checked: boolean
-}
+import type { Ending, Order } from "./unit.js"
 
 /** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
 const risk = ({ options, readOnly }: Transaction): number =>

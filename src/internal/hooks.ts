@@ -8,8 +8,8 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import { Observation } from "../Observation.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
+import type { Restore } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind } from "./carrier.js"
-import type { Restore } from "./commits.js"
 
 /** An origin that begins transactions. */
 export interface Beginner extends Origin {

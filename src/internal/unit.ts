@@ -5,10 +5,10 @@
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
 import type { OptionsConflict, StatementError } from "../DatabaseError.js"
-import { conflict, type Options, type Origin, type Transaction } from "../Transaction.js"
+import type { Options, Origin, Transaction } from "../Transaction.js"
 import { Carrier, type Kind, type Memory } from "./carrier.js"
-import type { Ending } from "./commits.js"
 import type { Hook } from "./hooks.js"
+import { conflict } from "./propagation.js"
 import type { Work } from "./work.js"
 
 /** How a unit's transactions are to be. */
@@ -18,6 +18,16 @@ export type Settings = Omit<Options, "propagation" | "retry">
 export interface Rules {
   readonly all: Settings | undefined
   readonly databases: ReadonlyMap<string, Settings>
+}
+
+/** By which the order of commits is chosen: a list of names is the order itself, those that it leaves out come after it. */
+export type Order = "safest" | "touched" | ReadonlyArray<string>
+
+/** How the end of what is committed together is to go. */
+export interface Ending {
+  readonly order: Order
+  /** Whether each server checks what it would check at COMMIT before the first is committed. */
+  readonly checked: boolean
 }
 
 /** Tells what the work is for; a route, say, is known only inside of it. */

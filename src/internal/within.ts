@@ -1,0 +1,66 @@
+/**
+ * Runs an effect in a transaction, from its beginning to its end, or outside of all.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as FiberRef from "effect/FiberRef"
+import type { TransactionError } from "../DatabaseError.js"
+import type { Origin, Transaction } from "../Transaction.js"
+import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./carrier.js"
+import { keep, undo, veto } from "./ending.js"
+
+/**
+ * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
+ *
+ * What is open for as long as a transaction is waits in closures, not in object literals, for the reason that `cancellable` gives.
+ */
+export const run = <A, E, R, X>(
+  self: Effect.Effect<A, E, R>,
+  carrier: Carrier | undefined,
+  transaction: Transaction,
+  wrap: (error: TransactionError) => X
+): Effect.Effect<A, E | X, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const outside = fiber.currentContext
+      const inside = new TransactionCarrier(carrier, transaction)
+      const leave = FiberRef.set(FiberRef.currentContext, outside)
+      return Effect.zipRight(
+        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, inside.slot)),
+        Effect.flatMap(
+          Effect.catchAllCause(restore(self), (cause) =>
+            Effect.zipRight(
+              leave,
+              Effect.zipRight(
+                undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+                Effect.failCause<E | X>(cause)
+              )
+            )
+          ),
+          (value) => {
+            const kept = Effect.as(Effect.zipRight(leave, keep(transaction, restore, wrap)), value)
+            if (!transaction.hasHooks) return kept
+            const agreed = Effect.mapError(
+              veto(() => [transaction], inside, restore),
+              wrap
+            )
+            return Effect.zipRight(
+              Effect.onError(agreed, () => leave),
+              kept
+            )
+          }
+        )
+      )
+    })
+  )
+
+/** Runs an effect outside of every transaction of one database. */
+export const independent = <A, E, R>(self: Effect.Effect<A, E, R>, origin: Origin): Effect.Effect<A, E, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const carrier = currentCarrier(fiber)
+    if (carrier === undefined) return self
+    const { slot } = new OutsideCarrier(carrier, origin)
+    return Effect.locally(self, FiberRef.currentContext, Context.add(fiber.currentContext, TransactionConnection, slot))
+  })
