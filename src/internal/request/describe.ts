@@ -4,27 +4,24 @@
 import * as HttpRouter from "@effect/platform/HttpRouter"
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
 import type { Describe } from "../unit.js"
-import type { Work } from "../work.js"
-import { checkedId, type Naming, pathOf, traceparentOf, workOf } from "./naming.js"
+import { describing, type Naming, pathOf } from "./naming.js"
 
-/** Describes a request; once, when its route is known. */
 export const describe = (
   request: HttpServerRequest,
   naming: Naming,
   requestId: ((request: HttpServerRequest) => string | undefined) | undefined
-): Describe => {
-  let known: Work | undefined
-  return (fiber) => {
-    if (known !== undefined) return known
-    const routed: HttpRouter.RouteContext | undefined = fiber.currentContext.unsafeMap.get(HttpRouter.RouteContext.key)
-    const described = {
+): Describe =>
+  describing(
+    {
       method: request.method,
-      route: routed?.route.path ?? pathOf(request.url),
-      requestId: checkedId(requestId === undefined ? request.headers["x-request-id"] : requestId(request)),
-      traceparent: naming.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
-    }
-    const work = workOf(described, naming, routed !== undefined)
-    if (routed !== undefined) known = work
-    return work
-  }
-}
+      pattern: (fiber) => {
+        const routed: HttpRouter.RouteContext | undefined = fiber.currentContext.unsafeMap.get(
+          HttpRouter.RouteContext.key
+        )
+        return routed?.route.path
+      },
+      path: () => pathOf(request.url),
+      requestId: () => (requestId === undefined ? request.headers["x-request-id"] : requestId(request))
+    },
+    naming
+  )

@@ -1,7 +1,9 @@
 /**
  * What a request is called, where its statements are seen from outside: in observations, in `pg_stat_activity`, in the server's log.
  */
+import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
+import type { Describe } from "../unit.js"
 import type { Work } from "../work.js"
 
 /** A request, as far as its statements tell of it. */
@@ -33,13 +35,13 @@ export interface Naming {
 const longestId = 100
 
 /** The client chose it, so it may be anything. */
-export const checkedId = (id: string | undefined): string | undefined =>
+const checkedId = (id: string | undefined): string | undefined =>
   id !== undefined && id.length <= longestId && /^[\x21-\x7e]+$/.test(id) ? id : undefined
 
 /** A path without its query, which may hold what nobody else is to know. */
 export const pathOf = (url: string): string => url.replace(/[?#].*$/s, "")
 
-export const traceparentOf = (span: Tracer.AnySpan | undefined): string | undefined =>
+const traceparentOf = (span: Tracer.AnySpan | undefined): string | undefined =>
   span === undefined ? undefined : `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
 
 const commentFor = (asked: NonNullable<Naming["sqlComment"]>, described: Described): Work["comment"] => {
@@ -49,12 +51,40 @@ const commentFor = (asked: NonNullable<Naming["sqlComment"]>, described: Describ
 }
 
 /** What the work of a request is for. Without the pattern of its route, its path may be another one each time. */
-export const workOf = (described: Described, { applicationName, sqlComment }: Naming, isPattern: boolean): Work => {
+const workOf = (described: Described, { applicationName, sqlComment }: Naming, isPattern: boolean): Work => {
   const route = `${described.method} ${described.route}`
   return {
     label: described.requestId === undefined ? route : `${route} ${described.requestId}`,
     applicationName: applicationName === true ? route : undefined,
     comment: sqlComment === undefined ? undefined : commentFor(sqlComment, described),
     isUnique: sqlComment !== "route" || !isPattern
+  }
+}
+
+/** What is asked of a request, of whatever library it is. */
+interface Asked {
+  readonly method: string
+  /** The pattern of its route, where that is known by now: a router may find it out inside of the unit of work. */
+  readonly pattern: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => string | undefined
+  readonly path: () => string
+  readonly requestId: () => string | undefined
+}
+
+/** Describes a request: once, and once more when its route is known. */
+export const describing = ({ method, path, pattern, requestId }: Asked, naming: Naming): Describe => {
+  let known: Work | undefined
+  let by: string | undefined
+  return (fiber) => {
+    const route = pattern(fiber)
+    if (known !== undefined && by === route) return known
+    by = route
+    const described = {
+      method,
+      route: route ?? path(),
+      requestId: checkedId(requestId()),
+      traceparent: naming.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
+    }
+    known = workOf(described, naming, route !== undefined)
+    return known
   }
 }

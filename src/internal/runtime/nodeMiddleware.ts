@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import { checkedId, type Naming, pathOf, traceparentOf, workOf } from "../request/naming.js"
+import { describing, type Naming, pathOf } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
 import type { Describe } from "../unit.js"
 import { plain } from "./ambient.js"
@@ -42,22 +42,18 @@ const patternOf = ({ baseUrl, route }: Routed): string | undefined =>
 const pathIn = ({ originalUrl, url = "" }: IncomingMessage & Routed): string =>
   pathOf(typeof originalUrl === "string" ? originalUrl : url)
 
-const describe =
-  (request: IncomingMessage & Routed, naming: Naming): Describe =>
-  (fiber) => {
-    const id = request.headers["x-request-id"]
-    const pattern = patternOf(request)
-    return workOf(
-      {
-        method: request.method ?? "",
-        route: pattern ?? pathIn(request),
-        requestId: checkedId(typeof id === "string" ? id : undefined),
-        traceparent: naming.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
-      },
-      naming,
-      pattern !== undefined
-    )
-  }
+const describe = (request: IncomingMessage & Routed, naming: Naming): Describe => {
+  const id = request.headers["x-request-id"]
+  return describing(
+    {
+      method: request.method ?? "",
+      pattern: () => patternOf(request),
+      path: () => pathIn(request),
+      requestId: () => (typeof id === "string" ? id : undefined)
+    },
+    naming
+  )
+}
 
 /** What frameworks take for an error: to some of them anything else is none. */
 export const asError = (error: unknown): Error =>

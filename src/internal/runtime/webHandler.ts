@@ -7,7 +7,7 @@ import * as Exit from "effect/Exit"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { isKeepable } from "../request/keepable.js"
-import { checkedId, type Naming, traceparentOf, workOf } from "../request/naming.js"
+import { describing, type Naming } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
 import type { Describe } from "../unit.js"
 import { plain } from "./ambient.js"
@@ -32,19 +32,16 @@ export interface HandlerOptions
 const byStatus = ({ status }: Response): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
 
 /** A web request as its statements tell of it. */
-const describe =
-  (request: Request, options: HandlerOptions): Describe =>
-  (fiber) =>
-    workOf(
-      {
-        method: request.method,
-        route: options.route ?? new URL(request.url).pathname,
-        requestId: checkedId(request.headers.get("x-request-id") ?? undefined),
-        traceparent: options.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
-      },
-      options,
-      options.route !== undefined
-    )
+const describe = (request: Request, options: HandlerOptions): Describe =>
+  describing(
+    {
+      method: request.method,
+      pattern: () => options.route,
+      path: () => new URL(request.url).pathname,
+      requestId: () => request.headers.get("x-request-id") ?? undefined
+    },
+    options
+  )
 
 /** What a client is told whose request could not be stored. */
 export const refusal = (problem: Problem): Response =>
