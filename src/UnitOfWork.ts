@@ -89,7 +89,8 @@ export interface Options<A, E> {
   readonly checkFirst?: boolean | undefined
   /**
    * Runs the whole unit again, from its start, where all of it is undone for certain and may go better. `true` follows the `RetryPolicy`.
-   * Not where a part is stored already, by `Db.commit` or in another database. Default `false`.
+   * Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
+   * it. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** What it is for, in observations, in `status`, in `pg_stat_activity` and in the text of statements. */

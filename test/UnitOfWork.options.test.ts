@@ -452,6 +452,42 @@ describe("a unit of work that is run again", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("not where a part of it is in a transaction that is open around it, or outside of one on purpose", () =>
+    Effect.gen(function* () {
+      let attempts = 0
+      const unit = Effect.suspend(() =>
+        insert(`attempt ${++attempts}`).pipe(
+          Effect.zipRight(Db.independent(insert("own"))),
+          Effect.zipRight(alwaysCollides)
+        )
+      ).pipe(UnitOfWork.run({ retry: true }), DatabaseError.refine, Effect.flip)
+      const inside = yield* Db.withTransaction(unit)
+      assert.strictEqual(inside._tag, "SerializationFailure")
+      assert.deepStrictEqual(yield* stored, ["attempt 1", "own"])
+      const onItsOwn = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), alwaysCollides))
+      const outside = yield* onItsOwn.pipe(
+        UnitOfWork.run({ retry: true }),
+        Db.independent,
+        Db.withTransaction(),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(outside._tag, "SerializationFailure")
+      assert.deepStrictEqual(yield* stored, ["attempt 1", "attempt 2", "own"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("also inside of another database's transaction that it does not use", () =>
+    Effect.gen(function* () {
+      const once = yield* collide
+      yield* Audit.withTransaction(
+        Effect.zipRight(event("around"), UnitOfWork.run(Effect.zipRight(insert("a"), once), { retry: true }))
+      )
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["around"])
+    }).pipe(Effect.provide(both))
+  )
+
   it.scopedLive("not where its outcome has stored what was done before the failure", () =>
     Effect.gen(function* () {
       let attempts = 0

@@ -51,7 +51,7 @@ export class Unit extends Carrier {
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
-  /** Whether a part of it was, or may have been, stored before its end. */
+  /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
 
   constructor(
@@ -79,7 +79,10 @@ export class Unit extends Carrier {
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.transactions?.get(origin) : undefined
-    return own ?? super.find(origin, kind)
+    if (own !== undefined) return own
+    const around = super.find(origin, kind)
+    this.hasKept ||= around !== undefined
+    return around
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
@@ -153,7 +156,7 @@ export class Unit extends Carrier {
     return this.transactions === undefined && this.waiting === undefined
   }
 
-  /** Whether a part of it is stored already, or may be, so that it cannot be run again as a whole. */
+  /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
     if (this.hasKept || this.transactions === undefined) return this.hasKept
     for (const transaction of this.transactions.values()) if (mayBeStored(transaction)) return true
