@@ -27,7 +27,8 @@ import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { DatabaseError, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
+import { audit } from "./fixtures/audit.js"
+import { Audit, active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { answers, makeProxy } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 
@@ -299,6 +300,28 @@ describe("what statements tell of their request", () => {
       const [other] = yield* ask({ "x-request-id": "*/ DROP TABLE item" })
       assert.notInclude(other.query, "DROP")
     }).pipe(Effect.provide(servers()))
+  )
+
+  it.scopedLive(
+    "a hook has the name of where it was registered: at the end nobody is asked, and no fault can hold anything",
+    () =>
+      Effect.gen(function* () {
+        const hooked = HttpRouter.empty.pipe(
+          HttpRouter.post(
+            "/hooked/:name",
+            insert("a").pipe(Effect.zipRight(Audit.afterCommit(insert("after a"))), Effect.as(respond(201)))
+          )
+        )
+        const sqlComment = ({ route }: RequestTransaction.Described) => {
+          // outside of the router it is the path
+          if (route !== "/hooked/:name") throw new Error("nameless")
+          return { route }
+        }
+        yield* Layer.build(HttpServer.serve(hooked, RequestTransaction.middleware({ sqlComment })))
+        assert.strictEqual((yield* send("POST", "/hooked/a")).status, 201)
+        assert.deepStrictEqual(yield* stored, ["a", "after a"])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Layer.merge(servers(), audit)))
   )
 
   it.scopedLive("observations carry method, route and id", () =>

@@ -118,6 +118,37 @@ describe("RequestTransaction", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
+  const fault = (): never => {
+    throw new Error("a fault in an option")
+  }
+  for (const [name, options, path] of [
+    ["outcome", { outcome: fault }, "/status/200"],
+    ["onCommitFailed", { onCommitFailed: fault }, "/deferred"],
+    ["requestId", { requestId: fault }, "/status/200"],
+    ["sqlComment", { sqlComment: fault }, "/status/200"],
+    ["transaction", { transaction: fault }, "/status/200"]
+  ] as const) {
+    it.scopedLive(
+      `a fault in ${name} is an error, stores nothing and holds nothing, wherever the middleware stands`,
+      () =>
+        Effect.gen(function* () {
+          yield* table
+          const faulty = RequestTransaction.middleware(options)
+          for (const serve of [
+            HttpServer.serve(HttpRouter.use(routes, faulty)),
+            HttpServer.serve(HttpRouter.use(routes, RequestTransaction.middleware({ ...options, retry: true }))),
+            HttpServer.serve(routes, faulty)
+          ]) {
+            yield* Effect.gen(function* () {
+              assert.strictEqual((yield* post(path)).status, 500)
+              assert.deepStrictEqual(yield* stored, [])
+              assert.strictEqual(yield* active, 0)
+            }).pipe(Effect.provide(Layer.provideMerge(serve, NodeHttpServer.layerTest)))
+          }
+        }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+  }
+
   it.scopedLive("the choice by status and the response to a failed commit can be replaced", () =>
     Effect.gen(function* () {
       yield* table

@@ -143,8 +143,9 @@ export class Engine implements Origin {
     read: (flight: Flight) => A
   ): Effect.Effect<A, SqlError> {
     const carrier = currentCarrier(fiber)
-    const request = carrier === undefined ? asked : withComment(asked, carrier.work(fiber))
-    const transaction = this.transactionFor(fiber, carrier, kind, request.site)
+    const work = carrier?.work(fiber)
+    const request = withComment(asked, work)
+    const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
       return this.attempt(fiber, inTransaction(transaction, request, fence), read, isNotSent)
@@ -158,8 +159,8 @@ export class Engine implements Origin {
     const memory = carrier?.memory(this)
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
-      ? this.attempt(fiber, this.onWriter(fiber, carrier, request, held), read, retriesOnWriter(fiber))
-      : this.attempt(fiber, this.onReader(fiber, carrier, request, held), read, isReadAgain)
+      ? this.attempt(fiber, this.onWriter(fiber, work, request, held), read, retriesOnWriter(fiber))
+      : this.attempt(fiber, this.onReader(fiber, memory, work, request, held), read, isReadAgain)
   }
 
   /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */
@@ -167,7 +168,8 @@ export class Engine implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined,
     kind: Kind,
-    site?: CallSite | undefined
+    site?: CallSite | undefined,
+    work?: Work | undefined
   ): Transaction | undefined {
     if (carrier === undefined) return undefined
     if (kind === "reader") {
@@ -180,7 +182,7 @@ export class Engine implements Origin {
     return (
       found ??
       (kind === "writer"
-        ? carrier.open(this, (options) => this.begin("writer", options, fiber, carrier, site))
+        ? carrier.open(this, (options) => this.begin("writer", options, fiber, carrier, site, work))
         : undefined)
     )
   }
@@ -191,12 +193,13 @@ export class Engine implements Origin {
     options: Options,
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined,
-    site?: CallSite | undefined
+    site?: CallSite | undefined,
+    work = carrier?.work(fiber)
   ): Transaction {
-    const asked = named(options, carrier?.work(fiber))
+    const asked = named(options, work)
     const held = () => carrier?.held(this) ?? none
     const pick = this.picker(kind, fiber, carrier)
-    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, carrier))
+    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work))
     return begin(this, kind, lender, asked, carrier)
   }
 
@@ -330,33 +333,33 @@ export class Engine implements Origin {
   borrower(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     site: CallSite | undefined,
-    carrier: Carrier | undefined
+    work: Work | undefined
   ): Borrower | undefined {
     if (!this.isWatched && !this.observer.active) return undefined
     const span = fiber.currentSpan
     const written = site ?? Context.get(fiber.currentContext, CurrentSite)
-    const label = carrier?.work(fiber)?.label
-    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written, label)
+    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written, work?.label)
   }
 
   private onWriter(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
+    work: Work | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
-    const who = this.borrower(fiber, request.site, carrier)
+    const who = this.borrower(fiber, request.site, work)
     return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, done)
   }
 
   private onReader(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
+    memory: Memory | undefined,
+    work: Work | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
-    const pick = this.readerPicker(fiber, carrier?.memory(this))
-    const who = this.borrower(fiber, request.site, carrier)
+    const pick = this.readerPicker(fiber, memory)
+    const who = this.borrower(fiber, request.site, work)
     return (done, deadline) => once(pick(), deadline, held, request, "undone", who, done)
   }
 

@@ -10,6 +10,7 @@ import { Observation } from "../Observation.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Restore } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind } from "./carrier.js"
+import type { Work } from "./work.js"
 
 /** An origin that begins transactions. */
 export interface Beginner extends Origin {
@@ -17,7 +18,9 @@ export interface Beginner extends Origin {
     kind: Kind,
     options: Options,
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined
+    carrier: Carrier | undefined,
+    site: undefined,
+    work: Work | undefined
   ) => Transaction
 }
 
@@ -107,7 +110,9 @@ export const addHook = <E, R>(
       found.addHook(registered)
       return Effect.void
     }
-    const begin = (options: Options) => origin.begin("writer", options, fiber, carrier)
+    // what names it may throw: here it is seen, at the end it would keep the others from theirs
+    const work = carrier?.work(fiber)
+    const begin = (options: Options) => origin.begin("writer", options, fiber, carrier, undefined, work)
     if (found === undefined && carrier?.addHook(origin, registered, begin) === true) return Effect.void
     const undone = found !== undefined && found !== "none" && found.level.state !== "committed"
     return (kind === "afterRollback") === undone ? report(origin, registered) : Effect.void

@@ -62,7 +62,7 @@ export const makeReserve = (
     const carrier = currentCarrier(fiber)
     const holding = carrier?.held(engine) ?? none
     const pick = engine.picker(kind, fiber, carrier)
-    const who = engine.borrower(fiber, site, carrier)
+    const who = engine.borrower(fiber, site, carrier?.work(fiber))
     const deadline = engine.deadline()
     let taken: { readonly pool: Pool; readonly connection: Connection } | undefined
     let ended = false
