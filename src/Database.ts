@@ -265,13 +265,14 @@ export interface Statics<Self> {
   readonly any: Effect.Effect<PgClient.PgClient, never, Self>
   /** Runs an effect in a transaction on the primary. Nothing is sent before its first statement. */
   readonly withTransaction: {
-    (
-      options?: Transaction.Options
-    ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R | Self>
+    // the last one is what a pipe looks at, which so refuses it where it is not called
     <A, E, R>(
       self: Effect.Effect<A, E, R>,
       options?: Transaction.Options
     ): Effect.Effect<A, E | TransactionError, R | Self>
+    (
+      options?: Transaction.Options
+    ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R | Self>
   }
   /** What reads of this database must see, for one effect. */
   readonly withConsistency: {

@@ -301,8 +301,9 @@ const join = <A, E, R>(
  * @category combinators
  */
 export const run: {
-  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+  // the last one is what a pipe looks at, which so refuses it where it is not called
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
+  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
@@ -338,8 +339,9 @@ export const runDescribed = <A, E, R>(
  * @category combinators
  */
 export const runNew: {
-  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+  // the last one is what a pipe looks at, which so refuses it where it is not called
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
+  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>

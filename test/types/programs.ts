@@ -105,13 +105,22 @@ export const transactionsAreSpelledRight = () => [
   one.pipe(App.withTransaction({ access: "readonly" })),
   App.withTransaction(one, { propagation: "requiresNew" }),
   // @ts-expect-error: there is no such propagation
-  App.withTransaction(one, { propagation: "REQUIRES_NEW" })
+  App.withTransaction(one, { propagation: "REQUIRES_NEW" }),
+  one.pipe(App.withTransaction()),
+  // @ts-expect-error: it has to be called
+  one.pipe(App.withTransaction)
 ]
 
 export const unitsOfWorkEndInOneOfTwoWays = () => [
   UnitOfWork.run(one, { outcome: () => "rollback" }),
   // @ts-expect-error: there is no such outcome
-  UnitOfWork.run(one, { outcome: () => "abort" })
+  UnitOfWork.run(one, { outcome: () => "abort" }),
+  one.pipe(UnitOfWork.run()),
+  // @ts-expect-error: it has to be called
+  one.pipe(UnitOfWork.run),
+  one.pipe(UnitOfWork.runNew()),
+  // @ts-expect-error: it has to be called
+  one.pipe(UnitOfWork.runNew)
 ]
 
 export const whatUnitsOfWorkAreAskedFor = () => [
