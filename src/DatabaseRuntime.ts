@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import type { IncomingMessage, ServerResponse } from "node:http"
+import type { Http2ServerRequest, Http2ServerResponse } from "node:http2"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -127,14 +128,19 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    */
   readonly outside: <A>(code: () => A) => A
   /**
-   * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify: what comes after it is one unit of work. The
-   * response is held back until its end: sent after the commit, or replaced by an error where nothing could be stored. A body that is
-   * streamed follows the commit: what it needs of the databases it takes by `independent`. A client that goes away ends what is under way,
-   * and all is rolled back. It comes after what reads the body.
+   * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify, of HTTP/1 and of HTTP/2: what comes after it is
+   * one unit of work. The response is held back until its end: sent after the commit, or replaced by an error where nothing could be
+   * stored. Until then it looks sent, but a header may still be set. What is written past it, to its socket or stream, is not held. A body
+   * that is streamed follows the commit: what it needs of the databases it takes by `independent`. A client that goes away ends what is
+   * under way, and all is rolled back. It comes after what reads the body.
    */
   readonly middleware: (
     options?: NodeOptions
-  ) => (request: IncomingMessage, response: ServerResponse, next: (error?: Error) => void) => void
+  ) => (
+    request: IncomingMessage | Http2ServerRequest,
+    response: ServerResponse | Http2ServerResponse,
+    next: (error?: Error) => void
+  ) => void
   /**
    * A handler of web requests, as Hono, Next.js and others have them, as one unit of work. Where it could not be stored, or the databases
    * could not be opened, another response is given in place of its own, whose headers are lost with it and whose body is cancelled; what
@@ -238,7 +244,10 @@ export const make = <R, E, const D extends Databases<R>>(
     middleware:
       (options = {}) =>
       (request, response, next) =>
-        void runPromise(inUnit(request, response, next, options)).catch((error) => next(asError(error))),
+        // those of HTTP/2 have all that is used of the others
+        void runPromise(inUnit(request as IncomingMessage, response as ServerResponse, next, options)).catch((error) =>
+          next(asError(error))
+        ),
     handler:
       (handle, options = {}) =>
       (request, ...rest) => {

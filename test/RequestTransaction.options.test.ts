@@ -28,7 +28,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit } from "./fixtures/audit.js"
-import { Audit, active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
+import { Audit, active, Db, fresh, idle, insert, Place, stored } from "./fixtures/databases.js"
 import { answers, makeProxy } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 
@@ -388,7 +388,7 @@ describe("what comes after the response", () => {
         assert.strictEqual(yield* detached.text, "data: b\n\n")
         assert.strictEqual((yield* send("POST", "/refused")).status, 400)
         assert.deepStrictEqual(yield* stored, ["b"])
-        yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 0 })
+        yield* idle
       }).pipe(Effect.provide(Layer.provideMerge(served, servers({ readers: [] }))))
     )
 
@@ -397,7 +397,7 @@ describe("what comes after the response", () => {
         const captured = yield* Effect.flatMap(send("POST", "/captured"), (answer) => answer.text).pipe(Effect.either)
         assert.isTrue(captured._tag === "Left" || captured.right === "")
         assert.deepStrictEqual(yield* stored, ["a"])
-        yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 0 })
+        yield* idle
       }).pipe(Effect.provide(Layer.provideMerge(served, servers({ readers: [] }))))
     )
   }
@@ -475,7 +475,7 @@ describe("other ways to serve", () => {
       const hanging = yield* Effect.fork(send("GET", "/hang"))
       yield* Deferred.await(inserted)
       yield* Fiber.interrupt(hanging)
-      yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 0 })
+      yield* idle
       assert.deepStrictEqual(yield* stored, ["a"])
     }).pipe(Effect.provide(servers()))
   )

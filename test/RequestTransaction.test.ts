@@ -7,7 +7,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { RequestTransaction } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, soon, stored } from "./fixtures/databases.js"
+import { active, Db, fresh, idle, insert, Place, stored } from "./fixtures/databases.js"
 import { query } from "./fixtures/server.js"
 
 const respond = (status: number) => HttpServerResponse.empty({ status })
@@ -113,7 +113,7 @@ describe("RequestTransaction", () => {
       yield* Deferred.await(inserted)
       yield* Fiber.interrupt(request)
       yield* Deferred.await(ended)
-      yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 0 })
+      yield* idle
       assert.deepStrictEqual(yield* stored, [])
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )

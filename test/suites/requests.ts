@@ -6,7 +6,7 @@ import { describe } from "vitest"
 import { Db, soon } from "../fixtures/databases.js"
 import { sends } from "../fixtures/proxy.js"
 import { query } from "../fixtures/server.js"
-import { come, idle, listOf, noted, post, problem, stored, textOf } from "./requests/client.js"
+import { atOnce, come, idle, listOf, noted, post, problem, stored, textOf } from "./requests/client.js"
 import { hearing, tell } from "./requests/messages.js"
 import { Site } from "./requests/site.js"
 
@@ -63,6 +63,18 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
           assert.strictEqual(one, other)
           yield* idle
         })
+      )
+
+      it.scoped(
+        "requests that are written at once, on one connection, are answered in order, each by its own end",
+        () =>
+          Effect.gen(function* () {
+            const handlers = ["early-rollback", "throws", "where", "orphan-stream", "race", "orphan-text", "where"]
+            const statuses = yield* atOnce(handlers.map((handler) => `/checked/${handler}`))
+            assert.deepStrictEqual(statuses, [200, 500, 200, 500, 200, 500, 200])
+            assert.deepStrictEqual(yield* stored("orphan"), [])
+            yield* idle
+          })
       )
 
       it.scoped("two databases, the second refuses its commit: an error, and nothing is stored", () =>

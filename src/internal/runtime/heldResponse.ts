@@ -109,12 +109,15 @@ export class HeldResponse {
   /** Sends another answer in place of all that was or is going to be written. */
   replace({ body, status, type }: Answer): void {
     const { kept, real, response } = this
-    if (!this.leave("replaced")) return
+    // an `end` may be a `write` and more
+    if (!this.leave("released")) return
     for (const name of response.getHeaderNames()) response.removeHeader(name)
-    response.statusMessage = ""
+    // HTTP/2 has none
+    if (Object.hasOwn(response, "statusMessage")) response.statusMessage = ""
     const headers: OutgoingHttpHeaders = { "content-type": type, "content-length": Buffer.byteLength(body) }
     real.writeHead.call(response, status, headers)
     real.end.call(response, body, "utf8")
+    this.state = "replaced"
     for (const call of kept) drop(call)
   }
 

@@ -1,6 +1,7 @@
 /**
  * A unit of work around whatever handles a request of Node's HTTP server: Express, Connect, Fastify's raw request.
  */
+import { setMaxListeners } from "node:events"
 import type { IncomingMessage, ServerResponse } from "node:http"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -87,9 +88,15 @@ export const inUnit = (
     )
     const closed = Effect.async<never, typeof gone>((resume) => {
       const tell = () => resume(Effect.fail(gone))
-      if (response.destroyed) return tell()
-      response.once("close", tell)
-      return Effect.sync(() => response.off("close", tell))
+      // one that waits on its connection for those before it has no part in the end of that
+      const connection = response.socket === null ? request.socket : undefined
+      if (response.destroyed || connection?.destroyed === true) return tell()
+      if (connection !== undefined) setMaxListeners(0, connection)
+      const all = connection === undefined ? [response] : [response, connection]
+      for (const one of all) one.once("close", tell)
+      return Effect.sync(() => {
+        for (const one of all) one.off("close", tell)
+      })
     })
     return UnitOfWork.runDescribed(
       Effect.raceFirst(handled, closed),

@@ -1,8 +1,9 @@
 /** Who sends requests to a site, and looks at what they have left. */
 import * as http from "node:http"
+import * as net from "node:net"
 import * as Effect from "effect/Effect"
 import { events } from "../../fixtures/audit.js"
-import { active, soon } from "../../fixtures/databases.js"
+import { idle as returned } from "../../fixtures/databases.js"
 import { query } from "../../fixtures/server.js"
 import { Site } from "./site.js"
 
@@ -34,9 +35,7 @@ export const stored = (handler: string) =>
 export const noted = Effect.flatMap(Site, ({ run }) => run(Effect.orDie(events)))
 
 /** Nothing is checked out any more. */
-export const idle = Effect.flatMap(Site, ({ run }) =>
-  Effect.repeat(run(active), { schedule: soon, until: (n) => n === 0 })
-)
+export const idle = Effect.flatMap(Site, ({ run }) => run(returned))
 
 /** What came back. */
 interface Answered {
@@ -84,3 +83,22 @@ export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never,
     request.end()
     return Effect.sync(() => void request.destroy())
   })
+
+/** Writes several requests on one connection, none of which waits for an answer, and gives the statuses of the answers. */
+export const atOnce = (paths: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<number>, never, Site> =>
+  Effect.flatMap(Site, ({ port }) =>
+    Effect.async((resume) => {
+      let text = ""
+      const socket = net.connect(port, "127.0.0.1")
+      socket.setEncoding("latin1").on("data", (part: string) => {
+        text += part
+      })
+      socket.once("error", (error) => resume(Effect.die(error)))
+      socket.once("close", () =>
+        resume(Effect.succeed([...text.matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status]) => Number(status))))
+      )
+      const head = (path: string) => `POST ${path} HTTP/1.1\r\nhost: here\r\ncontent-length: 0\r\n`
+      socket.write(`${paths.map(head).join("\r\n")}connection: close\r\n\r\n`)
+      return Effect.sync(() => socket.destroy())
+    })
+  )
