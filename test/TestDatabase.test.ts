@@ -4,7 +4,8 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { DatabaseError, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, insert, type Place, stored } from "./fixtures/databases.js"
+import { audit, event, events } from "./fixtures/audit.js"
+import { Audit, Db, fresh, insert, type Place, stored } from "./fixtures/databases.js"
 
 const names = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY name`, (rows) => rows.map((row) => row.name))
@@ -118,6 +119,42 @@ describe("TestDatabase", () => {
           assert.deepStrictEqual(yield* names, ["a", "b", "there before"])
         })
       )
+  )
+
+  it.scopedLive("a unit of work ends as it would outside, early and late, with its hooks, on two databases", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (text: string) => Effect.sync(() => void log.push(text))
+        const collide = Effect.flatMap(
+          Db.writer,
+          (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+        )
+        const early = Effect.all([
+          Effect.all([insert("early"), event("early"), Db.afterCommit(note("early is kept")), UnitOfWork.commit]),
+          Effect.all([insert("late"), Db.afterCommit(note("never")), Db.afterRollback(note("late is gone"))]),
+          Effect.fail("no")
+        ])
+        assert.strictEqual(yield* Effect.flip(UnitOfWork.run(early)), "no")
+        let attempts = 0
+        const again = Effect.suspend(() =>
+          Effect.all([insert("again"), event("again"), ++attempts < 3 ? collide : Effect.void])
+        )
+        yield* UnitOfWork.run(again, { retry: true })
+        const own = Effect.all([insert("undone"), Db.independent(UnitOfWork.run(insert("too"))), Effect.fail("no")])
+        assert.strictEqual(yield* Effect.flip(UnitOfWork.run(own)), "no")
+        const aborted = Effect.all([
+          insert("not stored"),
+          event("aborted"),
+          Effect.ignore(Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1/0`))
+        ])
+        const refused = yield* UnitOfWork.run(aborted).pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(refused._tag, "RolledBackAtCommit")
+        assert.deepStrictEqual(log, ["early is kept", "late is gone"])
+        assert.deepStrictEqual(yield* names, ["again", "early", "there before"])
+        assert.deepStrictEqual(yield* events, ["again", "early"])
+      }).pipe(Effect.provide(Layer.provide(TestDatabase.layer(Audit), audit)))
+    )
   )
 
   layer(Layer.provideMerge(TestDatabase.layer(Db), fresh()))("as a layer of a group of tests", (it) => {

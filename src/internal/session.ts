@@ -166,7 +166,7 @@ export class Level {
     return this.enter(done, (connection, _, settle) => action(connection, settle))
   }
 
-  /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has nothing to check. */
+  /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
   check(done: (error: TransactionError | undefined) => void): () => void {
     let sent = false
     let settled = false
@@ -178,8 +178,9 @@ export class Level {
     const leave = this.turns.take(() => {
       const { connection, lost, place } = this.link
       if (lost !== undefined) return finish(lost)
-      if (!this.opened || connection === undefined || this.mark !== undefined) return finish(undefined)
+      if (!this.opened || connection === undefined) return finish(undefined)
       if (connection.status === "E") return finish(this.rolledBackAtCommit())
+      if (this.mark !== undefined) return finish(undefined)
       sent = true
       connection.steps(checkNow, (failure) => {
         if (failure === undefined) return finish(undefined)
