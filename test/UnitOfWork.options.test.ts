@@ -5,10 +5,10 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
+import { Database, DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "./fixtures/audit.js"
-import { Audit, active, Db, fresh, freshTable, insert, Place, stored } from "./fixtures/databases.js"
+import { Audit, active, Db, fresh, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { answers, makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 
@@ -166,6 +166,39 @@ describe("the end of a unit on several databases", () => {
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
       assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("one whose connection goes while another is still checked is found, too", () =>
+    Effect.gen(function* () {
+      class Third extends Database.Service<Third>()("third") {}
+      const behindProxy = Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        yield* query(writer, "CREATE TABLE event (what text, amount int)")
+        return { writer, proxy: yield* makeProxy(writer) }
+      })
+      const { proxy: second, writer: audited } = yield* behindProxy
+      const { proxy: third } = yield* behindProxy
+      const checked = yield* second.when(answers("SET CONSTRAINTS"), "pass")
+      const checking = yield* third.when(answers("SET CONSTRAINTS"), "freeze")
+      const work = Effect.all([
+        insert("first"),
+        event("second"),
+        Effect.flatMap(Third.writer, (sql) => sql`INSERT INTO event VALUES ('third')`)
+      ])
+      const error = yield* Effect.gen(function* () {
+        const unit = yield* Effect.fork(Effect.flip(DatabaseError.refine(UnitOfWork.run(work))))
+        yield* Effect.all([checked, checking])
+        yield* second.cut
+        // the server hears of it as the client does
+        const others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        yield* Effect.repeat(query(audited, others), { schedule: soon, until: (rows) => rows.length === 0 })
+        yield* third.thaw
+        return yield* Fiber.join(unit)
+      }).pipe(Effect.provide([Audit.layer({ writer: second.url }), Third.layer({ writer: third.url })]))
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
   )
 

@@ -74,7 +74,11 @@ const checkAll = (
   // to the end of each: an interrupted one would cost its connection
   const checks = Effect.flatMap(
     Effect.forEach(storing.slice(1), (_) => Effect.exit(check(_)), { concurrency: "unbounded" }),
-    (exits) => exits.find(Exit.isFailure) ?? Effect.void
+    (exits) => {
+      // one that has passed may have lost its connection while another was still checked
+      const lost = storing.map(({ level }) => level.link.lost).find((error) => error !== undefined)
+      return exits.find(Exit.isFailure) ?? (lost === undefined ? Effect.void : Effect.fail(lost))
+    }
   )
   return Effect.catchAllCause(restore === undefined ? checks : restore(checks), (cause) =>
     Effect.zipRight(undoAll(transactions, Cause.isInterrupted(cause) ? undefined : restore), Effect.failCause(cause))
