@@ -4,7 +4,7 @@ import { DatabaseRuntime } from "effect-db"
 import fastify from "fastify"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
-import { listening, port, serveUntil } from "./requests.js"
+import { hurry, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
@@ -36,6 +36,7 @@ main(async (signal) => {
     await app.listen({ port })
     await serveUntil(signal, await listening(app.server))
   } finally {
+    hurry(app.server)
     await app.close()
   }
 })

@@ -35,9 +35,13 @@ export const listening = async (server: Server): Promise<string> => {
   return `http://localhost:${(server.address() as AddressInfo).port}`
 }
 
+/** Whoever is not answered in 5 seconds is cut off: what was done for him is rolled back. */
+export const hurry = (server: Server): void => void setTimeout(() => server.closeAllConnections(), 5000).unref()
+
 /** Takes no more requests, and waits for those that are there. */
 export const closed = async (server: Server): Promise<void> => {
   const end = new Promise((resolve) => server.close(resolve))
   server.closeIdleConnections()
+  hurry(server)
   await end
 }

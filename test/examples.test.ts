@@ -209,6 +209,29 @@ describe.concurrent("examples", () => {
     )
   }
 
+  for (const name of ["07-express", "08-fastify", "09-hono", "10-no-lifecycle"]) {
+    it.scopedLive(
+      `${name} ends with Ctrl-C also where a request has no end`,
+      () =>
+        Effect.gen(function* () {
+          const { env } = yield* databases
+          const server = yield* Program.startScript(script(name), [], env)
+          const { port } = new URL(yield* server.line(/serving at (http:\S+),/))
+          const socket = yield* Effect.acquireRelease(
+            Effect.sync(() => net.connect(Number(port), "localhost")),
+            (socket) => Effect.sync(() => socket.destroy())
+          )
+          const head = "POST /todos HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 99\r\n"
+          // it is asked to go on when the request has arrived, and does not
+          socket.write(`${head}expect: 100-continue\r\n\r\n{`)
+          yield* Effect.async<void>((resume) => void socket.once("data", () => resume(Effect.void)))
+          yield* server.signal("SIGINT")
+          expect(yield* server.ended).toMatchObject({ code: 0 })
+        }),
+      patience
+    )
+  }
+
   for (const name of ["04-reader-and-writer", "13-script"]) {
     it.scopedLive(
       `${name} brings its own servers, and takes them away`,
