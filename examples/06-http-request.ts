@@ -6,7 +6,7 @@ import { Effect, Layer } from "effect"
 import { DatabaseError, RequestTransaction } from "effect-db"
 import { DatabasesLive } from "./databases.js"
 import { runMain } from "./main.js"
-import { listening, port, serveUntil } from "./requests.js"
+import { hurry, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 const router = HttpRouter.empty.pipe(
@@ -40,6 +40,8 @@ const Http = HttpServer.serve(router).pipe(
   Layer.provide(DatabasesLive)
 )
 
-const program = Effect.tryPromise(async (signal) => serveUntil(signal, await listening(server)))
+const program = Effect.tryPromise(async (signal) => serveUntil(signal, await listening(server))).pipe(
+  Effect.ensuring(Effect.sync(() => hurry(server)))
+)
 
 runMain(Effect.provide(program, Http))

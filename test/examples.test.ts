@@ -209,7 +209,7 @@ describe.concurrent("examples", () => {
     )
   }
 
-  for (const name of ["07-express", "08-fastify", "09-hono", "10-no-lifecycle"]) {
+  for (const name of Object.keys(servers)) {
     it.scopedLive(
       `${name} ends with Ctrl-C also where a request has no end`,
       () =>
