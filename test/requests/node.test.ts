@@ -1,4 +1,5 @@
 /** Node's own servers, and what HTTP has beside a request and its answer. */
+import { execFileSync } from "node:child_process"
 import * as http from "node:http"
 import * as http2 from "node:http2"
 import { assert, layer } from "@effect/vitest"
@@ -158,10 +159,18 @@ const serveNode2: Serve = async (runtime) => {
   return { port: portOf(server), close: () => new Promise((resolve) => server.close(() => resolve())) }
 }
 
+/** A key and its certificate, in one text. */
+const pem = execFileSync(
+  "openssl",
+  "req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -keyout - -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1".split(
+    " "
+  ),
+  { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }
+)
 const serveFastify2: Serve = async (runtime) => {
   const answer = answering(runtime)
   const middleware = runtime.middleware()
-  const app = fastify({ http2: true })
+  const app = fastify({ http2: true, https: { key: pem, cert: pem } })
   app.addHook("preHandler", (request, reply, done) => middleware(request.raw, reply.raw, done))
   app.post("/*", async (request, reply) => {
     await answer(request.raw, reply.raw)
@@ -171,14 +180,14 @@ const serveFastify2: Serve = async (runtime) => {
   return { port: portOf(app.server), close: () => app.close() }
 }
 
-for (const [name, site] of [
-  ["Node", plainSite(serveNode2)],
-  ["Fastify", plainSite(serveFastify2)]
+for (const [name, scheme, site] of [
+  ["Node", "http", plainSite(serveNode2)],
+  ["Fastify", "https", plainSite(serveFastify2)]
 ] as const) {
   layer(site, { excludeTestServices: true, timeout: "30 seconds" })(`a server of HTTP/2, by ${name}`, (it) => {
     const session = Effect.flatMap(Site, ({ port }) =>
       Effect.acquireRelease(
-        Effect.sync(() => http2.connect(`http://127.0.0.1:${port}`)),
+        Effect.sync(() => http2.connect(`${scheme}://127.0.0.1:${port}`, { ca: pem })),
         (session) => Effect.sync(() => session.destroy())
       )
     )
