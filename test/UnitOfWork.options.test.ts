@@ -1,3 +1,4 @@
+import { setImmediate } from "node:timers/promises"
 import { assert, it } from "@effect/vitest"
 import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
@@ -214,6 +215,25 @@ describe("the end of a unit on several databases", () => {
         yield* Fiber.interrupt(unit)
         assert.deepStrictEqual(yield* stored, [])
         assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("an interruption at any moment between the check and the last COMMIT stores all or nothing", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE event (what text, amount int)")
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        for (let turns = 0; turns < 24; turns++) {
+          const checked = yield* proxy.when(answers("SET CONSTRAINTS"), "pass")
+          const unit = yield* Effect.fork(UnitOfWork.run(Effect.zipRight(insert(`n${turns}`), event(`n${turns}`))))
+          yield* checked
+          for (let turn = 0; turn < turns; turn++) yield* Effect.promise(() => setImmediate())
+          yield* Fiber.interrupt(unit)
+          assert.deepStrictEqual([...(yield* stored)].sort(), [...(yield* events)].sort())
+          assert.strictEqual(yield* active, 0)
+        }
       }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
     }).pipe(Effect.provide(fresh()))
   )
