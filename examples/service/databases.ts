@@ -1,6 +1,7 @@
 import { Config, Effect, Layer, Redacted } from "effect"
 import { Database, EmbeddedPostgres } from "effect-db"
 import * as Playground from "./playground.js"
+import * as Revive from "./revive.js"
 import * as Servers from "./servers.js"
 
 export class Db extends Database.Service<Db>()("app") {}
@@ -61,7 +62,7 @@ const isGiven = Config.all(
   )
 ).pipe(Config.map((values) => values.some((value) => value !== "")))
 
-const own = Layer.provide(embedded, cluster())
+const own = Layer.merge(embedded, Revive.layer).pipe(Layer.provide(cluster()))
 
 type Made = Layer.Layer<Layer.Layer.Success<typeof own>, Layer.Layer.Error<typeof real | typeof own>>
 

@@ -242,6 +242,63 @@ describe("Ctrl-C", () => {
   )
 })
 
+/** Ends a server as somebody does who has only `kill`. */
+const killPostmaster = (data: string) => {
+  const [pid] = fs.readFileSync(path.join(data, "postmaster.pid"), "utf8").split("\n")
+  process.kill(Number(pid), "SIGKILL")
+}
+
+describe("a server of its own that is killed from outside", () => {
+  it.scopedLive(
+    "is started again with its data, which is said once; Ctrl-C leaves nothing then either",
+    () =>
+      Effect.gen(function* () {
+        const folder = yield* temporary
+        const service = yield* Program.start([], { TMPDIR: folder })
+        const url = yield* service.url
+        yield* service.line(/Ctrl-C stops/)
+        expect(yield* post(url, "before")).toBe(201)
+        const [cluster = ""] = clustersIn(folder)
+        const names = ["primary", "replica-1"]
+        for (const name of names) {
+          killPostmaster(path.join(folder, cluster, name))
+          yield* service.line(new RegExp(`the embedded ${name} runs again`))
+        }
+        const todos = yield* Effect.promise(() => fetch(`${url}/todos`).then((response) => response.json()))
+        expect(todos).toMatchObject([{ id: "before" }])
+        expect(yield* post(url, "after")).toBe(201)
+        yield* service.signal("SIGINT")
+        const lines = names.flatMap((name) => [
+          `warn: the embedded ${name} has ended; it is started again\n`,
+          `info: the embedded ${name} runs again\n`
+        ])
+        expect(yield* service.ended).toMatchObject({ code: 0, stderr: lines.join("") })
+        expect(clustersIn(folder)).toEqual([])
+        expect(processesOf(folder)).toEqual([])
+      }),
+    Program.patience
+  )
+
+  it.scopedLive("and cannot be started again is given up, with the reason", () =>
+    Effect.gen(function* () {
+      const folder = yield* temporary
+      const service = yield* Program.start([], { TMPDIR: folder })
+      yield* service.url
+      const [cluster = ""] = clustersIn(folder)
+      const data = path.join(folder, cluster, "replica-1")
+      fs.rmSync(path.join(data, "global"), { recursive: true })
+      killPostmaster(data)
+      yield* service.line(/it stays down: stop the service and start it again/)
+      yield* service.signal("SIGINT")
+      const { code, stderr } = yield* service.ended
+      expect(stderr).toMatch(/^warn: the embedded replica-1 has ended.*\nerror: EmbeddedPostgres start \(replica-1\)/)
+      expect(stderr.match(/stays down/g)).toHaveLength(1)
+      expect(code).toBe(0)
+      expect(clustersIn(folder)).toEqual([])
+    })
+  )
+})
+
 describe("a start that cannot be", () => {
   it.scopedLive("a wrong password is one line without the password, and exit code 1", () =>
     Effect.gen(function* () {

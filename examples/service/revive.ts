@@ -1,0 +1,22 @@
+import { Effect, Layer, Schedule } from "effect"
+import { EmbeddedPostgres } from "effect-db"
+
+const revive = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
+  Effect.gen(function* () {
+    yield* Effect.repeat(server.isRunning, { while: (runs) => runs, schedule: Schedule.spaced("200 millis") })
+    yield* Effect.logWarning(`the embedded ${server.name} has ended; it is started again`)
+    yield* server.start
+    yield* Effect.logInfo(`the embedded ${server.name} runs again`)
+  }).pipe(
+    Effect.forever,
+    Effect.catchAll(({ message }) =>
+      Effect.logError(`${message}\n  it stays down: stop the service and start it again`)
+    )
+  )
+
+/** Starts servers of our own again that end while the service runs: somebody has killed them, or the system had no memory left. */
+export const layer = Layer.scopedDiscard(
+  Effect.flatMap(EmbeddedPostgres.EmbeddedPostgres, ({ primary, replicas }) =>
+    Effect.forEach([primary, ...replicas], (server) => Effect.forkScoped(revive(server)))
+  )
+)
