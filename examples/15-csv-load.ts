@@ -3,7 +3,7 @@ import { createReadStream } from "node:fs"
 import { pipeline } from "node:stream"
 import { fileURLToPath } from "node:url"
 import { parse } from "csv-parse"
-import { Chunk, Console, Effect, Schema, Stream } from "effect"
+import { Chunk, Console, Effect, ParseResult, Schema, Stream } from "effect"
 import { DatabasesLive, Db } from "./databases.js"
 import { runMain } from "./main.js"
 import * as Todos from "./todos.js"
@@ -11,7 +11,10 @@ import * as Todos from "./todos.js"
 const file = process.argv[2] ?? fileURLToPath(new URL("todos.csv", import.meta.url))
 
 /** The application's model, as a file can write it: everything is a text. */
-const Line = Schema.Struct({ ...Todos.NewTodo.fields, done: Schema.BooleanFromString })
+const Line = Schema.Struct({
+  ...Todos.NewTodo.fields,
+  done: Schema.BooleanFromString.annotations({ message: () => ({ message: "expected true or false", override: true }) })
+})
 
 const decode = Schema.decodeUnknown(Line)
 
@@ -25,12 +28,9 @@ const lines = Stream.suspend(() => {
 })
 
 const todos = Stream.mapEffect(lines, ({ info, record }) =>
-  Effect.mapError(decode(record), ({ message }) => {
-    const reason = message
-      .split("\n")
-      .at(-1)
-      ?.replace(/^[\s└─]+/, "")
-    return new Error(`${file}, line ${info.lines}: ${reason}; nothing of it is stored`)
+  Effect.mapError(decode(record), (error) => {
+    const [first] = ParseResult.ArrayFormatter.formatErrorSync(error)
+    return new Error(`${file}, line ${info.lines}: ${first?.path.join()}: ${first?.message}; nothing of it is stored`)
   })
 )
 

@@ -2,7 +2,7 @@ import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "
 import { Schema } from "effect"
 import { Event } from "./audit.js"
 import { Broken, Unavailable } from "./failures.js"
-import { plainText, strict } from "./input.js"
+import { expected, plainText, strict } from "./input.js"
 import { Killed, State } from "./playground.js"
 import { Page } from "./records.js"
 import { CrossSite, TooLong } from "./refusals.js"
@@ -10,20 +10,18 @@ import { NewTodo, Todo, TodoChange, TodoExists, TodoId, TodoNotFound } from "./t
 
 const id = HttpApiSchema.param("id", TodoId)
 
-const Ask = Schema.Struct({ "x-request-id": Schema.optional(plainText.pipe(Schema.maxLength(100))) })
+const Ask = Schema.Struct({ "x-request-id": Schema.optional(plainText(100)) })
 
 const whole = (least: number, most: number) =>
-  Schema.NumberFromString.pipe(
-    Schema.filter(
-      (n) => (Number.isInteger(n) && n >= least && n <= most) || `expected a whole number from ${least} to ${most}`
-    )
+  Schema.NumberFromString.pipe(Schema.filter((n) => Number.isInteger(n) && n >= least && n <= most)).annotations(
+    expected(`a whole number from ${least} to ${most}`)
   )
 
 const Flag = Schema.transform(Schema.Literal("true", "false"), Schema.Boolean, {
   strict: true,
   decode: (text) => text === "true",
   encode: (flag) => (flag ? "true" : "false")
-})
+}).annotations(expected("true or false"))
 
 const todos = HttpApiGroup.make("todos")
   .add(
@@ -64,7 +62,7 @@ const records = HttpApiGroup.make("records")
     HttpApiEndpoint.get("page", "/records")
       .setUrlParams(
         Schema.Struct({
-          search: Schema.optionalWith(plainText.pipe(Schema.maxLength(100)), { default: () => "" }),
+          search: Schema.optionalWith(plainText(100), { default: () => "" }),
           page: Schema.optionalWith(whole(1, 1_000_000), { default: () => 1 }),
           size: Schema.optionalWith(whole(1, 100), { default: () => 20 })
         }).annotations(strict)
@@ -76,9 +74,7 @@ const records = HttpApiGroup.make("records")
 const audit = HttpApiGroup.make("audit")
   .add(
     HttpApiEndpoint.get("events", "/events")
-      .setUrlParams(
-        Schema.Struct({ subject: Schema.optional(plainText.pipe(Schema.maxLength(200))) }).annotations(strict)
-      )
+      .setUrlParams(Schema.Struct({ subject: Schema.optional(plainText(200)) }).annotations(strict))
       .addSuccess(Schema.Array(Event))
   )
   .annotate(OpenApi.Description, "What was changed, from the second database; the latest hundred.")

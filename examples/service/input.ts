@@ -1,11 +1,20 @@
 import { Schema } from "effect"
 
+/** What is said of a value that is not what it should be, in whatever way. */
+export const expected = (what: string) => ({ message: () => ({ message: `expected ${what}`, override: true }) })
+
 /** Text as Postgres can store it, and give back as it was. */
-export const plainText = Schema.String.pipe(
-  Schema.filter((text) =>
-    /[\0\p{Surrogate}]/u.test(text) ? "it holds NUL, or half a character, which no database can keep" : undefined
+export const plainText = (most: number) =>
+  Schema.String.annotations(expected("a text")).pipe(
+    Schema.filter((text) =>
+      /[\0\p{Surrogate}]/u.test(text) ? "it holds NUL, or half a character, which no database can keep" : undefined
+    ),
+    Schema.maxLength(most, { message: () => `it is longer than ${most} characters` })
   )
-)
+
+/** Text that is more than blanks. */
+export const required = (most: number) =>
+  plainText(most).pipe(Schema.filter((text) => (text.trim() === "" ? "it is empty" : undefined)))
 
 /** For structs whose fields are all there is: a misspelt one is refused, not ignored. All that is wrong is said at once. */
 export const strict = { parseOptions: { onExcessProperty: "error", errors: "all" } } as const

@@ -1,23 +1,17 @@
 import { Effect, Schema } from "effect"
 import { Db } from "./databases.js"
-import { plainText } from "./input.js"
+import { plainText, required } from "./input.js"
 
 const degrees = (most: number) =>
   Schema.Number.pipe(Schema.between(-most, most, { message: () => `expected degrees from -${most} to ${most}` }))
-
-const required = (most: number) =>
-  plainText.pipe(
-    Schema.filter((text) => (text.trim() === "" ? "it is empty" : undefined)),
-    Schema.maxLength(most, { message: () => `it is longer than ${most} characters` })
-  )
 
 /** One airport, as the API shows it. */
 export const Airport = Schema.Struct({
   iata: required(16),
   name: required(200),
-  city: plainText.pipe(Schema.maxLength(200)),
-  state: plainText.pipe(Schema.maxLength(200)),
-  country: plainText.pipe(Schema.maxLength(200)),
+  city: plainText(200),
+  state: plainText(200),
+  country: plainText(200),
   latitude: degrees(90),
   longitude: degrees(180)
 }).annotations({ identifier: "Airport" })

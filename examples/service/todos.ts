@@ -4,21 +4,20 @@ import { Effect, Schema } from "effect"
 import { Consistency } from "effect-db"
 import * as Audit from "./audit.js"
 import { Db } from "./databases.js"
-import { plainText, strict } from "./input.js"
+import { expected, required, strict } from "./input.js"
 
-export const TodoId = Schema.String.pipe(
-  Schema.pattern(/^[\w-]{1,64}$/, { message: () => "an id is 1 to 64 letters, digits, - or _" })
+export const TodoId = Schema.String.pipe(Schema.pattern(/^[\w-]{1,64}$/)).annotations(
+  expected("1 to 64 letters, digits, - or _")
 )
 
-const Title = plainText.pipe(
-  Schema.filter((text) => (text.trim() === "" ? "a title must not be empty" : undefined)),
-  Schema.maxLength(200, { message: () => "a title is at most 200 characters long" })
-)
+const Title = required(200)
+
+const Done = Schema.Boolean.annotations(expected("true or false"))
 
 export const Todo = Schema.Struct({
   id: TodoId,
   title: Title,
-  done: Schema.Boolean,
+  done: Done,
   created: Schema.Date
 }).annotations({ identifier: "Todo" })
 
@@ -27,11 +26,12 @@ export type Todo = typeof Todo.Type
 /** With an id of the client's choice a creation can be looked up, and safely sent again. */
 export const NewTodo = Schema.Struct({ id: Schema.optional(TodoId), title: Title }).annotations({
   identifier: "NewTodo",
-  ...strict
+  ...strict,
+  message: () => 'expected JSON such as {"title":"Buy milk"}'
 })
 
-export const TodoChange = Schema.Struct({ title: Schema.optional(Title), done: Schema.optional(Schema.Boolean) })
-  .annotations(strict)
+export const TodoChange = Schema.Struct({ title: Schema.optional(Title), done: Schema.optional(Done) })
+  .annotations({ ...strict, message: () => 'expected JSON such as {"done":true}' })
   .pipe(
     Schema.filter((change) =>
       change.title === undefined && change.done === undefined
