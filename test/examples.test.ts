@@ -55,7 +55,7 @@ const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   "13-script": ["open: 998 of 1000"],
   "15-csv-load": ["loaded: 5 todos", "done: water the plants, call mother"],
-  "16-nine-cases": [
+  "16-request-cases": [
     "case                        ended  stored  the client saw",
     "an insert                   200    1       200",
     "a redirection               304    1       304",

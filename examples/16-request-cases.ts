@@ -1,4 +1,4 @@
-/** What a request leaves behind, and what its client is told, in nine cases; and three more, where others lose something. */
+/** What a request leaves behind, and what its client is told, case by case; the last three are those in which others lose something. */
 import { HttpApp, HttpServerResponse } from "@effect/platform"
 import { Console, Effect, Fiber, Logger, LogLevel } from "effect"
 import { RequestTransaction, UnitOfWork } from "effect-db"
