@@ -8,7 +8,8 @@ export class UsageError extends Data.TaggedError("UsageError")<{ readonly messag
 export interface Args {
   readonly help: boolean
   readonly once: boolean
-  readonly csv: string
+  /** The file that was asked for. */
+  readonly csv: string | undefined
 }
 
 export const help = `effect-db example service: todos, airports and an audit trail in two named databases
@@ -25,7 +26,7 @@ export const help = `effect-db example service: todos, airports and an audit tra
     HOST                       127.0.0.1`
 
 /** The airports of vega-datasets: 3,376 rows. The package exports none of its files, so its folder is looked for. */
-const airports = (): string =>
+export const airports = (): string =>
   join(dirname(createRequire(import.meta.url).resolve("vega-datasets")), "..", "data", "airports.csv")
 
 export const parse = (argv: ReadonlyArray<string>): Effect.Effect<Args, UsageError> =>
@@ -35,7 +36,7 @@ export const parse = (argv: ReadonlyArray<string>): Effect.Effect<Args, UsageErr
         args: [...argv],
         options: { help: { type: "boolean", short: "h" }, once: { type: "boolean" }, csv: { type: "string" } }
       })
-      return { help: values.help ?? false, once: values.once ?? false, csv: values.csv ?? airports() }
+      return { help: values.help ?? false, once: values.once ?? false, csv: values.csv }
     },
     catch: (cause) => {
       const reason = cause instanceof Error ? cause.message.split(". ")[0] : String(cause)

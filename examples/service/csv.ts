@@ -1,4 +1,5 @@
 import { createReadStream } from "node:fs"
+import { stat } from "node:fs/promises"
 import { pipeline } from "node:stream"
 import { CsvError, parse } from "csv-parse"
 import { Array as Arr, Data, Effect, Either, Option, ParseResult, Schema, Stream } from "effect"
@@ -68,6 +69,9 @@ const lines = (file: string): Stream.Stream<Line, string> =>
   })
 
 const complaints: Readonly<Record<string, string>> = {
+  ENOENT: "there is no such file",
+  EISDIR: "it is a folder",
+  EACCES: "it may not be read",
   CSV_QUOTE_NOT_CLOSED: "a quote is opened and never closed",
   CSV_INVALID_CLOSING_QUOTE: "a quote is in the wrong place",
   INVALID_OPENING_QUOTE: "a quote is in the wrong place",
@@ -75,8 +79,9 @@ const complaints: Readonly<Record<string, string>> = {
 }
 
 const complaint = (cause: unknown, at: number): string => {
-  if (cause instanceof CsvError) return `line ${at}: ${complaints[cause.code] ?? cause.message}`
-  return cause instanceof Error ? cause.message : String(cause)
+  if (!(cause instanceof Error)) return String(cause)
+  const text = ("code" in cause ? complaints[String(cause.code)] : undefined) ?? cause.message
+  return cause instanceof CsvError ? `line ${at}: ${text}` : text
 }
 
 /** Reads the lines of one file, first the header, and takes down what is wrong with them. */
@@ -157,3 +162,17 @@ export const rows = (file: string): Stream.Stream<Row, CsvInvalid> =>
       Stream.concat(Stream.drain(Stream.fromEffect(verdict)))
     )
   })
+
+// what comes out of a pipe is gone when it has been read
+const canBeReadAgain = (file: string) =>
+  stat(file).then(
+    (found) => found.isFile() || found.isDirectory(),
+    () => true
+  )
+
+/** Reads a file for nothing but its failure, so that it comes before anything is started for its rows. */
+export const check = (file: string): Effect.Effect<void, CsvInvalid> =>
+  Effect.whenEffect(
+    Stream.runDrain(rows(file)),
+    Effect.promise(() => canBeReadAgain(file))
+  )

@@ -1,6 +1,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import { Cause, Chunk, ConfigError, Console, Effect, Exit } from "effect"
 import * as Args from "./args.js"
+import * as Csv from "./csv.js"
 import * as Once from "./once.js"
 import * as Service from "./service.js"
 
@@ -23,10 +24,11 @@ let interrupted = 0
 const main = Effect.gen(function* () {
   const args = yield* Args.parse(process.argv.slice(2))
   if (args.help) return yield* Console.log(Args.help)
-  if (!args.once) return yield* Service.run(args.csv)
   // to be stopped is how a service ends well; a job that is stopped has proved nothing
-  interrupted = 130
-  yield* Once.run(args.csv)
+  if (args.once) interrupted = 130
+  if (args.csv !== undefined) yield* Csv.check(args.csv)
+  const file = args.csv ?? Args.airports()
+  yield* args.once ? Once.run(file) : Service.run(file)
 })
 
 // npm passes on what the terminal has sent to all: the second signal must not end what the first has begun
