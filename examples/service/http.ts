@@ -13,6 +13,7 @@ import { Api, EmbeddedApi } from "./api.js"
 import * as Audit from "./audit.js"
 import * as Databases from "./databases.js"
 import { answer, broken, brokenResponse, fromDatabase, respond, Unavailable } from "./failures.js"
+import { allowed } from "./methods.js"
 import * as Page from "./page.js"
 import { type Acts, noState, Playground } from "./playground.js"
 import * as Records from "./records.js"
@@ -79,14 +80,21 @@ const badInput = (error: HttpApiError.HttpApiDecodeError) => {
   return problem(400, error._tag, message, { issues })
 }
 
+/** There is nothing at this path, or not for this method. */
+const notFound = ({ request }: HttpServerError.RouteNotFound) =>
+  Effect.map(allowed(request), (methods) => {
+    if (methods.length === 0) return problem(404, "RouteNotFound", "there is nothing here; /docs shows what there is")
+    const allow = methods.join(", ")
+    const message = `${request.method} is not for this path, which takes ${allow}; /docs shows what there is`
+    return HttpServerResponse.setHeader(problem(405, "MethodNotAllowed", message), "allow", allow)
+  })
+
 /** A word for those whom no handler answers: wrong input, a path that is not there, a fault. */
-const lastWord = (cause: Cause.Cause<never>): Effect.Effect<HttpServerResponse.HttpServerResponse> => {
+const lastWord = (cause: Cause.Cause<never>) => {
   const error: unknown = Cause.squash(cause)
   if (error instanceof HttpApiError.HttpApiDecodeError) return Effect.succeed(badInput(error))
   if (HttpServerError.isServerError(error)) {
-    if (error._tag === "RouteNotFound") {
-      return Effect.succeed(problem(404, error._tag, "there is nothing here; /docs shows what there is"))
-    }
+    if (error._tag === "RouteNotFound") return notFound(error)
     return Effect.succeed(
       problem(400, "HttpApiDecodeError", "the body cannot be read: it must be JSON", { issues: [] })
     )
@@ -127,8 +135,9 @@ export const layer = HttpApiBuilder.serve().pipe(
   Layer.provide([
     HttpApiSwagger.layer(),
     HttpApiBuilder.middlewareOpenApi(),
-    HttpApiBuilder.middleware(requests),
+    HttpApiBuilder.middleware(requests, { withContext: true }),
     Page.layer
   ]),
+  Layer.provide(HttpApiBuilder.Router.Live),
   Layer.provide(api)
 )

@@ -412,6 +412,25 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     )
   })
 
+  it.effect("a method that a path does not take is 405, and says which it takes", () =>
+    Effect.gen(function* () {
+      const cases = [
+        ["PUT", "/todos", "GET, POST"],
+        ["POST", "/todos/life?done=true", "GET, PATCH, DELETE"],
+        ["DELETE", "/records", "GET"],
+        ["GET", "/servers/kill", "POST"],
+        ["POST", "/", "GET"],
+        ["PUT", "/docs", "GET"]
+      ] as const
+      for (const [method, path, allow] of cases) {
+        const { body, headers, status } = yield* send(method, path)
+        expect({ path, status, allow: headers.get("allow") }).toEqual({ path, status: 405, allow })
+        expect(body).toMatchObject({ _tag: "MethodNotAllowed", message: expect.stringContaining(`takes ${allow};`) })
+      }
+      expect(yield* send("PUT", "/todos/")).toMatchObject({ status: 404 })
+    })
+  )
+
   describe("an answer says who gave it:", () => {
     const by = ({ headers }: Answer) =>
       ["x-database", "x-served-by", "x-transaction"].map((name) => headers.get(name)).join(", ")
