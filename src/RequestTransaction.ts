@@ -5,7 +5,6 @@
  */
 import * as HttpApiMiddleware from "@effect/platform/HttpApiMiddleware"
 import * as HttpApp from "@effect/platform/HttpApp"
-import * as HttpRouter from "@effect/platform/HttpRouter"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
@@ -27,6 +26,7 @@ import { describe } from "./internal/request/describe.js"
 import { isKeepable } from "./internal/request/keepable.js"
 import type { Described, Naming } from "./internal/request/naming.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
+import { Route } from "./internal/request/route.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -216,7 +216,7 @@ const once = <E, R, E1>(
     )
   }
   // what a route's handler answers with is not sent inside of it
-  const isInRoute = outside.unsafeMap.has(HttpRouter.RouteContext.key)
+  const isInRoute = outside.unsafeMap.has(Route.key)
   return Effect.zipRight(
     isInRoute ? enter : Effect.zipRight(beforeResponse(), enter),
     Effect.matchCauseEffect(restore(app), {

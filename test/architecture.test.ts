@@ -39,7 +39,12 @@ const typeCircles = [
 const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/experimental": ["Client", "Database", "TestDatabase", "internal/sessionTasks"],
   // HTTP is nobody else's business
-  "@effect/platform": ["RequestTransaction", "internal/request/again", "internal/request/describe"],
+  "@effect/platform": [
+    "RequestTransaction",
+    "internal/request/again",
+    "internal/request/describe",
+    "internal/request/route"
+  ],
   "@effect/sql-pg": [
     "Client",
     "Database",

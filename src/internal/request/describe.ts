@@ -1,10 +1,11 @@
 /**
  * The name of a request of @effect/platform, told to whoever asks from inside of it.
  */
-import * as HttpRouter from "@effect/platform/HttpRouter"
+import type { RouteContext } from "@effect/platform/HttpRouter"
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
 import type { Describe } from "../unit.js"
 import { describing, type Naming, pathOf } from "./naming.js"
+import { Route } from "./route.js"
 
 export const describe = (
   request: HttpServerRequest,
@@ -15,9 +16,7 @@ export const describe = (
     {
       method: request.method,
       pattern: (fiber) => {
-        const routed: HttpRouter.RouteContext | undefined = fiber.currentContext.unsafeMap.get(
-          HttpRouter.RouteContext.key
-        )
+        const routed: RouteContext | undefined = fiber.currentContext.unsafeMap.get(Route.key)
         return routed?.route.path
       },
       path: () => pathOf(request.url),
