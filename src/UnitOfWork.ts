@@ -6,6 +6,7 @@
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
@@ -13,7 +14,13 @@ import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type DatabaseError, type OptionsConflict, PropagationRefused, type TransactionError } from "./DatabaseError.js"
+import {
+  type DatabaseError,
+  type OptionsConflict,
+  PropagationRefused,
+  TransactionBusy,
+  type TransactionError
+} from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import { finish, undoAll } from "./internal/commits.js"
@@ -163,10 +170,18 @@ class OpenUnit implements Handle {
   end(outcome: Outcome, restore: Restore | undefined): Effect.Effect<void, TransactionError> {
     return Effect.suspend(() => {
       if (this.endUntouched()) return Effect.void
-      this.ended = true
       const { unit } = this
+      const { agreement } = unit
+      // a fork is at its end before the whole is at its own: what its hooks may veto must not be committed beneath them
+      if (outcome === "commit" && restore !== undefined && agreement !== undefined) {
+        return Effect.matchCauseEffect(restore(Deferred.await(agreement)), {
+          onFailure: (cause) => Effect.zipRight(this.end("rollback", undefined), Effect.failCause(cause)),
+          onSuccess: () => this.end(outcome, restore)
+        })
+      }
+      this.ended = true
       const close = () => unit.end()
-      if (outcome === "commit") return finish({ carrier: unit, all: () => unit.all, close }, unit.ending, restore)
+      if (outcome === "commit") return finish({ unit, carrier: unit, all: () => unit.all, close }, unit.ending, restore)
       const { all } = unit
       close()
       return undoAll(all, restore)
@@ -415,6 +430,10 @@ type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | Pro
 const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
+/** Somebody else, or whoever calls the hook that this comes from, is ending them. */
+const busy = ([first]: ReadonlyArray<Transaction>): TransactionBusy =>
+  new TransactionBusy({ ...(first?.level.link.place ?? { database: "of a unit of work", server: "" }), waited: 0 })
+
 /** Ends transactions of the current unit of work, which goes on. */
 const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
@@ -424,12 +443,14 @@ const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, Transact
       if (carrier === undefined || unit === undefined) return Effect.void
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
+      if (outcome === "commit" && unit.agreement !== undefined) return Effect.fail(busy(chosen))
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
         return undoAll(chosen, restore)
       }
       let ending = chosen
       const whole = {
+        unit,
         carrier,
         all: () => {
           // a hook may be the first to touch a database

@@ -235,6 +235,53 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
+  it.scopedLive("a fiber that outlives its unit cannot end it once more, and is not told that it has", () =>
+    Effect.gen(function* () {
+      for (const outcome of ["commit", "rollback"] as const) {
+        const go = yield* Deferred.make<void>()
+        const fiber = yield* UnitOfWork.run(
+          Effect.zipRight(
+            insert(outcome),
+            Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.flip(UnitOfWork.commit)))
+          ),
+          { outcome: () => outcome }
+        )
+        yield* Deferred.succeed(go, undefined)
+        const error = yield* Fiber.join(fiber)
+        assert.strictEqual(error._tag, "TransactionEnded")
+      }
+      assert.deepStrictEqual(yield* stored, ["commit"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a unit is committed once at a time: nobody commits while a hook of another end may still veto", () =>
+    Effect.gen(function* () {
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          const inHook = yield* Deferred.make<void>()
+          const go = yield* Deferred.make<void>()
+          yield* insert("a")
+          yield* Db.beforeCommit(
+            Deferred.succeed(inHook, undefined).pipe(
+              Effect.zipRight(Deferred.await(go)),
+              Effect.zipRight(Effect.fail("no"))
+            )
+          )
+          const first = yield* Effect.forkDaemon(Effect.flip(UnitOfWork.commit))
+          yield* Deferred.await(inHook)
+          const second = yield* Effect.flip(Db.commit)
+          assert.strictEqual(second._tag, "TransactionBusy")
+          // the end of the unit comes first, and waits for the hook
+          yield* Effect.forkDaemon(Effect.zipRight(Effect.yieldNow(), Deferred.succeed(go, undefined)))
+          return first
+        })
+      ).pipe(Effect.flatMap(Fiber.join))
+      assert.strictEqual(error._tag, "CommitVetoed")
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("a transaction inside of a unit is a savepoint of the unit's", () =>
     Effect.gen(function* () {
       const { name } = yield* Place

@@ -2,8 +2,10 @@
  * The end of several transactions: checked together, committed one after the other, or undone.
  */
 import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as FiberId from "effect/FiberId"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../DatabaseError.js"
 import type { Transaction } from "../Transaction.js"
@@ -11,7 +13,7 @@ import type { Restore } from "./cancellable.js"
 import type { Carrier } from "./carrier.js"
 import { check, commit, commitSoon, keep, undo, veto } from "./ending.js"
 import { after } from "./hooks.js"
-import type { Ending, Order } from "./unit.js"
+import type { Ending, Order, Unit } from "./unit.js"
 
 /** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
 const risk = ({ options, readOnly }: Transaction): number =>
@@ -124,6 +126,8 @@ const commitAll = (
 
 /** What is to be committed together. */
 export interface Whole {
+  readonly unit: Unit
+  /** Where the hooks run. */
   readonly carrier: Carrier
   readonly all: () => ReadonlyArray<Transaction>
   /** Called when all hooks have agreed: from now on nothing may be begun in it. */
@@ -132,7 +136,7 @@ export interface Whole {
 
 /** Runs the hooks that may veto, which may touch further databases, then commits all. */
 export const finish = (
-  { all, carrier, close }: Whole,
+  { all, carrier, close, unit }: Whole,
   { checked, order }: Ending,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
@@ -144,10 +148,16 @@ export const finish = (
     const commits = commitAll(ordered, restore)
     return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
   })
-  return Effect.suspend(() =>
-    all().some((transaction) => transaction.hasHooks)
-      ? // a hook that fails, or is interrupted, ends it as well
-        Effect.ensuring(Effect.zipRight(veto(all, carrier, restore), commits), Effect.sync(close))
-      : commits
-  )
+  return Effect.suspend(() => {
+    if (!all().some((transaction) => transaction.hasHooks)) return commits
+    const agreement = Deferred.unsafeMake<void>(FiberId.none)
+    unit.agreement = agreement
+    // a hook that fails, or is interrupted, ends it as well
+    const over = Effect.suspend(() => {
+      close()
+      unit.agreement = undefined
+      return Deferred.succeed(agreement, undefined)
+    })
+    return Effect.ensuring(Effect.zipRight(veto(all, carrier, restore), commits), over)
+  })
 }

@@ -200,6 +200,11 @@ export class Level {
    * waits for the answer within a bound; it calls back when `state` is known.
    */
   commit(done: (error: TransactionError | undefined) => void): (settled: () => void) => void {
+    // somebody else has ended it, perhaps otherwise
+    if (this.state !== "open") {
+      done(new TransactionEnded(this.link.place))
+      return (settled) => settled()
+    }
     this.ending = true
     let sent = false
     let answered = false

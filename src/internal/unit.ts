@@ -2,6 +2,7 @@
  * A unit of work as its statements see it: the transactions that it has begun, how those are to be that it will begin, and what it
  * remembers of each database.
  */
+import type * as Deferred from "effect/Deferred"
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
 import type { OptionsConflict, StatementError } from "../DatabaseError.js"
@@ -51,6 +52,8 @@ export class Unit extends Carrier {
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
+  /** What is done when the hooks of an end, which may still veto, have all run, and with them that end; while there are any. */
+  agreement: Deferred.Deferred<void> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
 
