@@ -58,6 +58,10 @@ export interface Figures {
   /** How many there may be beyond `max`, for as long as they are in use. */
   readonly maxOverflow: number
   readonly total: number
+  /**
+   * Those in use. One that is asked for a sign of life, or has something done with it as the settings ask for, counts as in use, also when
+   * the caller has left or has his answer: for a second at most, or `connectTimeout`.
+   */
   readonly active: number
   readonly idle: number
   readonly connecting: number
