@@ -282,7 +282,8 @@ export class Pool {
       if (!connection.busy) connection.destroy(connection.broken)
       return
     }
-    if (connection.busy || connection.status !== "I") return connection.destroy("dirty")
+    // the server is told to stop what nobody waits for any more
+    if (connection.busy || connection.status !== "I") return connection.abort("dirty")
     const { onReturn } = this.options.tasks
     if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
     this.tasks.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
