@@ -268,7 +268,8 @@ export class Pool {
     }
     const waiter = new Waiter(now, deadline, holding, who, settle)
     this.waiters.add(waiter)
-    this.serve()
+    // an idle one is better than one that is being looked at for somebody who has left: that may take its time
+    this.serve(1)
     return () => void this.waiters.remove(waiter)
   }
 
@@ -423,9 +424,9 @@ export class Pool {
     this.stock.put(connection)
   }
 
-  /** Brings idle connections and waiters together, and opens connections for the rest. */
-  private serve(): void {
-    while (this.waiters.size > this.preparing) {
+  /** Brings idle connections and waiters together, at least so many if there are, and opens connections for the rest. */
+  private serve(least = 0): void {
+    for (let handed = 0; handed < least || this.waiters.size > this.preparing; handed++) {
       const now = performance.now()
       const connection = this.stock.next(now)
       if (connection === undefined) break

@@ -20,6 +20,7 @@ import {
   settled,
   type Way,
   Wire,
+  warmUp,
   watch
 } from "./way.js"
 
@@ -294,6 +295,31 @@ export const waiting = (way: Way): void => {
           Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", ...phase.options }), once])
         )
     )
+  }
+
+  if (way.strategy === "pooled") {
+    it.scopedLive("what is done for a waiter who left holds up nobody while another connection is idle", () => {
+      const arrived = Effect.unsafeMakeLatch(false)
+      let isFirst = false
+      const onCheckout = Effect.suspend(() => {
+        const hangs = isFirst
+        isFirst = false
+        return hangs ? Effect.zipRight(arrived.open, Effect.never) : Effect.void
+      })
+      return Effect.gen(function* () {
+        yield* warmUp(2)
+        yield* settled({ idle: 2 })
+        isFirst = true
+        const waiter = yield* Effect.fork(insert("nobody"))
+        yield* arrived.await
+        yield* Fiber.interrupt(waiter)
+        yield* insert("next")
+        assert.deepStrictEqual(yield* stored, ["next"])
+        assert.strictEqual((yield* figures).active, 1)
+      }).pipe(
+        Effect.provide(open(way, { maxConnections: 2, onCheckout, connectTimeout: "5 seconds", startup: "lazy" }))
+      )
+    })
   }
 
   // who comes next has that long, too, for a login, which by way of a pooler is two
