@@ -11,7 +11,7 @@ import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
-import { later } from "./internal/later.js"
+import { later, longestUndo } from "./internal/later.js"
 import { type ConnectFailure, login } from "./internal/login.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import { noColumns } from "./internal/rows.js"
@@ -228,6 +228,15 @@ export class Connection {
     const plan = new Plan(() => wire.steps(all), done)
     plan.before = all.length - 1
     this.fly(plan)
+  }
+
+  /** Sends steps that undo something that has failed. Who waits for the failure waits for them, too: without an answer it is closed. */
+  undo(all: ReadonlyArray<wire.Step>, done: Done): void {
+    const stop = later(longestUndo.usual, () => this.destroy("broken"))
+    this.steps(all, (failure, flight) => {
+      stop()
+      done(failure, flight)
+    })
   }
 
   /** Hears of every NOTIFY on the channels that it listens to. */

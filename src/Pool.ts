@@ -58,6 +58,10 @@ export interface Figures {
   /** How many there may be beyond `max`, for as long as they are in use. */
   readonly maxOverflow: number
   readonly total: number
+  /**
+   * Those in use. One that is asked for a sign of life, or has something done with it as the settings ask for, counts as in use, also when
+   * the caller has left or has his answer: for a second at most, or `connectTimeout`.
+   */
   readonly active: number
   readonly idle: number
   readonly connecting: number
@@ -264,7 +268,8 @@ export class Pool {
     }
     const waiter = new Waiter(now, deadline, holding, who, settle)
     this.waiters.add(waiter)
-    this.serve()
+    // an idle one is better than one that is being looked at for somebody who has left: that may take its time
+    this.serve(1)
     return () => void this.waiters.remove(waiter)
   }
 
@@ -278,7 +283,8 @@ export class Pool {
       if (!connection.busy) connection.destroy(connection.broken)
       return
     }
-    if (connection.busy || connection.status !== "I") return connection.destroy("dirty")
+    // the server is told to stop what nobody waits for any more
+    if (connection.busy || connection.status !== "I") return connection.abort("dirty")
     const { onReturn } = this.options.tasks
     if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
     this.tasks.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
@@ -418,9 +424,9 @@ export class Pool {
     this.stock.put(connection)
   }
 
-  /** Brings idle connections and waiters together, and opens connections for the rest. */
-  private serve(): void {
-    while (this.waiters.size > this.preparing) {
+  /** Brings idle connections and waiters together, at least so many if there are, and opens connections for the rest. */
+  private serve(least = 0): void {
+    for (let handed = 0; handed < least || this.waiters.size > this.preparing; handed++) {
       const now = performance.now()
       const connection = this.stock.next(now)
       if (connection === undefined) break

@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
-import type { Database } from "effect-db"
+import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { describe } from "vitest"
 import { startChild } from "./fixtures/child.js"
@@ -141,6 +141,30 @@ describe("a cancel", () => {
       yield* Fiber.interrupt(fiber)
       yield* lost
       assert.strictEqual(yield* running(writer, 0), 0)
+    })
+  )
+
+  it.scopedLive("is sent for a statement that is under way when the scope of its reserved connection ends", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const context = yield* open({ writer })
+      yield* Effect.gen(function* () {
+        const { reserve } = yield* Db.writer
+        const fiber = yield* Effect.scoped(
+          Effect.gen(function* () {
+            const connection = yield* reserve
+            const fiber = yield* Effect.forkDaemon(
+              connection.execute("SELECT 1 FROM pg_sleep(60) AS long", [], undefined)
+            )
+            assert.strictEqual(yield* running(writer, 1), 1)
+            return fiber
+          })
+        )
+        assert.strictEqual(yield* active, 0)
+        const error = yield* Effect.flip(DatabaseError.refine(Fiber.join(fiber)))
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+        assert.strictEqual(yield* running(writer, 0), 0)
+      }).pipe(Effect.provide(context))
     })
   )
 

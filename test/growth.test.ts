@@ -3,7 +3,7 @@ import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
 import { Growth } from "../src/internal/pool/growth.js"
 
 beforeEach(() => {
-  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setImmediate", "performance"] })
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setImmediate", "clearImmediate", "performance"] })
 })
 afterEach(() => {
   vi.useRealTimers()
@@ -155,5 +155,24 @@ describe("connects that hang", () => {
     vi.advanceTimersByTime(200)
     assert.strictEqual(begun.total, 0)
     assert.strictEqual(vi.getTimerCount(), 4)
+  })
+})
+
+describe("a pool that is about to look whether more are needed", () => {
+  it("looks once, not twice, when a connection comes just then", () => {
+    const waiting = { waiting: 9, wanted: 9, room: 9, busy: 0, coming: 0, isEmpty: true }
+    const growth = new Growth(
+      () => waiting,
+      () => {},
+      false
+    )
+    growth.ask()
+    // what has arrived is read between the time for a look and the look
+    for (let i = 0; i < 3; i++) vi.advanceTimersToNextTimer()
+    growth.connected(5)
+    assert.strictEqual(vi.getTimerCount(), 1)
+    vi.advanceTimersToNextTimer()
+    growth.stop()
+    assert.strictEqual(vi.getTimerCount(), 0)
   })
 })

@@ -451,7 +451,7 @@ const once = (
     const isGuarded = before.length > 0
     const finish: Done = (failure, flight) => {
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
-        return taken.steps(rollback, () => finish(failure, flight))
+        return taken.undo(rollback, () => finish(failure, flight))
       }
       settled = true
       pool.checkin(taken)

@@ -2,6 +2,9 @@
  * How long somebody who waits for a server is patient.
  */
 
+/** How long what undoes something may take, in ms, and how long where somebody has been interrupted and waits for it. */
+export const longestUndo = { usual: 750, hurried: 400 }
+
 /** What Node takes for none at all is anything longer. */
 const longestTimer = 2_147_483_647
 

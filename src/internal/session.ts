@@ -15,7 +15,7 @@ import {
   type TransactionError
 } from "../DatabaseError.js"
 import { toStatementError } from "./failure.js"
-import { later } from "./later.js"
+import { later, longestUndo } from "./later.js"
 import type { Link } from "./link.js"
 import { Turns } from "./turns.js"
 import * as wire from "./wire.js"
@@ -25,9 +25,6 @@ import * as wire from "./wire.js"
 
 /** How long the answer to a COMMIT may take that nobody waits for any more, in ms. */
 const longestCommit = 500
-
-/** How long a ROLLBACK may take, in ms, and how long where somebody has been interrupted and waits for it. */
-const longestUndo = { usual: 750, hurried: 400 }
 
 /** What keeps a statement from touching what is around it. */
 export type Fence = "none" | "savepoint" | "readOnly"
@@ -127,7 +124,7 @@ export class Level {
         if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
           return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
-        connection.steps(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
+        connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
       if (!request.simple) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
@@ -235,7 +232,7 @@ export class Level {
           if (failure === undefined) return finish("committed", undefined)
           this.link.note(failure)
           if (this.link.lost !== undefined) return finish("failed", this.link.lost)
-          connection.steps(undo, (undoFailure) => {
+          connection.undo(undo, (undoFailure) => {
             if (undoFailure !== undefined) this.link.note(undoFailure)
             finish("failed", this.rolledBackAtCommit())
           })

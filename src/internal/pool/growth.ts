@@ -12,6 +12,7 @@
  * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
  * all in long use is full within a moment.
  */
+import { later } from "../later.js"
 
 /** After how long it looks again, in ms. */
 const pause = 10
@@ -46,7 +47,8 @@ export interface Demand {
 const isCalledFor = ({ room, wanted }: Demand): boolean => room > 0 && wanted > 0
 
 export class Growth {
-  private timer: NodeJS.Timeout | undefined
+  /** Takes the next look back, if there is to be one. */
+  private takeBack: (() => void) | undefined
   private step = 1
   private lookedAt = 0
   /** Since when somebody could have been served, and somebody has waited all the time. */
@@ -68,7 +70,7 @@ export class Growth {
 
   /** Somebody waits. */
   ask(): void {
-    if (this.timer !== undefined || !isCalledFor(this.demand())) return
+    if (this.takeBack !== undefined || !isCalledFor(this.demand())) return
     this.step = 1
     this.served = 0
     this.observed = 0
@@ -87,10 +89,10 @@ export class Growth {
     // one that was held up by an outage says little about the next
     const isUsual = this.connectTime === 0 || took < this.connectTime
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
-    if (!this.wasEmpty || this.timer === undefined) return
+    if (!this.wasEmpty || this.takeBack === undefined) return
     // the time before says nothing of how fast the queue is served
     this.watch()
-    clearTimeout(this.timer)
+    this.takeBack()
     this.lookAgain()
   }
 
@@ -100,8 +102,8 @@ export class Growth {
   }
 
   stop(): void {
-    clearTimeout(this.timer)
-    this.timer = undefined
+    this.takeBack?.()
+    this.takeBack = undefined
   }
 
   private watch(): void {
@@ -111,12 +113,11 @@ export class Growth {
   }
 
   private lookAgain(): void {
-    // what has arrived while the process was busy is read first
-    this.timer = setTimeout(() => setImmediate(() => this.look()), pause)
+    this.takeBack = later(pause, () => this.look())
   }
 
   private look(): void {
-    this.timer = undefined
+    this.takeBack = undefined
     const demand = this.demand()
     if (!isCalledFor(demand)) return
     const { busy, coming, isEmpty, room, waiting, wanted } = demand

@@ -51,7 +51,7 @@ export class Loans {
     this.timer = undefined
     const now = performance.now()
     for (const [connection, loan] of this.loans) {
-      if (this.told.has(connection)) continue
+      if (connection.broken !== undefined || this.told.has(connection)) continue
       const left = loan.since + this.threshold - now
       if (left > 0) return this.wait(Math.ceil(left))
       this.told.add(connection)

@@ -39,8 +39,8 @@ export class Tasks {
     this.ends.get(connection)?.(new Error("its connection was closed"))
   }
 
-  /** Nobody waits for what is being made ready. */
+  /** Nobody waits for what is being made ready; a statement of that is cancelled. */
   shutDown(): void {
-    for (const connection of this.ends.keys()) connection.destroy("shutdown")
+    for (const connection of this.ends.keys()) connection.abort("shutdown")
   }
 }

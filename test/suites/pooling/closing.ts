@@ -1,4 +1,5 @@
 /** The end of a pool: what is in use gets its time, nothing new begins, and nothing is left. */
+import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -143,6 +144,29 @@ export const closing = (way: Way): void => {
         }).pipe(Effect.provide(context))
       })
     })
+  }
+
+  for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
+    it.scopedLive(`a statement of ${task} that is under way at the end is cancelled on the server`, () =>
+      Effect.gen(function* () {
+        const { close, context } = yield* openToClose(way, {
+          ...one,
+          [task]: Effect.flatMap(SqlClient, (sql) => sql`SELECT 1 FROM pg_sleep(60) AS long`),
+          connectTimeout: "20 seconds"
+        })
+        yield* Effect.gen(function* () {
+          const { name, writer } = yield* Place
+          const running = query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE '%AS long'", [
+            name
+          ])
+          const waiter = yield* Effect.fork(Effect.exit(pid))
+          yield* eventually(running, (all) => all.length === 1)
+          yield* close
+          yield* Fiber.join(waiter)
+          yield* eventually(running, (all) => all.length === 0)
+        }).pipe(Effect.provide(context))
+      })
+    )
   }
 
   it.scopedLive("nothing is opened any more after the end", () =>

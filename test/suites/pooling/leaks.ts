@@ -9,7 +9,21 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { UnitOfWork } from "effect-db"
 import { Db, insert } from "../../fixtures/databases.js"
-import { eventually, failure, hold, only, open, pid, settled, told, type Way, watch } from "./way.js"
+import { sends } from "../../fixtures/proxy.js"
+import {
+  eventually,
+  failure,
+  hold,
+  only,
+  open,
+  openOverWire,
+  pid,
+  settled,
+  told,
+  type Way,
+  Wire,
+  watch
+} from "./way.js"
 
 /** The line that this is called in. */
 const line = (): number => Number(/leaks\.ts:(\d+)/.exec(new Error().stack?.split("\n")[2] ?? "")?.[1])
@@ -159,6 +173,22 @@ export const leaks = (way: Way): void => {
       assert.strictEqual((yield* told(facts, "Leaked", 2))[1]?.processId, again.pid)
       yield* again.release
     }).pipe(Effect.provide(open(way, { leakThreshold, maxConnections: 1, startup: "lazy" })))
+  )
+
+  it.scopedLive("one that was given up is nobody's, however long it takes to be closed", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const wire = yield* Wire
+      const sent = yield* wire.when(sends(slow), "freeze")
+      const fiber = yield* Effect.fork(Effect.flatMap(Db.writer, (sql) => sql.unsafe(slow)))
+      yield* sent
+      // nobody cancels it, either
+      yield* wire.freeze
+      yield* Fiber.interrupt(fiber)
+      const [closed] = yield* told(facts, "Closed")
+      assert.strictEqual(closed?.reason, "cancelled")
+      assert.isEmpty(only(facts, "Leaked"))
+    }).pipe(Effect.provide(openOverWire(way, { leakThreshold: "500 millis", startup: "lazy" })))
   )
 
   it.scopedLive("without leakThreshold nothing is noted down", () =>

@@ -1,6 +1,7 @@
 /** Those who wait for a connection: in which order, until when, and what they are told. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type { Database } from "effect-db"
 import { Db, insert, stored } from "../../fixtures/databases.js"
@@ -19,6 +20,7 @@ import {
   settled,
   type Way,
   Wire,
+  warmUp,
   watch
 } from "./way.js"
 
@@ -258,6 +260,67 @@ export const waiting = (way: Way): void => {
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis", leakThreshold: "1 hour" })))
   )
+
+  for (const phase of phases()) {
+    if (phase.name === "in the queue" || phase.name === "for a connect") continue
+    it.scopedLive(
+      `what is done for a waiter who left while he waited ${phase.name} counts as in use, and ends in time`,
+      () =>
+        Effect.gen(function* () {
+          const stopped = yield* phase.stop
+          const waiter = yield* Effect.fork(insert("nobody"))
+          const unblock = yield* stopped
+          yield* Fiber.interrupt(waiter)
+          const before = performance.now()
+          const { active, idle, total, waiting } = yield* figures
+          assert.deepStrictEqual({ active, idle, total, waiting }, { active: 1, idle: 0, total: 1, waiting: 0 })
+          // the next one waits for that, for there may be no other connection; then he has the same done for him
+          const next = yield* Effect.fork(Effect.exit(insert("next")))
+          let most = 0
+          const look = Effect.map(figures, (seen) => {
+            most = Math.max(most, seen.total)
+            return seen.active + seen.waiting
+          })
+          yield* eventually(look, (left) => left === 0)
+          assert.isBelow(performance.now() - before, 3500)
+          assert.strictEqual(most, 1)
+          yield* unblock
+          const exit = yield* Fiber.join(next)
+          if (Exit.isFailure(exit)) {
+            assert.strictEqual((yield* failure("ConnectFailed", exit)).reason, "setup")
+            yield* insert("next")
+          }
+          assert.deepStrictEqual(yield* stored, ["next"])
+        }).pipe(
+          Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", ...phase.options }), once])
+        )
+    )
+  }
+
+  if (way.strategy === "pooled") {
+    it.scopedLive("what is done for a waiter who left holds up nobody while another connection is idle", () => {
+      const arrived = Effect.unsafeMakeLatch(false)
+      let isFirst = false
+      const onCheckout = Effect.suspend(() => {
+        const hangs = isFirst
+        isFirst = false
+        return hangs ? Effect.zipRight(arrived.open, Effect.never) : Effect.void
+      })
+      return Effect.gen(function* () {
+        yield* warmUp(2)
+        yield* settled({ idle: 2 })
+        isFirst = true
+        const waiter = yield* Effect.fork(insert("nobody"))
+        yield* arrived.await
+        yield* Fiber.interrupt(waiter)
+        yield* insert("next")
+        assert.deepStrictEqual(yield* stored, ["next"])
+        assert.strictEqual((yield* figures).active, 1)
+      }).pipe(
+        Effect.provide(open(way, { maxConnections: 2, onCheckout, connectTimeout: "5 seconds", startup: "lazy" }))
+      )
+    })
+  }
 
   // who comes next has that long, too, for a login, which by way of a pooler is two
   const acquireTimeout = way.route.hasSessions ? "250 millis" : "500 millis"
