@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
 
@@ -15,6 +16,8 @@ export default defineConfig({
     globalSetup: ["test/fixtures/globalSetup.ts"],
     testTimeout: 30_000,
     hookTimeout: 30_000,
-    pool: "forks"
+    pool: "forks",
+    // most of the time tests wait for servers, so two at a time do no harm on two cores
+    maxWorkers: Math.max(2, availableParallelism() - 1)
   }
 })

@@ -285,6 +285,9 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   const hasCredentials = options.credentials !== undefined
   const common = { passwordFile: fileOf("passwordFile", options.passwordFile, hasCredentials), hasCredentials }
   const { applicationName, ...writer } = server("writer", options.writer, common)
+  if (options.readers !== undefined && !Array.isArray(options.readers)) {
+    throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
+  }
   const readers = (options.readers ?? []).map((input, i) => {
     const { applicationName: _, ...reader } = server(`readers[${i}]`, input, common)
     return reader

@@ -90,6 +90,16 @@ export interface Origin {
   readonly takeReplay: (policy: Policy, attempt: number, message: string) => boolean
 }
 
+const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
+const accesses: ReadonlyArray<Access> = ["read write", "read only"]
+
+/** What a program without types gives for an option must neither become SQL nor be ignored: it is a fault of the program. */
+const word = <A extends string>(option: string, given: A | undefined, all: ReadonlyArray<A>, prefix = ""): string => {
+  if (given === undefined) return ""
+  if (all.includes(given)) return `${prefix}${given.toUpperCase()}`
+  throw new TypeError(`the ${option} of a transaction is one of ${all.join(", ")}`)
+}
+
 /**
  * The commands that begin a transaction.
  *
@@ -99,8 +109,8 @@ export interface Origin {
 export const beginSql = (options: Options): ReadonlyArray<string> => {
   const begin = [
     "BEGIN",
-    options.isolation === undefined ? "" : `ISOLATION LEVEL ${options.isolation.toUpperCase()}`,
-    options.access === undefined ? "" : options.access.toUpperCase(),
+    word("isolation", options.isolation, isolations, "ISOLATION LEVEL "),
+    word("access", options.access, accesses),
     options.deferrable === undefined ? "" : options.deferrable ? "DEFERRABLE" : "NOT DEFERRABLE"
   ]
   return [begin.filter((part) => part !== "").join(" "), ...limitsSql(options)]

@@ -181,8 +181,15 @@ class OpenUnit implements Handle {
       }
       this.ended = true
       const close = () => unit.end()
+      let all: ReadonlyArray<Transaction>
+      try {
+        // one that has nothing but hooks is begun here, and what it is asked to be may be impossible
+        all = unit.all
+      } catch (defect) {
+        close()
+        return Effect.zipRight(undoAll(unit.begun, restore), Effect.die(defect))
+      }
       if (outcome === "commit") return finish({ unit, carrier: unit, all: () => unit.all, close }, unit.ending, restore)
-      const { all } = unit
       close()
       return undoAll(all, restore)
     })

@@ -169,6 +169,7 @@ describe("DatabaseConfig", () => {
       ["writer", "neither a redacted URL nor a server in parts", { writer: "postgres://me:secret@localhost/app" }],
       ["writer", "neither a redacted URL nor a server in parts", { writer: undefined }],
       ["writer.host", "missing", { writer: { ...server, host: undefined } }],
+      ["readers", "no list", { readers: secret }],
       ["readers[1].database", "no text", { readers: [secret, { ...server, database: 3 }] }]
     ]
     for (const [setting, given, options] of bad) {

@@ -39,6 +39,16 @@ describe("Transaction", () => {
     )
   })
 
+  it.scopedLive("an option that only a program without types can give is neither sent nor ignored", () =>
+    Effect.gen(function* () {
+      const isolation = "serializable; DROP TABLE item" as "serializable"
+      const exit = yield* Effect.exit(Db.withTransaction(insert("a"), { isolation }))
+      assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("a success commits, a failure rolls back, a defect and an interruption too", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(insert("kept"))

@@ -23,7 +23,9 @@ export const help = `effect-db example service: todos, airports and an audit tra
     DATABASE_READER_URLS       its replicas, with commas between them; none
     AUDIT_DATABASE_URL         the second database
     PORT                       3000; 0 picks a free one (so does --once)
-    HOST                       127.0.0.1`
+    HOST                       127.0.0.1
+
+  There its tables stay: todo, record, event, app_migrations, audit_migrations. An import replaces rows of the same iata.`
 
 /** The airports of vega-datasets: 3,376 rows. The package exports none of its files, so its folder is looked for. */
 export const airports = (): string =>

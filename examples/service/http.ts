@@ -84,6 +84,8 @@ const badInput = (error: HttpApiError.HttpApiDecodeError) => {
 const notFound = ({ request }: HttpServerError.RouteNotFound) =>
   Effect.map(allowed(request), (methods) => {
     if (methods.length === 0) return problem(404, "RouteNotFound", "there is nothing here; /docs shows what there is")
+    if (Arr.contains(methods, request.method))
+      return problem(400, "BadPath", "what is encoded by % in the path cannot be read")
     const allow = methods.join(", ")
     const message = `${request.method} is not for this path, which takes ${allow}; /docs shows what there is`
     return HttpServerResponse.setHeader(problem(405, "MethodNotAllowed", message), "allow", allow)

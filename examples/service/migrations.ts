@@ -38,6 +38,14 @@ const audit = Migrator.fromRecord({
 
 const migrate = Migrator.make({})
 
+/** With what the database said. */
+const explained = ({ cause, message, reason }: Migrator.MigrationError) =>
+  new Migrator.MigrationError({
+    reason,
+    cause,
+    message: cause instanceof Error ? `${message}: ${cause.message}` : message
+  })
+
 /** Makes the tables of both databases, which may be one. Of two instances that start together one waits, or looks again. */
 export const run = Effect.all(
   [
@@ -48,7 +56,7 @@ export const run = Effect.all(
 ).pipe(
   // to the migrator a statement that fails is a defect
   Effect.catchAllDefect((defect) =>
-    defect instanceof Migrator.MigrationError ? Effect.fail(defect) : Effect.die(defect)
+    defect instanceof Migrator.MigrationError ? Effect.fail(explained(defect)) : Effect.die(defect)
   ),
   Effect.retry({ times: 2 })
 )

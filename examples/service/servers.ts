@@ -25,7 +25,7 @@ export class Servers extends Context.Tag("example/Servers")<
   }
 >() {}
 
-class Direct extends Database.Service<Direct>()("direct") {}
+class Direct extends Database.Service<Direct>()("check of the server") {}
 
 /** Runs statements on one server, whatever its role, outside of every unit of work. They may run twice: they look, or end connections. */
 export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>

@@ -27,11 +27,11 @@ export type Todo = typeof Todo.Type
 export const NewTodo = Schema.Struct({ id: Schema.optional(TodoId), title: Title }).annotations({
   identifier: "NewTodo",
   ...strict,
-  message: () => 'expected JSON such as {"title":"Buy milk"}'
+  message: () => 'expected JSON (content-type: application/json) such as {"title":"Buy milk"}'
 })
 
 export const TodoChange = Schema.Struct({ title: Schema.optional(Title), done: Schema.optional(Done) })
-  .annotations({ ...strict, message: () => 'expected JSON such as {"done":true}' })
+  .annotations({ ...strict, message: () => 'expected JSON (content-type: application/json) such as {"done":true}' })
   .pipe(
     Schema.filter((change) =>
       change.title === undefined && change.done === undefined

@@ -130,6 +130,11 @@ export class Unit extends Carrier {
   /** The transactions, in the order in which they were begun; those that have nothing but hooks come last. */
   get all(): ReadonlyArray<Transaction> {
     if (this.waiting !== undefined) for (const [origin, { begin }] of [...this.waiting]) this.open(origin, begin)
+    return this.begun
+  }
+
+  /** Those that are begun by now. */
+  get begun(): ReadonlyArray<Transaction> {
     return this.transactions === undefined ? none : [...this.transactions.values()]
   }
 

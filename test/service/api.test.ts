@@ -200,9 +200,27 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         { id: "", title: 1 },
         "id: expected 1 to 64 letters, digits, - or _; title: expected a text"
       ],
-      ["a list", "POST", "/todos", [], 'the request: expected JSON such as {"title":"Buy milk"}'],
-      ["nothing at all", "POST", "/todos", undefined, 'the request: expected JSON such as {"title":"Buy milk"}'],
-      ["a change that is a list", "PATCH", "/todos/a", [], 'the request: expected JSON such as {"done":true}'],
+      [
+        "a list",
+        "POST",
+        "/todos",
+        [],
+        'the request: expected JSON (content-type: application/json) such as {"title":"Buy milk"}'
+      ],
+      [
+        "nothing at all",
+        "POST",
+        "/todos",
+        undefined,
+        'the request: expected JSON (content-type: application/json) such as {"title":"Buy milk"}'
+      ],
+      [
+        "a change that is a list",
+        "PATCH",
+        "/todos/a",
+        [],
+        'the request: expected JSON (content-type: application/json) such as {"done":true}'
+      ],
       ["nothing to change", "PATCH", "/todos/a", {}, "the request: there is nothing to change: give title or done"],
       ["done as a word", "PATCH", "/todos/a", { done: "yes" }, "done: expected true or false"],
       ["an id that is none", "DELETE", "/todos/a%20b", undefined, "id: expected 1 to 64 letters, digits, - or _"],
