@@ -19,6 +19,7 @@ import {
   type OptionsConflict,
   PropagationRefused,
   TransactionBusy,
+  TransactionEnded,
   type TransactionError
 } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
@@ -430,10 +431,6 @@ type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | Pro
 const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
-/** Somebody else, or whoever calls the hook that this comes from, is ending them. */
-const busy = ([first]: ReadonlyArray<Transaction>): TransactionBusy =>
-  new TransactionBusy({ ...(first?.level.link.place ?? { database: "of a unit of work", server: "" }), waited: 0 })
-
 /** Ends transactions of the current unit of work, which goes on. */
 const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
@@ -443,27 +440,30 @@ const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, Transact
       if (carrier === undefined || unit === undefined) return Effect.void
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
-      if (outcome === "commit" && unit.agreement !== undefined) return Effect.fail(busy(chosen))
+      const [first] = chosen
+      if (first === undefined) return Effect.void
+      const { place } = first.level.link
+      // they are being ended with the unit, or were
+      if (unit.hasEnded) return Effect.fail(new TransactionEnded(place))
+      // somebody else, or whoever calls the hook that this comes from, is ending them
+      if (outcome === "commit" && unit.agreement !== undefined)
+        return Effect.fail(new TransactionBusy({ ...place, waited: 0 }))
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
         return undoAll(chosen, restore)
       }
       let ending = chosen
-      const whole = {
-        unit,
-        carrier,
-        all: () => {
-          // a hook may be the first to touch a database
-          const now = choose(carrier, unit)
-          if (!(now instanceof PropagationRefused)) ending = now
-          return ending
-        },
-        close: () => {
-          for (const transaction of ending) unit.forget(transaction)
-        }
+      const close = (all: ReadonlyArray<Transaction>) => {
+        ending = all
+        for (const transaction of all) unit.forget(transaction)
       }
-      const { close } = whole
-      return Effect.ensuring(finish(whole, unit.ending, restore), Effect.sync(close))
+      const all = () => {
+        const now = choose(carrier, unit)
+        return now instanceof PropagationRefused ? chosen : now
+      }
+      // once more when it is known what is stored
+      const closed = Effect.sync(() => close(ending))
+      return Effect.ensuring(finish({ unit, carrier, all, close }, unit.ending, restore), closed)
     })
   )
 

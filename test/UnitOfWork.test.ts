@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "./fixtures/audit.js"
@@ -251,6 +252,74 @@ describe("UnitOfWork", () => {
         assert.strictEqual(error._tag, "TransactionEnded")
       }
       assert.deepStrictEqual(yield* stored, ["commit"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("nor one who comes while it ends: he is told at once, and what is under way goes on", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const ended: Array<string> = []
+      yield* Effect.gen(function* () {
+        yield* Db.observations.pipe(
+          Stream.runForEach((fact) =>
+            Effect.sync(() => void (fact._tag === "TransactionEnded" && ended.push(fact.outcome)))
+          ),
+          Effect.forkScoped
+        )
+        yield* Effect.yieldNow()
+        for (const outcome of ["commit", "rollback"] as const) {
+          for (const late of ["commit", "rollback"] as const) {
+            const ending = yield* proxy.when(sends(outcome.toUpperCase()), "freeze")
+            const go = yield* Deferred.make<void>()
+            const unit = yield* UnitOfWork.run(
+              Effect.zipRight(
+                insert(`${outcome}, ${late}`),
+                Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.either(UnitOfWork[late])))
+              ),
+              { outcome: () => outcome }
+            ).pipe(Effect.fork)
+            yield* ending
+            yield* Deferred.succeed(go, undefined)
+            yield* Effect.yieldNow()
+            yield* proxy.thaw
+            const fiber = yield* Fiber.join(unit)
+            // who joins it would be in that unit himself
+            const exit = yield* Effect.timeout(Fiber.await(fiber), "3 seconds")
+            const told = yield* exit
+            assert.strictEqual(told._tag === "Left" && told.left._tag, "TransactionEnded", `${outcome}, ${late}`)
+          }
+        }
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+      assert.deepStrictEqual(ended, ["committed", "committed", "rolledBack", "rolledBack"])
+      assert.deepStrictEqual(yield* stored, ["commit, commit", "commit, rollback"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("what is rolled back beneath a hook of a commit is not said to be stored", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      const inHook = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("a")
+          yield* Db.beforeCommit(Effect.zipRight(Deferred.succeed(inHook, undefined), Deferred.await(go)))
+          yield* Db.afterCommit(note("committed"))
+          yield* Db.afterRollback(note("rolled back"))
+          const commit = yield* Effect.fork(Effect.either(UnitOfWork.commit))
+          yield* Deferred.await(inHook)
+          yield* UnitOfWork.rollback
+          yield* Deferred.succeed(go, undefined)
+          return yield* Fiber.join(commit)
+        })
+      )
+      assert.strictEqual(error._tag === "Left" && error.left._tag, "TransactionEnded")
+      assert.deepStrictEqual(log, ["rolled back"])
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
   )
 

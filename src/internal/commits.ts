@@ -130,8 +130,8 @@ export interface Whole {
   /** Where the hooks run. */
   readonly carrier: Carrier
   readonly all: () => ReadonlyArray<Transaction>
-  /** Called when all hooks have agreed: from now on nothing may be begun in it. */
-  readonly close: () => void
+  /** Called with them when all hooks have agreed: from now on nothing may be begun in it. */
+  readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
 /** Runs the hooks that may veto, which may touch further databases, then commits all. */
@@ -140,24 +140,32 @@ export const finish = (
   { checked, order }: Ending,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
-  const commits = Effect.suspend(() => {
-    const ordered = inOrder(all(), order)
-    close()
+  const commits = (transactions: ReadonlyArray<Transaction>) => {
+    const ordered = inOrder(transactions, order)
+    close(ordered)
     const [only] = ordered
     if (only !== undefined && ordered.length === 1 && restore !== undefined) return keep(only, restore, identity)
     const commits = commitAll(ordered, restore)
     return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
-  })
+  }
   return Effect.suspend(() => {
-    if (!all().some((transaction) => transaction.hasHooks)) return commits
+    const begun = all()
+    if (!begun.some((transaction) => transaction.hasHooks)) return commits(begun)
     const agreement = Deferred.unsafeMake<void>(FiberId.none)
     unit.agreement = agreement
+    const seen = new Set(begun)
+    // a hook may be the first to touch a database; and what somebody rolls back meanwhile is not stored, so this is no success
+    const now = () => {
+      for (const transaction of all()) seen.add(transaction)
+      return [...seen]
+    }
     // a hook that fails, or is interrupted, ends it as well
     const over = Effect.suspend(() => {
-      close()
+      close([...seen])
       unit.agreement = undefined
       return Deferred.succeed(agreement, undefined)
     })
-    return Effect.ensuring(Effect.zipRight(veto(all, carrier, restore), commits), over)
+    const agreed = Effect.suspend(() => commits(now()))
+    return Effect.ensuring(Effect.zipRight(veto(now, carrier, restore), agreed), over)
   })
 }

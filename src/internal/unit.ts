@@ -166,6 +166,11 @@ export class Unit extends Carrier {
     return false
   }
 
+  /** Whether its end has begun, and nothing that happens in it can have a part in that. */
+  get hasEnded(): boolean {
+    return this.ended
+  }
+
   /** From now on nothing can be begun in it. */
   end(): void {
     this.ended = true
