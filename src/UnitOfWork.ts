@@ -6,7 +6,6 @@
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
@@ -172,17 +171,19 @@ class OpenUnit implements Handle {
     return Effect.suspend(() => {
       if (this.endUntouched()) return Effect.void
       const { unit } = this
-      const { agreement } = unit
-      // a fork is at its end before the whole is at its own: what its hooks may veto must not be committed beneath them
-      if (outcome === "commit" && restore !== undefined && agreement !== undefined) {
-        return Effect.matchCauseEffect(restore(Deferred.await(agreement)), {
+      // a fork is at its end before the whole is at its own: what its hooks may veto must not be committed beneath them, and nobody is to be
+      // told of a success while it may still fail
+      if (outcome === "commit" && unit.isEnding) {
+        if (restore === undefined) return this.end("rollback", undefined)
+        return Effect.matchCauseEffect(restore(unit.settled), {
           onFailure: (cause) => Effect.zipRight(this.end("rollback", undefined), Effect.failCause(cause)),
           onSuccess: () => this.end(outcome, restore)
         })
       }
       this.ended = true
       const close = () => unit.end()
-      if (outcome === "commit") return finish({ unit, carrier: unit, all: () => unit.all, close }, unit.ending, restore)
+      if (outcome === "commit")
+        return finish({ unit, carrier: unit, all: () => unit.all, isEarly: false, close }, unit.ending, restore)
       const { all } = unit
       close()
       return undoAll(all, restore)
@@ -446,24 +447,19 @@ const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, Transact
       // they are being ended with the unit, or were
       if (unit.hasEnded) return Effect.fail(new TransactionEnded(place))
       // somebody else, or whoever calls the hook that this comes from, is ending them
-      if (outcome === "commit" && unit.agreement !== undefined)
-        return Effect.fail(new TransactionBusy({ ...place, waited: 0 }))
+      if (outcome === "commit" && unit.isEndOf(chosen)) return Effect.fail(new TransactionBusy({ ...place, waited: 0 }))
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
         return undoAll(chosen, restore)
       }
-      let ending = chosen
       const close = (all: ReadonlyArray<Transaction>) => {
-        ending = all
         for (const transaction of all) unit.forget(transaction)
       }
       const all = () => {
         const now = choose(carrier, unit)
         return now instanceof PropagationRefused ? chosen : now
       }
-      // once more when it is known what is stored
-      const closed = Effect.sync(() => close(ending))
-      return Effect.ensuring(finish({ unit, carrier, all, close }, unit.ending, restore), closed)
+      return finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore)
     })
   )
 

@@ -351,6 +351,91 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("one database may be committed early while hooks of another one's commit run", () =>
+    Effect.gen(function* () {
+      const inHook = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const work = Effect.gen(function* () {
+        yield* insert("a")
+        yield* event("b")
+        yield* Db.beforeCommit(Effect.zipRight(Deferred.succeed(inHook, undefined), Deferred.await(go)))
+        const first = yield* Effect.fork(Db.commit)
+        yield* Deferred.await(inHook)
+        yield* Audit.commit
+        assert.deepStrictEqual([yield* stored, yield* events], [[], ["b"]])
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.join(first)
+        return yield* Effect.fail("no")
+      })
+      assert.strictEqual(yield* Effect.flip(UnitOfWork.run(work)), "no")
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("while a fork commits a part, the unit does not end well before that, nor is it run again", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const collide = Effect.flatMap(
+        Audit.writer,
+        (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+      )
+      let attempts = 0
+      const unit = (last: Effect.Effect<unknown, unknown, Audit>) =>
+        Effect.gen(function* () {
+          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+          const sent = yield* Deferred.make<void>()
+          const work = Effect.gen(function* () {
+            yield* insert(`attempt ${++attempts}`)
+            yield* Effect.forkDaemon(UnitOfWork.commit)
+            yield* committing
+            yield* Effect.ensuring(last, Deferred.succeed(sent, undefined))
+          })
+          const fiber = yield* Effect.fork(Effect.exit(UnitOfWork.run(work, { retry: true })))
+          yield* Deferred.await(sent)
+          const early = yield* Fiber.await(fiber).pipe(Effect.timeoutOption("200 millis"))
+          yield* proxy.thaw
+          return [early._tag, yield* Fiber.join(fiber)] as const
+        })
+      yield* Effect.gen(function* () {
+        const [early, exit] = yield* unit(event("done"))
+        assert.deepStrictEqual([early, exit._tag], ["None", "Success"])
+        assert.deepStrictEqual(yield* stored, ["attempt 1"])
+        const [, failed] = yield* unit(collide)
+        assert.strictEqual(failed._tag, "Failure")
+        assert.strictEqual(attempts, 2)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a unit that is interrupted is not committed beneath a hook either, whatever its outcome", () =>
+    Effect.gen(function* () {
+      const inHook = yield* Deferred.make<Fiber.Fiber<unknown, unknown>>()
+      const go = yield* Deferred.make<void>()
+      const work = Effect.gen(function* () {
+        yield* insert("a")
+        const begun = yield* Deferred.make<void>()
+        yield* Db.beforeCommit(
+          Deferred.succeed(begun, undefined).pipe(
+            Effect.zipRight(Deferred.await(go)),
+            Effect.zipRight(Effect.fail("no"))
+          )
+        )
+        const commit = yield* Effect.forkDaemon(UnitOfWork.commit)
+        yield* Deferred.await(begun)
+        yield* Deferred.succeed(inHook, commit)
+        return yield* Effect.never
+      })
+      const unit = yield* Effect.fork(UnitOfWork.run(work, { outcome: () => "commit" }))
+      const commit = yield* Deferred.await(inHook)
+      yield* Fiber.interrupt(unit)
+      yield* Deferred.succeed(go, undefined)
+      assert.isTrue(Exit.isFailure(yield* Fiber.await(commit)))
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("a transaction inside of a unit is a savepoint of the unit's", () =>
     Effect.gen(function* () {
       const { name } = yield* Place

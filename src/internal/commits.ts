@@ -130,13 +130,15 @@ export interface Whole {
   /** Where the hooks run. */
   readonly carrier: Carrier
   readonly all: () => ReadonlyArray<Transaction>
-  /** Called with them when all hooks have agreed: from now on nothing may be begun in it. */
+  /** Whether the unit goes on after it. */
+  readonly isEarly: boolean
+  /** Called with them when all hooks have agreed: from now on nothing may be begun in it. If it is early, also when it is over. */
   readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
 /** Runs the hooks that may veto, which may touch further databases, then commits all. */
 export const finish = (
-  { all, carrier, close, unit }: Whole,
+  { all, carrier, close, isEarly, unit }: Whole,
   { checked, order }: Ending,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
@@ -150,22 +152,27 @@ export const finish = (
   }
   return Effect.suspend(() => {
     const begun = all()
-    if (!begun.some((transaction) => transaction.hasHooks)) return commits(begun)
-    const agreement = Deferred.unsafeMake<void>(FiberId.none)
-    unit.agreement = agreement
+    const hasHooks = begun.some((transaction) => transaction.hasHooks)
+    if (!hasHooks && !isEarly) return commits(begun)
     const seen = new Set(begun)
+    let isAgreed = false
     // a hook may be the first to touch a database; and what somebody rolls back meanwhile is not stored, so this is no success
-    const now = () => {
-      for (const transaction of all()) seen.add(transaction)
+    const transactions = () => {
+      if (!isAgreed) for (const transaction of all()) seen.add(transaction)
       return [...seen]
     }
+    const end = { transactions, over: Deferred.unsafeMake<void>(FiberId.none) }
+    unit.beginEnd(end)
+    const agreed = Effect.suspend(() => {
+      const ending = transactions()
+      isAgreed = true
+      return commits(ending)
+    })
     // a hook that fails, or is interrupted, ends it as well
     const over = Effect.suspend(() => {
       close([...seen])
-      unit.agreement = undefined
-      return Deferred.succeed(agreement, undefined)
+      return unit.endIsOver(end)
     })
-    const agreed = Effect.suspend(() => commits(now()))
-    return Effect.ensuring(Effect.zipRight(veto(now, carrier, restore), agreed), over)
+    return Effect.ensuring(hasHooks ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
   })
 }
