@@ -209,9 +209,12 @@ const once = <E, R, E1>(
     return HttpApp.appendPreResponseHandler((_, response) =>
       handle.hasEnded
         ? Effect.succeed(response)
-        : Effect.zipLeft(
-            endBy(plan, handle, response, answerIt, restore),
-            FiberRef.update(FiberRef.currentContext, without)
+        : // what is around may have made this interruptible, which an end in the middle is not
+          Effect.uninterruptible(
+            Effect.zipLeft(
+              endBy(plan, handle, response, answerIt, restore),
+              FiberRef.update(FiberRef.currentContext, without)
+            )
           )
     )
   }

@@ -6,7 +6,6 @@
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
@@ -19,6 +18,7 @@ import {
   type OptionsConflict,
   PropagationRefused,
   TransactionBusy,
+  TransactionEnded,
   type TransactionError
 } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
@@ -171,10 +171,11 @@ class OpenUnit implements Handle {
     return Effect.suspend(() => {
       if (this.endUntouched()) return Effect.void
       const { unit } = this
-      const { agreement } = unit
-      // a fork is at its end before the whole is at its own: what its hooks may veto must not be committed beneath them
-      if (outcome === "commit" && restore !== undefined && agreement !== undefined) {
-        return Effect.matchCauseEffect(restore(Deferred.await(agreement)), {
+      // a fork is at its end before the whole is at its own: what its hooks may veto must not be committed beneath them, and nobody is to be
+      // told of a success while it may still fail
+      if (outcome === "commit" && unit.isEnding) {
+        if (restore === undefined) return this.end("rollback", undefined)
+        return Effect.matchCauseEffect(restore(unit.settled), {
           onFailure: (cause) => Effect.zipRight(this.end("rollback", undefined), Effect.failCause(cause)),
           onSuccess: () => this.end(outcome, restore)
         })
@@ -189,7 +190,8 @@ class OpenUnit implements Handle {
         close()
         return Effect.zipRight(undoAll(unit.begun, restore), Effect.die(defect))
       }
-      if (outcome === "commit") return finish({ unit, carrier: unit, all: () => unit.all, close }, unit.ending, restore)
+      if (outcome === "commit")
+        return finish({ unit, carrier: unit, all: () => unit.all, isEarly: false, close }, unit.ending, restore)
       close()
       return undoAll(all, restore)
     })
@@ -437,10 +439,6 @@ type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | Pro
 const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
-/** Somebody else, or whoever calls the hook that this comes from, is ending them. */
-const busy = ([first]: ReadonlyArray<Transaction>): TransactionBusy =>
-  new TransactionBusy({ ...(first?.level.link.place ?? { database: "of a unit of work", server: "" }), waited: 0 })
-
 /** Ends transactions of the current unit of work, which goes on. */
 const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
@@ -450,27 +448,25 @@ const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, Transact
       if (carrier === undefined || unit === undefined) return Effect.void
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
-      if (outcome === "commit" && unit.agreement !== undefined) return Effect.fail(busy(chosen))
+      const [first] = chosen
+      if (first === undefined) return Effect.void
+      const { place } = first.level.link
+      // they are being ended with the unit, or were
+      if (unit.hasEnded) return Effect.fail(new TransactionEnded(place))
+      // somebody else, or whoever calls the hook that this comes from, is ending them
+      if (outcome === "commit" && unit.isEndOf(chosen)) return Effect.fail(new TransactionBusy({ ...place, waited: 0 }))
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
         return undoAll(chosen, restore)
       }
-      let ending = chosen
-      const whole = {
-        unit,
-        carrier,
-        all: () => {
-          // a hook may be the first to touch a database
-          const now = choose(carrier, unit)
-          if (!(now instanceof PropagationRefused)) ending = now
-          return ending
-        },
-        close: () => {
-          for (const transaction of ending) unit.forget(transaction)
-        }
+      const close = (all: ReadonlyArray<Transaction>) => {
+        for (const transaction of all) unit.forget(transaction)
       }
-      const { close } = whole
-      return Effect.ensuring(finish(whole, unit.ending, restore), Effect.sync(close))
+      const all = () => {
+        const now = choose(carrier, unit)
+        return now instanceof PropagationRefused ? chosen : now
+      }
+      return finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore)
     })
   )
 

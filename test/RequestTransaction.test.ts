@@ -7,8 +7,10 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { RequestTransaction } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, idle, insert, Place, stored } from "./fixtures/databases.js"
-import { query } from "./fixtures/server.js"
+import { event } from "./fixtures/audit.js"
+import { Audit, active, Db, fresh, idle, insert, Place, stored } from "./fixtures/databases.js"
+import { answers, makeProxy } from "./fixtures/proxy.js"
+import { freshDatabase, query } from "./fixtures/server.js"
 
 const respond = (status: number) => HttpServerResponse.empty({ status })
 
@@ -113,6 +115,25 @@ describe("RequestTransaction", () => {
       yield* Deferred.await(inserted)
       yield* Fiber.interrupt(request)
       yield* Deferred.await(ended)
+      yield* idle
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
+  it.scopedLive("a client that goes away at the end of two databases leaves nothing open, whatever is around", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE event (what text, amount int)")
+      const proxy = yield* makeProxy(writer)
+      const checking = yield* proxy.when(answers("SET CONSTRAINTS"), "freeze")
+      const both = HttpRouter.empty.pipe(
+        HttpRouter.post("/both", insert("a").pipe(Effect.zipRight(event("b")), Effect.as(respond(201))))
+      )
+      const served = HttpServer.serve(both, (app) => Effect.interruptible(transactional(app)))
+      yield* Layer.build(Layer.provide(served, Audit.layer({ writer: proxy.url })))
+      const request = yield* Effect.fork(post("/both"))
+      yield* checking
+      yield* Fiber.interrupt(request)
       yield* idle
       assert.deepStrictEqual(yield* stored, [])
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))

@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "./fixtures/audit.js"
@@ -254,6 +255,74 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("nor one who comes while it ends: he is told at once, and what is under way goes on", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const ended: Array<string> = []
+      yield* Effect.gen(function* () {
+        yield* Db.observations.pipe(
+          Stream.runForEach((fact) =>
+            Effect.sync(() => void (fact._tag === "TransactionEnded" && ended.push(fact.outcome)))
+          ),
+          Effect.forkScoped
+        )
+        yield* Effect.yieldNow()
+        for (const outcome of ["commit", "rollback"] as const) {
+          for (const late of ["commit", "rollback"] as const) {
+            const ending = yield* proxy.when(sends(outcome.toUpperCase()), "freeze")
+            const go = yield* Deferred.make<void>()
+            const unit = yield* UnitOfWork.run(
+              Effect.zipRight(
+                insert(`${outcome}, ${late}`),
+                Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.either(UnitOfWork[late])))
+              ),
+              { outcome: () => outcome }
+            ).pipe(Effect.fork)
+            yield* ending
+            yield* Deferred.succeed(go, undefined)
+            yield* Effect.yieldNow()
+            yield* proxy.thaw
+            const fiber = yield* Fiber.join(unit)
+            // who joins it would be in that unit himself
+            const exit = yield* Effect.timeout(Fiber.await(fiber), "3 seconds")
+            const told = yield* exit
+            assert.strictEqual(told._tag === "Left" && told.left._tag, "TransactionEnded", `${outcome}, ${late}`)
+          }
+        }
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+      assert.deepStrictEqual(ended, ["committed", "committed", "rolledBack", "rolledBack"])
+      assert.deepStrictEqual(yield* stored, ["commit, commit", "commit, rollback"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("what is rolled back beneath a hook of a commit is not said to be stored", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      const inHook = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("a")
+          yield* Db.beforeCommit(Effect.zipRight(Deferred.succeed(inHook, undefined), Deferred.await(go)))
+          yield* Db.afterCommit(note("committed"))
+          yield* Db.afterRollback(note("rolled back"))
+          const commit = yield* Effect.fork(Effect.either(UnitOfWork.commit))
+          yield* Deferred.await(inHook)
+          yield* UnitOfWork.rollback
+          yield* Deferred.succeed(go, undefined)
+          return yield* Fiber.join(commit)
+        })
+      )
+      assert.strictEqual(error._tag === "Left" && error.left._tag, "TransactionEnded")
+      assert.deepStrictEqual(log, ["rolled back"])
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("a unit is committed once at a time: nobody commits while a hook of another end may still veto", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(
@@ -277,6 +346,91 @@ describe("UnitOfWork", () => {
         })
       ).pipe(Effect.flatMap(Fiber.join))
       assert.strictEqual(error._tag, "CommitVetoed")
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("one database may be committed early while hooks of another one's commit run", () =>
+    Effect.gen(function* () {
+      const inHook = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const work = Effect.gen(function* () {
+        yield* insert("a")
+        yield* event("b")
+        yield* Db.beforeCommit(Effect.zipRight(Deferred.succeed(inHook, undefined), Deferred.await(go)))
+        const first = yield* Effect.fork(Db.commit)
+        yield* Deferred.await(inHook)
+        yield* Audit.commit
+        assert.deepStrictEqual([yield* stored, yield* events], [[], ["b"]])
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.join(first)
+        return yield* Effect.fail("no")
+      })
+      assert.strictEqual(yield* Effect.flip(UnitOfWork.run(work)), "no")
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("while a fork commits a part, the unit does not end well before that, nor is it run again", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const collide = Effect.flatMap(
+        Audit.writer,
+        (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+      )
+      let attempts = 0
+      const unit = (last: Effect.Effect<unknown, unknown, Audit>) =>
+        Effect.gen(function* () {
+          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+          const sent = yield* Deferred.make<void>()
+          const work = Effect.gen(function* () {
+            yield* insert(`attempt ${++attempts}`)
+            yield* Effect.forkDaemon(UnitOfWork.commit)
+            yield* committing
+            yield* Effect.ensuring(last, Deferred.succeed(sent, undefined))
+          })
+          const fiber = yield* Effect.fork(Effect.exit(UnitOfWork.run(work, { retry: true })))
+          yield* Deferred.await(sent)
+          const early = yield* Fiber.await(fiber).pipe(Effect.timeoutOption("200 millis"))
+          yield* proxy.thaw
+          return [early._tag, yield* Fiber.join(fiber)] as const
+        })
+      yield* Effect.gen(function* () {
+        const [early, exit] = yield* unit(event("done"))
+        assert.deepStrictEqual([early, exit._tag], ["None", "Success"])
+        assert.deepStrictEqual(yield* stored, ["attempt 1"])
+        const [, failed] = yield* unit(collide)
+        assert.strictEqual(failed._tag, "Failure")
+        assert.strictEqual(attempts, 2)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a unit that is interrupted is not committed beneath a hook either, whatever its outcome", () =>
+    Effect.gen(function* () {
+      const inHook = yield* Deferred.make<Fiber.Fiber<unknown, unknown>>()
+      const go = yield* Deferred.make<void>()
+      const work = Effect.gen(function* () {
+        yield* insert("a")
+        const begun = yield* Deferred.make<void>()
+        yield* Db.beforeCommit(
+          Deferred.succeed(begun, undefined).pipe(
+            Effect.zipRight(Deferred.await(go)),
+            Effect.zipRight(Effect.fail("no"))
+          )
+        )
+        const commit = yield* Effect.forkDaemon(UnitOfWork.commit)
+        yield* Deferred.await(begun)
+        yield* Deferred.succeed(inHook, commit)
+        return yield* Effect.never
+      })
+      const unit = yield* Effect.fork(UnitOfWork.run(work, { outcome: () => "commit" }))
+      const commit = yield* Deferred.await(inHook)
+      yield* Fiber.interrupt(unit)
+      yield* Deferred.succeed(go, undefined)
+      assert.isTrue(Exit.isFailure(yield* Fiber.await(commit)))
       assert.deepStrictEqual(yield* stored, [])
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))

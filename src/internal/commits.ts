@@ -130,34 +130,49 @@ export interface Whole {
   /** Where the hooks run. */
   readonly carrier: Carrier
   readonly all: () => ReadonlyArray<Transaction>
-  /** Called when all hooks have agreed: from now on nothing may be begun in it. */
-  readonly close: () => void
+  /** Whether the unit goes on after it. */
+  readonly isEarly: boolean
+  /** Called with them when all hooks have agreed: from now on nothing may be begun in it. If it is early, also when it is over. */
+  readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
 /** Runs the hooks that may veto, which may touch further databases, then commits all. */
 export const finish = (
-  { all, carrier, close, unit }: Whole,
+  { all, carrier, close, isEarly, unit }: Whole,
   { checked, order }: Ending,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
-  const commits = Effect.suspend(() => {
-    const ordered = inOrder(all(), order)
-    close()
+  const commits = (transactions: ReadonlyArray<Transaction>) => {
+    const ordered = inOrder(transactions, order)
+    close(ordered)
     const [only] = ordered
     if (only !== undefined && ordered.length === 1 && restore !== undefined) return keep(only, restore, identity)
     const commits = commitAll(ordered, restore)
     return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
-  })
+  }
   return Effect.suspend(() => {
-    if (!all().some((transaction) => transaction.hasHooks)) return commits
-    const agreement = Deferred.unsafeMake<void>(FiberId.none)
-    unit.agreement = agreement
+    const begun = all()
+    const hasHooks = begun.some((transaction) => transaction.hasHooks)
+    if (!hasHooks && !isEarly) return commits(begun)
+    const seen = new Set(begun)
+    let isAgreed = false
+    // a hook may be the first to touch a database; and what somebody rolls back meanwhile is not stored, so this is no success
+    const transactions = () => {
+      if (!isAgreed) for (const transaction of all()) seen.add(transaction)
+      return [...seen]
+    }
+    const end = { transactions, over: Deferred.unsafeMake<void>(FiberId.none) }
+    unit.beginEnd(end)
+    const agreed = Effect.suspend(() => {
+      const ending = transactions()
+      isAgreed = true
+      return commits(ending)
+    })
     // a hook that fails, or is interrupted, ends it as well
     const over = Effect.suspend(() => {
-      close()
-      unit.agreement = undefined
-      return Deferred.succeed(agreement, undefined)
+      close([...seen])
+      return unit.endIsOver(end)
     })
-    return Effect.ensuring(Effect.zipRight(veto(all, carrier, restore), commits), over)
+    return Effect.ensuring(hasHooks ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
   })
 }

@@ -31,12 +31,19 @@ export const keep = <X>(
  */
 export const commit = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   cancellable((resume) => {
-    const { level } = transaction
-    const giveUp = level.commit((error) => {
-      observe(transaction)
-      resume(error === undefined ? Effect.void : Effect.fail(error))
-    })
+    const giveUp = commitLevel(transaction, resume)
     return () => Effect.async<void>((settled) => giveUp(() => settled(Effect.void)))
+  })
+
+const commitLevel = (
+  transaction: Transaction,
+  resume: (ended: Effect.Effect<void, TransactionError>) => void
+): ((settled: () => void) => void) =>
+  transaction.level.commit((error) => {
+    const { state } = transaction.level
+    // one that somebody else has ended was told of then
+    if (error === undefined || state === "failed" || state === "unknown") observe(transaction)
+    resume(error === undefined ? Effect.void : Effect.fail(error))
   })
 
 /**
@@ -54,10 +61,7 @@ export const check = (transaction: Transaction): Effect.Effect<void, Transaction
 export const commitSoon = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
     const { level } = transaction
-    const giveUp = level.commit((error) => {
-      observe(transaction)
-      resume(error === undefined ? Effect.void : Effect.fail(error))
-    })
+    const giveUp = commitLevel(transaction, resume)
     giveUp(() => {
       if (level.state === "open") resume(Effect.fail(new TransactionBusy({ ...level.link.place, waited: 0 })))
     })

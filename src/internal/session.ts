@@ -197,11 +197,6 @@ export class Level {
    * waits for the answer within a bound; it calls back when `state` is known.
    */
   commit(done: (error: TransactionError | undefined) => void): (settled: () => void) => void {
-    // somebody else has ended it, perhaps otherwise
-    if (this.state !== "open") {
-      done(new TransactionEnded(this.link.place))
-      return (settled) => settled()
-    }
     this.ending = true
     let sent = false
     let answered = false
@@ -214,7 +209,13 @@ export class Level {
       onAnswer()
     }
     const leaveQueue = this.turns.take(() => {
-      const { connection, lost } = this.link
+      const { connection, lost, place } = this.link
+      // somebody else has ended it, perhaps otherwise
+      if (this.state !== "open") {
+        answered = true
+        this.turns.pass()
+        return done(new TransactionEnded(place))
+      }
       if (lost !== undefined) return finish("failed", lost)
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
@@ -257,20 +258,31 @@ export class Level {
   rollback(done: () => void, pace: keyof typeof longestUndo = "usual"): void {
     this.ending = true
     if (this.state !== "open") return done()
+    let isOver = false
+    const over = () => {
+      if (isOver) return
+      isOver = true
+      stop()
+      done()
+    }
+    const finish = () => {
+      if (this.state === "open") {
+        this.state = "rolledBack"
+        this.leave()
+      }
+      over()
+    }
     const stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time")
       finish()
     })
-    const finish = () => {
-      if (this.state !== "open") return
-      stop()
-      this.state = "rolledBack"
-      this.leave()
-      done()
-    }
     this.turns.take(() => {
-      if (this.state !== "open") return this.turns.pass()
+      // somebody else has ended it
+      if (this.state !== "open") {
+        this.turns.pass()
+        return over()
+      }
       const { connection, lost } = this.link
       if (!this.opened || connection === undefined || lost !== undefined) return finish()
       connection.steps(this.mark === undefined ? rollback : this.mark.undo, (failure) => {

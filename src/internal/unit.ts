@@ -2,7 +2,8 @@
  * A unit of work as its statements see it: the transactions that it has begun, how those are to be that it will begin, and what it
  * remembers of each database.
  */
-import type * as Deferred from "effect/Deferred"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
 import type { OptionsConflict, StatementError } from "../DatabaseError.js"
@@ -34,6 +35,12 @@ export interface Ending {
 /** Tells what the work is for; a route, say, is known only inside of it. */
 export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => Work | undefined
 
+/** An end of transactions of a unit that is under way: their hooks, which may still veto, and the commits. */
+export interface End {
+  readonly transactions: () => ReadonlyArray<Transaction>
+  readonly over: Deferred.Deferred<void>
+}
+
 /** Hooks for which there is no transaction yet. */
 interface Waiting {
   readonly begin: (options: Options) => Transaction
@@ -52,8 +59,7 @@ export class Unit extends Carrier {
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
-  /** What is done when the hooks of an end, which may still veto, have all run, and with them that end; while there are any. */
-  agreement: Deferred.Deferred<void> | undefined = undefined
+  private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
 
@@ -166,9 +172,40 @@ export class Unit extends Carrier {
 
   /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
-    if (this.hasKept || this.transactions === undefined) return this.hasKept
+    if (this.hasKept || this.isEnding) return true
+    if (this.transactions === undefined) return false
     for (const transaction of this.transactions.values()) if (mayBeStored(transaction)) return true
     return false
+  }
+
+  /** Whether an end of some of its transactions is under way. */
+  get isEnding(): boolean {
+    return this.ends !== undefined && this.ends.size > 0
+  }
+
+  /** Done when all ends are over that are under way now. */
+  get settled(): Effect.Effect<void> {
+    return Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+  }
+
+  /** Whether one of these is in an end that is under way. */
+  isEndOf(transactions: ReadonlyArray<Transaction>): boolean {
+    return [...(this.ends ?? none)].some((end) => end.transactions().some((one) => transactions.includes(one)))
+  }
+
+  beginEnd(end: End): void {
+    this.ends ??= new Set()
+    this.ends.add(end)
+  }
+
+  endIsOver(end: End): Effect.Effect<unknown> {
+    this.ends?.delete(end)
+    return Deferred.succeed(end.over, undefined)
+  }
+
+  /** Whether its end has begun, and nothing that happens in it can have a part in that. */
+  get hasEnded(): boolean {
+    return this.ended
   }
 
   /** From now on nothing can be begun in it. */

@@ -1,5 +1,6 @@
 /** Node's own servers, and what HTTP has beside a request and its answer. */
 import { execFileSync } from "node:child_process"
+import { once } from "node:events"
 import * as http from "node:http"
 import * as http2 from "node:http2"
 import { assert, layer } from "@effect/vitest"
@@ -152,9 +153,14 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
 const serveNode2: Serve = async (runtime) => {
   const answer = answering(runtime)
   const middleware = runtime.middleware()
-  const server = http2.createServer((request, response) =>
+  const server = http2.createServer(async (request, response) => {
+    if (request.url.endsWith("closed-waits")) {
+      const closed = once(response, "close")
+      tell(`${request.url}: arrived`)
+      await closed
+    }
     middleware(request, response, () => void answer(request, response).catch(failing(response)))
-  )
+  })
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
   return { port: portOf(server), close: () => new Promise((resolve) => server.close(() => resolve())) }
 }
@@ -237,6 +243,17 @@ for (const [name, scheme, site] of [
         assert.deepStrictEqual(yield* stored(name), [])
         assert.strictEqual((yield* ask(client, `${name}-next`))[0], 200)
         assert.deepStrictEqual(yield* stored(name), [`${name}-next`])
+      })
+    )
+
+    if (name !== "Node") return
+    it.scoped("one that is closed before it comes to the middleware is rolled back, too", () =>
+      Effect.gen(function* () {
+        const client = yield* session
+        yield* Effect.raceFirst(ask(client, "closed-waits"), hearing("/closed-waits: arrived"))
+        assert.strictEqual((yield* ask(client, "after-closed"))[0], 200)
+        yield* idle
+        assert.deepStrictEqual(yield* stored("closed"), [])
       })
     )
   })

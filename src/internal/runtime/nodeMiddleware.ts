@@ -3,6 +3,7 @@
  */
 import { setMaxListeners } from "node:events"
 import type { IncomingMessage, ServerResponse } from "node:http"
+import type { Writable } from "node:stream"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -56,6 +57,10 @@ const describe = (request: IncomingMessage & Routed, naming: Naming): Describe =
   )
 }
 
+/** HTTP/2 tells it of the stream only. */
+const isClosed = ({ destroyed, stream }: ServerResponse & { readonly stream?: Pick<Writable, "destroyed"> }): boolean =>
+  destroyed || stream?.destroyed === true
+
 /** What frameworks take for an error: to some of them anything else is none. */
 export const asError = (error: unknown): Error =>
   error instanceof Error ? error : new Error(String(error), { cause: error })
@@ -90,7 +95,7 @@ export const inUnit = (
       const tell = () => resume(Effect.fail(gone))
       // one that waits on its connection for those before it has no part in the end of that
       const connection = response.socket === null ? request.socket : undefined
-      if (response.destroyed || connection?.destroyed === true) return tell()
+      if (isClosed(response) || connection?.destroyed === true) return tell()
       if (connection !== undefined) setMaxListeners(0, connection)
       const all = connection === undefined ? [response] : [response, connection]
       for (const one of all) one.once("close", tell)
