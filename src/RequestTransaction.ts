@@ -22,9 +22,9 @@ import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import { replaySchedule, takeReplay } from "./internal/replay.js"
 import { keep } from "./internal/request/again.js"
-import { describe } from "./internal/request/describe.js"
+import { asking } from "./internal/request/describe.js"
 import { isKeepable } from "./internal/request/keepable.js"
-import type { Described, Naming } from "./internal/request/naming.js"
+import { type Described, describing, type Naming } from "./internal/request/naming.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
 import { Route } from "./internal/request/route.js"
 import { RetryPolicy } from "./RetryPolicy.js"
@@ -106,6 +106,7 @@ const byStatus = (response: Response): UnitOfWork.Outcome => (response.status < 
 /** Options, with what does not change from request to request worked out. */
 interface Plan {
   readonly options: Options
+  readonly ask: ReturnType<typeof asking>
   readonly ending: ReturnType<typeof UnitOfWork.endingOf>
   readonly fixed: ReturnType<typeof UnitOfWork.rulesOf>
 }
@@ -114,6 +115,7 @@ const makePlan = (options: Options): Plan => {
   const { databases, transaction } = options
   return {
     options,
+    ask: asking(options.requestId),
     ending: UnitOfWork.endingOf(options),
     fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction })
   }
@@ -125,7 +127,7 @@ const settingsFor = ({ options: { transaction } }: Plan, request: Request): Unit
 
 /** What is opened for a request. */
 const openingFor = (
-  { ending, fixed, options }: Plan,
+  { ask, ending, fixed, options }: Plan,
   request: Request,
   around: Carrier | undefined,
   transaction: UnitOfWork.Settings | undefined
@@ -134,7 +136,7 @@ const openingFor = (
   joins: true,
   rules: fixed ?? UnitOfWork.rulesOf({ databases: options.databases, transaction }),
   ending,
-  describe: describe(request, options, options.requestId)
+  describe: describing(request, ask, options)
 })
 
 /** A request was not stored: why, and what is answered unless it is tried again. */
@@ -192,6 +194,27 @@ const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<nev
   return Context.unsafeMake(all)
 }
 
+/** Around a whole server the response is sent inside of the app: there this ends the unit, and the body is to have no part in it. */
+const endBeforeResponse = (
+  plan: Plan,
+  handle: UnitOfWork.Handle,
+  outside: Context.Context<never>,
+  restore: Restore
+): Effect.Effect<void> => {
+  const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
+  return HttpApp.appendPreResponseHandler((_, response) =>
+    handle.hasEnded
+      ? Effect.succeed(response)
+      : // what is around may have made this interruptible, which an end in the middle is not
+        Effect.uninterruptible(
+          Effect.zipLeft(
+            endBy(plan, handle, response, answerIt, restore),
+            FiberRef.update(FiberRef.currentContext, without)
+          )
+        )
+  )
+}
+
 /** Runs an app in a unit and ends that. `outside` is the context around it. */
 const once = <E, R, E1>(
   plan: Plan,
@@ -203,39 +226,24 @@ const once = <E, R, E1>(
 ): Effect.Effect<Response, E1, R | Request> => {
   const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
   const leave = <A>(result: A) => FiberRef.modify(FiberRef.currentContext, () => [result, outside])
-  // around a whole server the response is sent inside of `app`: there this ends the unit, and the body is to have no part in it
-  const beforeResponse = () => {
-    const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
-    return HttpApp.appendPreResponseHandler((_, response) =>
-      handle.hasEnded
-        ? Effect.succeed(response)
-        : // what is around may have made this interruptible, which an end in the middle is not
-          Effect.uninterruptible(
-            Effect.zipLeft(
-              endBy(plan, handle, response, answerIt, restore),
-              FiberRef.update(FiberRef.currentContext, without)
-            )
-          )
-    )
-  }
+  const answered = Effect.matchCauseEffect(restore(app), {
+    onFailure: (cause) => {
+      // where this has ended the unit already its response is on its way, and must stay the only one
+      const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
+      return Effect.flatMap(leave(new Unstored(error, Effect.failCause(cause))), (unstored) =>
+        Effect.zipRight(undo(handle), settle(unstored))
+      )
+    },
+    onSuccess: (response) =>
+      handle.endUntouched()
+        ? leave(response)
+        : Effect.flatMap(leave(response), () => endBy(plan, handle, response, settle, restore))
+  })
+  const entered = Effect.zipRight(enter, answered)
   // what a route's handler answers with is not sent inside of it
-  const isInRoute = outside.unsafeMap.has(Route.key)
-  return Effect.zipRight(
-    isInRoute ? enter : Effect.zipRight(beforeResponse(), enter),
-    Effect.matchCauseEffect(restore(app), {
-      onFailure: (cause) => {
-        // where this has ended the unit already its response is on its way, and must stay the only one
-        const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
-        return Effect.flatMap(leave(new Unstored(error, Effect.failCause(cause))), (unstored) =>
-          Effect.zipRight(undo(handle), settle(unstored))
-        )
-      },
-      onSuccess: (response) =>
-        handle.endUntouched()
-          ? leave(response)
-          : Effect.flatMap(leave(response), () => endBy(plan, handle, response, settle, restore))
-    })
-  )
+  return outside.unsafeMap.has(Route.key)
+    ? entered
+    : Effect.zipRight(endBeforeResponse(plan, handle, outside, restore), entered)
 }
 
 /** The same, again from its start where that may go better. */

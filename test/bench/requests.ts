@@ -51,38 +51,43 @@ const serve = <E, R>(name: string, app: HttpApp.Default<E, R>) =>
     return { name, path: "/", port: address._tag === "TcpAddress" ? address.port : 0 }
   })
 
-const fastify = (url: string) =>
+const fastify = (name: string, handle: () => Promise<object>) =>
   Effect.gen(function* () {
-    const clients = new pg.Pool({ connectionString: url, max: maxConnections })
     const server = Fastify()
-    server.post("/", async () => {
-      const client = await clients.connect()
-      const id = anyId()
-      try {
-        await client.query("BEGIN")
-        await client.query(selectText, [id])
-        await client.query(updateText, [id])
-        await client.query("COMMIT")
-      } catch (error) {
-        await client.query("ROLLBACK")
-        throw error
-      } finally {
-        client.release()
-      }
-      return { ok: true }
-    })
-    const close = () => server.close().then(() => clients.end())
+    server.post("/", handle)
     yield* Effect.acquireRelease(
       Effect.promise(() => server.listen({ port: 0, host: "127.0.0.1" })),
-      () => Effect.promise(close)
+      () => Effect.promise(() => server.close())
     )
     const address = server.server.address()
-    return { name: "Fastify, pg", path: "/", port: typeof address === "object" ? (address?.port ?? 0) : 0 }
+    return { name, path: "/", port: typeof address === "object" ? (address?.port ?? 0) : 0 }
   })
+
+/** A transaction as it is written by hand. */
+const byHand = (clients: pg.Pool) => async () => {
+  const client = await clients.connect()
+  const id = anyId()
+  try {
+    await client.query("BEGIN")
+    await client.query(selectText, [id])
+    await client.query(updateText, [id])
+    await client.query("COMMIT")
+  } catch (error) {
+    await client.query("ROLLBACK")
+    throw error
+  } finally {
+    client.release()
+  }
+  return { ok: true }
+}
 
 const sites = (url: string) =>
   Effect.gen(function* () {
     const writer = Redacted.make(url)
+    const clients = yield* Effect.acquireRelease(
+      Effect.sync(() => new pg.Pool({ connectionString: url, max: maxConnections })),
+      (clients) => Effect.promise(() => clients.end())
+    )
     const opened = yield* Layer.build(
       Layer.merge(Db.layer({ writer, maxConnections }), PgClient.layer({ url: writer, maxConnections }))
     )
@@ -104,7 +109,8 @@ const sites = (url: string) =>
         () => true
       ),
       yield* serve("@effect/sql-pg", HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(plainBody, done)))),
-      yield* fastify(url)
+      yield* fastify("Fastify, pg", byHand(clients)),
+      yield* fastify("Fastify, nothing", async () => ({ ok: true }))
     ]
   })
 
@@ -112,7 +118,8 @@ const sites = (url: string) =>
 const measure = async (all: ReadonlyArray<Site>, { ms, rounds }: Options) => {
   const loads = all.map((site) => ({ site, load: load({ ...site, connections }), seen: [] as number[] }))
   for (let round = -1; round < rounds; round++) {
-    for (const { load, seen, site } of loads) {
+    // there and back: what follows a heavy one has a warm machine, or a tired one
+    for (const { load, seen, site } of round % 2 === 0 ? loads : [...loads].reverse()) {
       const { bad, good, ms: took } = await load.turn(ms)
       if (bad > 0) throw new Error(`${site.name}: ${bad} of ${good + bad} requests were not answered well`)
       // the first round is for warming up
@@ -138,22 +145,16 @@ export const requests = async (url: string, options: Options): Promise<void> => 
       `requests per second on ${connections} connections, medians of ${options.rounds} rounds of ${options.ms} ms, ${maxConnections} database connections each\n`
     )
     for (const { name, seen } of rates) console.log(`${name.padEnd(34)}${String(Math.round(median(seen))).padStart(8)}`)
-    const [without, middle, service, ours, bare, plain, fastify] = rates.map(({ seen }) => seen)
-    if (
-      without === undefined ||
-      middle === undefined ||
-      service === undefined ||
-      ours === undefined ||
-      bare === undefined ||
-      plain === undefined ||
-      fastify === undefined
-    ) {
-      return
+    const [without, middle, service, ours, bare, plain, fastify, idle] = rates.map(({ seen }) => seen)
+    const compare = (what: string, a: ReadonlyArray<number> | undefined, b: ReadonlyArray<number> | undefined) => {
+      if (a !== undefined && b !== undefined) console.log(`${what.padEnd(68)}${ratio(a, b)}`)
     }
-    console.log(`\na request that touches no database, with / without the middleware   ${ratio(middle, without)}`)
-    console.log(`the same with a middleware that only provides a service              ${ratio(service, without)}`)
-    console.log(`a request with one transaction, effect-db / @effect/sql-pg           ${ratio(ours, plain)}`)
-    console.log(`a request with one transaction, effect-db / Fastify with pg          ${ratio(ours, fastify)}`)
-    console.log(`the same without the spans that Fastify does not make                ${ratio(bare, fastify)}`)
+    console.log()
+    compare("a request that touches no database, with / without the middleware", middle, without)
+    compare("the same with a middleware that only provides a service", service, without)
+    compare("a request with one transaction, effect-db / @effect/sql-pg", ours, plain)
+    compare("a request with one transaction, effect-db / Fastify with pg", ours, fastify)
+    compare("the same without the spans that Fastify does not make", bare, fastify)
+    compare("a request that does nothing, Effect's server / Fastify", without, idle)
   }).pipe(Effect.scoped, Effect.runPromise)
 }

@@ -62,7 +62,7 @@ const workOf = (described: Described, { applicationName, sqlComment }: Naming, i
 }
 
 /** What is asked of a request, of whatever library it is. */
-interface Asked {
+export interface Asked {
   readonly method: string
   /** The pattern of its route, where that is known by now: a router may find it out inside of the unit of work. */
   readonly pattern: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => string | undefined
@@ -70,11 +70,14 @@ interface Asked {
   readonly requestId: () => string | undefined
 }
 
-/** Describes a request: once, and once more when its route is known. */
-export const describing = ({ method, path, pattern, requestId }: Asked, naming: Naming): Describe => {
+/** Describes a request: once, and once more when its route is known. Nothing is asked of one that touches no database. */
+export const describing = <Request>(request: Request, ask: (request: Request) => Asked, naming: Naming): Describe => {
+  let asked: Asked | undefined
   let known: Work | undefined
   let by: string | undefined
   return (fiber) => {
+    asked ??= ask(request)
+    const { method, path, pattern, requestId } = asked
     const route = pattern(fiber)
     if (known !== undefined && by === route) return known
     by = route

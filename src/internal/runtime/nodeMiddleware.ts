@@ -11,7 +11,6 @@ import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { describing, type Naming, pathOf } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
-import type { Describe } from "../unit.js"
 import { plain } from "./ambient.js"
 import { HeldResponse } from "./heldResponse.js"
 
@@ -44,17 +43,14 @@ const patternOf = ({ baseUrl, route }: Routed): string | undefined =>
 const pathIn = ({ originalUrl, url = "" }: IncomingMessage & Routed): string =>
   pathOf(typeof originalUrl === "string" ? originalUrl : url)
 
-const describe = (request: IncomingMessage & Routed, naming: Naming): Describe => {
+const asked = (request: IncomingMessage & Routed) => {
   const id = request.headers["x-request-id"]
-  return describing(
-    {
-      method: request.method ?? "",
-      pattern: () => patternOf(request),
-      path: () => pathIn(request),
-      requestId: () => (typeof id === "string" ? id : undefined)
-    },
-    naming
-  )
+  return {
+    method: request.method ?? "",
+    pattern: () => patternOf(request),
+    path: () => pathIn(request),
+    requestId: () => (typeof id === "string" ? id : undefined)
+  }
 }
 
 /** HTTP/2 tells it of the stream only. */
@@ -110,7 +106,7 @@ export const inUnit = (
         transaction: settings,
         outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
       },
-      describe(request, options)
+      describing(request, asked, options)
     ).pipe(
       Effect.matchCauseEffect({
         onSuccess: () => Effect.sync(() => held?.release()),

@@ -34,12 +34,13 @@ const byStatus = ({ status }: Response): UnitOfWork.Outcome => (status < 400 ? "
 /** A web request as its statements tell of it. */
 const describe = (request: Request, options: HandlerOptions): Describe =>
   describing(
-    {
-      method: request.method,
+    request,
+    ({ headers, method, url }) => ({
+      method,
       pattern: () => options.route,
-      path: () => new URL(request.url).pathname,
-      requestId: () => request.headers.get("x-request-id") ?? undefined
-    },
+      path: () => new URL(url).pathname,
+      requestId: () => headers.get("x-request-id") ?? undefined
+    }),
     options
   )
 
