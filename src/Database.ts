@@ -289,7 +289,10 @@ export interface Statics<Self> {
   readonly commit: Effect.Effect<void, TransactionError, Self>
   /** Rolls back what the unit of work has done so far on this database; the next statement begins another transaction. */
   readonly rollback: Effect.Effect<void, TransactionError, Self>
-  /** Runs an effect outside of every transaction of this database, each statement on a connection of its own. */
+  /**
+   * Runs an effect outside of every transaction of this database, each statement on a connection of its own. What is to be one whole in it
+   * is a `withTransaction`, or a unit of work by `UnitOfWork.runNew`: `UnitOfWork.run` joins the unit around, from which this stands apart.
+   */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /**
    * Hears a channel (LISTEN), outside of every transaction. After a loss it goes on, with a `Gap` first: messages may have been missed.

@@ -67,6 +67,22 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("what is independent of a unit is one whole by withTransaction and by runNew", () =>
+    Effect.gen(function* () {
+      const two = (name: string) => Effect.zipRight(insert(`${name} 1`), insert(`${name} 2`))
+      const undone = Effect.zipRight(insert("undone"), Effect.fail("no"))
+      yield* Effect.all([
+        insert("outer"),
+        Db.independent(Db.withTransaction(two("a"))),
+        Db.independent(UnitOfWork.runNew(two("b"))),
+        Effect.ignore(Db.independent(Db.withTransaction(undone))),
+        Effect.ignore(Db.independent(UnitOfWork.runNew(undone))),
+        Effect.fail("no")
+      ]).pipe(UnitOfWork.run(), Effect.ignore)
+      assert.deepStrictEqual(yield* stored, ["a 1", "a 2", "b 1", "b 2"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("a nested run joins, runNew does not", () =>
     Effect.gen(function* () {
       yield* Effect.ignore(
