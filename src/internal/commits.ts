@@ -132,7 +132,7 @@ export interface Whole {
   readonly all: () => ReadonlyArray<Transaction>
   /** Whether the unit goes on after it. */
   readonly isEarly: boolean
-  /** Called with them when all hooks have agreed: from now on nothing may be begun in it. If it is early, also when it is over. */
+  /** Called with them when all hooks have agreed: from now on nothing may be begun in it. If it is early, or has hooks, also when it is over. */
   readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
