@@ -16,6 +16,7 @@ import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
@@ -25,8 +26,8 @@ import { keep } from "./internal/request/again.js"
 import { asking } from "./internal/request/describe.js"
 import { isKeepable } from "./internal/request/keepable.js"
 import { type Described, describing, type Naming } from "./internal/request/naming.js"
+import { passageOf, passageOfRoute } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
-import { Route } from "./internal/request/route.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -184,66 +185,38 @@ const endBy = <E1>(
   })
 }
 
-const slot = TransactionConnection.key
-
-/** A context with what another one has in the transaction slot. */
-const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<never>): Context.Context<never> => {
-  const all = new Map(inside.unsafeMap)
-  if (outside.unsafeMap.has(slot)) all.set(slot, outside.unsafeMap.get(slot))
-  else all.delete(slot)
-  return Context.unsafeMake(all)
-}
-
-/** Around a whole server the response is sent inside of the app: there this ends the unit, and the body is to have no part in it. */
-const endBeforeResponse = (
-  plan: Plan,
-  handle: UnitOfWork.Handle,
-  outside: Context.Context<never>,
-  restore: Restore
-): Effect.Effect<void> => {
-  const without = (inside: Context.Context<never>) => withSlotOf(outside, inside)
-  return HttpApp.appendPreResponseHandler((_, response) =>
-    handle.hasEnded
-      ? Effect.succeed(response)
-      : // what is around may have made this interruptible, which an end in the middle is not
-        Effect.uninterruptible(
-          Effect.zipLeft(
-            endBy(plan, handle, response, answerIt, restore),
-            FiberRef.update(FiberRef.currentContext, without)
-          )
-        )
-  )
-}
-
-/** Runs an app in a unit and ends that. `outside` is the context around it. */
+/** Runs an app, which is part of `handler`, in a unit and ends that. */
 const once = <E, R, E1>(
   plan: Plan,
   handle: UnitOfWork.Handle,
   app: HttpApp.Default<E, R>,
-  outside: Context.Context<never>,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  handler: unknown,
   settle: Settle<E, E1>,
   restore: Restore
 ): Effect.Effect<Response, E1, R | Request> => {
-  const enter = FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, handle.unit.slot))
-  const leave = <A>(result: A) => FiberRef.modify(FiberRef.currentContext, () => [result, outside])
+  const { unit } = handle
+  const { enter, isLetOut, leave } =
+    passageOfRoute(fiber.currentContext, handler, unit) ??
+    passageOf(fiber, unit, (response, leave) => {
+      if (handle.hasEnded || (leave === undefined && handle.endUntouched())) return Effect.succeed(response)
+      const ended = endBy(plan, handle, response, answerIt, restore)
+      // what is around may have made this interruptible, which an end in the middle is not
+      return Effect.uninterruptible(leave === undefined ? ended : Effect.zipLeft(ended, leave))
+    })
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => {
       // where this has ended the unit already its response is on its way, and must stay the only one
       const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
-      return Effect.flatMap(leave(new Unstored(error, Effect.failCause(cause))), (unstored) =>
-        Effect.zipRight(undo(handle), settle(unstored))
-      )
+      const unstored = new Unstored(error, Effect.failCause(cause))
+      return Effect.zipRight(leave, Effect.zipRight(undo(handle), settle(unstored)))
     },
-    onSuccess: (response) =>
-      handle.endUntouched()
-        ? leave(response)
-        : Effect.flatMap(leave(response), () => endBy(plan, handle, response, settle, restore))
+    onSuccess: (response) => {
+      if (!handle.endUntouched()) return Effect.zipRight(leave, endBy(plan, handle, response, settle, restore))
+      return isLetOut ? Effect.succeed(response) : Effect.as(leave, response)
+    }
   })
-  const entered = Effect.zipRight(enter, answered)
-  // what a route's handler answers with is not sent inside of it
-  return outside.unsafeMap.has(Route.key)
-    ? entered
-    : Effect.zipRight(endBeforeResponse(plan, handle, outside, restore), entered)
+  return enter === undefined ? answered : Effect.zipRight(enter, answered)
 }
 
 /** The same, again from its start where that may go better. */
@@ -255,9 +228,8 @@ const repeatedly = <E, R>(
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
   restore: Restore
 ): Effect.Effect<Response, Unstored<E>, R | Request> => {
-  const outside = fiber.currentContext
-  const policy = Context.get(outside, RetryPolicy)
-  const request = Context.unsafeGet(outside, HttpServerRequest.HttpServerRequest)
+  const policy = Context.get(fiber.currentContext, RetryPolicy)
+  const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
   const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
   let unit: UnitOfWork.Handle["unit"] | undefined
   let attempt = 0
@@ -272,7 +244,8 @@ const repeatedly = <E, R>(
           plan,
           handle,
           Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()),
-          outside,
+          fiber,
+          undefined,
           Effect.fail,
           restore
         )
@@ -320,21 +293,27 @@ const repeatedly = <E, R>(
 export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
   const plan = makePlan(options)
   const { retry } = options
-  return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.withFiberRuntime((fiber) => {
-        const around = currentCarrier(fiber)
-        if (around?.unit !== undefined) return restore(app)
-        const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
-        const settings = settingsFor(plan, request)
-        if (settings === "none") return restore(app)
-        const opening = openingFor(plan, request, around, settings)
-        const open = () => UnitOfWork.open(opening)
-        return retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
-          ? once(plan, open(), app, fiber.currentContext, answerIt, restore)
-          : Effect.catchAll(repeatedly(plan, open, app, fiber, retry, restore), answerIt)
-      })
-    )
+  return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> => {
+    const self: HttpApp.Default<E, R> = Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
+      const around = currentCarrier(fiber)
+      if (around?.unit !== undefined) return app
+      const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
+      const settings = settingsFor(plan, request)
+      if (settings === "none") return app
+      const opening = openingFor(plan, request, around, settings)
+      // what `uninterruptibleMask` would do, with a step less
+      const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
+      return Effect.uninterruptible(
+        retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
+          ? once(plan, UnitOfWork.open(opening), app, fiber, self, answerIt, restore)
+          : Effect.catchAll(
+              repeatedly(plan, () => UnitOfWork.open(opening), app, fiber, retry, restore),
+              answerIt
+            )
+      )
+    })
+    return self
+  }
 }
 
 /**

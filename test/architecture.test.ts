@@ -43,6 +43,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "RequestTransaction",
     "internal/request/again",
     "internal/request/describe",
+    "internal/request/passage",
     "internal/request/route"
   ],
   "@effect/sql-pg": [

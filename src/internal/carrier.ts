@@ -21,10 +21,23 @@ import type { Work } from "./work.js"
 /** Whether a transaction is on the primary, or on whatever serves readers. */
 export type Kind = "writer" | "reader"
 
+const blank: readonly unknown[] = [undefined, 0]
+
+/**
+ * A copy instead of a literal: once most of what an array's literal makes has outlived a collection, V8 makes all of it among what is old,
+ * where it keeps a whole request until the next full collection, long after its end.
+ */
+const slotOf = (carrier: Carrier): readonly [Carrier, number] => {
+  const pair = blank.slice()
+  pair[0] = carrier
+  // an array that is not written as a literal has no type for each place
+  return pair as unknown as readonly [Carrier, number]
+}
+
 /** The open transactions that a piece of work sees. */
 export abstract class Carrier implements Connection {
   /** What is put into the slot: one object for one carrier, so that batches know each other. */
-  readonly slot: readonly [Carrier, number] = [this, 0]
+  readonly slot: readonly [Carrier, number] = slotOf(this)
 
   constructor(
     readonly parent: Carrier | undefined,

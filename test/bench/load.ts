@@ -44,9 +44,15 @@ if (!isMainThread) {
   let counts = { good: 0, bad: 0 }
   let running = 0
   let start = 0
+  const isOver = () => {
+    if (--running === 0) parentPort?.postMessage({ ...counts, ms: performance.now() - start })
+  }
   const sockets = Array.from({ length: connections }, () => {
     const socket = connect(port, "127.0.0.1").setNoDelay(true)
     let got = ""
+    socket.on("close", () => {
+      throw new Error("the server has closed a connection")
+    })
     socket.setEncoding("latin1").on("data", (text: string) => {
       got += text
       const head = got.indexOf("\r\n\r\n")
@@ -55,9 +61,8 @@ if (!isMainThread) {
       if (got.length < head + 4 + length) return
       counts[got.startsWith("HTTP/1.1 2") ? "good" : "bad"]++
       got = ""
-      if (performance.now() < until) return void socket.write(request)
-      if (--running > 0) return
-      parentPort?.postMessage({ ...counts, ms: performance.now() - start })
+      if (performance.now() < until) socket.write(request)
+      else isOver()
     })
     return socket
   })

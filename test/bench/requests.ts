@@ -45,7 +45,7 @@ const providing = HttpRouter.use(nothing, (app) => Effect.provideService(app, So
 
 const serve = <E, R>(name: string, app: HttpApp.Default<E, R>) =>
   Effect.gen(function* () {
-    const server = yield* NodeHttpServer.make(() => createServer(), { port: 0, host: "127.0.0.1" })
+    const server = yield* NodeHttpServer.make(() => createServer({ keepAliveTimeout: 0 }), { port: 0, host: "127.0.0.1" })
     yield* server.serve(app)
     const { address } = server
     return { name, path: "/", port: address._tag === "TcpAddress" ? address.port : 0 }
@@ -53,7 +53,7 @@ const serve = <E, R>(name: string, app: HttpApp.Default<E, R>) =>
 
 const fastify = (name: string, handle: () => Promise<object>) =>
   Effect.gen(function* () {
-    const server = Fastify()
+    const server = Fastify({ keepAliveTimeout: 0 })
     server.post("/", handle)
     yield* Effect.acquireRelease(
       Effect.promise(() => server.listen({ port: 0, host: "127.0.0.1" })),

@@ -1,0 +1,124 @@
+/**
+ * How the fiber of a request gets into its unit of work, and out of it: by what its context has in the transaction slot. To change a fiber's
+ * context costs a request that touches no database more than all the rest of a unit of work, so it is done only where somebody could tell.
+ */
+import { currentPreResponseHandlers, type PreResponseHandler } from "@effect/platform/HttpApp"
+import type { RouteContext } from "@effect/platform/HttpRouter"
+import type { HttpServerResponse } from "@effect/platform/HttpServerResponse"
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
+import * as FiberRefs from "effect/FiberRefs"
+import * as Option from "effect/Option"
+import type { Unit } from "../unit.js"
+import { Route } from "./route.js"
+
+const slot = TransactionConnection.key
+
+export interface Passage {
+  /** Nothing where it is in already. */
+  readonly enter: Effect.Effect<void> | undefined
+  readonly leave: Effect.Effect<void>
+  /** Whether whoever is around lets it out, too, before anybody could tell. */
+  readonly isLetOut: boolean
+}
+
+const through: Passage = {
+  enter: undefined,
+  leave: FiberRef.update(FiberRef.currentContext, Context.omit(TransactionConnection)),
+  isLetOut: true
+}
+
+/** A context with what another one has in the transaction slot. */
+const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<never>): Context.Context<never> => {
+  const all = new Map(inside.unsafeMap)
+  if (outside.unsafeMap.has(slot)) all.set(slot, outside.unsafeMap.get(slot))
+  else all.delete(slot)
+  return Context.unsafeMake(all)
+}
+
+const enterAnother = (outside: Context.Context<never>, unit: Unit): Context.Context<never> =>
+  Context.add(outside, TransactionConnection, unit.slot)
+
+/** For an app that does not send its response. */
+const throughAnother = (outside: Context.Context<never>, unit: Unit): Passage => ({
+  enter: FiberRef.set(FiberRef.currentContext, enterAnother(outside, unit)),
+  leave: FiberRef.set(FiberRef.currentContext, outside),
+  isLetOut: false
+})
+
+/** What ends a unit by the response, before that is sent; `leave` is for what comes after that. */
+export type EndBefore = (
+  response: HttpServerResponse,
+  leave: Effect.Effect<void> | undefined
+) => Effect.Effect<HttpServerResponse>
+
+/** What is to be done before the response. What a fiber's handlers are is kept longer than it lives: see `slotOf` of the carrier. */
+class BeforeResponse {
+  constructor(private todo: PreResponseHandler | undefined) {}
+
+  readonly handlers: Option.Option<PreResponseHandler> = Option.some((request, response) =>
+    this.todo === undefined ? Effect.succeed(response) : this.todo(request, response)
+  )
+
+  forget(): void {
+    this.todo = undefined
+  }
+}
+
+/** Around a whole server the response is sent inside of the app: there the unit ends before that, and the body has no part in it. */
+const aroundServer = (
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  outside: Context.Context<never>,
+  unit: Unit,
+  end: EndBefore
+): Passage => {
+  const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
+  const endHere = (response: HttpServerResponse): Effect.Effect<HttpServerResponse> =>
+    Effect.withFiberRuntime((fiber) => {
+      const isLast = response.body._tag !== "Stream" && fiber.getFiberRef(currentPreResponseHandlers) === here.handlers
+      return end(response, isLast ? undefined : without)
+    })
+  const before = fiber.getFiberRef(currentPreResponseHandlers)
+  const here = new BeforeResponse((request, response) =>
+    before._tag === "None" ? endHere(response) : Effect.flatMap(before.value(request, response), endHere)
+  )
+  const inside = enterAnother(outside, unit)
+  return {
+    enter: Effect.updateFiberRefs((id, all) =>
+      FiberRefs.updateManyAs(all, {
+        entries: [
+          [FiberRef.currentContext, [[id, inside]]],
+          [currentPreResponseHandlers, [[id, here.handlers]]]
+        ]
+      })
+    ),
+    leave: Effect.suspend(() => {
+      here.forget()
+      return FiberRef.set(FiberRef.currentContext, outside)
+    }),
+    isLetOut: false
+  }
+}
+
+/** Whether a context is of the handler of a route. */
+const isRouted = (context: Context.Context<never>): boolean => context.unsafeMap.has(Route.key)
+
+/**
+ * The way for the handler of a route itself, if this is it. A router makes a context for the handler of each request, and takes it away
+ * afterwards: nobody else has it yet.
+ */
+export const passageOfRoute = (context: Context.Context<never>, handler: unknown, unit: Unit): Passage | undefined => {
+  const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
+  if (routed === undefined || routed.route.handler !== handler || context.unsafeMap.has(slot)) return undefined
+  context.unsafeMap.set(slot, unit.slot)
+  return through
+}
+
+/** The way for any app. */
+export const passageOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>, unit: Unit, end: EndBefore): Passage => {
+  const outside = fiber.currentContext
+  return isRouted(outside) ? throughAnother(outside, unit) : aroundServer(fiber, outside, unit, end)
+}
