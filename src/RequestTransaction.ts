@@ -26,7 +26,7 @@ import { keep } from "./internal/request/again.js"
 import { asking } from "./internal/request/describe.js"
 import { isKeepable } from "./internal/request/keepable.js"
 import { type Described, describing, type Naming } from "./internal/request/naming.js"
-import { passageOf, passageOfRoute } from "./internal/request/passage.js"
+import { isInside, passageOf } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -195,28 +195,26 @@ const once = <E, R, E1>(
   settle: Settle<E, E1>,
   restore: Restore
 ): Effect.Effect<Response, E1, R | Request> => {
-  const { unit } = handle
-  const { enter, isLetOut, leave } =
-    passageOfRoute(fiber.currentContext, handler, unit) ??
-    passageOf(fiber, unit, (response, leave) => {
-      if (handle.hasEnded || (leave === undefined && handle.endUntouched())) return Effect.succeed(response)
-      const ended = endBy(plan, handle, response, answerIt, restore)
-      // what is around may have made this interruptible, which an end in the middle is not
-      return Effect.uninterruptible(leave === undefined ? ended : Effect.zipLeft(ended, leave))
-    })
+  const passage = isInside(fiber.currentContext, handler, handle.unit)
+    ? undefined
+    : passageOf(fiber, handle.unit, (response, leave) => {
+        if (handle.hasEnded || (leave === undefined && handle.endUntouched())) return Effect.succeed(response)
+        const ended = endBy(plan, handle, response, answerIt, restore)
+        // what is around may have made this interruptible, which an end in the middle is not
+        return Effect.uninterruptible(leave === undefined ? ended : Effect.zipLeft(ended, leave))
+      })
+  const outside = <A, E>(self: Effect.Effect<A, E>) =>
+    passage === undefined ? self : Effect.zipRight(passage.leave, self)
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => {
       // where this has ended the unit already its response is on its way, and must stay the only one
       const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
       const unstored = new Unstored(error, Effect.failCause(cause))
-      return Effect.zipRight(leave, Effect.zipRight(undo(handle), settle(unstored)))
+      return outside(Effect.zipRight(undo(handle), settle(unstored)))
     },
-    onSuccess: (response) => {
-      if (!handle.endUntouched()) return Effect.zipRight(leave, endBy(plan, handle, response, settle, restore))
-      return isLetOut ? Effect.succeed(response) : Effect.as(leave, response)
-    }
+    onSuccess: (response) => outside(endBy(plan, handle, response, settle, restore))
   })
-  return enter === undefined ? answered : Effect.zipRight(enter, answered)
+  return passage === undefined ? answered : Effect.zipRight(passage.enter, answered)
 }
 
 /** The same, again from its start where that may go better. */
@@ -268,7 +266,8 @@ const repeatedly = <E, R>(
  * a defect and an interruption roll back. The response is sent after the commit, never before, and a commit that fails turns it into an
  * error. A streaming body runs after the commit, outside of it.
  *
- * It may stand anywhere: around a router's handlers, or around the whole server. Inside of another unit of work it joins.
+ * It may stand anywhere: around a router's handlers, where it costs least, or around the whole server. Inside of another unit of work it
+ * joins.
  *
  * @example
  * import { HttpRouter, HttpServerResponse } from "@effect/platform"

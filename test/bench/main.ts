@@ -14,8 +14,8 @@ npm run bench -- requests [options]    HTTP servers side by side, with and witho
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
 rates, requests
-  --rounds N     how often each client has its turn (default 9)
-  --ms N         how long a turn lasts (default 400)
+  --rounds N     how often each has its turn (default 9; requests 25)
+  --ms N         how long a turn lasts (default 400; requests 200)
   --only NAME    one client only, to profile it
 overload
   --seconds N    how long the overload lasts (default 60)
@@ -31,11 +31,11 @@ const read = () => {
     return parseArgs({
       allowPositionals: true,
       options: {
-        rounds: { type: "string", default: "9" },
-        ms: { type: "string", default: "400" },
+        rounds: { type: "string" },
+        ms: { type: "string" },
         only: { type: "string" },
-        seconds: { type: "string", default: "60" },
-        factor: { type: "string", default: "5" },
+        seconds: { type: "string" },
+        factor: { type: "string" },
         help: { type: "boolean", default: false }
       }
     })
@@ -46,8 +46,8 @@ const read = () => {
 
 const { positionals, values } = read()
 
-const number = (name: "rounds" | "ms" | "seconds" | "factor"): number => {
-  const value = Number(values[name])
+const number = (name: "rounds" | "ms" | "seconds" | "factor", otherwise: number): number => {
+  const value = Number(values[name] ?? otherwise)
   return value > 0 && Number.isFinite(value) ? value : fail(`--${name} takes a number above 0`)
 }
 
@@ -59,11 +59,11 @@ if (positionals.length > 1 || !isKnown(what)) fail(`unknown: ${positionals.join(
 if (values.help) console.log(usage)
 else {
   const options = {
-    rounds: number("rounds"),
-    ms: number("ms"),
+    rounds: number("rounds", what === "requests" ? 25 : 9),
+    ms: number("ms", what === "requests" ? 200 : 400),
     only: values.only,
-    seconds: number("seconds"),
-    factor: number("factor")
+    seconds: number("seconds", 60),
+    factor: number("factor", 5)
   }
   await Effect.gen(function* () {
     const server = yield* EmbeddedPostgres.EmbeddedPostgres

@@ -18,17 +18,8 @@ import { Route } from "./route.js"
 const slot = TransactionConnection.key
 
 export interface Passage {
-  /** Nothing where it is in already. */
-  readonly enter: Effect.Effect<void> | undefined
+  readonly enter: Effect.Effect<void>
   readonly leave: Effect.Effect<void>
-  /** Whether whoever is around lets it out, too, before anybody could tell. */
-  readonly isLetOut: boolean
-}
-
-const through: Passage = {
-  enter: undefined,
-  leave: FiberRef.update(FiberRef.currentContext, Context.omit(TransactionConnection)),
-  isLetOut: true
 }
 
 /** A context with what another one has in the transaction slot. */
@@ -45,8 +36,7 @@ const enterAnother = (outside: Context.Context<never>, unit: Unit): Context.Cont
 /** For an app that does not send its response. */
 const throughAnother = (outside: Context.Context<never>, unit: Unit): Passage => ({
   enter: FiberRef.set(FiberRef.currentContext, enterAnother(outside, unit)),
-  leave: FiberRef.set(FiberRef.currentContext, outside),
-  isLetOut: false
+  leave: FiberRef.set(FiberRef.currentContext, outside)
 })
 
 /** What ends a unit by the response, before that is sent; `leave` is for what comes after that. */
@@ -98,27 +88,24 @@ const aroundServer = (
     leave: Effect.suspend(() => {
       here.forget()
       return FiberRef.set(FiberRef.currentContext, outside)
-    }),
-    isLetOut: false
+    })
   }
 }
 
-/** Whether a context is of the handler of a route. */
-const isRouted = (context: Context.Context<never>): boolean => context.unsafeMap.has(Route.key)
-
 /**
- * The way for the handler of a route itself, if this is it. A router makes a context for the handler of each request, and takes it away
- * afterwards: nobody else has it yet.
+ * Whether an app is the handler of a route itself, and so in its unit now, without a passage. A router makes a context for the handler of
+ * each request and takes it away afterwards: nobody else has it before, and nobody after.
  */
-export const passageOfRoute = (context: Context.Context<never>, handler: unknown, unit: Unit): Passage | undefined => {
+export const isInside = (context: Context.Context<never>, app: unknown, unit: Unit): boolean => {
   const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
-  if (routed === undefined || routed.route.handler !== handler || context.unsafeMap.has(slot)) return undefined
+  if (routed === undefined || routed.route.handler !== app || context.unsafeMap.has(slot)) return false
   context.unsafeMap.set(slot, unit.slot)
-  return through
+  return true
 }
 
-/** The way for any app. */
+/** The way for any other app. */
 export const passageOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>, unit: Unit, end: EndBefore): Passage => {
   const outside = fiber.currentContext
-  return isRouted(outside) ? throughAnother(outside, unit) : aroundServer(fiber, outside, unit, end)
+  // what a route's handler answers with is not sent inside of it
+  return outside.unsafeMap.has(Route.key) ? throughAnother(outside, unit) : aroundServer(fiber, outside, unit, end)
 }
