@@ -18,6 +18,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
@@ -363,15 +364,12 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const settings = typeof transaction === "function" ? transaction(request) : transaction
       const handle = UnitOfWork.open(openingFor(plan, request, around, settings))
       const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
-        Effect.uninterruptibleMask((restore) => endBy(plan, handle, response, answerIt, restore))
+        handle.endUntouched()
+          ? Effect.succeed(response)
+          : Effect.uninterruptibleMask((restore) => endBy(plan, handle, response, answerIt, restore))
       )
-      return Effect.as(
-        Effect.zipRight(
-          Effect.addFinalizer(() => undo(handle)),
-          beforeResponse
-        ),
-        handle.unit.slot
-      )
+      const scope = Context.unsafeGet(fiber.currentContext, Scope.Scope)
+      return Effect.as(Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse), handle.unit.slot)
     })
   )
 }
