@@ -27,7 +27,7 @@ import { keep } from "./internal/request/again.js"
 import { asking } from "./internal/request/describe.js"
 import { isKeepable } from "./internal/request/keepable.js"
 import { type Described, describing, type Naming } from "./internal/request/naming.js"
-import { isInside, passageOf } from "./internal/request/passage.js"
+import { enterInPlace, leaveInPlace, passageOf } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -186,34 +186,38 @@ const endBy = <E1>(
   })
 }
 
-/** Runs an app, which is part of `handler`, in a unit and ends that. */
+/**
+ * Runs an app in a unit and ends that. `handler` is what the middleware has made of the app; the unit may be entered in place if a route has
+ * that for its handler.
+ */
 const once = <E, R, E1>(
   plan: Plan,
   handle: UnitOfWork.Handle,
   app: HttpApp.Default<E, R>,
-  fiber: Fiber.RuntimeFiber<unknown, unknown>,
   handler: unknown,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
   settle: Settle<E, E1>,
   restore: Restore
 ): Effect.Effect<Response, E1, R | Request> => {
-  const passage = isInside(fiber.currentContext, handler, handle.unit)
+  const passage = enterInPlace(fiber.currentContext, handler, handle.unit)
     ? undefined
-    : passageOf(fiber, handle.unit, (response, leave) => {
-        if (handle.hasEnded || (leave === undefined && handle.endUntouched())) return Effect.succeed(response)
-        const ended = endBy(plan, handle, response, answerIt, restore)
-        // what is around may have made this interruptible, which an end in the middle is not
-        return Effect.uninterruptible(leave === undefined ? ended : Effect.zipLeft(ended, leave))
-      })
-  const outside = <A, E>(self: Effect.Effect<A, E>) =>
-    passage === undefined ? self : Effect.zipRight(passage.leave, self)
+    : passageOf(fiber, handle.unit, (response) => endBy(plan, handle, response, answerIt, restore))
+  const leave = passage?.leave ?? leaveInPlace
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => {
       // where this has ended the unit already its response is on its way, and must stay the only one
       const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
       const unstored = new Unstored(error, Effect.failCause(cause))
-      return outside(Effect.zipRight(undo(handle), settle(unstored)))
+      return Effect.zipRight(leave, Effect.zipRight(undo(handle), settle(unstored)))
     },
-    onSuccess: (response) => outside(endBy(plan, handle, response, settle, restore))
+    onSuccess: (response) =>
+      // whoever has made the place takes it away right after this, which is time enough where nothing is left to be done
+      passage === undefined && handle.endUntouched()
+        ? Effect.succeed(response)
+        : Effect.zipRight(
+            leave,
+            Effect.suspend(() => endBy(plan, handle, response, settle, restore))
+          )
   })
   return passage === undefined ? answered : Effect.zipRight(passage.enter, answered)
 }
@@ -239,14 +243,16 @@ const repeatedly = <E, R>(
       // what the attempt before has left to be done before the response is forgotten
       return Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
-        once(
-          plan,
-          handle,
-          Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()),
-          fiber,
-          undefined,
-          Effect.fail,
-          restore
+        Effect.suspend(() =>
+          once(
+            plan,
+            handle,
+            Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()),
+            undefined,
+            fiber,
+            Effect.fail,
+            restore
+          )
         )
       )
     })
@@ -267,8 +273,7 @@ const repeatedly = <E, R>(
  * a defect and an interruption roll back. The response is sent after the commit, never before, and a commit that fails turns it into an
  * error. A streaming body runs after the commit, outside of it.
  *
- * It may stand anywhere: around a router's handlers, where it costs least, or around the whole server. Inside of another unit of work it
- * joins.
+ * It may stand anywhere: around a router's handlers, or around the whole server. Inside of another unit of work it joins.
  *
  * @example
  * import { HttpRouter, HttpServerResponse } from "@effect/platform"
@@ -305,7 +310,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
       return Effect.uninterruptible(
         retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
-          ? once(plan, UnitOfWork.open(opening), app, fiber, self, answerIt, restore)
+          ? once(plan, UnitOfWork.open(opening), app, self, fiber, answerIt, restore)
           : Effect.catchAll(
               repeatedly(plan, () => UnitOfWork.open(opening), app, fiber, retry, restore),
               answerIt

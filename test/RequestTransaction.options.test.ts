@@ -4,6 +4,7 @@ import {
   HttpApiBuilder,
   HttpApiEndpoint,
   HttpApiGroup,
+  HttpApp,
   HttpBody,
   HttpClient,
   HttpClientRequest,
@@ -196,6 +197,33 @@ describe("a request that is answered again", () => {
       assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
       assert.strictEqual(yield* Ref.get(attempts), 2)
       assert.deepStrictEqual(yield* stored, ["body"])
+    }).pipe(Effect.provide(servers()))
+  )
+
+  it.scopedLive("without what the attempt before it has left to be done before the response", () =>
+    Effect.gen(function* () {
+      let attempts = 0
+      const ran: Array<number> = []
+      const router = HttpRouter.empty.pipe(
+        HttpRouter.post(
+          "/",
+          Effect.gen(function* () {
+            const attempt = ++attempts
+            yield* HttpApp.appendPreResponseHandler((_, response) =>
+              Effect.sync(() => {
+                ran.push(attempt)
+                return response
+              })
+            )
+            const sql = yield* Db.writer
+            if (attempt === 1) yield* sql.unsafe(collision)
+            return respond(201)
+          })
+        )
+      )
+      yield* Layer.build(HttpServer.serve(RequestTransaction.middleware({ retry: true })(router)))
+      assert.strictEqual((yield* send("POST", "/")).status, 201)
+      assert.deepStrictEqual(ran, [2])
     }).pipe(Effect.provide(servers()))
   )
 

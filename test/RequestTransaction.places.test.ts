@@ -1,7 +1,16 @@
 /** Wherever the middleware stands, a request's unit of work is what its handler does, and nothing around that. */
-import { HttpApp, HttpClient, HttpLayerRouter, HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
+import {
+  HttpApp,
+  HttpClient,
+  HttpLayerRouter,
+  HttpRouter,
+  HttpServer,
+  type HttpServerRequest,
+  HttpServerResponse
+} from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
 import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
@@ -44,6 +53,9 @@ const scene = (status: number, touches: boolean) => {
     Effect.gen(function* () {
       yield* Effect.forkDaemon(
         Effect.zipRight(Deferred.await(inside), Effect.zipRight(write("before"), Deferred.succeed(before, undefined)))
+      )
+      yield* HttpApp.appendPreResponseHandler((_, response) =>
+        Effect.succeed(HttpServerResponse.setHeader(response, "x-around", "yes"))
       )
       const response = yield* app
       yield* write("after")
@@ -103,6 +115,7 @@ describe("the middleware around", () => {
           const client = yield* HttpClient.HttpClient
           const response = yield* client.post("/")
           assert.strictEqual(response.status, status)
+          assert.strictEqual(response.headers["x-around"], "yes")
           assert.strictEqual(yield* Deferred.await(played.late), "TransactionEnded")
           yield* idle
           const kept = ["after", "before", "session"]
@@ -111,4 +124,61 @@ describe("the middleware around", () => {
       )
     }
   }
+
+  for (const [status, touches] of [
+    [200, true],
+    [500, true],
+    [200, false]
+  ] as const) {
+    it.scopedLive(`a server, and a log inside of it, ${status}${touches ? "" : ", untouched"}`, () =>
+      Effect.gen(function* () {
+        const logged = gate<void>()
+        const handler = Effect.as(touches ? insert("inside") : Effect.void, HttpServerResponse.empty({ status }))
+        // the response is sent inside of this, and the unit ends before that
+        const logging = <E, R>(app: HttpApp.Default<E, R>) =>
+          Effect.tap(app, () => Effect.zipRight(Effect.orDie(insert("log")), Deferred.succeed(logged, undefined)))
+        yield* Layer.build(
+          HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", handler)), (app) => transactional(logging(app)))
+        )
+        const client = yield* HttpClient.HttpClient
+        assert.strictEqual((yield* client.post("/")).status, status)
+        yield* Deferred.await(logged)
+        yield* idle
+        assert.deepStrictEqual(yield* stored, status === 200 && touches ? ["inside", "log"] : ["log"])
+      }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+    )
+  }
+
+  it.scopedLive("a handler that somebody runs again and again in its route: each time is a unit of its own", () =>
+    Effect.gen(function* () {
+      let times = 0
+      const handler = transactional(
+        Effect.suspend(() =>
+          Effect.as(insert(`${++times}`), HttpServerResponse.empty({ status: times < 3 ? 500 : 200 }))
+        )
+      )
+      const own = HttpRouter.empty.pipe(
+        HttpRouter.post(
+          "/",
+          Effect.gen(function* () {
+            const context = yield* Effect.context<Db | HttpServerRequest.HttpServerRequest>()
+            const { route } = yield* HttpRouter.RouteContext
+            const mine = Context.add(context, HttpRouter.RouteContext, {
+              [HttpRouter.RouteContextTypeId]: HttpRouter.RouteContextTypeId,
+              params: {},
+              route: { ...route, handler }
+            })
+            return yield* Effect.provide(
+              Effect.zipLeft(Effect.repeat(handler, { until: ({ status }) => status === 200 }), insert("after")),
+              mine
+            )
+          })
+        )
+      )
+      yield* Layer.build(HttpServer.serve(own))
+      const client = yield* HttpClient.HttpClient
+      assert.strictEqual((yield* client.post("/")).status, 200)
+      assert.deepStrictEqual(yield* stored, ["3", "after"])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
 })

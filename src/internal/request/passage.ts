@@ -30,35 +30,22 @@ const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<nev
   return Context.unsafeMake(all)
 }
 
-const enterAnother = (outside: Context.Context<never>, unit: Unit): Context.Context<never> =>
+const inUnit = (outside: Context.Context<never>, unit: Unit): Context.Context<never> =>
   Context.add(outside, TransactionConnection, unit.slot)
 
 /** For an app that does not send its response. */
 const throughAnother = (outside: Context.Context<never>, unit: Unit): Passage => ({
-  enter: FiberRef.set(FiberRef.currentContext, enterAnother(outside, unit)),
+  enter: FiberRef.set(FiberRef.currentContext, inUnit(outside, unit)),
   leave: FiberRef.set(FiberRef.currentContext, outside)
 })
 
-/** What ends a unit by the response, before that is sent; `leave` is for what comes after that. */
-export type EndBefore = (
-  response: HttpServerResponse,
-  leave: Effect.Effect<void> | undefined
-) => Effect.Effect<HttpServerResponse>
+/** Ends a unit by the response, before that is sent. */
+export type EndBefore = (response: HttpServerResponse) => Effect.Effect<HttpServerResponse>
 
-/** What is to be done before the response. What a fiber's handlers are is kept longer than it lives: see `slotOf` of the carrier. */
-class BeforeResponse {
-  constructor(private todo: PreResponseHandler | undefined) {}
-
-  readonly handlers: Option.Option<PreResponseHandler> = Option.some((request, response) =>
-    this.todo === undefined ? Effect.succeed(response) : this.todo(request, response)
-  )
-
-  forget(): void {
-    this.todo = undefined
-  }
-}
-
-/** Around a whole server the response is sent inside of the app: there the unit ends before that, and the body has no part in it. */
+/**
+ * Around a whole server the response is sent inside of the app: there the unit ends before that, and what comes after it, the body and
+ * whoever is around, has no part in it.
+ */
 const aroundServer = (
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   outside: Context.Context<never>,
@@ -66,42 +53,43 @@ const aroundServer = (
   end: EndBefore
 ): Passage => {
   const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
-  const endHere = (response: HttpServerResponse): Effect.Effect<HttpServerResponse> =>
-    Effect.withFiberRuntime((fiber) => {
-      const isLast = response.body._tag !== "Stream" && fiber.getFiberRef(currentPreResponseHandlers) === here.handlers
-      return end(response, isLast ? undefined : without)
-    })
+  const endHere: EndBefore = (response) =>
+    // what is around may have made this interruptible, which an end in the middle is not
+    unit.hasEnded ? Effect.succeed(response) : Effect.uninterruptible(Effect.zipLeft(end(response), without))
   const before = fiber.getFiberRef(currentPreResponseHandlers)
-  const here = new BeforeResponse((request, response) =>
+  const handler: PreResponseHandler = (request, response) =>
     before._tag === "None" ? endHere(response) : Effect.flatMap(before.value(request, response), endHere)
-  )
-  const inside = enterAnother(outside, unit)
+  const inside = inUnit(outside, unit)
   return {
+    // both at once: each change copies all that the fiber carries
     enter: Effect.updateFiberRefs((id, all) =>
       FiberRefs.updateManyAs(all, {
         entries: [
           [FiberRef.currentContext, [[id, inside]]],
-          [currentPreResponseHandlers, [[id, here.handlers]]]
+          [currentPreResponseHandlers, [[id, Option.some(handler)]]]
         ]
       })
     ),
-    leave: Effect.suspend(() => {
-      here.forget()
-      return FiberRef.set(FiberRef.currentContext, outside)
-    })
+    leave: FiberRef.set(FiberRef.currentContext, outside)
   }
 }
 
 /**
- * Whether an app is the handler of a route itself, and so in its unit now, without a passage. A router makes a context for the handler of
- * each request and takes it away afterwards: nobody else has it before, and nobody after.
+ * Enters by the context that there is, where an app is the handler of a route itself, and tells whether it is: a router makes a context for
+ * the handler of each request, which nobody else has before, and takes it away right after it.
  */
-export const isInside = (context: Context.Context<never>, app: unknown, unit: Unit): boolean => {
+export const enterInPlace = (context: Context.Context<never>, app: unknown, unit: Unit): boolean => {
   const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
   if (routed === undefined || routed.route.handler !== app || context.unsafeMap.has(slot)) return false
   context.unsafeMap.set(slot, unit.slot)
   return true
 }
+
+/** Leaves what was entered in place, for what is still to be done there. Forks keep the context with the unit. */
+export const leaveInPlace: Effect.Effect<void> = FiberRef.update(
+  FiberRef.currentContext,
+  Context.omit(TransactionConnection)
+)
 
 /** The way for any other app. */
 export const passageOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>, unit: Unit, end: EndBefore): Passage => {
