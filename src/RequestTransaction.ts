@@ -195,13 +195,13 @@ const once = <E, R, E1>(
   handle: UnitOfWork.Handle,
   app: HttpApp.Default<E, R>,
   handler: unknown,
-  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  outside: Context.Context<never>,
   settle: Settle<E, E1>,
   restore: Restore
 ): Effect.Effect<Response, E1, R | Request> => {
-  const passage = enterInPlace(fiber.currentContext, handler, handle.unit)
+  const passage = enterInPlace(outside, handler, handle.unit)
     ? undefined
-    : passageOf(fiber, handle.unit, (response) => endBy(plan, handle, response, answerIt, restore))
+    : passageOf(outside, handle.unit, (response) => endBy(plan, handle, response, answerIt, restore))
   const leave = passage?.leave ?? leaveInPlace
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => {
@@ -231,8 +231,9 @@ const repeatedly = <E, R>(
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
   restore: Restore
 ): Effect.Effect<Response, Unstored<E>, R | Request> => {
-  const policy = Context.get(fiber.currentContext, RetryPolicy)
-  const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
+  const outside = fiber.currentContext
+  const policy = Context.get(outside, RetryPolicy)
+  const request = Context.unsafeGet(outside, HttpServerRequest.HttpServerRequest)
   const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
   let unit: UnitOfWork.Handle["unit"] | undefined
   let attempt = 0
@@ -243,16 +244,14 @@ const repeatedly = <E, R>(
       // what the attempt before has left to be done before the response is forgotten
       return Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
-        Effect.suspend(() =>
-          once(
-            plan,
-            handle,
-            Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()),
-            undefined,
-            fiber,
-            Effect.fail,
-            restore
-          )
+        once(
+          plan,
+          handle,
+          Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()),
+          undefined,
+          outside,
+          Effect.fail,
+          restore
         )
       )
     })
@@ -310,7 +309,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
       return Effect.uninterruptible(
         retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
-          ? once(plan, UnitOfWork.open(opening), app, self, fiber, answerIt, restore)
+          ? once(plan, UnitOfWork.open(opening), app, self, fiber.currentContext, answerIt, restore)
           : Effect.catchAll(
               repeatedly(plan, () => UnitOfWork.open(opening), app, fiber, retry, restore),
               answerIt

@@ -2,16 +2,13 @@
  * How the fiber of a request gets into its unit of work, and out of it: by what its context has in the transaction slot. To change a fiber's
  * context costs a request that touches no database more than all the rest of a unit of work, so it is done only where somebody could tell.
  */
-import { currentPreResponseHandlers, type PreResponseHandler } from "@effect/platform/HttpApp"
+import { appendPreResponseHandler } from "@effect/platform/HttpApp"
 import type { RouteContext } from "@effect/platform/HttpRouter"
 import type { HttpServerResponse } from "@effect/platform/HttpServerResponse"
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
-import * as FiberRefs from "effect/FiberRefs"
-import * as Option from "effect/Option"
 import type { Unit } from "../unit.js"
 import { Route } from "./route.js"
 
@@ -46,29 +43,15 @@ export type EndBefore = (response: HttpServerResponse) => Effect.Effect<HttpServ
  * Around a whole server the response is sent inside of the app: there the unit ends before that, and what comes after it, the body and
  * whoever is around, has no part in it.
  */
-const aroundServer = (
-  fiber: Fiber.RuntimeFiber<unknown, unknown>,
-  outside: Context.Context<never>,
-  unit: Unit,
-  end: EndBefore
-): Passage => {
+const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefore): Passage => {
   const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
   const endHere: EndBefore = (response) =>
     // what is around may have made this interruptible, which an end in the middle is not
     unit.hasEnded ? Effect.succeed(response) : Effect.uninterruptible(Effect.zipLeft(end(response), without))
-  const before = fiber.getFiberRef(currentPreResponseHandlers)
-  const handler: PreResponseHandler = (request, response) =>
-    before._tag === "None" ? endHere(response) : Effect.flatMap(before.value(request, response), endHere)
-  const inside = inUnit(outside, unit)
   return {
-    // both at once: each change copies all that the fiber carries
-    enter: Effect.updateFiberRefs((id, all) =>
-      FiberRefs.updateManyAs(all, {
-        entries: [
-          [FiberRef.currentContext, [[id, inside]]],
-          [currentPreResponseHandlers, [[id, Option.some(handler)]]]
-        ]
-      })
+    enter: Effect.zipRight(
+      appendPreResponseHandler((_, response) => endHere(response)),
+      FiberRef.set(FiberRef.currentContext, inUnit(outside, unit))
     ),
     leave: FiberRef.set(FiberRef.currentContext, outside)
   }
@@ -92,8 +75,6 @@ export const leaveInPlace: Effect.Effect<void> = FiberRef.update(
 )
 
 /** The way for any other app. */
-export const passageOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>, unit: Unit, end: EndBefore): Passage => {
-  const outside = fiber.currentContext
+export const passageOf = (outside: Context.Context<never>, unit: Unit, end: EndBefore): Passage =>
   // what a route's handler answers with is not sent inside of it
-  return outside.unsafeMap.has(Route.key) ? throughAnother(outside, unit) : aroundServer(fiber, outside, unit, end)
-}
+  outside.unsafeMap.has(Route.key) ? throughAnother(outside, unit) : aroundServer(outside, unit, end)
