@@ -44,9 +44,6 @@ if (!isMainThread) {
   let counts = { good: 0, bad: 0 }
   let running = 0
   let start = 0
-  const isOver = () => {
-    if (--running === 0) parentPort?.postMessage({ ...counts, ms: performance.now() - start })
-  }
   const sockets = Array.from({ length: connections }, () => {
     const socket = connect(port, "127.0.0.1").setNoDelay(true)
     let got = ""
@@ -62,7 +59,7 @@ if (!isMainThread) {
       counts[got.startsWith("HTTP/1.1 2") ? "good" : "bad"]++
       got = ""
       if (performance.now() < until) socket.write(request)
-      else isOver()
+      else if (--running === 0) parentPort?.postMessage({ ...counts, ms: performance.now() - start })
     })
     return socket
   })
