@@ -157,13 +157,14 @@ const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => 
 /** A rollback does not fail. */
 const undo = (handle: UnitOfWork.Handle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
-/** Ends the unit of a request by its response. */
+/** Ends the unit of a request by its response. `leave` is for whoever is in it still. */
 const endBy = <E1>(
   { options }: Plan,
   handle: UnitOfWork.Handle,
   response: Response,
   settle: Settle<never, E1>,
-  restore: Restore
+  restore: Restore,
+  leave: Effect.Effect<void> = Effect.void
 ): Effect.Effect<Response, E1> => {
   if (handle.endUntouched()) return Effect.succeed(response)
   const { onCommitFailed = commitFailed, outcome = byStatus } = options
@@ -171,13 +172,14 @@ const endBy = <E1>(
   try {
     decided = outcome(response)
   } catch (defect) {
-    return Effect.zipRight(undo(handle), Effect.die(defect))
+    return Effect.zipRight(leave, Effect.zipRight(undo(handle), Effect.die(defect)))
   }
   const answer = Effect.succeed(response)
-  return Effect.matchEffect(handle.end(decided, restore), {
+  const only = decided === "commit" ? handle.commitOnly(restore) : undefined
+  return Effect.matchEffect(only ?? Effect.zipRight(leave, handle.end(decided, restore)), {
     onFailure: (error) => {
       const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
-      return settle(new Unstored(error, otherwise))
+      return Effect.zipRight(leave, settle(new Unstored(error, otherwise)))
     },
     onSuccess: () => {
       const failure = decided === "rollback" && options.retry !== undefined ? handle.unit.failure : undefined
@@ -211,9 +213,8 @@ const once = <E, R, E1>(
       return Effect.zipRight(leave, Effect.zipRight(undo(handle), settle(unstored)))
     },
     onSuccess: (response) =>
-      // whoever has made the place takes it away right after this, which is time enough where nothing is left to be done
-      passage === undefined && handle.endUntouched()
-        ? Effect.succeed(response)
+      passage === undefined
+        ? endBy(plan, handle, response, settle, restore, leaveInPlace)
         : Effect.zipRight(
             leave,
             Effect.suspend(() => endBy(plan, handle, response, settle, restore))

@@ -9,15 +9,20 @@ import {
   HttpServerResponse
 } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
+import * as SqlClient from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
+import * as FiberRef from "effect/FiberRef"
+import * as FiberRefs from "effect/FiberRefs"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import { DatabaseError, RequestTransaction } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, idle, insert, stored } from "./fixtures/databases.js"
+import { Db, fresh, idle, insert, Place, stored } from "./fixtures/databases.js"
+import { query } from "./fixtures/server.js"
 
 const gate = <A>() => Deferred.unsafeMake<A>(FiberId.none)
 
@@ -179,6 +184,44 @@ describe("the middleware around", () => {
       const client = yield* HttpClient.HttpClient
       assert.strictEqual((yield* client.post("/")).status, 200)
       assert.deepStrictEqual(yield* stored, ["3", "after"])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
+  it.scopedLive("a handler of its own: its hooks run before and after the commit", () =>
+    Effect.gen(function* () {
+      const handler = Effect.gen(function* () {
+        yield* insert("inside")
+        yield* Db.beforeCommit(insert("before"))
+        yield* Db.afterCommit(insert("after"))
+        return HttpServerResponse.empty()
+      })
+      yield* Layer.build(HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(handler)))))
+      const client = yield* HttpClient.HttpClient
+      assert.strictEqual((yield* client.post("/")).status, 204)
+      assert.deepStrictEqual(yield* stored, ["after", "before", "inside"])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
+  it.scopedLive("a handler of its own: what is told of a commit that failed is told outside of the unit", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
+      const handler = Effect.flatMap(Db.writer, (sql) =>
+        Effect.as(sql`INSERT INTO late VALUES (1)`, HttpServerResponse.empty())
+      )
+      const told: Array<boolean> = []
+      const listening = Logger.make(({ context }) => {
+        const { unsafeMap } = FiberRefs.getOrDefault(context, FiberRef.currentContext)
+        told.push(unsafeMap.has(SqlClient.TransactionConnection.key))
+      })
+      yield* Layer.build(
+        HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(handler)))).pipe(
+          Layer.provide(Logger.replace(Logger.defaultLogger, listening))
+        )
+      )
+      const client = yield* HttpClient.HttpClient
+      assert.strictEqual((yield* client.post("/")).status, 500)
+      assert.deepStrictEqual(told, [false])
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 })

@@ -10,6 +10,8 @@ export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect
 /** What is done where nobody waits any more; what it gives, if anything, is waited for. */
 export type GiveUp = () => Effect.Effect<void> | void
 
+type Start<A, E> = (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp
+
 /**
  * Waits until `resume` is called. An interruption calls what `start` has returned.
  *
@@ -17,20 +19,21 @@ export type GiveUp = () => Effect.Effect<void> | void
  * holds on to the whole operation. Where many wait at a time V8 learns that such literals live long and from then on makes them where
  * garbage is seldom collected: they keep what they hold until then, which took a quarter of the time of a small statement.
  */
-export const cancellable = <A, E>(
-  start: (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp
-): Effect.Effect<A, E> =>
-  Effect.uninterruptibleMask((restore) => {
-    let giveUp: GiveUp | undefined
-    return Effect.catchAllCause(
-      restore(
-        Effect.async<A, E>((resume) => {
-          giveUp = start(resume)
-        })
-      ),
-      (cause) => {
-        const over = Cause.isInterruptedOnly(cause) ? giveUp?.() : undefined
-        return over === undefined ? Effect.failCause(cause) : Effect.zipRight(over, Effect.failCause(cause))
-      }
-    )
-  })
+export const cancellable = <A, E>(start: Start<A, E>): Effect.Effect<A, E> =>
+  Effect.uninterruptibleMask((restore) => cancellableWithin(restore, start))
+
+/** The same where it is uninterruptible already. */
+export const cancellableWithin = <A, E>(restore: Restore, start: Start<A, E>): Effect.Effect<A, E> => {
+  let giveUp: GiveUp | undefined
+  return Effect.catchAllCause(
+    restore(
+      Effect.async<A, E>((resume) => {
+        giveUp = start(resume)
+      })
+    ),
+    (cause) => {
+      const over = Cause.isInterruptedOnly(cause) ? giveUp?.() : undefined
+      return over === undefined ? Effect.failCause(cause) : Effect.zipRight(over, Effect.failCause(cause))
+    }
+  )
+}

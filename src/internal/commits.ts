@@ -104,7 +104,7 @@ const commitAll = (
       return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
     }
     const soon = restore === undefined || gone !== undefined
-    return Effect.matchCauseEffect(soon ? commitSoon(transaction) : restore(commit(transaction)), {
+    return Effect.matchCauseEffect(soon ? commitSoon(transaction) : commit(transaction, restore), {
       onSuccess: () => step(i + 1, gone),
       onFailure: (cause) => {
         const { state } = transaction.level

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import { CommitVetoed, TransactionBusy, type TransactionError } from "../DatabaseError.js"
 import { Observation } from "../Observation.js"
 import type { Transaction } from "../Transaction.js"
-import { cancellable, type Restore } from "./cancellable.js"
+import { cancellableWithin, type Restore } from "./cancellable.js"
 import type { Carrier } from "./carrier.js"
 import { after } from "./hooks.js"
 
@@ -16,21 +16,20 @@ export const keep = <X>(
   restore: Restore,
   wrap: (error: TransactionError) => X
 ): Effect.Effect<void, X> =>
-  Effect.flatMap(
-    Effect.catchAllCause(restore(commit(transaction)), (cause) =>
+  Effect.matchCauseEffect(commit(transaction, restore), {
+    onFailure: (cause) =>
       Effect.zipRight(
         undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
         Effect.failCause(Cause.map(cause, wrap))
-      )
-    ),
-    () => (transaction.hasHooks ? after(transaction, restore) : Effect.void)
-  )
+      ),
+    onSuccess: () => (transaction.hasHooks ? after(transaction, restore) : Effect.void)
+  })
 
 /**
  * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second.
  */
-export const commit = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
-  cancellable((resume) => {
+export const commit = (transaction: Transaction, restore: Restore): Effect.Effect<void, TransactionError> =>
+  cancellableWithin(restore, (resume) => {
     const giveUp = commitLevel(transaction, resume)
     return () => Effect.async<void>((settled) => giveUp(() => settled(Effect.void)))
   })

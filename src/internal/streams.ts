@@ -68,7 +68,10 @@ const portalStream = (
       (flight) => flight,
       () => false
     )
-    const end = Effect.mapError(commit(transaction), toSqlError)
+    const end = Effect.mapError(
+      Effect.uninterruptibleMask((restore) => commit(transaction, restore)),
+      toSqlError
+    )
     const pull: Effect.Effect<Chunk.Chunk<object>, Option.Option<SqlError>> = Effect.suspend(() =>
       ended
         ? Effect.fail(Option.none())
