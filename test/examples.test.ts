@@ -143,7 +143,8 @@ const portOf = (server: net.Server): string => String((server.address() as net.A
 describe.concurrent("examples", () => {
   it("all are run here, are listed with their command, and fit on a page", () => {
     const files = fs.readdirSync(folder).filter((file) => /^\d\d-.*\.ts$/.test(file))
-    const tested = [...Object.keys({ ...programs, ...servers }).map((name) => `${name}.ts`), "14-testing.test.ts"]
+    const others = ["14-testing.test.ts", "17-shell.ts"]
+    const tested = [...Object.keys({ ...programs, ...servers }).map((name) => `${name}.ts`), ...others]
     expect(files.sort()).toEqual(tested.sort())
     const readme = fs.readFileSync(path.join(folder, "README.md"), "utf8").split("\n")
     for (const file of files) {
@@ -281,6 +282,31 @@ describe.concurrent("examples", () => {
       }),
     patience
   )
+
+  for (const end of ["Ctrl-D", "Ctrl-C"]) {
+    it.scopedLive(
+      `17-shell says what each line gives, what fails too, until ${end}`,
+      () =>
+        Effect.gen(function* () {
+          const { app, env } = yield* databases
+          const shell = yield* Program.startScript(script("17-shell"), [], env)
+          yield* shell.line(/connected: db, audit/)
+          const add = (title: string) => `await db.writer\`INSERT INTO todo (title) VALUES ('${title}') RETURNING id\``
+          const added = query(app, "SELECT title FROM todo")
+          yield* shell.type(`${add("milk")}\n`)
+          yield* shell.line(/{ id: 1 }/)
+          expect(yield* added).toEqual([{ title: "milk" }])
+          yield* shell.type(`await unitOfWork(async () => { ${add("eggs")}; await db.writer\`nonsense\` })\n`)
+          yield* shell.line(/QueryFailed: .*syntax error/)
+          yield* shell.type("await db.reader`SELECT title FROM todo`.then((rows) => 'found ' + rows.length)\n")
+          yield* shell.line(/found 1/)
+          expect(yield* added).toEqual([{ title: "milk" }])
+          yield* end === "Ctrl-D" ? shell.leave : shell.signal("SIGINT")
+          expect(yield* shell.ended).toMatchObject({ code: 0, stderr: "" })
+        }),
+      patience
+    )
+  }
 
   it.scopedLive(
     "a line that the model refuses is named, and nothing of its file is stored",

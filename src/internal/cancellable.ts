@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /** What is done where nobody waits any more; what it gives, if anything, is waited for. */
-export type GiveUp = () => Effect.Effect<void> | void
+type GiveUp = () => Effect.Effect<void> | void
 
 type Start<A, E> = (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp
 

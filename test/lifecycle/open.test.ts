@@ -1,4 +1,7 @@
 /** Databases that are opened and closed by hand: together, by several at once, and where one cannot be opened. */
+import * as NodeContext from "@effect/platform-node/NodeContext"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as PgMigrator from "@effect/sql-pg/PgMigrator"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -90,6 +93,49 @@ describe("databases that are opened together", () => {
         places.map(({ name }) => name)
       )
       yield* Effect.promise(() => runtime.close())
+    })
+  )
+
+  it.scopedLive("each is migrated by its own migrations before anybody uses it, and once", () =>
+    Effect.gen(function* () {
+      const places = yield* Effect.all({ app: freshDatabase, audit: freshDatabase })
+      const migrations = (text: string) =>
+        PgMigrator.layer({
+          loader: PgMigrator.fromRecord({
+            "1_start": Effect.flatMap(SqlClient.SqlClient, (sql) => Effect.asVoid(sql.unsafe(text)))
+          })
+        })
+      const live = Layer.merge(
+        Layer.provide(migrations("CREATE TABLE todo (title text)"), Db.layerSqlClient),
+        Layer.provide(migrations("CREATE TABLE event (what text)"), Audit.layerSqlClient)
+      ).pipe(
+        Layer.provideMerge(
+          Layer.merge(Db.layer({ writer: places.app.writer }), Audit.layer({ writer: places.audit.writer }))
+        ),
+        Layer.provide(NodeContext.layer)
+      )
+      for (const title of ["first", "second"]) {
+        yield* Effect.promise(async () => {
+          await using runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, live)
+          await runtime.open()
+          const { audit, db } = runtime.databases
+          await db.writer`INSERT INTO todo ${db.writer.insert({ title })}`
+          await audit.writer`INSERT INTO event ${audit.writer.insert({ what: title })}`
+        })
+      }
+      const tables = "SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+      assert.deepStrictEqual(yield* query(places.app.writer, tables), [
+        { name: "effect_sql_migrations" },
+        { name: "todo" }
+      ])
+      assert.deepStrictEqual(yield* query(places.audit.writer, tables), [
+        { name: "effect_sql_migrations" },
+        { name: "event" }
+      ])
+      assert.deepStrictEqual(yield* query(places.app.writer, "SELECT title FROM todo"), [
+        { title: "first" },
+        { title: "second" }
+      ])
     })
   )
 

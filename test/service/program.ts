@@ -28,7 +28,7 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
       const child = spawn(process.execPath, ["--import", "tsx", script, ...args], {
         cwd: root,
         env: { PATH: process.env.PATH, PORT: "0", ...env },
-        stdio: ["ignore", "pipe", "pipe"]
+        stdio: ["pipe", "pipe", "pipe"]
       })
       const ended = Deferred.unsafeMake<Ended>(FiberId.none)
       const waiting = new Set<() => void>()
@@ -39,6 +39,8 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
           for (const look of waiting) look()
         })
       }
+      // what is typed when it has ended is lost, as it is for anybody
+      child.stdin.on("error", () => {})
       child.once("close", (code, signal) => {
         Deferred.unsafeDone(ended, Effect.succeed({ code: code ?? signal, ...written }))
         for (const look of waiting) look()
@@ -74,6 +76,10 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
               Effect.fail(new Unexpected({ message: `ended too early with ${code}: ${stderr}` }))
             )
           ),
+        /** What its user types. */
+        type: (text: string) => Effect.sync(() => void child.stdin.write(text)),
+        /** As Ctrl-D does. */
+        leave: Effect.sync(() => void child.stdin.end()),
         signal: (name: NodeJS.Signals) => Effect.sync(() => child.kill(name)),
         ended: Deferred.await(ended)
       }

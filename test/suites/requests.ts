@@ -199,6 +199,22 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
+      it.scoped(
+        "a statement's own schema is before the request's, which the next on the same connection does not have",
+        () =>
+          Effect.gen(function* () {
+            const { writer } = yield* Site
+            const [pid, name] = yield* listOf(yield* post("/checked/schemas"))
+            assert.strictEqual(name, "tenant")
+            assert.deepStrictEqual(yield* stored("schemas"), ["schemas: by default", "schemas: of the statement"])
+            assert.deepStrictEqual(yield* query(writer, "SELECT name FROM tenant.item"), [
+              { name: "schemas: of the request" }
+            ])
+            yield* idle
+            assert.deepStrictEqual(yield* listOf(yield* post("/checked/schema")), [pid, "public"])
+          })
+      )
+
       it.scoped("the host changes in the middle of a request: it ends on the old one, the next one uses the new", () =>
         Effect.gen(function* () {
           const { front, other, run } = yield* Site

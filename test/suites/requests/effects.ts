@@ -15,6 +15,11 @@ const first = <A extends object, B>(kind: "writer" | "reader", text: string, pic
   Effect.flatMap(Db[kind], (sql) => Effect.map(sql.unsafe<A>(text), (rows) => pick(rows[0])))
 
 const pid = first("writer", "SELECT pg_backend_pid() AS pid", (row: { pid: number } | undefined) => row?.pid)
+const schema = (kind: "writer" | "reader") =>
+  Effect.map(
+    Effect.all([pid, first(kind, "SELECT current_schema() AS name", (row: { name: string } | undefined) => row?.name)]),
+    (both) => respond(200, JSON.stringify(both))
+  )
 const port = first("writer", "SELECT inet_client_port() AS port", (row: { port: number } | undefined) => row?.port)
 const orphan = Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO late VALUES (-1)`)
 const seen = (name: string) =>
@@ -123,5 +128,14 @@ export const handlers: Readonly<
     yield* insert("move: after")
     return respond(200, String(yield* port))
   }),
+  schemas: Effect.gen(function* () {
+    const sql = yield* Db.writer
+    yield* insert("schemas: by default")
+    yield* sql`SET LOCAL search_path TO ${sql("tenant")}`
+    yield* insert("schemas: of the request")
+    yield* sql`INSERT INTO ${sql("public.item")} ${sql.insert({ name: "schemas: of the statement" })}`
+    return yield* schema("reader")
+  }),
+  schema: schema("writer"),
   where: Effect.map(port, (port) => respond(200, String(port)))
 }

@@ -31,6 +31,8 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       await db.reader`
         SELECT pg_is_in_recovery() AS standby, count(*)::int AS n FROM item WHERE name = ${name}`
     )[0]
+  const schema = async (kind: "writer" | "reader") =>
+    (await db[kind]<{ name: string }>`SELECT current_schema() AS name`)[0]?.name
   const orphan = async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
   const failed = async (code: () => Promise<void>) => code().then(() => "no failure", tagOf)
 
@@ -173,6 +175,14 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       await add("move: after")
       return { status: 200, body: String(await port()) }
     },
+    schemas: async () => {
+      await add("schemas: by default")
+      await db.writer`SET LOCAL search_path TO ${db.writer("tenant")}`
+      await add("schemas: of the request")
+      await db.writer`INSERT INTO ${db.writer("public.item")} ${db.writer.insert({ name: "schemas: of the statement" })}`
+      return { status: 200, body: JSON.stringify([await pid(), await schema("reader")]) }
+    },
+    schema: async () => ({ status: 200, body: JSON.stringify([await pid(), await schema("writer")]) }),
     where: async () => ({ status: 200, body: String(await port()) })
   }
 }

@@ -45,6 +45,8 @@ export type Serve = (runtime: Runtime, handlers: Handlers) => Promise<Listening>
 const place = Effect.gen(function* () {
   const { reader, writer } = yield* freshTable
   yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
+  yield* query(writer, "CREATE SCHEMA tenant")
+  yield* query(writer, "CREATE TABLE tenant.item (LIKE item INCLUDING ALL)")
   const front = yield* makeProxy(writer)
   const other = yield* makeProxy(writer)
   return { writer, front, other, layer: Layer.merge(Db.layer({ writer: front.url, readers: [reader] }), audit) }
