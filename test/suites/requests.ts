@@ -199,6 +199,14 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
+      it.scoped("what a request has written the next one reads at once where it asks for that, from the primary", () =>
+        Effect.gen(function* () {
+          assert.strictEqual((yield* post("/checked/wrote")).status, 201)
+          assert.deepStrictEqual(yield* listOf(yield* post("/checked/again")), [{ standby: false, n: 1 }, true])
+          yield* idle
+        })
+      )
+
       it.scoped(
         "a statement's own schema is before the request's, which the next on the same connection does not have",
         () =>

@@ -2,7 +2,7 @@
 import { HttpServerResponse } from "@effect/platform"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { DatabaseError, UnitOfWork } from "effect-db"
+import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
 import { event } from "../../fixtures/audit.js"
 import { type Audit, Db, insert } from "../../fixtures/databases.js"
 import { hearing, telling } from "./messages.js"
@@ -26,7 +26,7 @@ const seen = (name: string) =>
   first(
     "reader",
     `SELECT pg_is_in_recovery() AS standby, count(*)::int AS n FROM item WHERE name = '${name}'`,
-    (row) => row
+    (row: { standby: boolean; n: number } | undefined) => row
   )
 
 const failed = (self: Effect.Effect<unknown, unknown, Db>) =>
@@ -120,6 +120,11 @@ export const handlers: Readonly<
     const before = yield* seen("readers")
     yield* insert("readers")
     return respond(200, JSON.stringify([before, yield* seen("readers")]))
+  }),
+  wrote: Effect.as(insert("wrote"), respond(201)),
+  again: Effect.gen(function* () {
+    const strong = yield* Db.withConsistency(seen("wrote"), Consistency.Strong())
+    return respond(200, JSON.stringify([strong, (yield* seen("wrote"))?.standby]))
   }),
   move: Effect.gen(function* () {
     yield* insert("move: before")

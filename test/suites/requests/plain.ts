@@ -1,5 +1,5 @@
 /** What the handlers of Express, Fastify and Hono do, as plain code; each writes rows that begin with its own name. */
-import type { DatabaseRuntime } from "effect-db"
+import { Consistency, type DatabaseRuntime } from "effect-db"
 import type { Audit, Db } from "../../fixtures/databases.js"
 import { hear, tell } from "./messages.js"
 
@@ -167,6 +167,14 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       const before = await seen("readers")
       await add("readers")
       return { status: 200, body: JSON.stringify([before, await seen("readers")]) }
+    },
+    wrote: async () => {
+      await add("wrote")
+      return { status: 201 }
+    },
+    again: async () => {
+      const strong = await db.withConsistency(Consistency.Strong(), () => seen("wrote"))
+      return { status: 200, body: JSON.stringify([strong, (await seen("wrote"))?.standby]) }
     },
     move: async () => {
       await add("move: before")
