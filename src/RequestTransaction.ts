@@ -175,6 +175,7 @@ const endBy = <E1>(
     return Effect.zipRight(leave, Effect.zipRight(undo(handle), Effect.die(defect)))
   }
   const answer = Effect.succeed(response)
+  // it runs nothing that could tell where it is, and the place is taken away right after it
   const only = decided === "commit" ? handle.commitOnly(restore) : undefined
   return Effect.matchEffect(only ?? Effect.zipRight(leave, handle.end(decided, restore)), {
     onFailure: (error) => {
