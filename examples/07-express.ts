@@ -2,6 +2,7 @@
 
 import { DatabaseRuntime } from "effect-db"
 import express, { type ErrorRequestHandler } from "express"
+import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
 import { closed, listening, port, serveUntil } from "./requests.js"
@@ -23,7 +24,7 @@ app.post("/todos", async (request, response) => {
 
 app.post("/todos/broken", async (request) => {
   await sql`INSERT INTO todo ${sql.insert({ title: request.body.title })}`
-  throw new Error("after the insert") // Express answers 500, and nothing is stored
+  throw new Error("after the insert") // answered below, and nothing is stored
 })
 
 // Effects run in the same unit of work.
@@ -32,7 +33,8 @@ app.get("/todos", async (_, response) => {
 })
 
 const failed: ErrorRequestHandler = (error, _request, response, _next) => {
-  response.status(500).json({ error: error.message })
+  const { body, status } = answerOf(error)
+  response.status(status).json(body)
 }
 app.use(failed)
 

@@ -2,6 +2,7 @@
 
 import { DatabaseRuntime } from "effect-db"
 import fastify from "fastify"
+import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
 import { hurry, listening, port, serveUntil } from "./requests.js"
@@ -25,7 +26,12 @@ app.post<{ Body: Todos.NewTodo }>("/todos", async ({ body }, reply) => {
 
 app.post<{ Body: Todos.NewTodo }>("/todos/broken", async ({ body }) => {
   await sql`INSERT INTO todo ${sql.insert({ title: body.title })}`
-  throw new Error("after the insert") // Fastify answers 500, and nothing is stored
+  throw new Error("after the insert") // answered below, and nothing is stored
+})
+
+app.setErrorHandler((error, _, reply) => {
+  const { body, status } = answerOf(error)
+  return reply.status(status).send(body)
 })
 
 // Effects run in the same unit of work.

@@ -3,6 +3,7 @@ import type { Server } from "node:http"
 import { serve } from "@hono/node-server"
 import { DatabaseRuntime } from "effect-db"
 import { Hono } from "hono"
+import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
 import { closed, listening, port, serveUntil } from "./requests.js"
@@ -28,7 +29,10 @@ app.post("/todos/broken", async (context) => {
 // Effects run in the same unit of work.
 app.get("/todos", async (context) => context.json(await runtime.runPromise(Todos.list)))
 
-app.onError((error, context) => context.json({ error: error.message }, 500))
+app.onError((error, context) => {
+  const { body, status } = answerOf(error)
+  return context.json(body, status)
+})
 
 // Around the whole app. The response is given when the commit is answered, or another one in its place.
 const fetch = runtime.handler(app.fetch)

@@ -40,6 +40,10 @@ const load = todos.pipe(
   Stream.runFoldEffect(0, (count, batch) =>
     Effect.map(Todos.add(...Chunk.toReadonlyArray(batch)), (stored) => count + stored.length)
   ),
+  Effect.filterOrFail(
+    (count) => count > 0,
+    () => new Error(`${file}, line 1: expected a header, and todos below; nothing of it is stored`)
+  ),
   Db.withTransaction()
 )
 

@@ -6,13 +6,20 @@ import { Audit, DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
 
 main(async (signal) => {
+  const ending = new AbortController()
   await using runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, DatabasesLive)
   await runtime.open()
+  if (signal.aborted) return
 
   const names = Object.keys(runtime.databases).join(", ")
   console.log(`connected: ${names}; several statements as one: await unitOfWork(async () => { ... })`)
-  const shell = start({ prompt: process.stdin.isTTY ? "> " : "" })
-  Object.assign(shell.context, runtime.databases, { unitOfWork: runtime.unitOfWork })
-  signal.addEventListener("abort", () => shell.close())
-  await once(shell, "exit")
+  const { isTTY } = process.stdin
+  // who types breaks off with Ctrl-C what he waits for
+  const shell = start({ prompt: isTTY ? "> " : "", breakEvalOnSigint: isTTY })
+  const unitOfWork = <A>(code: () => Promise<A>) => runtime.unitOfWork(code, { signal: ending.signal })
+  Object.assign(shell.context, runtime.databases, { unitOfWork })
+  await Promise.race([once(shell, "exit"), once(signal, "abort")])
+  // what is open then is rolled back, and no line is read any more
+  ending.abort()
+  process.stdin.destroy()
 })

@@ -1,6 +1,7 @@
 /** A module as serverless platforms and Next.js have it: it exports handlers, and nobody tells it when to start and to end. */
 import { Schema } from "effect"
 import { DatabaseRuntime } from "effect-db"
+import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import * as Todos from "./todos.js"
 
@@ -14,10 +15,17 @@ export const GET = runtime.handler(async () => Response.json(await runtime.runPr
   transaction: { access: "read only" }
 })
 
-export const POST = runtime.handler(async (request) => {
+const add = async (request: Request): Promise<Response> => {
   const { title } = Schema.decodeUnknownSync(Todos.NewTodo)(await request.json())
   const [todo] = await sql<Todos.Todo>`INSERT INTO todo ${sql.insert({ title })} RETURNING id, title, done`
   // a status of 400 or more rolls back
   if (new URL(request.url).pathname === "/todos/broken") return Response.json({ error: "broken" }, { status: 500 })
   return Response.json(todo, { status: 201 })
-})
+}
+
+export const POST = runtime.handler((request) =>
+  add(request).catch((error) => {
+    const { body, status } = answerOf(error)
+    return Response.json(body, { status })
+  })
+)

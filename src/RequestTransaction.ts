@@ -157,14 +157,13 @@ const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => 
 /** A rollback does not fail. */
 const undo = (handle: UnitOfWork.Handle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
-/** Ends the unit of a request by its response. `leave` is for whoever is in it still. */
+/** Ends the unit of a request by its response. */
 const endBy = <E1>(
   { options }: Plan,
   handle: UnitOfWork.Handle,
   response: Response,
   settle: Settle<never, E1>,
-  restore: Restore,
-  leave: Effect.Effect<void> = Effect.void
+  restore: Restore
 ): Effect.Effect<Response, E1> => {
   if (handle.endUntouched()) return Effect.succeed(response)
   const { onCommitFailed = commitFailed, outcome = byStatus } = options
@@ -172,15 +171,13 @@ const endBy = <E1>(
   try {
     decided = outcome(response)
   } catch (defect) {
-    return Effect.zipRight(leave, Effect.zipRight(undo(handle), Effect.die(defect)))
+    return Effect.zipRight(undo(handle), Effect.die(defect))
   }
   const answer = Effect.succeed(response)
-  // it runs nothing that could tell where it is, and the place is taken away right after it
-  const only = decided === "commit" ? handle.commitOnly(restore) : undefined
-  return Effect.matchEffect(only ?? Effect.zipRight(leave, handle.end(decided, restore)), {
+  return Effect.matchEffect(handle.end(decided, restore), {
     onFailure: (error) => {
       const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
-      return Effect.zipRight(leave, settle(new Unstored(error, otherwise)))
+      return settle(new Unstored(error, otherwise))
     },
     onSuccess: () => {
       const failure = decided === "rollback" && options.retry !== undefined ? handle.unit.failure : undefined
@@ -214,12 +211,10 @@ const once = <E, R, E1>(
       return Effect.zipRight(leave, Effect.zipRight(undo(handle), settle(unstored)))
     },
     onSuccess: (response) =>
-      passage === undefined
-        ? endBy(plan, handle, response, settle, restore, leaveInPlace)
-        : Effect.zipRight(
-            leave,
-            Effect.suspend(() => endBy(plan, handle, response, settle, restore))
-          )
+      // whoever has made the place takes it away right after this, which is time enough where nothing is left to be done
+      passage === undefined && handle.endUntouched()
+        ? Effect.succeed(response)
+        : Effect.flatMap(leave, () => endBy(plan, handle, response, settle, restore))
   })
   return passage === undefined ? answered : Effect.zipRight(passage.enter, answered)
 }

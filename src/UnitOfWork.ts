@@ -9,7 +9,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
-import { dual, identity } from "effect/Function"
+import { dual } from "effect/Function"
 import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -24,7 +24,6 @@ import {
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import { finish, undoAll } from "./internal/commits.js"
-import { keep } from "./internal/ending.js"
 import { replay } from "./internal/replay.js"
 import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unit.js"
 import type { Work } from "./internal/work.js"
@@ -140,8 +139,6 @@ export interface Handle {
   readonly hasEnded: boolean
   /** Ends it at once where nothing was done in it; tells whether it has ended now. */
   readonly endUntouched: () => boolean
-  /** Commits where a COMMIT is all that there is to be done: what it gives runs nothing of anybody else's. */
-  readonly commitOnly: (restore: Restore) => Effect.Effect<void, TransactionError> | undefined
   /** Ends it, once. `restore` is for a caller who can be interrupted and has not been. */
   readonly end: (outcome: Outcome, restore: Restore | undefined) => Effect.Effect<void, TransactionError>
 }
@@ -198,14 +195,6 @@ class OpenUnit implements Handle {
       close()
       return undoAll(all, restore)
     })
-  }
-
-  commitOnly(restore: Restore): Effect.Effect<void, TransactionError> | undefined {
-    const only = this.ended ? undefined : this.unit.only
-    if (only === undefined) return undefined
-    this.ended = true
-    this.unit.end()
-    return keep(only, restore, identity)
   }
 
   endUntouched(): boolean {

@@ -187,18 +187,44 @@ describe("the middleware around", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
+  it.scopedLive("a handler that somebody runs twice in its route, and both times it is stored", () =>
+    Effect.gen(function* () {
+      let times = 0
+      const handler = transactional(
+        Effect.as(
+          Effect.suspend(() => insert(`${++times}`)),
+          HttpServerResponse.empty()
+        )
+      )
+      const own = Effect.gen(function* () {
+        const context = yield* Effect.context<Db | HttpServerRequest.HttpServerRequest>()
+        const { route } = yield* HttpRouter.RouteContext
+        const mine = Context.add(context, HttpRouter.RouteContext, {
+          [HttpRouter.RouteContextTypeId]: HttpRouter.RouteContextTypeId,
+          params: {},
+          route: { ...route, handler }
+        })
+        return yield* Effect.provide(Effect.zipRight(handler, handler), mine)
+      })
+      yield* Layer.build(HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", own))))
+      const client = yield* HttpClient.HttpClient
+      assert.strictEqual((yield* client.post("/")).status, 204)
+      assert.deepStrictEqual(yield* stored, ["1", "2"])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
   it.scopedLive("a handler of its own: its hooks run before and after the commit", () =>
     Effect.gen(function* () {
       const handler = Effect.gen(function* () {
         yield* insert("inside")
         yield* Db.beforeCommit(insert("before"))
-        yield* Db.afterCommit(insert("after"))
+        yield* Db.afterCommit(Effect.flatMap(stored, (rows) => insert(`after ${rows.join(" and ")}`)))
         return HttpServerResponse.empty()
       })
       yield* Layer.build(HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(handler)))))
       const client = yield* HttpClient.HttpClient
       assert.strictEqual((yield* client.post("/")).status, 204)
-      assert.deepStrictEqual(yield* stored, ["after", "before", "inside"])
+      assert.deepStrictEqual(yield* stored, ["after before and inside", "before", "inside"])
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 

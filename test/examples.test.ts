@@ -6,7 +6,10 @@ import * as path from "node:path"
 import { fileURLToPath } from "node:url"
 import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { soon } from "./fixtures/databases.js"
 import { directory } from "./fixtures/directory.js"
+import { makeProxy } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 import * as Program from "./service/program.js"
 
@@ -198,8 +201,16 @@ describe.concurrent("examples", () => {
           )
           const headers = { "content-type": "application/json" }
           const body = JSON.stringify({ title: "bread" })
-          const { status } = yield* Effect.promise(() => fetch(`${url}/todos`, { method: "POST", headers, body }))
-          expect(status).toBe(201)
+          const send = (body: string) =>
+            Effect.promise(async () => {
+              const response = await fetch(`${url}/todos`, { method: "POST", headers, body })
+              return { status: response.status, text: await response.text() }
+            })
+          expect((yield* send(body)).status).toBe(201)
+          const again = yield* send(body)
+          expect(again.status).toBe(409)
+          expect(again.text).not.toMatch(/database|key|todo_/)
+          expect((yield* send("{")).status).toBe(400)
           expect(yield* query(app, "SELECT title FROM todo")).toEqual([{ title: "bread" }])
           expect((yield* taken).stderr).toMatch(/^error: listen EADDRINUSE.*\n$/)
           expect((yield* taken).code).toBe(1)
@@ -309,6 +320,32 @@ describe.concurrent("examples", () => {
   }
 
   it.scopedLive(
+    "17-shell ends with Ctrl-C also where it is still connecting, or a statement has no end",
+    () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* databases
+        const proxy = yield* makeProxy(app)
+        const connecting = yield* proxy.when(({ type }) => type === "startup", "freeze")
+        const slow = { ...env, DATABASE_URL: Redacted.value(proxy.url) }
+        const first = yield* Program.startScript(script("17-shell"), [], slow)
+        yield* first.meanwhile(connecting)
+        yield* first.signal("SIGINT")
+        yield* proxy.thaw
+        expect(yield* first.ended).toEqual({ code: 0, stdout: "", stderr: "" })
+
+        const second = yield* Program.startScript(script("17-shell"), [], env)
+        yield* second.line(/connected/)
+        yield* second.type("await db.writer`SELECT pg_sleep(600)`\n")
+        const running =
+          "SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND datname = current_database()"
+        yield* query(app, running).pipe(Effect.repeat({ schedule: soon, until: ({ length }) => length > 0 }))
+        yield* second.signal("SIGINT")
+        expect(yield* second.ended).toMatchObject({ code: 0, stderr: "" })
+      }),
+    patience
+  )
+
+  it.scopedLive(
     "a line that the model refuses is named, and nothing of its file is stored",
     () =>
       Effect.gen(function* () {
@@ -316,7 +353,8 @@ describe.concurrent("examples", () => {
         const file = path.join(yield* temporary, "wrong.csv")
         const cases = [
           ["title,done\nmilk,false\neggs,perhaps\n", "line 3: done: expected true or false"],
-          ["title\nmilk\n", "line 2: done: is missing"]
+          ["title\nmilk\n", "line 2: done: is missing"],
+          ["", "line 1: expected a header, and todos below"]
         ] as const
         for (const [text, problem] of cases) {
           fs.writeFileSync(file, text)

@@ -139,13 +139,6 @@ export class Unit extends Carrier {
     return this.begun
   }
 
-  /** The one whose COMMIT is all that there is to be done at the end, if it is so. */
-  get only(): Transaction | undefined {
-    if (this.waiting !== undefined || this.transactions?.size !== 1 || this.isEnding) return undefined
-    const [only] = this.transactions.values()
-    return only?.hasHooks === true ? undefined : only
-  }
-
   /** Those that are begun by now. */
   get begun(): ReadonlyArray<Transaction> {
     return this.transactions === undefined ? none : [...this.transactions.values()]
