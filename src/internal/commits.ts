@@ -136,7 +136,10 @@ export interface Whole {
   readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
-/** Runs the hooks that may veto, which may touch further databases, then commits all. */
+/**
+ * Runs the hooks that may veto, which may touch further databases, then commits all. The end begins with the call, so what it gives is to be
+ * run at once, and not to be interrupted.
+ */
 export const finish = (
   { all, carrier, close, isEarly, unit }: Whole,
   { checked, order }: Ending,
@@ -150,29 +153,27 @@ export const finish = (
     const commits = commitAll(ordered, restore)
     return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
   }
-  return Effect.suspend(() => {
-    const begun = all()
-    const hasHooks = begun.some((transaction) => transaction.hasHooks)
-    if (!hasHooks && !isEarly) return commits(begun)
-    const seen = new Set(begun)
-    let isAgreed = false
-    // a hook may be the first to touch a database; and what somebody rolls back meanwhile is not stored, so this is no success
-    const transactions = () => {
-      if (!isAgreed) for (const transaction of all()) seen.add(transaction)
-      return [...seen]
-    }
-    const end = { transactions, over: Deferred.unsafeMake<void>(FiberId.none) }
-    unit.beginEnd(end)
-    const agreed = Effect.suspend(() => {
-      const ending = transactions()
-      isAgreed = true
-      return commits(ending)
-    })
-    // a hook that fails, or is interrupted, ends it as well
-    const over = Effect.suspend(() => {
-      close([...seen])
-      return unit.endIsOver(end)
-    })
-    return Effect.ensuring(hasHooks ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
+  const begun = all()
+  const hasHooks = begun.some((transaction) => transaction.hasHooks)
+  if (!hasHooks && !isEarly) return commits(begun)
+  const seen = new Set(begun)
+  let isAgreed = false
+  // a hook may be the first to touch a database; and what somebody rolls back meanwhile is not stored, so this is no success
+  const transactions = () => {
+    if (!isAgreed) for (const transaction of all()) seen.add(transaction)
+    return [...seen]
+  }
+  const end = { transactions, over: Deferred.unsafeMake<void>(FiberId.none) }
+  unit.beginEnd(end)
+  const agreed = Effect.suspend(() => {
+    const ending = transactions()
+    isAgreed = true
+    return commits(ending)
   })
+  // a hook that fails, or is interrupted, ends it as well
+  const over = Effect.suspend(() => {
+    close([...seen])
+    return unit.endIsOver(end)
+  })
+  return Effect.ensuring(hasHooks ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
 }
