@@ -11,6 +11,8 @@ export const isOnce = process.argv.includes("--once")
 const ask = async (url: string, method: string, path: string, body?: object): Promise<void> => {
   const init = body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }
   const response = await fetch(url + path, { method, ...init })
+  // there is no database
+  if (response.status === 503) process.exitCode = 1
   console.log(`${method} ${path} ${response.status} ${(await response.text()).split("\n")[0]}`)
 }
 
