@@ -145,8 +145,9 @@ fsync = off
 timezone = UTC
 END
 primary=$(start primary)
+# the primary keeps what the replica still needs: without a slot it may have recycled it, and then a replica never catches up
 PGPASSWORD=$password as_server "$bin/pg_basebackup" -h 127.0.0.1 -p "$primary" -U postgres -D "$work/replica" \
-  --write-recovery-conf --wal-method=stream --checkpoint=fast --no-sync
+  --create-slot --slot=replica --write-recovery-conf --wal-method=stream --checkpoint=fast --no-sync
 replica=$(start replica)
 
 # One PgBouncer in front of each server. Every database of the server is there, with few connections: clients have to share them. What a
