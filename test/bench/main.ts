@@ -10,9 +10,10 @@ import { rates } from "./rates.js"
 import { requests } from "./requests.js"
 
 const usage = `npm run bench -- [rates] [options]     all clients side by side on one embedded server, interleaved; ratios of medians
-npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request;
-                                       NODE_OPTIONS=--max-semi-space-size=64 gives all of them the room that servers do well with
+npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
+
+All are measured in one process with the room for young objects that servers do well with, 64 MB; YOUNG_MB=16 for what Node has by itself.
 
 rates, requests
   --rounds N     how often each has its turn (default 9; requests 25)
