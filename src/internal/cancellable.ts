@@ -22,7 +22,7 @@ type Start<A, E> = (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp
 export const cancellable = <A, E>(start: Start<A, E>): Effect.Effect<A, E> =>
   Effect.uninterruptibleMask((restore) => cancellableWithin(restore, start))
 
-/** The same where it is uninterruptible already. */
+/** The same where it is uninterruptible already, to be run once. */
 export const cancellableWithin = <A, E>(restore: Restore, start: Start<A, E>): Effect.Effect<A, E> => {
   let giveUp: GiveUp | undefined
   return Effect.catchAllCause(

@@ -13,7 +13,7 @@ const usage = `npm run bench -- [rates] [options]     all clients side by side o
 npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
-All are measured in one process with the room for young objects that servers do well with, 64 MB; YOUNG_MB=16 for what Node has by itself.
+All are measured in one process, with Node's own room for young objects; with YOUNG_MB=64 they have what servers do well with.
 
 rates, requests
   --rounds N     how often each has its turn (default 9; requests 25)
