@@ -13,6 +13,7 @@ import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
 import { type ConnectFailure, login } from "./internal/login.js"
+import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import { noColumns } from "./internal/rows.js"
 import { Silence } from "./internal/silence.js"
@@ -97,6 +98,8 @@ export class Connection {
   retireAs: CloseReason = "aged"
   /** The transaction that it is in, with the limit of its statements in ms: 0 is none, `undefined` the session's. */
   transaction: { readonly limit: number | undefined } | undefined = undefined
+  /** How far its server was when it was asked last. A server never goes back without losing its connections. */
+  position: Position | undefined = undefined
   private flight: Flight | undefined = undefined
   private cancelled = false
   private ending = false

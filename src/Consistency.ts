@@ -1,14 +1,56 @@
 /**
- * What a read must see.
+ * What a read must see: of everybody's writes, of one's own, or of those that a token tells of.
  *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import { dual } from "effect/Function"
+import * as ParseResult from "effect/ParseResult"
+import * as Schema from "effect/Schema"
+import { formatLsn, isLsn, parseLsn } from "./internal/lsn.js"
+
+const Lsn = Schema.transform(Schema.String.pipe(Schema.filter(isLsn)), Schema.BigIntFromSelf, {
+  strict: true,
+  decode: parseLsn,
+  encode: formatLsn
+})
+
+/**
+ * A place in the history of a database: whoever reads at least there sees all that was committed before the token was taken.
+ *
+ * It holds for good: a server is there or it is not, and where its history is another one, after a failover, it is refused.
+ *
+ * @example
+ * import { Schema } from "effect"
+ * import { Consistency } from "effect-db"
+ *
+ * // for the field of a job, say
+ * export const Seen = Schema.parseJson(Schema.Array(Consistency.Token))
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export class Token extends Schema.Class<Token>("effect-db/Token")({
+  /** The name of the database's class. */
+  database: Schema.String,
+  /** Which cluster of servers it is: a primary and its replicas have the same one. */
+  systemId: Schema.String.pipe(Schema.pattern(/^\d{1,20}$/)),
+  /** Counts the failovers of the cluster. */
+  timeline: Schema.Int.pipe(Schema.between(1, 0xffff_ffff)),
+  /** The position in the write-ahead log; encoded as the server writes it: `0/1B82F58`. */
+  lsn: Lsn
+}) {}
 
 /**
  * - `Strong`: what the primary has committed; read there.
- * - `ReadYourWrites` (default): at least what this unit of work has written.
+ * - `ReadYourWrites` (default): at least what this unit of work, and the {@link Session} that it is in, has written.
+ * - `AtLeast`: at least what the token tells of, and what this unit of work has written. A replica that has it not is given `maxWait` (50 ms)
+ *   to get it; then the primary is read or, with `otherwise: "fail"`, the read fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`.
+ *   A database without replicas reads its primary.
  * - `Eventual`: whatever a replica has.
  *
  * @since 0.1.0
@@ -17,6 +59,11 @@ import * as Data from "effect/Data"
 export type Consistency = Data.TaggedEnum<{
   Strong: {}
   ReadYourWrites: {}
+  AtLeast: {
+    readonly token: Token
+    readonly maxWait?: Duration.DurationInput | undefined
+    readonly otherwise?: "primary" | "fail" | undefined
+  }
   Eventual: {}
 }>
 
@@ -24,7 +71,7 @@ export type Consistency = Data.TaggedEnum<{
  * @since 0.1.0
  * @category constructors
  */
-export const { Eventual, ReadYourWrites, Strong } = Data.taggedEnum<Consistency>()
+export const { AtLeast, Eventual, ReadYourWrites, Strong } = Data.taggedEnum<Consistency>()
 
 /**
  * The consistency in force, by the key of the database; set with `Db.withConsistency`.
@@ -35,3 +82,153 @@ export const { Eventual, ReadYourWrites, Strong } = Data.taggedEnum<Consistency>
 export class CurrentConsistency extends Context.Reference<CurrentConsistency>()("effect-db/Consistency", {
   defaultValue: (): ReadonlyMap<string, Consistency> => new Map()
 }) {}
+
+/** How long a read waits for a replica by default, in ms. */
+const longestWait = 50
+
+/** @internal How long a read waits for a replica, in ms. */
+export const waitOf = (maxWait: Duration.DurationInput | undefined): number =>
+  maxWait === undefined ? longestWait : Duration.toMillis(maxWait)
+
+/** Whether one is known to tell of all that the other tells of. */
+const isAfter = (one: Token, other: Token): boolean =>
+  one.systemId === other.systemId && one.timeline === other.timeline && one.lsn >= other.lsn
+
+/**
+ * What a piece of work has written and its later parts are to see, wherever they run: in other units of work, after the end of a request, in
+ * another process. Each COMMIT in it brings a token, and each read by `ReadYourWrites` in it sees at least what these tell of.
+ *
+ * What is known of a database is its newest token, or `"unknown"` where something was written and no token could be had: then the primary is
+ * read.
+ *
+ * @since 0.1.0
+ * @category sessions
+ */
+export class Session {
+  /** How long a read in it waits for a replica before it goes to the primary, in ms. */
+  readonly maxWait: number
+  /** @internal Counts what was learned. */
+  changes = 0
+  private readonly all = new Map<string, Token | "unknown">()
+
+  /** @internal */
+  constructor(known: Iterable<readonly [database: string, Token | "unknown"]>, maxWait: number) {
+    this.maxWait = maxWait
+    for (const [database, token] of known) this.all.set(database, token)
+  }
+
+  /** What is known by now, by the name of the database. */
+  get known(): ReadonlyMap<string, Token | "unknown"> {
+    return this.all
+  }
+
+  /** @internal Something was written; `token` is a place after it, if one could be had. */
+  note(database: string, token: Token | undefined): void {
+    const before = this.all.get(database)
+    if (token !== undefined && before instanceof Token && isAfter(before, token)) return
+    this.all.set(database, token ?? "unknown")
+    this.changes++
+  }
+}
+
+/**
+ * A session that begins with what these tokens tell of. `maxWait` is how long a read in it waits for a replica; 50 ms.
+ *
+ * @since 0.1.0
+ * @category sessions
+ */
+export const makeSession = (
+  options: { readonly tokens?: Iterable<Token> | undefined; readonly maxWait?: Duration.DurationInput | undefined } = {}
+): Session =>
+  new Session(
+    [...(options.tokens ?? [])].map((token) => [token.database, token]),
+    waitOf(options.maxWait)
+  )
+
+/**
+ * The session that a fiber is in, if it is in one; set with {@link withSession}.
+ *
+ * @since 0.1.0
+ * @category services
+ */
+export class CurrentSession extends Context.Reference<CurrentSession>()("effect-db/Consistency/Session", {
+  defaultValue: (): Session | undefined => undefined
+}) {}
+
+/**
+ * Runs an effect in a session: its reads see what was written in the session before, whoever serves them.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Consistency, Database } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const addAndCount = Effect.gen(function*() {
+ *   const writer = yield* Db.writer
+ *   const reader = yield* Db.reader
+ *   yield* Db.withTransaction(writer`INSERT INTO todo (title) VALUES ('milk')`)
+ *   return yield* reader`SELECT count(*) FROM todo` // by a replica that has the row
+ * }).pipe(Consistency.withSession(Consistency.makeSession()))
+ *
+ * @since 0.1.0
+ * @category sessions
+ */
+export const withSession: {
+  (session: Session): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, session: Session): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, session: Session): Effect.Effect<A, E, R> =>
+    Effect.mapInputContext(self, (context: Context.Context<R>) => Context.add(context, CurrentSession, session))
+)
+
+const text = (database: string, token: Token | "unknown"): string =>
+  token === "unknown"
+    ? encodeURIComponent(database)
+    : `${encodeURIComponent(database)}:${token.systemId}:${token.timeline}:${formatLsn(token.lsn)}`
+
+const entry = Schema.decodeUnknownEither(Token)
+
+const parse = (part: string): Either.Either<readonly [string, Token | "unknown"], ParseResult.ParseIssue> => {
+  const [name = "", systemId, timeline, lsn, ...rest] = part.split(":")
+  const invalid = Either.left(new ParseResult.Type(Schema.String.ast, part, "this tells of no place in a database"))
+  if (name === "" || rest.length > 0) return invalid
+  let database: string
+  try {
+    database = decodeURIComponent(name)
+  } catch {
+    // a stray "%" is no name that was written here
+    return invalid
+  }
+  if (systemId === undefined) return Either.right([database, "unknown"])
+  return Either.mapBoth(entry({ database, systemId, timeline: Number(timeline), lsn }), {
+    onLeft: ({ issue }) => issue,
+    onRight: (token) => [database, token] as const
+  })
+}
+
+/**
+ * A session as a short text of printable ASCII, without spaces, commas and quotes aside: for a header, a cookie, the field of a job. Whoever
+ * can change it can make reads slower or older, so what comes back from outside is to be signed.
+ *
+ * @since 0.1.0
+ * @category sessions
+ */
+export const encodeSession = (session: Session): string =>
+  [...session.known].map(([database, token]) => text(database, token)).join(",")
+
+/**
+ * The session that such a text tells of; an empty one tells of nothing.
+ *
+ * @since 0.1.0
+ * @category sessions
+ */
+export const decodeSession = (
+  encoded: string,
+  options: { readonly maxWait?: Duration.DurationInput | undefined } = {}
+): Either.Either<Session, ParseResult.ParseError> =>
+  Either.mapBoth(Either.all(encoded === "" ? [] : encoded.split(",").map(parse)), {
+    onLeft: ParseResult.parseError,
+    onRight: (known) => new Session(known, waitOf(options.maxWait))
+  })

@@ -520,6 +520,59 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 }
 
 /**
+ * No replica had what the read was to see within the time that it was given, and the primary was not to be read instead. `unproved` are the
+ * servers of which it cannot be told how far they are.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("effect-db/NoReplicaCaughtUp")(
+  "NoReplicaCaughtUp",
+  {
+    database: Schema.String,
+    /** In milliseconds. */
+    waited: Schema.Number,
+    unproved: Schema.Array(Schema.String)
+  }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const unproved =
+      this.unproved.length === 0
+        ? ""
+        : `; ${this.unproved.join(", ")} did not say which timeline it follows: its user needs pg_read_all_stats, and it a WAL receiver`
+    return (
+      `database "${this.database}": no replica has what is to be read after ${Math.round(this.waited)} ms${unproved}` +
+      ` - wait for longer, or allow the primary`
+    )
+  }
+}
+
+/**
+ * A token tells of a history that is not that of the database any more: there was a failover, and what the token tells of may have been lost
+ * with the old primary. Or it is a token of another database.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimeline>("effect-db/TokenFromLostTimeline")(
+  "TokenFromLostTimeline",
+  {
+    ...place,
+    /** Of the token. */
+    timeline: Schema.Number
+  }
+) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return (
+      `${at(this)}: the token is of another history (timeline ${this.timeline})` +
+      " - look whether what it tells of is there on the primary, and take a new token"
+    )
+  }
+}
+
+/**
  * A client that is not of this library was used inside one of our transactions; it would have run on our connection.
  *
  * @since 0.1.0
@@ -721,6 +774,8 @@ export type StatementError =
   | QueryFailed
   | TransactionEnded
   | TransactionBusy
+  | NoReplicaCaughtUp
+  | TokenFromLostTimeline
 
 /**
  * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which

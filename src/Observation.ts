@@ -116,6 +116,15 @@ export type Observation = Data.TaggedEnum<{
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server takes part in routing again. */
   MarkedUp: { readonly database: string; readonly server: string }
+  /**
+   * A replica did not serve a read that was to see certain writes: it has them not yet (`behind`), or its history is another one (`lost`), or
+   * it does not say which one it is (`unproved`): the user of its sessions needs `pg_read_all_stats`, and it a WAL receiver.
+   */
+  PassedOver: {
+    readonly database: string
+    readonly server: string
+    readonly reason: "behind" | "lost" | "unproved"
+  }
   /** Something is tried again. */
   Retried: {
     readonly database: string

@@ -45,6 +45,7 @@ const line: (observation: Observation) => Line = Observation.$match({
     ),
   Invalidated: ({ connections, mode }) => info(`${connections} connections were invalidated (${mode})`),
   CredentialsRotated: ({ generation }) => info(`other credentials are in force (generation ${generation})`),
+  PassedOver: ({ reason }) => debug(`its replica did not serve a read that is to see certain writes (${reason})`),
   ListenLost: ({ message, processId }) => warning(`the listening connection ${processId} was lost: ${message}`),
   ListenRetried: ({ attempt, message, pause }) =>
     info(`listening is tried again (${attempt}) in ${ms(pause)}: ${message}`),

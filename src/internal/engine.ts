@@ -8,11 +8,11 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
-import { CurrentConsistency } from "../Consistency.js"
+import { type Consistency, CurrentConsistency, CurrentSession, type Session, waitOf } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import { type DatabaseError, fromUnknown, type StatementError, toSqlError } from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
-import type { CheckoutError, Pool } from "../Pool.js"
+import type { Pool } from "../Pool.js"
 import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
 import type { Choose } from "../Router.js"
 import { isUnserved } from "../SqlState.js"
@@ -26,9 +26,13 @@ import { codeOf, type Place, toStatementError } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
+import type { Position } from "./lsn.js"
 import { Borrower } from "./pool/borrower.js"
+import { askPosition, readPosition, tokenOf } from "./position.js"
 import { replaySchedule } from "./replay.js"
+import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
+import type { OnTaken, Source } from "./source.js"
 import { constantStep } from "./wire.js"
 import { type Work, withComment } from "./work.js"
 
@@ -45,12 +49,12 @@ class PoolLender implements Lender {
   since = 0
   /** Where it is among those that have one. */
   at = -1
-  private pool: Pool | undefined
+  private source: Source | undefined
   private deadline: number | undefined
 
   constructor(
     private readonly engine: Engine,
-    private readonly pick: () => Pool,
+    private readonly pick: () => Source,
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
     private readonly who: Borrower | undefined
@@ -61,15 +65,15 @@ class PoolLender implements Lender {
   }
 
   get place(): Place {
-    return { database: this.engine.config.name, server: this.pool?.options.server.name ?? "" }
+    return { database: this.engine.config.name, server: this.source?.options.server.name ?? "" }
   }
 
-  checkout(settle: (error: CheckoutError | undefined, connection: Connection | undefined) => void): () => void {
-    const pool = this.pick()
-    this.pool = pool
+  checkout(settle: OnTaken): () => void {
+    const source = this.pick()
+    this.source = source
     // all attempts share the one deadline
     this.deadline ??= this.engine.deadline()
-    return pool.checkout(
+    return source.checkout(
       this.deadline,
       this.held(),
       (error, connection) => {
@@ -82,7 +86,7 @@ class PoolLender implements Lender {
 
   checkin(connection: Connection): void {
     this.engine.returned(this)
-    this.pool?.checkin(connection)
+    this.source?.checkin(connection)
   }
 }
 
@@ -175,7 +179,7 @@ export class Engine implements Origin {
     if (kind === "reader") {
       const reading = carrier.find(this, "reader")
       if (reading !== undefined && reading !== "none") return reading
-      if (this.consistency(fiber) === "Eventual") return undefined
+      if (this.consistency(fiber)?._tag === "Eventual") return undefined
     }
     const found = carrier.find(this, "writer")
     if (found === "none") return undefined
@@ -200,11 +204,22 @@ export class Engine implements Origin {
     const held = () => carrier?.held(this) ?? none
     const pick = this.picker(kind, fiber, carrier)
     const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work))
-    return begin(this, kind, lender, asked, carrier)
+    const transaction = begin(this, kind, lender, asked, carrier)
+    // in a sandbox nothing is stored, and what it is in is not this transaction's alone
+    if (kind === "writer" && this.sandbox === undefined) transaction.level.link.onStored = this.noting(fiber)
+    return transaction
   }
 
-  /** Chooses the pool for a connection; called again, for another attempt, another server where one fits. */
-  picker(kind: Kind, fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined): () => Pool {
+  /** Tells the session that a fiber is in, if it is in one, where the primary was after something was stored. */
+  noting(fiber: Fiber.RuntimeFiber<unknown, unknown>): ((position: Position | undefined) => void) | undefined {
+    const session = sessionOf(fiber)
+    return session === undefined
+      ? undefined
+      : (position) => session.note(this.database, tokenOf(this.database, position))
+  }
+
+  /** Chooses where a connection comes from; called again, for another attempt, another server where one fits. */
+  picker(kind: Kind, fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined): () => Source {
     return kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier?.memory(this))
   }
 
@@ -325,8 +340,28 @@ export class Engine implements Origin {
     return writer.writes ?? writer.reads
   }
 
-  private consistency(fiber: Fiber.RuntimeFiber<unknown, unknown>): string {
-    return Context.get(fiber.currentContext, CurrentConsistency).get(this.database)?._tag ?? "ReadYourWrites"
+  private consistency(fiber: Fiber.RuntimeFiber<unknown, unknown>): Consistency | undefined {
+    return Context.get(fiber.currentContext, CurrentConsistency).get(this.database)
+  }
+
+  /** What a read must see beside whatever a replica has: all that is stored, or what a token tells of. */
+  private wanted(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    memory: Memory | undefined
+  ): "nothing" | "everything" | Wanted {
+    const consistency = this.consistency(fiber)
+    if (consistency?._tag === "Eventual") return "nothing"
+    if (consistency?._tag === "Strong" || memory?.written === true) return "everything"
+    const asked = consistency?._tag === "AtLeast" ? consistency : undefined
+    const session = asked === undefined ? sessionOf(fiber) : undefined
+    const token = asked?.token ?? session?.known.get(this.database)
+    if (token === undefined) return "nothing"
+    const otherwise = asked?.otherwise ?? "primary"
+    // behind a pooler what is asked and what is read may be answered by two servers
+    const isProvable = this.config.session.mode === "session" || otherwise === "fail"
+    if (token === "unknown" || !isProvable) return "everything"
+    const maxWait = session?.maxWait ?? waitOf(asked?.maxWait)
+    return { token, session, otherwise, until: performance.now() + maxWait }
   }
 
   /** Who asks for a connection, where somebody wants to know. */
@@ -348,7 +383,8 @@ export class Engine implements Origin {
     held: ReadonlyArray<Connection>
   ): Go {
     const who = this.borrower(fiber, request.site, work)
-    return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, done)
+    const onStored = this.noting(fiber)
+    return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, onStored, done)
   }
 
   private onReader(
@@ -360,20 +396,20 @@ export class Engine implements Origin {
   ): Go {
     const pick = this.readerPicker(fiber, memory)
     const who = this.borrower(fiber, request.site, work)
-    return (done, deadline) => once(pick(), deadline, held, request, "undone", who, done)
+    return (done, deadline) => once(pick(), deadline, held, request, "undone", who, undefined, done)
   }
 
   /**
    * Chooses the server of a read. Called again, for another attempt, it prefers a server that it has not given before; with no replica
    * left it is the primary, read-only.
    */
-  private readerPicker(fiber: Fiber.RuntimeFiber<unknown, unknown>, memory: Memory | undefined): () => Pool {
+  private readerPicker(fiber: Fiber.RuntimeFiber<unknown, unknown>, memory: Memory | undefined): () => Source {
     const { readers, writer } = this.topology
-    const consistency = this.consistency(fiber)
-    const strong = consistency === "Strong" || (memory?.written === true && consistency === "ReadYourWrites")
-    if (strong || readers.length === 0 || memory?.reader === writer.name) return () => writer.reads
+    const wanted = this.wanted(fiber, memory)
+    const isFixed = memory?.reader === writer.name && !(typeof wanted === "object" && wanted.otherwise === "fail")
+    if (wanted === "everything" || readers.length === 0 || isFixed) return () => writer.reads
     const given = new Set<Server>()
-    return () => {
+    const next = () => {
       const now = performance.now()
       const up = readers.filter((server) => server.isUp(now) && !given.has(server))
       const server = up.find((_) => _.name === memory?.reader) ?? this.pick(up) ?? writer
@@ -382,6 +418,7 @@ export class Engine implements Origin {
       if (memory !== undefined) memory.reader = server.name
       return server.reads
     }
+    return wanted === "nothing" ? next : () => new Search(next, writer.reads, wanted)
   }
 
   private pick(servers: ReadonlyArray<Server>): Server | undefined {
@@ -432,19 +469,24 @@ const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect
 const commit = [constantStep("COMMIT")]
 const rollback = [constantStep("ROLLBACK")]
 
-/** A connection for one statement. */
+/** The session that a fiber is in; not by `Context.get`, whose way to a default is long. */
+const sessionOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Session | undefined =>
+  fiber.currentContext.unsafeMap.get(CurrentSession.key)
+
+/** A connection for one statement. `onStored` is told where the server is after it. */
 const once = (
-  pool: Pool,
+  pool: Source,
   deadline: number,
   held: ReadonlyArray<Connection>,
   request: Request,
   lost: "inDoubt" | "undone",
   who: Borrower | undefined,
+  onStored: ((position: Position | undefined) => void) | undefined,
   done: OnStatement
 ): (() => void) => {
   let connection: Connection | undefined
   let settled = false
-  const settle = (error: CheckoutError | undefined, taken: Connection | undefined) => {
+  const settle: OnTaken = (error, taken) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
     const before = guard(taken, pool.options.session, pool.options.readOnly)
@@ -453,6 +495,18 @@ const once = (
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
         return taken.undo(rollback, () => finish(failure, flight))
       }
+      if (onStored === undefined) return conclude(failure, flight)
+      if (taken.broken === undefined) {
+        // a procedure may have stored something and failed then
+        return taken.run(none, askPosition, none, (unanswered, answer) => {
+          onStored(unanswered === undefined ? readPosition(answer) : undefined)
+          conclude(failure, flight)
+        })
+      }
+      if (failure === undefined || isReceived(failure)) onStored(undefined)
+      conclude(failure, flight)
+    }
+    const conclude: Done = (failure, flight) => {
       settled = true
       pool.checkin(taken)
       if (failure === undefined) return done(undefined, flight)

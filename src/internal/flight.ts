@@ -76,6 +76,8 @@ export class Flight implements Query {
   parsed = 0
   /** Completed binds. */
   bound = 0
+  /** What the first command was answered with. */
+  first = ""
   /** Whether a portal has more rows. */
   suspended = false
   /** The result of the statement; of a text with several commands, that of the last. */
@@ -140,6 +142,7 @@ export class Flight implements Query {
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
+    if (this.acknowledged === 0) this.first = message.text
     if (this.isStatement()) {
       const result = this.result
       const { text } = message

@@ -3,17 +3,16 @@
  */
 import type { Connection, Failure } from "../Connection.js"
 import { Disconnected, type StatementError } from "../DatabaseError.js"
-import type { CheckoutError } from "../Pool.js"
 import { type Place, toStatementError } from "./failure.js"
+import type { Position } from "./lsn.js"
+import type { OnTaken } from "./source.js"
 
 /** Where a transaction gets its connection from, and gives it back to. */
 export interface Lender {
   readonly place: Place
   /** How long a statement waits for a nested transaction to end, in ms. */
   readonly patience: number
-  readonly checkout: (
-    settle: (error: CheckoutError | undefined, connection: Connection | undefined) => void
-  ) => () => void
+  readonly checkout: (settle: OnTaken) => () => void
   readonly checkin: (connection: Connection) => void
 }
 
@@ -22,6 +21,8 @@ export class Link {
   connection: Connection | undefined = undefined
   /** Why the transaction cannot go on; everything it did is undone. */
   lost: StatementError | undefined = undefined
+  /** Told where the server was after what was done here was stored, or that this is not known; where nobody wants to know, it is not asked. */
+  onStored: ((position: Position | undefined) => void) | undefined = undefined
   /** Those who wait for a turn: they are told at once when there will be none. */
   private waiting: Set<(error: StatementError) => void> | undefined
 

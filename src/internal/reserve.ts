@@ -8,12 +8,12 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Connection } from "../Connection.js"
 import { TransactionEnded, toSqlError } from "../DatabaseError.js"
-import type { CheckoutError, OnCheckout, Pool } from "../Pool.js"
 import { isNotSent } from "../RetryPolicy.js"
 import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import { type Engine, isReadAgain } from "./engine.js"
 import { type Place, toStatementError } from "./failure.js"
+import type { OnTaken, Source, SourceError } from "./source.js"
 import { makeStatements, type Run } from "./statements.js"
 import { Turns } from "./turns.js"
 
@@ -64,13 +64,16 @@ export const makeReserve = (
     const pick = engine.picker(kind, fiber, carrier)
     const who = engine.borrower(fiber, site, carrier?.work(fiber))
     const deadline = engine.deadline()
-    let taken: { readonly pool: Pool; readonly connection: Connection } | undefined
+    // what is done on it by hand is seen by nobody
+    const onStored = kind === "writer" ? engine.noting(fiber) : undefined
+    let taken: { readonly pool: Source; readonly connection: Connection } | undefined
     let ended = false
-    const attempt = Effect.async<NonNullable<typeof taken>, CheckoutError>((resume) => {
+    const attempt = Effect.async<NonNullable<typeof taken>, SourceError>((resume) => {
       const pool = pick()
-      const settle: OnCheckout = (error, connection) => {
+      const settle: OnTaken = (error, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
+          onStored?.(undefined)
           resume(Effect.succeed(taken))
         } else if (error !== undefined) resume(Effect.fail(error))
       }
@@ -82,7 +85,9 @@ export const makeReserve = (
     const giveBack = Effect.addFinalizer(() =>
       Effect.sync(() => {
         ended = true
-        if (taken !== undefined) taken.pool.checkin(taken.connection)
+        if (taken === undefined) return
+        taken.pool.checkin(taken.connection)
+        onStored?.(undefined)
       })
     )
     return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {

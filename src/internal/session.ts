@@ -17,6 +17,7 @@ import {
 import { toStatementError } from "./failure.js"
 import { later, longestUndo } from "./later.js"
 import type { Link } from "./link.js"
+import { askPosition, readPosition } from "./position.js"
 import { Turns } from "./turns.js"
 import * as wire from "./wire.js"
 
@@ -220,13 +221,20 @@ export class Level {
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
       if (this.mark === undefined) {
+        const onStored = this.readOnly ? undefined : this.link.onStored
         const committed: Done = (failure, flight) => {
-          if (failure === undefined) {
-            const kept = flight.result.command !== "ROLLBACK"
-            finish(kept ? "committed" : "failed", kept ? undefined : this.rolledBackAtCommit())
-          } else finish(...this.commitFailure(failure))
+          if (failure !== undefined && flight.acknowledged === 0) {
+            const [state, error] = this.commitFailure(failure)
+            if (state === "unknown") onStored?.(undefined)
+            return finish(state, error)
+          }
+          // whatever comes after its answer cannot undo it
+          const kept = flight.first !== "ROLLBACK"
+          if (kept) onStored?.(failure === undefined ? readPosition(flight) : undefined)
+          finish(kept ? "committed" : "failed", kept ? undefined : this.rolledBackAtCommit())
         }
-        connection.steps(commit, committed)
+        if (onStored === undefined) connection.steps(commit, committed)
+        else connection.run(commit, askPosition, none, committed)
       } else {
         const { undo } = this.mark
         connection.steps([this.mark.release, ...this.restore], (failure) => {
@@ -379,6 +387,7 @@ export class Level {
   private stillOpen(connection: Connection | undefined): StatementError | undefined {
     if (connection === undefined || connection.status !== "I") return undefined
     const cause = new Error("a statement inside of it has ended it")
+    this.link.onStored?.(undefined)
     this.link.die(new TransactionEnded({ ...this.link.place, cause }))
     return this.link.lost
   }

@@ -9,7 +9,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
-import { CurrentConsistency } from "../../Consistency.js"
+import { CurrentConsistency, CurrentSession } from "../../Consistency.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 
 interface Ambient {
@@ -20,7 +20,13 @@ interface Ambient {
 
 const storage = new AsyncLocalStorage<Ambient>()
 
-const carried = [TransactionConnection.key, CurrentConsistency.key, RetryPolicy.key, Tracer.ParentSpan.key]
+const carried = [
+  TransactionConnection.key,
+  CurrentConsistency.key,
+  CurrentSession.key,
+  RetryPolicy.key,
+  Tracer.ParentSpan.key
+]
 
 /** Runs plain code as a part of the effect around it. What it throws, or rejects with, is the failure. */
 export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unknown> =>

@@ -1,0 +1,23 @@
+/**
+ * Positions in the write-ahead log, which the server writes as two hexadecimal halves.
+ */
+
+/** How far a server is in the history of its cluster. */
+export interface Position {
+  readonly systemId: string
+  /** Not known of a standby whose user may not see what it follows, or that follows nothing now. */
+  readonly timeline: number | undefined
+  readonly lsn: bigint
+}
+
+const form = /^[0-9A-Fa-f]{1,8}\/[0-9A-Fa-f]{1,8}$/
+
+export const isLsn = (text: string): boolean => form.test(text)
+
+export const parseLsn = (text: string): bigint => {
+  const [high = "", low = ""] = text.split("/")
+  return (BigInt(`0x${high}`) << 32n) | BigInt(`0x${low}`)
+}
+
+export const formatLsn = (lsn: bigint): string =>
+  `${(lsn >> 32n).toString(16).toUpperCase()}/${(lsn & 0xffff_ffffn).toString(16).toUpperCase()}`

@@ -1,0 +1,615 @@
+import { assert, it, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Consistency, type Database, DatabaseError, EmbeddedPostgres, TestDatabase, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { live } from "../src/internal/embedded/live.js"
+import { conninfo } from "../src/internal/embedded/settings.js"
+import { Db, idle, soon } from "./fixtures/databases.js"
+import { makeProxy, sends } from "./fixtures/proxy.js"
+import { freshRole, loggedIn } from "./fixtures/roles.js"
+import { query } from "./fixtures/server.js"
+
+type Server = EmbeddedPostgres.EmbeddedPostgres.Server
+
+const Cluster = EmbeddedPostgres.EmbeddedPostgres
+
+const setUp = Effect.gen(function* () {
+  const cluster = yield* Cluster
+  yield* query(
+    cluster.primary.url("app"),
+    "CREATE TABLE item (id int PRIMARY KEY, other int REFERENCES item DEFERRABLE INITIALLY DEFERRED)"
+  )
+  yield* cluster.awaitReplicas
+})
+
+/** A primary with two replicas, and a table. */
+const cluster = Layer.provideMerge(
+  Layer.effectDiscard(setUp).pipe(Layer.orDie),
+  Cluster.layer({ replicas: 2, databases: ["app"] }).pipe(Layer.orDie)
+)
+
+/** The database with some of the replicas. */
+const open = (readers: ReadonlyArray<number>, options: Partial<Database.Options> = {}) =>
+  Layer.unwrapEffect(
+    Effect.map(Cluster, ({ primary, replicas }) =>
+      Db.layer({
+        writer: primary.url("app"),
+        readers: replicas.filter((_, i) => readers.includes(i)).map((server) => server.url("app")),
+        ...options
+      })
+    )
+  ).pipe(Layer.orDie)
+
+const replica = (i: number) =>
+  Effect.map(Cluster, ({ replicas }) => replicas[i] ?? assert.fail(`there is no replica ${i}`))
+
+const resume = (server: Server) => query(server.url(), "SELECT pg_wal_replay_resume()")
+
+/** A replica receives what is written and replays nothing of it, until the scope ends. */
+const pause = (server: Server): Effect.Effect<void, never, Scope.Scope> =>
+  Effect.zipRight(
+    Effect.acquireRelease(query(server.url(), "SELECT pg_wal_replay_pause()"), () => resume(server)),
+    query<{ state: string }>(server.url(), "SELECT pg_get_wal_replay_pause_state() AS state").pipe(
+      Effect.repeat({ schedule: soon, until: ([row]) => row?.state === "paused" }),
+      live
+    )
+  )
+
+let last = 0
+
+const insert = (id: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item (id) VALUES (${id})`)
+
+/** Writes a row in a transaction, and gives it. */
+const write = Effect.suspend(() => {
+  const id = ++last
+  return Effect.as(Db.withTransaction(insert(id)), id)
+})
+
+interface Seen {
+  readonly port: number
+  readonly there: boolean
+}
+
+/** Which server has served a read, and whether the row was there. */
+const read = (id: number) =>
+  Effect.flatMap(Db.reader, (sql) =>
+    Effect.map(
+      sql<Seen>`SELECT inet_server_port() AS port, EXISTS (SELECT 1 FROM item WHERE id = ${id}) AS there`,
+      ([row]) => row ?? assert.fail("there is no row")
+    )
+  )
+
+/** Waits for a replica for as long as a test may last. */
+const patient = () => Consistency.makeSession({ maxWait: "20 seconds" })
+/** Waits for none. */
+const hasty = () => Consistency.makeSession({ maxWait: 0 })
+
+const tokenIn = (session: Consistency.Session): Consistency.Token => {
+  const token = session.known.get("app")
+  return token instanceof Consistency.Token ? token : assert.fail(`there is no token, but ${token}`)
+}
+
+/** Why replicas are passed over, from now on; ends with the first. */
+const firstPassedOver = Effect.tap(
+  Effect.fork(
+    Db.observations.pipe(
+      Stream.filterMap((fact) => (fact._tag === "PassedOver" ? Option.some(fact.reason) : Option.none())),
+      Stream.runHead
+    )
+  ),
+  () => Effect.yieldNow()
+)
+
+describe("Consistency", () => {
+  const token = new Consistency.Token({
+    database: "app",
+    systemId: "7712530469689366348",
+    timeline: 3,
+    lsn: 0x1b82f58n
+  })
+
+  it("a token is plain data when it is encoded, and comes back", () => {
+    const encoded = Schema.encodeSync(Consistency.Token)(token)
+    assert.deepStrictEqual(encoded, {
+      database: "app",
+      systemId: "7712530469689366348",
+      timeline: 3,
+      lsn: "0/1B82F58"
+    })
+    assert.deepStrictEqual(Schema.decodeSync(Consistency.Token)(encoded), token)
+    for (const lsn of ["0/0", "FFFFFFFF/FFFFFFFF", "1/2A", "16/B374D848"]) {
+      const decoded = Schema.decodeSync(Consistency.Token)({ ...encoded, lsn })
+      assert.strictEqual(Schema.encodeSync(Consistency.Token)(decoded).lsn, lsn)
+    }
+  })
+
+  it("what is no token is refused, whatever it is", () => {
+    const good = Schema.encodeSync(Consistency.Token)(token)
+    for (const bad of [
+      null,
+      "app",
+      {},
+      { ...good, lsn: "" },
+      { ...good, lsn: "0/1B82F58; DROP TABLE item" },
+      { ...good, lsn: "100000000/0" },
+      { ...good, lsn: "0/-1" },
+      { ...good, lsn: 5 },
+      { ...good, timeline: 0 },
+      { ...good, timeline: 1.5 },
+      { ...good, timeline: 2 ** 32 },
+      { ...good, systemId: "x" },
+      { ...good, systemId: "" }
+    ]) {
+      assert.isTrue(Either.isLeft(Schema.decodeUnknownEither(Consistency.Token)(bad)), JSON.stringify(bad))
+    }
+  })
+
+  it("a session is a short text that a header, a cookie and a job's field can hold, and comes back", () => {
+    const other = new Consistency.Token({ ...token, database: 'q"ue, u:e=;%20é', lsn: 5n })
+    const session = Consistency.makeSession({ tokens: [token, other] })
+    const text = Consistency.encodeSession(session)
+    assert.match(text, /^[\w%:/.,~!*'()-]+$/)
+    const back = Either.getOrThrow(Consistency.decodeSession(text))
+    assert.deepStrictEqual([...back.known], [...session.known])
+    assert.deepStrictEqual([...Either.getOrThrow(Consistency.decodeSession("")).known], [])
+    assert.deepStrictEqual([...Either.getOrThrow(Consistency.decodeSession("app")).known], [["app", "unknown"]])
+    for (const bad of [
+      ",",
+      "app:",
+      "app:1",
+      "app:1:1",
+      "app:1:1:0/0:x",
+      ":1:1:0/0",
+      "%",
+      "%zz:1:1:0/0",
+      "app:1:x:0/0"
+    ]) {
+      assert.isTrue(Either.isLeft(Consistency.decodeSession(bad)), bad)
+    }
+  })
+
+  it("of several tokens of one database a session knows the newest that was taken", () => {
+    const at = (lsn: bigint, timeline = 3) => new Consistency.Token({ ...token, lsn, timeline })
+    const session = Consistency.makeSession()
+    const noted = (next: Consistency.Token | undefined) => {
+      session.note("app", next)
+      return session.known.get("app")
+    }
+    assert.deepStrictEqual(noted(at(5n)), at(5n))
+    assert.deepStrictEqual(noted(at(4n)), at(5n))
+    assert.deepStrictEqual(noted(at(6n)), at(6n))
+    assert.deepStrictEqual(noted(at(1n, 4)), at(1n, 4))
+    assert.deepStrictEqual(noted(undefined), "unknown")
+    assert.deepStrictEqual(noted(at(2n, 4)), at(2n, 4))
+  })
+})
+
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
+  "Consistency, on a primary with two replicas",
+  (it) => {
+    it.scoped("in a session a read sees what was written before it, by a replica that has it", () =>
+      Effect.gen(function* () {
+        const { replicas } = yield* Cluster
+        const seen = yield* Effect.forEach(Array.from({ length: 300 }), () => Effect.flatMap(write, read), {
+          concurrency: 4
+        }).pipe(Consistency.withSession(patient()))
+        assert.isTrue(seen.every(({ there }) => there))
+        const ports = new Set(seen.map(({ port }) => port))
+        assert.deepStrictEqual([...ports].sort(), replicas.map(({ port }) => port).sort())
+      }).pipe(Effect.provide(open([0, 1])))
+    )
+
+    it.scoped("outside of a session it sees what the replica happens to have", () =>
+      Effect.gen(function* () {
+        const server = yield* replica(0)
+        yield* pause(server)
+        assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port: server.port, there: false })
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("of two replicas the one is chosen that has it", () =>
+      Effect.gen(function* () {
+        yield* pause(yield* replica(0))
+        const other = yield* replica(1)
+        const seen = yield* Effect.forEach(Array.from({ length: 10 }), () => Effect.flatMap(write, read)).pipe(
+          Consistency.withSession(patient())
+        )
+        for (const one of seen) assert.deepStrictEqual(one, { port: other.port, there: true })
+      }).pipe(Effect.provide(open([0, 1])))
+    )
+
+    it.scoped("where no replica has it in time the primary is read, and those passed over are told of", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        yield* pause(yield* replica(0))
+        const why = yield* firstPassedOver
+        const one = yield* Effect.flatMap(write, read).pipe(Consistency.withSession(hasty()))
+        assert.deepStrictEqual(one, { port: primary.port, there: true })
+        assert.deepStrictEqual(yield* Fiber.join(why), Option.some("behind"))
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("a read waits for a replica that is on its way", () =>
+      Effect.gen(function* () {
+        const server = yield* replica(0)
+        yield* pause(server)
+        const why = yield* firstPassedOver
+        const waiting = yield* Effect.fork(Effect.flatMap(write, read).pipe(Consistency.withSession(patient())))
+        yield* Fiber.join(why)
+        yield* resume(server)
+        assert.deepStrictEqual(yield* Fiber.join(waiting), { port: server.port, there: true })
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("a read that waits can be interrupted, and nothing is left out", () =>
+      Effect.gen(function* () {
+        yield* pause(yield* replica(0))
+        const why = yield* firstPassedOver
+        const waiting = yield* Effect.fork(Effect.flatMap(write, read).pipe(Consistency.withSession(patient())))
+        yield* Fiber.join(why)
+        yield* Fiber.interrupt(waiting)
+        yield* idle
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("one that may not go to the primary fails where no replica has it in time", () =>
+      Effect.gen(function* () {
+        yield* pause(yield* replica(0))
+        const session = patient()
+        const id = yield* Consistency.withSession(write, session)
+        const strict = Consistency.AtLeast({ token: tokenIn(session), maxWait: 0, otherwise: "fail" })
+        const error = yield* read(id).pipe(Db.withConsistency(strict), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "NoReplicaCaughtUp")
+        assert.match(error.message, /^database "app": no replica has what is to be read after \d+ ms - /)
+        // in a unit of work, too, each time
+        const both = yield* UnitOfWork.run(Effect.all([Effect.exit(read(id)), Effect.exit(read(id))])).pipe(
+          Db.withConsistency(strict)
+        )
+        assert.isTrue(both.every(Exit.isFailure))
+        yield* idle
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("a token is good wherever it comes from: in another process, in the field of a job", () =>
+      Effect.gen(function* () {
+        const session = hasty()
+        const id = yield* Consistency.withSession(write, session)
+        const job = JSON.stringify({ id, seen: Consistency.encodeSession(session) })
+        yield* Effect.gen(function* () {
+          const server = yield* replica(0)
+          const { seen } = JSON.parse(job)
+          const known = Either.getOrThrow(Consistency.decodeSession(seen, { maxWait: "20 seconds" }))
+          const one = yield* Consistency.withSession(read(id), known)
+          assert.deepStrictEqual(one, { port: server.port, there: true })
+        }).pipe(Effect.provide(open([0])))
+      }).pipe(Effect.provide(open([])))
+    )
+
+    it.scoped("transactions of readers, streams and reserved connections are of a replica that has it, too", () =>
+      Effect.gen(function* () {
+        yield* pause(yield* replica(0))
+        const { port } = yield* replica(1)
+        const sql = yield* Db.reader
+        const seen = (id: number) => sql<Seen>`
+        SELECT inet_server_port() AS port, EXISTS (SELECT 1 FROM item WHERE id = ${id}) AS there`
+        const ways = (id: number) => [
+          sql.withTransaction(seen(id)),
+          sql.withTransaction(Effect.zipRight(sql`SELECT 1`, seen(id))),
+          Effect.map(Stream.runCollect(seen(id).stream), (rows) => [...rows]),
+          Effect.scoped(
+            Effect.flatMap(sql.reserve, (connection) =>
+              connection.execute(
+                `SELECT inet_server_port() AS port, EXISTS (SELECT 1 FROM item WHERE id = ${id}) AS there`,
+                [],
+                undefined
+              )
+            )
+          )
+        ]
+        for (const way of [0, 1, 2, 3]) {
+          for (let i = 0; i < 4; i++) {
+            const rows = yield* Effect.flatMap(write, (id) => ways(id)[way] ?? Effect.succeed([]))
+            assert.deepStrictEqual(rows, [{ port, there: true }])
+          }
+        }
+      }).pipe(Consistency.withSession(patient()), Effect.provide(open([0, 1])))
+    )
+
+    it.scoped("what is written outside of a transaction counts, and so does what a failed one may have left", () =>
+      Effect.gen(function* () {
+        const { port } = yield* replica(0)
+        const sql = yield* Db.writer
+        yield* insert(++last)
+        assert.deepStrictEqual(yield* read(last), { port, there: true })
+        const id = ++last
+        const left = sql.unsafe(
+          `DO $$ BEGIN INSERT INTO item (id) VALUES (${id}); COMMIT; RAISE EXCEPTION 'no'; END $$`
+        )
+        assert.isTrue(Exit.isFailure(yield* Effect.exit(left)))
+        assert.deepStrictEqual(yield* read(id), { port, there: true })
+      }).pipe(Consistency.withSession(patient()), Effect.provide(open([0])))
+    )
+
+    it.scoped("what a unit of work has committed, the next one sees, and what one of its own has", () =>
+      Effect.gen(function* () {
+        const { port } = yield* replica(0)
+        const id = ++last
+        yield* UnitOfWork.run(insert(id))
+        assert.deepStrictEqual(yield* UnitOfWork.run(read(id)), { port, there: true })
+        const next = ++last
+        const seen = yield* UnitOfWork.run(
+          Effect.gen(function* () {
+            const before = yield* read(id)
+            yield* UnitOfWork.runNew(insert(next))
+            return [before, yield* read(next)]
+          })
+        )
+        assert.deepStrictEqual(seen, [
+          { port, there: true },
+          { port, there: true }
+        ])
+      }).pipe(Consistency.withSession(patient()), Effect.provide(open([0])))
+    )
+
+    it.scoped("what is written on a reserved connection is seen by nobody: the primary is read", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        yield* pause(yield* replica(0))
+        const sql = yield* Db.writer
+        const id = ++last
+        yield* Effect.scoped(
+          Effect.flatMap(sql.reserve, (connection) =>
+            Effect.gen(function* () {
+              yield* connection.execute(`INSERT INTO item (id) VALUES (${id})`, [], undefined)
+              assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })
+            })
+          )
+        )
+        assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })
+      }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+    )
+
+    it.scoped("a COMMIT that is refused, or answered with ROLLBACK, is told as ever, and is no write", () =>
+      Effect.gen(function* () {
+        const session = hasty()
+        const sql = yield* Db.writer
+        const refused = yield* Db.withTransaction(sql`INSERT INTO item VALUES (${++last}, -1)`).pipe(
+          Consistency.withSession(session),
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(refused._tag, "CommitFailed")
+        const aborted = yield* Db.withTransaction(
+          Effect.zipRight(insert(++last), Effect.ignore(sql`SELECT 1 / 0`))
+        ).pipe(Consistency.withSession(session), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(aborted._tag, "RolledBackAtCommit")
+        yield* Db.withTransaction(sql`SELECT 1`, { access: "read only" }).pipe(Consistency.withSession(session))
+        assert.strictEqual(session.known.size, 0)
+        yield* idle
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("after a COMMIT in doubt the primary is read, until there is a new token", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        const session = patient()
+        yield* Effect.gen(function* () {
+          yield* write
+          yield* proxy.when(sends("COMMIT"), "cut")
+          const error = yield* write.pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+          assert.strictEqual(session.known.get("app"), "unknown")
+          assert.deepStrictEqual(yield* read(1), { port: primary.port, there: true })
+          const { port } = yield* replica(0)
+          assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port, there: true })
+        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+      })
+    )
+
+    it.scoped("a connection that is lost after the COMMIT was answered: it is committed, and the primary is read", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        const session = patient()
+        yield* Effect.gen(function* () {
+          yield* write
+          yield* proxy.when(
+            ({ bytes, from, type }) => from === "server" && type === "D" && bytes.toString("latin1").includes("/"),
+            "cut"
+          )
+          const id = yield* write
+          assert.strictEqual(session.known.get("app"), "unknown")
+          assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })
+          yield* idle
+        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+      })
+    )
+
+    it.scoped(
+      "a user who may not ask is served by the primary, and told of it; with pg_read_all_stats by a replica",
+      () =>
+        Effect.gen(function* () {
+          const { awaitReplicas, primary } = yield* Cluster
+          const server = yield* replica(0)
+          const role = yield* freshRole(primary.url())
+          const admin = (command: string) => Effect.zipRight(query(primary.url("app"), command), awaitReplicas)
+          yield* admin(`GRANT SELECT, INSERT ON item TO ${role.name}`)
+          yield* Effect.addFinalizer(() => query(primary.url("app"), `DROP OWNED BY ${role.name}`))
+          const settings = {
+            writer: loggedIn(primary.url("app"), role),
+            readers: [loggedIn(server.url("app"), role)]
+          }
+          const tell = Effect.gen(function* () {
+            const why = yield* firstPassedOver
+            const one = yield* Effect.flatMap(write, read)
+            return { port: one.port, there: one.there, why }
+          })
+          yield* Effect.gen(function* () {
+            const { port, there, why } = yield* tell
+            assert.deepStrictEqual({ port, there }, { port: primary.port, there: true })
+            assert.deepStrictEqual(yield* Fiber.join(why), Option.some("unproved"))
+            yield* admin(`GRANT pg_read_all_stats TO ${role.name}`)
+            const after = yield* Effect.flatMap(write, read)
+            assert.deepStrictEqual(after, { port: server.port, there: true })
+            // nor is a COMMIT any less one where the server does not say where it was
+            yield* admin("REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC")
+            const refused = yield* Effect.flatMap(write, read)
+            assert.deepStrictEqual(refused, { port: primary.port, there: true })
+          }).pipe(
+            Effect.ensuring(Effect.orDie(admin("GRANT EXECUTE ON FUNCTION pg_control_system TO PUBLIC"))),
+            Consistency.withSession(patient()),
+            Effect.provide(open([], settings))
+          )
+        })
+    )
+
+    it.scoped("where the log ends at the end of a page a replica that has all of it is there", () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const { port } = yield* replica(0)
+        const session = patient()
+        const emit = (bytes: number) =>
+          Effect.as(sql`SELECT pg_logical_emit_message(false, '', repeat('x', ${bytes}))`, undefined).pipe(
+            Consistency.withSession(session),
+            Effect.map(() => tokenIn(session).lsn)
+          )
+        // what a record takes beside its text; somebody else may write in between, so it is tried more than once
+        let at = yield* emit(1000)
+        for (let i = 0; i < 200 && at % 8192n !== 0n; i++) {
+          const next = yield* emit(1000)
+          const beside = next - at - 1000n
+          const left = 8192n - (next % 8192n)
+          at = beside < 100n && left > 500n ? yield* emit(Number(left - beside)) : next
+        }
+        assert.strictEqual(at % 8192n, 0n)
+        const strict = Consistency.AtLeast({ token: tokenIn(session), maxWait: "20 seconds", otherwise: "fail" })
+        assert.strictEqual((yield* Db.withConsistency(read(1), strict)).port, port)
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("a token of another database, or of another cluster, is refused or read on the primary", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const session = patient()
+        const id = yield* Consistency.withSession(write, session)
+        const own = tokenIn(session)
+        for (const token of [
+          new Consistency.Token({ ...own, database: "audit" }),
+          new Consistency.Token({ ...own, systemId: "1" })
+        ]) {
+          const error = yield* read(id).pipe(
+            Db.withConsistency(Consistency.AtLeast({ token, otherwise: "fail" })),
+            DatabaseError.refine,
+            Effect.flip
+          )
+          assert.strictEqual(error._tag, "TokenFromLostTimeline")
+          const one = yield* Db.withConsistency(read(id), Consistency.AtLeast({ token }))
+          assert.deepStrictEqual(one, { port: primary.port, there: true })
+        }
+      }).pipe(Effect.provide(open([0])))
+    )
+
+    it.scoped("nothing is asked where it is known, and nothing at all without a session", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const server = yield* replica(0)
+        const [front, back] = [yield* makeProxy(primary.url("app")), yield* makeProxy(server.url("app"))]
+        const counted = { asked: 0 }
+        const isAsked = ({ bytes, from, type }: { bytes: Buffer; from: string; type: string }) => {
+          if (from === "server" && type === "D" && /\d{19}/.test(bytes.toString("latin1"))) counted.asked++
+          return false
+        }
+        yield* front.when(isAsked, "pass")
+        yield* back.when(isAsked, "pass")
+        yield* Effect.gen(function* () {
+          yield* Effect.flatMap(write, read)
+          assert.strictEqual(counted.asked, 0)
+          yield* Effect.gen(function* () {
+            const id = yield* write
+            assert.strictEqual(counted.asked, 1)
+            yield* read(id)
+            const known = counted.asked
+            assert.isAtLeast(known, 2)
+            yield* read(id)
+            yield* UnitOfWork.run(read(id))
+            assert.strictEqual(counted.asked, known)
+          }).pipe(Consistency.withSession(patient()))
+        }).pipe(
+          Effect.provide(open([], { writer: front.url, readers: [back.url], maxConnections: 1, startup: "lazy" }))
+        )
+      })
+    )
+
+    it.scoped("in a sandbox, and with another database's writes, a session is no burden", () =>
+      Effect.gen(function* () {
+        const session = patient()
+        yield* Effect.gen(function* () {
+          const id = ++last
+          yield* insert(id)
+          assert.isTrue((yield* read(id)).there)
+          yield* UnitOfWork.run(insert(++last))
+        }).pipe(Effect.provide(TestDatabase.layer(Db)), Consistency.withSession(session))
+        assert.strictEqual(session.known.size, 0)
+      }).pipe(Effect.provide(open([0])))
+    )
+  }
+)
+
+describe("Consistency, after a failover", () => {
+  it.scopedLive(
+    "a replica that is as far, of a history without the row, does not serve it: TokenFromLostTimeline, or the primary",
+    () =>
+      Effect.gen(function* () {
+        const { password, primary, replicas } = yield* Cluster
+        const [next, follower] = [yield* replica(0), yield* replica(1)]
+        yield* Effect.forEach(replicas, (server) => server.stop)
+        // what only the old primary has
+        const session = hasty()
+        const id = yield* write.pipe(Consistency.withSession(session), Effect.provide(open([])))
+        const token = tokenIn(session)
+        yield* primary.kill
+        yield* Effect.forEach(replicas, (server) => server.start)
+        yield* next.promote
+        const source = conninfo({ port: next.port, password: Redacted.value(password), name: follower.name })
+        yield* query(follower.url(), `ALTER SYSTEM SET primary_conninfo = '${source.replaceAll("'", "''")}'`)
+        yield* query(follower.url(), "SELECT pg_reload_conf()")
+        // far beyond it, by another history
+        yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 20000)")
+        yield* query<{ there: boolean }>(follower.url("app"), "SELECT to_regclass('filler') IS NOT NULL AS there").pipe(
+          Effect.repeat({ schedule: soon, until: ([row]) => row?.there === true })
+        )
+        const [far] = yield* query<{ far: boolean }>(
+          follower.url(),
+          `SELECT pg_last_wal_replay_lsn() >= '${Schema.encodeSync(Consistency.Token)(token).lsn}'::pg_lsn AS far`
+        )
+        assert.isTrue(far?.far)
+        yield* Effect.gen(function* () {
+          const strict = Consistency.AtLeast({ token, otherwise: "fail", maxWait: "20 seconds" })
+          const error = yield* read(id).pipe(Db.withConsistency(strict), DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "TokenFromLostTimeline")
+          assert.include(error.message, "another history (timeline 1)")
+          const lenient = yield* Db.withConsistency(read(id), Consistency.AtLeast({ token }))
+          assert.deepStrictEqual(lenient, { port: next.port, there: false })
+          // a session goes on from where the primary is now, and its reads are the replicas' again
+          const going = Consistency.makeSession({ tokens: [token], maxWait: "20 seconds" })
+          yield* Effect.gen(function* () {
+            assert.strictEqual((yield* read(id)).port, next.port)
+            assert.strictEqual(tokenIn(going).timeline, 2)
+            assert.strictEqual((yield* read(id)).port, follower.port)
+            assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port: follower.port, there: true })
+          }).pipe(Consistency.withSession(going))
+        }).pipe(Effect.provide(open([], { writer: next.url("app"), readers: [follower.url("app")] })))
+      }).pipe(Effect.provide(cluster)),
+    60_000
+  )
+})
