@@ -109,12 +109,14 @@ export class Session {
   readonly maxWait: number
   /** @internal Counts what was learned. */
   changes = 0
-  private readonly all = new Map<string, Token | "unknown">()
+  private loaded: Map<string, Token | "unknown"> | undefined = undefined
 
-  /** @internal */
-  constructor(known: Iterable<readonly [database: string, Token | "unknown"]>, maxWait: number) {
+  /** @internal `load` gives what is known at its beginning; not called before somebody asks. */
+  constructor(
+    private readonly load: () => Iterable<readonly [database: string, Token | "unknown"]>,
+    maxWait: number
+  ) {
     this.maxWait = maxWait
-    for (const [database, token] of known) this.all.set(database, token)
   }
 
   /** What is known by now, by the name of the database. */
@@ -129,6 +131,11 @@ export class Session {
     this.all.set(database, token ?? "unknown")
     this.changes++
   }
+
+  private get all(): Map<string, Token | "unknown"> {
+    this.loaded ??= new Map(this.load())
+    return this.loaded
+  }
 }
 
 /**
@@ -141,7 +148,7 @@ export const makeSession = (
   options: { readonly tokens?: Iterable<Token> | undefined; readonly maxWait?: Duration.DurationInput | undefined } = {}
 ): Session =>
   new Session(
-    [...(options.tokens ?? [])].map((token) => [token.database, token]),
+    () => [...(options.tokens ?? [])].map((token) => [token.database, token] as const),
     waitOf(options.maxWait)
   )
 
@@ -230,5 +237,5 @@ export const decodeSession = (
 ): Either.Either<Session, ParseResult.ParseError> =>
   Either.mapBoth(Either.all(encoded === "" ? [] : encoded.split(",").map(parse)), {
     onLeft: ParseResult.parseError,
-    onRight: (known) => new Session(known, waitOf(options.maxWait))
+    onRight: (known) => new Session(() => known, waitOf(options.maxWait))
   })

@@ -56,7 +56,7 @@ const said = (cause: unknown): string =>
     : ""
 
 /**
- * A setting is wrong. `given` never holds a secret.
+ * A setting is wrong. `given` never holds a secret; `database` is empty where it is of no one database.
  *
  * @since 0.1.0
  * @category errors
@@ -69,7 +69,8 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `database "${this.database}": setting "${this.setting}" is ${this.given}; expected ${this.expected}`
+    const whose = this.database === "" ? "" : `database "${this.database}": `
+    return `${whose}setting "${this.setting}" is ${this.given}; expected ${this.expected}`
   }
 }
 

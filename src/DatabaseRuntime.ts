@@ -12,14 +12,16 @@ import { globalValue } from "effect/GlobalValue"
 import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
+import { type Session, withSession } from "./Consistency.js"
 import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
 import { problemOf } from "./internal/request/problem.js"
+import { Tokens } from "./internal/request/tokens.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
 import { ambientSignal, apart, inAmbient, inAmbientStream, plain } from "./internal/runtime/ambient.js"
 import { Counted } from "./internal/runtime/counted.js"
 import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
 import type { PromiseClient, Query } from "./internal/runtime/query.js"
-import { answerInUnit, type HandlerOptions, refusal } from "./internal/runtime/webHandler.js"
+import { answerInSession, type HandlerOptions, refusal } from "./internal/runtime/webHandler.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 export type {
@@ -127,6 +129,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    * request leaves to be done in the background. A `unitOfWork` in it is one of its own.
    */
   readonly outside: <A>(code: () => A) => A
+  /** Runs plain code in a session: its reads see what was written in the session before, whoever serves them. */
+  readonly withSession: <A>(session: Session, code: () => PromiseLike<A> | A) => Promise<A>
   /**
    * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify, of HTTP/1 and of HTTP/2: what comes after it is
    * one unit of work. The response is held back until its end: sent after the commit, or replaced by an error where nothing could be
@@ -151,6 +155,9 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
     options?: HandlerOptions
   ) => (request: Request, ...rest: Rest) => Promise<Response>
 }
+
+const tokensOf = ({ readYourWrites }: Pick<NodeOptions, "readYourWrites">): Tokens | undefined =>
+  readYourWrites === undefined ? undefined : new Tokens(readYourWrites)
 
 const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 
@@ -241,17 +248,19 @@ export const make = <R, E, const D extends Databases<R>>(
     runPromise,
     unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
     outside: apart,
-    middleware:
-      (options = {}) =>
-      (request, response, next) =>
-        // those of HTTP/2 have all that is used of the others
-        void runPromise(inUnit(request as IncomingMessage, response as ServerResponse, next, options)).catch((error) =>
-          next(asError(error))
-        ),
-    handler:
-      (handle, options = {}) =>
-      (request, ...rest) => {
-        const answer = answerInUnit(request, (fresh) => handle(fresh, ...rest), options)
+    withSession: (session, code) => runPromise(withSession(plain(code), session)),
+    middleware: (options = {}) => {
+      const tokens = tokensOf(options)
+      return (request, response, next) =>
+        void runPromise(
+          // those of HTTP/2 have all that is used of the others
+          inUnit(request as IncomingMessage, response as ServerResponse, next, options, tokens)
+        ).catch((error) => next(asError(error)))
+    },
+    handler: (handle, options = {}) => {
+      const tokens = tokensOf(options)
+      return (request, ...rest) => {
+        const answer = answerInSession(request, (fresh) => handle(fresh, ...rest), options, tokens)
         return opened().then(
           () => runPromise(answer, { signal: request.signal }),
           // where it cannot be opened, the next request may find it open
@@ -261,6 +270,7 @@ export const make = <R, E, const D extends Databases<R>>(
           }
         )
       }
+    }
   }
 }
 

@@ -19,6 +19,7 @@ import * as Option from "effect/Option"
 import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import { CurrentSession, withSession } from "./Consistency.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
@@ -29,6 +30,7 @@ import { isKeepable } from "./internal/request/keepable.js"
 import { type Described, describing, type Naming } from "./internal/request/naming.js"
 import { enterInPlace, leaveInPlace, passageOf } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
+import { type ReadYourWrites, RequestSession, Tokens } from "./internal/request/tokens.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -49,7 +51,14 @@ export type {
    * @since 0.1.0
    * @category models
    */
-  Naming
+  Naming,
+  /**
+   * How a client's later requests see what its earlier ones have written.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  ReadYourWrites
 }
 
 /**
@@ -186,6 +195,23 @@ const endBy = <E1>(
   })
 }
 
+/** Gives the client what its session has come to know. */
+const giveBack = (session: RequestSession, response: Response): Response => {
+  const returned = session.takeReturned()
+  if (returned === undefined) return response
+  const { cookie, name, value } = returned
+  return cookie === undefined
+    ? HttpServerResponse.setHeader(response, name, value)
+    : HttpServerResponse.unsafeSetCookie(response, name, value, cookie)
+}
+
+/** Where a unit ends when all that is left is to send the response, nobody else comes after it who would give back what it has stored. */
+const givingBack = (self: Effect.Effect<Response>): Effect.Effect<Response> =>
+  Effect.withFiberRuntime((fiber) => {
+    const session: unknown = fiber.currentContext.unsafeMap.get(CurrentSession.key)
+    return session instanceof RequestSession ? Effect.map(self, (response) => giveBack(session, response)) : self
+  })
+
 /**
  * Runs an app in a unit and ends that. `handler` is what the middleware has made of the app; the unit may be entered in place if a route has
  * that for its handler.
@@ -201,7 +227,7 @@ const once = <E, R, E1>(
 ): Effect.Effect<Response, E1, R | Request> => {
   const passage = enterInPlace(outside, handler, handle.unit)
     ? undefined
-    : passageOf(outside, handle.unit, (response) => endBy(plan, handle, response, answerIt, restore))
+    : passageOf(outside, handle.unit, (response) => givingBack(endBy(plan, handle, response, answerIt, restore)))
   const leave = passage?.leave ?? leaveInPlace
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => {
@@ -367,10 +393,47 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
         handle.endUntouched()
           ? Effect.succeed(response)
-          : Effect.uninterruptibleMask((restore) => endBy(plan, handle, response, answerIt, restore))
+          : Effect.uninterruptibleMask((restore) => givingBack(endBy(plan, handle, response, answerIt, restore)))
       )
       const scope = Context.unsafeGet(fiber.currentContext, Scope.Scope)
       return Effect.as(Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse), handle.unit.slot)
     })
   )
+}
+
+/**
+ * Lets a client read what it has written, in its later requests too, from a replica that has it: each response tells the client how far the
+ * databases were when its writes were stored, signed, in a cookie or a header, and a request that brings that back reads at least there.
+ *
+ * It stands around whatever answers, inside or outside of the unit of work, and beside `Db.reader` nothing else is needed. What a client
+ * brings that was not signed here is ignored. It throws `ConfigInvalid` where an option cannot be right. A cookie has room for one place: of
+ * requests that one client has written by at the same time, the one whose response comes last counts.
+ *
+ * @example
+ * import { HttpServer } from "@effect/platform"
+ * import { Config, Effect } from "effect"
+ * import { RequestTransaction } from "effect-db"
+ *
+ * declare const router: Parameters<typeof HttpServer.serve>[0]
+ *
+ * export const Http = Effect.map(Config.redacted("COOKIE_SECRET"), (secret) =>
+ *   HttpServer.serve(router, RequestTransaction.readYourWrites({ secret }))
+ * )
+ *
+ * @since 0.1.0
+ * @category middleware
+ */
+export const readYourWrites = (
+  options: ReadYourWrites
+): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
+  const tokens = new Tokens(options)
+  return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> =>
+    Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
+      const session = tokens.session((name) => headers[name])
+      return Effect.zipRight(
+        // also where the app fails, and another response is sent: what it had stored before is stored
+        HttpApp.appendPreResponseHandler((_, response) => Effect.sync(() => giveBack(session, response))),
+        withSession(app, session)
+      )
+    })
 }

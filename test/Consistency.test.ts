@@ -7,35 +7,15 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { Consistency, type Database, DatabaseError, EmbeddedPostgres, TestDatabase, UnitOfWork } from "effect-db"
+import { Consistency, type Database, DatabaseError, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { live } from "../src/internal/embedded/live.js"
 import { conninfo } from "../src/internal/embedded/settings.js"
+import { Cluster, cluster, pause, replica, resume } from "./fixtures/cluster.js"
 import { Db, idle, soon } from "./fixtures/databases.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { freshRole, loggedIn } from "./fixtures/roles.js"
 import { query } from "./fixtures/server.js"
-
-type Server = EmbeddedPostgres.EmbeddedPostgres.Server
-
-const Cluster = EmbeddedPostgres.EmbeddedPostgres
-
-const setUp = Effect.gen(function* () {
-  const cluster = yield* Cluster
-  yield* query(
-    cluster.primary.url("app"),
-    "CREATE TABLE item (id int PRIMARY KEY, other int REFERENCES item DEFERRABLE INITIALLY DEFERRED)"
-  )
-  yield* cluster.awaitReplicas
-})
-
-/** A primary with two replicas, and a table. */
-const cluster = Layer.provideMerge(
-  Layer.effectDiscard(setUp).pipe(Layer.orDie),
-  Cluster.layer({ replicas: 2, databases: ["app"] }).pipe(Layer.orDie)
-)
 
 /** The database with some of the replicas. */
 const open = (readers: ReadonlyArray<number>, options: Partial<Database.Options> = {}) =>
@@ -48,21 +28,6 @@ const open = (readers: ReadonlyArray<number>, options: Partial<Database.Options>
       })
     )
   ).pipe(Layer.orDie)
-
-const replica = (i: number) =>
-  Effect.map(Cluster, ({ replicas }) => replicas[i] ?? assert.fail(`there is no replica ${i}`))
-
-const resume = (server: Server) => query(server.url(), "SELECT pg_wal_replay_resume()")
-
-/** A replica receives what is written and replays nothing of it, until the scope ends. */
-const pause = (server: Server): Effect.Effect<void, never, Scope.Scope> =>
-  Effect.zipRight(
-    Effect.acquireRelease(query(server.url(), "SELECT pg_wal_replay_pause()"), () => resume(server)),
-    query<{ state: string }>(server.url(), "SELECT pg_get_wal_replay_pause_state() AS state").pipe(
-      Effect.repeat({ schedule: soon, until: ([row]) => row?.state === "paused" }),
-      live
-    )
-  )
 
 let last = 0
 

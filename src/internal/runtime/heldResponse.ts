@@ -3,6 +3,7 @@
  * they write is kept, and sent, or another answer is sent in its place.
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
+import type { Header } from "../request/tokens.js"
 
 /** What is sent in place of what a handler wrote. */
 export interface Answer {
@@ -17,6 +18,24 @@ type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeader
 interface Call {
   readonly send: () => void
   readonly args: ReadonlyArray<unknown>
+}
+
+const cookies = "set-cookie"
+
+/** The arguments of `writeHead`: cookies among them would take the place of all that are set before. */
+const withCookie = <Args extends ReadonlyArray<unknown>>(args: Args, added: Header | undefined): Args => {
+  const head: unknown = args.at(-1)
+  if (added === undefined || added[0] !== cookies || typeof head !== "object" || head === null) return args
+  // Node takes headers as a record, or as a list of names and values
+  const pairs: ReadonlyArray<ReadonlyArray<unknown>> = Array.isArray(head)
+    ? head.flatMap((name, i) => (i % 2 === 0 ? [[name, head[i + 1]]] : []))
+    : Object.entries(head)
+  const isCookie = ([name]: ReadonlyArray<unknown>) => String(name).toLowerCase() === cookies
+  const own = pairs.filter(isCookie).flatMap(([, value]) => value)
+  if (own.length === 0) return args
+  const all = [...pairs.filter((pair) => !isCookie(pair)), [cookies, [...own, added[1]]]]
+  // the same but for the last
+  return [...args.slice(0, -1), Array.isArray(head) ? all.flat() : Object.fromEntries(all)] as unknown as Args
 }
 
 /** Nothing is sent, and nobody has to wait for it. */
@@ -34,6 +53,7 @@ export class HeldResponse {
   private head: number | undefined
   private ready: number | undefined
   private hasEnded = false
+  private added: Header | undefined
   /** How much is held, in bytes. */
   private size = 0
 
@@ -52,7 +72,7 @@ export class HeldResponse {
         // what Node refuses it refuses here, where somebody can still answer something else
         if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
         this.head = args[0]
-        this.call({ send: () => writeHead.apply(response, args), args: [] })
+        this.call({ send: () => writeHead.apply(response, withCookie(args, this.added)), args: [] })
         return response
       },
       write: (...args: Parameters<typeof write>) => {
@@ -95,10 +115,16 @@ export class HeldResponse {
     Object.defineProperties(response, shown)
   }
 
+  /** Adds a header to whatever is going to be sent, beside others of its name that are cookies. */
+  add(header: Header | undefined): void {
+    this.added = header
+  }
+
   /** Sends what was written, and from now on everything at once. */
   release(): void {
     const { kept, response } = this
     if (!this.leave("released")) return
+    if (!response.headersSent) this.setAdded()
     // it was decided by that one
     if (this.head === undefined && this.ready !== undefined) response.statusCode = this.ready
     for (const { send } of kept) send()
@@ -112,6 +138,7 @@ export class HeldResponse {
     // an `end` may be a `write` and more
     if (!this.leave("released")) return
     for (const name of response.getHeaderNames()) response.removeHeader(name)
+    this.setAdded()
     // HTTP/2 has none
     if (Object.hasOwn(response, "statusMessage")) response.statusMessage = ""
     const headers: OutgoingHttpHeaders = { "content-type": type, "content-length": Buffer.byteLength(body) }
@@ -134,6 +161,14 @@ export class HeldResponse {
     for (const name of ["headersSent", "writableEnded"]) Reflect.deleteProperty(this.response, name)
     Object.defineProperties(this.response, this.outside)
     return true
+  }
+
+  /** Sets the header that was added, a cookie beside those that are set. */
+  private setAdded(): void {
+    if (this.added === undefined) return
+    const [name, value] = this.added
+    const others = name === cookies ? [this.response.getHeader(name) ?? []].flat().map(String) : []
+    this.response.setHeader(name, [...others, value])
   }
 
   private call(call: Call): void {

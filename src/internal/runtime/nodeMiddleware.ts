@@ -7,10 +7,12 @@ import type { Writable } from "node:stream"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { describing, type Naming, pathOf } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
+import { headerOf, type ReadYourWrites, type Tokens } from "../request/tokens.js"
 import { plain } from "./ambient.js"
 import { HeldResponse } from "./heldResponse.js"
 
@@ -22,6 +24,8 @@ export interface NodeOptions
   readonly outcome?: ((status: number) => UnitOfWork.Outcome) | undefined
   /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
   readonly transaction?: ((request: IncomingMessage) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+  /** Lets a client read what it has written, in its later requests too, from a replica that has it. */
+  readonly readYourWrites?: ReadYourWrites | undefined
 }
 
 /** The client has gone before it was answered. */
@@ -42,6 +46,11 @@ const patternOf = ({ baseUrl, route }: Routed): string | undefined =>
 
 const pathIn = ({ originalUrl, url = "" }: IncomingMessage & Routed): string =>
   pathOf(typeof originalUrl === "string" ? originalUrl : url)
+
+const headerIn = ({ headers }: IncomingMessage, name: string): string | undefined => {
+  const value = headers[name]
+  return typeof value === "string" ? value : value?.join()
+}
 
 const asked = (request: IncomingMessage & Routed) => {
   const id = request.headers["x-request-id"]
@@ -69,12 +78,14 @@ export const inUnit = (
   request: IncomingMessage,
   response: ServerResponse,
   next: (error?: Error) => void,
-  options: NodeOptions
+  options: NodeOptions,
+  tokens: Tokens | undefined
 ): Effect.Effect<void, unknown> => {
   const { outcome = byStatus, transaction } = options
   return Effect.suspend(() => {
     const settings = typeof transaction === "function" ? transaction(request) : transaction
-    if (settings === "none") return Effect.sync(() => next())
+    const session = tokens?.session((name) => headerIn(request, name))
+    if (settings === "none" && session === undefined) return Effect.sync(() => next())
     let held: HeldResponse | undefined
     let answered = false
     const handled = plain(
@@ -99,15 +110,22 @@ export const inUnit = (
         for (const one of all) one.off("close", tell)
       })
     })
-    return UnitOfWork.runDescribed(
-      Effect.raceFirst(handled, closed),
-      {
-        ...options,
-        transaction: settings,
-        outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
-      },
-      describing(request, asked, options)
-    ).pipe(
+    const work = Effect.raceFirst(handled, closed)
+    const unit =
+      settings === "none"
+        ? work
+        : UnitOfWork.runDescribed(
+            work,
+            {
+              ...options,
+              transaction: settings,
+              outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
+            },
+            describing(request, asked, options)
+          )
+    return (session === undefined ? unit : withSession(unit, session)).pipe(
+      // whatever is sent, what was stored is stored
+      Effect.onExit(() => Effect.sync(() => held?.add(headerOf(session?.takeReturned())))),
       Effect.matchCauseEffect({
         onSuccess: () => Effect.sync(() => held?.release()),
         onFailure: (cause) => {

@@ -4,11 +4,13 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { isKeepable } from "../request/keepable.js"
 import { describing, type Naming } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
+import { headerOf, type ReadYourWrites, type RequestSession, type Tokens } from "../request/tokens.js"
 import type { Describe } from "../unit.js"
 import { plain } from "./ambient.js"
 
@@ -20,6 +22,8 @@ export interface HandlerOptions
   readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
   /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
   readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+  /** Lets a client read what it has written, in its later requests too, from a replica that has it. */
+  readonly readYourWrites?: ReadYourWrites | undefined
   /** What statements call it. Default: the path. */
   readonly route?: string | undefined
   /**
@@ -49,7 +53,7 @@ export const refusal = (problem: Problem): Response =>
   Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
 
 /** One request in one unit of work. What the handler throws is the failure; what could not be stored is an answer. */
-export const answerInUnit = (
+const answerInUnit = (
   request: Request,
   handle: (request: Request) => PromiseLike<Response> | Response,
   options: HandlerOptions
@@ -96,3 +100,26 @@ export const answerInUnit = (
         : Effect.as(Effect.logError(cause), refusal(notStored))
     })
   })
+
+/** The same response, with what the client is to be given back. */
+const givingBack = (response: Response, session: RequestSession): Response => {
+  const header = headerOf(session.takeReturned())
+  if (header === undefined) return response
+  // those of a redirection, or of what was fetched, cannot be changed
+  const copy = new Response(response.body, response)
+  copy.headers.append(...header)
+  return copy
+}
+
+/** The same in the session of its client, who gets nothing back where the handler throws. */
+export const answerInSession = (
+  request: Request,
+  handle: (request: Request) => PromiseLike<Response> | Response,
+  options: HandlerOptions,
+  tokens: Tokens | undefined
+): Effect.Effect<Response, unknown> => {
+  const answer = answerInUnit(request, handle, options)
+  if (tokens === undefined) return answer
+  const session = tokens.session((name) => request.headers.get(name))
+  return Effect.map(withSession(answer, session), (response) => givingBack(response, session))
+}

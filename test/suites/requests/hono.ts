@@ -4,7 +4,7 @@ import type { MiddlewareHandler } from "hono"
 import type { Runtime } from "./plain.js"
 
 export const inUnit =
-  (runtime: Runtime, options?: DatabaseRuntime.HandlerOptions): MiddlewareHandler =>
+  (runtime: Pick<Runtime, "handler">, options?: DatabaseRuntime.HandlerOptions): MiddlewareHandler =>
   async (c, next) => {
     const handle = runtime.handler(async () => {
       await next()

@@ -1,0 +1,134 @@
+/**
+ * What a client is given of what it has written, and brings back with its next request: a session, signed, in a cookie or a header.
+ */
+import { createHmac, timingSafeEqual } from "node:crypto"
+import type * as Duration from "effect/Duration"
+import * as Either from "effect/Either"
+import * as Redacted from "effect/Redacted"
+import { decodeSession, encodeSession, Session, type Token, waitOf } from "../../Consistency.js"
+import { ConfigInvalid } from "../../DatabaseError.js"
+
+/** How a client's later requests see what its earlier ones have written. */
+export interface ReadYourWrites {
+  /**
+   * Signs what a client brings back, which it else could make up: 32 characters at least, the same in all processes. Of several the first
+   * signs and all are accepted, so that one can be replaced by another.
+   */
+  readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
+  /** The cookie's name; `"effect-db"`. */
+  readonly cookie?: string | undefined
+  /** Whether the cookie is sent over TLS only; `false`, for it holds no secret. */
+  readonly secure?: boolean | undefined
+  /** A header in place of the cookie, for clients that keep none: they send with each request what the last response had in it. */
+  readonly header?: string | undefined
+  /** How long a read waits for a replica that has it, before the primary is read; 50 ms. */
+  readonly maxWait?: Duration.DurationInput | undefined
+}
+
+/** What a response is to give back to the client. */
+export interface Returned {
+  /** The name of the cookie or header. */
+  readonly name: string
+  readonly value: string
+  /** How a cookie is set; no cookie where there is none. */
+  readonly cookie:
+    | { readonly path: string; readonly httpOnly: true; readonly sameSite: "lax"; readonly secure: boolean }
+    | undefined
+}
+
+const shortest = 32
+const longestValue = 4096
+const name = /^[\w!#$%&'*+.^`|~-]+$/
+
+const refuse = (setting: string, given: string, expected: string): never => {
+  throw new ConfigInvalid({ database: "", setting: `readYourWrites.${setting}`, given, expected })
+}
+
+const checked = (setting: string, given: string): string =>
+  name.test(given) ? given : refuse(setting, JSON.stringify(given), "a name of letters, digits and -_.")
+
+/** The value of a cookie in a request's header. */
+const cookieIn = (header: string, wanted: string): string | undefined => {
+  for (const part of header.split(";")) {
+    const at = part.indexOf("=")
+    if (at > 0 && part.slice(0, at).trim() === wanted) return part.slice(at + 1).trim()
+  }
+  return undefined
+}
+
+const sign = (secret: string, text: string): Buffer => createHmac("sha256", secret).update(`effect-db ${text}`).digest()
+
+/** The session of one request. Nothing is read before somebody asks what it knows. */
+export class RequestSession extends Session {
+  private returned = 0
+
+  constructor(
+    load: () => Iterable<readonly [string, Token | "unknown"]>,
+    private readonly tokens: Tokens
+  ) {
+    super(load, tokens.maxWait)
+  }
+
+  /** What the response is to give back, each time that there is something new. */
+  takeReturned(): Returned | undefined {
+    if (this.changes === this.returned) return undefined
+    this.returned = this.changes
+    return this.tokens.returned(this)
+  }
+}
+
+/** Gives tokens to clients and takes them back. */
+export class Tokens {
+  readonly maxWait: number
+  private readonly secrets: readonly [string, ...Array<string>]
+  private readonly name: string
+  private readonly cookie: Returned["cookie"]
+
+  constructor({ cookie = "effect-db", header, maxWait, secret, secure = false }: ReadYourWrites) {
+    const [first, ...others] = Redacted.isRedacted(secret) ? [secret] : secret
+    this.secrets = [Redacted.value(first), ...others.map(Redacted.value)]
+    for (const { length } of this.secrets) {
+      if (length < shortest) refuse("secret", `one of ${length} characters`, `at least ${shortest} characters`)
+    }
+    this.name = header === undefined ? checked("cookie", cookie) : checked("header", header.toLowerCase())
+    this.cookie = header === undefined ? { path: "/", httpOnly: true, sameSite: "lax", secure } : undefined
+    this.maxWait = waitOf(maxWait)
+  }
+
+  /** The session of a request. What was not signed here, or cannot be read, tells of nothing: nobody is refused for it. */
+  session(header: (name: string) => string | null | undefined): RequestSession {
+    return new RequestSession(() => {
+      const brought = this.cookie === undefined ? header(this.name) : cookieIn(header("cookie") ?? "", this.name)
+      return this.read(brought ?? "")
+    }, this)
+  }
+
+  returned(session: Session): Returned {
+    const text = encodeSession(session)
+    const value = `${Buffer.from(text).toString("base64url")}.${sign(this.secrets[0], text).toString("base64url")}`
+    return { name: this.name, value, cookie: this.cookie }
+  }
+
+  private read(value: string): Iterable<readonly [string, Token | "unknown"]> {
+    if (value.length > longestValue) return []
+    const [encoded = "", signature = ""] = value.split(".")
+    const text = Buffer.from(encoded, "base64url").toString()
+    const given = Buffer.from(signature, "base64url")
+    const isOurs = this.secrets.some((secret) => {
+      const expected = sign(secret, text)
+      return expected.length === given.length && timingSafeEqual(expected, given)
+    })
+    return isOurs ? Either.match(decodeSession(text), { onLeft: () => [], onRight: ({ known }) => known }) : []
+  }
+}
+
+/** A header of a response. */
+export type Header = readonly [name: string, value: string]
+
+/** What a response is to give back, as its header. */
+export const headerOf = (returned: Returned | undefined): Header | undefined => {
+  if (returned === undefined) return undefined
+  const { cookie, name, value } = returned
+  if (cookie === undefined) return [name, value]
+  return ["set-cookie", `${name}=${value}; Path=/; HttpOnly; SameSite=Lax${cookie.secure ? "; Secure" : ""}`]
+}
