@@ -32,6 +32,12 @@ const program = Effect.gen(function* () {
   const later = Effect.repeat(titles, { until: (all) => all === "milk", schedule: Schedule.spaced("10 millis") })
   yield* Console.log(`eventually: ${yield* Effect.zipRight(later, titles)}`)
 
+  // What a session has written its reads see, from a replica that has it.
+  const session = Consistency.makeSession({ maxWait: "5 seconds" })
+  yield* Todos.add({ title: "eggs", done: false }).pipe(Consistency.withSession(session))
+  const own = Effect.zip(titles, readsFrom).pipe(Consistency.withSession(session))
+  yield* Console.log(`in a session: ${(yield* own).join(", from ")}`)
+
   // A reader cannot write, whatever the statement looks like: the server refuses it.
   const write = Effect.flatMap(Db.reader, (sql) => sql`WITH gone AS (DELETE FROM todo RETURNING id) SELECT * FROM gone`)
   const refused = yield* Effect.flip(DatabaseError.refine(write))

@@ -8,9 +8,14 @@ export const port = Number(process.env.PORT || 0)
 
 export const isOnce = process.argv.includes("--once")
 
+/** What the last response that had a cookie asked to be brought back. */
+let cookie = ""
+
 const ask = async (url: string, method: string, path: string, body?: object): Promise<void> => {
-  const init = body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }
-  const response = await fetch(url + path, { method, ...init })
+  const init = body === undefined ? {} : { body: JSON.stringify(body) }
+  const headers = { cookie, "content-type": "application/json" }
+  const response = await fetch(url + path, { method, headers, ...init })
+  cookie = response.headers.getSetCookie()[0]?.split(";")[0] ?? cookie
   // there is no database
   if (response.status === 503) process.exitCode = 1
   console.log(`${method} ${path} ${response.status} ${(await response.text()).split("\n")[0]}`)

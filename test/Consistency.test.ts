@@ -325,6 +325,18 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(patient()), Effect.provide(open([0])))
     )
 
+    it.scoped("a stream that is read after its unit's end sees what the unit has written", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        yield* pause(yield* replica(0))
+        const id = ++last
+        const stream = yield* UnitOfWork.run(
+          Effect.zipRight(insert(id), UnitOfWork.detach(Stream.fromEffect(read(id))))
+        )
+        assert.deepStrictEqual([...(yield* Stream.runCollect(stream))], [{ port: primary.port, there: true }])
+      }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+    )
+
     it.scoped("what is written on a reserved connection is seen by nobody: the primary is read", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster

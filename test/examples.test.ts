@@ -38,6 +38,7 @@ const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
     "after the write: milk, from the primary",
     "strong: milk, from the primary",
     "eventually: milk",
+    "in a session: milk, eggs, from a replica",
     "a write through the reader: ReadOnlyViolation"
   ],
   "05-reconnect": [
@@ -87,6 +88,10 @@ const servers: Readonly<Record<string, ReadonlyArray<string>>> = {
   "07-express": answers,
   "08-fastify": answers,
   "09-hono": answers,
+  "19-read-your-writes": [
+    ...answers.slice(0, -1),
+    'GET /todos 200 {"from":"a replica","todos":[{"id":1,"title":"milk","done":false}]}'
+  ],
   "10-no-lifecycle": [...answers, "loaded: the module 3 times, its databases 1 time"]
 }
 

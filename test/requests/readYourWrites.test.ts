@@ -1,4 +1,6 @@
+import { once } from "node:events"
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http"
+import * as http2 from "node:http2"
 import {
   HttpApi,
   HttpApiBuilder,
@@ -18,7 +20,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import { DatabaseRuntime, RequestTransaction } from "effect-db"
+import { Consistency, DatabaseError, DatabaseRuntime, RequestTransaction } from "effect-db"
 import express from "express"
 import { fastify } from "fastify"
 import { Hono } from "hono"
@@ -172,16 +174,19 @@ const api = siteOf(
 
 type Runtime = DatabaseRuntime.DatabaseRuntime<{ db: typeof Db }, Db>
 
+const opened = Effect.gen(function* () {
+  const servers = yield* Cluster
+  const runtime: Runtime = DatabaseRuntime.make({ db: Db }, Db.layer(servers.settings("app")))
+  return yield* Effect.acquireRelease(Effect.promise(() => runtime.open()).pipe(Effect.as(runtime)), () =>
+    Effect.promise(() => runtime.close())
+  )
+})
+
 const plainSite = (serve: (runtime: Runtime) => Promise<Listening>): Layer.Layer<Site, never, Cluster> =>
   Layer.scoped(
     Site,
     Effect.gen(function* () {
-      const servers = yield* Cluster
-      const runtime = DatabaseRuntime.make({ db: Db }, Db.layer(servers.settings("app")))
-      yield* Effect.acquireRelease(
-        Effect.promise(() => runtime.open()),
-        () => Effect.promise(() => runtime.close())
-      )
+      const runtime = yield* opened
       return yield* Effect.acquireRelease(
         Effect.promise(() => serve(runtime)),
         ({ close }) => Effect.promise(close)
@@ -449,5 +454,121 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
     })
+  }
+
+  shared.scoped("a response of the web stays what it is: a redirection, a stream, none at all", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const answer = (make: () => Response) =>
+        Effect.promise(() => {
+          const handle = runtime.handler(
+            async () => {
+              await runtime.runPromise(act("write", ++last))
+              return make()
+            },
+            { readYourWrites: { secret } }
+          )
+          return handle(new Request("http://localhost/", { method: "POST" }))
+        })
+      const redirection = yield* answer(() => Response.redirect("http://localhost/next", 303))
+      assert.strictEqual(redirection.status, 303)
+      assert.strictEqual(redirection.headers.get("location"), "http://localhost/next")
+      assert.match(redirection.headers.getSetCookie().join(), /^effect-db=/)
+      const streamed = yield* answer(() => new Response(new Blob(["a", "b"]).stream(), { statusText: "Fine" }))
+      assert.match(streamed.headers.getSetCookie().join(), /^effect-db=/)
+      assert.deepStrictEqual([yield* Effect.promise(() => streamed.text()), streamed.statusText], ["ab", "Fine"])
+      const none = yield* answer(() => Response.error())
+      assert.strictEqual(none.type, "error")
+    })
+  )
+
+  shared.scoped("over HTTP/2, and outside of a unit of work", () =>
+    Effect.gen(function* () {
+      const { primary, replicas } = yield* Cluster
+      const runtime = yield* opened
+      const keeps = runtime.middleware({ readYourWrites: { secret, maxWait: 0 }, transaction: () => "none" })
+      const server = http2.createServer((request, response) =>
+        keeps(request, response, (error) => {
+          assert.isUndefined(error)
+          const [, what = "", id] = request.url.split("/")
+          void runtime.runPromise(act(what, Number(id))).then(({ body, status }) => {
+            response.writeHead(status, { "set-cookie": [own, "more=1"] })
+            response.end(body)
+          })
+        })
+      )
+      const { port } = yield* Effect.acquireRelease(
+        Effect.promise(async () => {
+          server.listen(0, "127.0.0.1")
+          await once(server, "listening")
+          return { port: portOf(server) }
+        }),
+        () => Effect.sync(() => server.close())
+      )
+      const client = yield* Effect.acquireRelease(
+        Effect.sync(() => http2.connect(`http://127.0.0.1:${port}`)),
+        (session) => Effect.sync(() => session.destroy())
+      )
+      const ask = (path: string, cookie: string) =>
+        Effect.promise(async () => {
+          const stream = client.request({ ":method": "POST", ":path": path, cookie })
+          stream.end()
+          const [headers] = await once(stream, "response")
+          let body = ""
+          for await (const part of stream) body += String(part)
+          return { cookies: headers["set-cookie"], body }
+        })
+      yield* Effect.forEach(replicas, pause)
+      const written = yield* ask(`/write/${++last}`, "")
+      assert.deepStrictEqual(
+        written.cookies.map((cookie: string) => cookie.split("=")[0]),
+        ["own", "more", name]
+      )
+      const { body } = yield* ask(
+        `/read/${last}`,
+        written.cookies.map((cookie: string) => cookie.split(";")[0]).join("; ")
+      )
+      assert.deepStrictEqual(JSON.parse(body), { port: primary.port, there: true })
+    })
+  )
+
+  shared.scoped("plain code may have a session of its own", () =>
+    Effect.gen(function* () {
+      const { primary, replicas } = yield* Cluster
+      const { databases, ...runtime } = yield* opened
+      yield* Effect.forEach(replicas, pause)
+      const seen = yield* Effect.promise(() =>
+        runtime.withSession(Consistency.makeSession({ maxWait: 0 }), async () => {
+          const { reader, writer } = databases.db
+          await runtime.unitOfWork(async () => void (await writer`INSERT INTO item (id) VALUES (${++last})`))
+          return reader`
+            SELECT inet_server_port() AS port, EXISTS (SELECT 1 FROM item WHERE id = ${last}) AS there`
+        })
+      )
+      assert.deepStrictEqual(seen, [{ port: primary.port, there: true }])
+    })
+  )
+
+  for (const [setting, options] of [
+    ["secret", { secret: Redacted.make("") }],
+    ["secret", { secret: Redacted.make("0123456789012345678901234567890") }],
+    ["secret", { secret: [secret, Redacted.make("short")] }],
+    ["cookie", { secret, cookie: "" }],
+    ["cookie", { secret, cookie: "a=b" }],
+    ["cookie", { secret, cookie: "a; Domain=evil" }],
+    ["header", { secret, header: "x seen" }],
+    ["header", { secret, header: "x\r\ny: z" }]
+  ] as const) {
+    shared.effect(`an option that cannot be right is refused: ${JSON.stringify(options)}`, () =>
+      Effect.gen(function* () {
+        const error = yield* Effect.flip(
+          Effect.try({ try: () => RequestTransaction.readYourWrites(options), catch: (error) => error })
+        )
+        assert.isTrue(error instanceof DatabaseError.ConfigInvalid)
+        assert.include(String(error), `setting "readYourWrites.${setting}" is `)
+        assert.notInclude(String(error), Redacted.value(secret))
+        assert.notInclude(String(error), "short")
+      })
+    )
   }
 })

@@ -104,7 +104,8 @@ const answerInUnit = (
 /** The same response, with what the client is to be given back. */
 const givingBack = (response: Response, session: RequestSession): Response => {
   const header = headerOf(session.takeReturned())
-  if (header === undefined) return response
+  // one that is no answer has no headers
+  if (header === undefined || response.status < 200) return response
   // those of a redirection, or of what was fetched, cannot be changed
   const copy = new Response(response.body, response)
   copy.headers.append(...header)

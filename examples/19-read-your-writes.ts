@@ -1,0 +1,56 @@
+/**
+ * A client reads what it has written, in its later requests too, from a replica that has it: it brings back a signed cookie that says how
+ * far a replica must be. Ctrl-C ends it; `--once` tries it.
+ */
+import { randomBytes } from "node:crypto"
+import { createServer } from "node:http"
+import { HttpRouter, HttpServer, HttpServerRequest, HttpServerResponse } from "@effect/platform"
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import { Config, Effect, Layer, Redacted } from "effect"
+import { RequestTransaction } from "effect-db"
+import { Db, ReplicatedLive } from "./databases.js"
+import { runMain } from "./main.js"
+import { hurry, listening, port, serveUntil } from "./requests.js"
+import * as Todos from "./todos.js"
+
+/** Which server a reader reads from. */
+const from = Effect.gen(function* () {
+  const sql = yield* Db.reader
+  const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
+  return row?.replica === true ? "a replica" : "the primary"
+})
+
+const router = HttpRouter.empty.pipe(
+  HttpRouter.get("/todos", Effect.flatMap(Effect.all({ from, todos: Todos.list }), HttpServerResponse.json)),
+  HttpRouter.post(
+    "/todos",
+    Effect.gen(function* () {
+      const [todo] = yield* Todos.add(yield* HttpServerRequest.schemaBodyJson(Todos.NewTodo))
+      return yield* HttpServerResponse.json(todo, { status: 201 })
+    }).pipe(
+      Effect.catchTag("ParseError", () => HttpServerResponse.json({ error: "expected a title" }, { status: 400 }))
+    )
+  ),
+  HttpRouter.post(
+    "/todos/broken",
+    Effect.zipRight(Todos.add({ title: "never stored", done: false }), HttpServerResponse.empty({ status: 500 }))
+  ),
+  HttpRouter.use(RequestTransaction.middleware())
+)
+
+// the same in all processes of a service
+const secret = Config.redacted("COOKIE_SECRET").pipe(Config.withDefault(Redacted.make(randomBytes(32).toString("hex"))))
+
+const server = createServer()
+
+const Http = Layer.unwrapEffect(
+  Effect.map(secret, (secret) =>
+    HttpServer.serve(router, RequestTransaction.readYourWrites({ secret, maxWait: "5 seconds" }))
+  )
+).pipe(Layer.provide(NodeHttpServer.layer(() => server, { port })), Layer.provide(ReplicatedLive))
+
+const program = Effect.tryPromise(async (signal) => serveUntil(signal, await listening(server))).pipe(
+  Effect.ensuring(Effect.sync(() => hurry(server)))
+)
+
+runMain(Effect.provide(program, Http))
