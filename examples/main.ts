@@ -4,7 +4,7 @@ import { Cause, Console, Effect, Exit } from "effect"
 import { DatabaseError } from "effect-db"
 
 /** An error of a database says all that there is to say; others may only be the wrapping of one. */
-const explain = (error: unknown): string => {
+export const explain = (error: unknown): string => {
   if (!(error instanceof Error)) return String(error)
   return error.cause instanceof Error && !DatabaseError.isDatabaseError(error) ? explain(error.cause) : error.message
 }

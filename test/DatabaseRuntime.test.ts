@@ -7,7 +7,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Consistency, DatabaseRuntime } from "effect-db"
 import { audit, event } from "./fixtures/audit.js"
-import { Audit, Db, freshTable, insert, Place, stored } from "./fixtures/databases.js"
+import { Audit, Db, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { makeProxy } from "./fixtures/proxy.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 
@@ -56,6 +56,53 @@ describe("how a runtime is opened and closed", () => {
       yield* Effect.promise(() => runtime.open())
       assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
     })
+  )
+
+  it.scopedLive(
+    "it is entered once, again from inside of calls, and is one and the same for many calls at a time",
+    () =>
+      Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        let made = 0
+        const counting = Layer.effectDiscard(Effect.sync(() => made++))
+        const layer = Layer.merge(Db.layer({ writer, maxConnections: 2 }), counting)
+        const runtime = DatabaseRuntime.make({ db: Db }, layer)
+        const { db } = runtime.databases
+        const session = async () => (await db.writer<{ pid: number }>`SELECT pg_backend_pid() AS pid`)[0]?.pid
+        const part = async () => {
+          await runtime.open()
+          try {
+            // what is open inside of a unit of work is what is open outside of it
+            return await runtime.unitOfWork(async () => {
+              await runtime.open()
+              const inside = await session()
+              await runtime.close()
+              return [inside, await session()]
+            })
+          } finally {
+            await runtime.close()
+          }
+        }
+        const sessions = yield* Effect.promise(async () => {
+          await runtime.open()
+          const atOnce = await Promise.all(Array.from({ length: 50 }, part))
+          // nobody of them has closed it
+          atOnce.push([await session()], [await session()])
+          await runtime.close()
+          return atOnce
+        })
+        assert.strictEqual(made, 1)
+        assert.isAtMost(new Set(sessions.flat()).size, 2)
+        for (const [inside, after] of sessions.slice(0, 50)) assert.strictEqual(inside, after)
+        assert.strictEqual(tagOf(yield* failure(session())), "DatabaseClosed")
+        // a server process that was told to end needs its time
+        const left = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        yield* query(writer, left).pipe(
+          Effect.repeat({ schedule: soon, until: ({ length }) => length === 0 }),
+          Effect.zipRight(query(writer, left)),
+          Effect.tap((found) => assert.deepStrictEqual(found, []))
+        )
+      })
   )
 
   it.scopedLive("use before the start and after the end names the database and says what to do", () =>

@@ -73,7 +73,8 @@ const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
     "the second COMMIT refused   200    0       500",
     "a task of its own           500    1       500",
     "the request is interrupted  failed 0       503"
-  ]
+  ],
+  "18-sync": ["stored: milk", "within: milk, eggs", "failed (UniqueViolation): milk", "nested: milk, bread"]
 }
 
 const answers = [
@@ -249,7 +250,7 @@ describe.concurrent("examples", () => {
     )
   }
 
-  for (const name of ["04-reader-and-writer", "13-script"]) {
+  for (const name of ["04-reader-and-writer", "13-script", "18-sync"]) {
     it.scopedLive(
       `${name} brings its own servers, and takes them away`,
       () =>
@@ -282,7 +283,7 @@ describe.concurrent("examples", () => {
         const { env } = yield* databases
         const wrong = new URL(env.DATABASE_URL)
         wrong.password = "not-the-password"
-        for (const name of ["01-one-database", "07-express"]) {
+        for (const name of ["01-one-database", "07-express", "18-sync"]) {
           const { code, stderr, stdout } = yield* run(name, [], { ...env, DATABASE_URL: wrong.href })
           expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
           expect(stderr).toMatch(/^error: database "app" at \S+: cannot connect \(authentication\).*\n$/)
@@ -295,6 +296,30 @@ describe.concurrent("examples", () => {
           expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
           expect(stderr).toMatch(/^error: database "app" at \S+: cannot connect \(unreachable\).*\n$/)
         }
+      }),
+    patience
+  )
+
+  it.scopedLive(
+    "18-sync: a database that is missing is one line; Ctrl-C ends it with 130 also where it is still connecting",
+    () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* databases
+        const missing = new URL(env.DATABASE_URL)
+        missing.pathname = "/missing"
+        const { code, stderr, stdout } = yield* run("18-sync", [], { ...env, DATABASE_URL: missing.href })
+        expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
+        expect(stderr).toMatch(/^error: database "app" at \S+: cannot connect \(noSuchDatabase\).*\n$/)
+
+        const proxy = yield* makeProxy(app)
+        const connecting = yield* proxy.when(({ type }) => type === "startup", "freeze")
+        const slow = { ...env, DATABASE_URL: Redacted.value(proxy.url) }
+        const program = yield* Program.startScript(script("18-sync"), [], slow)
+        yield* program.meanwhile(connecting)
+        yield* program.signal("SIGINT")
+        // once more would end it here
+        yield* proxy.thaw
+        expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
       }),
     patience
   )

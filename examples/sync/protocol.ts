@@ -1,0 +1,33 @@
+/** What two threads say to each other, when one of them is blocked until the other has answered. */
+import type { MessagePort } from "node:worker_threads"
+import { Schema } from "effect"
+import { DatabaseError } from "effect-db"
+
+/** One at a time, each answered once: `begin` when it has begun, `commit` and `rollback` when that is over. */
+export type Ask =
+  | { readonly what: "open" | "close" | "begin" | "commit" | "rollback" }
+  | { readonly what: "call"; readonly name: string; readonly args: ReadonlyArray<unknown> }
+
+export type Answer = { readonly value: unknown } | { readonly failure: unknown }
+
+export class BlocksItself extends Schema.TaggedError<BlocksItself>()("BlocksItself", {}) {
+  override get message(): string {
+    return "the thread that answers would wait for itself: await the function there"
+  }
+}
+
+const isError = (u: unknown): u is Schema.Schema<DatabaseError.DatabaseError, unknown> => Schema.isSchema(u)
+const exported: ReadonlyArray<unknown> = Object.values(DatabaseError)
+
+/** On the way an error loses its class and its fields: those of databases get them back, others are left with name and message. */
+export const Failure = Schema.Union(...exported.filter(isError), BlocksItself, Schema.Defect)
+
+/** What the thread that answers is given. `bell` is memory of both: who is blocked can look at nothing else. */
+export interface Given {
+  readonly bell: Int32Array
+  readonly port: MessagePort
+}
+
+export const silent = 0
+export const answered = 1
+export const ended = 2

@@ -1,0 +1,16 @@
+/** A thread with the application's databases, and those of its functions that code calls that cannot wait. */
+import { DatabaseRuntime } from "effect-db"
+import { DatabasesLive, Db } from "../databases.js"
+import * as Todos from "../todos.js"
+import { answer } from "./answer.js"
+
+const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
+
+const functions = {
+  add: (title: string) => runtime.runPromise(Todos.add({ title, done: false })),
+  list: () => runtime.runPromise(Todos.list)
+}
+
+export type Functions = typeof functions
+
+answer(runtime, functions)
