@@ -7,7 +7,7 @@ import { createServer } from "node:http"
 import { HttpRouter, HttpServer, HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { Config, Effect, Layer, Redacted } from "effect"
-import { RequestTransaction } from "effect-db"
+import { DatabaseError, RequestTransaction } from "effect-db"
 import { Db, ReplicatedLive } from "./databases.js"
 import { runMain } from "./main.js"
 import { hurry, listening, port, serveUntil } from "./requests.js"
@@ -28,6 +28,8 @@ const router = HttpRouter.empty.pipe(
       const [todo] = yield* Todos.add(yield* HttpServerRequest.schemaBodyJson(Todos.NewTodo))
       return yield* HttpServerResponse.json(todo, { status: 201 })
     }).pipe(
+      DatabaseError.refine,
+      Effect.catchTag("UniqueViolation", () => HttpServerResponse.json({ error: "there already" }, { status: 409 })),
       Effect.catchTag("ParseError", () => HttpServerResponse.json({ error: "expected a title" }, { status: 400 }))
     )
   ),
