@@ -12,7 +12,7 @@ import { Consistency, type Database, DatabaseError, TestDatabase, UnitOfWork } f
 import { describe } from "vitest"
 import { conninfo } from "../src/internal/embedded/settings.js"
 import { Cluster, cluster, pause, replica, resume } from "./fixtures/cluster.js"
-import { Db, idle, soon } from "./fixtures/databases.js"
+import { Db, fresh, idle, insert as insertItem, soon } from "./fixtures/databases.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { freshRole, loggedIn } from "./fixtures/roles.js"
 import { query } from "./fixtures/server.js"
@@ -156,6 +156,24 @@ describe("Consistency", () => {
     assert.deepStrictEqual(noted(undefined), "unknown")
     assert.deepStrictEqual(noted(at(2n, 4)), at(2n, 4))
   })
+})
+
+describe("Consistency, on whatever server there is", () => {
+  it.scopedLive("in a session a read sees what was written before it, by a replica if there is one", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.reader
+      const seen = yield* Effect.forEach(
+        Array.from({ length: 50 }),
+        (_, i) =>
+          Effect.zipRight(
+            i % 2 === 0 ? insertItem(`row ${i}`) : Db.withTransaction(insertItem(`row ${i}`)),
+            sql`SELECT pg_is_in_recovery() AS standby, count(*)::int AS n FROM item WHERE name = ${`row ${i}`}`
+          ),
+        { concurrency: 2 }
+      )
+      for (const rows of seen) assert.deepStrictEqual(rows, [{ standby: true, n: 1 }])
+    }).pipe(Consistency.withSession(patient()), Effect.provide(fresh()))
+  )
 })
 
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(

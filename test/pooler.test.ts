@@ -14,7 +14,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type Database, DatabaseError, RetryPolicy, UnitOfWork } from "effect-db"
+import { Consistency, type Database, DatabaseError, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { type Bouncer, behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "./fixtures/bouncer.js"
 import { active, Db, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
@@ -109,6 +109,36 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             )
           assert.deepStrictEqual(yield* trips({}), [1, 1, 3, 1])
           assert.deepStrictEqual(yield* trips({ statementTimeout: "5 seconds", lockTimeout: "1 second" }), [1, 1, 3, 1])
+        })
+    )
+
+    it.scopedLive(
+      "in a session a COMMIT says in its own round trip where the primary was, whose reads are the primary's: what is asked of a replica another may answer",
+      () =>
+        Effect.gen(function* () {
+          const place = yield* freshTable
+          const { reader, writer } = pooled(place.name) ?? place
+          const proxy = yield* makeProxy(writer)
+          const session = Consistency.makeSession({ maxWait: "20 seconds" })
+          const look = Effect.flatMap(
+            Db.reader,
+            (sql) => sql`SELECT pg_is_in_recovery() AS standby, count(*)::int AS n FROM item`
+          )
+          yield* Effect.gen(function* () {
+            const before = proxy.roundTrips
+            yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
+            assert.strictEqual(proxy.roundTrips - before, 3)
+            assert.deepStrictEqual(yield* look, [{ standby: false, n: 2 }])
+          }).pipe(
+            Effect.provide(
+              Db.layer({ writer: proxy.url, readers: [reader], mode: "transactionPooler", startup: "lazy" })
+            ),
+            Consistency.withSession(session)
+          )
+          // who reaches a replica by himself may read there
+          const direct = Db.layer({ writer: place.writer, readers: [place.reader] })
+          const seen = yield* look.pipe(Effect.provide(direct), Consistency.withSession(session))
+          assert.deepStrictEqual(seen, [{ standby: true, n: 2 }])
         })
     )
 
@@ -211,38 +241,44 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
     )
 
-    it.scopedLive("are the server's own: a statement, a lock, an idle transaction that takes too long is typed", () =>
-      behind(
-        {},
-        { statementTimeout: "300 millis", lockTimeout: "50 millis", idleInTransactionTimeout: "100 millis" },
-        () =>
-          Effect.gen(function* () {
-            const { name, writer } = yield* Place
-            const sql = yield* Db.writer
-            yield* failure("StatementTimeout", sql`SELECT pg_sleep(20)`)
-            yield* failure("StatementTimeout", sql`SELECT 1; SELECT pg_sleep(20)`)
-            yield* failure("StatementTimeout", Db.withTransaction(sql`SELECT pg_sleep(20)`))
-            yield* insert("locked")
-            const update = sql`UPDATE item SET amount = 1`
-            yield* Db.withTransaction(Effect.zipRight(update, failure("LockTimeout", Db.independent(update))))
-            yield* failure(
-              "IdleTransactionTimeout",
-              Db.withTransaction(
-                Effect.gen(function* () {
-                  yield* insert("undone")
-                  yield* Effect.repeat(
-                    query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [
-                      name
-                    ]),
-                    { schedule: soon, until: (rows) => rows.length === 0 }
-                  )
-                  yield* insert("late")
-                })
-              )
+    it.scopedLive("are the server's own: a statement, an idle transaction that takes too long is typed", () =>
+      behind({}, { statementTimeout: "300 millis", idleInTransactionTimeout: "100 millis" }, () =>
+        Effect.gen(function* () {
+          const { name, writer } = yield* Place
+          const sql = yield* Db.writer
+          yield* failure("StatementTimeout", sql`SELECT pg_sleep(20)`)
+          yield* failure("StatementTimeout", sql`SELECT 1; SELECT pg_sleep(20)`)
+          yield* failure("StatementTimeout", Db.withTransaction(sql`SELECT pg_sleep(20)`))
+          yield* failure(
+            "IdleTransactionTimeout",
+            Db.withTransaction(
+              Effect.gen(function* () {
+                yield* insert("undone")
+                yield* Effect.repeat(
+                  query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
+                  { schedule: soon, until: (rows) => rows.length === 0 }
+                )
+                yield* insert("late")
+              })
             )
-            assert.deepStrictEqual(yield* stored, ["locked"])
-            assert.strictEqual(yield* active, 0)
-          })
+          )
+          assert.deepStrictEqual(yield* stored, [])
+          assert.strictEqual(yield* active, 0)
+        })
+      )
+    )
+
+    // whoever holds the lock idles meanwhile, so this has no limit for that
+    it.scopedLive("are the server's own: a lock that takes too long is typed", () =>
+      behind({}, { lockTimeout: "50 millis" }, () =>
+        Effect.gen(function* () {
+          const sql = yield* Db.writer
+          yield* insert("locked")
+          const update = sql`UPDATE item SET amount = 1`
+          yield* Db.withTransaction(Effect.zipRight(update, failure("LockTimeout", Db.independent(update))))
+          assert.deepStrictEqual(yield* stored, ["locked"])
+          assert.strictEqual(yield* active, 0)
+        })
       )
     )
 
