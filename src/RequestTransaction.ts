@@ -29,6 +29,7 @@ import { isKeepable } from "./internal/request/keepable.js"
 import { type Described, describing, type Naming } from "./internal/request/naming.js"
 import { enterInPlace, leaveInPlace, passageOf } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
+import { slotOf } from "./internal/schema/place.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -370,7 +371,10 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
           : Effect.uninterruptibleMask((restore) => endBy(plan, handle, response, answerIt, restore))
       )
       const scope = Context.unsafeGet(fiber.currentContext, Scope.Scope)
-      return Effect.as(Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse), handle.unit.slot)
+      return Effect.as(
+        Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse),
+        slotOf(fiber.currentContext, handle.unit)
+      )
     })
   )
 }

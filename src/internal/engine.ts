@@ -10,7 +10,7 @@ import * as Schedule from "effect/Schedule"
 import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
 import { CurrentConsistency } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
-import { type DatabaseError, fromUnknown, type StatementError, toSqlError } from "../DatabaseError.js"
+import { type DatabaseError, fromUnknown, SchemaInvalid, type StatementError, toSqlError } from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
 import type { CheckoutError, Pool } from "../Pool.js"
 import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
@@ -28,6 +28,7 @@ import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
 import { Borrower } from "./pool/borrower.js"
 import { replaySchedule } from "./replay.js"
+import { scoped } from "./schema/place.js"
 import type { Fence } from "./session.js"
 import { constantStep } from "./wire.js"
 import { type Work, withComment } from "./work.js"
@@ -144,7 +145,8 @@ export class Engine implements Origin {
   ): Effect.Effect<A, SqlError> {
     const carrier = currentCarrier(fiber)
     const work = carrier?.work(fiber)
-    const request = withComment(asked, work)
+    const request = scoped(fiber.currentContext, carrier, this.database, withComment(asked, work))
+    if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
     const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
@@ -447,7 +449,7 @@ const once = (
   const settle = (error: CheckoutError | undefined, taken: Connection | undefined) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
-    const before = guard(taken, pool.options.session, pool.options.readOnly)
+    const before = guard(taken, pool.options.session, pool.options.readOnly, request.path)
     const isGuarded = before.length > 0
     const finish: Done = (failure, flight) => {
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
