@@ -25,6 +25,7 @@ import {
   UnitOfWork
 } from "effect-db"
 import { describe } from "vitest"
+import { pooled } from "./fixtures/bouncer.js"
 import { Audit, active, Db, Place, soon } from "./fixtures/databases.js"
 import { type Message, makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query, terminateBackends } from "./fixtures/server.js"
@@ -52,15 +53,20 @@ const place = Effect.tap(freshDatabase, ({ reader, writer }) =>
   )
 )
 
+/** Where a database is reached: by way of PgBouncer in its mode, where there is one. */
+const address = (made: Effect.Effect.Success<typeof place>, { mode }: Partial<Database.Options>) =>
+  mode === "transactionPooler" ? (pooled(made.name) ?? made) : made
+
 /** A database with its schemas, reached by one connection for each purpose. */
 const fresh = (options: Partial<Database.Options> = {}) =>
   Layer.unwrapScoped(
-    Effect.map(place, (made) =>
-      Layer.merge(
-        Db.layer({ writer: made.writer, readers: [made.reader], maxConnections: 1, ...options }),
+    Effect.map(place, (made) => {
+      const { reader, writer } = address(made, options)
+      return Layer.merge(
+        Db.layer({ writer, readers: [reader], maxConnections: 1, ...options }),
         Layer.succeed(Place, made)
       )
-    )
+    })
   ).pipe(Layer.orDie)
 
 const on = (kind: "writer" | "reader") =>
@@ -99,7 +105,7 @@ const tagOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 const watched = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const made = yield* place
-    const proxy = yield* makeProxy(made.writer)
+    const proxy = yield* makeProxy(address(made, options).writer)
     const sent: Array<string> = []
     const note = ({ bytes, from, type }: Message) => {
       if (from === "client" && (type === "P" || type === "Q" || type === "B" || type === "E")) {

@@ -10,9 +10,12 @@ import { SchemaInvalid } from "../../DatabaseError.js"
 import { type Carrier, carrierOf, ScopeCarrier } from "../carrier.js"
 import { type Change, CurrentScopes, type Scopes } from "./scopes.js"
 
-/** The scopes of a place, where there are any. Where there never were, to look is all that they cost. */
-export const scopesOf = (context: Context.Context<never>, carrier = carrierOf(context)): Scopes | undefined =>
+/** The scopes of a place whose carrier is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
+const scopesAt = (context: Context.Context<never>, carrier: Carrier | undefined): Scopes | undefined =>
   carrier?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
+
+/** The scopes of a place, where there are any. */
+export const scopesOf = (context: Context.Context<never>): Scopes | undefined => scopesAt(context, carrierOf(context))
 
 /** What a place has in the transaction slot when a carrier is its own. */
 export const slotOf = (context: Context.Context<never>, carrier: Carrier): Carrier["slot"] => {
@@ -33,7 +36,7 @@ export const changed = <R>(context: Context.Context<R>, change: Change): Context
   // what is looked at is no part of R
   const plain = context as Context.Context<never>
   const carrier = carrierOf(plain)
-  const scopes = change(scopesOf(plain, carrier) ?? Context.get(context, CurrentScopes))
+  const scopes = change(scopesAt(plain, carrier) ?? Context.get(context, CurrentScopes))
   const inside = Context.add(context, CurrentScopes, scopes)
   return carrier === undefined
     ? inside
@@ -51,7 +54,7 @@ export const scoped = (
   database: string,
   request: Request
 ): Request | SchemaInvalid => {
-  const path = scopesOf(context, carrier)?.find(database)
+  const path = scopesAt(context, carrier)?.find(database)
   if (path === undefined) return request
   if (path.fault === undefined) return { ...request, path }
   return new SchemaInvalid({
