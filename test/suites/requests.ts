@@ -266,6 +266,15 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
           })
         )
 
+        it.scoped(`a body that is streamed after the end is its tenant's (${part})`, () =>
+          Effect.gen(function* () {
+            const answer = yield* post(`/${part}/tenant-stream`, { [tenantHeader]: "tenant" })
+            assert.strictEqual(yield* textOf(answer), "tenant\ntenant\n")
+            yield* idle
+            yield* query((yield* Site).writer, "DELETE FROM tenant.item")
+          })
+        )
+
         it.scoped(`a tenant that can be none is refused, and never nobody's (${part})`, () =>
           Effect.gen(function* () {
             const answer = yield* post(`/${part}/no-tenant`, { [tenantHeader]: "" })

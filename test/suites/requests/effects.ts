@@ -159,6 +159,11 @@ export const handlers: Readonly<
     ]
     return respond(200, JSON.stringify(seen))
   }),
+  "tenant-stream": Effect.gen(function* () {
+    yield* insert("tenant-stream")
+    const both = Stream.concat(Stream.fromEffect(schemaOf("writer")), Stream.fromEffect(schemaOf("reader")))
+    return yield* streamed(Stream.map(yield* UnitOfWork.detach(both), (name) => `${name}\n`))
+  }),
   "no-tenant": Effect.map(failed(insert("no-tenant")), (tag) => respond(200, tag)),
   schema: schema("writer"),
   where: Effect.map(port, (port) => respond(200, String(port)))

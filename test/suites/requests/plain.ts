@@ -207,6 +207,14 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       ]
       return { status: 200, body: JSON.stringify(seen) }
     },
+    "tenant-stream": async () => {
+      await add("tenant-stream")
+      const body = async function* () {
+        yield `${await db.independent(() => schema("writer"))}\n`
+        yield `${await db.independent(() => schema("reader"))}\n`
+      }
+      return { status: 200, body: body() }
+    },
     "no-tenant": async () => ({ status: 200, body: await failed(() => add("no-tenant")) }),
     schema: async () => ({ status: 200, body: JSON.stringify([await pid(), await schema("writer")]) }),
     where: async () => ({ status: 200, body: String(await port()) })
