@@ -471,6 +471,35 @@ for (const [mode, name] of modes) {
   })
 }
 
+describe("what the server does at COMMIT", () => {
+  it.scopedLive("looks where the last statement of the transaction did", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      yield* query(
+        writer,
+        `CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN INSERT INTO item SELECT NEW.name || ' in ' || name FROM mark; RETURN NEW; END $$;
+         CREATE TABLE public.job (name text);
+         CREATE CONSTRAINT TRIGGER late AFTER INSERT ON public.job DEFERRABLE INITIALLY DEFERRED
+           FOR EACH ROW EXECUTE FUNCTION public.note()`
+      )
+      const job = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO public.job VALUES (${name})`)
+      yield* a(job("1"))
+      yield* a(Db.withTransaction(Effect.all([job("2"), here])))
+      yield* Db.withTransaction(Effect.all([a(job("3")), b(here)]))
+      yield* Db.withTransaction(Effect.all([a(job("4")), here]))
+      yield* job("5")
+      assert.deepStrictEqual(yield* stored, [
+        "a: 1 in a",
+        "a: 2 in a",
+        "b: 3 in b",
+        "public: 4 in public",
+        "public: 5 in public"
+      ])
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
 describe("what a session is set to", () => {
   it.scopedLive("by onConnect is what is seen outside of scopes, also after one in the same transaction", () =>
     Effect.gen(function* () {
