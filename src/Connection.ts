@@ -16,6 +16,7 @@ import { type ConnectFailure, login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import { noColumns } from "./internal/rows.js"
+import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
@@ -39,6 +40,8 @@ export interface Request {
   readonly prepare: boolean
   /** Several commands in one text: the simple protocol, no parameters. */
   readonly simple: boolean
+  /** Where its unqualified names are looked up; what is left out is up to the session. */
+  readonly path?: SearchPath | undefined
 }
 
 const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCATE"])
@@ -158,6 +161,11 @@ export class Connection {
     return this.parameters.get(name)
   }
 
+  /** Whether the server has said that names are looked up there already, as PostgreSQL 18 does. What a pooler remembers is not asked. */
+  looksUpIn(path: SearchPath): boolean {
+    return !this.isPooled && this.parameters.get("search_path") === path.text
+  }
+
   /** `I` idle, `T` in a transaction, `E` in a failed one. */
   get status(): "I" | "T" | "E" | null {
     return this.client.getTransactionStatus()
@@ -184,7 +192,8 @@ export class Connection {
       plan.simple = true
       return this.fly(plan)
     }
-    const prepared = request.prepare ? this.statements.take(text) : undefined
+    const path = request.path?.text
+    const prepared = request.prepare ? this.statements.take(text, path) : undefined
     const parse = prepared === undefined || !prepared.parsed
     const shape = prepared?.shape
     const plan = new Plan(
@@ -204,14 +213,14 @@ export class Connection {
       (failure, flight) => {
         if (prepared !== undefined && !prepared.parsed) {
           if (flight.parsed > before.length) prepared.parsed = true
-          else this.statements.drop(text)
+          else this.statements.drop(text, path)
         }
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
           if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
-          this.statements.drop(text)
+          this.statements.drop(text, path)
           // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
           if (flight.bound === 0 && this.status === "I" && !parse) return this.run(before, request, after, done)
         }
@@ -271,8 +280,9 @@ export class Connection {
   }
 
   /** Fetches more rows of the portal that `opened` has opened. */
-  fetchPortal(portal: string, opened: Flight, size: number, done: Done): void {
-    const plan = new Plan(() => wire.fetchPortal(portal, size), done)
+  fetchPortal(before: ReadonlyArray<wire.Step>, portal: string, opened: Flight, size: number, done: Done): void {
+    const plan = new Plan(() => wire.fetchPortal(before, portal, size), done)
+    plan.before = before.length
     plan.shape = opened.shape
     this.fly(plan)
   }

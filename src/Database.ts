@@ -42,6 +42,8 @@ import { hearOut } from "./internal/hearOut.js"
 import { addHook } from "./internal/hooks.js"
 import { type Listen, makeListen } from "./internal/listen.js"
 import { checkRole } from "./internal/role.js"
+import { inScopes } from "./internal/schema/place.js"
+import { schemaChange } from "./internal/schema/scopes.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
 import { independent } from "./internal/within.js"
 import type { Notification } from "./Notification.js"
@@ -49,6 +51,7 @@ import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
 import { isNotYet } from "./SqlState.js"
+import type { Schema } from "./Tenant.js"
 import { type OpenTransaction, type ServerStatus, Topology } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -279,6 +282,15 @@ export interface Statics<Self> {
     (consistency: Consistency): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
     <A, E, R>(self: Effect.Effect<A, E, R>, consistency: Consistency): Effect.Effect<A, E, R>
   }
+  /**
+   * Where the unqualified names of this database's statements are looked up, for one effect: in one schema, or in several, one after the
+   * other. The innermost counts; a name that is qualified is looked up where it says, and a tenant's schema is before this one: see
+   * `Tenant.withTenant`, which also says how.
+   */
+  readonly withSchema: {
+    (schema: Schema): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+    <A, E, R>(self: Effect.Effect<A, E, R>, schema: Schema): Effect.Effect<A, E, R>
+  }
   /** Before COMMIT, inside of the transaction; a failure rolls it back, as `CommitVetoed`. Outside of one: at once. */
   readonly beforeCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /** After COMMIT of the outermost transaction, outside of it. A failure is reported. Outside of one: at once. */
@@ -366,6 +378,9 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
           new Map([...Context.get(context, CurrentConsistency), [name, consistency]])
         )
       )
+    ),
+    withSchema: dual(2, <A, E, R>(self: Effect.Effect<A, E, R>, schema: Schema) =>
+      inScopes(self, schemaChange(name, schema))
     ),
     beforeCommit: hook("beforeCommit"),
     afterCommit: hook("afterCommit"),

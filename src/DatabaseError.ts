@@ -707,6 +707,23 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
   }
 }
 
+/**
+ * The schema of a scope, by `withSchema` or `withTenant`, that cannot be one, or where there can be none. Nothing was sent.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/SchemaInvalid")("SchemaInvalid", {
+  database: Schema.String,
+  given: Schema.String,
+  expected: Schema.String
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return `database "${this.database}": the schema of a scope is ${this.given}; expected ${this.expected}`
+  }
+}
+
 const listenAdvice = {
   disconnected: "messages may have been missed: listen again, then look at the tables",
   overflow: "it is too slow and messages were dropped: do the work elsewhere, listen again, then look at the tables"
@@ -777,6 +794,7 @@ export type StatementError =
   | TransactionBusy
   | NoReplicaCaughtUp
   | TokenFromLostTimeline
+  | SchemaInvalid
 
 /**
  * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which

@@ -17,11 +17,13 @@ import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
 import { problemOf } from "./internal/request/problem.js"
 import { Tokens } from "./internal/request/tokens.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
-import { ambientSignal, apart, inAmbient, inAmbientStream, plain } from "./internal/runtime/ambient.js"
+import { ambientSignal, apart, inAmbient, inAmbientStream, inPlainScopes, plain } from "./internal/runtime/ambient.js"
 import { Counted } from "./internal/runtime/counted.js"
 import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
 import type { PromiseClient, Query } from "./internal/runtime/query.js"
 import { answerInSession, type HandlerOptions, refusal } from "./internal/runtime/webHandler.js"
+import { tenantChange } from "./internal/schema/scopes.js"
+import type * as Tenant from "./Tenant.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 export type {
@@ -126,11 +128,16 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
   /**
    * Calls plain code outside of the unit of work, or transaction, that it is called in: for what is to outlive it, such as work that a
-   * request leaves to be done in the background. A `unitOfWork` in it is one of its own.
+   * request leaves to be done in the background. A `unitOfWork` in it is one of its own. The tenant and the schemas stay as they are.
    */
   readonly outside: <A>(code: () => A) => A
   /** Runs plain code in a session: its reads see what was written in the session before, whoever serves them. */
   readonly withSession: <A>(session: Session, code: () => PromiseLike<A> | A) => Promise<A>
+  /**
+   * Calls plain code as the work of one tenant: the unqualified names of all statements in it, of every database or of those listed, are
+   * looked up in this schema, also when it has returned already, so that a middleware may call `next` in it. See `Tenant.withTenant`.
+   */
+  readonly withTenant: <A>(schema: Tenant.Schema, code: () => A, options?: Tenant.Options) => A
   /**
    * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify, of HTTP/1 and of HTTP/2: what comes after it is
    * one unit of work. The response is held back until its end: sent after the commit, or replaced by an error where nothing could be
@@ -248,6 +255,7 @@ export const make = <R, E, const D extends Databases<R>>(
     runPromise,
     unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
     outside: apart,
+    withTenant: (schema, code, options = {}) => inPlainScopes(tenantChange(schema, options.databases), code),
     withSession: (session, code) => runPromise(withSession(plain(code), session)),
     middleware: (options = {}) => {
       const tokens = tokensOf(options)

@@ -31,6 +31,7 @@ import { type Described, describing, type Naming } from "./internal/request/nami
 import { enterInPlace, leaveInPlace, passageOf } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
 import { type ReadYourWrites, RequestSession, Tokens } from "./internal/request/tokens.js"
+import { slotOf } from "./internal/schema/place.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -396,7 +397,10 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
           : Effect.uninterruptibleMask((restore) => givingBack(endBy(plan, handle, response, answerIt, restore)))
       )
       const scope = Context.unsafeGet(fiber.currentContext, Scope.Scope)
-      return Effect.as(Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse), handle.unit.slot)
+      return Effect.as(
+        Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse),
+        slotOf(fiber.currentContext, handle.unit)
+      )
     })
   )
 }

@@ -25,6 +25,7 @@ import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import { finish, undoAll } from "./internal/commits.js"
 import { replay } from "./internal/replay.js"
+import { slotOf, withoutSlot } from "./internal/schema/place.js"
 import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unit.js"
 import type { Work } from "./internal/work.js"
 import type { Origin, Transaction } from "./Transaction.js"
@@ -244,7 +245,7 @@ const runIn = <A, E, R>(
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
-      const inside = Context.add(outside, TransactionConnection, handle.unit.slot)
+      const inside = Context.add(outside, TransactionConnection, slotOf(outside, handle.unit))
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, inside),
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
@@ -390,11 +391,7 @@ export const runNew: {
  * @category combinators
  */
 export const outside = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.mapInputContext(self, leave<R>)
-
-// the slot is no part of R
-const leave = <R>(context: Context.Context<R>): Context.Context<R> =>
-  Context.omit(TransactionConnection)(context) as Context.Context<R>
+  Effect.mapInputContext(self, withoutSlot<R>)
 
 /**
  * A stream with all that it needs from here, outside of every unit of work: for the body of a response, which is read after the unit's end.
@@ -419,7 +416,7 @@ const leave = <R>(context: Context.Context<R>): Context.Context<R> =>
 export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Stream.Stream<A, E>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     // a context that is given to a stream, or to an effect, is added to that of its reader, who may be in a unit of work
-    const outside = leave(context)
+    const outside = withoutSlot(context)
     const pull = Effect.mapInputContext(Stream.toPull(self), (reader: Context.Context<Scope.Scope>) =>
       Context.add(outside, Scope.Scope, Context.get(reader, Scope.Scope))
     )

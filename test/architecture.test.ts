@@ -15,7 +15,7 @@ const floors: ReadonlyArray<ReadonlyArray<string>> = [
   ["SqlState", "Observation", "Notification", "Consistency"],
   ["DatabaseError"],
   ["DatabaseConfig", "RetryPolicy", "Connection"],
-  ["Pool", "EmbeddedPostgres"],
+  ["Pool", "EmbeddedPostgres", "Tenant"],
   ["Topology", "Transaction"],
   ["Router", "UnitOfWork"],
   ["Client"],
@@ -32,7 +32,14 @@ const neighbours = [
 /** Files that know each other's types. None of them needs the other to be loaded first. */
 const typeCircles = [
   // the carrier maps names to transactions, a unit of work is one, and a transaction stands in a carrier
-  ["Transaction", "internal/carrier", "internal/hooks", "internal/propagation", "internal/unit"]
+  [
+    "Transaction",
+    "internal/carrier",
+    "internal/hooks",
+    "internal/propagation",
+    "internal/schema/place",
+    "internal/unit"
+  ]
 ]
 
 /** Who imports which package. `effect`, `@effect/sql` and `node:` are free. */
@@ -55,7 +62,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/sessionTasks"
   ],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
-  pg: ["internal/driver", "internal/embedded/sql", "internal/succession", "internal/wire"],
+  pg: ["internal/driver", "internal/embedded/sql", "internal/identifier", "internal/wire"],
   "pg-connection-string": ["internal/config/server"],
   "pg-protocol": ["internal/wire"]
 }

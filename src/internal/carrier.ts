@@ -15,6 +15,7 @@ import type { Connection as DbConnection } from "../Connection.js"
 import { ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
+import type { Scopes } from "./schema/scopes.js"
 import type { Unit } from "./unit.js"
 import type { Work } from "./work.js"
 
@@ -41,7 +42,8 @@ export abstract class Carrier implements Connection {
 
   constructor(
     readonly parent: Carrier | undefined,
-    private readonly owner: string
+    /** Whose connection somebody else's client would get. */
+    readonly owner: string
   ) {}
 
   /** The innermost transaction of a database; `"none"` where work was sent outside of all on purpose. */
@@ -77,6 +79,11 @@ export abstract class Carrier implements Connection {
   /** What the unit of work remembers of a database, if there is a unit. */
   memory(origin: Origin): Memory | undefined {
     return this.parent?.memory(origin)
+  }
+
+  /** The schema scopes of who has put this, or what is around it, into the slot. */
+  get scopes(): Scopes | undefined {
+    return this.parent?.scopes
   }
 
   /** The connections of a database that this piece of work holds, all around it. */
@@ -140,6 +147,20 @@ export class TransactionCarrier extends Carrier {
 
   override around(origin: Origin): Transaction | undefined {
     return this.transaction.origin === origin ? this.transaction : super.around(origin)
+  }
+}
+
+/** A carrier for who is in schema scopes. */
+export class ScopeCarrier extends Carrier {
+  constructor(
+    parent: Carrier,
+    private readonly inForce: Scopes
+  ) {
+    super(parent, parent.owner)
+  }
+
+  override get scopes(): Scopes {
+    return this.inForce
   }
 }
 

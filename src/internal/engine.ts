@@ -10,7 +10,7 @@ import * as Schedule from "effect/Schedule"
 import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
 import { type Consistency, CurrentConsistency, CurrentSession, type Session, waitOf } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
-import { type DatabaseError, fromUnknown, type StatementError, toSqlError } from "../DatabaseError.js"
+import { type DatabaseError, fromUnknown, SchemaInvalid, type StatementError, toSqlError } from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
 import type { Pool } from "../Pool.js"
 import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
@@ -30,6 +30,7 @@ import type { Position } from "./lsn.js"
 import { Borrower } from "./pool/borrower.js"
 import { askPosition, readPosition, tokenOf } from "./position.js"
 import { replaySchedule } from "./replay.js"
+import { scoped } from "./schema/place.js"
 import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
 import type { OnTaken, Source } from "./source.js"
@@ -148,7 +149,8 @@ export class Engine implements Origin {
   ): Effect.Effect<A, SqlError> {
     const carrier = currentCarrier(fiber)
     const work = carrier?.work(fiber)
-    const request = withComment(asked, work)
+    const request = scoped(fiber.currentContext, carrier, this.database, withComment(asked, work))
+    if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
     const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
@@ -489,7 +491,7 @@ const once = (
   const settle: OnTaken = (error, taken) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
-    const before = guard(taken, pool.options.session, pool.options.readOnly)
+    const before = guard(taken, pool.options.session, pool.options.readOnly, request.path)
     const isGuarded = before.length > 0
     const finish: Done = (failure, flight) => {
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {

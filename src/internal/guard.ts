@@ -4,6 +4,7 @@
 import type { Connection, Done, Request } from "../Connection.js"
 import type { SessionConfig } from "../DatabaseConfig.js"
 import { setLocal } from "./limits.js"
+import type { SearchPath } from "./schema/searchPath.js"
 import { constantStep, type Step } from "./wire.js"
 
 const none: ReadonlyArray<never> = []
@@ -12,7 +13,18 @@ const beginReadOnly = constantStep("BEGIN READ ONLY")
 const readOnlyGuard = [beginReadOnly]
 
 /** What a single statement has before it; where there is anything, COMMIT follows it. */
-export const guard = (connection: Connection, session: SessionConfig, readOnly: boolean): ReadonlyArray<Step> => {
+export const guard = (
+  connection: Connection,
+  session: SessionConfig,
+  readOnly: boolean,
+  path: SearchPath | undefined
+): ReadonlyArray<Step> => {
+  const own = ofSession(connection, session, readOnly)
+  if (path === undefined) return own
+  return own.length === 0 ? [begin, path.forOne] : [...own, path.forOne]
+}
+
+const ofSession = (connection: Connection, session: SessionConfig, readOnly: boolean): ReadonlyArray<Step> => {
   if (session.mode === "session") {
     // what a session forbids, code on the server can allow itself again, unless it is in a transaction; a standby needs no guard
     return readOnly && connection.parameter("in_hot_standby") !== "on" ? readOnlyGuard : none

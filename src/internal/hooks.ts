@@ -10,6 +10,7 @@ import { Observation } from "../Observation.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Restore } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind } from "./carrier.js"
+import { slotOf, withoutSlot } from "./schema/place.js"
 import type { Work } from "./work.js"
 
 /** An origin that begins transactions. */
@@ -96,13 +97,14 @@ export const addHook = <E, R>(
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
     const found = carrier?.find(origin, "writer")
-    // R is in the fiber's context, because this effect asks for it; the slot is no part of R
-    const context = Context.omit(TransactionConnection)(fiber.currentContext) as Context.Context<R>
+    const around = fiber.currentContext
+    // R is in the fiber's context, because this effect asks for it
+    const context = withoutSlot(around as Context.Context<R>)
     const registered: Hook = {
       kind,
       run: (slot) =>
         Effect.mapInputContext(hook, () =>
-          slot === undefined ? context : Context.add(context, TransactionConnection, slot)
+          slot === undefined ? context : Context.add(context, TransactionConnection, slotOf(around, slot[0]))
         )
     }
     const open = found !== undefined && found !== "none" && found.level.state === "open"

@@ -5,7 +5,9 @@ import type { Connection, Failure } from "../Connection.js"
 import { Disconnected, type StatementError } from "../DatabaseError.js"
 import { type Place, toStatementError } from "./failure.js"
 import type { Position } from "./lsn.js"
+import { leave, type SearchPath } from "./schema/searchPath.js"
 import type { OnTaken } from "./source.js"
+import type { Step } from "./wire.js"
 
 /** Where a transaction gets its connection from, and gives it back to. */
 export interface Lender {
@@ -16,6 +18,8 @@ export interface Lender {
   readonly checkin: (connection: Connection) => void
 }
 
+const none: ReadonlyArray<never> = []
+
 /** The connection that the levels of one transaction share. */
 export class Link {
   connection: Connection | undefined = undefined
@@ -25,11 +29,23 @@ export class Link {
   onStored: ((position: Position | undefined) => void) | undefined = undefined
   /** Those who wait for a turn: they are told at once when there will be none. */
   private waiting: Set<(error: StatementError) => void> | undefined
+  /** Whether any of its statements was one of a schema scope. */
+  private isScoped = false
 
   constructor(readonly lender: Lender) {}
 
   get place(): Place {
     return this.lender.place
+  }
+
+  /**
+   * What comes before a statement, for its names to be looked up where they are to be. Once there was a scope nobody can tell what a
+   * statement or a savepoint has made of it, so each says it again, but where the server tells.
+   */
+  pathTo(path: SearchPath | undefined): ReadonlyArray<Step> {
+    if (path === undefined) return this.isScoped ? leave : none
+    this.isScoped = true
+    return this.connection?.looksUpIn(path) === true ? none : path.amongOthers
   }
 
   /** Takes a failure of the connection down, so that what follows says why. */

@@ -13,10 +13,9 @@ import { isLsn, type Position, parseLsn } from "./lsn.js"
  * `pg_last_wal_replay_lsn` is no proof alone: after a failover another history may have got that far.
  */
 export const askPosition: Request = {
-  text: `SELECT s.system_identifier::text, p.lsn::text, (CASE
-  WHEN p.lsn IS NULL THEN NULL
-  WHEN p.standby THEN (SELECT r.received_tli FROM pg_catalog.pg_stat_wal_receiver r WHERE p.lsn IS NOT NULL)
-  ELSE ('x' || left(pg_catalog.pg_walfile_name(p.lsn), 8))::bit(32)::bigint END)::text
+  text: `SELECT s.system_identifier::pg_catalog.text, p.lsn::pg_catalog.text,
+  CASE WHEN p.standby THEN NULL ELSE pg_catalog.pg_walfile_name(p.lsn) END,
+  (SELECT r.received_tli::pg_catalog.text FROM pg_catalog.pg_stat_wal_receiver r WHERE p.standby AND p.lsn IS NOT NULL)
 FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn()
   ELSE pg_catalog.pg_current_wal_insert_lsn() END AS lsn
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r OFFSET 0) p, pg_catalog.pg_control_system() s`,
@@ -38,12 +37,17 @@ const endOf = (lsn: bigint): bigint => {
   return into === 24n || into === 40n ? lsn - into : lsn
 }
 
+/** The first eight digits of the name of a part of the log. */
+const timelineOf = (file: string): number => Number.parseInt(file.slice(0, 8), 16)
+
 /** What a server has answered, if that says how far it is. */
 export const readPosition = (flight: Flight): Position | undefined => {
   const row = flight.result.rows[0]
-  const [systemId, lsn, timeline]: ReadonlyArray<unknown> = Array.isArray(row) ? row : []
+  const [systemId, lsn, file, followed]: ReadonlyArray<unknown> = Array.isArray(row) ? row : []
   if (typeof systemId !== "string" || typeof lsn !== "string" || !isLsn(lsn)) return undefined
-  return { systemId, lsn: endOf(parseLsn(lsn)), timeline: typeof timeline === "string" ? Number(timeline) : undefined }
+  const timeline =
+    typeof file === "string" ? timelineOf(file) : typeof followed === "string" ? Number(followed) : undefined
+  return { systemId, lsn: endOf(parseLsn(lsn)), timeline }
 }
 
 /** The token of a position, if its history is known. */

@@ -3,16 +3,18 @@
  */
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Connection } from "../Connection.js"
-import { TransactionEnded, toSqlError } from "../DatabaseError.js"
+import { SchemaInvalid, TransactionEnded, toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
 import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import { type Engine, isReadAgain } from "./engine.js"
 import { type Place, toStatementError } from "./failure.js"
+import { scopesOf } from "./schema/place.js"
 import type { OnTaken, Source, SourceError } from "./source.js"
 import { makeStatements, type Run } from "./statements.js"
 import { Turns } from "./turns.js"
@@ -52,6 +54,19 @@ export const makeRun = (place: Place, connection: Connection, hasEnded: () => bo
     })
 }
 
+/**
+ * A session of one's own may be in a transaction that is begun and ended by hand, so nobody can tell how long a `SET LOCAL` would hold in
+ * it. It is refused, for to look the names up elsewhere would be worse.
+ */
+const refusesScopes = (engine: Engine, context: Context.Context<never>): SchemaInvalid | undefined =>
+  scopesOf(context)?.find(engine.database) === undefined
+    ? undefined
+    : new SchemaInvalid({
+        database: engine.database,
+        given: "in force where a connection is reserved",
+        expected: "none there: set search_path in that session by hand"
+      })
+
 /** Checks a connection out for a scope. */
 export const makeReserve = (
   engine: Engine,
@@ -59,6 +74,8 @@ export const makeReserve = (
   site: CallSite | undefined
 ): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
+    const refusal = refusesScopes(engine, fiber.currentContext)
+    if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
     const carrier = currentCarrier(fiber)
     const holding = carrier?.held(engine) ?? none
     const pick = engine.picker(kind, fiber, carrier)
@@ -92,7 +109,12 @@ export const makeReserve = (
     )
     return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {
       const place = { database: pool.options.database, server: pool.options.server.name }
-      const run = makeRun(place, connection, () => ended)
+      const plain = makeRun(place, connection, () => ended)
+      const run: Run = (request, read) =>
+        Effect.withFiberRuntime((fiber) => {
+          const refusal = refusesScopes(engine, fiber.currentContext)
+          return refusal === undefined ? plain(request, read) : Effect.fail(toSqlError(refusal))
+        })
       return makeStatements(kind, run, (request, transformRows) =>
         Stream.unwrap(
           Effect.map(

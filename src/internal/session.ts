@@ -115,8 +115,9 @@ export class Level {
     return this.enter(done, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
+      const path = this.link.pathTo(request.path)
       const after = guard === undefined ? none : fence === "readOnly" ? guard.undo : [guard.release]
-      const first = stepsOf(opening, before)
+      const first = stepsOf(opening, path.length === 0 ? before : [...path, ...before])
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
@@ -151,10 +152,11 @@ export class Level {
   ): () => void {
     let name = ""
     return this.enter(
-      (error, flight) => done(error, flight === undefined ? undefined : new Portal(this, name, flight, size)),
+      (error, flight) =>
+        done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
       (connection, opening, settle) => {
         name = connection.nextPortal()
-        connection.openPortal(stepsOf(opening, none), name, request, size, settle)
+        connection.openPortal(stepsOf(opening, this.link.pathTo(request.path)), name, request, size, settle)
       }
     )
   }
@@ -496,7 +498,9 @@ export class Portal {
     private readonly level: Level,
     private readonly name: string,
     private readonly opened: Flight,
-    private readonly size: number
+    private readonly size: number,
+    /** What its rows are made of may be looked up as late as they are fetched. */
+    private readonly path: Request["path"]
   ) {}
 
   /** The first rows. */
@@ -507,7 +511,8 @@ export class Portal {
   /** More rows. */
   next(done: OnStatement): () => void {
     return this.level.inPortal(
-      (connection, settle) => connection.fetchPortal(this.name, this.opened, this.size, settle),
+      (connection, settle) =>
+        connection.fetchPortal(this.level.link.pathTo(this.path), this.name, this.opened, this.size, settle),
       done
     )
   }

@@ -9,13 +9,14 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Flight, Request } from "../Connection.js"
-import { toSqlError } from "../DatabaseError.js"
+import { SchemaInvalid, toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
 import type { Transaction } from "../Transaction.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import { commit, commitSoon, undo } from "./ending.js"
 import type { Engine } from "./engine.js"
 import { Fetches } from "./fetches.js"
+import { scoped } from "./schema/place.js"
 import type { Portal } from "./session.js"
 import type { TransformRows } from "./statements.js"
 import { withComment } from "./work.js"
@@ -116,7 +117,8 @@ export const makeStream =
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
         const carrier = currentCarrier(fiber)
-        const request = withComment(asked, carrier?.work(fiber))
+        const request = scoped(fiber.currentContext, carrier, engine.database, withComment(asked, carrier?.work(fiber)))
+        if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
         const found = engine.transactionFor(fiber, carrier, kind)
         if (found !== undefined) {
           if (kind === "writer" || found.readOnly) {

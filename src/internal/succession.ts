@@ -5,8 +5,8 @@
  * hear: what comes before it counts on the old connection, what comes after it on the next.
  */
 import { randomUUID } from "node:crypto"
-import pg from "pg"
 import type { ConnectFailure, Connection } from "../Connection.js"
+import { identifier } from "./identifier.js"
 import { later } from "./later.js"
 import type { Line } from "./line.js"
 import { prove } from "./probe.js"
@@ -39,7 +39,7 @@ interface Heir {
 }
 
 export const quoted = (command: string, channels: Iterable<string>): string =>
-  Array.from(channels, (channel) => `${command} ${pg.escapeIdentifier(channel)}`).join("; ")
+  Array.from(channels, (channel) => `${command} ${identifier(channel)}`).join("; ")
 
 export class Succession {
   private next: Line | undefined

@@ -106,8 +106,8 @@ export const openPortal = (
   ])
 
 /** Fetches the next rows of an open portal. */
-export const fetchPortal = (portal: string, rows: number): Buffer =>
-  Buffer.concat([serialize.execute({ portal, rows }), sync])
+export const fetchPortal = (before: ReadonlyArray<Step>, portal: string, rows: number): Buffer =>
+  Buffer.concat([...before.map((one) => one.among), serialize.execute({ portal, rows }), sync])
 
 /** Closes a portal; one that is closed already is no error. */
 export const closePortal = (portal: string): Buffer =>

@@ -10,6 +10,7 @@ import type { TransactionError } from "../DatabaseError.js"
 import type { Origin, Transaction } from "../Transaction.js"
 import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./carrier.js"
 import { keep, undo, veto } from "./ending.js"
+import { slotOf } from "./schema/place.js"
 
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
@@ -28,7 +29,7 @@ export const run = <A, E, R, X>(
       const inside = new TransactionCarrier(carrier, transaction)
       const leave = FiberRef.set(FiberRef.currentContext, outside)
       return Effect.zipRight(
-        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, inside.slot)),
+        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slotOf(outside, inside))),
         Effect.flatMap(
           Effect.catchAllCause(restore(self), (cause) =>
             Effect.zipRight(
@@ -61,6 +62,6 @@ export const independent = <A, E, R>(self: Effect.Effect<A, E, R>, origin: Origi
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
     if (carrier === undefined) return self
-    const { slot } = new OutsideCarrier(carrier, origin)
+    const slot = slotOf(fiber.currentContext, new OutsideCarrier(carrier, origin))
     return Effect.locally(self, FiberRef.currentContext, Context.add(fiber.currentContext, TransactionConnection, slot))
   })

@@ -1,12 +1,12 @@
 import { createServer } from "node:http"
-import { HttpRouter, HttpServer, type HttpServerResponse } from "@effect/platform"
+import { HttpMiddleware, HttpRouter, HttpServer, HttpServerRequest, type HttpServerResponse } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { RequestTransaction } from "effect-db"
+import { RequestTransaction, Tenant } from "effect-db"
 import type { Audit, Db } from "../fixtures/databases.js"
 import { handlers } from "../suites/requests/effects.js"
-import { effectSite, parts } from "../suites/requests/site.js"
+import { effectSite, parts, tenantHeader } from "../suites/requests/site.js"
 import { requests } from "../suites/requests.js"
 
 type Router = HttpRouter.HttpRouter<unknown, Audit | Db>
@@ -20,12 +20,22 @@ const add = (
 
 const routes = Object.entries(handlers).reduce(add, nothing)
 
-/** Each part of the server has the middleware around its handlers. */
-const inside = parts.reduce(
-  (router: Router, { checkFirst, prefix }) =>
-    HttpRouter.mount(router, prefix, HttpRouter.use(routes, RequestTransaction.middleware({ checkFirst }))),
-  nothing
+const inTenant = HttpMiddleware.make((app) =>
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
+    const tenant = headers[tenantHeader]
+    return tenant === undefined ? app : Tenant.withTenant(app, tenant)
+  })
 )
+
+/** Each part of the server has the middleware around its handlers. */
+const inside = parts.reduce((router: Router, { checkFirst, prefix, tenants }) => {
+  const inUnit = RequestTransaction.middleware({ checkFirst })
+  const part =
+    tenants === "around"
+      ? HttpRouter.use(HttpRouter.use(routes, inUnit), inTenant)
+      : HttpRouter.use(HttpRouter.use(routes, inTenant), inUnit)
+  return HttpRouter.mount(router, prefix, part)
+}, nothing)
 
 const listening = NodeHttpServer.layer(createServer, { port: 0, host: "127.0.0.1" })
 

@@ -1,16 +1,22 @@
 import { Readable } from "node:stream"
 import express from "express"
 import { listening } from "../suites/requests/listen.js"
-import { parts, plainSite, type Serve } from "../suites/requests/site.js"
+import { parts, plainSite, type Serve, tenantHeader } from "../suites/requests/site.js"
 import { requests } from "../suites/requests.js"
 
 const serve: Serve = (runtime, handlers) => {
   const app = express()
   // an error that a test asks for is not to be printed
   app.set("env", "test")
-  for (const { checkFirst, prefix } of parts) {
+  const inTenant: express.RequestHandler = (request, _, next) => {
+    const tenant = request.get(tenantHeader)
+    if (tenant === undefined) next()
+    else runtime.withTenant(tenant, next)
+  }
+  for (const { checkFirst, prefix, tenants } of parts) {
     const router = express.Router()
-    router.use(runtime.middleware({ checkFirst }))
+    const inUnit = runtime.middleware({ checkFirst })
+    router.use(tenants === "around" ? [inTenant, inUnit] : [inUnit, inTenant])
     for (const [name, handle] of Object.entries(handlers)) {
       router.post(`/${name}`, async (_, response) => {
         const { body, status } = await handle()

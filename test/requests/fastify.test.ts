@@ -1,16 +1,23 @@
 import { Readable } from "node:stream"
-import { fastify } from "fastify"
+import { fastify, type preHandlerHookHandler } from "fastify"
 import { portOf } from "../suites/requests/listen.js"
-import { parts, plainSite, type Serve } from "../suites/requests/site.js"
+import { parts, plainSite, type Serve, tenantHeader } from "../suites/requests/site.js"
 import { requests } from "../suites/requests.js"
 
 const serve: Serve = async (runtime, handlers) => {
   const app = fastify({ forceCloseConnections: true })
-  for (const { checkFirst, prefix } of parts) {
+  const inTenant: preHandlerHookHandler = (request, _, done) => {
+    const tenant = request.headers[tenantHeader]
+    if (tenant === undefined) done()
+    else runtime.withTenant(tenant, done)
+  }
+  for (const { checkFirst, prefix, tenants } of parts) {
     const middleware = runtime.middleware({ checkFirst })
     app.register(
       async (part) => {
+        if (tenants === "around") part.addHook("preHandler", inTenant)
         part.addHook("preHandler", (request, reply, done) => middleware(request.raw, reply.raw, done))
+        if (tenants === "inside") part.addHook("preHandler", inTenant)
         for (const [name, handle] of Object.entries(handlers)) {
           part.post(`/${name}`, async (_, reply) => {
             const { body, status } = await handle()

@@ -1,19 +1,25 @@
 import { createServer } from "node:http"
 import { getRequestListener } from "@hono/node-server"
-import { Hono } from "hono"
+import { Hono, type MiddlewareHandler } from "hono"
 import { stream } from "hono/streaming"
 import type { StatusCode } from "hono/utils/http-status"
 import { inUnit } from "../suites/requests/hono.js"
 import { listening } from "../suites/requests/listen.js"
-import { parts, plainSite, type Serve } from "../suites/requests/site.js"
+import { parts, plainSite, type Serve, tenantHeader } from "../suites/requests/site.js"
 import { requests } from "../suites/requests.js"
 
 const serve: Serve = (runtime, handlers) => {
   const app = new Hono()
   app.onError((_, c) => c.text("an error", 500))
-  for (const { checkFirst, prefix } of parts) {
+  const inTenant: MiddlewareHandler = (c, next) => {
+    const tenant = c.req.header(tenantHeader)
+    return tenant === undefined ? next() : runtime.withTenant(tenant, next)
+  }
+  for (const { checkFirst, prefix, tenants } of parts) {
     const part = new Hono()
+    if (tenants === "around") part.use(inTenant)
     part.use(inUnit(runtime, { checkFirst }))
+    if (tenants === "inside") part.use(inTenant)
     for (const [name, handle] of Object.entries(handlers)) {
       part.post(`/${name}`, async (c) => {
         const { body, status } = await handle()

@@ -8,7 +8,7 @@ import { sends } from "../fixtures/proxy.js"
 import { query } from "../fixtures/server.js"
 import { atOnce, come, idle, listOf, noted, post, problem, stored, textOf } from "./requests/client.js"
 import { hearing, tell } from "./requests/messages.js"
-import { Site } from "./requests/site.js"
+import { Site, tenantHeader } from "./requests/site.js"
 
 /** A row of the table: what a handler does, its status, what it leaves. */
 const simple: ReadonlyArray<readonly [name: string, handler: string, status: number, rows: ReadonlyArray<string>]> = [
@@ -222,6 +222,67 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
             assert.deepStrictEqual(yield* listOf(yield* post("/checked/schema")), [pid, "public"])
           })
       )
+
+      for (const part of ["checked", "unchecked"]) {
+        it.scoped(`concurrent requests of two tenants and of nobody keep to their own rows (${part})`, () =>
+          Effect.gen(function* () {
+            const { writer } = yield* Site
+            const headers = [{ [tenantHeader]: "tenant" }, { [tenantHeader]: "other" }, {}]
+            const own = [
+              ["tenant", "tenant", "tenant", "tenant", "tenant", 1],
+              ["other", "other", "other", "other", "other", 1],
+              ["public", "public", "other", "public", "public", 1]
+            ]
+            const rows = `
+                SELECT 'tenant' AS schema, name FROM tenant.item UNION ALL SELECT 'other', name FROM other.item UNION ALL
+                SELECT 'public', name FROM public.item`
+            for (const order of [headers, [...headers].reverse()]) {
+              const answers = yield* Effect.forEach(
+                order,
+                (header) => Effect.flatMap(post(`/${part}/tenants`, header), listOf),
+                { concurrency: "unbounded" }
+              )
+              assert.deepStrictEqual(answers, order === headers ? own : [...own].reverse())
+              const kept = yield* query<{ schema: string; name: string }>(
+                writer,
+                `SELECT * FROM (${rows}) AS all_rows WHERE name LIKE 'tenants%' ORDER BY 1, 2`
+              )
+              assert.deepStrictEqual(
+                kept.map(({ name, schema }) => `${schema} ${name}`),
+                [
+                  "other tenants",
+                  "public tenants",
+                  "public tenants: of other",
+                  "public tenants: of public",
+                  "public tenants: of tenant",
+                  "tenant tenants"
+                ]
+              )
+              for (const schema of ["tenant", "other", "public"]) {
+                yield* query(writer, `DELETE FROM ${schema}.item WHERE name LIKE 'tenants%'`)
+              }
+              yield* idle
+            }
+          })
+        )
+
+        it.scoped(`a body that is streamed after the end is its tenant's (${part})`, () =>
+          Effect.gen(function* () {
+            const answer = yield* post(`/${part}/tenant-stream`, { [tenantHeader]: "tenant" })
+            assert.strictEqual(yield* textOf(answer), "tenant\ntenant\n")
+            yield* idle
+            yield* query((yield* Site).writer, "DELETE FROM tenant.item")
+          })
+        )
+
+        it.scoped(`a tenant that can be none is refused, and never nobody's (${part})`, () =>
+          Effect.gen(function* () {
+            const answer = yield* post(`/${part}/no-tenant`, { [tenantHeader]: "" })
+            assert.strictEqual(yield* textOf(answer), "SchemaInvalid")
+            assert.deepStrictEqual(yield* stored("no-tenant"), [])
+          })
+        )
+      }
 
       it.scoped("the host changes in the middle of a request: it ends on the old one, the next one uses the new", () =>
         Effect.gen(function* () {

@@ -17,6 +17,7 @@ import {
   DatabaseRuntime,
   Notification,
   RequestTransaction,
+  Tenant,
   TestDatabase,
   UnitOfWork
 } from "effect-db"
@@ -195,4 +196,29 @@ export const aMiddlewareAddsNothing = (app: HttpApp.Default<"refused", App>) => 
 
 export const whatStatementsFailWith = () => {
   expectTypeOf(one).toEqualTypeOf<Effect.Effect<ReadonlyArray<{ readonly id: number }>, SqlError, App>>()
+}
+
+export const scopesChangeNoType = () => {
+  expectTypeOf(App.withSchema(one, "tenant")).toEqualTypeOf<typeof one>()
+  expectTypeOf(one.pipe(App.withSchema(["tenant", "shared"]))).toEqualTypeOf<typeof one>()
+  expectTypeOf(Tenant.withTenant(both, "tenant", { databases: [App, Audit] })).toEqualTypeOf<typeof both>()
+  expectTypeOf(both.pipe(Tenant.withTenant("tenant"))).toEqualTypeOf<typeof both>()
+}
+
+export const schemasAreNames = (header: string | undefined) => [
+  App.withSchema(one, header ?? ""),
+  // @ts-expect-error: a header that may be missing is no name
+  App.withSchema(one, header),
+  Tenant.withTenant(one, "tenant", { databases: [App] }),
+  // @ts-expect-error: a database is told by its class
+  Tenant.withTenant(one, "tenant", { databases: ["app"] }),
+  Effect.runPromise(Effect.provide(Tenant.withTenant(one, "tenant"), AppLive)),
+  // @ts-expect-error: a scope provides no database
+  Effect.runPromise(Tenant.withTenant(one, "tenant"))
+]
+
+export const plainScopesGiveWhatTheCodeGives = () => {
+  const runtime = DatabaseRuntime.make({ app: App }, AppLive)
+  expectTypeOf(runtime.withTenant("tenant", () => 1)).toEqualTypeOf<number>()
+  expectTypeOf(runtime.databases.app.withSchema("tenant", async () => "a")).toEqualTypeOf<Promise<string>>()
 }

@@ -9,6 +9,7 @@ import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as FiberRef from "effect/FiberRef"
+import { slotOf } from "../schema/place.js"
 import type { Unit } from "../unit.js"
 import { Route } from "./route.js"
 
@@ -28,7 +29,7 @@ const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<nev
 }
 
 const inUnit = (outside: Context.Context<never>, unit: Unit): Context.Context<never> =>
-  Context.add(outside, TransactionConnection, unit.slot)
+  Context.add(outside, TransactionConnection, slotOf(outside, unit))
 
 /** For an app that does not send its response. */
 const throughAnother = (outside: Context.Context<never>, unit: Unit): Passage => ({
@@ -64,7 +65,7 @@ const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefor
 export const enterInPlace = (context: Context.Context<never>, app: unknown, unit: Unit): boolean => {
   const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
   if (routed === undefined || routed.route.handler !== app || context.unsafeMap.has(slot)) return false
-  context.unsafeMap.set(slot, unit.slot)
+  context.unsafeMap.set(slot, slotOf(context, unit))
   return true
 }
 

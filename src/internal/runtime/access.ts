@@ -9,7 +9,9 @@ import type { Consistency } from "../../Consistency.js"
 import type * as Database from "../../Database.js"
 import { fromUnknown, refine } from "../../DatabaseError.js"
 import type { Options } from "../../Transaction.js"
-import { plain } from "./ambient.js"
+import type { Named } from "../../UnitOfWork.js"
+import { schemaChange } from "../schema/scopes.js"
+import { inPlainScopes, plain } from "./ambient.js"
 import { makePromiseClient, type PromiseClient } from "./query.js"
 
 /** Runs effects on open databases. */
@@ -33,6 +35,11 @@ export interface PromiseDatabase {
   readonly withTransaction: <A>(code: Code<A>, options?: Options) => Promise<A>
   /** What reads must see, for plain code. */
   readonly withConsistency: <A>(consistency: Consistency, code: Code<A>) => Promise<A>
+  /**
+   * Where the unqualified names of this database's statements are looked up, for plain code and all that it calls: one schema, or several.
+   * A tenant's schema, by `withTenant` of the runtime, is before it.
+   */
+  readonly withSchema: <A>(schema: string | ReadonlyArray<string>, code: () => A) => A
   /** Runs plain code outside of every transaction of this database. */
   readonly independent: <A>(code: Code<A>) => Promise<A>
   /** Before COMMIT, inside of the transaction; what it throws rolls it back. */
@@ -55,7 +62,7 @@ export interface PromiseDatabase {
 export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig">
 
 /** The access to one database. */
-export const makeAccess = <Self>(tag: Accessible<Self>, run: Run<Self>): PromiseDatabase => {
+export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>): PromiseDatabase => {
   const client = (kind: "writer" | "reader" | "any"): PromiseClient =>
     makePromiseClient({
       run: <A, E>(use: (client: PgClient) => Effect.Effect<A, E>) =>
@@ -73,6 +80,7 @@ export const makeAccess = <Self>(tag: Accessible<Self>, run: Run<Self>): Promise
     any: client("any"),
     withTransaction: (code, options) => run.promise(tag.withTransaction(plain(code), options)),
     withConsistency: (consistency, code) => run.promise(tag.withConsistency(plain(code), consistency)),
+    withSchema: (schema, code) => inPlainScopes(schemaChange(tag.databaseName, schema), code),
     independent: (code) => run.promise(tag.independent(plain(code))),
     beforeCommit: (hook) => run.promise(tag.beforeCommit(plain(hook))),
     afterCommit: (hook) => run.promise(tag.afterCommit(plain(hook))),

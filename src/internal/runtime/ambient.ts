@@ -1,6 +1,6 @@
 /**
- * What plain code carries from one `await` to the next: the unit of work or transaction that it runs in, what its reads must see, how it
- * retries, and the span it is part of. Effects that it runs are run there.
+ * What plain code carries from one `await` to the next: the unit of work or transaction that it runs in, what its reads must see, where
+ * names are looked up, how it retries, and the span it is part of. Effects that it runs are run there.
  */
 import { AsyncLocalStorage } from "node:async_hooks"
 import { setMaxListeners } from "node:events"
@@ -11,11 +11,13 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { CurrentConsistency, CurrentSession } from "../../Consistency.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
+import { changed, scopesOf } from "../schema/place.js"
+import { type Change, CurrentScopes } from "../schema/scopes.js"
 
 interface Ambient {
   readonly context: Context.Context<never>
-  /** Ends what it runs, when whatever it runs in is interrupted. */
-  readonly signal: AbortSignal
+  /** Ends what it runs, when whatever it runs in is interrupted, if it runs in anything. */
+  readonly signal: AbortSignal | undefined
 }
 
 const storage = new AsyncLocalStorage<Ambient>()
@@ -24,6 +26,7 @@ const carried = [
   TransactionConnection.key,
   CurrentConsistency.key,
   CurrentSession.key,
+  CurrentScopes.key,
   RetryPolicy.key,
   Tracer.ParentSpan.key
 ]
@@ -45,8 +48,19 @@ export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unkno
     })
   })
 
-/** Runs plain code outside of all that the code around it runs in. */
-export const apart = <A>(code: () => A): A => storage.exit(code)
+/** Runs plain code outside of all that the code around it runs in, but for its schemas: whose rows it works on stays the same. */
+export const apart = <A>(code: () => A): A => {
+  const scopes = scopesOf(storage.getStore()?.context ?? Context.empty())
+  return scopes === undefined
+    ? storage.exit(code)
+    : storage.run({ context: Context.make(CurrentScopes, scopes), signal: undefined }, code)
+}
+
+/** Runs plain code in other schema scopes, and whatever it calls, also when it has returned already. */
+export const inPlainScopes = <A>(change: Change, code: () => A): A => {
+  const { context, signal } = storage.getStore() ?? { context: Context.empty(), signal: undefined }
+  return storage.run({ context: changed(context, change), signal }, code)
+}
 
 /** An effect as a part of what the plain code around it runs in. */
 export const inAmbient = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {

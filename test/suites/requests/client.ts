@@ -10,9 +10,11 @@ import { Site } from "./site.js"
 /** What is sent where a commit has failed. */
 export const problem = "application/problem+json"
 
-export const post = (path: string) =>
+export const post = (path: string, headers: Readonly<Record<string, string>> = {}) =>
   Effect.flatMap(Site, ({ port }) =>
-    Effect.promise((signal) => fetch(`http://127.0.0.1:${port}${path}`, { method: "POST", redirect: "manual", signal }))
+    Effect.promise((signal) =>
+      fetch(`http://127.0.0.1:${port}${path}`, { method: "POST", redirect: "manual", headers, signal })
+    )
   )
 
 export const textOf = (response: Response) => Effect.promise(() => response.text())

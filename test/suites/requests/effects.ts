@@ -5,7 +5,7 @@ import * as Stream from "effect/Stream"
 import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
 import { event } from "../../fixtures/audit.js"
 import { type Audit, Db, insert } from "../../fixtures/databases.js"
-import { hearing, telling } from "./messages.js"
+import { hearing, meet, telling } from "./messages.js"
 import { statuses } from "./plain.js"
 
 const respond = (status: number, body?: string) =>
@@ -15,11 +15,10 @@ const first = <A extends object, B>(kind: "writer" | "reader", text: string, pic
   Effect.flatMap(Db[kind], (sql) => Effect.map(sql.unsafe<A>(text), (rows) => pick(rows[0])))
 
 const pid = first("writer", "SELECT pg_backend_pid() AS pid", (row: { pid: number } | undefined) => row?.pid)
+const schemaOf = (kind: "writer" | "reader") =>
+  first(kind, "SELECT current_schema() AS name", (row: { name: string } | undefined) => row?.name)
 const schema = (kind: "writer" | "reader") =>
-  Effect.map(
-    Effect.all([pid, first(kind, "SELECT current_schema() AS name", (row: { name: string } | undefined) => row?.name)]),
-    (both) => respond(200, JSON.stringify(both))
-  )
+  Effect.map(Effect.all([pid, schemaOf(kind)]), (both) => respond(200, JSON.stringify(both)))
 const port = first("writer", "SELECT inet_client_port() AS port", (row: { port: number } | undefined) => row?.port)
 const orphan = Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO late VALUES (-1)`)
 const seen = (name: string) =>
@@ -141,6 +140,31 @@ export const handlers: Readonly<
     yield* sql`INSERT INTO ${sql("public.item")} ${sql.insert({ name: "schemas: of the statement" })}`
     return yield* schema("reader")
   }),
+  tenants: Effect.gen(function* () {
+    const sql = yield* Db.writer
+    const before = yield* schemaOf("writer")
+    yield* insert("tenants")
+    yield* sql`INSERT INTO ${sql("public.item")} ${sql.insert({ name: `tenants: of ${before}` })}`
+    // all that run at a time have written by now, and none has committed
+    yield* Effect.promise(() => meet("tenants", 3))
+    const reader = yield* Db.reader
+    const [row] = yield* reader<{ n: number }>`SELECT count(*)::int AS n FROM item WHERE name = 'tenants'`
+    const seen = [
+      before,
+      yield* schemaOf("reader"),
+      yield* Db.withSchema(schemaOf("writer"), "other"),
+      yield* Db.withTransaction(schemaOf("writer")),
+      yield* Db.independent(schemaOf("writer")),
+      row?.n
+    ]
+    return respond(200, JSON.stringify(seen))
+  }),
+  "tenant-stream": Effect.gen(function* () {
+    yield* insert("tenant-stream")
+    const both = Stream.concat(Stream.fromEffect(schemaOf("writer")), Stream.fromEffect(schemaOf("reader")))
+    return yield* streamed(Stream.map(yield* UnitOfWork.detach(both), (name) => `${name}\n`))
+  }),
+  "no-tenant": Effect.map(failed(insert("no-tenant")), (tag) => respond(200, tag)),
   schema: schema("writer"),
   where: Effect.map(port, (port) => respond(200, String(port)))
 }

@@ -27,6 +27,16 @@ export const tell = (name: string, content?: unknown): void => letter(name).deli
 /** Waits until it is told. */
 export const hear = (name: string): Promise<unknown> => letter(name).arrived
 
+const meetings = new Map<string, Array<() => void>>()
+
+/** Waits until so many are here; then another meeting may begin. */
+export const meet = (name: string, count: number): Promise<void> =>
+  new Promise((resolve) => {
+    const here = [...(meetings.get(name) ?? []), resolve]
+    meetings.set(name, here.length < count ? here : [])
+    if (here.length === count) for (const go of here) go()
+  })
+
 export const telling = (name: string, content?: unknown): Effect.Effect<void> => Effect.sync(() => tell(name, content))
 
 export const hearing = (name: string): Effect.Effect<unknown> => Effect.promise(() => hear(name))

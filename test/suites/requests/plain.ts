@@ -1,7 +1,7 @@
 /** What the handlers of Express, Fastify and Hono do, as plain code; each writes rows that begin with its own name. */
 import { Consistency, type DatabaseRuntime } from "effect-db"
 import type { Audit, Db } from "../../fixtures/databases.js"
-import { hear, tell } from "./messages.js"
+import { hear, meet, tell } from "./messages.js"
 
 /** Open databases, as plain code has them. */
 export type Runtime = DatabaseRuntime.DatabaseRuntime<{ db: typeof Db; audit: typeof Audit }, Db | Audit>
@@ -190,6 +190,32 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       await db.writer`INSERT INTO ${db.writer("public.item")} ${db.writer.insert({ name: "schemas: of the statement" })}`
       return { status: 200, body: JSON.stringify([await pid(), await schema("reader")]) }
     },
+    tenants: async () => {
+      const before = await schema("writer")
+      await add("tenants")
+      await db.writer`INSERT INTO ${db.writer("public.item")} ${db.writer.insert({ name: `tenants: of ${before}` })}`
+      // all that run at a time have written by now, and none has committed
+      await meet("tenants", 3)
+      const [row] = await db.reader<{ n: number }>`SELECT count(*)::int AS n FROM item WHERE name = 'tenants'`
+      const seen = [
+        before,
+        await schema("reader"),
+        await db.withSchema("other", () => schema("writer")),
+        await db.withTransaction(() => schema("writer")),
+        await db.independent(() => schema("writer")),
+        row?.n
+      ]
+      return { status: 200, body: JSON.stringify(seen) }
+    },
+    "tenant-stream": async () => {
+      await add("tenant-stream")
+      const body = async function* () {
+        yield `${await db.independent(() => schema("writer"))}\n`
+        yield `${await db.independent(() => schema("reader"))}\n`
+      }
+      return { status: 200, body: body() }
+    },
+    "no-tenant": async () => ({ status: 200, body: await failed(() => add("no-tenant")) }),
     schema: async () => ({ status: 200, body: JSON.stringify([await pid(), await schema("writer")]) }),
     where: async () => ({ status: 200, body: String(await port()) })
   }

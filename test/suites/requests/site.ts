@@ -34,10 +34,18 @@ export interface Listening {
 }
 
 /** The parts of a server, by the prefix of their paths: how their units of work are to end. */
-export const parts: ReadonlyArray<{ readonly prefix: `/${string}`; readonly checkFirst: boolean }> = [
-  { prefix: "/checked", checkFirst: true },
-  { prefix: "/unchecked", checkFirst: false }
+export const parts: ReadonlyArray<{
+  readonly prefix: `/${string}`
+  readonly checkFirst: boolean
+  /** Where the tenant of a request is told, by its header: around the unit of work, or inside of it. */
+  readonly tenants: "around" | "inside"
+}> = [
+  { prefix: "/checked", checkFirst: true, tenants: "around" },
+  { prefix: "/unchecked", checkFirst: false, tenants: "inside" }
 ]
+
+/** The header that says whose a request is; without it, it is nobody's. */
+export const tenantHeader = "x-tenant"
 
 /** Serves `POST <prefix>/<name>` for each of the parts and each handler. */
 export type Serve = (runtime: Runtime, handlers: Handlers) => Promise<Listening>
@@ -45,8 +53,10 @@ export type Serve = (runtime: Runtime, handlers: Handlers) => Promise<Listening>
 const place = Effect.gen(function* () {
   const { reader, writer } = yield* freshTable
   yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
-  yield* query(writer, "CREATE SCHEMA tenant")
-  yield* query(writer, "CREATE TABLE tenant.item (LIKE item INCLUDING ALL)")
+  for (const schema of ["tenant", "other"]) {
+    yield* query(writer, `CREATE SCHEMA ${schema}`)
+    yield* query(writer, `CREATE TABLE ${schema}.item (LIKE item INCLUDING ALL)`)
+  }
   const front = yield* makeProxy(writer)
   const other = yield* makeProxy(writer)
   return { writer, front, other, layer: Layer.merge(Db.layer({ writer: front.url, readers: [reader] }), audit) }

@@ -1,0 +1,55 @@
+/**
+ * The schema scopes that are in force at one place of a program, those of single databases and those of a tenant.
+ */
+import * as Context from "effect/Context"
+import { SearchPath } from "./searchPath.js"
+
+type ByDatabase = ReadonlyMap<string, SearchPath>
+
+const none: ByDatabase = new Map()
+
+export class Scopes {
+  constructor(
+    private readonly schemas: ByDatabase,
+    /** The tenant's, of all databases but those that have one of their own. */
+    private readonly tenant: SearchPath | undefined,
+    private readonly tenants: ByDatabase
+  ) {}
+
+  /** Where the names of a database's statements are looked up; `undefined` is up to the session. */
+  find(database: string): SearchPath | undefined {
+    return this.tenants.get(database) ?? this.tenant ?? this.schemas.get(database)
+  }
+
+  withSchema(database: string, path: SearchPath): Scopes {
+    return new Scopes(new Map([...this.schemas, [database, path]]), this.tenant, this.tenants)
+  }
+
+  withTenant(databases: ReadonlyArray<string> | undefined, path: SearchPath): Scopes {
+    if (databases === undefined) return new Scopes(this.schemas, path, none)
+    const own = databases.map((name) => [name, path] as const)
+    return new Scopes(this.schemas, this.tenant, new Map([...this.tenants, ...own]))
+  }
+}
+
+/** Both kinds are in one place, so that a statement has to look once. */
+export class CurrentScopes extends Context.Reference<CurrentScopes>()("effect-db/Tenant/Scopes", {
+  defaultValue: () => new Scopes(none, undefined, none)
+}) {}
+
+/** What makes other scopes of those that are in force. */
+export type Change = (scopes: Scopes) => Scopes
+
+export const schemaChange = (database: string, schemas: string | ReadonlyArray<string>): Change => {
+  const path = new SearchPath(schemas)
+  return (scopes) => scopes.withSchema(database, path)
+}
+
+export const tenantChange = (
+  schemas: string | ReadonlyArray<string>,
+  databases: ReadonlyArray<{ readonly databaseName: string }> | undefined
+): Change => {
+  const path = new SearchPath(schemas)
+  const names = databases?.map(({ databaseName }) => databaseName)
+  return (scopes) => scopes.withTenant(names, path)
+}
