@@ -35,7 +35,8 @@ export interface Request {
   readonly site?: CallSite | undefined
   readonly text: string
   readonly values: ReadonlyArray<unknown>
-  readonly rows: "object" | "array"
+  /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
+  readonly rows: "object" | "array" | "raw"
   /** Whether the server may keep it prepared under a name. */
   readonly prepare: boolean
   /** Several commands in one text: the simple protocol, no parameters. */
@@ -230,6 +231,8 @@ export class Connection {
     plan.before = before.length
     plan.after = after.length
     plan.asArrays = request.rows === "array"
+    plan.isRaw = request.rows === "raw"
+    plan.isUpkeep = plan.isRaw && before.length === 0
     plan.prepared = prepared
     plan.shape = shape
     this.fly(plan)

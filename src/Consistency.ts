@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
@@ -10,14 +11,19 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { dual } from "effect/Function"
 import * as ParseResult from "effect/ParseResult"
+import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { formatLsn, isLsn, parseLsn } from "./internal/lsn.js"
 
-const Lsn = Schema.transform(Schema.String.pipe(Schema.filter(isLsn)), Schema.BigIntFromSelf, {
-  strict: true,
-  decode: parseLsn,
-  encode: formatLsn
-})
+const Lsn = Schema.transform(
+  Schema.String.pipe(Schema.filter(isLsn)),
+  Schema.BigIntFromSelf.pipe(Schema.betweenBigInt(0n, 2n ** 64n - 1n)),
+  {
+    strict: true,
+    decode: parseLsn,
+    encode: formatLsn
+  }
+)
 
 /**
  * A place in the history of a database: whoever reads at least there sees all that was committed before the token was taken.
@@ -48,7 +54,7 @@ export class Token extends Schema.Class<Token>("effect-db/Token")({
 /**
  * - `Strong`: what the primary has committed; read there.
  * - `ReadYourWrites` (default): at least what this unit of work, and the {@link Session} that it is in, has written.
- * - `AtLeast`: at least what the token tells of, and what this unit of work has written. A replica that has it not is given `maxWait` (50 ms)
+ * - `AtLeast`: at least what the token tells of, and what is seen by `ReadYourWrites`. A replica that has it not is given `maxWait` (50 ms)
  *   to get it; then the primary is read or, with `otherwise: "fail"`, the read fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`.
  *   A database without replicas reads its primary.
  * - `Eventual`: whatever a replica has.
@@ -90,9 +96,10 @@ const longestWait = 50
 export const waitOf = (maxWait: Duration.DurationInput | undefined): number =>
   maxWait === undefined ? longestWait : Duration.toMillis(maxWait)
 
-/** Whether one is known to tell of all that the other tells of. */
+/** Whether one is known to tell of all that the other tells of: of one history, or of an earlier part of it. */
 const isAfter = (one: Token, other: Token): boolean =>
-  one.systemId === other.systemId && one.timeline === other.timeline && one.lsn >= other.lsn
+  one.systemId === other.systemId &&
+  (one.timeline > other.timeline || (one.timeline === other.timeline && one.lsn >= other.lsn))
 
 /**
  * What a piece of work has written and its later parts are to see, wherever they run: in other units of work, after the end of a request, in
@@ -107,9 +114,15 @@ const isAfter = (one: Token, other: Token): boolean =>
 export class Session {
   /** How long a read in it waits for a replica before it goes to the primary, in ms. */
   readonly maxWait: number
-  /** @internal Counts what was learned. */
-  changes = 0
+  /** @internal Told when something was learned. */
+  onChange: (() => void) | undefined = undefined
   private loaded: Map<string, Token | "unknown"> | undefined = undefined
+  /** Counts questions, and what came between them. */
+  private clock = 0
+  /** When something was stored of which nobody knows where. */
+  private readonly unknownSince = new Map<string, number>()
+  /** How many there are, by database, who may store something at any time without a word. */
+  private readonly unseen = new Map<string, number>()
 
   /** @internal `load` gives what is known at its beginning; not called before somebody asks. */
   constructor(
@@ -124,18 +137,52 @@ export class Session {
     return this.all
   }
 
-  /** @internal Something was written; `token` is a place after it, if one could be had. */
-  note(database: string, token: Token | undefined): void {
+  /** @internal A server is asked where it is; what it says counts as of now. */
+  ask(): number {
+    return ++this.clock
+  }
+
+  /** @internal Something was stored; `token` is a place after it, if one could be had, which was asked for at that time. */
+  note(database: string, token: Token | undefined, asked: number): void {
     const before = this.all.get(database)
-    if (token !== undefined && before instanceof Token && isAfter(before, token)) return
+    if (token === undefined) this.unknownSince.set(database, ++this.clock)
+    else if (before === "unknown" && !this.isSeen(database, asked)) return
+    else if (before instanceof Token && isAfter(before, token)) return
     this.all.set(database, token ?? "unknown")
-    this.changes++
+    this.onChange?.()
+  }
+
+  /** @internal From now on somebody may store something without a word, until the returned function is called. */
+  lend(database: string): () => void {
+    const count = (by: number) => {
+      this.unseen.set(database, (this.unseen.get(database) ?? 0) + by)
+      this.note(database, undefined, this.clock)
+    }
+    count(1)
+    return () => count(-1)
+  }
+
+  /** Whether what nobody knows of was there when somebody asked. */
+  private isSeen(database: string, asked: number): boolean {
+    return (this.unseen.get(database) ?? 0) === 0 && asked > (this.unknownSince.get(database) ?? 0)
   }
 
   private get all(): Map<string, Token | "unknown"> {
     this.loaded ??= new Map(this.load())
     return this.loaded
   }
+}
+
+/** Of tokens of one database the newest; where these are of several clusters, nobody knows which is. */
+const newest = (tokens: Iterable<Token>): ReadonlyMap<string, Token | "unknown"> => {
+  const all = new Map<string, Token | "unknown">()
+  for (const token of tokens) {
+    const before = all.get(token.database)
+    if (before === undefined) all.set(token.database, token)
+    else if (before === "unknown" || before.systemId !== token.systemId) all.set(token.database, "unknown")
+    else if (isAfter(token, before)) all.set(token.database, token)
+  }
+  return all
 }
 
 /**
@@ -146,11 +193,10 @@ export class Session {
  */
 export const makeSession = (
   options: { readonly tokens?: Iterable<Token> | undefined; readonly maxWait?: Duration.DurationInput | undefined } = {}
-): Session =>
-  new Session(
-    () => [...(options.tokens ?? [])].map((token) => [token.database, token] as const),
-    waitOf(options.maxWait)
-  )
+): Session => {
+  const known = newest(options.tokens ?? [])
+  return new Session(() => known, waitOf(options.maxWait))
+}
 
 /**
  * The session that a fiber is in, if it is in one; set with {@link withSession}.
@@ -187,8 +233,17 @@ export const withSession: {
 } = dual(
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, session: Session): Effect.Effect<A, E, R> =>
-    Effect.mapInputContext(self, (context: Context.Context<R>) => Context.add(context, CurrentSession, session))
+    Effect.mapInputContext(self, (context: Context.Context<R>) => {
+      const inside = Context.add(context, CurrentSession, session)
+      const slot: unknown = inside.unsafeMap.get(TransactionConnection.key)
+      return isOurs(slot) ? Context.add(inside, TransactionConnection, slot[0].inSession(session)) : inside
+    })
 )
+
+/** What takes a session along where `SqlResolver` takes nothing else: what we have in the transaction slot. */
+type Ours = readonly [{ readonly inSession: (session: Session) => Context.Tag.Service<typeof TransactionConnection> }]
+
+const isOurs = (slot: unknown): slot is Ours => Array.isArray(slot) && Predicate.hasProperty(slot[0], "inSession")
 
 const text = (database: string, token: Token | "unknown"): string =>
   token === "unknown"

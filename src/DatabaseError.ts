@@ -541,7 +541,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
     const unproved =
       this.unproved.length === 0
         ? ""
-        : `; ${this.unproved.join(", ")} did not say which timeline it follows: its user needs pg_read_all_stats, and it a WAL receiver`
+        : `; ${this.unproved.join(", ")} did not prove it: its user needs pg_read_all_stats, it has to stream, and to be reached without a pooler`
     return (
       `database "${this.database}": no replica has what is to be read after ${Math.round(this.waited)} ms${unproved}` +
       ` - wait for longer, or allow the primary`

@@ -118,7 +118,8 @@ export type Observation = Data.TaggedEnum<{
   MarkedUp: { readonly database: string; readonly server: string }
   /**
    * A replica did not serve a read that was to see certain writes: it has them not yet (`behind`), or its history is another one (`lost`), or
-   * it does not say which one it is (`unproved`): the user of its sessions needs `pg_read_all_stats`, and it a WAL receiver.
+   * it does not prove which one it is (`unproved`): the user of its sessions needs `pg_read_all_stats`, it has to stream from the primary, and
+   * to be reached without a transaction pooler.
    */
   PassedOver: {
     readonly database: string

@@ -19,7 +19,7 @@ import * as Option from "effect/Option"
 import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
-import { CurrentSession, withSession } from "./Consistency.js"
+import { withSession } from "./Consistency.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
@@ -30,7 +30,7 @@ import { isKeepable } from "./internal/request/keepable.js"
 import { type Described, describing, type Naming } from "./internal/request/naming.js"
 import { enterInPlace, leaveInPlace, passageOf } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
-import { type ReadYourWrites, RequestSession, Tokens } from "./internal/request/tokens.js"
+import { type ReadYourWrites, type RequestSession, sessionOf, Tokens } from "./internal/request/tokens.js"
 import { slotOf } from "./internal/schema/place.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -209,8 +209,8 @@ const giveBack = (session: RequestSession, response: Response): Response => {
 /** Where a unit ends when all that is left is to send the response, nobody else comes after it who would give back what it has stored. */
 const givingBack = (self: Effect.Effect<Response>): Effect.Effect<Response> =>
   Effect.withFiberRuntime((fiber) => {
-    const session: unknown = fiber.currentContext.unsafeMap.get(CurrentSession.key)
-    return session instanceof RequestSession ? Effect.map(self, (response) => giveBack(session, response)) : self
+    const session = sessionOf(fiber)
+    return session === undefined ? self : Effect.map(self, (response) => giveBack(session, response))
   })
 
 /**
@@ -432,7 +432,10 @@ export const readYourWrites = (
 ): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
   const tokens = new Tokens(options)
   return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> =>
-    Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
+    Effect.withFiberRuntime((fiber) => {
+      // whoever is around gives it back
+      if (sessionOf(fiber) !== undefined) return app
+      const { headers } = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const session = tokens.session((name) => headers[name])
       return Effect.zipRight(
         // also where the app fails, and another response is sent: what it had stored before is stored

@@ -142,6 +142,24 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         })
     )
 
+    it.scopedLive(
+      "what a read demands of a replica nobody can prove behind it: NoReplicaCaughtUp where the primary is not allowed",
+      () =>
+        Effect.gen(function* () {
+          const session = Consistency.makeSession()
+          yield* Db.withTransaction(insert("a")).pipe(Consistency.withSession(session))
+          const token = session.known.get("app")
+          if (!(token instanceof Consistency.Token)) return assert.fail(`there is no token, but ${token}`)
+          const sql = yield* Db.reader
+          const read = sql`SELECT count(*)::int AS n FROM item`
+          const strict = Consistency.AtLeast({ token, maxWait: "5 seconds", otherwise: "fail" })
+          const error = yield* failure("NoReplicaCaughtUp", Db.withConsistency(read, strict))
+          assert.include(error.message, "pooler")
+          const lenient = Consistency.AtLeast({ token, maxWait: "5 seconds" })
+          assert.deepStrictEqual(yield* Db.withConsistency(read, lenient), [{ n: 1 }])
+        }).pipe(Effect.provide(freshPooled()))
+    )
+
     it.scopedLive("at login nothing is asked that PgBouncer refuses, whatever the environment says", () =>
       Effect.gen(function* () {
         yield* Effect.acquireRelease(

@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import type { Connection as DbConnection } from "../Connection.js"
+import type { Session } from "../Consistency.js"
 import { ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
@@ -86,6 +87,16 @@ export abstract class Carrier implements Connection {
     return this.parent?.scopes
   }
 
+  /** The session of who has put this, or what is around it, into the slot. */
+  get session(): Session | undefined {
+    return this.parent?.session
+  }
+
+  /** What is put into the slot by who is in another session. */
+  inSession(session: Session): Carrier["slot"] {
+    return new PlaceCarrier(this, undefined, session).slot
+  }
+
   /** The connections of a database that this piece of work holds, all around it. */
   held(origin: Origin): ReadonlyArray<DbConnection> {
     return this.parent?.held(origin) ?? none
@@ -150,17 +161,22 @@ export class TransactionCarrier extends Carrier {
   }
 }
 
-/** A carrier for who is in schema scopes. */
-export class ScopeCarrier extends Carrier {
+/** A carrier for who is in schema scopes, or in a session. */
+export class PlaceCarrier extends Carrier {
   constructor(
     parent: Carrier,
-    private readonly inForce: Scopes
+    private readonly ownScopes: Scopes | undefined,
+    private readonly ownSession: Session | undefined
   ) {
     super(parent, parent.owner)
   }
 
-  override get scopes(): Scopes {
-    return this.inForce
+  override get scopes(): Scopes | undefined {
+    return this.ownScopes ?? super.scopes
+  }
+
+  override get session(): Session | undefined {
+    return this.ownSession ?? super.session
   }
 }
 

@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
-import { type Consistency, CurrentConsistency, CurrentSession, type Session, waitOf } from "../Consistency.js"
+import { type Consistency, CurrentConsistency, type Session, waitOf } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import { type DatabaseError, fromUnknown, SchemaInvalid, type StatementError, toSqlError } from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
@@ -26,11 +26,10 @@ import { codeOf, type Place, toStatementError } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
-import type { Position } from "./lsn.js"
 import { Borrower } from "./pool/borrower.js"
-import { askPosition, readPosition, tokenOf } from "./position.js"
+import { Asking, ask } from "./position.js"
 import { replaySchedule } from "./replay.js"
-import { scoped } from "./schema/place.js"
+import { scoped, sessionAt } from "./schema/place.js"
 import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
 import type { OnTaken, Source } from "./source.js"
@@ -154,6 +153,7 @@ export class Engine implements Origin {
     const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
+      if (kind === "writer") this.witness(fiber, carrier, transaction)
       return this.attempt(fiber, inTransaction(transaction, request, fence), read, isNotSent)
     }
     if (this.sandbox !== undefined) {
@@ -165,8 +165,8 @@ export class Engine implements Origin {
     const memory = carrier?.memory(this)
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
-      ? this.attempt(fiber, this.onWriter(fiber, work, request, held), read, retriesOnWriter(fiber))
-      : this.attempt(fiber, this.onReader(fiber, memory, work, request, held), read, isReadAgain)
+      ? this.attempt(fiber, this.onWriter(fiber, carrier, work, request, held), read, retriesOnWriter(fiber))
+      : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, isReadAgain)
   }
 
   /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */
@@ -206,23 +206,18 @@ export class Engine implements Origin {
     const held = () => carrier?.held(this) ?? none
     const pick = this.picker(kind, fiber, carrier)
     const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work))
-    const transaction = begin(this, kind, lender, asked, carrier)
-    // in a sandbox nothing is stored, and what it is in is not this transaction's alone
-    if (kind === "writer" && this.sandbox === undefined) transaction.level.link.onStored = this.noting(fiber)
-    return transaction
+    return begin(this, kind, lender, asked, carrier)
   }
 
-  /** Tells the session that a fiber is in, if it is in one, where the primary was after something was stored. */
-  noting(fiber: Fiber.RuntimeFiber<unknown, unknown>): ((position: Position | undefined) => void) | undefined {
-    const session = sessionOf(fiber)
-    return session === undefined
-      ? undefined
-      : (position) => session.note(this.database, tokenOf(this.database, position))
+  /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */
+  witness(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, transaction: Transaction): void {
+    const session = sessionAt(fiber.currentContext, carrier)
+    if (session !== undefined && this.sandbox === undefined) transaction.level.link.witness(session)
   }
 
   /** Chooses where a connection comes from; called again, for another attempt, another server where one fits. */
   picker(kind: Kind, fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined): () => Source {
-    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier?.memory(this))
+    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier, carrier?.memory(this))
   }
 
   /** Tries once and, where it failed in a way that allows it, again by the policy. */
@@ -346,24 +341,23 @@ export class Engine implements Origin {
     return Context.get(fiber.currentContext, CurrentConsistency).get(this.database)
   }
 
-  /** What a read must see beside whatever a replica has: all that is stored, or what a token tells of. */
+  /** What a read must see beside whatever a replica has: all that is stored, or what tokens tell of. */
   private wanted(
-    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    consistency: Consistency | undefined,
+    session: Session | undefined,
     memory: Memory | undefined
   ): "nothing" | "everything" | Wanted {
-    const consistency = this.consistency(fiber)
     if (consistency?._tag === "Eventual") return "nothing"
     if (consistency?._tag === "Strong" || memory?.written === true) return "everything"
     const asked = consistency?._tag === "AtLeast" ? consistency : undefined
-    const session = asked === undefined ? sessionOf(fiber) : undefined
-    const token = asked?.token ?? session?.known.get(this.database)
-    if (token === undefined) return "nothing"
+    const known = session?.known.get(this.database)
+    if (asked === undefined && known === undefined) return "nothing"
     const otherwise = asked?.otherwise ?? "primary"
-    // behind a pooler what is asked and what is read may be answered by two servers
-    const isProvable = this.config.session.mode === "session" || otherwise === "fail"
-    if (token === "unknown" || !isProvable) return "everything"
-    const maxWait = session?.maxWait ?? waitOf(asked?.maxWait)
-    return { token, session, otherwise, until: performance.now() + maxWait }
+    const maxWait = asked === undefined ? (session?.maxWait ?? 0) : waitOf(asked.maxWait)
+    const common = { session, otherwise, maxWait }
+    if (known === "unknown") return { ...common, tokens: undefined }
+    if (asked === undefined) return known === undefined ? "nothing" : { ...common, tokens: [known] }
+    return { ...common, tokens: known === undefined ? [asked.token] : [asked.token, known] }
   }
 
   /** Who asks for a connection, where somebody wants to know. */
@@ -380,23 +374,24 @@ export class Engine implements Origin {
 
   private onWriter(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
     work: Work | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
     const who = this.borrower(fiber, request.site, work)
-    const onStored = this.noting(fiber)
-    return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, onStored, done)
+    const session = sessionAt(fiber.currentContext, carrier)
+    return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, session, done)
   }
 
   private onReader(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    memory: Memory | undefined,
+    carrier: Carrier | undefined,
     work: Work | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
-    const pick = this.readerPicker(fiber, memory)
+    const pick = this.readerPicker(fiber, carrier, carrier?.memory(this))
     const who = this.borrower(fiber, request.site, work)
     return (done, deadline) => once(pick(), deadline, held, request, "undone", who, undefined, done)
   }
@@ -405,11 +400,14 @@ export class Engine implements Origin {
    * Chooses the server of a read. Called again, for another attempt, it prefers a server that it has not given before; with no replica
    * left it is the primary, read-only.
    */
-  private readerPicker(fiber: Fiber.RuntimeFiber<unknown, unknown>, memory: Memory | undefined): () => Source {
+  private readerPicker(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    memory: Memory | undefined
+  ): () => Source {
     const { readers, writer } = this.topology
-    const wanted = this.wanted(fiber, memory)
-    const isFixed = memory?.reader === writer.name && !(typeof wanted === "object" && wanted.otherwise === "fail")
-    if (wanted === "everything" || readers.length === 0 || isFixed) return () => writer.reads
+    const consistency = this.consistency(fiber)
+    const session = sessionAt(fiber.currentContext, carrier)
     const given = new Set<Server>()
     const next = () => {
       const now = performance.now()
@@ -417,10 +415,22 @@ export class Engine implements Origin {
       const server = up.find((_) => _.name === memory?.reader) ?? this.pick(up) ?? writer
       if (server === writer) given.clear()
       else given.add(server)
-      if (memory !== undefined) memory.reader = server.name
+      return server
+    }
+    const found = ({ name }: Server) => {
+      if (memory !== undefined) memory.reader = name
+    }
+    return () => {
+      // a transaction may begin long after it was made
+      const wanted = this.wanted(consistency, session, memory)
+      const mayFail = typeof wanted === "object" && wanted.otherwise === "fail"
+      if (readers.length === 0 || wanted === "everything") return writer.reads
+      if (memory?.reader === writer.name && !mayFail) return writer.reads
+      if (wanted !== "nothing") return new Search({ next, primary: writer, found }, wanted)
+      const server = next()
+      found(server)
       return server.reads
     }
-    return wanted === "nothing" ? next : () => new Search(next, writer.reads, wanted)
   }
 
   private pick(servers: ReadonlyArray<Server>): Server | undefined {
@@ -471,11 +481,7 @@ const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect
 const commit = [constantStep("COMMIT")]
 const rollback = [constantStep("ROLLBACK")]
 
-/** The session that a fiber is in; not by `Context.get`, whose way to a default is long. */
-const sessionOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Session | undefined =>
-  fiber.currentContext.unsafeMap.get(CurrentSession.key)
-
-/** A connection for one statement. `onStored` is told where the server is after it. */
+/** A connection for one statement. A session that it writes in asks where the server is after it. */
 const once = (
   pool: Source,
   deadline: number,
@@ -483,11 +489,12 @@ const once = (
   request: Request,
   lost: "inDoubt" | "undone",
   who: Borrower | undefined,
-  onStored: ((position: Position | undefined) => void) | undefined,
+  session: Session | undefined,
   done: OnStatement
 ): (() => void) => {
   let connection: Connection | undefined
   let settled = false
+  const { database } = pool.options
   const settle: OnTaken = (error, taken) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
@@ -497,30 +504,35 @@ const once = (
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
         return taken.undo(rollback, () => finish(failure, flight))
       }
-      if (onStored === undefined) return conclude(failure, flight)
-      if (taken.broken === undefined) {
-        // a procedure may have stored something and failed then
-        return taken.run(none, askPosition, none, (unanswered, answer) => {
-          onStored(unanswered === undefined ? readPosition(answer) : undefined)
-          conclude(failure, flight)
-        })
+      if (session === undefined) return conclude(failure, flight)
+      const asking = new Asking(database, [session])
+      // several commands in one text may have stored something in any way
+      if (taken.broken !== undefined || request.simple) {
+        if (failure === undefined || isReceived(failure)) asking.stored(undefined)
+        return conclude(failure, flight)
       }
-      if (failure === undefined || isReceived(failure)) onStored(undefined)
-      conclude(failure, flight)
+      // also of what has failed: a procedure may have stored something before
+      ask(taken, (answer) => {
+        asking.stored(answer)
+        conclude(failure, flight)
+      })
     }
     const conclude: Done = (failure, flight) => {
       settled = true
       pool.checkin(taken)
       if (failure === undefined) return done(undefined, flight)
-      const place = { database: pool.options.database, server: pool.options.server.name }
+      const place = { database, server: pool.options.server.name }
       done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
     }
     runGuarded(taken, before, request, isGuarded ? commit : none, finish)
   }
   const giveUp = pool.checkout(deadline, held, settle, who)
   return () => {
-    if (connection === undefined) giveUp()
-    else if (!settled) connection.abort("cancelled")
+    if (connection === undefined) return giveUp()
+    if (settled) return
+    // it may be stored all the same
+    if (session !== undefined) new Asking(database, [session]).stored(undefined)
+    connection.abort("cancelled")
   }
 }
 

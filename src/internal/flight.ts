@@ -46,6 +46,8 @@ export class Plan {
   /** How many come after it. */
   after = 0
   asArrays = false
+  /** Its rows are as the server writes them, whatever the program reads its own with. */
+  isRaw = false
   /** Several commands in one text, by the simple protocol. */
   simple = false
   prepared: Prepared | undefined = undefined
@@ -76,8 +78,8 @@ export class Flight implements Query {
   parsed = 0
   /** Completed binds. */
   bound = 0
-  /** What the first command was answered with. */
-  first = ""
+  /** What the last step before the statement was answered with. */
+  lead = ""
   /** Whether a portal has more rows. */
   suspended = false
   /** The result of the statement; of a text with several commands, that of the last. */
@@ -121,6 +123,7 @@ export class Flight implements Query {
   }
 
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
+    if (this.plan.isRaw) return
     try {
       this.shape = makeShape(this.client, message.fields)
     } catch (cause) {
@@ -132,8 +135,10 @@ export class Flight implements Query {
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
+    if (this.unreadable !== undefined || !this.isStatement()) return
+    if (this.plan.isRaw) return void this.result.rows.push(message.fields)
     const shape = this.shape
-    if (shape === undefined || this.unreadable !== undefined || !this.isStatement()) return
+    if (shape === undefined) return
     try {
       this.result.rows.push(this.plan.asArrays ? shape.array(message.fields) : shape.object(message.fields))
     } catch (cause) {
@@ -142,7 +147,7 @@ export class Flight implements Query {
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
-    if (this.acknowledged === 0) this.first = message.text
+    if (this.acknowledged === this.plan.before - 1) this.lead = message.text
     if (this.isStatement()) {
       const result = this.result
       const { text } = message

@@ -2,9 +2,10 @@
  * The one connection of a transaction: borrowed with its first statement, given back with its end, or lost in between.
  */
 import type { Connection, Failure } from "../Connection.js"
+import type { Session } from "../Consistency.js"
 import { Disconnected, type StatementError } from "../DatabaseError.js"
 import { type Place, toStatementError } from "./failure.js"
-import type { Position } from "./lsn.js"
+import { Asking } from "./position.js"
 import { leave, type SearchPath } from "./schema/searchPath.js"
 import type { OnTaken } from "./source.js"
 import type { Step } from "./wire.js"
@@ -25,8 +26,8 @@ export class Link {
   connection: Connection | undefined = undefined
   /** Why the transaction cannot go on; everything it did is undone. */
   lost: StatementError | undefined = undefined
-  /** Told where the server was after what was done here was stored, or that this is not known; where nobody wants to know, it is not asked. */
-  onStored: ((position: Position | undefined) => void) | undefined = undefined
+  /** The sessions that something was written in: they want to know where the server is when it is stored. */
+  private sessions: Set<Session> | undefined
   /** Those who wait for a turn: they are told at once when there will be none. */
   private waiting: Set<(error: StatementError) => void> | undefined
   /** Whether any of its statements was one of a schema scope. */
@@ -46,6 +47,17 @@ export class Link {
     if (path === undefined) return this.isScoped ? leave : none
     this.isScoped = true
     return this.connection?.looksUpIn(path) === true ? none : path.amongOthers
+  }
+
+  /** What is written here is a session's own. */
+  witness(session: Session): void {
+    this.sessions ??= new Set()
+    this.sessions.add(session)
+  }
+
+  /** Who is to be told where the server is, if anybody: whoever asks it asks now. */
+  get asking(): Asking | undefined {
+    return this.sessions === undefined ? undefined : new Asking(this.place.database, this.sessions)
   }
 
   /** Takes a failure of the connection down, so that what follows says why. */

@@ -1,76 +1,176 @@
 /**
- * What a server says of how far it is, and whether that is far enough.
+ * What a server says of how far it is, what that is a token of, and whether it is far enough.
  */
-import type { Request } from "../Connection.js"
-import { Token } from "../Consistency.js"
+import type { Connection, Request } from "../Connection.js"
+import { type Session, Token } from "../Consistency.js"
 import type { Flight } from "./flight.js"
 import { isLsn, type Position, parseLsn } from "./lsn.js"
+import { constantStep, type Step } from "./wire.js"
 
 /**
  * Asks a server how far it is, a primary or a standby. The timeline is read after the position, never before: a standby may go over to
- * another one in between, and then what was read before would be taken for a part of it. `OFFSET 0` keeps the two apart.
+ * another one in between, and then what was read before would be taken for a part of it. `OFFSET 0` keeps the two apart. A receiver that
+ * does not stream says which timeline it was on, while the server may replay another one from an archive.
  *
  * `pg_last_wal_replay_lsn` is no proof alone: after a failover another history may have got that far.
  */
-export const askPosition: Request = {
-  text: `SELECT s.system_identifier::pg_catalog.text, p.lsn::pg_catalog.text,
+const question: Request = {
+  text: `SELECT s.system_identifier, p.lsn,
   CASE WHEN p.standby THEN NULL ELSE pg_catalog.pg_walfile_name(p.lsn) END,
-  (SELECT r.received_tli::pg_catalog.text FROM pg_catalog.pg_stat_wal_receiver r WHERE p.standby AND p.lsn IS NOT NULL)
+  (SELECT r.received_tli FROM pg_catalog.pg_stat_wal_receiver r
+    WHERE p.standby AND p.lsn IS NOT NULL AND r.status OPERATOR(pg_catalog.=) 'streaming'),
+  p.flushed, pg_catalog.current_setting('synchronous_commit'),
+  pg_catalog.current_setting('effect_db.commit', true), pg_catalog.current_setting('wal_block_size')
 FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn()
-  ELSE pg_catalog.pg_current_wal_insert_lsn() END AS lsn
+  ELSE pg_catalog.pg_current_wal_insert_lsn() END AS lsn,
+  CASE WHEN r.standby THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END AS flushed
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r OFFSET 0) p, pg_catalog.pg_control_system() s`,
   values: [],
-  rows: "array",
+  // what a program reads its columns with is no matter of this one
+  rows: "raw",
   prepare: true,
   simple: false
 }
 
-const page = 8192n
+/** Before COMMIT: how it is going to be, and whether there is anything to store, for a `SET LOCAL` is forgotten by it. */
+export const beforeCommit: Step = constantStep(
+  `SELECT pg_catalog.set_config('effect_db.commit', pg_catalog.concat(pg_catalog.current_setting('synchronous_commit'), ' ',
+  pg_catalog.pg_current_xact_id_if_assigned()), false)`
+)
 
-/**
- * Where the last record ends, of where the next one is going to begin: at the end of a page the header of the next one is between, 24 bytes or
- * 40, and a standby that has all there is would never be there. A record that does end so little into a page began before it, so that whoever
- * has reached the page has all of it.
- */
-const endOf = (lsn: bigint): bigint => {
-  const into = lsn % page
+/** Where the last record ends, of where the next one is going to begin: at the end of a page its header is between. */
+const endOf = (lsn: bigint, page: number): bigint => {
+  const into = lsn % BigInt(page)
   return into === 24n || into === 40n ? lsn - into : lsn
 }
 
 /** The first eight digits of the name of a part of the log. */
 const timelineOf = (file: string): number => Number.parseInt(file.slice(0, 8), 16)
 
-/** What a server has answered, if that says how far it is. */
-export const readPosition = (flight: Flight): Position | undefined => {
-  const row = flight.result.rows[0]
-  const [systemId, lsn, file, followed]: ReadonlyArray<unknown> = Array.isArray(row) ? row : []
-  if (typeof systemId !== "string" || typeof lsn !== "string" || !isLsn(lsn)) return undefined
-  const timeline =
-    typeof file === "string" ? timelineOf(file) : typeof followed === "string" ? Number(followed) : undefined
-  return { systemId, lsn: endOf(parseLsn(lsn)), timeline }
+/** What a server has answered. */
+export interface Answer {
+  readonly position: Position
+  /** What it had on its disk. */
+  readonly flushed: bigint | undefined
+  /** The setting that single statements, or the next transaction, would be stored by. */
+  readonly synchronous: string
+  /** What {@link beforeCommit} has noted last. */
+  readonly commit: string
+  readonly page: number
 }
 
-/** The token of a position, if its history is known. */
-export const tokenOf = (database: string, position: Position | undefined): Token | undefined =>
-  position?.timeline === undefined
-    ? undefined
-    : // made of what was checked when it was read
-      new Token({ database, ...position, timeline: position.timeline }, { disableValidation: true })
+const lsnIn = (text: unknown): bigint | undefined =>
+  typeof text === "string" && isLsn(text) ? parseLsn(text) : undefined
+
+const textIn = (text: unknown): string => (typeof text === "string" ? text : "")
+
+const read = (flight: Flight): Answer | undefined => {
+  const row = flight.result.rows[0]
+  const [systemId, at, file, followed, flushed, synchronous, commit, page]: ReadonlyArray<unknown> = Array.isArray(row)
+    ? row
+    : []
+  const lsn = lsnIn(at)
+  if (typeof systemId !== "string" || lsn === undefined) return undefined
+  const timeline =
+    typeof file === "string" ? timelineOf(file) : typeof followed === "string" ? Number(followed) : undefined
+  return {
+    position: { systemId, lsn, timeline },
+    flushed: lsnIn(flushed),
+    synchronous: textIn(synchronous),
+    commit: textIn(commit),
+    page: Number(textIn(page))
+  }
+}
+
+/** Asks a connection; without an answer there is none. */
+export const ask = (connection: Connection, told: (answer: Answer | undefined) => void): void =>
+  connection.run(none, question, none, (failure, flight) => told(failure === undefined ? read(flight) : undefined))
+
+const none: ReadonlyArray<never> = []
+
+/** What the COMMIT of a transaction with witnesses has brought: what it was answered, and where the server was after it. */
+export interface Committed {
+  readonly isKept: boolean
+  readonly answer: Answer | undefined
+}
+
+const commitAndSay = [beforeCommit, constantStep("COMMIT")]
+
+/** Commits, and asks in the same flight. `done` is told of a failure only where the COMMIT was not answered. */
+export const commitAndAsk = (
+  connection: Connection,
+  done: (failure: Parameters<Parameters<Connection["steps"]>[1]>[0], committed: Committed) => void
+): void =>
+  connection.run(commitAndSay, question, none, (failure, flight) => {
+    const isAnswered = flight.acknowledged >= commitAndSay.length
+    const answer = failure === undefined ? read(flight) : undefined
+    // whatever comes after its answer cannot undo it
+    done(isAnswered ? undefined : failure, { isKept: flight.lead !== "ROLLBACK", answer })
+  })
+
+/**
+ * A place after what was stored. What is on the disk is all that others could have, and a replica may be there; only where a COMMIT did not
+ * wait for that it is where the next record begins, which may be far beyond what anybody sends before somebody else commits.
+ */
+const tokenOf = (database: string, { flushed, page, position }: Answer, synchronous: string): Token | undefined => {
+  const { systemId, timeline } = position
+  if (timeline === undefined) return undefined
+  const isOnDisk = flushed !== undefined && synchronous !== "off" && synchronous !== ""
+  const lsn = isOnDisk ? flushed : endOf(position.lsn, page)
+  // made of what was checked when it was read
+  return new Token({ database, systemId, timeline, lsn }, { disableValidation: true })
+}
+
+/** Asks for sessions: what is answered counts as of now. */
+export class Asking {
+  private readonly asked: ReadonlyArray<readonly [session: Session, at: number]>
+
+  constructor(
+    private readonly database: string,
+    sessions: Iterable<Session>
+  ) {
+    this.asked = Array.from(sessions, (session) => [session, session.ask()] as const)
+  }
+
+  /** What a COMMIT has stored; it may be nothing. */
+  committed(answer: Answer | undefined): void {
+    const [synchronous = "", xid = ""] = answer?.commit.split(" ") ?? []
+    if (answer !== undefined && synchronous !== "" && xid === "") return
+    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, synchronous))
+  }
+
+  /** What a statement of its own has stored. */
+  stored(answer: Answer | undefined): void {
+    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, answer.synchronous))
+  }
+
+  private note(token: Token | undefined): void {
+    for (const [session, at] of this.asked) session.note(this.database, token, at)
+  }
+}
 
 /**
  * Whether a server has what a token tells of.
  *
  * - `caughtUp`: it has.
  * - `behind`: it is on its way there.
- * - `lost`: its history is another one, by a failover or because it is another cluster.
  * - `unproved`: it does not say which history it is in.
+ * - `lost`: its history is another one, by a failover or because it is another cluster.
  */
-export type Verdict = "caughtUp" | "behind" | "lost" | "unproved"
+export type Verdict = "caughtUp" | "behind" | "unproved" | "lost"
 
-export const judge = (position: Position | undefined, token: Token): Verdict => {
+const judgeOne = ({ lsn, systemId, timeline }: Position, database: string, token: Token): Verdict => {
+  if (database !== token.database || systemId !== token.systemId) return "lost"
+  if (timeline === undefined) return "unproved"
+  if (timeline > token.timeline) return "lost"
+  return timeline === token.timeline && lsn >= token.lsn ? "caughtUp" : "behind"
+}
+
+const worse: ReadonlyArray<Verdict> = ["lost", "unproved", "behind"]
+
+/** The same for all of several tokens. */
+export const judge = (position: Position | undefined, database: string, tokens: ReadonlyArray<Token>): Verdict => {
   if (position === undefined) return "unproved"
-  if (position.systemId !== token.systemId) return "lost"
-  if (position.timeline === undefined) return "unproved"
-  if (position.timeline > token.timeline) return "lost"
-  return position.timeline === token.timeline && position.lsn >= token.lsn ? "caughtUp" : "behind"
+  const all = tokens.map((token) => judgeOne(position, database, token))
+  return worse.find((verdict) => all.includes(verdict)) ?? "caughtUp"
 }

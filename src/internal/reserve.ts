@@ -14,7 +14,7 @@ import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import { type Engine, isReadAgain } from "./engine.js"
 import { type Place, toStatementError } from "./failure.js"
-import { scopesOf } from "./schema/place.js"
+import { scopesOf, sessionAt } from "./schema/place.js"
 import type { OnTaken, Source, SourceError } from "./source.js"
 import { makeStatements, type Run } from "./statements.js"
 import { Turns } from "./turns.js"
@@ -82,7 +82,8 @@ export const makeReserve = (
     const who = engine.borrower(fiber, site, carrier?.work(fiber))
     const deadline = engine.deadline()
     // what is done on it by hand is seen by nobody
-    const onStored = kind === "writer" ? engine.noting(fiber) : undefined
+    const session = kind === "writer" ? sessionAt(fiber.currentContext, carrier) : undefined
+    let giveSessionBack = () => {}
     let taken: { readonly pool: Source; readonly connection: Connection } | undefined
     let ended = false
     const attempt = Effect.async<NonNullable<typeof taken>, SourceError>((resume) => {
@@ -90,7 +91,7 @@ export const makeReserve = (
       const settle: OnTaken = (error, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
-          onStored?.(undefined)
+          if (session !== undefined) giveSessionBack = session.lend(engine.database)
           resume(Effect.succeed(taken))
         } else if (error !== undefined) resume(Effect.fail(error))
       }
@@ -104,7 +105,7 @@ export const makeReserve = (
         ended = true
         if (taken === undefined) return
         taken.pool.checkin(taken.connection)
-        onStored?.(undefined)
+        giveSessionBack()
       })
     )
     return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {

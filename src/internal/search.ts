@@ -7,54 +7,57 @@ import type { Session, Token } from "../Consistency.js"
 import { NoReplicaCaughtUp, TokenFromLostTimeline } from "../DatabaseError.js"
 import { Observation } from "../Observation.js"
 import type { Pool, PoolOptions } from "../Pool.js"
+import type { Server } from "../Topology.js"
 import { timer } from "./later.js"
 import type { Borrower } from "./pool/borrower.js"
-import { askPosition, judge, readPosition, tokenOf, type Verdict } from "./position.js"
+import { Asking, ask, judge, type Verdict } from "./position.js"
 import type { OnTaken, Source } from "./source.js"
 
 /** What a read is to see, and what is done where no replica has it. */
 export interface Wanted {
-  readonly token: Token
-  /** Until when a replica may catch up: a moment of `performance.now()`. */
-  readonly until: number
+  /** None where something was written and nobody knows where: only the primary has that for certain. */
+  readonly tokens: readonly [Token, ...Array<Token>] | undefined
+  /** How long a replica may take to get there, in ms. */
+  readonly maxWait: number
   readonly otherwise: "primary" | "fail"
-  /** Whose token it is; it gets a new one where this one is of a lost history, which nobody would catch up with. */
+  /** It gets a new token where its own is of a lost history, which nobody would catch up with, or where it has none. */
   readonly session: Session | undefined
+}
+
+/** The servers to search, and what is to be known of the one that was found. */
+export interface Course {
+  /** One replica after the other, then the primary, then all over again. */
+  readonly next: () => Server
+  readonly primary: Server
+  readonly found: (server: Server) => void
 }
 
 /** How long to wait before the replicas are asked again, in ms: the first is most often enough. */
 const firstPause = 1
-const longestPause = 16
+const longestPause = 100
 
-const none: ReadonlyArray<never> = []
+/** How long a server has to answer the question, in ms, whatever the read's own patience. */
+const longestAnswer = 250
+
 const nothing = () => {}
-
-/** Whether the server of a connection has what a token tells of; it is asked only where that is not known already. */
-const look = (connection: Connection, database: string, token: Token, told: (verdict: Verdict) => void): void => {
-  if (token.database !== database) return told("lost")
-  if (judge(connection.position, token) === "caughtUp") return told("caughtUp")
-  connection.run(none, askPosition, none, (failure, flight) => {
-    connection.position = failure === undefined ? readPosition(flight) : undefined
-    told(judge(connection.position, token))
-  })
-}
 
 /** Goes from replica to replica, and again, until one has what is wanted, or the time is over. */
 export class Search implements Source {
   private pool: Pool
-  private readonly since = performance.now()
-  private pause = firstPause
-  /** What the servers of this round have said. */
-  private round = new Map<string, Verdict>()
+  /** Gives up what is under way. */
   private giveUp = nothing
+  private isOver = false
+  private pause = firstPause
+  // of this round
+  private isBehind = false
+  private lost: string | undefined = undefined
+  private unproved: ReadonlyArray<string> = []
 
-  /** `next` gives the pool of one replica after the other, then the primary's, then begins again. */
   constructor(
-    private readonly next: () => Pool,
-    private readonly primary: Pool,
+    private readonly course: Course,
     private readonly wanted: Wanted
   ) {
-    this.pool = primary
+    this.pool = course.primary.reads
   }
 
   get options(): PoolOptions {
@@ -71,85 +74,135 @@ export class Search implements Source {
     settle: OnTaken,
     who?: Borrower | undefined
   ): () => void {
-    let isOver = false
+    const since = performance.now()
+    // whoever is read from in the end needs time, too
+    const until = since + Math.min(this.wanted.maxWait, (deadline - since) / 2)
     const end: OnTaken = (error, connection) => {
-      this.giveUp = nothing
+      if (this.isOver) return
+      this.isOver = true
       settle(error, connection)
     }
-    const take = (pool: Pool, use: (connection: Connection) => void) => {
-      this.pool = pool
-      let isTaken = false
-      const giveUp = pool.checkout(
+    const take = (server: Server, use: (connection: Connection) => void) => {
+      this.pool = server.reads
+      let isSettled = false
+      const giveUp = this.pool.checkout(
         deadline,
         holding,
         (error, connection) => {
-          isTaken = true
-          if (connection === undefined) return end(error, undefined)
-          this.giveUp = () => connection.abort("cancelled")
-          use(connection)
+          isSettled = true
+          if (connection === undefined) end(error, undefined)
+          else use(connection)
         },
         who
       )
-      if (!isTaken) this.giveUp = giveUp
+      if (!isSettled) this.giveUp = giveUp
+    }
+    const hand = (server: Server) => (connection: Connection) => {
+      this.course.found(server)
+      end(undefined, connection)
     }
     const step = (): void => {
-      if (isOver) return
-      const pool = this.next()
-      if (pool !== this.primary) {
-        return take(pool, (connection) =>
-          look(connection, pool.options.database, this.wanted.token, (verdict) => {
-            if (verdict === "caughtUp" && connection.broken === undefined) return end(undefined, connection)
-            pool.checkin(connection)
-            this.passOver(pool, verdict)
-            step()
-          })
-        )
-      }
-      const isBehind = [...this.round.values()].includes("behind")
-      const left = this.wanted.until - performance.now()
-      if (isBehind && left > 0) {
-        const waiting = timer(Math.min(this.pause, left), step)
-        this.pause = Math.min(this.pause * 2, longestPause)
-        this.round = new Map()
-        this.giveUp = () => clearTimeout(waiting)
-        return
-      }
-      if (this.wanted.otherwise === "fail") return end(this.refusal(), undefined)
-      take(pool, (connection) => this.onPrimary(connection, end))
+      if (this.isOver) return
+      const server = this.course.next()
+      if (server !== this.course.primary) return this.tryReplica(server, take, hand(server), step, until)
+      if (this.isBehind && performance.now() < until) return this.wait(step, until)
+      if (this.wanted.otherwise === "fail") return end(this.refusal(performance.now() - since), undefined)
+      take(server, (connection) => this.renew(connection, hand(server), step))
     }
     step()
     return () => {
-      isOver = true
+      if (this.isOver) return
+      this.isOver = true
       this.giveUp()
     }
   }
 
-  private passOver({ options: { database, observer, server } }: Pool, verdict: Verdict): void {
-    this.round.set(server.name, verdict)
-    if (verdict !== "caughtUp") {
-      observer.observe(Observation.PassedOver({ database, server: server.name, reason: verdict }))
+  private tryReplica(
+    server: Server,
+    take: (server: Server, use: (connection: Connection) => void) => void,
+    hand: (connection: Connection) => void,
+    step: () => void,
+    until: number
+  ): void {
+    const { tokens } = this.wanted
+    const { database, session } = server.reads.options
+    if (tokens === undefined) return step()
+    // behind a pooler what is asked and what is read may be answered by two servers
+    if (session.mode !== "session") {
+      this.passOver(server, "unproved")
+      return step()
     }
-  }
-
-  private onPrimary(connection: Connection, settle: OnTaken): void {
-    const { session, token } = this.wanted
-    const isLost = [...this.round.values()].includes("lost")
-    if (session === undefined || !isLost) return settle(undefined, connection)
-    // from here on its reads have seen at least what this one is going to see
-    connection.run(none, askPosition, none, (failure, flight) => {
-      const fresh = failure === undefined ? tokenOf(token.database, readPosition(flight)) : undefined
-      if (fresh !== undefined) session.note(token.database, fresh)
-      settle(undefined, connection)
+    take(server, (connection) => {
+      const decide = () => {
+        const verdict = judge(connection.position, database, tokens)
+        if (verdict === "caughtUp" && connection.broken === undefined) return hand(connection)
+        server.reads.checkin(connection)
+        this.passOver(server, verdict)
+        step()
+      }
+      if (judge(connection.position, database, tokens) === "caughtUp") return decide()
+      this.inquire(connection, Math.max(longestAnswer, until - performance.now()), (answer) => {
+        connection.position = answer?.position
+        decide()
+      })
     })
   }
 
-  private refusal(): NoReplicaCaughtUp | TokenFromLostTimeline {
+  /** Asks a connection; one that does not answer in time is closed. */
+  private inquire(connection: Connection, patience: number, told: Parameters<typeof ask>[1]): void {
+    let isTold = false
+    const tell: typeof told = (answer) => {
+      if (isTold) return
+      isTold = true
+      clearTimeout(impatient)
+      told(answer)
+    }
+    const abort = () => {
+      connection.abort("cancelled")
+      tell(undefined)
+    }
+    const impatient = timer(patience, abort)
+    this.giveUp = abort
+    ask(connection, tell)
+  }
+
+  private wait(step: () => void, until: number): void {
+    const waiting = timer(Math.min(this.pause, until - performance.now()), step)
+    this.giveUp = () => clearTimeout(waiting)
+    this.pause = Math.min(this.pause * 2, longestPause)
+    this.isBehind = false
+    this.lost = undefined
+    this.unproved = []
+  }
+
+  private passOver({ name, reads }: Server, verdict: Verdict): void {
+    const { database, observer } = reads.options
+    if (verdict === "behind") this.isBehind = true
+    else if (verdict === "lost") this.lost ??= name
+    else if (verdict === "unproved") this.unproved = [...this.unproved, name]
+    else return
+    observer.observe(Observation.PassedOver({ database, server: name, reason: verdict }))
+  }
+
+  /** On the primary a session that has no token, or one of a lost history, gets one: the read that follows sees at least that. */
+  private renew(connection: Connection, hand: (connection: Connection) => void, step: () => void): void {
+    const { session, tokens } = this.wanted
     const { database } = this.options
-    const { timeline } = this.wanted.token
-    const of = (verdict: Verdict) => [...this.round].flatMap(([name, said]) => (said === verdict ? [name] : []))
-    const [lost] = of("lost")
-    return lost === undefined
-      ? new NoReplicaCaughtUp({ database, waited: performance.now() - this.since, unproved: of("unproved") })
-      : new TokenFromLostTimeline({ database, server: lost, timeline })
+    if (session === undefined || (tokens !== undefined && this.lost === undefined)) return hand(connection)
+    const asking = new Asking(database, [session])
+    this.inquire(connection, longestAnswer, (answer) => {
+      if (answer !== undefined) asking.stored(answer)
+      if (connection.broken === undefined) return hand(connection)
+      this.checkin(connection)
+      step()
+    })
+  }
+
+  private refusal(waited: number): NoReplicaCaughtUp | TokenFromLostTimeline {
+    const { database } = this.options
+    const [token] = this.wanted.tokens ?? []
+    return this.lost === undefined || token === undefined
+      ? new NoReplicaCaughtUp({ database, waited, unproved: [...this.unproved] })
+      : new TokenFromLostTimeline({ database, server: this.lost, timeline: token.timeline })
   }
 }

@@ -17,7 +17,7 @@ import {
 import { toStatementError } from "./failure.js"
 import { later, longestUndo } from "./later.js"
 import type { Link } from "./link.js"
-import { askPosition, readPosition } from "./position.js"
+import { commitAndAsk } from "./position.js"
 import { Turns } from "./turns.js"
 import * as wire from "./wire.js"
 
@@ -223,20 +223,28 @@ export class Level {
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
       if (this.mark === undefined) {
-        const onStored = this.readOnly ? undefined : this.link.onStored
-        const committed: Done = (failure, flight) => {
-          if (failure !== undefined && flight.acknowledged === 0) {
-            const [state, error] = this.commitFailure(failure)
-            if (state === "unknown") onStored?.(undefined)
-            return finish(state, error)
-          }
-          // whatever comes after its answer cannot undo it
-          const kept = flight.first !== "ROLLBACK"
-          if (kept) onStored?.(failure === undefined ? readPosition(flight) : undefined)
-          finish(kept ? "committed" : "failed", kept ? undefined : this.rolledBackAtCommit())
+        // what is aborted stores nothing
+        const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
+        const refused = (failure: Failure) => {
+          const [state, error] = this.commitFailure(failure)
+          if (state === "unknown") asking?.committed(undefined)
+          finish(state, error)
         }
-        if (onStored === undefined) connection.steps(commit, committed)
-        else connection.run(commit, askPosition, none, committed)
+        const ended = (isKept: boolean) =>
+          finish(isKept ? "committed" : "failed", isKept ? undefined : this.rolledBackAtCommit())
+        if (asking === undefined) {
+          connection.steps(commit, (failure, flight) => {
+            // whatever comes after its answer cannot undo it
+            if (failure !== undefined && flight.acknowledged === 0) return refused(failure)
+            ended(flight.result.command !== "ROLLBACK")
+          })
+        } else {
+          commitAndAsk(connection, (failure, { answer, isKept }) => {
+            if (failure !== undefined) return refused(failure)
+            if (isKept) asking.committed(answer)
+            ended(isKept)
+          })
+        }
       } else {
         const { undo } = this.mark
         connection.steps([this.mark.release, ...this.restore], (failure) => {
@@ -358,6 +366,8 @@ export class Level {
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
+        // what has ended it may have begun another one
+        if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
         const all = opening.length
         if (all > 0) this.acknowledge(opening, flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
@@ -389,7 +399,7 @@ export class Level {
   private stillOpen(connection: Connection | undefined): StatementError | undefined {
     if (connection === undefined || connection.status !== "I") return undefined
     const cause = new Error("a statement inside of it has ended it")
-    this.link.onStored?.(undefined)
+    this.link.asking?.committed(undefined)
     this.link.die(new TransactionEnded({ ...this.link.place, cause }))
     return this.link.lost
   }

@@ -121,6 +121,7 @@ export const makeStream =
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
         const found = engine.transactionFor(fiber, carrier, kind)
         if (found !== undefined) {
+          if (kind === "writer") engine.witness(fiber, carrier, found)
           if (kind === "writer" || found.readOnly) {
             return portalStream(engine, found, request, transformRows, "shared")
           }
@@ -130,6 +131,8 @@ export const makeStream =
             Stream.fromChunk
           )
         }
-        return portalStream(engine, engine.begin(kind, {}, fiber, carrier), request, transformRows, "own")
+        const own = engine.begin(kind, {}, fiber, carrier)
+        if (kind === "writer") engine.witness(fiber, carrier, own)
+        return portalStream(engine, own, request, transformRows, "own")
       })
     )

@@ -15,7 +15,9 @@ import { NodeHttpServer } from "@effect/platform-node"
 import { assert, layer } from "@effect/vitest"
 import { getRequestListener } from "@hono/node-server"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
@@ -25,8 +27,10 @@ import express from "express"
 import { fastify } from "fastify"
 import { Hono } from "hono"
 import type { StatusCode } from "hono/utils/http-status"
+import Pg from "pg"
 import { Cluster, cluster, pause, replica, resume } from "../fixtures/cluster.js"
-import { Db } from "../fixtures/databases.js"
+import { Db, soon } from "../fixtures/databases.js"
+import { query } from "../fixtures/server.js"
 import { inUnit } from "../suites/requests/hono.js"
 import { listening, portOf } from "../suites/requests/listen.js"
 import type { Listening } from "../suites/requests/site.js"
@@ -532,6 +536,126 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
+  shared.scoped("inside of a unit of work whose transaction somebody else has begun", () =>
+    Effect.gen(function* () {
+      const routes = HttpRouter.empty.pipe(
+        HttpRouter.post(
+          "/",
+          Effect.as(
+            Effect.suspend(() => act("write", ++last)),
+            HttpServerResponse.empty({ status: 201 })
+          )
+        ),
+        HttpRouter.use(RequestTransaction.readYourWrites({ secret })),
+        // looks who it is, say
+        HttpRouter.use((app) =>
+          Effect.zipRight(
+            Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
+            app
+          )
+        ),
+        HttpRouter.use(within)
+      )
+      const site = yield* Layer.build(siteOf(Layer.provideMerge(HttpServer.serve(routes), listener)))
+      const sent = yield* Effect.provide(send(""), site)
+      assert.strictEqual(sent.status, 201)
+      assert.match(sent.cookies.join(), /^effect-db=/)
+    })
+  )
+
+  shared.scoped("a request that only looks is told nothing, though it looks on the primary", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const handle = runtime.handler(
+        async () => Response.json(await runtime.databases.db.writer`SELECT count(*) FROM item`),
+        { readYourWrites: { secret } }
+      )
+      const response = yield* Effect.promise(() => handle(new Request("http://localhost/")))
+      assert.deepStrictEqual([response.status, response.headers.getSetCookie()], [200, []])
+    })
+  )
+
+  for (const [title, both] of [
+    ["both of two middlewares, one inside of the other", true],
+    ["the inner one of two middlewares", false]
+  ] as const) {
+    shared.scoped(`${title}: the client is told once, of what the outer one has stored`, () =>
+      Effect.gen(function* () {
+        const runtime = yield* opened
+        const app = express()
+        app.use(runtime.middleware(both ? { readYourWrites: { secret } } : {}))
+        app.post("/", runtime.middleware({ readYourWrites: { secret } }), async (_, response) => {
+          await runtime.runPromise(act("write", ++last))
+          response.cookie("own", "cookie").status(201).end()
+        })
+        const { port } = yield* Effect.acquireRelease(
+          Effect.promise(() => listening(app.listen(0, "127.0.0.1"))),
+          ({ close }) => Effect.promise(close)
+        )
+        const sent = yield* Effect.provideService(send(""), Site, { port })
+        assert.strictEqual(sent.status, 201)
+        assert.deepStrictEqual(sent.cookies.map((cookie) => cookie.split("=")[0]).sort(), [name, "own"])
+      })
+    )
+  }
+
+  shared.scoped("a handler of web requests inside of another one: the client is told once, by the outer one", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const options = { readYourWrites: { secret } }
+      const inner = runtime.handler(async () => {
+        await runtime.runPromise(act("write", ++last))
+        return new Response(null, { status: 201 })
+      }, options)
+      const outer = runtime.handler((request) => inner(request), options)
+      const response = yield* Effect.promise(() => outer(new Request("http://localhost/", { method: "POST" })))
+      assert.strictEqual(response.status, 201)
+      assert.lengthOf(response.headers.getSetCookie(), 1)
+    })
+  )
+
+  shared.scoped("outside of a unit of work the statements of a client who has gone go on, as ever", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const runtime = yield* opened
+      const { writer } = runtime.databases.db
+      const use = runtime.middleware({ readYourWrites: { secret }, transaction: () => "none" })
+      const id = ++last
+      const done = yield* Deferred.make<unknown>()
+      const gone = yield* Deferred.make<void>()
+      const server = createServer((request, response) => {
+        response.once("close", () => Deferred.unsafeDone(gone, Exit.void))
+        use(request, response, () => {
+          const work = Promise.resolve(writer`INSERT INTO item SELECT ${id} FROM pg_advisory_lock_shared(${id})`)
+          work.then(
+            () => Deferred.unsafeDone(done, Exit.succeed("done")),
+            (error) => Deferred.unsafeDone(done, Exit.succeed(error))
+          )
+        })
+      })
+      const { port } = yield* Effect.acquireRelease(
+        Effect.promise(() => listening(server.listen(0, "127.0.0.1"))),
+        ({ close }) => Effect.promise(close)
+      )
+      const holder = new Pg.Client(Redacted.value(primary.url("app")))
+      yield* Effect.acquireRelease(
+        Effect.promise(() => holder.connect()),
+        () => Effect.promise(() => holder.end())
+      )
+      yield* Effect.promise(() => holder.query("SELECT pg_advisory_lock($1)", [id]))
+      const asking = yield* Effect.fork(Effect.provideService(send(""), Site, { port }))
+      yield* query(
+        primary.url("app"),
+        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted",
+        [id]
+      ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+      yield* Fiber.interrupt(asking)
+      yield* Deferred.await(gone)
+      yield* Effect.promise(() => holder.query("SELECT pg_advisory_unlock($1)", [id]))
+      assert.strictEqual(yield* Deferred.await(done), "done")
+    })
+  )
+
   shared.scoped("plain code may have a session of its own", () =>
     Effect.gen(function* () {
       const { primary, replicas } = yield* Cluster
@@ -546,6 +670,14 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
       assert.deepStrictEqual(seen, [{ port: primary.port, there: true }])
+      // what is left to be done in the background sees it, too
+      const later = yield* Effect.promise(() =>
+        runtime.withSession(Consistency.makeSession({ maxWait: 0 }), async () => {
+          await runtime.unitOfWork(() => runtime.runPromise(act("write", ++last)))
+          return runtime.unitOfWork(() => runtime.outside(() => runtime.runPromise(act("read", last))))
+        })
+      )
+      assert.deepStrictEqual(JSON.parse(later.body), { port: primary.port, there: true })
     })
   )
 
@@ -557,6 +689,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     ["cookie", { secret, cookie: "a=b" }],
     ["cookie", { secret, cookie: "a; Domain=evil" }],
     ["header", { secret, header: "x seen" }],
+    ["header", { secret, header: "Content-Length" }],
+    ["header", { secret, header: "set-cookie" }],
     ["header", { secret, header: "x\r\ny: z" }]
   ] as const) {
     shared.effect(`an option that cannot be right is refused: ${JSON.stringify(options)}`, () =>

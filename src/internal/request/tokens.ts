@@ -4,26 +4,38 @@
 import { createHmac, timingSafeEqual } from "node:crypto"
 import type * as Duration from "effect/Duration"
 import * as Either from "effect/Either"
+import type * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
-import { decodeSession, encodeSession, Session, type Token, waitOf } from "../../Consistency.js"
+import { CurrentSession, decodeSession, encodeSession, Session, type Token, waitOf } from "../../Consistency.js"
 import { ConfigInvalid } from "../../DatabaseError.js"
 
-/** How a client's later requests see what its earlier ones have written. */
-export interface ReadYourWrites {
+interface Common {
   /**
    * Signs what a client brings back, which it else could make up: 32 characters at least, the same in all processes. Of several the first
    * signs and all are accepted, so that one can be replaced by another.
    */
   readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
+  /** How long a read waits for a replica that has it, before the primary is read; 50 ms. */
+  readonly maxWait?: Duration.DurationInput | undefined
+}
+
+interface InCookie {
   /** The cookie's name; `"effect-db"`. */
   readonly cookie?: string | undefined
   /** Whether the cookie is sent over TLS only; `false`, for it holds no secret. */
   readonly secure?: boolean | undefined
-  /** A header in place of the cookie, for clients that keep none: they send with each request what the last response had in it. */
-  readonly header?: string | undefined
-  /** How long a read waits for a replica that has it, before the primary is read; 50 ms. */
-  readonly maxWait?: Duration.DurationInput | undefined
+  readonly header?: undefined
 }
+
+interface InHeader {
+  /** A header in place of the cookie, for clients that keep none: they send with each request what the last response had in it. */
+  readonly header: string
+  readonly cookie?: undefined
+  readonly secure?: undefined
+}
+
+/** How a client's later requests see what its earlier ones have written. */
+export type ReadYourWrites = Common & (InCookie | InHeader)
 
 /** What a response is to give back to the client. */
 export interface Returned {
@@ -40,12 +52,25 @@ const shortest = 32
 const longestValue = 4096
 const name = /^[\w!#$%&'*+.^`|~-]+$/
 
+/** Those that say how the message itself is to be read, or are set by others. */
+const reserved = /^(content-.*|transfer-encoding|connection|keep-alive|date|host|set-cookie|cookie|trailer|upgrade|te)$/
+
 const refuse = (setting: string, given: string, expected: string): never => {
   throw new ConfigInvalid({ database: "", setting: `readYourWrites.${setting}`, given, expected })
 }
 
 const checked = (setting: string, given: string): string =>
   name.test(given) ? given : refuse(setting, JSON.stringify(given), "a name of letters, digits and -_.")
+
+const secretsOf = (secret: ReadYourWrites["secret"]): readonly [string, ...Array<string>] => {
+  const all: ReadonlyArray<Redacted.Redacted<string>> = Redacted.isRedacted(secret) ? [secret] : secret
+  // a program without types may give an empty list
+  const [first = "", ...others] = all.map((one) => Redacted.value(one))
+  for (const { length } of [first, ...others]) {
+    if (length < shortest) refuse("secret", `one of ${length} characters`, `at least ${shortest} characters`)
+  }
+  return [first, ...others]
+}
 
 /** The value of a cookie in a request's header. */
 const cookieIn = (header: string, wanted: string): string | undefined => {
@@ -60,21 +85,33 @@ const sign = (secret: string, text: string): Buffer => createHmac("sha256", secr
 
 /** The session of one request. Nothing is read before somebody asks what it knows. */
 export class RequestSession extends Session {
-  private returned = 0
+  /** Told when there is something new to give back. */
+  onNews: (() => void) | undefined = undefined
+  private hasNews = false
 
   constructor(
     load: () => Iterable<readonly [string, Token | "unknown"]>,
     private readonly tokens: Tokens
   ) {
     super(load, tokens.maxWait)
+    this.onChange = () => {
+      this.hasNews = true
+      this.onNews?.()
+    }
   }
 
   /** What the response is to give back, each time that there is something new. */
   takeReturned(): Returned | undefined {
-    if (this.changes === this.returned) return undefined
-    this.returned = this.changes
+    if (!this.hasNews) return undefined
+    this.hasNews = false
     return this.tokens.returned(this)
   }
+}
+
+/** The session of the request that a fiber is part of, if it has one. */
+export const sessionOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>): RequestSession | undefined => {
+  const session: unknown = fiber.currentContext.unsafeMap.get(CurrentSession.key)
+  return session instanceof RequestSession ? session : undefined
 }
 
 /** Gives tokens to clients and takes them back. */
@@ -85,12 +122,9 @@ export class Tokens {
   private readonly cookie: Returned["cookie"]
 
   constructor({ cookie = "effect-db", header, maxWait, secret, secure = false }: ReadYourWrites) {
-    const [first, ...others] = Redacted.isRedacted(secret) ? [secret] : secret
-    this.secrets = [Redacted.value(first), ...others.map(Redacted.value)]
-    for (const { length } of this.secrets) {
-      if (length < shortest) refuse("secret", `one of ${length} characters`, `at least ${shortest} characters`)
-    }
+    this.secrets = secretsOf(secret)
     this.name = header === undefined ? checked("cookie", cookie) : checked("header", header.toLowerCase())
+    if (header !== undefined && reserved.test(this.name)) refuse("header", JSON.stringify(header), "one of your own")
     this.cookie = header === undefined ? { path: "/", httpOnly: true, sameSite: "lax", secure } : undefined
     this.maxWait = waitOf(maxWait)
   }

@@ -11,7 +11,8 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { CurrentConsistency, CurrentSession } from "../../Consistency.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
-import { changed, scopesOf } from "../schema/place.js"
+import { carrierOf } from "../carrier.js"
+import { changed, scopesOf, sessionAt } from "../schema/place.js"
 import { type Change, CurrentScopes } from "../schema/scopes.js"
 
 interface Ambient {
@@ -48,12 +49,16 @@ export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unkno
     })
   })
 
-/** Runs plain code outside of all that the code around it runs in, but for its schemas: whose rows it works on stays the same. */
+/** Runs plain code outside of all that the code around it runs in, but for whose rows it works on, and what it has written before. */
 export const apart = <A>(code: () => A): A => {
-  const scopes = scopesOf(storage.getStore()?.context ?? Context.empty())
-  return scopes === undefined
-    ? storage.exit(code)
-    : storage.run({ context: Context.make(CurrentScopes, scopes), signal: undefined }, code)
+  const around = storage.getStore()?.context ?? Context.empty()
+  const scopes = scopesOf(around)
+  const session = sessionAt(around, carrierOf(around))
+  if (scopes === undefined && session === undefined) return storage.exit(code)
+  let context: Context.Context<never> = Context.empty()
+  if (scopes !== undefined) context = Context.add(context, CurrentScopes, scopes)
+  if (session !== undefined) context = Context.add(context, CurrentSession, session)
+  return storage.run({ context, signal: undefined }, code)
 }
 
 /** Runs plain code in other schema scopes, and whatever it calls, also when it has returned already. */

@@ -22,10 +22,20 @@ interface Call {
 
 const cookies = "set-cookie"
 
+const added = new WeakMap<ServerResponse, Header>()
+
+/** Adds a header to whatever is going to be sent as a response that is held. */
+export const addHeader = (response: ServerResponse, header: Header | undefined): void => {
+  if (header !== undefined) added.set(response, header)
+}
+
+/** Whether two cookies have one name. */
+const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
+
 /** The arguments of `writeHead`: cookies among them would take the place of all that are set before. */
-const withCookie = <Args extends ReadonlyArray<unknown>>(args: Args, added: Header | undefined): Args => {
+const withCookie = <Args extends ReadonlyArray<unknown>>(args: Args, header: Header | undefined): Args => {
   const head: unknown = args.at(-1)
-  if (added === undefined || added[0] !== cookies || typeof head !== "object" || head === null) return args
+  if (header === undefined || header[0] !== cookies || typeof head !== "object" || head === null) return args
   // Node takes headers as a record, or as a list of names and values
   const pairs: ReadonlyArray<ReadonlyArray<unknown>> = Array.isArray(head)
     ? head.flatMap((name, i) => (i % 2 === 0 ? [[name, head[i + 1]]] : []))
@@ -33,7 +43,7 @@ const withCookie = <Args extends ReadonlyArray<unknown>>(args: Args, added: Head
   const isCookie = ([name]: ReadonlyArray<unknown>) => String(name).toLowerCase() === cookies
   const own = pairs.filter(isCookie).flatMap(([, value]) => value)
   if (own.length === 0) return args
-  const all = [...pairs.filter((pair) => !isCookie(pair)), [cookies, [...own, added[1]]]]
+  const all = [...pairs.filter((pair) => !isCookie(pair)), [cookies, [...own, header[1]]]]
   // the same but for the last
   return [...args.slice(0, -1), Array.isArray(head) ? all.flat() : Object.fromEntries(all)] as unknown as Args
 }
@@ -53,7 +63,6 @@ export class HeldResponse {
   private head: number | undefined
   private ready: number | undefined
   private hasEnded = false
-  private added: Header | undefined
   /** How much is held, in bytes. */
   private size = 0
 
@@ -72,7 +81,7 @@ export class HeldResponse {
         // what Node refuses it refuses here, where somebody can still answer something else
         if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
         this.head = args[0]
-        this.call({ send: () => writeHead.apply(response, withCookie(args, this.added)), args: [] })
+        this.call({ send: () => writeHead.apply(response, withCookie(args, added.get(response))), args: [] })
         return response
       },
       write: (...args: Parameters<typeof write>) => {
@@ -113,11 +122,6 @@ export class HeldResponse {
       })
     )
     Object.defineProperties(response, shown)
-  }
-
-  /** Adds a header to whatever is going to be sent, beside others of its name that are cookies. */
-  add(header: Header | undefined): void {
-    this.added = header
   }
 
   /** Sends what was written, and from now on everything at once. */
@@ -163,12 +167,15 @@ export class HeldResponse {
     return true
   }
 
-  /** Sets the header that was added, a cookie beside those that are set. */
+  /** Sets the header that was added, a cookie beside others that are set. */
   private setAdded(): void {
-    if (this.added === undefined) return
-    const [name, value] = this.added
-    const others = name === cookies ? [this.response.getHeader(name) ?? []].flat().map(String) : []
-    this.response.setHeader(name, [...others, value])
+    const { response } = this
+    const header = added.get(response)
+    if (header === undefined) return
+    const [name, value] = header
+    const set = name === cookies ? [response.getHeader(name) ?? []].flat().map(String) : []
+    // several may hold the same response
+    response.setHeader(name, [...set.filter((one) => !isSame(one, value)), value])
   }
 
   private call(call: Call): void {

@@ -12,9 +12,9 @@ import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { describing, type Naming, pathOf } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
-import { headerOf, type ReadYourWrites, type Tokens } from "../request/tokens.js"
+import { headerOf, type ReadYourWrites, sessionOf, type Tokens } from "../request/tokens.js"
 import { plain } from "./ambient.js"
-import { HeldResponse } from "./heldResponse.js"
+import { addHeader, HeldResponse } from "./heldResponse.js"
 
 /** How requests are run. */
 export interface NodeOptions
@@ -82,10 +82,13 @@ export const inUnit = (
   tokens: Tokens | undefined
 ): Effect.Effect<void, unknown> => {
   const { outcome = byStatus, transaction } = options
-  return Effect.suspend(() => {
+  return Effect.withFiberRuntime((fiber) => {
     const settings = typeof transaction === "function" ? transaction(request) : transaction
-    const session = tokens?.session((name) => headerIn(request, name))
+    // whoever is around gives it back
+    const session = sessionOf(fiber) === undefined ? tokens?.session((name) => headerIn(request, name)) : undefined
     if (settings === "none" && session === undefined) return Effect.sync(() => next())
+    // also what a unit around this one stores after its end
+    if (session !== undefined) session.onNews = () => addHeader(response, headerOf(session.takeReturned()))
     let held: HeldResponse | undefined
     let answered = false
     const handled = plain(
@@ -110,12 +113,11 @@ export const inUnit = (
         for (const one of all) one.off("close", tell)
       })
     })
-    const work = Effect.raceFirst(handled, closed)
     const unit =
       settings === "none"
-        ? work
+        ? handled
         : UnitOfWork.runDescribed(
-            work,
+            Effect.raceFirst(handled, closed),
             {
               ...options,
               transaction: settings,
@@ -124,8 +126,6 @@ export const inUnit = (
             describing(request, asked, options)
           )
     return (session === undefined ? unit : withSession(unit, session)).pipe(
-      // whatever is sent, what was stored is stored
-      Effect.onExit(() => Effect.sync(() => held?.add(headerOf(session?.takeReturned())))),
       Effect.matchCauseEffect({
         onSuccess: () => Effect.sync(() => held?.release()),
         onFailure: (cause) => {

@@ -10,7 +10,7 @@ import * as UnitOfWork from "../../UnitOfWork.js"
 import { isKeepable } from "../request/keepable.js"
 import { describing, type Naming } from "../request/naming.js"
 import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
-import { headerOf, type ReadYourWrites, type RequestSession, type Tokens } from "../request/tokens.js"
+import { headerOf, type ReadYourWrites, type RequestSession, sessionOf, type Tokens } from "../request/tokens.js"
 import type { Describe } from "../unit.js"
 import { plain } from "./ambient.js"
 
@@ -22,7 +22,10 @@ export interface HandlerOptions
   readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
   /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
   readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
-  /** Lets a client read what it has written, in its later requests too, from a replica that has it. */
+  /**
+   * Lets a client read what it has written, in its later requests too, from a replica that has it. Of handlers within handlers it is the
+   * outermost that is given this; where the handler throws, its client is given nothing back.
+   */
   readonly readYourWrites?: ReadYourWrites | undefined
   /** What statements call it. Default: the path. */
   readonly route?: string | undefined
@@ -106,10 +109,15 @@ const givingBack = (response: Response, session: RequestSession): Response => {
   const header = headerOf(session.takeReturned())
   // one that is no answer has no headers
   if (header === undefined || response.status < 200) return response
-  // those of a redirection, or of what was fetched, cannot be changed
-  const copy = new Response(response.body, response)
-  copy.headers.append(...header)
-  return copy
+  try {
+    response.headers.append(...header)
+    return response
+  } catch {
+    // those of a redirection, or of what was fetched, cannot be changed
+    const copy = new Response(response.body, response)
+    copy.headers.append(...header)
+    return copy
+  }
 }
 
 /** The same in the session of its client, who gets nothing back where the handler throws. */
@@ -121,6 +129,10 @@ export const answerInSession = (
 ): Effect.Effect<Response, unknown> => {
   const answer = answerInUnit(request, handle, options)
   if (tokens === undefined) return answer
-  const session = tokens.session((name) => request.headers.get(name))
-  return Effect.map(withSession(answer, session), (response) => givingBack(response, session))
+  return Effect.withFiberRuntime((fiber) => {
+    // whoever is around gives it back
+    if (sessionOf(fiber) !== undefined) return answer
+    const session = tokens.session((name) => request.headers.get(name))
+    return Effect.map(withSession(answer, session), (response) => givingBack(response, session))
+  })
 }

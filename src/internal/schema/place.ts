@@ -1,13 +1,15 @@
 /**
- * Where a program is in schema scopes: by its context, and by what is in the transaction slot, if that is ours. `SqlResolver` takes along
- * that slot and nothing else, so whatever is put there has the scopes with it; what is there is as new as the context, or newer.
+ * Where a program is, in schema scopes and in a session: by its context, and by what is in the transaction slot, if that is ours.
+ * `SqlResolver` takes along that slot and nothing else, so whatever is put there has both with it; what is there is as new as the context,
+ * or newer.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type { Request } from "../../Connection.js"
+import { CurrentSession, type Session } from "../../Consistency.js"
 import { SchemaInvalid } from "../../DatabaseError.js"
-import { type Carrier, carrierOf, ScopeCarrier } from "../carrier.js"
+import { type Carrier, carrierOf, PlaceCarrier } from "../carrier.js"
 import { type Change, CurrentScopes, type Scopes } from "./scopes.js"
 
 /** The scopes of a place whose carrier is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
@@ -17,10 +19,18 @@ const scopesAt = (context: Context.Context<never>, carrier: Carrier | undefined)
 /** The scopes of a place, where there are any. */
 export const scopesOf = (context: Context.Context<never>): Scopes | undefined => scopesAt(context, carrierOf(context))
 
+/** The session of a place whose carrier is known, if it is in one. */
+export const sessionAt = (context: Context.Context<never>, carrier: Carrier | undefined): Session | undefined =>
+  carrier?.session ?? context.unsafeMap.get(CurrentSession.key)
+
 /** What a place has in the transaction slot when a carrier is its own. */
 export const slotOf = (context: Context.Context<never>, carrier: Carrier): Carrier["slot"] => {
-  const scopes = scopesOf(context)
-  return scopes === undefined || scopes === carrier.scopes ? carrier.slot : new ScopeCarrier(carrier, scopes).slot
+  const around = carrierOf(context)
+  const scopes = scopesAt(context, around)
+  const session = sessionAt(context, around)
+  const isSaid =
+    (scopes === undefined || scopes === carrier.scopes) && (session === undefined || session === carrier.session)
+  return isSaid ? carrier.slot : new PlaceCarrier(carrier, scopes, session).slot
 }
 
 /** A context outside of all that is in the transaction slot, but for its scopes. */
@@ -40,7 +50,7 @@ export const changed = <R>(context: Context.Context<R>, change: Change): Context
   const inside = Context.add(context, CurrentScopes, scopes)
   return carrier === undefined
     ? inside
-    : Context.add(inside, TransactionConnection, new ScopeCarrier(carrier, scopes).slot)
+    : Context.add(inside, TransactionConnection, new PlaceCarrier(carrier, scopes, undefined).slot)
 }
 
 /** Runs an effect in other scopes. */
