@@ -1,10 +1,12 @@
 /** What a session knows, whatever is written in it, and how; and what a read in it waits for. */
+import * as SqlResolver from "@effect/sql/SqlResolver"
 import { assert, layer } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Schema from "effect/Schema"
 import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
 import {
   Cluster,
