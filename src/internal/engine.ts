@@ -7,7 +7,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
+import type { Connection, Flight, Request } from "../Connection.js"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import { type DatabaseError, fromUnknown, SchemaInvalid, type StatementError, toSqlError } from "../DatabaseError.js"
@@ -15,28 +15,23 @@ import { Observation, type Observer } from "../Observation.js"
 import type { Pool } from "../Pool.js"
 import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
 import type { Choose } from "../Router.js"
-import { isUnserved } from "../SqlState.js"
 import type { OpenTransaction, Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
 import { RetryBudget } from "./budget.js"
 import { type CallSite, CurrentSite } from "./callSite.js"
 import { cancellable } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
-import { codeOf, type Place, toStatementError } from "./failure.js"
-import { guard, runGuarded } from "./guard.js"
+import type { Place } from "./failure.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
 import { Borrower } from "./pool/borrower.js"
-import { Asking, ask } from "./position.js"
 import { replaySchedule } from "./replay.js"
 import { scoped, sessionAt } from "./schema/place.js"
 import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
+import { type OnStatement, once } from "./single.js"
 import type { OnTaken, Source } from "./source.js"
-import { constantStep } from "./wire.js"
 import { type Work, withComment } from "./work.js"
-
-type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
 /** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
 type Go = (done: OnStatement, deadline: number) => () => void
@@ -406,6 +401,7 @@ export class Engine implements Origin {
     memory: Memory | undefined
   ): () => Source {
     const { readers, writer } = this.topology
+    if (readers.length === 0) return () => writer.reads
     const consistency = this.consistency(fiber)
     const session = sessionAt(fiber.currentContext, carrier)
     const given = new Set<Server>()
@@ -417,19 +413,16 @@ export class Engine implements Origin {
       else given.add(server)
       return server
     }
-    const found = ({ name }: Server) => {
+    const remember = ({ name, reads }: Server) => {
       if (memory !== undefined) memory.reader = name
+      return reads
     }
     return () => {
       // a transaction may begin long after it was made
       const wanted = this.wanted(consistency, session, memory)
       const mayFail = typeof wanted === "object" && wanted.otherwise === "fail"
-      if (readers.length === 0 || wanted === "everything") return writer.reads
-      if (memory?.reader === writer.name && !mayFail) return writer.reads
-      if (wanted !== "nothing") return new Search({ next, primary: writer, found }, wanted)
-      const server = next()
-      found(server)
-      return server.reads
+      if (wanted === "everything" || (memory?.reader === writer.name && !mayFail)) return writer.reads
+      return wanted === "nothing" ? remember(next()) : new Search({ next, primary: writer, found: remember }, wanted)
     }
   }
 
@@ -477,65 +470,3 @@ const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect
     return Effect.die(defect)
   }
 }
-
-const commit = [constantStep("COMMIT")]
-const rollback = [constantStep("ROLLBACK")]
-
-/** A connection for one statement. A session that it writes in asks where the server is after it. */
-const once = (
-  pool: Source,
-  deadline: number,
-  held: ReadonlyArray<Connection>,
-  request: Request,
-  lost: "inDoubt" | "undone",
-  who: Borrower | undefined,
-  session: Session | undefined,
-  done: OnStatement
-): (() => void) => {
-  let connection: Connection | undefined
-  let settled = false
-  const { database } = pool.options
-  const settle: OnTaken = (error, taken) => {
-    if (taken === undefined) return done(error, undefined)
-    connection = taken
-    const before = guard(taken, pool.options.session, pool.options.readOnly, request.path)
-    const isGuarded = before.length > 0
-    const finish: Done = (failure, flight) => {
-      if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
-        return taken.undo(rollback, () => finish(failure, flight))
-      }
-      if (session === undefined) return conclude(failure, flight)
-      const asking = new Asking(database, [session])
-      // several commands in one text may have stored something in any way
-      if (taken.broken !== undefined || request.simple) {
-        if (failure === undefined || isReceived(failure)) asking.stored(undefined)
-        return conclude(failure, flight)
-      }
-      // also of what has failed: a procedure may have stored something before
-      ask(taken, (answer) => {
-        asking.stored(answer)
-        conclude(failure, flight)
-      })
-    }
-    const conclude: Done = (failure, flight) => {
-      settled = true
-      pool.checkin(taken)
-      if (failure === undefined) return done(undefined, flight)
-      const place = { database, server: pool.options.server.name }
-      done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
-    }
-    runGuarded(taken, before, request, isGuarded ? commit : none, finish)
-  }
-  const giveUp = pool.checkout(deadline, held, settle, who)
-  return () => {
-    if (connection === undefined) return giveUp()
-    if (settled) return
-    // it may be stored all the same
-    if (session !== undefined) new Asking(database, [session]).stored(undefined)
-    connection.abort("cancelled")
-  }
-}
-
-/** Whether a server may have seen what failed. */
-const isReceived = (failure: Failure): boolean =>
-  failure._tag !== "lost" || (failure.sent && !isUnserved(codeOf(failure.error), failure.error.message))

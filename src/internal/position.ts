@@ -40,6 +40,7 @@ export const beforeCommit: Step = constantStep(
 
 /** Where the last record ends, of where the next one is going to begin: at the end of a page its header is between. */
 const endOf = (lsn: bigint, page: number): bigint => {
+  if (!(page > 0)) return lsn
   const into = lsn % BigInt(page)
   return into === 24n || into === 40n ? lsn - into : lsn
 }

@@ -1,0 +1,81 @@
+/**
+ * A statement on its own, outside of any transaction: a connection for it, and what is around it there.
+ */
+import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
+import type { Session } from "../Consistency.js"
+import type { StatementError } from "../DatabaseError.js"
+import { isUnserved } from "../SqlState.js"
+import { codeOf, toStatementError } from "./failure.js"
+import { guard, runGuarded } from "./guard.js"
+import type { Borrower } from "./pool/borrower.js"
+import { Asking, ask } from "./position.js"
+import type { OnTaken, Source } from "./source.js"
+import { constantStep } from "./wire.js"
+
+export type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
+
+const none: ReadonlyArray<never> = []
+const commit = [constantStep("COMMIT")]
+const rollback = [constantStep("ROLLBACK")]
+
+/** Whether a server may have seen what failed. */
+const isReceived = (failure: Failure): boolean =>
+  failure._tag !== "lost" || (failure.sent && !isUnserved(codeOf(failure.error), failure.error.message))
+
+/**
+ * Runs a statement on a connection from somewhere; the returned function gives it up. `lost` is what is told where the connection is lost
+ * with it. A session that it writes in asks where the server is after it.
+ */
+export const once = (
+  pool: Source,
+  deadline: number,
+  held: ReadonlyArray<Connection>,
+  request: Request,
+  lost: "inDoubt" | "undone",
+  who: Borrower | undefined,
+  session: Session | undefined,
+  done: OnStatement
+): (() => void) => {
+  let connection: Connection | undefined
+  let settled = false
+  const { database } = pool.options
+  const settle: OnTaken = (error, taken) => {
+    if (taken === undefined) return done(error, undefined)
+    connection = taken
+    const before = guard(taken, pool.options.session, pool.options.readOnly, request.path)
+    const isGuarded = before.length > 0
+    const finish: Done = (failure, flight) => {
+      if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
+        return taken.undo(rollback, () => finish(failure, flight))
+      }
+      if (session === undefined) return conclude(failure, flight)
+      const asking = new Asking(database, [session])
+      // several commands in one text may have stored something in any way
+      if (taken.broken !== undefined || request.simple) {
+        if (failure === undefined || isReceived(failure)) asking.stored(undefined)
+        return conclude(failure, flight)
+      }
+      // also of what has failed: a procedure may have stored something before
+      ask(taken, (answer) => {
+        asking.stored(answer)
+        conclude(failure, flight)
+      })
+    }
+    const conclude: Done = (failure, flight) => {
+      settled = true
+      pool.checkin(taken)
+      if (failure === undefined) return done(undefined, flight)
+      const place = { database, server: pool.options.server.name }
+      done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
+    }
+    runGuarded(taken, before, request, isGuarded ? commit : none, finish)
+  }
+  const giveUp = pool.checkout(deadline, held, settle, who)
+  return () => {
+    if (connection === undefined) return giveUp()
+    if (settled) return
+    // it may be stored all the same
+    if (session !== undefined) new Asking(database, [session]).stored(undefined)
+    connection.abort("cancelled")
+  }
+}
