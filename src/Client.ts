@@ -17,7 +17,7 @@ import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
 import { plan } from "./internal/propagation.js"
-import { makeReserve } from "./internal/reserve.js"
+import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
@@ -91,6 +91,11 @@ export const make = (
       ["server.port", writer.port]
     ]
     const acquirer = Effect.succeed(statements)
+    // in a sandbox there is nothing to reserve, but what is refused elsewhere is refused there
+    const reserved = Effect.withFiberRuntime<typeof statements, SqlError>((fiber) => {
+      const refusal = refusesScopes(engine, fiber.currentContext)
+      return refusal === undefined ? acquirer : Effect.fail(toSqlError(refusal))
+    })
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
       return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params, site) =>
@@ -127,7 +132,7 @@ export const make = (
       withoutTransforms: (client: PgClient.PgClient) => PgClient.PgClient
     ): PgClient.PgClient => {
       const client: PgClient.PgClient = Object.assign(statement, members, {
-        reserve: acquirer,
+        reserve: reserved,
         // it refers to the client that is being made, so it is filled in below
         safe: undefined as unknown as PgClient.PgClient,
         withoutTransforms: () => withoutTransforms(client)

@@ -55,7 +55,7 @@ export class Token extends Schema.Class<Token>("effect-db/Token")({
  * - `Strong`: what the primary has committed; read there.
  * - `ReadYourWrites` (default): at least what this unit of work, and the {@link Session} that it is in, has written.
  * - `AtLeast`: at least what the token tells of, and what is seen by `ReadYourWrites`. A replica that has it not is given `maxWait` (50 ms)
- *   to get it; then the primary is read or, with `otherwise: "fail"`, the read fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`.
+ *   to get it, and one that does not answer a second; then the primary is read or, with `otherwise: "fail"`, the read fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`.
  *   A database without replicas reads its primary.
  * - `Eventual`: whatever a replica has.
  *
@@ -106,13 +106,14 @@ const isAfter = (one: Token, other: Token): boolean =>
  * another process. Each COMMIT in it brings a token, and each read by `ReadYourWrites` in it sees at least what these tell of.
  *
  * What is known of a database is its newest token, or `"unknown"` where something was written and no token could be had: then the primary is
- * read.
+ * read, and says where it is. A reader's transaction sees what was known when it began, with its first statement. A session inside of
+ * another one stands alone: the one around it, a request's too, does not hear of what is written in it.
  *
  * @since 0.1.0
  * @category sessions
  */
 export class Session {
-  /** How long a read in it waits for a replica before it goes to the primary, in ms. */
+  /** How long a read in it waits for a replica that is behind before it goes to the primary, in ms; one that does not answer has a second. */
   readonly maxWait: number
   /** @internal Told when something was learned. */
   onChange: (() => void) | undefined = undefined
@@ -124,7 +125,7 @@ export class Session {
   /** How many there are, by database, who may store something at any time without a word. */
   private readonly unseen = new Map<string, number>()
 
-  /** @internal `load` gives what is known at its beginning; not called before somebody asks. */
+  /** By {@link makeSession}. `load` gives what is known at its beginning; it is not called before somebody asks. */
   constructor(
     private readonly load: () => Iterable<readonly [database: string, Token | "unknown"]>,
     maxWait: number

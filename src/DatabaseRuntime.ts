@@ -239,10 +239,13 @@ export const make = <R, E, const D extends Databases<R>>(
   }
   const run = {
     promise: runPromise,
-    iterable: async function* <A, E>(self: Stream.Stream<A, E, R>) {
-      const managed = counted.current ?? (await opened())
-      const runtime = await managed.runtime()
-      yield* Stream.toAsyncIterableRuntime(inAmbientStream(self), runtime)
+    iterable: <A, E>(self: Stream.Stream<A, E, R>) => {
+      // where it is asked for, which need not be where it is read
+      const stream = inAmbientStream(self)
+      return (async function* () {
+        const managed = counted.current ?? (await opened())
+        yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
+      })()
     }
   }
   const access = Object.fromEntries(Object.entries(databases).map(([name, tag]) => [name, makeAccess<R>(tag, run)]))

@@ -33,9 +33,10 @@ export interface Options {
  *
  * It holds for statements, not for connections: one outside of a transaction is sent in one of its own, all in one flight; in a
  * transaction each sees the schema that it is run in, and one that is run in none sees what was there before. Nothing is left in any
- * session. Fibers that are forked in it, hooks that are registered in it, `UnitOfWork.outside` and plain code that it runs are in it, too.
+ * session. Fibers that are forked in it, hooks that are registered in it and `UnitOfWork.outside` are in it, too; plain code that is run by an
+ * effect is not, unless a `DatabaseRuntime` runs it: that has a `withTenant` of its own.
  *
- * A name that can be no schema's (empty, longer than 63 bytes, with a NUL, `$user`) fails each statement with `SchemaInvalid`, before
+ * A name that can be no schema's (empty, longer than 63 bytes, with a NUL, `$user`, `pg_temp`) fails each statement with `SchemaInvalid`, before
  * anything is sent; so does `reserve`, whose transactions nobody else knows. A schema that is not there has no tables: what is looked up
  * in it alone is not found. Commands that may not be in a transaction, such as `VACUUM`, are refused by the server.
  *

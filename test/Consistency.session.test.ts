@@ -291,7 +291,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
         const add = yield* SqlResolver.ordered("Add", {
           Request: Schema.Number,
           Result: Schema.Struct({ id: Schema.Number }),
-        withContext: true,
+          withContext: true,
           execute: (ids) =>
             Effect.flatMap(
               Db.writer,

@@ -44,9 +44,13 @@ export class Link {
    * statement or a savepoint has made of it, so each says it again, but where the server tells.
    */
   pathTo(path: SearchPath | undefined): ReadonlyArray<Step> {
-    if (path === undefined) return this.isScoped ? leave : none
+    const { connection, isScoped } = this
+    // it would be refused, and with it what may mend that; so is any other statement
+    if (connection?.status === "E") return none
+    if (path === undefined) return isScoped ? leave : none
     this.isScoped = true
-    return this.connection?.looksUpIn(path) === true ? none : path.amongOthers
+    // the first keeps what was there before, which may have the same text
+    return isScoped && connection?.looksUpIn(path) === true ? none : path.amongOthers
   }
 
   /** What is written here is a session's own. */

@@ -4,6 +4,7 @@
 import type { Connection, Request } from "../Connection.js"
 import { type Session, Token } from "../Consistency.js"
 import type { Flight } from "./flight.js"
+import { timer } from "./later.js"
 import { isLsn, type Position, parseLsn } from "./lsn.js"
 import { constantStep, type Step } from "./wire.js"
 
@@ -19,8 +20,7 @@ const question: Request = {
   CASE WHEN p.standby THEN NULL ELSE pg_catalog.pg_walfile_name(p.lsn) END,
   (SELECT r.received_tli FROM pg_catalog.pg_stat_wal_receiver r
     WHERE p.standby AND p.lsn IS NOT NULL AND r.status OPERATOR(pg_catalog.=) 'streaming'),
-  p.flushed, pg_catalog.current_setting('synchronous_commit'),
-  pg_catalog.current_setting('effect_db.commit', true), pg_catalog.current_setting('wal_block_size')
+  p.flushed, pg_catalog.current_setting('effect_db.commit', true), pg_catalog.current_setting('wal_block_size')
 FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn()
   ELSE pg_catalog.pg_current_wal_insert_lsn() END AS lsn,
   CASE WHEN r.standby THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END AS flushed
@@ -53,8 +53,6 @@ export interface Answer {
   readonly position: Position
   /** What it had on its disk. */
   readonly flushed: bigint | undefined
-  /** The setting that single statements, or the next transaction, would be stored by. */
-  readonly synchronous: string
   /** What {@link beforeCommit} has noted last. */
   readonly commit: string
   readonly page: number
@@ -67,9 +65,7 @@ const textIn = (text: unknown): string => (typeof text === "string" ? text : "")
 
 const read = (flight: Flight): Answer | undefined => {
   const row = flight.result.rows[0]
-  const [systemId, at, file, followed, flushed, synchronous, commit, page]: ReadonlyArray<unknown> = Array.isArray(row)
-    ? row
-    : []
+  const [systemId, at, file, followed, flushed, commit, page]: ReadonlyArray<unknown> = Array.isArray(row) ? row : []
   const lsn = lsnIn(at)
   if (typeof systemId !== "string" || lsn === undefined) return undefined
   const timeline =
@@ -77,7 +73,6 @@ const read = (flight: Flight): Answer | undefined => {
   return {
     position: { systemId, lsn, timeline },
     flushed: lsnIn(flushed),
-    synchronous: textIn(synchronous),
     commit: textIn(commit),
     page: Number(textIn(page))
   }
@@ -86,6 +81,31 @@ const read = (flight: Flight): Answer | undefined => {
 /** Asks a connection; without an answer there is none. */
 export const ask = (connection: Connection, told: (answer: Answer | undefined) => void): void =>
   connection.run(none, question, none, (failure, flight) => told(failure === undefined ? read(flight) : undefined))
+
+/** How long a server has to answer, in ms, that can be done without. */
+export const longestAnswer = 1000
+
+/** Asks a connection, which is closed where it does not answer in time; the returned function gives up. */
+export const askWithin = (
+  connection: Connection,
+  patience: number,
+  told: (answer: Answer | undefined) => void
+): (() => void) => {
+  let isTold = false
+  const tell: typeof told = (answer) => {
+    if (isTold) return
+    isTold = true
+    clearTimeout(impatient)
+    told(answer)
+  }
+  const abort = () => {
+    connection.abort("cancelled")
+    tell(undefined)
+  }
+  const impatient = timer(patience, abort)
+  ask(connection, tell)
+  return abort
+}
 
 const none: ReadonlyArray<never> = []
 
@@ -110,14 +130,13 @@ export const commitAndAsk = (
   })
 
 /**
- * A place after what was stored. What is on the disk is all that others could have, and a replica may be there; only where a COMMIT did not
- * wait for that it is where the next record begins, which may be far beyond what anybody sends before somebody else commits.
+ * A place after what was stored. What a COMMIT has waited for is on the disk, which a replica may have; of any other it is only known that it
+ * is before where the next record begins, which may be far beyond what anybody sends before somebody else commits.
  */
-const tokenOf = (database: string, { flushed, page, position }: Answer, synchronous: string): Token | undefined => {
+const tokenOf = (database: string, { flushed, page, position }: Answer, isOnDisk: boolean): Token | undefined => {
   const { systemId, timeline } = position
   if (timeline === undefined) return undefined
-  const isOnDisk = flushed !== undefined && synchronous !== "off" && synchronous !== ""
-  const lsn = isOnDisk ? flushed : endOf(position.lsn, page)
+  const lsn = isOnDisk && flushed !== undefined ? flushed : endOf(position.lsn, page)
   // made of what was checked when it was read
   return new Token({ database, systemId, timeline, lsn }, { disableValidation: true })
 }
@@ -137,12 +156,13 @@ export class Asking {
   committed(answer: Answer | undefined): void {
     const [synchronous = "", xid = ""] = answer?.commit.split(" ") ?? []
     if (answer !== undefined && synchronous !== "" && xid === "") return
-    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, synchronous))
+    const isOnDisk = synchronous !== "" && synchronous !== "off"
+    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, isOnDisk))
   }
 
-  /** What a statement of its own has stored. */
+  /** What was stored in a way that nobody has seen. */
   stored(answer: Answer | undefined): void {
-    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, answer.synchronous))
+    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, false))
   }
 
   private note(token: Token | undefined): void {

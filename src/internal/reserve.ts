@@ -58,7 +58,7 @@ export const makeRun = (place: Place, connection: Connection, hasEnded: () => bo
  * A session of one's own may be in a transaction that is begun and ended by hand, so nobody can tell how long a `SET LOCAL` would hold in
  * it. It is refused, for to look the names up elsewhere would be worse.
  */
-const refusesScopes = (engine: Engine, context: Context.Context<never>): SchemaInvalid | undefined =>
+export const refusesScopes = (engine: Engine, context: Context.Context<never>): SchemaInvalid | undefined =>
   scopesOf(context)?.find(engine.database) === undefined
     ? undefined
     : new SchemaInvalid({

@@ -6,11 +6,11 @@ import type { Connection } from "../Connection.js"
 import type { Session, Token } from "../Consistency.js"
 import { NoReplicaCaughtUp, TokenFromLostTimeline } from "../DatabaseError.js"
 import { Observation } from "../Observation.js"
-import type { Pool, PoolOptions } from "../Pool.js"
+import type { CheckoutError, Pool, PoolOptions } from "../Pool.js"
 import type { Server } from "../Topology.js"
 import { timer } from "./later.js"
 import type { Borrower } from "./pool/borrower.js"
-import { Asking, ask, judge, type Verdict } from "./position.js"
+import { Asking, ask, askWithin, judge, longestAnswer, type Verdict } from "./position.js"
 import type { OnTaken, Source } from "./source.js"
 
 /** What a read is to see, and what is done where no replica has it. */
@@ -36,10 +36,15 @@ export interface Course {
 const firstPause = 1
 const longestPause = 100
 
-/** How long a server has to answer the question, in ms, whatever the read's own patience. */
-const longestAnswer = 250
-
 const nothing = () => {}
+
+/** Takes a connection of a server, or fails, until a moment. */
+type Take = (
+  server: Server,
+  until: number,
+  use: (connection: Connection) => void,
+  fail: (error: CheckoutError | undefined) => void
+) => void
 
 /** Goes from replica to replica, and again, until one has what is wanted, or the time is over. */
 export class Search implements Source {
@@ -82,16 +87,16 @@ export class Search implements Source {
       this.isOver = true
       settle(error, connection)
     }
-    const take = (server: Server, use: (connection: Connection) => void) => {
+    const take: Take = (server, until, use, fail) => {
       this.pool = server.reads
       let isSettled = false
       const giveUp = this.pool.checkout(
-        deadline,
+        until,
         holding,
         (error, connection) => {
           isSettled = true
-          if (connection === undefined) end(error, undefined)
-          else use(connection)
+          if (connection !== undefined) use(connection)
+          else fail(error)
         },
         who
       )
@@ -104,10 +109,14 @@ export class Search implements Source {
     const step = (): void => {
       if (this.isOver) return
       const server = this.course.next()
-      if (server !== this.course.primary) return this.tryReplica(server, take, hand(server), step, until)
+      if (server !== this.course.primary) {
+        const last = Math.min(deadline, Math.max(until, performance.now() + longestAnswer))
+        return this.tryReplica(server, take, hand(server), step, last)
+      }
       if (this.isBehind && performance.now() < until) return this.wait(step, until)
       if (this.wanted.otherwise === "fail") return end(this.refusal(performance.now() - since), undefined)
-      take(server, (connection) => this.renew(connection, hand(server), step))
+      const use = (connection: Connection) => this.renew(connection, hand(server), step)
+      take(server, deadline, use, (error) => end(error, undefined))
     }
     step()
     return () => {
@@ -119,7 +128,7 @@ export class Search implements Source {
 
   private tryReplica(
     server: Server,
-    take: (server: Server, use: (connection: Connection) => void) => void,
+    take: Take,
     hand: (connection: Connection) => void,
     step: () => void,
     until: number
@@ -132,7 +141,7 @@ export class Search implements Source {
       this.passOver(server, "unproved")
       return step()
     }
-    take(server, (connection) => {
+    const use = (connection: Connection) => {
       const decide = () => {
         const verdict = judge(connection.position, database, tokens)
         if (verdict === "caughtUp" && connection.broken === undefined) return hand(connection)
@@ -141,29 +150,13 @@ export class Search implements Source {
         step()
       }
       if (judge(connection.position, database, tokens) === "caughtUp") return decide()
-      this.inquire(connection, Math.max(longestAnswer, until - performance.now()), (answer) => {
+      this.giveUp = askWithin(connection, until - performance.now(), (answer) => {
         connection.position = answer?.position
         decide()
       })
-    })
-  }
-
-  /** Asks a connection; one that does not answer in time is closed. */
-  private inquire(connection: Connection, patience: number, told: Parameters<typeof ask>[1]): void {
-    let isTold = false
-    const tell: typeof told = (answer) => {
-      if (isTold) return
-      isTold = true
-      clearTimeout(impatient)
-      told(answer)
     }
-    const abort = () => {
-      connection.abort("cancelled")
-      tell(undefined)
-    }
-    const impatient = timer(patience, abort)
-    this.giveUp = abort
-    ask(connection, tell)
+    // one that has none to give in time is no better than one that is behind
+    take(server, until, use, step)
   }
 
   private wait(step: () => void, until: number): void {
@@ -190,7 +183,9 @@ export class Search implements Source {
     const { database } = this.options
     if (session === undefined || (tokens !== undefined && this.lost === undefined)) return hand(connection)
     const asking = new Asking(database, [session])
-    this.inquire(connection, longestAnswer, (answer) => {
+    this.giveUp = () => connection.abort("cancelled")
+    // the read that follows would have to wait for this server, too
+    ask(connection, (answer) => {
       if (answer !== undefined) asking.stored(answer)
       if (connection.broken === undefined) return hand(connection)
       this.checkin(connection)

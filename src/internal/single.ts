@@ -4,11 +4,11 @@
 import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
 import type { Session } from "../Consistency.js"
 import type { StatementError } from "../DatabaseError.js"
-import { isUnserved } from "../SqlState.js"
+import { isStalePlan, isUnserved } from "../SqlState.js"
 import { codeOf, toStatementError } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
 import type { Borrower } from "./pool/borrower.js"
-import { Asking, ask } from "./position.js"
+import { Asking, askWithin, longestAnswer } from "./position.js"
 import type { OnTaken, Source } from "./source.js"
 import { constantStep } from "./wire.js"
 
@@ -44,9 +44,15 @@ export const once = (
     connection = taken
     const before = guard(taken, pool.options.session, pool.options.readOnly, request.path)
     const isGuarded = before.length > 0
+    let isAgain = false
+    const send = () => runGuarded(taken, before, request, isGuarded ? commit : none, finish)
     const finish: Done = (failure, flight) => {
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
-        return taken.undo(rollback, () => finish(failure, flight))
+        const isStale = failure._tag === "refused" && isStalePlan(codeOf(failure.error), failure.error.message)
+        // it is all that there was, so nothing has run; outside of a transaction the connection does the same
+        const next = isStale && !isAgain ? send : () => finish(failure, flight)
+        isAgain = true
+        return taken.undo(rollback, next)
       }
       if (session === undefined) return conclude(failure, flight)
       const asking = new Asking(database, [session])
@@ -56,7 +62,7 @@ export const once = (
         return conclude(failure, flight)
       }
       // also of what has failed: a procedure may have stored something before
-      ask(taken, (answer) => {
+      askWithin(taken, longestAnswer, (answer) => {
         asking.stored(answer)
         conclude(failure, flight)
       })
@@ -68,7 +74,7 @@ export const once = (
       const place = { database, server: pool.options.server.name }
       done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
     }
-    runGuarded(taken, before, request, isGuarded ? commit : none, finish)
+    send()
   }
   const giveUp = pool.checkout(deadline, held, settle, who)
   return () => {

@@ -486,6 +486,59 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
+  shared.scoped("what a handler lists twice in its head is sent twice, with tokens too", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const all = new Map([
+        ["without", runtime.middleware()],
+        ["cookie", runtime.middleware({ readYourWrites: { secret } })],
+        ["header", runtime.middleware({ readYourWrites: { secret, header: "x-seen" } })]
+      ])
+      const server = createServer((request, response) => {
+        const which = (request.url ?? "").slice(1)
+        all.get(which)?.(request, response, async () => {
+          await runtime.databases.db.writer`INSERT INTO item (id) VALUES (${++last})`
+          response.writeHead(201, ["link", "</a>", "link", "</b>"]).end()
+        })
+      })
+      const { port } = yield* Effect.acquireRelease(
+        Effect.promise(() => listening(server.listen(0, "127.0.0.1"))),
+        ({ close }) => Effect.promise(close)
+      )
+      yield* Effect.promise(async () => {
+        const seen: Record<string, string | null> = {}
+        for (const which of all.keys()) {
+          seen[which] = (await fetch(`http://127.0.0.1:${port}/${which}`)).headers.get("link")
+        }
+        assert.deepStrictEqual(seen, { without: "</a>, </b>", cookie: "</a>, </b>", header: "</a>, </b>" })
+      })
+    })
+  )
+
+  shared.scoped("a response without a body that is a constant is nobody's", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const { db } = runtime.databases
+      const done = new Response(null, { status: 204 })
+      const handle = runtime.handler(
+        async (request) => {
+          if (request.method === "POST") await db.writer`INSERT INTO item (id) VALUES (${++last})`
+          return done
+        },
+        { readYourWrites: { secret } }
+      )
+      const counts = yield* Effect.promise(async () => {
+        const all: Array<number> = []
+        for (const method of ["POST", "POST", "POST", "GET"]) {
+          const response = await handle(new Request("http://localhost/", { method }))
+          all.push(response.headers.getSetCookie().length)
+        }
+        return all
+      })
+      assert.deepStrictEqual(counts, [1, 1, 1, 0])
+    })
+  )
+
   shared.scoped("over HTTP/2, and outside of a unit of work", () =>
     Effect.gen(function* () {
       const { primary, replicas } = yield* Cluster

@@ -15,7 +15,7 @@ interface Common {
    * signs and all are accepted, so that one can be replaced by another.
    */
   readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
-  /** How long a read waits for a replica that has it, before the primary is read; 50 ms. */
+  /** How long a read waits for a replica that is behind, before the primary is read; 50 ms. One that does not answer is given a second. */
   readonly maxWait?: Duration.DurationInput | undefined
 }
 

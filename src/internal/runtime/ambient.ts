@@ -14,6 +14,7 @@ import { RetryPolicy } from "../../RetryPolicy.js"
 import { carrierOf } from "../carrier.js"
 import { changed, scopesOf, sessionAt } from "../schema/place.js"
 import { type Change, CurrentScopes } from "../schema/scopes.js"
+import { Query } from "./query.js"
 
 interface Ambient {
   readonly context: Context.Context<never>
@@ -49,22 +50,30 @@ export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unkno
     })
   })
 
+/** What code has given, which may be a statement that nobody has run yet: it is run where it was written, and not where it is awaited. */
+const settled = <A>(place: <B>(code: () => B) => B, code: () => A): A => {
+  const result = place(code)
+  // one statement is as good as another
+  return result instanceof Query ? (result.through(place) as A) : result
+}
+
 /** Runs plain code outside of all that the code around it runs in, but for whose rows it works on, and what it has written before. */
 export const apart = <A>(code: () => A): A => {
   const around = storage.getStore()?.context ?? Context.empty()
   const scopes = scopesOf(around)
   const session = sessionAt(around, carrierOf(around))
-  if (scopes === undefined && session === undefined) return storage.exit(code)
+  if (scopes === undefined && session === undefined) return settled((run) => storage.exit(run), code)
   let context: Context.Context<never> = Context.empty()
   if (scopes !== undefined) context = Context.add(context, CurrentScopes, scopes)
   if (session !== undefined) context = Context.add(context, CurrentSession, session)
-  return storage.run({ context, signal: undefined }, code)
+  return settled((run) => storage.run({ context, signal: undefined }, run), code)
 }
 
 /** Runs plain code in other schema scopes, and whatever it calls, also when it has returned already. */
 export const inPlainScopes = <A>(change: Change, code: () => A): A => {
   const { context, signal } = storage.getStore() ?? { context: Context.empty(), signal: undefined }
-  return storage.run({ context: changed(context, change), signal }, code)
+  const inside = { context: changed(context, change), signal }
+  return settled((run) => storage.run(inside, run), code)
 }
 
 /** An effect as a part of what the plain code around it runs in. */

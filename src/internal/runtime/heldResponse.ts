@@ -32,20 +32,29 @@ export const addHeader = (response: ServerResponse, header: Header | undefined):
 /** Whether two cookies have one name. */
 const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
 
-/** The arguments of `writeHead`: cookies among them would take the place of all that are set before. */
-const withCookie = <Args extends ReadonlyArray<unknown>>(args: Args, header: Header | undefined): Args => {
+/**
+ * The arguments of `writeHead`. Where a header is set before, cookies among these would take the place of it, and of several of one name in a
+ * list only the last would be sent.
+ */
+const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, header: Header | undefined): Args => {
   const head: unknown = args.at(-1)
-  if (header === undefined || header[0] !== cookies || typeof head !== "object" || head === null) return args
-  // Node takes headers as a record, or as a list of names and values
+  if (header === undefined || typeof head !== "object" || head === null) return args
   const pairs: ReadonlyArray<ReadonlyArray<unknown>> = Array.isArray(head)
     ? head.flatMap((name, i) => (i % 2 === 0 ? [[name, head[i + 1]]] : []))
     : Object.entries(head)
-  const isCookie = ([name]: ReadonlyArray<unknown>) => String(name).toLowerCase() === cookies
-  const own = pairs.filter(isCookie).flatMap(([, value]) => value)
-  if (own.length === 0) return args
-  const all = [...pairs.filter((pair) => !isCookie(pair)), [cookies, [...own, header[1]]]]
-  // the same but for the last
-  return [...args.slice(0, -1), Array.isArray(head) ? all.flat() : Object.fromEntries(all)] as unknown as Args
+  const all = new Map<string, { readonly name: unknown; readonly values: Array<unknown> }>()
+  for (const [name, value] of pairs) {
+    const known = all.get(String(name).toLowerCase())
+    if (known === undefined) all.set(String(name).toLowerCase(), { name, values: [value].flat() })
+    else known.values.push(...[value].flat())
+  }
+  const own = all.get(cookies)
+  if (header[0] === cookies && own !== undefined) own.values.push(header[1])
+  const made = Object.fromEntries(
+    Array.from(all.values(), ({ name, values }) => [name, values.length === 1 ? values[0] : values])
+  )
+  // the same but for the last, which is a record in any case
+  return [...args.slice(0, -1), made] as unknown as Args
 }
 
 /** Nothing is sent, and nobody has to wait for it. */
@@ -81,7 +90,7 @@ export class HeldResponse {
         // what Node refuses it refuses here, where somebody can still answer something else
         if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
         this.head = args[0]
-        this.call({ send: () => writeHead.apply(response, withCookie(args, added.get(response))), args: [] })
+        this.call({ send: () => writeHead.apply(response, withHeader(args, added.get(response))), args: [] })
         return response
       },
       write: (...args: Parameters<typeof write>) => {

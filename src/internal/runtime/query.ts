@@ -37,6 +37,15 @@ export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragme
     private readonly build: Build<A>
   ) {}
 
+  /** @internal The same statement, run elsewhere than where it is awaited. */
+  through(place: <B>(code: () => B) => B): Query<A> {
+    const { build, runner } = this
+    return new Query(
+      { run: (use) => place(() => runner.run(use)), stream: (use) => place(() => runner.stream(use)) },
+      build
+    )
+  }
+
   get [Statement.FragmentId](): (_: never) => never {
     return identity
   }

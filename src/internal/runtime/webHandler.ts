@@ -107,17 +107,13 @@ const answerInUnit = (
 /** The same response, with what the client is to be given back. */
 const givingBack = (response: Response, session: RequestSession): Response => {
   const header = headerOf(session.takeReturned())
-  // one that is no answer has no headers
-  if (header === undefined || response.status < 200) return response
-  try {
-    response.headers.append(...header)
+  // one that is no answer has no headers, and of one that is read already there can be no other
+  if (header === undefined || response.status < 200 || response.bodyUsed || response.body?.locked === true)
     return response
-  } catch {
-    // those of a redirection, or of what was fetched, cannot be changed
-    const copy = new Response(response.body, response)
-    copy.headers.append(...header)
-    return copy
-  }
+  // it may be the program's for more than one request
+  const copy = new Response(response.body, response)
+  copy.headers.append(...header)
+  return copy
 }
 
 /** The same in the session of its client, who gets nothing back where the handler throws. */

@@ -13,8 +13,8 @@ import { constantStep, type Step, step } from "../wire.js"
 /** In bytes. The server would cut off the rest, and what is left may be the name of another schema. */
 const longestName = 63
 
-/** In a search path these stand for something else, however they are quoted. */
-const substituted = new Set(["$user"])
+/** In a search path these stand for something else, however they are quoted: the user's schema, what is the session's own. */
+const substituted = /^(\$user|pg_temp(_\d+)?)$/
 
 // what a schema has of its own must not be taken for these, even where its path has `pg_catalog` behind it
 const get = "pg_catalog.current_setting"
@@ -70,7 +70,7 @@ const faultOf = (schemas: unknown): string | undefined => {
   if (names.length === 0) return "an empty list"
   for (const name of names) {
     if (typeof name !== "string") return "no text"
-    const fault = substituted.has(name) ? `"${name}", which stands for another` : textFault(name, 1, longestName)
+    const fault = substituted.test(name) ? `"${name}", which stands for another` : textFault(name, 1, longestName)
     if (fault !== undefined) return fault
   }
   return undefined
