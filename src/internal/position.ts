@@ -33,7 +33,7 @@ FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_l
 }
 
 /** Before COMMIT: how it is going to be, and whether there is anything to store, for a `SET LOCAL` is forgotten by it. */
-export const beforeCommit: Step = constantStep(
+const beforeCommit: Step = constantStep(
   `SELECT pg_catalog.set_config('effect_db.commit', pg_catalog.concat(pg_catalog.current_setting('synchronous_commit'), ' ',
   pg_catalog.pg_current_xact_id_if_assigned()), false)`
 )
