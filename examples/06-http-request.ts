@@ -6,7 +6,7 @@ import { Effect, Layer } from "effect"
 import { DatabaseError, RequestTransaction } from "effect-db"
 import { DatabasesLive } from "./databases.js"
 import { runMain } from "./main.js"
-import { hurry, listening, port, serveUntil } from "./requests.js"
+import { hurry, isOnce, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 const router = HttpRouter.empty.pipe(
@@ -44,4 +44,4 @@ const program = Effect.tryPromise(async (signal) => serveUntil(signal, await lis
   Effect.ensuring(Effect.sync(() => hurry(server)))
 )
 
-runMain(Effect.provide(program, Http))
+runMain(Effect.provide(program, Http), { isServer: !isOnce })

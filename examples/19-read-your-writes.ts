@@ -10,7 +10,7 @@ import { Config, Effect, Layer, Redacted } from "effect"
 import { DatabaseError, RequestTransaction } from "effect-db"
 import { Db, ReplicatedLive } from "./databases.js"
 import { runMain } from "./main.js"
-import { hurry, listening, port, serveUntil } from "./requests.js"
+import { hurry, isOnce, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 /** Which server a reader reads from. */
@@ -55,4 +55,4 @@ const program = Effect.tryPromise(async (signal) => serveUntil(signal, await lis
   Effect.ensuring(Effect.sync(() => hurry(server)))
 )
 
-runMain(Effect.provide(program, Http))
+runMain(Effect.provide(program, Http), { isServer: !isOnce })

@@ -9,15 +9,19 @@ export const explain = (error: unknown): string => {
   return error.cause instanceof Error && !DatabaseError.isDatabaseError(error) ? explain(error.cause) : error.message
 }
 
-/** `NodeRuntime.runMain`, which ends the program's layers with Ctrl-C, with errors in one line. */
-export const runMain = <A, E>(program: Effect.Effect<A, E>): void =>
+/** `NodeRuntime.runMain`, which ends the program's layers with Ctrl-C, with errors in one line. To a server Ctrl-C is its end, and no failure. */
+export const runMain = <A, E>(program: Effect.Effect<A, E>, { isServer = false } = {}): void =>
   program.pipe(
     Effect.tapErrorCause((cause) =>
       Cause.isInterruptedOnly(cause) ? Effect.void : Console.error(`error: ${explain(Cause.squash(cause))}`)
     ),
     NodeRuntime.runMain({
       disableErrorReporting: true,
-      teardown: (exit, done) => done(Exit.isSuccess(exit) || Cause.isInterruptedOnly(exit.cause) ? 0 : 1)
+      teardown: (exit, done) => {
+        if (Exit.isSuccess(exit)) done(0)
+        else if (Cause.isInterruptedOnly(exit.cause)) done(isServer ? 0 : 130)
+        else done(1)
+      }
     })
   )
 

@@ -94,8 +94,11 @@ export interface Database {
 /** @internal */
 export class Observers implements Observer {
   private readonly all = new Set<(observation: Observation) => void>()
+  /** The servers of which it was told that they prove nothing. */
+  private readonly unproved = new Set<string>()
 
-  constructor(private readonly tellOfLeak: (observation: Observation) => void) {}
+  /** `tell` is for what nobody has asked to be told, and is to know all the same. */
+  constructor(private readonly tell: (observation: Observation) => void) {}
 
   get active(): boolean {
     return this.all.size > 0
@@ -103,7 +106,14 @@ export class Observers implements Observer {
 
   observe(observation: Observation): void {
     for (const one of this.all) one(observation)
-    if (observation._tag === "Leaked") this.tellOfLeak(observation)
+    if (observation._tag === "Leaked") this.tell(observation)
+    if (observation._tag === "PassedOver" && observation.reason === "unproved") this.tellOnce(observation)
+  }
+
+  private tellOnce(observation: Extract<Observation, { readonly _tag: "PassedOver" }>): void {
+    if (this.unproved.has(observation.server)) return
+    this.unproved.add(observation.server)
+    this.tell(observation)
   }
 
   add(one: (observation: Observation) => void): () => void {

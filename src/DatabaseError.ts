@@ -567,7 +567,7 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return (
-      `${at(this)}: the token is of another history (timeline ${this.timeline})` +
+      `${at(this)}: the token is of another history (timeline ${this.timeline}), or of another database` +
       " - look whether what it tells of is there on the primary, and take a new token"
     )
   }

@@ -3,6 +3,8 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
@@ -431,6 +433,10 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
             writer: loggedIn(primary.url("app"), role),
             readers: [loggedIn(server.url("app"), role)]
           }
+          const warnings: Array<string> = []
+          const logger = Logger.make(({ logLevel, message }) => {
+            if (LogLevel.greaterThanEqual(logLevel, LogLevel.Warning)) warnings.push(String(message))
+          })
           const tell = Effect.gen(function* () {
             const why = yield* firstPassedOver
             const one = yield* Effect.flatMap(write, read)
@@ -447,10 +453,13 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
             yield* admin("REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC")
             const refused = yield* Effect.flatMap(write, read)
             assert.deepStrictEqual(refused, { port: primary.port, there: true })
+            assert.lengthOf(warnings, 1)
+            assert.include(warnings[0], "pg_read_all_stats")
           }).pipe(
             Effect.ensuring(Effect.orDie(admin("GRANT EXECUTE ON FUNCTION pg_control_system TO PUBLIC"))),
             Consistency.withSession(patient()),
-            Effect.provide(open([], settings))
+            Effect.provide(open([], settings)),
+            Effect.provide(Logger.replace(Logger.defaultLogger, logger))
           )
         })
     )

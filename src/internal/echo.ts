@@ -45,7 +45,12 @@ const line: (observation: Observation) => Line = Observation.$match({
     ),
   Invalidated: ({ connections, mode }) => info(`${connections} connections were invalidated (${mode})`),
   CredentialsRotated: ({ generation }) => info(`other credentials are in force (generation ${generation})`),
-  PassedOver: ({ reason }) => debug(`its replica did not serve a read that is to see certain writes (${reason})`),
+  PassedOver: ({ reason }) =>
+    reason === "unproved"
+      ? warning(
+          "it does not prove what it has, so the primary is read in its place: its user needs pg_read_all_stats, it has to stream from the primary, and to be reached without a transaction pooler"
+        )
+      : debug(`a read passed it over (${reason})`),
   ListenLost: ({ message, processId }) => warning(`the listening connection ${processId} was lost: ${message}`),
   ListenRetried: ({ attempt, message, pause }) =>
     info(`listening is tried again (${attempt}) in ${ms(pause)}: ${message}`),

@@ -734,6 +734,20 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
+  for (const secret of [undefined, "a text that is not redacted, but long enough", [], [undefined]]) {
+    shared.effect(`a secret that only a program without types can give is refused: ${JSON.stringify(secret)}`, () =>
+      Effect.gen(function* () {
+        // as such a program would
+        const options = { secret } as unknown as RequestTransaction.ReadYourWrites
+        const error = yield* Effect.flip(
+          Effect.try({ try: () => RequestTransaction.readYourWrites(options), catch: (error) => error })
+        )
+        assert.isTrue(error instanceof DatabaseError.ConfigInvalid)
+        assert.notInclude(String(error), "not redacted, but")
+      })
+    )
+  }
+
   for (const [setting, options] of [
     ["secret", { secret: Redacted.make("") }],
     ["secret", { secret: Redacted.make("0123456789012345678901234567890") }],

@@ -62,10 +62,13 @@ const refuse = (setting: string, given: string, expected: string): never => {
 const checked = (setting: string, given: string): string =>
   name.test(given) ? given : refuse(setting, JSON.stringify(given), "a name of letters, digits and -_.")
 
+/** A program without types may give anything, such as a variable that is not set, or an empty list. */
 const secretsOf = (secret: ReadYourWrites["secret"]): readonly [string, ...Array<string>] => {
-  const all: ReadonlyArray<Redacted.Redacted<string>> = Redacted.isRedacted(secret) ? [secret] : secret
-  // a program without types may give an empty list
-  const [first = "", ...others] = all.map((one) => Redacted.value(one))
+  const given: ReadonlyArray<unknown> = [secret].flat()
+  const [first = "", ...others] = given.map((one) => {
+    const text = Redacted.isRedacted(one) ? Redacted.value(one) : undefined
+    return typeof text === "string" ? text : refuse("secret", "no redacted text", "Redacted.make(...)")
+  })
   for (const { length } of [first, ...others]) {
     if (length < shortest) refuse("secret", `one of ${length} characters`, `at least ${shortest} characters`)
   }
