@@ -1,5 +1,5 @@
 /** Every example, as its reader runs it: what it prints, how it ends, and that it leaves nothing behind. */
-import { execFileSync } from "node:child_process"
+import { execFileSync, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as path from "node:path"
@@ -272,6 +272,29 @@ describe.concurrent("examples", () => {
         yield* server.line(/serving at/)
         yield* server.signal("SIGINT")
         expect(yield* server.ended).toMatchObject({ code: 0, stderr: "" })
+      }),
+    patience
+  )
+
+  it.scopedLive(
+    "a load that Ctrl-C breaks off ends with 130: whoever waits for it knows that it is not done",
+    () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* databases
+        const folder = yield* temporary
+        const file = path.join(folder, "todos.csv")
+        fs.writeFileSync(file, `title,done\n${Array.from({ length: 1200 }, (_, i) => `todo ${i},false`).join("\n")}\n`)
+        const pipe = `${file}.pipe`
+        execFileSync("mkfifo", [pipe])
+        // what is written is read, and more is expected
+        yield* Effect.acquireRelease(
+          Effect.sync(() => spawn("sh", ["-c", 'cat "$1" - >"$2"', "sh", file, pipe])),
+          (writer) => Effect.sync(() => writer.kill())
+        )
+        const program = yield* Program.startScript(script("15-csv-load"), [pipe], env)
+        yield* query(app, tables).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length > 0 }))
+        yield* program.signal("SIGINT")
+        expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
       }),
     patience
   )
