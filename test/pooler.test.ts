@@ -129,6 +129,11 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)
             assert.deepStrictEqual(yield* look, [{ standby: false, n: 2 }])
+            const sql = yield* Db.writer
+            // of the next client of the session
+            assert.deepStrictEqual(yield* sql`SELECT coalesce(current_setting('effect_db.commit', true), '') AS left`, [
+              { left: "" }
+            ])
           }).pipe(
             Effect.provide(
               Db.layer({ writer: proxy.url, readers: [reader], mode: "transactionPooler", startup: "lazy" })

@@ -117,12 +117,15 @@ export interface Committed {
 
 const commitAndSay = [beforeCommit, constantStep("COMMIT")]
 
+/** Behind a pooler the session is everybody's, and nothing is left in it. */
+const forget = [constantStep("RESET effect_db.commit")]
+
 /** Commits, and asks in the same flight. `done` is told of a failure only where the COMMIT was not answered. */
 export const commitAndAsk = (
   connection: Connection,
   done: (failure: Parameters<Parameters<Connection["steps"]>[1]>[0], committed: Committed) => void
 ): void =>
-  connection.run(commitAndSay, question, none, (failure, flight) => {
+  connection.run(commitAndSay, question, connection.isPooled ? forget : none, (failure, flight) => {
     const isAnswered = flight.acknowledged >= commitAndSay.length
     const answer = failure === undefined ? read(flight) : undefined
     // whatever comes after its answer cannot undo it
