@@ -45,15 +45,21 @@ const a = Db.withSchema("a")
 const b = Db.withSchema("b")
 const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
+/** A runtime on a new database, for plain code. */
+const opened = Effect.gen(function* () {
+  const { writer } = yield* place
+  const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer, maxConnections: 2 }))
+  yield* Effect.acquireRelease(
+    Effect.promise(() => runtime.open()),
+    () => Effect.promise(() => runtime.close())
+  )
+  return runtime
+})
+
 describe("schema scopes", () => {
   it.scopedLive("a statement that is returned by the code of withTenant / withSchema runs in it", () =>
     Effect.gen(function* () {
-      const made = yield* place
-      const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: made.writer, maxConnections: 2 }))
-      yield* Effect.acquireRelease(
-        Effect.promise(() => runtime.open()),
-        () => Effect.promise(() => runtime.close())
-      )
+      const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
         const one = await runtime.withTenant("a", () => db.writer<{ name: string }>`SELECT name FROM mark`)
@@ -183,12 +189,7 @@ describe("schema scopes", () => {
 
   it.scopedLive("a stream, values, and outside, where a query is returned and awaited elsewhere", () =>
     Effect.gen(function* () {
-      const made = yield* place
-      const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: made.writer, maxConnections: 2 }))
-      yield* Effect.acquireRelease(
-        Effect.promise(() => runtime.open()),
-        () => Effect.promise(() => runtime.close())
-      )
+      const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
         const rows: Array<unknown> = []
@@ -201,12 +202,7 @@ describe("schema scopes", () => {
 
   it.scopedLive("outside, where a query is returned", () =>
     Effect.gen(function* () {
-      const made = yield* place
-      const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: made.writer, maxConnections: 2 }))
-      yield* Effect.acquireRelease(
-        Effect.promise(() => runtime.open()),
-        () => Effect.promise(() => runtime.close())
-      )
+      const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
         // outside: what a unit rolls back has not undone it
@@ -300,12 +296,7 @@ describe("schema scopes", () => {
 
   it.scopedLive("a tenant that can be none is refused, also where a statement is returned", () =>
     Effect.gen(function* () {
-      const made = yield* place
-      const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: made.writer, maxConnections: 2 }))
-      yield* Effect.acquireRelease(
-        Effect.promise(() => runtime.open()),
-        () => Effect.promise(() => runtime.close())
-      )
+      const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
         // a tenant that can be none
