@@ -6,7 +6,10 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
 import {
   Cluster,
@@ -307,5 +310,26 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
         yield* UnitOfWork.run(Consistency.withSession(add.execute(other), inner))
         assert.isTrue((yield* Consistency.withSession(read(other), inner)).there)
       }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+
+  it.scoped(
+    "a read that waits for a replica when its database is closed is DatabaseClosed, and holds the end up by nothing",
+    () =>
+      Effect.gen(function* () {
+        yield* pause(yield* replica(0))
+        const scope = yield* Scope.make()
+        const context = yield* Layer.buildWithScope(open([0]), scope)
+        const waiting = yield* Effect.gen(function* () {
+          const passedOver = yield* Effect.fork(
+            Stream.runHead(Stream.filter(Db.observations, ({ _tag }) => _tag === "PassedOver"))
+          )
+          yield* Effect.yieldNow()
+          const reading = yield* Effect.fork(Effect.flip(DatabaseError.refine(Effect.flatMap(write, read))))
+          yield* Fiber.join(passedOver)
+          return reading
+        }).pipe(Consistency.withSession(patient()), Effect.provide(context))
+        yield* Scope.close(scope, Exit.void)
+        assert.strictEqual((yield* Fiber.join(waiting))._tag, "DatabaseClosed")
+      })
   )
 })
