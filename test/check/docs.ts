@@ -2,7 +2,7 @@
  * Checks what the documentation says, as a step of `npm run check`:
  *
  * - every public export has a docstring with `@since` and `@category`
- * - every `@example` in `src`, and every block fenced as `ts` in the READMEs, is a module that compiles
+ * - every `@example` in `src`, and every block fenced as `ts` in the READMEs and guides, is a module that compiles
  *
  * A block whose first line is a comment with a file name (`// db.ts`) can be imported under that name by the other blocks of its
  * document. What is not a program is fenced as something else.
@@ -176,7 +176,12 @@ const compile = (examples: ReadonlyArray<Example>): ReadonlyArray<string> => {
   }
 }
 
-const documents = ["README.md", "examples/README.md"]
+const guides = fs
+  .readdirSync(path.join(root, "examples/guides"))
+  .filter((file) => file.endsWith(".md"))
+  .sort()
+  .map((file) => `examples/guides/${file}`)
+const documents = ["README.md", "examples/README.md", ...guides]
 const examples = [...sources.flatMap(examplesOfSource), ...documents.flatMap(examplesOfDocument)]
 const { count, problems } = checkExports()
 const errors = [...problems, ...compile(examples)]
@@ -184,6 +189,6 @@ const errors = [...problems, ...compile(examples)]
 for (const error of errors) console.error(error)
 const inDocuments = examples.filter((example) => documents.includes(example.file)).length
 console.log(
-  `${count} exports, ${problems.length} not documented; ${examples.length - inDocuments} examples in src and ${inDocuments} in ${documents.join(", ")}`
+  `${count} exports, ${problems.length} not documented; ${examples.length - inDocuments} examples in src and ${inDocuments} in ${documents.length} documents`
 )
 process.exitCode = errors.length === 0 ? 0 : 1
