@@ -75,8 +75,8 @@ const poolerState = "08P01"
 /**
  * The meaning of a SQLSTATE.
  *
- * `57014` (query_canceled) is `"StatementTimeout"`: this library never reuses a connection whose statement it cancelled
- * itself, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
+ * `57014` (query_canceled) is `"StatementTimeout"`: a statement that this library has cancelled itself has no caller left who could see
+ * it, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
  *
  * @example
  * import { SqlState } from "effect-db"
@@ -129,6 +129,16 @@ export const isReplayable = (sqlState: string): boolean => {
  */
 export const isStalePlan = (sqlState: string, message: string): boolean =>
   sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
+
+/**
+ * Whether a statement ended because a client asked for it, and not for the server's own limit. A server that speaks another language than
+ * English says so in other words, and is not understood.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isCancelled = (sqlState: string, message: string): boolean =>
+  meaning(sqlState) === "StatementTimeout" && message.endsWith("due to user request")
 
 const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, ConnectReason>([
   ["28P01", "authentication"],

@@ -62,7 +62,9 @@ describe("a cancel", () => {
           username,
           password,
           ssl: { ca: certificate }
-        }
+        },
+        // the second statement waits for the connection of the first, which is kept
+        maxConnections: 1
       })
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -124,8 +126,11 @@ describe("a cancel", () => {
         yield* Fiber.interruptAll(fibers)
         assert.isBelow(performance.now() - before, 1000)
         assert.strictEqual(yield* active, 0)
-        assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
-        assert.strictEqual(yield* running(url, 0), 0)
+        // the connections are kept, so there is still none left for another client
+        const busy = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity
+          WHERE state = 'active' AND query LIKE '%AS long'`
+        yield* Effect.repeat(busy, { schedule: soon, until: ([row]) => row?.n === 0 })
+        assert.deepStrictEqual(yield* busy, [{ n: 0 }])
       }).pipe(Effect.provide(context))
     })
   )

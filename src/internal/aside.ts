@@ -39,21 +39,27 @@ const askForTls = (socket: Net.Socket, answered: (yes: boolean) => void): void =
 
 /**
  * Delivers a message, by TLS where the connection has it, and leaves it to the other side to hang up: a cancel that is hung up on too
- * early ends PgBouncer 1.18, and so everybody's connections. Nobody is told whether it arrived, only when it is over.
+ * early ends PgBouncer 1.18, and so everybody's connections. `done` is called when the socket is closed, and says whether the other side
+ * has closed it after it had the message.
  */
 export const deliver = (
   server: ServerConfig,
   peer: Peer,
   patience: number,
   message: Buffer,
-  done: (() => void) | undefined
+  done: (isTaken: boolean) => void
 ): void => {
   const { host, ssl } = server
+  let isTaken = false
+  const send = (through: Net.Socket) => {
+    through.once("end", () => {
+      isTaken = true
+    })
+    through.write(message)
+    through.resume()
+  }
   const socket = open(peer, patience, (socket) => {
-    if (ssl === false) {
-      socket.write(message)
-      return void socket.resume()
-    }
+    if (ssl === false) return send(socket)
     askForTls(socket, (yes) => {
       // what is for TLS is not sent without it
       if (!yes) return void socket.destroy()
@@ -61,13 +67,10 @@ export const deliver = (
       const options = { host, ...(ssl === true ? {} : ssl), ...(Net.isIP(host) === 0 ? { servername: host } : {}) }
       const secure = Tls.connect({ ...options, socket })
       secure.on("error", () => socket.destroy())
-      secure.once("secureConnect", () => {
-        secure.write(message)
-        secure.resume()
-      })
+      secure.once("secureConnect", () => send(secure))
     })
   })
-  if (done !== undefined) socket.once("close", done)
+  socket.once("close", () => done(isTaken))
 }
 
 /** Whether the server says anything at all within `patience` ms. */

@@ -55,6 +55,8 @@ export class Plan {
   shape: Shape | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
+  /** It undoes what has failed. */
+  isUndo = false
 
   constructor(
     readonly bytes: () => Buffer,

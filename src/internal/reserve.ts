@@ -49,7 +49,7 @@ export const makeRun = (place: Place, connection: Connection, hasEnded: () => bo
       })
       return Effect.sync(() => {
         if (!sent) leave()
-        else if (!settled) connection.abort("cancelled")
+        else if (!settled) connection.cancel()
       })
     })
 }

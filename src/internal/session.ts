@@ -12,7 +12,8 @@ import {
   type StatementError,
   TransactionBusy,
   TransactionEnded,
-  type TransactionError
+  type TransactionError,
+  TransactionInterrupted
 } from "../DatabaseError.js"
 import { toStatementError } from "./failure.js"
 import { later, longestUndo } from "./later.js"
@@ -83,6 +84,8 @@ export class Level {
   state: State = "open"
   /** The first failure that made the server refuse what follows. */
   failedBy: StatementError | undefined = undefined
+  /** The interruption of a statement after which it can only be undone, and what is around it goes on. */
+  private interrupted: StatementError | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
   private opened = false
@@ -113,7 +116,7 @@ export class Level {
 
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
   run(request: Request, fence: Fence, done: OnStatement): () => void {
-    return this.enter(request.text, done, (connection, opening, settle) => {
+    return this.enter(request, fence, done, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
@@ -153,9 +156,9 @@ export class Level {
   ): () => void {
     let name = ""
     return this.enter(
-      request.text,
-      (error, flight) =>
-        done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
+      request,
+      "none",
+      (error, flight) => done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request)),
       (connection, opening, settle) => {
         name = connection.nextPortal()
         connection.openPortal(stepsOf(opening, this.link.pathTo(request.path)), name, request, size, settle)
@@ -164,8 +167,8 @@ export class Level {
   }
 
   /** @internal */
-  inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter("", done, (connection, _, settle) => action(connection, settle))
+  inPortal(request: Request, action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
+    return this.enter(request, "none", done, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
@@ -178,8 +181,9 @@ export class Level {
       done(error)
     }
     const leave = this.turns.take(() => {
-      const { connection, lost, place } = this.link
-      if (lost !== undefined) return finish(lost)
+      const { gone } = this
+      const { connection, place } = this.link
+      if (gone !== undefined) return finish(gone)
       if (!this.opened || connection === undefined) return finish(undefined)
       if (connection.status === "E") return finish(this.rolledBackAtCommit())
       if (this.mark !== undefined) return finish(undefined)
@@ -214,14 +218,18 @@ export class Level {
       onAnswer()
     }
     const leaveQueue = this.turns.take(() => {
-      const { connection, lost, place } = this.link
+      const { gone } = this
+      const { connection, place } = this.link
       // somebody else has ended it, perhaps otherwise
       if (this.state !== "open") {
         answered = true
         this.turns.pass()
         return done(new TransactionEnded(place))
       }
-      if (lost !== undefined) return finish("failed", lost)
+      if (gone !== undefined) {
+        sent = true
+        return this.revert(() => finish("failed", gone))
+      }
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
       if (this.mark === undefined) {
@@ -248,15 +256,10 @@ export class Level {
           })
         }
       } else {
-        const { undo } = this.mark
         connection.steps([this.mark.release, ...this.restore], (failure) => {
           if (failure === undefined) return finish("committed", undefined)
           this.link.note(failure)
-          if (this.link.lost !== undefined) return finish("failed", this.link.lost)
-          connection.undo(undo, (undoFailure) => {
-            if (undoFailure !== undefined) this.link.note(undoFailure)
-            finish("failed", this.rolledBackAtCommit())
-          })
+          this.revert(() => finish("failed", this.link.lost ?? this.rolledBackAtCommit()))
         })
       }
     })
@@ -294,7 +297,7 @@ export class Level {
     }
     const stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
-      this.link.abort("ROLLBACK was not possible in time")
+      this.link.abort("ROLLBACK was not possible in time", this.interrupted)
       finish()
     })
     this.turns.take(() => {
@@ -303,18 +306,30 @@ export class Level {
         this.turns.pass()
         return over()
       }
-      const { connection, lost } = this.link
-      if (!this.opened || connection === undefined || lost !== undefined) return finish()
-      connection.steps(this.mark === undefined ? rollback : this.mark.undo, (failure) => {
-        if (failure !== undefined) this.link.abort("ROLLBACK was refused")
-        finish()
-      })
+      this.revert(finish)
+    })
+  }
+
+  /** Undoes what the server has of it, as far as its connection can: what a lost one has done is undone by the server. */
+  private revert(done: () => void): void {
+    const { connection, lost } = this.link
+    const isGone = connection === undefined || connection.broken !== undefined || connection.status === "I"
+    // what is around it is undone, too
+    if (!this.opened || isGone || (this.mark !== undefined && lost !== undefined)) return done()
+    connection.undo(this.mark === undefined ? rollback : this.mark.undo, (failure) => {
+      if (failure !== undefined) this.link.abort("ROLLBACK was refused", this.interrupted)
+      done()
     })
   }
 
   /** The connections that this transaction holds. */
   get held(): ReadonlyArray<Connection> {
     return this.link.connection === undefined ? none : [this.link.connection]
+  }
+
+  /** Why no statement of it can follow. */
+  private get gone(): StatementError | undefined {
+    return this.link.lost ?? this.interrupted
   }
 
   private rolledBackAtCommit(): RolledBackAtCommit {
@@ -347,11 +362,11 @@ export class Level {
 
   /**
    * Takes a turn at this level, opening it and those above it if need be, for one exchange with the server. The returned function
-   * leaves the queue, or, once something was sent, cancels it and ends the transaction.
+   * leaves the queue, or, once something was sent, cancels it: then this level can only be undone, unless a fence was around the statement.
    */
   private enter(
-    /** Of the statement; of a fetch, which is no command, it is empty. */
-    text: string,
+    request: Request,
+    fence: Fence,
     done: OnStatement,
     exchange: (
       connection: Connection,
@@ -359,14 +374,15 @@ export class Level {
       settle: (failure: Failure | undefined, flight: Flight, undone?: boolean) => void
     ) => void
   ): () => void {
-    let sent = false
+    let sent: Connection | undefined
     let settled = false
+    let interruption: TransactionInterrupted | undefined
     const leave = this.reach((error, connection, opening) => {
       if (error !== undefined || connection === undefined) {
         settled = true
         return done(error, undefined)
       }
-      sent = true
+      sent = connection
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
@@ -375,17 +391,40 @@ export class Level {
         const all = opening.length
         if (all > 0) this.acknowledge(opening, flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = this.judge(failure, flight, text, opening, connection.status, isAborted)
+        const error = this.judge(failure, flight, request.text, opening, isAborted, connection, interruption)
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
       })
     })
     return () => {
-      if (settled) return
-      if (sent) this.link.abort("a statement in the transaction was interrupted")
-      else leave()
+      if (settled || interruption !== undefined) return
+      if (sent === undefined) return leave()
+      const { site, text } = request
+      const callSite = site?.place
+      interruption = new TransactionInterrupted({
+        ...this.link.place,
+        statement: text,
+        ...(callSite === undefined ? {} : { callSite })
+      })
+      if (fence === "none") this.interrupt(interruption)
+      sent.cancel()
     }
+  }
+
+  /** Marks it as one that can only be undone; without a savepoint it is the whole transaction. */
+  private interrupt(error: TransactionInterrupted): void {
+    if (this.mark === undefined) this.link.die(error)
+    else this.interrupted ??= error
+  }
+
+  /** Marks what an interrupted statement has left on the server: a connection that is lost, or a level that the server has aborted. */
+  private afterInterruption(error: TransactionInterrupted, connection: Connection, isAborted: boolean): void {
+    if (connection.broken !== undefined) return this.link.die(error)
+    if (!isAborted) return
+    let level: Level = this
+    while (!level.opened && level.parent !== undefined) level = level.parent
+    level.interrupt(error)
   }
 
   /** Returns the error of a statement, if it failed or has ended the transaction, and notes what it means for the transaction. */
@@ -394,22 +433,24 @@ export class Level {
     flight: Flight,
     text: string,
     opening: ReadonlyArray<Opening>,
-    status: Connection["status"],
-    isAborted: boolean
+    isAborted: boolean,
+    connection: Connection,
+    interruption: TransactionInterrupted | undefined
   ): StatementError | undefined {
     const { link } = this
+    if (interruption !== undefined) this.afterInterruption(interruption, connection, isAborted)
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    if (!begun) return failure === undefined ? undefined : toStatementError(link.place, failure, "notSent")
+    if (!begun) return failure === undefined ? interruption : toStatementError(link.place, failure, "notSent")
     const ender = enderOf(flight, text)
     const isLost = failure?._tag === "lost"
-    if (ender !== undefined || (!isLost && status === "I")) return this.endedBy(ender, failure)
-    if (failure === undefined) return undefined
+    if (ender !== undefined || (!isLost && connection.status === "I")) return this.endedBy(ender, failure)
+    if (failure === undefined) return interruption
     // its COMMIT may have been done before its answer was lost
     const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
     link.mayHaveStored ||= isInDoubt
-    const error = toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone")
+    const error = interruption ?? toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone")
     if (isLost) link.die(error)
     if (isAborted) this.failedBy ??= error
     return error
@@ -461,9 +502,9 @@ export class Level {
 
   /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
   private reach(ready: Ready, isNested = false): () => void {
-    if (this.link.lost !== undefined && !this.ending) {
+    if (this.gone !== undefined && !this.ending) {
       // whoever has the turn may keep it until the connection is closed
-      ready(this.link.lost, undefined, none)
+      ready(this.gone, undefined, none)
       return nothing
     }
     let leaveAbove = nothing
@@ -476,9 +517,10 @@ export class Level {
         this.turns.pass()
         ready(error, undefined, none)
       }
-      const { connection, lost } = this.link
+      const { gone } = this
+      const { connection } = this.link
       if (this.ending) return fail(new TransactionEnded(this.link.place))
-      if (lost !== undefined) return fail(lost)
+      if (gone !== undefined) return fail(gone)
       this.isNesting = isNested
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
@@ -537,8 +579,7 @@ export class Portal {
     private readonly name: string,
     private readonly opened: Flight,
     private readonly size: number,
-    /** What its rows are made of may be looked up as late as they are fetched. */
-    private readonly path: Request["path"]
+    private readonly request: Request
   ) {}
 
   /** The first rows. */
@@ -548,9 +589,12 @@ export class Portal {
 
   /** More rows. */
   next(done: OnStatement): () => void {
-    return this.level.inPortal(
+    const { level, name, opened, request, size } = this
+    return level.inPortal(
+      request,
       (connection, settle) =>
-        connection.fetchPortal(this.level.link.pathTo(this.path), this.name, this.opened, this.size, settle),
+        // what its rows are made of may be looked up as late as they are fetched
+        connection.fetchPortal(level.link.pathTo(request.path), name, opened, size, settle),
       done
     )
   }
@@ -567,6 +611,7 @@ export class Portal {
       done()
     })
     const leave = this.level.inPortal(
+      this.request,
       (connection, settle) => {
         sent = connection
         connection.closePortal(this.name, settle)

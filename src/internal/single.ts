@@ -82,6 +82,6 @@ export const once = (
     if (settled) return
     // it may be stored all the same
     if (session !== undefined) new Asking(database, [session]).stored(undefined)
-    connection.abort("cancelled")
+    connection.cancel()
   }
 }

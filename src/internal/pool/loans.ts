@@ -22,8 +22,8 @@ export class Loans {
   ) {}
 
   get oldest(): Loan | undefined {
-    // one that is on its way out is nobody's any more
-    for (const [connection, loan] of this.loans) if (connection.broken === undefined) return loan
+    // one that is on its way out, or whose statement was interrupted, is nobody's any more
+    for (const [connection, loan] of this.loans) if (connection.isUsable) return loan
     return undefined
   }
 
