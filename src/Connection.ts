@@ -238,8 +238,10 @@ export class Connection {
           if (prepared !== undefined) prepared.shape ??= noColumns
           if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
-          this.statements.drop(text, path)
-          // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
+          // refused before it was bound, so nothing of it ran, and what has changed may have been under any other
+          if (flight.bound === before.length) this.statements.dropAll()
+          else this.statements.drop(text, path)
+          // no transaction is harmed: it may be prepared again at once
           if (flight.bound === 0 && this.status === "I" && !parse) return this.run(before, request, after, done)
         }
         done(failure, flight)

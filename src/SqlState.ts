@@ -122,13 +122,16 @@ export const isReplayable = (sqlState: string): boolean => {
 }
 
 /**
- * Whether a prepared statement has to be prepared again: it is unknown to the session, or its result type has changed.
+ * Whether a prepared statement has to be prepared again: it is unknown to the session, its result type has changed, or a type of its
+ * parameters was dropped.
  *
  * @since 0.1.0
  * @category classification
  */
 export const isStalePlan = (sqlState: string, message: string): boolean =>
-  sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
+  sqlState === "26000" ||
+  (sqlState === "0A000" && message.includes("cached plan")) ||
+  (sqlState === "XX000" && message.startsWith("cache lookup failed for type "))
 
 /**
  * Whether a statement ended because a client asked for it, and not for the server's own limit. A server that speaks another language than

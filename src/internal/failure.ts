@@ -18,7 +18,7 @@ import {
   StatementTimeout,
   UniqueViolation
 } from "../DatabaseError.js"
-import { lossMeaning, meaning, type Outcome } from "../SqlState.js"
+import { isStalePlan, lossMeaning, meaning, type Outcome } from "../SqlState.js"
 import type { ServerError } from "./driver.js"
 
 /** Which database and server a failure is about. */
@@ -36,6 +36,10 @@ const present = <K extends string>(error: ServerError, keys: ReadonlyArray<K & k
   }
   return out
 }
+
+const staleHint =
+  "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared " +
+  "anew: run the whole transaction again, or give it { retry }"
 
 const refused = (place: Place, error: ServerError): StatementError => {
   const common = { ...place, cause: error }
@@ -70,6 +74,7 @@ const refused = (place: Place, error: ServerError): StatementError => {
         ...common,
         sqlState,
         ...present(error, ["detail", "hint"]),
+        ...(isStalePlan(sqlState, error.message) ? { hint: staleHint } : {}),
         ...(Number.isNaN(position) ? {} : { position })
       })
     }
@@ -78,6 +83,10 @@ const refused = (place: Place, error: ServerError): StatementError => {
 
 /** The code of an error, where it has one. */
 export const codeOf = (error: Error): string => ("code" in error && typeof error.code === "string" ? error.code : "")
+
+/** Checks whether the server has refused a prepared statement because its plan is stale. */
+export const isStaleRefusal = (failure: Failure): boolean =>
+  failure._tag === "refused" && isStalePlan(codeOf(failure.error), failure.error.message)
 
 /** What a failure means; `outcome` is what became of the work if the connection was lost. */
 export const toStatementError = (place: Place, failure: Failure, outcome: Outcome): StatementError => {

@@ -15,7 +15,7 @@ import {
   type TransactionError,
   TransactionInterrupted
 } from "../DatabaseError.js"
-import { toStatementError } from "./failure.js"
+import { isStaleRefusal, toStatementError } from "./failure.js"
 import { later, longestUndo } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
@@ -91,6 +91,8 @@ export class Level {
   private opened = false
   private ending = false
   private readonly turns = new Turns()
+  /** Whether the caller of the statement under way has left. */
+  private isLeft = false
   /** Whether a nested level has the turn, from its first statement to its end. */
   private isNesting = false
   private readonly mark: ReturnType<typeof savepoint> | undefined
@@ -122,13 +124,23 @@ export class Level {
       const path = this.link.pathTo(request.path)
       const after = guard === undefined ? none : fence === "readOnly" ? guard.undo : [guard.release]
       const first = stepsOf(opening, path.length === 0 ? before : [...path, ...before])
+      let isAgain = false
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
         isSet = flight.acknowledged > first.length - before.length
       ): void => {
-        if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
-          return settle(failure, flight)
+        if (failure === undefined || failure._tag === "lost") return settle(failure, flight)
+        const opened = opening[0]?.level.undo ?? guard?.undo
+        // refused before it was bound, so nothing has run in what was opened with it
+        if (opened !== undefined && !isAgain && isStaleRefusal(failure) && flight.bound === first.length) {
+          isAgain = true
+          return connection.undo(opened, (undoFailure) => {
+            if (undoFailure === undefined && !this.isLeft) connection.run(first, request, after, guarded)
+            else settle(failure, flight)
+          })
+        }
+        if (guard === undefined || !isSet) return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
@@ -310,13 +322,18 @@ export class Level {
     })
   }
 
+  /** What undoes it on the server. */
+  private get undo(): ReadonlyArray<wire.Step> {
+    return this.mark === undefined ? rollback : this.mark.undo
+  }
+
   /** Undoes what the server has of it, as far as its connection can: what a lost one has done is undone by the server. */
   private revert(done: () => void): void {
     const { connection, lost } = this.link
     const isGone = connection === undefined || connection.broken !== undefined || connection.status === "I"
     // what is around it is undone, too
     if (!this.opened || isGone || (this.mark !== undefined && lost !== undefined)) return done()
-    connection.undo(this.mark === undefined ? rollback : this.mark.undo, (failure) => {
+    connection.undo(this.undo, (failure) => {
       if (failure !== undefined) this.link.abort("ROLLBACK was refused", this.interrupted)
       done()
     })
@@ -383,6 +400,7 @@ export class Level {
         return done(error, undefined)
       }
       sent = connection
+      this.isLeft = false
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
@@ -400,6 +418,7 @@ export class Level {
     return () => {
       if (settled || interruption !== undefined) return
       if (sent === undefined) return leave()
+      this.isLeft = true
       const { site, text } = request
       const callSite = site?.place
       interruption = new TransactionInterrupted({

@@ -4,8 +4,8 @@
 import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
 import type { Session } from "../Consistency.js"
 import type { StatementError } from "../DatabaseError.js"
-import { isStalePlan, isUnserved } from "../SqlState.js"
-import { codeOf, toStatementError } from "./failure.js"
+import { isUnserved } from "../SqlState.js"
+import { codeOf, isStaleRefusal, toStatementError } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
 import type { Borrower } from "./pool/borrower.js"
 import { Asking, askWithin, longestAnswer } from "./position.js"
@@ -38,6 +38,7 @@ export const once = (
 ): (() => void) => {
   let connection: Connection | undefined
   let settled = false
+  let isLeft = false
   const { database } = pool.options
   const settle: OnTaken = (error, taken) => {
     if (taken === undefined) return done(error, undefined)
@@ -48,11 +49,10 @@ export const once = (
     const send = () => runGuarded(taken, before, request, isGuarded ? commit : none, finish)
     const finish: Done = (failure, flight) => {
       if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
-        const isStale = failure._tag === "refused" && isStalePlan(codeOf(failure.error), failure.error.message)
         // it is all that there was, so nothing has run; outside of a transaction the connection does the same
-        const next = isStale && !isAgain ? send : () => finish(failure, flight)
+        const mayGoBetter = !isAgain && isStaleRefusal(failure)
         isAgain = true
-        return taken.undo(rollback, next)
+        return taken.undo(rollback, () => (mayGoBetter && !isLeft ? send() : finish(failure, flight)))
       }
       if (session === undefined) return conclude(failure, flight)
       const asking = new Asking(database, [session])
@@ -80,6 +80,7 @@ export const once = (
   return () => {
     if (connection === undefined) return giveUp()
     if (settled) return
+    isLeft = true
     // it may be stored all the same
     if (session !== undefined) new Asking(database, [session]).stored(undefined)
     connection.cancel()
