@@ -5,18 +5,15 @@ import type { Connection, Done, Failure, Flight, Request } from "../Connection.j
 import type { Session } from "../Consistency.js"
 import type { StatementError } from "../DatabaseError.js"
 import { isUnserved } from "../SqlState.js"
-import { codeOf, isStaleRefusal, toStatementError } from "./failure.js"
+import { codeOf, toStatementError } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
 import type { Borrower } from "./pool/borrower.js"
 import { Asking, askWithin, longestAnswer } from "./position.js"
 import type { OnTaken, Source } from "./source.js"
-import { constantStep } from "./wire.js"
 
 export type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
 const none: ReadonlyArray<never> = []
-const commit = [constantStep("COMMIT")]
-const rollback = [constantStep("ROLLBACK")]
 
 /** Whether a server may have seen what failed. */
 const isReceived = (failure: Failure): boolean =>
@@ -43,17 +40,8 @@ export const once = (
   const settle: OnTaken = (error, taken) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
-    const before = guard(taken, pool.options.session, pool.options.readOnly, request.path)
-    const isGuarded = before.length > 0
-    let isAgain = false
-    const send = () => runGuarded(taken, before, request, isGuarded ? commit : none, finish)
+    const before = guard(taken, pool.options.session, pool.options.readOnly, request)
     const finish: Done = (failure, flight) => {
-      if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
-        // it is all that there was, so nothing has run; outside of a transaction the connection does the same
-        const mayGoBetter = !isAgain && isStaleRefusal(failure)
-        isAgain = true
-        return taken.undo(rollback, () => (mayGoBetter && !isLeft ? send() : finish(failure, flight)))
-      }
       if (session === undefined) return conclude(failure, flight)
       const asking = new Asking(database, [session])
       // several commands in one text may have stored something in any way
@@ -74,7 +62,8 @@ export const once = (
       const place = { database, server: pool.options.server.name }
       done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
     }
-    send()
+    if (before.length === 0) taken.run(none, request, none, finish)
+    else runGuarded(taken, before, request, () => !isLeft, finish)
   }
   const giveUp = pool.checkout(deadline, held, settle, who)
   return () => {
