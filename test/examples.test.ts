@@ -241,6 +241,27 @@ describe.concurrent("examples", () => {
     patience
   )
 
+  it.scopedLive(
+    "an example whose server is away at its end says which tables it has left",
+    () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* Program.databases
+        const proxy = yield* makeProxy(app)
+        const server = yield* Program.startScript(script("07-express"), [], {
+          ...env,
+          DATABASE_URL: Redacted.value(proxy.url)
+        })
+        yield* server.line(/serving at/)
+        yield* Effect.zipRight(proxy.refuse, proxy.cut)
+        yield* server.signal("SIGINT")
+        const { code, stderr } = yield* server.ended
+        expect(stderr).toMatch(/^error: table todo was not dropped: .*\n$/)
+        expect(code).toBe(0)
+        expect(yield* query(app, tables)).toEqual([{ relname: "todo" }])
+      }),
+    patience
+  )
+
   for (const name of Object.keys(servers)) {
     // only Linux has such a table
     it.scopedLive.runIf(process.platform === "linux")(
