@@ -20,7 +20,7 @@ const floors: ReadonlyArray<ReadonlyArray<string>> = [
   ["Router", "UnitOfWork"],
   ["Client"],
   ["Database", "RequestTransaction"],
-  ["TestDatabase", "DatabaseRuntime"]
+  ["TestDatabase", "DatabaseRuntime", "Migrations"]
 ]
 
 /** Public modules that know the types of another one on their own floor. */
