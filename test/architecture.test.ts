@@ -55,7 +55,13 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/runtime/access", "internal/runtime/query"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
-  pg: ["internal/driver", "internal/embedded/sql", "internal/identifier", "internal/protocol/parameters"],
+  pg: [
+    "internal/driver",
+    "internal/embedded/sql",
+    "internal/identifier",
+    "internal/protocol/parameters",
+    "internal/protocol/typeNames"
+  ],
   "pg-connection-string": ["internal/config/server"],
   "pg-protocol": ["internal/wire"]
 }
