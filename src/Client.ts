@@ -13,6 +13,7 @@ import type * as Stream from "effect/Stream"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
+import { json, makeCompiler } from "./internal/client/compiler.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
@@ -23,9 +24,6 @@ import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
 import { independent, run } from "./internal/within.js"
 import { nest, type Options } from "./Transaction.js"
-
-// the constructor of @effect/sql-pg is private to it; the compiler knows the kind
-const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")
 
 /**
  * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
@@ -73,7 +71,7 @@ export const make = (
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
     const { options, session, writer } = engine.config
-    const compiler = PgClient.makeCompiler(options.transformQueryNames, options.transformJson)
+    const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
@@ -118,7 +116,7 @@ export const make = (
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
-      json: (value: unknown) => pgJson(value, undefined, undefined),
+      json,
       listen,
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {

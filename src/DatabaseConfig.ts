@@ -31,6 +31,7 @@ import {
   limit,
   limitIfAny,
   oneOf,
+  parsers,
   positive,
   text,
   time
@@ -52,6 +53,23 @@ export type { ServerConfig, ServerInput, ServerOptions, Ssl }
  * @category models
  */
 export type Mode = "session" | "transactionPooler"
+
+/**
+ * Parsers by the names of types, from the text of the server: `mood`, or `app.mood` for that of one schema only. Columns of the type are read
+ * with it, and the elements of columns of its arrays. Numbers of types are looked up on each server when they are met for the first time.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
+
+/**
+ * How columns are read.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Types = NonNullable<PgClientConfig["types"]> | TypesByName
 
 /**
  * User and password together.
@@ -193,7 +211,10 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly transformResultNames?: ((name: string) => string) | undefined
   readonly transformQueryNames?: ((name: string) => string) | undefined
   readonly transformJson?: boolean | undefined
-  readonly types?: PgClientConfig["types"]
+  /**
+   * Parsers of columns: node-postgres' own kind, by number, or {@link TypesByName}. Default: what node-postgres does.
+   */
+  readonly types?: Types | undefined
   readonly spanAttributes?: Record<string, unknown> | undefined
   /**
    * Whether every observation is logged, by the loggers that are in place where the layer is built: `true` logs all, each at its own
@@ -241,7 +262,7 @@ export interface SessionConfig {
   /** `undefined` where TCP keeps silent. */
   readonly keepAlive: number | undefined
   readonly preparedStatements: number
-  readonly types: PgClientConfig["types"]
+  readonly types: Types | undefined
 }
 
 /**
@@ -339,7 +360,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       keepAlive: keepAlive(options.keepAlive),
       // the next transaction may be in another session, which knows none of the names
       preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
-      types: options.types
+      types: parsers("types", options.types)
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),

@@ -53,16 +53,15 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/request/passage",
     "internal/request/route"
   ],
-  "@effect/sql-pg": [
-    "Client",
-    "Database",
-    "DatabaseConfig",
-    "internal/runtime/access",
-    "internal/runtime/query",
-    "internal/sessionTasks"
-  ],
+  "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/runtime/access", "internal/runtime/query"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
-  pg: ["internal/driver", "internal/embedded/sql", "internal/identifier", "internal/wire"],
+  pg: [
+    "internal/driver",
+    "internal/embedded/sql",
+    "internal/identifier",
+    "internal/protocol/parameters",
+    "internal/protocol/typeNames"
+  ],
   "pg-connection-string": ["internal/config/server"],
   "pg-protocol": ["internal/wire"]
 }

@@ -7,6 +7,7 @@ import { type ConnectReason, connectReason } from "../SqlState.js"
 import { type Client, makeClient } from "./driver.js"
 import { timer } from "./later.js"
 import { settings } from "./limits.js"
+import { isByName } from "./protocol/typeNames.js"
 
 /**
  * Why a connect failed, with the driver's words.
@@ -46,7 +47,7 @@ export const login = (
     options: sessionOptions(session, options.readOnly),
     keepAlive: session.keepAlive !== undefined,
     keepAliveInitialDelayMillis: session.keepAlive,
-    ...(session.types === undefined ? {} : { types: session.types })
+    ...(session.types === undefined || isByName(session.types) ? {} : { types: session.types })
   })
   const parameters = new Map<string, string>()
   let settled = false
