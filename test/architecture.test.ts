@@ -209,6 +209,10 @@ describe("secrets of one file", () => {
     ).toEqual([])
   })
 
+  it("timers are set in one file, which knows how long Node's may be", () => {
+    expect(occurrences(/\bset(?:Timeout|Interval)\s*\(/g, ["internal/later"])).toEqual([])
+  })
+
   it("each package is imported only where it is listed", () => {
     const name = (specifier: string) => specifier.match(/^(@[^/]+\/[^/]+|[^/]+)/)?.[0] ?? specifier
     const free = /^(node:|effect\/|@effect\/sql\/)/

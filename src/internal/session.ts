@@ -15,7 +15,7 @@ import {
   type TransactionError
 } from "../DatabaseError.js"
 import { toStatementError } from "./failure.js"
-import { later, longestUndo } from "./later.js"
+import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
 import { Turns } from "./turns.js"
@@ -484,12 +484,12 @@ export class Level {
     const { patience } = this.link.lender
     const look = () => {
       if (this.isNesting) giveUp(new TransactionBusy({ ...place, waited: patience }))
-      else timer = setTimeout(look, patience)
+      else waiting = timer(patience, look)
     }
-    let timer = setTimeout(look, patience)
+    let waiting = timer(patience, look)
     const stop = this.link.whenLost(giveUp)
     return () => {
-      clearTimeout(timer)
+      clearTimeout(waiting)
       stop()
     }
   }

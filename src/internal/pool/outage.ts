@@ -2,6 +2,7 @@
  * What is known of a server that could not be connected to, and when it is asked again.
  */
 import type { ConnectFailure } from "../../Connection.js"
+import { timer } from "../later.js"
 
 /** After how long it is asked again, in ms. */
 const pauses = { shortest: 100, longest: 1000 }
@@ -27,11 +28,11 @@ export class Outage {
     this.isShut = isSoon || (failure.reason !== "unreachable" && failure.reason !== "unresponsive")
     if (this.timer !== undefined) return
     const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest)
-    this.timer = setTimeout(() => {
+    this.timer = timer(pause, () => {
       this.timer = undefined
       this.isShut = false
       this.askAgain()
-    }, pause)
+    })
     this.timer.unref()
   }
 

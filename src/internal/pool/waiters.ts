@@ -145,9 +145,9 @@ export class Waiters<Settle> {
     for (let waiter = this.first; waiter !== undefined; waiter = this.first) {
       const left = waiter.since + this.overload.patience - now
       if (left > 0) {
-        this.shedder = setTimeout(() => {
+        this.shedder = timer(left, () => {
           if (this.overload.isOverloaded) this.shed(performance.now())
-        }, left)
+        })
         return
       }
       this.sendAway(waiter, "shed")
