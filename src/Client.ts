@@ -23,7 +23,7 @@ import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
 import { independent, run } from "./internal/within.js"
-import { nest, type Options } from "./Transaction.js"
+import { nest, type Options, type Transaction } from "./Transaction.js"
 
 /**
  * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
@@ -53,8 +53,16 @@ export const withTransaction = <A, E, R, X>(
         return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
       }
       case "begin": {
-        const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier, site), wrap))
-        return options.retry === undefined || options.retry === false ? once : engine.replay(fiber, once, options.retry)
+        const next = () => engine.begin(kind, options, fiber, carrier, site)
+        if (options.retry === undefined || options.retry === false) {
+          return Effect.suspend(() => run(self, carrier, next(), wrap))
+        }
+        let begun: Transaction | undefined
+        const once = Effect.suspend(() => {
+          begun = next()
+          return run(self, carrier, begun, wrap)
+        })
+        return engine.replay(fiber, once, options.retry, () => begun?.level.link.mayHaveStored === true)
       }
     }
   })

@@ -478,21 +478,25 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 }
 
 /**
- * A client was used in a transaction that has ended, for example by a fiber that outlived it.
+ * A client was used in a transaction that has ended, for example by a fiber that outlived it; or a statement has ended its own transaction.
+ *
+ * `by` is then the command of that statement: after `COMMIT` what was done before it is stored, after `ROLLBACK` it is undone. Such a
+ * transaction never runs again by `retry`.
  *
  * @since 0.1.0
  * @category errors
  */
 export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effect-db/TransactionEnded")(
   "TransactionEnded",
-  place
+  { ...place, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
-      " in UnitOfWork.outside (plain code: in the runtime's outside)"
-    )
+    return this.by === undefined
+      ? `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
+          " in UnitOfWork.outside (plain code: in the runtime's outside)"
+      : `${at(this)}: a ${this.by} in one of its statements has ended the transaction, and what was done before it is ` +
+          `${this.by === "COMMIT" ? "stored" : "undone"}${said(this.cause)} - leave its end to withTransaction or the unit of work`
   }
 }
 

@@ -304,7 +304,8 @@ export class Engine implements Origin {
   replay<A, E, R>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     once: Effect.Effect<A, E, R>,
-    asked: true | Schedule.Schedule<unknown, DatabaseError>
+    asked: true | Schedule.Schedule<unknown, DatabaseError>,
+    mayHaveStored: () => boolean
   ): Effect.Effect<A, E, R> {
     let attempt = 0
     // what failed on another database is not mended by running this one again
@@ -312,7 +313,8 @@ export class Engine implements Origin {
     const policy = Context.get(fiber.currentContext, RetryPolicy)
     return Effect.retry(once, {
       schedule: replaySchedule(asked, policy),
-      while: (error) => isOwn(error) && this.takeReplay(policy, ++attempt, fromUnknown(error).message)
+      while: (error) =>
+        !mayHaveStored() && isOwn(error) && this.takeReplay(policy, ++attempt, fromUnknown(error).message)
     })
   }
 

@@ -18,6 +18,7 @@ import { toStatementError } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
 import * as wire from "./wire.js"
 
@@ -112,7 +113,7 @@ export class Level {
 
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
   run(request: Request, fence: Fence, done: OnStatement): () => void {
-    return this.enter(done, (connection, opening, settle) => {
+    return this.enter(request.text, done, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
@@ -152,6 +153,7 @@ export class Level {
   ): () => void {
     let name = ""
     return this.enter(
+      request.text,
       (error, flight) =>
         done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
       (connection, opening, settle) => {
@@ -163,7 +165,7 @@ export class Level {
 
   /** @internal */
   inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter(done, (connection, _, settle) => action(connection, settle))
+    return this.enter("", done, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
@@ -348,6 +350,8 @@ export class Level {
    * leaves the queue, or, once something was sent, cancels it and ends the transaction.
    */
   private enter(
+    /** Of the statement; of a fetch, which is no command, it is empty. */
+    text: string,
     done: OnStatement,
     exchange: (
       connection: Connection,
@@ -371,7 +375,7 @@ export class Level {
         const all = opening.length
         if (all > 0) this.acknowledge(opening, flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = failure === undefined ? this.stillOpen(connection) : this.judge(failure, opening, isAborted)
+        const error = this.judge(failure, flight, text, opening, connection.status, isAborted)
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
@@ -384,24 +388,48 @@ export class Level {
     }
   }
 
-  /** What a failure means for the statement and for the transaction around it. */
-  private judge(failure: Failure, opening: ReadonlyArray<Opening>, isAborted: boolean): StatementError {
+  /** Returns the error of a statement, if it failed or has ended the transaction, and notes what it means for the transaction. */
+  private judge(
+    failure: Failure | undefined,
+    flight: Flight,
+    text: string,
+    opening: ReadonlyArray<Opening>,
+    status: Connection["status"],
+    isAborted: boolean
+  ): StatementError | undefined {
+    const { link } = this
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
-    if (begun) this.link.note(failure)
+    if (!begun) return failure === undefined ? undefined : toStatementError(link.place, failure, "notSent")
+    const ender = enderOf(flight, text)
+    const isLost = failure?._tag === "lost"
+    if (ender !== undefined || (!isLost && status === "I")) return this.endedBy(ender, failure)
+    if (failure === undefined) return undefined
+    // its COMMIT may have been done before its answer was lost
+    const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
+    link.mayHaveStored ||= isInDoubt
+    const error = toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone")
+    if (isLost) link.die(error)
     if (isAborted) this.failedBy ??= error
-    return begun && failure._tag !== "lost" ? (this.stillOpen(this.link.connection) ?? error) : error
+    return error
   }
 
-  /** A COMMIT or ROLLBACK in a statement ends the transaction behind our back: what follows must not run without one. */
-  private stillOpen(connection: Connection | undefined): StatementError | undefined {
-    if (connection === undefined || connection.status !== "I") return undefined
-    const cause = new Error("a statement inside of it has ended it")
-    this.link.asking?.committed(undefined)
-    this.link.die(new TransactionEnded({ ...this.link.place, cause }))
-    return this.link.lost
+  /** A statement has ended the transaction: what follows must neither run without one, nor in another one that was begun at once. */
+  private endedBy(by: Ender | undefined, failure: Failure | undefined): StatementError | undefined {
+    const { link } = this
+    // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
+    link.mayHaveStored ||= by !== "ROLLBACK"
+    link.asking?.committed(undefined)
+    const cause = failure === undefined ? undefined : toStatementError(link.place, failure, "undone")
+    link.die(
+      new TransactionEnded({
+        ...link.place,
+        ...(by === undefined ? {} : { by }),
+        ...(cause === undefined ? {} : { cause })
+      })
+    )
+    return link.lost
   }
 
   /** Marks the levels whose opening the server has acknowledged. */

@@ -51,7 +51,7 @@ const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
 const mayBeStored = ({ level, stores }: Transaction): boolean =>
-  stores && (level.state === "committed" || level.state === "unknown")
+  level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
 export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
