@@ -436,13 +436,21 @@ type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | Pro
 const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
-/** Ends transactions of the current unit of work, which goes on. */
-const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, TransactionError> =>
+/** Ends transactions of the current unit of work, which goes on. Without a unit only `byHand` finds what is open, and is not to be ended. */
+const endSome = (
+  outcome: Outcome,
+  choose: Choose,
+  byHand: (carrier: Carrier) => Transaction | undefined
+): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      const unit = carrier?.unit
-      if (carrier === undefined || unit === undefined) return Effect.void
+      if (carrier === undefined) return Effect.void
+      const { unit } = carrier
+      if (unit === undefined) {
+        const open = byHand(carrier)
+        return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
+      }
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
       const [first] = chosen
@@ -469,14 +477,16 @@ const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, Transact
 
 /** Commits, or rolls back, what the current unit of work has begun so far on every database; the next statement begins another. */
 const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
-  endSome(outcome, (carrier, unit) => {
-    // what was sent outside on purpose is not meant; what is nested in it, or begun by hand, has an end of its own
-    const found = unit.all.map((own) => ({ own, seen: carrier.find(own.origin, "writer") }))
-    const other = found.find(({ own, seen }) => seen !== own && seen !== "none")
-    return other === undefined
-      ? found.flatMap(({ own, seen }) => (seen === own ? [own] : []))
-      : refuse(other.own.origin, outcome)
-  })
+  endSome(
+    outcome,
+    (carrier, unit) => {
+      const { transaction } = carrier
+      if (transaction !== undefined) return refuse(transaction.origin, outcome)
+      // work that was sent outside on purpose is not meant
+      return unit.all.filter((own) => carrier.find(own.origin, "writer") === own)
+    },
+    (carrier) => carrier.transaction
+  )
 
 /**
  * Commits what the unit of work has done so far, on every database; the next statement on each begins another transaction. Without a unit
@@ -488,7 +498,8 @@ const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
 export const commit: Effect.Effect<void, TransactionError> = endAll("commit")
 
 /**
- * Rolls back what the unit of work has done so far, on every database; the next statement on each begins another transaction.
+ * Rolls back what the unit of work has done so far, on every database; the next statement on each begins another transaction. Without a
+ * unit there is nothing to roll back. In a transaction that was begun by hand it fails with `PropagationRefused`.
  *
  * @since 0.1.0
  * @category combinators
@@ -501,10 +512,14 @@ export const rollback: Effect.Effect<void, TransactionError> = endAll("rollback"
  * @internal
  */
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
-  endSome(outcome, (carrier, unit) => {
-    const found = carrier.find(origin, "writer")
-    if (found === "none") return none
-    const own = unit.own(origin)
-    if (found !== undefined && found !== own) return refuse(origin, outcome)
-    return own === undefined ? none : [own]
-  })
+  endSome(
+    outcome,
+    (carrier, unit) => {
+      const found = carrier.find(origin, "writer")
+      if (found === "none") return none
+      const own = unit.own(origin)
+      if (found !== undefined && found !== own) return refuse(origin, outcome)
+      return own === undefined ? none : [own]
+    },
+    (carrier) => (carrier.find(origin, "writer") === "none" ? undefined : carrier.around(origin))
+  )

@@ -77,6 +77,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.around(origin)
   }
 
+  /** The innermost transaction that has an end of its own, of any database, where work was not sent outside of it. */
+  get transaction(): Transaction | undefined {
+    return this.parent?.transaction
+  }
+
   /** What the unit of work remembers of a database, if there is a unit. */
   memory(origin: Origin): Memory | undefined {
     return this.parent?.memory(origin)
@@ -138,9 +143,13 @@ const none: ReadonlyArray<never> = []
 export class TransactionCarrier extends Carrier {
   constructor(
     parent: Carrier | undefined,
-    private readonly transaction: Transaction
+    private readonly own: Transaction
   ) {
-    super(parent, transaction.origin.database)
+    super(parent, own.origin.database)
+  }
+
+  override get transaction(): Transaction {
+    return this.own
   }
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
@@ -191,6 +200,11 @@ export class OutsideCarrier extends Carrier {
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
     return origin === this.origin ? "none" : super.find(origin, kind)
+  }
+
+  override get transaction(): Transaction | undefined {
+    const around = super.transaction
+    return around?.origin === this.origin ? undefined : around
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
