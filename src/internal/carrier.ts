@@ -17,6 +17,7 @@ import { ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
 import type { Scopes } from "./schema/scopes.js"
+import type { Part } from "./transaction/part.js"
 import type { Unit } from "./unit.js"
 import type { Work } from "./work.js"
 
@@ -80,6 +81,11 @@ export abstract class Carrier implements Connection {
   /** The innermost transaction that has an end of its own, of any database, where work was not sent outside of it. */
   get transaction(): Transaction | undefined {
     return this.parent?.transaction
+  }
+
+  /** The innermost part that has joined a transaction, between here and where that was begun. */
+  part(transaction: Transaction): Part | undefined {
+    return this.parent?.part(transaction)
   }
 
   /** What the unit of work remembers of a database, if there is a unit. */
@@ -158,6 +164,10 @@ export class TransactionCarrier extends Carrier {
     // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
     const isWithin = kind === "writer" && transaction.base === "writer"
     return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
+  }
+
+  override part(transaction: Transaction): Part | undefined {
+    return transaction === this.own ? undefined : super.part(transaction)
   }
 
   override held(origin: Origin): ReadonlyArray<DbConnection> {
