@@ -9,6 +9,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
@@ -22,8 +23,11 @@ import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
-import { independent, run } from "./internal/within.js"
+import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options, type Transaction } from "./Transaction.js"
+
+const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
+  Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
  * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
@@ -42,8 +46,10 @@ export const withTransaction = <A, E, R, X>(
     const carrier = currentCarrier(fiber)
     const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
     switch (chosen._tag) {
-      case "join":
-        return self
+      case "join": {
+        const { label } = options
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
+      }
       case "outside":
         return independent(self, engine)
       case "refuse":

@@ -38,6 +38,7 @@ const typeCircles = [
     "internal/hooks",
     "internal/propagation",
     "internal/schema/place",
+    "internal/transaction/part",
     "internal/unit"
   ]
 ]

@@ -34,6 +34,12 @@ export type Fence = "none" | "savepoint" | "readOnly"
 /** How a level stands. */
 export type State = "open" | "committed" | "rolledBack" | "failed" | "unknown"
 
+/** A part of a transaction that ended in rollback, and why; what it has done in there must not be kept. */
+export interface Undone {
+  readonly part: string
+  readonly cause?: unknown
+}
+
 /** What a level needs before its first statement can run; a class, for the reason that `cancellable` gives. */
 class Opening {
   constructor(
@@ -83,6 +89,8 @@ export class Level {
   state: State = "open"
   /** The first failure that made the server refuse what follows. */
   failedBy: StatementError | undefined = undefined
+  /** The first part of it that ended in rollback: it cannot be kept. */
+  undone: Undone | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
   private opened = false
@@ -111,9 +119,14 @@ export class Level {
     return this.opened
   }
 
+  /** Has it end in rollback, for a part of it that is undone. */
+  markUndone(undone: Undone): void {
+    if (this.state === "open") this.undone ??= undone
+  }
+
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
-  run(request: Request, fence: Fence, done: OnStatement): () => void {
-    return this.enter(request.text, done, (connection, opening, settle) => {
+  run(request: Request, fence: Fence, done: OnStatement, onSent = nothing): () => void {
+    return this.enter(request.text, done, onSent, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
@@ -149,13 +162,15 @@ export class Level {
   openPortal(
     request: Request,
     size: number,
-    done: (error: StatementError | undefined, portal: Portal | undefined) => void
+    done: (error: StatementError | undefined, portal: Portal | undefined) => void,
+    onSent: () => void
   ): () => void {
     let name = ""
     return this.enter(
       request.text,
       (error, flight) =>
         done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
+      onSent,
       (connection, opening, settle) => {
         name = connection.nextPortal()
         connection.openPortal(stepsOf(opening, this.link.pathTo(request.path)), name, request, size, settle)
@@ -165,7 +180,7 @@ export class Level {
 
   /** @internal */
   inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter("", done, (connection, _, settle) => action(connection, settle))
+    return this.enter("", done, nothing, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
@@ -181,7 +196,7 @@ export class Level {
       const { connection, lost, place } = this.link
       if (lost !== undefined) return finish(lost)
       if (!this.opened || connection === undefined) return finish(undefined)
-      if (connection.status === "E") return finish(this.rolledBackAtCommit())
+      if (connection.status === "E" || this.undone !== undefined) return finish(this.rolledBackAtCommit())
       if (this.mark !== undefined) return finish(undefined)
       sent = true
       connection.steps(checkNow, (failure) => {
@@ -224,7 +239,12 @@ export class Level {
       if (lost !== undefined) return finish("failed", lost)
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
-      if (this.mark === undefined) {
+      if (this.undone !== undefined) {
+        connection.steps(this.mark?.undo ?? rollback, (failure) => {
+          if (failure !== undefined) this.link.abort("ROLLBACK was refused")
+          finish("failed", this.rolledBackAtCommit())
+        })
+      } else if (this.mark === undefined) {
         // what is aborted stores nothing
         const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
         const refused = (failure: Failure) => {
@@ -317,11 +337,10 @@ export class Level {
     return this.link.connection === undefined ? none : [this.link.connection]
   }
 
-  private rolledBackAtCommit(): RolledBackAtCommit {
-    return new RolledBackAtCommit({
-      ...this.link.place,
-      ...(this.failedBy === undefined ? {} : { cause: this.failedBy })
-    })
+  /** Builds the failure of an end that keeps nothing. */
+  rolledBackAtCommit(): RolledBackAtCommit {
+    const cause = this.failedBy === undefined ? {} : { cause: this.failedBy }
+    return new RolledBackAtCommit({ ...this.link.place, ...(this.undone ?? cause) })
   }
 
   private commitFailure(failure: Failure): [State, TransactionError] {
@@ -353,6 +372,7 @@ export class Level {
     /** Of the statement; of a fetch, which is no command, it is empty. */
     text: string,
     done: OnStatement,
+    onSent: () => void,
     exchange: (
       connection: Connection,
       opening: ReadonlyArray<Opening>,
@@ -367,6 +387,7 @@ export class Level {
         return done(error, undefined)
       }
       sent = true
+      onSent()
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
