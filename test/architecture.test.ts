@@ -63,7 +63,6 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: ["internal/driver", "internal/embedded/sql", "internal/identifier", "internal/wire"],
-  "pg-connection-string": ["internal/config/server"],
   "pg-protocol": ["internal/wire"]
 }
 
