@@ -13,6 +13,7 @@ import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
 import {
+  concealedInput,
   fileOf,
   type ServerConfig,
   type ServerInput,
@@ -346,7 +347,11 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     echo: echo(options.echo),
     listenHeartbeat: positive("listenHeartbeat", time("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
-    options
+    options: {
+      ...options,
+      writer: concealedInput(options.writer),
+      readers: options.readers?.map(concealedInput)
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
 import PgConnectionString from "pg-connection-string"
+import { concealed } from "../protocol/tls.js"
 import { Invalid, port, text } from "./values.js"
 
 /**
@@ -145,6 +146,10 @@ const fromUrl = (
 export const saysPooled = (input: ServerInput): boolean =>
   Redacted.isRedacted(input) && new URLSearchParams(Redacted.value(input).split("?", 2)[1]).get("pgbouncer") === "true"
 
+/** The server as it was given, with what is secret in its TLS options out of sight. */
+export const concealedInput = (input: ServerInput): ServerInput =>
+  Redacted.isRedacted(input) || typeof input?.ssl !== "object" ? input : { ...input, ssl: concealed(input.ssl) }
+
 export const server = (
   setting: string,
   input: ServerInput,
@@ -168,7 +173,7 @@ export const server = (
     username: text(`${setting}.username`, input.username),
     password: input.password,
     passwordFile: passwordFile ?? (input.password === undefined ? common.passwordFile : undefined),
-    ssl: input.ssl ?? !isLoopback(host),
+    ssl: concealed(input.ssl ?? !isLoopback(host)),
     applicationName: undefined
   }
 }
