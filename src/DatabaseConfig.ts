@@ -19,6 +19,7 @@ import type { OwnSettings } from "./internal/config/ownSettings.js"
 import { type Endpoint, fileOf, type ServerConfig, server } from "./internal/config/server.js"
 import {
   type Connector,
+  concealedInput,
   isEmptyUrl,
   type ServerInput,
   type ServerOptions,
@@ -43,6 +44,7 @@ import {
   text,
   time
 } from "./internal/config/values.js"
+import { concealed } from "./internal/protocol/tls.js"
 
 export type {
   AuthMethod,
@@ -455,7 +457,12 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     echo: echo(options.echo),
     listenHeartbeat: positive("listenHeartbeat", time("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
-    options
+    options: {
+      ...options,
+      writer: concealedInput(options.writer),
+      readers: options.readers?.map(concealedInput),
+      ...(options.ssl === undefined ? {} : { ssl: concealed(options.ssl) })
+    }
   }
 }
 

@@ -2,6 +2,7 @@
  * The settings of a server, checked and complete.
  */
 import * as Redacted from "effect/Redacted"
+import { concealed } from "../protocol/tls.js"
 import { type AuthMethod, parseRequireAuth } from "./authentication.js"
 import { type Host, hostsOf, isSocket } from "./hosts.js"
 import { connectTimeoutOf, type OwnSettings, ownSettings } from "./ownSettings.js"
@@ -129,7 +130,7 @@ export const server = (
   const { parameter, parameters, part, parts } = given
   const value = (name: string) => parameters?.get(name) || undefined
   checkSsl(part("ssl"), parts.ssl)
-  const ssl = parts.ssl ?? common.ssl
+  const ssl = concealed(parts.ssl ?? common.ssl)
   const hosts = endpointsOf(given, ssl)
   const [first] = hosts
   if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")

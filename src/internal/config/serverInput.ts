@@ -4,6 +4,7 @@
 import type { Duplex } from "node:stream"
 import type * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import { concealed } from "../protocol/tls.js"
 import { parseConnectionString } from "./connectionString.js"
 import { type Known, refuseUnknown } from "./known.js"
 import type { Parameters } from "./parameters.js"
@@ -149,6 +150,10 @@ const ofString = (setting: string, url: Redacted.Redacted<string>, parts: Parts,
   part,
   parameter: (name) => `${setting} (${name})`
 })
+
+/** Returns the server as it was given, with what is secret in its TLS options out of sight. */
+export const concealedInput = (input: ServerInput): ServerInput =>
+  Redacted.isRedacted(input) || typeof input?.ssl !== "object" ? input : { ...input, ssl: concealed(input.ssl) }
 
 /** Whether a server is an empty text, as a variable of the environment without a value gives it. */
 export const isEmptyUrl = (input: ServerInput | undefined): boolean =>
