@@ -510,8 +510,9 @@ export const connect = (
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
   let made: Connection | undefined
-  const giveUp = login(server, session, options, (failure, client, parameters) => {
-    if (failure !== undefined) return done(failure, undefined)
+  const giveUp = login(server, session, options, (failure, loggedIn) => {
+    if (loggedIn === undefined) return done(failure, undefined)
+    const { client, parameters } = loggedIn
     const { credentials, owner, readOnly } = options
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"

@@ -36,7 +36,9 @@ export class Server {
     tasks: SessionTasks,
     private readonly observer: Observer
   ) {
-    const { name: database, pool, session } = config
+    const { name: database } = config
+    const pool = { ...config.pool, connectTimeout: server.connectTimeout ?? config.pool.connectTimeout }
+    const session = { ...config.session, ...server.own }
     const common = { database, server, session, credentials, tasks, observer }
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({

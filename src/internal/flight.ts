@@ -1,7 +1,15 @@
 /**
  * One or more commands that are sent in one write and answered together, and how the answer is collected.
  */
-import { type Client, type Field, isServerError, type Protocol, type Query, type ServerError } from "./driver.js"
+import {
+  type Client,
+  type Field,
+  isServerError,
+  type Protocol,
+  type Query,
+  type ServerError,
+  toError
+} from "./driver.js"
 import type { Prepared } from "./prepared.js"
 import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
@@ -73,8 +81,6 @@ const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
-
-const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
 
 /** A flight, as node-postgres sees it. */
 export class Flight implements Query {
