@@ -15,6 +15,7 @@ import { later, longestUndo } from "./internal/later.js"
 import { type ConnectFailure, login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import { ProtocolViolation } from "./internal/protocol/limits.js"
 import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
 import type { SearchPath } from "./internal/schema/searchPath.js"
@@ -276,6 +277,7 @@ export class Connection {
   /** Asks for a sign of life. */
   ping(done: Done): void {
     const plan = new Plan(() => wire.syncOnly, done)
+    plan.main = 0
     plan.isUpkeep = true
     this.fly(plan)
   }
@@ -302,7 +304,9 @@ export class Connection {
 
   /** Closes a portal. */
   closePortal(portal: string, done: Done): void {
-    this.fly(new Plan(() => wire.closePortal(portal), done))
+    const plan = new Plan(() => wire.closePortal(portal), done)
+    plan.main = 0
+    this.fly(plan)
   }
 
   /**
@@ -398,11 +402,14 @@ export class Connection {
 
   private ready(): void {
     const flight = this.flight
-    if (flight === undefined) return
+    const failed = flight?.failure()
+    if (flight === undefined || (failed === undefined && !flight.isAnswered)) {
+      return this.lose(new ProtocolViolation("was ready before it had answered"))
+    }
     this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
-    const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
+    const failure = this.broken === undefined ? failed : cutShort(failed, this.broken)
     if (this.readOnly) {
       if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"

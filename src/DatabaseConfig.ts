@@ -45,6 +45,7 @@ import {
   text,
   time
 } from "./internal/config/values.js"
+import type { ProtocolLimits } from "./internal/protocol/limits.js"
 import { concealed } from "./internal/protocol/tls.js"
 
 export type {
@@ -53,6 +54,7 @@ export type {
   Endpoint,
   Host,
   OwnSettings,
+  ProtocolLimits,
   ServerConfig,
   ServerInput,
   ServerOptions,
@@ -235,6 +237,34 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly listenHeartbeat?: Duration.DurationInput | undefined
   /** Prepared statements that a connection keeps, by the text. 0 prepares none, as does a transaction pooler. Default 256. */
   readonly preparedStatements?: number | undefined
+  /**
+   * The largest row, or piece of a COPY, that a server may send, in bytes of the protocol. A statement that is answered with more is
+   * `Disconnected`. A row is held twice while it arrives.
+   *
+   * @default 268435456 (256 MiB)
+   */
+  readonly maxRowBytes?: number | undefined
+  /**
+   * How many bytes of notices, errors and reported settings a server may send in answer to one exchange. A statement that is answered with
+   * more is `Disconnected`.
+   *
+   * @default 67108864 (64 MiB)
+   */
+  readonly maxNoticeBytes?: number | undefined
+  /**
+   * How many bytes a server may send in a login, and how many of reported settings in the life of a connection. A server that sends more
+   * is `ConnectFailed` with the reason `protocol`.
+   *
+   * @default 1048576 (1 MiB)
+   */
+  readonly maxStartupBytes?: number | undefined
+  /**
+   * How many iterations of SCRAM a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
+   * of Node's threads. A server that asks for more is `ConnectFailed` with the reason `authentication`.
+   *
+   * @default 1000000
+   */
+  readonly maxScramIterations?: number | undefined
   readonly transformResultNames?: ((name: string) => string) | undefined
   readonly transformQueryNames?: ((name: string) => string) | undefined
   readonly transformJson?: boolean | undefined
@@ -289,6 +319,7 @@ export interface SessionConfig {
   /** `undefined` where TCP keeps silent. */
   readonly keepAlive: number | undefined
   readonly preparedStatements: number
+  readonly limits: ProtocolLimits
   readonly types: Types | undefined
   /** What a server's connection string gives its sessions, as `-c name=value`. */
   readonly startupOptions?: string
@@ -363,6 +394,10 @@ const known: Known<DatabaseOptions> = {
   readerRetryDelay: true,
   listenHeartbeat: true,
   preparedStatements: true,
+  maxRowBytes: true,
+  maxNoticeBytes: true,
+  maxStartupBytes: true,
+  maxScramIterations: true,
   transformResultNames: true,
   transformQueryNames: true,
   transformJson: true,
@@ -409,6 +444,16 @@ const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInp
   if (!Array.isArray(readers)) throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
   return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
 }
+
+/** Bytes that every login takes. */
+const leastStartup = 16_384
+
+const protocolLimits = (options: DatabaseOptions): ProtocolLimits => ({
+  maxRowBytes: count("maxRowBytes", options.maxRowBytes, 268_435_456, 1024),
+  maxNoticeBytes: count("maxNoticeBytes", options.maxNoticeBytes, 67_108_864, leastStartup),
+  maxStartupBytes: count("maxStartupBytes", options.maxStartupBytes, 1_048_576, leastStartup),
+  maxScramIterations: count("maxScramIterations", options.maxScramIterations, 1_000_000, 4096)
+})
 
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
@@ -471,6 +516,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       keepAlive: keepAlive(options.keepAlive),
       // the next transaction may be in another session, which knows none of the names
       preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
+      limits: protocolLimits(options),
       types: parsers("types", options.types)
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),

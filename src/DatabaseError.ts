@@ -88,7 +88,9 @@ const connectAdvice = {
   wrongRole:
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
   credentials: "no user and password were given for it: look at what provides `credentials` or `passwordFile`",
-  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do"
+  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
+  protocol:
+    "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
 } as const
 
 /**
@@ -109,7 +111,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "noSuchDatabase",
     "wrongRole",
     "credentials",
-    "setup"
+    "setup",
+    "protocol"
   )
 }) {
   readonly [TypeId]: TypeId = TypeId
