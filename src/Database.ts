@@ -32,7 +32,7 @@ import {
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
-import { callSite, followCallSites } from "./internal/callSite.js"
+import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
@@ -359,6 +359,10 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
   readonly databaseName: Name
 }
 
+/** Whether a transaction may turn out to be a part of the one around it. */
+const joins = ({ propagation }: Transaction.Options): boolean =>
+  propagation === "required" || propagation === "mandatory" || propagation === "supports"
+
 const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
   const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
   const client = (kind: Kind | "any") => Effect.map(tag, (database) => database[kind])
@@ -380,7 +384,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     withTransaction: dual(
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
-        const site = callSite()
+        const site = joins(options) ? siteOfPart(options.label) : callSite()
         return Effect.flatMap(tag, ({ engine }) =>
           Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )

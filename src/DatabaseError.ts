@@ -55,6 +55,9 @@ const said = (cause: unknown): string =>
     ? `: ${cause.message}`
     : ""
 
+/** What the program's own code failed with: an error, or any other value. */
+const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
+
 /**
  * A setting is wrong. `given` never holds a secret; `database` is empty where it is of no one database.
  *
@@ -438,19 +441,26 @@ export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/Co
 }
 
 /**
- * COMMIT was answered with ROLLBACK: a statement had failed earlier and its failure was ignored.
+ * The end of a transaction kept nothing: COMMIT was answered with ROLLBACK, because a statement had failed earlier and its failure was
+ * ignored; or a part that had joined the transaction ended in rollback after it had sent a writer's statement, and the whole went on.
  *
- * `cause` is that failure, if it was seen.
+ * `cause` is the failure of the statement or of the part, if it was seen. `part` is the label of the part, else where it was written.
  *
  * @since 0.1.0
  * @category errors
  */
 export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("effect-db/RolledBackAtCommit")(
   "RolledBackAtCommit",
-  place
+  { ...place, part: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
+    if (this.part !== undefined) {
+      return (
+        `${at(this)}: everything is rolled back, because a part that had joined (${this.part}) ended in rollback` +
+        `${reason(this.cause)} - let its failure end the whole, or run it in UnitOfWork.nested to undo it alone`
+      )
+    }
     return (
       `${at(this)}: the transaction was rolled back, because a statement in it had failed${said(this.cause)}` +
       " - let the failure end the transaction, or put what may fail into a nested one"
@@ -480,21 +490,25 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 }
 
 /**
- * A client was used in a transaction that has ended, for example by a fiber that outlived it.
+ * A client was used in a transaction that has ended, for example by a fiber that outlived it; or a statement has ended its own transaction.
+ *
+ * `by` is then the command of that statement: after `COMMIT` what was done before it is stored, after `ROLLBACK` it is undone. Such a
+ * transaction never runs again by `retry`.
  *
  * @since 0.1.0
  * @category errors
  */
 export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effect-db/TransactionEnded")(
   "TransactionEnded",
-  place
+  { ...place, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
-      " in UnitOfWork.outside (plain code: in the runtime's outside)"
-    )
+    return this.by === undefined
+      ? `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
+          " in UnitOfWork.outside (plain code: in the runtime's outside)"
+      : `${at(this)}: a ${this.by} in one of its statements has ended the transaction, and what was done before it is ` +
+          `${this.by === "COMMIT" ? "stored" : "undone"}${said(this.cause)} - leave its end to withTransaction or the unit of work`
   }
 }
 

@@ -141,7 +141,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   /**
    * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify, of HTTP/1 and of HTTP/2: what comes after it is
    * one unit of work. The response is held back until its end: sent after the commit, or replaced by an error where nothing could be
-   * stored. Until then it looks sent, but a header may still be set. What is written past it, to its socket or stream, is not held. A body
+   * stored. Until then it looks sent, but a header may still be set. The first answer is the one that is sent, and its status decides: a
+   * second one, or an error after it, changes nothing. What is written past it, to its socket or stream, is not held. A body
    * that is streamed follows the commit: what it needs of the databases it takes by `independent`. A client that goes away ends what is
    * under way, and all is rolled back. It comes after what reads the body.
    */

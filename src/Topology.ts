@@ -38,7 +38,9 @@ export class Server {
     private readonly observer: Observer,
     outageWaiters: OutageWaiters
   ) {
-    const { name: database, pool, session } = config
+    const { name: database } = config
+    const pool = { ...config.pool, connectTimeout: server.connectTimeout ?? config.pool.connectTimeout }
+    const session = { ...config.session, ...server.own }
     const common = { database, server, session, credentials, tasks, observer, outageWaiters }
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({

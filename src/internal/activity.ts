@@ -71,8 +71,9 @@ export const inquire = (
   let stopAsking = () => {}
   // its rows are read as they come, whatever the program makes of types
   const plain = { ...session, types: undefined }
-  const stopLogin = login(server, plain, { timeout: longest, readOnly: true, credentials }, (failure, client) => {
-    if (failure !== undefined) return told("unknown")
+  const stopLogin = login(server, plain, { timeout: longest, readOnly: true, credentials }, (_, loggedIn) => {
+    if (loggedIn === undefined) return told("unknown")
+    const { client } = loggedIn
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {
       if (isOver) client.connection.stream.destroy()

@@ -5,6 +5,7 @@ import * as Net from "node:net"
 import * as Tls from "node:tls"
 import type { ServerConfig } from "../DatabaseConfig.js"
 import { later } from "./later.js"
+import { tlsOptions } from "./protocol/tls.js"
 import * as wire from "./wire.js"
 
 /** The very server that a connection is on: its name may lead elsewhere by now, and to resolve it takes time. */
@@ -57,9 +58,7 @@ export const deliver = (
     askForTls(socket, (yes) => {
       // what is for TLS is not sent without it
       if (!yes) return void socket.destroy()
-      // as the driver does it: the certificate is compared with the name in the settings, and an address is no name to ask for
-      const options = { host, ...(ssl === true ? {} : ssl), ...(Net.isIP(host) === 0 ? { servername: host } : {}) }
-      const secure = Tls.connect({ ...options, socket })
+      const secure = Tls.connect({ ...tlsOptions(ssl, host), socket })
       secure.on("error", () => socket.destroy())
       secure.once("secureConnect", () => {
         secure.write(message)

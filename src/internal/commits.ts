@@ -148,6 +148,9 @@ export const finish = (
   const commits = (transactions: ReadonlyArray<Transaction>) => {
     const ordered = inOrder(transactions, order)
     close(ordered)
+    const undone = ordered.find(({ level }) => level.undone !== undefined)
+    if (undone !== undefined)
+      return Effect.zipRight(undoAll(ordered, restore), Effect.fail(undone.level.rolledBackAtCommit()))
     const [only] = ordered
     if (only !== undefined && ordered.length === 1 && restore !== undefined) return keep(only, restore, identity)
     const commits = commitAll(ordered, restore)
@@ -175,5 +178,6 @@ export const finish = (
     close([...seen])
     return unit.endIsOver(end)
   })
-  return Effect.ensuring(hasHooks ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
+  const isAsked = hasHooks && begun.every(({ level }) => level.undone === undefined)
+  return Effect.ensuring(isAsked ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
 }

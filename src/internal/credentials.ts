@@ -33,9 +33,11 @@ const isSame = (a: Credentials, b: Credentials): boolean =>
 
 /** What a program gives may be another thing than its types say, such as what was read from somewhere as JSON. */
 const checked = (given: Credentials): Credentials => {
-  if (typeof given?.username !== "string") throw new Error("no user was given")
+  if (typeof given?.username !== "string" || given.username === "") throw new Error("no user was given")
   const password: unknown = passwordOf(given)
   if (password !== undefined && typeof password !== "string") throw new Error("the password is no text")
+  // in a message of the protocol it would end the text, and what follows would be the next parameter
+  if (`${given.username}${password ?? ""}`.includes("\0")) throw new Error("user or password holds a NUL character")
   return given
 }
 

@@ -3,7 +3,9 @@
  */
 import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
+import type { ConnectionOptions } from "node:tls"
 import pg from "pg"
+import { tlsOptions } from "./protocol/tls.js"
 
 /** The protocol object below a client: it emits one event per message of the server. */
 export interface Protocol extends EventEmitter {
@@ -64,14 +66,57 @@ export interface Client extends EventEmitter {
   readonly getTypeParser: (oid: number, format: "text") => (value: string) => unknown
 }
 
-/** A client that is not connected yet. */
-export const makeClient = (config: pg.ClientConfig): Client => {
+/** All that a client is to know; it takes nothing from the environment or from the driver's own defaults. */
+export interface ClientOptions {
+  readonly host: string
+  readonly port: number
+  readonly database: string
+  readonly user: string
+  readonly password: string | undefined
+  readonly ssl: boolean | ConnectionOptions
+  readonly applicationName: string
+  /** Settings of the session, as a server takes them at login. */
+  readonly options: string
+  /** After how many ms of silence TCP asks whether the other side is there. */
+  readonly keepAlive: number | undefined
+  readonly types: pg.CustomTypesConfig | undefined
+}
+
+/** Thrown by a client whose server asks for a password. */
+const noPassword = () => {
+  throw new Error("it asks for a password, and none was given")
+}
+
+/** What the driver would take from the environment, or from its own defaults, where it is left out or empty. */
+const unset = {
+  replication: undefined,
+  fallback_application_name: undefined,
+  statement_timeout: false,
+  lock_timeout: false,
+  idle_in_transaction_session_timeout: false,
+  query_timeout: false
+}
+
+/** Creates a client that is not connected yet. Throws where the options make no sense, such as a TLS key that is none. */
+export const makeClient = ({ host, keepAlive, options, password, ssl, user, ...rest }: ClientOptions): Client => {
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  const client = new pg.Client(config) as unknown as Client & {
-    readonly connectionParameters: { options: string | undefined }
-  }
-  // where there are none it would take PGOPTIONS from the environment, which is not asked for anything else either
-  client.connectionParameters.options = config.options
+  const client = new pg.Client({
+    host,
+    port: rest.port,
+    database: rest.database,
+    user,
+    // without one, or with an empty one, the driver looks for one in the environment and in a file
+    password: password || noPassword,
+    ssl: ssl === false ? false : tlsOptions(ssl, host),
+    sslnegotiation: "postgres",
+    client_encoding: "utf8",
+    application_name: rest.applicationName,
+    options,
+    keepAlive: keepAlive !== undefined,
+    keepAliveInitialDelayMillis: keepAlive,
+    ...(rest.types === undefined ? {} : { types: rest.types })
+  }) as unknown as Client & { readonly connectionParameters: object }
+  Object.assign(client.connectionParameters, unset, { user, options })
   guard(client.connection)
   return client
 }
@@ -86,7 +131,7 @@ const guard = (protocol: Protocol): void => {
       try {
         reader.emit("data", chunk)
       } catch (cause) {
-        protocol.stream.destroy(cause instanceof Error ? cause : new Error(String(cause)))
+        protocol.stream.destroy(toError(cause))
       }
     })
   }
@@ -94,3 +139,6 @@ const guard = (protocol: Protocol): void => {
 
 /** Whether an error came from the server as a message, and not from the socket. */
 export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError
+
+/** What was thrown, as an error. */
+export const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))

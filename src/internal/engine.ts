@@ -31,6 +31,7 @@ import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
 import { type OnStatement, once } from "./single.js"
 import type { OnTaken, Source } from "./source.js"
+import type { Part } from "./transaction/part.js"
 import { type Work, withComment } from "./work.js"
 
 /** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
@@ -164,7 +165,8 @@ export class Engine implements Origin {
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
       if (kind === "writer") this.witness(fiber, carrier, transaction)
-      return this.attempt(fiber, inTransaction(transaction, request, fence), read, isNotSent)
+      const part = kind === "writer" ? carrier?.part(transaction) : undefined
+      return this.attempt(fiber, inTransaction(transaction, request, fence, part), read, isNotSent)
     }
     if (this.sandbox !== undefined) {
       const around = carrier?.around(this) ?? this.sandbox
@@ -311,7 +313,8 @@ export class Engine implements Origin {
   replay<A, E, R>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     once: Effect.Effect<A, E, R>,
-    asked: true | Schedule.Schedule<unknown, DatabaseError>
+    asked: true | Schedule.Schedule<unknown, DatabaseError>,
+    mayHaveStored: () => boolean
   ): Effect.Effect<A, E, R> {
     let attempt = 0
     // what failed on another database is not mended by running this one again
@@ -319,7 +322,7 @@ export class Engine implements Origin {
     const policy = Context.get(fiber.currentContext, RetryPolicy)
     return Effect.retry(once, {
       schedule: replaySchedule(asked, policy),
-      while: (error) => isOwn(error) && this.takeReplay(policy, ++attempt, fromUnknown(error))
+      while: (error) => !mayHaveStored() && isOwn(error) && this.takeReplay(policy, ++attempt, fromUnknown(error))
     })
   }
 
@@ -462,9 +465,9 @@ const named = (options: Options, work: Work | undefined): Options =>
       }
 
 const inTransaction =
-  (transaction: Transaction, request: Request, fence: Fence): Go =>
+  (transaction: Transaction, request: Request, fence: Fence, part?: Part | undefined): Go =>
   (done) =>
-    transaction.level.run(request, fence, done)
+    transaction.level.run(request, fence, done, part === undefined ? undefined : () => part.note(transaction))
 
 /** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
 const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect<A> => {

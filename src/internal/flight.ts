@@ -1,8 +1,17 @@
 /**
  * One or more commands that are sent in one write and answered together, and how the answer is collected.
  */
-import { type Client, type Field, isServerError, type Protocol, type Query, type ServerError } from "./driver.js"
+import {
+  type Client,
+  type Field,
+  isServerError,
+  type Protocol,
+  type Query,
+  type ServerError,
+  toError
+} from "./driver.js"
 import type { Prepared } from "./prepared.js"
+import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
 
 /** What a statement gave. */
@@ -62,12 +71,16 @@ export class Plan {
   ) {}
 }
 
+/** A result whose rows are as the server has written them, until the types of its columns are known. */
+interface Unread {
+  readonly result: Result
+  readonly fields: ReadonlyArray<Field>
+}
+
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
-
-const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
 
 /** A flight, as node-postgres sees it. */
 export class Flight implements Query {
@@ -90,11 +103,13 @@ export class Flight implements Query {
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
+  private unread: Array<Unread> | undefined
 
   constructor(
     private readonly client: Client,
     readonly plan: Plan,
-    private readonly onLost: (flight: Flight, error: Error) => void
+    private readonly onLost: (flight: Flight, error: Error) => void,
+    private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
   }
@@ -122,10 +137,36 @@ export class Flight implements Query {
     return null
   }
 
+  /** The numbers of the types whose names have to be looked up before the rows can be read. */
+  get unknownTypes(): ReadonlyArray<number> {
+    const fields = this.unread?.flatMap((one) => one.fields) ?? noFields
+    return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
+  }
+
+  /** Reads the rows that waited for the names of their types. */
+  readLate(): void {
+    const { unread } = this
+    this.unread = undefined
+    for (const { fields, result } of unread ?? []) {
+      const rows = result.rows as Array<ReadonlyArray<string | null>>
+      result.rows = []
+      result.fields = fields
+      this.describe(fields)
+      for (const row of rows) this.read(result, row)
+    }
+  }
+
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
     if (this.plan.isRaw) return
+    if (this.types !== undefined && this.types.unknown(message.fields).length > 0) {
+      this.unread ??= []
+      this.unread.push({ result: this.result, fields: message.fields })
+    } else this.describe(message.fields)
+  }
+
+  private describe(fields: ReadonlyArray<Field>): void {
     try {
-      this.shape = makeShape(this.client, message.fields)
+      this.shape = makeShape(this.client, fields, this.types)
     } catch (cause) {
       // the types are the user's, so may be the fault in them
       this.unreadable = toError(cause)
@@ -136,11 +177,15 @@ export class Flight implements Query {
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
     if (this.unreadable !== undefined || !this.isStatement()) return
-    if (this.plan.isRaw) return void this.result.rows.push(message.fields)
+    if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
+    else this.read(this.result, message.fields)
+  }
+
+  private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (shape === undefined) return
+    if (shape === undefined || this.unreadable !== undefined) return
     try {
-      this.result.rows.push(this.plan.asArrays ? shape.array(message.fields) : shape.object(message.fields))
+      result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
       this.unreadable = toError(cause)
     }

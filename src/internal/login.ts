@@ -4,9 +4,10 @@
 import * as Redacted from "effect/Redacted"
 import type { Credentials, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
 import { type ConnectReason, connectReason } from "../SqlState.js"
-import { type Client, makeClient } from "./driver.js"
+import { type Client, makeClient, toError } from "./driver.js"
 import { timer } from "./later.js"
 import { settings } from "./limits.js"
+import { isByName } from "./protocol/typeNames.js"
 
 /**
  * Why a connect failed, with the driver's words.
@@ -27,27 +28,72 @@ const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
   return all.join(" ")
 }
 
-/** Logs in; the returned function gives up. `done` is called once, in the same turn as the server's last word, unless it was given up. */
+/** A client that has logged in, and what its server has reported. */
+interface LoggedIn {
+  readonly client: Client
+  readonly parameters: Map<string, string>
+}
+
+/** Called with one of the two. */
+type Done = (failure: ConnectFailure | undefined, loggedIn: LoggedIn | undefined) => void
+
+interface LoginOptions {
+  readonly timeout: number
+  readonly readOnly: boolean
+  readonly credentials: Credentials
+}
+
+/** Why a connect failed, in the words of an error. */
+const failureOf = (error: Error): ConnectFailure => {
+  // a refusal of all the addresses of a host comes as one error with a code and no words
+  const code = "code" in error && typeof error.code === "string" ? error.code : ""
+  return { reason: connectReason(code, error.message), error: error.message === "" ? new Error(code) : error }
+}
+
+/**
+ * Logs in; the returned function gives up. `done` is called once, in the same turn as the server's last word and not before this function
+ * has returned, unless it was given up.
+ */
 export const login = (
   server: ServerConfig,
   session: SessionConfig,
-  options: { readonly timeout: number; readonly readOnly: boolean; readonly credentials: Credentials },
-  done: (failure: ConnectFailure | undefined, client: Client, parameters: Map<string, string>) => void
+  options: LoginOptions,
+  done: Done
 ): (() => void) => {
-  const { password, username } = options.credentials
-  const client = makeClient({
+  let client: Client
+  try {
+    client = open(server, session, options)
+  } catch (cause) {
+    let isOver = false
+    queueMicrotask(() => {
+      if (!isOver) done(failureOf(toError(cause)), undefined)
+    })
+    return () => {
+      isOver = true
+    }
+  }
+  return follow(client, options.timeout, done)
+}
+
+/** Makes the client; throws where that cannot be done. */
+const open = (server: ServerConfig, session: SessionConfig, { credentials, readOnly }: LoginOptions): Client => {
+  const { password, username } = credentials
+  return makeClient({
     host: server.host,
     port: server.port,
     database: server.database,
     user: username,
     password: password === undefined ? undefined : Redacted.value(password),
     ssl: server.ssl,
-    application_name: session.applicationName,
-    options: sessionOptions(session, options.readOnly),
-    keepAlive: session.keepAlive !== undefined,
-    keepAliveInitialDelayMillis: session.keepAlive,
-    ...(session.types === undefined ? {} : { types: session.types })
+    applicationName: session.applicationName,
+    options: sessionOptions(session, readOnly),
+    keepAlive: session.keepAlive,
+    types: session.types === undefined || isByName(session.types) ? undefined : session.types
   })
+}
+
+/** Connects and waits for the session; the returned function gives up. */
+const follow = (client: Client, timeout: number, done: Done): (() => void) => {
   const parameters = new Map<string, string>()
   let settled = false
   let accepted = false
@@ -55,14 +101,17 @@ export const login = (
     settled = true
     clearTimeout(impatient)
   }
-  const fail = (reason: ConnectReason, error: Error) => {
+  const fail = (failure: ConnectFailure) => {
     if (settled) return
     settle()
     client.connection.stream.destroy()
-    done({ reason, error }, client, parameters)
+    done(failure, undefined)
   }
-  const impatient = timer(options.timeout, () =>
-    fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${Math.round(options.timeout)} ms`))
+  const impatient = timer(timeout, () =>
+    fail({
+      reason: accepted ? "unresponsive" : "unreachable",
+      error: new Error(`no answer within ${Math.round(timeout)} ms`)
+    })
   )
   client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {
     parameters.set(message.parameterName, message.parameterValue)
@@ -70,21 +119,20 @@ export const login = (
   client.connection.once("connect", () => {
     accepted = true
   })
-  // errors after the first go to the connection's own listeners; none may be without a listener
-  client.on("error", () => {})
-  client.connect((error) => {
+  // after the login errors go to the connection's own listeners as well; none may be without a listener
+  client.on("error", (error: Error) => fail(failureOf(error)))
+  const connected = (error: Error | null | undefined) => {
     if (settled) return
-    if (error) {
-      // a refusal of all the addresses of a host comes as one error with a code and no words
-      const code = "code" in error && typeof error.code === "string" ? error.code : ""
-      if (password === undefined && connectReason(code, error.message) === "authentication") {
-        return fail("authentication", new Error("it asks for a password, and none was given", { cause: error }))
-      }
-      return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
-    }
+    if (error) return fail(failureOf(error))
     settle()
-    done(undefined, client, parameters)
-  })
+    done(undefined, { client, parameters })
+  }
+  try {
+    client.connect(connected)
+  } catch (cause) {
+    // an address that is none; not before this function has returned
+    queueMicrotask(() => connected(toError(cause)))
+  }
   return () => {
     if (settled) return
     settle()

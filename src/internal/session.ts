@@ -18,6 +18,7 @@ import { toStatementError } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
 import * as wire from "./wire.js"
 
@@ -32,6 +33,12 @@ export type Fence = "none" | "savepoint" | "readOnly"
 
 /** How a level stands. */
 export type State = "open" | "committed" | "rolledBack" | "failed" | "unknown"
+
+/** A part of a transaction that ended in rollback, and why; what it has done in there must not be kept. */
+export interface Undone {
+  readonly part: string
+  readonly cause?: unknown
+}
 
 /** What a level needs before its first statement can run; a class, for the reason that `cancellable` gives. */
 class Opening {
@@ -82,6 +89,8 @@ export class Level {
   state: State = "open"
   /** The first failure that made the server refuse what follows. */
   failedBy: StatementError | undefined = undefined
+  /** The first part of it that ended in rollback: it cannot be kept. */
+  undone: Undone | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
   private opened = false
@@ -110,9 +119,14 @@ export class Level {
     return this.opened
   }
 
+  /** Has it end in rollback, for a part of it that is undone. */
+  markUndone(undone: Undone): void {
+    if (this.state === "open") this.undone ??= undone
+  }
+
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
-  run(request: Request, fence: Fence, done: OnStatement): () => void {
-    return this.enter(done, (connection, opening, settle) => {
+  run(request: Request, fence: Fence, done: OnStatement, onSent = nothing): () => void {
+    return this.enter(request.text, done, onSent, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
@@ -148,12 +162,15 @@ export class Level {
   openPortal(
     request: Request,
     size: number,
-    done: (error: StatementError | undefined, portal: Portal | undefined) => void
+    done: (error: StatementError | undefined, portal: Portal | undefined) => void,
+    onSent: () => void
   ): () => void {
     let name = ""
     return this.enter(
+      request.text,
       (error, flight) =>
         done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
+      onSent,
       (connection, opening, settle) => {
         name = connection.nextPortal()
         connection.openPortal(stepsOf(opening, this.link.pathTo(request.path)), name, request, size, settle)
@@ -163,7 +180,7 @@ export class Level {
 
   /** @internal */
   inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter(done, (connection, _, settle) => action(connection, settle))
+    return this.enter("", done, nothing, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
@@ -179,7 +196,7 @@ export class Level {
       const { connection, lost, place } = this.link
       if (lost !== undefined) return finish(lost)
       if (!this.opened || connection === undefined) return finish(undefined)
-      if (connection.status === "E") return finish(this.rolledBackAtCommit())
+      if (connection.status === "E" || this.undone !== undefined) return finish(this.rolledBackAtCommit())
       if (this.mark !== undefined) return finish(undefined)
       sent = true
       connection.steps(checkNow, (failure) => {
@@ -222,7 +239,12 @@ export class Level {
       if (lost !== undefined) return finish("failed", lost)
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
-      if (this.mark === undefined) {
+      if (this.undone !== undefined) {
+        connection.steps(this.mark?.undo ?? rollback, (failure) => {
+          if (failure !== undefined) this.link.abort("ROLLBACK was refused")
+          finish("failed", this.rolledBackAtCommit())
+        })
+      } else if (this.mark === undefined) {
         // what is aborted stores nothing
         const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
         const refused = (failure: Failure) => {
@@ -315,11 +337,10 @@ export class Level {
     return this.link.connection === undefined ? none : [this.link.connection]
   }
 
-  private rolledBackAtCommit(): RolledBackAtCommit {
-    return new RolledBackAtCommit({
-      ...this.link.place,
-      ...(this.failedBy === undefined ? {} : { cause: this.failedBy })
-    })
+  /** Builds the failure of an end that keeps nothing. */
+  rolledBackAtCommit(): RolledBackAtCommit {
+    const cause = this.failedBy === undefined ? {} : { cause: this.failedBy }
+    return new RolledBackAtCommit({ ...this.link.place, ...(this.undone ?? cause) })
   }
 
   private commitFailure(failure: Failure): [State, TransactionError] {
@@ -348,7 +369,10 @@ export class Level {
    * leaves the queue, or, once something was sent, cancels it and ends the transaction.
    */
   private enter(
+    /** Of the statement; of a fetch, which is no command, it is empty. */
+    text: string,
     done: OnStatement,
+    onSent: () => void,
     exchange: (
       connection: Connection,
       opening: ReadonlyArray<Opening>,
@@ -363,6 +387,7 @@ export class Level {
         return done(error, undefined)
       }
       sent = true
+      onSent()
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
@@ -371,7 +396,7 @@ export class Level {
         const all = opening.length
         if (all > 0) this.acknowledge(opening, flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = failure === undefined ? this.stillOpen(connection) : this.judge(failure, opening, isAborted)
+        const error = this.judge(failure, flight, text, opening, connection.status, isAborted)
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
@@ -384,24 +409,48 @@ export class Level {
     }
   }
 
-  /** What a failure means for the statement and for the transaction around it. */
-  private judge(failure: Failure, opening: ReadonlyArray<Opening>, isAborted: boolean): StatementError {
+  /** Returns the error of a statement, if it failed or has ended the transaction, and notes what it means for the transaction. */
+  private judge(
+    failure: Failure | undefined,
+    flight: Flight,
+    text: string,
+    opening: ReadonlyArray<Opening>,
+    status: Connection["status"],
+    isAborted: boolean
+  ): StatementError | undefined {
+    const { link } = this
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
-    if (begun) this.link.note(failure)
+    if (!begun) return failure === undefined ? undefined : toStatementError(link.place, failure, "notSent")
+    const ender = enderOf(flight, text)
+    const isLost = failure?._tag === "lost"
+    if (ender !== undefined || (!isLost && status === "I")) return this.endedBy(ender, failure)
+    if (failure === undefined) return undefined
+    // its COMMIT may have been done before its answer was lost
+    const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
+    link.mayHaveStored ||= isInDoubt
+    const error = toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone")
+    if (isLost) link.die(error)
     if (isAborted) this.failedBy ??= error
-    return begun && failure._tag !== "lost" ? (this.stillOpen(this.link.connection) ?? error) : error
+    return error
   }
 
-  /** A COMMIT or ROLLBACK in a statement ends the transaction behind our back: what follows must not run without one. */
-  private stillOpen(connection: Connection | undefined): StatementError | undefined {
-    if (connection === undefined || connection.status !== "I") return undefined
-    const cause = new Error("a statement inside of it has ended it")
-    this.link.asking?.committed(undefined)
-    this.link.die(new TransactionEnded({ ...this.link.place, cause }))
-    return this.link.lost
+  /** A statement has ended the transaction: what follows must neither run without one, nor in another one that was begun at once. */
+  private endedBy(by: Ender | undefined, failure: Failure | undefined): StatementError | undefined {
+    const { link } = this
+    // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
+    link.mayHaveStored ||= by !== "ROLLBACK"
+    link.asking?.committed(undefined)
+    const cause = failure === undefined ? undefined : toStatementError(link.place, failure, "undone")
+    link.die(
+      new TransactionEnded({
+        ...link.place,
+        ...(by === undefined ? {} : { by }),
+        ...(cause === undefined ? {} : { cause })
+      })
+    )
+    return link.lost
   }
 
   /** Marks the levels whose opening the server has acknowledged. */

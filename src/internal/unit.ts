@@ -11,6 +11,7 @@ import type { Options, Origin, Transaction } from "../Transaction.js"
 import { Carrier, type Kind, type Memory } from "./carrier.js"
 import type { Hook } from "./hooks.js"
 import { conflict } from "./propagation.js"
+import { Part, type PartName } from "./transaction/part.js"
 import type { Work } from "./work.js"
 
 /** How a unit's transactions are to be. */
@@ -51,7 +52,7 @@ const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
 const mayBeStored = ({ level, stores }: Transaction): boolean =>
-  stores && (level.state === "committed" || level.state === "unknown")
+  level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
 export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
@@ -62,6 +63,7 @@ export class Unit extends Carrier {
   private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
+  private joined: Part | undefined = undefined
 
   constructor(
     parent: Carrier | undefined,
@@ -69,9 +71,22 @@ export class Unit extends Carrier {
     private readonly behind: Carrier | undefined,
     private rules: Rules | undefined,
     readonly ending: Ending,
-    private readonly describe: Describe | undefined
+    private readonly describe: Describe | undefined,
+    private readonly name: PartName | undefined
   ) {
     super(parent, "of a unit of work")
+  }
+
+  /** Of what is open around it, it is a part. */
+  override part(transaction: Transaction): Part | undefined {
+    if (this.transactions?.get(transaction.origin) === transaction) return undefined
+    this.joined ??= new Part(this.parent, this.name)
+    return this.joined
+  }
+
+  /** It has ended in rollback: what is open around it must not keep its part of the work. */
+  undoJoined(cause: unknown): void {
+    this.joined?.undo(cause)
   }
 
   override get unit(): Unit {
