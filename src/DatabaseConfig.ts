@@ -137,6 +137,11 @@ export interface PoolOptions {
   readonly maxOverflow?: number | undefined
   /** How long a caller waits for a connection, all in all. Default 30 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
+  /**
+   * How many callers of the database may wait for a server that is away; each waits until `acquireTimeout`, or its own timeout. The rest
+   * fail at once with `PoolExhausted`, for the reason `outage`. Default 1000.
+   */
+  readonly maxOutageWaiters?: number | undefined
   /** How long one attempt to connect may take. Default 5 s. */
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** An idle connection is closed after this time; infinity means never. Default 5 min. */
@@ -292,6 +297,7 @@ export interface PoolConfig {
   readonly minConnections: number
   readonly maxOverflow: number
   readonly acquireTimeout: number
+  readonly maxOutageWaiters: number
   readonly connectTimeout: number
   readonly idleTimeout: number
   readonly maxLifetime: number
@@ -367,6 +373,7 @@ const known: Known<DatabaseOptions> = {
   minConnections: true,
   maxOverflow: true,
   acquireTimeout: true,
+  maxOutageWaiters: true,
   connectTimeout: true,
   idleTimeout: true,
   maxLifetime: true,
@@ -496,6 +503,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     pool: {
       ...limits(options),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
+      maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
       connectTimeout: positive(
         "connectTimeout",
         finite("connectTimeout", time("connectTimeout", options.connectTimeout, writer.connectTimeout ?? "5 seconds"))

@@ -124,19 +124,21 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 const exhaustedAdvice = {
   timeout: "hold connections for less time, or raise maxConnections",
   shed: "more callers come than can be served: slow them down, or raise maxConnections or queueTarget",
-  single: "only one connection may be checked out at a time"
+  single: "only one connection may be checked out at a time",
+  outage: "the server is away, and as many callers wait for it as may: try again later, or raise maxOutageWaiters"
 } as const
 
 /**
  * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
- * served (`shed`); or there is one already where the strategy is `assertSingle` (`single`). Times are in milliseconds.
+ * served (`shed`); or the server is away, and `maxOutageWaiters` callers wait for it already (`outage`); or there is one already where the
+ * strategy is `assertSingle` (`single`). Times are in milliseconds.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...place,
-  reason: Schema.Literal("timeout", "shed", "single"),
+  reason: Schema.Literal("timeout", "shed", "single", "outage"),
   waited: Schema.Number,
   total: Schema.Number,
   active: Schema.Number,

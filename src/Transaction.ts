@@ -87,7 +87,7 @@ export interface Origin {
   /** Every transaction is a savepoint inside of this one, which is never committed. */
   readonly sandbox?: Transaction | undefined
   /** @internal Takes one more attempt of a whole from what is allowed in all, and tells of it. */
-  readonly takeReplay: (policy: Policy, attempt: number, message: string) => boolean
+  readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
 }
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]

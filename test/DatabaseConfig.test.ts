@@ -51,6 +51,7 @@ describe("DatabaseConfig", () => {
       maxConnections: 10,
       minConnections: 0,
       acquireTimeout: 30_000,
+      maxOutageWaiters: 1000,
       connectTimeout: 5000,
       idleTimeout: 300_000,
       maxLifetime: 1_800_000,
