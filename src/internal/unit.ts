@@ -12,6 +12,7 @@ import { Carrier, type Kind, type Memory } from "./carrier.js"
 import type { Hook } from "./hooks.js"
 import { conflict } from "./propagation.js"
 import { Part, type PartName } from "./transaction/part.js"
+import { Turns } from "./turns.js"
 import type { Work } from "./work.js"
 
 /** How a unit's transactions are to be. */
@@ -64,6 +65,7 @@ export class Unit extends Carrier {
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
   private joined: Part | undefined = undefined
+  private turns: Turns | undefined = undefined
 
   constructor(
     parent: Carrier | undefined,
@@ -72,9 +74,19 @@ export class Unit extends Carrier {
     private rules: Rules | undefined,
     readonly ending: Ending,
     private readonly describe: Describe | undefined,
-    private readonly name: PartName | undefined
+    protected readonly name: PartName | undefined
   ) {
     super(parent, "of a unit of work")
+  }
+
+  /** Whether it is a part that ends with savepoints. */
+  get isNested(): boolean {
+    return false
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
   }
 
   /** Of what is open around it, it is a part. */
@@ -111,16 +123,32 @@ export class Unit extends Carrier {
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
     const transaction = begin(this.optionsFor(origin.database))
-    // a fiber that outlives the unit must not begin what nobody will end
-    if (this.ended) transaction.level.rollback(() => {})
-    else {
-      this.transactions ??= new Map()
-      this.transactions.set(origin, transaction)
-      const waiting = this.waiting?.get(origin)
-      this.waiting?.delete(origin)
-      for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
-    }
+    this.add(transaction)
     return transaction
+  }
+
+  /** Has a transaction be its own, with the hooks that have waited for it. */
+  protected add(transaction: Transaction): void {
+    const { level, origin } = transaction
+    // a fiber that outlives the unit must not begin what nobody will end
+    if (this.ended) return level.rollback(() => {})
+    this.transactions ??= new Map()
+    this.transactions.set(origin, transaction)
+    const waiting = this.waiting?.get(origin)
+    this.waiting?.delete(origin)
+    for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
+  }
+
+  /** Its own transaction on a database, if that is begun. */
+  protected ownOf(origin: Origin): Transaction | undefined {
+    return this.transactions?.get(origin)
+  }
+
+  /** The hooks for which there is no transaction yet, each handed out once. */
+  protected takeWaiting(): ReadonlyArray<readonly [Origin, Waiting]> {
+    const all = [...(this.waiting ?? none)]
+    this.waiting = undefined
+    return all
   }
 
   /** A hook is no reason to begin a transaction, which reads would have to join. */
@@ -139,6 +167,8 @@ export class Unit extends Carrier {
   }
 
   override memory(origin: Origin): Memory {
+    const around = super.memory(origin)
+    if (around !== undefined) return around
     this.memories ??= new Map()
     let known = this.memories.get(origin)
     if (known === undefined) {
