@@ -246,10 +246,14 @@ export const rulesOf = ({
         databases: new Map(databases?.map(({ database, settings }) => [database, settings]))
       }
 
-/** @internal */
-export const endingOf = ({ checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">): Ending => ({
+/** @internal How a unit ends by its options; that of a request does not wait for forks. */
+export const endingOf = (
+  { checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">,
+  isRequest = false
+): Ending => ({
   order: orderOf(order ?? "safest"),
-  checked: checkFirst ?? true
+  checked: checkFirst ?? true,
+  leavesForks: isRequest
 })
 
 const orderOf = (order: "safest" | "touched" | ReadonlyArray<Named>): Order =>
@@ -302,14 +306,15 @@ const begin = <A, E, R>(
   joins: boolean,
   options: Options<A, E>,
   describe: Describe | undefined,
-  site: CallSite | undefined
+  site: CallSite | undefined,
+  isRequest = false
 ): Effect.Effect<A, E | TransactionError, R> => {
   const { retry } = options
   const opening: Opening = {
     around,
     joins,
     rules: rulesOf(options),
-    ending: endingOf(options),
+    ending: endingOf(options, isRequest),
     describe,
     name: { label: options.work?.label, site }
   }
@@ -383,7 +388,7 @@ export const run: {
 )
 
 /**
- * The same, for work that is described when its first statement runs.
+ * The same for a request, which is described when its first statement runs.
  *
  * @internal
  */
@@ -395,7 +400,7 @@ export const runDescribed = <A, E, R>(
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
     return carrier?.unit === undefined
-      ? begin(self, carrier, true, options, describe, undefined)
+      ? begin(self, carrier, true, options, describe, undefined, true)
       : join(self, carrier, carrier.unit, options, { label: describe(fiber)?.label, site: undefined })
   })
 

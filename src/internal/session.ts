@@ -341,6 +341,7 @@ export class Level {
     let stop = nothing
     // a nested level that has the turn has lost its connection, and may keep the turn for long
     if (this.link.lost !== undefined && this.nested !== undefined) return finish()
+    this.leaveNested()
     stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time")

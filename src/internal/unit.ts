@@ -6,7 +6,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
-import type { OptionsConflict, StatementError } from "../DatabaseError.js"
+import { type OptionsConflict, type StatementError, TransactionBusy } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import { Carrier, type Kind, type Memory } from "./carrier.js"
 import type { Hook } from "./hooks.js"
@@ -32,6 +32,8 @@ export interface Ending {
   readonly order: Order
   /** Whether each server checks what it would check at COMMIT before the first is committed. */
   readonly checked: boolean
+  /** Whether what forks have left open in nested transactions is undone, instead of being waited for. */
+  readonly leavesForks: boolean
 }
 
 /** Tells what the work is for; a route, say, is known only inside of it. */
@@ -228,9 +230,16 @@ export class Unit extends Carrier {
     return this.ends !== undefined && this.ends.size > 0
   }
 
-  /** Done when all ends are over that are under way now. */
-  get settled(): Effect.Effect<void> {
-    return Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+  /** Done when all ends are over that are under way now; it waits for as long as a statement would for a nested transaction. */
+  get settled(): Effect.Effect<void, TransactionBusy> {
+    const over = Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+    const [first] = [...(this.ends ?? none)].flatMap(({ transactions }) => transactions())
+    if (first === undefined) return over
+    const { lender, place } = first.level.link
+    return Effect.timeoutFail(over, {
+      duration: lender.patience,
+      onTimeout: () => new TransactionBusy({ ...place, waited: lender.patience })
+    })
   }
 
   /** Whether one of these is in an end that is under way. */
