@@ -516,9 +516,10 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 }
 
 /**
- * A statement waited for its turn in its transaction while a nested one of it did not end. Siblings take turns, each from its first
- * statement to its end, so a nested transaction must not wait for what runs beside it. `waited` is in milliseconds; it is 0 where a
- * transaction was to be committed while something in it, or another end of it, was under way.
+ * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
+ * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
+ * has waited so is a rollback. `waited` is in milliseconds; it is 0 where a transaction was to be committed while something in it, or
+ * another end of it, was under way.
  *
  * @since 0.1.0
  * @category errors
@@ -534,8 +535,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   override get message(): string {
     return this.waited === 0
       ? `${at(this)}: it cannot be committed while something else in it is under way - wait for what runs beside it first`
-      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and this statement of the outer one waits for it` +
-          " - let a nested transaction not wait for what runs beside it"
+      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and what comes after it in the outer one waits for it` +
+          " - wait for forks before the end, and let a nested transaction not wait for what runs beside it"
   }
 }
 
