@@ -263,7 +263,7 @@ export interface SessionConfig {
   readonly mode: Mode
   readonly statementTimeout: number | undefined
   readonly lockTimeout: number | undefined
-  readonly idleInTransactionTimeout: number
+  readonly idleInTransactionTimeout: number | undefined
   readonly applicationName: string
   /** `undefined` where TCP keeps silent. */
   readonly keepAlive: number | undefined
@@ -371,11 +371,16 @@ const synonyms: Readonly<Record<string, string>> = {
 /** Returns a server with what its connection string says and no option overrides. */
 const belowOptions = ({ isPooled: _, ...given }: ReturnType<typeof server>, options: DatabaseOptions): ServerConfig => {
   const { applicationName, keepAlive, ...own } = given.own
+  const limitsIdleness = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
   return {
     ...given,
     connectTimeout: options.connectTimeout === undefined ? given.connectTimeout : undefined,
     own: {
       ...own,
+      // the default gives way to the connection string
+      ...(limitsIdleness && options.idleInTransactionTimeout === undefined
+        ? { idleInTransactionTimeout: undefined }
+        : {}),
       ...(applicationName === undefined || options.applicationName !== undefined ? {} : { applicationName }),
       ...("keepAlive" in given.own && options.keepAlive === undefined ? { keepAlive } : {})
     }
