@@ -4,15 +4,17 @@
  * @since 0.1.0
  */
 
-import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import type { SessionConfig } from "./DatabaseConfig.js"
 import { inquire } from "./internal/activity.js"
-import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
+import { deliver, type Other, otherOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
+import type { ConnectFailure } from "./internal/connection/connectFailure.js"
+import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
-import { type ConnectFailure, login } from "./internal/login.js"
+import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import { ProtocolViolation } from "./internal/protocol/limits.js"
@@ -115,7 +117,8 @@ export class Connection {
   private closed = false
   private readonly statements: PreparedStatements
   private portals = 0
-  private readonly peer: Peer
+  /** @internal The very server that it is on. */
+  readonly other: Other
   private readonly silence: Silence
   /** What is known of the types of the server, where the program reads some by their names. */
   private readonly types: TypeNames | undefined
@@ -129,7 +132,7 @@ export class Connection {
   /** @internal */
   constructor(
     private readonly client: Client,
-    readonly server: ServerConfig,
+    readonly server: Destination,
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
     /** Whether its session was told to refuse writes. */
@@ -145,11 +148,11 @@ export class Connection {
     this.limit = session.statementTimeout
     this.types = isByName(session.types) ? typeNames(server, session.types) : undefined
     const { stream } = client.connection
-    this.peer = peerOf(server, stream)
+    this.other = otherOf(server, stream)
     this.silence = new Silence({
       // a long message that is still on its way is a sign of life, too
       heard: () => stream.bytesRead - stream.writableLength,
-      ask: (patience, told) => showsLife(this.peer, patience, told),
+      ask: (patience, told) => showsLife(server, this.other, patience, told),
       inquire: (told) => inquire(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
@@ -372,7 +375,7 @@ export class Connection {
   private requestCancel(patience: number, done?: (() => void) | undefined): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey), done)
+    deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
   }
 
   private fly(plan: Plan): void {
@@ -511,7 +514,7 @@ const checked = (text: string): string => {
  * @category constructors
  */
 export const connect = (
-  server: ServerConfig,
+  server: Destination,
   session: SessionConfig,
   options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly credentials: Login },
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void

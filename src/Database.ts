@@ -8,7 +8,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -34,6 +34,7 @@ import {
 } from "./DatabaseError.js"
 import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
+import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { undo } from "./internal/ending.js"
@@ -270,9 +271,17 @@ export interface Invalidate {
 export interface Statics<Self> {
   /** Opens the database for as long as the layer lives, then drains and closes it. */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
-  /** The same, with settings from `Config`. */
+  /** The same, with settings from `Config`, beside others as plain values. */
   readonly layerConfig: (
-    config: Config.Config.Wrap<Options>
+    config: DatabaseConfig.ConfigOptions | Config.Config<Options>
+  ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
+  /**
+   * The same, with the writer from libpq's environment: `PGHOST`, `PGUSER` and so on, each with `prefix` before its name, the service file
+   * and the password file. See `DatabaseConfig.fromEnv`.
+   */
+  readonly layerEnv: (
+    prefix?: string,
+    options?: Omit<DatabaseConfig.ConfigOptions, "writer">
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /** The writer under the ecosystem's own tags, for Migrator, Model, SqlResolver, sql-drizzle, sql-kysely. */
   readonly layerSqlClient: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, Self>
@@ -365,6 +374,8 @@ const joins = ({ propagation }: Transaction.Options): boolean =>
 
 const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
   const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
+  const layerConfig: Statics<Self>["layerConfig"] = (config) =>
+    Layer.unwrapEffect(Effect.map(configured<Options>(config), scoped))
   const client = (kind: Kind | "any") => Effect.map(tag, (database) => database[kind])
   const hook =
     (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
@@ -372,7 +383,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       Effect.flatMap(tag, ({ engine }) => addHook(engine, kind, effect))
   return {
     layer: scoped,
-    layerConfig: (config) => Layer.unwrapEffect(Effect.map(Config.unwrap(config), scoped)),
+    layerConfig,
+    layerEnv: (prefix, options) => layerConfig({ ...options, writer: DatabaseConfig.fromEnv(prefix) }),
     layerSqlClient: Layer.effectContext(
       Effect.map(tag, ({ writer }) =>
         Context.make(SqlClient.SqlClient, writer).pipe(Context.add(PgClient.PgClient, writer))

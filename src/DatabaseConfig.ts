@@ -6,6 +6,7 @@
 
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
+import type * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -13,6 +14,8 @@ import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
 import type { AuthMethod } from "./internal/config/authentication.js"
+import type { Configured } from "./internal/config/configured.js"
+import { fromEnvironment } from "./internal/config/environment.js"
 import type { Host } from "./internal/config/hosts.js"
 import { type Known, refuseUnknown } from "./internal/config/known.js"
 import type { OwnSettings } from "./internal/config/ownSettings.js"
@@ -50,6 +53,7 @@ import { concealed } from "./internal/protocol/tls.js"
 
 export type {
   AuthMethod,
+  Configured,
   Connector,
   Endpoint,
   Host,
@@ -320,7 +324,7 @@ export interface SessionConfig {
   readonly mode: Mode
   readonly statementTimeout: number | undefined
   readonly lockTimeout: number | undefined
-  readonly idleInTransactionTimeout: number
+  readonly idleInTransactionTimeout: number | undefined
   readonly applicationName: string
   /** `undefined` where TCP keeps silent. */
   readonly keepAlive: number | undefined
@@ -434,11 +438,16 @@ const synonyms: Readonly<Record<string, string>> = {
 /** Returns a server with what its connection string says and no option overrides. */
 const belowOptions = ({ isPooled: _, ...given }: ReturnType<typeof server>, options: DatabaseOptions): ServerConfig => {
   const { applicationName, keepAlive, ...own } = given.own
+  const limitsIdleness = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
   return {
     ...given,
     connectTimeout: options.connectTimeout === undefined ? given.connectTimeout : undefined,
     own: {
       ...own,
+      // the default gives way to the connection string
+      ...(limitsIdleness && options.idleInTransactionTimeout === undefined
+        ? { idleInTransactionTimeout: undefined }
+        : {}),
       ...(applicationName === undefined || options.applicationName !== undefined ? {} : { applicationName }),
       ...("keepAlive" in given.own && options.keepAlive === undefined ? { keepAlive } : {})
     }
@@ -562,3 +571,54 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
       throw e
     }
   })
+
+/**
+ * Settings of which some come from `Config` and others are plain values.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers">> & {
+  readonly writer: ConfigServer
+  readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
+}
+
+/**
+ * A server of which the whole or some parts come from `Config`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigServer =
+  | ServerInput
+  | Config.Config<ServerInput>
+  | Configured<ServerOptions>
+  | Configured<ServerUrl>
+  | Configured<ServerSocket>
+
+/**
+ * Reads a server from libpq's environment, as a connection string.
+ *
+ * The variables (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGSSLMODE` and so on) are read by Effect's `ConfigProvider`, each with
+ * `prefix` before its name; so are the service file (`PGSERVICE`, `PGSERVICEFILE`, `~/.pg_service.conf`) and the password file
+ * (`PGPASSFILE`, `~/.pgpass`). A connection string that is given comes before the service file, and that before the variables. Nothing else
+ * in this library reads them.
+ *
+ * Fails with `ConfigError` if the connection string or the service cannot be read.
+ *
+ * @see {@link https://www.postgresql.org/docs/18/libpq-envars.html} for the variables
+ *
+ * @example
+ * import { DatabaseConfig, Database } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const DbLive = Db.layerConfig({ writer: DatabaseConfig.fromEnv("APP_"), maxConnections: 20 })
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const fromEnv = (
+  prefix = "",
+  url?: Redacted.Redacted<string> | undefined
+): Config.Config<Redacted.Redacted<string>> => fromEnvironment(prefix, url)
