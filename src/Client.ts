@@ -9,23 +9,26 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
+import { json, makeCompiler } from "./internal/client/compiler.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
 import { plan } from "./internal/propagation.js"
+import { concealed } from "./internal/protocol/tls.js"
 import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
-import { independent, run } from "./internal/within.js"
+import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options, type Transaction } from "./Transaction.js"
 
-// the constructor of @effect/sql-pg is private to it; the compiler knows the kind
-const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")
+const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
+  Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
  * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
@@ -44,8 +47,10 @@ export const withTransaction = <A, E, R, X>(
     const carrier = currentCarrier(fiber)
     const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
     switch (chosen._tag) {
-      case "join":
-        return self
+      case "join": {
+        const { label } = options
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
+      }
       case "outside":
         return independent(self, engine)
       case "refuse":
@@ -81,7 +86,7 @@ export const make = (
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
     const { options, session, writer } = engine.config
-    const compiler = PgClient.makeCompiler(options.transformQueryNames, options.transformJson)
+    const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
@@ -120,13 +125,13 @@ export const make = (
         database: writer.database,
         username: writer.username,
         password: writer.password,
-        ssl: writer.ssl
+        ssl: concealed(writer.ssl)
       },
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
-      json: (value: unknown) => pgJson(value, undefined, undefined),
+      json,
       listen,
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {

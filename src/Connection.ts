@@ -4,18 +4,22 @@
  * @since 0.1.0
  */
 
-import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import type { SessionConfig } from "./DatabaseConfig.js"
 import { inquire } from "./internal/activity.js"
-import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
+import { deliver, type Other, otherOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
 import { Cancellation } from "./internal/connection/cancellation.js"
+import type { ConnectFailure } from "./internal/connection/connectFailure.js"
+import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
-import { type ConnectFailure, login } from "./internal/login.js"
+import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import { ProtocolViolation } from "./internal/protocol/limits.js"
+import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
 import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
@@ -56,6 +60,8 @@ const longestCancel = 1000
 
 /** After how much of that it is asked once more, where it has taken the first request; after twice as much where it has not. */
 const cancelAgain = 250
+
+const none: ReadonlyArray<never> = []
 
 const lostError = () => new Error("Connection terminated unexpectedly")
 
@@ -111,14 +117,17 @@ export class Connection {
   /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
   private cancellation: Cancellation | undefined = undefined
   /** Whether the flight under way is answered, and only its cancel may still be on its way. */
-  private isAnswered = false
+  private isHeldBack = false
   private ending = false
   private loss: Error | undefined = undefined
   private closed = false
   private readonly statements: PreparedStatements
   private portals = 0
-  private readonly peer: Peer
+  /** @internal The very server that it is on. */
+  readonly other: Other
   private readonly silence: Silence
+  /** What is known of the types of the server, where the program reads some by their names. */
+  private readonly types: TypeNames | undefined
   /** The server's limit for a statement, in ms. */
   private readonly limit: number | undefined
   /** Whether a pooler is in between, which shares the server's sessions out. */
@@ -129,7 +138,7 @@ export class Connection {
   /** @internal */
   constructor(
     private readonly client: Client,
-    readonly server: ServerConfig,
+    readonly server: Destination,
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
     /** Whether its session was told to refuse writes. */
@@ -143,12 +152,13 @@ export class Connection {
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     this.limit = session.statementTimeout
+    this.types = isByName(session.types) ? typeNames(server, session.types) : undefined
     const { stream } = client.connection
-    this.peer = peerOf(server, stream)
+    this.other = otherOf(server, stream)
     this.silence = new Silence({
       // a long message that is still on its way is a sign of life, too
       heard: () => stream.bytesRead - stream.writableLength,
-      ask: (patience, told) => showsLife(this.peer, patience, told),
+      ask: (patience, told) => showsLife(server, this.other, patience, told),
       inquire: (told) => inquire(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
@@ -236,7 +246,10 @@ export class Connection {
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
-          if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
+          if (schemaCommands.has(flight.result.command ?? "")) {
+            this.statements.dropAll()
+            this.types?.forget()
+          }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           // refused before it was bound, so nothing of it ran, and what has changed may have been under any other
           if (flight.bound === before.length) this.statements.dropAll()
@@ -259,21 +272,16 @@ export class Connection {
 
   /** Sends steps only. */
   steps(all: ReadonlyArray<wire.Step>, done: Done): void {
-    const plan = new Plan(() => wire.steps(all), done)
-    plan.before = all.length - 1
-    this.fly(plan)
+    this.fly(stepsPlan(all, done))
   }
 
   /** Sends steps that undo something that has failed. Who waits for the failure waits for them, too: without an answer it is closed. */
   undo(all: ReadonlyArray<wire.Step>, done: Done): void {
     const stop = later(longestUndo.usual, () => this.destroy("broken"))
-    const plan = new Plan(
-      () => wire.steps(all),
-      (failure, flight) => {
-        stop()
-        done(failure, flight)
-      }
-    )
+    const plan = stepsPlan(all, (failure, flight) => {
+      stop()
+      done(failure, flight)
+    })
     plan.isUndo = true
     this.fly(plan)
   }
@@ -290,6 +298,7 @@ export class Connection {
   /** Asks for a sign of life. */
   ping(done: Done): void {
     const plan = new Plan(() => wire.syncOnly, done)
+    plan.main = 0
     plan.isUpkeep = true
     this.fly(plan)
   }
@@ -316,7 +325,9 @@ export class Connection {
 
   /** Closes a portal. */
   closePortal(portal: string, done: Done): void {
-    this.fly(new Plan(() => wire.closePortal(portal), done))
+    const plan = new Plan(() => wire.closePortal(portal), done)
+    plan.main = 0
+    this.fly(plan)
   }
 
   /**
@@ -326,7 +337,7 @@ export class Connection {
    */
   cancel(): void {
     // what undoes something has a limit of its own, and is still wanted
-    if (this.flight === undefined || this.flight.plan.isUndo || this.isAnswered) return
+    if (this.flight === undefined || this.flight.plan.isUndo || this.isHeldBack) return
     if (this.isPooled) this.abort("cancelled")
     else this.stop("cancelled")
   }
@@ -339,7 +350,7 @@ export class Connection {
     if (this.closed) return
     this.broken ??= reason
     if (this.flight === undefined) return this.destroy(reason)
-    if (this.isAnswered) return this.finish(this.flight)
+    if (this.isHeldBack) return this.finish(this.flight, this.flight.failure())
     this.stop(reason)
   }
 
@@ -357,7 +368,7 @@ export class Connection {
       // a cancel can overtake its statement on a busy server, and then there is nothing to cancel; or it may be lost
       const again = (isLast: boolean) =>
         later(cancelAgain, () => {
-          if (this.cancellation !== cancellation || this.flight === undefined || this.isAnswered) return
+          if (this.cancellation !== cancellation || this.flight === undefined || this.isHeldBack) return
           if (cancellation.isTravelling && !isLast) again(true)
           else cancellation.request(longestCancel - cancelAgain)
         })
@@ -373,13 +384,13 @@ export class Connection {
   /** Ends the flight that was to be stopped, when it is answered and no cancel is on its way. */
   private settleCancel(): void {
     const { cancellation, flight } = this
-    if (cancellation === undefined || flight === undefined || !this.isAnswered || cancellation.isTravelling) return
+    if (cancellation === undefined || flight === undefined || !this.isHeldBack || cancellation.isTravelling) return
     const failure = flight.failure()
     const isConfirmed =
       cancellation.isOver && failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message)
     if (isConfirmed) this.cancellation = undefined
     else this.broken ??= "cancelled"
-    this.finish(flight)
+    this.finish(flight, failure)
   }
 
   /** Closes it politely, if it is idle. */
@@ -421,11 +432,11 @@ export class Connection {
   private requestCancel(patience: number, done: (isTaken: boolean) => void): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey), done)
+    deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
   }
 
   private fly(plan: Plan): void {
-    const flight = new Flight(this.client, plan, this.flightLost)
+    const flight = new Flight(this.client, plan, this.flightLost, this.types)
     const failure = this.refusal(flight)
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
@@ -451,29 +462,60 @@ export class Connection {
 
   private ready(): void {
     const flight = this.flight
-    if (flight === undefined) return
+    const failed = flight?.failure()
+    if (flight === undefined || (failed === undefined && !flight.isAnswered)) {
+      return this.lose(new ProtocolViolation("was ready before it had answered"))
+    }
     this.silence.answered()
     this.lastAnswer = performance.now()
-    if (!this.isStopping) return this.finish(flight)
+    if (!this.isStopping) return this.finish(flight, failed)
     // what comes next would be what a cancel that is still on its way hits
-    this.isAnswered = true
+    this.isHeldBack = true
     this.settleCancel()
   }
 
-  private finish(flight: Flight): void {
+  private finish(flight: Flight, failed: Failure | undefined): void {
     this.flight = undefined
-    this.isAnswered = false
-    const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
+    this.isHeldBack = false
+    const failure = this.broken === undefined ? failed : cutShort(failed, this.broken)
     if (this.readOnly) {
       if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
+    if (failure === undefined && this.broken === undefined && this.types !== undefined) {
+      const unknown = flight.unknownTypes
+      if (unknown.length > 0) return this.lookUp(unknown, this.types, flight)
+    }
     if (this.broken !== undefined) this.end(this.broken)
+    this.settle(flight, failure)
+  }
+
+  private settle(flight: Flight, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
     const { onStopped } = this
     if (onStopped === undefined) return
     this.onStopped = undefined
     onStopped()
+  }
+
+  /** Looks up the names of types before a flight is read that has brought rows of them. To its caller it is under way until then. */
+  private lookUp(unknown: ReadonlyArray<number>, types: TypeNames, flight: Flight): void {
+    const bytes = () =>
+      wire.flight(
+        none,
+        { text: lookupSql, values: [unknown], name: "", parse: true, describe: false, close: () => none },
+        none
+      )
+    const plan = new Plan(bytes, (failure, found) => {
+      if (failure !== undefined) return this.settle(flight, { ...failure, acknowledged: flight.acknowledged })
+      // rows of a raw flight are as the server has written them
+      types.learn(unknown, found.result.rows as Array<ReadonlyArray<string | null>>)
+      flight.readLate()
+      this.settle(flight, flight.failure())
+    })
+    plan.isRaw = true
+    plan.isUpkeep = true
+    this.fly(plan)
   }
 
   private lose(error: Error): void {
@@ -483,7 +525,11 @@ export class Connection {
     this.loss ??= error
     this.flight = undefined
     this.silence.answered()
-    if (before === undefined) this.owner.lost(this, error)
+    if (before === undefined) {
+      // what answers there next may be another server
+      this.types?.forget()
+      this.owner.lost(this, error)
+    }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
     const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }
@@ -525,6 +571,12 @@ const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | 
       }
     : failure
 
+const stepsPlan = (all: ReadonlyArray<wire.Step>, done: Done): Plan => {
+  const plan = new Plan(() => wire.steps(all), done)
+  plan.before = all.length - 1
+  return plan
+}
+
 const checked = (text: string): string => {
   if (text.includes("\0")) throw new Error("the statement holds a NUL character")
   return text
@@ -537,14 +589,15 @@ const checked = (text: string): string => {
  * @category constructors
  */
 export const connect = (
-  server: ServerConfig,
+  server: Destination,
   session: SessionConfig,
   options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly credentials: Login },
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
   let made: Connection | undefined
-  const giveUp = login(server, session, options, (failure, client, parameters) => {
-    if (failure !== undefined) return done(failure, undefined)
+  const giveUp = login(server, session, options, (failure, loggedIn) => {
+    if (loggedIn === undefined) return done(failure, undefined)
+    const { client, parameters } = loggedIn
     const { credentials, owner, readOnly } = options
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"

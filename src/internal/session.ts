@@ -16,11 +16,12 @@ import {
   TransactionInterrupted
 } from "../DatabaseError.js"
 import { isStaleRefusal, toStatementError } from "./failure.js"
-import { later, longestUndo } from "./later.js"
+import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
 import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
+import type { Gate } from "./unitOfWork/gate.js"
 import * as wire from "./wire.js"
 
 // An interruption waits for the end of a transaction and, where there are several, for one to be committed and the others to be undone. All
@@ -34,6 +35,12 @@ export type Fence = "none" | "savepoint" | "readOnly"
 
 /** How a level stands. */
 export type State = "open" | "committed" | "rolledBack" | "failed" | "unknown"
+
+/** A part of a transaction that ended in rollback, and why; what it has done in there must not be kept. */
+export interface Undone {
+  readonly part: string
+  readonly cause?: unknown
+}
 
 /** What a level needs before its first statement can run; a class, for the reason that `cancellable` gives. */
 class Opening {
@@ -86,15 +93,23 @@ export class Level {
   failedBy: StatementError | undefined = undefined
   /** The interruption of a statement after which it can only be undone, and what is around it goes on. */
   private interrupted: StatementError | undefined = undefined
+  /** The first part of it that ended in rollback: it cannot be kept. */
+  undone: Undone | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
+  /** Whether all that was ever in it is undone, and the server knows nothing of it any more, as before its first statement. */
+  isVacated = false
+  /** Where it is a nested part: what it waits at before its first statement. */
+  gate: Gate | undefined = undefined
   private opened = false
   private ending = false
+  /** Whether anything was done in it that stays when a nested level is undone. */
+  private used = false
   private readonly turns = new Turns()
   /** Whether the caller of the statement under way has left. */
   private isLeft = false
-  /** Whether a nested level has the turn, from its first statement to its end. */
-  private isNesting = false
+  /** The nested level that has the turn, from its first statement to its end. */
+  private nested: Level | undefined = undefined
   private readonly mark: ReturnType<typeof savepoint> | undefined
 
   constructor(
@@ -116,9 +131,14 @@ export class Level {
     return this.opened
   }
 
+  /** Has it end in rollback, for a part of it that is undone. */
+  markUndone(undone: Undone): void {
+    if (this.state === "open") this.undone ??= undone
+  }
+
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
-  run(request: Request, fence: Fence, done: OnStatement): () => void {
-    return this.enter(request, fence, done, (connection, opening, settle) => {
+  run(request: Request, fence: Fence, done: OnStatement, onSent = nothing): () => void {
+    return this.enter(request, fence, done, onSent, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
@@ -164,13 +184,15 @@ export class Level {
   openPortal(
     request: Request,
     size: number,
-    done: (error: StatementError | undefined, portal: Portal | undefined) => void
+    done: (error: StatementError | undefined, portal: Portal | undefined) => void,
+    onSent: () => void
   ): () => void {
     let name = ""
     return this.enter(
       request,
       "none",
       (error, flight) => done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request)),
+      onSent,
       (connection, opening, settle) => {
         name = connection.nextPortal()
         connection.openPortal(stepsOf(opening, this.link.pathTo(request.path)), name, request, size, settle)
@@ -180,24 +202,28 @@ export class Level {
 
   /** @internal */
   inPortal(request: Request, action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter(request, "none", done, (connection, _, settle) => action(connection, settle))
+    return this.enter(request, "none", done, nothing, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
   check(done: (error: TransactionError | undefined) => void): () => void {
     let sent = false
     let settled = false
+    const refuse = (error: TransactionError) => {
+      settled = true
+      done(error)
+    }
     const finish = (error: TransactionError | undefined) => {
       settled = true
       this.turns.pass()
       done(error)
     }
-    const leave = this.turns.take(() => {
+    const leave = this.takeLast(refuse, () => {
       const { gone } = this
       const { connection, place } = this.link
       if (gone !== undefined) return finish(gone)
       if (!this.opened || connection === undefined) return finish(undefined)
-      if (connection.status === "E") return finish(this.rolledBackAtCommit())
+      if (connection.status === "E" || this.undone !== undefined) return finish(this.rolledBackAtCommit())
       if (this.mark !== undefined) return finish(undefined)
       sent = true
       connection.steps(checkNow, (failure) => {
@@ -229,7 +255,11 @@ export class Level {
       done(error)
       onAnswer()
     }
-    const leaveQueue = this.turns.take(() => {
+    const refuse = (error: TransactionError) => {
+      answered = true
+      done(error)
+    }
+    const leaveQueue = this.takeLast(refuse, () => {
       const { gone } = this
       const { connection, place } = this.link
       // somebody else has ended it, perhaps otherwise
@@ -238,13 +268,11 @@ export class Level {
         this.turns.pass()
         return done(new TransactionEnded(place))
       }
-      if (gone !== undefined) {
-        sent = true
-        return this.revert(() => finish("failed", gone))
-      }
+      sent = gone !== undefined || this.opened
+      if (gone !== undefined) return this.revert(this, () => finish("failed", gone))
       if (!this.opened || connection === undefined) return finish("committed", undefined)
-      sent = true
-      if (this.mark === undefined) {
+      if (this.undone !== undefined) this.revert(this, () => finish("failed", this.rolledBackAtCommit()))
+      else if (this.mark === undefined) {
         // what is aborted stores nothing
         const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
         const refused = (failure: Failure) => {
@@ -269,9 +297,12 @@ export class Level {
         }
       } else {
         connection.steps([this.mark.release, ...this.restore], (failure) => {
-          if (failure === undefined) return finish("committed", undefined)
+          if (failure === undefined) {
+            if (this.parent !== undefined) this.parent.used = true
+            return finish("committed", undefined)
+          }
           this.link.note(failure)
-          this.revert(() => finish("failed", this.link.lost ?? this.rolledBackAtCommit()))
+          this.revert(this, () => finish("failed", this.link.lost ?? this.rolledBackAtCommit()))
         })
       }
     })
@@ -287,6 +318,16 @@ export class Level {
         settled()
       }
     }
+  }
+
+  /**
+   * Undoes the nested levels that are open in it, the innermost first. A statement that is under way in them is waited for, by what is to
+   * come after it as well.
+   */
+  leaveNested(): void {
+    const open: Array<Level> = []
+    for (let level = this.nested; level !== undefined; level = level.nested) open.unshift(level)
+    for (const level of open) level.rollback(nothing, "patient")
   }
 
   /** Undoes what was done. It does not fail: where the server does not answer in time, the connection is closed, which undoes it too. */
@@ -307,7 +348,11 @@ export class Level {
       }
       over()
     }
-    const stop = later(longestUndo[pace], () => {
+    let stop = nothing
+    // a nested level that has the turn has lost its connection, and may keep the turn for long
+    if (this.link.lost !== undefined && this.nested !== undefined) return finish()
+    this.leaveNested()
+    stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time", this.interrupted)
       finish()
@@ -318,7 +363,7 @@ export class Level {
         this.turns.pass()
         return over()
       }
-      this.revert(finish)
+      this.revert(this.outermostUndone(), finish)
     })
   }
 
@@ -327,14 +372,15 @@ export class Level {
     return this.mark === undefined ? rollback : this.mark.undo
   }
 
-  /** Undoes what the server has of it, as far as its connection can: what a lost one has done is undone by the server. */
-  private revert(done: () => void): void {
+  /** Undoes what the server has of it, and of the levels around it up to one, as far as the connection can: losing one undoes all. */
+  private revert(outermost: Level, done: () => void): void {
     const { connection, lost } = this.link
     const isGone = connection === undefined || connection.broken !== undefined || connection.status === "I"
     // what is around it is undone, too
     if (!this.opened || isGone || (this.mark !== undefined && lost !== undefined)) return done()
-    connection.undo(this.undo, (failure) => {
+    connection.undo(outermost.undo, (failure) => {
       if (failure !== undefined) this.link.abort("ROLLBACK was refused", this.interrupted)
+      else if (outermost !== this) this.vacate(outermost)
       done()
     })
   }
@@ -349,11 +395,10 @@ export class Level {
     return this.link.lost ?? this.interrupted
   }
 
-  private rolledBackAtCommit(): RolledBackAtCommit {
-    return new RolledBackAtCommit({
-      ...this.link.place,
-      ...(this.failedBy === undefined ? {} : { cause: this.failedBy })
-    })
+  /** Builds the failure of an end that keeps nothing. */
+  rolledBackAtCommit(): RolledBackAtCommit {
+    const cause = this.failedBy === undefined ? {} : { cause: this.failedBy }
+    return new RolledBackAtCommit({ ...this.link.place, ...(this.undone ?? cause) })
   }
 
   private commitFailure(failure: Failure): [State, TransactionError] {
@@ -385,6 +430,7 @@ export class Level {
     request: Request,
     fence: Fence,
     done: OnStatement,
+    onSent: () => void,
     exchange: (
       connection: Connection,
       opening: ReadonlyArray<Opening>,
@@ -401,6 +447,8 @@ export class Level {
       }
       sent = connection
       this.isLeft = false
+      this.used = true
+      onSent()
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
@@ -499,6 +547,7 @@ export class Level {
       if (left > 0) {
         level.opened = true
         level.touched = true
+        level.isVacated = false
       }
       left -= steps.length
     }
@@ -515,12 +564,34 @@ export class Level {
   }
 
   private passFromNested(): void {
-    this.isNesting = false
+    this.nested = undefined
     this.turns.pass()
   }
 
+  /** The outermost level that has nothing in it but this nested part: undone as a whole, it leaves nothing behind, not even a snapshot. */
+  private outermostUndone(): Level {
+    let level: Level = this
+    if (this.gate === undefined) return level
+    while (level.parent !== undefined && !level.parent.used) level = level.parent
+    return level
+  }
+
+  /** Has the levels from the one around this one to the outermost undone be as before their first statement; the next opens them again. */
+  private vacate(outermost: Level): void {
+    const all: Array<Level> = []
+    for (let level = this.parent; level !== undefined; level = level === outermost ? undefined : level.parent) {
+      level.opened = false
+      level.touched = false
+      level.isVacated = true
+      all.push(level)
+    }
+    // before anybody has a turn, who would find the connection
+    if (outermost.parent === undefined) this.link.giveBack()
+    for (const level of all) level.parent?.passFromNested()
+  }
+
   /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
-  private reach(ready: Ready, isNested = false): () => void {
+  private reach(ready: Ready, nested?: Level): () => void {
     if (this.gone !== undefined && !this.ending) {
       // whoever has the turn may keep it until the connection is closed
       ready(this.gone, undefined, none)
@@ -540,14 +611,15 @@ export class Level {
       const { connection } = this.link
       if (this.ending) return fail(new TransactionEnded(this.link.place))
       if (gone !== undefined) return fail(gone)
-      this.isNesting = isNested
+      this.nested = nested
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
         const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
-      const leave = this.parent === undefined ? this.borrow(above) : this.parent.reach(above, true)
+      const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))
+      const leave = this.gate === undefined ? goAbove() : this.passGate(this.gate, goAbove, fail)
       leaveAbove = () => {
         leave()
         this.turns.pass()
@@ -567,18 +639,75 @@ export class Level {
     }
   }
 
+  /**
+   * Takes the turn of an end, which waits within a bound for what is under way, such as a nested level of a fork, and not at all where the
+   * connection is lost: then it is refused. The returned function leaves the queue.
+   */
+  private takeLast(refuse: (error: StatementError) => void, start: () => void): () => void {
+    let isWaiting = true
+    let stop = nothing
+    const leave = this.turns.take(() => {
+      isWaiting = false
+      stop()
+      start()
+    })
+    if (!isWaiting) return nothing
+    const { lender, lost, place } = this.link
+    const giveUp = (error: StatementError) => {
+      leave()
+      stop()
+      refuse(error)
+    }
+    const bound = timer(lender.patience, () => giveUp(new TransactionBusy({ ...place, waited: lender.patience })))
+    const unwatch = this.link.whenLost(giveUp)
+    stop = () => {
+      clearTimeout(bound)
+      unwatch()
+    }
+    // whoever has the turn may keep it until the connection is closed
+    if (lost !== undefined) giveUp(lost)
+    return () => {
+      leave()
+      stop()
+    }
+  }
+
+  /** Goes on when its part has its turn among those beside it, for which it does not wait for ever. The returned function gives up. */
+  private passGate(gate: Gate, goOn: () => () => void, fail: (error: StatementError) => void): () => void {
+    const { lender, place } = this.link
+    let giveUp = nothing
+    let stop = nothing
+    let isPassed = false
+    const leave = gate.enter(() => {
+      isPassed = true
+      stop()
+      giveUp = goOn()
+    })
+    if (isPassed) return giveUp
+    const bound = timer(lender.patience, () => {
+      leave()
+      fail(new TransactionBusy({ ...place, waited: lender.patience }))
+    })
+    stop = () => clearTimeout(bound)
+    return () => {
+      leave()
+      stop()
+      giveUp()
+    }
+  }
+
   /** Who waits for a turn is told when there will be none, and does not wait for ever for a nested level to end. */
   private whileWaiting(giveUp: (error: StatementError) => void): () => void {
     const { place } = this.link
     const { patience } = this.link.lender
     const look = () => {
-      if (this.isNesting) giveUp(new TransactionBusy({ ...place, waited: patience }))
-      else timer = setTimeout(look, patience)
+      if (this.nested !== undefined) giveUp(new TransactionBusy({ ...place, waited: patience }))
+      else waiting = timer(patience, look)
     }
-    let timer = setTimeout(look, patience)
+    let waiting = timer(patience, look)
     const stop = this.link.whenLost(giveUp)
     return () => {
-      clearTimeout(timer)
+      clearTimeout(waiting)
       stop()
     }
   }

@@ -14,8 +14,8 @@ const control = /^(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b/
 /** The tags after which a transaction may be a new one: that of COMMIT AND CHAIN has none of its own. */
 const begins = new Set(["BEGIN", "START", "COMMIT", "ROLLBACK"])
 
-/** A transaction is read-only for good only after its first query. */
-const seal = [constantStep("SET TRANSACTION READ ONLY"), constantStep("SELECT 1")]
+/** A transaction is read-only for good only after its first query. That comes first, for the rows of a last step would be the statement's. */
+const seal = [constantStep("SELECT 1"), constantStep("SET TRANSACTION READ ONLY")]
 
 /** Runs a statement so that it cannot write, in a transaction that the program has begun by hand or outside of any. */
 export const runReadOnly = (
