@@ -15,7 +15,7 @@ import pg from "pg"
 import { describe } from "vitest"
 import { Db } from "../fixtures/databases.js"
 import { directory } from "../fixtures/directory.js"
-import { freshDatabase } from "../fixtures/server.js"
+import { freshDatabase, query } from "../fixtures/server.js"
 import { makeIdentity, makeTlsGate } from "../fixtures/tlsGate.js"
 
 /** Puts variables into the environment until the scope ends. */
@@ -255,6 +255,28 @@ describe("TLS options", () => {
         assert.strictEqual(typeof copied === "object" && copied.key, client.key)
         assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")
       }).pipe(Effect.provide(Db.layer({ writer: secret })))
+    })
+  )
+})
+
+describe("a role whose password takes many iterations", () => {
+  it.scopedLive("logs in, unless they are more than the settings allow", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const { server } = parts(writer)
+      const role = `${name}_role`
+      yield* Effect.acquireRelease(
+        query(writer, `SET scram_iterations = 150000; CREATE ROLE ${role} LOGIN PASSWORD 'secret'`),
+        () => query(writer, `DROP ROLE ${role}`)
+      )
+      const own = { ...server, username: role, password: Redacted.make("secret") }
+      yield* answer({ writer: own })
+      const refused = yield* Effect.flip(
+        Effect.scoped(Layer.build(Db.layer({ writer: own, maxScramIterations: 149_999 })))
+      )
+      assert.strictEqual(refused._tag === "ConnectFailed" && refused.reason, "authentication")
+      assert.include(refused.message, "150000")
+      assert.include(refused.message, "maxScramIterations")
     })
   )
 })

@@ -3,10 +3,14 @@
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
+import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { startChild } from "../fixtures/child.js"
 import * as talk from "../fixtures/conversation.js"
+import { Db, freshTable, insert, Place, stored } from "../fixtures/databases.js"
+import { answers, type Message, makeProxy, type Proxy } from "../fixtures/proxy.js"
 import { makeSpeaker } from "../fixtures/speaker.js"
 
 const Line = Schema.parseJson(
@@ -146,6 +150,70 @@ describe("bytes that are no answer", () => {
       const { lines } = yield* listen(() => ({ ...right, answer }), 1, 1)
       assert.deepStrictEqual(lines[0]?.rows, [{ n: "1" }])
     })
+  )
+})
+
+/** Runs an effect with a new database whose messages go through a proxy. */
+const behind = <A, E>(body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place>) =>
+  Effect.gen(function* () {
+    const place = yield* freshTable
+    const proxy = yield* makeProxy(place.writer)
+    const database = Db.layer({ writer: proxy.url, readers: [place.reader], acquireTimeout: "5 seconds" })
+    return yield* Effect.provide(body(proxy), Layer.merge(database, Layer.succeed(Place, place)))
+  })
+
+const isReady = ({ from, type }: Message) => from === "server" && type === "Z"
+
+describe("an answer that is spoiled on its way", () => {
+  it.scopedLive("fails a statement of a transaction, which is undone", () =>
+    behind((proxy) =>
+      Effect.gen(function* () {
+        const body = Effect.gen(function* () {
+          yield* insert("a")
+          yield* proxy.when(answers("INSERT"), "spoil")
+          yield* insert("b")
+        })
+        const error = yield* body.pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+        assert.include(error.message, "protocol")
+        assert.deepStrictEqual(yield* stored, [])
+        yield* insert("c")
+        assert.deepStrictEqual(yield* stored, ["c"])
+      })
+    )
+  )
+
+  it.scopedLive("leaves a COMMIT in doubt before the server has said COMMIT, and not after it", () =>
+    behind((proxy) =>
+      Effect.gen(function* () {
+        yield* proxy.when(answers("COMMIT"), "spoil")
+        const error = yield* insert("a").pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        assert.deepStrictEqual(yield* stored, ["a"])
+
+        let isCommitted = false
+        const note = (message: Message) => {
+          if (answers("COMMIT")(message)) isCommitted = true
+          return isCommitted && isReady(message)
+        }
+        yield* proxy.when(note, "spoil")
+        yield* insert("b").pipe(Db.withTransaction())
+        assert.deepStrictEqual(yield* stored, ["a", "b"])
+      })
+    )
+  )
+
+  it.scopedLive("leaves a statement of its own in doubt, and the next one has another connection", () =>
+    behind((proxy) =>
+      Effect.gen(function* () {
+        const spoiled = yield* proxy.when((message) => isReady(message) && proxy.roundTrips > 0, "spoil")
+        const error = yield* insert("a").pipe(Effect.zipRight(insert("b")), DatabaseError.refine, Effect.flip)
+        yield* spoiled
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+        yield* insert("c")
+        assert.include(yield* stored, "c")
+      })
+    )
   )
 })
 
