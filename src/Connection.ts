@@ -4,18 +4,21 @@
  * @since 0.1.0
  */
 
-import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import type { SessionConfig } from "./DatabaseConfig.js"
 import { inquire } from "./internal/activity.js"
-import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
+import { deliver, type Other, otherOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
+import type { ConnectFailure } from "./internal/connection/connectFailure.js"
+import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
-import { type ConnectFailure, login } from "./internal/login.js"
+import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
 import { ProtocolViolation } from "./internal/protocol/limits.js"
+import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
 import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
@@ -56,6 +59,8 @@ const longestCancel = 1000
 
 /** After how much of that it is asked once more. */
 const cancelAgain = 250
+
+const none: ReadonlyArray<never> = []
 
 const lostError = () => new Error("Connection terminated unexpectedly")
 
@@ -112,8 +117,11 @@ export class Connection {
   private closed = false
   private readonly statements: PreparedStatements
   private portals = 0
-  private readonly peer: Peer
+  /** @internal The very server that it is on. */
+  readonly other: Other
   private readonly silence: Silence
+  /** What is known of the types of the server, where the program reads some by their names. */
+  private readonly types: TypeNames | undefined
   /** The server's limit for a statement, in ms. */
   private readonly limit: number | undefined
   /** Whether a pooler is in between, which shares the server's sessions out. */
@@ -124,7 +132,7 @@ export class Connection {
   /** @internal */
   constructor(
     private readonly client: Client,
-    readonly server: ServerConfig,
+    readonly server: Destination,
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
     /** Whether its session was told to refuse writes. */
@@ -138,12 +146,13 @@ export class Connection {
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     this.limit = session.statementTimeout
+    this.types = isByName(session.types) ? typeNames(server, session.types) : undefined
     const { stream } = client.connection
-    this.peer = peerOf(server, stream)
+    this.other = otherOf(server, stream)
     this.silence = new Silence({
       // a long message that is still on its way is a sign of life, too
       heard: () => stream.bytesRead - stream.writableLength,
-      ask: (patience, told) => showsLife(this.peer, patience, told),
+      ask: (patience, told) => showsLife(server, this.other, patience, told),
       inquire: (told) => inquire(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
@@ -221,7 +230,10 @@ export class Connection {
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
-          if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
+          if (schemaCommands.has(flight.result.command ?? "")) {
+            this.statements.dropAll()
+            this.types?.forget()
+          }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text, path)
           // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
@@ -363,11 +375,11 @@ export class Connection {
   private requestCancel(patience: number, done?: (() => void) | undefined): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey), done)
+    deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
   }
 
   private fly(plan: Plan): void {
-    const flight = new Flight(this.client, plan, this.flightLost)
+    const flight = new Flight(this.client, plan, this.flightLost, this.types)
     const failure = this.refusal(flight)
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
@@ -404,9 +416,37 @@ export class Connection {
     if (this.readOnly) {
       if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
+    if (failure === undefined && this.broken === undefined && this.types !== undefined) {
+      const unknown = flight.unknownTypes
+      if (unknown.length > 0) return this.lookUp(unknown, this.types, flight)
+    }
     if (this.broken !== undefined) this.end(this.broken)
+    this.settle(flight, failure)
+  }
+
+  private settle(flight: Flight, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
+  }
+
+  /** Looks up the names of types before a flight is read that has brought rows of them. To its caller it is under way until then. */
+  private lookUp(unknown: ReadonlyArray<number>, types: TypeNames, flight: Flight): void {
+    const bytes = () =>
+      wire.flight(
+        none,
+        { text: lookupSql, values: [unknown], name: "", parse: true, describe: false, close: () => none },
+        none
+      )
+    const plan = new Plan(bytes, (failure, found) => {
+      if (failure !== undefined) return this.settle(flight, { ...failure, acknowledged: flight.acknowledged })
+      // rows of a raw flight are as the server has written them
+      types.learn(unknown, found.result.rows as Array<ReadonlyArray<string | null>>)
+      flight.readLate()
+      this.settle(flight, flight.failure())
+    })
+    plan.isRaw = true
+    plan.isUpkeep = true
+    this.fly(plan)
   }
 
   private lose(error: Error): void {
@@ -416,7 +456,11 @@ export class Connection {
     this.loss ??= error
     this.flight = undefined
     this.silence.answered()
-    if (before === undefined) this.owner.lost(this, error)
+    if (before === undefined) {
+      // what answers there next may be another server
+      this.types?.forget()
+      this.owner.lost(this, error)
+    }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
     const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }
@@ -470,7 +514,7 @@ const checked = (text: string): string => {
  * @category constructors
  */
 export const connect = (
-  server: ServerConfig,
+  server: Destination,
   session: SessionConfig,
   options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly credentials: Login },
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void

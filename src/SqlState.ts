@@ -199,3 +199,10 @@ export const isNotYet = (reason: ConnectReason): boolean => reason === "starting
  */
 export const isTransient = (reason: ConnectReason): boolean =>
   reason !== "authentication" && reason !== "noSuchDatabase" && reason !== "tls" && reason !== "setup"
+
+/**
+ * Whether a file is not there, from the code of Node's error.
+ *
+ * @internal
+ */
+export const isMissingFile = (code: string | undefined): boolean => code === "ENOENT"

@@ -7,7 +7,7 @@ import type { ConnectionOptions } from "node:tls"
 import pg from "pg"
 import { FrameCheck } from "./protocol/frames.js"
 import type { ProtocolLimits } from "./protocol/limits.js"
-import { tlsOptions } from "./protocol/tls.js"
+import { type TlsStart, tlsOptions } from "./protocol/tls.js"
 
 /** The protocol object below a client: it emits one event per message of the server. */
 export interface Protocol extends EventEmitter {
@@ -70,8 +70,14 @@ export interface Client extends EventEmitter {
 
 /** All that a client is to know; it takes nothing from the environment or from the driver's own defaults. */
 export interface ClientOptions {
+  /** Connects by itself, to wherever it leads; the driver has no say in it. */
+  readonly stream: Socket
+  /** The name that the server's certificate is to have. */
   readonly host: string
-  readonly port: number
+  /** How TLS begins. */
+  readonly tls: TlsStart
+  /** Whether the server is to prove that TLS ends at it. */
+  readonly bindsChannel: boolean
   readonly database: string
   readonly user: string
   readonly password: string | undefined
@@ -102,17 +108,20 @@ const unset = {
 
 /** Creates a client that is not connected yet. Throws where the options make no sense, such as a TLS key that is none. */
 export const makeClient = (given: ClientOptions): Client => {
-  const { host, keepAlive, limits, options, password, ssl, types, user } = given
+  const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
   // the published type lacks the last one
   const config: pg.ClientConfig & { readonly scramMaxIterations: number } = {
-    host,
-    port: given.port,
+    // an address, for the driver puts a name in place of the one that TLS is to have
+    host: "0.0.0.0",
+    port: 1,
+    stream: () => stream,
     database: given.database,
     user,
     // without one, or with an empty one, the driver looks for one in the environment and in a file
     password: password || noPassword,
-    ssl: ssl === false ? false : tlsOptions(ssl, host),
-    sslnegotiation: "postgres",
+    ssl: ssl === false ? false : tlsOptions(ssl, host, tls),
+    sslnegotiation: tls.isDirectTls ? "direct" : "postgres",
+    enableChannelBinding: given.bindsChannel,
     client_encoding: "utf8",
     application_name: given.applicationName,
     options,

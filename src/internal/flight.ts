@@ -12,6 +12,7 @@ import {
 } from "./driver.js"
 import type { Prepared } from "./prepared.js"
 import { ProtocolViolation } from "./protocol/limits.js"
+import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
 
 /** What a statement gave. */
@@ -73,6 +74,12 @@ export class Plan {
   ) {}
 }
 
+/** A result whose rows are as the server has written them, until the types of its columns are known. */
+interface Unread {
+  readonly result: Result
+  readonly fields: ReadonlyArray<Field>
+}
+
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
 
@@ -98,11 +105,13 @@ export class Flight implements Query {
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
+  private unread: Array<Unread> | undefined
 
   constructor(
     private readonly client: Client,
     readonly plan: Plan,
-    private readonly onLost: (flight: Flight, error: Error) => void
+    private readonly onLost: (flight: Flight, error: Error) => void,
+    private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
   }
@@ -142,10 +151,36 @@ export class Flight implements Query {
     return null
   }
 
+  /** The numbers of the types whose names have to be looked up before the rows can be read. */
+  get unknownTypes(): ReadonlyArray<number> {
+    const fields = this.unread?.flatMap((one) => one.fields) ?? noFields
+    return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
+  }
+
+  /** Reads the rows that waited for the names of their types. */
+  readLate(): void {
+    const { unread } = this
+    this.unread = undefined
+    for (const { fields, result } of unread ?? []) {
+      const rows = result.rows as Array<ReadonlyArray<string | null>>
+      result.rows = []
+      result.fields = fields
+      this.describe(fields)
+      for (const row of rows) this.read(result, row)
+    }
+  }
+
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
     if (this.plan.isRaw) return
+    if (this.types !== undefined && this.types.unknown(message.fields).length > 0) {
+      this.unread ??= []
+      this.unread.push({ result: this.result, fields: message.fields })
+    } else this.describe(message.fields)
+  }
+
+  private describe(fields: ReadonlyArray<Field>): void {
     try {
-      this.shape = makeShape(this.client, message.fields)
+      this.shape = makeShape(this.client, fields, this.types)
     } catch (cause) {
       // the types are the user's, so may be the fault in them
       this.unreadable = toError(cause)
@@ -156,15 +191,21 @@ export class Flight implements Query {
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
     if (this.unreadable !== undefined || !this.isStatement()) return
-    if (this.plan.isRaw) return void this.result.rows.push(message.fields)
+    if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
+    else this.read(this.result, message.fields)
+  }
+
+  private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
+    if (this.unreadable !== undefined) return
     // read by other columns it would be a wrong answer
-    if (shape?.fields.length !== message.fields.length) {
+    if (shape?.fields.length !== values.length) {
       const due = shape === undefined ? "none" : shape.fields.length
-      return this.onLost(this, new ProtocolViolation(`sent a row of ${message.fields.length} columns; ${due} were due`))
+      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      return this.onLost(this, this.unreadable)
     }
     try {
-      this.result.rows.push(this.plan.asArrays ? shape.array(message.fields) : shape.object(message.fields))
+      result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
       this.unreadable = toError(cause)
     }
