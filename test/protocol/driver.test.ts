@@ -11,6 +11,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { type Database, DatabaseConfig } from "effect-db"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import pg from "pg"
 import { describe } from "vitest"
 import { Db } from "../fixtures/databases.js"
@@ -107,6 +108,14 @@ describe("the environment", () => {
     })
   )
 
+  it.scopedLive("has no say in the sessions that steer an embedded server", () =>
+    Effect.gen(function* () {
+      yield* environment({ PGSSLNEGOTIATION: "direct", PGREPLICATION: "database", PGOPTIONS: "-c nonsense=1" })
+      const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })
+      assert.lengthOf(yield* answer({ writer: primary.url("app") }), 1)
+    })
+  )
+
   it.scopedLive("turns the verification of a certificate off by nothing", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
@@ -184,7 +193,7 @@ describe("a server that cannot be connected to as it is set", () => {
       const { password, server } = parts(writer)
       for (const host of [`/${"long".repeat(100)}`, "spaces in it", `${"a".repeat(300)}.example`]) {
         const options = { ...server, host, ssl: false, password: Redacted.make(password) }
-        assert.strictEqual(yield* reason({ writer: options }), "unreachable", host)
+        assert.strictEqual(yield* reason({ writer: options, connectTimeout: "500 millis" }), "unreachable", host)
       }
     })
   )
