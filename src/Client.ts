@@ -21,6 +21,7 @@ import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
 import { plan } from "./internal/propagation.js"
+import { concealed } from "./internal/protocol/tls.js"
 import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
@@ -126,7 +127,7 @@ export const make = (
         database: writer.database,
         username: writer.username,
         password: writer.password,
-        ssl: writer.ssl
+        ssl: concealed(writer.ssl)
       },
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),

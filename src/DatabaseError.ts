@@ -88,7 +88,9 @@ const connectAdvice = {
   wrongRole:
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
   credentials: "no user and password were given for it: look at what provides `credentials` or `passwordFile`",
-  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do"
+  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
+  protocol:
+    "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
 } as const
 
 /**
@@ -109,7 +111,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "noSuchDatabase",
     "wrongRole",
     "credentials",
-    "setup"
+    "setup",
+    "protocol"
   )
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -121,19 +124,21 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 const exhaustedAdvice = {
   timeout: "hold connections for less time, or raise maxConnections",
   shed: "more callers come than can be served: slow them down, or raise maxConnections or queueTarget",
-  single: "only one connection may be checked out at a time"
+  single: "only one connection may be checked out at a time",
+  outage: "the server is away, and as many callers wait for it as may: try again later, or raise maxOutageWaiters"
 } as const
 
 /**
  * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
- * served (`shed`); or there is one already where the strategy is `assertSingle` (`single`). Times are in milliseconds.
+ * served (`shed`); or the server is away, and `maxOutageWaiters` callers wait for it already (`outage`); or there is one already where the
+ * strategy is `assertSingle` (`single`). Times are in milliseconds.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...place,
-  reason: Schema.Literal("timeout", "shed", "single"),
+  reason: Schema.Literal("timeout", "shed", "single", "outage"),
   waited: Schema.Number,
   total: Schema.Number,
   active: Schema.Number,
@@ -511,9 +516,10 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 }
 
 /**
- * A statement waited for its turn in its transaction while a nested one of it did not end. Siblings take turns, each from its first
- * statement to its end, so a nested transaction must not wait for what runs beside it. `waited` is in milliseconds; it is 0 where a
- * transaction was to be committed while something in it, or another end of it, was under way.
+ * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
+ * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
+ * has waited so is a rollback. `waited` is in milliseconds; it is 0 where a transaction was to be committed while something in it, or
+ * another end of it, was under way.
  *
  * @since 0.1.0
  * @category errors
@@ -529,8 +535,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   override get message(): string {
     return this.waited === 0
       ? `${at(this)}: it cannot be committed while something else in it is under way - wait for what runs beside it first`
-      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and this statement of the outer one waits for it` +
-          " - let a nested transaction not wait for what runs beside it"
+      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and what comes after it in the outer one waits for it` +
+          " - wait for forks before the end, and let a nested transaction not wait for what runs beside it"
   }
 }
 

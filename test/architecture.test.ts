@@ -63,7 +63,6 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/protocol/parameters",
     "internal/protocol/typeNames"
   ],
-  "pg-connection-string": ["internal/config/server"],
   "pg-protocol": ["internal/wire"]
 }
 

@@ -1,9 +1,18 @@
 /**
  * One or more commands that are sent in one write and answered together, and how the answer is collected.
  */
-import { type Client, type Field, isServerError, type Protocol, type Query, type ServerError } from "./driver.js"
+import {
+  type Client,
+  type Field,
+  isServerError,
+  type Protocol,
+  type Query,
+  type ServerError,
+  toError
+} from "./driver.js"
 import type { Prepared } from "./prepared.js"
 import type { Copy } from "./protocol/copy.js"
+import { ProtocolViolation } from "./protocol/limits.js"
 import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
 
@@ -47,6 +56,8 @@ export class Plan {
   before = 0
   /** How many come after it. */
   after = 0
+  /** How many commands there are between these two: none where the server is only asked whether it is ready. */
+  main = 1
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
   isRaw = false
@@ -80,8 +91,6 @@ const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
 
-const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
-
 /** A flight, as node-postgres sees it. */
 export class Flight implements Query {
   readonly since = performance.now()
@@ -97,8 +106,7 @@ export class Flight implements Query {
   suspended = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
-  /** The results of a text with several commands. */
-  results: ReadonlyArray<Result> = noResults
+  private several: Array<Result> | undefined = undefined
   shape: Shape | undefined
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
@@ -126,12 +134,24 @@ export class Flight implements Query {
     }
   }
 
+  /** The results of a text with several commands. */
+  get results(): ReadonlyArray<Result> {
+    return this.several ?? noResults
+  }
+
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
     const acknowledged = this.acknowledged
     if (this.unreadable !== undefined) return { _tag: "unsendable", error: this.unreadable, acknowledged }
     if (this.refusal !== undefined) return { _tag: "refused", error: this.refusal, acknowledged }
     return undefined
+  }
+
+  /** Whether every command has an answer. A server that is ready before is one whose answers would be taken for those of the next flight. */
+  get isAnswered(): boolean {
+    const { after, before, main, simple } = this.plan
+    const answered = this.acknowledged + (this.suspended ? 1 : 0)
+    return simple ? answered > 0 : answered === before + main + after
   }
 
   submit(protocol: Protocol): null {
@@ -185,7 +205,13 @@ export class Flight implements Query {
 
   private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (shape === undefined || this.unreadable !== undefined) return
+    if (this.unreadable !== undefined) return
+    // read by other columns it would be a wrong answer
+    if (shape?.fields.length !== values.length) {
+      const due = shape === undefined ? "none" : shape.fields.length
+      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      return this.onLost(this, this.unreadable)
+    }
     try {
       result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
@@ -210,7 +236,8 @@ export class Flight implements Query {
       }
       if (this.shape !== undefined) result.fields = this.shape.fields
       if (this.plan.simple) {
-        this.results = [...this.results, result]
+        this.several ??= []
+        this.several.push(result)
         this.result = blankResult()
         this.shape = undefined
       }

@@ -60,6 +60,12 @@ export class Waiters<Settle> {
     this.overload.ease()
   }
 
+  /** Sends nobody away because of a long queue before that moment. */
+  rest(until: number): void {
+    clearTimeout(this.shedder)
+    this.overload.rest(until)
+  }
+
   /** Whether somebody who comes now has to be sent away at once. */
   turnsAway(now: number): boolean {
     this.overload.arrive(now, this.size)
