@@ -17,6 +17,7 @@ import { later, longestUndo } from "./internal/later.js"
 import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import type { Copy } from "./internal/protocol/copy.js"
 import { ProtocolViolation } from "./internal/protocol/limits.js"
 import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
@@ -164,6 +165,7 @@ export class Connection {
     client.connection.on("bindComplete", () => {
       if (this.flight !== undefined) this.flight.bound++
     })
+    client.connection.on("copyOutResponse", () => this.flight?.handleCopyOutResponse())
     client.connection.on("readyForQuery", () => this.ready())
     stream.once("close", () => this.close())
   }
@@ -252,6 +254,33 @@ export class Connection {
     this.fly(plan)
   }
 
+  /** Sends a COPY, with steps before it unless it is `simple`. Its data goes by way of `copy`. */
+  copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: Done): void {
+    const plan = new Plan(
+      () => {
+        const text = checked(request.text)
+        if (request.simple) return wire.simple(text)
+        return wire.flight(
+          before,
+          { text, values: none, name: "", parse: true, describe: false, close: () => none },
+          none
+        )
+      },
+      (failure, flight) => {
+        if (copy._tag === "in") copy.end()
+        done(failure, flight)
+      }
+    )
+    plan.before = before.length
+    plan.copy = copy
+    copy.send({
+      stream: this.client.connection.stream,
+      waits: () => this.watch(),
+      rests: () => this.silence.answered()
+    })
+    this.fly(plan)
+  }
+
   /** Sends steps only. */
   steps(all: ReadonlyArray<wire.Step>, done: Done): void {
     const plan = new Plan(() => wire.steps(all), done)
@@ -322,6 +351,8 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
+    // a COPY may have stopped it, and the answer is to be read
+    this.client.connection.stream.resume()
     if (this.isPooled) this.cancelPooled(reason, false)
     else {
       this.requestCancel(longestCancel)
@@ -384,10 +415,15 @@ export class Connection {
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
     this.flight = flight
+    this.watch()
+    this.client.query(flight)
+  }
+
+  /** The server is to say something now, within its limit for a statement. */
+  private watch(): void {
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
     if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit)
-    this.client.query(flight)
   }
 
   /** Why a flight does not even begin, if so. */

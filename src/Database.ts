@@ -23,6 +23,7 @@ import * as Stream from "effect/Stream"
 import * as Client from "./Client.js"
 import type { Connection } from "./Connection.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
+import type * as Copy from "./Copy.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import {
   ConnectFailed,
@@ -84,9 +85,9 @@ export interface Status {
  * @category models
  */
 export interface Database {
-  readonly writer: PgClient.PgClient
-  readonly reader: PgClient.PgClient
-  readonly any: PgClient.PgClient
+  readonly writer: Copy.Client
+  readonly reader: Copy.Client
+  readonly any: Copy.Client
   /** @internal */ readonly engine: Engine
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
@@ -286,11 +287,11 @@ export interface Statics<Self> {
   /** The writer under the ecosystem's own tags, for Migrator, Model, SqlResolver, sql-drizzle, sql-kysely. */
   readonly layerSqlClient: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, Self>
   /** The client of the primary. Getting it opens nothing. */
-  readonly writer: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly writer: Effect.Effect<Copy.Client, never, Self>
   /** The client of a replica, or of the primary, read-only; the server refuses writes. Getting it opens nothing. */
-  readonly reader: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly reader: Effect.Effect<Copy.Client, never, Self>
   /** The client for reads in what is open already, a reader's transaction before a writer's, else as `reader`. */
-  readonly any: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly any: Effect.Effect<Copy.Client, never, Self>
   /** Runs an effect in a transaction on the primary. Nothing is sent before its first statement. */
   readonly withTransaction: {
     // the last one is what a pipe looks at, which so refuses it where it is not called

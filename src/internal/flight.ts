@@ -11,6 +11,7 @@ import {
   toError
 } from "./driver.js"
 import type { Prepared } from "./prepared.js"
+import type { Copy } from "./protocol/copy.js"
 import { ProtocolViolation } from "./protocol/limits.js"
 import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
@@ -65,6 +66,8 @@ export class Plan {
   prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
   shape: Shape | undefined = undefined
+  /** Where the data of a COPY comes from, or goes to. */
+  copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
 
@@ -79,6 +82,9 @@ interface Unread {
   readonly result: Result
   readonly fields: ReadonlyArray<Field>
 }
+
+/** How much of a COPY that is refused is read, so that its connection may be kept, in bytes. */
+const longestDropped = 1_048_576
 
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
@@ -106,6 +112,8 @@ export class Flight implements Query {
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
   private unread: Array<Unread> | undefined
+  /** How much has come that goes nowhere, in bytes. */
+  private dropped = 0
 
   constructor(
     private readonly client: Client,
@@ -250,7 +258,11 @@ export class Flight implements Query {
   }
 
   handleCopyInResponse(protocol: Protocol): void {
-    this.unreadable = new Error("COPY FROM STDIN is not supported by this client")
+    const { copy } = this.plan
+    if (copy?._tag === "in") return copy.open()
+    this.unreadable = new Error(
+      "COPY ... FROM STDIN has no data as a statement - use sql.copyFrom(table, columns, rows)"
+    )
     // what follows in this flight would be taken for the data that is copied
     if (this.plan.after > 0) return this.onLost(this, this.unreadable)
     protocol.sendCopyFail(this.unreadable.message)
@@ -258,8 +270,18 @@ export class Flight implements Query {
     if (!this.plan.simple) protocol.sync()
   }
 
-  handleCopyData(): void {
-    // COPY TO STDOUT: the data has nowhere to go; the count of rows is in the result
+  /** The server is going to send data. */
+  handleCopyOutResponse(): void {
+    if (this.plan.copy?._tag === "out") return
+    this.unreadable = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
+  }
+
+  handleCopyData({ chunk }: { readonly chunk: Buffer }): void {
+    const { copy } = this.plan
+    if (copy?._tag === "out") return copy.receive(chunk)
+    this.dropped += chunk.length
+    // what is refused is not read to its end, however long it is
+    if (this.dropped > longestDropped) this.onLost(this, this.unreadable ?? new Error("data of a COPY came unasked"))
   }
 
   handleError(error: Error): void {

@@ -18,6 +18,8 @@ import { toStatementError } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import type { Copy } from "./protocol/copy.js"
+import { isCopy } from "./sql/copy.js"
 import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
 import type { Gate } from "./unitOfWork/gate.js"
@@ -142,14 +144,18 @@ export class Level {
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
-        isSet = flight.acknowledged > first.length - before.length
+        // where only its rows could not be read, what follows the statement has been done, too
+        isSet = flight.acknowledged > first.length - before.length &&
+          !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
         if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
           return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
-      if (!request.simple) return connection.run(first, request, after, guarded)
+      // what follows a COPY would be taken for its data
+      const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+      if (!isAlone) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
       const plain = () =>
         connection.run(none, request, none, (failure, flight) => {
@@ -160,6 +166,19 @@ export class Level {
       connection.steps(first, (failure, flight) => {
         this.acknowledge(opening, flight.acknowledged)
         if (failure === undefined) plain()
+        else settle(failure, flight)
+      })
+    })
+  }
+
+  /** Runs a COPY, whose data goes by way of `copy`; the returned function gives it up, and the transaction with it if it was sent. */
+  copy(request: Request, copy: Copy, done: OnStatement): () => void {
+    return this.enter(request.text, done, nothing, (connection, opening, settle) => {
+      const first = stepsOf(opening, this.link.pathTo(request.path))
+      if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
+      connection.steps(first, (failure, flight) => {
+        this.acknowledge(opening, flight.acknowledged)
+        if (failure === undefined) connection.copy(none, request, copy, settle)
         else settle(failure, flight)
       })
     })
