@@ -9,10 +9,12 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
+import { json, makeCompiler } from "./internal/client/compiler.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
@@ -22,11 +24,11 @@ import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
-import { independent, run } from "./internal/within.js"
-import { nest, type Options } from "./Transaction.js"
+import { asPart, independent, run } from "./internal/within.js"
+import { nest, type Options, type Transaction } from "./Transaction.js"
 
-// the constructor of @effect/sql-pg is private to it; the compiler knows the kind
-const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")
+const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
+  Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
  * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
@@ -45,8 +47,10 @@ export const withTransaction = <A, E, R, X>(
     const carrier = currentCarrier(fiber)
     const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
     switch (chosen._tag) {
-      case "join":
-        return self
+      case "join": {
+        const { label } = options
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
+      }
       case "outside":
         return independent(self, engine)
       case "refuse":
@@ -56,8 +60,16 @@ export const withTransaction = <A, E, R, X>(
         return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
       }
       case "begin": {
-        const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier, site), wrap))
-        return options.retry === undefined || options.retry === false ? once : engine.replay(fiber, once, options.retry)
+        const next = () => engine.begin(kind, options, fiber, carrier, site)
+        if (options.retry === undefined || options.retry === false) {
+          return Effect.suspend(() => run(self, carrier, next(), wrap))
+        }
+        let begun: Transaction | undefined
+        const once = Effect.suspend(() => {
+          begun = next()
+          return run(self, carrier, begun, wrap)
+        })
+        return engine.replay(fiber, once, options.retry, () => begun?.level.link.mayHaveStored === true)
       }
     }
   })
@@ -74,7 +86,7 @@ export const make = (
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
     const { options, session, writer } = engine.config
-    const compiler = PgClient.makeCompiler(options.transformQueryNames, options.transformJson)
+    const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
@@ -119,7 +131,7 @@ export const make = (
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
-      json: (value: unknown) => pgJson(value, undefined, undefined),
+      json,
       listen,
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {

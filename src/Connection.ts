@@ -17,6 +17,8 @@ import { later, longestUndo } from "./internal/later.js"
 import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import { ProtocolViolation } from "./internal/protocol/limits.js"
+import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
 import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
@@ -57,6 +59,8 @@ const longestCancel = 1000
 
 /** After how much of that it is asked once more. */
 const cancelAgain = 250
+
+const none: ReadonlyArray<never> = []
 
 const lostError = () => new Error("Connection terminated unexpectedly")
 
@@ -116,6 +120,8 @@ export class Connection {
   /** @internal The very server that it is on. */
   readonly other: Other
   private readonly silence: Silence
+  /** What is known of the types of the server, where the program reads some by their names. */
+  private readonly types: TypeNames | undefined
   /** The server's limit for a statement, in ms. */
   private readonly limit: number | undefined
   /** Whether a pooler is in between, which shares the server's sessions out. */
@@ -140,6 +146,7 @@ export class Connection {
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     this.limit = session.statementTimeout
+    this.types = isByName(session.types) ? typeNames(server, session.types) : undefined
     const { stream } = client.connection
     this.other = otherOf(server, stream)
     this.silence = new Silence({
@@ -223,7 +230,10 @@ export class Connection {
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
-          if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
+          if (schemaCommands.has(flight.result.command ?? "")) {
+            this.statements.dropAll()
+            this.types?.forget()
+          }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text, path)
           // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
@@ -270,6 +280,7 @@ export class Connection {
   /** Asks for a sign of life. */
   ping(done: Done): void {
     const plan = new Plan(() => wire.syncOnly, done)
+    plan.main = 0
     plan.isUpkeep = true
     this.fly(plan)
   }
@@ -296,7 +307,9 @@ export class Connection {
 
   /** Closes a portal. */
   closePortal(portal: string, done: Done): void {
-    this.fly(new Plan(() => wire.closePortal(portal), done))
+    const plan = new Plan(() => wire.closePortal(portal), done)
+    plan.main = 0
+    this.fly(plan)
   }
 
   /**
@@ -366,7 +379,7 @@ export class Connection {
   }
 
   private fly(plan: Plan): void {
-    const flight = new Flight(this.client, plan, this.flightLost)
+    const flight = new Flight(this.client, plan, this.flightLost, this.types)
     const failure = this.refusal(flight)
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
@@ -392,17 +405,48 @@ export class Connection {
 
   private ready(): void {
     const flight = this.flight
-    if (flight === undefined) return
+    const failed = flight?.failure()
+    if (flight === undefined || (failed === undefined && !flight.isAnswered)) {
+      return this.lose(new ProtocolViolation("was ready before it had answered"))
+    }
     this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
-    const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
+    const failure = this.broken === undefined ? failed : cutShort(failed, this.broken)
     if (this.readOnly) {
       if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
+    if (failure === undefined && this.broken === undefined && this.types !== undefined) {
+      const unknown = flight.unknownTypes
+      if (unknown.length > 0) return this.lookUp(unknown, this.types, flight)
+    }
     if (this.broken !== undefined) this.end(this.broken)
+    this.settle(flight, failure)
+  }
+
+  private settle(flight: Flight, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
+  }
+
+  /** Looks up the names of types before a flight is read that has brought rows of them. To its caller it is under way until then. */
+  private lookUp(unknown: ReadonlyArray<number>, types: TypeNames, flight: Flight): void {
+    const bytes = () =>
+      wire.flight(
+        none,
+        { text: lookupSql, values: [unknown], name: "", parse: true, describe: false, close: () => none },
+        none
+      )
+    const plan = new Plan(bytes, (failure, found) => {
+      if (failure !== undefined) return this.settle(flight, { ...failure, acknowledged: flight.acknowledged })
+      // rows of a raw flight are as the server has written them
+      types.learn(unknown, found.result.rows as Array<ReadonlyArray<string | null>>)
+      flight.readLate()
+      this.settle(flight, flight.failure())
+    })
+    plan.isRaw = true
+    plan.isUpkeep = true
+    this.fly(plan)
   }
 
   private lose(error: Error): void {
@@ -412,7 +456,11 @@ export class Connection {
     this.loss ??= error
     this.flight = undefined
     this.silence.answered()
-    if (before === undefined) this.owner.lost(this, error)
+    if (before === undefined) {
+      // what answers there next may be another server
+      this.types?.forget()
+      this.owner.lost(this, error)
+    }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
     const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }

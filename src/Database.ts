@@ -32,7 +32,7 @@ import {
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
-import { callSite, followCallSites } from "./internal/callSite.js"
+import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
 import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/credentials.js"
@@ -51,7 +51,7 @@ import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
-import { isNotYet } from "./SqlState.js"
+import { type ConnectReason, isNotYet } from "./SqlState.js"
 import type { Schema } from "./Tenant.js"
 import { type OpenTransaction, type ServerStatus, Topology } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
@@ -143,11 +143,16 @@ const clients = (
     }
   })
 
-/** Opens one connection, to see that the server is there. */
-const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effect<void, StartupError> =>
+/** Opens one connection, to see that the server is there; while it fails for a reason that `waits` accepts, until `connectTimeout`. */
+const verify = (
+  pool: Pool,
+  config: DatabaseConfig.DatabaseConfig,
+  waits: (reason: ConnectReason) => boolean
+): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
+    const last = performance.now() + config.pool.connectTimeout
     // a connect that takes too long has its own timeout and says why: it comes first
-    const deadline = performance.now() + config.pool.connectTimeout + 500
+    const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       let asked: Connection | undefined
       const giveUp = pool.checkout(deadline, [], (error, connection) => {
@@ -173,10 +178,9 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
       })
       return Effect.sync(() => (asked === undefined ? giveUp() : asked.abort("cancelled")))
     })
-    // a server that says "not yet" gets until the timeout
     return Effect.retry(attempt, {
       schedule: Schedule.spaced("100 millis"),
-      while: (error) => isNotYet(error.reason) && performance.now() + 100 < deadline
+      while: (error) => waits(error.reason) && performance.now() + 100 < last
     })
   })
 
@@ -207,12 +211,14 @@ export const make = (
     if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(followCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
-      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config))
+      // a server that is started at the same time may not listen yet
+      const comes = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
+      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config, comes))
       yield* Effect.forEach(
         readers,
         (server) =>
           // reads go elsewhere, so this neither stops the start nor holds it up
-          Effect.catchAll(verify(server.reads, config), (error) =>
+          Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>
             Effect.logWarning(`${error.message}; it is left out until it answers`)
           ).pipe(Effect.forkScoped),
         { discard: true }
@@ -362,6 +368,10 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
   readonly databaseName: Name
 }
 
+/** Whether a transaction may turn out to be a part of the one around it. */
+const joins = ({ propagation }: Transaction.Options): boolean =>
+  propagation === "required" || propagation === "mandatory" || propagation === "supports"
+
 const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
   const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
   const layerConfig: Statics<Self>["layerConfig"] = (config) =>
@@ -386,7 +396,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     withTransaction: dual(
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
-        const site = callSite()
+        const site = joins(options) ? siteOfPart(options.label) : callSite()
         return Effect.flatMap(tag, ({ engine }) =>
           Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )

@@ -44,10 +44,12 @@ import {
   limit,
   limitIfAny,
   oneOf,
+  parsers,
   positive,
   text,
   time
 } from "./internal/config/values.js"
+import type { ProtocolLimits } from "./internal/protocol/limits.js"
 import { concealed } from "./internal/protocol/tls.js"
 
 export type {
@@ -57,6 +59,7 @@ export type {
   Endpoint,
   Host,
   OwnSettings,
+  ProtocolLimits,
   ServerConfig,
   ServerInput,
   ServerOptions,
@@ -82,6 +85,23 @@ export type {
  * @category models
  */
 export type Mode = "session" | "transactionPooler"
+
+/**
+ * Parsers by the names of types, from the text of the server: `mood`, or `app.mood` for that of one schema only. Columns of the type are read
+ * with it, and the elements of columns of its arrays. Numbers of types are looked up on each server when they are met for the first time.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
+
+/**
+ * How columns are read.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Types = NonNullable<PgClientConfig["types"]> | TypesByName
 
 /**
  * User and password together.
@@ -122,6 +142,11 @@ export interface PoolOptions {
   readonly maxOverflow?: number | undefined
   /** How long a caller waits for a connection, all in all. Default 30 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
+  /**
+   * How many callers of the database may wait for a server that is away; each waits until `acquireTimeout`, or its own timeout. The rest
+   * fail at once with `PoolExhausted`, for the reason `outage`. Default 1000.
+   */
+  readonly maxOutageWaiters?: number | undefined
   /** How long one attempt to connect may take. Default 5 s. */
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** An idle connection is closed after this time; infinity means never. Default 5 min. */
@@ -222,10 +247,41 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly listenHeartbeat?: Duration.DurationInput | undefined
   /** Prepared statements that a connection keeps, by the text. 0 prepares none, as does a transaction pooler. Default 256. */
   readonly preparedStatements?: number | undefined
+  /**
+   * The largest row, or piece of a COPY, that a server may send, in bytes of the protocol. A statement that is answered with more is
+   * `Disconnected`. A row is held twice while it arrives.
+   *
+   * @default 268435456 (256 MiB)
+   */
+  readonly maxRowBytes?: number | undefined
+  /**
+   * How many bytes of notices, errors and reported settings a server may send in answer to one exchange. A statement that is answered with
+   * more is `Disconnected`.
+   *
+   * @default 67108864 (64 MiB)
+   */
+  readonly maxNoticeBytes?: number | undefined
+  /**
+   * How many bytes a server may send in a login, and how many of reported settings in the life of a connection. A server that sends more
+   * is `ConnectFailed` with the reason `protocol`.
+   *
+   * @default 1048576 (1 MiB)
+   */
+  readonly maxStartupBytes?: number | undefined
+  /**
+   * How many iterations of SCRAM a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
+   * of Node's threads. A server that asks for more is `ConnectFailed` with the reason `authentication`.
+   *
+   * @default 1000000
+   */
+  readonly maxScramIterations?: number | undefined
   readonly transformResultNames?: ((name: string) => string) | undefined
   readonly transformQueryNames?: ((name: string) => string) | undefined
   readonly transformJson?: boolean | undefined
-  readonly types?: PgClientConfig["types"]
+  /**
+   * Parsers of columns: node-postgres' own kind, by number, or {@link TypesByName}. Default: what node-postgres does.
+   */
+  readonly types?: Types | undefined
   readonly spanAttributes?: Record<string, unknown> | undefined
   /**
    * Whether every observation is logged, by the loggers that are in place where the layer is built: `true` logs all, each at its own
@@ -246,6 +302,7 @@ export interface PoolConfig {
   readonly minConnections: number
   readonly maxOverflow: number
   readonly acquireTimeout: number
+  readonly maxOutageWaiters: number
   readonly connectTimeout: number
   readonly idleTimeout: number
   readonly maxLifetime: number
@@ -273,7 +330,8 @@ export interface SessionConfig {
   /** `undefined` where TCP keeps silent. */
   readonly keepAlive: number | undefined
   readonly preparedStatements: number
-  readonly types: PgClientConfig["types"]
+  readonly limits: ProtocolLimits
+  readonly types: Types | undefined
   /** What a server's connection string gives its sessions, as `-c name=value`. */
   readonly startupOptions?: string
 }
@@ -320,6 +378,7 @@ const known: Known<DatabaseOptions> = {
   minConnections: true,
   maxOverflow: true,
   acquireTimeout: true,
+  maxOutageWaiters: true,
   connectTimeout: true,
   idleTimeout: true,
   maxLifetime: true,
@@ -347,6 +406,10 @@ const known: Known<DatabaseOptions> = {
   readerRetryDelay: true,
   listenHeartbeat: true,
   preparedStatements: true,
+  maxRowBytes: true,
+  maxNoticeBytes: true,
+  maxStartupBytes: true,
+  maxScramIterations: true,
   transformResultNames: true,
   transformQueryNames: true,
   transformJson: true,
@@ -399,6 +462,16 @@ const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInp
   return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
 }
 
+/** Bytes that every login takes. */
+const leastStartup = 16_384
+
+const protocolLimits = (options: DatabaseOptions): ProtocolLimits => ({
+  maxRowBytes: count("maxRowBytes", options.maxRowBytes, 268_435_456, 1024),
+  maxNoticeBytes: count("maxNoticeBytes", options.maxNoticeBytes, 67_108_864, leastStartup),
+  maxStartupBytes: count("maxStartupBytes", options.maxStartupBytes, 1_048_576, leastStartup),
+  maxScramIterations: count("maxScramIterations", options.maxScramIterations, 1_000_000, 4096)
+})
+
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
   refuseUnknown("", options, known, synonyms)
@@ -440,6 +513,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     pool: {
       ...limits(options),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
+      maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
       connectTimeout: positive(
         "connectTimeout",
         finite("connectTimeout", time("connectTimeout", options.connectTimeout, writer.connectTimeout ?? "5 seconds"))
@@ -460,7 +534,8 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       keepAlive: keepAlive(options.keepAlive),
       // the next transaction may be in another session, which knows none of the names
       preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
-      types: options.types
+      limits: protocolLimits(options),
+      types: parsers("types", options.types)
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),

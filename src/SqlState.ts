@@ -42,6 +42,7 @@ export type ConnectReason =
   | "wrongRole"
   | "credentials"
   | "setup"
+  | "protocol"
 
 /**
  * What became of a statement whose connection was lost: it was never sent, it is undone for certain, or nobody can tell.

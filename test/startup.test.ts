@@ -212,7 +212,8 @@ describe("start-up", () => {
         Effect.provide(
           Db.layer({
             writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`),
-            startup: "lazy"
+            startup: "lazy",
+            acquireTimeout: "300 millis"
           })
         )
       )
@@ -225,7 +226,10 @@ describe("start-up", () => {
       const port = yield* closed
       const both = Layer.merge(
         Db.layer({ writer }),
-        Audit.layer({ writer: Redacted.make(`postgres://me:x@127.0.0.1:${port}/audit`) })
+        Audit.layer({
+          writer: Redacted.make(`postgres://me:x@127.0.0.1:${port}/audit`),
+          connectTimeout: "300 millis"
+        })
       )
       const error = yield* Effect.flip(Effect.scoped(Layer.build(both)))
       assert.include(error.message, 'database "audit"')

@@ -11,6 +11,8 @@ import {
   toError
 } from "./driver.js"
 import type { Prepared } from "./prepared.js"
+import { ProtocolViolation } from "./protocol/limits.js"
+import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
 
 /** What a statement gave. */
@@ -53,6 +55,8 @@ export class Plan {
   before = 0
   /** How many come after it. */
   after = 0
+  /** How many commands there are between these two: none where the server is only asked whether it is ready. */
+  main = 1
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
   isRaw = false
@@ -68,6 +72,12 @@ export class Plan {
     readonly bytes: () => Buffer,
     readonly done: Done
   ) {}
+}
+
+/** A result whose rows are as the server has written them, until the types of its columns are known. */
+interface Unread {
+  readonly result: Result
+  readonly fields: ReadonlyArray<Field>
 }
 
 const noFields: ReadonlyArray<never> = []
@@ -90,17 +100,18 @@ export class Flight implements Query {
   suspended = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
-  /** The results of a text with several commands. */
-  results: ReadonlyArray<Result> = noResults
+  private several: Array<Result> | undefined = undefined
   shape: Shape | undefined
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
+  private unread: Array<Unread> | undefined
 
   constructor(
     private readonly client: Client,
     readonly plan: Plan,
-    private readonly onLost: (flight: Flight, error: Error) => void
+    private readonly onLost: (flight: Flight, error: Error) => void,
+    private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
   }
@@ -115,6 +126,11 @@ export class Flight implements Query {
     }
   }
 
+  /** The results of a text with several commands. */
+  get results(): ReadonlyArray<Result> {
+    return this.several ?? noResults
+  }
+
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
     const acknowledged = this.acknowledged
@@ -123,15 +139,48 @@ export class Flight implements Query {
     return undefined
   }
 
+  /** Whether every command has an answer. A server that is ready before is one whose answers would be taken for those of the next flight. */
+  get isAnswered(): boolean {
+    const { after, before, main, simple } = this.plan
+    const answered = this.acknowledged + (this.suspended ? 1 : 0)
+    return simple ? answered > 0 : answered === before + main + after
+  }
+
   submit(protocol: Protocol): null {
     if (this.bytes !== undefined) protocol.stream.write(this.bytes)
     return null
   }
 
+  /** The numbers of the types whose names have to be looked up before the rows can be read. */
+  get unknownTypes(): ReadonlyArray<number> {
+    const fields = this.unread?.flatMap((one) => one.fields) ?? noFields
+    return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
+  }
+
+  /** Reads the rows that waited for the names of their types. */
+  readLate(): void {
+    const { unread } = this
+    this.unread = undefined
+    for (const { fields, result } of unread ?? []) {
+      const rows = result.rows as Array<ReadonlyArray<string | null>>
+      result.rows = []
+      result.fields = fields
+      this.describe(fields)
+      for (const row of rows) this.read(result, row)
+    }
+  }
+
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
     if (this.plan.isRaw) return
+    if (this.types !== undefined && this.types.unknown(message.fields).length > 0) {
+      this.unread ??= []
+      this.unread.push({ result: this.result, fields: message.fields })
+    } else this.describe(message.fields)
+  }
+
+  private describe(fields: ReadonlyArray<Field>): void {
     try {
-      this.shape = makeShape(this.client, message.fields)
+      this.shape = makeShape(this.client, fields, this.types)
     } catch (cause) {
       // the types are the user's, so may be the fault in them
       this.unreadable = toError(cause)
@@ -142,11 +191,21 @@ export class Flight implements Query {
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
     if (this.unreadable !== undefined || !this.isStatement()) return
-    if (this.plan.isRaw) return void this.result.rows.push(message.fields)
+    if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
+    else this.read(this.result, message.fields)
+  }
+
+  private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (shape === undefined) return
+    if (this.unreadable !== undefined) return
+    // read by other columns it would be a wrong answer
+    if (shape?.fields.length !== values.length) {
+      const due = shape === undefined ? "none" : shape.fields.length
+      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      return this.onLost(this, this.unreadable)
+    }
     try {
-      this.result.rows.push(this.plan.asArrays ? shape.array(message.fields) : shape.object(message.fields))
+      result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
       this.unreadable = toError(cause)
     }
@@ -169,7 +228,8 @@ export class Flight implements Query {
       }
       if (this.shape !== undefined) result.fields = this.shape.fields
       if (this.plan.simple) {
-        this.results = [...this.results, result]
+        this.several ??= []
+        this.several.push(result)
         this.result = blankResult()
         this.shape = undefined
       }

@@ -11,7 +11,9 @@ import { addressOf, type Destination, type Dial } from "./connection/destination
 import { type Client, makeClient, toError } from "./driver.js"
 import { timer } from "./later.js"
 import { settings } from "./limits.js"
+import { type ProtocolLimits, ProtocolViolation } from "./protocol/limits.js"
 import { socketTo } from "./protocol/streams.js"
+import { isByName } from "./protocol/typeNames.js"
 
 /** What the session is told at login. A pooler would refuse ours, for it could not keep to it; what the URL says is sent to it as well. */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
@@ -38,8 +40,17 @@ interface LoginOptions {
   readonly credentials: Credentials
 }
 
+/** The driver's words for a server that asks for more iterations than it may. */
+const tooManyIterations = /iteration count (\d+) exceeds/
+
 /** Why a connect failed, in the words of an error. */
 const failureOf = (error: Error): ConnectFailure => {
+  if (error instanceof ProtocolViolation) return { reason: "protocol", error }
+  const asked = tooManyIterations.exec(error.message)?.[1]
+  if (asked !== undefined) {
+    const words = `its SCRAM takes ${asked} iterations, more than maxScramIterations allows: raise that, if the server is yours`
+    return { reason: "authentication", error: new Error(words, { cause: error }) }
+  }
   // a refusal of all the addresses of a host comes as one error with a code and no words
   const code = "code" in error && typeof error.code === "string" ? error.code : ""
   return { reason: connectReason(code, error.message), error: error.message === "" ? new Error(code) : error }
@@ -114,7 +125,7 @@ const begin = (
       isOver = true
     }
   }
-  return follow(client, server, options.timeout, done)
+  return follow(client, server, options.timeout, session.limits, done)
 }
 
 /** Makes the client; throws where that cannot be done. */
@@ -137,13 +148,22 @@ const open = (
     applicationName: session.applicationName,
     options: sessionOptions(session, readOnly),
     keepAlive: session.keepAlive,
-    types: session.types
+    types: session.types === undefined || isByName(session.types) ? undefined : session.types,
+    limits: session.limits
   })
 }
 
 /** Connects and waits for the session; the returned function gives up. */
-const follow = (client: Client, server: Destination, timeout: number, done: Done): (() => void) => {
+const follow = (
+  client: Client,
+  server: Destination,
+  timeout: number,
+  limits: ProtocolLimits,
+  done: Done
+): (() => void) => {
   const parameters = new Map<string, string>()
+  /** How long the settings are that the server has reported; they are kept as long as the connection. */
+  let reported = 0
   let settled = false
   let accepted = false
   const settle = () => {
@@ -163,7 +183,12 @@ const follow = (client: Client, server: Destination, timeout: number, done: Done
     })
   )
   client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {
-    parameters.set(message.parameterName, message.parameterValue)
+    const { parameterName: name, parameterValue: value } = message
+    reported += value.length + (parameters.has(name) ? -(parameters.get(name)?.length ?? 0) : name.length)
+    if (reported > limits.maxStartupBytes) {
+      const { maxStartupBytes } = limits
+      client.connection.stream.destroy(new ProtocolViolation(`reported more than maxStartupBytes, ${maxStartupBytes}`))
+    } else parameters.set(name, value)
   })
   client.connection.once("connect", () => {
     accepted = true

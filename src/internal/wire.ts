@@ -1,8 +1,8 @@
 /**
  * What is written to the server: whole messages as buffers, so that a flight of several is one write.
  */
-import pg from "pg"
 import { serialize } from "pg-protocol"
+import { parameter } from "./protocol/parameters.js"
 
 /** One command without parameters and rows, ready to send. */
 export interface Step {
@@ -38,15 +38,10 @@ export const step = (text: string): Step => ({
   alone: serialize.query(text)
 })
 
-/** A value as the server reads it. */
-const toWire: (value: unknown) => unknown =
-  // @types/pg does not know `utils`, which pg exports for exactly this
-  (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
-
 const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
   if (values.length > 65_535) throw new Error(`${values.length} parameters; the protocol allows 65535`)
   // the serializer's own types leave no room for a read-only array; it only reads
-  return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: toWire })
+  return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: parameter })
 }
 
 /** How the main statement of a flight is sent. */

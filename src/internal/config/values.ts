@@ -5,6 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as LogLevel from "effect/LogLevel"
 import { whole } from "../limits.js"
+import { isByName } from "../protocol/typeNames.js"
 
 /** Why a setting is refused; never with a secret. */
 export class Invalid {
@@ -117,4 +118,15 @@ export const keepAlive = (
   // whole seconds are all that the socket option knows: 0 leaves the system's two hours, and more than these it refuses
   if (millis < 1000 || millis > 32_767_000) throw new Invalid(setting, String(given), "1 second to 9 hours, or false")
   return millis
+}
+
+/** Parsers of columns, by number in node-postgres' own way or by name. */
+export const parsers = <A extends object>(setting: string, given: A | undefined): A | undefined => {
+  if (given === undefined) return undefined
+  const all = typeof given === "object" && given !== null && !Array.isArray(given) ? given : undefined
+  if (all === undefined) throw new Invalid(setting, "no record", "parsers by the names of types")
+  if (!isByName(all)) return all
+  const wrong = Object.keys(all).find((name) => typeof all[name] !== "function")
+  if (wrong !== undefined) throw new Invalid(`${setting}.${wrong}`, "no function", "a function from text to a value")
+  return given
 }

@@ -2,10 +2,11 @@
  * Statements for code that awaits them: written as ever, run when somebody waits for them, and parts of other statements until then.
  */
 import * as Statement from "@effect/sql/Statement"
-import * as PgClient from "@effect/sql-pg/PgClient"
+import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
 import type * as Stream from "effect/Stream"
+import { json, makeCompiler } from "../client/compiler.js"
 
 /** How what a statement is becomes a promise. */
 export interface Runner {
@@ -20,12 +21,7 @@ type Maker = Pick<Statement.Constructor, "unsafe"> &
 type Build<A> = (maker: Maker) => Statement.Statement<A>
 
 /** The parts of statements need no database: a client is asked for when a statement runs. */
-const parts = Statement.make(
-  Effect.die(new Error("a part of a statement does not run")),
-  PgClient.makeCompiler(),
-  [],
-  undefined
-)
+const parts = Statement.make(Effect.die(new Error("a part of a statement does not run")), makeCompiler(), [], undefined)
 
 /** A statement that runs when it is awaited, once; or a part of another statement. */
 export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragment {
@@ -106,8 +102,6 @@ export interface PromiseClient extends Parts {
   readonly json: PgClient.PgClient["json"]
 }
 
-const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")
-
 /** A client whose statements are run by a runner. */
 export const makePromiseClient = (runner: Runner): PromiseClient => {
   const call = (strings: string | TemplateStringsArray, ...values: Array<unknown>) =>
@@ -125,7 +119,7 @@ export const makePromiseClient = (runner: Runner): PromiseClient => {
     literal,
     query: <A extends object>(text: string, parameters?: ReadonlyArray<unknown> | undefined) =>
       new Query<A>(runner, (maker) => maker.unsafe<A>(text, parameters)),
-    json: (value: unknown) => pgJson(value, undefined, undefined)
+    json
   }
   // one function for a name and for a template, which an arrow cannot say with overloads
   return Object.assign(call, members) as unknown as PromiseClient
