@@ -41,7 +41,7 @@ import { Engine } from "./internal/engine.js"
 import { hearOut } from "./internal/hearOut.js"
 import { addHook } from "./internal/hooks.js"
 import { type Listen, makeListen } from "./internal/listen.js"
-import { checkRole } from "./internal/role.js"
+import { proveRole } from "./internal/role.js"
 import { inScopes } from "./internal/schema/place.js"
 import { schemaChange } from "./internal/schema/scopes.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
@@ -158,7 +158,7 @@ const verify = (
         const place = { database: config.name, server: pool.options.server.name }
         if (connection !== undefined) {
           asked = connection
-          return checkRole(connection, pool.options, deadline, (mismatch) => {
+          return proveRole(connection, deadline, (mismatch) => {
             pool.checkin(connection)
             resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
           })

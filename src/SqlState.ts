@@ -130,6 +130,13 @@ export const isReplayable = (sqlState: string): boolean => {
 export const isStalePlan = (sqlState: string, message: string): boolean =>
   sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
 
+/**
+ * Whether the proof of a server's role failed: a text, that says why, was read as a number.
+ *
+ * @internal
+ */
+export const isUnproved = (sqlState: string): boolean => sqlState === "22P02"
+
 const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, ConnectReason>([
   ["28P01", "authentication"],
   ["28000", "authentication"],

@@ -4,6 +4,7 @@
 import type { Failure } from "../Connection.js"
 import {
   CheckViolation,
+  ConnectFailed,
   DeadlockDetected,
   Disconnected,
   ExclusionViolation,
@@ -97,3 +98,7 @@ export const toStatementError = (place: Place, failure: Failure, outcome: Outcom
     }
   }
 }
+
+/** Builds the error of a statement that found a connection to a server of the wrong role; nothing of it has run. */
+export const wrongRole = (place: Place, { error: cause }: Failure): ConnectFailed =>
+  new ConnectFailed({ ...place, reason: "wrongRole", cause })

@@ -17,6 +17,12 @@ export interface Opening {
   readonly timeout: number
 }
 
+/** Whether a server takes writes, by what it has said at login; what a pooler says there is what it remembers. */
+const isFit = (connection: Connection, { target }: ServerConfig): boolean =>
+  connection.isPooled ||
+  target === "any" ||
+  (target === "primary" ? connection.parameter("in_hot_standby") !== "on" : !connection.takesNoWrites)
+
 /** Calls back once, not before it has returned, unless it was given up before by the function that it returns. */
 export const open = (
   opening: Opening,
@@ -51,7 +57,9 @@ export const open = (
       const timeout = Math.max(1, deadline - performance.now())
       giveUp = connect(server, session, { timeout, readOnly, owner, credentials: login }, (failure, connection) => {
         if (failure?.reason === "authentication" && credentials.isAsked && !wasRefused) return start(true)
-        done(failure, connection)
+        if (connection === undefined || readOnly || isFit(connection, server)) return done(failure, connection)
+        connection.destroy("wrongRole")
+        done({ reason: "wrongRole", error: new Error("it is a standby, or was made read-only") }, undefined)
       })
     }
     // an answer may come at once, and has a way to give up of its own by then
