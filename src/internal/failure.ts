@@ -19,7 +19,7 @@ import {
   StatementTimeout,
   UniqueViolation
 } from "../DatabaseError.js"
-import { lossMeaning, meaning, type Outcome } from "../SqlState.js"
+import { lossMeaning, type Outcome, refusalMeaning } from "../SqlState.js"
 import type { ServerError } from "./driver.js"
 
 /** Which database and server a failure is about. */
@@ -42,7 +42,7 @@ const refused = (place: Place, error: ServerError): StatementError => {
   const common = { ...place, cause: error }
   const violation = () => ({ ...common, ...present(error, ["schema", "table", "column", "constraint", "detail"]) })
   const sqlState = error.code ?? ""
-  switch (meaning(sqlState)) {
+  switch (refusalMeaning(sqlState, error.message)) {
     case "UniqueViolation":
       return new UniqueViolation(violation())
     case "ForeignKeyViolation":
