@@ -17,6 +17,7 @@ import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as LogLevel from "effect/LogLevel"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -34,6 +35,7 @@ import {
 } from "./DatabaseError.js"
 import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
+import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { undo } from "./internal/ending.js"
@@ -89,6 +91,8 @@ export interface Database {
   /** @internal */ readonly engine: Engine
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
+  /** @internal The class that has opened it. */
+  readonly owner: NamedClass
 }
 
 /** @internal */
@@ -126,7 +130,8 @@ export class Observers implements Observer {
 
 const clients = (
   engine: Engine,
-  observers: Observers
+  observers: Observers,
+  owner: NamedClass
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const listen = yield* makeListen(engine)
@@ -138,7 +143,8 @@ const clients = (
       any: reader,
       engine,
       listen,
-      observers
+      observers,
+      owner
     }
   })
 
@@ -189,11 +195,11 @@ const verify = (
  * @internal
  */
 export const make = (
-  name: string,
+  owner: NamedClass,
   options: Options
 ): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const config = yield* DatabaseConfig.make(name, options)
+    const config = yield* DatabaseConfig.make(owner.name, options)
     const runtime = yield* Effect.runtime()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
@@ -224,7 +230,7 @@ export const make = (
       )
       for (const server of topology.servers) for (const pool of server.pools) pool.warm()
     }
-    return yield* Scope.extend(clients(engine, observers), sockets)
+    return yield* Scope.extend(clients(engine, observers, owner), sockets)
   })
 
 /**
@@ -242,7 +248,7 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
         new Engine(config, topology, live.observers, () => 0, root)
       )
     })
-    return yield* clients(engine, live.observers)
+    return yield* clients(engine, live.observers, live.owner)
   })
 
 /**
@@ -364,17 +370,29 @@ const joins = ({ propagation }: Transaction.Options): boolean =>
   propagation === "required" || propagation === "mandatory" || propagation === "supports"
 
 const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
-  const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
-  const client = (kind: Kind | "any") => Effect.map(tag, (database) => database[kind])
+  const named = new NamedClass(name)
+  const scoped = (options: Options) =>
+    Layer.scoped(
+      tag,
+      Effect.flatMap(Effect.serviceOption(tag), (around) =>
+        Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
+      )
+    ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
+  const own = (database: Database): Database => {
+    checkOwner(named, database.owner)
+    return database
+  }
+  const opened = Effect.map(tag, own)
+  const client = (kind: Kind | "any") => Effect.map(tag, (database) => own(database)[kind])
   const hook =
     (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
-      Effect.flatMap(tag, ({ engine }) => addHook(engine, kind, effect))
+      Effect.flatMap(opened, ({ engine }) => addHook(engine, kind, effect))
   return {
     layer: scoped,
     layerConfig: (config) => Layer.unwrapEffect(Effect.map(Config.unwrap(config), scoped)),
     layerSqlClient: Layer.effectContext(
-      Effect.map(tag, ({ writer }) =>
+      Effect.map(opened, ({ writer }) =>
         Context.make(SqlClient.SqlClient, writer).pipe(Context.add(PgClient.PgClient, writer))
       )
     ),
@@ -385,7 +403,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
         const site = joins(options) ? siteOfPart(options.label) : callSite()
-        return Effect.flatMap(tag, ({ engine }) =>
+        return Effect.flatMap(opened, ({ engine }) =>
           Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )
       }
@@ -405,19 +423,19 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     beforeCommit: hook("beforeCommit"),
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
-    commit: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
-    rollback: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
-    independent: (self) => Effect.flatMap(tag, ({ engine }) => independent(self, engine)),
+    commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
+    rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
+    independent: (self) => Effect.flatMap(opened, ({ engine }) => independent(self, engine)),
     listen: (channel, options) =>
-      Stream.unwrap(Effect.map(tag, ({ listen }) => listen.notifications(channel, options))),
-    notify: (channel, payload = "") => Effect.flatMap(tag, ({ writer }) => refine(writer.notify(channel, payload))),
-    status: Effect.map(tag, ({ engine }) => ({
+      Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),
+    notify: (channel, payload = "") => Effect.flatMap(opened, ({ writer }) => refine(writer.notify(channel, payload))),
+    status: Effect.map(opened, ({ engine }) => ({
       database: name,
       servers: engine.topology.status,
       transactions: engine.transactions
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
-      Effect.map(tag, ({ engine, listen }) => {
+      Effect.map(opened, ({ engine, listen }) => {
         const before = performance.now() - Duration.toMillis(olderThan)
         const meant = engine.topology.servers.filter(({ name }) => server === undefined || name === server)
         const targets = meant.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
@@ -426,7 +444,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
         return targets.reduce((sum, target) => sum + target.invalidate({ mode, before, processId }), 0)
       }),
     observations: Stream.unwrap(
-      Effect.map(tag, ({ observers }) =>
+      Effect.map(opened, ({ observers }) =>
         Stream.asyncPush<Observation>(
           (emit) =>
             Effect.acquireRelease(
