@@ -301,7 +301,8 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 }
 
 /**
- * 40001: run the whole transaction again, or give it `{ retry }`.
+ * 40001, or a read that a standby has cancelled for what it had to replay: run the whole transaction again, or give it `{ retry }`. A
+ * reader's statement outside of a transaction is tried again on another server first.
  *
  * @since 0.1.0
  * @category errors

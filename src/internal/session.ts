@@ -14,7 +14,7 @@ import {
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
-import { toStatementError } from "./failure.js"
+import { toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
@@ -75,6 +75,19 @@ const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Ste
   if (opening.length === 1 && before.length === 0) return outermost.steps
   return [...opening.flatMap((_) => _.steps), ...before]
 }
+
+/** Whether a transaction begins here. */
+const isOutermost = ([first]: ReadonlyArray<Opening>): boolean =>
+  first !== undefined && first.level.parent === undefined && !first.level.isOpened
+
+/** Builds the failure of a transaction whose connection goes: on another server it may go better. */
+const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
+  _tag: "lost",
+  error,
+  sent: true,
+  undone: true,
+  acknowledged
+})
 
 let savepoints = 0
 
@@ -448,9 +461,21 @@ export class Level {
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
         const all = opening.length
-        if (all > 0) this.acknowledge(opening, flight.acknowledged)
+        const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
+        // nothing of it has run: as if there had been no BEGIN
+        const isUnfit = isMisled && isOutermost(opening)
+        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = this.judge(failure, flight, text, opening, connection.status, isAborted)
+        const error = isUnfit
+          ? wrongRole(this.link.place, failure)
+          : this.judge(
+              isMisled && connection.broken !== undefined ? undoneWith(failure) : failure,
+              flight,
+              text,
+              opening,
+              connection.status,
+              isAborted
+            )
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
