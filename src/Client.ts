@@ -20,7 +20,7 @@ import { makeCopy } from "./internal/client/copy.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
-import { plan } from "./internal/propagation.js"
+import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
 import { concealed } from "./internal/protocol/tls.js"
 import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
@@ -47,12 +47,16 @@ export const withTransaction = <A, E, R, X>(
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
+    const current = engine.transactionFor(fiber, carrier, kind, site)
+    const chosen = plan(engine, current, options)
+    const { label, retry = false } = options
+    const isTaken = current === undefined || retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest"))
+      raise(current, options, chosen._tag === "join")
     switch (chosen._tag) {
-      case "join": {
-        const { label } = options
-        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
-      }
+      case "join":
+        if (!isTaken) return Effect.fail(wrap(retryRefused(engine.database)))
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
         return independent(self, engine)
       case "refuse":
