@@ -11,14 +11,16 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
+import type { Client } from "./Copy.js"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
+import { makeCopy } from "./internal/client/copy.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
-import { plan } from "./internal/propagation.js"
+import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
 import { concealed } from "./internal/protocol/tls.js"
 import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
@@ -45,12 +47,16 @@ export const withTransaction = <A, E, R, X>(
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
+    const current = engine.transactionFor(fiber, carrier, kind, site)
+    const chosen = plan(engine, current, options)
+    const { label, retry = false } = options
+    const isTaken = current === undefined || retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest"))
+      raise(current, options, chosen._tag === "join")
     switch (chosen._tag) {
-      case "join": {
-        const { label } = options
-        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
-      }
+      case "join":
+        if (!isTaken) return Effect.fail(wrap(retryRefused(engine.database)))
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
         return independent(self, engine)
       case "refuse":
@@ -83,7 +89,7 @@ export const make = (
   engine: Engine,
   kind: Kind,
   listen: (channel: string) => Stream.Stream<string, SqlError>
-): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
+): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
     const { options, session, writer } = engine.config
     const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
@@ -142,12 +148,14 @@ export const make = (
     }
     const finish = (
       statement: Statement.Constructor,
-      withoutTransforms: (client: PgClient.PgClient) => PgClient.PgClient
-    ): PgClient.PgClient => {
-      const client: PgClient.PgClient = Object.assign(statement, members, {
+      rename: typeof options.transformQueryNames,
+      withoutTransforms: (client: Client) => Client
+    ): Client => {
+      const copy = makeCopy(engine, kind, rename, options.transformJson ?? true)
+      const client: Client = Object.assign(statement, members, copy, {
         reserve: reserved,
         // it refers to the client that is being made, so it is filled in below
-        safe: undefined as unknown as PgClient.PgClient,
+        safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
       })
       Object.assign(client, { safe: client })
@@ -162,7 +170,7 @@ export const make = (
             : Effect.suspend(() => Effect.fail(toSqlError(noSession(engine.database, "reserve"))))
       })
     }
-    if (transformRows === undefined) return finish(constructor, (client) => client)
-    const plain = finish(makeStatement(compiler.withoutTransform, undefined), (client) => client)
-    return finish(constructor, () => plain)
+    if (transformRows === undefined) return finish(constructor, options.transformQueryNames, (client) => client)
+    const plain = finish(makeStatement(compiler.withoutTransform, undefined), undefined, (client) => client)
+    return finish(constructor, options.transformQueryNames, () => plain)
   })

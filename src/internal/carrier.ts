@@ -10,10 +10,11 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import type * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { Connection as DbConnection } from "../Connection.js"
 import type { Session } from "../Consistency.js"
-import { ForeignClient, toSqlError } from "../DatabaseError.js"
+import { type DatabaseError, ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
 import type { Scopes } from "./schema/scopes.js"
@@ -24,6 +25,9 @@ import type { Work } from "./work.js"
 
 /** Whether a transaction is on the primary, or on whatever serves readers. */
 export type Kind = "writer" | "reader"
+
+/** When a whole is run again. */
+export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
 
 const blank: readonly unknown[] = [undefined, 0]
 
@@ -92,6 +96,14 @@ export abstract class Carrier implements Connection {
   /** The innermost part that has joined a transaction, between here and where that was begun. */
   part(transaction: Transaction): Part | undefined {
     return this.parent?.part(transaction)
+  }
+
+  /**
+   * Has the whole that an outermost transaction belongs to, or the unit of work, be run again where a part of it asks for that; tells
+   * whether it can be.
+   */
+  takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    return this.parent?.takeRetry(transaction, asked) ?? false
   }
 
   /** What the unit of work remembers of a database, if there is a unit. */
@@ -181,6 +193,11 @@ export class TransactionCarrier extends Carrier {
 
   override part(transaction: Transaction): Part | undefined {
     return transaction === this.own ? undefined : super.part(transaction)
+  }
+
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    const { retry = false } = this.own.options
+    return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
   }
 
   override held(origin: Origin): ReadonlyArray<DbConnection> {

@@ -29,6 +29,7 @@ export interface ServerError extends Error {
   readonly table?: string
   readonly column?: string
   readonly constraint?: string
+  readonly where?: string
 }
 
 /** A column of a result. */
@@ -52,7 +53,7 @@ export interface Query {
   readonly handlePortalSuspended: () => void
   readonly handleReadyForQuery: () => void
   readonly handleCopyInResponse: (protocol: Protocol) => void
-  readonly handleCopyData: () => void
+  readonly handleCopyData: (message: { readonly chunk: Buffer }) => void
   readonly handleError: (error: Error) => void
 }
 
@@ -106,6 +107,13 @@ const unset = {
   query_timeout: false
 }
 
+/** Takes from a client what it has taken from the environment or from the driver's own defaults. */
+export const isolate = (client: object, given: { readonly user: string; readonly options: string }): void => {
+  // the published type lacks them
+  const { connectionParameters } = client as { readonly connectionParameters: object }
+  Object.assign(connectionParameters, unset, given)
+}
+
 /** Creates a client that is not connected yet. Throws where the options make no sense, such as a TLS key that is none. */
 export const makeClient = (given: ClientOptions): Client => {
   const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
@@ -131,8 +139,8 @@ export const makeClient = (given: ClientOptions): Client => {
     ...(types === undefined ? {} : { types })
   }
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  const client = new pg.Client(config) as unknown as Client & { readonly connectionParameters: object }
-  Object.assign(client.connectionParameters, unset, { user, options })
+  const client = new pg.Client(config) as unknown as Client
+  isolate(client, { user, options })
   guard(client.connection, limits)
   return client
 }

@@ -5,6 +5,7 @@ import type { Connection, Done, Request } from "../Connection.js"
 import type { SessionConfig } from "../DatabaseConfig.js"
 import { isStaleRefusal } from "./failure.js"
 import { setLocal } from "./limits.js"
+import { isCopy } from "./sql/copy.js"
 import { constantStep, type Step } from "./wire.js"
 
 const none: ReadonlyArray<never> = []
@@ -72,9 +73,12 @@ export const runGuarded = (
   send(connection, before, request, finish)
 }
 
-/** Sends all in one flight; only several commands in one text are a message that goes alone. */
+/**
+ * Sends all in one flight. Several commands in one text are a message that goes alone, and so is a COPY: what follows it would be taken for
+ * its data.
+ */
 const send = (connection: Connection, before: ReadonlyArray<Step>, request: Request, done: Done): void => {
-  if (!request.simple) return connection.run(before, request, commit, done)
+  if (!request.simple && !isCopy(request.text)) return connection.run(before, request, commit, done)
   connection.steps(before, (failure, flight) => {
     if (failure !== undefined) return done(failure, flight)
     connection.run(none, request, none, (failure, flight) => {

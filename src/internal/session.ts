@@ -15,10 +15,12 @@ import {
   type TransactionError,
   TransactionInterrupted
 } from "../DatabaseError.js"
-import { isStaleRefusal, toStatementError } from "./failure.js"
+import { isStaleRefusal, toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import type { Copy } from "./protocol/copy.js"
+import { isCopy } from "./sql/copy.js"
 import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
 import type { Gate } from "./unitOfWork/gate.js"
@@ -75,6 +77,19 @@ const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Ste
   return [...opening.flatMap((_) => _.steps), ...before]
 }
 
+/** Whether a transaction begins here. */
+const isOutermost = ([first]: ReadonlyArray<Opening>): boolean =>
+  first !== undefined && first.level.parent === undefined && !first.level.isOpened
+
+/** Builds the failure of a transaction whose connection goes: on another server it may go better. */
+const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
+  _tag: "lost",
+  error,
+  sent: true,
+  undone: true,
+  acknowledged
+})
+
 let savepoints = 0
 
 const savepoint = () => {
@@ -84,6 +99,16 @@ const savepoint = () => {
     release: wire.step(`RELEASE SAVEPOINT ${name}`),
     undo: [wire.step(`ROLLBACK TO SAVEPOINT ${name}`), wire.step(`RELEASE SAVEPOINT ${name}`)]
   }
+}
+
+/** How a level begins. */
+export interface Opened {
+  /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
+  readonly begin: ReadonlyArray<wire.Step>
+  /** What puts the settings back when a savepoint is released. */
+  readonly restore: ReadonlyArray<wire.Step>
+  readonly readOnly: boolean
+  readonly limit: number | undefined
 }
 
 /** A transaction, or a savepoint inside of one. */
@@ -115,15 +140,29 @@ export class Level {
   constructor(
     readonly link: Link,
     readonly parent: Level | undefined,
-    /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
-    private readonly begin: ReadonlyArray<wire.Step>,
-    /** What puts the settings back when a savepoint is released. */
-    private readonly restore: ReadonlyArray<wire.Step>,
-    readonly readOnly: boolean,
-    /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
-    readonly limit: number | undefined
+    private opening: Opened
   ) {
     this.mark = parent === undefined ? undefined : savepoint()
+  }
+
+  /** Whether the server refuses writes in it. */
+  get readOnly(): boolean {
+    return this.opening.readOnly
+  }
+
+  /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
+  get limit(): number | undefined {
+    return this.opening.limit
+  }
+
+  /** Whether nothing of it was sent, nor is about to be. */
+  get isUnsent(): boolean {
+    return !this.opened && !this.turns.isTaken && this.state === "open"
+  }
+
+  /** Has it begin otherwise, before anything of it was sent. */
+  plan(opening: Opened): void {
+    this.opening = opening
   }
 
   /** Whether the server knows of it. */
@@ -148,7 +187,9 @@ export class Level {
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
-        isSet = flight.acknowledged > first.length - before.length
+        // where only its rows could not be read, what follows the statement has been done, too
+        isSet = flight.acknowledged > first.length - before.length &&
+          !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
         if (failure === undefined || failure._tag === "lost") return settle(failure, flight)
         const opened = opening[0]?.level.undo ?? guard?.undo
@@ -164,7 +205,9 @@ export class Level {
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
-      if (!request.simple) return connection.run(first, request, after, guarded)
+      // what follows a COPY would be taken for its data
+      const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+      if (!isAlone) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
       const plain = () =>
         connection.run(none, request, none, (failure, flight) => {
@@ -175,6 +218,19 @@ export class Level {
       connection.steps(first, (failure, flight) => {
         this.acknowledge(opening, flight.acknowledged)
         if (failure === undefined) plain()
+        else settle(failure, flight)
+      })
+    })
+  }
+
+  /** Runs a COPY, whose data goes by way of `copy`; the returned function gives it up, and the transaction with it if it was sent. */
+  copy(request: Request, copy: Copy, done: OnStatement): () => void {
+    return this.enter(request, "none", done, nothing, (connection, opening, settle) => {
+      const first = stepsOf(opening, this.link.pathTo(request.path))
+      if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
+      connection.steps(first, (failure, flight) => {
+        this.acknowledge(opening, flight.acknowledged)
+        if (failure === undefined) connection.copy(none, request, copy, settle)
         else settle(failure, flight)
       })
     })
@@ -296,7 +352,7 @@ export class Level {
           })
         }
       } else {
-        connection.steps([this.mark.release, ...this.restore], (failure) => {
+        connection.steps([this.mark.release, ...this.opening.restore], (failure) => {
           if (failure === undefined) {
             if (this.parent !== undefined) this.parent.used = true
             return finish("committed", undefined)
@@ -455,9 +511,22 @@ export class Level {
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
         const all = opening.length
-        if (all > 0) this.acknowledge(opening, flight.acknowledged)
+        const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
+        // nothing of it has run: as if there had been no BEGIN
+        const isUnfit = isMisled && isOutermost(opening)
+        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = this.judge(failure, flight, request.text, opening, isAborted, connection, interruption)
+        const error = isUnfit
+          ? wrongRole(this.link.place, failure)
+          : this.judge(
+              isMisled && connection.broken !== undefined ? undoneWith(failure) : failure,
+              flight,
+              request.text,
+              opening,
+              isAborted,
+              connection,
+              interruption
+            )
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
@@ -615,7 +684,8 @@ export class Level {
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
-        const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
+        const { begin } = this.opening
+        const steps = this.mark === undefined ? begin : [this.mark.set, ...begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
       const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))

@@ -69,7 +69,7 @@ const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
 }
 
 /** A row that is there as a whole; it is on the way of every row, so it looks at lengths only. */
-export const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
+const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
   const columns = int16(bytes, from)
   if (columns > mostColumns) return false
   let at = from + 2
