@@ -326,6 +326,8 @@ export class Connection {
     plan.before = all.length - 1
     plan.proves = proves
     plan.isUndo = isUndo
+    // the rows of a step, as of SELECT 1, are nobody's
+    plan.isRaw = true
     this.fly(plan)
   }
 
