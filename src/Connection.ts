@@ -4,17 +4,21 @@
  * @since 0.1.0
  */
 
-import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import type { SessionConfig } from "./DatabaseConfig.js"
 import { inquire } from "./internal/activity.js"
-import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
+import { deliver, type Other, otherOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
+import type { ConnectFailure } from "./internal/connection/connectFailure.js"
+import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
 import { type Client, isServerError } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
-import { type ConnectFailure, login } from "./internal/login.js"
+import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import type { Copy } from "./internal/protocol/copy.js"
+import { ProtocolViolation } from "./internal/protocol/limits.js"
 import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
 import type { SearchPath } from "./internal/schema/searchPath.js"
@@ -118,7 +122,8 @@ export class Connection {
   private closed = false
   private readonly statements: PreparedStatements
   private portals = 0
-  private readonly peer: Peer
+  /** @internal The very server that it is on. */
+  readonly other: Other
   private readonly silence: Silence
   /** What is known of the types of the server, where the program reads some by their names. */
   private readonly types: TypeNames | undefined
@@ -132,7 +137,7 @@ export class Connection {
   /** @internal */
   constructor(
     private readonly client: Client,
-    readonly server: ServerConfig,
+    readonly server: Destination,
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
     /** Whether its session was told to refuse writes. */
@@ -148,11 +153,11 @@ export class Connection {
     this.limit = session.statementTimeout
     this.types = isByName(session.types) ? typeNames(server, session.types) : undefined
     const { stream } = client.connection
-    this.peer = peerOf(server, stream)
+    this.other = otherOf(server, stream)
     this.silence = new Silence({
       // a long message that is still on its way is a sign of life, too
       heard: () => stream.bytesRead - stream.writableLength,
-      ask: (patience, told) => showsLife(this.peer, patience, told),
+      ask: (patience, told) => showsLife(server, this.other, patience, told),
       inquire: (told) => inquire(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
@@ -164,6 +169,7 @@ export class Connection {
     client.connection.on("bindComplete", () => {
       if (this.flight?.isProving === false) this.flight.bound++
     })
+    client.connection.on("copyOutResponse", () => this.flight?.handleCopyOutResponse())
     client.connection.on("readyForQuery", () => this.ready())
     client.connection.on("parameterStatus", () => this.noteRole())
     stream.once("close", () => this.close())
@@ -264,6 +270,33 @@ export class Connection {
     this.fly(plan)
   }
 
+  /** Sends a COPY, with steps before it unless it is `simple`. Its data goes by way of `copy`. */
+  copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: Done): void {
+    const plan = new Plan(
+      () => {
+        const text = checked(request.text)
+        if (request.simple) return wire.simple(text)
+        return wire.flight(
+          before,
+          { text, values: none, name: "", parse: true, describe: false, close: () => none },
+          none
+        )
+      },
+      (failure, flight) => {
+        if (copy._tag === "in") copy.end()
+        done(failure, flight)
+      }
+    )
+    plan.before = before.length
+    plan.copy = copy
+    copy.send({
+      stream: this.client.connection.stream,
+      waits: () => this.watch(),
+      rests: () => this.silence.answered()
+    })
+    this.fly(plan)
+  }
+
   /** Sends steps only. */
   steps(all: ReadonlyArray<wire.Step>, done: Done): void {
     const proves = this.isToProve
@@ -310,6 +343,7 @@ export class Connection {
   /** Asks for a sign of life. */
   ping(done: Done): void {
     const plan = new Plan(() => wire.syncOnly, done)
+    plan.main = 0
     plan.isUpkeep = true
     this.fly(plan)
   }
@@ -339,7 +373,9 @@ export class Connection {
 
   /** Closes a portal. */
   closePortal(portal: string, done: Done): void {
-    this.fly(new Plan(() => wire.closePortal(portal), done))
+    const plan = new Plan(() => wire.closePortal(portal), done)
+    plan.main = 0
+    this.fly(plan)
   }
 
   /**
@@ -352,6 +388,8 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
+    // a COPY may have stopped it, and the answer is to be read
+    this.client.connection.stream.resume()
     if (this.isPooled) this.cancelPooled(reason, false)
     else {
       this.requestCancel(longestCancel)
@@ -405,7 +443,7 @@ export class Connection {
   private requestCancel(patience: number, done?: (() => void) | undefined): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey), done)
+    deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
   }
 
   private fly(plan: Plan): void {
@@ -414,10 +452,15 @@ export class Connection {
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
     this.flight = flight
+    this.watch()
+    this.client.query(flight)
+  }
+
+  /** The server is to say something now, within its limit for a statement. */
+  private watch(): void {
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
     if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit)
-    this.client.query(flight)
   }
 
   /** Why a flight does not even begin, if so. */
@@ -435,11 +478,14 @@ export class Connection {
 
   private ready(): void {
     const flight = this.flight
-    if (flight === undefined) return
+    const failed = flight?.failure()
+    if (flight === undefined || (failed === undefined && !flight.isAnswered)) {
+      return this.lose(new ProtocolViolation("was ready before it had answered"))
+    }
     this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
-    const ended = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
+    const ended = this.broken === undefined ? failed : cutShort(failed, this.broken)
     const failure = this.checkRole(flight, ended)
     if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (failure === undefined && this.broken === undefined && this.types !== undefined) {
@@ -572,7 +618,7 @@ const checked = (text: string): string => {
  * @category constructors
  */
 export const connect = (
-  server: ServerConfig,
+  server: Destination,
   session: SessionConfig,
   options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly credentials: Login },
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void

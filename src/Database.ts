@@ -8,7 +8,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -24,6 +24,7 @@ import * as Stream from "effect/Stream"
 import * as Client from "./Client.js"
 import type { Connection } from "./Connection.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
+import type * as Copy from "./Copy.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import {
   ConnectFailed,
@@ -36,6 +37,7 @@ import {
 import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
+import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { undo } from "./internal/ending.js"
@@ -85,9 +87,9 @@ export interface Status {
  * @category models
  */
 export interface Database {
-  readonly writer: PgClient.PgClient
-  readonly reader: PgClient.PgClient
-  readonly any: PgClient.PgClient
+  readonly writer: Copy.Client
+  readonly reader: Copy.Client
+  readonly any: Copy.Client
   /** @internal */ readonly engine: Engine
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
@@ -276,18 +278,26 @@ export interface Invalidate {
 export interface Statics<Self> {
   /** Opens the database for as long as the layer lives, then drains and closes it. */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
-  /** The same, with settings from `Config`. */
+  /** The same, with settings from `Config`, beside others as plain values. */
   readonly layerConfig: (
-    config: Config.Config.Wrap<Options>
+    config: DatabaseConfig.ConfigOptions | Config.Config<Options>
+  ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
+  /**
+   * The same, with the writer from libpq's environment: `PGHOST`, `PGUSER` and so on, each with `prefix` before its name, the service file
+   * and the password file. See `DatabaseConfig.fromEnv`.
+   */
+  readonly layerEnv: (
+    prefix?: string,
+    options?: Omit<DatabaseConfig.ConfigOptions, "writer">
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /** The writer under the ecosystem's own tags, for Migrator, Model, SqlResolver, sql-drizzle, sql-kysely. */
   readonly layerSqlClient: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, Self>
   /** The client of the primary. Getting it opens nothing. */
-  readonly writer: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly writer: Effect.Effect<Copy.Client, never, Self>
   /** The client of a replica, or of the primary, read-only; the server refuses writes. Getting it opens nothing. */
-  readonly reader: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly reader: Effect.Effect<Copy.Client, never, Self>
   /** The client for reads in what is open already, a reader's transaction before a writer's, else as `reader`. */
-  readonly any: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly any: Effect.Effect<Copy.Client, never, Self>
   /** Runs an effect in a transaction on the primary. Nothing is sent before its first statement. */
   readonly withTransaction: {
     // the last one is what a pipe looks at, which so refuses it where it is not called
@@ -378,6 +388,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
         Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
       )
     ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
+  const layerConfig: Statics<Self>["layerConfig"] = (config) =>
+    Layer.unwrapEffect(Effect.map(configured<Options>(config), scoped))
   const own = (database: Database): Database => {
     checkOwner(named, database.owner)
     return database
@@ -390,7 +402,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       Effect.flatMap(opened, ({ engine }) => addHook(engine, kind, effect))
   return {
     layer: scoped,
-    layerConfig: (config) => Layer.unwrapEffect(Effect.map(Config.unwrap(config), scoped)),
+    layerConfig,
+    layerEnv: (prefix, options) => layerConfig({ ...options, writer: DatabaseConfig.fromEnv(prefix) }),
     layerSqlClient: Layer.effectContext(
       Effect.map(opened, ({ writer }) =>
         Context.make(SqlClient.SqlClient, writer).pipe(Context.add(PgClient.PgClient, writer))

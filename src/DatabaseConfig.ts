@@ -4,8 +4,10 @@
  * @since 0.1.0
  */
 
+import type { ConnectionOptions } from "node:tls"
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
+import type * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -13,6 +15,8 @@ import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
 import type { AuthMethod } from "./internal/config/authentication.js"
+import type { Configured } from "./internal/config/configured.js"
+import { fromEnvironment } from "./internal/config/environment.js"
 import type { Host } from "./internal/config/hosts.js"
 import { type Known, refuseUnknown } from "./internal/config/known.js"
 import type { OwnSettings } from "./internal/config/ownSettings.js"
@@ -45,14 +49,17 @@ import {
   text,
   time
 } from "./internal/config/values.js"
+import type { ProtocolLimits } from "./internal/protocol/limits.js"
 import { concealed } from "./internal/protocol/tls.js"
 
 export type {
   AuthMethod,
+  Configured,
   Connector,
   Endpoint,
   Host,
   OwnSettings,
+  ProtocolLimits,
   ServerConfig,
   ServerInput,
   ServerOptions,
@@ -240,6 +247,34 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly listenHeartbeat?: Duration.DurationInput | undefined
   /** Prepared statements that a connection keeps, by the text. 0 prepares none, as does a transaction pooler. Default 256. */
   readonly preparedStatements?: number | undefined
+  /**
+   * The largest row, or piece of a COPY, that a server may send, in bytes of the protocol. A statement that is answered with more is
+   * `Disconnected`. A row is held twice while it arrives.
+   *
+   * @default 268435456 (256 MiB)
+   */
+  readonly maxRowBytes?: number | undefined
+  /**
+   * How many bytes of notices, errors and reported settings a server may send in answer to one exchange. A statement that is answered with
+   * more is `Disconnected`.
+   *
+   * @default 67108864 (64 MiB)
+   */
+  readonly maxNoticeBytes?: number | undefined
+  /**
+   * How many bytes a server may send in a login, and how many of reported settings in the life of a connection. A server that sends more
+   * is `ConnectFailed` with the reason `protocol`.
+   *
+   * @default 1048576 (1 MiB)
+   */
+  readonly maxStartupBytes?: number | undefined
+  /**
+   * How many iterations of SCRAM a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
+   * of Node's threads. A server that asks for more is `ConnectFailed` with the reason `authentication`.
+   *
+   * @default 1000000
+   */
+  readonly maxScramIterations?: number | undefined
   readonly transformResultNames?: ((name: string) => string) | undefined
   readonly transformQueryNames?: ((name: string) => string) | undefined
   readonly transformJson?: boolean | undefined
@@ -290,11 +325,12 @@ export interface SessionConfig {
   readonly mode: Mode
   readonly statementTimeout: number | undefined
   readonly lockTimeout: number | undefined
-  readonly idleInTransactionTimeout: number
+  readonly idleInTransactionTimeout: number | undefined
   readonly applicationName: string
   /** `undefined` where TCP keeps silent. */
   readonly keepAlive: number | undefined
   readonly preparedStatements: number
+  readonly limits: ProtocolLimits
   readonly types: Types | undefined
   /** What a server's connection string gives its sessions, as `-c name=value`. */
   readonly startupOptions?: string
@@ -370,6 +406,10 @@ const known: Known<DatabaseOptions> = {
   readerRetryDelay: true,
   listenHeartbeat: true,
   preparedStatements: true,
+  maxRowBytes: true,
+  maxNoticeBytes: true,
+  maxStartupBytes: true,
+  maxScramIterations: true,
   transformResultNames: true,
   transformQueryNames: true,
   transformJson: true,
@@ -399,11 +439,16 @@ const synonyms: Readonly<Record<string, string>> = {
 /** Returns a server with what its connection string says and no option overrides. */
 const belowOptions = ({ isPooled: _, ...given }: ReturnType<typeof server>, options: DatabaseOptions): ServerConfig => {
   const { applicationName, keepAlive, ...own } = given.own
+  const limitsIdleness = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
   return {
     ...given,
     connectTimeout: options.connectTimeout === undefined ? given.connectTimeout : undefined,
     own: {
       ...own,
+      // the default gives way to the connection string
+      ...(limitsIdleness && options.idleInTransactionTimeout === undefined
+        ? { idleInTransactionTimeout: undefined }
+        : {}),
       ...(applicationName === undefined || options.applicationName !== undefined ? {} : { applicationName }),
       ...("keepAlive" in given.own && options.keepAlive === undefined ? { keepAlive } : {})
     }
@@ -416,6 +461,16 @@ const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInp
   if (!Array.isArray(readers)) throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
   return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
 }
+
+/** Bytes that every login takes. */
+const leastStartup = 16_384
+
+const protocolLimits = (options: DatabaseOptions): ProtocolLimits => ({
+  maxRowBytes: count("maxRowBytes", options.maxRowBytes, 268_435_456, 1024),
+  maxNoticeBytes: count("maxNoticeBytes", options.maxNoticeBytes, 67_108_864, leastStartup),
+  maxStartupBytes: count("maxStartupBytes", options.maxStartupBytes, 1_048_576, leastStartup),
+  maxScramIterations: count("maxScramIterations", options.maxScramIterations, 1_000_000, 4096)
+})
 
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
@@ -479,6 +534,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       keepAlive: keepAlive(options.keepAlive),
       // the next transaction may be in another session, which knows none of the names
       preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
+      limits: protocolLimits(options),
       types: parsers("types", options.types)
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
@@ -516,3 +572,65 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
       throw e
     }
   })
+
+/**
+ * TLS of which some options come from `Config`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigSsl = Ssl | Config.Config<Ssl | undefined> | Configured<ConnectionOptions>
+
+type ConfigParts<A extends ServerSettings> = Configured<Omit<A, "ssl">> & { readonly ssl?: ConfigSsl | undefined }
+
+/**
+ * A server of which the whole or some parts come from `Config`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigServer =
+  | ServerInput
+  | Config.Config<ServerInput>
+  | ConfigParts<ServerOptions>
+  | ConfigParts<ServerUrl>
+  | ConfigParts<ServerSocket>
+
+/**
+ * Settings of which some come from `Config` and others are plain values.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers" | "ssl">> & {
+  readonly writer: ConfigServer
+  readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
+  readonly ssl?: ConfigSsl | undefined
+}
+
+/**
+ * Reads a server from libpq's environment, as a connection string.
+ *
+ * The variables (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGSSLMODE` and so on) are read by Effect's `ConfigProvider`, each with
+ * `prefix` before its name; so are the service file (`PGSERVICE`, `PGSERVICEFILE`, `~/.pg_service.conf`) and the password file
+ * (`PGPASSFILE`, `~/.pgpass`). A connection string that is given comes before the service file, and that before the variables. Nothing else
+ * in this library reads them.
+ *
+ * Fails with `ConfigError` if the connection string or the service cannot be read.
+ *
+ * @see {@link https://www.postgresql.org/docs/18/libpq-envars.html} for the variables
+ *
+ * @example
+ * import { DatabaseConfig, Database } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const DbLive = Db.layerConfig({ writer: DatabaseConfig.fromEnv("APP_"), maxConnections: 20 })
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const fromEnv = (
+  prefix = "",
+  url?: Redacted.Redacted<string> | undefined
+): Config.Config<Redacted.Redacted<string>> => fromEnvironment(prefix, url)

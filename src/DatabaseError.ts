@@ -88,7 +88,9 @@ const connectAdvice = {
   wrongRole:
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
   credentials: "no user and password were given for it: look at what provides `credentials` or `passwordFile`",
-  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do"
+  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
+  protocol:
+    "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
 } as const
 
 /**
@@ -109,7 +111,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "noSuchDatabase",
     "wrongRole",
     "credentials",
-    "setup"
+    "setup",
+    "protocol"
   )
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -514,9 +517,10 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 }
 
 /**
- * A statement waited for its turn in its transaction while a nested one of it did not end. Siblings take turns, each from its first
- * statement to its end, so a nested transaction must not wait for what runs beside it. `waited` is in milliseconds; it is 0 where a
- * transaction was to be committed while something in it, or another end of it, was under way.
+ * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
+ * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
+ * has waited so is a rollback. `waited` is in milliseconds; it is 0 where a transaction was to be committed while something in it, or
+ * another end of it, was under way.
  *
  * @since 0.1.0
  * @category errors
@@ -532,8 +536,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   override get message(): string {
     return this.waited === 0
       ? `${at(this)}: it cannot be committed while something else in it is under way - wait for what runs beside it first`
-      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and this statement of the outer one waits for it` +
-          " - let a nested transaction not wait for what runs beside it"
+      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and what comes after it in the outer one waits for it` +
+          " - wait for forks before the end, and let a nested transaction not wait for what runs beside it"
   }
 }
 
@@ -741,6 +745,30 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
   }
 }
 
+/**
+ * The data of a COPY was refused, and nothing of it is stored. `cause` is the refusal, itself a {@link DatabaseError} where the server
+ * refused it. What has no line, as a foreign key that is checked at the end, is the refusal itself instead.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFailed")("CopyFailed", {
+  ...place,
+  /** The table, as it was given. */
+  table: Schema.String,
+  /** The line of the data, or the row, counted from 1. */
+  line: Schema.Number,
+  column: Schema.optional(Schema.String)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const column = this.column === undefined ? "" : `, column ${this.column}`
+    // a cause of ours names the database, too
+    const reason = said(isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
+    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - nothing of it is stored`
+  }
+}
+
 const listenAdvice = {
   disconnected: "messages may have been missed: listen again, then look at the tables",
   overflow: "it is too slow and messages were dropped: do the work elsewhere, listen again, then look at the tables"
@@ -812,6 +840,7 @@ export type StatementError =
   | NoReplicaCaughtUp
   | TokenFromLostTimeline
   | SchemaInvalid
+  | CopyFailed
 
 /**
  * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which

@@ -139,7 +139,7 @@ const makePlan = (options: Options): Plan => {
   return {
     options,
     ask: asking(options.requestId),
-    ending: UnitOfWork.endingOf(options),
+    ending: UnitOfWork.endingOf(options, true),
     fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction })
   }
 }

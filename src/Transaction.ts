@@ -7,7 +7,7 @@ import * as Duration from "effect/Duration"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Carrier, Kind } from "./internal/carrier.js"
-import type { Hook, HookKind } from "./internal/hooks.js"
+import { type Hook, type HookKind, passedOn } from "./internal/hooks.js"
 import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
 import { Level } from "./internal/session.js"
@@ -189,9 +189,8 @@ export class Transaction {
   passHooksOn(kept: boolean): void {
     if (this.hooks === undefined || this.outer === undefined) return
     for (const hook of this.hooks) {
-      if (kept) this.outer.addHook(hook)
-      else if (hook.kind === "afterRollback" || hook.kind === "afterEnd")
-        this.outer.addHook({ ...hook, kind: "afterEnd" })
+      const passed = passedOn(hook, kept)
+      if (passed !== undefined) this.outer.addHook(passed)
     }
     this.hooks = undefined
   }

@@ -29,6 +29,7 @@ import { replay } from "./internal/replay.js"
 import { slotOf, withoutSlot } from "./internal/schema/place.js"
 import type { PartName } from "./internal/transaction/part.js"
 import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unit.js"
+import { NestedUnit } from "./internal/unitOfWork/nested.js"
 import { asPart } from "./internal/within.js"
 import type { Work } from "./internal/work.js"
 import type { Origin, Transaction } from "./Transaction.js"
@@ -165,7 +166,7 @@ export const open = ({ around, describe, ending, joins, name, rules }: Opening):
   new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe, name))
 
 class OpenUnit implements Handle {
-  private ended = false
+  protected ended = false
 
   constructor(readonly unit: Unit) {}
 
@@ -212,6 +213,27 @@ class OpenUnit implements Handle {
   }
 }
 
+/** A nested part, which leaves what it has of hooks, and its turn, to what is around it. */
+class OpenNested extends OpenUnit {
+  constructor(override readonly unit: NestedUnit) {
+    super(unit)
+  }
+
+  override end(outcome: Outcome, restore: Restore | undefined): Effect.Effect<void, TransactionError> {
+    return Effect.suspend(() => {
+      const { unit } = this
+      unit.passHooksOn(outcome === "commit")
+      const ended = super.end(outcome, restore)
+      // what is kept is a part of what is around it, which is told of it before the next part has its turn
+      const noted = outcome === "commit" ? Effect.tap(ended, () => Effect.sync(() => unit.noteKept())) : ended
+      return Effect.ensuring(
+        noted,
+        Effect.sync(() => unit.leave())
+      )
+    })
+  }
+}
+
 /** @internal The rules that options ask for, if any. */
 export const rulesOf = ({
   databases,
@@ -224,10 +246,14 @@ export const rulesOf = ({
         databases: new Map(databases?.map(({ database, settings }) => [database, settings]))
       }
 
-/** @internal */
-export const endingOf = ({ checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">): Ending => ({
+/** @internal How a unit ends by its options; that of a request does not wait for forks. */
+export const endingOf = (
+  { checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">,
+  isRequest = false
+): Ending => ({
   order: orderOf(order ?? "safest"),
-  checked: checkFirst ?? true
+  checked: checkFirst ?? true,
+  leavesForks: isRequest
 })
 
 const orderOf = (order: "safest" | "touched" | ReadonlyArray<Named>): Order =>
@@ -280,14 +306,15 @@ const begin = <A, E, R>(
   joins: boolean,
   options: Options<A, E>,
   describe: Describe | undefined,
-  site: CallSite | undefined
+  site: CallSite | undefined,
+  isRequest = false
 ): Effect.Effect<A, E | TransactionError, R> => {
   const { retry } = options
   const opening: Opening = {
     around,
     joins,
     rules: rulesOf(options),
-    ending: endingOf(options),
+    ending: endingOf(options, isRequest),
     describe,
     name: { label: options.work?.label, site }
   }
@@ -361,7 +388,7 @@ export const run: {
 )
 
 /**
- * The same, for work that is described when its first statement runs.
+ * The same for a request, which is described when its first statement runs.
  *
  * @internal
  */
@@ -373,7 +400,7 @@ export const runDescribed = <A, E, R>(
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
     return carrier?.unit === undefined
-      ? begin(self, carrier, true, options, describe, undefined)
+      ? begin(self, carrier, true, options, describe, undefined, true)
       : join(self, carrier, carrier.unit, options, { label: describe(fiber)?.label, site: undefined })
   })
 
@@ -391,6 +418,71 @@ export const runNew: {
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
     Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options), undefined))
+)
+
+/**
+ * Options of {@link nested}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "work"> {}
+
+/**
+ * Runs an effect as a part of a unit of work, or of a transaction, that fails alone: what it has done is undone on every database, by
+ * savepoints, and the whole goes on. A part that succeeds is kept, and stored with the whole.
+ *
+ * A savepoint is set in the exchange of the first statement on its database; a part without statements costs nothing. Where an undone part
+ * was the first to touch a database, its transaction is as if it had not been begun. Parts that run side by side take turns, each from its
+ * first statement to its end, so one must not wait for another: after `acquireTimeout` that is `TransactionBusy`. Hooks of an undone part
+ * are dropped, but for `afterRollback`. Only its end ends it: `commit` and `rollback` in it are `PropagationRefused`. Outside of all it is a
+ * unit of its own, as {@link run}.
+ *
+ * @see {@link run} for a part whose failure is the failure of the whole.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Database, UnitOfWork } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ * class Audit extends Database.Service<Audit>()("audit") {}
+ *
+ * const bonus = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   yield* sql`INSERT INTO bonus (account) VALUES (1)`
+ *   const log = yield* Audit.writer
+ *   yield* log`INSERT INTO event (what) VALUES ('bonus')`
+ * })
+ *
+ * // a customer without a bonus is a customer all the same
+ * export const register = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   yield* sql`INSERT INTO account (id) VALUES (1)`
+ *   yield* Effect.ignore(UnitOfWork.nested(bonus))
+ * }).pipe(UnitOfWork.run())
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const nested: {
+  // the last one is what a pipe looks at, which so refuses it where it is not called
+  <A, E, R>(self: Effect.Effect<A, E, R>, options?: NestedOptions<A, E>): Effect.Effect<A, E | TransactionError, R>
+  <A, E>(options?: NestedOptions<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    options: NestedOptions<A, E> = {}
+  ): Effect.Effect<A, E | TransactionError, R> => {
+    const label = options.work?.label
+    const site = siteOfPart(label)
+    return Effect.withFiberRuntime((fiber) => {
+      const carrier = currentCarrier(fiber)
+      if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
+      const unit = new NestedUnit(carrier, carrier.unit?.ending ?? endingOf({}), told(options), { label, site })
+      return runIn(self, new OpenNested(unit), options)
+    })
+  }
 )
 
 /**
@@ -453,7 +545,9 @@ const none: ReadonlyArray<never> = []
 /** Which transactions of a unit of work are meant; or why they cannot be ended from here. */
 type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
 
-const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
+const nowhere: Pick<Origin, "database"> = { database: "" }
+
+const refuse = ({ database }: Pick<Origin, "database">, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
 /** Ends transactions of the current unit of work, which goes on. Without a unit only `byHand` finds what is open, and is not to be ended. */
@@ -471,6 +565,7 @@ const endSome = (
         const open = byHand(carrier)
         return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
       }
+      if (unit.isNested) return Effect.fail(refuse(unit.begun[0]?.origin ?? nowhere, outcome))
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
       const [first] = chosen

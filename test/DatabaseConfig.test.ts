@@ -70,6 +70,12 @@ describe("DatabaseConfig", () => {
       applicationName: "effect-db",
       keepAlive: 30_000,
       preparedStatements: 256,
+      limits: {
+        maxRowBytes: 268_435_456,
+        maxNoticeBytes: 67_108_864,
+        maxStartupBytes: 1_048_576,
+        maxScramIterations: 1_000_000
+      },
       types: undefined
     })
     assert.deepStrictEqual([readers, startup, shutdownTimeout, readerRetryDelay], [[], "verify", 5000, 5000])

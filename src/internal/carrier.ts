@@ -18,6 +18,7 @@ import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
 import type { Scopes } from "./schema/scopes.js"
 import type { Part } from "./transaction/part.js"
+import { Turns } from "./turns.js"
 import type { Unit } from "./unit.js"
 import type { Work } from "./work.js"
 
@@ -61,6 +62,11 @@ export abstract class Carrier implements Connection {
   /** Leaves a hook to the unit of work that this is part of, for a transaction that is not begun yet; tells whether it took it. */
   addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     return this.parent?.addHook(origin, hook, begin) ?? false
+  }
+
+  /** Whose turn it is among the nested parts that run side by side in this. */
+  get siblings(): Turns {
+    return this.parent?.siblings ?? new Turns()
   }
 
   /** The unit of work that this is part of. */
@@ -147,6 +153,8 @@ const none: ReadonlyArray<never> = []
 
 /** A carrier with one transaction more. */
 export class TransactionCarrier extends Carrier {
+  private turns: Turns | undefined
+
   constructor(
     parent: Carrier | undefined,
     private readonly own: Transaction
@@ -156,6 +164,11 @@ export class TransactionCarrier extends Carrier {
 
   override get transaction(): Transaction {
     return this.own
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
   }
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {

@@ -5,7 +5,9 @@ import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import pg from "pg"
-import { tlsOptions } from "./protocol/tls.js"
+import { FrameCheck } from "./protocol/frames.js"
+import type { ProtocolLimits } from "./protocol/limits.js"
+import { type TlsStart, tlsOptions } from "./protocol/tls.js"
 
 /** The protocol object below a client: it emits one event per message of the server. */
 export interface Protocol extends EventEmitter {
@@ -27,6 +29,7 @@ export interface ServerError extends Error {
   readonly table?: string
   readonly column?: string
   readonly constraint?: string
+  readonly where?: string
 }
 
 /** A column of a result. */
@@ -50,7 +53,7 @@ export interface Query {
   readonly handlePortalSuspended: () => void
   readonly handleReadyForQuery: () => void
   readonly handleCopyInResponse: (protocol: Protocol) => void
-  readonly handleCopyData: () => void
+  readonly handleCopyData: (message: { readonly chunk: Buffer }) => void
   readonly handleError: (error: Error) => void
 }
 
@@ -68,8 +71,14 @@ export interface Client extends EventEmitter {
 
 /** All that a client is to know; it takes nothing from the environment or from the driver's own defaults. */
 export interface ClientOptions {
+  /** Connects by itself, to wherever it leads; the driver has no say in it. */
+  readonly stream: Socket
+  /** The name that the server's certificate is to have. */
   readonly host: string
-  readonly port: number
+  /** How TLS begins. */
+  readonly tls: TlsStart
+  /** Whether the server is to prove that TLS ends at it. */
+  readonly bindsChannel: boolean
   readonly database: string
   readonly user: string
   readonly password: string | undefined
@@ -80,6 +89,7 @@ export interface ClientOptions {
   /** After how many ms of silence TCP asks whether the other side is there. */
   readonly keepAlive: number | undefined
   readonly types: pg.CustomTypesConfig | undefined
+  readonly limits: ProtocolLimits
 }
 
 /** Thrown by a client whose server asks for a password. */
@@ -97,42 +107,63 @@ const unset = {
   query_timeout: false
 }
 
+/** Takes from a client what it has taken from the environment or from the driver's own defaults. */
+export const isolate = (client: object, given: { readonly user: string; readonly options: string }): void => {
+  // the published type lacks them
+  const { connectionParameters } = client as { readonly connectionParameters: object }
+  Object.assign(connectionParameters, unset, given)
+}
+
 /** Creates a client that is not connected yet. Throws where the options make no sense, such as a TLS key that is none. */
-export const makeClient = ({ host, keepAlive, options, password, ssl, user, ...rest }: ClientOptions): Client => {
-  // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  const client = new pg.Client({
-    host,
-    port: rest.port,
-    database: rest.database,
+export const makeClient = (given: ClientOptions): Client => {
+  const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
+  // the published type lacks the last one
+  const config: pg.ClientConfig & { readonly scramMaxIterations: number } = {
+    // an address, for the driver puts a name in place of the one that TLS is to have
+    host: "0.0.0.0",
+    port: 1,
+    stream: () => stream,
+    database: given.database,
     user,
     // without one, or with an empty one, the driver looks for one in the environment and in a file
     password: password || noPassword,
-    ssl: ssl === false ? false : tlsOptions(ssl, host),
-    sslnegotiation: "postgres",
+    ssl: ssl === false ? false : tlsOptions(ssl, host, tls),
+    sslnegotiation: tls.isDirectTls ? "direct" : "postgres",
+    enableChannelBinding: given.bindsChannel,
     client_encoding: "utf8",
-    application_name: rest.applicationName,
+    application_name: given.applicationName,
     options,
     keepAlive: keepAlive !== undefined,
     keepAliveInitialDelayMillis: keepAlive,
-    ...(rest.types === undefined ? {} : { types: rest.types })
-  }) as unknown as Client & { readonly connectionParameters: object }
-  Object.assign(client.connectionParameters, unset, { user, options })
-  guard(client.connection)
+    scramMaxIterations: limits.maxScramIterations,
+    ...(types === undefined ? {} : { types })
+  }
+  // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
+  const client = new pg.Client(config) as unknown as Client
+  isolate(client, { user, options })
+  guard(client.connection, limits)
   return client
 }
 
-/** What cannot be read is an error of that socket. The driver throws it, out of the socket's event, which would end the process. */
-const guard = (protocol: Protocol): void => {
+/**
+ * Checks what arrives before the driver reads it. What breaks the protocol, or cannot be read, is an error of that socket: the driver would
+ * read on for ever, or throw out of the socket's event, which would end the process.
+ */
+const guard = (protocol: Protocol, limits: ProtocolLimits): void => {
   const attach = protocol.attachListeners
   protocol.attachListeners = (stream) => {
     const reader = new EventEmitter()
     attach.call(protocol, reader)
+    const frames = new FrameCheck(limits)
     stream.on("data", (chunk: Buffer) => {
+      const sound = frames.check(chunk)
       try {
-        reader.emit("data", chunk)
+        // what came before the fault is an answer, such as that of a COMMIT
+        if (sound > 0) reader.emit("data", sound === chunk.length ? chunk : chunk.subarray(0, sound))
       } catch (cause) {
-        protocol.stream.destroy(toError(cause))
+        return void protocol.stream.destroy(toError(cause))
       }
+      if (frames.violation !== undefined) protocol.stream.destroy(frames.violation)
     })
   }
 }

@@ -87,6 +87,7 @@ class PoolLender implements Lender {
   }
 
   checkin(connection: Connection): void {
+    this.deadline = undefined
     this.engine.returned(this)
     this.source?.checkin(connection)
   }
@@ -199,6 +200,8 @@ export class Engine implements Origin {
     }
     const found = carrier.find(this, "writer")
     if (found === "none") return undefined
+    // what was written there is undone, so there is nothing to see
+    if (kind === "reader" && found?.level.isVacated) return undefined
     return (
       found ??
       (kind === "writer"

@@ -11,6 +11,8 @@ import {
   toError
 } from "./driver.js"
 import type { Prepared } from "./prepared.js"
+import type { Copy } from "./protocol/copy.js"
+import { ProtocolViolation } from "./protocol/limits.js"
 import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
 
@@ -54,6 +56,8 @@ export class Plan {
   before = 0
   /** How many come after it. */
   after = 0
+  /** How many commands there are between these two: none where the server is only asked whether it is ready. */
+  main = 1
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
   isRaw = false
@@ -62,6 +66,8 @@ export class Plan {
   prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
   shape: Shape | undefined = undefined
+  /** Where the data of a COPY comes from, or goes to. */
+  copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
   /** Whether a step comes first that proves the server's role: it is no part of what is counted. */
@@ -78,6 +84,9 @@ interface Unread {
   readonly result: Result
   readonly fields: ReadonlyArray<Field>
 }
+
+/** How much of a COPY that is refused is read, so that its connection may be kept, in bytes. */
+const longestDropped = 1_048_576
 
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
@@ -101,13 +110,14 @@ export class Flight implements Query {
   isProving: boolean
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
-  /** The results of a text with several commands. */
-  results: ReadonlyArray<Result> = noResults
+  private several: Array<Result> | undefined = undefined
   shape: Shape | undefined
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
   private unread: Array<Unread> | undefined
+  /** How much has come that goes nowhere, in bytes. */
+  private dropped = 0
 
   constructor(
     private readonly client: Client,
@@ -129,12 +139,24 @@ export class Flight implements Query {
     }
   }
 
+  /** The results of a text with several commands. */
+  get results(): ReadonlyArray<Result> {
+    return this.several ?? noResults
+  }
+
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
     const acknowledged = this.acknowledged
     if (this.unreadable !== undefined) return { _tag: "unsendable", error: this.unreadable, acknowledged }
     if (this.refusal !== undefined) return { _tag: "refused", error: this.refusal, acknowledged }
     return undefined
+  }
+
+  /** Whether every command has an answer. A server that is ready before is one whose answers would be taken for those of the next flight. */
+  get isAnswered(): boolean {
+    const { after, before, main, simple } = this.plan
+    const answered = this.acknowledged + (this.suspended ? 1 : 0)
+    return simple ? answered > 0 : answered === before + main + after
   }
 
   submit(protocol: Protocol): null {
@@ -188,7 +210,13 @@ export class Flight implements Query {
 
   private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (shape === undefined || this.unreadable !== undefined) return
+    if (this.unreadable !== undefined) return
+    // read by other columns it would be a wrong answer
+    if (shape?.fields.length !== values.length) {
+      const due = shape === undefined ? "none" : shape.fields.length
+      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      return this.onLost(this, this.unreadable)
+    }
     try {
       result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
@@ -217,7 +245,8 @@ export class Flight implements Query {
       }
       if (this.shape !== undefined) result.fields = this.shape.fields
       if (this.plan.simple) {
-        this.results = [...this.results, result]
+        this.several ??= []
+        this.several.push(result)
         this.result = blankResult()
         this.shape = undefined
       }
@@ -238,7 +267,11 @@ export class Flight implements Query {
   }
 
   handleCopyInResponse(protocol: Protocol): void {
-    this.unreadable = new Error("COPY FROM STDIN is not supported by this client")
+    const { copy } = this.plan
+    if (copy?._tag === "in") return copy.open()
+    this.unreadable = new Error(
+      "COPY ... FROM STDIN has no data as a statement - use sql.copyFrom(table, columns, rows)"
+    )
     // what follows in this flight would be taken for the data that is copied
     if (this.plan.after > 0) return this.onLost(this, this.unreadable)
     protocol.sendCopyFail(this.unreadable.message)
@@ -246,8 +279,18 @@ export class Flight implements Query {
     if (!this.plan.simple) protocol.sync()
   }
 
-  handleCopyData(): void {
-    // COPY TO STDOUT: the data has nowhere to go; the count of rows is in the result
+  /** The server is going to send data. */
+  handleCopyOutResponse(): void {
+    if (this.plan.copy?._tag === "out") return
+    this.unreadable = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
+  }
+
+  handleCopyData({ chunk }: { readonly chunk: Buffer }): void {
+    const { copy } = this.plan
+    if (copy?._tag === "out") return copy.receive(chunk)
+    this.dropped += chunk.length
+    // what is refused is not read to its end, however long it is
+    if (this.dropped > longestDropped) this.onLost(this, this.unreadable ?? new Error("data of a COPY came unasked"))
   }
 
   handleError(error: Error): void {

@@ -2,8 +2,11 @@
  * How long somebody who waits for a server is patient.
  */
 
-/** How long what undoes something may take, in ms, and how long where somebody has been interrupted and waits for it. */
-export const longestUndo = { usual: 750, hurried: 400 }
+/**
+ * How long what undoes something may take, in ms; how long where somebody has been interrupted and waits for it; and where another bound
+ * holds.
+ */
+export const longestUndo = { usual: 750, hurried: 400, patient: Number.POSITIVE_INFINITY }
 
 /** The longest timer of Node, in ms: it fires a longer one at once. */
 const longestTimer = 2_147_483_647

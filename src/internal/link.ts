@@ -101,6 +101,8 @@ export class Link {
   giveBack(): void {
     const connection = this.connection
     this.connection = undefined
+    // a transaction that is begun again has none
+    this.isScoped = false
     if (connection === undefined) return
     connection.onLost = undefined
     connection.transaction = undefined

@@ -18,8 +18,11 @@ import { toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import type { Copy } from "./protocol/copy.js"
+import { isCopy } from "./sql/copy.js"
 import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
+import type { Gate } from "./unitOfWork/gate.js"
 import * as wire from "./wire.js"
 
 // An interruption waits for the end of a transaction and, where there are several, for one to be committed and the others to be undone. All
@@ -106,11 +109,17 @@ export class Level {
   undone: Undone | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
+  /** Whether all that was ever in it is undone, and the server knows nothing of it any more, as before its first statement. */
+  isVacated = false
+  /** Where it is a nested part: what it waits at before its first statement. */
+  gate: Gate | undefined = undefined
   private opened = false
   private ending = false
+  /** Whether anything was done in it that stays when a nested level is undone. */
+  private used = false
   private readonly turns = new Turns()
-  /** Whether a nested level has the turn, from its first statement to its end. */
-  private isNesting = false
+  /** The nested level that has the turn, from its first statement to its end. */
+  private nested: Level | undefined = undefined
   private readonly mark: ReturnType<typeof savepoint> | undefined
 
   constructor(
@@ -148,14 +157,18 @@ export class Level {
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
-        isSet = flight.acknowledged > first.length - before.length
+        // where only its rows could not be read, what follows the statement has been done, too
+        isSet = flight.acknowledged > first.length - before.length &&
+          !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
         if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
           return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
-      if (!request.simple) return connection.run(first, request, after, guarded)
+      // what follows a COPY would be taken for its data
+      const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+      if (!isAlone) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
       const plain = () =>
         connection.run(none, request, none, (failure, flight) => {
@@ -166,6 +179,19 @@ export class Level {
       connection.steps(first, (failure, flight) => {
         this.acknowledge(opening, flight.acknowledged)
         if (failure === undefined) plain()
+        else settle(failure, flight)
+      })
+    })
+  }
+
+  /** Runs a COPY, whose data goes by way of `copy`; the returned function gives it up, and the transaction with it if it was sent. */
+  copy(request: Request, copy: Copy, done: OnStatement): () => void {
+    return this.enter(request.text, done, nothing, (connection, opening, settle) => {
+      const first = stepsOf(opening, this.link.pathTo(request.path))
+      if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
+      connection.steps(first, (failure, flight) => {
+        this.acknowledge(opening, flight.acknowledged)
+        if (failure === undefined) connection.copy(none, request, copy, settle)
         else settle(failure, flight)
       })
     })
@@ -200,12 +226,16 @@ export class Level {
   check(done: (error: TransactionError | undefined) => void): () => void {
     let sent = false
     let settled = false
+    const refuse = (error: TransactionError) => {
+      settled = true
+      done(error)
+    }
     const finish = (error: TransactionError | undefined) => {
       settled = true
       this.turns.pass()
       done(error)
     }
-    const leave = this.turns.take(() => {
+    const leave = this.takeLast(refuse, () => {
       const { connection, lost, place } = this.link
       if (lost !== undefined) return finish(lost)
       if (!this.opened || connection === undefined) return finish(undefined)
@@ -241,7 +271,11 @@ export class Level {
       done(error)
       onAnswer()
     }
-    const leaveQueue = this.turns.take(() => {
+    const refuse = (error: TransactionError) => {
+      answered = true
+      done(error)
+    }
+    const leaveQueue = this.takeLast(refuse, () => {
       const { connection, lost, place } = this.link
       // somebody else has ended it, perhaps otherwise
       if (this.state !== "open") {
@@ -283,7 +317,10 @@ export class Level {
       } else {
         const { undo } = this.mark
         connection.steps([this.mark.release, ...this.restore], (failure) => {
-          if (failure === undefined) return finish("committed", undefined)
+          if (failure === undefined) {
+            if (this.parent !== undefined) this.parent.used = true
+            return finish("committed", undefined)
+          }
           this.link.note(failure)
           if (this.link.lost !== undefined) return finish("failed", this.link.lost)
           connection.undo(undo, (undoFailure) => {
@@ -307,6 +344,16 @@ export class Level {
     }
   }
 
+  /**
+   * Undoes the nested levels that are open in it, the innermost first. A statement that is under way in them is waited for, by what is to
+   * come after it as well.
+   */
+  leaveNested(): void {
+    const open: Array<Level> = []
+    for (let level = this.nested; level !== undefined; level = level.nested) open.unshift(level)
+    for (const level of open) level.rollback(nothing, "patient")
+  }
+
   /** Undoes what was done. It does not fail: where the server does not answer in time, the connection is closed, which undoes it too. */
   rollback(done: () => void, pace: keyof typeof longestUndo = "usual"): void {
     this.ending = true
@@ -325,7 +372,11 @@ export class Level {
       }
       over()
     }
-    const stop = later(longestUndo[pace], () => {
+    let stop = nothing
+    // a nested level that has the turn has lost its connection, and may keep the turn for long
+    if (this.link.lost !== undefined && this.nested !== undefined) return finish()
+    this.leaveNested()
+    stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time")
       finish()
@@ -338,8 +389,10 @@ export class Level {
       }
       const { connection, lost } = this.link
       if (!this.opened || connection === undefined || lost !== undefined) return finish()
-      connection.steps(this.mark === undefined ? rollback : this.mark.undo, (failure) => {
+      const outermost = this.outermostUndone()
+      connection.steps(outermost.mark === undefined ? rollback : outermost.mark.undo, (failure) => {
         if (failure !== undefined) this.link.abort("ROLLBACK was refused")
+        else if (outermost !== this) this.vacate(outermost)
         finish()
       })
     })
@@ -400,6 +453,7 @@ export class Level {
         return done(error, undefined)
       }
       sent = true
+      this.used = true
       onSent()
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
@@ -485,6 +539,7 @@ export class Level {
       if (left > 0) {
         level.opened = true
         level.touched = true
+        level.isVacated = false
       }
       left -= steps.length
     }
@@ -501,12 +556,34 @@ export class Level {
   }
 
   private passFromNested(): void {
-    this.isNesting = false
+    this.nested = undefined
     this.turns.pass()
   }
 
+  /** The outermost level that has nothing in it but this nested part: undone as a whole, it leaves nothing behind, not even a snapshot. */
+  private outermostUndone(): Level {
+    let level: Level = this
+    if (this.gate === undefined) return level
+    while (level.parent !== undefined && !level.parent.used) level = level.parent
+    return level
+  }
+
+  /** Has the levels from the one around this one to the outermost undone be as before their first statement; the next opens them again. */
+  private vacate(outermost: Level): void {
+    const all: Array<Level> = []
+    for (let level = this.parent; level !== undefined; level = level === outermost ? undefined : level.parent) {
+      level.opened = false
+      level.touched = false
+      level.isVacated = true
+      all.push(level)
+    }
+    // before anybody has a turn, who would find the connection
+    if (outermost.parent === undefined) this.link.giveBack()
+    for (const level of all) level.parent?.passFromNested()
+  }
+
   /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
-  private reach(ready: Ready, isNested = false): () => void {
+  private reach(ready: Ready, nested?: Level): () => void {
     if (this.link.lost !== undefined && !this.ending) {
       // whoever has the turn may keep it until the connection is closed
       ready(this.link.lost, undefined, none)
@@ -525,14 +602,15 @@ export class Level {
       const { connection, lost } = this.link
       if (this.ending) return fail(new TransactionEnded(this.link.place))
       if (lost !== undefined) return fail(lost)
-      this.isNesting = isNested
+      this.nested = nested
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
         const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
-      const leave = this.parent === undefined ? this.borrow(above) : this.parent.reach(above, true)
+      const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))
+      const leave = this.gate === undefined ? goAbove() : this.passGate(this.gate, goAbove, fail)
       leaveAbove = () => {
         leave()
         this.turns.pass()
@@ -552,12 +630,69 @@ export class Level {
     }
   }
 
+  /**
+   * Takes the turn of an end, which waits within a bound for what is under way, such as a nested level of a fork, and not at all where the
+   * connection is lost: then it is refused. The returned function leaves the queue.
+   */
+  private takeLast(refuse: (error: StatementError) => void, start: () => void): () => void {
+    let isWaiting = true
+    let stop = nothing
+    const leave = this.turns.take(() => {
+      isWaiting = false
+      stop()
+      start()
+    })
+    if (!isWaiting) return nothing
+    const { lender, lost, place } = this.link
+    const giveUp = (error: StatementError) => {
+      leave()
+      stop()
+      refuse(error)
+    }
+    const bound = timer(lender.patience, () => giveUp(new TransactionBusy({ ...place, waited: lender.patience })))
+    const unwatch = this.link.whenLost(giveUp)
+    stop = () => {
+      clearTimeout(bound)
+      unwatch()
+    }
+    // whoever has the turn may keep it until the connection is closed
+    if (lost !== undefined) giveUp(lost)
+    return () => {
+      leave()
+      stop()
+    }
+  }
+
+  /** Goes on when its part has its turn among those beside it, for which it does not wait for ever. The returned function gives up. */
+  private passGate(gate: Gate, goOn: () => () => void, fail: (error: StatementError) => void): () => void {
+    const { lender, place } = this.link
+    let giveUp = nothing
+    let stop = nothing
+    let isPassed = false
+    const leave = gate.enter(() => {
+      isPassed = true
+      stop()
+      giveUp = goOn()
+    })
+    if (isPassed) return giveUp
+    const bound = timer(lender.patience, () => {
+      leave()
+      fail(new TransactionBusy({ ...place, waited: lender.patience }))
+    })
+    stop = () => clearTimeout(bound)
+    return () => {
+      leave()
+      stop()
+      giveUp()
+    }
+  }
+
   /** Who waits for a turn is told when there will be none, and does not wait for ever for a nested level to end. */
   private whileWaiting(giveUp: (error: StatementError) => void): () => void {
     const { place } = this.link
     const { patience } = this.link.lender
     const look = () => {
-      if (this.isNesting) giveUp(new TransactionBusy({ ...place, waited: patience }))
+      if (this.nested !== undefined) giveUp(new TransactionBusy({ ...place, waited: patience }))
       else waiting = timer(patience, look)
     }
     let waiting = timer(patience, look)

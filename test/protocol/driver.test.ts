@@ -11,11 +11,12 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { type Database, DatabaseConfig } from "effect-db"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import pg from "pg"
 import { describe } from "vitest"
 import { Db } from "../fixtures/databases.js"
 import { directory } from "../fixtures/directory.js"
-import { freshDatabase } from "../fixtures/server.js"
+import { freshDatabase, query } from "../fixtures/server.js"
 import { makeIdentity, makeTlsGate } from "../fixtures/tlsGate.js"
 
 /** Puts variables into the environment until the scope ends. */
@@ -107,6 +108,14 @@ describe("the environment", () => {
     })
   )
 
+  it.scopedLive("has no say in the sessions that steer an embedded server", () =>
+    Effect.gen(function* () {
+      yield* environment({ PGSSLNEGOTIATION: "direct", PGREPLICATION: "database", PGOPTIONS: "-c nonsense=1" })
+      const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })
+      assert.lengthOf(yield* answer({ writer: primary.url("app") }), 1)
+    })
+  )
+
   it.scopedLive("turns the verification of a certificate off by nothing", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
@@ -184,7 +193,7 @@ describe("a server that cannot be connected to as it is set", () => {
       const { password, server } = parts(writer)
       for (const host of [`/${"long".repeat(100)}`, "spaces in it", `${"a".repeat(300)}.example`]) {
         const options = { ...server, host, ssl: false, password: Redacted.make(password) }
-        assert.strictEqual(yield* reason({ writer: options }), "unreachable", host)
+        assert.strictEqual(yield* reason({ writer: options, connectTimeout: "500 millis" }), "unreachable", host)
       }
     })
   )
@@ -255,6 +264,28 @@ describe("TLS options", () => {
         assert.strictEqual(typeof copied === "object" && copied.key, client.key)
         assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")
       }).pipe(Effect.provide(Db.layer({ writer: secret })))
+    })
+  )
+})
+
+describe("a role whose password takes many iterations", () => {
+  it.scopedLive("logs in, unless they are more than the settings allow", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const { server } = parts(writer)
+      const role = `${name}_role`
+      yield* Effect.acquireRelease(
+        query(writer, `SET scram_iterations = 150000; CREATE ROLE ${role} LOGIN PASSWORD 'secret'`),
+        () => query(writer, `DROP ROLE ${role}`)
+      )
+      const own = { ...server, username: role, password: Redacted.make("secret") }
+      yield* answer({ writer: own })
+      const refused = yield* Effect.flip(
+        Effect.scoped(Layer.build(Db.layer({ writer: own, maxScramIterations: 149_999 })))
+      )
+      assert.strictEqual(refused._tag === "ConnectFailed" && refused.reason, "authentication")
+      assert.include(refused.message, "150000")
+      assert.include(refused.message, "maxScramIterations")
     })
   )
 })

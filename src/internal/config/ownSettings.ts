@@ -16,6 +16,8 @@ export interface OwnSettings {
   readonly keepAlive?: number | undefined
   /** Settings of the session, in the form of libpq's `options`: `-c name=value`. */
   readonly startupOptions?: string
+  /** There, and undefined, if `startupOptions` limit it. */
+  readonly idleInTransactionTimeout?: undefined
 }
 
 const utf8 = /^(utf-?8|unicode|auto)$/i
@@ -39,11 +41,11 @@ export const ownSettings = ({ parameter, parameters }: Given): OwnSettings => {
   }
 }
 
-/** Returns the time that a connect to one host may take, in milliseconds, if a connection string says so. */
-export const connectTimeoutOf = ({ parameter, parameters }: Given): number | undefined => {
+/** Returns the time that a connect may take, in milliseconds, if a connection string says so: libpq's is for each host. */
+export const connectTimeoutOf = ({ parameter, parameters }: Given, hosts: number): number | undefined => {
   const given = parameters?.get("connect_timeout")
   if (given === undefined || given === "") return undefined
   const seconds = integer(parameter("connect_timeout"), given)
-  if (seconds > 0) return seconds * 1000
+  if (seconds > 0) return seconds * 1000 * hosts
   throw new Invalid(parameter("connect_timeout"), "zero or less, which waits without limit", "seconds from 1")
 }

@@ -140,10 +140,10 @@ export const libpqNames: ReadonlySet<string> = new Set(libpq.keys())
 const names = [...libpq.keys(), ...own]
 
 /**
- * Collects parameters, the last of each name, and refuses what is unknown or cannot be done. A name that is like no other is not shown: it
- * may be a part of a password.
+ * Collects parameters, the last of each name, and refuses unknown ones. A name that is like no other is not shown: it may be a part of a
+ * password.
  */
-export const collect = (setting: string, pairs: ReadonlyArray<Pair>): Parameters => {
+export const collect = (setting: string, pairs: Iterable<Pair>): Parameters => {
   const parameters = new Map<string, string>()
   for (const [name, value] of pairs) {
     // libpq keeps what its versions before 8.0 had
@@ -151,11 +151,15 @@ export const collect = (setting: string, pairs: ReadonlyArray<Pair>): Parameters
     else if (names.includes(name)) parameters.set(name, value)
     else throw unknown(setting, name)
   }
+  return parameters
+}
+
+/** Refuses parameters that ask for what cannot be done. */
+export const refuseUnsupported = (setting: string, parameters: Parameters): void => {
   for (const [name, value] of parameters) {
     const reason = libpq.get(name)?.(value)
     if (reason !== undefined) throw new Invalid(`${setting} (${name})`, "not supported", reason)
   }
-  return parameters
 }
 
 const unknown = (setting: string, name: string): Invalid => {

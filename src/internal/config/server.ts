@@ -49,7 +49,7 @@ export interface ServerConfig extends Endpoint {
   readonly target: TargetSessionAttrs
   /** Whether the hosts are tried in random order. */
   readonly isShuffled: boolean
-  /** Of one host, in milliseconds, if the connection string says so. */
+  /** Of all hosts together, in milliseconds, if the connection string says so. */
   readonly connectTimeout: number | undefined
   readonly own: OwnSettings
 }
@@ -173,7 +173,7 @@ export const server = (
     requireAuth: parseRequireAuth(parameter("require_auth"), value("require_auth")),
     target: targetOf(given, role),
     isShuffled: balance === "random",
-    connectTimeout: connectTimeoutOf(given),
+    connectTimeout: connectTimeoutOf(given, hosts.length),
     own: ownSettings(given),
     isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true"
   }

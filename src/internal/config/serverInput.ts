@@ -7,7 +7,7 @@ import * as Redacted from "effect/Redacted"
 import { concealed } from "../protocol/tls.js"
 import { parseConnectionString } from "./connectionString.js"
 import { type Known, refuseUnknown } from "./known.js"
-import type { Parameters } from "./parameters.js"
+import { type Parameters, refuseUnsupported } from "./parameters.js"
 import type { Ssl } from "./ssl.js"
 import { Invalid, text } from "./values.js"
 
@@ -144,12 +144,11 @@ export interface Given {
   readonly parameter: (name: string) => string
 }
 
-const ofString = (setting: string, url: Redacted.Redacted<string>, parts: Parts, part: Given["part"]): Given => ({
-  parameters: parseConnectionString(setting, text(setting, Redacted.value(url))),
-  parts,
-  part,
-  parameter: (name) => `${setting} (${name})`
-})
+const ofString = (setting: string, url: Redacted.Redacted<string>, parts: Parts, part: Given["part"]): Given => {
+  const parameters = parseConnectionString(setting, text(setting, Redacted.value(url)))
+  refuseUnsupported(setting, parameters)
+  return { parameters, parts, part, parameter: (name) => `${setting} (${name})` }
+}
 
 /** Returns the server as it was given, with what is secret in its TLS options out of sight. */
 export const concealedInput = (input: ServerInput): ServerInput =>

@@ -20,11 +20,23 @@ export const concealed = <A extends boolean | Tls.ConnectionOptions | undefined>
   return copy
 }
 
+/** How TLS begins. */
+export interface TlsStart {
+  /** Whether TLS begins at once, without a question. */
+  readonly isDirectTls?: boolean
+  /** Whether the host is named to the server. */
+  readonly sendsServerName?: boolean
+}
+
 /**
  * Makes the options of one connection to `host`. Keys and certificates are read here, so what is wrong with them is thrown by this function
  * and not by a socket's event. The environment has no say in whether the server's certificate is verified.
  */
-export const tlsOptions = (ssl: true | Tls.ConnectionOptions, host: string): Tls.ConnectionOptions => {
+export const tlsOptions = (
+  ssl: true | Tls.ConnectionOptions,
+  host: string,
+  { isDirectTls = false, sendsServerName = true }: TlsStart = {}
+): Tls.ConnectionOptions => {
   const isKnown: unknown = ssl === true || (typeof ssl === "object" && ssl !== null)
   if (!isKnown) throw unusable(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)
   const given: Tls.ConnectionOptions = ssl === true ? {} : ssl
@@ -38,9 +50,17 @@ export const tlsOptions = (ssl: true | Tls.ConnectionOptions, host: string): Tls
     pfx: undefined,
     secureContext: secureContext ?? makeContext({ ...given, key, passphrase, pfx }),
     rejectUnauthorized,
+    // the server refuses TLS without a question unless the client names the protocol
+    ...(isDirectTls ? { ALPNProtocols: ["postgresql"] } : {}),
     // the certificate is compared with the name in the settings, and an address is no name to ask for
-    ...(isIP(host) === 0 ? { servername: host } : {})
+    ...serverName(given, host, sendsServerName)
   }
+}
+
+const serverName = ({ servername }: Tls.ConnectionOptions, host: string, isSent: boolean): Tls.ConnectionOptions => {
+  // undefined keeps the name that is compared, the host's, and sends none
+  if (!isSent) return { servername: undefined }
+  return servername === undefined && isIP(host) === 0 ? { servername: host } : {}
 }
 
 const makeContext = (options: Tls.SecureContextOptions): Tls.SecureContext => {
