@@ -317,6 +317,7 @@ export class Connection {
       () => roleProof.alone,
       (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
     )
+    plan.main = 0
     plan.proves = true
     plan.isUpkeep = true
     this.fly(plan)
