@@ -11,10 +11,12 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
+import type { Client } from "./Copy.js"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
+import { makeCopy } from "./internal/client/copy.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
@@ -83,7 +85,7 @@ export const make = (
   engine: Engine,
   kind: Kind,
   listen: (channel: string) => Stream.Stream<string, SqlError>
-): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
+): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
     const { options, session, writer } = engine.config
     const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
@@ -142,12 +144,14 @@ export const make = (
     }
     const finish = (
       statement: Statement.Constructor,
-      withoutTransforms: (client: PgClient.PgClient) => PgClient.PgClient
-    ): PgClient.PgClient => {
-      const client: PgClient.PgClient = Object.assign(statement, members, {
+      rename: typeof options.transformQueryNames,
+      withoutTransforms: (client: Client) => Client
+    ): Client => {
+      const copy = makeCopy(engine, kind, rename, options.transformJson ?? true)
+      const client: Client = Object.assign(statement, members, copy, {
         reserve: reserved,
         // it refers to the client that is being made, so it is filled in below
-        safe: undefined as unknown as PgClient.PgClient,
+        safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
       })
       Object.assign(client, { safe: client })
@@ -162,7 +166,7 @@ export const make = (
             : Effect.suspend(() => Effect.fail(toSqlError(noSession(engine.database, "reserve"))))
       })
     }
-    if (transformRows === undefined) return finish(constructor, (client) => client)
-    const plain = finish(makeStatement(compiler.withoutTransform, undefined), (client) => client)
-    return finish(constructor, () => plain)
+    if (transformRows === undefined) return finish(constructor, options.transformQueryNames, (client) => client)
+    const plain = finish(makeStatement(compiler.withoutTransform, undefined), undefined, (client) => client)
+    return finish(constructor, options.transformQueryNames, () => plain)
   })

@@ -17,6 +17,7 @@ import { later, longestUndo } from "./internal/later.js"
 import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import type { Copy } from "./internal/protocol/copy.js"
 import { ProtocolViolation } from "./internal/protocol/limits.js"
 import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
@@ -24,7 +25,7 @@ import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
-import { isStalePlan, meaning } from "./SqlState.js"
+import { isStalePlan, isUnproved, meaning } from "./SqlState.js"
 
 export type { ConnectFailure, Done, Failure, Flight, Result }
 
@@ -110,6 +111,10 @@ export class Connection {
   transaction: { readonly limit: number | undefined } | undefined = undefined
   /** How far its server was when it was asked last. A server never goes back without losing its connections. */
   position: Position | undefined = undefined
+  /** Whether it is there for writes, so that a server that takes none is the wrong one; not where the settings say otherwise. */
+  isForWrites = false
+  /** Whether its next exchange has to prove that its server takes writes: neither a pooler nor PostgreSQL 13 says so at login. */
+  doubtsRole = false
   private flight: Flight | undefined = undefined
   private cancelled = false
   private ending = false
@@ -159,12 +164,14 @@ export class Connection {
     client.on("error", (error: Error) => this.lose(error))
     client.on("end", () => this.lose(lostError()))
     client.connection.on("parseComplete", () => {
-      if (this.flight !== undefined) this.flight.parsed++
+      if (this.flight?.isProving === false) this.flight.parsed++
     })
     client.connection.on("bindComplete", () => {
-      if (this.flight !== undefined) this.flight.bound++
+      if (this.flight?.isProving === false) this.flight.bound++
     })
+    client.connection.on("copyOutResponse", () => this.flight?.handleCopyOutResponse())
     client.connection.on("readyForQuery", () => this.ready())
+    client.connection.on("parameterStatus", () => this.noteRole())
     stream.once("close", () => this.close())
   }
 
@@ -190,6 +197,14 @@ export class Connection {
     )
   }
 
+  /**
+   * Whether a failure says only that its server takes no writes, of a statement that had nothing before it: none has run. Where that is no
+   * more than likely, as behind a pooler, the next exchange proves it.
+   */
+  hasWrongRole(failure: Failure): boolean {
+    return this.isForWrites && (this.broken === "wrongRole" || (this.doubtsRole && isWriteRefused(failure)))
+  }
+
   /** Whether a flight is under way. */
   get busy(): boolean {
     return this.flight !== undefined
@@ -198,7 +213,9 @@ export class Connection {
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
+    const proves = this.isToProve
     if (request.simple) {
+      if (proves) return this.prove(done, () => this.run(before, request, after, done))
       const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
@@ -211,7 +228,7 @@ export class Connection {
     const plan = new Plan(
       () =>
         wire.flight(
-          before,
+          proves ? [roleProof, ...before] : before,
           {
             text: parse ? checked(text) : text,
             values,
@@ -244,6 +261,7 @@ export class Connection {
     )
     plan.before = before.length
     plan.after = after.length
+    plan.proves = proves
     plan.asArrays = request.rows === "array"
     plan.isRaw = request.rows === "raw"
     plan.isUpkeep = plan.isRaw && before.length === 0
@@ -252,10 +270,55 @@ export class Connection {
     this.fly(plan)
   }
 
+  /** Sends a COPY, with steps before it unless it is `simple`. Its data goes by way of `copy`. */
+  copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: Done): void {
+    const plan = new Plan(
+      () => {
+        const text = checked(request.text)
+        if (request.simple) return wire.simple(text)
+        return wire.flight(
+          before,
+          { text, values: none, name: "", parse: true, describe: false, close: () => none },
+          none
+        )
+      },
+      (failure, flight) => {
+        if (copy._tag === "in") copy.end()
+        done(failure, flight)
+      }
+    )
+    plan.before = before.length
+    plan.copy = copy
+    copy.send({
+      stream: this.client.connection.stream,
+      waits: () => this.watch(),
+      rests: () => this.silence.answered()
+    })
+    this.fly(plan)
+  }
+
   /** Sends steps only. */
   steps(all: ReadonlyArray<wire.Step>, done: Done): void {
-    const plan = new Plan(() => wire.steps(all), done)
+    const proves = this.isToProve
+    const plan = new Plan(() => wire.steps(proves ? [roleProof, ...all] : all), done)
     plan.before = all.length - 1
+    plan.proves = proves
+    this.fly(plan)
+  }
+
+  /** Whether the next exchange proves the server's role; in a transaction it is too late for that. */
+  private get isToProve(): boolean {
+    return this.doubtsRole && this.status === "I"
+  }
+
+  /** Proves the server's role in an exchange of its own, before what cannot be sent in one with it. */
+  private prove(done: Done, proved: () => void): void {
+    const plan = new Plan(
+      () => roleProof.alone,
+      (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
+    )
+    plan.proves = true
+    plan.isUpkeep = true
     this.fly(plan)
   }
 
@@ -292,8 +355,11 @@ export class Connection {
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
-    const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
+    const proves = this.isToProve
+    const first = proves ? [roleProof, ...before] : before
+    const plan = new Plan(() => wire.openPortal(first, portal, checked(request.text), request.values, size), done)
     plan.before = before.length
+    plan.proves = proves
     this.fly(plan)
   }
 
@@ -322,6 +388,8 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
+    // a COPY may have stopped it, and the answer is to be read
+    this.client.connection.stream.resume()
     if (this.isPooled) this.cancelPooled(reason, false)
     else {
       this.requestCancel(longestCancel)
@@ -384,10 +452,15 @@ export class Connection {
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
     this.flight = flight
+    this.watch()
+    this.client.query(flight)
+  }
+
+  /** The server is to say something now, within its limit for a statement. */
+  private watch(): void {
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
     if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit)
-    this.client.query(flight)
   }
 
   /** Why a flight does not even begin, if so. */
@@ -412,16 +485,39 @@ export class Connection {
     this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
-    const failure = this.broken === undefined ? failed : cutShort(failed, this.broken)
-    if (this.readOnly) {
-      if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
-    } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
+    const ended = this.broken === undefined ? failed : cutShort(failed, this.broken)
+    const failure = this.checkRole(flight, ended)
+    if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (failure === undefined && this.broken === undefined && this.types !== undefined) {
       const unknown = flight.unknownTypes
       if (unknown.length > 0) return this.lookUp(unknown, this.types, flight)
     }
     if (this.broken !== undefined) this.end(this.broken)
     this.settle(flight, failure)
+  }
+
+  /** Takes down what the end of a flight says of the server's role; a proof that failed is a connection that was never fit. */
+  private checkRole(flight: Flight, failure: Failure | undefined): Failure | undefined {
+    if (!this.isForWrites) return failure
+    if (flight.plan.proves && !flight.isProving) this.doubtsRole = false
+    if (failure?._tag !== "refused") return failure
+    if (flight.isProving && isUnproved(failure.error.code ?? "")) {
+      this.broken ??= "wrongRole"
+      return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
+    }
+    if (isWriteRefused(failure)) {
+      if (this.takesNoWrites && !this.isPooled) this.broken ??= "wrongRole"
+      // it may be the program's own doing; with a proof in the same exchange it certainly is
+      else if (this.isPooled && !flight.plan.proves) this.doubtsRole = true
+    }
+    return failure
+  }
+
+  /** The server, or a setting of this session, takes no writes any more: it is not checked out again. What is under way on it may end. */
+  private noteRole(): void {
+    if (!this.isForWrites || this.isPooled || !this.takesNoWrites) return
+    this.retireAt = Number.NEGATIVE_INFINITY
+    this.retireAs = "wrongRole"
   }
 
   private settle(flight: Flight, failure: Failure | undefined): void {
@@ -487,6 +583,14 @@ const errorType = ({ _tag, error }: Failure): string => {
   return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")
 }
 
+const takesNoWrites = "its server takes no writes: it is a standby, or was made read-only"
+
+/** Fails where the server takes no writes, which keeps what is sent after it in the same exchange from being run. */
+const roleProof = wire.constantStep(
+  `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')
+  OPERATOR(pg_catalog.=) 'on' THEN '${takesNoWrites}' ELSE '1' END::pg_catalog.int4`
+)
+
 const isWriteRefused = (failure: Failure): boolean =>
   failure._tag === "refused" && meaning(failure.error.code ?? "") === "ReadOnlyViolation"
 
@@ -527,6 +631,8 @@ export const connect = (
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"
     const connection = new Connection(client, server, session, parameters, isGuarded, owner, credentials)
+    connection.isForWrites = !readOnly && server.target === "read-write"
+    connection.doubtsRole = connection.isForWrites && (connection.isPooled || !parameters.has("in_hot_standby"))
     made = connection
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {

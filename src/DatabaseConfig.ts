@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 
+import type { ConnectionOptions } from "node:tls"
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import type * as Config from "effect/Config"
@@ -572,15 +573,14 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
   })
 
 /**
- * Settings of which some come from `Config` and others are plain values.
+ * TLS of which some options come from `Config`.
  *
  * @since 0.1.0
  * @category models
  */
-export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers">> & {
-  readonly writer: ConfigServer
-  readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
-}
+export type ConfigSsl = Ssl | Config.Config<Ssl | undefined> | Configured<ConnectionOptions>
+
+type ConfigParts<A extends ServerSettings> = Configured<Omit<A, "ssl">> & { readonly ssl?: ConfigSsl | undefined }
 
 /**
  * A server of which the whole or some parts come from `Config`.
@@ -591,9 +591,21 @@ export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers
 export type ConfigServer =
   | ServerInput
   | Config.Config<ServerInput>
-  | Configured<ServerOptions>
-  | Configured<ServerUrl>
-  | Configured<ServerSocket>
+  | ConfigParts<ServerOptions>
+  | ConfigParts<ServerUrl>
+  | ConfigParts<ServerSocket>
+
+/**
+ * Settings of which some come from `Config` and others are plain values.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers" | "ssl">> & {
+  readonly writer: ConfigServer
+  readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
+  readonly ssl?: ConfigSsl | undefined
+}
 
 /**
  * Reads a server from libpq's environment, as a connection string.

@@ -301,7 +301,8 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 }
 
 /**
- * 40001: run the whole transaction again, or give it `{ retry }`.
+ * 40001, or a read that a standby has cancelled for what it had to replay: run the whole transaction again, or give it `{ retry }`. A
+ * reader's statement outside of a transaction is tried again on another server first.
  *
  * @since 0.1.0
  * @category errors
@@ -744,6 +745,30 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
   }
 }
 
+/**
+ * The data of a COPY was refused, and nothing of it is stored. `cause` is the refusal, itself a {@link DatabaseError} where the server
+ * refused it. What has no line, as a foreign key that is checked at the end, is the refusal itself instead.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFailed")("CopyFailed", {
+  ...place,
+  /** The table, as it was given. */
+  table: Schema.String,
+  /** The line of the data, or the row, counted from 1. */
+  line: Schema.Number,
+  column: Schema.optional(Schema.String)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const column = this.column === undefined ? "" : `, column ${this.column}`
+    // a cause of ours names the database, too
+    const reason = said(isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
+    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - nothing of it is stored`
+  }
+}
+
 const listenAdvice = {
   disconnected: "messages may have been missed: listen again, then look at the tables",
   overflow: "it is too slow and messages were dropped: do the work elsewhere, listen again, then look at the tables"
@@ -815,6 +840,7 @@ export type StatementError =
   | NoReplicaCaughtUp
   | TokenFromLostTimeline
   | SchemaInvalid
+  | CopyFailed
 
 /**
  * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which

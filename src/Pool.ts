@@ -197,6 +197,7 @@ export class Pool {
         this.loans?.remove(connection)
         this.journal.closed(connection, reason)
         this.tasks.closed(connection)
+        if (reason === "wrongRole") this.stock.retireAll(reason)
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
       }
@@ -510,6 +511,7 @@ export class Pool {
     const { broken } = connection
     connection.destroy("vetoed")
     if (broken === "broken") this.failed({ reason: "unreachable", error }, start)
+    else if (broken === "wrongRole") this.failed({ reason: "wrongRole", error }, start)
     else if (broken !== "invalidated" && broken !== "shutdown") this.failed({ reason: "setup", error })
   }
 
@@ -518,6 +520,8 @@ export class Pool {
     if (this.onEmpty !== undefined) return
     const { reason } = failure
     const now = performance.now()
+    // its name leads elsewhere now: what is open may be on a server that is the writer no more
+    if (reason === "wrongRole") this.stock.retireAll(reason)
     const isEmpty = this.stock.open === 0
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.outage.failed(failure, now - start < this.growth.hope, isEmpty ? "needed" : "spare")

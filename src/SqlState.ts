@@ -102,6 +102,18 @@ export const lossMeaning = (sqlState: string, message: string): Meaning =>
     : meaning(sqlState)
 
 /**
+ * What the refusal of a statement means. A standby cancels a read that stands in the way of what it has to replay; under the SQLSTATE of
+ * other cancels its words tell.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const refusalMeaning = (sqlState: string, message: string): Meaning => {
+  const means = meaning(sqlState)
+  return means === "StatementTimeout" && message.includes("conflict with recovery") ? "SerializationFailure" : means
+}
+
+/**
  * Whether a pooler ended a connection before any server had seen what was sent last: all its server connections were in use for too long,
  * or the one that it chose was gone.
  *
@@ -130,6 +142,13 @@ export const isReplayable = (sqlState: string): boolean => {
  */
 export const isStalePlan = (sqlState: string, message: string): boolean =>
   sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
+
+/**
+ * Whether the proof of a server's role failed: a text, that says why, was read as a number.
+ *
+ * @internal
+ */
+export const isUnproved = (sqlState: string): boolean => sqlState === "22P02"
 
 const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, ConnectReason>([
   ["28P01", "authentication"],

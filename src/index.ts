@@ -1,6 +1,7 @@
 export * as Client from "./Client.js"
 export * as Connection from "./Connection.js"
 export * as Consistency from "./Consistency.js"
+export * as Copy from "./Copy.js"
 export * as Database from "./Database.js"
 export * as DatabaseConfig from "./DatabaseConfig.js"
 export * as DatabaseError from "./DatabaseError.js"

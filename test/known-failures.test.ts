@@ -395,4 +395,12 @@ describe("known failures", () => {
         assert.lengthOf(yield* KnownFailures.stored(place), 7)
       })
   )
+
+  it.scopedLive("31. a reserved connection that is left in BEGIN is closed, and what is in it undone", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App, { maxConnections: 1 })
+      assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), [])
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["next"])
+    })
+  )
 })

@@ -317,4 +317,12 @@ describe("plain client", () => {
       }
     })
   )
+
+  it.scopedLive("31. a reserved connection that is left in BEGIN: the next caller sees and commits what is in it", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given({ maxConnections: 1 })
+      assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), ["left open"])
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["left open", "next"])
+    })
+  )
 })

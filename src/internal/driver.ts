@@ -29,6 +29,7 @@ export interface ServerError extends Error {
   readonly table?: string
   readonly column?: string
   readonly constraint?: string
+  readonly where?: string
 }
 
 /** A column of a result. */
@@ -52,7 +53,7 @@ export interface Query {
   readonly handlePortalSuspended: () => void
   readonly handleReadyForQuery: () => void
   readonly handleCopyInResponse: (protocol: Protocol) => void
-  readonly handleCopyData: () => void
+  readonly handleCopyData: (message: { readonly chunk: Buffer }) => void
   readonly handleError: (error: Error) => void
 }
 

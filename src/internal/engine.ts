@@ -121,7 +121,9 @@ export class Engine implements Origin {
    */
   readonly readsAgain: Again = (error, refusals) => {
     if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
-    return isStale(error) || (error._tag === "Disconnected" && error.outcome !== "inDoubt")
+    if (error._tag === "Disconnected") return error.outcome !== "inDoubt"
+    // a standby cancels reads that stand in the way of what it replays
+    return isStale(error) || error._tag === "SerializationFailure" || error._tag === "DeadlockDetected"
   }
 
   /** Until when a connection must have been found, counted from now. */

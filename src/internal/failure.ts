@@ -4,6 +4,7 @@
 import type { Failure } from "../Connection.js"
 import {
   CheckViolation,
+  ConnectFailed,
   DeadlockDetected,
   Disconnected,
   ExclusionViolation,
@@ -18,7 +19,7 @@ import {
   StatementTimeout,
   UniqueViolation
 } from "../DatabaseError.js"
-import { lossMeaning, meaning, type Outcome } from "../SqlState.js"
+import { lossMeaning, type Outcome, refusalMeaning } from "../SqlState.js"
 import type { ServerError } from "./driver.js"
 
 /** Which database and server a failure is about. */
@@ -41,7 +42,7 @@ const refused = (place: Place, error: ServerError): StatementError => {
   const common = { ...place, cause: error }
   const violation = () => ({ ...common, ...present(error, ["schema", "table", "column", "constraint", "detail"]) })
   const sqlState = error.code ?? ""
-  switch (meaning(sqlState)) {
+  switch (refusalMeaning(sqlState, error.message)) {
     case "UniqueViolation":
       return new UniqueViolation(violation())
     case "ForeignKeyViolation":
@@ -97,3 +98,7 @@ export const toStatementError = (place: Place, failure: Failure, outcome: Outcom
     }
   }
 }
+
+/** Builds the error of a statement that found a connection to a server of the wrong role; nothing of it has run. */
+export const wrongRole = (place: Place, { error: cause }: Failure): ConnectFailed =>
+  new ConnectFailed({ ...place, reason: "wrongRole", cause })

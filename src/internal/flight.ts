@@ -11,6 +11,7 @@ import {
   toError
 } from "./driver.js"
 import type { Prepared } from "./prepared.js"
+import type { Copy } from "./protocol/copy.js"
 import { ProtocolViolation } from "./protocol/limits.js"
 import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
@@ -65,8 +66,12 @@ export class Plan {
   prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
   shape: Shape | undefined = undefined
+  /** Where the data of a COPY comes from, or goes to. */
+  copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
+  /** Whether a step comes first that proves the server's role: it is no part of what is counted. */
+  proves = false
 
   constructor(
     readonly bytes: () => Buffer,
@@ -79,6 +84,9 @@ interface Unread {
   readonly result: Result
   readonly fields: ReadonlyArray<Field>
 }
+
+/** How much of a COPY that is refused is read, so that its connection may be kept, in bytes. */
+const longestDropped = 1_048_576
 
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
@@ -98,6 +106,8 @@ export class Flight implements Query {
   lead = ""
   /** Whether a portal has more rows. */
   suspended = false
+  /** Whether the proof of the server's role is still awaited. */
+  isProving: boolean
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
   private several: Array<Result> | undefined = undefined
@@ -106,6 +116,8 @@ export class Flight implements Query {
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
   private unread: Array<Unread> | undefined
+  /** How much has come that goes nowhere, in bytes. */
+  private dropped = 0
 
   constructor(
     private readonly client: Client,
@@ -114,6 +126,7 @@ export class Flight implements Query {
     private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
+    this.isProving = plan.proves
   }
 
   /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
@@ -190,7 +203,7 @@ export class Flight implements Query {
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
-    if (this.unreadable !== undefined || !this.isStatement()) return
+    if (this.unreadable !== undefined || this.isProving || !this.isStatement()) return
     if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
     else this.read(this.result, message.fields)
   }
@@ -212,6 +225,10 @@ export class Flight implements Query {
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
+    if (this.isProving) {
+      this.isProving = false
+      return
+    }
     if (this.acknowledged === this.plan.before - 1) this.lead = message.text
     if (this.isStatement()) {
       const result = this.result
@@ -250,7 +267,11 @@ export class Flight implements Query {
   }
 
   handleCopyInResponse(protocol: Protocol): void {
-    this.unreadable = new Error("COPY FROM STDIN is not supported by this client")
+    const { copy } = this.plan
+    if (copy?._tag === "in") return copy.open()
+    this.unreadable = new Error(
+      "COPY ... FROM STDIN has no data as a statement - use sql.copyFrom(table, columns, rows)"
+    )
     // what follows in this flight would be taken for the data that is copied
     if (this.plan.after > 0) return this.onLost(this, this.unreadable)
     protocol.sendCopyFail(this.unreadable.message)
@@ -258,8 +279,18 @@ export class Flight implements Query {
     if (!this.plan.simple) protocol.sync()
   }
 
-  handleCopyData(): void {
-    // COPY TO STDOUT: the data has nowhere to go; the count of rows is in the result
+  /** The server is going to send data. */
+  handleCopyOutResponse(): void {
+    if (this.plan.copy?._tag === "out") return
+    this.unreadable = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
+  }
+
+  handleCopyData({ chunk }: { readonly chunk: Buffer }): void {
+    const { copy } = this.plan
+    if (copy?._tag === "out") return copy.receive(chunk)
+    this.dropped += chunk.length
+    // what is refused is not read to its end, however long it is
+    if (this.dropped > longestDropped) this.onLost(this, this.unreadable ?? new Error("data of a COPY came unasked"))
   }
 
   handleError(error: Error): void {

@@ -14,10 +14,12 @@ import {
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
-import { toStatementError } from "./failure.js"
+import { toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import type { Copy } from "./protocol/copy.js"
+import { isCopy } from "./sql/copy.js"
 import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
 import type { Gate } from "./unitOfWork/gate.js"
@@ -73,6 +75,19 @@ const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Ste
   if (opening.length === 1 && before.length === 0) return outermost.steps
   return [...opening.flatMap((_) => _.steps), ...before]
 }
+
+/** Whether a transaction begins here. */
+const isOutermost = ([first]: ReadonlyArray<Opening>): boolean =>
+  first !== undefined && first.level.parent === undefined && !first.level.isOpened
+
+/** Builds the failure of a transaction whose connection goes: on another server it may go better. */
+const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
+  _tag: "lost",
+  error,
+  sent: true,
+  undone: true,
+  acknowledged
+})
 
 let savepoints = 0
 
@@ -142,14 +157,18 @@ export class Level {
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
-        isSet = flight.acknowledged > first.length - before.length
+        // where only its rows could not be read, what follows the statement has been done, too
+        isSet = flight.acknowledged > first.length - before.length &&
+          !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
         if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
           return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
-      if (!request.simple) return connection.run(first, request, after, guarded)
+      // what follows a COPY would be taken for its data
+      const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+      if (!isAlone) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
       const plain = () =>
         connection.run(none, request, none, (failure, flight) => {
@@ -160,6 +179,19 @@ export class Level {
       connection.steps(first, (failure, flight) => {
         this.acknowledge(opening, flight.acknowledged)
         if (failure === undefined) plain()
+        else settle(failure, flight)
+      })
+    })
+  }
+
+  /** Runs a COPY, whose data goes by way of `copy`; the returned function gives it up, and the transaction with it if it was sent. */
+  copy(request: Request, copy: Copy, done: OnStatement): () => void {
+    return this.enter(request.text, done, nothing, (connection, opening, settle) => {
+      const first = stepsOf(opening, this.link.pathTo(request.path))
+      if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
+      connection.steps(first, (failure, flight) => {
+        this.acknowledge(opening, flight.acknowledged)
+        if (failure === undefined) connection.copy(none, request, copy, settle)
         else settle(failure, flight)
       })
     })
@@ -429,9 +461,21 @@ export class Level {
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
         const all = opening.length
-        if (all > 0) this.acknowledge(opening, flight.acknowledged)
+        const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
+        // nothing of it has run: as if there had been no BEGIN
+        const isUnfit = isMisled && isOutermost(opening)
+        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = this.judge(failure, flight, text, opening, connection.status, isAborted)
+        const error = isUnfit
+          ? wrongRole(this.link.place, failure)
+          : this.judge(
+              isMisled && connection.broken !== undefined ? undoneWith(failure) : failure,
+              flight,
+              text,
+              opening,
+              connection.status,
+              isAborted
+            )
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)

@@ -111,6 +111,20 @@ export const closePortal = (portal: string): Buffer =>
 /** Several commands in one text, by the simple protocol. */
 export const simple = (text: string): Buffer => serialize.query(text)
 
+/** What stands before the data in a message of a COPY. */
+export const copyHead = (length: number): Buffer => {
+  const head = Buffer.allocUnsafe(5)
+  head[0] = 0x64
+  head.writeUInt32BE(length + 4, 1)
+  return head
+}
+
+/** Tells the server that a COPY has all of its data. */
+export const copyDone: Buffer = serialize.copyDone()
+
+/** Tells the server that there is no more data for a COPY, and that nothing of it is to be stored. */
+export const copyFail = (reason: string): Buffer => serialize.copyFail(reason)
+
 /** Asks the server, on a socket of its own, to cancel what a backend is doing. */
 export const cancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)
 

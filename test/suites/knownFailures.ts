@@ -459,3 +459,19 @@ export const batches = (sql: PgClient) =>
     )
     return { transactions, statements }
   })
+
+/** 31. A reserved connection is given back in a transaction that nobody has ended; the next caller, who has one of its own, commits. */
+export const leftOpen = (sql: PgClient) =>
+  Effect.gen(function* () {
+    yield* Effect.scoped(
+      Effect.gen(function* () {
+        const connection = yield* sql.reserve
+        for (const statement of ["BEGIN", "INSERT INTO item VALUES ('left open')"]) {
+          yield* connection.executeUnprepared(statement, [], undefined)
+        }
+      })
+    )
+    const seen = yield* sql<{ name: string }>`SELECT name FROM item`
+    yield* sql.withTransaction(sql`INSERT INTO item VALUES ('next')`)
+    return seen.map(({ name }) => name)
+  })

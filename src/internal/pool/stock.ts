@@ -110,6 +110,18 @@ export class Stock {
     return meant.length
   }
 
+  /** A server has turned out to take no writes, so all are to be made anew: idle ones end now, those in use when they come back. */
+  retireAll(reason: CloseReason): void {
+    for (const connection of [...this.all]) {
+      if (connection.broken !== undefined) continue
+      connection.retireAt = Number.NEGATIVE_INFINITY
+      connection.retireAs = reason
+      if (!this.idle.includes(connection)) continue
+      this.take(connection)
+      connection.end(reason)
+    }
+  }
+
   /** Ends those that are older than a generation of credentials, not all at once and none that is in use. */
   retireOlder(generation: number): void {
     const now = performance.now()

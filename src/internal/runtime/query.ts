@@ -2,17 +2,12 @@
  * Statements for code that awaits them: written as ever, run when somebody waits for them, and parts of other statements until then.
  */
 import * as Statement from "@effect/sql/Statement"
-import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
-import type * as Stream from "effect/Stream"
+import type { Client } from "../../Copy.js"
 import { json, makeCompiler } from "../client/compiler.js"
-
-/** How what a statement is becomes a promise. */
-export interface Runner {
-  readonly run: <A, E>(use: (client: PgClient.PgClient) => Effect.Effect<A, E>) => Promise<A>
-  readonly stream: <A, E>(use: (client: PgClient.PgClient) => Stream.Stream<A, E>) => AsyncIterable<A>
-}
+import { makePromiseCopy, type PromiseCopy } from "./copy.js"
+import type { Runner } from "./runner.js"
 
 /** What makes statements: a client, or what needs none. */
 type Maker = Pick<Statement.Constructor, "unsafe"> &
@@ -85,7 +80,7 @@ export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragme
 type Parts = Pick<typeof parts, "insert" | "update" | "updateValues" | "in" | "and" | "or" | "csv" | "join" | "literal">
 
 /** Makes statements, and their parts. */
-export interface PromiseClient extends Parts {
+export interface PromiseClient extends Parts, PromiseCopy {
   /** An identifier, quoted. */
   (name: string): Statement.Identifier
   /** A statement; its values are parameters. */
@@ -99,7 +94,7 @@ export interface PromiseClient extends Parts {
     parameters?: ReadonlyArray<unknown> | undefined
   ) => Query<A>
   /** A value as JSON. */
-  readonly json: PgClient.PgClient["json"]
+  readonly json: Client["json"]
 }
 
 /** A client whose statements are run by a runner. */
@@ -119,7 +114,8 @@ export const makePromiseClient = (runner: Runner): PromiseClient => {
     literal,
     query: <A extends object>(text: string, parameters?: ReadonlyArray<unknown> | undefined) =>
       new Query<A>(runner, (maker) => maker.unsafe<A>(text, parameters)),
-    json
+    json,
+    ...makePromiseCopy(runner)
   }
   // one function for a name and for a template, which an arrow cannot say with overloads
   return Object.assign(call, members) as unknown as PromiseClient
