@@ -56,7 +56,7 @@ export class Plan {
   before = 0
   /** How many come after it. */
   after = 0
-  /** How many commands there are between these two: none where the server is only asked whether it is ready. */
+  /** Number of commands between these two: 0 if the server is only asked whether it is ready. */
   main = 1
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
@@ -152,7 +152,7 @@ export class Flight implements Query {
     return undefined
   }
 
-  /** Whether every command has an answer. A server that is ready before is one whose answers would be taken for those of the next flight. */
+  /** Whether every command has an answer. If the server is ready before, its answers would be taken for those of the next exchange. */
   get isAnswered(): boolean {
     const { after, before, main, simple } = this.plan
     const answered = this.acknowledged + (this.suspended ? 1 : 0)

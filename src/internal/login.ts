@@ -162,7 +162,7 @@ const follow = (
   done: Done
 ): (() => void) => {
   const parameters = new Map<string, string>()
-  /** How long the settings are that the server has reported; they are kept as long as the connection. */
+  /** Length of the settings that the server has reported; they are kept as long as the connection. */
   let reported = 0
   let settled = false
   let accepted = false
