@@ -282,7 +282,7 @@ describe("plain client", () => {
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const clients = yield* Effect.replicateEffect(open({ url: place.writer }), 5)
-      const exits = yield* KnownFailures.migrateAtOnce(place, clients.map(migrateOn))
+      const exits = yield* KnownFailures.migrateAtOnce(place, clients.map(migrateOn), 5)
       assert.lengthOf(exits.filter(Exit.isSuccess), 1)
     })
   )

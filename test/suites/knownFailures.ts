@@ -468,10 +468,11 @@ const migrations = {
   "2_second": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE second (id int)`)
 }
 
-/** 25. Several sessions migrate a new database at once: each has seen that nothing is there before the first creates anything. */
+/** 25. Several sessions migrate a new database at once: `held` of them have seen that nothing is there before the first creates anything. */
 export const migrateAtOnce = <E>(
   { writer }: Place,
-  sessions: ReadonlyArray<(loader: Migrator.Loader) => Effect.Effect<unknown, E>>
+  sessions: ReadonlyArray<(loader: Migrator.Loader) => Effect.Effect<unknown, E>>,
+  held: number
 ) =>
   Effect.gen(function* () {
     const blocker = yield* Effect.acquireRelease(
@@ -491,7 +492,7 @@ export const migrateAtOnce = <E>(
         writer,
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
       ),
-      { schedule: soon, until: (waiting) => waiting.length === sessions.length }
+      { schedule: soon, until: (waiting) => waiting.length >= held }
     )
     yield* Effect.promise(() => blocker.query("ROLLBACK"))
     return yield* Effect.forEach(ends, Fiber.join)
