@@ -26,6 +26,7 @@ import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
+import { defer, outliving } from "./internal/transaction/reactivity.js"
 import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options, type Transaction } from "./Transaction.js"
 
@@ -91,6 +92,7 @@ export const make = (
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
+    defer(reactivity)
     const { options, session, writer } = engine.config
     const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
@@ -135,8 +137,10 @@ export const make = (
       },
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
-      reactive: reactivity.stream,
-      reactiveMailbox: reactivity.query,
+      reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.stream(keys, outliving(query)),
+      reactiveMailbox: <A, E, R>(keys: Parameters<typeof reactivity.query>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.query(keys, outliving(query)),
       json,
       listen,
       notify: (channel: string, payload: string) =>

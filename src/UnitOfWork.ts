@@ -199,8 +199,20 @@ class OpenUnit implements Handle {
         close()
         return Effect.zipRight(undoAll(unit.begun, restore), Effect.die(defect))
       }
-      if (outcome === "commit")
-        return finish({ unit, carrier: unit, all: () => unit.all, isEarly: false, close }, unit.ending, restore)
+      if (outcome === "commit") {
+        const committed = finish(
+          { unit, carrier: unit, all: () => unit.all, isEarly: false, close },
+          unit.ending,
+          restore
+        )
+        // a hook may invalidate something, too
+        if (!unit.hasPending && !all.some((transaction) => transaction.hasHooks)) return committed
+        return Effect.onExit(committed, (exit) =>
+          Effect.sync(() => {
+            if (Exit.isSuccess(exit) || unit.hasStored) unit.stored(false)
+          })
+        )
+      }
       close()
       return undoAll(all, restore)
     })
@@ -607,7 +619,9 @@ const endSome = (
         const now = choose(carrier, unit)
         return now instanceof PropagationRefused ? chosen : now
       }
-      return finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore)
+      return Effect.tap(finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore), () =>
+        Effect.sync(() => unit.stored(true))
+      )
     })
   )
 

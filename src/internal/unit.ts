@@ -67,6 +67,8 @@ export class Unit extends Carrier {
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
   private joined: Part | undefined = undefined
+  /** What is left to the time when it is stored. */
+  private pending: Array<() => void> | undefined = undefined
   /** Whether who runs it can run it again as a whole. */
   canRunAgain = false
   /** When a part of it asks for that. */
@@ -93,6 +95,32 @@ export class Unit extends Carrier {
   override get siblings(): Turns {
     this.turns ??= new Turns()
     return this.turns
+  }
+
+  override whenStored(action: () => void): boolean {
+    if (this.ended) return false
+    this.pending ??= []
+    this.pending.push(action)
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.ended
+  }
+
+  get hasPending(): boolean {
+    return this.pending !== undefined
+  }
+
+  /** Does what was left to the time when it is stored; an early commit stores only a part, so the end does it again. */
+  stored(isEarly: boolean): void {
+    for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
+    if (!isEarly) this.pending = undefined
+  }
+
+  /** Whether one of its transactions is stored, or may be. */
+  get hasStored(): boolean {
+    return this.begun.some(mayBeStored)
   }
 
   /** Of what is open around it, it is a part. */
@@ -219,15 +247,13 @@ export class Unit extends Carrier {
 
   /** Whether nothing was begun in it, nor is anything to be done at its end. */
   get isUntouched(): boolean {
-    return this.transactions === undefined && this.waiting === undefined
+    return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
   /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
     if (this.hasKept || this.isEnding) return true
-    if (this.transactions === undefined) return false
-    for (const transaction of this.transactions.values()) if (mayBeStored(transaction)) return true
-    return false
+    return this.hasStored
   }
 
   /** Whether an end of some of its transactions is under way. */
