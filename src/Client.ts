@@ -17,6 +17,7 @@ import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
 import { makeCopy } from "./internal/client/copy.js"
+import { makeRenameRows } from "./internal/client/renameRows.js"
 import { makeSandboxReserve } from "./internal/client/sandboxReserve.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
@@ -93,7 +94,7 @@ export const make = (
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
+        : makeRenameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
       (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
