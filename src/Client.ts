@@ -17,12 +17,14 @@ import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
 import { makeCopy } from "./internal/client/copy.js"
+import { makeRenameRows } from "./internal/client/renameRows.js"
+import { makeSandboxReserve } from "./internal/client/sandboxReserve.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
 import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
 import { concealed } from "./internal/protocol/tls.js"
-import { makeReserve, refusesScopes } from "./internal/reserve.js"
+import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
@@ -98,7 +100,7 @@ export const make = (
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
+        : makeRenameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
       (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
@@ -112,11 +114,6 @@ export const make = (
       ["server.port", writer.port]
     ]
     const acquirer = Effect.succeed(statements)
-    // in a sandbox there is nothing to reserve, but what is refused elsewhere is refused there
-    const reserved = Effect.withFiberRuntime<typeof statements, SqlError>((fiber) => {
-      const refusal = refusesScopes(engine, fiber.currentContext)
-      return refusal === undefined ? acquirer : Effect.fail(toSqlError(refusal))
-    })
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
       return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params, site) =>
@@ -157,7 +154,7 @@ export const make = (
     ): Client => {
       const copy = makeCopy(engine, kind, rename, options.transformJson ?? true)
       const client: Client = Object.assign(statement, members, copy, {
-        reserve: reserved,
+        reserve: makeSandboxReserve(engine, kind),
         // it refers to the client that is being made, so it is filled in below
         safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
