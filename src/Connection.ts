@@ -34,6 +34,8 @@ export type { ConnectFailure, Done, Failure, Flight, Result }
 export interface Request {
   /** Where it was written, while somebody wants to know. */
   readonly site?: CallSite | undefined
+  /** The handle it was asked of, for errors. */
+  readonly kind?: "reader" | "writer" | undefined
   readonly text: string
   readonly values: ReadonlyArray<unknown>
   /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
@@ -198,6 +200,7 @@ export class Connection {
       const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
+      plan.asked = request
       return this.fly(plan)
     }
     const path = request.path?.text
@@ -238,6 +241,7 @@ export class Connection {
         done(failure, flight)
       }
     )
+    plan.asked = request
     plan.before = before.length
     plan.after = after.length
     plan.asArrays = request.rows === "array"
@@ -288,6 +292,7 @@ export class Connection {
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
     const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
+    plan.asked = request
     plan.before = before.length
     this.fly(plan)
   }
@@ -295,6 +300,7 @@ export class Connection {
   /** Fetches more rows of the portal that `opened` has opened. */
   fetchPortal(before: ReadonlyArray<wire.Step>, portal: string, opened: Flight, size: number, done: Done): void {
     const plan = new Plan(() => wire.fetchPortal(before, portal, size), done)
+    plan.asked = opened.plan.asked
     plan.before = before.length
     plan.shape = opened.shape
     this.fly(plan)
@@ -386,10 +392,10 @@ export class Connection {
   /** Why a flight does not even begin, if so. */
   private refusal(flight: Flight): Failure | undefined {
     if (this.broken !== undefined || this.closed) {
-      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0 }
+      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0, asked: flight.asked }
     }
     const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
-    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0 }
+    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0, asked: flight.plan.asked }
   }
 
   private readonly flightLost = (flight: Flight, error: Error): void => {
@@ -402,7 +408,7 @@ export class Connection {
     this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
-    const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
+    const failure = this.failureOf(flight)
     if (this.readOnly) {
       if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
@@ -412,6 +418,13 @@ export class Connection {
     }
     if (this.broken !== undefined) this.end(this.broken)
     this.settle(flight, failure)
+  }
+
+  private failureOf(flight: Flight): Failure | undefined {
+    const failure = flight.failure()
+    if (failure === undefined) return undefined
+    if (this.broken !== undefined) return cutShort(failure, this.broken)
+    return isWriteRefused(failure) ? { ...failure, takesNoWrites: this.takesNoWrites } : failure
   }
 
   private settle(flight: Flight, failure: Failure | undefined): void {
@@ -453,7 +466,7 @@ export class Connection {
     }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
-    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }
+    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged, asked: flight.asked }
     this.report(flight, performance.now(), failure)
     flight.plan.done(failure, flight)
   }
@@ -477,18 +490,19 @@ const errorType = ({ _tag, error }: Failure): string => {
   return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")
 }
 
-const isWriteRefused = (failure: Failure): boolean =>
+const isWriteRefused = (failure: Failure): failure is Extract<Failure, { readonly _tag: "refused" }> =>
   failure._tag === "refused" && meaning(failure.error.code ?? "") === "ReadOnlyViolation"
 
 /** A statement that we had cancelled is one whose connection was lost, and no matter of the server's own time limits. */
-const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | undefined =>
-  failure?._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
+const cutShort = (failure: Failure, reason: CloseReason): Failure =>
+  failure._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
     ? {
         _tag: "lost",
         error: new Error(`it was cancelled, for its connection is to be closed (${reason})`),
         sent: true,
         undone: true,
-        acknowledged: failure.acknowledged
+        acknowledged: failure.acknowledged,
+        asked: failure.asked
       }
     : failure
 

@@ -21,9 +21,11 @@ export interface ServerError extends Error {
   readonly detail?: string
   readonly hint?: string
   readonly position?: string
+  readonly where?: string
   readonly schema?: string
   readonly table?: string
   readonly column?: string
+  readonly dataType?: string
   readonly constraint?: string
 }
 

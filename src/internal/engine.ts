@@ -21,7 +21,7 @@ import { RetryBudget } from "./budget.js"
 import { type CallSite, CurrentSite } from "./callSite.js"
 import { cancellable } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
-import type { Place } from "./failure.js"
+import { located, type Place } from "./failure.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
 import { Borrower } from "./pool/borrower.js"
@@ -222,13 +222,14 @@ export class Engine implements Origin {
     read: (flight: Flight) => A,
     again: (error: DatabaseError) => boolean
   ): Effect.Effect<A, SqlError> {
+    const told = (error: StatementError) => toSqlError(located(error, locationOf(fiber)))
     return this.start(go, undefined, read, (error, deadline) =>
       again(error)
         ? Effect.mapError(
             this.retry(Context.get(fiber.currentContext, RetryPolicy), error, deadline, go, read, again),
-            toSqlError
+            told
           )
-        : Effect.fail(toSqlError(error))
+        : Effect.fail(told(error))
     )
   }
 
@@ -433,6 +434,11 @@ export class Engine implements Origin {
     return servers[this.choose(ask, candidates)] ?? servers[0]
   }
 }
+
+/** The place in the program that a fiber is at, as far as it is known without having been noted down. */
+const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
+  Context.get(currentContext, CurrentSite)?.place ??
+  (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
 
 /** Ends a schedule where its next delay would go past the deadline: who cannot be served before it is told at once, and why. */
 const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>

@@ -14,7 +14,7 @@ import {
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
-import { toStatementError } from "./failure.js"
+import { afterFirst, toStatementError } from "./failure.js"
 import { later, longestUndo } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
@@ -389,7 +389,7 @@ export class Level {
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
+    const error = afterFirst(toStatementError(this.link.place, failure, begun ? "undone" : "notSent"), this.failedBy)
     if (begun) this.link.note(failure)
     if (isAborted) this.failedBy ??= error
     return begun && failure._tag !== "lost" ? (this.stillOpen(this.link.connection) ?? error) : error
