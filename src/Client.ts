@@ -14,9 +14,12 @@ import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
+import { configOf } from "./internal/client/config.js"
+import { served } from "./internal/client/servedSpan.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
+import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
 import { plan } from "./internal/propagation.js"
 import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
@@ -50,10 +53,17 @@ export const withTransaction = <A, E, R, X>(
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
+        const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
+        nested.span = engine.span(fiber, options.label, carrier)
+        return run(self, carrier, nested, wrap)
       }
       case "begin": {
-        const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier, site), wrap))
+        let attempt = 0
+        const once = Effect.suspend(() => {
+          const transaction = engine.begin(kind, options, fiber, carrier, site)
+          if (++attempt > 1) transaction.span?.tries(attempt)
+          return run(self, carrier, transaction, wrap)
+        })
         return options.retry === undefined || options.retry === false ? once : engine.replay(fiber, once, options.retry)
       }
     }
@@ -78,16 +88,14 @@ export const make = (
         : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
     const statements = makeStatements(
       kind,
-      (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
+      (request, read) =>
+        Effect.withFiberRuntime((fiber) =>
+          engine.run(fiber, kind, hasTracer(fiber) ? served(fiber, request) : request, read)
+        ),
       makeStream(engine, kind)
     )
-    const attributes: ReadonlyArray<readonly [string, unknown]> = [
-      ...Object.entries(options.spanAttributes ?? {}),
-      ["db.system.name", "postgresql"],
-      ["db.namespace", writer.database],
-      ["server.address", writer.host],
-      ["server.port", writer.port]
-    ]
+    // which server serves a reader is not known before it does
+    const attributes = kind === "writer" ? [...engine.attributes, ...endpoint(writer)] : engine.attributes
     const acquirer = Effect.succeed(statements)
     // in a sandbox there is nothing to reserve, but what is refused elsewhere is refused there
     const reserved = Effect.withFiberRuntime<typeof statements, SqlError>((fiber) => {
@@ -104,14 +112,7 @@ export const make = (
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
-      config: {
-        host: writer.host,
-        port: writer.port,
-        database: writer.database,
-        username: writer.username,
-        password: writer.password,
-        ssl: writer.ssl
-      },
+      config: configOf(engine.config),
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reactive: reactivity.stream,

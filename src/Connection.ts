@@ -9,7 +9,7 @@ import { inquire } from "./internal/activity.js"
 import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
 import type { Login } from "./internal/credentials.js"
-import { type Client, isServerError } from "./internal/driver.js"
+import { type Client, isServerError, type Notice } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
 import { type ConnectFailure, login } from "./internal/login.js"
@@ -36,6 +36,8 @@ export interface Request {
   readonly site?: CallSite | undefined
   /** The handle it was asked of, for errors. */
   readonly kind?: "reader" | "writer" | undefined
+  /** Told which server it is sent to, where a span is to name that. */
+  readonly served?: ((server: ServerConfig) => void) | undefined
   readonly text: string
   readonly values: ReadonlyArray<unknown>
   /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
@@ -79,6 +81,8 @@ export interface Owner {
    * BEGIN before it, a COMMIT, a part of a stream. `error` is the SQLSTATE, or the tag of the error where the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
+  /** The server said something that is no answer. */
+  readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }
 
 /**
@@ -156,6 +160,7 @@ export class Connection {
     })
     client.on("error", (error: Error) => this.lose(error))
     client.on("end", () => this.lose(lostError()))
+    client.on("notice", (notice: Notice) => this.owner.noticed?.(this, notice))
     client.connection.on("parseComplete", () => {
       if (this.flight !== undefined) this.flight.parsed++
     })
@@ -196,6 +201,7 @@ export class Connection {
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
+    request.served?.(this.server)
     if (request.simple) {
       const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
@@ -291,6 +297,7 @@ export class Connection {
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
+    request.served?.(this.server)
     const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
     plan.asked = request
     plan.before = before.length
@@ -524,7 +531,7 @@ export const connect = (
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
   let made: Connection | undefined
-  const giveUp = login(server, session, options, (failure, client, parameters) => {
+  const giveUp = login(server, session, options, (failure, client, parameters, notices) => {
     if (failure !== undefined) return done(failure, undefined)
     const { credentials, owner, readOnly } = options
     // a pooler's session is told nothing
@@ -535,6 +542,7 @@ export const connect = (
     queueMicrotask(() => {
       if (made === undefined) return
       made = undefined
+      for (const notice of notices) owner.noticed?.(connection, notice)
       done(undefined, connection)
     })
   })

@@ -124,6 +124,14 @@ export const isUnserved = (sqlState: string, message: string): boolean =>
 export const isAborted = (sqlState: string): boolean => sqlState === "25P02"
 
 /**
+ * Whether a notice is a warning. A function may give it any SQLSTATE, and a server its name in any language.
+ *
+ * @internal
+ */
+export const isWarning = (sqlState: string, severity: string): boolean =>
+  severity === "WARNING" || sqlState.startsWith("01")
+
+/**
  * The advice for a statement that the server has cancelled, by the server's words; where they are in another language it is of both kinds.
  *
  * @internal

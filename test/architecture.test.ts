@@ -53,7 +53,14 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/request/passage",
     "internal/request/route"
   ],
-  "@effect/sql-pg": ["Client", "Database", "DatabaseConfig", "internal/runtime/access", "internal/runtime/query"],
+  "@effect/sql-pg": [
+    "Client",
+    "Database",
+    "DatabaseConfig",
+    "internal/client/config",
+    "internal/runtime/access",
+    "internal/runtime/query"
+  ],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: [
     "internal/driver",

@@ -29,6 +29,15 @@ export interface ServerError extends Error {
   readonly constraint?: string
 }
 
+/** What the server said beside its answers, such as a warning. */
+export interface Notice {
+  readonly message?: string | undefined
+  readonly severity?: string | undefined
+  readonly code?: string | undefined
+  readonly detail?: string | undefined
+  readonly hint?: string | undefined
+}
+
 /** A column of a result. */
 export interface Field {
   readonly name: string

@@ -37,13 +37,15 @@ export const commit = (transaction: Transaction, restore: Restore): Effect.Effec
 const commitLevel = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
-): ((settled: () => void) => void) =>
-  transaction.level.commit((error) => {
+): ((settled: () => void) => void) => {
+  transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
+  return transaction.level.commit((error) => {
     const { state } = transaction.level
     // one that somebody else has ended was told of then
-    if (error === undefined || state === "failed" || state === "unknown") observe(transaction)
+    if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
     resume(error === undefined ? Effect.void : Effect.fail(error))
   })
+}
 
 /**
  * Has the server check now what it would check at COMMIT. A transaction that it knows nothing of passes.
@@ -72,6 +74,7 @@ export const commitSoon = (transaction: Transaction): Effect.Effect<void, Transa
 export const undo = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { level } = transaction
+    if (level.state === "open") transaction.span?.ends("rollback")
     const rolledBack =
       level.state !== "open"
         ? Effect.void
@@ -95,8 +98,9 @@ const outcomes = {
   unknown: "unknown"
 } as const
 
-const observe = (transaction: Transaction): void => {
-  const { kind: _, level, options, origin } = transaction
+const observe = (transaction: Transaction, error?: TransactionError | undefined): void => {
+  const { level, options, origin } = transaction
+  transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return
   const { database, server } = level.link.place
   origin.observer.observe(

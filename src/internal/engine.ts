@@ -24,6 +24,7 @@ import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.
 import { located, type Place } from "./failure.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
+import { type Attributes, beginSpan, type TransactionSpan } from "./observability/transactionSpan.js"
 import { Borrower } from "./pool/borrower.js"
 import { replaySchedule } from "./replay.js"
 import { scoped, sessionAt } from "./schema/place.js"
@@ -52,7 +53,8 @@ class PoolLender implements Lender {
     private readonly pick: () => Source,
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
-    private readonly who: Borrower | undefined
+    private readonly who: Borrower | undefined,
+    private readonly span: TransactionSpan | undefined
   ) {}
 
   get patience(): number {
@@ -68,11 +70,15 @@ class PoolLender implements Lender {
     this.source = source
     // all attempts share the one deadline
     this.deadline ??= this.engine.deadline()
+    const since = this.span === undefined ? 0 : performance.now()
     return source.checkout(
       this.deadline,
       this.held(),
       (error, connection) => {
-        if (connection !== undefined) this.engine.lent(this)
+        if (connection !== undefined) {
+          this.engine.lent(this)
+          this.span?.begins(connection.server, performance.now() - since)
+        }
         settle(error, connection)
       },
       this.who
@@ -92,6 +98,8 @@ export class Engine implements Origin {
   private readonly opened: Array<PoolLender> = []
   /** Whether somebody wants to know who holds which connection. */
   readonly isWatched: boolean
+  /** What every span of the database has, whichever server it is about. */
+  readonly attributes: Attributes
   private turn = 0
   private readonly budget = new RetryBudget()
 
@@ -103,6 +111,11 @@ export class Engine implements Origin {
     readonly sandbox: Transaction | undefined
   ) {
     this.database = config.name
+    this.attributes = [
+      ...Object.entries(config.options.spanAttributes ?? {}),
+      ["db.system.name", "postgresql"],
+      ["db.namespace", config.writer.database]
+    ]
     this.isWatched = Number.isFinite(config.pool.leakThreshold) || config.pool.strategy === "assertSingle"
     this.limits = config.session.mode === "transactionPooler" ? config.session : undefined
   }
@@ -200,8 +213,20 @@ export class Engine implements Origin {
     const asked = named(options, work)
     const held = () => carrier?.held(this) ?? none
     const pick = this.picker(kind, fiber, carrier)
-    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work))
-    return begin(this, kind, lender, asked, carrier)
+    const span = this.span(fiber, asked.label, carrier)
+    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work), span)
+    const transaction = begin(this, kind, lender, asked, carrier)
+    transaction.span = span
+    return transaction
+  }
+
+  /** A span of a transaction, if a tracer is set. */
+  span(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    label: string | undefined,
+    carrier: Carrier | undefined
+  ): TransactionSpan | undefined {
+    return beginSpan(fiber, this.attributes, label, carrier?.unit?.attempt ?? 1)
   }
 
   /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */

@@ -4,7 +4,7 @@
 import * as Redacted from "effect/Redacted"
 import type { Credentials, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
 import { type ConnectReason, connectReason } from "../SqlState.js"
-import { type Client, makeClient } from "./driver.js"
+import { type Client, makeClient, type Notice } from "./driver.js"
 import { timer } from "./later.js"
 import { settings } from "./limits.js"
 import { isByName } from "./protocol/typeNames.js"
@@ -20,6 +20,9 @@ export interface ConnectFailure {
   readonly error: Error
 }
 
+/** How many notices of a login are passed on: a server may send any number. */
+const mostNotices = 20
+
 /** What the session is told at login. A pooler would refuse it, for it could not keep to it. */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
   if (session.mode === "transactionPooler") return ""
@@ -33,7 +36,12 @@ export const login = (
   server: ServerConfig,
   session: SessionConfig,
   options: { readonly timeout: number; readonly readOnly: boolean; readonly credentials: Credentials },
-  done: (failure: ConnectFailure | undefined, client: Client, parameters: Map<string, string>) => void
+  done: (
+    failure: ConnectFailure | undefined,
+    client: Client,
+    parameters: Map<string, string>,
+    notices: ReadonlyArray<Notice>
+  ) => void
 ): (() => void) => {
   const { password, username } = options.credentials
   const client = makeClient({
@@ -50,17 +58,23 @@ export const login = (
     ...(session.types === undefined || isByName(session.types) ? {} : { types: session.types })
   })
   const parameters = new Map<string, string>()
+  const notices: Array<Notice> = []
+  const hear = (notice: Notice) => {
+    if (notices.length < mostNotices) notices.push(notice)
+  }
+  client.on("notice", hear)
   let settled = false
   let accepted = false
   const settle = () => {
     settled = true
     clearTimeout(impatient)
+    client.off("notice", hear)
   }
   const fail = (reason: ConnectReason, error: Error) => {
     if (settled) return
     settle()
     client.connection.stream.destroy()
-    done({ reason, error }, client, parameters)
+    done({ reason, error }, client, parameters, notices)
   }
   const impatient = timer(options.timeout, () =>
     fail(accepted ? "unresponsive" : "unreachable", new Error(`no answer within ${Math.round(options.timeout)} ms`))
@@ -84,7 +98,7 @@ export const login = (
       return fail(connectReason(code, error.message), error.message === "" ? new Error(code) : error)
     }
     settle()
-    done(undefined, client, parameters)
+    done(undefined, client, parameters, notices)
   })
   return () => {
     if (settled) return
