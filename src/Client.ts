@@ -15,6 +15,7 @@ import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
 import { configOf } from "./internal/client/config.js"
+import { renameRows } from "./internal/client/names.js"
 import { served } from "./internal/client/servedSpan.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
@@ -85,7 +86,7 @@ export const make = (
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
+        : renameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
       (request, read) =>
