@@ -9,6 +9,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
@@ -26,8 +27,11 @@ import { makeReserve, refusesScopes } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
-import { independent, run } from "./internal/within.js"
-import { nest, type Options } from "./Transaction.js"
+import { asPart, independent, run } from "./internal/within.js"
+import { nest, type Options, type Transaction } from "./Transaction.js"
+
+const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
+  Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
  * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
@@ -46,8 +50,10 @@ export const withTransaction = <A, E, R, X>(
     const carrier = currentCarrier(fiber)
     const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
     switch (chosen._tag) {
-      case "join":
-        return self
+      case "join": {
+        const { label } = options
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
+      }
       case "outside":
         return independent(self, engine)
       case "refuse":
@@ -60,12 +66,20 @@ export const withTransaction = <A, E, R, X>(
       }
       case "begin": {
         let attempt = 0
-        const once = Effect.suspend(() => {
+        const next = () => {
           const transaction = engine.begin(kind, options, fiber, carrier, site)
           if (++attempt > 1) transaction.span?.tries(attempt)
-          return run(self, carrier, transaction, wrap)
+          return transaction
+        }
+        if (options.retry === undefined || options.retry === false) {
+          return Effect.suspend(() => run(self, carrier, next(), wrap))
+        }
+        let begun: Transaction | undefined
+        const once = Effect.suspend(() => {
+          begun = next()
+          return run(self, carrier, begun, wrap)
         })
-        return options.retry === undefined || options.retry === false ? once : engine.replay(fiber, once, options.retry)
+        return engine.replay(fiber, once, options.retry, () => begun?.level.link.mayHaveStored === true)
       }
     }
   })

@@ -8,7 +8,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -32,8 +32,9 @@ import {
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
-import { callSite, followCallSites } from "./internal/callSite.js"
+import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
+import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { undo } from "./internal/ending.js"
@@ -50,7 +51,7 @@ import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
-import { isNotYet } from "./SqlState.js"
+import { type ConnectReason, isNotYet } from "./SqlState.js"
 import type { Schema } from "./Tenant.js"
 import { type OpenTransaction, type ServerStatus, Topology } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
@@ -142,11 +143,16 @@ const clients = (
     }
   })
 
-/** Opens one connection, to see that the server is there. */
-const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effect<void, StartupError> =>
+/** Opens one connection, to see that the server is there; while it fails for a reason that `waits` accepts, until `connectTimeout`. */
+const verify = (
+  pool: Pool,
+  config: DatabaseConfig.DatabaseConfig,
+  waits: (reason: ConnectReason) => boolean
+): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
+    const last = performance.now() + config.pool.connectTimeout
     // a connect that takes too long has its own timeout and says why: it comes first
-    const deadline = performance.now() + config.pool.connectTimeout + 500
+    const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       let asked: Connection | undefined
       const giveUp = pool.checkout(deadline, [], (error, connection) => {
@@ -172,10 +178,9 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
       })
       return Effect.sync(() => (asked === undefined ? giveUp() : asked.abort("cancelled")))
     })
-    // a server that says "not yet" gets until the timeout
     return Effect.retry(attempt, {
       schedule: Schedule.spaced("100 millis"),
-      while: (error) => isNotYet(error.reason) && performance.now() + 100 < deadline
+      while: (error) => waits(error.reason) && performance.now() + 100 < last
     })
   })
 
@@ -206,12 +211,14 @@ export const make = (
     if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(followCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
-      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config))
+      // a server that is started at the same time may not listen yet
+      const comes = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
+      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config, comes))
       yield* Effect.forEach(
         readers,
         (server) =>
           // reads go elsewhere, so this neither stops the start nor holds it up
-          Effect.catchAll(verify(server.reads, config), (error) =>
+          Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>
             Effect.logWarning(`${error.message}; it is left out until it answers`)
           ).pipe(Effect.forkScoped),
         { discard: true }
@@ -264,9 +271,17 @@ export interface Invalidate {
 export interface Statics<Self> {
   /** Opens the database for as long as the layer lives, then drains and closes it. */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
-  /** The same, with settings from `Config`. */
+  /** The same, with settings from `Config`, beside others as plain values. */
   readonly layerConfig: (
-    config: Config.Config.Wrap<Options>
+    config: DatabaseConfig.ConfigOptions | Config.Config<Options>
+  ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
+  /**
+   * The same, with the writer from libpq's environment: `PGHOST`, `PGUSER` and so on, each with `prefix` before its name, the service file
+   * and the password file. See `DatabaseConfig.fromEnv`.
+   */
+  readonly layerEnv: (
+    prefix?: string,
+    options?: Omit<DatabaseConfig.ConfigOptions, "writer">
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /** The writer under the ecosystem's own tags, for Migrator, Model, SqlResolver, sql-drizzle, sql-kysely. */
   readonly layerSqlClient: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, Self>
@@ -353,8 +368,14 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
   readonly databaseName: Name
 }
 
+/** Whether a transaction may turn out to be a part of the one around it. */
+const joins = ({ propagation }: Transaction.Options): boolean =>
+  propagation === "required" || propagation === "mandatory" || propagation === "supports"
+
 const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
   const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
+  const layerConfig: Statics<Self>["layerConfig"] = (config) =>
+    Layer.unwrapEffect(Effect.map(configured<Options>(config), scoped))
   const client = (kind: Kind | "any") => Effect.map(tag, (database) => database[kind])
   const hook =
     (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
@@ -362,7 +383,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       Effect.flatMap(tag, ({ engine }) => addHook(engine, kind, effect))
   return {
     layer: scoped,
-    layerConfig: (config) => Layer.unwrapEffect(Effect.map(Config.unwrap(config), scoped)),
+    layerConfig,
+    layerEnv: (prefix, options) => layerConfig({ ...options, writer: DatabaseConfig.fromEnv(prefix) }),
     layerSqlClient: Layer.effectContext(
       Effect.map(tag, ({ writer }) =>
         Context.make(SqlClient.SqlClient, writer).pipe(Context.add(PgClient.PgClient, writer))
@@ -374,7 +396,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     withTransaction: dual(
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
-        const site = callSite()
+        const site = joins(options) ? siteOfPart(options.label) : callSite()
         return Effect.flatMap(tag, ({ engine }) =>
           Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )

@@ -85,6 +85,9 @@ const said = (cause: unknown): string => {
   return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
 }
 
+/** What the program's own code failed with: an error, or any other value. */
+const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
+
 /**
  * A setting is wrong. `given` never holds a secret; `database` is empty where it is of no one database.
  *
@@ -116,7 +119,9 @@ const connectAdvice = {
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
   credentials:
     "it has no user and password to use: look at the settings, or at what `credentials` or `passwordFile` gives",
-  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do"
+  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
+  protocol:
+    "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
 } as const
 
 /**
@@ -137,7 +142,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "noSuchDatabase",
     "wrongRole",
     "credentials",
-    "setup"
+    "setup",
+    "protocol"
   )
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -149,19 +155,21 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 const exhaustedAdvice = {
   timeout: "hold connections for less time, or raise maxConnections",
   shed: "more callers come than can be served: slow them down, or raise maxConnections or queueTarget",
-  single: "only one connection may be checked out at a time"
+  single: "only one connection may be checked out at a time",
+  outage: "the server is away, and as many callers wait for it as may: try again later, or raise maxOutageWaiters"
 } as const
 
 /**
  * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
- * served (`shed`); or there is one already where the strategy is `assertSingle` (`single`). Times are in milliseconds.
+ * served (`shed`); or the server is away, and `maxOutageWaiters` callers wait for it already (`outage`); or there is one already where the
+ * strategy is `assertSingle` (`single`). Times are in milliseconds.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...place,
-  reason: Schema.Literal("timeout", "shed", "single"),
+  reason: Schema.Literal("timeout", "shed", "single", "outage"),
   waited: Schema.Number,
   total: Schema.Number,
   active: Schema.Number,
@@ -500,19 +508,26 @@ export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/Co
 }
 
 /**
- * COMMIT was answered with ROLLBACK: a statement had failed earlier and its failure was ignored.
+ * The end of a transaction kept nothing: COMMIT was answered with ROLLBACK, because a statement had failed earlier and its failure was
+ * ignored; or a part that had joined the transaction ended in rollback after it had sent a writer's statement, and the whole went on.
  *
- * `cause` is that failure, if it was seen.
+ * `cause` is the failure of the statement or of the part, if it was seen. `part` is the label of the part, else where it was written.
  *
  * @since 0.1.0
  * @category errors
  */
 export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("effect-db/RolledBackAtCommit")(
   "RolledBackAtCommit",
-  place
+  { ...place, part: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
+    if (this.part !== undefined) {
+      return (
+        `${at(this)}: everything is rolled back, because a part that had joined (${this.part}) ended in rollback` +
+        `${reason(this.cause)} - let its failure end the whole, or run it in UnitOfWork.nested to undo it alone`
+      )
+    }
     return (
       `${at(this)}: the transaction was rolled back, because a statement in it had failed${said(this.cause)}` +
       " - let the failure end the transaction, or put what may fail into a nested one"
@@ -542,28 +557,33 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 }
 
 /**
- * A client was used in a transaction that has ended, for example by a fiber that outlived it.
+ * A client was used in a transaction that has ended, for example by a fiber that outlived it; or a statement has ended its own transaction.
+ *
+ * `by` is then the command of that statement: after `COMMIT` what was done before it is stored, after `ROLLBACK` it is undone. Such a
+ * transaction never runs again by `retry`.
  *
  * @since 0.1.0
  * @category errors
  */
 export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effect-db/TransactionEnded")(
   "TransactionEnded",
-  place
+  { ...place, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
-      " in UnitOfWork.outside (plain code: in the runtime's outside)"
-    )
+    return this.by === undefined
+      ? `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
+          " in UnitOfWork.outside (plain code: in the runtime's outside)"
+      : `${at(this)}: a ${this.by} in one of its statements has ended the transaction, and what was done before it is ` +
+          `${this.by === "COMMIT" ? "stored" : "undone"}${said(this.cause)} - leave its end to withTransaction or the unit of work`
   }
 }
 
 /**
- * A statement waited for its turn in its transaction while a nested one of it did not end. Siblings take turns, each from its first
- * statement to its end, so a nested transaction must not wait for what runs beside it. `waited` is in milliseconds; it is 0 where a
- * transaction was to be committed while something in it, or another end of it, was under way.
+ * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
+ * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
+ * has waited so is a rollback. `waited` is in milliseconds; it is 0 where a transaction was to be committed while something in it, or
+ * another end of it, was under way.
  *
  * @since 0.1.0
  * @category errors
@@ -579,8 +599,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   override get message(): string {
     return this.waited === 0
       ? `${at(this)}: it cannot be committed while something else in it is under way - wait for what runs beside it first`
-      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and this statement of the outer one waits for it` +
-          " - let a nested transaction not wait for what runs beside it"
+      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and what comes after it in the outer one waits for it` +
+          " - wait for forks before the end, and let a nested transaction not wait for what runs beside it"
   }
 }
 

@@ -99,6 +99,17 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
 }
 
 /**
+ * Options of {@link DatabaseRuntime.nested}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
+  /** Ends it: what is under way is cancelled, and the part rolled back. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
  * Open databases, and how promises use them. `D` are the databases, `R` is all that its layer provides.
  *
  * Promises reject with what failed itself: a `DatabaseError`, or what the program's own code has thrown.
@@ -128,6 +139,11 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    */
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
   /**
+   * Runs plain code as a part of a unit of work, or of a transaction, that fails alone: where it throws, what it has done is undone on every
+   * database, and the whole may go on. See `UnitOfWork.nested`.
+   */
+  readonly nested: <A>(code: () => PromiseLike<A> | A, options?: NestedOptions<A>) => Promise<A>
+  /**
    * Calls plain code outside of the unit of work, or transaction, that it is called in: for what is to outlive it, such as work that a
    * request leaves to be done in the background. A `unitOfWork` in it is one of its own. The tenant and the schemas stay as they are.
    */
@@ -142,7 +158,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   /**
    * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify, of HTTP/1 and of HTTP/2: what comes after it is
    * one unit of work. The response is held back until its end: sent after the commit, or replaced by an error where nothing could be
-   * stored. Until then it looks sent, but a header may still be set. What is written past it, to its socket or stream, is not held. A body
+   * stored. Until then it looks sent, but a header may still be set. The first answer is the one that is sent, and its status decides: a
+   * second one, or an error after it, changes nothing. What is written past it, to its socket or stream, is not held. A body
    * that is streamed follows the commit: what it needs of the databases it takes by `independent`. A client that goes away ends what is
    * under way, and all is rolled back. It comes after what reads the body.
    */
@@ -270,6 +287,7 @@ export const make = <R, E, const D extends Databases<R>>(
     [Symbol.asyncDispose]: () => counted.close(),
     runPromise,
     unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
+    nested: (code, options = {}) => runPromise(UnitOfWork.nested(plain(code), options), { signal: options.signal }),
     outside: apart,
     withTenant: (schema, code, options = {}) => inPlainScopes(tenantChange(schema, options.databases), code),
     withSession: (session, code) => runPromise(withSession(plain(code), session)),

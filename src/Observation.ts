@@ -102,7 +102,7 @@ export type Observation = Data.TaggedEnum<{
   Exhausted: {
     readonly database: string
     readonly server: string
-    readonly reason: "timeout" | "shed" | "single"
+    readonly reason: "timeout" | "shed" | "single" | "outage"
     readonly waited: number
   }
   /** A connection is held for longer than `leakThreshold`. */

@@ -12,6 +12,7 @@ import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
@@ -32,6 +33,7 @@ import { enterInPlace, leaveInPlace, passageOf } from "./internal/request/passag
 import { problemOf, problemType } from "./internal/request/problem.js"
 import { type ReadYourWrites, type RequestSession, sessionOf, Tokens } from "./internal/request/tokens.js"
 import { slotOf } from "./internal/schema/place.js"
+import { asPart } from "./internal/within.js"
 import { RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -115,6 +117,15 @@ export const commitFailed = (error: DatabaseError): Response => {
 
 const byStatus = (response: Response): UnitOfWork.Outcome => (response.status < 400 ? "commit" : "rollback")
 
+/** How a part that has joined ends, by its response. */
+const decide = <E>({ outcome = byStatus }: Options, exit: Exit.Exit<Response, E>): Exit.Exit<UnitOfWork.Outcome> => {
+  try {
+    return Exit.succeed(Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
+  } catch (defect) {
+    return Exit.die(defect)
+  }
+}
+
 /** Options, with what does not change from request to request worked out. */
 interface Plan {
   readonly options: Options
@@ -128,7 +139,7 @@ const makePlan = (options: Options): Plan => {
   return {
     options,
     ask: asking(options.requestId),
-    ending: UnitOfWork.endingOf(options),
+    ending: UnitOfWork.endingOf(options, true),
     fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction })
   }
 }
@@ -324,10 +335,13 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
   return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> => {
     const self: HttpApp.Default<E, R> = Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
       const around = currentCarrier(fiber)
-      if (around?.unit !== undefined) return app
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return app
+      if (around?.unit !== undefined) {
+        const label = describing(request, plan.ask, options)(fiber)?.label
+        return asPart(app, around, { label, site: undefined }, undefined, (exit) => decide(options, exit))
+      }
       const opening = openingFor(plan, request, around, settings)
       // what `uninterruptibleMask` would do, with a step less
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible

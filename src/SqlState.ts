@@ -43,6 +43,7 @@ export type ConnectReason =
   | "wrongRole"
   | "credentials"
   | "setup"
+  | "protocol"
 
 /**
  * What became of a statement whose connection was lost: it was never sent, it is undone for certain, or nobody can tell.
@@ -270,3 +271,10 @@ export const isNotYet = (reason: ConnectReason): boolean => reason === "starting
  */
 export const isTransient = (reason: ConnectReason): boolean =>
   reason !== "authentication" && reason !== "noSuchDatabase" && reason !== "tls" && reason !== "setup"
+
+/**
+ * Whether a file is not there, from the code of Node's error.
+ *
+ * @internal
+ */
+export const isMissingFile = (code: string | undefined): boolean => code === "ENOENT"

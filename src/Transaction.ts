@@ -7,7 +7,7 @@ import * as Duration from "effect/Duration"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Carrier, Kind } from "./internal/carrier.js"
-import type { Hook, HookKind } from "./internal/hooks.js"
+import { type Hook, type HookKind, passedOn } from "./internal/hooks.js"
 import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
 import type { TransactionSpan } from "./internal/observability/transactionSpan.js"
@@ -88,7 +88,7 @@ export interface Origin {
   /** Every transaction is a savepoint inside of this one, which is never committed. */
   readonly sandbox?: Transaction | undefined
   /** @internal Takes one more attempt of a whole from what is allowed in all, and tells of it. */
-  readonly takeReplay: (policy: Policy, attempt: number, message: string) => boolean
+  readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
 }
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
@@ -192,9 +192,8 @@ export class Transaction {
   passHooksOn(kept: boolean): void {
     if (this.hooks === undefined || this.outer === undefined) return
     for (const hook of this.hooks) {
-      if (kept) this.outer.addHook(hook)
-      else if (hook.kind === "afterRollback" || hook.kind === "afterEnd")
-        this.outer.addHook({ ...hook, kind: "afterEnd" })
+      const passed = passedOn(hook, kept)
+      if (passed !== undefined) this.outer.addHook(passed)
     }
     this.hooks = undefined
   }

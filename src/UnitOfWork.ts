@@ -21,12 +21,16 @@ import {
   TransactionEnded,
   type TransactionError
 } from "./DatabaseError.js"
+import { type CallSite, siteOfPart } from "./internal/callSite.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import { finish, undoAll } from "./internal/commits.js"
 import { replay } from "./internal/replay.js"
 import { slotOf, withoutSlot } from "./internal/schema/place.js"
+import type { PartName } from "./internal/transaction/part.js"
 import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unit.js"
+import { NestedUnit } from "./internal/unitOfWork/nested.js"
+import { asPart } from "./internal/within.js"
 import type { Work } from "./internal/work.js"
 import type { Origin, Transaction } from "./Transaction.js"
 
@@ -153,14 +157,16 @@ export interface Opening {
   readonly rules: Rules | undefined
   readonly ending: Ending
   readonly describe: Describe | undefined
+  /** What it is called as a part of the transactions that are open around it. */
+  readonly name?: PartName | undefined
 }
 
 /** @internal */
-export const open = ({ around, describe, ending, joins, rules }: Opening): Handle =>
-  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe))
+export const open = ({ around, describe, ending, joins, name, rules }: Opening): Handle =>
+  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe, name))
 
 class OpenUnit implements Handle {
-  private ended = false
+  protected ended = false
 
   constructor(readonly unit: Unit) {}
 
@@ -207,6 +213,27 @@ class OpenUnit implements Handle {
   }
 }
 
+/** A nested part, which leaves what it has of hooks, and its turn, to what is around it. */
+class OpenNested extends OpenUnit {
+  constructor(override readonly unit: NestedUnit) {
+    super(unit)
+  }
+
+  override end(outcome: Outcome, restore: Restore | undefined): Effect.Effect<void, TransactionError> {
+    return Effect.suspend(() => {
+      const { unit } = this
+      unit.passHooksOn(outcome === "commit")
+      const ended = super.end(outcome, restore)
+      // what is kept is a part of what is around it, which is told of it before the next part has its turn
+      const noted = outcome === "commit" ? Effect.tap(ended, () => Effect.sync(() => unit.noteKept())) : ended
+      return Effect.ensuring(
+        noted,
+        Effect.sync(() => unit.leave())
+      )
+    })
+  }
+}
+
 /** @internal The rules that options ask for, if any. */
 export const rulesOf = ({
   databases,
@@ -219,10 +246,14 @@ export const rulesOf = ({
         databases: new Map(databases?.map(({ database, settings }) => [database, settings]))
       }
 
-/** @internal */
-export const endingOf = ({ checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">): Ending => ({
+/** @internal How a unit ends by its options; that of a request does not wait for forks. */
+export const endingOf = (
+  { checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">,
+  isRequest = false
+): Ending => ({
   order: orderOf(order ?? "safest"),
-  checked: checkFirst ?? true
+  checked: checkFirst ?? true,
+  leavesForks: isRequest
 })
 
 const orderOf = (order: "safest" | "touched" | ReadonlyArray<Named>): Order =>
@@ -236,6 +267,10 @@ const decide = <A, E>(options: Options<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<
     return Exit.die(defect)
   }
 }
+
+/** What an exit failed with, if it did. */
+const causeOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
+  Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
 
 const runIn = <A, E, R>(
   self: Effect.Effect<A, E, R>,
@@ -251,7 +286,9 @@ const runIn = <A, E, R>(
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
           const outcome = decide(options, exit)
           const gone = Exit.isFailure(exit) && Cause.isInterrupted(exit.cause)
-          const end = handle.end(Exit.isSuccess(outcome) ? outcome.value : "rollback", gone ? undefined : restore)
+          const decided = Exit.isSuccess(outcome) ? outcome.value : "rollback"
+          if (decided === "rollback") handle.unit.undoJoined(causeOf(Exit.isFailure(exit) ? exit : outcome))
+          const end = handle.end(decided, gone ? undefined : restore)
           return Effect.flatMap(Effect.exit(Effect.zipRight(end, outcome)), (ended) => {
             const result: Exit.Exit<A, E | TransactionError> = Exit.isSuccess(ended)
               ? exit
@@ -268,15 +305,18 @@ const begin = <A, E, R>(
   around: Carrier | undefined,
   joins: boolean,
   options: Options<A, E>,
-  describe: Describe | undefined
+  describe: Describe | undefined,
+  site: CallSite | undefined,
+  isRequest = false
 ): Effect.Effect<A, E | TransactionError, R> => {
   const { retry } = options
   const opening: Opening = {
     around,
     joins,
     rules: rulesOf(options),
-    ending: endingOf(options),
-    describe
+    ending: endingOf(options, isRequest),
+    describe,
+    name: { label: options.work?.label, site }
   }
   const once = (handle: Handle) => runIn(self, handle, options)
   return retry === undefined || retry === false
@@ -290,12 +330,16 @@ const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefin
 /** A part of a unit of work: its end is left to the whole, but what it asks for must be so. */
 const join = <A, E, R>(
   self: Effect.Effect<A, E, R>,
+  carrier: Carrier,
   unit: Unit,
-  options: Options<A, E>
+  options: Options<A, E>,
+  name: PartName
 ): Effect.Effect<A, E | OptionsConflict, R> => {
   const rules = rulesOf(options)
   const conflict = rules === undefined ? undefined : unit.demand(rules)
-  return conflict === undefined ? self : Effect.fail(conflict)
+  return conflict === undefined
+    ? asPart(self, carrier, name, undefined, (exit) => decide(options, exit))
+    : Effect.fail(conflict)
 }
 
 /**
@@ -331,17 +375,20 @@ export const run: {
   <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
-  <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => {
+  <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> => {
+    const label = options.work?.label
+    const site = siteOfPart(label)
+    return Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
       return carrier?.unit === undefined
-        ? begin(self, carrier, true, options, told(options))
-        : join(self, carrier.unit, options)
+        ? begin(self, carrier, true, options, told(options), site)
+        : join(self, carrier, carrier.unit, options, { label, site })
     })
+  }
 )
 
 /**
- * The same, for work that is described when its first statement runs.
+ * The same for a request, which is described when its first statement runs.
  *
  * @internal
  */
@@ -353,8 +400,8 @@ export const runDescribed = <A, E, R>(
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
     return carrier?.unit === undefined
-      ? begin(self, carrier, true, options, describe)
-      : join(self, carrier.unit, options)
+      ? begin(self, carrier, true, options, describe, undefined, true)
+      : join(self, carrier, carrier.unit, options, { label: describe(fiber)?.label, site: undefined })
   })
 
 /**
@@ -370,7 +417,72 @@ export const runNew: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options)))
+    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options), undefined))
+)
+
+/**
+ * Options of {@link nested}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "work"> {}
+
+/**
+ * Runs an effect as a part of a unit of work, or of a transaction, that fails alone: what it has done is undone on every database, by
+ * savepoints, and the whole goes on. A part that succeeds is kept, and stored with the whole.
+ *
+ * A savepoint is set in the exchange of the first statement on its database; a part without statements costs nothing. Where an undone part
+ * was the first to touch a database, its transaction is as if it had not been begun. Parts that run side by side take turns, each from its
+ * first statement to its end, so one must not wait for another: after `acquireTimeout` that is `TransactionBusy`. Hooks of an undone part
+ * are dropped, but for `afterRollback`. Only its end ends it: `commit` and `rollback` in it are `PropagationRefused`. Outside of all it is a
+ * unit of its own, as {@link run}.
+ *
+ * @see {@link run} for a part whose failure is the failure of the whole.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Database, UnitOfWork } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ * class Audit extends Database.Service<Audit>()("audit") {}
+ *
+ * const bonus = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   yield* sql`INSERT INTO bonus (account) VALUES (1)`
+ *   const log = yield* Audit.writer
+ *   yield* log`INSERT INTO event (what) VALUES ('bonus')`
+ * })
+ *
+ * // a customer without a bonus is a customer all the same
+ * export const register = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   yield* sql`INSERT INTO account (id) VALUES (1)`
+ *   yield* Effect.ignore(UnitOfWork.nested(bonus))
+ * }).pipe(UnitOfWork.run())
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const nested: {
+  // the last one is what a pipe looks at, which so refuses it where it is not called
+  <A, E, R>(self: Effect.Effect<A, E, R>, options?: NestedOptions<A, E>): Effect.Effect<A, E | TransactionError, R>
+  <A, E>(options?: NestedOptions<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    options: NestedOptions<A, E> = {}
+  ): Effect.Effect<A, E | TransactionError, R> => {
+    const label = options.work?.label
+    const site = siteOfPart(label)
+    return Effect.withFiberRuntime((fiber) => {
+      const carrier = currentCarrier(fiber)
+      if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
+      const unit = new NestedUnit(carrier, carrier.unit?.ending ?? endingOf({}), told(options), { label, site })
+      return runIn(self, new OpenNested(unit), options)
+    })
+  }
 )
 
 /**
@@ -433,16 +545,27 @@ const none: ReadonlyArray<never> = []
 /** Which transactions of a unit of work are meant; or why they cannot be ended from here. */
 type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
 
-const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
+const nowhere: Pick<Origin, "database"> = { database: "" }
+
+const refuse = ({ database }: Pick<Origin, "database">, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
-/** Ends transactions of the current unit of work, which goes on. */
-const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, TransactionError> =>
+/** Ends transactions of the current unit of work, which goes on. Without a unit only `byHand` finds what is open, and is not to be ended. */
+const endSome = (
+  outcome: Outcome,
+  choose: Choose,
+  byHand: (carrier: Carrier) => Transaction | undefined
+): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      const unit = carrier?.unit
-      if (carrier === undefined || unit === undefined) return Effect.void
+      if (carrier === undefined) return Effect.void
+      const { unit } = carrier
+      if (unit === undefined) {
+        const open = byHand(carrier)
+        return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
+      }
+      if (unit.isNested) return Effect.fail(refuse(unit.begun[0]?.origin ?? nowhere, outcome))
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
       const [first] = chosen
@@ -469,14 +592,16 @@ const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, Transact
 
 /** Commits, or rolls back, what the current unit of work has begun so far on every database; the next statement begins another. */
 const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
-  endSome(outcome, (carrier, unit) => {
-    // what was sent outside on purpose is not meant; what is nested in it, or begun by hand, has an end of its own
-    const found = unit.all.map((own) => ({ own, seen: carrier.find(own.origin, "writer") }))
-    const other = found.find(({ own, seen }) => seen !== own && seen !== "none")
-    return other === undefined
-      ? found.flatMap(({ own, seen }) => (seen === own ? [own] : []))
-      : refuse(other.own.origin, outcome)
-  })
+  endSome(
+    outcome,
+    (carrier, unit) => {
+      const { transaction } = carrier
+      if (transaction !== undefined) return refuse(transaction.origin, outcome)
+      // work that was sent outside on purpose is not meant
+      return unit.all.filter((own) => carrier.find(own.origin, "writer") === own)
+    },
+    (carrier) => carrier.transaction
+  )
 
 /**
  * Commits what the unit of work has done so far, on every database; the next statement on each begins another transaction. Without a unit
@@ -488,7 +613,8 @@ const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
 export const commit: Effect.Effect<void, TransactionError> = endAll("commit")
 
 /**
- * Rolls back what the unit of work has done so far, on every database; the next statement on each begins another transaction.
+ * Rolls back what the unit of work has done so far, on every database; the next statement on each begins another transaction. Without a
+ * unit there is nothing to roll back. In a transaction that was begun by hand it fails with `PropagationRefused`.
  *
  * @since 0.1.0
  * @category combinators
@@ -501,10 +627,14 @@ export const rollback: Effect.Effect<void, TransactionError> = endAll("rollback"
  * @internal
  */
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
-  endSome(outcome, (carrier, unit) => {
-    const found = carrier.find(origin, "writer")
-    if (found === "none") return none
-    const own = unit.own(origin)
-    if (found !== undefined && found !== own) return refuse(origin, outcome)
-    return own === undefined ? none : [own]
-  })
+  endSome(
+    outcome,
+    (carrier, unit) => {
+      const found = carrier.find(origin, "writer")
+      if (found === "none") return none
+      const own = unit.own(origin)
+      if (found !== undefined && found !== own) return refuse(origin, outcome)
+      return own === undefined ? none : [own]
+    },
+    (carrier) => (carrier.find(origin, "writer") === "none" ? undefined : carrier.around(origin))
+  )

@@ -42,6 +42,10 @@ export class CallSite {
 /** Where this is called from. */
 export const callSite = (): CallSite | undefined => (followers === 0 ? undefined : new CallSite())
 
+/** Where a part is written that has no label, to name it if it fails: noted down for each, for it is seldom a statement's worth. */
+export const siteOfPart = (label: string | undefined): CallSite | undefined =>
+  label === undefined ? new CallSite() : undefined
+
 /** Where what is running was written, where its way leads through others who do not pass that on. */
 export class CurrentSite extends Context.Reference<CurrentSite>()("effect-db/internal/CurrentSite", {
   defaultValue: (): CallSite | undefined => undefined

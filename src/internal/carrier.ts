@@ -17,6 +17,8 @@ import { ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
 import type { Scopes } from "./schema/scopes.js"
+import type { Part } from "./transaction/part.js"
+import { Turns } from "./turns.js"
 import type { Unit } from "./unit.js"
 import type { Work } from "./work.js"
 
@@ -62,6 +64,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.addHook(origin, hook, begin) ?? false
   }
 
+  /** Whose turn it is among the nested parts that run side by side in this. */
+  get siblings(): Turns {
+    return this.parent?.siblings ?? new Turns()
+  }
+
   /** The unit of work that this is part of. */
   get unit(): Unit | undefined {
     return this.parent?.unit
@@ -75,6 +82,16 @@ export abstract class Carrier implements Connection {
   /** The innermost transaction of a database, whether work was sent outside of it or not. */
   around(origin: Origin): Transaction | undefined {
     return this.parent?.around(origin)
+  }
+
+  /** The innermost transaction that has an end of its own, of any database, where work was not sent outside of it. */
+  get transaction(): Transaction | undefined {
+    return this.parent?.transaction
+  }
+
+  /** The innermost part that has joined a transaction, between here and where that was begun. */
+  part(transaction: Transaction): Part | undefined {
+    return this.parent?.part(transaction)
   }
 
   /** What the unit of work remembers of a database, if there is a unit. */
@@ -136,11 +153,22 @@ const none: ReadonlyArray<never> = []
 
 /** A carrier with one transaction more. */
 export class TransactionCarrier extends Carrier {
+  private turns: Turns | undefined
+
   constructor(
     parent: Carrier | undefined,
-    private readonly transaction: Transaction
+    private readonly own: Transaction
   ) {
-    super(parent, transaction.origin.database)
+    super(parent, own.origin.database)
+  }
+
+  override get transaction(): Transaction {
+    return this.own
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
   }
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
@@ -149,6 +177,10 @@ export class TransactionCarrier extends Carrier {
     // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
     const isWithin = kind === "writer" && transaction.base === "writer"
     return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
+  }
+
+  override part(transaction: Transaction): Part | undefined {
+    return transaction === this.own ? undefined : super.part(transaction)
   }
 
   override held(origin: Origin): ReadonlyArray<DbConnection> {
@@ -191,6 +223,11 @@ export class OutsideCarrier extends Carrier {
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
     return origin === this.origin ? "none" : super.find(origin, kind)
+  }
+
+  override get transaction(): Transaction | undefined {
+    const around = super.transaction
+    return around?.origin === this.origin ? undefined : around
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {

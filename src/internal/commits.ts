@@ -142,12 +142,19 @@ export interface Whole {
  */
 export const finish = (
   { all, carrier, close, isEarly, unit }: Whole,
-  { checked, order }: Ending,
+  { checked, leavesForks, order }: Ending,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
+  const leaveForks = (transactions: ReadonlyArray<Transaction>) => {
+    if (leavesForks && !isEarly) for (const { level } of transactions) level.leaveNested()
+  }
   const commits = (transactions: ReadonlyArray<Transaction>) => {
     const ordered = inOrder(transactions, order)
     close(ordered)
+    leaveForks(ordered)
+    const undone = ordered.find(({ level }) => level.undone !== undefined)
+    if (undone !== undefined)
+      return Effect.zipRight(undoAll(ordered, restore), Effect.fail(undone.level.rolledBackAtCommit()))
     const [only] = ordered
     if (only !== undefined && ordered.length === 1 && restore !== undefined) return keep(only, restore, identity)
     const commits = commitAll(ordered, restore)
@@ -156,6 +163,8 @@ export const finish = (
   const begun = all()
   const hasHooks = begun.some((transaction) => transaction.hasHooks)
   if (!hasHooks && !isEarly) return commits(begun)
+  // hooks have statements of their own, which must not wait for them either
+  leaveForks(begun)
   const seen = new Set(begun)
   let isAgreed = false
   // a hook may be the first to touch a database; and what somebody rolls back meanwhile is not stored, so this is no success
@@ -175,5 +184,6 @@ export const finish = (
     close([...seen])
     return unit.endIsOver(end)
   })
-  return Effect.ensuring(hasHooks ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
+  const isAsked = hasHooks && begun.every(({ level }) => level.undone === undefined)
+  return Effect.ensuring(isAsked ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
 }

@@ -1,8 +1,17 @@
 /**
  * One or more commands that are sent in one write and answered together, and how the answer is collected.
  */
-import { type Client, type Field, isServerError, type Protocol, type Query, type ServerError } from "./driver.js"
+import {
+  type Client,
+  type Field,
+  isServerError,
+  type Protocol,
+  type Query,
+  type ServerError,
+  toError
+} from "./driver.js"
 import type { Prepared } from "./prepared.js"
+import { ProtocolViolation } from "./protocol/limits.js"
 import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
 
@@ -69,6 +78,8 @@ export class Plan {
   before = 0
   /** How many come after it. */
   after = 0
+  /** How many commands there are between these two: none where the server is only asked whether it is ready. */
+  main = 1
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
   isRaw = false
@@ -98,8 +109,6 @@ const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
 
-const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
-
 /** A flight, as node-postgres sees it. */
 export class Flight implements Query {
   readonly since = performance.now()
@@ -115,8 +124,7 @@ export class Flight implements Query {
   suspended = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
-  /** The results of a text with several commands. */
-  results: ReadonlyArray<Result> = noResults
+  private several: Array<Result> | undefined = undefined
   shape: Shape | undefined
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
@@ -142,6 +150,11 @@ export class Flight implements Query {
     }
   }
 
+  /** The results of a text with several commands. */
+  get results(): ReadonlyArray<Result> {
+    return this.several ?? noResults
+  }
+
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
     const { acknowledged, asked, refusal, unreadable } = this
@@ -153,6 +166,13 @@ export class Flight implements Query {
   /** The statement, if the server is at it. */
   get asked(): Asked | undefined {
     return this.isStatement() ? this.plan.asked : undefined
+  }
+
+  /** Whether every command has an answer. A server that is ready before is one whose answers would be taken for those of the next flight. */
+  get isAnswered(): boolean {
+    const { after, before, main, simple } = this.plan
+    const answered = this.acknowledged + (this.suspended ? 1 : 0)
+    return simple ? answered > 0 : answered === before + main + after
   }
 
   submit(protocol: Protocol): null {
@@ -206,7 +226,13 @@ export class Flight implements Query {
 
   private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (shape === undefined || this.unreadable !== undefined) return
+    if (this.unreadable !== undefined) return
+    // read by other columns it would be a wrong answer
+    if (shape?.fields.length !== values.length) {
+      const due = shape === undefined ? "none" : shape.fields.length
+      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      return this.onLost(this, this.unreadable)
+    }
     try {
       result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
@@ -231,7 +257,8 @@ export class Flight implements Query {
       }
       if (this.shape !== undefined) result.fields = this.shape.fields
       if (this.plan.simple) {
-        this.results = [...this.results, result]
+        this.several ??= []
+        this.several.push(result)
         this.result = blankResult()
         this.shape = undefined
       }

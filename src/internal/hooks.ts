@@ -35,6 +35,10 @@ export interface Hook {
   readonly run: (slot: Carrier["slot"] | undefined) => Effect.Effect<unknown, unknown>
 }
 
+/** A hook as it is left to what is around its transaction, when that is kept or undone; one that is undone with it is left to nobody. */
+export const passedOn = (hook: Hook, isKept: boolean): Hook | undefined =>
+  isKept ? hook : hook.kind === "afterRollback" || hook.kind === "afterEnd" ? { ...hook, kind: "afterEnd" } : undefined
+
 /**
  * Runs the hooks that follow the end of a transaction, or leaves them to the one around it. They do not fail: they report.
  */

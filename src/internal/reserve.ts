@@ -13,7 +13,7 @@ import { isNotSent } from "../RetryPolicy.js"
 import type { Outcome } from "../SqlState.js"
 import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
-import { type Engine, isReadAgain } from "./engine.js"
+import type { Engine } from "./engine.js"
 import { afterFirst, type Place, toStatementError } from "./failure.js"
 import { scopesOf, sessionAt } from "./schema/place.js"
 import type { OnTaken, Source, SourceError } from "./source.js"
@@ -105,7 +105,7 @@ export const makeReserve = (
       const giveUp = pool.checkout(deadline, holding, settle, who)
       return Effect.sync(giveUp)
     })
-    const checkout = engine.again(attempt, deadline, kind === "reader" ? isReadAgain : isNotSent)
+    const checkout = engine.again(attempt, deadline, kind === "reader" ? engine.readsAgain : isNotSent)
     // the finalizer is there before the connection is, so an interruption in between leaks nothing
     const giveBack = Effect.addFinalizer(() =>
       Effect.sync(() => {

@@ -5,6 +5,7 @@ import type { Connection } from "../Connection.js"
 import type { PoolOptions } from "../Pool.js"
 import { type ConnectReason, connectReason } from "../SqlState.js"
 import { codeOf } from "./failure.js"
+import { timer } from "./later.js"
 
 /** Why a server is not the one that was meant. */
 export interface Mismatch {
@@ -35,13 +36,10 @@ export const checkRole = (
   if (readOnly) return done(undefined)
   if (session.mode === "session") return done(connection.parameter("in_hot_standby") === "on" ? wrongRole : undefined)
   let isLate = false
-  const impatient = setTimeout(
-    () => {
-      isLate = true
-      connection.destroy("invalid")
-    },
-    Math.max(0, deadline - performance.now())
-  )
+  const impatient = timer(deadline - performance.now(), () => {
+    isLate = true
+    connection.destroy("invalid")
+  })
   connection.run([], question, [], (failure, flight) => {
     clearTimeout(impatient)
     if (failure === undefined) return done(flight.result.rows.length === 1 ? wrongRole : undefined)

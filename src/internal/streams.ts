@@ -48,7 +48,8 @@ const portalStream = (
   transaction: Transaction,
   request: Request,
   transformRows: TransformRows,
-  ownership: Ownership
+  ownership: Ownership,
+  onSent: () => void
 ): Effect.Effect<Stream.Stream<object, SqlError>, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     let portal: Portal | undefined
@@ -58,10 +59,15 @@ const portalStream = (
     const open = engine.attempt(
       fiber,
       (done) =>
-        transaction.level.openPortal(request, batch, (error, opened) => {
-          portal = opened
-          done(error, opened?.first)
-        }),
+        transaction.level.openPortal(
+          request,
+          batch,
+          (error, opened) => {
+            portal = opened
+            done(error, opened?.first)
+          },
+          onSent
+        ),
       (flight) => flight,
       isNotSent
     )
@@ -126,7 +132,8 @@ export const makeStream =
         if (found !== undefined) {
           if (kind === "writer") engine.witness(fiber, carrier, found)
           if (kind === "writer" || found.readOnly) {
-            return portalStream(engine, found, request, transformRows, "shared")
+            const part = kind === "writer" ? carrier?.part(found) : undefined
+            return portalStream(engine, found, request, transformRows, "shared", () => part?.note(found))
           }
           // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
           return Effect.map(
@@ -136,6 +143,6 @@ export const makeStream =
         }
         const own = engine.begin(kind, {}, fiber, carrier)
         if (kind === "writer") engine.witness(fiber, carrier, own)
-        return portalStream(engine, own, request, transformRows, "own")
+        return portalStream(engine, own, request, transformRows, "own", () => {})
       })
     )

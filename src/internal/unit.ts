@@ -6,11 +6,13 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
-import type { OptionsConflict, StatementError } from "../DatabaseError.js"
+import { type OptionsConflict, type StatementError, TransactionBusy } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import { Carrier, type Kind, type Memory } from "./carrier.js"
 import type { Hook } from "./hooks.js"
 import { conflict } from "./propagation.js"
+import { Part, type PartName } from "./transaction/part.js"
+import { Turns } from "./turns.js"
 import type { Work } from "./work.js"
 
 /** How a unit's transactions are to be. */
@@ -30,6 +32,8 @@ export interface Ending {
   readonly order: Order
   /** Whether each server checks what it would check at COMMIT before the first is committed. */
   readonly checked: boolean
+  /** Whether what forks have left open in nested transactions is undone, instead of being waited for. */
+  readonly leavesForks: boolean
 }
 
 /** Tells what the work is for; a route, say, is known only inside of it. */
@@ -51,7 +55,7 @@ const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
 const mayBeStored = ({ level, stores }: Transaction): boolean =>
-  stores && (level.state === "committed" || level.state === "unknown")
+  level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
 export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
@@ -64,6 +68,8 @@ export class Unit extends Carrier {
   private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
+  private joined: Part | undefined = undefined
+  private turns: Turns | undefined = undefined
 
   constructor(
     parent: Carrier | undefined,
@@ -71,9 +77,32 @@ export class Unit extends Carrier {
     private readonly behind: Carrier | undefined,
     private rules: Rules | undefined,
     readonly ending: Ending,
-    private readonly describe: Describe | undefined
+    private readonly describe: Describe | undefined,
+    protected readonly name: PartName | undefined
   ) {
     super(parent, "of a unit of work")
+  }
+
+  /** Whether it is a part that ends with savepoints. */
+  get isNested(): boolean {
+    return false
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
+  }
+
+  /** Of what is open around it, it is a part. */
+  override part(transaction: Transaction): Part | undefined {
+    if (this.transactions?.get(transaction.origin) === transaction) return undefined
+    this.joined ??= new Part(this.parent, this.name)
+    return this.joined
+  }
+
+  /** It has ended in rollback: what is open around it must not keep its part of the work. */
+  undoJoined(cause: unknown): void {
+    this.joined?.undo(cause)
   }
 
   override get unit(): Unit {
@@ -98,18 +127,35 @@ export class Unit extends Carrier {
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
     const transaction = begin(this.optionsFor(origin.database))
+    this.add(transaction)
+    return transaction
+  }
+
+  /** Has a transaction be its own, with the hooks that have waited for it. */
+  protected add(transaction: Transaction): void {
+    const { level, origin } = transaction
     // a fiber that outlives the unit must not begin what nobody will end
     if (this.ended) {
-      transaction.level.rollback(() => {})
       transaction.span?.end("rolledBack", undefined)
-    } else {
-      this.transactions ??= new Map()
-      this.transactions.set(origin, transaction)
-      const waiting = this.waiting?.get(origin)
-      this.waiting?.delete(origin)
-      for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
+      return level.rollback(() => {})
     }
-    return transaction
+    this.transactions ??= new Map()
+    this.transactions.set(origin, transaction)
+    const waiting = this.waiting?.get(origin)
+    this.waiting?.delete(origin)
+    for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
+  }
+
+  /** Its own transaction on a database, if that is begun. */
+  protected ownOf(origin: Origin): Transaction | undefined {
+    return this.transactions?.get(origin)
+  }
+
+  /** The hooks for which there is no transaction yet, each handed out once. */
+  protected takeWaiting(): ReadonlyArray<readonly [Origin, Waiting]> {
+    const all = [...(this.waiting ?? none)]
+    this.waiting = undefined
+    return all
   }
 
   /** A hook is no reason to begin a transaction, which reads would have to join. */
@@ -128,6 +174,8 @@ export class Unit extends Carrier {
   }
 
   override memory(origin: Origin): Memory {
+    const around = super.memory(origin)
+    if (around !== undefined) return around
     this.memories ??= new Map()
     let known = this.memories.get(origin)
     if (known === undefined) {
@@ -187,9 +235,16 @@ export class Unit extends Carrier {
     return this.ends !== undefined && this.ends.size > 0
   }
 
-  /** Done when all ends are over that are under way now. */
-  get settled(): Effect.Effect<void> {
-    return Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+  /** Done when all ends are over that are under way now; it waits for as long as a statement would for a nested transaction. */
+  get settled(): Effect.Effect<void, TransactionBusy> {
+    const over = Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+    const [first] = [...(this.ends ?? none)].flatMap(({ transactions }) => transactions())
+    if (first === undefined) return over
+    const { lender, place } = first.level.link
+    return Effect.timeoutFail(over, {
+      duration: lender.patience,
+      onTimeout: () => new TransactionBusy({ ...place, waited: lender.patience })
+    })
   }
 
   /** Whether one of these is in an end that is under way. */

@@ -5,6 +5,7 @@ import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../DatabaseError.js"
@@ -12,6 +13,7 @@ import type { Origin, Transaction } from "../Transaction.js"
 import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./carrier.js"
 import { keep, undo, veto } from "./ending.js"
 import { slotOf } from "./schema/place.js"
+import { Part, PartCarrier, type PartName } from "./transaction/part.js"
 
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
@@ -44,8 +46,18 @@ export const run = <A, E, R, X>(
             )
           ),
           (value) => {
-            const kept = Effect.as(Effect.zipRight(leave, keep(transaction, restore, wrap)), value)
-            if (!transaction.hasHooks) return kept
+            const keeping = keep(transaction, restore, wrap)
+            const { level, outer } = transaction
+            const part = outer === undefined ? undefined : carrier?.part(outer)
+            const noted =
+              part === undefined || outer === undefined
+                ? keeping
+                : Effect.zipRight(
+                    keeping,
+                    Effect.sync(() => level.touched && part.note(outer))
+                  )
+            const kept = Effect.as(Effect.zipRight(leave, noted), value)
+            if (!transaction.hasHooks || level.undone !== undefined) return kept
             const agreed = Effect.mapError(
               veto(() => [transaction], inside, restore),
               wrap
@@ -56,6 +68,35 @@ export const run = <A, E, R, X>(
             )
           }
         )
+      )
+    })
+  )
+
+/**
+ * Runs an effect as a part of what is open around it, of one database or of all. `decide` says how the part ends: one that ends in rollback
+ * makes the whole end so, if it has sent a writer's statement.
+ */
+export const asPart = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  carrier: Carrier,
+  name: PartName,
+  database: Origin | undefined,
+  decide: (exit: Exit.Exit<A, E>) => Exit.Exit<"commit" | "rollback">
+): Effect.Effect<A, E, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const outside = fiber.currentContext
+      const part = new Part(carrier, name)
+      const slot = slotOf(outside, new PartCarrier(carrier, part, database))
+      return Effect.zipRight(
+        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slot)),
+        Effect.flatMap(Effect.exit(restore(self)), (exit) => {
+          const outcome = decide(exit)
+          const ended = Exit.isSuccess(exit) && Exit.isFailure(outcome) ? Exit.failCause(outcome.cause) : exit
+          if (Exit.isFailure(outcome) || outcome.value === "rollback")
+            part.undo(Exit.isFailure(ended) ? Cause.squash(ended.cause) : undefined)
+          return Effect.zipRight(FiberRef.set(FiberRef.currentContext, outside), ended)
+        })
       )
     })
   )

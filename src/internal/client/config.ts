@@ -4,6 +4,7 @@
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Redacted from "effect/Redacted"
 import type { DatabaseConfig, Types } from "../../DatabaseConfig.js"
+import { concealed } from "../protocol/tls.js"
 import { isByName } from "../protocol/typeNames.js"
 
 const isByNumber = (types: Types): types is NonNullable<PgClientConfig["types"]> => !isByName(types)
@@ -16,7 +17,7 @@ export const configOf = ({ options, pool, session, writer }: DatabaseConfig): Pg
   database: writer.database,
   username: writer.username,
   password: writer.password,
-  ssl: writer.ssl,
+  ssl: concealed(writer.ssl),
   applicationName: session.applicationName,
   maxConnections: pool.maxConnections,
   minConnections: pool.minConnections,

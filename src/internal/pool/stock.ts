@@ -4,6 +4,7 @@
 import type { Connection } from "../../Connection.js"
 import type { PoolConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
+import { timer } from "../later.js"
 import { retire } from "../retire.js"
 
 /** The part of a lifetime over which ends are spread, so that connections made together do not die together. */
@@ -136,10 +137,10 @@ export class Stock {
     if (!Number.isFinite(at) || (this.sweeper !== undefined && this.sweepAt <= at)) return
     clearTimeout(this.sweeper)
     this.sweepAt = at
-    this.sweeper = setTimeout(() => {
+    this.sweeper = timer(millis, () => {
       this.sweeper = undefined
       this.sweep()
-    }, millis)
+    })
     this.sweeper.unref()
   }
 

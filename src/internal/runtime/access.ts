@@ -59,7 +59,7 @@ export interface PromiseDatabase {
 }
 
 /** What it takes: the class of a database, but for how it is opened. */
-export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig">
+export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig" | "layerEnv">
 
 /** The access to one database. */
 export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>): PromiseDatabase => {
