@@ -16,14 +16,16 @@ import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
+import { configOf } from "./internal/client/config.js"
 import { makeCopy } from "./internal/client/copy.js"
-import { makeRenameRows } from "./internal/client/renameRows.js"
+import { renameRows } from "./internal/client/names.js"
 import { makeSandboxReserve } from "./internal/client/sandboxReserve.js"
+import { served } from "./internal/client/servedSpan.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
+import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
 import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
-import { concealed } from "./internal/protocol/tls.js"
 import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
@@ -66,10 +68,17 @@ export const withTransaction = <A, E, R, X>(
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
+        const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
+        nested.span = engine.span(fiber, options.label, carrier)
+        return run(self, carrier, nested, wrap)
       }
       case "begin": {
-        const next = () => engine.begin(kind, options, fiber, carrier, site)
+        let attempt = 0
+        const next = () => {
+          const transaction = engine.begin(kind, options, fiber, carrier, site)
+          if (++attempt > 1) transaction.span?.tries(attempt)
+          return transaction
+        }
         if (options.retry === undefined || options.retry === false) {
           return Effect.suspend(() => run(self, carrier, next(), wrap))
         }
@@ -100,19 +109,17 @@ export const make = (
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : makeRenameRows(options.transformResultNames, options.transformJson ?? true)
+        : renameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
-      (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
+      (request, read) =>
+        Effect.withFiberRuntime((fiber) =>
+          engine.run(fiber, kind, hasTracer(fiber) ? served(fiber, request) : request, read)
+        ),
       makeStream(engine, kind)
     )
-    const attributes: ReadonlyArray<readonly [string, unknown]> = [
-      ...Object.entries(options.spanAttributes ?? {}),
-      ["db.system.name", "postgresql"],
-      ["db.namespace", writer.database],
-      ["server.address", writer.host],
-      ["server.port", writer.port]
-    ]
+    // which server serves a reader is not known before it does
+    const attributes = kind === "writer" ? [...engine.attributes, ...endpoint(writer)] : engine.attributes
     const acquirer = Effect.succeed(statements)
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
@@ -124,14 +131,7 @@ export const make = (
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
-      config: {
-        host: writer.host,
-        port: writer.port,
-        database: writer.database,
-        username: writer.username,
-        password: writer.password,
-        ssl: concealed(writer.ssl)
-      },
+      config: configOf(engine.config),
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>

@@ -60,7 +60,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/request/passage",
     "internal/request/route"
   ],
-  "@effect/sql-pg": ["Client", "Copy", "Database", "DatabaseConfig"],
+  "@effect/sql-pg": ["Client", "Copy", "Database", "DatabaseConfig", "internal/client/config"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: [
     "internal/driver",

@@ -25,11 +25,21 @@ export interface ServerError extends Error {
   readonly detail?: string
   readonly hint?: string
   readonly position?: string
+  readonly where?: string
   readonly schema?: string
   readonly table?: string
   readonly column?: string
+  readonly dataType?: string
   readonly constraint?: string
-  readonly where?: string
+}
+
+/** What the server said beside its answers, such as a warning. */
+export interface Notice {
+  readonly message?: string | undefined
+  readonly severity?: string | undefined
+  readonly code?: string | undefined
+  readonly detail?: string | undefined
+  readonly hint?: string | undefined
 }
 
 /** A column of a result. */

@@ -14,7 +14,7 @@ import {
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
-import { toStatementError, wrongRole } from "./failure.js"
+import { afterFirst, toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
@@ -533,7 +533,7 @@ export class Level {
     // its COMMIT may have been done before its answer was lost
     const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
     link.mayHaveStored ||= isInDoubt
-    const error = toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone")
+    const error = afterFirst(toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone"), this.failedBy)
     if (isLost) link.die(error)
     if (isAborted) this.failedBy ??= error
     return error
