@@ -17,15 +17,18 @@ import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
 import { makeCopy } from "./internal/client/copy.js"
+import { makeRenameRows } from "./internal/client/renameRows.js"
+import { makeSandboxReserve } from "./internal/client/sandboxReserve.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
-import { plan } from "./internal/propagation.js"
+import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
 import { concealed } from "./internal/protocol/tls.js"
-import { makeReserve, refusesScopes } from "./internal/reserve.js"
+import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
+import { defer, outliving } from "./internal/transaction/reactivity.js"
 import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options, type Transaction } from "./Transaction.js"
 
@@ -47,12 +50,16 @@ export const withTransaction = <A, E, R, X>(
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
+    const current = engine.transactionFor(fiber, carrier, kind, site)
+    const chosen = plan(engine, current, options)
+    const { label, retry = false } = options
+    const isTaken = current === undefined || retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest"))
+      raise(current, options, chosen._tag === "join")
     switch (chosen._tag) {
-      case "join": {
-        const { label } = options
-        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
-      }
+      case "join":
+        if (!isTaken) return Effect.fail(wrap(retryRefused(engine.database)))
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
         return independent(self, engine)
       case "refuse":
@@ -87,12 +94,13 @@ export const make = (
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
+    defer(reactivity)
     const { options, session, writer } = engine.config
     const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
+        : makeRenameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
       (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
@@ -106,11 +114,6 @@ export const make = (
       ["server.port", writer.port]
     ]
     const acquirer = Effect.succeed(statements)
-    // in a sandbox there is nothing to reserve, but what is refused elsewhere is refused there
-    const reserved = Effect.withFiberRuntime<typeof statements, SqlError>((fiber) => {
-      const refusal = refusesScopes(engine, fiber.currentContext)
-      return refusal === undefined ? acquirer : Effect.fail(toSqlError(refusal))
-    })
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
       return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params, site) =>
@@ -131,8 +134,10 @@ export const make = (
       },
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
-      reactive: reactivity.stream,
-      reactiveMailbox: reactivity.query,
+      reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.stream(keys, outliving(query)),
+      reactiveMailbox: <A, E, R>(keys: Parameters<typeof reactivity.query>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.query(keys, outliving(query)),
       json,
       listen,
       notify: (channel: string, payload: string) =>
@@ -149,7 +154,7 @@ export const make = (
     ): Client => {
       const copy = makeCopy(engine, kind, rename, options.transformJson ?? true)
       const client: Client = Object.assign(statement, members, copy, {
-        reserve: reserved,
+        reserve: makeSandboxReserve(engine, kind),
         // it refers to the client that is being made, so it is filled in below
         safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)

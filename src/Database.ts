@@ -43,7 +43,7 @@ import { makeEcho } from "./internal/echo.js"
 import { undo } from "./internal/ending.js"
 import { Engine } from "./internal/engine.js"
 import { hearOut } from "./internal/hearOut.js"
-import { addHook } from "./internal/hooks.js"
+import { addHook, type Registered } from "./internal/hooks.js"
 import { type Listen, makeListen } from "./internal/listen.js"
 import { proveRole } from "./internal/role.js"
 import { inScopes } from "./internal/schema/place.js"
@@ -329,6 +329,11 @@ export interface Statics<Self> {
   readonly afterCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /** After a rollback, of the transaction or of the savepoint it was registered in; outside of it. A failure is reported. */
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
+  /**
+   * After a COMMIT whose answer did not come (`CommitOutcomeUnknown`), also where the caller was interrupted meanwhile and waits no longer;
+   * outside of the transaction, which may be stored or not. A failure is reported.
+   */
+  readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /** Commits what the unit of work has done so far on this database; the next statement begins another transaction. */
   readonly commit: Effect.Effect<void, TransactionError, Self>
   /** Rolls back what the unit of work has done so far on this database; the next statement begins another transaction. */
@@ -397,7 +402,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
   const opened = Effect.map(tag, own)
   const client = (kind: Kind | "any") => Effect.map(tag, (database) => own(database)[kind])
   const hook =
-    (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
+    (kind: Registered) =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
       Effect.flatMap(opened, ({ engine }) => addHook(engine, kind, effect))
   return {
@@ -436,6 +441,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     beforeCommit: hook("beforeCommit"),
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
+    afterUnknown: hook("afterUnknown"),
     commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
     rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
     independent: (self) => Effect.flatMap(opened, ({ engine }) => independent(self, engine)),

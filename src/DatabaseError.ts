@@ -638,7 +638,8 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 }
 
 /**
- * A transaction was to join another one whose isolation or access differs.
+ * A part asks for something that the transaction, or the unit of work, which it is to join cannot be: its isolation once a statement was
+ * sent, its access, a limit, the order of commits, or to be run again (`retry`).
  *
  * @since 0.1.0
  * @category errors
@@ -654,10 +655,11 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
-      ' - use the same option, or propagation "requiresNew"'
-    )
+    const where = this.database === "" ? "" : `${at(this)}: `
+    return this.option === "retry"
+      ? `${where}a part with retry has joined what cannot be run again - give retry to the whole, or use propagation "requiresNew"`
+      : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
+          ' - use the same option, or propagation "requiresNew"'
   }
 }
 

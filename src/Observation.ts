@@ -133,7 +133,7 @@ export type Observation = Data.TaggedEnum<{
     readonly attempt: number
     readonly message: string
   }
-  /** A transaction has ended. */
+  /** A transaction has ended; `unknown` where the answer to its COMMIT did not come, also because its caller waited no longer. */
   TransactionEnded: {
     readonly database: string
     readonly server: string
@@ -166,7 +166,11 @@ export type Observation = Data.TaggedEnum<{
   /** A listener is too slow: its buffer is full, and messages are dropped. It is told of the gap. */
   ListenOverflowed: { readonly database: string; readonly channel: string }
   /** A hook that runs after the end of a transaction failed; the rest still ran. */
-  HookFailed: { readonly database: string; readonly hook: "afterCommit" | "afterRollback"; readonly message: string }
+  HookFailed: {
+    readonly database: string
+    readonly hook: "afterCommit" | "afterRollback" | "afterUnknown"
+    readonly message: string
+  }
 }>
 
 /**

@@ -276,6 +276,7 @@ const repeatedly = <E, R>(
     Effect.suspend(() => {
       const handle = open()
       unit = handle.unit
+      unit.canRunAgain = true
       // what the attempt before has left to be done before the response is forgotten
       return Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
@@ -339,8 +340,9 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const settings = settingsFor(plan, request)
       if (settings === "none") return app
       if (around?.unit !== undefined) {
-        const label = describing(request, plan.ask, options)(fiber)?.label
-        return asPart(app, around, { label, site: undefined }, undefined, (exit) => decide(options, exit))
+        const describe = describing(request, plan.ask, options)
+        const name = { label: describe(fiber)?.label, site: undefined }
+        return asPart(app, around, name, { describe }, (exit) => decide(options, exit))
       }
       const opening = openingFor(plan, request, around, settings)
       // what `uninterruptibleMask` would do, with a step less

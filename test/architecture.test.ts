@@ -45,7 +45,13 @@ const typeCircles = [
 
 /** Who imports which package. `effect`, `@effect/sql` and `node:` are free. */
 const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
-  "@effect/experimental": ["Client", "Database", "TestDatabase", "internal/sessionTasks"],
+  "@effect/experimental": [
+    "Client",
+    "Database",
+    "TestDatabase",
+    "internal/sessionTasks",
+    "internal/transaction/reactivity"
+  ],
   // HTTP is nobody else's business
   "@effect/platform": [
     "RequestTransaction",

@@ -9,7 +9,14 @@ import type * as Schedule from "effect/Schedule"
 import type { Connection, Flight, Request } from "../Connection.js"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
-import { type DatabaseError, fromUnknown, SchemaInvalid, type StatementError, toSqlError } from "../DatabaseError.js"
+import {
+  type DatabaseError,
+  fromUnknown,
+  QueryFailed,
+  SchemaInvalid,
+  type StatementError,
+  toSqlError
+} from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
 import type { Pool } from "../Pool.js"
 import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
@@ -31,6 +38,7 @@ import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
 import { type OnStatement, once } from "./single.js"
 import type { OnTaken, Source } from "./source.js"
+import { enderIn } from "./transaction/control.js"
 import type { Part } from "./transaction/part.js"
 import { type Work, withComment } from "./work.js"
 
@@ -164,6 +172,8 @@ export class Engine implements Origin {
     const work = carrier?.work(fiber)
     const request = scoped(fiber.currentContext, carrier, this.database, withComment(asked, work))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+    const ender = this.endsSandbox(request)
+    if (ender !== undefined) return Effect.fail(toSqlError(ender))
     const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
@@ -182,6 +192,14 @@ export class Engine implements Origin {
     return kind === "writer"
       ? this.attempt(fiber, this.onWriter(fiber, carrier, work, request, held), read, retriesOnWriter(fiber))
       : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, this.readsAgain)
+  }
+
+  /** Why a statement must not be sent in a sandbox: it would end the one transaction, and store what is to be undone. */
+  endsSandbox({ text }: Request): QueryFailed | undefined {
+    const ender = this.sandbox === undefined ? undefined : enderIn(text)
+    if (ender === undefined) return undefined
+    const cause = new Error(`${ender} would end the sandbox - use withTransaction, or end it on a reserved connection`)
+    return new QueryFailed({ database: this.database, server: "", cause })
   }
 
   /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */

@@ -100,6 +100,16 @@ const savepoint = () => {
   }
 }
 
+/** How a level begins. */
+export interface Opened {
+  /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
+  readonly begin: ReadonlyArray<wire.Step>
+  /** What puts the settings back when a savepoint is released. */
+  readonly restore: ReadonlyArray<wire.Step>
+  readonly readOnly: boolean
+  readonly limit: number | undefined
+}
+
 /** A transaction, or a savepoint inside of one. */
 export class Level {
   state: State = "open"
@@ -125,15 +135,29 @@ export class Level {
   constructor(
     readonly link: Link,
     readonly parent: Level | undefined,
-    /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
-    private readonly begin: ReadonlyArray<wire.Step>,
-    /** What puts the settings back when a savepoint is released. */
-    private readonly restore: ReadonlyArray<wire.Step>,
-    readonly readOnly: boolean,
-    /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
-    readonly limit: number | undefined
+    private opening: Opened
   ) {
     this.mark = parent === undefined ? undefined : savepoint()
+  }
+
+  /** Whether the server refuses writes in it. */
+  get readOnly(): boolean {
+    return this.opening.readOnly
+  }
+
+  /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
+  get limit(): number | undefined {
+    return this.opening.limit
+  }
+
+  /** Whether nothing of it was sent, nor is about to be. */
+  get isUnsent(): boolean {
+    return !this.opened && !this.turns.isTaken && this.state === "open"
+  }
+
+  /** Has it begin otherwise, before anything of it was sent. */
+  plan(opening: Opened): void {
+    this.opening = opening
   }
 
   /** Whether the server knows of it. */
@@ -316,7 +340,7 @@ export class Level {
         }
       } else {
         const { undo } = this.mark
-        connection.steps([this.mark.release, ...this.restore], (failure) => {
+        connection.steps([this.mark.release, ...this.opening.restore], (failure) => {
           if (failure === undefined) {
             if (this.parent !== undefined) this.parent.used = true
             return finish("committed", undefined)
@@ -606,7 +630,8 @@ export class Level {
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
-        const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
+        const { begin } = this.opening
+        const steps = this.mark === undefined ? begin : [this.mark.set, ...begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
       const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))

@@ -125,6 +125,8 @@ export const makeStream =
         const carrier = currentCarrier(fiber)
         const request = scoped(fiber.currentContext, carrier, engine.database, withComment(asked, carrier?.work(fiber)))
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+        const ender = engine.endsSandbox(request)
+        if (ender !== undefined) return Effect.fail(toSqlError(ender))
         const found = engine.transactionFor(fiber, carrier, kind)
         if (found !== undefined) {
           if (kind === "writer") engine.witness(fiber, carrier, found)

@@ -13,6 +13,7 @@ import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from
 import { keep, undo, veto } from "./ending.js"
 import { slotOf } from "./schema/place.js"
 import { Part, PartCarrier, type PartName } from "./transaction/part.js"
+import type { Describe } from "./unit.js"
 
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
@@ -69,6 +70,13 @@ export const run = <A, E, R, X>(
     })
   )
 
+/** What a part is of, and what it is for. */
+export interface PartOf {
+  /** The database that it has joined a transaction of; without one it is all of them. */
+  readonly database?: Origin | undefined
+  readonly describe?: Describe | undefined
+}
+
 /**
  * Runs an effect as a part of what is open around it, of one database or of all. `decide` says how the part ends: one that ends in rollback
  * makes the whole end so, if it has sent a writer's statement.
@@ -77,14 +85,14 @@ export const asPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   carrier: Carrier,
   name: PartName,
-  database: Origin | undefined,
+  of: PartOf,
   decide: (exit: Exit.Exit<A, E>) => Exit.Exit<"commit" | "rollback">
 ): Effect.Effect<A, E, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
       const part = new Part(carrier, name)
-      const slot = slotOf(outside, new PartCarrier(carrier, part, database))
+      const slot = slotOf(outside, new PartCarrier(carrier, part, of.database, of.describe))
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slot)),
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
