@@ -312,6 +312,7 @@ export class Connection {
     const proves = this.isToProve
     const plan = new Plan(() => wire.steps(proves ? [roleProof, ...all] : all), done)
     plan.before = all.length - 1
+    plan.isDescribed = false
     plan.proves = proves
     this.fly(plan)
   }
