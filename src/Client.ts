@@ -11,23 +11,28 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
+import type { Client } from "./Copy.js"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
+import { json, makeCompiler } from "./internal/client/compiler.js"
+import { configOf } from "./internal/client/config.js"
+import { makeCopy } from "./internal/client/copy.js"
+import { renameRows } from "./internal/client/names.js"
+import { makeSandboxReserve } from "./internal/client/sandboxReserve.js"
+import { served } from "./internal/client/servedSpan.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
+import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
 import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
-import { makeReserve, refusesScopes } from "./internal/reserve.js"
+import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
 import { defer, outliving } from "./internal/transaction/reactivity.js"
 import { asPart, independent, run } from "./internal/within.js"
-import { nest, type Options } from "./Transaction.js"
-
-// the constructor of @effect/sql-pg is private to it; the compiler knows the kind
-const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")
+import { nest, type Options, type Transaction } from "./Transaction.js"
 
 const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
@@ -63,11 +68,26 @@ export const withTransaction = <A, E, R, X>(
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
+        const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
+        nested.span = engine.span(fiber, options.label, carrier)
+        return run(self, carrier, nested, wrap)
       }
       case "begin": {
-        const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier, site), wrap))
-        return options.retry === undefined || options.retry === false ? once : engine.replay(fiber, once, options.retry)
+        let attempt = 0
+        const next = () => {
+          const transaction = engine.begin(kind, options, fiber, carrier, site)
+          if (++attempt > 1) transaction.span?.tries(attempt)
+          return transaction
+        }
+        if (options.retry === undefined || options.retry === false) {
+          return Effect.suspend(() => run(self, carrier, next(), wrap))
+        }
+        let begun: Transaction | undefined
+        const once = Effect.suspend(() => {
+          begun = next()
+          return run(self, carrier, begun, wrap)
+        })
+        return engine.replay(fiber, once, options.retry, () => begun?.level.link.mayHaveStored === true)
       }
     }
   })
@@ -81,33 +101,26 @@ export const make = (
   engine: Engine,
   kind: Kind,
   listen: (channel: string) => Stream.Stream<string, SqlError>
-): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
+): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
     defer(reactivity)
     const { options, session, writer } = engine.config
-    const compiler = PgClient.makeCompiler(options.transformQueryNames, options.transformJson)
+    const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
+        : renameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
-      (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
+      (request, read) =>
+        Effect.withFiberRuntime((fiber) =>
+          engine.run(fiber, kind, hasTracer(fiber) ? served(fiber, request) : request, read)
+        ),
       makeStream(engine, kind)
     )
-    const attributes: ReadonlyArray<readonly [string, unknown]> = [
-      ...Object.entries(options.spanAttributes ?? {}),
-      ["db.system.name", "postgresql"],
-      ["db.namespace", writer.database],
-      ["server.address", writer.host],
-      ["server.port", writer.port]
-    ]
+    // which server serves a reader is not known before it does
+    const attributes = kind === "writer" ? [...engine.attributes, ...endpoint(writer)] : engine.attributes
     const acquirer = Effect.succeed(statements)
-    // in a sandbox there is nothing to reserve, but what is refused elsewhere is refused there
-    const reserved = Effect.withFiberRuntime<typeof statements, SqlError>((fiber) => {
-      const refusal = refusesScopes(engine, fiber.currentContext)
-      return refusal === undefined ? acquirer : Effect.fail(toSqlError(refusal))
-    })
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
       return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params, site) =>
@@ -118,21 +131,14 @@ export const make = (
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
-      config: {
-        host: writer.host,
-        port: writer.port,
-        database: writer.database,
-        username: writer.username,
-        password: writer.password,
-        ssl: writer.ssl
-      },
+      config: configOf(engine.config),
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>
         reactivity.stream(keys, outliving(query)),
       reactiveMailbox: <A, E, R>(keys: Parameters<typeof reactivity.query>[0], query: Effect.Effect<A, E, R>) =>
         reactivity.query(keys, outliving(query)),
-      json: (value: unknown) => pgJson(value, undefined, undefined),
+      json,
       listen,
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {
@@ -143,12 +149,14 @@ export const make = (
     }
     const finish = (
       statement: Statement.Constructor,
-      withoutTransforms: (client: PgClient.PgClient) => PgClient.PgClient
-    ): PgClient.PgClient => {
-      const client: PgClient.PgClient = Object.assign(statement, members, {
-        reserve: reserved,
+      rename: typeof options.transformQueryNames,
+      withoutTransforms: (client: Client) => Client
+    ): Client => {
+      const copy = makeCopy(engine, kind, rename, options.transformJson ?? true)
+      const client: Client = Object.assign(statement, members, copy, {
+        reserve: makeSandboxReserve(engine, kind),
         // it refers to the client that is being made, so it is filled in below
-        safe: undefined as unknown as PgClient.PgClient,
+        safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
       })
       Object.assign(client, { safe: client })
@@ -163,7 +171,7 @@ export const make = (
             : Effect.suspend(() => Effect.fail(toSqlError(noSession(engine.database, "reserve"))))
       })
     }
-    if (transformRows === undefined) return finish(constructor, (client) => client)
-    const plain = finish(makeStatement(compiler.withoutTransform, undefined), (client) => client)
-    return finish(constructor, () => plain)
+    if (transformRows === undefined) return finish(constructor, options.transformQueryNames, (client) => client)
+    const plain = finish(makeStatement(compiler.withoutTransform, undefined), undefined, (client) => client)
+    return finish(constructor, options.transformQueryNames, () => plain)
   })

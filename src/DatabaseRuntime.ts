@@ -14,6 +14,7 @@ import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "./Consistency.js"
 import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
+import { trace } from "./internal/callSite.js"
 import { problemOf } from "./internal/request/problem.js"
 import { Tokens } from "./internal/request/tokens.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
@@ -157,7 +158,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   /**
    * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify, of HTTP/1 and of HTTP/2: what comes after it is
    * one unit of work. The response is held back until its end: sent after the commit, or replaced by an error where nothing could be
-   * stored. Until then it looks sent, but a header may still be set. What is written past it, to its socket or stream, is not held. A body
+   * stored. Until then it looks sent, but a header may still be set. The first answer is the one that is sent, and its status decides: a
+   * second one, or an error after it, changes nothing. What is written past it, to its socket or stream, is not held. A body
    * that is streamed follows the commit: what it needs of the databases it takes by `independent`. A client that goes away ends what is
    * under way, and all is rolled back. It comes after what reads the body.
    */
@@ -187,7 +189,15 @@ const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 /** What failed, itself: not the machinery around it. */
 const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
   if (Exit.isSuccess(exit)) return exit.value
-  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause) ? signal.reason : Cause.squash(exit.cause)
+  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause)
+    ? signal.reason
+    : withFrames(Cause.squash(exit.cause))
+}
+
+/** A failure of ours with the frames of the code that awaits it. */
+const withFrames = (error: unknown): unknown => {
+  if (isDatabaseError(error)) trace(error)
+  return error
 }
 
 /**
@@ -260,7 +270,11 @@ export const make = <R, E, const D extends Databases<R>>(
       const stream = inAmbientStream(self)
       return (async function* () {
         const managed = counted.current ?? (await opened())
-        yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
+        try {
+          yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
+        } catch (error) {
+          throw withFrames(error)
+        }
       })()
     }
   }

@@ -10,6 +10,7 @@ import type { Carrier, Kind } from "./internal/carrier.js"
 import { type Hook, type HookKind, passedOn } from "./internal/hooks.js"
 import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
+import type { TransactionSpan } from "./internal/observability/transactionSpan.js"
 import { Level, type Opened } from "./internal/session.js"
 import * as wire from "./internal/wire.js"
 import { nameSql } from "./internal/work.js"
@@ -88,7 +89,7 @@ export interface Origin {
   /** Every transaction is a savepoint inside of this one, which is never committed. */
   readonly sandbox?: Transaction | undefined
   /** @internal Takes one more attempt of a whole from what is allowed in all, and tells of it. */
-  readonly takeReplay: (policy: Policy, attempt: number, message: string) => boolean
+  readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
 }
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
@@ -141,6 +142,8 @@ const none: ReadonlyArray<never> = []
  * @category models
  */
 export class Transaction {
+  /** @internal Set where a tracer is. */
+  span: TransactionSpan | undefined = undefined
   private hooks: Array<Hook> | undefined = undefined
   private readonly startedAt = performance.now()
   /** @internal Whether a unit of work has begun it. */

@@ -26,6 +26,8 @@ export class Link {
   connection: Connection | undefined = undefined
   /** Why the transaction cannot go on; everything it did is undone. */
   lost: StatementError | undefined = undefined
+  /** Whether a statement of it has, or may have, stored what was done before, so that it must not be run again. */
+  mayHaveStored = false
   /** The sessions that something was written in: they want to know where the server is when it is stored. */
   private sessions: Set<Session> | undefined
   /** Those who wait for a turn: they are told at once when there will be none. */

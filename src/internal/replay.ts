@@ -12,8 +12,8 @@ import type { Unit } from "./unit.js"
 /** Whether a unit that failed may run again; it is counted, and told of. */
 export const takeReplay = (unit: Unit, error: unknown, attempt: number, policy: Policy): boolean => {
   if (unit.hasCommitted || !isReplayable(error)) return false
-  const { database, message } = fromUnknown(error)
-  return unit.origin(database)?.takeReplay(policy, attempt, message) ?? false
+  const known = fromUnknown(error)
+  return unit.origin(known.database)?.takeReplay(policy, attempt, known) ?? false
 }
 
 /** The schedule that was asked for. */
@@ -44,6 +44,7 @@ export const replay = <Opened extends { readonly unit: Unit }, A, E, R>(
       }
       const opened = open()
       unit = opened.unit
+      unit.attempt = attempt + 1
       return once(opened)
     })
     return Effect.retry(next, {

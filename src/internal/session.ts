@@ -14,10 +14,13 @@ import {
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
-import { toStatementError } from "./failure.js"
+import { afterFirst, toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import type { Copy } from "./protocol/copy.js"
+import { isCopy } from "./sql/copy.js"
+import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
 import type { Gate } from "./unitOfWork/gate.js"
 import * as wire from "./wire.js"
@@ -72,6 +75,19 @@ const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Ste
   if (opening.length === 1 && before.length === 0) return outermost.steps
   return [...opening.flatMap((_) => _.steps), ...before]
 }
+
+/** Whether a transaction begins here. */
+const isOutermost = ([first]: ReadonlyArray<Opening>): boolean =>
+  first !== undefined && first.level.parent === undefined && !first.level.isOpened
+
+/** Builds the failure of a transaction whose connection goes: on another server it may go better. */
+const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
+  _tag: "lost",
+  error,
+  sent: true,
+  undone: true,
+  acknowledged
+})
 
 let savepoints = 0
 
@@ -156,7 +172,7 @@ export class Level {
 
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
   run(request: Request, fence: Fence, done: OnStatement, onSent = nothing): () => void {
-    return this.enter(done, onSent, (connection, opening, settle) => {
+    return this.enter(request.text, done, onSent, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
@@ -165,14 +181,18 @@ export class Level {
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
-        isSet = flight.acknowledged > first.length - before.length
+        // where only its rows could not be read, what follows the statement has been done, too
+        isSet = flight.acknowledged > first.length - before.length &&
+          !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
         if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
           return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
-      if (!request.simple) return connection.run(first, request, after, guarded)
+      // what follows a COPY would be taken for its data
+      const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+      if (!isAlone) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
       const plain = () =>
         connection.run(none, request, none, (failure, flight) => {
@@ -188,6 +208,19 @@ export class Level {
     })
   }
 
+  /** Runs a COPY, whose data goes by way of `copy`; the returned function gives it up, and the transaction with it if it was sent. */
+  copy(request: Request, copy: Copy, done: OnStatement): () => void {
+    return this.enter(request.text, done, nothing, (connection, opening, settle) => {
+      const first = stepsOf(opening, this.link.pathTo(request.path))
+      if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
+      connection.steps(first, (failure, flight) => {
+        this.acknowledge(opening, flight.acknowledged)
+        if (failure === undefined) connection.copy(none, request, copy, settle)
+        else settle(failure, flight)
+      })
+    })
+  }
+
   /** Opens a portal and fetches its first rows. */
   openPortal(
     request: Request,
@@ -197,6 +230,7 @@ export class Level {
   ): () => void {
     let name = ""
     return this.enter(
+      request.text,
       (error, flight) =>
         done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
       onSent,
@@ -209,7 +243,7 @@ export class Level {
 
   /** @internal */
   inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter(done, nothing, (connection, _, settle) => action(connection, settle))
+    return this.enter("", done, nothing, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
@@ -425,6 +459,8 @@ export class Level {
    * leaves the queue, or, once something was sent, cancels it and ends the transaction.
    */
   private enter(
+    /** Of the statement; of a fetch, which is no command, it is empty. */
+    text: string,
     done: OnStatement,
     onSent: () => void,
     exchange: (
@@ -449,9 +485,21 @@ export class Level {
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
         const all = opening.length
-        if (all > 0) this.acknowledge(opening, flight.acknowledged)
+        const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
+        // nothing of it has run: as if there had been no BEGIN
+        const isUnfit = isMisled && isOutermost(opening)
+        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = failure === undefined ? this.stillOpen(connection) : this.judge(failure, opening, isAborted)
+        const error = isUnfit
+          ? wrongRole(this.link.place, failure)
+          : this.judge(
+              isMisled && connection.broken !== undefined ? undoneWith(failure) : failure,
+              flight,
+              text,
+              opening,
+              connection.status,
+              isAborted
+            )
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
@@ -464,24 +512,48 @@ export class Level {
     }
   }
 
-  /** What a failure means for the statement and for the transaction around it. */
-  private judge(failure: Failure, opening: ReadonlyArray<Opening>, isAborted: boolean): StatementError {
+  /** Returns the error of a statement, if it failed or has ended the transaction, and notes what it means for the transaction. */
+  private judge(
+    failure: Failure | undefined,
+    flight: Flight,
+    text: string,
+    opening: ReadonlyArray<Opening>,
+    status: Connection["status"],
+    isAborted: boolean
+  ): StatementError | undefined {
+    const { link } = this
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
-    if (begun) this.link.note(failure)
+    if (!begun) return failure === undefined ? undefined : toStatementError(link.place, failure, "notSent")
+    const ender = enderOf(flight, text)
+    const isLost = failure?._tag === "lost"
+    if (ender !== undefined || (!isLost && status === "I")) return this.endedBy(ender, failure)
+    if (failure === undefined) return undefined
+    // its COMMIT may have been done before its answer was lost
+    const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
+    link.mayHaveStored ||= isInDoubt
+    const error = afterFirst(toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone"), this.failedBy)
+    if (isLost) link.die(error)
     if (isAborted) this.failedBy ??= error
-    return begun && failure._tag !== "lost" ? (this.stillOpen(this.link.connection) ?? error) : error
+    return error
   }
 
-  /** A COMMIT or ROLLBACK in a statement ends the transaction behind our back: what follows must not run without one. */
-  private stillOpen(connection: Connection | undefined): StatementError | undefined {
-    if (connection === undefined || connection.status !== "I") return undefined
-    const cause = new Error("a statement inside of it has ended it")
-    this.link.asking?.committed(undefined)
-    this.link.die(new TransactionEnded({ ...this.link.place, cause }))
-    return this.link.lost
+  /** A statement has ended the transaction: what follows must neither run without one, nor in another one that was begun at once. */
+  private endedBy(by: Ender | undefined, failure: Failure | undefined): StatementError | undefined {
+    const { link } = this
+    // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
+    link.mayHaveStored ||= by !== "ROLLBACK"
+    link.asking?.committed(undefined)
+    const cause = failure === undefined ? undefined : toStatementError(link.place, failure, "undone")
+    link.die(
+      new TransactionEnded({
+        ...link.place,
+        ...(by === undefined ? {} : { by }),
+        ...(cause === undefined ? {} : { cause })
+      })
+    )
+    return link.lost
   }
 
   /** Marks the levels whose opening the server has acknowledged. */

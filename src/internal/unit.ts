@@ -55,7 +55,7 @@ const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
 const mayBeStored = ({ level, stores }: Transaction): boolean =>
-  stores && (level.state === "committed" || level.state === "unknown")
+  level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
 export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
@@ -63,6 +63,8 @@ export class Unit extends Carrier {
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
+  /** Which try of the work it is, where that is run again. */
+  attempt = 1
   private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
@@ -178,7 +180,10 @@ export class Unit extends Carrier {
     const { level, origin } = transaction
     transaction.isOfUnit = true
     // a fiber that outlives the unit must not begin what nobody will end
-    if (this.ended) return level.rollback(() => {})
+    if (this.ended) {
+      transaction.span?.end("rolledBack", undefined)
+      return level.rollback(() => {})
+    }
     this.transactions ??= new Map()
     this.transactions.set(origin, transaction)
     const waiting = this.waiting?.get(origin)

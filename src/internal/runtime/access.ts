@@ -2,10 +2,10 @@
  * A named database for code that awaits: its clients, transactions and hooks as promises.
  */
 import { SqlError } from "@effect/sql/SqlError"
-import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Consistency } from "../../Consistency.js"
+import type { Client } from "../../Copy.js"
 import type * as Database from "../../Database.js"
 import { fromUnknown, refine } from "../../DatabaseError.js"
 import type { Options } from "../../Transaction.js"
@@ -61,15 +61,14 @@ export interface PromiseDatabase {
 }
 
 /** What it takes: the class of a database, but for how it is opened. */
-export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig">
+export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig" | "layerEnv">
 
 /** The access to one database. */
 export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>): PromiseDatabase => {
   const client = (kind: "writer" | "reader" | "any"): PromiseClient =>
     makePromiseClient({
-      run: <A, E>(use: (client: PgClient) => Effect.Effect<A, E>) =>
-        run.promise(refine(Effect.flatMap(tag[kind], use))),
-      stream: <A, E>(use: (client: PgClient) => Stream.Stream<A, E>) =>
+      run: <A, E>(use: (client: Client) => Effect.Effect<A, E>) => run.promise(refine(Effect.flatMap(tag[kind], use))),
+      stream: <A, E>(use: (client: Client) => Stream.Stream<A, E>) =>
         run.iterable(
           Stream.mapError(Stream.unwrap(Effect.map(tag[kind], use)), (error) =>
             error instanceof SqlError ? fromUnknown(error) : error

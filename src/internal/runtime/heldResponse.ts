@@ -3,7 +3,9 @@
  * they write is kept, and sent, or another answer is sent in its place.
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
+import { Writable } from "node:stream"
 import type { Header } from "../request/tokens.js"
+import { showHeld } from "./heldSocket.js"
 
 /** What is sent in place of what a handler wrote. */
 export interface Answer {
@@ -20,7 +22,16 @@ interface Call {
   readonly args: ReadonlyArray<unknown>
 }
 
+/** An answer as it was when it began. */
+interface Begun {
+  readonly headers: OutgoingHttpHeaders
+  readonly statusMessage: string
+}
+
 const cookies = "set-cookie"
+
+/** Headers that a body is sent and read by, and so are those of the first answer. */
+const ofBody = /^(content-.*|transfer-encoding|trailer|etag|last-modified|location)$/
 
 const added = new WeakMap<ServerResponse, Header>()
 
@@ -57,6 +68,17 @@ const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, header: Hea
   return [...args.slice(0, -1), made] as unknown as Args
 }
 
+/** Whether it has a message beside its status; HTTP/2 has none, and warns where it is asked for. */
+const hasMessage = (response: ServerResponse): boolean => Object.hasOwn(response, "statusMessage")
+
+/** Refuses a part of a body that has ended, as a stream of Node does, but without an `error` event, which would end the process. */
+const refuseLate = (args: ReadonlyArray<unknown>): void => {
+  const last = args.at(-1)
+  if (typeof last !== "function") return
+  const ended = new Writable().on("error", () => {}).end()
+  ended.write("", (error) => last(error))
+}
+
 /** Nothing is sent, and nobody has to wait for it. */
 const drop = ({ args }: Call): void => {
   const last = args.at(-1)
@@ -71,7 +93,12 @@ export class HeldResponse {
   private readonly outside: PropertyDescriptorMap
   private head: number | undefined
   private ready: number | undefined
+  private begun: Begun | undefined
   private hasEnded = false
+  private isEnding = false
+  /** Whether another answer was begun after the first had ended. */
+  private hasSecond = false
+  private hideSocket = () => {}
   /** How much is held, in bytes. */
   private size = 0
 
@@ -80,13 +107,14 @@ export class HeldResponse {
     private readonly response: ServerResponse,
     private readonly onReady: (status: number) => void
   ) {
-    const { end, flushHeaders, write, writeHead } = response
+    const { destroy, end, flushHeaders, write, writeHead } = response
     this.real = { end, flushHeaders, write, writeHead }
     // they stay in place when it is released, for others may have put theirs around them
     Object.assign(response, {
       writeHead: (...args: Parameters<typeof writeHead>) => {
-        // there are those who write it again with each part of the body, until it is on its way
-        if (this.state === "held" && this.head !== undefined) return response
+        this.hasSecond ||= this.hasEnded
+        // some libraries write it again with each part of the body, until it is on its way; the first counts
+        if (this.state === "held" && (this.head ?? this.ready) !== undefined) return response
         // what Node refuses it refuses here, where somebody can still answer something else
         if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
         this.head = args[0]
@@ -94,6 +122,10 @@ export class HeldResponse {
         return response
       },
       write: (...args: Parameters<typeof write>) => {
+        if (this.isLate()) {
+          refuseLate(args)
+          return false
+        }
         if (this.state === "released") return write.apply(response, args)
         // what is no chunk is refused here, as by Node
         const length = Buffer.byteLength(args[0])
@@ -107,17 +139,27 @@ export class HeldResponse {
       },
       end: (...args: Parameters<typeof end>) => {
         const chunk: unknown = args[0]
+        // an end without a body is no fault to Node
+        if (this.isLate() && typeof chunk !== "function" && chunk) {
+          refuseLate(args)
+          return response
+        }
         if (this.state === "held" && chunk !== undefined && chunk !== null && typeof chunk !== "function") {
           Buffer.byteLength(args[0])
         }
-        this.call({ send: () => end.apply(response, args), args })
+        this.call({ send: () => this.end(() => end.apply(response, args)), args })
         this.hasEnded = true
         this.begin()
         return response
       },
       flushHeaders: () => {
+        if (this.hasEnded) return
         this.call({ send: () => flushHeaders.apply(response), args: [] })
         this.begin()
+      },
+      destroy: (...args: Parameters<typeof destroy>) => {
+        this.close(() => destroy.apply(response, args))
+        return response
       }
     })
     const shown = {
@@ -137,9 +179,10 @@ export class HeldResponse {
   release(): void {
     const { kept, response } = this
     if (!this.leave("released")) return
-    if (!response.headersSent) this.setAdded()
-    // it was decided by that one
-    if (this.head === undefined && this.ready !== undefined) response.statusCode = this.ready
+    if (!response.headersSent) {
+      this.takeBack()
+      this.setAdded()
+    }
     for (const { send } of kept) send()
     const asked = this.size >= response.writableHighWaterMark
     if (asked && !response.writableEnded && !response.writableNeedDrain) response.emit("drain")
@@ -152,11 +195,10 @@ export class HeldResponse {
     if (!this.leave("released")) return
     for (const name of response.getHeaderNames()) response.removeHeader(name)
     this.setAdded()
-    // HTTP/2 has none
-    if (Object.hasOwn(response, "statusMessage")) response.statusMessage = ""
+    if (hasMessage(response)) response.statusMessage = ""
     const headers: OutgoingHttpHeaders = { "content-type": type, "content-length": Buffer.byteLength(body) }
     real.writeHead.call(response, status, headers)
-    real.end.call(response, body, "utf8")
+    this.end(() => real.end.call(response, body, "utf8"))
     this.state = "replaced"
     for (const call of kept) drop(call)
   }
@@ -171,9 +213,26 @@ export class HeldResponse {
     if (this.state !== "held") return false
     this.state = state
     this.kept = []
+    this.hideSocket()
     for (const name of ["headersSent", "writableEnded"]) Reflect.deleteProperty(this.response, name)
     Object.defineProperties(this.response, this.outside)
     return true
+  }
+
+  /** Takes back what has been set since the answer began and would make it another one. */
+  private takeBack(): void {
+    const { begun, ready, response } = this
+    if (begun === undefined || ready === undefined) return
+    for (const name of new Set([...Object.keys(begun.headers), ...response.getHeaderNames()])) {
+      if (!this.hasSecond && !ofBody.test(name)) continue
+      const value = begun.headers[name]
+      if (value === undefined) response.removeHeader(name)
+      else if (value !== response.getHeader(name)) response.setHeader(name, value)
+    }
+    // the status has decided how the unit ended; where it was written, so are the headers
+    if (this.head !== undefined) return
+    response.statusCode = ready
+    if (hasMessage(response)) response.statusMessage = begun.statusMessage
   }
 
   /** Sets the header that was added, a cookie beside others that are set. */
@@ -193,9 +252,43 @@ export class HeldResponse {
     else drop(call)
   }
 
+  /** Ends the response. That of HTTP/2 calls `write` with its chunk. */
+  private end(end: () => void): void {
+    this.isEnding = true
+    try {
+      end()
+    } finally {
+      this.isEnding = false
+    }
+  }
+
+  /** Whether the answer has ended, so that what comes now is of another one. */
+  private isLate(): boolean {
+    if (this.isEnding) return false
+    this.hasSecond ||= this.hasEnded
+    return this.hasEnded
+  }
+
+  /** Closes the connection when what was written before has been sent. */
+  private close(close: () => void): void {
+    const { ready, response, state } = this
+    if (state !== "held" || ready === undefined) return close()
+    const send = () => {
+      if (response.writableEnded) response.once("finish", close)
+      // Node writes a part at the end of the tick
+      else process.nextTick(close)
+    }
+    this.call({ send, args: [] })
+  }
+
   private begin(): void {
     if (this.ready !== undefined || this.state !== "held") return
-    this.ready = this.head ?? this.response.statusCode
+    const { head, response } = this
+    this.ready = head ?? response.statusCode
+    this.begun = { headers: response.getHeaders(), statusMessage: hasMessage(response) ? response.statusMessage : "" }
+    const { req } = response
+    // a response around this one may show its own by then
+    this.hideSocket = showHeld(req, (args) => this.close(() => Reflect.apply(req.socket.destroy, req.socket, args)))
     this.onReady(this.ready)
   }
 }
