@@ -12,7 +12,7 @@ import { Cancellation } from "./internal/connection/cancellation.js"
 import type { ConnectFailure } from "./internal/connection/connectFailure.js"
 import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
-import { type Client, isServerError } from "./internal/driver.js"
+import { type Client, isServerError, type Notice } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
 import { login } from "./internal/login.js"
@@ -39,6 +39,10 @@ export type { ConnectFailure, Done, Failure, Flight, Result }
 export interface Request {
   /** Where it was written, while somebody wants to know. */
   readonly site?: CallSite | undefined
+  /** The handle it was asked of, for errors. */
+  readonly kind?: "reader" | "writer" | undefined
+  /** Told which server it is sent to, where a span is to name that. */
+  readonly served?: ((server: Destination) => void) | undefined
   readonly text: string
   readonly values: ReadonlyArray<unknown>
   /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
@@ -82,6 +86,8 @@ export interface Owner {
    * BEGIN before it, a COMMIT, a part of a stream. `error` is the SQLSTATE, or the tag of the error where the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
+  /** The server said something that is no answer. */
+  readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }
 
 /**
@@ -157,7 +163,7 @@ export class Connection {
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     this.limit = session.statementTimeout
-    this.types = isByName(session.types) ? typeNames(server, session.types) : undefined
+    this.types = isByName(session.types) ? typeNames(session.types, `${server.name}/${server.database}`) : undefined
     const { stream } = client.connection
     this.other = otherOf(server, stream)
     this.silence = new Silence({
@@ -169,6 +175,7 @@ export class Connection {
     })
     client.on("error", (error: Error) => this.lose(error))
     client.on("end", () => this.lose(lostError()))
+    client.on("notice", (notice: Notice) => this.owner.noticed?.(this, notice))
     client.connection.on("parseComplete", () => {
       if (this.flight?.isProving === false) this.flight.parsed++
     })
@@ -229,12 +236,14 @@ export class Connection {
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
+    request.served?.(this.server)
     const proves = this.isToProve
     if (request.simple) {
       if (proves) return this.prove(done, () => this.run(before, request, after, done))
       const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
+      plan.asked = request
       return this.fly(plan)
     }
     const path = request.path?.text
@@ -277,6 +286,7 @@ export class Connection {
         done(failure, flight)
       }
     )
+    plan.asked = request
     plan.before = before.length
     plan.after = after.length
     plan.proves = proves
@@ -324,6 +334,7 @@ export class Connection {
     const proves = this.isToProve
     const plan = new Plan(() => wire.steps(proves ? [roleProof, ...all] : all), done)
     plan.before = all.length - 1
+    plan.isDescribed = false
     plan.proves = proves
     plan.isUndo = isUndo
     // the rows of a step, as of SELECT 1, are nobody's
@@ -342,6 +353,7 @@ export class Connection {
       () => roleProof.alone,
       (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
     )
+    plan.main = 0
     plan.proves = true
     plan.isUpkeep = true
     this.fly(plan)
@@ -380,9 +392,11 @@ export class Connection {
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
+    request.served?.(this.server)
     const proves = this.isToProve
     const first = proves ? [roleProof, ...before] : before
     const plan = new Plan(() => wire.openPortal(first, portal, checked(request.text), request.values, size), done)
+    plan.asked = request
     plan.before = before.length
     plan.proves = proves
     this.fly(plan)
@@ -391,6 +405,7 @@ export class Connection {
   /** Fetches more rows of the portal that `opened` has opened. */
   fetchPortal(before: ReadonlyArray<wire.Step>, portal: string, opened: Flight, size: number, done: Done): void {
     const plan = new Plan(() => wire.fetchPortal(before, portal, size), done)
+    plan.asked = opened.plan.asked
     plan.before = before.length
     plan.shape = opened.shape
     this.fly(plan)
@@ -530,10 +545,10 @@ export class Connection {
   /** Why a flight does not even begin, if so. */
   private refusal(flight: Flight): Failure | undefined {
     if (this.broken !== undefined || this.closed) {
-      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0 }
+      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0, asked: flight.asked }
     }
     const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
-    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0 }
+    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0, asked: flight.plan.asked }
   }
 
   private readonly flightLost = (flight: Flight, error: Error): void => {
@@ -557,8 +572,7 @@ export class Connection {
   private finish(flight: Flight, failed: Failure | undefined): void {
     this.flight = undefined
     this.isHeldBack = false
-    const ended = this.broken === undefined ? failed : cutShort(failed, this.broken)
-    const failure = this.checkRole(flight, ended)
+    const failure = this.checkRole(flight, this.failureOf(failed))
     if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (failure === undefined && this.broken === undefined && this.types !== undefined) {
       const unknown = flight.unknownTypes
@@ -590,6 +604,12 @@ export class Connection {
     if (!this.isForWrites || this.isPooled || !this.takesNoWrites) return
     this.retireAt = Number.NEGATIVE_INFINITY
     this.retireAs = "wrongRole"
+  }
+
+  private failureOf(failure: Failure | undefined): Failure | undefined {
+    if (failure === undefined) return undefined
+    if (this.broken !== undefined) return cutShort(failure, this.broken)
+    return isWriteRefused(failure) ? { ...failure, takesNoWrites: this.takesNoWrites } : failure
   }
 
   private settle(flight: Flight, failure: Failure | undefined): void {
@@ -635,7 +655,7 @@ export class Connection {
     }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
-    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }
+    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged, asked: flight.asked }
     this.report(flight, performance.now(), failure)
     flight.plan.done(failure, flight)
   }
@@ -667,18 +687,19 @@ const roleProof = wire.constantStep(
   OPERATOR(pg_catalog.=) 'on' THEN '${takesNoWrites}' ELSE '1' END::pg_catalog.int4`
 )
 
-const isWriteRefused = (failure: Failure): boolean =>
+const isWriteRefused = (failure: Failure): failure is Extract<Failure, { readonly _tag: "refused" }> =>
   failure._tag === "refused" && meaning(failure.error.code ?? "") === "ReadOnlyViolation"
 
 /** A statement that we had cancelled is one whose connection was lost, and no matter of the server's own time limits. */
-const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | undefined =>
-  failure?._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
+const cutShort = (failure: Failure, reason: CloseReason): Failure =>
+  failure._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
     ? {
         _tag: "lost",
         error: new Error(`it was cancelled, for its connection is to be closed (${reason})`),
         sent: true,
         undone: true,
-        acknowledged: failure.acknowledged
+        acknowledged: failure.acknowledged,
+        asked: failure.asked
       }
     : failure
 
@@ -702,7 +723,7 @@ export const connect = (
   let made: Connection | undefined
   const giveUp = login(server, session, options, (failure, loggedIn) => {
     if (loggedIn === undefined) return done(failure, undefined)
-    const { client, parameters } = loggedIn
+    const { client, notices, parameters } = loggedIn
     const { credentials, owner, readOnly } = options
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"
@@ -714,6 +735,7 @@ export const connect = (
     queueMicrotask(() => {
       if (made === undefined) return
       made = undefined
+      for (const notice of notices) owner.noticed?.(connection, notice)
       done(undefined, connection)
     })
   })

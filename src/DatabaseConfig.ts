@@ -255,21 +255,20 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly maxRowBytes?: number | undefined
   /**
-   * How many bytes of notices, errors and reported settings a server may send in answer to one exchange. A statement that is answered with
-   * more is `Disconnected`.
+   * Bytes of notices, errors and reported settings that a server may send in answer to one exchange. A statement that is answered with more
+   * is `Disconnected`.
    *
    * @default 67108864 (64 MiB)
    */
   readonly maxNoticeBytes?: number | undefined
   /**
-   * How many bytes a server may send in a login, and how many of reported settings in the life of a connection. A server that sends more
-   * is `ConnectFailed` with the reason `protocol`.
+   * Bytes that a server may send in a login, and bytes of reported settings in the life of a connection. A server that sends more is `ConnectFailed` with the reason `protocol`.
    *
    * @default 1048576 (1 MiB)
    */
   readonly maxStartupBytes?: number | undefined
   /**
-   * How many iterations of SCRAM a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
+   * Iterations of SCRAM that a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
    * of Node's threads. A server that asks for more is `ConnectFailed` with the reason `authentication`.
    *
    * @default 1000000

@@ -72,6 +72,19 @@ export type Observation = Data.TaggedEnum<{
   }
   /** A connection in use or idle was lost: closed by the server or the network. */
   Lost: { readonly database: string; readonly server: string; readonly processId: number; readonly message: string }
+  /** The server said something beside its answers, by a statement or at login: a NOTICE, WARNING, INFO, LOG or DEBUG. */
+  Noticed: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    /** In the language of the server's messages. */
+    readonly severity: string
+    /** `00000`, or of class 01 for a warning, unless a function says otherwise. */
+    readonly sqlState: string
+    readonly message: string
+    readonly detail: string | undefined
+    readonly hint: string | undefined
+  }
   /** A connection was handed out. */
   CheckedOut: {
     readonly database: string

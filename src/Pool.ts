@@ -185,6 +185,7 @@ export class Pool {
     credentials.follow((generation) => this.stock.retireOlder(generation))
     const owner: Owner = {
       operated: this.meter.operated,
+      noticed: (connection, notice) => this.journal.noticed(connection, notice),
       lost: (connection, error) => {
         this.stock.suspectAll()
         this.stock.take(connection)

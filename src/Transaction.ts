@@ -10,6 +10,7 @@ import type { Carrier, Kind } from "./internal/carrier.js"
 import { type Hook, type HookKind, passedOn } from "./internal/hooks.js"
 import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
+import type { TransactionSpan } from "./internal/observability/transactionSpan.js"
 import { Level, type Opened } from "./internal/session.js"
 import * as wire from "./internal/wire.js"
 import { nameSql } from "./internal/work.js"
@@ -141,6 +142,8 @@ const none: ReadonlyArray<never> = []
  * @category models
  */
 export class Transaction {
+  /** @internal Set where a tracer is. */
+  span: TransactionSpan | undefined = undefined
   private hooks: Array<Hook> | undefined = undefined
   private readonly startedAt = performance.now()
   /** @internal Whether a unit of work has begun it. */

@@ -199,8 +199,20 @@ class OpenUnit implements Handle {
         close()
         return Effect.zipRight(undoAll(unit.begun, restore), Effect.die(defect))
       }
-      if (outcome === "commit")
-        return finish({ unit, carrier: unit, all: () => unit.all, isEarly: false, close }, unit.ending, restore)
+      if (outcome === "commit") {
+        const committed = finish(
+          { unit, carrier: unit, all: () => unit.all, isEarly: false, close },
+          unit.ending,
+          restore
+        )
+        // a hook may invalidate something, too
+        if (!unit.hasPending && !all.some((transaction) => transaction.hasHooks)) return committed
+        return Effect.onExit(committed, (exit) =>
+          Effect.sync(() => {
+            if (Exit.isSuccess(exit) || unit.hasStored) unit.stored(false)
+          })
+        )
+      }
       close()
       return undoAll(all, restore)
     })
@@ -401,9 +413,9 @@ export const run: {
     const site = siteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      return carrier?.unit === undefined
+      return carrier?.joinable === undefined
         ? begin(self, carrier, true, options, told(options), site)
-        : join(self, carrier, carrier.unit, options, { label, site }, told(options))
+        : join(self, carrier, carrier.joinable, options, { label, site }, told(options))
     })
   }
 )
@@ -420,9 +432,9 @@ export const runDescribed = <A, E, R>(
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    return carrier?.unit === undefined
+    return carrier?.joinable === undefined
       ? begin(self, carrier, true, options, describe, undefined, true)
-      : join(self, carrier, carrier.unit, options, { label: describe(fiber)?.label, site: undefined }, describe)
+      : join(self, carrier, carrier.joinable, options, { label: describe(fiber)?.label, site: undefined }, describe)
   })
 
 /**
@@ -607,7 +619,9 @@ const endSome = (
         const now = choose(carrier, unit)
         return now instanceof PropagationRefused ? chosen : now
       }
-      return finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore)
+      return Effect.tap(finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore), () =>
+        Effect.sync(() => unit.stored(true))
+      )
     })
   )
 

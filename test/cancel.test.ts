@@ -102,7 +102,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("has the client's certificate with it, where it has to", () =>
+  it.scopedLive("sends the client's certificate where the server demands one", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")

@@ -12,7 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
-import { Database, DatabaseError, RetryPolicy } from "effect-db"
+import { Database, DatabaseError, Migrations, RetryPolicy } from "effect-db"
 import { live } from "../src/internal/embedded/live.js"
 import { behindBouncer, hasBouncer, pooled } from "./fixtures/bouncer.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
@@ -330,6 +330,38 @@ describe("known failures", () => {
         seen.map((where) => where?.database),
         [a.name, b.name]
       )
+    })
+  )
+
+  it.scopedLive("25. several processes migrate at once: all succeed, and each migration runs once", () =>
+    Effect.gen(function* () {
+      const place = yield* KnownFailures.freshTables
+      const databases = yield* Effect.replicateEffect(open(App, { writer: place.writer }), 5)
+      const exits = yield* KnownFailures.migrateAtOnce(
+        place,
+        databases.map(
+          ({ context }) =>
+            (loader) =>
+              Effect.provide(Migrations.run(App, { loader }), context)
+        ),
+        // the others wait for the one that has the lock
+        1
+      )
+      const applied = exits.map((exit) => (Exit.isSuccess(exit) ? JSON.stringify(exit.value) : String(exit.cause)))
+      assert.deepStrictEqual(applied.sort(), ['[[1,"first"],[2,"second"]]', "[]", "[]", "[]", "[]"])
+    })
+  )
+
+  it.scopedLive("26. a migration with a lower id that is added later is an error that names it", () =>
+    Effect.gen(function* () {
+      const { context, place } = yield* given(App)
+      const { exit, isApplied } = yield* KnownFailures.lowerIdLater(place, (loader) =>
+        Effect.provide(Migrations.run(App, { loader }), context)
+      )
+      const error = yield* Effect.flip(exit)
+      assert.strictEqual(error._tag === "MigrationFailed" && error.reason, "outOfOrder")
+      assert.include(error.message, "1_first")
+      assert.isFalse(isApplied)
     })
   )
 

@@ -42,6 +42,8 @@ const slotOf = (carrier: Carrier): readonly [Carrier, number] => {
   return pair as unknown as readonly [Carrier, number]
 }
 
+const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
+
 /** The open transactions that a piece of work sees. */
 export abstract class Carrier implements Connection {
   /** What is put into the slot: one object for one carrier, so that batches know each other. */
@@ -78,6 +80,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.unit
   }
 
+  /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
+  get joinable(): Unit | undefined {
+    return this.parent?.joinable
+  }
+
   /** What the work is for, if anybody has said so. */
   work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
     return this.parent?.work(fiber)
@@ -104,6 +111,16 @@ export abstract class Carrier implements Connection {
    */
   takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.parent?.takeRetry(transaction, asked) ?? false
+  }
+
+  /** Leaves something to be done to the time when what is done here is stored, or may be; tells whether it was taken. */
+  whenStored(action: () => void): boolean {
+    return this.parent?.whenStored(action) ?? false
+  }
+
+  /** Whether what is open here has ended, as a fiber may find that outlives it. */
+  get isOver(): boolean {
+    return this.parent?.isOver ?? false
   }
 
   /** What the unit of work remembers of a database, if there is a unit. */
@@ -195,6 +212,16 @@ export class TransactionCarrier extends Carrier {
     return transaction === this.own ? undefined : super.part(transaction)
   }
 
+  override whenStored(action: () => void): boolean {
+    if (this.isOver) return false
+    this.own.addHook(whenStored(action))
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.own.level.state !== "open"
+  }
+
   override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     const { retry = false } = this.own.options
     return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
@@ -242,9 +269,19 @@ export class OutsideCarrier extends Carrier {
     return origin === this.origin ? "none" : super.find(origin, kind)
   }
 
+  override get joinable(): undefined {
+    return undefined
+  }
+
   override get transaction(): Transaction | undefined {
     const around = super.transaction
     return around?.origin === this.origin ? undefined : around
+  }
+
+  override whenStored(action: () => void): boolean {
+    // what it is about may be stored already, or with what is around
+    super.whenStored(action)
+    return false
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {

@@ -25,11 +25,21 @@ export interface ServerError extends Error {
   readonly detail?: string
   readonly hint?: string
   readonly position?: string
+  readonly where?: string
   readonly schema?: string
   readonly table?: string
   readonly column?: string
+  readonly dataType?: string
   readonly constraint?: string
-  readonly where?: string
+}
+
+/** What the server said beside its answers, such as a warning. */
+export interface Notice {
+  readonly message?: string | undefined
+  readonly severity?: string | undefined
+  readonly code?: string | undefined
+  readonly detail?: string | undefined
+  readonly hint?: string | undefined
 }
 
 /** A column of a result. */
@@ -69,7 +79,7 @@ export interface Client extends EventEmitter {
   readonly getTypeParser: (oid: number, format: "text") => (value: string) => unknown
 }
 
-/** All that a client is to know; it takes nothing from the environment or from the driver's own defaults. */
+/** The whole configuration of a client; nothing comes from the environment or from the driver's own defaults. */
 export interface ClientOptions {
   /** Connects by itself, to wherever it leads; the driver has no say in it. */
   readonly stream: Socket
@@ -107,7 +117,7 @@ const unset = {
   query_timeout: false
 }
 
-/** Takes from a client what it has taken from the environment or from the driver's own defaults. */
+/** Removes from a client the settings that come from the environment or from the driver's own defaults. */
 export const isolate = (client: object, given: { readonly user: string; readonly options: string }): void => {
   // the published type lacks them
   const { connectionParameters } = client as { readonly connectionParameters: object }
@@ -171,5 +181,5 @@ const guard = (protocol: Protocol, limits: ProtocolLimits): void => {
 /** Whether an error came from the server as a message, and not from the socket. */
 export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError
 
-/** What was thrown, as an error. */
+/** Returns what was thrown, as an error. */
 export const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))

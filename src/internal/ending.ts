@@ -40,11 +40,12 @@ const commitLevel = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
 ): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void) => void) => {
+  transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
   let ended: Effect.Effect<void, TransactionError> = Effect.void
   const giveUp = transaction.level.commit((error) => {
     const { state } = transaction.level
     // one that somebody else has ended was told of then
-    if (error === undefined || state === "failed" || state === "unknown") observe(transaction)
+    if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
     ended = error === undefined ? Effect.void : Effect.fail(error)
     resume(ended)
   })
@@ -73,10 +74,11 @@ export const commitSoon = (transaction: Transaction): Effect.Effect<void, Transa
   })
 
 /** Rolls back what is still open; in a hurry where `restore` is not given. */
-export const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
+const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { level } = transaction
     if (level.state !== "open") return Effect.void
+    transaction.span?.ends("rollback")
     return Effect.async<void>((resume) =>
       level.rollback(
         () => {
@@ -117,8 +119,9 @@ const outcomes = {
   unknown: "unknown"
 } as const
 
-const observe = (transaction: Transaction): void => {
-  const { kind: _, level, options, origin } = transaction
+const observe = (transaction: Transaction, error?: TransactionError | undefined): void => {
+  const { level, options, origin } = transaction
+  transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return
   const { database, server } = level.link.place
   origin.observer.observe(

@@ -26,11 +26,14 @@ export interface Beginner extends Origin {
   ) => Transaction
 }
 
-/** `afterEnd`: an `afterRollback` of what was undone inside, which waits for the end of the whole. */
-export type HookKind = "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown" | "afterEnd"
+/**
+ * `afterEnd`: an `afterRollback` of what was undone inside, which waits for the end of the whole. `whenStored`: for what is stored, or may be,
+ * whatever becomes of other databases.
+ */
+export type HookKind = Registered | "afterEnd" | "whenStored"
 
 /** The kinds that a program registers. */
-export type Registered = Exclude<HookKind, "afterEnd">
+export type Registered = "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown"
 
 /** Something to be done at the end of a transaction. */
 export interface Hook {
@@ -52,9 +55,11 @@ const due = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook> =>
     transaction.passHooksOn(state === "committed")
     return none
   }
-  if (state === "unknown") return transaction.takeHooks("afterUnknown", "afterEnd")
+  if (state === "unknown") return transaction.takeHooks("afterUnknown", "afterEnd", "whenStored")
   if (state === "committed")
-    return isWhole ? transaction.takeHooks("afterCommit", "afterEnd") : transaction.takeHooks("afterEnd")
+    return isWhole
+      ? transaction.takeHooks("afterCommit", "afterEnd", "whenStored")
+      : transaction.takeHooks("afterEnd", "whenStored")
   return transaction.takeHooks("afterRollback", "afterEnd")
 }
 

@@ -44,6 +44,7 @@ export const replay = <Opened extends { readonly unit: Unit }, A, E, R>(
       }
       const opened = open()
       unit = opened.unit
+      unit.attempt = attempt + 1
       return once(opened)
     })
     return Effect.retry(next, {

@@ -7,15 +7,16 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Connection, Done } from "../Connection.js"
+import type { Connection, Done, Failure } from "../Connection.js"
 import type { SessionConfig } from "../DatabaseConfig.js"
-import { SchemaInvalid, TransactionEnded, toSqlError } from "../DatabaseError.js"
+import { SchemaInvalid, type StatementError, TransactionEnded, toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
+import type { Outcome } from "../SqlState.js"
 import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
 import { runReadOnly } from "./client/readerSession.js"
 import type { Engine } from "./engine.js"
-import { type Place, toStatementError } from "./failure.js"
+import { afterFirst, type Place, toStatementError } from "./failure.js"
 import { scopesOf, sessionAt } from "./schema/place.js"
 import type { OnTaken, Source, SourceError } from "./source.js"
 import { makeStatements, type Run } from "./statements.js"
@@ -33,6 +34,13 @@ export const makeRun = (
   reader?: SessionConfig | undefined
 ): Run => {
   const turns = new Turns()
+  /** The first failure of the transaction that is begun by hand. */
+  let first: StatementError | undefined
+  const failed = (failure: Failure, outcome: Outcome): StatementError => {
+    const error = afterFirst(toStatementError(place, failure, outcome), first)
+    if (connection.status === "E") first ??= error
+    return error
+  }
   return (request, read) =>
     Effect.async((resume) => {
       let sent = false
@@ -47,11 +55,10 @@ export const makeRun = (
         const finish: Done = (failure, flight) => {
           settled = true
           turns.pass()
+          if (connection.status !== "E") first = undefined
           const outcome = failure?._tag === "lost" && !failure.sent ? "notSent" : "inDoubt"
           resume(
-            failure === undefined
-              ? Effect.sync(() => read(flight))
-              : Effect.fail(toSqlError(toStatementError(place, failure, outcome)))
+            failure === undefined ? Effect.sync(() => read(flight)) : Effect.fail(toSqlError(failed(failure, outcome)))
           )
         }
         if (reader === undefined) connection.run(none, request, none, finish)

@@ -15,7 +15,7 @@ import {
   type TransactionError,
   TransactionInterrupted
 } from "../DatabaseError.js"
-import { isStaleRefusal, toStatementError, wrongRole } from "./failure.js"
+import { afterFirst, isStaleRefusal, toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
@@ -586,7 +586,8 @@ export class Level {
     // its COMMIT may have been done before its answer was lost
     const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
     link.mayHaveStored ||= isInDoubt
-    const error = interruption ?? toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone")
+    const error =
+      interruption ?? afterFirst(toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone"), this.failedBy)
     if (isLost) link.die(error)
     if (isAborted) this.failedBy ??= error
     return error

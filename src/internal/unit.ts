@@ -63,10 +63,14 @@ export class Unit extends Carrier {
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
+  /** Which try of the work it is, where that is run again. */
+  attempt = 1
   private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
   private joined: Part | undefined = undefined
+  /** What is left to the time when it is stored. */
+  private pending: Array<() => void> | undefined = undefined
   /** Whether who runs it can run it again as a whole. */
   canRunAgain = false
   /** When a part of it asks for that. */
@@ -95,6 +99,32 @@ export class Unit extends Carrier {
     return this.turns
   }
 
+  override whenStored(action: () => void): boolean {
+    if (this.ended) return false
+    this.pending ??= []
+    this.pending.push(action)
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.ended
+  }
+
+  get hasPending(): boolean {
+    return this.pending !== undefined
+  }
+
+  /** Does what was left to the time when it is stored; an early commit stores only a part, so the end does it again. */
+  stored(isEarly: boolean): void {
+    for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
+    if (!isEarly) this.pending = undefined
+  }
+
+  /** Whether one of its transactions is stored, or may be. */
+  get hasStored(): boolean {
+    return this.begun.some(mayBeStored)
+  }
+
   /** Of what is open around it, it is a part. */
   override part(transaction: Transaction): Part | undefined {
     if (this.transactions?.get(transaction.origin) === transaction) return undefined
@@ -111,6 +141,10 @@ export class Unit extends Carrier {
     return this
   }
 
+  override get joinable(): Unit {
+    return this
+  }
+
   override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
     return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
   }
@@ -123,11 +157,19 @@ export class Unit extends Carrier {
     const own = kind === "writer" ? this.transactions?.get(origin) : undefined
     if (own !== undefined) return own
     const around = super.find(origin, kind)
+    // where the work around is outside of all on purpose, this has a transaction of its own
+    if (around === "none") return undefined
     this.hasKept ||= around !== undefined
     return around
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+    // of a database that is not left out, a unit around this one has the transaction
+    const around = super.open(origin, begin)
+    if (around !== undefined) {
+      this.hasKept = true
+      return around
+    }
     const transaction = begin(this.optionsFor(origin.database))
     this.add(transaction)
     return transaction
@@ -138,7 +180,10 @@ export class Unit extends Carrier {
     const { level, origin } = transaction
     transaction.isOfUnit = true
     // a fiber that outlives the unit must not begin what nobody will end
-    if (this.ended) return level.rollback(() => {})
+    if (this.ended) {
+      transaction.span?.end("rolledBack", undefined)
+      return level.rollback(() => {})
+    }
     this.transactions ??= new Map()
     this.transactions.set(origin, transaction)
     const waiting = this.waiting?.get(origin)
@@ -161,6 +206,12 @@ export class Unit extends Carrier {
   /** A hook is no reason to begin a transaction, which reads would have to join. */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
+    const own = this.transactions?.get(origin)
+    if (own !== undefined) {
+      own.addHook(hook)
+      return true
+    }
+    if (!this.isNested && super.addHook(origin, hook, begin)) return true
     this.waiting ??= new Map()
     const waiting = this.waiting.get(origin)
     if (waiting === undefined) this.waiting.set(origin, { begin, hooks: [hook] })
@@ -219,15 +270,13 @@ export class Unit extends Carrier {
 
   /** Whether nothing was begun in it, nor is anything to be done at its end. */
   get isUntouched(): boolean {
-    return this.transactions === undefined && this.waiting === undefined
+    return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
   /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
     if (this.hasKept || this.isEnding) return true
-    if (this.transactions === undefined) return false
-    for (const transaction of this.transactions.values()) if (mayBeStored(transaction)) return true
-    return false
+    return this.hasStored
   }
 
   /** Whether an end of some of its transactions is under way. */

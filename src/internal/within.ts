@@ -7,6 +7,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
+import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../DatabaseError.js"
 import type { Origin, Transaction } from "../Transaction.js"
 import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./carrier.js"
@@ -30,9 +31,11 @@ export const run = <A, E, R, X>(
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
       const inside = new TransactionCarrier(carrier, transaction)
+      const { span } = transaction
+      const around = span === undefined ? outside : Context.add(outside, Tracer.ParentSpan, span.span)
       const leave = FiberRef.set(FiberRef.currentContext, outside)
       return Effect.zipRight(
-        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slotOf(outside, inside))),
+        FiberRef.set(FiberRef.currentContext, Context.add(around, TransactionConnection, slotOf(outside, inside))),
         Effect.flatMap(
           Effect.catchAllCause(restore(self), (cause) =>
             Effect.zipRight(

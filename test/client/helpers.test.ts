@@ -276,6 +276,37 @@ describe("json", () => {
     )
   )
 
+  it.scopedLive("keys that are renamed on the way in are renamed back on the way out, whatever is around them", () =>
+    Effect.gen(function* () {
+      const sql = yield* table("data jsonb")
+      const all = [
+        "[null]",
+        '[1,{"aB":[{"cD":2},null]}]',
+        '[[{"eF":1}]]',
+        '{"__proto__":{"iJ":2},"constructor":{"gH":1}}',
+        "null"
+      ]
+      for (const text of all) {
+        yield* sql`DELETE FROM thing`
+        yield* sql`INSERT INTO thing VALUES (${sql.json(JSON.parse(text))})`
+        const [row] = yield* sql<{ data: unknown }>`SELECT * FROM thing`
+        assert.deepStrictEqual(JSON.stringify(row?.data), text)
+        assert.strictEqual(
+          row?.data instanceof Object && Object.getPrototypeOf(row.data) === Object.prototype,
+          text.startsWith("{")
+        )
+      }
+    }).pipe(
+      paths,
+      Effect.provide(
+        open({
+          transformQueryNames: (name) => (name === "__proto__" ? name : Str.camelToSnake(name)),
+          transformResultNames: (name) => (name === "__proto__" ? name : Str.snakeToCamel(name))
+        })
+      )
+    )
+  )
+
   it.scopedLive("what has no JSON is refused, not a defect", () =>
     Effect.gen(function* () {
       const sql = yield* table("data jsonb")
@@ -351,5 +382,38 @@ describe("a redacted value", () => {
       assert.isAbove(said.length, 6)
       assert.notInclude(inspect(said, { depth: 12 }), secret)
     }).pipe(Effect.provide(open()))
+  )
+})
+
+describe("rows whose names are transformed", () => {
+  it.scopedLive("hold what is stored, whatever its keys, and have no prototype of it", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const stored =
+        '{"a_b": [null, {"c_d": 1}], "__proto__": {"is_admin": true}, "constructor": {"e_f": 2}, "g_h": [[{"i_j": 3}]]}'
+      const [row] = yield* sql<{
+        theData: object
+      }>`SELECT ${stored}::json AS the_data, 1 AS "__proto__", '[null]'::json AS an_array`
+      assert.deepStrictEqual(
+        JSON.stringify(row),
+        '{"theData":{"aB":[null,{"cD":1}],"__proto__":{"isAdmin":true},"constructor":{"eF":2},"gH":[[{"iJ":3}]]},"__proto__":1,"anArray":[null]}'
+      )
+      assert.strictEqual(Object.getPrototypeOf(row), Object.prototype)
+      assert.strictEqual(Object.getPrototypeOf(row?.theData), Object.prototype)
+      const [streamed] = [...(yield* Stream.runCollect(sql`SELECT ${stored}::json AS the_data`.stream))]
+      assert.deepStrictEqual(streamed, { theData: row?.theData })
+      const plain = yield* sql`SELECT ${stored}::json AS the_data`.withoutTransform
+      assert.deepStrictEqual(plain, [{ the_data: JSON.parse(stored) }])
+    }).pipe(
+      Effect.provide(fresh({ transformResultNames: (name) => (name === "__proto__" ? name : Str.snakeToCamel(name)) }))
+    )
+  )
+
+  it.scopedLive("keep the keys of JSON where these are not to be transformed", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const rows = yield* sql`SELECT '{"a_b": 1}'::json AS the_data; SELECT 2 AS other_one`
+      assert.deepStrictEqual(rows as unknown, [[{ theData: { a_b: 1 } }], [{ otherOne: 2 }]])
+    }).pipe(Effect.provide(fresh({ transformResultNames: Str.snakeToCamel, transformJson: false })))
   )
 })

@@ -59,7 +59,7 @@ const reason = (options: Database.Options) =>
   )
 
 describe("the environment", () => {
-  it.scopedLive("gives a connection neither host, user, database, options nor TLS", () =>
+  it.scopedLive("the environment gives a connection neither host, user, database, options nor TLS", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* environment({
@@ -85,7 +85,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("gives a connection without a password none, by PGPASSWORD or by a password file", () =>
+  it.scopedLive("a connection without a password takes none from PGPASSWORD or a password file", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { password, server } = parts(writer)
@@ -98,7 +98,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("gives an empty user name no other one", () =>
+  it.scopedLive("an empty user name is not replaced by PGUSER", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { password, server } = parts(writer)
@@ -108,7 +108,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("has no say in the sessions that steer an embedded server", () =>
+  it.scopedLive("the sessions that steer an embedded server take nothing from the environment", () =>
     Effect.gen(function* () {
       yield* environment({ PGSSLNEGOTIATION: "direct", PGREPLICATION: "database", PGOPTIONS: "-c nonsense=1" })
       const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })
@@ -116,7 +116,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("turns the verification of a certificate off by nothing", () =>
+  it.scopedLive("NODE_TLS_REJECT_UNAUTHORIZED does not turn off the verification of a certificate", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client")
@@ -129,7 +129,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("and the driver's own defaults have no say in a connection", () =>
+  it.scopedLive("a connection takes nothing from the driver's own defaults", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const strange = { statement_timeout: 1, lock_timeout: 1, query_timeout: 1, options: "-c work_mem=64kB" }
@@ -156,7 +156,7 @@ describe("the environment", () => {
 })
 
 describe("a server that cannot be connected to as it is set", () => {
-  it.scopedLive("is ConnectFailed where its TLS options make no sense, and no crash", () =>
+  it.scopedLive("TLS options that make no sense are ConnectFailed with the reason tls", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client")
@@ -174,7 +174,7 @@ describe("a server that cannot be connected to as it is set", () => {
     })
   )
 
-  it.scopedLive("is refused where its TLS is told in a word that is not there, and no crash", () =>
+  it.scopedLive("an ssl setting that is neither a boolean nor an object is refused", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const gate = yield* makeTlsGate(writer, [makeIdentity("client")])
@@ -187,7 +187,7 @@ describe("a server that cannot be connected to as it is set", () => {
     })
   )
 
-  it.scopedLive("is ConnectFailed where its address is none, and no crash", () =>
+  it.scopedLive("an impossible address is ConnectFailed with the reason unreachable", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { password, server } = parts(writer)
@@ -200,7 +200,7 @@ describe("a server that cannot be connected to as it is set", () => {
 })
 
 describe("TLS options", () => {
-  it.scopedLive("may be frozen, may be used again, and are never changed", () =>
+  it.scopedLive("TLS options may be frozen and used again, and are never changed", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")
@@ -218,7 +218,7 @@ describe("TLS options", () => {
     })
   )
 
-  it.scopedLive("that are changed after the database was opened change nothing", () =>
+  it.scopedLive("a change of TLS options after the database was opened changes nothing", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client")
@@ -234,7 +234,7 @@ describe("TLS options", () => {
     })
   )
 
-  it.scopedLive("show no key, passphrase or password in a client's config, a client or a configuration", () =>
+  it.scopedLive("a client, its config and a configuration show no key, passphrase or password", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")
@@ -269,7 +269,7 @@ describe("TLS options", () => {
 })
 
 describe("a role whose password takes many iterations", () => {
-  it.scopedLive("logs in, unless they are more than the settings allow", () =>
+  it.scopedLive("a role with 150,000 SCRAM iterations logs in, unless the settings allow fewer", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const { server } = parts(writer)

@@ -130,21 +130,21 @@ const ends = (all: ReadonlyArray<readonly [name: string, conversation: talk.Conv
   })
 
 describe("bytes that are no answer", () => {
-  it.scopedLive("at login are ConnectFailed, with a reason, and the process goes on", () =>
+  it.scopedLive("malformed messages at login are ConnectFailed, and the process goes on", () =>
     ends(
       cases(atLogin, (login, piece) => ({ ...right, login, piece })),
       "ConnectFailed protocol"
     )
   )
 
-  it.scopedLive("to a statement are Disconnected, in doubt, and the process goes on", () =>
+  it.scopedLive("malformed answers to a statement are Disconnected, in doubt, and the process goes on", () =>
     ends(
       cases(toStatement, (answer, piece) => ({ ...right, answer, piece })),
       "Disconnected inDoubt"
     )
   )
 
-  it.scopedLive("after an answer do not undo it", () =>
+  it.scopedLive("a malformed message after an answer does not undo the answer", () =>
     Effect.gen(function* () {
       const answer = Buffer.concat([right.answer, hex("45 00 00 00 04")])
       const { lines } = yield* listen(() => ({ ...right, answer }), 1, 1)
@@ -165,7 +165,7 @@ const behind = <A, E>(body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place>) =
 const isReady = ({ from, type }: Message) => from === "server" && type === "Z"
 
 describe("an answer that is spoiled on its way", () => {
-  it.scopedLive("fails a statement of a transaction, which is undone", () =>
+  it.scopedLive("a malformed answer in a transaction is Disconnected, undone", () =>
     behind((proxy) =>
       Effect.gen(function* () {
         const body = Effect.gen(function* () {
@@ -183,7 +183,7 @@ describe("an answer that is spoiled on its way", () => {
     )
   )
 
-  it.scopedLive("leaves a COMMIT in doubt before the server has said COMMIT, and not after it", () =>
+  it.scopedLive("a malformed message leaves a COMMIT in doubt unless its tag has arrived", () =>
     behind((proxy) =>
       Effect.gen(function* () {
         yield* proxy.when(answers("COMMIT"), "spoil")
@@ -203,23 +203,25 @@ describe("an answer that is spoiled on its way", () => {
     )
   )
 
-  it.scopedLive("leaves a statement of its own in doubt, and the next one has another connection", () =>
-    behind((proxy) =>
-      Effect.gen(function* () {
-        const spoiled = yield* proxy.when((message) => isReady(message) && proxy.roundTrips > 0, "spoil")
-        const error = yield* insert("a").pipe(Effect.zipRight(insert("b")), DatabaseError.refine, Effect.flip)
-        yield* spoiled
-        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
-        yield* insert("c")
-        assert.include(yield* stored, "c")
-      })
-    )
+  it.scopedLive(
+    "a malformed message leaves an autocommit statement in doubt, and the next one has another connection",
+    () =>
+      behind((proxy) =>
+        Effect.gen(function* () {
+          const spoiled = yield* proxy.when((message) => isReady(message) && proxy.roundTrips > 0, "spoil")
+          const error = yield* insert("a").pipe(Effect.zipRight(insert("b")), DatabaseError.refine, Effect.flip)
+          yield* spoiled
+          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+          yield* insert("c")
+          assert.include(yield* stored, "c")
+        })
+      )
   )
 })
 
-describe("10,000 answers by chance", () => {
+describe("a fuzzed server", () => {
   it.scopedLive(
-    "each end in a typed failure or a right answer, in time, and take no memory",
+    "10,000 random conversations end in a typed failure or a right answer, in time, and keep no memory",
     () =>
       Effect.gen(function* () {
         const { code, lines, stderr } = yield* listen(talk.conversation, 10_000, 20)

@@ -25,3 +25,14 @@ export const enderOf = ({ result, results }: Flight, text: string): Ender | unde
 
 /** Checks whether a statement may store what its transaction has done, by its text: for one whose answer is lost. */
 export const mayCommit = (text: string): boolean => commandsIn(text).some((command) => commits.test(command))
+
+const ends = /^(?:COMMIT|END|ROLLBACK|ABORT|PREPARE TRANSACTION)\b/
+
+/** Returns the first command of a text that would end the transaction around it, if there is one. */
+export const enderIn = (text: string): string | undefined => {
+  // the END of a body without quotes looks like a command
+  let bodies = text.match(/\bBEGIN\s+ATOMIC\b/gi)?.length ?? 0
+  return commandsIn(text).find(
+    (command) => ends.test(command) && !savepointRollback.test(command) && !(command === "END" && bodies-- > 0)
+  )
+}

@@ -36,8 +36,8 @@ export const use = (way: Way): void => {
       yield* failure("UniqueViolation", Db.withTransaction(insert("x")))
       const { sqlState } = yield* failure("QueryFailed", sql`SELEC 1`)
       assert.strictEqual(sqlState, "42601")
-      yield* failure("QueryFailed", sql`SELECT 1 / 0; SELECT 1`)
-      yield* failure("QueryFailed", sql.unsafe("SELECT $1::int", [Symbol("no text form")]))
+      yield* failure("InvalidInput", sql`SELECT 1 / 0; SELECT 1`)
+      yield* failure("InvalidInput", sql.unsafe("SELECT $1::int", [Symbol("no text form")]))
       assert.strictEqual(yield* pid, first)
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
@@ -182,7 +182,7 @@ export const use = (way: Way): void => {
                 for (const defect of Cause.defects(exit.cause)) wrong.push(`defect ${String(defect)}`)
                 for (const error of Cause.failures(exit.cause)) {
                   const { _tag } = DatabaseError.fromUnknown(error)
-                  if (_tag !== "QueryFailed" && _tag !== "Disconnected") wrong.push(`${id}: ${String(error)}`)
+                  if (_tag !== "InvalidInput" && _tag !== "Disconnected") wrong.push(`${id}: ${String(error)}`)
                 }
               }
             }),
