@@ -55,8 +55,11 @@ export const withTransaction = <A, E, R, X>(
         return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
       }
       case "begin": {
-        const once = Effect.suspend(() => run(self, carrier, engine.begin(kind, options, fiber, carrier, site), wrap))
-        return options.retry === undefined || options.retry === false ? once : engine.replay(fiber, once, options.retry)
+        const { retry } = options
+        const begin = () => engine.begin(kind, options, fiber, carrier, site)
+        return retry === undefined || retry === false
+          ? Effect.suspend(() => run(self, carrier, begin(), wrap))
+          : engine.replay(fiber, begin, (transaction) => run(self, carrier, transaction, wrap), retry)
       }
     }
   })

@@ -5,7 +5,7 @@
  */
 import * as Duration from "effect/Duration"
 import type * as Schedule from "effect/Schedule"
-import type { DatabaseError } from "./DatabaseError.js"
+import type { DatabaseError, StatementError } from "./DatabaseError.js"
 import type { Carrier, Kind } from "./internal/carrier.js"
 import type { Hook, HookKind } from "./internal/hooks.js"
 import { type Limits, setLocal } from "./internal/limits.js"
@@ -63,7 +63,8 @@ export interface Options {
   readonly lockTimeout?: Duration.DurationInput | undefined
   /**
    * Runs the whole again, from its start, where it is undone for certain and may go better: after a serialization failure, a deadlock or
-   * a lost connection. `true` follows the `RetryPolicy`. Only the outermost transaction is run again, for failures of its own database;
+   * a lost connection. `true` follows the `RetryPolicy`. What its statements have failed with decides, also where the work has made an error
+   * of its own or a defect of that; an interrupted one is not run again. Only the outermost transaction is run again, for failures of its own database;
    * what it has done elsewhere, another database's own transactions among it, is done again. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
@@ -169,6 +170,12 @@ export class Transaction {
   /** Whether its COMMIT stores something, for all that is known. */
   get stores(): boolean {
     return this.level.touched && !this.level.readOnly
+  }
+
+  /** @internal Why it may have been undone, for all that its statements know. */
+  get failures(): ReadonlyArray<StatementError> {
+    const { failedBy, link } = this.level
+    return failedBy === undefined ? link.failures : [failedBy, ...link.failures]
   }
 
   /** @internal */

@@ -97,6 +97,8 @@ export interface Options<A, E> {
   readonly checkFirst?: boolean | undefined
   /**
    * Runs the whole unit again, from its start, where all of it is undone for certain and may go better. `true` follows the `RetryPolicy`.
+   * What its statements have failed with decides, also where the work has made an error of its own, a defect or a rollback of that; an
+   * interrupted one is not run again.
    * Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
    * it. Default `false`.
    */
@@ -138,6 +140,8 @@ export const on = ({ databaseName }: Named, settings: Settings): DatabaseSetting
 export interface Handle {
   readonly unit: Unit
   readonly hasEnded: boolean
+  /** Whether it was ended by a rollback that was asked for. */
+  readonly isRolledBack: boolean
   /** Ends it at once where nothing was done in it; tells whether it has ended now. */
   readonly endUntouched: () => boolean
   /** Ends it, once. `restore` is for a caller who can be interrupted and has not been. */
@@ -161,6 +165,7 @@ export const open = ({ around, describe, ending, joins, rules }: Opening): Handl
 
 class OpenUnit implements Handle {
   private ended = false
+  isRolledBack = false
 
   constructor(readonly unit: Unit) {}
 
@@ -182,6 +187,7 @@ class OpenUnit implements Handle {
         })
       }
       this.ended = true
+      this.isRolledBack = outcome === "rollback"
       const close = () => unit.end()
       let all: ReadonlyArray<Transaction>
       try {

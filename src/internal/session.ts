@@ -391,7 +391,11 @@ export class Level {
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
     const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
     if (begun) this.link.note(failure)
-    if (isAborted) this.failedBy ??= error
+    // a connection that is lost is the link's affair, which knows whether this side has closed it
+    if (isAborted && failure._tag !== "lost") {
+      this.failedBy ??= error
+      this.link.noteAborted(error)
+    }
     return begun && failure._tag !== "lost" ? (this.stillOpen(this.link.connection) ?? error) : error
   }
 
