@@ -376,7 +376,9 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       // what `uninterruptibleMask` would do, with a step less
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
       return Effect.uninterruptible(
-        retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
+        retry === undefined ||
+          retry === false ||
+          !isKeepable(request.method, (name) => request.headers[name], request.source)
           ? once(plan, UnitOfWork.open(opening), app, self, fiber.currentContext, answerIt, restore)
           : onceOrAgain(plan, () => UnitOfWork.open(opening), app, fiber, retry, restore)
       )
@@ -527,7 +529,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const opening = openingFor(plan, request, around, settings)
       const routed: RouteContext | undefined = unsafeMap.get(Route.key)
       const isOnce = retry === undefined || retry === false || routed === undefined
-      if (isOnce || !isKeepable(request.method, (name) => request.headers[name])) {
+      if (isOnce || !isKeepable(request.method, (name) => request.headers[name], request.source)) {
         const handle = UnitOfWork.open(opening)
         return openFor(fiber, handle, (response) =>
           Effect.uninterruptibleMask((restore) =>
