@@ -8,7 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
-import { DatabaseRuntime, UnitOfWork } from "effect-db"
+import { DatabaseError, DatabaseRuntime, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit } from "./fixtures/audit.js"
 import { Audit, Db, fresh, idle, insert, Place, stored } from "./fixtures/databases.js"
@@ -171,6 +171,22 @@ for (const [way, run] of Object.entries(ways)) {
     )
   })
 }
+
+describe("DatabaseError and a repository of Model", () => {
+  it.scopedLive("refine makes a violation of its death, and catchAll handles it", () =>
+    Effect.gen(function* () {
+      yield* addByModel("taken")
+      const again = addByModel("taken")
+      const caught = yield* again.pipe(
+        DatabaseError.refine,
+        Effect.catchTag("UniqueViolation", ({ table }) => Effect.succeed(table))
+      )
+      assert.strictEqual(caught, "item")
+      const tag = yield* DatabaseError.catchAll(again, ({ _tag }) => Effect.succeed(_tag))
+      assert.strictEqual(tag, "UniqueViolation")
+    }).pipe(Effect.provide(fresh()))
+  )
+})
 
 describe("a transaction with retry", () => {
   for (const [way, run] of Object.entries({ Db: ways["Db.withTransaction"], unit: ways["UnitOfWork.run"] })) {
