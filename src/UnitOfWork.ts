@@ -108,6 +108,16 @@ export interface Options<A, E> {
 }
 
 /**
+ * Options that are no effect. A pipe that is given a function itself, and not what its call gives, is told to call it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Called<Name extends string> {
+  readonly [Effect.EffectTypeId]?: `In a pipe it has to be called: ${Name}`
+}
+
+/**
  * Settings for the transactions of one database of a unit.
  *
  * @example
@@ -332,9 +342,11 @@ const join = <A, E, R>(
  * @category combinators
  */
 export const run: {
-  // the last one is what a pipe looks at, which so refuses it where it is not called
+  // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
-  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+  <A, E>(
+    options?: Options<A, E> & Called<"UnitOfWork.run()">
+  ): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
@@ -370,9 +382,11 @@ export const runDescribed = <A, E, R>(
  * @category combinators
  */
 export const runNew: {
-  // the last one is what a pipe looks at, which so refuses it where it is not called
+  // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
-  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+  <A, E>(
+    options?: Options<A, E> & Called<"UnitOfWork.runNew()">
+  ): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>

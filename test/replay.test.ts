@@ -172,6 +172,26 @@ for (const [way, run] of Object.entries(ways)) {
   })
 }
 
+describe("a combinator that a pipe is given without a call", () => {
+  // the types refuse it, and say what to write; a program without types gets what it means
+  const uncalled: Readonly<Record<string, unknown>> = {
+    "Db.withTransaction": Db.withTransaction,
+    "UnitOfWork.run": UnitOfWork.run,
+    "UnitOfWork.runNew": UnitOfWork.runNew
+  }
+  for (const [name, combinator] of Object.entries(uncalled)) {
+    it.scopedLive(`${name} runs the effect as a whole`, () =>
+      Effect.gen(function* () {
+        const failing = Effect.zipRight(insert("undone"), Effect.fail("mine"))
+        // what a pipe does with it
+        const run = combinator as (self: typeof failing) => typeof failing
+        assert.strictEqual(yield* Effect.flip(failing.pipe(run)), "mine")
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(fresh()))
+    )
+  }
+})
+
 describe("DatabaseError and a repository of Model", () => {
   it.scopedLive("refine makes a violation of its death, and catchAll handles it", () =>
     Effect.gen(function* () {
@@ -260,7 +280,7 @@ describe("a transaction with retry", () => {
           ),
         { retry: true }
       )
-      const response = await handle(new Request("http://localhost/", { method: "POST", body: "" }))
+      const response = await handle(new Request("http://localhost/", { method: "POST" }))
       if (response.status !== 200) throw new Error(`${response.status}`)
     })(counted(collide).work).pipe(Effect.provide(fresh()))
   )
