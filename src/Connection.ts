@@ -296,6 +296,13 @@ export class Connection {
     this.fly(new Plan(() => wire.closePortal(portal), done))
   }
 
+  /** Keeps the process alive for as long as it is open, or lets the process end. */
+  keepProcess(isKept: boolean): void {
+    const { stream } = this.client.connection
+    if (isKept) stream.ref()
+    else stream.unref()
+  }
+
   /**
    * Gives up what it is doing and never uses it again: the server is asked to cancel, on a socket of its own, and the
    * connection is closed when it has answered, or after a second.

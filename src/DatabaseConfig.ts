@@ -26,6 +26,7 @@ import {
   echo,
   effect,
   finite,
+  flag,
   Invalid,
   keepAlive,
   limit,
@@ -88,6 +89,11 @@ export interface PoolOptions {
   readonly maxConnections?: number | undefined
   /** Connections that are kept open, warm. Default 0. */
   readonly minConnections?: number | undefined
+  /**
+   * Whether a process may end while connections of the pool are idle: they do not keep it alive, a statement or a transaction does. For
+   * scripts that do not close their databases; the server then sees these connections break off. Default `false`.
+   */
+  readonly idleExit?: boolean | undefined
   /** How many there may be beyond `maxConnections`; they are closed as soon as nobody waits for them. Default 0. */
   readonly maxOverflow?: number | undefined
   /** How long a caller waits for a connection, all in all. Default 30 s. */
@@ -212,6 +218,7 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
 export interface PoolConfig {
   readonly maxConnections: number
   readonly minConnections: number
+  readonly idleExit: boolean
   readonly maxOverflow: number
   readonly acquireTimeout: number
   readonly connectTimeout: number
@@ -318,6 +325,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     readers,
     pool: {
       ...limits(options),
+      idleExit: flag("idleExit", options.idleExit),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
       connectTimeout: positive(
         "connectTimeout",

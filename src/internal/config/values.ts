@@ -70,6 +70,11 @@ export const finite = (setting: string, given: number): number => {
   return given
 }
 
+export const flag = (setting: string, given: boolean | undefined): boolean => {
+  if (given !== undefined && typeof given !== "boolean") throw new Invalid(setting, "no boolean", "true or false")
+  return given === true
+}
+
 export const oneOf = <A extends string>(
   setting: string,
   given: A | undefined,
