@@ -6,7 +6,7 @@ import { Effect, Layer } from "effect"
 import { DatabaseError, RequestTransaction } from "effect-db"
 import { DatabasesLive } from "./databases.js"
 import { runMain } from "./main.js"
-import { hurry, isOnce, listening, port, serveUntil } from "./requests.js"
+import { host, hurry, isOnce, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 const router = HttpRouter.empty.pipe(
@@ -35,7 +35,7 @@ const router = HttpRouter.empty.pipe(
 const server = createServer()
 
 const Http = HttpServer.serve(router).pipe(
-  Layer.provide(NodeHttpServer.layer(() => server, { port })),
+  Layer.provide(NodeHttpServer.layer(() => server, { host, port })),
   // the databases are open before the first request, and until the last one is answered
   Layer.provide(DatabasesLive)
 )

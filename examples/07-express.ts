@@ -5,7 +5,7 @@ import express, { type ErrorRequestHandler } from "express"
 import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
-import { closed, listening, port, serveUntil } from "./requests.js"
+import { closed, host, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
@@ -42,7 +42,7 @@ main(async (signal) => {
   // before the first request, so that a wrong setting is seen at the start
   await runtime.open()
   try {
-    const server = app.listen(port)
+    const server = app.listen(port, host)
     await serveUntil(signal, await listening(server))
     await closed(server)
   } finally {

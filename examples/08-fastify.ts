@@ -5,7 +5,7 @@ import fastify from "fastify"
 import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
-import { hurry, listening, port, serveUntil } from "./requests.js"
+import { host, hurry, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
@@ -39,7 +39,7 @@ app.get("/todos", () => runtime.runPromise(Todos.list))
 
 main(async (signal) => {
   try {
-    await app.listen({ port })
+    await app.listen({ host, port })
     await serveUntil(signal, await listening(app.server))
   } finally {
     hurry(app.server)

@@ -6,7 +6,7 @@ import { Hono } from "hono"
 import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
-import { closed, listening, port, serveUntil } from "./requests.js"
+import { closed, host, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 const runtime = DatabaseRuntime.make({ db: Db }, DatabasesLive)
@@ -41,7 +41,7 @@ main(async (signal) => {
   await runtime.open()
   try {
     // without options for HTTP/2 it is a server of HTTP/1
-    const server = serve({ fetch, port }) as Server
+    const server = serve({ fetch, hostname: host, port }) as Server
     await serveUntil(signal, await listening(server))
     await closed(server)
   } finally {

@@ -2,7 +2,7 @@
 import type { Server } from "node:http"
 import { serve } from "@hono/node-server"
 import { main } from "./main.js"
-import { closed, isOnce, listening, port, serveUntil } from "./requests.js"
+import { closed, host, isOnce, listening, port, serveUntil } from "./requests.js"
 
 type Route = typeof import("./route.js")
 
@@ -24,7 +24,7 @@ const fetch = async (request: Request): Promise<Response> => {
 
 main(async (signal) => {
   // without options for HTTP/2 it is a server of HTTP/1
-  const server = serve({ fetch, port }) as Server
+  const server = serve({ fetch, hostname: host, port }) as Server
   try {
     await serveUntil(signal, await listening(server))
     if (isOnce) console.log(`loaded: the module ${loads} times, its databases ${runtimes.size} time`)

@@ -10,7 +10,7 @@ import { Config, Effect, Layer, Redacted } from "effect"
 import { DatabaseError, RequestTransaction } from "effect-db"
 import { Db, ReplicatedLive } from "./databases.js"
 import { runMain } from "./main.js"
-import { hurry, isOnce, listening, port, serveUntil } from "./requests.js"
+import { host, hurry, isOnce, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
 /** Which server a reader reads from. */
@@ -49,7 +49,7 @@ const Http = Layer.unwrapEffect(
   Effect.map(secret, (secret) =>
     HttpServer.serve(router, RequestTransaction.readYourWrites({ secret, maxWait: "5 seconds" }))
   )
-).pipe(Layer.provide(NodeHttpServer.layer(() => server, { port })), Layer.provide(ReplicatedLive))
+).pipe(Layer.provide(NodeHttpServer.layer(() => server, { host, port })), Layer.provide(ReplicatedLive))
 
 const program = Effect.tryPromise(async (signal) => serveUntil(signal, await listening(server))).pipe(
   Effect.ensuring(Effect.sync(() => hurry(server)))

@@ -1,6 +1,7 @@
 /** The databases of the examples, as an application has them in a module of its own, with one table each. */
 import { Config, Effect, Layer, Schedule } from "effect"
 import { Database } from "effect-db"
+import { dropped } from "./main.js"
 import { server } from "./server.js"
 
 export class Db extends Database.Service<Db>()("app") {}
@@ -36,8 +37,8 @@ const isReplicated = Effect.flatMap(Db.reader, (sql) => sql`SELECT FROM todo`).p
 
 /** An application has migrations. Here the tables go as they came; tables of these names that were there already are not touched. */
 const Tables = Layer.scopedDiscard(
-  Effect.acquireRelease(create, () => Effect.ignore(drop)).pipe(
-    Effect.zipRight(Effect.acquireRelease(createEvents, () => Effect.ignore(dropEvents))),
+  Effect.acquireRelease(create, () => dropped("todo", drop)).pipe(
+    Effect.zipRight(Effect.acquireRelease(createEvents, () => dropped("event", dropEvents))),
     Effect.zipRight(isReplicated)
   )
 )

@@ -9,6 +9,14 @@ export const explain = (error: unknown): string => {
   return error.cause instanceof Error && !DatabaseError.isDatabaseError(error) ? explain(error.cause) : error.message
 }
 
+/** Drops a table at the end, and says so if it could not: a server that is down then keeps it. */
+export const dropped = <E, R>(table: string, self: Effect.Effect<unknown, E, R>) =>
+  self.pipe(
+    Effect.interruptible,
+    Effect.timeout("2 seconds"),
+    Effect.catchAll((error) => Console.error(`error: table ${table} was not dropped: ${explain(error)}`))
+  )
+
 /** `NodeRuntime.runMain`, which ends the program's layers with Ctrl-C, with errors in one line. To a server Ctrl-C is its end, and no failure. */
 export const runMain = <A, E>(program: Effect.Effect<A, E>, { isServer = false } = {}): void =>
   program.pipe(

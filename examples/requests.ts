@@ -3,9 +3,15 @@ import { once } from "node:events"
 import type { Server } from "node:http"
 import type { AddressInfo } from "node:net"
 
-/** A free one unless the settings say otherwise. */
-export const port = Number(process.env.PORT || 0)
+const portOf = (text: string): number => {
+  if (/^\d{1,5}$/.test(text) && Number(text) < 65_536) return Number(text)
+  console.error(`error: PORT=${text} is not a port: set a number from 0 to 65535; 0 picks a free one`)
+  process.exit(1)
+}
 
+/** A free port of this machine alone, unless the settings say otherwise. */
+export const port = portOf(process.env.PORT || "0")
+export const host = process.env.HOST || "127.0.0.1"
 export const isOnce = process.argv.includes("--once")
 
 /** What the last response that had a cookie asked to be brought back. */
@@ -16,8 +22,7 @@ const ask = async (url: string, method: string, path: string, body?: object): Pr
   const headers = { cookie, "content-type": "application/json" }
   const response = await fetch(url + path, { method, headers, ...init })
   cookie = response.headers.getSetCookie()[0]?.split(";")[0] ?? cookie
-  // there is no database
-  if (response.status === 503) process.exitCode = 1
+  if (response.status === 503) process.exitCode = 1 // there is no database
   console.log(`${method} ${path} ${response.status} ${(await response.text()).split("\n")[0]}`)
 }
 

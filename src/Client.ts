@@ -9,23 +9,33 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
+import type { Client } from "./Copy.js"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
+import { json, makeCompiler } from "./internal/client/compiler.js"
+import { configOf } from "./internal/client/config.js"
+import { makeCopy } from "./internal/client/copy.js"
+import { renameRows } from "./internal/client/names.js"
+import { makeSandboxReserve } from "./internal/client/sandboxReserve.js"
+import { served } from "./internal/client/servedSpan.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
-import { plan } from "./internal/propagation.js"
-import { makeReserve, refusesScopes } from "./internal/reserve.js"
+import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
+import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
+import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
-import { independent, run } from "./internal/within.js"
+import { defer, outliving } from "./internal/transaction/reactivity.js"
+import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options } from "./Transaction.js"
 
-// the constructor of @effect/sql-pg is private to it; the compiler knows the kind
-const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")
+const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
+  Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
  * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
@@ -42,24 +52,36 @@ export const withTransaction = <A, E, R, X>(
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
+    const current = engine.transactionFor(fiber, carrier, kind, site)
+    const chosen = plan(engine, current, options)
+    const { label, retry = false } = options
+    const isTaken = current === undefined || retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest"))
+      raise(current, options, chosen._tag === "join")
     switch (chosen._tag) {
       case "join":
-        return self
+        if (!isTaken) return Effect.fail(wrap(retryRefused(engine.database)))
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
         return independent(self, engine)
       case "refuse":
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
+        const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
+        nested.span = engine.span(fiber, options.label, carrier)
+        return run(self, carrier, nested, wrap)
       }
       case "begin": {
-        const { retry } = options
-        const begin = () => engine.begin(kind, options, fiber, carrier, site)
-        return retry === undefined || retry === false
-          ? Effect.suspend(() => run(self, carrier, begin(), wrap))
-          : engine.replay(fiber, begin, (transaction) => run(self, carrier, transaction, wrap), retry)
+        let attempt = 0
+        const next = () => {
+          const transaction = engine.begin(kind, options, fiber, carrier, site)
+          if (++attempt > 1) transaction.span?.tries(attempt)
+          return transaction
+        }
+        return retry === false
+          ? Effect.suspend(() => run(self, carrier, next(), wrap))
+          : engine.replay(fiber, next, (transaction) => run(self, carrier, transaction, wrap), retry)
       }
     }
   })
@@ -73,32 +95,26 @@ export const make = (
   engine: Engine,
   kind: Kind,
   listen: (channel: string) => Stream.Stream<string, SqlError>
-): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
+): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
+    defer(reactivity)
     const { options, session, writer } = engine.config
-    const compiler = PgClient.makeCompiler(options.transformQueryNames, options.transformJson)
+    const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : Statement.defaultTransforms(options.transformResultNames, options.transformJson).array
+        : renameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
-      (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
+      (request, read) =>
+        Effect.withFiberRuntime((fiber) =>
+          engine.run(fiber, kind, hasTracer(fiber) ? served(fiber, request) : request, read)
+        ),
       makeStream(engine, kind)
     )
-    const attributes: ReadonlyArray<readonly [string, unknown]> = [
-      ...Object.entries(options.spanAttributes ?? {}),
-      ["db.system.name", "postgresql"],
-      ["db.namespace", writer.database],
-      ["server.address", writer.host],
-      ["server.port", writer.port]
-    ]
+    // which server serves a reader is not known before it does
+    const attributes = kind === "writer" ? [...engine.attributes, ...endpoint(writer)] : engine.attributes
     const acquirer = Effect.succeed(statements)
-    // in a sandbox there is nothing to reserve, but what is refused elsewhere is refused there
-    const reserved = Effect.withFiberRuntime<typeof statements, SqlError>((fiber) => {
-      const refusal = refusesScopes(engine, fiber.currentContext)
-      return refusal === undefined ? acquirer : Effect.fail(toSqlError(refusal))
-    })
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
       return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params, site) =>
@@ -109,19 +125,14 @@ export const make = (
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
-      config: {
-        host: writer.host,
-        port: writer.port,
-        database: writer.database,
-        username: writer.username,
-        password: writer.password,
-        ssl: writer.ssl
-      },
+      config: configOf(engine.config),
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
-      reactive: reactivity.stream,
-      reactiveMailbox: reactivity.query,
-      json: (value: unknown) => pgJson(value, undefined, undefined),
+      reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.stream(keys, outliving(query)),
+      reactiveMailbox: <A, E, R>(keys: Parameters<typeof reactivity.query>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.query(keys, outliving(query)),
+      json,
       listen,
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {
@@ -132,12 +143,14 @@ export const make = (
     }
     const finish = (
       statement: Statement.Constructor,
-      withoutTransforms: (client: PgClient.PgClient) => PgClient.PgClient
-    ): PgClient.PgClient => {
-      const client: PgClient.PgClient = Object.assign(statement, members, {
-        reserve: reserved,
+      rename: typeof options.transformQueryNames,
+      withoutTransforms: (client: Client) => Client
+    ): Client => {
+      const copy = makeCopy(engine, kind, rename, options.transformJson ?? true)
+      const client: Client = Object.assign(statement, members, copy, {
+        reserve: makeSandboxReserve(engine, kind),
         // it refers to the client that is being made, so it is filled in below
-        safe: undefined as unknown as PgClient.PgClient,
+        safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
       })
       Object.assign(client, { safe: client })
@@ -152,7 +165,7 @@ export const make = (
             : Effect.suspend(() => Effect.fail(toSqlError(noSession(engine.database, "reserve"))))
       })
     }
-    if (transformRows === undefined) return finish(constructor, (client) => client)
-    const plain = finish(makeStatement(compiler.withoutTransform, undefined), (client) => client)
-    return finish(constructor, () => plain)
+    if (transformRows === undefined) return finish(constructor, options.transformQueryNames, (client) => client)
+    const plain = finish(makeStatement(compiler.withoutTransform, undefined), undefined, (client) => client)
+    return finish(constructor, options.transformQueryNames, () => plain)
   })

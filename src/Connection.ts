@@ -4,23 +4,28 @@
  * @since 0.1.0
  */
 
-import type { ServerConfig, SessionConfig } from "./DatabaseConfig.js"
+import type { SessionConfig } from "./DatabaseConfig.js"
 import { inquire } from "./internal/activity.js"
-import { deliver, type Peer, peerOf, showsLife } from "./internal/aside.js"
+import { deliver, type Other, otherOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
+import type { ConnectFailure } from "./internal/connection/connectFailure.js"
+import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
-import { type Client, isServerError } from "./internal/driver.js"
+import { type Client, isServerError, type Notice } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
-import { type ConnectFailure, login } from "./internal/login.js"
+import { login } from "./internal/login.js"
 import type { Position } from "./internal/lsn.js"
 import { PreparedStatements } from "./internal/prepared.js"
+import type { Copy } from "./internal/protocol/copy.js"
+import { ProtocolViolation } from "./internal/protocol/limits.js"
+import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
 import { noColumns } from "./internal/rows.js"
 import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
-import { isStalePlan, meaning } from "./SqlState.js"
+import { isStalePlan, isUnproved, meaning } from "./SqlState.js"
 
 export type { ConnectFailure, Done, Failure, Flight, Result }
 
@@ -33,6 +38,10 @@ export type { ConnectFailure, Done, Failure, Flight, Result }
 export interface Request {
   /** Where it was written, while somebody wants to know. */
   readonly site?: CallSite | undefined
+  /** The handle it was asked of, for errors. */
+  readonly kind?: "reader" | "writer" | undefined
+  /** Told which server it is sent to, where a span is to name that. */
+  readonly served?: ((server: Destination) => void) | undefined
   readonly text: string
   readonly values: ReadonlyArray<unknown>
   /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
@@ -56,6 +65,8 @@ const longestCancel = 1000
 /** After how much of that it is asked once more. */
 const cancelAgain = 250
 
+const none: ReadonlyArray<never> = []
+
 const lostError = () => new Error("Connection terminated unexpectedly")
 
 /**
@@ -74,6 +85,8 @@ export interface Owner {
    * BEGIN before it, a COMMIT, a part of a stream. `error` is the SQLSTATE, or the tag of the error where the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
+  /** The server said something that is no answer. */
+  readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }
 
 /**
@@ -104,6 +117,10 @@ export class Connection {
   transaction: { readonly limit: number | undefined } | undefined = undefined
   /** How far its server was when it was asked last. A server never goes back without losing its connections. */
   position: Position | undefined = undefined
+  /** Whether it is there for writes, so that a server that takes none is the wrong one; not where the settings say otherwise. */
+  isForWrites = false
+  /** Whether its next exchange has to prove that its server takes writes: neither a pooler nor PostgreSQL 13 says so at login. */
+  doubtsRole = false
   private flight: Flight | undefined = undefined
   private cancelled = false
   private ending = false
@@ -111,8 +128,11 @@ export class Connection {
   private closed = false
   private readonly statements: PreparedStatements
   private portals = 0
-  private readonly peer: Peer
+  /** @internal The very server that it is on. */
+  readonly other: Other
   private readonly silence: Silence
+  /** What is known of the types of the server, where the program reads some by their names. */
+  private readonly types: TypeNames | undefined
   /** The server's limit for a statement, in ms. */
   private readonly limit: number | undefined
   /** Whether a pooler is in between, which shares the server's sessions out. */
@@ -123,7 +143,7 @@ export class Connection {
   /** @internal */
   constructor(
     private readonly client: Client,
-    readonly server: ServerConfig,
+    readonly server: Destination,
     session: SessionConfig,
     private readonly parameters: Map<string, string>,
     /** Whether its session was told to refuse writes. */
@@ -137,24 +157,28 @@ export class Connection {
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     this.limit = session.statementTimeout
+    this.types = isByName(session.types) ? typeNames(session.types, `${server.name}/${server.database}`) : undefined
     const { stream } = client.connection
-    this.peer = peerOf(server, stream)
+    this.other = otherOf(server, stream)
     this.silence = new Silence({
       // a long message that is still on its way is a sign of life, too
       heard: () => stream.bytesRead - stream.writableLength,
-      ask: (patience, told) => showsLife(this.peer, patience, told),
+      ask: (patience, told) => showsLife(server, this.other, patience, told),
       inquire: (told) => inquire(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
     client.on("error", (error: Error) => this.lose(error))
     client.on("end", () => this.lose(lostError()))
+    client.on("notice", (notice: Notice) => this.owner.noticed?.(this, notice))
     client.connection.on("parseComplete", () => {
-      if (this.flight !== undefined) this.flight.parsed++
+      if (this.flight?.isProving === false) this.flight.parsed++
     })
     client.connection.on("bindComplete", () => {
-      if (this.flight !== undefined) this.flight.bound++
+      if (this.flight?.isProving === false) this.flight.bound++
     })
+    client.connection.on("copyOutResponse", () => this.flight?.handleCopyOutResponse())
     client.connection.on("readyForQuery", () => this.ready())
+    client.connection.on("parameterStatus", () => this.noteRole())
     stream.once("close", () => this.close())
   }
 
@@ -180,6 +204,14 @@ export class Connection {
     )
   }
 
+  /**
+   * Whether a failure says only that its server takes no writes, of a statement that had nothing before it: none has run. Where that is no
+   * more than likely, as behind a pooler, the next exchange proves it.
+   */
+  hasWrongRole(failure: Failure): boolean {
+    return this.isForWrites && (this.broken === "wrongRole" || (this.doubtsRole && isWriteRefused(failure)))
+  }
+
   /** Whether a flight is under way. */
   get busy(): boolean {
     return this.flight !== undefined
@@ -188,10 +220,14 @@ export class Connection {
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
+    request.served?.(this.server)
+    const proves = this.isToProve
     if (request.simple) {
+      if (proves) return this.prove(done, () => this.run(before, request, after, done))
       const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
+      plan.asked = request
       return this.fly(plan)
     }
     const path = request.path?.text
@@ -201,7 +237,7 @@ export class Connection {
     const plan = new Plan(
       () =>
         wire.flight(
-          before,
+          proves ? [roleProof, ...before] : before,
           {
             text: parse ? checked(text) : text,
             values,
@@ -220,7 +256,10 @@ export class Connection {
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
           if (prepared !== undefined) prepared.shape ??= noColumns
-          if (schemaCommands.has(flight.result.command ?? "")) this.statements.dropAll()
+          if (schemaCommands.has(flight.result.command ?? "")) {
+            this.statements.dropAll()
+            this.types?.forget()
+          }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           this.statements.drop(text, path)
           // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
@@ -229,8 +268,10 @@ export class Connection {
         done(failure, flight)
       }
     )
+    plan.asked = request
     plan.before = before.length
     plan.after = after.length
+    plan.proves = proves
     plan.asArrays = request.rows === "array"
     plan.isRaw = request.rows === "raw"
     plan.isUpkeep = plan.isRaw && before.length === 0
@@ -239,10 +280,56 @@ export class Connection {
     this.fly(plan)
   }
 
+  /** Sends a COPY, with steps before it unless it is `simple`. Its data goes by way of `copy`. */
+  copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: Done): void {
+    const plan = new Plan(
+      () => {
+        const text = checked(request.text)
+        if (request.simple) return wire.simple(text)
+        return wire.flight(
+          before,
+          { text, values: none, name: "", parse: true, describe: false, close: () => none },
+          none
+        )
+      },
+      (failure, flight) => {
+        if (copy._tag === "in") copy.end()
+        done(failure, flight)
+      }
+    )
+    plan.before = before.length
+    plan.copy = copy
+    copy.send({
+      stream: this.client.connection.stream,
+      waits: () => this.watch(),
+      rests: () => this.silence.answered()
+    })
+    this.fly(plan)
+  }
+
   /** Sends steps only. */
   steps(all: ReadonlyArray<wire.Step>, done: Done): void {
-    const plan = new Plan(() => wire.steps(all), done)
+    const proves = this.isToProve
+    const plan = new Plan(() => wire.steps(proves ? [roleProof, ...all] : all), done)
     plan.before = all.length - 1
+    plan.isDescribed = false
+    plan.proves = proves
+    this.fly(plan)
+  }
+
+  /** Whether the next exchange proves the server's role; in a transaction it is too late for that. */
+  private get isToProve(): boolean {
+    return this.doubtsRole && this.status === "I"
+  }
+
+  /** Proves the server's role in an exchange of its own, before what cannot be sent in one with it. */
+  private prove(done: Done, proved: () => void): void {
+    const plan = new Plan(
+      () => roleProof.alone,
+      (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
+    )
+    plan.proves = true
+    plan.isUpkeep = true
     this.fly(plan)
   }
 
@@ -267,6 +354,7 @@ export class Connection {
   /** Asks for a sign of life. */
   ping(done: Done): void {
     const plan = new Plan(() => wire.syncOnly, done)
+    plan.main = 0
     plan.isUpkeep = true
     this.fly(plan)
   }
@@ -278,14 +366,20 @@ export class Connection {
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
-    const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
+    request.served?.(this.server)
+    const proves = this.isToProve
+    const first = proves ? [roleProof, ...before] : before
+    const plan = new Plan(() => wire.openPortal(first, portal, checked(request.text), request.values, size), done)
+    plan.asked = request
     plan.before = before.length
+    plan.proves = proves
     this.fly(plan)
   }
 
   /** Fetches more rows of the portal that `opened` has opened. */
   fetchPortal(before: ReadonlyArray<wire.Step>, portal: string, opened: Flight, size: number, done: Done): void {
     const plan = new Plan(() => wire.fetchPortal(before, portal, size), done)
+    plan.asked = opened.plan.asked
     plan.before = before.length
     plan.shape = opened.shape
     this.fly(plan)
@@ -293,7 +387,9 @@ export class Connection {
 
   /** Closes a portal. */
   closePortal(portal: string, done: Done): void {
-    this.fly(new Plan(() => wire.closePortal(portal), done))
+    const plan = new Plan(() => wire.closePortal(portal), done)
+    plan.main = 0
+    this.fly(plan)
   }
 
   /** Keeps the process alive for as long as it is open, or lets the process end. */
@@ -313,6 +409,8 @@ export class Connection {
     if (this.flight === undefined) return this.destroy(reason)
     if (this.cancelled) return
     this.cancelled = true
+    // a COPY may have stopped it, and the answer is to be read
+    this.client.connection.stream.resume()
     if (this.isPooled) this.cancelPooled(reason, false)
     else {
       this.requestCancel(longestCancel)
@@ -366,28 +464,33 @@ export class Connection {
   private requestCancel(patience: number, done?: (() => void) | undefined): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    deliver(this.server, this.peer, patience, wire.cancel(processID, secretKey), done)
+    deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
   }
 
   private fly(plan: Plan): void {
-    const flight = new Flight(this.client, plan, this.flightLost)
+    const flight = new Flight(this.client, plan, this.flightLost, this.types)
     const failure = this.refusal(flight)
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
     this.flight = flight
+    this.watch()
+    this.client.query(flight)
+  }
+
+  /** The server is to say something now, within its limit for a statement. */
+  private watch(): void {
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take
     if (!this.isPooled && limit !== undefined && limit > 0) this.silence.sent(limit)
-    this.client.query(flight)
   }
 
   /** Why a flight does not even begin, if so. */
   private refusal(flight: Flight): Failure | undefined {
     if (this.broken !== undefined || this.closed) {
-      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0 }
+      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0, asked: flight.asked }
     }
     const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
-    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0 }
+    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0, asked: flight.plan.asked }
   }
 
   private readonly flightLost = (flight: Flight, error: Error): void => {
@@ -396,17 +499,76 @@ export class Connection {
 
   private ready(): void {
     const flight = this.flight
-    if (flight === undefined) return
+    const failed = flight?.failure()
+    if (flight === undefined || (failed === undefined && !flight.isAnswered)) {
+      return this.lose(new ProtocolViolation("was ready before it had answered"))
+    }
     this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
-    const failure = this.broken === undefined ? flight.failure() : cutShort(flight.failure(), this.broken)
-    if (this.readOnly) {
-      if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
-    } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
+    const failure = this.checkRole(flight, this.failureOf(failed))
+    if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
+    if (failure === undefined && this.broken === undefined && this.types !== undefined) {
+      const unknown = flight.unknownTypes
+      if (unknown.length > 0) return this.lookUp(unknown, this.types, flight)
+    }
     if (this.broken !== undefined) this.end(this.broken)
+    this.settle(flight, failure)
+  }
+
+  /** Takes down what the end of a flight says of the server's role; a proof that failed is a connection that was never fit. */
+  private checkRole(flight: Flight, failure: Failure | undefined): Failure | undefined {
+    if (!this.isForWrites) return failure
+    if (flight.plan.proves && !flight.isProving) this.doubtsRole = false
+    if (failure?._tag !== "refused") return failure
+    if (flight.isProving && isUnproved(failure.error.code ?? "")) {
+      this.broken ??= "wrongRole"
+      return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
+    }
+    if (isWriteRefused(failure)) {
+      if (this.takesNoWrites && !this.isPooled) this.broken ??= "wrongRole"
+      // it may be the program's own doing; with a proof in the same exchange it certainly is
+      else if (this.isPooled && !flight.plan.proves) this.doubtsRole = true
+    }
+    return failure
+  }
+
+  /** The server, or a setting of this session, takes no writes any more: it is not checked out again. What is under way on it may end. */
+  private noteRole(): void {
+    if (!this.isForWrites || this.isPooled || !this.takesNoWrites) return
+    this.retireAt = Number.NEGATIVE_INFINITY
+    this.retireAs = "wrongRole"
+  }
+
+  private failureOf(failure: Failure | undefined): Failure | undefined {
+    if (failure === undefined) return undefined
+    if (this.broken !== undefined) return cutShort(failure, this.broken)
+    return isWriteRefused(failure) ? { ...failure, takesNoWrites: this.takesNoWrites } : failure
+  }
+
+  private settle(flight: Flight, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
+  }
+
+  /** Looks up the names of types before a flight is read that has brought rows of them. To its caller it is under way until then. */
+  private lookUp(unknown: ReadonlyArray<number>, types: TypeNames, flight: Flight): void {
+    const bytes = () =>
+      wire.flight(
+        none,
+        { text: lookupSql, values: [unknown], name: "", parse: true, describe: false, close: () => none },
+        none
+      )
+    const plan = new Plan(bytes, (failure, found) => {
+      if (failure !== undefined) return this.settle(flight, { ...failure, acknowledged: flight.acknowledged })
+      // rows of a raw flight are as the server has written them
+      types.learn(unknown, found.result.rows as Array<ReadonlyArray<string | null>>)
+      flight.readLate()
+      this.settle(flight, flight.failure())
+    })
+    plan.isRaw = true
+    plan.isUpkeep = true
+    this.fly(plan)
   }
 
   private lose(error: Error): void {
@@ -416,10 +578,14 @@ export class Connection {
     this.loss ??= error
     this.flight = undefined
     this.silence.answered()
-    if (before === undefined) this.owner.lost(this, error)
+    if (before === undefined) {
+      // what answers there next may be another server
+      this.types?.forget()
+      this.owner.lost(this, error)
+    }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
-    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }
+    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged, asked: flight.asked }
     this.report(flight, performance.now(), failure)
     flight.plan.done(failure, flight)
   }
@@ -443,18 +609,27 @@ const errorType = ({ _tag, error }: Failure): string => {
   return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")
 }
 
-const isWriteRefused = (failure: Failure): boolean =>
+const takesNoWrites = "its server takes no writes: it is a standby, or was made read-only"
+
+/** Fails where the server takes no writes, which keeps what is sent after it in the same exchange from being run. */
+const roleProof = wire.constantStep(
+  `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')
+  OPERATOR(pg_catalog.=) 'on' THEN '${takesNoWrites}' ELSE '1' END::pg_catalog.int4`
+)
+
+const isWriteRefused = (failure: Failure): failure is Extract<Failure, { readonly _tag: "refused" }> =>
   failure._tag === "refused" && meaning(failure.error.code ?? "") === "ReadOnlyViolation"
 
 /** A statement that we had cancelled is one whose connection was lost, and no matter of the server's own time limits. */
-const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | undefined =>
-  failure?._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
+const cutShort = (failure: Failure, reason: CloseReason): Failure =>
+  failure._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
     ? {
         _tag: "lost",
         error: new Error(`it was cancelled, for its connection is to be closed (${reason})`),
         sent: true,
         undone: true,
-        acknowledged: failure.acknowledged
+        acknowledged: failure.acknowledged,
+        asked: failure.asked
       }
     : failure
 
@@ -470,23 +645,27 @@ const checked = (text: string): string => {
  * @category constructors
  */
 export const connect = (
-  server: ServerConfig,
+  server: Destination,
   session: SessionConfig,
   options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly credentials: Login },
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
   let made: Connection | undefined
-  const giveUp = login(server, session, options, (failure, client, parameters) => {
-    if (failure !== undefined) return done(failure, undefined)
+  const giveUp = login(server, session, options, (failure, loggedIn) => {
+    if (loggedIn === undefined) return done(failure, undefined)
+    const { client, notices, parameters } = loggedIn
     const { credentials, owner, readOnly } = options
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"
     const connection = new Connection(client, server, session, parameters, isGuarded, owner, credentials)
+    connection.isForWrites = !readOnly && server.target === "read-write"
+    connection.doubtsRole = connection.isForWrites && (connection.isPooled || !parameters.has("in_hot_standby"))
     made = connection
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {
       if (made === undefined) return
       made = undefined
+      for (const notice of notices) owner.noticed?.(connection, notice)
       done(undefined, connection)
     })
   })

@@ -8,7 +8,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -17,12 +17,14 @@ import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as LogLevel from "effect/LogLevel"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Client from "./Client.js"
 import type { Connection } from "./Connection.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
+import type * as Copy from "./Copy.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import {
   ConnectFailed,
@@ -32,16 +34,18 @@ import {
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
-import { callSite, followCallSites } from "./internal/callSite.js"
+import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
+import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
+import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { undo } from "./internal/ending.js"
 import { Engine } from "./internal/engine.js"
 import { hearOut } from "./internal/hearOut.js"
-import { addHook } from "./internal/hooks.js"
+import { addHook, type Registered } from "./internal/hooks.js"
 import { type Listen, makeListen } from "./internal/listen.js"
-import { checkRole } from "./internal/role.js"
+import { proveRole } from "./internal/role.js"
 import { inScopes } from "./internal/schema/place.js"
 import { schemaChange } from "./internal/schema/scopes.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
@@ -50,7 +54,7 @@ import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
-import { isNotYet } from "./SqlState.js"
+import { type ConnectReason, isNotYet } from "./SqlState.js"
 import type { Schema } from "./Tenant.js"
 import { type OpenTransaction, type ServerStatus, Topology } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
@@ -83,12 +87,14 @@ export interface Status {
  * @category models
  */
 export interface Database {
-  readonly writer: PgClient.PgClient
-  readonly reader: PgClient.PgClient
-  readonly any: PgClient.PgClient
+  readonly writer: Copy.Client
+  readonly reader: Copy.Client
+  readonly any: Copy.Client
   /** @internal */ readonly engine: Engine
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
+  /** @internal The class that has opened it. */
+  readonly owner: NamedClass
 }
 
 /** @internal */
@@ -126,7 +132,8 @@ export class Observers implements Observer {
 
 const clients = (
   engine: Engine,
-  observers: Observers
+  observers: Observers,
+  owner: NamedClass
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const listen = yield* makeListen(engine)
@@ -138,22 +145,28 @@ const clients = (
       any: reader,
       engine,
       listen,
-      observers
+      observers,
+      owner
     }
   })
 
-/** Opens one connection, to see that the server is there. */
-const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effect<void, StartupError> =>
+/** Opens one connection, to see that the server is there; while it fails for a reason that `waits` accepts, until `connectTimeout`. */
+const verify = (
+  pool: Pool,
+  config: DatabaseConfig.DatabaseConfig,
+  waits: (reason: ConnectReason) => boolean
+): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
+    const last = performance.now() + config.pool.connectTimeout
     // a connect that takes too long has its own timeout and says why: it comes first
-    const deadline = performance.now() + config.pool.connectTimeout + 500
+    const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       let asked: Connection | undefined
       const giveUp = pool.checkout(deadline, [], (error, connection) => {
         const place = { database: config.name, server: pool.options.server.name }
         if (connection !== undefined) {
           asked = connection
-          return checkRole(connection, pool.options, deadline, (mismatch) => {
+          return proveRole(connection, deadline, (mismatch) => {
             pool.checkin(connection)
             resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
           })
@@ -172,10 +185,9 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
       })
       return Effect.sync(() => (asked === undefined ? giveUp() : asked.abort("cancelled")))
     })
-    // a server that says "not yet" gets until the timeout
     return Effect.retry(attempt, {
       schedule: Schedule.spaced("100 millis"),
-      while: (error) => isNotYet(error.reason) && performance.now() + 100 < deadline
+      while: (error) => waits(error.reason) && performance.now() + 100 < last
     })
   })
 
@@ -185,11 +197,11 @@ const verify = (pool: Pool, config: DatabaseConfig.DatabaseConfig): Effect.Effec
  * @internal
  */
 export const make = (
-  name: string,
+  owner: NamedClass,
   options: Options
 ): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const config = yield* DatabaseConfig.make(name, options)
+    const config = yield* DatabaseConfig.make(owner.name, options)
     const runtime = yield* Effect.runtime()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
@@ -206,19 +218,21 @@ export const make = (
     if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(followCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
-      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config))
+      // a server that is started at the same time may not listen yet
+      const comes = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
+      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config, comes))
       yield* Effect.forEach(
         readers,
         (server) =>
           // reads go elsewhere, so this neither stops the start nor holds it up
-          Effect.catchAll(verify(server.reads, config), (error) =>
+          Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>
             Effect.logWarning(`${error.message}; it is left out until it answers`)
           ).pipe(Effect.forkScoped),
         { discard: true }
       )
       for (const server of topology.servers) for (const pool of server.pools) pool.warm()
     }
-    return yield* Scope.extend(clients(engine, observers), sockets)
+    return yield* Scope.extend(clients(engine, observers, owner), sockets)
   })
 
 /**
@@ -236,7 +250,7 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
         new Engine(config, topology, live.observers, () => 0, root)
       )
     })
-    return yield* clients(engine, live.observers)
+    return yield* clients(engine, live.observers, live.owner)
   })
 
 /**
@@ -264,18 +278,26 @@ export interface Invalidate {
 export interface Statics<Self> {
   /** Opens the database for as long as the layer lives, then drains and closes it. */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
-  /** The same, with settings from `Config`. */
+  /** The same, with settings from `Config`, beside others as plain values. */
   readonly layerConfig: (
-    config: Config.Config.Wrap<Options>
+    config: DatabaseConfig.ConfigOptions | Config.Config<Options>
+  ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
+  /**
+   * The same, with the writer from libpq's environment: `PGHOST`, `PGUSER` and so on, each with `prefix` before its name, the service file
+   * and the password file. See `DatabaseConfig.fromEnv`.
+   */
+  readonly layerEnv: (
+    prefix?: string,
+    options?: Omit<DatabaseConfig.ConfigOptions, "writer">
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /** The writer under the ecosystem's own tags, for Migrator, Model, SqlResolver, sql-drizzle, sql-kysely. */
   readonly layerSqlClient: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, Self>
   /** The client of the primary. Getting it opens nothing. */
-  readonly writer: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly writer: Effect.Effect<Copy.Client, never, Self>
   /** The client of a replica, or of the primary, read-only; the server refuses writes. Getting it opens nothing. */
-  readonly reader: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly reader: Effect.Effect<Copy.Client, never, Self>
   /** The client for reads in what is open already, a reader's transaction before a writer's, else as `reader`. */
-  readonly any: Effect.Effect<PgClient.PgClient, never, Self>
+  readonly any: Effect.Effect<Copy.Client, never, Self>
   /** Runs an effect in a transaction on the primary. Nothing is sent before its first statement. */
   readonly withTransaction: {
     // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
@@ -307,6 +329,11 @@ export interface Statics<Self> {
   readonly afterCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /** After a rollback, of the transaction or of the savepoint it was registered in; outside of it. A failure is reported. */
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
+  /**
+   * After a COMMIT whose answer did not come (`CommitOutcomeUnknown`), also where the caller was interrupted meanwhile and waits no longer;
+   * outside of the transaction, which may be stored or not. A failure is reported.
+   */
+  readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /** Commits what the unit of work has done so far on this database; the next statement begins another transaction. */
   readonly commit: Effect.Effect<void, TransactionError, Self>
   /** Rolls back what the unit of work has done so far on this database; the next statement begins another transaction. */
@@ -353,18 +380,37 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
   readonly databaseName: Name
 }
 
+/** Whether a transaction may turn out to be a part of the one around it. */
+const joins = ({ propagation }: Transaction.Options): boolean =>
+  propagation === "required" || propagation === "mandatory" || propagation === "supports"
+
 const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
-  const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
-  const client = (kind: Kind | "any") => Effect.map(tag, (database) => database[kind])
+  const named = new NamedClass(name)
+  const scoped = (options: Options) =>
+    Layer.scoped(
+      tag,
+      Effect.flatMap(Effect.serviceOption(tag), (around) =>
+        Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
+      )
+    ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
+  const layerConfig: Statics<Self>["layerConfig"] = (config) =>
+    Layer.unwrapEffect(Effect.map(configured<Options>(config), scoped))
+  const own = (database: Database): Database => {
+    checkOwner(named, database.owner)
+    return database
+  }
+  const opened = Effect.map(tag, own)
+  const client = (kind: Kind | "any") => Effect.map(tag, (database) => own(database)[kind])
   const hook =
-    (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
+    (kind: Registered) =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
-      Effect.flatMap(tag, ({ engine }) => addHook(engine, kind, effect))
+      Effect.flatMap(opened, ({ engine }) => addHook(engine, kind, effect))
   return {
     layer: scoped,
-    layerConfig: (config) => Layer.unwrapEffect(Effect.map(Config.unwrap(config), scoped)),
+    layerConfig,
+    layerEnv: (prefix, options) => layerConfig({ ...options, writer: DatabaseConfig.fromEnv(prefix) }),
     layerSqlClient: Layer.effectContext(
-      Effect.map(tag, ({ writer }) =>
+      Effect.map(opened, ({ writer }) =>
         Context.make(SqlClient.SqlClient, writer).pipe(Context.add(PgClient.PgClient, writer))
       )
     ),
@@ -374,8 +420,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     withTransaction: dual(
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
-        const site = callSite()
-        return Effect.flatMap(tag, ({ engine }) =>
+        const site = joins(options) ? siteOfPart(options.label) : callSite()
+        return Effect.flatMap(opened, ({ engine }) =>
           Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )
       }
@@ -395,19 +441,20 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     beforeCommit: hook("beforeCommit"),
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
-    commit: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
-    rollback: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
-    independent: (self) => Effect.flatMap(tag, ({ engine }) => independent(self, engine)),
+    afterUnknown: hook("afterUnknown"),
+    commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
+    rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
+    independent: (self) => Effect.flatMap(opened, ({ engine }) => independent(self, engine)),
     listen: (channel, options) =>
-      Stream.unwrap(Effect.map(tag, ({ listen }) => listen.notifications(channel, options))),
-    notify: (channel, payload = "") => Effect.flatMap(tag, ({ writer }) => refine(writer.notify(channel, payload))),
-    status: Effect.map(tag, ({ engine }) => ({
+      Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),
+    notify: (channel, payload = "") => Effect.flatMap(opened, ({ writer }) => refine(writer.notify(channel, payload))),
+    status: Effect.map(opened, ({ engine }) => ({
       database: name,
       servers: engine.topology.status,
       transactions: engine.transactions
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
-      Effect.map(tag, ({ engine, listen }) => {
+      Effect.map(opened, ({ engine, listen }) => {
         const before = performance.now() - Duration.toMillis(olderThan)
         const meant = engine.topology.servers.filter(({ name }) => server === undefined || name === server)
         const targets = meant.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
@@ -416,7 +463,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
         return targets.reduce((sum, target) => sum + target.invalidate({ mode, before, processId }), 0)
       }),
     observations: Stream.unwrap(
-      Effect.map(tag, ({ observers }) =>
+      Effect.map(opened, ({ observers }) =>
         Stream.asyncPush<Observation>(
           (emit) =>
             Effect.acquireRelease(

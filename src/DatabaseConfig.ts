@@ -4,40 +4,73 @@
  * @since 0.1.0
  */
 
+import type { ConnectionOptions } from "node:tls"
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
+import type * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
+import type { AuthMethod } from "./internal/config/authentication.js"
+import type { Configured } from "./internal/config/configured.js"
+import { fromEnvironment } from "./internal/config/environment.js"
+import type { Host } from "./internal/config/hosts.js"
+import { type Known, refuseUnknown } from "./internal/config/known.js"
+import type { OwnSettings } from "./internal/config/ownSettings.js"
+import { type Endpoint, fileOf, type ServerConfig, server } from "./internal/config/server.js"
 import {
-  fileOf,
-  type ServerConfig,
+  type Connector,
+  concealedInput,
+  isEmptyUrl,
   type ServerInput,
   type ServerOptions,
-  type Ssl,
-  saysPooled,
-  server
-} from "./internal/config/server.js"
+  type ServerSettings,
+  type ServerSocket,
+  type ServerUrl,
+  type TargetSessionAttrs
+} from "./internal/config/serverInput.js"
+import { checkSsl, type Ssl } from "./internal/config/ssl.js"
+import type { TlsFiles } from "./internal/config/tls.js"
 import {
   count,
   echo,
   effect,
   finite,
-  flag,
   Invalid,
   keepAlive,
   limit,
   limitIfAny,
   oneOf,
+  parsers,
   positive,
   text,
-  time
+  time,
+  yesOrNo
 } from "./internal/config/values.js"
+import type { ProtocolLimits } from "./internal/protocol/limits.js"
+import { concealed } from "./internal/protocol/tls.js"
 
-export type { ServerConfig, ServerInput, ServerOptions, Ssl }
+export type {
+  AuthMethod,
+  Configured,
+  Connector,
+  Endpoint,
+  Host,
+  OwnSettings,
+  ProtocolLimits,
+  ServerConfig,
+  ServerInput,
+  ServerOptions,
+  ServerSettings,
+  ServerSocket,
+  ServerUrl,
+  Ssl,
+  TargetSessionAttrs,
+  TlsFiles
+}
 
 /**
  * What is at the other end: `"session"`, a server that keeps a session for each connection, or `"transactionPooler"`, a pooler such as
@@ -53,6 +86,23 @@ export type { ServerConfig, ServerInput, ServerOptions, Ssl }
  * @category models
  */
 export type Mode = "session" | "transactionPooler"
+
+/**
+ * Parsers by the names of types, from the text of the server: `mood`, or `app.mood` for that of one schema only. Columns of the type are read
+ * with it, and the elements of columns of its arrays. Numbers of types are looked up on each server when they are met for the first time.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
+
+/**
+ * How columns are read.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Types = NonNullable<PgClientConfig["types"]> | TypesByName
 
 /**
  * User and password together.
@@ -98,6 +148,11 @@ export interface PoolOptions {
   readonly maxOverflow?: number | undefined
   /** How long a caller waits for a connection, all in all. Default 30 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
+  /**
+   * How many callers of the database may wait for a server that is away; each waits until `acquireTimeout`, or its own timeout. The rest
+   * fail at once with `PoolExhausted`, for the reason `outage`. Default 1000.
+   */
+  readonly maxOutageWaiters?: number | undefined
   /** How long one attempt to connect may take. Default 5 s. */
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** An idle connection is closed after this time; infinity means never. Default 5 min. */
@@ -179,6 +234,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly credentials?: Effect.Effect<Credentials, unknown> | undefined
   /** A file that holds the password for every server that has none; it is read again for each new physical connection. */
   readonly passwordFile?: string | undefined
+  /** TLS for every server that has no `ssl` of its own, instead of what its URL says. */
+  readonly ssl?: Ssl | undefined
   /** Default `"session"`. It is for all servers of the database: what is right behind a pooler is right without one. */
   readonly mode?: Mode | undefined
   /** `"verify"` (default): the writer must answer when the layer is built. `"lazy"`: nothing is opened before the first statement. */
@@ -196,10 +253,40 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly listenHeartbeat?: Duration.DurationInput | undefined
   /** Prepared statements that a connection keeps, by the text. 0 prepares none, as does a transaction pooler. Default 256. */
   readonly preparedStatements?: number | undefined
+  /**
+   * The largest row, or piece of a COPY, that a server may send, in bytes of the protocol. A statement that is answered with more is
+   * `Disconnected`. A row is held twice while it arrives.
+   *
+   * @default 268435456 (256 MiB)
+   */
+  readonly maxRowBytes?: number | undefined
+  /**
+   * Bytes of notices, errors and reported settings that a server may send in answer to one exchange. A statement that is answered with more
+   * is `Disconnected`.
+   *
+   * @default 67108864 (64 MiB)
+   */
+  readonly maxNoticeBytes?: number | undefined
+  /**
+   * Bytes that a server may send in a login, and bytes of reported settings in the life of a connection. A server that sends more is `ConnectFailed` with the reason `protocol`.
+   *
+   * @default 1048576 (1 MiB)
+   */
+  readonly maxStartupBytes?: number | undefined
+  /**
+   * Iterations of SCRAM that a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
+   * of Node's threads. A server that asks for more is `ConnectFailed` with the reason `authentication`.
+   *
+   * @default 1000000
+   */
+  readonly maxScramIterations?: number | undefined
   readonly transformResultNames?: ((name: string) => string) | undefined
   readonly transformQueryNames?: ((name: string) => string) | undefined
   readonly transformJson?: boolean | undefined
-  readonly types?: PgClientConfig["types"]
+  /**
+   * Parsers of columns: node-postgres' own kind, by number, or {@link TypesByName}. Default: what node-postgres does.
+   */
+  readonly types?: Types | undefined
   readonly spanAttributes?: Record<string, unknown> | undefined
   /**
    * Whether every observation is logged, by the loggers that are in place where the layer is built: `true` logs all, each at its own
@@ -221,6 +308,7 @@ export interface PoolConfig {
   readonly idleExit: boolean
   readonly maxOverflow: number
   readonly acquireTimeout: number
+  readonly maxOutageWaiters: number
   readonly connectTimeout: number
   readonly idleTimeout: number
   readonly maxLifetime: number
@@ -243,12 +331,15 @@ export interface SessionConfig {
   readonly mode: Mode
   readonly statementTimeout: number | undefined
   readonly lockTimeout: number | undefined
-  readonly idleInTransactionTimeout: number
+  readonly idleInTransactionTimeout: number | undefined
   readonly applicationName: string
   /** `undefined` where TCP keeps silent. */
   readonly keepAlive: number | undefined
   readonly preparedStatements: number
-  readonly types: PgClientConfig["types"]
+  readonly limits: ProtocolLimits
+  readonly types: Types | undefined
+  /** What a server's connection string gives its sessions, as `-c name=value`. */
+  readonly startupOptions?: string
 }
 
 /**
@@ -287,25 +378,128 @@ const limits = (options: DatabaseOptions) => {
   return { strategy, maxConnections, minConnections, maxOverflow }
 }
 
+/** Every option; one that is missing here does not compile. */
+const known: Known<DatabaseOptions> = {
+  maxConnections: true,
+  minConnections: true,
+  idleExit: true,
+  maxOverflow: true,
+  acquireTimeout: true,
+  maxOutageWaiters: true,
+  connectTimeout: true,
+  idleTimeout: true,
+  maxLifetime: true,
+  validateAfterIdle: true,
+  order: true,
+  strategy: true,
+  queueTarget: true,
+  resetOnReturn: true,
+  onConnect: true,
+  onCheckout: true,
+  leakThreshold: true,
+  statementTimeout: true,
+  lockTimeout: true,
+  idleInTransactionTimeout: true,
+  applicationName: true,
+  writer: true,
+  readers: true,
+  credentials: true,
+  passwordFile: true,
+  ssl: true,
+  mode: true,
+  startup: true,
+  shutdownTimeout: true,
+  keepAlive: true,
+  readerRetryDelay: true,
+  listenHeartbeat: true,
+  preparedStatements: true,
+  maxRowBytes: true,
+  maxNoticeBytes: true,
+  maxStartupBytes: true,
+  maxScramIterations: true,
+  transformResultNames: true,
+  transformQueryNames: true,
+  transformJson: true,
+  types: true,
+  spanAttributes: true,
+  echo: true
+}
+
+/** The words of other libraries for the options. */
+const synonyms: Readonly<Record<string, string>> = {
+  url: "writer",
+  connectionString: "writer",
+  host: "writer",
+  replicas: "readers",
+  max: "maxConnections",
+  poolSize: "maxConnections",
+  maxPoolSize: "maxConnections",
+  min: "minConnections",
+  idleTimeoutMillis: "idleTimeout",
+  connectionTimeoutMillis: "connectTimeout",
+  connectionTTL: "maxLifetime",
+  debug: "echo",
+  pgbouncer: "mode",
+  tls: "ssl"
+}
+
+/** Returns a server with what its connection string says and no option overrides. */
+const belowOptions = ({ isPooled: _, ...given }: ReturnType<typeof server>, options: DatabaseOptions): ServerConfig => {
+  const { applicationName, keepAlive, ...own } = given.own
+  const limitsIdleness = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
+  return {
+    ...given,
+    connectTimeout: options.connectTimeout === undefined ? given.connectTimeout : undefined,
+    own: {
+      ...own,
+      // the default gives way to the connection string
+      ...(limitsIdleness && options.idleInTransactionTimeout === undefined
+        ? { idleInTransactionTimeout: undefined }
+        : {}),
+      ...(applicationName === undefined || options.applicationName !== undefined ? {} : { applicationName }),
+      ...("keepAlive" in given.own && options.keepAlive === undefined ? { keepAlive } : {})
+    }
+  }
+}
+
+/** The readers that are given; an empty variable of the environment names none. */
+const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInput> => {
+  if (readers === undefined) return []
+  if (!Array.isArray(readers)) throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
+  return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
+}
+
+/** Bytes that every login takes. */
+const leastStartup = 16_384
+
+const protocolLimits = (options: DatabaseOptions): ProtocolLimits => ({
+  maxRowBytes: count("maxRowBytes", options.maxRowBytes, 268_435_456, 1024),
+  maxNoticeBytes: count("maxNoticeBytes", options.maxNoticeBytes, 67_108_864, leastStartup),
+  maxStartupBytes: count("maxStartupBytes", options.maxStartupBytes, 1_048_576, leastStartup),
+  maxScramIterations: count("maxScramIterations", options.maxScramIterations, 1_000_000, 4096)
+})
+
 const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   text("name", name)
+  refuseUnknown("", options, known, synonyms)
   const hasCredentials = options.credentials !== undefined
-  const common = { passwordFile: fileOf("passwordFile", options.passwordFile, hasCredentials), hasCredentials }
-  const { applicationName, ...writer } = server("writer", options.writer, common)
-  if (options.readers !== undefined && !Array.isArray(options.readers)) {
-    throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
+  checkSsl("ssl", options.ssl)
+  const common = {
+    passwordFile: fileOf("passwordFile", options.passwordFile, hasCredentials),
+    hasCredentials,
+    ssl: options.ssl
   }
-  const readers = (options.readers ?? []).map((input, i) => {
-    const { applicationName: _, ...reader } = server(`readers[${i}]`, input, common)
-    return reader
-  })
+  const givenWriter = server("writer", options.writer, "writer", common)
+  const givenReaders = readersOf(options.readers).map((input, i) => server(`readers[${i}]`, input, "reader", common))
+  const writer = belowOptions(givenWriter, options)
+  const readers = givenReaders.map((reader) => belowOptions(reader, options))
   if (typeof options.resetOnReturn === "string") oneOf("resetOnReturn", options.resetOnReturn, "none", "discardAll")
   else effect("resetOnReturn", options.resetOnReturn)
   effect("credentials", options.credentials)
   effect("onConnect", options.onConnect)
   effect("onCheckout", options.onCheckout)
   const preparedStatements = count("preparedStatements", options.preparedStatements, 256, 0)
-  const isPooled = [options.writer, ...(options.readers ?? [])].some(saysPooled)
+  const isPooled = [givenWriter, ...givenReaders].some((server) => server.isPooled)
   const mode = oneOf(
     "mode",
     options.mode ?? (isPooled ? "transactionPooler" : "session"),
@@ -325,11 +519,12 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     readers,
     pool: {
       ...limits(options),
-      idleExit: flag("idleExit", options.idleExit),
+      idleExit: yesOrNo("idleExit", options.idleExit),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
+      maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
       connectTimeout: positive(
         "connectTimeout",
-        finite("connectTimeout", time("connectTimeout", options.connectTimeout, "5 seconds"))
+        finite("connectTimeout", time("connectTimeout", options.connectTimeout, writer.connectTimeout ?? "5 seconds"))
       ),
       idleTimeout: time("idleTimeout", options.idleTimeout, "5 minutes"),
       maxLifetime: positive("maxLifetime", time("maxLifetime", options.maxLifetime, "30 minutes")),
@@ -343,18 +538,24 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       statementTimeout: limitIfAny("statementTimeout", options.statementTimeout),
       lockTimeout: limitIfAny("lockTimeout", options.lockTimeout),
       idleInTransactionTimeout: limit("idleInTransactionTimeout", options.idleInTransactionTimeout ?? "1 minute"),
-      applicationName: text("applicationName", options.applicationName ?? applicationName ?? "effect-db"),
+      applicationName: text("applicationName", options.applicationName ?? writer.own.applicationName ?? "effect-db"),
       keepAlive: keepAlive(options.keepAlive),
       // the next transaction may be in another session, which knows none of the names
       preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
-      types: options.types
+      limits: protocolLimits(options),
+      types: parsers("types", options.types)
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     echo: echo(options.echo),
     listenHeartbeat: positive("listenHeartbeat", time("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
-    options
+    options: {
+      ...options,
+      writer: concealedInput(options.writer),
+      readers: options.readers?.map(concealedInput),
+      ...(options.ssl === undefined ? {} : { ssl: concealed(options.ssl) })
+    }
   }
 }
 
@@ -379,3 +580,65 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
       throw e
     }
   })
+
+/**
+ * TLS of which some options come from `Config`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigSsl = Ssl | Config.Config<Ssl | undefined> | Configured<ConnectionOptions>
+
+type ConfigParts<A extends ServerSettings> = Configured<Omit<A, "ssl">> & { readonly ssl?: ConfigSsl | undefined }
+
+/**
+ * A server of which the whole or some parts come from `Config`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigServer =
+  | ServerInput
+  | Config.Config<ServerInput>
+  | ConfigParts<ServerOptions>
+  | ConfigParts<ServerUrl>
+  | ConfigParts<ServerSocket>
+
+/**
+ * Settings of which some come from `Config` and others are plain values.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers" | "ssl">> & {
+  readonly writer: ConfigServer
+  readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
+  readonly ssl?: ConfigSsl | undefined
+}
+
+/**
+ * Reads a server from libpq's environment, as a connection string.
+ *
+ * The variables (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGSSLMODE` and so on) are read by Effect's `ConfigProvider`, each with
+ * `prefix` before its name; so are the service file (`PGSERVICE`, `PGSERVICEFILE`, `~/.pg_service.conf`) and the password file
+ * (`PGPASSFILE`, `~/.pgpass`). A connection string that is given comes before the service file, and that before the variables. Nothing else
+ * in this library reads them.
+ *
+ * Fails with `ConfigError` if the connection string or the service cannot be read.
+ *
+ * @see {@link https://www.postgresql.org/docs/18/libpq-envars.html} for the variables
+ *
+ * @example
+ * import { DatabaseConfig, Database } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const DbLive = Db.layerConfig({ writer: DatabaseConfig.fromEnv("APP_"), maxConnections: 20 })
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const fromEnv = (
+  prefix = "",
+  url?: Redacted.Redacted<string> | undefined
+): Config.Config<Redacted.Redacted<string>> => fromEnvironment(prefix, url)

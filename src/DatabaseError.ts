@@ -9,7 +9,8 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
-import { isStalePlan } from "./SqlState.js"
+import { type Ran, statementLines } from "./internal/sql/excerpt.js"
+import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice } from "./SqlState.js"
 
 /**
  * @since 0.1.0
@@ -32,16 +33,42 @@ const place = {
   cause: Schema.optional(Schema.Defect)
 }
 
-const violation = {
+const ran = {
   ...place,
+  /** The text of the statement, with `$1` in place of values. */
+  sql: Schema.optional(Schema.String),
+  /** The place in the program that ran it, where that is known: function, file, line and column, or the span around it. */
+  location: Schema.optional(Schema.String)
+}
+
+/** Fields of a refused statement, as the server names them. */
+const refused = {
+  ...ran,
+  /** Where in the text of the statement the server has found the fault: characters, from 1. */
+  position: Schema.optional(Schema.Number),
+  /** What the server was doing, the innermost first: functions and triggers. What may hold values is left out. */
+  where: Schema.optional(Schema.String),
+  hint: Schema.optional(Schema.String)
+}
+
+const violation = {
+  ...refused,
   schema: Schema.optional(Schema.String),
   table: Schema.optional(Schema.String),
   column: Schema.optional(Schema.String),
+  dataType: Schema.optional(Schema.String),
   constraint: Schema.optional(Schema.String),
   detail: Schema.optional(Schema.String)
 }
 
-const limited = { ...place, /** What the server said, with the limit. */ limit: Schema.String }
+const limited = { ...refused, /** What the server said, with the limit. */ limit: Schema.String }
+
+const refusal = (
+  self: { readonly database: string; readonly server: string } & Ran & {
+      readonly hint?: string | undefined
+      readonly cause?: unknown
+    }
+): string => `${at(self)}${said(self.cause)}${self.hint === undefined ? "" : ` - ${self.hint}`}${statementLines(self)}`
 
 const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 
@@ -53,10 +80,15 @@ const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 export const at = (self: { readonly database: string; readonly server: string }): string =>
   self.server === "" ? `database "${self.database}"` : `database "${self.database}" at ${self.server}`
 
-const said = (cause: unknown): string =>
-  Predicate.hasProperty(cause, "message") && typeof cause.message === "string" && cause.message !== ""
-    ? `: ${cause.message}`
-    : ""
+/** The words of a cause; of a failure of ours without the lines about its statement, which the cause itself has. */
+const said = (cause: unknown): string => {
+  if (!Predicate.hasProperty(cause, "message") || typeof cause.message !== "string" || cause.message === "") return ""
+  const lines = isDatabaseError(cause) && "sql" in cause ? statementLines(cause) : ""
+  return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
+}
+
+/** What the program's own code failed with: an error, or any other value. */
+const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
 
 /**
  * A setting is wrong. `given` never holds a secret; `database` is empty where it is of no one database.
@@ -87,8 +119,11 @@ const connectAdvice = {
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
   wrongRole:
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
-  credentials: "no user and password were given for it: look at what provides `credentials` or `passwordFile`",
-  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do"
+  credentials:
+    "it has no user and password to use: look at the settings, or at what `credentials` or `passwordFile` gives",
+  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
+  protocol:
+    "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
 } as const
 
 /**
@@ -109,7 +144,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "noSuchDatabase",
     "wrongRole",
     "credentials",
-    "setup"
+    "setup",
+    "protocol"
   )
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -121,19 +157,21 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 const exhaustedAdvice = {
   timeout: "hold connections for less time, or raise maxConnections",
   shed: "more callers come than can be served: slow them down, or raise maxConnections or queueTarget",
-  single: "only one connection may be checked out at a time"
+  single: "only one connection may be checked out at a time",
+  outage: "the server is away, and as many callers wait for it as may: try again later, or raise maxOutageWaiters"
 } as const
 
 /**
  * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
- * served (`shed`); or there is one already where the strategy is `assertSingle` (`single`). Times are in milliseconds.
+ * served (`shed`); or the server is away, and `maxOutageWaiters` callers wait for it already (`outage`); or there is one already where the
+ * strategy is `assertSingle` (`single`). Times are in milliseconds.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...place,
-  reason: Schema.Literal("timeout", "shed", "single"),
+  reason: Schema.Literal("timeout", "shed", "single", "outage"),
   waited: Schema.Number,
   total: Schema.Number,
   active: Schema.Number,
@@ -206,12 +244,12 @@ const outcomeAdvice = {
  * @category errors
  */
 export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Disconnected")("Disconnected", {
-  ...place,
+  ...ran,
   outcome: OutcomeSchema
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost${said(this.cause)} - ${outcomeAdvice[this.outcome]}`
+    return `${at(this)}: the connection was lost${said(this.cause)} - ${outcomeAdvice[this.outcome]}${statementLines(this)}`
   }
 }
 
@@ -227,7 +265,7 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -243,7 +281,7 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -259,7 +297,7 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -275,7 +313,7 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -291,23 +329,24 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
 /**
- * 40001: run the whole transaction again, or give it `{ retry }`.
+ * 40001, or a read that a standby has cancelled for what it had to replay: run the whole transaction again, or give it `{ retry }`. A
+ * reader's statement outside of a transaction is tried again on another server first.
  *
  * @since 0.1.0
  * @category errors
  */
 export class SerializationFailure extends Schema.TaggedError<SerializationFailure>("effect-db/SerializationFailure")(
   "SerializationFailure",
-  place
+  refused
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }`
+    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }${statementLines(this)}`
   }
 }
 
@@ -319,11 +358,11 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
  */
 export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effect-db/DeadlockDetected")(
   "DeadlockDetected",
-  { ...place, detail: Schema.optional(Schema.String) }
+  { ...refused, detail: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }`
+    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }${statementLines(this)}`
   }
 }
 
@@ -339,7 +378,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - make the statement faster, or raise statementTimeout`
+    return `${at(this)}: ${this.limit} - ${cancelAdvice(this.limit)}${statementLines(this)}`
   }
 }
 
@@ -352,7 +391,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - try again, or raise lockTimeout`
+    return `${at(this)}: ${this.limit} - ${lockAdvice(this.limit)}${statementLines(this)}`
   }
 }
 
@@ -367,43 +406,76 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 )("IdleTransactionTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - do slow work outside of the transaction`
+    return `${at(this)}: ${this.limit} - ${limitAdvice(this.limit)}${statementLines(this)}`
   }
 }
 
+const readOnlyAdvice = {
+  reader: "write through the writer",
+  transaction: 'it is in a transaction with access "read only": begin that without it, or write elsewhere',
+  server:
+    "the server, or the session, takes no writes: it is a standby or set read-only, so look where the address of the writer leads, or try again"
+} as const
+
 /**
- * 25006: a write through a read-only handle, transaction or server.
+ * 25006: a write where none may be. `reason` says what refuses it: the `reader`, a `transaction` that was begun read-only, or the `server`,
+ * which is a standby, or was made read-only.
  *
  * @since 0.1.0
  * @category errors
  */
 export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("effect-db/ReadOnlyViolation")(
   "ReadOnlyViolation",
-  place
+  {
+    ...refused,
+    reason: Schema.optionalWith(Schema.Literal("reader", "transaction", "server"), { default: () => "reader" })
+  }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - write through the writer`
+    return `${at(this)}${said(this.cause)} - ${readOnlyAdvice[this.reason]}${statementLines(this)}`
+  }
+}
+
+/** With the SQLSTATE, and with the server's hint or else our own. */
+const withState = (self: Parameters<typeof refusal>[0] & { readonly sqlState?: string | undefined }): string => {
+  const state = self.sqlState === undefined ? "" : ` (${self.sqlState})`
+  const hint = self.hint ?? (self.sqlState === undefined ? undefined : stateAdvice(self.sqlState))
+  return `${at(self)}${said(self.cause)}${state}${hint === undefined ? "" : ` - ${hint}`}${statementLines(self)}`
+}
+
+/**
+ * Class 22: a value that the server cannot take, or cannot compute with. It is no number, date or JSON, is out of range or too long, or divides
+ * by zero.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/InvalidInput")("InvalidInput", {
+  ...violation,
+  sqlState: Schema.String
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return withState(this)
   }
 }
 
 /**
  * Any other refusal of a statement. `sqlState` is absent where the statement could not even be sent.
  *
+ * What follows a failure in the same transaction is refused as well (25P02): the cause of its cause is that first failure.
+ *
  * @since 0.1.0
  * @category errors
  */
 export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/QueryFailed")("QueryFailed", {
-  ...place,
-  sqlState: Schema.optional(Schema.String),
-  detail: Schema.optional(Schema.String),
-  hint: Schema.optional(Schema.String),
-  position: Schema.optional(Schema.Number)
+  ...violation,
+  sqlState: Schema.optional(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const code = this.sqlState === undefined ? "" : ` (${this.sqlState})`
-    return `${at(this)}${said(this.cause)}${code}${this.hint === undefined ? "" : ` - ${this.hint}`}`
+    return withState(this)
   }
 }
 
@@ -439,19 +511,26 @@ export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/Co
 }
 
 /**
- * COMMIT was answered with ROLLBACK: a statement had failed earlier and its failure was ignored.
+ * The end of a transaction kept nothing: COMMIT was answered with ROLLBACK, because a statement had failed earlier and its failure was
+ * ignored; or a part that had joined the transaction ended in rollback after it had sent a writer's statement, and the whole went on.
  *
- * `cause` is that failure, if it was seen.
+ * `cause` is the failure of the statement or of the part, if it was seen. `part` is the label of the part, else where it was written.
  *
  * @since 0.1.0
  * @category errors
  */
 export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("effect-db/RolledBackAtCommit")(
   "RolledBackAtCommit",
-  place
+  { ...place, part: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
+    if (this.part !== undefined) {
+      return (
+        `${at(this)}: everything is rolled back, because a part that had joined (${this.part}) ended in rollback` +
+        `${reason(this.cause)} - let its failure end the whole, or run it in UnitOfWork.nested to undo it alone`
+      )
+    }
     return (
       `${at(this)}: the transaction was rolled back, because a statement in it had failed${said(this.cause)}` +
       " - let the failure end the transaction, or put what may fail into a nested one"
@@ -481,28 +560,33 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 }
 
 /**
- * A client was used in a transaction that has ended, for example by a fiber that outlived it.
+ * A client was used in a transaction that has ended, for example by a fiber that outlived it; or a statement has ended its own transaction.
+ *
+ * `by` is then the command of that statement: after `COMMIT` what was done before it is stored, after `ROLLBACK` it is undone. Such a
+ * transaction never runs again by `retry`.
  *
  * @since 0.1.0
  * @category errors
  */
 export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effect-db/TransactionEnded")(
   "TransactionEnded",
-  place
+  { ...place, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
-      " in UnitOfWork.outside (plain code: in the runtime's outside)"
-    )
+    return this.by === undefined
+      ? `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
+          " in UnitOfWork.outside (plain code: in the runtime's outside)"
+      : `${at(this)}: a ${this.by} in one of its statements has ended the transaction, and what was done before it is ` +
+          `${this.by === "COMMIT" ? "stored" : "undone"}${said(this.cause)} - leave its end to withTransaction or the unit of work`
   }
 }
 
 /**
- * A statement waited for its turn in its transaction while a nested one of it did not end. Siblings take turns, each from its first
- * statement to its end, so a nested transaction must not wait for what runs beside it. `waited` is in milliseconds; it is 0 where a
- * transaction was to be committed while something in it, or another end of it, was under way.
+ * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
+ * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
+ * has waited so is a rollback. `waited` is in milliseconds; it is 0 where a transaction was to be committed while something in it, or
+ * another end of it, was under way.
  *
  * @since 0.1.0
  * @category errors
@@ -518,8 +602,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   override get message(): string {
     return this.waited === 0
       ? `${at(this)}: it cannot be committed while something else in it is under way - wait for what runs beside it first`
-      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and this statement of the outer one waits for it` +
-          " - let a nested transaction not wait for what runs beside it"
+      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and what comes after it in the outer one waits for it` +
+          " - wait for forks before the end, and let a nested transaction not wait for what runs beside it"
   }
 }
 
@@ -620,7 +704,8 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 }
 
 /**
- * A transaction was to join another one whose isolation or access differs.
+ * A part asks for something that the transaction, or the unit of work, which it is to join cannot be: its isolation once a statement was
+ * sent, its access, a limit, the order of commits, or to be run again (`retry`).
  *
  * @since 0.1.0
  * @category errors
@@ -636,10 +721,11 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
-      ' - use the same option, or propagation "requiresNew"'
-    )
+    const where = this.database === "" ? "" : `${at(this)}: `
+    return this.option === "retry"
+      ? `${where}a part with retry has joined what cannot be run again - give retry to the whole, or use propagation "requiresNew"`
+      : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
+          ' - use the same option, or propagation "requiresNew"'
   }
 }
 
@@ -727,6 +813,30 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
   }
 }
 
+/**
+ * The data of a COPY was refused, and nothing of it is stored. `cause` is the refusal, itself a {@link DatabaseError} where the server
+ * refused it. What has no line, as a foreign key that is checked at the end, is the refusal itself instead.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFailed")("CopyFailed", {
+  ...place,
+  /** The table, as it was given. */
+  table: Schema.String,
+  /** The line of the data, or the row, counted from 1. */
+  line: Schema.Number,
+  column: Schema.optional(Schema.String)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const column = this.column === undefined ? "" : `, column ${this.column}`
+    // a cause of ours names the database, too
+    const reason = said(isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
+    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - nothing of it is stored`
+  }
+}
+
 const listenAdvice = {
   disconnected: "messages may have been missed: listen again, then look at the tables",
   overflow: "it is too slow and messages were dropped: do the work elsewhere, listen again, then look at the tables"
@@ -792,12 +902,14 @@ export type StatementError =
   | LockTimeout
   | IdleTransactionTimeout
   | ReadOnlyViolation
+  | InvalidInput
   | QueryFailed
   | TransactionEnded
   | TransactionBusy
   | NoReplicaCaughtUp
   | TokenFromLostTimeline
   | SchemaInvalid
+  | CopyFailed
 
 /**
  * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which

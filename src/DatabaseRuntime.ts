@@ -14,6 +14,7 @@ import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "./Consistency.js"
 import { DatabaseClosed, isDatabaseError, refine } from "./DatabaseError.js"
+import { trace } from "./internal/callSite.js"
 import { problemOf } from "./internal/request/problem.js"
 import { Tokens } from "./internal/request/tokens.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
@@ -98,6 +99,17 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
 }
 
 /**
+ * Options of {@link DatabaseRuntime.nested}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
+  /** Ends it: what is under way is cancelled, and the part rolled back. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
  * Open databases, and how promises use them. `D` are the databases, `R` is all that its layer provides.
  *
  * Promises reject with what failed itself: a `DatabaseError`, or what the program's own code has thrown.
@@ -129,6 +141,11 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    * database; all commit when it is done, or all roll back when it throws. Inside of another one it joins.
    */
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
+  /**
+   * Runs plain code as a part of a unit of work, or of a transaction, that fails alone: where it throws, what it has done is undone on every
+   * database, and the whole may go on. See `UnitOfWork.nested`.
+   */
+  readonly nested: <A>(code: () => PromiseLike<A> | A, options?: NestedOptions<A>) => Promise<A>
   /**
    * Calls plain code outside of the unit of work, or transaction, that it is called in: for what is to outlive it, such as work that a
    * request leaves to be done in the background. A `unitOfWork` in it is one of its own. The tenant and the schemas stay as they are.
@@ -175,7 +192,15 @@ const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 /** What failed, itself: not the machinery around it. */
 const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
   if (Exit.isSuccess(exit)) return exit.value
-  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause) ? signal.reason : Cause.squash(exit.cause)
+  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause)
+    ? signal.reason
+    : withFrames(Cause.squash(exit.cause))
+}
+
+/** A failure of ours with the frames of the code that awaits it. */
+const withFrames = (error: unknown): unknown => {
+  if (isDatabaseError(error)) trace(error)
+  return error
 }
 
 /**
@@ -248,7 +273,11 @@ export const make = <R, E, const D extends Databases<R>>(
       const stream = inAmbientStream(self)
       return (async function* () {
         const managed = counted.current ?? (await opened())
-        yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
+        try {
+          yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
+        } catch (error) {
+          throw withFrames(error)
+        }
       })()
     }
   }
@@ -262,6 +291,7 @@ export const make = <R, E, const D extends Databases<R>>(
     // what plain code throws stays as it is; what an effect fails with is what `await db.writer` would reject with
     runPromise: (self, options) => runPromise(refine(self), options),
     unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
+    nested: (code, options = {}) => runPromise(UnitOfWork.nested(plain(code), options), { signal: options.signal }),
     outside: apart,
     withTenant: (schema, code, options = {}) => inPlainScopes(tenantChange(schema, options.databases), code),
     withSession: (session, code) => runPromise(withSession(plain(code), session)),

@@ -19,7 +19,8 @@ import { Fitness } from "./internal/pool/fitness.js"
 import { type Demand, Growth } from "./internal/pool/growth.js"
 import { Journal } from "./internal/pool/journal.js"
 import { type Loan, Loans } from "./internal/pool/loans.js"
-import { Outage } from "./internal/pool/outage.js"
+import { Outage, respite } from "./internal/pool/outage.js"
+import type { OutageWaiters } from "./internal/pool/outageWaiters.js"
 import { Overload } from "./internal/pool/overload.js"
 import { Stock } from "./internal/pool/stock.js"
 import { type SessionTask, Tasks } from "./internal/pool/tasks.js"
@@ -103,6 +104,8 @@ export interface PoolOptions {
   /** Whether its sessions refuse writes. */
   readonly readOnly: boolean
   readonly observer: Observer
+  /** @internal The callers that pause while a server is away. */
+  readonly outageWaiters: OutageWaiters
   /** Told whenever a connection was made, or could not be made. */
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }
@@ -182,10 +185,12 @@ export class Pool {
     credentials.follow((generation) => this.stock.retireOlder(generation))
     const owner: Owner = {
       operated: this.meter.operated,
+      noticed: (connection, notice) => this.journal.noticed(connection, notice),
       lost: (connection, error) => {
         this.stock.suspectAll()
         this.stock.take(connection)
         this.journal.lost(connection, error)
+        if (this.stock.open === 0) this.waiters.rest(performance.now() + respite)
       },
       closed: (connection, reason) => {
         this.stock.take(connection)
@@ -193,6 +198,7 @@ export class Pool {
         this.loans?.remove(connection)
         this.journal.closed(connection, reason)
         this.tasks.closed(connection)
+        if (reason === "wrongRole") this.stock.retireAll(reason)
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
       }
@@ -338,7 +344,8 @@ export class Pool {
     const { open } = this.stock
     const busy = open - this.stock.idle.length
     const coming = this.arriving + connecting - this.connects.late
-    const wanted = this.outage.isShut && open > 0 ? 0 : waiting - this.preparing - coming
+    const isResting = this.outage.isPausing && (open > 0 ? this.outage.isShut : this.outage.isAway)
+    const wanted = isResting ? 0 : waiting - this.preparing - coming
     return { waiting, wanted, room, busy, coming, isEmpty: open <= this.arriving }
   }
 
@@ -353,6 +360,9 @@ export class Pool {
       return this.exhausted("single", now)
     }
     if (this.wouldDeadlock(holding)) return new PoolSelfDeadlock({ ...this.place, maxConnections })
+    if (this.outage.isAway && this.stock.open === 0 && !this.options.outageWaiters.hasRoom(this.waiters.size)) {
+      return this.exhausted("outage", now)
+    }
     return this.waiters.turnsAway(now) ? this.exhausted("shed", now) : undefined
   }
 
@@ -486,6 +496,7 @@ export class Pool {
 
   private opened(connection: Connection, start: number): void {
     const now = performance.now()
+    if (this.outage.isAway) this.waiters.rest(now + respite)
     this.outage.over()
     this.growth.connected(now - start)
     this.journal.connected(connection, now - start)
@@ -501,25 +512,31 @@ export class Pool {
     const { broken } = connection
     connection.destroy("vetoed")
     if (broken === "broken") this.failed({ reason: "unreachable", error }, start)
+    else if (broken === "wrongRole") this.failed({ reason: "wrongRole", error }, start)
     else if (broken !== "invalidated" && broken !== "shutdown") this.failed({ reason: "setup", error })
   }
 
-  /** `start` is when the connect was begun: who came after that is not the one for whom it was tried. */
+  /** `start` is when the connect was begun: it was not tried for a caller that came after that. */
   private failed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
     if (this.onEmpty !== undefined) return
     const { reason } = failure
+    const now = performance.now()
+    // its name leads elsewhere now: what is open may be on a server that is the writer no more
+    if (reason === "wrongRole") this.stock.retireAll(reason)
+    const isEmpty = this.stock.open === 0
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
-    this.outage.failed(failure, performance.now() - start < this.growth.hope)
+    this.outage.failed(failure, now - start < this.growth.hope, isEmpty ? "needed" : "spare")
     this.journal.connectFailed(failure)
     // where connections are open, a server that lets in no more, and says so soon, is no reason to fail those whom they can serve
-    if (this.outage.isShut && this.stock.open > 0) return
+    if (this.outage.isShut && !isEmpty) return
     this.options.onHealth?.(false, failure.error.message)
-    // what a person must mend fails all who wait; anything else the one for whom it was tried
+    if (isEmpty) this.waiters.rest(now + respite)
+    // what a person must mend fails all who wait; with nothing open it was tried for all who had come, else for the first of them
     const all = !isTransient(reason)
     for (const waiter of [...this.waiters]) {
       if (!all && waiter.since > start) break
       this.fail(waiter, error)
-      if (!all) break
+      if (!all && !isEmpty) break
     }
     this.growth.ask()
   }

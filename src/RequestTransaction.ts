@@ -14,6 +14,7 @@ import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
@@ -36,6 +37,7 @@ import { problemOf, problemType } from "./internal/request/problem.js"
 import { Route } from "./internal/request/route.js"
 import { type ReadYourWrites, type RequestSession, sessionOf, Tokens } from "./internal/request/tokens.js"
 import { slotOf } from "./internal/schema/place.js"
+import { asPart } from "./internal/within.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -120,6 +122,15 @@ export const commitFailed = (error: DatabaseError): Response => {
 
 const byStatus = (response: Response): UnitOfWork.Outcome => (response.status < 400 ? "commit" : "rollback")
 
+/** How a part that has joined ends, by its response. */
+const decide = <E>({ outcome = byStatus }: Options, exit: Exit.Exit<Response, E>): Exit.Exit<UnitOfWork.Outcome> => {
+  try {
+    return Exit.succeed(Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
+  } catch (defect) {
+    return Exit.die(defect)
+  }
+}
+
 /** Options, with what does not change from request to request worked out. */
 interface Plan {
   readonly options: Options
@@ -133,7 +144,7 @@ const makePlan = (options: Options): Plan => {
   return {
     options,
     ask: asking(options.requestId),
-    ending: UnitOfWork.endingOf(options),
+    ending: UnitOfWork.endingOf(options, true),
     fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction })
   }
 }
@@ -305,10 +316,17 @@ const repeatedly = <E, R>(
   return Effect.catchAll(restore(last), answerIt)
 }
 
+/** Opens the unit of an attempt: a part of it may ask for another one. */
+const openAgain = (opening: UnitOfWork.Opening): UnitOfWork.Handle => {
+  const handle = UnitOfWork.open(opening)
+  handle.unit.canRunAgain = true
+  return handle
+}
+
 /** Runs an app in a unit as often as `retry` asks for. */
 const onceOrAgain = <E, R>(
   plan: Plan,
-  open: () => UnitOfWork.Handle,
+  opening: UnitOfWork.Opening,
   app: HttpApp.Default<E, R>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -318,7 +336,7 @@ const onceOrAgain = <E, R>(
   const request = Context.unsafeGet(outside, HttpServerRequest.HttpServerRequest)
   const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
   const attempt = (fresh: () => Request) => (): Attempt<E, R | Request> => {
-    const handle = open()
+    const handle = openAgain(opening)
     const handler = Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh())
     return {
       handle,
@@ -368,10 +386,14 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
   return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> => {
     const self: HttpApp.Default<E, R> = Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
       const around = currentCarrier(fiber)
-      if (around?.unit !== undefined) return app
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return app
+      if (around?.unit !== undefined) {
+        const describe = describing(request, plan.ask, options)
+        const name = { label: describe(fiber)?.label, site: undefined }
+        return asPart(app, around, name, { describe }, (exit) => decide(options, exit))
+      }
       const opening = openingFor(plan, request, around, settings)
       // what `uninterruptibleMask` would do, with a step less
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
@@ -380,7 +402,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
           retry === false ||
           !isKeepable(request.method, (name) => request.headers[name], request.source)
           ? once(plan, UnitOfWork.open(opening), app, self, fiber.currentContext, answerIt, restore)
-          : onceOrAgain(plan, () => UnitOfWork.open(opening), app, fiber, retry, restore)
+          : onceOrAgain(plan, opening, app, fiber, retry, restore)
       )
     })
     return self
@@ -440,7 +462,7 @@ const openFor = (
 const openForAgain = (
   plan: Plan,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
-  open: () => UnitOfWork.Handle,
+  opening: UnitOfWork.Opening,
   routed: RouteContext,
   fresh: () => Request,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -458,6 +480,7 @@ const openForAgain = (
       response === undefined ? Effect.failCause(cause) : Effect.succeed(response)
     )
   )
+  const open = () => openAgain(opening)
   const first = open()
   const end = (response: Response) =>
     Effect.withFiberRuntime<Response, unknown>((ending) => {
@@ -541,7 +564,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       return Effect.matchEffect(keep(request), {
         // a response that is died of is sent
         onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
-        onSuccess: (fresh) => openForAgain(plan, fiber, () => UnitOfWork.open(opening), routed, fresh, retry, restore)
+        onSuccess: (fresh) => openForAgain(plan, fiber, opening, routed, fresh, retry, restore)
       })
     })
   )

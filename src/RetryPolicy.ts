@@ -74,7 +74,7 @@ const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknow
  * @category policies
  */
 export const defaultPolicy: Policy = {
-  acquire: backoff("50 millis", 5),
+  acquire: backoffForEver(50, 1000),
   statement: backoff("20 millis", 3),
   transaction: backoff("10 millis", 10),
   listen: backoffForEver(50, 5000),

@@ -17,6 +17,9 @@ import { type Database, sandbox } from "./Database.js"
  * concurrent fibers takes turns. A statement that is interrupted after it was sent ends the sandbox. What the server does at COMMIT only
  * is not done: deferred constraints are not checked, notifications are not sent, and what `SET LOCAL` has set stays.
  *
+ * A statement that would end the sandbox, such as COMMIT, is refused with `QueryFailed`. On a reserved connection BEGIN, COMMIT and ROLLBACK are
+ * those of a savepoint, which other statements wait for while it is open.
+ *
  * @example
  * import { Layer, Redacted } from "effect"
  * import { Database, TestDatabase } from "effect-db"

@@ -5,6 +5,7 @@
  */
 import type { DatabaseConfig, ServerConfig } from "./DatabaseConfig.js"
 import type { CredentialSource } from "./internal/credentials.js"
+import { OutageWaiters } from "./internal/pool/outageWaiters.js"
 import { Observation, type Observer } from "./Observation.js"
 import { type Figures, Pool, type SessionTasks } from "./Pool.js"
 
@@ -34,10 +35,13 @@ export class Server {
     /** Where its users and passwords come from. */
     readonly credentials: CredentialSource,
     tasks: SessionTasks,
-    private readonly observer: Observer
+    private readonly observer: Observer,
+    outageWaiters: OutageWaiters
   ) {
-    const { name: database, pool, session } = config
-    const common = { database, server, session, credentials, tasks, observer }
+    const { name: database } = config
+    const pool = { ...config.pool, connectTimeout: server.connectTimeout ?? config.pool.connectTimeout }
+    const session = { ...config.session, ...server.own }
+    const common = { database, server, session, credentials, tasks, observer, outageWaiters }
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({
       ...common,
@@ -113,6 +117,7 @@ export interface OpenTransaction {
 export class Topology {
   readonly writer: Server
   readonly readers: ReadonlyArray<Server>
+  /** @internal */ readonly outageWaiters: OutageWaiters
 
   constructor(
     config: DatabaseConfig,
@@ -120,8 +125,9 @@ export class Topology {
     tasks: SessionTasks,
     observer: Observer
   ) {
+    this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
     const make = (server: ServerConfig, role: Role) =>
-      new Server(config, server, role, credentials(server), tasks, observer)
+      new Server(config, server, role, credentials(server), tasks, observer, this.outageWaiters)
     this.writer = make(config.writer, "writer")
     this.readers = config.readers.map((server) => make(server, "reader"))
   }

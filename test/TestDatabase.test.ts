@@ -92,6 +92,65 @@ describe("TestDatabase", () => {
     )
   )
 
+  it.scopedLive("no statement ends the sandbox, and its refusal harms nothing", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const enders = ["COMMIT", "/* now */ end", "ROLLBACK", "abort", "COMMIT AND CHAIN", "PREPARE TRANSACTION 'x'"]
+        yield* insert("a")
+        for (const text of [...enders, "BEGIN; INSERT INTO item (name) VALUES ('b'); COMMIT"]) {
+          const tries = [
+            sql.unsafe(text),
+            Stream.runDrain(sql.unsafe(text).stream),
+            Db.withTransaction(sql.unsafe(text))
+          ]
+          for (const one of tries) {
+            const error = yield* Effect.flip(DatabaseError.refine(one))
+            assert.deepStrictEqual([error._tag, error.message.includes("would end the sandbox")], ["QueryFailed", true])
+          }
+        }
+        yield* Db.withTransaction(Effect.zipRight(sql`SAVEPOINT mine`, sql`ROLLBACK TO mine`))
+        yield* sql`CREATE FUNCTION two() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT 2; END`
+        yield* insert("c")
+        assert.deepStrictEqual(yield* names, ["a", "c", "there before"])
+      })
+    )
+  )
+
+  it.scopedLive(
+    "a transaction that is begun and ended by hand on a reserved connection is a savepoint of the sandbox",
+    () =>
+      sandboxed(
+        Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const add = (name: string) => `INSERT INTO item (name) VALUES ('${name}')`
+          const byHand = (...texts: ReadonlyArray<string>) =>
+            Effect.scoped(
+              Effect.flatMap(sql.reserve, (reserved) => Effect.forEach(texts, (text) => reserved.executeRaw(text, [])))
+            )
+          yield* byHand("BEGIN", add("a"), "COMMIT", add("b"))
+          assert.deepStrictEqual(yield* stored, ["there before"])
+          yield* byHand(
+            "START TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            add("c"),
+            "ROLLBACK",
+            "BEGIN",
+            add("d"),
+            "END"
+          )
+          // with the connection, what was not ended is gone
+          yield* byHand("BEGIN", add("e"))
+          yield* Effect.flip(byHand("BEGIN", add("f"), "nonsense"))
+          yield* byHand("COMMIT", "ROLLBACK")
+          const chain = yield* Effect.flip(DatabaseError.refine(byHand("BEGIN", add("g"), "COMMIT AND CHAIN")))
+          assert.include(chain.message, "would end the sandbox")
+          const [failed] = yield* byHand("BEGIN")
+          assert.deepStrictEqual(failed, { command: "BEGIN", rowCount: null, oid: null, rows: [], fields: [] })
+          assert.deepStrictEqual(yield* names, ["a", "b", "d", "there before"])
+        })
+      )
+  )
+
   it.scopedLive("concurrent transactions take turns, streams and several commands work", () =>
     sandboxed(
       Effect.gen(function* () {

@@ -7,7 +7,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import type * as Redacted from "effect/Redacted"
+import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { describe } from "vitest"
@@ -17,6 +17,7 @@ import { directory } from "./fixtures/directory.js"
 import { type Message, makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query } from "./fixtures/server.js"
 import { makeTlsServer } from "./fixtures/tls.js"
+import { makeIdentity, makeTlsGate } from "./fixtures/tlsGate.js"
 
 const long = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1 FROM pg_sleep(60) AS long`)
 
@@ -90,6 +91,34 @@ describe("a cancel", () => {
         assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
         assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
       }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("sends the client's certificate where the server demands one", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const client = makeIdentity("client", "open sesame")
+      const gate = yield* makeTlsGate(writer, [client])
+      const { password, pathname, username } = new URL(Redacted.value(writer))
+      const context = yield* open({
+        writer: {
+          host: "localhost",
+          port: gate.port,
+          database: pathname.slice(1),
+          username,
+          password: Redacted.make(decodeURIComponent(password)),
+          ssl: { ca: gate.server.cert, ...client, passphrase: "open sesame" }
+        }
+      })
+      const fiber = yield* Effect.fork(Effect.provide(long, context))
+      assert.strictEqual(yield* running(writer, 1), 1)
+      yield* Fiber.interrupt(fiber)
+      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gate.clients.length + gate.refused === 2 })
+      assert.deepStrictEqual(gate.clients, [
+        { name: "client", first: "startup" },
+        { name: "client", first: "cancel" }
+      ])
+      assert.strictEqual(yield* running(writer, 0), 0)
     })
   )
 

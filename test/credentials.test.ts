@@ -890,10 +890,12 @@ describe("secrets", () => {
       ]
       for (const options of cases) {
         const config = DatabaseConfig.make("app", options)
+        // a provider that fails may do better the next time, so it is waited for
+        const impatient = { ...options, acquireTimeout: "2 seconds" } as const
         say(options, config, Either.isRight(config) ? config.right : config.left)
         if (Either.isLeft(config)) continue
         yield* Effect.gen(function* () {
-          const { context, facts, heard, sql } = yield* open(options)
+          const { context, facts, heard, sql } = yield* open(impatient)
           provider.use(a)
           say(
             sql,

@@ -227,7 +227,64 @@ describe.concurrent("examples", () => {
     )
   }
 
+  it.scopedLive(
+    "an example with a PORT that is not a port ends with one line before it starts anything",
+    () =>
+      Effect.gen(function* () {
+        const { env } = yield* databases
+        for (const port of ["abc", "-1", "65536", "80.5", "0x50"]) {
+          const { code, stderr, stdout } = yield* run("07-express", ["--once"], { ...env, PORT: port })
+          expect(stderr).toBe(`error: PORT=${port} is not a port: set a number from 0 to 65535; 0 picks a free one\n`)
+          expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
+        }
+      }),
+    patience
+  )
+
+  it.scopedLive(
+    "an example whose server is away at its end says which tables it has left",
+    () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* Program.databases
+        const proxy = yield* makeProxy(app)
+        const server = yield* Program.startScript(script("07-express"), [], {
+          ...env,
+          DATABASE_URL: Redacted.value(proxy.url)
+        })
+        yield* server.line(/serving at/)
+        yield* Effect.zipRight(proxy.refuse, proxy.cut)
+        yield* server.signal("SIGINT")
+        const { code, stderr } = yield* server.ended
+        expect(stderr).toMatch(/^error: table todo was not dropped: .*\n$/)
+        expect(code).toBe(0)
+        expect(yield* query(app, tables)).toEqual([{ relname: "todo" }])
+      }),
+    patience
+  )
+
   for (const name of Object.keys(servers)) {
+    // only Linux has such a table
+    it.scopedLive.runIf(process.platform === "linux")(
+      `${name} listens on loopback alone`,
+      () =>
+        Effect.gen(function* () {
+          const { env } = yield* databases
+          const server = yield* Program.startScript(script(name), [], env)
+          const { port } = new URL(yield* server.line(/serving at (http:\S+),/))
+          const hex = Number(port).toString(16).toUpperCase().padStart(4, "0")
+          // the kernel's table of TCP sockets; state 0A is LISTEN
+          const sockets = ["tcp", "tcp6"].flatMap((table) => fs.readFileSync(`/proc/net/${table}`, "utf8").split("\n"))
+          const addresses = sockets.flatMap((line) => {
+            const [, local = "", , state] = line.trim().split(/\s+/)
+            return state === "0A" && local.endsWith(`:${hex}`) ? [local] : []
+          })
+          expect(addresses).toEqual([`0100007F:${hex}`])
+          yield* server.signal("SIGINT")
+          expect(yield* server.ended).toMatchObject({ code: 0 })
+        }),
+      patience
+    )
+
     it.scopedLive(
       `${name} ends with Ctrl-C also where a request has no end`,
       () =>

@@ -20,6 +20,7 @@ import { type Bouncer, behindBouncer, freshPooled, hasBouncer, makeBouncer, pool
 import { active, Db, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase, query, terminateBackends } from "./fixtures/server.js"
+import { identityFiles, makeIdentity } from "./fixtures/tlsGate.js"
 import * as KnownFailures from "./suites/knownFailures.js"
 
 /** Runs a test with a new database, open as `Db`, behind a PgBouncer of its own. */
@@ -528,6 +529,38 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const error = yield* Fiber.join(fiber)
           assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
         })
+    )
+
+    it.scopedLive("a cancel sends the client's certificate where PgBouncer demands one", () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const identity = makeIdentity("localhost", "open sesame")
+        const files = yield* identityFiles(identity, "open sesame")
+        const bouncer = yield* makeBouncer(place.writer, {
+          client_tls_sslmode: "verify-full",
+          client_tls_ca_file: files.cert,
+          client_tls_cert_file: files.cert,
+          client_tls_key_file: files.key
+        })
+        const { password, pathname, port, username } = new URL(Redacted.value(bouncer.url))
+        const writer = {
+          host: "localhost",
+          port: Number(port),
+          database: pathname.slice(1),
+          username,
+          password: Redacted.make(decodeURIComponent(password)),
+          ssl: { ca: identity.cert, ...identity, passphrase: "open sesame" }
+        }
+        yield* Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const fiber = yield* Effect.fork(sql`SELECT 1 FROM pg_sleep(60) AS long`)
+          yield* running(1, "%AS long")
+          yield* Fiber.interrupt(fiber)
+          yield* running(0, "%AS long")
+        }).pipe(
+          Effect.provide(Layer.merge(Db.layer({ writer, mode: "transactionPooler" }), Layer.succeed(Place, place)))
+        )
+      })
     )
 
     it.scopedLive("does not close a connection before its cancel is done: PgBouncer 1.18 might end itself", () =>

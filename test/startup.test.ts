@@ -140,15 +140,15 @@ describe("start-up", () => {
         [{ writer: Redacted.make("") }, "writer"],
         [{ writer: Redacted.make(secret) }, "writer"],
         [{ writer: Redacted.make(`http://me:${secret}@host/app`) }, "writer"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host:port/app`) }, "writer"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host`) }, "writer (database)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host:port/app`) }, "writer (port)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer (port)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@/app`) }, "writer (host)"],
         [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
         [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer (sslmode)"],
-        [{ writer: Redacted.make(`postgres://me:12?${secret}@host/app`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:12/${secret}@host/app`) }, "writer"],
         [{ writer: Redacted.make(`postgres://me:12@host/app?${secret}=${secret}`) }, "writer"],
         [{ writer: Redacted.make(`postgres://me:12@host/app?sslmode=${secret}`) }, "writer (sslmode)"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?options=x`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?gssencmode=require`) }, "writer (gssencmode)"],
         [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
         [{ writer: good, maxConnections: 0 }, "maxConnections"],
         [{ writer: good, maxConnections: 2, minConnections: 3 }, "minConnections"],
@@ -212,7 +212,8 @@ describe("start-up", () => {
         Effect.provide(
           Db.layer({
             writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`),
-            startup: "lazy"
+            startup: "lazy",
+            acquireTimeout: "300 millis"
           })
         )
       )
@@ -225,7 +226,10 @@ describe("start-up", () => {
       const port = yield* closed
       const both = Layer.merge(
         Db.layer({ writer }),
-        Audit.layer({ writer: Redacted.make(`postgres://me:x@127.0.0.1:${port}/audit`) })
+        Audit.layer({
+          writer: Redacted.make(`postgres://me:x@127.0.0.1:${port}/audit`),
+          connectTimeout: "300 millis"
+        })
       )
       const error = yield* Effect.flip(Effect.scoped(Layer.build(both)))
       assert.include(error.message, 'database "audit"')

@@ -1,6 +1,7 @@
 import * as Migrator from "@effect/sql/Migrator"
 import { SqlClient } from "@effect/sql/SqlClient"
 import { Effect } from "effect"
+import { Migrations } from "effect-db"
 import { Audit, Db } from "./databases.js"
 
 const statement = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
@@ -36,27 +37,8 @@ const audit = Migrator.fromRecord({
     )`)
 })
 
-const migrate = Migrator.make({})
-
-/** With what the database said. */
-const explained = ({ cause, message, reason }: Migrator.MigrationError) =>
-  new Migrator.MigrationError({
-    reason,
-    cause,
-    message: cause instanceof Error ? `${message}: ${cause.message}` : message
-  })
-
-/** Makes the tables of both databases, which may be one. Of two instances that start together one waits, or looks again. */
-export const run = Effect.all(
-  [
-    migrate({ loader: app, table: "app_migrations" }).pipe(Effect.provide(Db.layerSqlClient)),
-    migrate({ loader: audit, table: "audit_migrations" }).pipe(Effect.provide(Audit.layerSqlClient))
-  ],
-  { concurrency: "unbounded", discard: true }
-).pipe(
-  // to the migrator a statement that fails is a defect
-  Effect.catchAllDefect((defect) =>
-    defect instanceof Migrator.MigrationError ? Effect.fail(explained(defect)) : Effect.die(defect)
-  ),
-  Effect.retry({ times: 2 })
-)
+/** Makes the tables of both databases, which may be one. Of instances that start together one does, and the others wait for it. */
+export const run = Migrations.runAll([
+  Migrations.on(Db, { loader: app, table: "app_migrations" }),
+  Migrations.on(Audit, { loader: audit, table: "audit_migrations" })
+])

@@ -1,7 +1,8 @@
 /**
  * What a process of the server is doing, as the server tells in another session of the same user.
  */
-import type { Credentials, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
+import type { Credentials, SessionConfig } from "../DatabaseConfig.js"
+import type { Destination } from "./connection/destination.js"
 import type { Client } from "./driver.js"
 import { Flight, Plan } from "./flight.js"
 import { later } from "./later.js"
@@ -61,7 +62,7 @@ const ask = (client: Client, processId: number, told: (doing: Doing) => void): (
 
 /** Asks; the returned function gives up. */
 export const inquire = (
-  server: ServerConfig,
+  server: Destination,
   session: SessionConfig,
   credentials: Credentials,
   processId: number,
@@ -71,8 +72,9 @@ export const inquire = (
   let stopAsking = () => {}
   // its rows are read as they come, whatever the program makes of types
   const plain = { ...session, types: undefined }
-  const stopLogin = login(server, plain, { timeout: longest, readOnly: true, credentials }, (failure, client) => {
-    if (failure !== undefined) return told("unknown")
+  const stopLogin = login(server, plain, { timeout: longest, readOnly: true, credentials }, (_, loggedIn) => {
+    if (loggedIn === undefined) return told("unknown")
+    const { client } = loggedIn
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {
       if (isOver) client.connection.stream.destroy()

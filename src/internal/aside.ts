@@ -3,29 +3,73 @@
  */
 import * as Net from "node:net"
 import * as Tls from "node:tls"
-import type { ServerConfig } from "../DatabaseConfig.js"
+import { addressOf, type Destination, type Dial } from "./connection/destination.js"
 import { later } from "./later.js"
+import type { Peer } from "./protocol/streams.js"
+import { tlsOptions } from "./protocol/tls.js"
 import * as wire from "./wire.js"
 
 /** The very server that a connection is on: its name may lead elsewhere by now, and to resolve it takes time. */
-export type Peer = { readonly path: string } | { readonly host: string; readonly port: number }
+export type Other = Peer | { readonly dial: Dial }
 
 /** Where an open socket leads. */
-export const peerOf = (server: ServerConfig, { remoteAddress, remotePort }: Net.Socket): Peer => {
-  if (server.host.startsWith("/")) return { path: `${server.host}/.s.PGSQL.${server.port}` }
-  return { host: remoteAddress ?? server.host, port: remotePort ?? server.port }
+export const otherOf = (server: Destination, { remoteAddress, remotePort }: Net.Socket): Other => {
+  if (server.dial !== undefined) return { dial: server.dial }
+  const address = addressOf(server)
+  return "path" in address ? address : { host: remoteAddress ?? address.host, port: remotePort ?? address.port }
 }
 
-/** Opens a socket that is closed after `patience` ms at the latest, whatever the network does, and that keeps no process alive. */
-const open = (peer: Peer, patience: number, connected: (socket: Net.Socket) => void): Net.Socket => {
-  const socket = Net.connect(peer)
+/**
+ * Opens a socket that is closed after `patience` ms at the latest, whatever the network does, and that keeps no process alive. `closed` is
+ * called once, when it is over.
+ */
+const open = (
+  other: Other,
+  patience: number,
+  connected: (socket: Net.Socket) => void,
+  closed: (() => void) | undefined
+): void => {
+  if ("dial" in other) return dial(other.dial, patience, connected, closed)
+  const socket = Net.connect(other)
+  socket.once("connect", () => connected(socket))
+  watch(socket, patience, closed)
+}
+
+const dial = (
+  dial: Dial,
+  patience: number,
+  connected: (socket: Net.Socket) => void,
+  closed: (() => void) | undefined
+): void => {
+  const since = performance.now()
+  let isOver = false
+  const end = () => {
+    stop()
+    if (!isOver) closed?.()
+    isOver = true
+  }
+  const stop = later(patience, () => {
+    giveUp()
+    end()
+  })
+  const giveUp = dial((_, socket) => {
+    if (isOver) return void socket?.destroy()
+    if (socket === undefined) return end()
+    stop()
+    watch(socket, patience - (performance.now() - since), closed)
+    connected(socket)
+  })
+}
+
+const watch = (socket: Net.Socket, patience: number, closed: (() => void) | undefined): void => {
   const stop = later(patience, () => socket.destroy())
   socket.unref()
-  socket.once("connect", () => connected(socket))
-  socket.once("close", stop)
+  socket.once("close", () => {
+    stop()
+    closed?.()
+  })
   // "close" follows, which is all that anybody needs to know
   socket.on("error", () => {})
-  return socket
 }
 
 const agreed = "S".charCodeAt(0)
@@ -37,47 +81,64 @@ const askForTls = (socket: Net.Socket, answered: (yes: boolean) => void): void =
   socket.write(wire.sslRequest)
 }
 
+/** Begins TLS on a socket as the driver does it. */
+const secured = (server: Destination, ssl: true | Tls.ConnectionOptions, socket: Net.Socket): Tls.TLSSocket => {
+  const secure = Tls.connect({ ...tlsOptions(ssl, server.host, server), socket })
+  secure.on("error", () => socket.destroy())
+  return secure
+}
+
 /**
  * Delivers a message, by TLS where the connection has it, and leaves it to the other side to hang up: a cancel that is hung up on too
  * early ends PgBouncer 1.18, and so everybody's connections. Nobody is told whether it arrived, only when it is over.
  */
 export const deliver = (
-  server: ServerConfig,
-  peer: Peer,
+  server: Destination,
+  other: Other,
   patience: number,
   message: Buffer,
   done: (() => void) | undefined
 ): void => {
-  const { host, ssl } = server
-  const socket = open(peer, patience, (socket) => {
-    if (ssl === false) {
-      socket.write(message)
-      return void socket.resume()
-    }
-    askForTls(socket, (yes) => {
-      // what is for TLS is not sent without it
-      if (!yes) return void socket.destroy()
-      // as the driver does it: the certificate is compared with the name in the settings, and an address is no name to ask for
-      const options = { host, ...(ssl === true ? {} : ssl), ...(Net.isIP(host) === 0 ? { servername: host } : {}) }
-      const secure = Tls.connect({ ...options, socket })
-      secure.on("error", () => socket.destroy())
-      secure.once("secureConnect", () => {
-        secure.write(message)
-        secure.resume()
+  const { ssl } = server
+  const send = (socket: Net.Socket) => {
+    socket.write(message)
+    socket.resume()
+  }
+  const sendSecured = (ssl: true | Tls.ConnectionOptions, socket: Net.Socket) => {
+    const secure = secured(server, ssl, socket)
+    secure.once("secureConnect", () => send(secure))
+  }
+  open(
+    other,
+    patience,
+    (socket) => {
+      if (ssl === false) return send(socket)
+      if (server.isDirectTls) return sendSecured(ssl, socket)
+      askForTls(socket, (yes) => {
+        // what is for TLS is not sent without it
+        if (yes) sendSecured(ssl, socket)
+        else socket.destroy()
       })
-    })
-  })
-  if (done !== undefined) socket.once("close", done)
+    },
+    done
+  )
 }
 
 /** Whether the server says anything at all within `patience` ms. */
-export const showsLife = (peer: Peer, patience: number, told: (yes: boolean) => void): void => {
+export const showsLife = (server: Destination, other: Other, patience: number, told: (yes: boolean) => void): void => {
+  const { isDirectTls, ssl } = server
   let heard = false
-  const socket = open(peer, patience, () =>
-    askForTls(socket, () => {
-      heard = true
-      socket.destroy()
-    })
+  open(
+    other,
+    patience,
+    (socket) => {
+      const lives = () => {
+        heard = true
+        socket.destroy()
+      }
+      if (isDirectTls && ssl !== false) secured(server, ssl, socket).once("secureConnect", lives)
+      else askForTls(socket, lives)
+    },
+    () => told(heard)
   )
-  socket.once("close", () => told(heard))
 }

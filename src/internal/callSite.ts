@@ -42,7 +42,32 @@ export class CallSite {
 /** Where this is called from. */
 export const callSite = (): CallSite | undefined => (followers === 0 ? undefined : new CallSite())
 
+/** Where a part is written that has no label, to name it if it fails: noted down for each, for it is seldom a statement's worth. */
+export const siteOfPart = (label: string | undefined): CallSite | undefined =>
+  label === undefined ? new CallSite() : undefined
+
 /** Where what is running was written, where its way leads through others who do not pass that on. */
 export class CurrentSite extends Context.Reference<CurrentSite>()("effect-db/internal/CurrentSite", {
   defaultValue: (): CallSite | undefined => undefined
 }) {}
+
+/**
+ * Puts the program's own frames, from here outward, into the stack of an error whose own was made where the server's answer was read.
+ *
+ * To be called in an `async` function after an `await`: V8 then finds the functions that await it. That costs nothing before there is an error.
+ */
+export const trace = (error: Error): void => {
+  if (traced.has(error)) return
+  traced.add(error)
+  const here: { stack?: string } = {}
+  Error.captureStackTrace(here, trace)
+  const frames = (here.stack ?? "").split("\n").slice(1).filter(isForeign)
+  const stack = error.stack ?? ""
+  const at = stack.indexOf("\n    at ")
+  if (frames.length === 0) return
+  const [head, rest] = at < 0 ? [stack, ""] : [stack.slice(0, at), stack.slice(at)]
+  error.stack = `${head}\n${frames.join("\n")}${rest}`
+}
+
+/** An error passes every `await` between its statement and where it is caught. */
+const traced = new WeakSet<Error>()

@@ -10,18 +10,24 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import type * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { Connection as DbConnection } from "../Connection.js"
 import type { Session } from "../Consistency.js"
-import { ForeignClient, toSqlError } from "../DatabaseError.js"
+import { type DatabaseError, ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
 import type { Scopes } from "./schema/scopes.js"
+import type { Part } from "./transaction/part.js"
+import { Turns } from "./turns.js"
 import type { Unit } from "./unit.js"
 import type { Work } from "./work.js"
 
 /** Whether a transaction is on the primary, or on whatever serves readers. */
 export type Kind = "writer" | "reader"
+
+/** When a whole is run again. */
+export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
 
 const blank: readonly unknown[] = [undefined, 0]
 
@@ -35,6 +41,8 @@ const slotOf = (carrier: Carrier): readonly [Carrier, number] => {
   // an array that is not written as a literal has no type for each place
   return pair as unknown as readonly [Carrier, number]
 }
+
+const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
 
 /** The open transactions that a piece of work sees. */
 export abstract class Carrier implements Connection {
@@ -62,6 +70,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.addHook(origin, hook, begin) ?? false
   }
 
+  /** Whose turn it is among the nested parts that run side by side in this. */
+  get siblings(): Turns {
+    return this.parent?.siblings ?? new Turns()
+  }
+
   /** The unit of work that this is part of. */
   get unit(): Unit | undefined {
     return this.parent?.unit
@@ -75,6 +88,34 @@ export abstract class Carrier implements Connection {
   /** The innermost transaction of a database, whether work was sent outside of it or not. */
   around(origin: Origin): Transaction | undefined {
     return this.parent?.around(origin)
+  }
+
+  /** The innermost transaction that has an end of its own, of any database, where work was not sent outside of it. */
+  get transaction(): Transaction | undefined {
+    return this.parent?.transaction
+  }
+
+  /** The innermost part that has joined a transaction, between here and where that was begun. */
+  part(transaction: Transaction): Part | undefined {
+    return this.parent?.part(transaction)
+  }
+
+  /**
+   * Has the whole that an outermost transaction belongs to, or the unit of work, be run again where a part of it asks for that; tells
+   * whether it can be.
+   */
+  takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    return this.parent?.takeRetry(transaction, asked) ?? false
+  }
+
+  /** Leaves something to be done to the time when what is done here is stored, or may be; tells whether it was taken. */
+  whenStored(action: () => void): boolean {
+    return this.parent?.whenStored(action) ?? false
+  }
+
+  /** Whether what is open here has ended, as a fiber may find that outlives it. */
+  get isOver(): boolean {
+    return this.parent?.isOver ?? false
   }
 
   /** What the unit of work remembers of a database, if there is a unit. */
@@ -136,11 +177,22 @@ const none: ReadonlyArray<never> = []
 
 /** A carrier with one transaction more. */
 export class TransactionCarrier extends Carrier {
+  private turns: Turns | undefined
+
   constructor(
     parent: Carrier | undefined,
-    private readonly transaction: Transaction
+    private readonly own: Transaction
   ) {
-    super(parent, transaction.origin.database)
+    super(parent, own.origin.database)
+  }
+
+  override get transaction(): Transaction {
+    return this.own
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
   }
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
@@ -149,6 +201,25 @@ export class TransactionCarrier extends Carrier {
     // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
     const isWithin = kind === "writer" && transaction.base === "writer"
     return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
+  }
+
+  override part(transaction: Transaction): Part | undefined {
+    return transaction === this.own ? undefined : super.part(transaction)
+  }
+
+  override whenStored(action: () => void): boolean {
+    if (this.isOver) return false
+    this.own.addHook(whenStored(action))
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.own.level.state !== "open"
+  }
+
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    const { retry = false } = this.own.options
+    return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
   }
 
   override held(origin: Origin): ReadonlyArray<DbConnection> {
@@ -191,6 +262,17 @@ export class OutsideCarrier extends Carrier {
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
     return origin === this.origin ? "none" : super.find(origin, kind)
+  }
+
+  override get transaction(): Transaction | undefined {
+    const around = super.transaction
+    return around?.origin === this.origin ? undefined : around
+  }
+
+  override whenStored(action: () => void): boolean {
+    // what it is about may be stored already, or with what is around
+    super.whenStored(action)
+    return false
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {

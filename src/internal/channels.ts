@@ -21,7 +21,7 @@ import type { Invalidation } from "../Pool.js"
 import { isTransient } from "../SqlState.js"
 import type { CredentialSource } from "./credentials.js"
 import { type Place, toStatementError } from "./failure.js"
-import { later } from "./later.js"
+import { later, timer } from "./later.js"
 import { Line } from "./line.js"
 import type { Listener } from "./listener.js"
 import { open } from "./opening.js"
@@ -134,12 +134,9 @@ export class Channels {
     this.resting?.()
     this.hangUp("shutdown")
     this.end(() => new DatabaseClosed(this.place))
-    const impatient = setTimeout(
-      () => {
-        for (const connection of this.open) connection.destroy("shutdown")
-      },
-      Math.min(timeout, longestGoodbye)
-    )
+    const impatient = timer(Math.min(timeout, longestGoodbye), () => {
+      for (const connection of this.open) connection.destroy("shutdown")
+    })
     this.onEmpty = () => {
       clearTimeout(impatient)
       done()

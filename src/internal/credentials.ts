@@ -4,8 +4,6 @@
  * A generation begins when other credentials are given than before. Answers may overtake each other: what says otherwise than the answer
  * to a later question is of an older generation.
  */
-import { constants } from "node:fs"
-import * as fs from "node:fs/promises"
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -14,6 +12,7 @@ import type * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Runtime from "effect/Runtime"
 import type { Credentials, DatabaseConfig, ServerConfig } from "../DatabaseConfig.js"
+import { readTextFile } from "./connection/textFile.js"
 
 /** Credentials and their generation. */
 export interface Login extends Credentials {
@@ -33,9 +32,11 @@ const isSame = (a: Credentials, b: Credentials): boolean =>
 
 /** What a program gives may be another thing than its types say, such as what was read from somewhere as JSON. */
 const checked = (given: Credentials): Credentials => {
-  if (typeof given?.username !== "string") throw new Error("no user was given")
+  if (typeof given?.username !== "string" || given.username === "") throw new Error("no user was given")
   const password: unknown = passwordOf(given)
   if (password !== undefined && typeof password !== "string") throw new Error("the password is no text")
+  // in a message of the protocol it would end the text, and what follows would be the next parameter
+  if (`${given.username}${password ?? ""}`.includes("\0")) throw new Error("user or password holds a NUL character")
   return given
 }
 
@@ -70,10 +71,17 @@ export class CredentialSource {
   /** Asks; the returned function gives up. */
   ask(done: OnLogin): () => void {
     const question = ++this.asked
+    return this.run(
+      Effect.map(this.source, (given) => this.take(question, checked(given))),
+      done
+    )
+  }
+
+  /** Runs an effect that the program gave; `done` is called once, unless the returned function gives it up before. */
+  run<A, E>(effect: Effect.Effect<A, E>, done: (value: A | undefined, cause: unknown) => void): () => void {
     let isOver = false
-    const login = Effect.map(Effect.interruptible(this.source), (given) => this.take(question, checked(given)))
-    // a fiber that fails says so in the program's debug log, in the provider's own words
-    const fiber = this.fork(Effect.exit(login))
+    // a fiber that fails says so in the program's debug log, in the program's own words
+    const fiber = this.fork(Effect.exit(Effect.interruptible(effect)))
     fiber.addObserver((ended) => {
       if (isOver) return
       isOver = true
@@ -109,19 +117,10 @@ export class PasswordFileError extends Error {}
 const longestFile = 65_536
 
 const readPassword = async (file: string): Promise<string> => {
-  // to wait for somebody who writes to a named pipe would hold up one of Node's few threads, for ever; Windows has neither
-  const handle = await fs.open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0))
-  try {
-    const stat = await handle.stat()
-    if (!stat.isFile()) throw new Error("it is not a regular file")
-    if (stat.size > longestFile) throw new Error(`it is longer than ${longestFile} bytes`)
-    const text = await handle.readFile("utf8")
-    const password = text.replace(/\r?\n$/, "")
-    if (password === "") throw new Error("it is empty")
-    return password
-  } finally {
-    await handle.close()
-  }
+  const { text } = await readTextFile(file, longestFile)
+  const password = text.replace(/\r?\n$/, "")
+  if (password === "") throw new Error("it is empty")
+  return password
 }
 
 /** The password that a file holds, without the end of its line. */

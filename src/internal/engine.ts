@@ -3,15 +3,21 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
-import * as Schedule from "effect/Schedule"
+import type * as Schedule from "effect/Schedule"
 import type { Connection, Flight, Request } from "../Connection.js"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../Consistency.js"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
-import { type DatabaseError, fromUnknown, SchemaInvalid, type StatementError, toSqlError } from "../DatabaseError.js"
+import {
+  type DatabaseError,
+  fromUnknown,
+  QueryFailed,
+  SchemaInvalid,
+  type StatementError,
+  toSqlError
+} from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
 import type { Pool } from "../Pool.js"
 import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
@@ -22,9 +28,11 @@ import { RetryBudget } from "./budget.js"
 import { type CallSite, CurrentSite } from "./callSite.js"
 import { cancellable } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
-import type { Place } from "./failure.js"
+import { makePause } from "./client/statementRetry.js"
+import { located, type Place } from "./failure.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
+import { type Attributes, beginSpan, type TransactionSpan } from "./observability/transactionSpan.js"
 import { Borrower } from "./pool/borrower.js"
 import { reasonOf, repeat, replaySchedule } from "./replay.js"
 import { scoped, sessionAt } from "./schema/place.js"
@@ -32,10 +40,18 @@ import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
 import { type OnStatement, once } from "./single.js"
 import type { OnTaken, Source } from "./source.js"
+import { enderIn } from "./transaction/control.js"
+import type { Part } from "./transaction/part.js"
 import { type Work, withComment } from "./work.js"
 
 /** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
 type Go = (done: OnStatement, deadline: number) => () => void
+
+/** Whether a failure allows another attempt. `refusals` is how many attempts have been refused by a server for good so far. */
+export type Again = (error: DatabaseError, refusals: number) => boolean
+
+/** Goes on after a failed attempt; `deadline` is until when it had to find a connection. */
+type Failed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
 
 const none: ReadonlyArray<never> = []
 
@@ -53,7 +69,8 @@ class PoolLender implements Lender {
     private readonly pick: () => Source,
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
-    private readonly who: Borrower | undefined
+    private readonly who: Borrower | undefined,
+    private readonly span: TransactionSpan | undefined
   ) {}
 
   get patience(): number {
@@ -69,11 +86,15 @@ class PoolLender implements Lender {
     this.source = source
     // all attempts share the one deadline
     this.deadline ??= this.engine.deadline()
+    const since = this.span === undefined ? 0 : performance.now()
     return source.checkout(
       this.deadline,
       this.held(),
       (error, connection) => {
-        if (connection !== undefined) this.engine.lent(this)
+        if (connection !== undefined) {
+          this.engine.lent(this)
+          this.span?.begins(connection.server, performance.now() - since)
+        }
         settle(error, connection)
       },
       this.who
@@ -81,6 +102,7 @@ class PoolLender implements Lender {
   }
 
   checkin(connection: Connection): void {
+    this.deadline = undefined
     this.engine.returned(this)
     this.source?.checkin(connection)
   }
@@ -93,6 +115,8 @@ export class Engine implements Origin {
   private readonly opened: Array<PoolLender> = []
   /** Whether somebody wants to know who holds which connection. */
   readonly isWatched: boolean
+  /** What every span of the database has, whichever server it is about. */
+  readonly attributes: Attributes
   private turn = 0
   private readonly budget = new RetryBudget()
 
@@ -104,8 +128,24 @@ export class Engine implements Origin {
     readonly sandbox: Transaction | undefined
   ) {
     this.database = config.name
+    this.attributes = [
+      ...Object.entries(config.options.spanAttributes ?? {}),
+      ["db.system.name", "postgresql"],
+      ["db.namespace", config.writer.database]
+    ]
     this.isWatched = Number.isFinite(config.pool.leakThreshold) || config.pool.strategy === "assertSingle"
     this.limits = config.session.mode === "transactionPooler" ? config.session : undefined
+  }
+
+  /**
+   * Whether a read that failed may be tried again. A server that refuses for good refuses the next time, too, but another one may not: each
+   * is asked once.
+   */
+  readonly readsAgain: Again = (error, refusals) => {
+    if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
+    if (error._tag === "Disconnected") return error.outcome !== "inDoubt"
+    // a standby cancels reads that stand in the way of what it replays
+    return isStale(error) || error._tag === "SerializationFailure" || error._tag === "DeadlockDetected"
   }
 
   /** Until when a connection must have been found, counted from now. */
@@ -146,11 +186,14 @@ export class Engine implements Origin {
     const work = carrier?.work(fiber)
     const request = scoped(fiber.currentContext, carrier, this.database, withComment(asked, work))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+    const ender = this.endsSandbox(request)
+    if (ender !== undefined) return Effect.fail(toSqlError(ender))
     const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
       if (kind === "writer") this.witness(fiber, carrier, transaction)
-      return this.attempt(fiber, inTransaction(transaction, request, fence), read, isNotSent)
+      const part = kind === "writer" ? carrier?.part(transaction) : undefined
+      return this.attempt(fiber, inTransaction(transaction, request, fence, part), read, isNotSent)
     }
     if (this.sandbox !== undefined) {
       const around = carrier?.around(this) ?? this.sandbox
@@ -162,7 +205,15 @@ export class Engine implements Origin {
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
       ? this.attempt(fiber, this.onWriter(fiber, carrier, work, request, held), read, retriesOnWriter(fiber))
-      : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, isReadAgain)
+      : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, this.readsAgain)
+  }
+
+  /** Why a statement must not be sent in a sandbox: it would end the one transaction, and store what is to be undone. */
+  endsSandbox({ text }: Request): QueryFailed | undefined {
+    const ender = this.sandbox === undefined ? undefined : enderIn(text)
+    if (ender === undefined) return undefined
+    const cause = new Error(`${ender} would end the sandbox - use withTransaction, or end it on a reserved connection`)
+    return new QueryFailed({ database: this.database, server: "", cause })
   }
 
   /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */
@@ -181,6 +232,8 @@ export class Engine implements Origin {
     }
     const found = carrier.find(this, "writer")
     if (found === "none") return undefined
+    // what was written there is undone, so there is nothing to see
+    if (kind === "reader" && found?.level.isVacated) return undefined
     return (
       found ??
       (kind === "writer"
@@ -201,8 +254,20 @@ export class Engine implements Origin {
     const asked = named(options, work)
     const held = () => carrier?.held(this) ?? none
     const pick = this.picker(kind, fiber, carrier)
-    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work))
-    return begin(this, kind, lender, asked, carrier)
+    const span = this.span(fiber, asked.label, carrier)
+    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work), span)
+    const transaction = begin(this, kind, lender, asked, carrier)
+    transaction.span = span
+    return transaction
+  }
+
+  /** A span of a transaction, if a tracer is set. */
+  span(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    label: string | undefined,
+    carrier: Carrier | undefined
+  ): TransactionSpan | undefined {
+    return beginSpan(fiber, this.attributes, label, carrier?.unit?.attempt ?? 1)
   }
 
   /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */
@@ -221,43 +286,16 @@ export class Engine implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     go: Go,
     read: (flight: Flight) => A,
-    again: (error: DatabaseError) => boolean
+    again: Again
   ): Effect.Effect<A, SqlError> {
-    return this.start(go, undefined, read, (error, deadline) =>
-      again(error)
-        ? Effect.mapError(
-            this.retry(Context.get(fiber.currentContext, RetryPolicy), error, deadline, go, read, again),
-            toSqlError
-          )
-        : Effect.fail(toSqlError(error))
-    )
-  }
-
-  private retry<A>(
-    policy: Policy,
-    first: StatementError,
-    firstDeadline: number,
-    go: Go,
-    read: (flight: Flight) => A,
-    again: (error: DatabaseError) => boolean
-  ): Effect.Effect<A, StatementError> {
-    let attempt = 0
-    let last = first
-    let deadline = firstDeadline
-    const next = Effect.suspend((): Effect.Effect<A, StatementError> => {
-      if (attempt++ === 0) return Effect.fail(first)
-      this.retried(isNotSent(last) ? "acquire" : "statement", attempt - 1, last.message)
-      // attempts that found no connection share one deadline; a statement that was sent had found one
-      return this.start(go, isNotSent(last) ? deadline : undefined, read, (error, until) => {
-        last = error
-        deadline = until
-        return Effect.fail(error)
-      })
-    })
-    const schedule = isNotSent(first) ? policy.acquire : policy.statement
-    return Effect.retry(next, {
-      schedule: before(schedule, () => (isNotSent(last) ? deadline : Number.POSITIVE_INFINITY)),
-      while: (error) => again(error) && this.budget.take(policy.budget)
+    const told = (error: StatementError) => toSqlError(located(error, locationOf(fiber)))
+    return this.start(go, undefined, read, (first, deadline) => {
+      if (!again(first, 1)) return Effect.fail(told(first))
+      const policy = Context.get(fiber.currentContext, RetryPolicy)
+      const next = (last: StatementError, until: number, failed: Failed<A, StatementError>) =>
+        // attempts that found no connection share one deadline; a statement that was sent had found one
+        this.start(go, isNotSent(last) ? until : undefined, read, failed)
+      return Effect.mapError(this.retry(policy, again, first, deadline, next), told)
     })
   }
 
@@ -265,24 +303,44 @@ export class Engine implements Origin {
   again<A, E extends DatabaseError>(
     self: Effect.Effect<A, E>,
     deadline: number,
-    may: (error: DatabaseError) => boolean = isNotSent
+    again: Again = isNotSent
   ): Effect.Effect<A, E> {
-    let attempt = 0
-    let message = ""
-    const next = Effect.suspend(() => {
-      if (attempt++ > 0) this.retried("acquire", attempt - 1, message)
-      return Effect.tapError(self, (error) =>
-        Effect.sync(() => {
-          message = error.message
-        })
-      )
-    })
-    return Effect.flatMap(RetryPolicy, (policy) =>
-      Effect.retry(next, {
-        schedule: before(policy.acquire, () => deadline),
-        while: (error) => may(error) && this.budget.take(policy.budget)
-      })
+    const attempt = (_: E, __: number, failed: Failed<A, E>) =>
+      Effect.catchAll(self, (error) => failed(error, deadline))
+    return Effect.catchAll(self, (error) =>
+      again(error, 1)
+        ? Effect.flatMap(RetryPolicy, (policy) => this.retry(policy, again, error, deadline, attempt))
+        : Effect.fail(error)
     )
+  }
+
+  /** Goes on after a failed attempt, with the policy's pauses, for as long as the failures allow it. */
+  private retry<A, E extends DatabaseError>(
+    policy: Policy,
+    again: Again,
+    first: E,
+    firstDeadline: number,
+    attempt: (last: E, deadline: number, failed: Failed<A, E>) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E> {
+    return Effect.flatMap(makePause(policy, this.budget, this.topology.outageWaiters), (pause) => {
+      let attempts = 0
+      let refusals = 0
+      const failed: Failed<A, E> = (error, deadline) => {
+        if (error._tag === "ConnectFailed" && !isAway(error)) refusals++
+        if (!again(error, refusals)) return Effect.fail(error)
+        return Effect.flatMap(pause(error, deadline), (goesOn) => {
+          if (!goesOn) return Effect.fail(error)
+          this.retried(isNotSent(error) ? "acquire" : "statement", ++attempts, error.message)
+          return attempt(error, deadline, (next, until) =>
+            // that no connection became free says less than why there was none
+            next._tag === "PoolExhausted" && next.reason === "timeout" && next.total === 0 && isAway(error)
+              ? Effect.fail(error)
+              : failed(next, until)
+          )
+        })
+      }
+      return failed(first, firstDeadline)
+    })
   }
 
   /** An effect of what is started; nothing is allocated for a failure that does not come. */
@@ -318,15 +376,18 @@ export class Engine implements Origin {
       Exit.isFailure(exit) ? reasonOf(transaction?.failures ?? none, exit.cause) : undefined
     const policy = Context.get(fiber.currentContext, RetryPolicy)
     return repeat(next, reasonFor, replaySchedule(asked, policy), (reason) => {
-      const { database, message } = fromUnknown(reason)
+      if (transaction?.level.link.mayHaveStored === true) return false
+      const known = fromUnknown(reason)
       // what failed on another database is not mended by running this one again
-      return database === this.database && this.takeReplay(policy, ++attempt, message)
+      return known.database === this.database && this.takeReplay(policy, ++attempt, known)
     })
   }
 
-  takeReplay(policy: Policy, attempt: number, message: string): boolean {
+  takeReplay(policy: Policy, attempt: number, error: DatabaseError): boolean {
+    // its caller has waited for a connection for as long as one may
+    if (error._tag === "ConnectFailed") return false
     const isLeft = this.budget.take(policy.budget)
-    if (isLeft) this.retried("transaction", attempt, message)
+    if (isLeft) this.retried("transaction", attempt, error.message)
     return isLeft
   }
 
@@ -442,18 +503,18 @@ export class Engine implements Origin {
   }
 }
 
-/** Ends a schedule where its next delay would go past the deadline: who cannot be served before it is told at once, and why. */
-const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>
-  Schedule.whileOutput(Schedule.delays(schedule), (delay) => performance.now() + Duration.toMillis(delay) < deadline())
-
-/** Whether another server may do better with a read. */
-export const isReadAgain = (error: DatabaseError): boolean =>
-  error._tag === "ConnectFailed" || isStale(error) || (error._tag === "Disconnected" && error.outcome !== "inDoubt")
+/** The place in the program that a fiber is at, as far as it is known without having been noted down. */
+const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
+  Context.get(currentContext, CurrentSite)?.place ??
+  (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
 
 const retriesOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: DatabaseError) => boolean) =>
   fiber.getFiberRef(idempotentRef) ? isIdempotentAgain : isNotSent
 
 const isIdempotentAgain = (error: DatabaseError): boolean => isNotSent(error) || error._tag === "Disconnected"
+
+/** Whether there was no connection, as a server that is away may come back. */
+const isAway = (error: DatabaseError): boolean => error._tag === "ConnectFailed" && isNotSent(error)
 
 /** A transaction bears the name of the work that it is a part of. */
 const named = (options: Options, work: Work | undefined): Options =>
@@ -466,9 +527,9 @@ const named = (options: Options, work: Work | undefined): Options =>
       }
 
 const inTransaction =
-  (transaction: Transaction, request: Request, fence: Fence): Go =>
+  (transaction: Transaction, request: Request, fence: Fence, part?: Part | undefined): Go =>
   (done) =>
-    transaction.level.run(request, fence, done)
+    transaction.level.run(request, fence, done, part === undefined ? undefined : () => part.note(transaction))
 
 /** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
 const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect<A> => {

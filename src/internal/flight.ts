@@ -1,8 +1,19 @@
 /**
  * One or more commands that are sent in one write and answered together, and how the answer is collected.
  */
-import { type Client, type Field, isServerError, type Protocol, type Query, type ServerError } from "./driver.js"
+import {
+  type Client,
+  type Field,
+  isServerError,
+  type Protocol,
+  type Query,
+  type ServerError,
+  toError
+} from "./driver.js"
 import type { Prepared } from "./prepared.js"
+import type { Copy } from "./protocol/copy.js"
+import { ProtocolViolation } from "./protocol/limits.js"
+import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
 
 /** What a statement gave. */
@@ -14,8 +25,18 @@ export interface Result {
   fields: ReadonlyArray<Field>
 }
 
+/** What a flight was asked to run, for errors. */
+export interface Asked {
+  readonly text: string
+  /** The handle it was asked of. */
+  readonly kind?: "reader" | "writer" | undefined
+  /** Where it was written, while call sites are followed. */
+  readonly site?: { readonly place: string | undefined } | undefined
+}
+
 /**
- * How a flight failed. `acknowledged` counts the commands that the server had completed before.
+ * How a flight failed. `acknowledged` counts the commands that the server had completed before, `asked` is the statement
+ * that it failed with: none where that was a step around it.
  *
  * - `refused`: the server said no; the connection is fine.
  * - `lost`: the connection is gone; `sent` says whether anything was handed to the socket, `undone` that the server has said that nothing
@@ -23,15 +44,28 @@ export interface Result {
  * - `unsendable`: the statement could not be written, or its rows could not be read: a parameter or a type's parser threw.
  */
 export type Failure =
-  | { readonly _tag: "refused"; readonly error: ServerError; readonly acknowledged: number }
+  | {
+      readonly _tag: "refused"
+      readonly error: ServerError
+      readonly acknowledged: number
+      readonly asked?: Asked | undefined
+      /** Whether the server, or the session, takes no writes at all. */
+      readonly takesNoWrites?: boolean | undefined
+    }
   | {
       readonly _tag: "lost"
       readonly error: Error
       readonly sent: boolean
       readonly undone?: true
       readonly acknowledged: number
+      readonly asked?: Asked | undefined
     }
-  | { readonly _tag: "unsendable"; readonly error: Error; readonly acknowledged: number }
+  | {
+      readonly _tag: "unsendable"
+      readonly error: Error
+      readonly acknowledged: number
+      readonly asked?: Asked | undefined
+    }
 
 /** Called once, when the server is ready for the next flight, or when the connection is lost. */
 export type Done = (failure: Failure | undefined, flight: Flight) => void
@@ -45,6 +79,10 @@ export class Plan {
   before = 0
   /** How many come after it. */
   after = 0
+  /** Number of commands between these two: 0 if the server is only asked whether it is ready. */
+  main = 1
+  /** Whether its rows are described. The rows of a step are not, and are dropped. */
+  isDescribed = true
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
   isRaw = false
@@ -53,8 +91,13 @@ export class Plan {
   prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
   shape: Shape | undefined = undefined
+  /** Where the data of a COPY comes from, or goes to. */
+  copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
+  /** Whether a step comes first that proves the server's role: it is no part of what is counted. */
+  proves = false
+  asked: Asked | undefined = undefined
 
   constructor(
     readonly bytes: () => Buffer,
@@ -62,12 +105,19 @@ export class Plan {
   ) {}
 }
 
+/** A result whose rows are as the server has written them, until the types of its columns are known. */
+interface Unread {
+  readonly result: Result
+  readonly fields: ReadonlyArray<Field>
+}
+
+/** How much of a COPY that is refused is read, so that its connection may be kept, in bytes. */
+const longestDropped = 1_048_576
+
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
-
-const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
 
 /** A flight, as node-postgres sees it. */
 export class Flight implements Query {
@@ -82,21 +132,27 @@ export class Flight implements Query {
   lead = ""
   /** Whether a portal has more rows. */
   suspended = false
+  /** Whether the proof of the server's role is still awaited. */
+  isProving: boolean
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
-  /** The results of a text with several commands. */
-  results: ReadonlyArray<Result> = noResults
+  private several: Array<Result> | undefined = undefined
   shape: Shape | undefined
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
+  private unread: Array<Unread> | undefined
+  /** How much has come that goes nowhere, in bytes. */
+  private dropped = 0
 
   constructor(
     private readonly client: Client,
     readonly plan: Plan,
-    private readonly onLost: (flight: Flight, error: Error) => void
+    private readonly onLost: (flight: Flight, error: Error) => void,
+    private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
+    this.isProving = plan.proves
   }
 
   /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
@@ -109,12 +165,29 @@ export class Flight implements Query {
     }
   }
 
+  /** The results of a text with several commands. */
+  get results(): ReadonlyArray<Result> {
+    return this.several ?? noResults
+  }
+
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
-    const acknowledged = this.acknowledged
-    if (this.unreadable !== undefined) return { _tag: "unsendable", error: this.unreadable, acknowledged }
-    if (this.refusal !== undefined) return { _tag: "refused", error: this.refusal, acknowledged }
+    const { acknowledged, asked, refusal, unreadable } = this
+    if (unreadable !== undefined) return { _tag: "unsendable", error: unreadable, acknowledged, asked: this.plan.asked }
+    if (refusal !== undefined) return { _tag: "refused", error: refusal, acknowledged, asked }
     return undefined
+  }
+
+  /** The statement, if the server is at it. */
+  get asked(): Asked | undefined {
+    return this.isStatement() ? this.plan.asked : undefined
+  }
+
+  /** Whether every command has an answer. If the server is ready before, its answers would be taken for those of the next exchange. */
+  get isAnswered(): boolean {
+    const { after, before, main, simple } = this.plan
+    const answered = this.acknowledged + (this.suspended ? 1 : 0)
+    return simple ? answered > 0 : answered === before + main + after
   }
 
   submit(protocol: Protocol): null {
@@ -122,10 +195,36 @@ export class Flight implements Query {
     return null
   }
 
+  /** The numbers of the types whose names have to be looked up before the rows can be read. */
+  get unknownTypes(): ReadonlyArray<number> {
+    const fields = this.unread?.flatMap((one) => one.fields) ?? noFields
+    return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
+  }
+
+  /** Reads the rows that waited for the names of their types. */
+  readLate(): void {
+    const { unread } = this
+    this.unread = undefined
+    for (const { fields, result } of unread ?? []) {
+      const rows = result.rows as Array<ReadonlyArray<string | null>>
+      result.rows = []
+      result.fields = fields
+      this.describe(fields)
+      for (const row of rows) this.read(result, row)
+    }
+  }
+
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
     if (this.plan.isRaw) return
+    if (this.types !== undefined && this.types.unknown(message.fields).length > 0) {
+      this.unread ??= []
+      this.unread.push({ result: this.result, fields: message.fields })
+    } else this.describe(message.fields)
+  }
+
+  private describe(fields: ReadonlyArray<Field>): void {
     try {
-      this.shape = makeShape(this.client, message.fields)
+      this.shape = makeShape(this.client, fields, this.types)
     } catch (cause) {
       // the types are the user's, so may be the fault in them
       this.unreadable = toError(cause)
@@ -135,18 +234,32 @@ export class Flight implements Query {
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
-    if (this.unreadable !== undefined || !this.isStatement()) return
-    if (this.plan.isRaw) return void this.result.rows.push(message.fields)
+    if (this.unreadable !== undefined || this.isProving || !this.isStatement()) return
+    if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
+    else this.read(this.result, message.fields)
+  }
+
+  private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (shape === undefined) return
+    if (this.unreadable !== undefined || (shape === undefined && !this.plan.isDescribed)) return
+    // read by other columns it would be a wrong answer
+    if (shape?.fields.length !== values.length) {
+      const due = shape === undefined ? "none" : shape.fields.length
+      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      return this.onLost(this, this.unreadable)
+    }
     try {
-      this.result.rows.push(this.plan.asArrays ? shape.array(message.fields) : shape.object(message.fields))
+      result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
       this.unreadable = toError(cause)
     }
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
+    if (this.isProving) {
+      this.isProving = false
+      return
+    }
     if (this.acknowledged === this.plan.before - 1) this.lead = message.text
     if (this.isStatement()) {
       const result = this.result
@@ -163,7 +276,8 @@ export class Flight implements Query {
       }
       if (this.shape !== undefined) result.fields = this.shape.fields
       if (this.plan.simple) {
-        this.results = [...this.results, result]
+        this.several ??= []
+        this.several.push(result)
         this.result = blankResult()
         this.shape = undefined
       }
@@ -184,7 +298,11 @@ export class Flight implements Query {
   }
 
   handleCopyInResponse(protocol: Protocol): void {
-    this.unreadable = new Error("COPY FROM STDIN is not supported by this client")
+    const { copy } = this.plan
+    if (copy?._tag === "in") return copy.open()
+    this.unreadable = new Error(
+      "COPY ... FROM STDIN has no data as a statement - use sql.copyFrom(table, columns, rows)"
+    )
     // what follows in this flight would be taken for the data that is copied
     if (this.plan.after > 0) return this.onLost(this, this.unreadable)
     protocol.sendCopyFail(this.unreadable.message)
@@ -192,8 +310,18 @@ export class Flight implements Query {
     if (!this.plan.simple) protocol.sync()
   }
 
-  handleCopyData(): void {
-    // COPY TO STDOUT: the data has nowhere to go; the count of rows is in the result
+  /** The server is going to send data. */
+  handleCopyOutResponse(): void {
+    if (this.plan.copy?._tag === "out") return
+    this.unreadable = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
+  }
+
+  handleCopyData({ chunk }: { readonly chunk: Buffer }): void {
+    const { copy } = this.plan
+    if (copy?._tag === "out") return copy.receive(chunk)
+    this.dropped += chunk.length
+    // what is refused is not read to its end, however long it is
+    if (this.dropped > longestDropped) this.onLost(this, this.unreadable ?? new Error("data of a COPY came unasked"))
   }
 
   handleError(error: Error): void {

@@ -5,6 +5,7 @@ import type { Connection, Done, Request } from "../Connection.js"
 import type { SessionConfig } from "../DatabaseConfig.js"
 import { setLocal } from "./limits.js"
 import type { SearchPath } from "./schema/searchPath.js"
+import { isCopy } from "./sql/copy.js"
 import { constantStep, type Step } from "./wire.js"
 
 const none: ReadonlyArray<never> = []
@@ -35,7 +36,10 @@ const ofSession = (connection: Connection, session: SessionConfig, readOnly: boo
   return [readOnly ? beginReadOnly : begin, ...setLocal({ lockTimeout, statementTimeout }).map(constantStep)]
 }
 
-/** Sends a statement with what is around it in one flight; only several commands in one text are a message that goes alone. */
+/**
+ * Sends a statement with what is around it in one flight. Several commands in one text are a message that goes alone, and so is a COPY: what
+ * follows it would be taken for its data.
+ */
 export const runGuarded = (
   connection: Connection,
   before: ReadonlyArray<Step>,
@@ -43,7 +47,8 @@ export const runGuarded = (
   after: ReadonlyArray<Step>,
   done: Done
 ): void => {
-  if (!request.simple || before.length === 0) return connection.run(before, request, after, done)
+  const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+  if (!isAlone || before.length === 0) return connection.run(before, request, after, done)
   connection.steps(before, (failure, flight) => {
     if (failure !== undefined) return done(failure, flight)
     connection.run(none, request, none, (failure, flight) => {

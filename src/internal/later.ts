@@ -2,15 +2,29 @@
  * How long somebody who waits for a server is patient.
  */
 
-/** How long what undoes something may take, in ms, and how long where somebody has been interrupted and waits for it. */
-export const longestUndo = { usual: 750, hurried: 400 }
+/**
+ * How long what undoes something may take, in ms; how long where somebody has been interrupted and waits for it; and where another bound
+ * holds.
+ */
+export const longestUndo = { usual: 750, hurried: 400, patient: Number.POSITIVE_INFINITY }
 
-/** What Node takes for none at all is anything longer. */
+/** The longest timer of Node, in ms: it fires a longer one at once. */
 const longestTimer = 2_147_483_647
 
-/** A timer for any time: one that is too long for Node, or infinite, is the longest there is. */
-export const timer = (millis: number, act: () => void): NodeJS.Timeout =>
-  setTimeout(act, Math.min(Math.max(0, millis), longestTimer))
+/** Sets a timer for any time, infinity included, as one timer of Node that goes round until the time is over. */
+export const timer = (millis: number, act: () => void): NodeJS.Timeout => {
+  if (millis <= longestTimer) return setTimeout(act, Math.max(0, millis))
+  // equal rounds, for a timer starts again with the time that it was set with
+  let rounds = Math.ceil(millis / longestTimer)
+  const all = setTimeout(
+    () => {
+      if (--rounds > 0) all.refresh()
+      else act()
+    },
+    Number.isFinite(millis) ? millis / rounds : longestTimer
+  )
+  return all
+}
 
 /**
  * Calls back in so many ms, but not before what has arrived while the process was busy with something else has been read: it may be what

@@ -30,6 +30,8 @@ export class Link {
   private isGivenUp = false
   /** The first collision with another transaction, also one in a savepoint that was undone since: only the whole can be run again. */
   private collision: StatementError | undefined
+  /** Whether a statement of it has, or may have, stored what was done before, so that it must not be run again. */
+  mayHaveStored = false
   /** The sessions that something was written in: they want to know where the server is when it is stored. */
   private sessions: Set<Session> | undefined
   /** Those who wait for a turn: they are told at once when there will be none. */
@@ -115,6 +117,8 @@ export class Link {
   giveBack(): void {
     const connection = this.connection
     this.connection = undefined
+    // a transaction that is begun again has none
+    this.isScoped = false
     if (connection === undefined) return
     connection.onLost = undefined
     connection.transaction = undefined

@@ -3,10 +3,14 @@
  */
 import * as Cause from "effect/Cause"
 import * as Redacted from "effect/Redacted"
-import { type ConnectFailure, type Connection, connect, type Owner } from "../Connection.js"
-import type { ServerConfig, SessionConfig } from "../DatabaseConfig.js"
+import type { ConnectFailure, Connection, Owner } from "../Connection.js"
+import type { Connector, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
+import type { Dial } from "./connection/destination.js"
+import { connectFirst } from "./connection/hosts.js"
 import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
+import { toError } from "./driver.js"
 import { timer } from "./later.js"
+import { connectedStream } from "./protocol/streams.js"
 
 export interface Opening {
   readonly server: ServerConfig
@@ -17,6 +21,22 @@ export interface Opening {
   readonly timeout: number
 }
 
+/** Opens streams by an effect of the program. Its words are for the program alone, as those of a provider of credentials. */
+const dialBy =
+  (connector: Connector, credentials: CredentialSource): Dial =>
+  (done) =>
+    credentials.run(connector, (stream, cause) => {
+      if (cause !== undefined) {
+        const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
+        return done(new Error("the effect that opens the socket failed", { cause: Redacted.make(error) }), undefined)
+      }
+      try {
+        done(undefined, connectedStream(stream))
+      } catch (cause) {
+        done(toError(cause), undefined)
+      }
+    })
+
 /** Calls back once, not before it has returned, unless it was given up before by the function that it returns. */
 export const open = (
   opening: Opening,
@@ -24,6 +44,7 @@ export const open = (
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
   const { credentials, readOnly, server, session } = opening
+  const destination = { ...server, dial: server.socket && dialBy(server.socket, credentials) }
   const deadline = performance.now() + opening.timeout
   let isOver = false
   let giveUp = () => {
@@ -43,13 +64,19 @@ export const open = (
         return fail(
           error instanceof PasswordFileError
             ? error
-            : new Error("the provider of credentials failed", { cause: Redacted.make(error) })
+            : new Error(
+                credentials.isAsked
+                  ? "the provider of credentials failed"
+                  : "the user or the password of the settings is no text",
+                { cause: Redacted.make(error) }
+              )
         )
       }
       // what was asked for before a rotation is not even tried
       if (login.generation < credentials.generation) return start(wasRefused)
       const timeout = Math.max(1, deadline - performance.now())
-      giveUp = connect(server, session, { timeout, readOnly, owner, credentials: login }, (failure, connection) => {
+      const options = { timeout, readOnly, owner, credentials: login }
+      giveUp = connectFirst(destination, session, options, (failure, connection) => {
         if (failure?.reason === "authentication" && credentials.isAsked && !wasRefused) return start(true)
         done(failure, connection)
       })

@@ -33,8 +33,8 @@ export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Caus
 /** Whether a unit that was undone for this reason may run again; it is counted, and told of. */
 export const takeReplay = (unit: Unit, reason: unknown, attempt: number, policy: Policy): boolean => {
   if (unit.hasCommitted || !isReplayable(reason)) return false
-  const { database, message } = fromUnknown(reason)
-  return unit.origin(database)?.takeReplay(policy, attempt, message) ?? false
+  const known = fromUnknown(reason)
+  return unit.origin(known.database)?.takeReplay(policy, attempt, known) ?? false
 }
 
 /** The schedule that was asked for. */
@@ -68,18 +68,27 @@ interface Opened {
   readonly isRolledBack: boolean
 }
 
-/** Runs it in a new unit each time. */
+/** Runs it in a new unit each time; `failed` is how the first has ended, where it was run already. */
 export const replay = <O extends Opened, A, E, R>(
   open: () => O,
   once: (opened: O) => Effect.Effect<A, E, R>,
-  asked: true | Schedule.Schedule<unknown, DatabaseError>
+  asked: true | Schedule.Schedule<unknown, DatabaseError>,
+  failed?: { readonly opened: O; readonly cause: Cause.Cause<E> }
 ): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const policy = Context.get(fiber.currentContext, RetryPolicy)
     let opened: O | undefined
     let attempt = 0
+    let before = failed
     const next = Effect.suspend(() => {
+      if (before !== undefined) {
+        const { cause } = before
+        opened = before.opened
+        before = undefined
+        return Effect.failCause(cause)
+      }
       opened = open()
+      opened.unit.attempt = attempt + 1
       return once(opened)
     })
     const reasonFor = (exit: Exit.Exit<A, E>): unknown => {

@@ -7,13 +7,14 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Connection } from "../Connection.js"
-import { SchemaInvalid, TransactionEnded, toSqlError } from "../DatabaseError.js"
+import type { Connection, Failure } from "../Connection.js"
+import { SchemaInvalid, type StatementError, TransactionEnded, toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
+import type { Outcome } from "../SqlState.js"
 import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
-import { type Engine, isReadAgain } from "./engine.js"
-import { type Place, toStatementError } from "./failure.js"
+import type { Engine } from "./engine.js"
+import { afterFirst, type Place, toStatementError } from "./failure.js"
 import { scopesOf, sessionAt } from "./schema/place.js"
 import type { OnTaken, Source, SourceError } from "./source.js"
 import { makeStatements, type Run } from "./statements.js"
@@ -26,6 +27,13 @@ const scopeEnded = new Error("the scope of the reserved connection has ended")
 /** Runs statements on one connection, one after the other. */
 export const makeRun = (place: Place, connection: Connection, hasEnded: () => boolean): Run => {
   const turns = new Turns()
+  /** The first failure of the transaction that is begun by hand. */
+  let first: StatementError | undefined
+  const failed = (failure: Failure, outcome: Outcome): StatementError => {
+    const error = afterFirst(toStatementError(place, failure, outcome), first)
+    if (connection.status === "E") first ??= error
+    return error
+  }
   return (request, read) =>
     Effect.async((resume) => {
       let sent = false
@@ -39,11 +47,10 @@ export const makeRun = (place: Place, connection: Connection, hasEnded: () => bo
         connection.run(none, request, none, (failure, flight) => {
           settled = true
           turns.pass()
+          if (connection.status !== "E") first = undefined
           const outcome = failure?._tag === "lost" && !failure.sent ? "notSent" : "inDoubt"
           resume(
-            failure === undefined
-              ? Effect.sync(() => read(flight))
-              : Effect.fail(toSqlError(toStatementError(place, failure, outcome)))
+            failure === undefined ? Effect.sync(() => read(flight)) : Effect.fail(toSqlError(failed(failure, outcome)))
           )
         })
       })
@@ -98,7 +105,7 @@ export const makeReserve = (
       const giveUp = pool.checkout(deadline, holding, settle, who)
       return Effect.sync(giveUp)
     })
-    const checkout = engine.again(attempt, deadline, kind === "reader" ? isReadAgain : isNotSent)
+    const checkout = engine.again(attempt, deadline, kind === "reader" ? engine.readsAgain : isNotSent)
     // the finalizer is there before the connection is, so an interruption in between leaks nothing
     const giveBack = Effect.addFinalizer(() =>
       Effect.sync(() => {

@@ -2,6 +2,7 @@
  * How rows are read: the columns of a statement and the parsers of their types, made once per prepared statement.
  */
 import type { Client, Field } from "./driver.js"
+import type { TypeNames } from "./protocol/typeNames.js"
 
 /** A row by column names. */
 export type ObjectRow = Record<string, unknown>
@@ -13,10 +14,10 @@ export interface Shape {
   readonly array: (values: ReadonlyArray<string | null>) => ReadonlyArray<unknown>
 }
 
-/** The shape of a result with these columns, read with the parsers of this client. */
-export const makeShape = (client: Client, fields: ReadonlyArray<Field>): Shape => {
+/** The shape of a result with these columns, read with the parsers of their types' names or else with those of this client. */
+export const makeShape = (client: Client, fields: ReadonlyArray<Field>, types?: TypeNames | undefined): Shape => {
   const names = fields.map((field) => field.name)
-  const parsers = fields.map((field) => client.getTypeParser(field.dataTypeID, "text"))
+  const parsers = fields.map(({ dataTypeID }) => types?.parser(dataTypeID) ?? client.getTypeParser(dataTypeID, "text"))
   const size = fields.length
   // made in a way in which a column "__proto__" is a column; an object without a prototype would be a dictionary, and so slower to copy
   const blank: ObjectRow = Object.fromEntries(names.map((name) => [name, null]))

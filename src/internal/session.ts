@@ -14,11 +14,15 @@ import {
   TransactionEnded,
   type TransactionError
 } from "../DatabaseError.js"
-import { toStatementError } from "./failure.js"
-import { later, longestUndo } from "./later.js"
+import { afterFirst, toStatementError, wrongRole } from "./failure.js"
+import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
+import type { Copy } from "./protocol/copy.js"
+import { isCopy } from "./sql/copy.js"
+import { type Ender, enderOf, mayCommit } from "./transaction/control.js"
 import { Turns } from "./turns.js"
+import type { Gate } from "./unitOfWork/gate.js"
 import * as wire from "./wire.js"
 
 // An interruption waits for the end of a transaction and, where there are several, for one to be committed and the others to be undone. All
@@ -32,6 +36,12 @@ export type Fence = "none" | "savepoint" | "readOnly"
 
 /** How a level stands. */
 export type State = "open" | "committed" | "rolledBack" | "failed" | "unknown"
+
+/** A part of a transaction that ended in rollback, and why; what it has done in there must not be kept. */
+export interface Undone {
+  readonly part: string
+  readonly cause?: unknown
+}
 
 /** What a level needs before its first statement can run; a class, for the reason that `cancellable` gives. */
 class Opening {
@@ -66,6 +76,19 @@ const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Ste
   return [...opening.flatMap((_) => _.steps), ...before]
 }
 
+/** Whether a transaction begins here. */
+const isOutermost = ([first]: ReadonlyArray<Opening>): boolean =>
+  first !== undefined && first.level.parent === undefined && !first.level.isOpened
+
+/** Builds the failure of a transaction whose connection goes: on another server it may go better. */
+const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
+  _tag: "lost",
+  error,
+  sent: true,
+  undone: true,
+  acknowledged
+})
+
 let savepoints = 0
 
 const savepoint = () => {
@@ -77,32 +100,64 @@ const savepoint = () => {
   }
 }
 
+/** How a level begins. */
+export interface Opened {
+  /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
+  readonly begin: ReadonlyArray<wire.Step>
+  /** What puts the settings back when a savepoint is released. */
+  readonly restore: ReadonlyArray<wire.Step>
+  readonly readOnly: boolean
+  readonly limit: number | undefined
+}
+
 /** A transaction, or a savepoint inside of one. */
 export class Level {
   state: State = "open"
   /** The first failure that made the server refuse what follows. */
   failedBy: StatementError | undefined = undefined
+  /** The first part of it that ended in rollback: it cannot be kept. */
+  undone: Undone | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
+  /** Whether all that was ever in it is undone, and the server knows nothing of it any more, as before its first statement. */
+  isVacated = false
+  /** Where it is a nested part: what it waits at before its first statement. */
+  gate: Gate | undefined = undefined
   private opened = false
   private ending = false
+  /** Whether anything was done in it that stays when a nested level is undone. */
+  private used = false
   private readonly turns = new Turns()
-  /** Whether a nested level has the turn, from its first statement to its end. */
-  private isNesting = false
+  /** The nested level that has the turn, from its first statement to its end. */
+  private nested: Level | undefined = undefined
   private readonly mark: ReturnType<typeof savepoint> | undefined
 
   constructor(
     readonly link: Link,
     readonly parent: Level | undefined,
-    /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
-    private readonly begin: ReadonlyArray<wire.Step>,
-    /** What puts the settings back when a savepoint is released. */
-    private readonly restore: ReadonlyArray<wire.Step>,
-    readonly readOnly: boolean,
-    /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
-    readonly limit: number | undefined
+    private opening: Opened
   ) {
     this.mark = parent === undefined ? undefined : savepoint()
+  }
+
+  /** Whether the server refuses writes in it. */
+  get readOnly(): boolean {
+    return this.opening.readOnly
+  }
+
+  /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
+  get limit(): number | undefined {
+    return this.opening.limit
+  }
+
+  /** Whether nothing of it was sent, nor is about to be. */
+  get isUnsent(): boolean {
+    return !this.opened && !this.turns.isTaken && this.state === "open"
+  }
+
+  /** Has it begin otherwise, before anything of it was sent. */
+  plan(opening: Opened): void {
+    this.opening = opening
   }
 
   /** Whether the server knows of it. */
@@ -110,9 +165,14 @@ export class Level {
     return this.opened
   }
 
+  /** Has it end in rollback, for a part of it that is undone. */
+  markUndone(undone: Undone): void {
+    if (this.state === "open") this.undone ??= undone
+  }
+
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
-  run(request: Request, fence: Fence, done: OnStatement): () => void {
-    return this.enter(done, (connection, opening, settle) => {
+  run(request: Request, fence: Fence, done: OnStatement, onSent = nothing): () => void {
+    return this.enter(request.text, done, onSent, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
@@ -121,14 +181,18 @@ export class Level {
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
-        isSet = flight.acknowledged > first.length - before.length
+        // where only its rows could not be read, what follows the statement has been done, too
+        isSet = flight.acknowledged > first.length - before.length &&
+          !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
         if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
           return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
-      if (!request.simple) return connection.run(first, request, after, guarded)
+      // what follows a COPY would be taken for its data
+      const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+      if (!isAlone) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
       const plain = () =>
         connection.run(none, request, none, (failure, flight) => {
@@ -144,16 +208,32 @@ export class Level {
     })
   }
 
+  /** Runs a COPY, whose data goes by way of `copy`; the returned function gives it up, and the transaction with it if it was sent. */
+  copy(request: Request, copy: Copy, done: OnStatement): () => void {
+    return this.enter(request.text, done, nothing, (connection, opening, settle) => {
+      const first = stepsOf(opening, this.link.pathTo(request.path))
+      if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
+      connection.steps(first, (failure, flight) => {
+        this.acknowledge(opening, flight.acknowledged)
+        if (failure === undefined) connection.copy(none, request, copy, settle)
+        else settle(failure, flight)
+      })
+    })
+  }
+
   /** Opens a portal and fetches its first rows. */
   openPortal(
     request: Request,
     size: number,
-    done: (error: StatementError | undefined, portal: Portal | undefined) => void
+    done: (error: StatementError | undefined, portal: Portal | undefined) => void,
+    onSent: () => void
   ): () => void {
     let name = ""
     return this.enter(
+      request.text,
       (error, flight) =>
         done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
+      onSent,
       (connection, opening, settle) => {
         name = connection.nextPortal()
         connection.openPortal(stepsOf(opening, this.link.pathTo(request.path)), name, request, size, settle)
@@ -163,23 +243,27 @@ export class Level {
 
   /** @internal */
   inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter(done, (connection, _, settle) => action(connection, settle))
+    return this.enter("", done, nothing, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
   check(done: (error: TransactionError | undefined) => void): () => void {
     let sent = false
     let settled = false
+    const refuse = (error: TransactionError) => {
+      settled = true
+      done(error)
+    }
     const finish = (error: TransactionError | undefined) => {
       settled = true
       this.turns.pass()
       done(error)
     }
-    const leave = this.turns.take(() => {
+    const leave = this.takeLast(refuse, () => {
       const { connection, lost, place } = this.link
       if (lost !== undefined) return finish(lost)
       if (!this.opened || connection === undefined) return finish(undefined)
-      if (connection.status === "E") return finish(this.rolledBackAtCommit())
+      if (connection.status === "E" || this.undone !== undefined) return finish(this.rolledBackAtCommit())
       if (this.mark !== undefined) return finish(undefined)
       sent = true
       connection.steps(checkNow, (failure) => {
@@ -211,7 +295,11 @@ export class Level {
       done(error)
       onAnswer()
     }
-    const leaveQueue = this.turns.take(() => {
+    const refuse = (error: TransactionError) => {
+      answered = true
+      done(error)
+    }
+    const leaveQueue = this.takeLast(refuse, () => {
       const { connection, lost, place } = this.link
       // somebody else has ended it, perhaps otherwise
       if (this.state !== "open") {
@@ -222,7 +310,12 @@ export class Level {
       if (lost !== undefined) return finish("failed", lost)
       if (!this.opened || connection === undefined) return finish("committed", undefined)
       sent = true
-      if (this.mark === undefined) {
+      if (this.undone !== undefined) {
+        connection.steps(this.mark?.undo ?? rollback, (failure) => {
+          if (failure !== undefined) this.link.abort("ROLLBACK was refused")
+          finish("failed", this.rolledBackAtCommit())
+        })
+      } else if (this.mark === undefined) {
         // what is aborted stores nothing
         const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
         const refused = (failure: Failure) => {
@@ -247,8 +340,11 @@ export class Level {
         }
       } else {
         const { undo } = this.mark
-        connection.steps([this.mark.release, ...this.restore], (failure) => {
-          if (failure === undefined) return finish("committed", undefined)
+        connection.steps([this.mark.release, ...this.opening.restore], (failure) => {
+          if (failure === undefined) {
+            if (this.parent !== undefined) this.parent.used = true
+            return finish("committed", undefined)
+          }
           this.link.note(failure)
           if (this.link.lost !== undefined) return finish("failed", this.link.lost)
           connection.undo(undo, (undoFailure) => {
@@ -272,6 +368,16 @@ export class Level {
     }
   }
 
+  /**
+   * Undoes the nested levels that are open in it, the innermost first. A statement that is under way in them is waited for, by what is to
+   * come after it as well.
+   */
+  leaveNested(): void {
+    const open: Array<Level> = []
+    for (let level = this.nested; level !== undefined; level = level.nested) open.unshift(level)
+    for (const level of open) level.rollback(nothing, "patient")
+  }
+
   /** Undoes what was done. It does not fail: where the server does not answer in time, the connection is closed, which undoes it too. */
   rollback(done: () => void, pace: keyof typeof longestUndo = "usual"): void {
     this.ending = true
@@ -290,7 +396,11 @@ export class Level {
       }
       over()
     }
-    const stop = later(longestUndo[pace], () => {
+    let stop = nothing
+    // a nested level that has the turn has lost its connection, and may keep the turn for long
+    if (this.link.lost !== undefined && this.nested !== undefined) return finish()
+    this.leaveNested()
+    stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time")
       finish()
@@ -303,8 +413,10 @@ export class Level {
       }
       const { connection, lost } = this.link
       if (!this.opened || connection === undefined || lost !== undefined) return finish()
-      connection.steps(this.mark === undefined ? rollback : this.mark.undo, (failure) => {
+      const outermost = this.outermostUndone()
+      connection.steps(outermost.mark === undefined ? rollback : outermost.mark.undo, (failure) => {
         if (failure !== undefined) this.link.abort("ROLLBACK was refused")
+        else if (outermost !== this) this.vacate(outermost)
         finish()
       })
     })
@@ -315,11 +427,10 @@ export class Level {
     return this.link.connection === undefined ? none : [this.link.connection]
   }
 
-  private rolledBackAtCommit(): RolledBackAtCommit {
-    return new RolledBackAtCommit({
-      ...this.link.place,
-      ...(this.failedBy === undefined ? {} : { cause: this.failedBy })
-    })
+  /** Builds the failure of an end that keeps nothing. */
+  rolledBackAtCommit(): RolledBackAtCommit {
+    const cause = this.failedBy === undefined ? {} : { cause: this.failedBy }
+    return new RolledBackAtCommit({ ...this.link.place, ...(this.undone ?? cause) })
   }
 
   private commitFailure(failure: Failure): [State, TransactionError] {
@@ -348,7 +459,10 @@ export class Level {
    * leaves the queue, or, once something was sent, cancels it and ends the transaction.
    */
   private enter(
+    /** Of the statement; of a fetch, which is no command, it is empty. */
+    text: string,
     done: OnStatement,
+    onSent: () => void,
     exchange: (
       connection: Connection,
       opening: ReadonlyArray<Opening>,
@@ -363,15 +477,29 @@ export class Level {
         return done(error, undefined)
       }
       sent = true
+      this.used = true
+      onSent()
       connection.transaction = this
       exchange(connection, opening, (failure, flight, undone) => {
         settled = true
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
         const all = opening.length
-        if (all > 0) this.acknowledge(opening, flight.acknowledged)
+        const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
+        // nothing of it has run: as if there had been no BEGIN
+        const isUnfit = isMisled && isOutermost(opening)
+        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = failure === undefined ? this.stillOpen(connection) : this.judge(failure, opening, isAborted)
+        const error = isUnfit
+          ? wrongRole(this.link.place, failure)
+          : this.judge(
+              isMisled && connection.broken !== undefined ? undoneWith(failure) : failure,
+              flight,
+              text,
+              opening,
+              connection.status,
+              isAborted
+            )
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
@@ -384,28 +512,52 @@ export class Level {
     }
   }
 
-  /** What a failure means for the statement and for the transaction around it. */
-  private judge(failure: Failure, opening: ReadonlyArray<Opening>, isAborted: boolean): StatementError {
+  /** Returns the error of a statement, if it failed or has ended the transaction, and notes what it means for the transaction. */
+  private judge(
+    failure: Failure | undefined,
+    flight: Flight,
+    text: string,
+    opening: ReadonlyArray<Opening>,
+    status: Connection["status"],
+    isAborted: boolean
+  ): StatementError | undefined {
+    const { link } = this
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    const error = toStatementError(this.link.place, failure, begun ? "undone" : "notSent")
-    if (begun) this.link.note(failure)
-    // a connection that is lost is the link's affair, which knows whether this side has closed it
-    if (isAborted && failure._tag !== "lost") {
+    if (!begun) return failure === undefined ? undefined : toStatementError(link.place, failure, "notSent")
+    const ender = enderOf(flight, text)
+    const isLost = failure?._tag === "lost"
+    if (ender !== undefined || (!isLost && status === "I")) return this.endedBy(ender, failure)
+    if (failure === undefined) return undefined
+    // its COMMIT may have been done before its answer was lost
+    const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
+    link.mayHaveStored ||= isInDoubt
+    const error = afterFirst(toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone"), this.failedBy)
+    // the link knows whether this side has closed a connection that is lost
+    if (isLost) link.die(error)
+    else if (isAborted) {
       this.failedBy ??= error
-      this.link.noteAborted(error)
+      link.noteAborted(error)
     }
-    return begun && failure._tag !== "lost" ? (this.stillOpen(this.link.connection) ?? error) : error
+    return error
   }
 
-  /** A COMMIT or ROLLBACK in a statement ends the transaction behind our back: what follows must not run without one. */
-  private stillOpen(connection: Connection | undefined): StatementError | undefined {
-    if (connection === undefined || connection.status !== "I") return undefined
-    const cause = new Error("a statement inside of it has ended it")
-    this.link.asking?.committed(undefined)
-    this.link.die(new TransactionEnded({ ...this.link.place, cause }))
-    return this.link.lost
+  /** A statement has ended the transaction: what follows must neither run without one, nor in another one that was begun at once. */
+  private endedBy(by: Ender | undefined, failure: Failure | undefined): StatementError | undefined {
+    const { link } = this
+    // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
+    link.mayHaveStored ||= by !== "ROLLBACK"
+    link.asking?.committed(undefined)
+    const cause = failure === undefined ? undefined : toStatementError(link.place, failure, "undone")
+    link.die(
+      new TransactionEnded({
+        ...link.place,
+        ...(by === undefined ? {} : { by }),
+        ...(cause === undefined ? {} : { cause })
+      })
+    )
+    return link.lost
   }
 
   /** Marks the levels whose opening the server has acknowledged. */
@@ -415,6 +567,7 @@ export class Level {
       if (left > 0) {
         level.opened = true
         level.touched = true
+        level.isVacated = false
       }
       left -= steps.length
     }
@@ -431,12 +584,34 @@ export class Level {
   }
 
   private passFromNested(): void {
-    this.isNesting = false
+    this.nested = undefined
     this.turns.pass()
   }
 
+  /** The outermost level that has nothing in it but this nested part: undone as a whole, it leaves nothing behind, not even a snapshot. */
+  private outermostUndone(): Level {
+    let level: Level = this
+    if (this.gate === undefined) return level
+    while (level.parent !== undefined && !level.parent.used) level = level.parent
+    return level
+  }
+
+  /** Has the levels from the one around this one to the outermost undone be as before their first statement; the next opens them again. */
+  private vacate(outermost: Level): void {
+    const all: Array<Level> = []
+    for (let level = this.parent; level !== undefined; level = level === outermost ? undefined : level.parent) {
+      level.opened = false
+      level.touched = false
+      level.isVacated = true
+      all.push(level)
+    }
+    // before anybody has a turn, who would find the connection
+    if (outermost.parent === undefined) this.link.giveBack()
+    for (const level of all) level.parent?.passFromNested()
+  }
+
   /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
-  private reach(ready: Ready, isNested = false): () => void {
+  private reach(ready: Ready, nested?: Level): () => void {
     if (this.link.lost !== undefined && !this.ending) {
       // whoever has the turn may keep it until the connection is closed
       ready(this.link.lost, undefined, none)
@@ -455,14 +630,16 @@ export class Level {
       const { connection, lost } = this.link
       if (this.ending) return fail(new TransactionEnded(this.link.place))
       if (lost !== undefined) return fail(lost)
-      this.isNesting = isNested
+      this.nested = nested
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
-        const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
+        const { begin } = this.opening
+        const steps = this.mark === undefined ? begin : [this.mark.set, ...begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
-      const leave = this.parent === undefined ? this.borrow(above) : this.parent.reach(above, true)
+      const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))
+      const leave = this.gate === undefined ? goAbove() : this.passGate(this.gate, goAbove, fail)
       leaveAbove = () => {
         leave()
         this.turns.pass()
@@ -482,18 +659,75 @@ export class Level {
     }
   }
 
+  /**
+   * Takes the turn of an end, which waits within a bound for what is under way, such as a nested level of a fork, and not at all where the
+   * connection is lost: then it is refused. The returned function leaves the queue.
+   */
+  private takeLast(refuse: (error: StatementError) => void, start: () => void): () => void {
+    let isWaiting = true
+    let stop = nothing
+    const leave = this.turns.take(() => {
+      isWaiting = false
+      stop()
+      start()
+    })
+    if (!isWaiting) return nothing
+    const { lender, lost, place } = this.link
+    const giveUp = (error: StatementError) => {
+      leave()
+      stop()
+      refuse(error)
+    }
+    const bound = timer(lender.patience, () => giveUp(new TransactionBusy({ ...place, waited: lender.patience })))
+    const unwatch = this.link.whenLost(giveUp)
+    stop = () => {
+      clearTimeout(bound)
+      unwatch()
+    }
+    // whoever has the turn may keep it until the connection is closed
+    if (lost !== undefined) giveUp(lost)
+    return () => {
+      leave()
+      stop()
+    }
+  }
+
+  /** Goes on when its part has its turn among those beside it, for which it does not wait for ever. The returned function gives up. */
+  private passGate(gate: Gate, goOn: () => () => void, fail: (error: StatementError) => void): () => void {
+    const { lender, place } = this.link
+    let giveUp = nothing
+    let stop = nothing
+    let isPassed = false
+    const leave = gate.enter(() => {
+      isPassed = true
+      stop()
+      giveUp = goOn()
+    })
+    if (isPassed) return giveUp
+    const bound = timer(lender.patience, () => {
+      leave()
+      fail(new TransactionBusy({ ...place, waited: lender.patience }))
+    })
+    stop = () => clearTimeout(bound)
+    return () => {
+      leave()
+      stop()
+      giveUp()
+    }
+  }
+
   /** Who waits for a turn is told when there will be none, and does not wait for ever for a nested level to end. */
   private whileWaiting(giveUp: (error: StatementError) => void): () => void {
     const { place } = this.link
     const { patience } = this.link.lender
     const look = () => {
-      if (this.isNesting) giveUp(new TransactionBusy({ ...place, waited: patience }))
-      else timer = setTimeout(look, patience)
+      if (this.nested !== undefined) giveUp(new TransactionBusy({ ...place, waited: patience }))
+      else waiting = timer(patience, look)
     }
-    let timer = setTimeout(look, patience)
+    let waiting = timer(patience, look)
     const stop = this.link.whenLost(giveUp)
     return () => {
-      clearTimeout(timer)
+      clearTimeout(waiting)
       stop()
     }
   }

@@ -3,7 +3,6 @@
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
-import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -13,6 +12,7 @@ import * as Stream from "effect/Stream"
 import type { Connection } from "../Connection.js"
 import type { DatabaseConfig, SessionEffect } from "../DatabaseConfig.js"
 import type { SessionTask, SessionTasks } from "../Pool.js"
+import { makeCompiler } from "./client/compiler.js"
 import { makeRun } from "./reserve.js"
 import { makeStatements } from "./statements.js"
 
@@ -35,7 +35,7 @@ const makeClient = (
   )
   return SqlClient.make({
     acquirer: Effect.succeed(statements),
-    compiler: PgClient.makeCompiler(config.options.transformQueryNames, config.options.transformJson),
+    compiler: makeCompiler(config.options.transformQueryNames, config.options.transformJson),
     spanAttributes: []
   }).pipe(Effect.provide(Reactivity.layer))
 }

@@ -5,7 +5,7 @@ import type { Connection, Done, Failure, Flight, Request } from "../Connection.j
 import type { Session } from "../Consistency.js"
 import type { StatementError } from "../DatabaseError.js"
 import { isStalePlan, isUnserved } from "../SqlState.js"
-import { codeOf, toStatementError } from "./failure.js"
+import { codeOf, toStatementError, wrongRole } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
 import type { Borrower } from "./pool/borrower.js"
 import { Asking, askWithin, longestAnswer } from "./position.js"
@@ -72,6 +72,8 @@ export const once = (
       pool.checkin(taken)
       if (failure === undefined) return done(undefined, flight)
       const place = { database, server: pool.options.server.name }
+      // what a text of several commands has done before is not known
+      if (!request.simple && taken.hasWrongRole(failure)) return done(wrongRole(place, failure), undefined)
       done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
     }
     send()

@@ -13,9 +13,11 @@ import { SchemaInvalid, toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
 import type { Transaction } from "../Transaction.js"
 import { currentCarrier, type Kind } from "./carrier.js"
+import { served } from "./client/servedSpan.js"
 import { commit, commitSoon, undo } from "./ending.js"
 import type { Engine } from "./engine.js"
 import { Fetches } from "./fetches.js"
+import { hasTracer } from "./observability/transactionSpan.js"
 import { scoped } from "./schema/place.js"
 import type { Portal } from "./session.js"
 import type { TransformRows } from "./statements.js"
@@ -46,7 +48,8 @@ const portalStream = (
   transaction: Transaction,
   request: Request,
   transformRows: TransformRows,
-  ownership: Ownership
+  ownership: Ownership,
+  onSent: () => void
 ): Effect.Effect<Stream.Stream<object, SqlError>, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     let portal: Portal | undefined
@@ -56,10 +59,15 @@ const portalStream = (
     const open = engine.attempt(
       fiber,
       (done) =>
-        transaction.level.openPortal(request, batch, (error, opened) => {
-          portal = opened
-          done(error, opened?.first)
-        }),
+        transaction.level.openPortal(
+          request,
+          batch,
+          (error, opened) => {
+            portal = opened
+            done(error, opened?.first)
+          },
+          onSent
+        ),
       (flight) => flight,
       isNotSent
     )
@@ -113,17 +121,21 @@ const portalStream = (
 /** The rows of a statement wherever it belongs. */
 export const makeStream =
   (engine: Engine, kind: Kind) =>
-  (asked: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
+  (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
+        const asked = hasTracer(fiber) ? served(fiber, made) : made
         const carrier = currentCarrier(fiber)
         const request = scoped(fiber.currentContext, carrier, engine.database, withComment(asked, carrier?.work(fiber)))
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+        const ender = engine.endsSandbox(request)
+        if (ender !== undefined) return Effect.fail(toSqlError(ender))
         const found = engine.transactionFor(fiber, carrier, kind)
         if (found !== undefined) {
           if (kind === "writer") engine.witness(fiber, carrier, found)
           if (kind === "writer" || found.readOnly) {
-            return portalStream(engine, found, request, transformRows, "shared")
+            const part = kind === "writer" ? carrier?.part(found) : undefined
+            return portalStream(engine, found, request, transformRows, "shared", () => part?.note(found))
           }
           // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
           return Effect.map(
@@ -133,6 +145,6 @@ export const makeStream =
         }
         const own = engine.begin(kind, {}, fiber, carrier)
         if (kind === "writer") engine.witness(fiber, carrier, own)
-        return portalStream(engine, own, request, transformRows, "own")
+        return portalStream(engine, own, request, transformRows, "own", () => {})
       })
     )

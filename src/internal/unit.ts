@@ -6,11 +6,13 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
-import type { OptionsConflict, StatementError } from "../DatabaseError.js"
+import { OptionsConflict, type StatementError, TransactionBusy } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
-import { Carrier, type Kind, type Memory } from "./carrier.js"
+import { Carrier, type Kind, type Memory, type Retry } from "./carrier.js"
 import type { Hook } from "./hooks.js"
-import { conflict } from "./propagation.js"
+import { conflict, raise } from "./propagation.js"
+import { Part, type PartName } from "./transaction/part.js"
+import { Turns } from "./turns.js"
 import type { Work } from "./work.js"
 
 /** How a unit's transactions are to be. */
@@ -30,6 +32,8 @@ export interface Ending {
   readonly order: Order
   /** Whether each server checks what it would check at COMMIT before the first is committed. */
   readonly checked: boolean
+  /** Whether what forks have left open in nested transactions is undone, instead of being waited for. */
+  readonly leavesForks: boolean
 }
 
 /** Tells what the work is for; a route, say, is known only inside of it. */
@@ -51,7 +55,7 @@ const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
 const mayBeStored = ({ level, stores }: Transaction): boolean =>
-  stores && (level.state === "committed" || level.state === "unknown")
+  level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
 export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
@@ -59,19 +63,78 @@ export class Unit extends Carrier {
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
+  /** Which try of the work it is, where that is run again. */
+  attempt = 1
   private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
+  private joined: Part | undefined = undefined
+  /** What is left to the time when it is stored. */
+  private pending: Array<() => void> | undefined = undefined
+  /** Whether who runs it can run it again as a whole. */
+  canRunAgain = false
+  /** When a part of it asks for that. */
+  askedRetry: Retry | undefined = undefined
+  private turns: Turns | undefined = undefined
 
   constructor(
     parent: Carrier | undefined,
     /** What was there before, where this unit does not see it. */
     private readonly behind: Carrier | undefined,
     private rules: Rules | undefined,
-    readonly ending: Ending,
-    private readonly describe: Describe | undefined
+    public ending: Ending,
+    private readonly describe: Describe | undefined,
+    protected readonly name: PartName | undefined
   ) {
     super(parent, "of a unit of work")
+  }
+
+  /** Whether it is a part that ends with savepoints. */
+  get isNested(): boolean {
+    return false
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
+  }
+
+  override whenStored(action: () => void): boolean {
+    if (this.ended) return false
+    this.pending ??= []
+    this.pending.push(action)
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.ended
+  }
+
+  get hasPending(): boolean {
+    return this.pending !== undefined
+  }
+
+  /** Does what was left to the time when it is stored; an early commit stores only a part, so the end does it again. */
+  stored(isEarly: boolean): void {
+    for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
+    if (!isEarly) this.pending = undefined
+  }
+
+  /** Whether one of its transactions is stored, or may be. */
+  get hasStored(): boolean {
+    return this.begun.some(mayBeStored)
+  }
+
+  /** Of what is open around it, it is a part. */
+  override part(transaction: Transaction): Part | undefined {
+    if (this.transactions?.get(transaction.origin) === transaction) return undefined
+    this.joined ??= new Part(this.parent, this.name)
+    return this.joined
+  }
+
+  /** It has ended in rollback: what is open around it must not keep its part of the work. */
+  undoJoined(cause: unknown): void {
+    this.joined?.undo(cause)
   }
 
   override get unit(): Unit {
@@ -96,16 +159,36 @@ export class Unit extends Carrier {
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
     const transaction = begin(this.optionsFor(origin.database))
-    // a fiber that outlives the unit must not begin what nobody will end
-    if (this.ended) transaction.level.rollback(() => {})
-    else {
-      this.transactions ??= new Map()
-      this.transactions.set(origin, transaction)
-      const waiting = this.waiting?.get(origin)
-      this.waiting?.delete(origin)
-      for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
-    }
+    this.add(transaction)
     return transaction
+  }
+
+  /** Has a transaction be its own, with the hooks that have waited for it. */
+  protected add(transaction: Transaction): void {
+    const { level, origin } = transaction
+    transaction.isOfUnit = true
+    // a fiber that outlives the unit must not begin what nobody will end
+    if (this.ended) {
+      transaction.span?.end("rolledBack", undefined)
+      return level.rollback(() => {})
+    }
+    this.transactions ??= new Map()
+    this.transactions.set(origin, transaction)
+    const waiting = this.waiting?.get(origin)
+    this.waiting?.delete(origin)
+    for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
+  }
+
+  /** Its own transaction on a database, if that is begun. */
+  protected ownOf(origin: Origin): Transaction | undefined {
+    return this.transactions?.get(origin)
+  }
+
+  /** The hooks for which there is no transaction yet, each handed out once. */
+  protected takeWaiting(): ReadonlyArray<readonly [Origin, Waiting]> {
+    const all = [...(this.waiting ?? none)]
+    this.waiting = undefined
+    return all
   }
 
   /** A hook is no reason to begin a transaction, which reads would have to join. */
@@ -124,6 +207,8 @@ export class Unit extends Carrier {
   }
 
   override memory(origin: Origin): Memory {
+    const around = super.memory(origin)
+    if (around !== undefined) return around
     this.memories ??= new Map()
     let known = this.memories.get(origin)
     if (known === undefined) {
@@ -163,15 +248,13 @@ export class Unit extends Carrier {
 
   /** Whether nothing was begun in it, nor is anything to be done at its end. */
   get isUntouched(): boolean {
-    return this.transactions === undefined && this.waiting === undefined
+    return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
   /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
     if (this.hasKept || this.isEnding) return true
-    if (this.transactions === undefined) return false
-    for (const transaction of this.transactions.values()) if (mayBeStored(transaction)) return true
-    return false
+    return this.hasStored
   }
 
   /** Whether an end of some of its transactions is under way. */
@@ -179,9 +262,16 @@ export class Unit extends Carrier {
     return this.ends !== undefined && this.ends.size > 0
   }
 
-  /** Done when all ends are over that are under way now. */
-  get settled(): Effect.Effect<void> {
-    return Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+  /** Done when all ends are over that are under way now; it waits for as long as a statement would for a nested transaction. */
+  get settled(): Effect.Effect<void, TransactionBusy> {
+    const over = Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+    const [first] = [...(this.ends ?? none)].flatMap(({ transactions }) => transactions())
+    if (first === undefined) return over
+    const { lender, place } = first.level.link
+    return Effect.timeoutFail(over, {
+      duration: lender.patience,
+      onTimeout: () => new TransactionBusy({ ...place, waited: lender.patience })
+    })
   }
 
   /** Whether one of these is in an end that is under way. */
@@ -219,16 +309,43 @@ export class Unit extends Carrier {
 
   /** Takes what a part of the work asks for, for all that is begun from now on. What is begun already must not be otherwise. */
   demand(rules: Rules): OptionsConflict | undefined {
-    for (const transaction of this.transactions?.values() ?? []) {
-      const asked = rules.databases.get(transaction.origin.database) ?? rules.all
-      const error = asked === undefined ? undefined : conflict(transaction, asked)
+    const asked = [...(this.transactions?.values() ?? [])].flatMap((transaction) => {
+      const options = rules.databases.get(transaction.origin.database) ?? rules.all
+      return options === undefined ? [] : [{ transaction, options }]
+    })
+    for (const { options, transaction } of asked) {
+      const error = conflict(transaction, options, true)
       if (error !== undefined) return error
     }
+    for (const { options, transaction } of asked) raise(transaction, options, true)
     this.rules = {
       all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
       databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
     }
     return undefined
+  }
+
+  /** Takes what a part asks of the end: an order where the unit has none of its own, and a check. */
+  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+    const { ending } = this
+    if (order !== undefined && ending.order !== "safest" && String(order) !== String(ending.order))
+      return this.refuse("order", String(ending.order), String(order))
+    if (checked === false && ending.checked) return this.refuse("checkFirst", "true", "false")
+    this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
+    return undefined
+  }
+
+  /** It is run again, if it can be, where its failure allows it: a part of it has asked for that. */
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    if (transaction !== undefined && this.transactions?.get(transaction.origin) !== transaction)
+      return super.takeRetry(transaction, asked)
+    if (this.canRunAgain) this.askedRetry ??= asked
+    return this.canRunAgain
+  }
+
+  private refuse(option: string, outer: string, inner: string): OptionsConflict {
+    const database = this.begun[0]?.origin.database ?? ""
+    return new OptionsConflict({ database, server: "", option, outer, inner })
   }
 
   private optionsFor(database: string): Options {

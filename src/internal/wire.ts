@@ -1,8 +1,8 @@
 /**
  * What is written to the server: whole messages as buffers, so that a flight of several is one write.
  */
-import pg from "pg"
 import { serialize } from "pg-protocol"
+import { parameter } from "./protocol/parameters.js"
 
 /** One command without parameters and rows, ready to send. */
 export interface Step {
@@ -38,15 +38,10 @@ export const step = (text: string): Step => ({
   alone: serialize.query(text)
 })
 
-/** A value as the server reads it. */
-const toWire: (value: unknown) => unknown =
-  // @types/pg does not know `utils`, which pg exports for exactly this
-  (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
-
 const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
   if (values.length > 65_535) throw new Error(`${values.length} parameters; the protocol allows 65535`)
   // the serializer's own types leave no room for a read-only array; it only reads
-  return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: toWire })
+  return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: parameter })
 }
 
 /** How the main statement of a flight is sent. */
@@ -115,6 +110,20 @@ export const closePortal = (portal: string): Buffer =>
 
 /** Several commands in one text, by the simple protocol. */
 export const simple = (text: string): Buffer => serialize.query(text)
+
+/** What stands before the data in a message of a COPY. */
+export const copyHead = (length: number): Buffer => {
+  const head = Buffer.allocUnsafe(5)
+  head[0] = 0x64
+  head.writeUInt32BE(length + 4, 1)
+  return head
+}
+
+/** Tells the server that a COPY has all of its data. */
+export const copyDone: Buffer = serialize.copyDone()
+
+/** Tells the server that there is no more data for a COPY, and that nothing of it is to be stored. */
+export const copyFail = (reason: string): Buffer => serialize.copyFail(reason)
 
 /** Asks the server, on a socket of its own, to cancel what a backend is doing. */
 export const cancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)

@@ -5,12 +5,16 @@ import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
+import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../DatabaseError.js"
 import type { Origin, Transaction } from "../Transaction.js"
 import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./carrier.js"
 import { keep, undo, veto } from "./ending.js"
 import { slotOf } from "./schema/place.js"
+import { Part, PartCarrier, type PartName } from "./transaction/part.js"
+import type { Describe } from "./unit.js"
 
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
@@ -27,9 +31,11 @@ export const run = <A, E, R, X>(
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
       const inside = new TransactionCarrier(carrier, transaction)
+      const { span } = transaction
+      const around = span === undefined ? outside : Context.add(outside, Tracer.ParentSpan, span.span)
       const leave = FiberRef.set(FiberRef.currentContext, outside)
       return Effect.zipRight(
-        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slotOf(outside, inside))),
+        FiberRef.set(FiberRef.currentContext, Context.add(around, TransactionConnection, slotOf(outside, inside))),
         Effect.flatMap(
           Effect.catchAllCause(restore(self), (cause) =>
             Effect.zipRight(
@@ -41,8 +47,18 @@ export const run = <A, E, R, X>(
             )
           ),
           (value) => {
-            const kept = Effect.as(Effect.zipRight(leave, keep(transaction, restore, wrap)), value)
-            if (!transaction.hasHooks) return kept
+            const keeping = keep(transaction, restore, wrap)
+            const { level, outer } = transaction
+            const part = outer === undefined ? undefined : carrier?.part(outer)
+            const noted =
+              part === undefined || outer === undefined
+                ? keeping
+                : Effect.zipRight(
+                    keeping,
+                    Effect.sync(() => level.touched && part.note(outer))
+                  )
+            const kept = Effect.as(Effect.zipRight(leave, noted), value)
+            if (!transaction.hasHooks || level.undone !== undefined) return kept
             const agreed = Effect.mapError(
               veto(() => [transaction], inside, restore),
               wrap
@@ -53,6 +69,42 @@ export const run = <A, E, R, X>(
             )
           }
         )
+      )
+    })
+  )
+
+/** What a part is of, and what it is for. */
+export interface PartOf {
+  /** The database that it has joined a transaction of; without one it is all of them. */
+  readonly database?: Origin | undefined
+  readonly describe?: Describe | undefined
+}
+
+/**
+ * Runs an effect as a part of what is open around it, of one database or of all. `decide` says how the part ends: one that ends in rollback
+ * makes the whole end so, if it has sent a writer's statement.
+ */
+export const asPart = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  carrier: Carrier,
+  name: PartName,
+  of: PartOf,
+  decide: (exit: Exit.Exit<A, E>) => Exit.Exit<"commit" | "rollback">
+): Effect.Effect<A, E, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const outside = fiber.currentContext
+      const part = new Part(carrier, name)
+      const slot = slotOf(outside, new PartCarrier(carrier, part, of.database, of.describe))
+      return Effect.zipRight(
+        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slot)),
+        Effect.flatMap(Effect.exit(restore(self)), (exit) => {
+          const outcome = decide(exit)
+          const ended = Exit.isSuccess(exit) && Exit.isFailure(outcome) ? Exit.failCause(outcome.cause) : exit
+          if (Exit.isFailure(outcome) || outcome.value === "rollback")
+            part.undo(Exit.isFailure(ended) ? Cause.squash(ended.cause) : undefined)
+          return Effect.zipRight(FiberRef.set(FiberRef.currentContext, outside), ended)
+        })
       )
     })
   )

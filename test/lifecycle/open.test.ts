@@ -3,12 +3,13 @@ import * as NodeContext from "@effect/platform-node/NodeContext"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as PgMigrator from "@effect/sql-pg/PgMigrator"
 import { assert, describe, it } from "@effect/vitest"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Database, DatabaseRuntime } from "effect-db"
-import { Audit, Db } from "../fixtures/databases.js"
+import { Audit, Db, soon } from "../fixtures/databases.js"
 import { makeProxy } from "../fixtures/proxy.js"
 import { freshDatabase, query } from "../fixtures/server.js"
 
@@ -20,39 +21,42 @@ const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in 
 const settled = (promise: Promise<unknown>): Effect.Effect<unknown> =>
   Effect.promise(() => promise.then(() => "done", tagOf))
 
-/** Databases of one server, each behind a proxy of its own. */
-const fresh = Effect.gen(function* () {
-  const { writer } = yield* freshDatabase
-  const proxies = yield* Effect.all([makeProxy(writer), makeProxy(writer), makeProxy(writer)])
-  const logged: Array<string> = []
-  const logger = Logger.replace(
-    Logger.defaultLogger,
-    Logger.make(({ message }) => void logged.push(String(message)))
-  )
-  const [one, two, three] = proxies
-  const layers = Layer.mergeAll(
-    Db.layer({ writer: one.url, connectTimeout: "1 minute" }),
-    Audit.layer({ writer: two.url, connectTimeout: "1 minute" }),
-    Third.layer({ writer: three.url, connectTimeout: "1 minute" })
-  )
-  const runtime = DatabaseRuntime.make({ db: Db, audit: Audit, third: Third }, Layer.provide(layers, logger))
-  yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
-  const sessions = Effect.map(
-    query<{ n: number }>(
-      writer,
-      "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    ),
-    ([row]) => row?.n
-  )
-  return { runtime, proxies, logged, sessions }
-})
+/** Databases of one server, each behind a proxy of its own. One that refuses connections is waited for as long as `connectTimeout` says. */
+const fresh = (
+  connectTimeout: { readonly two?: Duration.DurationInput; readonly three?: Duration.DurationInput } = {}
+) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshDatabase
+    const proxies = yield* Effect.all([makeProxy(writer), makeProxy(writer), makeProxy(writer)])
+    const logged: Array<string> = []
+    const logger = Logger.replace(
+      Logger.defaultLogger,
+      Logger.make(({ message }) => void logged.push(String(message)))
+    )
+    const [one, two, three] = proxies
+    const layers = Layer.mergeAll(
+      Db.layer({ writer: one.url, connectTimeout: "1 minute" }),
+      Audit.layer({ writer: two.url, connectTimeout: connectTimeout.two ?? "1 minute" }),
+      Third.layer({ writer: three.url, connectTimeout: connectTimeout.three ?? "1 minute" })
+    )
+    const runtime = DatabaseRuntime.make({ db: Db, audit: Audit, third: Third }, Layer.provide(layers, logger))
+    yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+    const sessions = Effect.map(
+      query<{ n: number }>(
+        writer,
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+      ),
+      ([row]) => row?.n
+    )
+    return { runtime, proxies, logged, sessions }
+  })
 
 const isLogin = ({ type }: { readonly type: string }) => type === "startup"
 
 describe("databases that are opened together", () => {
   it.scopedLive("they connect at the same time", () =>
     Effect.gen(function* () {
-      const { proxies, runtime } = yield* fresh
+      const { proxies, runtime } = yield* fresh()
       const waiting = yield* Effect.forEach(proxies, (proxy) => proxy.when(isLogin, "freeze"))
       const opening = runtime.open()
       // each has begun before any is answered
@@ -141,19 +145,22 @@ describe("databases that are opened together", () => {
 
   it.scopedLive("one that fails closes the others, is what is raised, and every other failure is logged", () =>
     Effect.gen(function* () {
-      const { logged, proxies, runtime, sessions } = yield* fresh
+      const { logged, proxies, runtime, sessions } = yield* fresh({ two: "1 second", three: "1500 millis" })
       const [, two, three] = proxies
       yield* two.refuse
-      // fails when the other has failed already, for it waits for that
+      // fails when the other has failed already, for it waits for a server that may still come
       const held = yield* three.when(isLogin, "freeze")
       const opening = Effect.runFork(Effect.flip(Effect.tryPromise({ try: () => runtime.open(), catch: (_) => _ })))
       yield* held
+      yield* three.refuse
       yield* three.cut
       const error = yield* Fiber.join(opening)
       assert.strictEqual(tagOf(error), "ConnectFailed")
       assert.include(String(error), 'database "audit"')
       assert.strictEqual(logged.length, 1)
       assert.include(logged[0], 'database "third"')
+      // the server may need a moment for the end of a session whose socket is closed
+      yield* Effect.repeat(sessions, { schedule: soon, until: (n) => n === 0 })
       assert.strictEqual(yield* sessions, 0)
       const used = Object.values(runtime.databases).map((database) => settled(database.writer`SELECT 1`.then()))
       assert.deepStrictEqual(yield* Effect.all(used), ["DatabaseClosed", "DatabaseClosed", "DatabaseClosed"])
@@ -164,7 +171,7 @@ describe("databases that are opened together", () => {
     "one that does not even fail holds up the failure of another for a moment, not for its own timeout",
     () =>
       Effect.gen(function* () {
-        const { logged, proxies, runtime } = yield* fresh
+        const { logged, proxies, runtime } = yield* fresh({ two: "500 millis" })
         yield* proxies[1].refuse
         yield* proxies[2].freeze
         assert.strictEqual(yield* settled(runtime.open()), "ConnectFailed")
@@ -174,7 +181,7 @@ describe("databases that are opened together", () => {
 
   it.scopedLive("pairs of open and close that race, with each other and with failures, leave nothing open", () =>
     Effect.gen(function* () {
-      const { proxies, runtime, sessions } = yield* fresh
+      const { proxies, runtime, sessions } = yield* fresh({ two: "2 seconds" })
       const { db } = runtime.databases
       const pair = async () => {
         await runtime.open()
@@ -230,7 +237,9 @@ describe("databases that are opened together", () => {
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
-      const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: proxy.url }), { lazy: true })
+      const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: proxy.url, connectTimeout: "2 seconds" }), {
+        lazy: true
+      })
       const use = () => runtime.databases.db.writer`SELECT 1`.then()
       yield* proxy.refuse
       assert.deepStrictEqual(yield* Effect.all([settled(use()), settled(use())]), ["ConnectFailed", "ConnectFailed"])

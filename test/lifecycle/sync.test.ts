@@ -93,6 +93,8 @@ describe("code that cannot wait", { timeout: Program.patience }, () => {
       assert.strictEqual(yield* does("thrown eggs"), "failed: TypeError: of the caller itself")
       // one in another is a part of it
       assert.match(yield* does("nested eggs bread milk"), violation)
+      // also where its failure is caught, for its half must not be stored
+      assert.match(yield* does("caught eggs bread"), /^failed: RolledBackAtCommit: .*its caller rolls it back/)
       assert.deepStrictEqual(yield* stored, ["milk"])
       assert.strictEqual(yield* does("nested eggs bread"), "undefined")
       assert.deepStrictEqual(yield* stored, ["bread", "eggs", "milk"])

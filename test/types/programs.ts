@@ -12,6 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import type * as Stream from "effect/Stream"
 import {
+  type Copy,
   Database,
   type DatabaseError,
   DatabaseRuntime,
@@ -150,9 +151,9 @@ export const whatDatabasesProvideAndNeed = () => {
   expectTypeOf(App.layerConfig).returns.toEqualTypeOf<Layer.Layer<App, DatabaseError.StartupError | ConfigError>>()
   expectTypeOf(App.layerSqlClient).toEqualTypeOf<Layer.Layer<SqlClient | PgClient, never, App>>()
   expectTypeOf(TestDatabase.layer(App)).toEqualTypeOf<Layer.Layer<App, never, App>>()
-  expectTypeOf(App.writer).toEqualTypeOf<Effect.Effect<PgClient, never, App>>()
-  expectTypeOf(App.reader).toEqualTypeOf<Effect.Effect<PgClient, never, App>>()
-  expectTypeOf(App.any).toEqualTypeOf<Effect.Effect<PgClient, never, App>>()
+  expectTypeOf(App.writer).toEqualTypeOf<Effect.Effect<Copy.Client, never, App>>()
+  expectTypeOf(App.reader).toEqualTypeOf<Effect.Effect<Copy.Client, never, App>>()
+  expectTypeOf(App.any).toEqualTypeOf<Effect.Effect<Copy.Client, never, App>>()
   expectTypeOf(App.databaseName).toEqualTypeOf<"app">()
   // @ts-expect-error: a name is a type of its own
   expectTypeOf(App.databaseName).toEqualTypeOf<"audit">()

@@ -1,90 +1,65 @@
 /**
- * Where a server is, as a URL or in parts.
+ * The settings of a server, checked and complete.
  */
-import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
-import PgConnectionString from "pg-connection-string"
-import { Invalid, port, text } from "./values.js"
+import { concealed } from "../protocol/tls.js"
+import { type AuthMethod, parseRequireAuth } from "./authentication.js"
+import { type Host, hostsOf, isSocket } from "./hosts.js"
+import { connectTimeoutOf, type OwnSettings, ownSettings } from "./ownSettings.js"
+import { type Connector, type Given, read, type ServerInput, type TargetSessionAttrs } from "./serverInput.js"
+import { checkSsl, type Ssl } from "./ssl.js"
+import { type TlsFiles, tlsFilesOf, tlsOf } from "./tls.js"
+import { effect, flag, Invalid, oneOf, text } from "./values.js"
 
 /**
- * How TLS is used: `false` never, `true` with a verified certificate, or Node's own options.
- *
- * Unless it is given, here or as `sslmode` in the URL, a host that is not loopback or a socket is verified.
+ * One host of a server, with its TLS.
  *
  * @since 0.1.0
  * @category models
  */
-export type Ssl = boolean | ConnectionOptions
-
-/**
- * One server in parts, for when a URL is not at hand.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ServerOptions {
-  /** A host name, an address, or the folder of a Unix socket (it starts with `/`). */
-  readonly host: string
-  /** Default 5432. */
-  readonly port?: number | undefined
-  readonly database: string
-  readonly username: string
-  readonly password?: Redacted.Redacted<string> | undefined
-  /** A file that holds the password; it is read again for each new physical connection. */
-  readonly passwordFile?: string | undefined
-  readonly ssl?: Ssl | undefined
+export interface Endpoint extends Host {
+  readonly ssl: Ssl
 }
 
 /**
- * Where a server is: a URL (`postgres://user:password@host:port/database?sslmode=...`) or its parts.
- *
- * The URL may carry `sslmode` (`disable`, `no-verify`, `require`, `verify-ca`, `verify-full`), `application_name` and `pgbouncer`;
- * `require` and stricter ones verify the certificate, `no-verify` encrypts without asking who answers; `pgbouncer=true` in any of a
- * database's URLs is `mode: "transactionPooler"`, unless `mode` says otherwise. Anything else in its query is refused.
+ * A server's hosts and credentials, checked and complete. The address is that of the first host; `name` names all of them.
  *
  * @since 0.1.0
  * @category models
  */
-export type ServerInput = Redacted.Redacted<string> | ServerOptions
-
-/**
- * A server's address and credentials, checked and complete.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ServerConfig {
-  /** `host:port`, as errors and observations name it. */
-  readonly name: string
-  readonly host: string
-  readonly port: number
+export interface ServerConfig extends Endpoint {
+  /** All hosts, in their order. */
+  readonly hosts: ReadonlyArray<Endpoint>
+  readonly socket: Connector | undefined
   readonly database: string
   readonly username: string
   readonly password: Redacted.Redacted<string> | undefined
   readonly passwordFile: string | undefined
-  readonly ssl: Ssl
+  /** A password file in libpq's form, with a line for each host, database and user. */
+  readonly passfile: string | undefined
+  readonly tlsFiles: TlsFiles | undefined
+  /** Whether TLS begins without a question: `sslnegotiation=direct`. */
+  readonly isDirectTls: boolean
+  /** Whether TLS names the host to the server: `sslsni`. */
+  readonly sendsServerName: boolean
+  /** Whether the server must prove that TLS ends at it: `channel_binding=require`. */
+  readonly bindsChannel: boolean
+  /** The ways to authenticate that are allowed; `undefined` allows all. */
+  readonly requireAuth: ReadonlySet<AuthMethod> | undefined
+  readonly target: TargetSessionAttrs
+  /** Whether the hosts are tried in random order. */
+  readonly isShuffled: boolean
+  /** Of all hosts together, in milliseconds, if the connection string says so. */
+  readonly connectTimeout: number | undefined
+  readonly own: OwnSettings
 }
 
-const isLoopback = (host: string): boolean =>
-  host === "localhost" || host === "::1" || host.startsWith("/") || /^127(\.\d{1,3}){3}$/.test(host)
-
-const sslModes: ReadonlyMap<string, Ssl> = new Map<string, Ssl>([
-  ["disable", false],
-  ["no-verify", { rejectUnauthorized: false }],
-  ["require", true],
-  ["verify-ca", true],
-  ["verify-full", true]
-])
-
-const urlParameters = ["sslmode", "application_name", "host", "pgbouncer"]
-
-const urlForm = "a URL like postgres://user:password@host:5432/database"
-
-/** What all servers of a database have in common. */
-interface Common {
+/** Settings that all servers of a database share. */
+export interface Common {
   readonly passwordFile: string | undefined
   /** Whether user and password come from somewhere else. */
   readonly hasCredentials: boolean
+  readonly ssl: Ssl | undefined
 }
 
 export const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
@@ -93,82 +68,113 @@ export const fileOf = (setting: string, given: string | undefined, hasCredential
   return text(setting, given)
 }
 
-const fromUrl = (
-  setting: string,
-  url: string,
-  common: Common
-): ServerConfig & { readonly applicationName: string | undefined } => {
-  const [base = "", query = ""] = url.split("?", 2)
-  // the parts of a malformed URL may be secrets, so none of it is shown
-  if (url === "") throw new Invalid(setting, "empty", urlForm)
-  if (!/^postgres(ql)?:\/\//.test(base)) throw new Invalid(setting, "not a postgres:// URL", urlForm)
-  let parsed: PgConnectionString.ConnectionOptions
-  let database: string
-  try {
-    parsed = PgConnectionString.parse(base)
-    // the library leaves some of what is encoded in the database's name as it is
-    database = decodeURIComponent(/^[^:]+:\/\/[^/]*\/(.*)$/.exec(base)?.[1] ?? "")
-  } catch {
-    throw new Invalid(setting, "a malformed URL", urlForm)
+const endpointsOf = (given: Given, ssl: Ssl | undefined): ReadonlyArray<Endpoint> => {
+  const { part, parts } = given
+  if (parts.socket === undefined) {
+    return hostsOf(given).map((host) => ({ ...host, ssl: ssl ?? tlsOf(given, host) }))
   }
-  // a password with a question mark that is not encoded looks like a query, so nothing of that is shown either
-  if (query.includes("@")) throw new Invalid(setting, "a malformed URL", urlForm)
-  const parameters = new URLSearchParams(query)
-  for (const key of parameters.keys()) {
-    if (!urlParameters.includes(key)) {
-      throw new Invalid(setting, "a URL with an unknown parameter", `only ${urlParameters.join(", ")} there`)
-    }
+  effect(part("socket"), parts.socket)
+  if (ssl === true || (typeof ssl === "object" && ssl.rejectUnauthorized !== false && !ssl.servername)) {
+    throw new Invalid(part("ssl"), "without a name to verify, over a socket", "{ servername: ... }, or no ssl")
   }
-  const mode = parameters.get("sslmode")
-  if (mode !== null && !sslModes.has(mode)) {
-    throw new Invalid(`${setting} (sslmode)`, "unknown", `one of ${[...sslModes.keys()].join(", ")}`)
-  }
-  if (!["true", "false", null].includes(parameters.get("pgbouncer"))) {
-    throw new Invalid(`${setting} (pgbouncer)`, "unknown", "true or false")
-  }
-  const host = text(`${setting} (host)`, parameters.get("host") ?? parsed.host ?? "")
-  const at = port(`${setting} (port)`, Number(parsed.port || 5432))
-  return {
-    name: host.startsWith("/") ? host : `${host}:${at}`,
-    host,
-    port: at,
-    database: text(`${setting} (database)`, database),
-    username: common.hasCredentials ? (parsed.user ?? "") : text(`${setting} (user)`, parsed.user ?? ""),
-    password: parsed.password ? Redacted.make(parsed.password) : undefined,
-    passwordFile: parsed.password ? undefined : common.passwordFile,
-    ssl: mode === null ? !isLoopback(host) : (sslModes.get(mode) ?? true),
-    applicationName: parameters.get("application_name") ?? undefined
+  const name = text(part("name"), parts.name ?? "socket")
+  return [{ name, host: "localhost", address: undefined, port: 5432, ssl: ssl ?? false }]
+}
+
+const targetOf = ({ parameter, parameters, part, parts }: Given, role: "writer" | "reader"): TargetSessionAttrs => {
+  const isPart = parts.targetSessionAttrs !== undefined
+  const setting = isPart ? part("targetSessionAttrs") : parameter("target_session_attrs")
+  const given = parts.targetSessionAttrs ?? (parameters?.get("target_session_attrs") || undefined)
+  const normal = role === "writer" ? "read-write" : "prefer-standby"
+  const target = oneOf(
+    setting,
+    given ?? normal,
+    "any",
+    "read-write",
+    "read-only",
+    "primary",
+    "standby",
+    "prefer-standby"
+  )
+  if (role === "reader" || target === "any" || target === "read-write" || target === "primary") return target
+  throw new Invalid(setting, `${target} for the writer, which is to accept writes`, "read-write, primary or any")
+}
+
+const userOf = ({ parameter, parameters, part, parts }: Given, hasCredentials: boolean): string => {
+  const setting = parameters === undefined || parts.username !== undefined ? part("username") : parameter("user")
+  const given = parameters === undefined ? parts.username : (parts.username ?? parameters.get("user") ?? "")
+  return hasCredentials && given === "" ? "" : text(setting, given)
+}
+
+const databaseOf = ({ parameter, parameters, part, parts }: Given, username: string): string => {
+  if (parameters === undefined || parts.database !== undefined) return text(part("database"), parts.database)
+  // as libpq does
+  return text(parameter("dbname"), parameters.get("dbname") || username)
+}
+
+/** Refuses what needs TLS where there is none. */
+const needTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoint>): void => {
+  if (hosts.some((host) => host.ssl === false && !isSocket(host))) {
+    throw new Invalid(setting, `${given} without TLS`, "sslmode=verify-full beside it, or ssl")
   }
 }
 
-/** Whether the URL of a server says that a pooler is in between. */
-export const saysPooled = (input: ServerInput): boolean =>
-  Redacted.isRedacted(input) && new URLSearchParams(Redacted.value(input).split("?", 2)[1]).get("pgbouncer") === "true"
-
+/** Checks a server and fills in the defaults. */
 export const server = (
   setting: string,
   input: ServerInput,
+  role: "writer" | "reader",
   common: Common
-): ServerConfig & { readonly applicationName: string | undefined } => {
-  if (Redacted.isRedacted(input)) return fromUrl(setting, Redacted.value(input), common)
-  if (typeof input !== "object" || input === null) {
-    throw new Invalid(setting, "neither a redacted URL nor a server in parts", `Redacted.make of ${urlForm}`)
+): ServerConfig & { readonly isPooled: boolean } => {
+  const given = read(setting, input)
+  const { parameter, parameters, part, parts } = given
+  const value = (name: string) => parameters?.get(name) || undefined
+  checkSsl(part("ssl"), parts.ssl)
+  const ssl = concealed(parts.ssl ?? common.ssl)
+  const hosts = endpointsOf(given, ssl)
+  const [first] = hosts
+  if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
+  const setsBinding = parts.channelBinding !== undefined
+  const bindingSetting = setsBinding ? part("channelBinding") : parameter("channel_binding")
+  const binding = oneOf(
+    bindingSetting,
+    parts.channelBinding ?? value("channel_binding"),
+    "prefer",
+    "disable",
+    "require"
+  )
+  if (binding === "require") needTls(bindingSetting, "require", hosts)
+  const negotiation = oneOf(parameter("sslnegotiation"), value("sslnegotiation"), "postgres", "direct")
+  if (negotiation === "direct") needTls(parameter("sslnegotiation"), "direct", hosts)
+  const setsBalance = parts.loadBalanceHosts !== undefined
+  const balanceSetting = setsBalance ? part("loadBalanceHosts") : parameter("load_balance_hosts")
+  const balance = oneOf(balanceSetting, parts.loadBalanceHosts ?? value("load_balance_hosts"), "disable", "random")
+  if (parts.password !== undefined && parts.passwordFile !== undefined) {
+    throw new Invalid(part("passwordFile"), "given beside a password", "one of the two")
   }
-  if (input.password !== undefined && input.passwordFile !== undefined) {
-    throw new Invalid(`${setting}.passwordFile`, "given beside a password", "one of the two")
-  }
-  const passwordFile = fileOf(`${setting}.passwordFile`, input.passwordFile, common.hasCredentials)
-  const host = text(`${setting}.host`, input.host)
-  const at = port(`${setting}.port`, input.port ?? 5432)
+  const passwordFile = fileOf(part("passwordFile"), parts.passwordFile, common.hasCredentials)
+  const secret = passwordFile === undefined ? value("password") : undefined
+  const password = parts.password ?? (secret === undefined ? undefined : Redacted.make(secret))
+  const username = userOf(given, common.hasCredentials)
   return {
-    name: host.startsWith("/") ? host : `${host}:${at}`,
-    host,
-    port: at,
-    database: text(`${setting}.database`, input.database),
-    username: text(`${setting}.username`, input.username),
-    password: input.password,
-    passwordFile: passwordFile ?? (input.password === undefined ? common.passwordFile : undefined),
-    ssl: input.ssl ?? !isLoopback(host),
-    applicationName: undefined
+    ...first,
+    name: hosts.map(({ name }) => name).join(","),
+    hosts,
+    socket: parts.socket,
+    database: databaseOf(given, username),
+    username,
+    password,
+    passwordFile: passwordFile ?? (password === undefined ? common.passwordFile : undefined),
+    passfile: value("passfile"),
+    tlsFiles: ssl === undefined ? tlsFilesOf(given) : undefined,
+    isDirectTls: negotiation === "direct",
+    sendsServerName: flag(parameter("sslsni"), value("sslsni")),
+    bindsChannel: binding === "require",
+    requireAuth: parseRequireAuth(parameter("require_auth"), value("require_auth")),
+    target: targetOf(given, role),
+    isShuffled: balance === "random",
+    connectTimeout: connectTimeoutOf(given, hosts.length),
+    own: ownSettings(given),
+    isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true"
   }
 }

@@ -5,6 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as LogLevel from "effect/LogLevel"
 import { whole } from "../limits.js"
+import { isByName } from "../protocol/typeNames.js"
 
 /** Why a setting is refused; never with a secret. */
 export class Invalid {
@@ -22,8 +23,8 @@ export const port = (setting: string, given: number): number => {
   return given
 }
 
-export const text = (setting: string, given: string): string => {
-  // a program without types may leave out anything
+export const text = (setting: string, given: string | undefined): string => {
+  // a program without types may leave out anything, or give another thing
   if (typeof given !== "string") throw new Invalid(setting, given === undefined ? "missing" : "no text", "some text")
   if (given === "") throw new Invalid(setting, "empty", "some text")
   if (given.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
@@ -70,20 +71,33 @@ export const finite = (setting: string, given: number): number => {
   return given
 }
 
-export const flag = (setting: string, given: boolean | undefined): boolean => {
+/** Whether something is to be so, by default not. */
+export const yesOrNo = (setting: string, given: boolean | undefined): boolean => {
   if (given !== undefined && typeof given !== "boolean") throw new Invalid(setting, "no boolean", "true or false")
   return given === true
 }
 
+/** One of some words, by default the first. Another word may be a part of a password, and is not shown. */
 export const oneOf = <A extends string>(
   setting: string,
-  given: A | undefined,
+  given: string | undefined,
   ...all: readonly [A, ...Array<A>]
 ): A => {
   if (given === undefined) return all[0]
-  if (!all.includes(given)) throw new Invalid(setting, "unknown", `one of ${all.join(", ")}`)
-  return given
+  const known = all.find((one) => one === given)
+  if (known === undefined) throw new Invalid(setting, "unknown", `one of ${all.join(", ")}`)
+  return known
 }
+
+/** A whole number as libpq reads it. */
+export const integer = (setting: string, given: string): number => {
+  if (!/^[ \t\n\v\f\r]*[+-]?\d+[ \t\n\v\f\r]*$/.test(given)) throw new Invalid(setting, "no number", "a whole number")
+  return Number(given)
+}
+
+/** A switch as libpq reads it, on by default. */
+export const flag = (setting: string, given: string | undefined): boolean =>
+  given === undefined || given === "" || oneOf(setting, given, "1", "0") === "1"
 
 export const positive = (setting: string, given: number): number => {
   if (given <= 0) throw new Invalid(setting, String(given), "a duration longer than 0")
@@ -101,11 +115,24 @@ export const echo = (given: boolean | string | undefined): LogLevel.LogLevel => 
   )
 }
 
-export const keepAlive = (given: Duration.DurationInput | false | undefined): number | undefined => {
+export const keepAlive = (
+  given: Duration.DurationInput | false | undefined,
+  setting = "keepAlive"
+): number | undefined => {
   if (given === false) return undefined
-  const millis = time("keepAlive", given, "30 seconds")
+  const millis = time(setting, given, "30 seconds")
   // whole seconds are all that the socket option knows: 0 leaves the system's two hours, and more than these it refuses
-  if (millis < 1000 || millis > 32_767_000)
-    throw new Invalid("keepAlive", String(given), "1 second to 9 hours, or false")
+  if (millis < 1000 || millis > 32_767_000) throw new Invalid(setting, String(given), "1 second to 9 hours, or false")
   return millis
+}
+
+/** Parsers of columns, by number in node-postgres' own way or by name. */
+export const parsers = <A extends object>(setting: string, given: A | undefined): A | undefined => {
+  if (given === undefined) return undefined
+  const all = typeof given === "object" && given !== null && !Array.isArray(given) ? given : undefined
+  if (all === undefined) throw new Invalid(setting, "no record", "parsers by the names of types")
+  if (!isByName(all)) return all
+  const wrong = Object.keys(all).find((name) => typeof all[name] !== "function")
+  if (wrong !== undefined) throw new Invalid(`${setting}.${wrong}`, "no function", "a function from text to a value")
+  return given
 }

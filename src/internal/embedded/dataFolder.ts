@@ -22,8 +22,9 @@ const refuse = (what: string) => (cause: CommandFailed) =>
 /** Makes the data folder of the primary, not started yet. */
 export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: string, configuration: string) {
   const pwfile = path.join(cluster.folder, "pwfile")
+  yield* Folder.makeData(data, cluster.user)
   yield* Effect.acquireUseRelease(
-    Folder.write(pwfile, `${cluster.password}\n`, cluster.user),
+    Folder.create(pwfile, `${cluster.password}\n`, cluster.user),
     () =>
       run(
         cluster.binaries.initdb,
@@ -46,18 +47,21 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
       ).pipe(Effect.mapError(refuse("the data folder could not be made"))),
     () => Effect.ignore(Folder.remove(pwfile))
   )
-  yield* Folder.write(path.join(data, "postgresql.conf"), configuration, cluster.user)
+  yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
 })
 
 /** Copies the data folder of a server that does not run. */
 export const copy = (cluster: Cluster, from: string, to: string) =>
-  run("cp", ["-Rp", from, to], { cwd: cluster.folder, user: cluster.user }).pipe(
-    Effect.mapError(refuse("the data folder could not be copied"))
+  Effect.zipRight(
+    Folder.makeData(to, cluster.user),
+    run("cp", ["-Rp", `${from}/.`, to], { cwd: cluster.folder, user: cluster.user }).pipe(
+      Effect.mapError(refuse("the data folder could not be copied"))
+    )
   )
 
 /** Makes a copied data folder that of a standby. */
 export const follow = (cluster: Cluster, data: string, primary: string) =>
   Effect.zipRight(
-    Folder.write(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),
-    Folder.write(path.join(data, "standby.signal"), "", cluster.user)
+    Folder.append(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),
+    Folder.create(path.join(data, "standby.signal"), "", cluster.user)
   )

@@ -3,18 +3,21 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import type * as Scope from "effect/Scope"
-import { launch, signal } from "./command.js"
+import { type Identity, launch, signal } from "./command.js"
 import { EmbeddedPostgresError } from "./error.js"
 import { within } from "./live.js"
 
-// Reads the end of its input when node is gone, however it went. The cluster's processes are found by the folder's
-// name in their command lines (see family.ts), so a stranger with a recycled process id is never hit. A
-// server ends by itself when it is told; tools are killed, since initdb would first remove the pid file that names the
-// shared memory of its own server.
-const script = `
+// Both read the end of their input when node is gone, however it went.
+const wait = `
 trap '' HUP INT TERM
 read -r _
 [ -d "$1" ] || exit 0
+`
+
+// The cluster's processes are found by the folder's name in their command lines (see family.ts), so a stranger with a
+// recycled process id is never hit. A server ends by itself when it is told; tools are killed, since initdb would first
+// remove the pid file that names the shared memory of its own server. Then the data folders are emptied.
+const end = `
 marker=\${1##*/}
 members() {
   if [ -r /proc/self/cmdline ]; then
@@ -44,23 +47,38 @@ while [ -n "$(members)" ] && [ $tries -lt 50 ]; do
   sleep 0.1 2>/dev/null || sleep 1
 done
 send KILL
-for file in "$1"/*/postmaster.pid; do
-  segment=$(sed -n '7s/^ *[0-9]* *//p' "$file" 2>/dev/null)
-  [ -z "$segment" ] || ipcrm -m "$segment" 2>/dev/null
+for data in "$1"/*; do
+  [ -d "$data" ] && [ -O "$data" ] && [ "\${data##*/}" != native ] || continue
+  if [ -f "$data/postmaster.pid" ]; then
+    segment=$(sed -n '7s/^ *[0-9]* *//p' "$data/postmaster.pid" 2>/dev/null)
+    [ -z "$segment" ] || ipcrm -m "$segment" 2>/dev/null
+  fi
+  rm -rf "$data"/* 2>/dev/null
+  [ -z "$(ls -A "$data")" ] || { sleep 1; rm -rf "$data"/* "$data"/.[!.]*; }
 done
-rm -rf "$1" 2>/dev/null || { sleep 1; rm -rf "$1"; }
 `
 
-/**
- * A small shell beside node that ends the cluster in `folder` and removes it when node dies without doing so,
- * even by SIGKILL. It ends with the scope.
- */
-export const guard = (folder: string): Effect.Effect<void, EmbeddedPostgresError, Scope.Scope> =>
+// What is in a data folder is not touched here: root would follow where its user leads.
+const sweep = `
+tries=0
+while [ -d "$1" ] && [ $tries -lt 100 ]; do
+  tries=$((tries + 1))
+  rm -rf "$1/native" "$1/pwfile"
+  rmdir "$1"/* 2>/dev/null
+  rmdir "$1" 2>/dev/null || sleep 0.1 2>/dev/null || sleep 1
+done
+`
+
+const watch = (
+  script: string,
+  folder: string,
+  user: Identity | undefined
+): Effect.Effect<void, EmbeddedPostgresError, Scope.Scope> =>
   Effect.acquireRelease(
     launch(
       "/bin/sh",
-      ["-c", script, "effect-db-watchdog", folder],
-      { cwd: "/", stdio: ["pipe", "ignore", "ignore"] },
+      ["-c", `${wait}${script}`, "effect-db-watchdog", folder],
+      { cwd: "/", user, stdio: ["pipe", "ignore", "ignore"] },
       (child, pid) => {
         const ended = Deferred.unsafeMake<void>(FiberId.none)
         child.once("close", () => Deferred.unsafeDone(ended, Effect.void))
@@ -84,3 +102,16 @@ export const guard = (folder: string): Effect.Effect<void, EmbeddedPostgresError
     ),
     Effect.asVoid
   )
+
+/**
+ * A small shell beside node that ends the cluster in `folder` and removes it, with the scope, and when node dies without doing so, even
+ * by SIGKILL. Where the servers run as another user, what belongs to that user is ended and removed by a shell of its own.
+ */
+export const guard = (
+  folder: string,
+  user: Identity | undefined
+): Effect.Effect<void, EmbeddedPostgresError, Scope.Scope> =>
+  user === undefined
+    ? watch(end + sweep, folder, undefined)
+    : // with the scope the last one ends first
+      Effect.zipRight(watch(sweep, folder, undefined), watch(end, folder, user))

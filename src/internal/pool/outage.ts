@@ -2,9 +2,17 @@
  * What is known of a server that could not be connected to, and when it is asked again.
  */
 import type { ConnectFailure } from "../../Connection.js"
+import { isTransient } from "../../SqlState.js"
+import { timer } from "../later.js"
 
-/** After how long it is asked again, in ms. */
-const pauses = { shortest: 100, longest: 1000 }
+/**
+ * After how long it is asked again, in ms: twice as long each time. Where callers can do without, for connections are open, it may be long;
+ * where they wait for nothing else, one attempt stands for all of them, and the next one comes soon.
+ */
+const pauses = { shortest: 100, longest: { spare: 1000, needed: 250 } }
+
+/** How long load shedding rests, in ms: in an outage and after it a queue says nothing of what the pool can serve. */
+export const respite = 1000
 
 export class Outage {
   /** The last failure to connect, if there was one since the last success. */
@@ -21,17 +29,22 @@ export class Outage {
     return this.timer !== undefined
   }
 
+  /** Whether the server is away, and may come back by itself. */
+  get isAway(): boolean {
+    return this.last !== undefined && isTransient(this.last.reason)
+  }
+
   /** A connect failed, `isSoon` as by a server that says no. */
-  failed(failure: ConnectFailure, isSoon: boolean): void {
+  failed(failure: ConnectFailure, isSoon: boolean, need: keyof typeof pauses.longest): void {
     this.last = failure
     this.isShut = isSoon || (failure.reason !== "unreachable" && failure.reason !== "unresponsive")
     if (this.timer !== undefined) return
-    const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest)
-    this.timer = setTimeout(() => {
+    const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest[need])
+    this.timer = timer(pause, () => {
       this.timer = undefined
       this.isShut = false
       this.askAgain()
-    }, pause)
+    })
     this.timer.unref()
   }
 

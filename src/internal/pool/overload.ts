@@ -42,6 +42,8 @@ export class Overload {
   /** How many times that was a longer one than before, and how long it was when these were no more than steps. */
   private records = 0
   private base = 0
+  /** Until when no queue counts. */
+  private restsUntil = 0
   /** For how many windows there was no news: no record, or no excess while it is overloaded. */
   private quiet = 0
 
@@ -57,6 +59,13 @@ export class Overload {
   isStill(now: number): boolean {
     this.turn(now)
     return this.isOverloaded
+  }
+
+  /** Ends an overload, and takes no queue for one before that moment. */
+  rest(until: number): void {
+    this.forget()
+    this.room = Number.POSITIVE_INFINITY
+    this.restsUntil = until
   }
 
   /** Somebody was served at once: there is no standing queue. */
@@ -81,6 +90,7 @@ export class Overload {
 
   private turn(now: number): void {
     const age = now - this.start
+    if (now < this.restsUntil) return this.begin(now)
     if (age < this.window) return
     // nobody came for a whole window
     if (age >= 2 * this.window) this.forget()
@@ -91,6 +101,11 @@ export class Overload {
     this.room = this.isOverloaded
       ? Math.max(this.connections, (this.served / age) * this.target)
       : Number.POSITIVE_INFINITY
+    this.begin(now)
+  }
+
+  /** Begins a window. */
+  private begin(now: number): void {
     this.start = now
     this.arrived = 0
     this.served = 0

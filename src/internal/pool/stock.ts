@@ -4,6 +4,7 @@
 import type { Connection } from "../../Connection.js"
 import type { PoolConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
+import { timer } from "../later.js"
 import { retire } from "../retire.js"
 
 /** The part of a lifetime over which ends are spread, so that connections made together do not die together. */
@@ -111,6 +112,18 @@ export class Stock {
     return meant.length
   }
 
+  /** A server has turned out to take no writes, so all are to be made anew: idle ones end now, those in use when they come back. */
+  retireAll(reason: CloseReason): void {
+    for (const connection of [...this.all]) {
+      if (connection.broken !== undefined) continue
+      connection.retireAt = Number.NEGATIVE_INFINITY
+      connection.retireAs = reason
+      if (!this.idle.includes(connection)) continue
+      this.take(connection)
+      connection.end(reason)
+    }
+  }
+
   /** Ends those that are older than a generation of credentials, not all at once and none that is in use. */
   retireOlder(generation: number): void {
     const now = performance.now()
@@ -138,10 +151,10 @@ export class Stock {
     if (!Number.isFinite(at) || (this.sweeper !== undefined && this.sweepAt <= at)) return
     clearTimeout(this.sweeper)
     this.sweepAt = at
-    this.sweeper = setTimeout(() => {
+    this.sweeper = timer(millis, () => {
       this.sweeper = undefined
       this.sweep()
-    }, millis)
+    })
     this.sweeper.unref()
   }
 

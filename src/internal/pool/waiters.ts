@@ -60,6 +60,12 @@ export class Waiters<Settle> {
     this.overload.ease()
   }
 
+  /** Sends nobody away because of a long queue before that moment. */
+  rest(until: number): void {
+    clearTimeout(this.shedder)
+    this.overload.rest(until)
+  }
+
   /** Whether somebody who comes now has to be sent away at once. */
   turnsAway(now: number): boolean {
     this.overload.arrive(now, this.size)
@@ -145,9 +151,9 @@ export class Waiters<Settle> {
     for (let waiter = this.first; waiter !== undefined; waiter = this.first) {
       const left = waiter.since + this.overload.patience - now
       if (left > 0) {
-        this.shedder = setTimeout(() => {
+        this.shedder = timer(left, () => {
           if (this.overload.isOverloaded) this.shed(performance.now())
-        }, left)
+        })
         return
       }
       this.sendAway(waiter, "shed")

@@ -2,10 +2,10 @@
  * A named database for code that awaits: its clients, transactions and hooks as promises.
  */
 import { SqlError } from "@effect/sql/SqlError"
-import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Consistency } from "../../Consistency.js"
+import type { Client } from "../../Copy.js"
 import type * as Database from "../../Database.js"
 import { fromUnknown, refine } from "../../DatabaseError.js"
 import type { Options } from "../../Transaction.js"
@@ -48,6 +48,8 @@ export interface PromiseDatabase {
   readonly afterCommit: (hook: Code<unknown>) => Promise<void>
   /** After a rollback, outside of the transaction. */
   readonly afterRollback: (hook: Code<unknown>) => Promise<void>
+  /** After a COMMIT whose answer did not come, outside of the transaction. */
+  readonly afterUnknown: (hook: Code<unknown>) => Promise<void>
   /** Commits what the unit of work has done so far on this database. */
   readonly commit: () => Promise<void>
   /** Rolls back what the unit of work has done so far on this database. */
@@ -59,15 +61,14 @@ export interface PromiseDatabase {
 }
 
 /** What it takes: the class of a database, but for how it is opened. */
-export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig">
+export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig" | "layerEnv">
 
 /** The access to one database. */
 export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>): PromiseDatabase => {
   const client = (kind: "writer" | "reader" | "any"): PromiseClient =>
     makePromiseClient({
-      run: <A, E>(use: (client: PgClient) => Effect.Effect<A, E>) =>
-        run.promise(refine(Effect.flatMap(tag[kind], use))),
-      stream: <A, E>(use: (client: PgClient) => Stream.Stream<A, E>) =>
+      run: <A, E>(use: (client: Client) => Effect.Effect<A, E>) => run.promise(refine(Effect.flatMap(tag[kind], use))),
+      stream: <A, E>(use: (client: Client) => Stream.Stream<A, E>) =>
         run.iterable(
           Stream.mapError(Stream.unwrap(Effect.map(tag[kind], use)), (error) =>
             error instanceof SqlError ? fromUnknown(error) : error
@@ -85,6 +86,7 @@ export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>):
     beforeCommit: (hook) => run.promise(tag.beforeCommit(plain(hook))),
     afterCommit: (hook) => run.promise(tag.afterCommit(plain(hook))),
     afterRollback: (hook) => run.promise(tag.afterRollback(plain(hook))),
+    afterUnknown: (hook) => run.promise(tag.afterUnknown(plain(hook))),
     commit: () => run.promise(tag.commit),
     rollback: () => run.promise(tag.rollback),
     notify: (channel, payload) => run.promise(tag.notify(channel, payload)),

@@ -2,16 +2,12 @@
  * Statements for code that awaits them: written as ever, run when somebody waits for them, and parts of other statements until then.
  */
 import * as Statement from "@effect/sql/Statement"
-import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
-import type * as Stream from "effect/Stream"
-
-/** How what a statement is becomes a promise. */
-export interface Runner {
-  readonly run: <A, E>(use: (client: PgClient.PgClient) => Effect.Effect<A, E>) => Promise<A>
-  readonly stream: <A, E>(use: (client: PgClient.PgClient) => Stream.Stream<A, E>) => AsyncIterable<A>
-}
+import type { Client } from "../../Copy.js"
+import { json, makeCompiler } from "../client/compiler.js"
+import { makePromiseCopy, type PromiseCopy } from "./copy.js"
+import type { Runner } from "./runner.js"
 
 /** What makes statements: a client, or what needs none. */
 type Maker = Pick<Statement.Constructor, "unsafe"> &
@@ -20,12 +16,7 @@ type Maker = Pick<Statement.Constructor, "unsafe"> &
 type Build<A> = (maker: Maker) => Statement.Statement<A>
 
 /** The parts of statements need no database: a client is asked for when a statement runs. */
-const parts = Statement.make(
-  Effect.die(new Error("a part of a statement does not run")),
-  PgClient.makeCompiler(),
-  [],
-  undefined
-)
+const parts = Statement.make(Effect.die(new Error("a part of a statement does not run")), makeCompiler(), [], undefined)
 
 /** A statement that runs when it is awaited, once; or a part of another statement. */
 export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragment {
@@ -89,7 +80,7 @@ export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragme
 type Parts = Pick<typeof parts, "insert" | "update" | "updateValues" | "in" | "and" | "or" | "csv" | "join" | "literal">
 
 /** Makes statements, and their parts. */
-export interface PromiseClient extends Parts {
+export interface PromiseClient extends Parts, PromiseCopy {
   /** An identifier, quoted. */
   (name: string): Statement.Identifier
   /** A statement; its values are parameters. */
@@ -103,10 +94,8 @@ export interface PromiseClient extends Parts {
     parameters?: ReadonlyArray<unknown> | undefined
   ) => Query<A>
   /** A value as JSON. */
-  readonly json: PgClient.PgClient["json"]
+  readonly json: Client["json"]
 }
-
-const pgJson = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson")
 
 /** A client whose statements are run by a runner. */
 export const makePromiseClient = (runner: Runner): PromiseClient => {
@@ -125,7 +114,8 @@ export const makePromiseClient = (runner: Runner): PromiseClient => {
     literal,
     query: <A extends object>(text: string, parameters?: ReadonlyArray<unknown> | undefined) =>
       new Query<A>(runner, (maker) => maker.unsafe<A>(text, parameters)),
-    json: (value: unknown) => pgJson(value, undefined, undefined)
+    json,
+    ...makePromiseCopy(runner)
   }
   // one function for a name and for a template, which an arrow cannot say with overloads
   return Object.assign(call, members) as unknown as PromiseClient

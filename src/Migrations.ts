@@ -1,0 +1,480 @@
+/**
+ * Migrations of named databases, on the Migrator of `@effect/sql`, that any number of processes may run at the same time.
+ *
+ * @since 0.2.0
+ */
+import * as Migrator from "@effect/sql/Migrator"
+import type * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Order from "effect/Order"
+import * as Predicate from "effect/Predicate"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import type * as Database from "./Database.js"
+import { at, ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
+import * as UnitOfWork from "./UnitOfWork.js"
+
+/**
+ * The settings of the migrations of one database.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Options<R = never> {
+  /** The migrations: `Migrator.fromRecord`, `fromGlob` or `fromBabelGlob` of `@effect/sql`, or `fromFileSystem` of its `Migrator/FileSystem`. */
+  readonly loader: Migrator.Loader<R>
+  /**
+   * The table that lists what is applied, in lower case, with or without its schema. `PgMigrator` uses the same table, in the same form.
+   *
+   * @default "effect_sql_migrations"
+   */
+  readonly table?: string | undefined
+  /**
+   * The treatment of a migration whose id is lower than that of one which is applied, as it comes from a branch that was merged late:
+   * `"fail"`, or `"apply"`, which applies it now.
+   *
+   * @default "fail"
+   */
+  readonly outOfOrder?: "fail" | "apply" | undefined
+  /**
+   * The time to wait for another process that migrates the same database.
+   *
+   * @default "5 minutes"
+   */
+  readonly lockTimeout?: Duration.DurationInput | undefined
+  /**
+   * The server's limit for a statement of a migration. The database's own setting is made for requests and does not hold here.
+   *
+   * @default Duration.infinity
+   */
+  readonly statementTimeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * The migrations that a run has applied, in their order.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Applied = ReadonlyArray<readonly [id: number, name: string]>
+
+/**
+ * The class of a named database, as far as migrations need it.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Target<Self> = UnitOfWork.Named &
+  Context.Tag<Self, Database.Database> &
+  Pick<Database.Statics<Self>, "layerSqlClient" | "withTransaction">
+
+/**
+ * One database with its migrations; made by {@link on}.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Plan<R = never> {
+  readonly database: string
+  /** @internal */ readonly settings: UnitOfWork.Settings
+  /** @internal */ readonly lockTimeout: Duration.Duration
+  /** @internal */ readonly lock: Effect.Effect<void, Failure | Busy, R>
+  /** @internal */ readonly apply: Effect.Effect<Applied, Failure, R>
+}
+
+/**
+ * The failure of a run. Nothing of the run is stored then. `migrations` names those it is about, as `3_item`.
+ *
+ * - `failed`: a statement of a migration was refused, or its effect failed; `cause` is that failure.
+ * - `outOfOrder`: a migration has a lower id than one that is applied.
+ * - `renamed`: a migration has the id of one that was applied under another name, so it would never run.
+ * - `duplicates`: two migrations have one id.
+ * - `import`: the loader could not load a migration.
+ * - `locked`: another process has held the lock for longer than `lockTimeout`.
+ *
+ * @since 0.2.0
+ * @category errors
+ */
+export class MigrationFailed extends Schema.TaggedError<MigrationFailed>("effect-db/MigrationFailed")(
+  "MigrationFailed",
+  {
+    /** The name of the database. */
+    database: Schema.String,
+    /** The server, as `host:port`. */
+    server: Schema.String,
+    reason: Schema.Literal("failed", "outOfOrder", "renamed", "duplicates", "import", "locked"),
+    migrations: Schema.Array(Schema.String),
+    /** What is wrong, in words. */
+    detail: Schema.String,
+    cause: Schema.optional(Schema.Defect)
+  }
+) {
+  override get message(): string {
+    return `${at(this)}: ${this.detail}`
+  }
+}
+
+type Failure = MigrationFailed | DatabaseError
+
+/** Another process has the lock. */
+class Busy {
+  readonly _tag = "Busy"
+  constructor(
+    readonly place: Place,
+    /** The process that has it, as far as the server shows it. */
+    readonly holder: string
+  ) {}
+}
+
+interface Place {
+  readonly database: string
+  readonly server: string
+}
+
+type Sql = Database.Database["writer"]
+
+type Fault = Pick<MigrationFailed, "reason" | "migrations" | "detail">
+
+type Requirements<P> = P extends Plan<infer R> ? R : never
+
+/** So that what is read after the lock was taken is what its last holder has stored. */
+const isolation = "read committed"
+
+/** A name that PostgreSQL reads the same with quotes and without: the Migrator writes it both ways. */
+const plainTable = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/
+
+const nameOf = ([id, name]: readonly [id: number, name: string, ...rest: ReadonlyArray<unknown>]) => `${id}_${name}`
+
+const byId = Order.mapInput(Order.number, ([id]: Migrator.ResolvedMigration) => id)
+const byDatabase = Order.mapInput(Order.string, ({ database }: { readonly database: string }) => database)
+
+const migrate = Migrator.make({})
+
+const said = (cause: unknown): string => {
+  const error = Predicate.isTagged(cause, "SqlError") ? fromUnknown(cause) : cause
+  return Predicate.hasProperty(error, "message") ? String(error.message) : String(error)
+}
+
+/** The faults of a list of migrations beside a table of those that are applied. */
+const faultOf = (
+  all: ReadonlyArray<Migrator.ResolvedMigration>,
+  applied: ReadonlyMap<number, string>,
+  outOfOrder: "fail" | "apply"
+): Fault | undefined => {
+  const latest = Math.max(0, ...applied.keys())
+  const seen = new Map<number, string>()
+  for (const one of all) {
+    const [id, name] = one
+    if (id < 1) {
+      return {
+        reason: "outOfOrder",
+        migrations: [nameOf(one)],
+        detail: `${nameOf(one)} never runs, because ids begin with 1`
+      }
+    }
+    const twin = seen.get(id)
+    if (twin !== undefined) {
+      const migrations = [nameOf([id, twin]), nameOf(one)]
+      return {
+        reason: "duplicates",
+        migrations,
+        detail: `${migrations.join(" and ")} have one id - renumber one of them`
+      }
+    }
+    seen.set(id, name)
+    const before = applied.get(id)
+    if (before !== undefined && before !== name) {
+      return {
+        reason: "renamed",
+        migrations: [nameOf(one), nameOf([id, before])],
+        detail:
+          `${nameOf(one)} would never run, because ${nameOf([id, before])} is applied under that id` +
+          " - give it another id; if it is the same migration, give it its old name back"
+      }
+    }
+  }
+  const late = all.filter(([id]) => id < latest && !applied.has(id)).map(nameOf)
+  if (late.length === 0 || outOfOrder === "apply") return undefined
+  return {
+    reason: "outOfOrder",
+    migrations: late,
+    detail:
+      `${late.join(", ")} ${late.length === 1 ? "has a lower id" : "have lower ids"} than ` +
+      `${nameOf([latest, applied.get(latest) ?? ""])}, which is applied - give ${late.length === 1 ? "it a higher id" : "them higher ids"},` +
+      ' or apply what comes late with outOfOrder: "apply"'
+  }
+}
+
+const lockOf = (sql: Sql, table: string, place: Place): Effect.Effect<void, Failure | Busy> =>
+  Effect.gen(function* () {
+    // the lock of a transaction goes with it, also when its process dies, and behind a pooler none is left in a session of others
+    const [row] = yield* sql<{ key: string; locked: boolean }>`
+      SELECT key::text, pg_try_advisory_xact_lock(key) AS locked
+      FROM hashtextextended('effect-db/Migrations ' || coalesce(current_schema()::text, '') || ' ' || ${table}::text, 0) AS key
+    `.withoutTransform
+    if (row?.locked === true) return
+    const [holder] = yield* sql<{ pid: number; name: string | null }>`
+      SELECT pid, application_name AS name FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+      WHERE locktype = 'advisory' AND granted AND objsubid = 1
+        AND (classid::bigint << 32 | objid::bigint) = ${row?.key}::bigint
+        AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    `.withoutTransform
+    const named = holder?.name ? ` (${holder.name})` : ""
+    return yield* Effect.fail(
+      new Busy(place, holder === undefined ? "another process" : `process ${holder.pid}${named}`)
+    )
+  }).pipe(refine)
+
+/** Makes the table of the applied migrations where there is none, and gives its rows. */
+const appliedIn = (sql: Sql, table: string) =>
+  Effect.gen(function* () {
+    // looked for first: CREATE TABLE IF NOT EXISTS is refused to a user who may not create one
+    const [found] = yield* sql<{ there: boolean }>`SELECT to_regclass(${table}) IS NOT NULL AS there`.withoutTransform
+    if (found?.there !== true) {
+      yield* sql`CREATE TABLE ${sql(table)} (
+        migration_id integer PRIMARY KEY,
+        created_at timestamp with time zone NOT NULL DEFAULT now(),
+        name text NOT NULL
+      )`
+    }
+    const rows = yield* sql<{ migration_id: number; name: string }>`SELECT migration_id, name FROM ${sql(table)}`
+      .withoutTransform
+    return new Map(rows.map((row) => [row.migration_id, row.name]))
+  })
+
+/**
+ * Runs an effect while the rows of later migrations are not in the table: the Migrator skips what is below the highest id there. The lock
+ * and the transaction keep this from being seen.
+ */
+const withoutLater = <A, E, R>(sql: Sql, table: string, first: number, self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const later = yield* sql`
+      DELETE FROM ${sql(table)} WHERE migration_id > ${first}
+      RETURNING migration_id, name, created_at::text AS created_at`.withoutTransform
+    const result = yield* self
+    yield* sql`INSERT INTO ${sql(table)} ${sql.insert(later)}`.withoutTransform
+    return result
+  })
+
+/**
+ * Returns a database with its migrations, for {@link runAll}.
+ *
+ * @see {@link run} for one database
+ * @since 0.2.0
+ * @category constructors
+ */
+export const on = <Self, R = never>(database: Target<Self>, options: Options<R>): Plan<Self | R> => {
+  const { loader, lockTimeout = "5 minutes", outOfOrder = "fail", statementTimeout = Duration.infinity } = options
+  const table = options.table ?? "effect_sql_migrations"
+  const name = database.databaseName
+  const place = ({ engine }: Database.Database): Place => ({ database: name, server: engine.topology.writer.name })
+
+  const lock = Effect.gen(function* () {
+    if (!plainTable.test(table)) {
+      return yield* new ConfigInvalid({
+        database: name,
+        setting: "table",
+        given: JSON.stringify(table),
+        expected: "a name of lower-case letters, digits and _, with or without a schema before it"
+      })
+    }
+    const open = yield* database
+    return yield* lockOf(open.writer, table, place(open))
+  })
+
+  const apply = Effect.gen(function* () {
+    const open = yield* database
+    const sql = open.writer
+    const fail = (fault: Fault & { readonly cause?: unknown }) =>
+      Effect.fail(new MigrationFailed({ ...place(open), ...fault }))
+    const unmigrated = (all: ReadonlyArray<Migrator.ResolvedMigration>) => (error: Migrator.MigrationError) => {
+      const migrations = all.map(nameOf).filter((one) => error.message.includes(`"${one}"`))
+      return error.reason === "failed"
+        ? fail({
+            reason: "failed",
+            migrations,
+            detail: `${error.message}: ${said(error.cause)} - nothing of this run is stored`,
+            cause: error.cause
+          })
+        : fail({ reason: "import", migrations, detail: error.message, cause: error })
+    }
+    const all = [...(yield* Effect.catchAll(loader, unmigrated([])))].sort(byId)
+    const applied = yield* appliedIn(sql, table)
+    const fault = faultOf(all, applied, outOfOrder)
+    if (fault !== undefined) return yield* fail(fault)
+
+    const pending = all.filter(([id]) => !applied.has(id))
+    const [next] = pending
+    // the Migrator locks its table for everybody, which a program that only starts again need not be able to do
+    if (next === undefined) return []
+    const migrated = migrate({ loader: Effect.succeed(pending), table }).pipe(
+      Effect.provide(database.layerSqlClient),
+      // to the Migrator a migration that fails is a defect
+      Effect.catchAllDefect((defect) =>
+        defect instanceof Migrator.MigrationError ? Effect.fail(defect) : Effect.die(defect)
+      ),
+      Effect.catchTag("MigrationError", unmigrated(pending))
+    )
+    const isLate = [...applied.keys()].some((id) => id > next[0])
+    const done = yield* isLate ? withoutLater(sql, table, next[0], migrated) : migrated
+    if (done.length === pending.length) return done
+    // the Migrator takes a refused INSERT for the sign of another process, and gives up in silence
+    const detail = `the table ${table} does not take rows: look whether the user may INSERT - nothing of this run is stored`
+    return yield* fail({ reason: "failed", migrations: pending.map(nameOf), detail })
+  }).pipe(refine)
+
+  return {
+    database: name,
+    settings: { isolation, statementTimeout },
+    lockTimeout: Duration.decode(lockTimeout),
+    lock,
+    apply
+  }
+}
+
+/** Repeats a run for as long as another process has the lock, up to a limit. */
+const waiting = <A, E, R>(
+  once: Effect.Effect<A, E | Busy, R>,
+  limit: Duration.Duration
+): Effect.Effect<A, Exclude<E, Busy> | MigrationFailed, R> =>
+  Effect.suspend(() => {
+    let isReported = false
+    return once.pipe(
+      Effect.tapError((error) => {
+        if (!(error instanceof Busy) || isReported) return Effect.void
+        isReported = true
+        return Effect.logInfo(
+          `${at(error.place)}: ${error.holder} is migrating; it is waited for, up to ${Duration.format(limit)}`
+        )
+      }),
+      Effect.retry({
+        while: (error) => error instanceof Busy,
+        schedule: Schedule.spaced("100 millis").pipe(Schedule.jittered, Schedule.upTo(limit))
+      }),
+      Effect.mapError((error) =>
+        error instanceof Busy
+          ? new MigrationFailed({
+              ...error.place,
+              reason: "locked",
+              migrations: [],
+              detail:
+                `${error.holder} has held the lock of the migrations for longer than ${Duration.format(limit)}` +
+                " - look at what it does, or raise lockTimeout"
+            })
+          : // what is not Busy is of the rest of E
+            (error as Exclude<E, Busy>)
+      )
+    )
+  })
+
+/**
+ * Applies the migrations of one database that are not applied yet, each once, however many processes run this at the same time.
+ *
+ * One process applies them, in one transaction and under an advisory lock of that transaction: all, or none. The others wait, for
+ * `lockTimeout` at most, which the log says, and then find nothing to do. When the process with the lock dies, its work is undone, and
+ * another one takes over. This works behind PgBouncer in transaction mode, in a sandbox of `TestDatabase`, and in the scope of a tenant,
+ * whose schema has a table and a lock of its own.
+ *
+ * Gives what it has applied. Fails with `MigrationFailed`, which names the migration; with `ConfigInvalid` for a table that can be none;
+ * and with what a transaction can fail with. An applied migration that the loader does not have, as in an older release, is no failure.
+ *
+ * @see {@link runAll} for several databases
+ * @see {@link layer} for a layer
+ * @example
+ * import * as Migrator from "@effect/sql/Migrator"
+ * import { SqlClient } from "@effect/sql/SqlClient"
+ * import { Effect } from "effect"
+ * import { Database, Migrations } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const migrate = Migrations.run(Db, {
+ *   loader: Migrator.fromRecord({
+ *     "1_todo": Effect.flatMap(SqlClient, (sql) => sql`CREATE TABLE todo (id int PRIMARY KEY, title text NOT NULL)`)
+ *   })
+ * })
+ *
+ * @since 0.2.0
+ * @category running
+ */
+export const run = <Self, R = never>(
+  database: Target<Self>,
+  options: Options<R>
+): Effect.Effect<Applied, MigrationFailed | DatabaseError, Self | R> => {
+  const { apply, lock, lockTimeout, settings } = on(database, options)
+  return waiting(database.withTransaction(Effect.zipRight(lock, apply), settings), lockTimeout)
+}
+
+/**
+ * Applies the migrations of several databases together, in one unit of work: where one cannot be migrated, none is.
+ *
+ * All locks are taken before the first migration, in the order of the databases' names, so that processes do not wait for one another in a
+ * circle; the longest `lockTimeout` holds for all. Gives what was applied, by the names of the databases. Fails as {@link run}, and with
+ * `PartialCommit` where a connection is lost between two COMMITs: the next run goes on from there.
+ *
+ * @see {@link run} for one database
+ * @example
+ * import type * as Migrator from "@effect/sql/Migrator"
+ * import { Database, Migrations } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ * class Audit extends Database.Service<Audit>()("audit") {}
+ *
+ * declare const app: Migrator.Loader
+ * declare const audit: Migrator.Loader
+ *
+ * export const migrate = Migrations.runAll([
+ *   Migrations.on(Db, { loader: app }),
+ *   Migrations.on(Audit, { loader: audit })
+ * ])
+ *
+ * @since 0.2.0
+ * @category running
+ */
+export const runAll = <Plans extends ReadonlyArray<Plan<unknown>>>(
+  plans: Plans
+): Effect.Effect<ReadonlyMap<string, Applied>, MigrationFailed | DatabaseError, Requirements<Plans[number]>> => {
+  // the array is of Plan<unknown> only to be inferred: its elements ask for no more than their own types say
+  const sorted = ([...plans] as ReadonlyArray<Plan<Requirements<Plans[number]>>>).toSorted(byDatabase)
+  const once = UnitOfWork.runNew(
+    Effect.gen(function* () {
+      for (const { lock } of sorted) yield* lock
+      const applied = new Map<string, Applied>()
+      for (const { apply, database } of sorted)
+        applied.set(database, [...(applied.get(database) ?? []), ...(yield* apply)])
+      return applied
+    }),
+    { databases: plans.map(({ database, settings }) => ({ database, settings })) }
+  )
+  return waiting(
+    once,
+    plans.reduce((longest, plan) => Duration.max(longest, plan.lockTimeout), Duration.zero)
+  )
+}
+
+/**
+ * Applies the migrations of one database when the layer is built, before what is provided with it.
+ *
+ * @see {@link run}, which says how and what it can fail with
+ * @example
+ * import type * as Migrator from "@effect/sql/Migrator"
+ * import { Config, Layer } from "effect"
+ * import { Database, Migrations } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * declare const loader: Migrator.Loader
+ *
+ * export const DbLive = Migrations.layer(Db, { loader }).pipe(
+ *   Layer.provideMerge(Db.layerConfig({ writer: Config.redacted("DATABASE_URL") }))
+ * )
+ *
+ * @since 0.2.0
+ * @category layers
+ */
+export const layer = <Self, R = never>(
+  database: Target<Self>,
+  options: Options<R>
+): Layer.Layer<never, MigrationFailed | DatabaseError, Self | R> => Layer.effectDiscard(run(database, options))

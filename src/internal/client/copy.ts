@@ -1,0 +1,298 @@
+/**
+ * COPY as effects: a savepoint or a transaction around it, and the two sides of it, each in a fiber of its own.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Statement from "@effect/sql/Statement"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { Request } from "../../Connection.js"
+import type { Copy, Options, Row } from "../../Copy.js"
+import {
+  CopyFailed,
+  type DatabaseError,
+  fromSqlError,
+  QueryFailed,
+  SchemaInvalid,
+  toSqlError
+} from "../../DatabaseError.js"
+import { isNotSent } from "../../RetryPolicy.js"
+import { nest, type Transaction, type Options as TransactionOptions } from "../../Transaction.js"
+import type { Restore } from "../cancellable.js"
+import { type Carrier, currentCarrier, type Kind } from "../carrier.js"
+import { isServerError } from "../driver.js"
+import { keep, undo } from "../ending.js"
+import type { Engine } from "../engine.js"
+import { later } from "../later.js"
+import { CopyIn, CopyOut, type Copy as Data } from "../protocol/copy.js"
+import { RowInvalid, RowWriter } from "../protocol/copyRows.js"
+import { scoped } from "../schema/place.js"
+import { copyFromSql, copyToSql, inlined, spotIn } from "../sql/copy.js"
+import { withComment } from "../work.js"
+import { makeInliner } from "./compiler.js"
+
+type AnyFiber = Fiber.RuntimeFiber<unknown, unknown>
+
+/** A COPY that is under way: its transaction, and the fiber that waits for the server. */
+interface UnderWay {
+  readonly transaction: Transaction
+  readonly copying: Fiber.RuntimeFiber<number, SqlError>
+  /** Ends the transaction as a success. */
+  readonly keep: Effect.Effect<void, SqlError>
+}
+
+/** How long the rest may still take when the consumer of a COPY has had enough, in ms. */
+const longestRest = 400
+
+const escape = Statement.defaultEscape('"')
+
+/** The refusals that are about the moment, and not about the data. */
+const aboutMoment = new Set<DatabaseError["_tag"]>([
+  "DeadlockDetected",
+  "Disconnected",
+  "IdleTransactionTimeout",
+  "LockTimeout",
+  "ReadOnlyViolation",
+  "SerializationFailure",
+  "StatementTimeout"
+])
+
+/** Waits until a fiber has ended, for so many ms; tells whether it has. */
+const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number): Effect.Effect<boolean> =>
+  Effect.async((resume) => {
+    const stop = later(millis, () => resume(Effect.succeed(false)))
+    fiber.addObserver(() => {
+      stop()
+      resume(Effect.succeed(true))
+    })
+  })
+
+/** What an exit is, as an effect. */
+const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> => Effect.flatten(Fiber.await(fiber))
+
+/** The members of a client for COPY. `rename` is what makes a name of the database of one of the program, if anything does. */
+export const makeCopy = (
+  engine: Engine,
+  kind: Kind,
+  rename: ((name: string) => string) | undefined,
+  transformJson: boolean
+): Copy => {
+  const { database } = engine
+  const named = rename ?? ((name: string) => name)
+  const inline = makeInliner(rename, transformJson, inlined)
+
+  const misused = (cause: unknown): SqlError => toSqlError(new QueryFailed({ database, server: "", cause }))
+
+  /** A savepoint of what is open, or a transaction of its own. A reader's does not write, also in a writer's transaction. */
+  const begin = (fiber: AnyFiber, carrier: Carrier | undefined, around: Transaction | undefined, options: Options) => {
+    const { statementTimeout } = options
+    const asked: TransactionOptions = {
+      ...(statementTimeout === undefined ? {} : { statementTimeout }),
+      ...(kind === "reader" ? { access: "read only" } : {})
+    }
+    if (around !== undefined) return nest(engine, around, kind, around, asked)
+    const memory = carrier?.memory(engine)
+    if (memory !== undefined && kind === "writer") memory.written = true
+    return engine.begin(kind, asked, fiber, carrier)
+  }
+
+  /** Starts a COPY, in a fiber that is interrupted by `stop` and by nothing else. */
+  const start = (fiber: AnyFiber, text: string, data: Data, options: Options): Effect.Effect<UnderWay, SqlError> => {
+    const carrier = currentCarrier(fiber)
+    const asked: Request = { text, values: [], rows: "raw", prepare: false, simple: data._tag === "in" }
+    const request = scoped(fiber.currentContext, carrier, database, withComment(asked, carrier?.work(fiber)))
+    if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+    const around = engine.transactionFor(fiber, carrier, kind)
+    const transaction = begin(fiber, carrier, around, options)
+    if (kind === "writer") engine.witness(fiber, carrier, transaction)
+    const attempt = engine.attempt(
+      fiber,
+      (done) => transaction.level.copy(request, data, done),
+      (flight) => flight.result.rowCount ?? 0,
+      isNotSent
+    )
+    const noted = Effect.sync(() => {
+      if (around !== undefined && kind === "writer" && transaction.level.touched) carrier?.part(around)?.note(around)
+    })
+    return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
+      transaction,
+      copying,
+      keep: Effect.uninterruptibleMask((restore) =>
+        // what a reader has set for its statement is undone with it
+        kind === "reader" && transaction.level.parent !== undefined
+          ? undo(transaction, restore)
+          : Effect.zipRight(keep(transaction, restore, toSqlError), noted)
+      )
+    }))
+  }
+
+  /**
+   * Ends what is not to be kept: the server is told so, and ROLLBACK follows its answer. One that does not answer in time is left, with the
+   * connection.
+   */
+  const stop = ({ copying, transaction }: UnderWay, data: Data, restore: Restore | undefined) =>
+    Effect.suspend(() => {
+      if (data._tag === "in") data.fail("the data ends here, and nothing of it is to be stored")
+      else data.drop()
+      const gone = Effect.suspend(() => Fiber.interrupt(copying))
+      const undone = Effect.suspend(() => undo(transaction, restore))
+      // it may wait for a connection still
+      return data.isSent ? Effect.zipRight(undone, gone) : Effect.zipRight(gone, undone)
+    })
+
+  /** A refusal with its place in the data, where the server names it. */
+  const located = (table: string, columns: ReadonlyArray<string>) => (error: SqlError) => {
+    const refusal = fromSqlError(error)
+    const { cause } = refusal as { readonly cause?: unknown }
+    const context = cause instanceof Error && isServerError(cause) ? cause.where : undefined
+    if (context === undefined || aboutMoment.has(refusal._tag)) return error
+    const renamed = columns.map(named)
+    const spot = spotIn(context, named(table).split(".").at(-1) ?? "", renamed)
+    if (spot === undefined) return error
+    const column = spot.column === undefined ? undefined : (columns[renamed.indexOf(spot.column)] ?? spot.column)
+    const server = "server" in refusal ? refusal.server : ""
+    return toSqlError(
+      new CopyFailed({
+        database,
+        server,
+        table,
+        line: spot.line,
+        cause: refusal,
+        ...(column === undefined ? {} : { column })
+      })
+    )
+  }
+
+  /** Sends rows, as fast as they are taken, and says at the end that they are all. */
+  const feed = <E, R>(
+    data: CopyIn,
+    table: string,
+    columns: ReadonlyArray<string>,
+    rows: Stream.Stream<Row, E, R>,
+    options: Options
+  ): Effect.Effect<void, E | SqlError, R> =>
+    Effect.suspend(() => {
+      const header = options.header === true || options.header === "match" ? columns.map(named) : undefined
+      const writer = new RowWriter(columns, options, header)
+      let bytes = 0
+      const taken = Effect.async<void>((resume) => Effect.sync(data.whenTaken(() => resume(Effect.void))))
+      const flush = Effect.suspend(() => {
+        const block = writer.take()
+        if (block.length === 0) return Effect.void
+        bytes += block.length
+        data.write(block)
+        const { onProgress } = options
+        return onProgress === undefined
+          ? taken
+          : Effect.zipRight(
+              taken,
+              Effect.suspend(() => onProgress({ bytes, rows: writer.rows }))
+            )
+      })
+      const add = (row: Row): Effect.Effect<void, SqlError> => {
+        try {
+          writer.add(row)
+        } catch (cause) {
+          if (!(cause instanceof RowInvalid)) return Effect.die(cause)
+          const { column, row: line } = cause
+          return Effect.fail(
+            toSqlError(
+              new CopyFailed({ database, server: "", table, line, cause, ...(column === undefined ? {} : { column }) })
+            )
+          )
+        }
+        return writer.isFull ? flush : Effect.void
+      }
+      const opened = Effect.async<void>((resume) => Effect.sync(data.whenOpen(() => resume(Effect.void))))
+      return opened.pipe(
+        Effect.zipRight(Stream.runForEachChunk(rows, (chunk) => Effect.forEach(chunk, add, { discard: true }))),
+        Effect.zipRight(flush),
+        Effect.zipRight(Effect.sync(() => data.finish()))
+      )
+    })
+
+  const copyFrom: Copy["copyFrom"] = (table, columns, rows, options = {}) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function* () {
+        const text = yield* Effect.try({
+          try: () => copyFromSql(escape(named(table)), columns.map(named), options),
+          catch: misused
+        })
+        const data = new CopyIn()
+        const underWay = yield* Effect.withFiberRuntime<UnderWay, SqlError>((fiber) =>
+          start(fiber, text, data, options)
+        )
+        const ended = Effect.mapError(outcomeOf(underWay.copying), located(table, columns))
+        const work = Effect.raceFirst(Effect.zipRight(feed(data, table, columns, rows, options), ended), ended)
+        const stored = yield* Effect.catchAllCause(restore(work), (cause) =>
+          Effect.zipRight(
+            stop(underWay, data, Cause.isInterrupted(cause) ? undefined : restore),
+            Effect.failCause(cause)
+          )
+        )
+        yield* underWay.keep
+        return stored
+      })
+    )
+
+  /** The blocks that come, then the end of the transaction. */
+  const blocks = (underWay: UnderWay, data: CopyOut, options: Options) => {
+    let bytes = 0
+    let isOver = false
+    const next = Effect.async<Buffer | undefined>((resume) =>
+      Effect.sync(data.take((block) => resume(Effect.succeed(block))))
+    )
+    const end = Effect.zipRight(outcomeOf(underWay.copying), underWay.keep).pipe(
+      Effect.tap(() => {
+        isOver = true
+      }),
+      Effect.mapError(Option.some),
+      Effect.zipRight(Effect.fail(Option.none()))
+    )
+    const { onProgress } = options
+    const pull: Effect.Effect<Chunk.Chunk<Uint8Array>, Option.Option<SqlError>> = Effect.flatMap(next, (block) => {
+      if (block === undefined) return isOver ? Effect.fail(Option.none()) : end
+      bytes += block.length
+      const chunk = Chunk.of<Uint8Array>(block)
+      return onProgress === undefined ? Effect.succeed(chunk) : Effect.as(onProgress({ bytes, rows: 0 }), chunk)
+    })
+    const close = (exit: Exit.Exit<unknown, unknown>) =>
+      Effect.suspend(() => {
+        if (isOver) return Effect.void
+        const { copying, transaction } = underWay
+        if (!data.isSent || Exit.isFailure(exit)) return stop(underWay, data, undefined)
+        // the consumer has had enough: what still comes soon keeps the connection, and what the query has done
+        data.drop()
+        return Effect.flatMap(endsWithin(copying, longestRest), (hasEnded) =>
+          hasEnded && transaction.level.state === "open" && copying.unsafePoll()?._tag === "Success"
+            ? Effect.catchAll(underWay.keep, (error) => Effect.logError(error.message))
+            : stop(underWay, data, undefined)
+        )
+      })
+    return { pull, close }
+  }
+
+  const copyTo: Copy["copyTo"] = (query, options = {}) =>
+    Stream.unwrapScoped(
+      Effect.uninterruptible(
+        Effect.withFiberRuntime<Stream.Stream<Uint8Array, SqlError>, SqlError, Scope.Scope>((fiber) =>
+          Effect.gen(function* () {
+            const text = yield* Effect.try({ try: () => copyToSql(inline(query), options), catch: misused })
+            const data = new CopyOut()
+            const underWay = yield* start(fiber, text, data, options)
+            underWay.copying.addObserver(() => data.end())
+            const { close, pull } = blocks(underWay, data, options)
+            yield* Effect.addFinalizer(close)
+            return Stream.repeatEffectChunkOption(pull)
+          })
+        )
+      )
+    )
+
+  return { copyFrom, copyTo }
+}

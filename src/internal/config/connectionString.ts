@@ -1,0 +1,22 @@
+/**
+ * Connection strings: URIs and keyword strings.
+ */
+import { isUri, parseUri } from "./connectionUri.js"
+import { parseKeywords } from "./keywordString.js"
+import { collect, type Parameters } from "./parameters.js"
+import { Invalid } from "./values.js"
+
+const forms =
+  "a URL like postgres://user:password@host:5432/database, or a keyword string like host=a dbname=app user=me"
+
+/** Reads a connection string as libpq does. */
+export const parseConnectionString = (setting: string, text: string): Parameters => {
+  // its parts may be secrets, so none of it is shown
+  if (text === "") throw new Invalid(setting, "empty", forms)
+  if (text.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
+  if (isUri(text)) return collect(setting, parseUri(setting, text))
+  if (/^[a-z][a-z0-9+.-]*:/i.test(text) || !text.includes("=")) {
+    throw new Invalid(setting, "neither a postgres:// URL nor a keyword string", forms)
+  }
+  return collect(setting, parseKeywords(setting, text))
+}

@@ -1,0 +1,99 @@
+/**
+ * Connection URIs, read as libpq 18 reads them: `postgres://user:password@host:port,host:port/dbname?parameter=value`.
+ *
+ * The reading is libpq's own, character by character, because URLs in the wild rely on it: several hosts, a `?` in a password, spaces
+ * around a value. An error shows no text of the URL, for a mistake moves parts of a password to other places.
+ */
+import { Invalid } from "./values.js"
+
+/** A parameter and its value, in the order of the text. A later one replaces an earlier one. */
+export type Pair = readonly [parameter: string, value: string]
+
+const prefix = /^postgres(?:ql)?:\/\//
+
+export const isUri = (text: string): boolean => prefix.test(text)
+
+const uriForm = "a URL like postgres://user:password@host:5432/database"
+
+/** Decodes `%XX`. libpq trims spaces around a value and refuses them in it. */
+const decode = (setting: string, text: string): string => {
+  const trimmed = text.replace(/^ +| +$/g, "")
+  const refuse = (given: string, expected: string) => new Invalid(setting, `a URL with ${given}`, expected)
+  if (trimmed.includes(" ")) throw refuse("a space", "%20 for a space")
+  if (/%(?![0-9a-f]{2})/i.test(trimmed)) throw refuse("a % that encodes nothing", "%25 for a percent sign")
+  if (trimmed.includes("%00")) throw refuse("a NUL character", "text without NUL")
+  try {
+    return decodeURIComponent(trimmed)
+  } catch {
+    throw refuse("an encoding that is not UTF-8", "UTF-8")
+  }
+}
+
+/** Reads the hosts and ports up to the path or the query, and returns the place where they end. */
+const readHosts = (setting: string, text: string, start: number) => {
+  const hosts: Array<string> = []
+  const ports: Array<string> = []
+  let at = start
+  const take = (pattern: RegExp): string => {
+    pattern.lastIndex = at
+    const taken = pattern.exec(text)?.[0] ?? ""
+    at += taken.length
+    return taken
+  }
+  do {
+    if (hosts.length > 0) at++
+    if (text[at] === "[") {
+      const address = take(/\[[^\]]+\]/y)
+      if (address === "" || !/^[:/?,]?$/.test(text[at] ?? "")) {
+        throw new Invalid(setting, "a URL with a malformed IPv6 address", "an address in brackets, such as [::1]:5432")
+      }
+      hosts.push(address.slice(1, -1))
+    } else hosts.push(take(/[^:/?,]*/y))
+    ports.push(take(/:[^/?,]*/y).slice(1))
+  } while (text[at] === ",")
+  return { host: hosts.join(","), port: ports.join(","), end: at }
+}
+
+const readQuery = (setting: string, query: string): ReadonlyArray<Pair> =>
+  // libpq allows one & too many at the end, and none elsewhere
+  (query === "" ? [] : query.replace(/&$/, "").split("&")).map((text) => {
+    const [name, value, ...more] = text.split("=")
+    if (name === undefined || value === undefined) {
+      throw new Invalid(setting, "a URL with a parameter that has no value", "parameter=value, with %26 for an &")
+    }
+    if (more.length > 0) {
+      throw new Invalid(setting, "a URL with two = in a parameter", "%3D for an = in a value, and & between parameters")
+    }
+    const parameter = decode(setting, name)
+    const decoded = decode(setting, value)
+    // as JDBC has it
+    return parameter === "ssl" && decoded === "true" ? ["sslmode", "require"] : [parameter, decoded]
+  })
+
+/** Reads a connection URI. */
+export const parseUri = (setting: string, uri: string): ReadonlyArray<Pair> => {
+  const text = uri.replace(prefix, "")
+  const [credentials = ""] = /^[^@/]*@/.exec(text) ?? []
+  // a / or ? of a password that is not encoded ends it, and its rest is taken for other parts
+  if (credentials === "" && /\/.*@/s.test(text.split("?", 1)[0] ?? "")) {
+    throw new Invalid(setting, "a malformed URL", `${uriForm}, with %2F for a / in the password`)
+  }
+  const [, user = "", password = ""] = /^([^:]*):?(.*)@$/s.exec(credentials) ?? []
+  // an @ of a query that is not encoded makes a user of all before it
+  if (user.includes("?")) {
+    throw new Invalid(setting, "a malformed URL", `${uriForm}, with %40 for an @ and %3F for a ? elsewhere`)
+  }
+  const { end, host, port } = readHosts(setting, text, credentials.length)
+  const [dbname = "", ...query] = text.slice(end).split("?")
+  const pairs: ReadonlyArray<Pair> = [
+    ["user", user],
+    ["password", password],
+    ["host", host],
+    ["port", port],
+    ["dbname", dbname.slice(1)]
+  ]
+  return [
+    ...pairs.flatMap(([name, value]): ReadonlyArray<Pair> => (value === "" ? [] : [[name, decode(setting, value)]])),
+    ...readQuery(setting, query.join("?"))
+  ]
+}

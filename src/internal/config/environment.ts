@@ -1,0 +1,133 @@
+/**
+ * libpq's environment, read by Effect's `ConfigProvider`: variables, the service file and the password file.
+ */
+import * as fs from "node:fs"
+import * as path from "node:path"
+import * as Config from "effect/Config"
+import * as ConfigError from "effect/ConfigError"
+import * as Either from "effect/Either"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import { isMissingFile } from "../../SqlState.js"
+import { parseConnectionString } from "./connectionString.js"
+import type { Pair } from "./connectionUri.js"
+import { formatKeywords } from "./keywordString.js"
+import { collect } from "./parameters.js"
+import { parseService } from "./serviceFile.js"
+import { Invalid } from "./values.js"
+
+/** The variable of each parameter that has one. */
+const variables: ReadonlyArray<readonly [parameter: string, variable: string]> = [
+  ["service", "PGSERVICE"],
+  ["user", "PGUSER"],
+  ["password", "PGPASSWORD"],
+  ["passfile", "PGPASSFILE"],
+  ["channel_binding", "PGCHANNELBINDING"],
+  ["connect_timeout", "PGCONNECT_TIMEOUT"],
+  ["dbname", "PGDATABASE"],
+  ["host", "PGHOST"],
+  ["hostaddr", "PGHOSTADDR"],
+  ["port", "PGPORT"],
+  ["client_encoding", "PGCLIENTENCODING"],
+  ["options", "PGOPTIONS"],
+  ["application_name", "PGAPPNAME"],
+  ["sslmode", "PGSSLMODE"],
+  ["sslnegotiation", "PGSSLNEGOTIATION"],
+  ["sslcompression", "PGSSLCOMPRESSION"],
+  ["sslcert", "PGSSLCERT"],
+  ["sslkey", "PGSSLKEY"],
+  ["sslcertmode", "PGSSLCERTMODE"],
+  ["sslrootcert", "PGSSLROOTCERT"],
+  ["sslcrl", "PGSSLCRL"],
+  ["sslcrldir", "PGSSLCRLDIR"],
+  ["sslsni", "PGSSLSNI"],
+  ["requirepeer", "PGREQUIREPEER"],
+  ["require_auth", "PGREQUIREAUTH"],
+  ["min_protocol_version", "PGMINPROTOCOLVERSION"],
+  ["max_protocol_version", "PGMAXPROTOCOLVERSION"],
+  ["ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"],
+  ["ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"],
+  ["gssencmode", "PGGSSENCMODE"],
+  ["krbsrvname", "PGKRBSRVNAME"],
+  ["gsslib", "PGGSSLIB"],
+  ["gssdelegation", "PGGSSDELEGATION"],
+  ["target_session_attrs", "PGTARGETSESSIONATTRS"],
+  ["load_balance_hosts", "PGLOADBALANCEHOSTS"]
+]
+
+const optional = (name: string): Config.Config<string | undefined> =>
+  Config.map(Config.option(Config.string(name)), Option.getOrUndefined)
+
+/** The places of libpq's files. */
+interface Places {
+  readonly serviceFile: string | undefined
+  readonly systemFolder: string | undefined
+  readonly home: string | undefined
+}
+
+/** Reads a file that may not be there. */
+const readIfThere = (file: string | undefined): string | undefined => {
+  if (file === undefined) return undefined
+  try {
+    return fs.readFileSync(file, "utf8")
+  } catch (cause) {
+    if (cause instanceof Error && "code" in cause && isMissingFile(String(cause.code))) return undefined
+    throw cause
+  }
+}
+
+const inFolder = (folder: string | undefined, file: string): string | undefined =>
+  folder ? path.join(folder, file) : undefined
+
+/** Finds the parameters of a service in the user's file, else in the system's. */
+const findService = (service: string, { home, serviceFile, systemFolder }: Places): ReadonlyArray<Pair> => {
+  for (const file of [serviceFile ?? inFolder(home, ".pg_service.conf"), inFolder(systemFolder, "pg_service.conf")]) {
+    const pairs = parseService(readIfThere(file) ?? "", service)
+    // of two lines with one name the first counts
+    if (pairs !== undefined) return [...pairs].reverse()
+  }
+  throw new Invalid("service", "not defined", "a service of the file that PGSERVICEFILE names, or ~/.pg_service.conf")
+}
+
+/** Merges what a connection string, a service file and the environment say; the first that says something counts. */
+const merge = (url: string | undefined, environment: ReadonlyMap<string, string>, places: Places): string => {
+  const given = url === undefined ? new Map<string, string>() : parseConnectionString("url", url)
+  const service = given.get("service") || environment.get("service")
+  const ofService = service ? collect(`service ${service}`, findService(service, places)) : []
+  // without a host the settings name it as missing
+  const merged = new Map([["host", ""], ...environment, ...ofService, ...given])
+  merged.delete("service")
+  const passfile = inFolder(places.home, ".pgpass")
+  if (!merged.get("passfile") && passfile !== undefined) merged.set("passfile", passfile)
+  return formatKeywords(merged)
+}
+
+/** Reads the environment as libpq does, below a connection string; the result is a connection string that says the same. */
+export const fromEnvironment = (
+  prefix: string,
+  url: Redacted.Redacted<string> | undefined
+): Config.Config<Redacted.Redacted<string>> =>
+  Config.all({
+    parameters: Config.all(variables.map(([, variable]) => optional(prefix + variable))),
+    serviceFile: optional(`${prefix}PGSERVICEFILE`),
+    systemFolder: optional(`${prefix}PGSYSCONFDIR`),
+    home: optional("HOME")
+  }).pipe(
+    Config.mapOrFail(({ parameters, ...places }) => {
+      const environment = new Map(
+        variables.flatMap(([name], index): ReadonlyArray<Pair> => {
+          const value = parameters[index]
+          return value === undefined ? [] : [[name, value]]
+        })
+      )
+      return Either.try({
+        try: () => Redacted.make(merge(url && Redacted.value(url), environment, places)),
+        catch: (cause) => ConfigError.InvalidData([], words(cause))
+      })
+    })
+  )
+
+const words = (cause: unknown): string =>
+  cause instanceof Invalid
+    ? `${cause.setting} is ${cause.given}; expected ${cause.expected}`
+    : `a service file cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`

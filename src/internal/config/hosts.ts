@@ -1,0 +1,91 @@
+/**
+ * The hosts of a server: libpq's lists of names, addresses and ports, taken together.
+ */
+import { BlockList, isIP } from "node:net"
+import type { Given } from "./serverInput.js"
+import { Invalid, integer, port, text } from "./values.js"
+
+/**
+ * One host of a server.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Host {
+  /** `host:port`, `[address]:port` for IPv6, or the folder of a Unix socket. Errors and observations use it. */
+  readonly name: string
+  /** A host name, an address, or the folder of a Unix socket. A certificate is compared with it. */
+  readonly host: string
+  /** The address to connect to, if the name is not to be looked up: libpq's `hostaddr`. */
+  readonly address: string | undefined
+  readonly port: number
+}
+
+/** Whether a host is the folder of a Unix socket. */
+export const isSocket = ({ host }: Pick<Host, "host">): boolean => host.startsWith("/")
+
+const loopback = new BlockList()
+loopback.addSubnet("127.0.0.0", 8)
+loopback.addAddress("::1", "ipv6")
+
+/** Whether a host is this machine. A name may lead anywhere, except for `localhost`. */
+export const isLocal = (host: Pick<Host, "host" | "address">): boolean => {
+  const place = host.address ?? host.host
+  if (isSocket(host) || place === "localhost") return true
+  const family = isIP(place)
+  return family !== 0 && loopback.check(place, family === 4 ? "ipv4" : "ipv6")
+}
+
+const nameOf = (host: string, at: number): string => {
+  if (host.startsWith("/")) return host
+  return host.includes(":") ? `[${host}]:${at}` : `${host}:${at}`
+}
+
+/** The items of libpq's lists; an empty text is no list. */
+const split = (list: string | undefined): ReadonlyArray<string> => (list ? list.split(",") : [])
+
+const listOf = <A>(given: A | ReadonlyArray<A>): ReadonlyArray<A> => (Array.isArray(given) ? given : [given as A])
+
+/** A port of a connection string; an empty one is 5432. It may be a part of a password, and is not shown. */
+const portOf = (setting: string, given: string): number => {
+  const number = given === "" ? 5432 : integer(setting, given)
+  if (number < 1 || number > 65535) throw new Invalid(setting, "no port", "a port from 1 to 65535")
+  return number
+}
+
+/** Returns the hosts of a server. One port is for all of them. */
+export const hostsOf = ({ parameter, parameters, part, parts }: Given): ReadonlyArray<Host> => {
+  const isPart = parameters === undefined || parts.host !== undefined
+  const setting = isPart ? part("host") : parameter("host")
+  const names = isPart ? listOf(parts.host).map((name) => text(setting, name)) : split(parameters.get("host"))
+  // addresses are those of the names beside them
+  const addresses = isPart ? [] : split(parameters.get("hostaddr"))
+  const ports =
+    parts.port === undefined
+      ? split(parameters?.get("port")).map((given) => portOf(parameter("port"), given))
+      : listOf(parts.port).map((given) => port(part("port"), given))
+  const count = Math.max(names.length, addresses.length)
+  if (count === 0) {
+    const expected = "a host, or the folder of a Unix socket: libpq's own default differs from machine to machine"
+    throw new Invalid(setting, "missing", expected)
+  }
+  if (names.length > 0 && addresses.length > 0 && names.length !== addresses.length) {
+    throw new Invalid(parameter("hostaddr"), "a list of another length than host", "an address for each host")
+  }
+  if (ports.length > 1 && ports.length !== count) {
+    const expected = "one port for all hosts, or one for each"
+    throw new Invalid(parts.port === undefined ? parameter("port") : part("port"), "a list of another length", expected)
+  }
+  return Array.from({ length: count }, (_, i) => {
+    const address = addresses[i] || undefined
+    if (address !== undefined && isIP(address) === 0) {
+      throw new Invalid(parameter("hostaddr"), "no address", "IPv4 or IPv6 addresses, separated by commas")
+    }
+    const host = text(setting, names[i] || address || "")
+    if (host.startsWith("@")) {
+      throw new Invalid(setting, "an abstract Unix socket", "a host, or the folder of a Unix socket")
+    }
+    const at = ports[ports.length > 1 ? i : 0] ?? 5432
+    return { name: nameOf(host, at), host, address, port: at }
+  })
+}

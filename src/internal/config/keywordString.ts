@@ -1,0 +1,47 @@
+/**
+ * Keyword strings, read as libpq reads them: `host=a dbname=app password='it\'s'`.
+ */
+import type { Pair } from "./connectionUri.js"
+import { Invalid } from "./values.js"
+
+// libpq's isspace in the C locale
+const space = /[ \t\n\v\f\r]*/y
+const keyword = /[^= \t\n\v\f\r]*/y
+const bare = /(?:\\[\s\S]?|[^ \t\n\v\f\r\\])*/y
+const quoted = /'((?:\\[\s\S]|[^'\\])*)'/y
+
+/** Reads a keyword string. An error shows no text of it, for a mistake makes a keyword of a part of a password. */
+export const parseKeywords = (setting: string, text: string): ReadonlyArray<Pair> => {
+  const pairs: Array<Pair> = []
+  let at = 0
+  const take = (pattern: RegExp): RegExpExecArray | undefined => {
+    pattern.lastIndex = at
+    const taken = pattern.exec(text) ?? undefined
+    at += taken?.[0].length ?? 0
+    return taken
+  }
+  for (take(space); at < text.length; take(space)) {
+    const name = take(keyword)?.[0] ?? ""
+    take(space)
+    if (text[at] !== "=") {
+      throw new Invalid(setting, "a keyword string with a keyword that has no value", "keyword=value, or 'in quotes'")
+    }
+    at++
+    take(space)
+    const isQuoted = text[at] === "'"
+    const value = isQuoted ? take(quoted)?.[1] : take(bare)?.[0]
+    if (value === undefined) {
+      throw new Invalid(
+        setting,
+        "a keyword string with a quote that does not end",
+        "keyword='value', with \\' for a quote"
+      )
+    }
+    pairs.push([name, value.replace(/\\([\s\S]?)/g, "$1")])
+  }
+  return pairs
+}
+
+/** Writes a keyword string that has these parameters. */
+export const formatKeywords = (parameters: Iterable<Pair>): string =>
+  Array.from(parameters, ([name, value]) => `${name}='${value.replace(/[\\']/g, "\\$&")}'`).join(" ")

@@ -1,0 +1,191 @@
+/**
+ * The data of a COPY, which goes between the messages of its exchange, as fast as the slower side takes it.
+ */
+import type { Socket } from "node:net"
+import * as wire from "../wire.js"
+
+/** The connection, as far as a COPY needs it. */
+export interface Line {
+  readonly stream: Socket
+  /** The server is to send something now: its silence counts. */
+  readonly waits: () => void
+  /** The program is to do something now: the silence of the server means nothing. */
+  readonly rests: () => void
+}
+
+/** How much is sent in one message, and how much of what arrives is kept until it is taken, in bytes. */
+export const blockSize = 65_536
+
+const nothing = () => {}
+
+/** The data of a COPY FROM STDIN. */
+export class CopyIn {
+  readonly _tag = "in"
+  private line: Line | undefined
+  private state: "waiting" | "sent" | "open" | "ended" = "waiting"
+  private refusal: string | undefined
+  private onOpen = nothing
+
+  /** Whether the server has, or may have, begun with it. */
+  get isSent(): boolean {
+    return this.state === "sent" || this.state === "open"
+  }
+
+  /** The command is sent. */
+  send(line: Line): void {
+    this.line = line
+    this.state = "sent"
+  }
+
+  /** The server waits for data. */
+  open(): void {
+    this.state = "open"
+    if (this.refusal !== undefined) return this.fail(this.refusal)
+    this.line?.rests()
+    this.onOpen()
+  }
+
+  /** The exchange has ended. */
+  end(): void {
+    this.state = "ended"
+  }
+
+  /** Calls back when the server waits for data. The returned function takes that back. */
+  whenOpen(then: () => void): () => void {
+    if (this.state === "open") then()
+    else this.onOpen = then
+    return () => {
+      this.onOpen = nothing
+    }
+  }
+
+  /** Sends data. What is sent after an end is dropped, as the server would drop it. */
+  write(bytes: Uint8Array): void {
+    if (this.state !== "open" || this.line === undefined) return
+    const { stream } = this.line
+    stream.cork()
+    for (let at = 0; at < bytes.length; at += blockSize) {
+      const part = bytes.subarray(at, at + blockSize)
+      stream.write(wire.copyHead(part.length))
+      stream.write(part)
+    }
+    stream.uncork()
+  }
+
+  /**
+   * Calls back when more may be sent. The returned function takes that back. It is never called at once: a socket that takes all that
+   * it is given says so before anything else in this process has had its turn.
+   */
+  whenTaken(then: () => void): () => void {
+    const { line } = this
+    let soon: NodeJS.Immediate | undefined
+    const drained = () => {
+      line?.rests()
+      soon = setImmediate(then)
+    }
+    if (line === undefined || this.state !== "open" || !line.stream.writableNeedDrain) soon = setImmediate(then)
+    else {
+      line.waits()
+      line.stream.once("drain", drained)
+    }
+    return () => {
+      line?.stream.off("drain", drained)
+      clearImmediate(soon)
+    }
+  }
+
+  /** Tells the server that all has been sent. */
+  finish(): void {
+    this.last(wire.copyDone)
+  }
+
+  /** Tells the server that there is nothing more and nothing of it is to be stored; as soon as it listens. */
+  fail(reason: string): void {
+    this.refusal = reason
+    this.last(wire.copyFail(reason))
+  }
+
+  private last(message: Buffer): void {
+    if (this.state !== "open" || this.line === undefined) return
+    this.state = "sent"
+    this.line.waits()
+    this.line.stream.write(message)
+  }
+}
+
+/** The data of a COPY TO STDOUT. */
+export class CopyOut {
+  readonly _tag = "out"
+  /** Whether the server has, or may have, begun with it. */
+  isSent = false
+  private line: Line | undefined
+  private blocks: Array<Buffer> = []
+  private size = 0
+  private isPaused = false
+  private isDropped = false
+  private isEnded = false
+  private taker: ((block: Buffer | undefined) => void) | undefined
+
+  /** The command is sent. */
+  send(line: Line): void {
+    this.line = line
+    this.isSent = true
+  }
+
+  /** A part has arrived: a row, or several. */
+  receive(part: Buffer): void {
+    if (this.isDropped) return
+    // the parser uses its buffer again
+    this.blocks.push(Buffer.from(part))
+    this.size += part.length
+    // what else has arrived with it is taken along
+    if (this.blocks.length === 1 && this.taker !== undefined) queueMicrotask(() => this.give())
+    if (this.size < blockSize || this.isPaused) return
+    this.isPaused = true
+    this.line?.stream.pause()
+    this.line?.rests()
+  }
+
+  /** Nothing more comes, after success or failure. */
+  end(): void {
+    this.isEnded = true
+    this.give()
+  }
+
+  /** Calls back with what has arrived, or, after the end, with nothing. The returned function takes that back. */
+  take(then: (block: Buffer | undefined) => void): () => void {
+    this.taker = then
+    this.give()
+    return () => {
+      this.taker = undefined
+    }
+  }
+
+  /** Has what still comes dropped. */
+  drop(): void {
+    this.isDropped = true
+    this.blocks = []
+    this.goOn()
+  }
+
+  private give(): void {
+    const { blocks, taker } = this
+    if (taker === undefined || (blocks.length === 0 && !this.isEnded)) return
+    this.taker = undefined
+    this.blocks = []
+    this.size = 0
+    this.goOn()
+    taker(blocks.length === 0 ? undefined : Buffer.concat(blocks))
+  }
+
+  private goOn(): void {
+    if (!this.isPaused) return
+    this.isPaused = false
+    if (this.isEnded) return
+    this.line?.waits()
+    this.line?.stream.resume()
+  }
+}
+
+/** The data of a COPY, in one direction or the other. */
+export type Copy = CopyIn | CopyOut

@@ -1,0 +1,171 @@
+/**
+ * The rows of a program as lines of a COPY.
+ */
+import { blockSize } from "./copy.js"
+import { parameter } from "./parameters.js"
+
+/** How lines are written; what is left out is PostgreSQL's own default. */
+export interface LineFormat {
+  readonly format?: "text" | "csv" | undefined
+  readonly delimiter?: string | undefined
+  readonly null?: string | undefined
+  readonly quote?: string | undefined
+  readonly escape?: string | undefined
+}
+
+/** A row that cannot be written: which one, counted from 1, and where in it. */
+export class RowInvalid extends Error {
+  constructor(
+    readonly row: number,
+    readonly column: string | undefined,
+    reason: string
+  ) {
+    super(reason)
+  }
+}
+
+const letters: Readonly<Record<string, string>> = {
+  "\b": "\\b",
+  "\f": "\\f",
+  "\n": "\\n",
+  "\r": "\\r",
+  "\t": "\\t",
+  "\v": "\\v"
+}
+
+const quotedForRegExp = (text: string): string => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")
+
+/** Writes a text as a field; `undefined` where it would be read as NULL. */
+type Field = (text: string) => string | undefined
+
+const textField = (delimiter: string, nullText: string): Field => {
+  const special = new RegExp(`[\\\\\\b\\f\\n\\r\\t\\v${quotedForRegExp(delimiter)}]`, "g")
+  return (text) => {
+    const escaped = text.replace(special, (one) => letters[one] ?? `\\${one}`)
+    return escaped === nullText ? undefined : escaped
+  }
+}
+
+const csvField = (delimiter: string, nullText: string, quote: string, escape: string): Field => {
+  const special = new RegExp(`[\\n\\r${quotedForRegExp(delimiter + quote + escape)}]`)
+  const inside = new RegExp(`[${quotedForRegExp(quote + escape)}]`, "g")
+  return (text) =>
+    // a line of \. alone would be the end
+    text === "" || text === nullText || text === "\\." || special.test(text)
+      ? quote + text.replace(inside, (one) => escape + one) + quote
+      : text
+}
+
+const isRecord = (row: unknown): row is Readonly<Record<string, unknown>> => typeof row === "object" && row !== null
+
+/** What is put into a COPY: a row, or a part of its text that is written already. */
+export class RowWriter {
+  /** How many rows were written; of text that was written already that is not known. */
+  rows = 0
+  private parts: Array<Uint8Array> = []
+  private size = 0
+  private lines = ""
+  private readonly delimiter: string
+  private readonly nullText: string
+  private readonly field: Field
+  private isBegun = false
+
+  constructor(
+    private readonly columns: ReadonlyArray<string>,
+    format: LineFormat,
+    /** The names of the columns as a first line. */
+    private readonly header: ReadonlyArray<string> | undefined
+  ) {
+    const isCsv = format.format === "csv"
+    this.delimiter = format.delimiter ?? (isCsv ? "," : "\t")
+    this.nullText = format.null ?? (isCsv ? "" : "\\N")
+    const quote = format.quote ?? '"'
+    this.field = isCsv
+      ? csvField(this.delimiter, this.nullText, quote, format.escape ?? quote)
+      : textField(this.delimiter, this.nullText)
+  }
+
+  /** Whether enough is there for a message of its own. */
+  get isFull(): boolean {
+    return this.size + this.lines.length >= blockSize
+  }
+
+  /** Adds a row, as an array or an object, or a piece of text or bytes as it is. Throws `RowInvalid`. */
+  add(given: unknown): void {
+    if (typeof given === "string" || given instanceof Uint8Array) {
+      this.endLines()
+      this.push(typeof given === "string" ? Buffer.from(given) : given)
+      return
+    }
+    if (!this.isBegun && this.header !== undefined) this.lines += this.line(this.header)
+    this.isBegun = true
+    this.rows++
+    this.lines += this.line(this.values(given))
+  }
+
+  /** Takes what is there. */
+  take(): Uint8Array {
+    this.endLines()
+    const { parts } = this
+    this.parts = []
+    this.size = 0
+    return parts.length === 1 && parts[0] !== undefined ? parts[0] : Buffer.concat(parts)
+  }
+
+  private values(row: unknown): ReadonlyArray<unknown> {
+    const { columns, rows } = this
+    if (Array.isArray(row)) {
+      if (columns.length > 0 && row.length !== columns.length) {
+        throw new RowInvalid(rows, undefined, `it has ${row.length} values for ${columns.length} columns`)
+      }
+      return row
+    }
+    if (!isRecord(row))
+      throw new RowInvalid(rows, undefined, `it is ${row === null ? "null" : `a ${typeof row}`}, no row`)
+    if (columns.length === 0) throw new RowInvalid(rows, undefined, "an object needs the names of columns")
+    return columns.map((column) => {
+      if (column in row) return row[column]
+      throw new RowInvalid(rows, column, "it is missing: give null for NULL")
+    })
+  }
+
+  private line(values: ReadonlyArray<unknown>): string {
+    return `${values.map((value, i) => this.write(value, this.columns[i])).join(this.delimiter)}\n`
+  }
+
+  private write(value: unknown, column: string | undefined): string {
+    const text = this.textOf(value, column)
+    if (text === undefined) return this.nullText
+    const written = this.field(text)
+    if (written === undefined) {
+      throw new RowInvalid(
+        this.rows,
+        column,
+        `${JSON.stringify(text)} is what stands for NULL: choose another \`null\``
+      )
+    }
+    return written
+  }
+
+  private textOf(value: unknown, column: string | undefined): string | undefined {
+    let wire: unknown
+    try {
+      wire = parameter(value)
+    } catch (cause) {
+      throw new RowInvalid(this.rows, column, cause instanceof Error ? cause.message : String(cause))
+    }
+    if (wire === null || wire === undefined) return undefined
+    return Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire)
+  }
+
+  private endLines(): void {
+    if (this.lines === "") return
+    this.push(Buffer.from(this.lines))
+    this.lines = ""
+  }
+
+  private push(part: Uint8Array): void {
+    this.parts.push(part)
+    this.size += part.length
+  }
+}

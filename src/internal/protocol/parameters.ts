@@ -1,0 +1,127 @@
+/**
+ * The values of a statement as the server reads them.
+ *
+ * Secrets are opened here and nowhere before: up to the bytes of a message a `Redacted` stays one, so that no statement, error or span
+ * that shows its parameters shows what is in it.
+ */
+import * as Redacted from "effect/Redacted"
+import pg from "pg"
+
+/** A value as node-postgres writes it. */
+const prepare: (value: unknown) => unknown =
+  // @types/pg does not know `utils`, which pg exports for exactly this
+  (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
+
+/** The words of a `Redacted` in JSON, which are also the sign that there may be one. */
+const hidden = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
+
+const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
+
+/** Whether a value is an object of keys and nothing else, as JSON has them. */
+export const isPlain = (value: unknown): value is Readonly<Record<string, unknown>> => {
+  if (!isObject(value)) return false
+  const prototype: unknown = Object.getPrototypeOf(value)
+  return prototype === Object.prototype || prototype === null
+}
+
+const hasJson = (value: unknown): value is { readonly toJSON: (key: string) => unknown } =>
+  isObject(value) && "toJSON" in value && typeof value.toJSON === "function"
+
+const open = (value: unknown): unknown => {
+  let opened = value
+  while (Redacted.isRedacted(opened)) opened = Redacted.value(opened)
+  return opened
+}
+
+/** Returns an object with other keys, and what `inside` makes of its values. */
+export const renamed = (
+  value: Readonly<Record<string, unknown>>,
+  rename: (key: string) => string,
+  inside: (value: unknown) => unknown
+): Record<string, unknown> => {
+  const other: Record<string, unknown> = {}
+  for (const key in value) {
+    const name = rename(key)
+    const made = inside(value[key])
+    // assigned it would be the prototype, and no key
+    if (name === "__proto__")
+      Object.defineProperty(other, name, { value: made, enumerable: true, writable: true, configurable: true })
+    else other[name] = made
+  }
+  return other
+}
+
+const itself = (value: unknown): unknown => value
+
+/** The JSON of a value with what is redacted in it opened and, where the keys of objects have other names in the database, with those. */
+const stringify = (value: unknown, rename?: ((key: string) => string) | undefined): string => {
+  const plain = JSON.stringify(value)
+  if (plain === undefined) throw new Error(`a ${typeof value} has no JSON`)
+  if (rename === undefined && !plain.includes(hidden)) return plain
+  // `this` is the object that has the key: `json` is what its `toJSON` has made of the value already
+  return JSON.stringify(value, function (this: Readonly<Record<string, unknown>>, key: string, json: unknown) {
+    const held = this[key]
+    const opened = Redacted.isRedacted(held) ? open(held) : json
+    const shown = opened !== json && hasJson(opened) ? opened.toJSON(key) : opened
+    return rename !== undefined && isPlain(shown) ? renamed(shown, rename, itself) : shown
+  })
+}
+
+/** A value that is stored as JSON, whatever it is: an array is no array of the server, and `null` is JSON's. */
+export class Json {
+  constructor(
+    private readonly value: unknown,
+    private readonly rename: ((key: string) => string) | undefined
+  ) {}
+
+  /** Returns the text of the JSON. node-postgres looks for a method of this name, also inside of an array. */
+  toPostgres(): string {
+    return stringify(open(this.value), this.rename)
+  }
+
+  /** Returns the value, for programs that print their statements. */
+  toJSON(): unknown {
+    return this.value
+  }
+}
+
+/** The place of a value in a statement that cannot be written: sending it fails, with the reason. */
+export class Unsendable {
+  constructor(private readonly reason: string) {}
+
+  toPostgres(): never {
+    throw new Error(this.reason)
+  }
+
+  toJSON(): string {
+    return this.reason
+  }
+}
+
+/** The mark of the parts of statements in @effect/sql, which this layer does not import. */
+const fragmentId = Symbol.for("@effect/sql/Fragment")
+
+/** Whether node-postgres has a form for an object that is not JSON. */
+const hasForm = (value: object): boolean =>
+  value instanceof Date ||
+  ArrayBuffer.isView(value) ||
+  ("toPostgres" in value && typeof value.toPostgres === "function")
+
+const objectToWire = (value: object): unknown => {
+  if (Redacted.isRedacted(value)) return parameter(Redacted.value(value))
+  if (Array.isArray(value)) return prepare(value.some(isObject) ? value.map(element) : value)
+  return hasForm(value) ? prepare(value) : stringify(value)
+}
+
+/** An element of an array; node-postgres puts it into the text of the array. */
+const element = (value: unknown): unknown => {
+  if (!isObject(value)) return value
+  if (Redacted.isRedacted(value)) return element(Redacted.value(value))
+  if (Array.isArray(value)) return value.map(element)
+  if (hasForm(value)) return value
+  if (fragmentId in value) throw new Error("a part of a statement cannot be an element of an array")
+  return stringify(value)
+}
+
+/** Returns a value as the server reads it. */
+export const parameter = (value: unknown): unknown => (isObject(value) ? objectToWire(value) : prepare(value))

@@ -1,0 +1,182 @@
+/**
+ * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: where a text has no end it reads on, into the
+ * next message or for ever.
+ */
+
+/** The letters of the server's messages. */
+export const letters = {
+  authentication: 0x52,
+  parameterStatus: 0x53,
+  backendKeyData: 0x4b,
+  readyForQuery: 0x5a,
+  error: 0x45,
+  notice: 0x4e,
+  rowDescription: 0x54,
+  dataRow: 0x44,
+  parameterDescription: 0x74,
+  commandComplete: 0x43,
+  notification: 0x41,
+  copyIn: 0x47,
+  copyOut: 0x48,
+  copyData: 0x64,
+  copyDone: 0x63,
+  parseComplete: 0x31,
+  bindComplete: 0x32,
+  closeComplete: 0x33,
+  noData: 0x6e,
+  portalSuspended: 0x73,
+  emptyQuery: 0x49
+} as const
+
+const int16 = (bytes: Buffer, at: number): number => ((bytes[at] ?? 0) << 8) | (bytes[at + 1] ?? 0)
+
+/** Returns the position after the text that begins at `at` and its NUL, or -1 if the text has no end before `to`. */
+const afterText = (bytes: Buffer, at: number, to: number): number => {
+  for (let end = at; end < to; end++) if (bytes[end] === 0) return end + 1
+  return -1
+}
+
+const isTexts = (bytes: Buffer, from: number, to: number, count: number): boolean => {
+  let at = from
+  for (let i = 0; i < count && at >= 0; i++) at = afterText(bytes, at, to)
+  return at === to
+}
+
+/** Checks for texts that are not empty, such as the fields of a notice, and a NUL after the last of them. */
+const isList = (bytes: Buffer, from: number, to: number): boolean => {
+  let at = from
+  while (at >= 0 && at < to) {
+    if (bytes[at] === 0) return at + 1 === to
+    at = afterText(bytes, at + 1, to)
+  }
+  return false
+}
+
+/** The largest number that node-postgres reads as one of columns. */
+const mostColumns = 0x7fff
+
+const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
+  const columns = int16(bytes, from)
+  if (columns > mostColumns) return false
+  let at = from + 2
+  for (let i = 0; i < columns; i++) {
+    const end = afterText(bytes, at, to)
+    if (end < 0) return false
+    // table, column, type, size, modifier and format
+    at = end + 18
+  }
+  return at === to
+}
+
+/** Checks a whole row. Every row passes here, so only lengths are read. */
+const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
+  const columns = int16(bytes, from)
+  if (columns > mostColumns) return false
+  let at = from + 2
+  for (let i = 0; i < columns; i++) {
+    if (at + 4 > to) return false
+    const size =
+      ((bytes[at] ?? 0) << 24) | ((bytes[at + 1] ?? 0) << 16) | ((bytes[at + 2] ?? 0) << 8) | (bytes[at + 3] ?? 0)
+    at += 4
+    if (size > 0) at += size
+    // -1 is NULL
+    else if (size < -1) return false
+  }
+  return at === to
+}
+
+/** A row that arrives in pieces. Nothing of it is kept: a row may be large. */
+export class RowInPieces {
+  /** Columns that are still to come; -1 before their number is known. */
+  private columns = -1
+  /** Bytes of the value under way. */
+  private value = 0
+  private word = 0
+  private wordBytes = 0
+
+  /** Takes the next piece; returns whether it fits. */
+  take(bytes: Buffer, from: number, to: number): boolean {
+    let at = from
+    while (at < to) {
+      if (this.value > 0) {
+        const taken = Math.min(this.value, to - at)
+        this.value -= taken
+        at += taken
+      } else if (this.columns === 0) return false
+      else if (!this.takeByte(bytes[at++] ?? 0)) return false
+    }
+    return true
+  }
+
+  get isWhole(): boolean {
+    return this.columns === 0 && this.value === 0
+  }
+
+  private takeByte(byte: number): boolean {
+    this.word = (this.word << 8) | byte
+    this.wordBytes++
+    const { word } = this
+    if (this.columns < 0) {
+      if (this.wordBytes < 2) return true
+      this.columns = word
+    } else {
+      if (this.wordBytes < 4) return true
+      if (word > 0) this.value = word
+      this.columns--
+    }
+    this.word = 0
+    this.wordBytes = 0
+    return this.columns <= mostColumns && word >= -1
+  }
+}
+
+/** Checks an Authentication message; the driver refuses the kinds that are not here. */
+const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
+  const size = to - from
+  switch (bytes.readInt32BE(from)) {
+    // it is done; a password in clear text
+    case 0:
+    case 3:
+      return size === 4
+    // a password by MD5, with its salt
+    case 5:
+      return size === 8
+    // the mechanisms of SASL
+    case 10:
+      return isList(bytes, from + 4, to)
+    default:
+      return true
+  }
+}
+
+const statuses = [0x49, 0x54, 0x45]
+
+/** Checks whether a body has the structure of its type. Its length must be within the bounds of the type. */
+export const isWellFormed = (type: number, bytes: Buffer, from: number, to: number): boolean => {
+  switch (type) {
+    case letters.dataRow:
+      return isDataRow(bytes, from, to)
+    case letters.commandComplete:
+      return isTexts(bytes, from, to, 1)
+    case letters.readyForQuery:
+      return statuses.includes(bytes[from] ?? 0)
+    case letters.rowDescription:
+      return isRowDescription(bytes, from, to)
+    case letters.error:
+    case letters.notice:
+      return isList(bytes, from, to)
+    case letters.notification:
+      return isTexts(bytes, from + 4, to, 2)
+    case letters.parameterStatus:
+      return isTexts(bytes, from, to, 2)
+    case letters.authentication:
+      return isAuthentication(bytes, from, to)
+    case letters.parameterDescription:
+      return to - from === 2 + 4 * int16(bytes, from)
+    case letters.copyIn:
+    case letters.copyOut:
+      return to - from === 3 + 2 * int16(bytes, from + 1)
+    default:
+      return true
+  }
+}

@@ -1,0 +1,74 @@
+/**
+ * The commands of an SQL text, as far as their first words tell them apart.
+ */
+
+/** What begins a token; where it is long, {@link tokenEnd} finds its end. No part repeats without a bound: V8 keeps a stack for that. */
+const token =
+  /--|\/\*|[eE]?'|"|\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]{0,99})?\$|[A-Za-z_\x80-\uffff][\w$\x80-\uffff]{0,99}|[\s\S]/y
+
+const isWord = /^[A-Za-z_\x80-\uffff]/
+
+/** Returns the index after the next match, or the end of the text. */
+const after = (text: string, from: number, searched: string): number => {
+  const found = text.indexOf(searched, from)
+  return found < 0 ? text.length : found + searched.length
+}
+
+/** Returns the index after the string that `inside` is in, where a backslash takes the next character along. */
+const escapedEnd = (text: string, inside: number): number => {
+  let at = inside
+  while (at < text.length && text[at] !== "'") at += text[at] === "\\" ? 2 : 1
+  return at + 1
+}
+
+/** Returns the index after a comment; comments nest in PostgreSQL. */
+const commentEnd = (text: string, inside: number): number => {
+  const mark = /\/\*|\*\//g
+  mark.lastIndex = inside
+  let depth = 1
+  while (depth > 0) {
+    const found = mark.exec(text)
+    if (found === null) return text.length
+    depth += found[0] === "/*" ? 1 : -1
+  }
+  return mark.lastIndex
+}
+
+/** Returns the index after a token that begins with `piece`. A doubled quote is the end of one string and the begin of the next. */
+const tokenEnd = (text: string, piece: string, next: number): number => {
+  if (piece === "--") return after(text, next, "\n")
+  if (piece === "/*") return commentEnd(text, next)
+  if (piece === "e'" || piece === "E'") return escapedEnd(text, next)
+  const isQuote = piece === "'" || piece === '"' || (piece.length > 1 && piece.startsWith("$"))
+  return isQuote ? after(text, next, piece) : next
+}
+
+/** How many words tell commands apart: `ROLLBACK WORK TO SAVEPOINT` has the most. */
+const longestHead = 4
+
+/**
+ * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A semicolon inside of a body without
+ * quotes (`BEGIN ATOMIC`) begins a command here, too, so what is found is more than there may be, never less.
+ */
+export const commandsIn = (text: string): ReadonlyArray<string> => {
+  const commands: Array<string> = []
+  let words: Array<string> = []
+  let isHead = true
+  const end = () => {
+    if (words.length > 0) commands.push(words.join(" "))
+    words = []
+    isHead = true
+  }
+  for (let at = 0; at < text.length; ) {
+    token.lastIndex = at
+    const piece = token.exec(text)?.[0] ?? ""
+    at = tokenEnd(text, piece, at + Math.max(1, piece.length))
+    if (piece === ";") end()
+    else if (piece === "--" || piece === "/*" || piece.trim() === "") continue
+    else if (isHead && words.length < longestHead && isWord.test(piece) && !piece.endsWith("'")) {
+      words.push(piece.toUpperCase())
+    } else isHead = false
+  }
+  end()
+  return commands
+}

@@ -1,0 +1,96 @@
+/**
+ * COPY as a command: its options become text here, and a query that it is about gets its values written into it, for COPY takes no
+ * parameters.
+ */
+import { identifier, literal } from "../identifier.js"
+import type { LineFormat } from "../protocol/copyRows.js"
+import { parameter } from "../protocol/parameters.js"
+import { commandsIn } from "./commands.js"
+
+export interface Format extends LineFormat {
+  readonly header?: boolean | "match" | undefined
+  readonly encoding?: string | undefined
+}
+
+const headers = new Map<unknown, string>([
+  [true, "true"],
+  [false, "false"],
+  ["match", "MATCH"]
+])
+
+/** A program without types gives anything, which must neither become SQL nor be ignored. */
+const word = (option: string, given: unknown, known: ReadonlyMap<unknown, string>): string => {
+  const found = known.get(given)
+  if (found !== undefined) return found
+  throw new Error(`the ${option} of a COPY is one of ${[...known.keys()].join(", ")}`)
+}
+
+const text = (option: string, given: unknown): string => {
+  if (typeof given === "string") return literal(given)
+  throw new Error(`the ${option} of a COPY is a text`)
+}
+
+const formats = new Map<unknown, string>([
+  ["text", "text"],
+  ["csv", "csv"]
+])
+
+const withOptions = ({
+  delimiter,
+  encoding = "UTF8",
+  escape,
+  format = "text",
+  header,
+  null: nullText,
+  quote
+}: Format) => {
+  const options = [`FORMAT ${word("format", format, formats)}`, `ENCODING ${text("encoding", encoding)}`]
+  if (delimiter !== undefined) options.push(`DELIMITER ${text("delimiter", delimiter)}`)
+  if (nullText !== undefined) options.push(`NULL ${text("null", nullText)}`)
+  if (header !== undefined) options.push(`HEADER ${word("header", header, headers)}`)
+  if (quote !== undefined) options.push(`QUOTE ${text("quote", quote)}`)
+  if (escape !== undefined) options.push(`ESCAPE ${text("escape", escape)}`)
+  return `WITH (${options.join(", ")})`
+}
+
+/** Returns the command that stores what is sent. `table` is quoted already. */
+export const copyFromSql = (table: string, columns: ReadonlyArray<string>, format: Format): string => {
+  const list = columns.length === 0 ? "" : ` (${columns.map(identifier).join(", ")})`
+  return `COPY ${table}${list} FROM STDIN ${withOptions(format)}`
+}
+
+/** Returns the command that sends the rows of a query. */
+export const copyToSql = (query: string, format: Format): string => `COPY (${query}\n) TO STDOUT ${withOptions(format)}`
+
+/** Returns a value as it stands in a command that takes no parameters: the same text that would be sent as a parameter. */
+export const inlined = (value: unknown): string => {
+  const wire = parameter(value)
+  if (wire === null || wire === undefined) return "NULL"
+  return literal(Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire))
+}
+
+/** Checks whether a statement is a COPY, which may ask for data in the middle of what was sent with it. */
+export const isCopy = (statement: string): boolean =>
+  /\bcopy\b/i.test(statement) && commandsIn(statement).some((command) => /^COPY\b/.test(command))
+
+/** The line and the column of a COPY, where the server names them. */
+export interface Spot {
+  readonly line: number
+  readonly column: string | undefined
+}
+
+/**
+ * Returns where in its data a COPY has failed. The server says so in a line of the error's context, in its language:
+ * `COPY item, line 3, column amount: "x"`.
+ */
+export const spotIn = (context: string, table: string, columns: ReadonlyArray<string>): Spot | undefined => {
+  const start = `COPY ${table}, `
+  for (const said of context.split("\n")) {
+    if (!said.startsWith(start)) continue
+    const [all, line, rest = ""] = /^\D*(\d+)(?:, \S+ (.*)|:.*|$)/s.exec(said.slice(start.length)) ?? []
+    if (all === undefined) continue
+    const isNamed = (column: string) => rest === column || rest.startsWith(`${column}:`)
+    return { line: Number(line), column: columns.find(isNamed) ?? (/^[^:]+/.exec(rest)?.[0] || undefined) }
+  }
+  return undefined
+}

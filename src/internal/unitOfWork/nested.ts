@@ -1,0 +1,84 @@
+/**
+ * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
+ * on a database that no unit would begin, it begins itself, as a unit of work does.
+ */
+import type { OptionsConflict } from "../../DatabaseError.js"
+import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
+import type { Carrier, Kind, Retry } from "../carrier.js"
+import { passedOn } from "../hooks.js"
+import type { PartName } from "../transaction/part.js"
+import { type Describe, type Ending, type Order, Unit } from "../unit.js"
+import { Gate } from "./gate.js"
+
+export class NestedUnit extends Unit {
+  private readonly gate: Gate
+
+  constructor(
+    private readonly outside: Carrier,
+    ending: Ending,
+    describe: Describe | undefined,
+    name: PartName
+  ) {
+    super(outside, undefined, undefined, ending, describe, name)
+    this.gate = new Gate(outside.siblings)
+  }
+
+  override get isNested(): boolean {
+    return true
+  }
+
+  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    const own = kind === "writer" ? this.ownOf(origin) : undefined
+    if (own !== undefined) return own
+    const around = this.outside.find(origin, kind)
+    if (around === undefined || around === "none") return undefined
+    return kind === "writer" ? this.nestIn(around) : around
+  }
+
+  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+    const around = this.outside.open(origin, begin)
+    return around === undefined ? super.open(origin, begin) : this.nestIn(around)
+  }
+
+  /** What ends with savepoints is not run again by itself. */
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    return this.outside.takeRetry(transaction, asked)
+  }
+
+  override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+    const { unit } = this.outside
+    return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
+  }
+
+  /** Leaves the hooks for which there was no transaction to a unit that is around, as those of its savepoints are. */
+  passHooksOn(isKept: boolean): void {
+    for (const [origin, { begin, hooks }] of this.takeWaiting()) {
+      for (const hook of hooks) {
+        const passed = passedOn(hook, isKept)
+        const isTaken = this.outside.unit !== undefined
+        if (isTaken && passed !== undefined) this.outside.addHook(origin, passed, begin)
+        if (!isTaken) this.addHook(origin, hook, begin)
+      }
+    }
+  }
+
+  /** Tells the part that it is in, if it is in one, of what it has kept. */
+  noteKept(): void {
+    for (const { level, outer } of this.begun) {
+      if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
+    }
+  }
+
+  /** The next part may take its turn. */
+  leave(): void {
+    this.gate.leave()
+  }
+
+  private nestIn(around: Transaction): Transaction {
+    const label = this.name?.label
+    const nested = nest(around.origin, around, "writer", around, label === undefined ? {} : { label })
+    nested.level.gate = this.gate
+    this.add(nested)
+    return nested
+  }
+}

@@ -1,0 +1,317 @@
+/**
+ * Settings from libpq's environment, its service and password files, and from `Config` beside plain values.
+ */
+import * as fs from "node:fs"
+import * as os from "node:os"
+import * as path from "node:path"
+import { assert, it } from "@effect/vitest"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { DatabaseConfig } from "effect-db"
+import { describe } from "vitest"
+import { findPassword } from "../../src/internal/config/passfile.js"
+import { parseService } from "../../src/internal/config/serviceFile.js"
+import { Db } from "../fixtures/databases.js"
+import { freshDatabase } from "../fixtures/server.js"
+
+const provider = (variables: Readonly<Record<string, string>>) =>
+  ConfigProvider.fromMap(new Map(Object.entries(variables)))
+
+/** What the settings are that the environment gives, below a connection string. */
+const read = (variables: Readonly<Record<string, string>>, prefix = "", url?: string) =>
+  Effect.map(
+    Effect.withConfigProvider(
+      DatabaseConfig.fromEnv(prefix, url === undefined ? undefined : Redacted.make(url)),
+      provider(variables)
+    ),
+    (writer) => Either.getOrThrow(DatabaseConfig.make("app", { writer })).writer
+  )
+
+const files = Effect.map(
+  Effect.acquireRelease(
+    Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-environment-"))),
+    (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
+  ),
+  (folder) => ({
+    folder,
+    write: (name: string, text: string, mode = 0o600) => {
+      const file = path.join(folder, name)
+      fs.writeFileSync(file, text)
+      fs.chmodSync(file, mode)
+      return file
+    }
+  })
+)
+
+/** The variables of a database, as psql would have them. */
+const variablesOf = (url: Redacted.Redacted<string>) => {
+  const { hostname, password, pathname, port, username } = new URL(Redacted.value(url))
+  return {
+    PGHOST: hostname,
+    PGPORT: port,
+    PGDATABASE: pathname.slice(1),
+    PGUSER: username,
+    PGPASSWORD: decodeURIComponent(password)
+  }
+}
+
+const name = Effect.flatMap(
+  Db.writer,
+  (sql) => sql<{ name: string; app: string }>`
+  SELECT current_database() AS name, current_setting('application_name') AS app`
+)
+
+describe("the environment", () => {
+  it.effect("has a variable for each parameter, each with a prefix", () =>
+    Effect.gen(function* () {
+      const variables = {
+        A_PGHOST: "a,b",
+        A_PGPORT: "1,2",
+        A_PGDATABASE: "app",
+        A_PGUSER: "me",
+        A_PGPASSWORD: "it's \\ secret",
+        A_PGAPPNAME: "name",
+        A_PGSSLMODE: "require",
+        A_PGSSLROOTCERT: "/ca",
+        A_PGCONNECT_TIMEOUT: "3",
+        A_PGTARGETSESSIONATTRS: "primary",
+        A_PGOPTIONS: "-c search_path=x",
+        PGHOST: "elsewhere",
+        A_PGSSLCERT: ""
+      }
+      const { database, hosts, password, target, tlsFiles, own, connectTimeout } = yield* read(variables, "A_")
+      assert.deepStrictEqual(
+        hosts.map(({ name }) => name),
+        ["a:1", "b:2"]
+      )
+      assert.strictEqual(password && Redacted.value(password), "it's \\ secret")
+      assert.deepStrictEqual([database, target, tlsFiles?.sslrootcert], ["app", "primary", "/ca"])
+      assert.deepStrictEqual(own, { applicationName: "name", startupOptions: "-c search_path=x" })
+      assert.strictEqual(connectTimeout, 6000)
+    })
+  )
+
+  it.scoped("is below a service file, and both are below a connection string", () =>
+    Effect.gen(function* () {
+      const { folder, write } = yield* files
+      const file = write(
+        "service.conf",
+        "# services\n[one]\nhost=of.service\nport=1\nuser=of_service\nport=9\n\n[two]\nhost=other\n"
+      )
+      const environment = {
+        PGHOST: "of.environment",
+        PGUSER: "of_environment",
+        PGPORT: "3",
+        PGDATABASE: "of_environment"
+      }
+      const named = { ...environment, PGSERVICE: "one", PGSERVICEFILE: file }
+      const shown = Effect.map(({ database, name, username }: DatabaseConfig.ServerConfig) => [
+        name,
+        username,
+        database
+      ])
+      assert.deepStrictEqual(yield* shown(read(named)), ["of.service:1", "of_service", "of_environment"])
+      assert.deepStrictEqual(yield* shown(read(named, "", "postgres://of.url/of_url")), [
+        "of.url:1",
+        "of_service",
+        "of_url"
+      ])
+      // a connection string may name the service itself
+      assert.deepStrictEqual(yield* shown(read({ ...named, PGSERVICE: "one" }, "", "service=two port=7")), [
+        "other:7",
+        "of_environment",
+        "of_environment"
+      ])
+      // files in the home folder and the system's
+      write(".pg_service.conf", "[mine]\nhost=home\n")
+      write("pg_service.conf", "[theirs]\nhost=system\n")
+      const places = { ...environment, HOME: folder, PGSYSCONFDIR: folder }
+      assert.strictEqual((yield* read({ ...places, PGSERVICE: "mine" })).host, "home")
+      assert.strictEqual((yield* read({ ...places, PGSERVICE: "theirs" })).host, "system")
+      for (const [variables, says] of [
+        [{ ...places, PGSERVICE: "none" }, "service is not defined"],
+        [{ ...environment, PGSERVICE: "one" }, "service is not defined"],
+        [{ ...named, PGSERVICEFILE: write("typo.conf", "[one]\nhsot=x\n") }, "host"],
+        [{ ...named, PGSERVICEFILE: write("broken.conf", "[one]\npassword s3cret\n") }, "parameter=value"]
+      ] as const) {
+        const error = String(yield* Effect.flip(read(variables)))
+        assert.include(error, says)
+        assert.notInclude(error, "s3cret")
+      }
+    })
+  )
+
+  it.scopedLive("opens a database by layerEnv, beside plain options", () =>
+    Effect.gen(function* () {
+      const place = yield* freshDatabase
+      const variables = variablesOf(place.writer)
+      const prefixed = Object.fromEntries(Object.entries(variables).map(([key, value]) => [`X_${key}`, value]))
+      for (const [layer, all] of [
+        [Db.layerEnv(), variables],
+        [Db.layerEnv("X_", { applicationName: "option", maxConnections: Config.integer("MAX") }), prefixed]
+      ] as const) {
+        const [row] = yield* Effect.provide(
+          name,
+          Layer.provide(layer, Layer.setConfigProvider(provider({ ...all, MAX: "2" })))
+        )
+        assert.strictEqual(row?.name, place.name)
+      }
+      const missing = yield* Effect.flip(
+        Effect.scoped(Layer.build(Layer.provide(Db.layerEnv(), Layer.setConfigProvider(provider({})))))
+      )
+      assert.isTrue(missing._tag === "ConfigInvalid" && missing.setting === "writer (host)")
+    })
+  )
+
+  it.scopedLive("gives the password of a host by a password file, which is read for each connection", () =>
+    Effect.gen(function* () {
+      const place = yield* freshDatabase
+      const { PGPASSWORD, ...variables } = variablesOf(place.writer)
+      const { folder, write } = yield* files
+      const line = `${variables.PGHOST}:${variables.PGPORT}:*:${variables.PGUSER}:`
+      write(".pgpass", `# one line each\nother:*:*:*:no\n${line}${PGPASSWORD}\n`)
+      const open = (more: Readonly<Record<string, string>>, strategy: "none" | "pooled" = "pooled") =>
+        Layer.provide(
+          Db.layerEnv("", { strategy, connectTimeout: "2 seconds" }),
+          Layer.setConfigProvider(provider({ ...variables, ...more }))
+        )
+      assert.strictEqual((yield* Effect.provide(name, open({ HOME: folder })))[0]?.name, place.name)
+      const elsewhere = write("passwords", `${line}${PGPASSWORD}`)
+      yield* Effect.gen(function* () {
+        yield* name
+        fs.writeFileSync(elsewhere, `${line}wrong`)
+        assert.isTrue((yield* Effect.exit(name))._tag === "Failure")
+        fs.writeFileSync(elsewhere, `${line}${PGPASSWORD}`)
+        yield* name
+      }).pipe(Effect.provide(open({ PGPASSFILE: elsewhere }, "none")))
+      const refused = (more: Readonly<Record<string, string>>) =>
+        Effect.map(Effect.flip(Effect.scoped(Layer.build(open(more)))), (error) =>
+          error._tag === "ConnectFailed" ? `${error.reason} ${error.message}` : error._tag
+        )
+      assert.include(yield* refused({}), "it asks for a password, and none was given")
+      assert.include(yield* refused({ PGPASSFILE: path.join(folder, "nowhere") }), "none was given")
+      assert.include(
+        yield* refused({ PGPASSFILE: write("open", `${line}${PGPASSWORD}`, 0o644) }),
+        "others may read it; make it yours alone (chmod 0600)"
+      )
+    })
+  )
+
+  it.scopedLive("is not read by a plain layer, whose connection string may name a password file", () =>
+    Effect.gen(function* () {
+      const place = yield* freshDatabase
+      const { PGPASSWORD, ...variables } = variablesOf(place.writer)
+      const { write } = yield* files
+      const passfile = write("passwords", `*:*:*:*:${PGPASSWORD}`)
+      const { PGDATABASE, PGHOST, PGPORT, PGUSER } = variables
+      const text = `host=${PGHOST} port=${PGPORT} dbname=${PGDATABASE} user=${PGUSER}`
+      const open = (text: string) => Effect.provide(name, Db.layer({ writer: Redacted.make(text) }))
+      assert.strictEqual((yield* open(`${text} passfile=${passfile}`))[0]?.name, place.name)
+      const refused = DatabaseConfig.make("app", { writer: Redacted.make(`${text} service=one`) })
+      assert.strictEqual(Either.getOrThrow(Either.flip(refused)).setting, "writer (service)")
+    })
+  )
+})
+
+describe("a password file", () => {
+  const text = [
+    "# comment:1:app:me:no",
+    "broken line",
+    "a:5432:app:me:first",
+    "a:*:*:*:second",
+    "b\\:c:1:d\\\\e:me:with\\:colon\\\\and more:of it",
+    "localhost:5432:*:me:socket"
+  ].join("\n")
+  const find = (host: string, port = 5432, database = "app", username = "me") =>
+    findPassword(text, { host, port, database, username })
+
+  it("has the first line that fits, with * for any and \\ before : and \\", () => {
+    assert.strictEqual(find("a"), "first")
+    assert.strictEqual(find("a", 1), "second")
+    assert.strictEqual(find("b:c", 1, "d\\e"), "with:colon\\and more:of it")
+    assert.strictEqual(find("comment", 1), undefined)
+    assert.strictEqual(find("z"), undefined)
+  })
+
+  it("knows libpq's own folders of sockets as localhost", () => {
+    assert.strictEqual(find("/var/run/postgresql"), "socket")
+    assert.strictEqual(find("/tmp"), "socket")
+    assert.strictEqual(find("/elsewhere"), undefined)
+  })
+})
+
+describe("a service file", () => {
+  it("has sections of parameters, of which another one ends the first", () => {
+    const text = " # x\n[a]\n host=h \n\nport=1\n[b]\nhost=i\n[a]\nhost=j\n"
+    assert.deepStrictEqual(parseService(text, "a"), [
+      ["host", "h"],
+      ["port", "1"]
+    ])
+    assert.deepStrictEqual(parseService(text, "b"), [["host", "i"]])
+    assert.strictEqual(parseService(text, "c"), undefined)
+  })
+})
+
+describe("layerConfig", () => {
+  it.scopedLive("takes plain values beside Configs, in the parts of a server, too", () =>
+    Effect.gen(function* () {
+      const place = yield* freshDatabase
+      const variables = variablesOf(place.writer)
+      const layer = Db.layerConfig({
+        writer: {
+          host: Config.string("PGHOST"),
+          port: Config.integer("PGPORT"),
+          database: place.name,
+          username: Config.string("PGUSER"),
+          password: Config.redacted("PGPASSWORD"),
+          // loopback has none unless it is asked for
+          ssl: Config.boolean("TLS")
+        },
+        readers: [Config.redacted("READER")],
+        startup: "lazy",
+        applicationName: Config.string("NAME").pipe(Config.withDefault(undefined)),
+        maxConnections: 2
+      })
+      const all = { ...variables, READER: Redacted.value(place.reader), TLS: "false" }
+      const [row] = yield* Effect.provide(name, Layer.provide(layer, Layer.setConfigProvider(provider(all))))
+      assert.deepStrictEqual(row, { name: place.name, app: "effect-db" })
+    })
+  )
+
+  it.effect("takes a URL and a certificate from Config, beside each other", () =>
+    Effect.gen(function* () {
+      const layer = Db.layerConfig({
+        writer: { url: Config.redacted("URL"), ssl: { ca: Config.string("CA"), rejectUnauthorized: true } },
+        startup: "lazy"
+      })
+      const variables = { URL: "postgres://me:s3cret@db.example.com/app", CA: "certificate" }
+      const { ssl } = yield* Effect.provide(
+        Effect.map(Db.writer, (sql) => sql.config),
+        Layer.provide(layer, Layer.setConfigProvider(provider(variables)))
+      )
+      assert.deepStrictEqual(ssl, { ca: "certificate", rejectUnauthorized: true })
+    })
+  )
+
+  it.scopedLive("takes an empty variable of readers for none", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const layer = Db.layerConfig({
+        writer,
+        readers: Config.array(Config.redacted(), "DATABASE_READER_URLS"),
+        startup: "lazy"
+      })
+      for (const readers of ["", " "]) {
+        const { servers } = yield* Effect.provide(
+          Db.status,
+          Layer.provide(layer, Layer.setConfigProvider(provider({ DATABASE_READER_URLS: readers })))
+        )
+        assert.strictEqual(servers.length, 1)
+      }
+    })
+  )
+})

@@ -1,0 +1,146 @@
+/**
+ * What a server may ask for at login, of a client that does not trust the network.
+ */
+import * as fs from "node:fs"
+import * as net from "node:net"
+import * as os from "node:os"
+import * as path from "node:path"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
+import { describe } from "vitest"
+import { Db, soon } from "../fixtures/databases.js"
+import { directory } from "../fixtures/directory.js"
+import { query } from "../fixtures/server.js"
+
+const secret = "s3cr3t-w0rd"
+
+/** An address of this machine that others reach, too; where it has none its name, which might lead anywhere. */
+const remote =
+  Object.values(os.networkInterfaces())
+    .flat()
+    .find((one) => one !== undefined && !one.internal && one.family === "IPv4")?.address ?? os.hostname()
+
+const attempt = (writer: string) =>
+  Effect.scoped(Layer.build(Db.layer({ writer: Redacted.make(writer), connectTimeout: "3 seconds" })))
+
+const refusal = (writer: string) =>
+  Effect.map(Effect.flip(attempt(writer)), (error) => {
+    assert.strictEqual(error._tag === "ConnectFailed" ? error.reason : error._tag, "authentication", error.message)
+    assert.notInclude(error.message, secret)
+    return error.message
+  })
+
+/** A server that answers each message of a client with the next of these, and remembers the messages. */
+const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
+  Effect.gen(function* () {
+    const received: Array<Buffer> = []
+    const server = yield* Effect.acquireRelease(
+      Effect.async<net.Server>((resume) => {
+        const server = net.createServer((socket) => {
+          const left = [...answers]
+          socket.on("error", () => {})
+          socket.on("data", (chunk) => {
+            received.push(chunk)
+            const answer = left.shift()
+            if (answer === undefined) socket.destroy()
+            else socket.write(answer)
+          })
+        })
+        server.listen(0, host, () => resume(Effect.succeed(server)))
+      }),
+      (server) => Effect.sync(() => server.close())
+    )
+    const { port } = server.address() as net.AddressInfo
+    return {
+      url: (parameters: string) => `postgres://me:${secret}@${host}:${port}/app?${parameters}`,
+      /** All that came after the first message, which has no password. */
+      received: () => Buffer.concat(received.slice(1)).toString("latin1")
+    }
+  })
+
+/** Request for authentication number so and so, with what belongs to it. */
+const request = (kind: number, ...more: ReadonlyArray<number>) =>
+  Buffer.from([0x52, 0, 0, 0, 8 + more.length, 0, 0, 0, kind, ...more])
+
+const mechanisms = Buffer.from("SCRAM-SHA-256\0\0")
+const ready = Buffer.from([0x5a, 0, 0, 0, 5, 0x49])
+
+describe("a server that asks for a password", () => {
+  it.scopedLive("in the clear or by md5 gets none over a plain connection to a remote host", () =>
+    Effect.gen(function* () {
+      for (const [method, ask] of [
+        ["password", request(3)],
+        ["md5", request(5, 1, 2, 3, 4)]
+      ] as const) {
+        const { received, url } = yield* pretend(remote, ask)
+        assert.include(
+          yield* refusal(url("sslmode=disable")),
+          `it asks for the password by ${method}, over a connection without TLS to a remote host`
+        )
+        assert.strictEqual(received(), "")
+      }
+    })
+  )
+
+  it.scopedLive("in the clear gets it over loopback", () =>
+    Effect.gen(function* () {
+      const { received, url } = yield* pretend("127.0.0.1", request(3))
+      yield* Effect.flip(attempt(url("")))
+      assert.include(received(), secret)
+    })
+  )
+
+  it.scopedLive("and ends SCRAM without a proof of its own is refused", () =>
+    Effect.gen(function* () {
+      const { url } = yield* pretend("127.0.0.1", request(10, ...mechanisms), Buffer.concat([request(0), ready]))
+      assert.include(yield* refusal(url("")), "it ended SCRAM without a proof that it knows the password")
+    })
+  )
+
+  it.scopedLive("by another way than require_auth allows gets nothing", () =>
+    Effect.gen(function* () {
+      for (const [asks, answers, parameters] of [
+        ["md5", [request(5, 1, 2, 3, 4)], "require_auth=scram-sha-256"],
+        ["password", [request(3)], "require_auth=!password"],
+        ["scram-sha-256", [request(10, ...mechanisms)], "require_auth=md5,password"],
+        ["none", [Buffer.concat([request(0), ready])], "require_auth=scram-sha-256"]
+      ] as const) {
+        const { received, url } = yield* pretend("127.0.0.1", ...answers)
+        assert.include(yield* refusal(url(parameters)), `it asks for ${asks}, which require_auth does not allow`)
+        assert.strictEqual(received(), "")
+      }
+    })
+  )
+})
+
+describe("a real server", () => {
+  it.scopedLive("by md5 is logged in to over loopback, and refused from a remote host", () =>
+    Effect.gen(function* () {
+      const postgres = yield* EmbeddedPostgres.make({ directory, settings: { listen_addresses: "*" } })
+      const { port } = postgres.primary
+      const admin = postgres.primary.url()
+      yield* query(
+        admin,
+        `DO $$ BEGIN SET LOCAL password_encryption = 'md5'; CREATE ROLE old LOGIN PASSWORD '${secret}'; END $$`
+      )
+      const rules = path.join(postgres.directory, "primary", "pg_hba.conf")
+      fs.writeFileSync(rules, `host all old all md5\nhost all open all trust\n${fs.readFileSync(rules, "utf8")}`)
+      yield* query(admin, "CREATE ROLE open LOGIN")
+      yield* query(admin, "SELECT pg_reload_conf()")
+      const server = (host: string, user: string, parameters = "") =>
+        `postgres://${user}:${secret}@${host}:${port}/postgres?sslmode=disable${parameters}`
+      yield* Effect.retry(attempt(server("127.0.0.1", "old")), soon)
+      assert.include(yield* refusal(server(remote, "old")), "md5")
+      assert.include(yield* refusal(server("127.0.0.1", "old", "&require_auth=scram-sha-256")), "md5")
+      yield* attempt(server("127.0.0.1", "open"))
+      assert.include(yield* refusal(server("127.0.0.1", "open", "&require_auth=scram-sha-256")), "none")
+      yield* attempt(server("127.0.0.1", "open", "&require_auth=none,scram-sha-256"))
+      const { password, username } = postgres
+      const scram = `postgres://${username}:${Redacted.value(password)}@127.0.0.1:${port}/postgres`
+      yield* attempt(`${scram}?require_auth=scram-sha-256`)
+    })
+  )
+})

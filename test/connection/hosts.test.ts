@@ -1,0 +1,247 @@
+/**
+ * Servers with several hosts, and sessions as the connection string wants them.
+ */
+import { execFile, execFileSync } from "node:child_process"
+import * as fs from "node:fs"
+import * as net from "node:net"
+import * as os from "node:os"
+import * as path from "node:path"
+import { fileURLToPath } from "node:url"
+import { promisify } from "node:util"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import type { Database } from "effect-db"
+import { describe } from "vitest"
+import { Db } from "../fixtures/databases.js"
+import { freshDatabase } from "../fixtures/server.js"
+
+const partsOf = (url: Redacted.Redacted<string>) => {
+  const { host, password, pathname, username } = new URL(Redacted.value(url))
+  return { host, credentials: `${username}:${password}`, database: pathname }
+}
+
+/** A new database, its addresses on the primary and the replica, and URLs with several hosts. */
+const servers = Effect.map(freshDatabase, ({ reader, writer }) => {
+  const { credentials, database, host: primary } = partsOf(writer)
+  return {
+    primary,
+    replica: partsOf(reader).host,
+    at: (hosts: ReadonlyArray<string>, parameters = "", user = credentials) =>
+      Redacted.make(`postgres://${user}@${hosts.join(",")}${database}?${parameters}`),
+    writer
+  }
+})
+
+/** A port that nothing listens on. */
+const closed = Effect.async<string>((resume) => {
+  const server = net.createServer().listen(0, "127.0.0.1", () => {
+    const { port } = server.address() as net.AddressInfo
+    server.close(() => resume(Effect.succeed(`127.0.0.1:${port}`)))
+  })
+})
+
+/** A port that accepts and never answers. */
+const silent = Effect.acquireRelease(
+  Effect.async<net.Server>((resume) => {
+    const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+  }),
+  (server) => Effect.sync(() => server.close())
+).pipe(Effect.map((server) => `127.0.0.1:${(server.address() as net.AddressInfo).port}`))
+
+const question = "SELECT host(inet_server_addr()) || ':' || inet_server_port() AS host, pg_is_in_recovery() AS standby"
+
+interface Row {
+  readonly host: string
+  readonly standby: boolean
+}
+
+const ask = (client: "writer" | "reader", options: Database.Options) =>
+  Effect.provide(
+    Effect.flatMap(Db[client], (sql) => Effect.map(sql.unsafe<Row>(question), ([row]) => row)),
+    Db.layer(options)
+  )
+
+const failure = (options: Database.Options) => Effect.flip(Effect.scoped(Layer.build(Db.layer(options))))
+
+describe("a server with several hosts", () => {
+  it.scopedLive("is reached at the next host if the first refuses connections", () =>
+    Effect.gen(function* () {
+      const { at, primary } = yield* servers
+      assert.strictEqual((yield* ask("writer", { writer: at([yield* closed, primary]) }))?.host, primary)
+    })
+  )
+
+  it.scopedLive("is reached at the next host if the first accepts and is silent, within connectTimeout", () =>
+    Effect.gen(function* () {
+      const { at, primary } = yield* servers
+      const writer = at([yield* silent, primary])
+      assert.strictEqual((yield* ask("writer", { writer, connectTimeout: "1 second" }))?.host, primary)
+    })
+  )
+
+  it.scopedLive("has the writer at the host that takes writes", () =>
+    Effect.gen(function* () {
+      const { at, primary, replica } = yield* servers
+      for (const attributes of ["", "target_session_attrs=primary", "target_session_attrs=read-write"]) {
+        const row = yield* ask("writer", { writer: at([replica, primary], attributes) })
+        assert.deepStrictEqual(row, { host: primary, standby: false }, attributes)
+      }
+    })
+  )
+
+  it.scopedLive("has a reader at a standby if there is one, and elsewhere if there is none", () =>
+    Effect.gen(function* () {
+      const { at, primary, replica, writer } = yield* servers
+      const read = (hosts: ReadonlyArray<string>, attributes: string) =>
+        ask("reader", { writer, readers: [at(hosts, attributes)] })
+      assert.deepStrictEqual(yield* read([primary, replica], ""), { host: replica, standby: true })
+      assert.deepStrictEqual(yield* read([yield* closed, primary], ""), { host: primary, standby: false })
+      assert.strictEqual((yield* read([primary, replica], "target_session_attrs=standby"))?.host, replica)
+      assert.strictEqual((yield* read([replica, primary], "target_session_attrs=primary"))?.host, primary)
+      assert.strictEqual((yield* read([primary, replica], "target_session_attrs=any"))?.host, primary)
+      assert.strictEqual((yield* read([primary, replica], "target_session_attrs=read-only"))?.host, primary)
+    })
+  )
+
+  it.scopedLive("fails with wrongRole and names each host if none has the role", () =>
+    Effect.gen(function* () {
+      const { at, replica } = yield* servers
+      const error = yield* failure({ writer: at([replica, replica]), connectTimeout: "2 seconds" })
+      assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "wrongRole")
+      assert.include(error.message, `${replica}: it is a standby; ${replica}: it is a standby`)
+    })
+  )
+
+  it.scopedLive("fails with the reason of a host that is down rather than with that of a standby", () =>
+    Effect.gen(function* () {
+      const { at, replica } = yield* servers
+      const error = yield* failure({ writer: at([yield* closed, replica]), connectTimeout: "2 seconds" })
+      assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unreachable")
+    })
+  )
+
+  it.scopedLive("is not tried any further after a wrong password", () =>
+    Effect.gen(function* () {
+      const { at, primary } = yield* servers
+      const error = yield* failure({ writer: at([primary, yield* closed], "", "postgres:wrong") })
+      assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "authentication")
+      assert.notInclude(error.message, "ECONNREFUSED")
+    })
+  )
+
+  it.scopedLive("is reached at random hosts with load_balance_hosts=random", () =>
+    Effect.gen(function* () {
+      const { at, primary, replica, writer } = yield* servers
+      const reader = at([primary, replica], "target_session_attrs=any&load_balance_hosts=random")
+      const rows = yield* Effect.provide(
+        Effect.flatMap(Db.reader, (sql) => Effect.replicateEffect(sql.unsafe<Row>(question), 40)),
+        Db.layer({ writer, readers: [reader], strategy: "none" })
+      )
+      assert.deepStrictEqual(new Set(rows.flat().map(({ host }) => host)), new Set([primary, replica]))
+    })
+  )
+
+  it.scopedLive("with a single host that is a standby is no writer", () =>
+    Effect.gen(function* () {
+      const { at, replica } = yield* servers
+      const error = yield* failure({ writer: at([replica]), connectTimeout: "1 second" })
+      assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "wrongRole")
+    })
+  )
+
+  const program = fileURLToPath(new URL("../fixtures/twoAddresses.ts", import.meta.url))
+  const canMount = (() => {
+    try {
+      execFileSync("unshare", ["--mount", "true"], { stdio: "ignore" })
+      return process.getuid?.() === 0
+    } catch {
+      return false
+    }
+  })()
+
+  // a name gets its two addresses from a file of hosts that only this process sees
+  it.scopedLive.skipIf(!canMount)("is searched at each address of its name", () =>
+    Effect.gen(function* () {
+      const { primary, replica, writer } = yield* servers
+      const folder = yield* Effect.acquireRelease(
+        Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-hosts-"))),
+        (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
+      )
+      const file = path.join(folder, "hosts")
+      fs.writeFileSync(file, "127.0.0.1 localhost\n127.0.0.2 pair\n127.0.0.3 pair\n")
+      const command = `mount --bind ${file} /etc/hosts && exec node --import tsx ${program}`
+      const { credentials, database } = partsOf(writer)
+      const { stdout } = yield* Effect.promise(() =>
+        promisify(execFile)("unshare", ["--mount", "sh", "-c", command], {
+          env: { ...process.env, PRIMARY: primary, REPLICA: replica, CREDENTIALS: credentials, DATABASE: database }
+        })
+      )
+      assert.deepStrictEqual(JSON.parse(stdout), { writer: false, reader: true, standbyOnly: "wrongRole" })
+    })
+  )
+})
+
+describe("a session", () => {
+  it.scopedLive("has the options of its connection string, below those of the database", () =>
+    Effect.gen(function* () {
+      const { at, primary } = yield* servers
+      const shown = (parameters: string, options: Partial<Database.Options> = {}) =>
+        Effect.provide(
+          Effect.flatMap(
+            Db.writer,
+            (sql) =>
+              sql<{ path: string; name: string; idle: string }>`
+                SELECT current_setting('search_path') AS path, current_setting('application_name') AS name,
+                  current_setting('idle_in_transaction_session_timeout') AS idle`
+          ),
+          Db.layer({ writer: at([primary], parameters), ...options })
+        )
+      const parameters =
+        "options=-c%20search_path%3Dx%20-c%20idle_in_transaction_session_timeout%3D7s&application_name=url"
+      assert.deepStrictEqual(yield* shown(parameters), [{ path: "x", name: "url", idle: "7s" }])
+      assert.deepStrictEqual(
+        yield* shown(parameters, { applicationName: "option", idleInTransactionTimeout: "9 seconds" }),
+        [{ path: "x", name: "option", idle: "9s" }]
+      )
+      assert.deepStrictEqual(yield* shown("options=-csearch_path%3Dy"), [
+        { path: "y", name: "effect-db", idle: "1min" }
+      ])
+    })
+  )
+
+  it.scopedLive("of a reader has the application name of the reader's own connection string", () =>
+    Effect.gen(function* () {
+      const { at, primary, writer } = yield* servers
+      const rows = yield* Effect.provide(
+        Effect.flatMap(Db.reader, (sql) => sql`SELECT current_setting('application_name') AS name`),
+        Db.layer({ writer, readers: [at([primary], "application_name=mine")] })
+      )
+      assert.deepStrictEqual(rows, [{ name: "mine" }])
+    })
+  )
+
+  it.scopedLive("of a reader refuses writes whatever the options of its connection string say", () =>
+    Effect.gen(function* () {
+      const { at, primary, writer } = yield* servers
+      const reader = at([primary], "options=-c%20default_transaction_read_only%3Doff")
+      const rows = yield* Effect.provide(
+        Effect.flatMap(Db.reader, (sql) => sql`SELECT current_setting('default_transaction_read_only') AS it`),
+        Db.layer({ writer, readers: [reader] })
+      )
+      assert.deepStrictEqual(rows, [{ it: "on" }])
+    })
+  )
+
+  it.scopedLive("is at the address that hostaddr names, whatever its host is called", () =>
+    Effect.gen(function* () {
+      const { primary, writer } = yield* servers
+      const { credentials, database } = partsOf(writer)
+      const [user, password] = credentials.split(":")
+      const [address, port] = primary.split(":")
+      const text = `host=no-such-host.invalid hostaddr=${address} port=${port} dbname=${database.slice(1)} user=${user} password=${password} sslmode=disable`
+      assert.strictEqual((yield* ask("writer", { writer: Redacted.make(text) }))?.host, primary)
+    })
+  )
+})

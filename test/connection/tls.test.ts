@@ -1,0 +1,243 @@
+/**
+ * TLS as a connection string says it, with files, to a real server.
+ */
+import * as fs from "node:fs"
+import * as net from "node:net"
+import * as path from "node:path"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Fiber from "effect/Fiber"
+import * as Redacted from "effect/Redacted"
+import { type Database, DatabaseConfig } from "effect-db"
+import { describe } from "vitest"
+import { Db, soon } from "../fixtures/databases.js"
+import { directory } from "../fixtures/directory.js"
+import { query } from "../fixtures/server.js"
+import { makeTlsServer } from "../fixtures/tls.js"
+import { makeIdentity, makeTlsGate } from "../fixtures/tlsGate.js"
+
+/** A folder, and files in it. */
+const files = Effect.map(
+  Effect.acquireRelease(
+    Effect.sync(() => fs.mkdtempSync(path.join(directory, "settings-"))),
+    (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
+  ),
+  (folder) => (name: string, text: string) => {
+    const file = path.join(folder, name)
+    fs.writeFileSync(file, text)
+    return file
+  }
+)
+
+const given = Effect.gen(function* () {
+  const server = yield* makeTlsServer
+  const write = yield* files
+  const ca = write("ca.crt", server.certificate)
+  const text = (parameters: string, port = server.port) =>
+    Redacted.make(
+      `dbname=postgres user=${server.username} password=${Redacted.value(server.password)} port=${port} ${parameters}`
+    )
+  return { server, write, ca, text }
+})
+
+const session = (writer: Database.Options["writer"], options: Partial<Database.Options> = {}) =>
+  Effect.provide(
+    Effect.flatMap(
+      Db.writer,
+      (sql) => sql<{ ssl: boolean; version: string }>`
+        SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()`
+    ),
+    Db.layer({ writer, connectTimeout: "3 seconds", ...options })
+  ).pipe(Effect.map(([row]) => row))
+
+const failure = (writer: Database.Options["writer"]) =>
+  Effect.map(Effect.flip(session(writer)), (error) => ({
+    reason: error._tag === "ConnectFailed" ? error.reason : error._tag,
+    message: error.message
+  }))
+
+/** Passes connections on to a port, and remembers how each begins. */
+const listen = (port: number) =>
+  Effect.gen(function* () {
+    const first: Array<number | undefined> = []
+    const server = yield* Effect.acquireRelease(
+      Effect.async<net.Server>((resume) => {
+        const server = net.createServer((client) => {
+          const socket = net.connect(port, "127.0.0.1")
+          client.once("data", (chunk) => first.push(chunk[0]))
+          client.pipe(socket).pipe(client)
+          for (const one of [client, socket]) one.on("error", () => {})
+        })
+        server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+      }),
+      (server) => Effect.sync(() => server.close())
+    )
+    return { port: (server.address() as net.AddressInfo).port, first }
+  })
+
+describe("TLS of a connection string", () => {
+  it.scopedLive("verifies by a file of certificates, with and without the name, in a range of versions", () =>
+    Effect.gen(function* () {
+      const { ca, text } = yield* given
+      assert.deepStrictEqual(
+        yield* session(text(`host=localhost sslmode=require sslrootcert=${ca} ssl_max_protocol_version=TLSv1.2`)),
+        { ssl: true, version: "TLSv1.2" }
+      )
+      const elsewhere = `host=db.example.com hostaddr=127.0.0.1 sslrootcert=${ca}`
+      assert.isTrue((yield* session(text(`${elsewhere} sslmode=verify-ca`)))?.ssl)
+      for (const mode of ["verify-full", "require"]) {
+        const { message, reason } = yield* failure(text(`${elsewhere} sslmode=${mode}`))
+        assert.strictEqual(reason, "tls")
+        assert.include(message, "db.example.com")
+      }
+      for (const parameters of ["sslmode=verify-ca", "sslmode=require", "sslrootcert=system"]) {
+        assert.strictEqual((yield* failure(text(`host=localhost ${parameters}`))).reason, "tls", parameters)
+      }
+      assert.isTrue((yield* session(text("host=localhost sslmode=no-verify")))?.ssl)
+    })
+  )
+
+  it.scopedLive("binds the channel where it is required, and fails where something else ends TLS", () =>
+    Effect.gen(function* () {
+      const { ca, server, text, write } = yield* given
+      const binding = "sslmode=require channel_binding=require"
+      assert.isTrue((yield* session(text(`host=localhost sslrootcert=${ca} ${binding}`)))?.ssl)
+      const client = makeIdentity("client")
+      const gate = yield* makeTlsGate(server.url, [client])
+      const certificate = `sslcert=${write("c.crt", client.cert)} sslkey=${write("c.key", client.key)}`
+      const throughGate = (parameters: string) =>
+        text(
+          `host=localhost sslrootcert=${write("gate.crt", gate.server.cert)} ${certificate} ${parameters}`,
+          gate.port
+        )
+      // the server has no TLS with the gate
+      assert.isFalse((yield* session(throughGate("sslmode=require")))?.ssl)
+      const { message, reason } = yield* failure(throughGate(binding))
+      assert.strictEqual(reason, "authentication")
+      assert.include(message, "it does not offer SCRAM-SHA-256-PLUS, which channel_binding=require asks for")
+      // a server that has it, and a role that asks for less
+      const rules = yield* query<{ file: string }>(server.url, "SHOW hba_file")
+      const file = Object.values(rules[0] ?? {})[0] ?? ""
+      fs.writeFileSync(file, `host all open all trust\n${fs.readFileSync(file, "utf8")}`)
+      yield* query(server.url, "CREATE ROLE open LOGIN")
+      yield* query(server.url, "SELECT pg_reload_conf()")
+      const open = (parameters: string) =>
+        Redacted.make(`host=localhost port=${server.port} dbname=postgres user=open sslrootcert=${ca} ${parameters}`)
+      yield* Effect.retry(session(open("sslmode=require")), soon)
+      assert.strictEqual((yield* failure(open(binding))).reason, "authentication")
+    })
+  )
+
+  it.scopedLive("begins at once with sslnegotiation=direct, for a cancel, too", () =>
+    Effect.gen(function* () {
+      const { ca, server, text } = yield* given
+      const line = yield* listen(server.port)
+      const writer = text(`host=localhost sslmode=verify-full sslrootcert=${ca} sslnegotiation=direct`, line.port)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const sleeping = query(server.url, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60%'")
+        const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length > 0 })
+        yield* Fiber.interrupt(fiber)
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 0 })
+        yield* Effect.repeat(
+          Effect.sync(() => line.first.length),
+          { schedule: soon, until: (count) => count > 1 }
+        )
+      }).pipe(Effect.provide(Db.layer({ writer })))
+      // the first byte of a handshake of TLS
+      assert.deepStrictEqual(new Set(line.first), new Set([0x16]))
+    })
+  )
+
+  it.scopedLive("takes a client's certificate and key from files, anew for each connection", () =>
+    Effect.gen(function* () {
+      const { server, text, write } = yield* given
+      const passphrase = "open sesame"
+      const client = makeIdentity("client", passphrase)
+      const gate = yield* makeTlsGate(server.url, [client])
+      const parameters = (more: string) =>
+        text(`host=localhost sslmode=verify-full sslrootcert=${write("gate.crt", gate.server.cert)} ${more}`, gate.port)
+      const cert = `sslcert=${write("c.crt", client.cert)}`
+      const key = write("c.key", client.key)
+      const good = parameters(`${cert} sslkey=${key} sslpassword='${passphrase}'`)
+      assert.isFalse((yield* session(good))?.ssl)
+      const config = Either.getOrThrow(DatabaseConfig.make("app", { writer: good }))
+      assert.notInclude(JSON.stringify(config), passphrase)
+      for (const [more, says] of [
+        [`${cert} sslkey=${key} sslpassword=wrong`, "TLS"],
+        [`${cert} sslkey=${write("garbage.key", "no key at all")}`, "TLS"],
+        [`sslcert=${write("garbage.crt", "none")} sslkey=${key} sslpassword='${passphrase}'`, "TLS"],
+        [`${cert} sslkey=/nowhere/client.key`, "the file of sslkey, /nowhere/client.key, cannot be used: ENOENT"],
+        [`sslcert=${directory} sslkey=${key}`, "it is not a regular file"],
+        ["sslcrl=/nowhere/crl", "the file of sslcrl"]
+      ] as const) {
+        const { message, reason } = yield* failure(parameters(more))
+        assert.strictEqual(reason, "tls", more)
+        assert.include(message, says)
+        assert.notInclude(message, passphrase)
+      }
+      // what is put in place of a file counts for the next connection
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* sql`SELECT 1`
+        fs.writeFileSync(key, "no key any more")
+        assert.isTrue((yield* Effect.exit(sql`SELECT 1`))._tag === "Failure")
+        fs.writeFileSync(key, client.key)
+        yield* sql`SELECT 1`
+      }).pipe(Effect.provide(Db.layer({ writer: good, strategy: "none", acquireTimeout: "1 second" })))
+    })
+  )
+
+  it.scopedLive("names the host to the server unless sslsni=0, and verifies it all the same", () =>
+    Effect.gen(function* () {
+      const { ca, server, text } = yield* given
+      const hello = Buffer.from("localhost")
+      const seen = (parameters: string) =>
+        Effect.scoped(
+          Effect.gen(function* () {
+            let found = false
+            const proxy = yield* Effect.acquireRelease(
+              Effect.async<net.Server>((resume) => {
+                const proxy = net.createServer((client) => {
+                  const socket = net.connect(server.port, "127.0.0.1")
+                  client.on("data", (chunk: Buffer) => {
+                    found ||= chunk.includes(hello)
+                  })
+                  client.pipe(socket).pipe(client)
+                  for (const one of [client, socket]) one.on("error", () => {})
+                })
+                proxy.listen(0, "127.0.0.1", () => resume(Effect.succeed(proxy)))
+              }),
+              (proxy) => Effect.sync(() => proxy.close())
+            )
+            const { port } = proxy.address() as net.AddressInfo
+            yield* session(text(`host=localhost sslmode=verify-full sslrootcert=${ca} ${parameters}`, port))
+            return found
+          })
+        )
+      assert.isTrue(yield* seen(""))
+      assert.isFalse(yield* seen("sslsni=0"))
+      const wrong = text(`host=db.example.com hostaddr=127.0.0.1 sslmode=verify-full sslrootcert=${ca} sslsni=0`)
+      assert.strictEqual((yield* failure(wrong)).reason, "tls")
+    })
+  )
+
+  it.scopedLive("gives way to ssl beside the URL", () =>
+    Effect.gen(function* () {
+      const { server, text } = yield* given
+      const url = text("host=localhost sslmode=disable sslrootcert=/nowhere")
+      assert.isFalse((yield* session(url))?.ssl)
+      assert.isTrue((yield* session({ url, ssl: { ca: server.certificate } }))?.ssl)
+      assert.isTrue((yield* session(url, { ssl: { ca: server.certificate } }))?.ssl)
+    })
+  )
+
+  it.scopedLive("is not used over a socket in a folder, whatever the mode", () =>
+    Effect.gen(function* () {
+      const { server, text } = yield* given
+      assert.isFalse((yield* session(text(`host=${server.sockets} sslmode=verify-full`)))?.ssl)
+    })
+  )
+})

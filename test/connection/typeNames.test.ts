@@ -1,0 +1,207 @@
+/** Parsers of types by their names. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import { type Database, DatabaseError } from "effect-db"
+import { Db } from "../fixtures/databases.js"
+import { makeProxy } from "../fixtures/proxy.js"
+import { freshDatabase, query } from "../fixtures/server.js"
+
+const schema = `
+  CREATE TYPE mood AS ENUM ('sad', 'ok', 'very, "happy"');
+  CREATE SCHEMA other;
+  CREATE TYPE other.mood AS ENUM ('bad');
+  CREATE TABLE person (id int, current mood, past mood[], elsewhere other.mood[])`
+
+/** `mood` in capital letters, so that it is seen where the parser was at work. */
+const types = { mood: (text: string) => text.toUpperCase() }
+
+const open = (options: Partial<Database.Options> = {}) =>
+  Effect.gen(function* () {
+    const place = yield* Effect.tap(freshDatabase, ({ writer }) => query(writer, schema))
+    const wire = yield* makeProxy(place.writer)
+    const layer = Db.layer({ writer: wire.url, validateAfterIdle: Duration.infinity, types, ...options })
+    return { ...place, layer, wire }
+  })
+
+const read = "SELECT 'ok'::mood AS one, ARRAY['sad', NULL, 'very, \"happy\"']::mood[] AS many, 1 AS n, 'x' AS t"
+const expected = { one: "OK", many: ["SAD", null, 'VERY, "HAPPY"'], n: 1, t: "x" }
+
+describe("types by name", () => {
+  it.scopedLive("a column of the type and one of its arrays are parsed, however the statement is run", () =>
+    Effect.gen(function* () {
+      const { layer } = yield* open()
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const rows = sql.unsafe(read)
+        for (const _ of [1, 2]) {
+          assert.deepStrictEqual(yield* rows, [expected])
+          assert.deepStrictEqual(yield* rows.unprepared, [expected])
+          assert.deepStrictEqual(yield* rows.values, [Object.values(expected)])
+        }
+        const many = sql.unsafe<object>(`${read}, generate_series(1, 300)`)
+        const streamed = yield* Stream.runCollect(many.stream)
+        assert.lengthOf([...streamed], 300)
+        assert.deepInclude([...streamed][299], expected)
+        const nested = yield* Db.withTransaction(sql.withTransaction(rows))
+        assert.deepStrictEqual(nested, [expected])
+        const connection = yield* sql.reserve
+        assert.deepStrictEqual(yield* connection.execute(read, [], undefined), [expected])
+        const several: ReadonlyArray<unknown> = yield* sql.unsafe(
+          `SELECT 'ok'::mood AS a; SELECT ARRAY['sad']::mood[] AS b`
+        )
+        assert.deepStrictEqual(several, [[{ a: "OK" }], [{ b: ["SAD"] }]])
+      }).pipe(Effect.scoped, Effect.provide(layer))
+    })
+  )
+
+  it.scopedLive(
+    "the first statement of each way is read right, also in a stream, a transaction and several commands",
+    () =>
+      Effect.gen(function* () {
+        const first = <A>(use: Effect.Effect<A, unknown, Db>) =>
+          Effect.flatMap(open(), ({ layer }) => Effect.provide(use, layer))
+        const statement = Effect.map(Db.writer, (sql) => sql.unsafe<object>(read))
+        const streamed = yield* first(Effect.flatMap(statement, (_) => Stream.runCollect(_.stream)))
+        assert.deepStrictEqual([...streamed], [expected])
+        assert.deepStrictEqual(yield* first(Db.withTransaction(Effect.flatten(statement))), [expected])
+        assert.deepStrictEqual(yield* first(Effect.flatMap(statement, (_) => _.values)), [Object.values(expected)])
+        const reader = Effect.flatMap(Db.reader, (sql) => sql.unsafe(read))
+        assert.deepStrictEqual(yield* first(reader), [expected])
+        assert.deepStrictEqual(yield* first(Db.withTransaction(reader)), [expected])
+        const several = yield* first(
+          Effect.flatMap(Db.writer, (sql) =>
+            sql.unsafe("SELECT 'ok'::mood AS a; SELECT 1 AS n; SELECT 'sad'::mood AS b")
+          )
+        )
+        assert.deepStrictEqual(several as unknown, [[{ a: "OK" }], [{ n: 1 }], [{ b: "SAD" }]])
+        const written = yield* first(
+          Effect.flatMap(
+            Db.writer,
+            (sql) => sql`INSERT INTO person ${sql.insert({ id: 1, past: ["sad", "ok"] }).returning("past")}`
+          )
+        )
+        assert.deepStrictEqual(written, [{ past: ["SAD", "OK"] }])
+      })
+  )
+
+  it.scopedLive("names are looked up once per server, whatever the number of its connections", () =>
+    Effect.gen(function* () {
+      const { layer, reader, wire } = yield* open()
+      const replica = yield* makeProxy(reader)
+      const trips = (of: typeof wire, use: Effect.Effect<unknown, unknown, Db>) =>
+        Effect.suspend(() => {
+          const before = of.roundTrips
+          return Effect.map(use, () => of.roundTrips - before)
+        })
+      const statement = Effect.flatMap(Db.writer, (sql) => sql.unsafe(read).unprepared)
+      yield* Effect.gen(function* () {
+        assert.strictEqual(yield* trips(wire, statement), 2)
+        assert.strictEqual(yield* trips(wire, statement), 1)
+        // on a connection of its own
+        assert.strictEqual(yield* trips(wire, Db.independent(Db.withTransaction(statement))), 2)
+      }).pipe(Effect.provide(layer))
+      const reads = Effect.flatMap(Db.reader, (sql) => sql.unsafe(read).unprepared)
+      yield* Effect.gen(function* () {
+        yield* statement
+        assert.strictEqual(yield* trips(replica, reads), 2)
+        assert.strictEqual(yield* trips(replica, reads), 1)
+        assert.deepStrictEqual(yield* reads, [expected])
+      }).pipe(
+        Effect.provide(
+          Db.layer({ writer: wire.url, readers: [replica.url], validateAfterIdle: Duration.infinity, types })
+        )
+      )
+    })
+  )
+
+  it.scopedLive("a type that was dropped and made anew is looked up again", () =>
+    Effect.gen(function* () {
+      const { layer, writer } = yield* open()
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const rows = sql.unsafe(read)
+        assert.deepStrictEqual(yield* rows.unprepared, [expected])
+        yield* query(writer, "DROP TABLE person; DROP TYPE mood")
+        yield* query(writer, "CREATE TYPE mood AS ENUM ('sad', 'ok', 'very, \"happy\"')")
+        assert.deepStrictEqual(yield* rows.unprepared, [expected])
+        // a new name for a type is another type
+        yield* sql`ALTER TYPE mood RENAME TO feeling`
+        assert.deepStrictEqual(yield* sql`SELECT 'ok'::feeling AS a, ARRAY['ok']::feeling[] AS b`, [
+          { a: "ok", b: "{ok}" }
+        ])
+      }).pipe(Effect.provide(layer))
+    })
+  )
+
+  it.scopedLive("a name with its schema is that type only, and built-in types have names, too", () =>
+    Effect.gen(function* () {
+      const { layer } = yield* open({
+        types: { ...types, "other.mood": (text: string) => `${text}!`, int8: BigInt, numeric: Number }
+      })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const rows = yield* sql`SELECT 'ok'::mood AS a, 'bad'::other.mood AS b, ARRAY['bad']::other.mood[] AS c,
+          1::int8 AS d, 1.5 AS e, ARRAY[1.5, 2] AS f, ARRAY[1]::int8[] AS g, '1 2'::int2vector AS h`
+        assert.deepStrictEqual(rows, [
+          { a: "OK", b: "bad!", c: ["bad!"], d: 1n, e: 1.5, f: [1.5, 2], g: [1n], h: "1 2" }
+        ])
+      }).pipe(Effect.provide(layer))
+    })
+  )
+
+  it.scopedLive("the lookup in a transaction sees what the transaction has made, and is undone with it", () =>
+    Effect.gen(function* () {
+      const { layer } = yield* open()
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* Effect.flip(
+          Db.withTransaction(
+            Effect.gen(function* () {
+              yield* sql`DROP TABLE person; DROP TYPE mood; CREATE TYPE mood AS ENUM ('ok')`
+              assert.deepStrictEqual(yield* sql`SELECT ARRAY['ok']::mood[] AS a`, [{ a: ["OK"] }])
+              return yield* Effect.fail("undone")
+            })
+          )
+        )
+        assert.deepStrictEqual(yield* sql.unsafe(read), [expected])
+      }).pipe(Effect.provide(layer))
+    })
+  )
+
+  it.scopedLive("a parser that throws fails its statement, and only that", () =>
+    Effect.gen(function* () {
+      const { layer } = yield* open({
+        types: {
+          mood: (text: string) => {
+            throw new Error(`no parser for ${text.length} letters`)
+          }
+        }
+      })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        for (const text of [read, "SELECT 'ok'::mood", "SELECT ARRAY['ok']::mood[]"]) {
+          const error = yield* Effect.flip(DatabaseError.refine(sql.unsafe(text)))
+          assert.strictEqual(error._tag, "QueryFailed")
+          assert.include(error.message, "no parser for")
+        }
+        assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
+      }).pipe(Effect.provide(layer))
+    })
+  )
+
+  it.effect("what is no parser is refused", () =>
+    Effect.gen(function* () {
+      const writer = Redacted.make("postgres://me@localhost/app")
+      for (const given of [{ mood: "text" }, "text", [() => 1]]) {
+        const error = yield* Effect.flip(
+          Effect.scoped(Effect.provide(Db.writer, Db.layer({ writer, startup: "lazy", types: given as never })))
+        )
+        assert.strictEqual(error._tag, "ConfigInvalid")
+        assert.include(error.message, "types")
+      }
+    })
+  )
+})

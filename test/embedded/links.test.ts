@@ -1,0 +1,164 @@
+/** As root the servers run as another user. It may write in its folders at any time, and must win nothing of root's by it. */
+import { spawn, spawnSync } from "node:child_process"
+import * as fs from "node:fs"
+import * as path from "node:path"
+import { describe, expect, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
+import * as Folder from "../../src/internal/embedded/folder.js"
+import * as OsUser from "../../src/internal/embedded/osUser.js"
+import { directory } from "../fixtures/directory.js"
+
+const isRoot = process.getuid?.() === 0
+const suite = isRoot ? "the server's user" : "the server's user (only root has servers of another user)"
+
+const user = Effect.flatMap(OsUser.unprivileged, (user) =>
+  user === undefined ? Effect.dieMessage("root lends no user") : Effect.succeed(user)
+)
+
+/** A folder that every user may enter, with a file of root's in it. */
+const withTarget = Effect.gen(function* () {
+  const folder = yield* Effect.acquireRelease(
+    Effect.sync(() => fs.mkdtempSync(path.join(directory, "embedded-links-"))),
+    (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
+  )
+  fs.chmodSync(folder, 0o755)
+  const target = path.join(folder, "target")
+  fs.writeFileSync(target, "# root's\n", { mode: 0o644 })
+  return { folder, target }
+})
+
+const isUntouched = (target: string) => {
+  expect(fs.readFileSync(target, "utf8")).toBe("# root's\n")
+  expect(fs.statSync(target)).toMatchObject({ uid: 0, gid: 0, nlink: 1 })
+}
+
+/** Runs a program of node's as the server's user; it is killed with the scope. */
+const runAs = (program: string, ...args: ReadonlyArray<string>) =>
+  Effect.flatMap(user, ({ gid, uid }) =>
+    Effect.acquireRelease(
+      Effect.sync(() => spawn(process.execPath, ["-e", program, ...args], { uid, gid, cwd: "/", stdio: "inherit" })),
+      (child) => Effect.sync(() => child.kill("SIGKILL"))
+    )
+  )
+
+/** Puts links to a target in the place of all that a start writes, again and again. */
+const planter = `
+  const fs = require("fs")
+  const [parent, target] = process.argv.slice(1)
+  const attempt = (f) => { try { f() } catch {} }
+  for (;;) {
+    for (const name of fs.readdirSync(parent)) {
+      if (!name.startsWith("effect-db-")) continue
+      const folder = parent + "/" + name
+      attempt(() => fs.symlinkSync(target, folder + "/pwfile"))
+      for (const data of ["primary", "replica-1"]) {
+        for (const file of ["postgresql.conf", "postgresql.auto.conf", "standby.signal"]) {
+          // what initdb has not written yet, initdb would write
+          if (!fs.existsSync(folder + "/" + data + "/global/pg_control")) continue
+          attempt(() => fs.unlinkSync(folder + "/" + data + "/" + file))
+          attempt(() => fs.symlinkSync(target, folder + "/" + data + "/" + file))
+        }
+      }
+    }
+  }`
+
+describe.skipIf(!isRoot)(suite, () => {
+  it.scopedLive("wins no file by links in the place of the password's file and of settings", () =>
+    Effect.gen(function* () {
+      const { folder, target } = yield* withTarget
+      yield* runAs(planter, folder, target)
+      // that it starts is not promised: its user keeps it from that
+      yield* Effect.ignore(EmbeddedPostgres.make({ directory: folder, replicas: 1, startTimeout: "5 seconds" }))
+      isUntouched(target)
+    })
+  )
+
+  it.scopedLive("cannot write into the cluster's folder, only into those of its servers", () =>
+    Effect.gen(function* () {
+      const { directory: folder } = yield* EmbeddedPostgres.make({ directory })
+      const { gid, uid } = yield* user
+      const tries = (name: string) => spawnSync("touch", [path.join(folder, name)], { uid, gid }).status === 0
+      expect([tries("pwfile"), tries("native"), tries("primary/mine")]).toEqual([false, false, true])
+    })
+  )
+
+  it.scopedLive("keeps a file from being written by nothing that it has put there first", () =>
+    Effect.gen(function* () {
+      const { folder, target } = yield* withTarget
+      const owner = yield* user
+      const data = path.join(folder, "data")
+      yield* Folder.makeData(data, owner)
+      const at = (name: string) => path.join(data, name)
+      fs.symlinkSync(target, at("symbolic"))
+      fs.linkSync(target, at("hard"))
+      spawnSync("mkfifo", [at("pipe")])
+      fs.writeFileSync(at("other"), "")
+      for (const name of ["symbolic", "hard", "pipe", "other"]) {
+        const written = yield* Effect.all([
+          Effect.exit(Folder.append(at(name), "mine", owner)),
+          Effect.exit(Folder.create(at(name), "mine", owner))
+        ])
+        expect(written.map(Exit.isFailure), name).toEqual([true, true])
+      }
+      fs.unlinkSync(at("hard"))
+      isUntouched(target)
+      yield* Folder.create(at("own"), "a\n", owner)
+      yield* Folder.append(at("own"), "b\n", owner)
+      expect(fs.readFileSync(at("own"), "utf8")).toBe("a\nb\n")
+      expect(fs.statSync(at("own"))).toMatchObject({ uid: owner.uid, gid: owner.gid, mode: 0o100600 })
+    })
+  )
+
+  it.scopedLive(
+    "ends no shared memory of others by a pid file of its own making, and holds up no release by a pipe",
+    () =>
+      Effect.gen(function* () {
+        const owner = yield* user
+        const made = spawnSync("ipcmk", ["-M", "4096"], { encoding: "utf8" })
+        const segment = /\d+/.exec(made.stdout)?.[0] ?? ""
+        yield* Effect.addFinalizer(() => Effect.sync(() => spawnSync("ipcrm", ["-m", segment])))
+        const isThere = () =>
+          fs
+            .readFileSync("/proc/sysvipc/shm", "utf8")
+            .split("\n")
+            .some((line) => line.trim().split(/\s+/)[1] === segment)
+        expect(isThere()).toBe(true)
+        for (const pidFile of ['printf \'\\n\\n\\n\\n\\n\\n0 %s\\n\' "$2" >"$1"', 'mkfifo "$1"']) {
+          const scope = yield* Scope.make()
+          const cluster = yield* Scope.extend(EmbeddedPostgres.make({ directory }), scope)
+          yield* cluster.primary.stop
+          const file = path.join(cluster.directory, "primary", "postmaster.pid")
+          const planted = spawnSync("/bin/sh", ["-c", pidFile, "sh", file, segment], { uid: owner.uid, gid: owner.gid })
+          expect(planted.status).toBe(0)
+          yield* Scope.close(scope, Exit.void)
+          expect(fs.existsSync(cluster.directory)).toBe(false)
+          expect(isThere()).toBe(true)
+        }
+      })
+  )
+
+  it.scopedLive("is kept out of the folders above, or there is no cluster in them", () =>
+    Effect.gen(function* () {
+      const { folder } = yield* withTarget
+      const owner = yield* user
+      const parent = path.join(folder, "parent")
+      const tries = (mode: number, uid = 0, gid = 0) => {
+        fs.chmodSync(parent, mode)
+        fs.chownSync(parent, uid, gid)
+        return Effect.map(Effect.exit(Effect.scoped(Folder.make(parent, owner))), Exit.isSuccess)
+      }
+      fs.mkdirSync(parent)
+      expect(yield* tries(0o755)).toBe(true)
+      expect(yield* tries(0o1777)).toBe(true)
+      expect(yield* tries(0o777)).toBe(false)
+      expect(yield* tries(0o755, owner.uid)).toBe(false)
+      expect(yield* tries(0o1777, owner.uid)).toBe(false)
+      expect(yield* tries(0o775, 0, owner.gid)).toBe(false)
+      const error = yield* Effect.flip(Folder.make(parent, owner))
+      expect(error.message).toContain(`OS user ${owner.name} can change ${parent}`)
+    })
+  )
+})

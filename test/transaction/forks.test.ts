@@ -1,0 +1,173 @@
+/**
+ * The end of a transaction, of a unit of work and of a request while a fork is still in it.
+ */
+import { HttpClient, HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
+import { NodeHttpServer } from "@effect/platform-node"
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import { DatabaseError, RequestTransaction, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit, event, events } from "../fixtures/audit.js"
+import { Audit, active, Db, fresh, idle, insert, Place, stored } from "../fixtures/databases.js"
+import { terminateBackends } from "../fixtures/server.js"
+
+const hurried = fresh({ acquireTimeout: "200 millis" })
+
+/** Forks a nested transaction that sends a statement and does not end; gives its fiber once that is answered. */
+const forkNested = <R>(nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db | R>) =>
+  Effect.gen(function* () {
+    const sent = yield* Deferred.make<void>()
+    const go = yield* Deferred.make<void>()
+    const fiber = yield* insert("fork").pipe(
+      Effect.zipRight(Deferred.succeed(sent, undefined)),
+      Effect.zipRight(Deferred.await(go)),
+      Effect.zipRight(insert("fork, later")),
+      nested,
+      Effect.flip,
+      Effect.forkDaemon
+    )
+    yield* Deferred.await(sent)
+    return { fiber, go }
+  })
+
+/** In the transaction of the database, in a savepoint, or in a nested part. */
+const ways = [
+  ["Db.withTransaction", (self) => Db.withTransaction(self)],
+  ["UnitOfWork.nested", (self) => UnitOfWork.nested(self)]
+] as const satisfies ReadonlyArray<
+  readonly [string, <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db>]
+>
+
+describe("an end with a fork in it", () => {
+  for (const [name, nested] of ways) {
+    it.scopedLive(`COMMIT waits for a fork's ${name} for acquireTimeout, then fails with TransactionBusy`, () =>
+      Effect.gen(function* () {
+        const work = Effect.zipRight(insert("outer"), forkNested(nested))
+        for (const whole of [Db.withTransaction(work), UnitOfWork.run(work)]) {
+          const error = yield* whole.pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "TransactionBusy")
+          assert.strictEqual(error._tag === "TransactionBusy" && error.waited, 200)
+          yield* idle
+          assert.deepStrictEqual(yield* stored, [])
+        }
+      }).pipe(Effect.provide(hurried))
+    )
+  }
+
+  it.scopedLive("RELEASE of a savepoint is bounded in the same way, and what is around it goes on", () =>
+    Effect.gen(function* () {
+      const error = yield* Db.withTransaction(
+        Effect.zipRight(
+          insert("inner"),
+          forkNested((self) => Db.withTransaction(self))
+        )
+      ).pipe(DatabaseError.refine, Effect.flip, Effect.zipLeft(insert("outer")), Db.withTransaction())
+      assert.strictEqual(error._tag, "TransactionBusy")
+      yield* idle
+      assert.deepStrictEqual(yield* stored, ["outer"])
+    }).pipe(Effect.provide(hurried))
+  )
+
+  it.scopedLive("so is the check before the first COMMIT of several databases: nothing is stored in any", () =>
+    Effect.gen(function* () {
+      for (const order of [
+        [Db, Audit],
+        [Audit, Db]
+      ]) {
+        const error = yield* Effect.zipRight(
+          event("outer"),
+          forkNested((self) => Db.withTransaction(self))
+        ).pipe(UnitOfWork.run({ order }), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "TransactionBusy")
+        yield* idle
+        assert.deepStrictEqual([yield* stored, yield* events], [[], []])
+      }
+    }).pipe(Effect.provide(Layer.merge(hurried, audit)))
+  )
+
+  it.scopedLive("where the server has ended the session the end does not wait at all", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const error = yield* Db.withTransaction(
+        Effect.zipRight(
+          forkNested((self) => Db.withTransaction(self)),
+          terminateBackends(name)
+        )
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh({ readers: [] })))
+  )
+
+  it.scopedLive("nor where it ends the session while the end waits", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const error = yield* Db.withTransaction(
+        Effect.zipRight(
+          forkNested((self) => Db.withTransaction(self)),
+          Effect.forkDaemon(Effect.zipRight(Effect.yieldNow(), terminateBackends(name)))
+        )
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh({ readers: [] })))
+  )
+
+  it.scopedLive("the end of a unit waits within acquireTimeout for a fork's commit whose hook does not end", () =>
+    Effect.gen(function* () {
+      const begun = yield* Deferred.make<void>()
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("a")
+          yield* Db.beforeCommit(Effect.zipRight(Deferred.succeed(begun, undefined), Effect.never))
+          yield* Effect.forkDaemon(Effect.either(UnitOfWork.commit))
+          yield* Deferred.await(begun)
+        })
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "TransactionBusy")
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(hurried))
+  )
+
+  for (const [name, nested] of ways) {
+    it.scopedLive(`a request is answered and stored without waiting for a fork's ${name}, which is undone`, () =>
+      Effect.gen(function* () {
+        let forked: Effect.Effect.Success<ReturnType<typeof forkNested>> | undefined
+        const app = Effect.gen(function* () {
+          yield* insert("request")
+          forked = yield* forkNested(nested)
+          return HttpServerResponse.empty({ status: 201 })
+        })
+        const router = HttpRouter.empty.pipe(HttpRouter.post("/", app), HttpRouter.use(RequestTransaction.middleware()))
+        yield* Layer.build(HttpServer.serve(router))
+        assert.strictEqual((yield* HttpClient.post("/")).status, 201)
+        assert.deepStrictEqual(yield* stored, ["request"])
+        assert.strictEqual(yield* active, 0)
+        if (forked === undefined) return assert.fail("it was not forked")
+        yield* Deferred.succeed(forked.go, undefined)
+        const error = yield* Effect.flatten(Fiber.await(forked.fiber)).pipe(Effect.map(String))
+        assert.include(error, "the transaction has ended")
+        assert.deepStrictEqual(yield* stored, ["request"])
+      }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+    )
+  }
+
+  it.scopedLive("a hook of a request may run statements although a fork has left a nested transaction open", () =>
+    Effect.gen(function* () {
+      const app = Effect.gen(function* () {
+        yield* Effect.zipRight(insert("request"), Db.beforeCommit(insert("hook")))
+        yield* forkNested((self) => Db.withTransaction(self))
+        return HttpServerResponse.empty({ status: 201 })
+      })
+      const router = HttpRouter.empty.pipe(HttpRouter.post("/", app), HttpRouter.use(RequestTransaction.middleware()))
+      yield* Layer.build(HttpServer.serve(router))
+      assert.strictEqual((yield* HttpClient.post("/")).status, 201)
+      assert.deepStrictEqual(yield* stored, ["hook", "request"])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+})
