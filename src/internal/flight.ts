@@ -81,6 +81,8 @@ export class Plan {
   after = 0
   /** Number of commands between these two: 0 if the server is only asked whether it is ready. */
   main = 1
+  /** Whether its rows are described. The rows of a step are not, and are dropped. */
+  isDescribed = true
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
   isRaw = false
@@ -93,6 +95,8 @@ export class Plan {
   copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
+  /** It undoes what has failed. */
+  isUndo = false
   /** Whether a step comes first that proves the server's role: it is no part of what is counted. */
   proves = false
   asked: Asked | undefined = undefined
@@ -239,7 +243,7 @@ export class Flight implements Query {
 
   private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (this.unreadable !== undefined) return
+    if (this.unreadable !== undefined || (shape === undefined && !this.plan.isDescribed)) return
     // read by other columns it would be a wrong answer
     if (shape?.fields.length !== values.length) {
       const due = shape === undefined ? "none" : shape.fields.length
