@@ -87,7 +87,7 @@ const said = (cause: unknown): string => {
   return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
 }
 
-/** What the program's own code failed with: an error, or any other value. */
+/** Puts into words the failure of the program's own code: an error, or any other value. */
 const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
 
 /**
