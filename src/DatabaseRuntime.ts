@@ -13,15 +13,16 @@ import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "./Consistency.js"
-import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
+import { DatabaseClosed, isDatabaseError, refine } from "./DatabaseError.js"
 import { trace } from "./internal/callSite.js"
 import { problemOf } from "./internal/request/problem.js"
 import { Tokens } from "./internal/request/tokens.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
-import { ambientSignal, apart, inAmbient, inAmbientStream, inPlainScopes, plain } from "./internal/runtime/ambient.js"
+import { ambientSignals, apart, inAmbient, inAmbientStream, inPlainScopes, plain } from "./internal/runtime/ambient.js"
 import { Counted } from "./internal/runtime/counted.js"
 import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
 import type { PromiseClient, Query } from "./internal/runtime/query.js"
+import { follow } from "./internal/runtime/signals.js"
 import { answerInSession, type HandlerOptions, refusal } from "./internal/runtime/webHandler.js"
 import { tenantChange } from "./internal/schema/scopes.js"
 import type * as Tenant from "./Tenant.js"
@@ -128,7 +129,10 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   readonly open: () => Promise<void>
   /** Takes one `open` back; the last one drains the databases and closes them. */
   readonly close: () => Promise<void>
-  /** Runs an effect on them, as a part of the unit of work, or transaction, that the code around is run in. */
+  /**
+   * Runs an effect on them, as a part of the unit of work, or transaction, that the code around is run in. It rejects with what the effect
+   * fails with or dies of, and with the `DatabaseError` where that is a `SqlError`, as a statement that is awaited does.
+   */
   readonly runPromise: <A, E>(
     self: Effect.Effect<A, E, R>,
     options?: { readonly signal?: AbortSignal | undefined }
@@ -258,10 +262,16 @@ export const make = <R, E, const D extends Databases<R>>(
     self: Effect.Effect<A, E, R>,
     given: { readonly signal?: AbortSignal | undefined } = {}
   ): Promise<A> => {
-    const signal = ambientSignal(given.signal)
+    const signals = ambientSignals(given.signal)
     const managed = counted.current ?? (await opened())
-    const exit = await managed.runPromiseExit(inAmbient(self), { ...(signal === undefined ? {} : { signal }) })
-    return settle(exit, signal)
+    const effect = inAmbient(self)
+    if (signals.length === 0) return settle(await managed.runPromiseExit(effect), undefined)
+    const { signal, stop } = follow(signals)
+    try {
+      return settle(await managed.runPromiseExit(effect, { signal }), signal)
+    } finally {
+      stop()
+    }
   }
   const run = {
     promise: runPromise,
@@ -285,7 +295,8 @@ export const make = <R, E, const D extends Databases<R>>(
     open: async () => void (await counted.open()),
     close: () => counted.close(),
     [Symbol.asyncDispose]: () => counted.close(),
-    runPromise,
+    // what plain code throws stays as it is; what an effect fails with is what `await db.writer` would reject with
+    runPromise: (self, options) => runPromise(refine(self), options),
     unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
     nested: (code, options = {}) => runPromise(UnitOfWork.nested(plain(code), options), { signal: options.signal }),
     outside: apart,
