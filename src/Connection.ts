@@ -8,6 +8,7 @@ import type { SessionConfig } from "./DatabaseConfig.js"
 import { inquire } from "./internal/activity.js"
 import { deliver, type Other, otherOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
+import { Cancellation } from "./internal/connection/cancellation.js"
 import type { ConnectFailure } from "./internal/connection/connectFailure.js"
 import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
@@ -25,7 +26,7 @@ import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
-import { isStalePlan, isUnproved, meaning } from "./SqlState.js"
+import { isCancelled, isStalePlan, isUnproved, meaning } from "./SqlState.js"
 
 export type { ConnectFailure, Done, Failure, Flight, Result }
 
@@ -62,7 +63,7 @@ const longestPooledCancel = 15_000
 /** How long a server has to answer a statement that it was asked to cancel, in ms. */
 const longestCancel = 1000
 
-/** After how much of that it is asked once more. */
+/** After how much of that it is asked once more, where it has taken the first request; after twice as much where it has not. */
 const cancelAgain = 250
 
 const none: ReadonlyArray<never> = []
@@ -98,6 +99,8 @@ export interface Owner {
 export class Connection {
   /** Told when it is lost with no flight under way, for whoever holds it. */
   onLost: ((error: Error) => void) | undefined = undefined
+  /** Called when it is known whether it is kept after a cancel, if it is; set while {@link isStopping}. */
+  onStopped: (() => void) | undefined = undefined
   /** Set when it must not be used again. */
   broken: CloseReason | undefined = undefined
   /** The generation of the credentials that it was made with. */
@@ -122,7 +125,10 @@ export class Connection {
   /** Whether its next exchange has to prove that its server takes writes: neither a pooler nor PostgreSQL 13 says so at login. */
   doubtsRole = false
   private flight: Flight | undefined = undefined
-  private cancelled = false
+  /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
+  private cancellation: Cancellation | undefined = undefined
+  /** Whether the flight under way is answered, and only its cancel may still be on its way. */
+  private isHeldBack = false
   private ending = false
   private loss: Error | undefined = undefined
   private closed = false
@@ -217,6 +223,16 @@ export class Connection {
     return this.flight !== undefined
   }
 
+  /** Whether its statement was interrupted, and it is not known yet whether it can be used again. */
+  get isStopping(): boolean {
+    return this.cancellation !== undefined && this.broken === undefined
+  }
+
+  /** Whether it can be used, now or when its statement has ended: it is neither on its way out, nor may it be after an interruption. */
+  get isUsable(): boolean {
+    return this.broken === undefined && this.cancellation === undefined
+  }
+
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
@@ -261,8 +277,10 @@ export class Connection {
             this.types?.forget()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
-          this.statements.drop(text, path)
-          // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
+          // refused before it was bound, so nothing of it ran, and what has changed may have been under any other
+          if (flight.bound === before.length) this.statements.dropAll()
+          else this.statements.drop(text, path)
+          // no transaction is harmed: it may be prepared again at once
           if (flight.bound === 0 && this.status === "I" && !parse) return this.run(before, request, after, done)
         }
         done(failure, flight)
@@ -309,11 +327,16 @@ export class Connection {
 
   /** Sends steps only. */
   steps(all: ReadonlyArray<wire.Step>, done: Done): void {
+    this.flySteps(all, false, done)
+  }
+
+  private flySteps(all: ReadonlyArray<wire.Step>, isUndo: boolean, done: Done): void {
     const proves = this.isToProve
     const plan = new Plan(() => wire.steps(proves ? [roleProof, ...all] : all), done)
     plan.before = all.length - 1
     plan.isDescribed = false
     plan.proves = proves
+    plan.isUndo = isUndo
     this.fly(plan)
   }
 
@@ -328,6 +351,7 @@ export class Connection {
       () => roleProof.alone,
       (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
     )
+    plan.main = 0
     plan.proves = true
     plan.isUpkeep = true
     this.fly(plan)
@@ -336,7 +360,7 @@ export class Connection {
   /** Sends steps that undo something that has failed. Who waits for the failure waits for them, too: without an answer it is closed. */
   undo(all: ReadonlyArray<wire.Step>, done: Done): void {
     const stop = later(longestUndo.usual, () => this.destroy("broken"))
-    this.steps(all, (failure, flight) => {
+    this.flySteps(all, true, (failure, flight) => {
       stop()
       done(failure, flight)
     })
@@ -393,6 +417,18 @@ export class Connection {
   }
 
   /**
+   * Stops the statement under way, for a caller who has left. Its flight ends when the server has answered and the cancel can hit nothing
+   * any more; then the connection is as good as before. Where that is not certain within a second it is closed, as it is behind a pooler,
+   * which may pass a cancel on to another client's statement.
+   */
+  cancel(): void {
+    // what undoes something has a limit of its own, and is still wanted
+    if (this.flight === undefined || this.flight.plan.isUndo || this.isHeldBack) return
+    if (this.isPooled) this.abort("cancelled")
+    else this.stop("cancelled")
+  }
+
+  /**
    * Gives up what it is doing and never uses it again: the server is asked to cancel, on a socket of its own, and the
    * connection is closed when it has answered, or after a second.
    */
@@ -400,22 +436,49 @@ export class Connection {
     if (this.closed) return
     this.broken ??= reason
     if (this.flight === undefined) return this.destroy(reason)
-    if (this.cancelled) return
-    this.cancelled = true
+    if (this.isHeldBack) return this.finish(this.flight, this.flight.failure())
+    this.stop(reason)
+  }
+
+  /** Asks the server to cancel, if it was not asked yet. A connection that is not kept by then is closed after a second. */
+  private stop(reason: CloseReason): void {
+    if (this.cancellation !== undefined) return
     // a COPY may have stopped it, and the answer is to be read
     this.client.connection.stream.resume()
+    const cancellation = new Cancellation(
+      (patience, closed) => this.requestCancel(patience, closed),
+      () => this.settleCancel()
+    )
+    this.cancellation = cancellation
     if (this.isPooled) this.cancelPooled(reason, false)
     else {
-      this.requestCancel(longestCancel)
-      // a cancel can overtake its statement on a busy server, and then there is nothing to cancel
-      later(cancelAgain, () => {
-        if (this.flight !== undefined) this.requestCancel(longestCancel - cancelAgain)
-      })
+      cancellation.request(longestCancel)
+      // a cancel can overtake its statement on a busy server, and then there is nothing to cancel; or it may be lost
+      const again = (isLast: boolean) =>
+        later(cancelAgain, () => {
+          if (this.cancellation !== cancellation || this.flight === undefined || this.isHeldBack) return
+          if (cancellation.isTravelling && !isLast) again(true)
+          else cancellation.request(longestCancel - cancelAgain)
+        })
+      again(false)
     }
     later(longestCancel, () => {
+      if (this.cancellation !== cancellation) return
       this.isCancelling = false
       this.destroy(reason)
     })
+  }
+
+  /** Ends the flight that was to be stopped, when it is answered and no cancel is on its way. */
+  private settleCancel(): void {
+    const { cancellation, flight } = this
+    if (cancellation === undefined || flight === undefined || !this.isHeldBack || cancellation.isTravelling) return
+    const failure = flight.failure()
+    const isConfirmed =
+      cancellation.isOver && failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message)
+    if (isConfirmed) this.cancellation = undefined
+    else this.broken ??= "cancelled"
+    this.finish(flight, failure)
   }
 
   /** Closes it politely, if it is idle. */
@@ -454,7 +517,7 @@ export class Connection {
     })
   }
 
-  private requestCancel(patience: number, done?: (() => void) | undefined): void {
+  private requestCancel(patience: number, done: (isTaken: boolean) => void): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
     deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
@@ -496,9 +559,17 @@ export class Connection {
     if (flight === undefined || (failed === undefined && !flight.isAnswered)) {
       return this.lose(new ProtocolViolation("was ready before it had answered"))
     }
-    this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
+    if (!this.isStopping) return this.finish(flight, failed)
+    // what comes next would be what a cancel that is still on its way hits
+    this.isHeldBack = true
+    this.settleCancel()
+  }
+
+  private finish(flight: Flight, failed: Failure | undefined): void {
+    this.flight = undefined
+    this.isHeldBack = false
     const failure = this.checkRole(flight, this.failureOf(failed))
     if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (failure === undefined && this.broken === undefined && this.types !== undefined) {
@@ -542,6 +613,10 @@ export class Connection {
   private settle(flight: Flight, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
+    const { onStopped } = this
+    if (onStopped === undefined) return
+    this.onStopped = undefined
+    onStopped()
   }
 
   /** Looks up the names of types before a flight is read that has brought rows of them. To its caller it is under way until then. */

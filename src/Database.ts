@@ -340,7 +340,8 @@ export interface Statics<Self> {
   readonly rollback: Effect.Effect<void, TransactionError, Self>
   /**
    * Runs an effect outside of every transaction of this database, each statement on a connection of its own. What is to be one whole in it
-   * is a `withTransaction`, or a unit of work by `UnitOfWork.runNew`: `UnitOfWork.run` joins the unit around, from which this stands apart.
+   * is a `withTransaction`, or a unit of work: on this database that has a transaction of its own, on others it leaves its end to a unit
+   * around it.
    */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /**

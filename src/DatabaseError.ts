@@ -580,6 +580,38 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
   }
 }
 
+/** How much of a statement a message shows. */
+const longestExcerpt = 200
+
+/**
+ * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`, and went on. What the statement did is
+ * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole.
+ *
+ * It never runs again by `retry`: the next run would be interrupted in the same way.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class TransactionInterrupted extends Schema.TaggedError<TransactionInterrupted>(
+  "effect-db/TransactionInterrupted"
+)("TransactionInterrupted", {
+  ...place,
+  /** The text of the statement, without the values of its parameters. */
+  statement: Schema.String,
+  /** Function, file, line and column of the statement, where call sites are noted down (`leakThreshold`). */
+  callSite: Schema.optional(Schema.String)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const { callSite, statement } = this
+    const text = statement.length > longestExcerpt ? `${statement.slice(0, longestExcerpt)}...` : statement
+    return (
+      `${at(this)}: the program interrupted a statement of the transaction${callSite === undefined ? "" : ` at ${callSite}`}, ` +
+      `so it is rolled back: ${text} - put what may be interrupted, as by a timeout, into a nested transaction`
+    )
+  }
+}
+
 /**
  * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
  * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
@@ -903,6 +935,7 @@ export type StatementError =
   | InvalidInput
   | QueryFailed
   | TransactionEnded
+  | TransactionInterrupted
   | TransactionBusy
   | NoReplicaCaughtUp
   | TokenFromLostTimeline

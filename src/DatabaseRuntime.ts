@@ -18,10 +18,11 @@ import { trace } from "./internal/callSite.js"
 import { problemOf } from "./internal/request/problem.js"
 import { Tokens } from "./internal/request/tokens.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
-import { ambientSignal, apart, inAmbient, inAmbientStream, inPlainScopes, plain } from "./internal/runtime/ambient.js"
+import { ambientSignals, apart, inAmbient, inAmbientStream, inPlainScopes, plain } from "./internal/runtime/ambient.js"
 import { Counted } from "./internal/runtime/counted.js"
 import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
 import type { PromiseClient, Query } from "./internal/runtime/query.js"
+import { follow } from "./internal/runtime/signals.js"
 import { answerInSession, type HandlerOptions, refusal } from "./internal/runtime/webHandler.js"
 import { tenantChange } from "./internal/schema/scopes.js"
 import type * as Tenant from "./Tenant.js"
@@ -258,10 +259,16 @@ export const make = <R, E, const D extends Databases<R>>(
     self: Effect.Effect<A, E, R>,
     given: { readonly signal?: AbortSignal | undefined } = {}
   ): Promise<A> => {
-    const signal = ambientSignal(given.signal)
+    const signals = ambientSignals(given.signal)
     const managed = counted.current ?? (await opened())
-    const exit = await managed.runPromiseExit(inAmbient(self), { ...(signal === undefined ? {} : { signal }) })
-    return settle(exit, signal)
+    const effect = inAmbient(self)
+    if (signals.length === 0) return settle(await managed.runPromiseExit(effect), undefined)
+    const { signal, stop } = follow(signals)
+    try {
+      return settle(await managed.runPromiseExit(effect, { signal }), signal)
+    } finally {
+      stop()
+    }
   }
   const run = {
     promise: runPromise,

@@ -284,6 +284,12 @@ export class Pool {
     const now = performance.now()
     this.loans?.remove(connection)
     this.journal.checkedIn(connection, now - connection.takenAt)
+    if (!connection.isStopping) return this.receive(connection, now)
+    connection.onStopped = () => this.receive(connection, performance.now())
+  }
+
+  /** The next waiter's, or idle, or closed where it is not as it was handed out. */
+  private receive(connection: Connection, now: number): void {
     if (connection.broken !== undefined) {
       // a cancelled one is still busy: it closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)

@@ -339,7 +339,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return app
-      if (around?.unit !== undefined) {
+      if (around?.joinable !== undefined) {
         const describe = describing(request, plan.ask, options)
         const name = { label: describe(fiber)?.label, site: undefined }
         return asPart(app, around, name, { describe }, (exit) => decide(options, exit))
@@ -403,7 +403,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
     Effect.withFiberRuntime((fiber) => {
       const around = currentCarrier(fiber)
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
-      if (around?.unit !== undefined) return Effect.succeed(around.slot)
+      if (around?.joinable !== undefined) return Effect.succeed(around.slot)
       const { transaction } = options
       const settings = typeof transaction === "function" ? transaction(request) : transaction
       const handle = UnitOfWork.open(openingFor(plan, request, around, settings))

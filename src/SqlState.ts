@@ -77,8 +77,8 @@ const poolerState = "08P01"
 /**
  * The meaning of a SQLSTATE.
  *
- * `57014` (query_canceled) is `"StatementTimeout"`: this library never reuses a connection whose statement it cancelled
- * itself, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
+ * `57014` (query_canceled) is `"StatementTimeout"`: a statement that this library has cancelled itself has no caller left who could see
+ * it, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
  *
  * @example
  * import { SqlState } from "effect-db"
@@ -207,13 +207,26 @@ export const isReplayable = (sqlState: string): boolean => {
 }
 
 /**
- * Whether a prepared statement has to be prepared again: it is unknown to the session, or its result type has changed.
+ * Whether a prepared statement has to be prepared again: it is unknown to the session, its result type has changed, or a type of its
+ * parameters was dropped.
  *
  * @since 0.1.0
  * @category classification
  */
 export const isStalePlan = (sqlState: string, message: string): boolean =>
-  sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
+  sqlState === "26000" ||
+  (sqlState === "0A000" && message.includes("cached plan")) ||
+  (sqlState === "XX000" && message.startsWith("cache lookup failed for type "))
+
+/**
+ * Whether a statement ended because a client asked for it, and not for the server's own limit. A server that speaks another language than
+ * English says so in other words, and is not understood.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isCancelled = (sqlState: string, message: string): boolean =>
+  meaning(sqlState) === "StatementTimeout" && message.endsWith("due to user request")
 
 /**
  * Whether the proof of a server's role failed: a text, that says why, was read as a number.

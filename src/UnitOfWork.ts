@@ -413,9 +413,9 @@ export const run: {
     const site = siteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      return carrier?.unit === undefined
+      return carrier?.joinable === undefined
         ? begin(self, carrier, true, options, told(options), site)
-        : join(self, carrier, carrier.unit, options, { label, site }, told(options))
+        : join(self, carrier, carrier.joinable, options, { label, site }, told(options))
     })
   }
 )
@@ -432,9 +432,9 @@ export const runDescribed = <A, E, R>(
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    return carrier?.unit === undefined
+    return carrier?.joinable === undefined
       ? begin(self, carrier, true, options, describe, undefined, true)
-      : join(self, carrier, carrier.unit, options, { label: describe(fiber)?.label, site: undefined }, describe)
+      : join(self, carrier, carrier.joinable, options, { label: describe(fiber)?.label, site: undefined }, describe)
   })
 
 /**

@@ -1,3 +1,4 @@
+import { createRequire } from "node:module"
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
 import { Event } from "./audit.js"
@@ -7,6 +8,9 @@ import { Killed, State } from "./playground.js"
 import { Page } from "./records.js"
 import { CrossSite, TooLong } from "./refusals.js"
 import { NewTodo, Todo, TodoChange, TodoExists, TodoId, TodoNotFound } from "./todos.js"
+
+// to a program that imports it by a module's import, JSON is still an experiment in Node 20
+const { version }: { readonly version: string } = createRequire(import.meta.url)("effect-db/package.json")
 
 const id = HttpApiSchema.param("id", TodoId)
 
@@ -102,6 +106,7 @@ export const Api = HttpApi.make("example")
   .addError(Unavailable)
   .addError(Broken)
   .annotate(OpenApi.Title, "effect-db example service")
+  .annotate(OpenApi.Version, version)
   .annotate(
     OpenApi.Description,
     "Todos, airports and an audit trail, in two named databases. There is a page for it at /."

@@ -24,6 +24,7 @@ export const help = `effect-db example service: todos, airports and an audit tra
     AUDIT_DATABASE_URL         the second database
     PORT                       3000; 0 picks a free one (so does --once)
     HOST                       127.0.0.1
+    ALLOWED_HOSTS              names that lead here, with commas between them; localhost and addresses always do
 
   There its tables stay: todo, record, event, app_migrations, audit_migrations. An import replaces rows of the same iata.`
 

@@ -17,7 +17,7 @@ import { allowed } from "./methods.js"
 import * as Page from "./page.js"
 import { type Acts, noState, Playground } from "./playground.js"
 import * as Records from "./records.js"
-import { notCrossSite, notTooLong } from "./refusals.js"
+import { notCrossSite, notInParts, notTooLong } from "./refusals.js"
 import { signed } from "./served.js"
 import type { ServersFailed } from "./servers.js"
 import * as Todos from "./todos.js"
@@ -109,7 +109,7 @@ const lastWord = (cause: Cause.Cause<never>) => {
  * for a COMMIT that is not answered.
  */
 const requests = (app: HttpApp.Default) =>
-  notCrossSite(notTooLong(app)).pipe(
+  notCrossSite(notInParts(notTooLong(app))).pipe(
     RequestTransaction.middleware({ onCommitFailed: (error) => respond(fromDatabase(error)) }),
     Effect.interruptible,
     Effect.timeoutTo({

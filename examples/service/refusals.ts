@@ -1,3 +1,4 @@
+import { isIP } from "node:net"
 import {
   FileSystem,
   type Headers,
@@ -7,7 +8,7 @@ import {
   HttpServerRequest,
   HttpServerResponse
 } from "@effect/platform"
-import { Effect, Option, Schema } from "effect"
+import { Config, Effect, Option, Schema } from "effect"
 
 const mostBytes = 1_000_000
 
@@ -34,6 +35,36 @@ export const notTooLong = (app: HttpApp.Default) =>
       : Effect.provideService(app, HttpIncomingMessage.MaxBodySize, Option.some(FileSystem.Size(mostBytes)))
   )
 
+/** Nothing here takes files, which would be written down before anything else is known of them. */
+export const notInParts = (app: HttpApp.Default) =>
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
+    /^\s*multipart\//i.test(headers["content-type"] ?? "")
+      ? HttpServerResponse.json({ _tag: "NotJson", message: "the body must be JSON" }, { status: 415 }).pipe(
+          Effect.orDie
+        )
+      : app
+  )
+
+const names = Config.string("ALLOWED_HOSTS").pipe(
+  Config.withDefault(""),
+  Config.map((list) =>
+    list
+      .toLowerCase()
+      .split(",")
+      .map((name) => name.trim())
+  )
+)
+
+/**
+ * Whether a name is one of this service. Any site may have a name of its own lead to this address, and to a browser its page is then one of
+ * ours; but an address is no name, and `localhost` is nobody's.
+ */
+const isOurs = (host: string, allowed: ReadonlyArray<string>): boolean => {
+  const [, name = ""] = /^(\[[^\]]*\]|[^:]*)(?::\d+)?$/.exec(host.toLowerCase()) ?? []
+  const isLocal = name === "localhost" || name.endsWith(".localhost")
+  return isLocal || isIP(name.replace(/^\[(.*)\]$/, "$1")) !== 0 || (name !== "" && allowed.includes(name))
+}
+
 /** Browsers say where a request comes from, older ones with its origin alone; what is no browser says nothing, and is not tricked. */
 const isOwn = (headers: Headers.Headers): boolean => {
   const site = headers["sec-fetch-site"]
@@ -44,10 +75,19 @@ const isOwn = (headers: Headers.Headers): boolean => {
 
 const reads = new Set(["GET", "HEAD", "OPTIONS"])
 
+const foreign = (message: string) => respond(403, new CrossSite({ message }))
+
 /** Refuses changes that another site's page has its visitors send. */
 export const notCrossSite = (app: HttpApp.Default) =>
-  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers, method }) =>
-    reads.has(method) || isOwn(headers)
-      ? app
-      : respond(403, new CrossSite({ message: "a page of another site cannot change anything here" }))
-  )
+  Effect.gen(function* () {
+    const { headers, method } = yield* HttpServerRequest.HttpServerRequest
+    if (reads.has(method)) return yield* app
+    const allowed = yield* Effect.orElseSucceed(names, () => [])
+    const { host } = headers
+    if (host !== undefined && !isOurs(host, allowed)) {
+      return yield* foreign(
+        `${JSON.stringify(host)} is no name of this service; those it has are given in ALLOWED_HOSTS`
+      )
+    }
+    return yield* isOwn(headers) ? app : foreign("a page of another site cannot change anything here")
+  })

@@ -80,6 +80,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.unit
   }
 
+  /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
+  get joinable(): Unit | undefined {
+    return this.parent?.joinable
+  }
+
   /** What the work is for, if anybody has said so. */
   work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
     return this.parent?.work(fiber)
@@ -262,6 +267,10 @@ export class OutsideCarrier extends Carrier {
 
   override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
     return origin === this.origin ? "none" : super.find(origin, kind)
+  }
+
+  override get joinable(): undefined {
+    return undefined
   }
 
   override get transaction(): Transaction | undefined {

@@ -74,7 +74,7 @@ export const commitSoon = (transaction: Transaction): Effect.Effect<void, Transa
   })
 
 /** Rolls back what is still open; in a hurry where `restore` is not given. */
-export const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
+const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { level } = transaction
     if (level.state !== "open") return Effect.void

@@ -20,7 +20,7 @@ import {
   StatementTimeout,
   UniqueViolation
 } from "../DatabaseError.js"
-import { isAborted, lossMeaning, type Outcome, refusalMeaning } from "../SqlState.js"
+import { isAborted, isStalePlan, lossMeaning, type Outcome, refusalMeaning } from "../SqlState.js"
 import type { ServerError } from "./driver.js"
 import { contextOf, withoutPasswords } from "./sql/excerpt.js"
 
@@ -39,6 +39,10 @@ const present = <K extends string>(error: ServerError, keys: ReadonlyArray<K & k
   }
   return out
 }
+
+const staleHint =
+  "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared " +
+  "anew: run the whole transaction again, or give it { retry }"
 
 /**
  * Keeps what may hold values out of what prints an error. It stays readable for a program that asks for it: with
@@ -102,7 +106,11 @@ const refused = (place: Place, failure: Extract<Failure, { readonly _tag: "refus
     case "InvalidInput":
       return new InvalidInput({ ...violation(), sqlState })
     default:
-      return new QueryFailed({ ...violation(), sqlState })
+      return new QueryFailed({
+        ...violation(),
+        sqlState,
+        ...(isStalePlan(sqlState, error.message) ? { hint: staleHint } : {})
+      })
   }
 }
 
@@ -128,6 +136,10 @@ const words = (cause: unknown): string => (cause instanceof Error ? (cause.messa
 
 /** The code of an error, where it has one. */
 export const codeOf = (error: Error): string => ("code" in error && typeof error.code === "string" ? error.code : "")
+
+/** Checks whether the server has refused a prepared statement because its plan is stale. */
+export const isStaleRefusal = (failure: Failure): boolean =>
+  failure._tag === "refused" && isStalePlan(codeOf(failure.error), failure.error.message)
 
 /** What a failure means; `outcome` is what became of the work if the connection was lost. */
 export const toStatementError = (place: Place, failure: Failure, outcome: Outcome): StatementError => {

@@ -95,6 +95,8 @@ export class Plan {
   copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
+  /** It undoes what has failed. */
+  isUndo = false
   /** Whether a step comes first that proves the server's role: it is no part of what is counted. */
   proves = false
   asked: Asked | undefined = undefined

@@ -141,6 +141,10 @@ export class Unit extends Carrier {
     return this
   }
 
+  override get joinable(): Unit {
+    return this
+  }
+
   override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
     return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
   }
@@ -153,11 +157,19 @@ export class Unit extends Carrier {
     const own = kind === "writer" ? this.transactions?.get(origin) : undefined
     if (own !== undefined) return own
     const around = super.find(origin, kind)
+    // where the work around is outside of all on purpose, this has a transaction of its own
+    if (around === "none") return undefined
     this.hasKept ||= around !== undefined
     return around
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+    // of a database that is not left out, a unit around this one has the transaction
+    const around = super.open(origin, begin)
+    if (around !== undefined) {
+      this.hasKept = true
+      return around
+    }
     const transaction = begin(this.optionsFor(origin.database))
     this.add(transaction)
     return transaction
@@ -194,6 +206,12 @@ export class Unit extends Carrier {
   /** A hook is no reason to begin a transaction, which reads would have to join. */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
+    const own = this.transactions?.get(origin)
+    if (own !== undefined) {
+      own.addHook(hook)
+      return true
+    }
+    if (!this.isNested && super.addHook(origin, hook, begin)) return true
     this.waiting ??= new Map()
     const waiting = this.waiting.get(origin)
     if (waiting === undefined) this.waiting.set(origin, { begin, hooks: [hook] })

@@ -1,3 +1,4 @@
+import * as Http1 from "node:http"
 import { describe, expect, layer } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
@@ -12,6 +13,7 @@ import * as Databases from "../../examples/service/databases.js"
 import * as Http from "../../examples/service/http.js"
 import * as Listen from "../../examples/service/listen.js"
 import * as Migrations from "../../examples/service/migrations.js"
+import manifest from "../../package.json" with { type: "json" }
 import { directory } from "../fixtures/directory.js"
 import { query } from "../fixtures/server.js"
 
@@ -272,6 +274,24 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
+    for (const [name, type, text = "title=x"] of [
+      ["a form without a boundary", "multipart/form-data"],
+      ["a form that is not in parts", "multipart/form-data; boundary=x"],
+      ["a form in parts", "multipart/form-data; boundary=x", "--x--"],
+      ["a type that is none", "nonsense"]
+    ] as const) {
+      it.effect(`a body that says it is ${name} is 4xx, and says why`, () =>
+        Effect.gen(function* () {
+          const { body, status } = yield* send("POST", "/todos", undefined, {
+            body: text,
+            headers: { "content-type": type }
+          })
+          expect([400, 415]).toContain(status)
+          expect(body).toMatchObject({ message: expect.stringMatching(/./) })
+        })
+      )
+    }
+
     it.effect("a body that is far too long is 413", () =>
       Effect.gen(function* () {
         expect(yield* send("POST", "/todos", { title: "x".repeat(1_000_000) })).toMatchObject({ status: 413 })
@@ -384,11 +404,13 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       Effect.gen(function* () {
         const { body, status } = yield* send("GET", "/openapi.json")
         expect(status).toBe(200)
-        const { openapi, paths } = body as {
+        const { info, openapi, paths } = body as {
+          info: { version: string }
           openapi: string
           paths: Record<string, Record<string, { responses: object }>>
         }
         expect(openapi).toMatch(/^3\./)
+        expect(info.version).toBe(manifest.version)
         const statuses = Object.entries(paths).flatMap(([path, methods]) =>
           Object.entries(methods).map(([method, { responses }]) =>
             [method.toUpperCase(), path, ...Object.keys(responses).sort()].join(" ")
@@ -569,6 +591,34 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
           yield* from({ "content-type": "application/x-www-form-urlencoded", origin: "https://example.com" })
         ).toMatchObject(refused)
         expect(yield* rows("app", "SELECT 1 FROM todo WHERE title = 'foreign'")).toEqual([])
+      })
+    )
+
+    it.effect("changes and kills nothing under a name of its own that leads here, and our own names do", () =>
+      Effect.gen(function* () {
+        const { url } = yield* Service
+        const { port } = new URL(url)
+        const by = (host: string, path: string) =>
+          Effect.promise(
+            () =>
+              new Promise<number | undefined>((resolve, reject) => {
+                const headers = { host, origin: `http://${host}`, "sec-fetch-site": "same-origin" }
+                Http1.request(`${url}${path}`, { method: "POST", headers }, (response) => {
+                  response.resume()
+                  resolve(response.statusCode)
+                })
+                  .on("error", reject)
+                  .end()
+              })
+          )
+        for (const host of ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1"]) {
+          for (const path of ["/servers/kill", "/servers/freeze", "/todos"]) {
+            expect(yield* by(`${host}:${port}`, path), host).toBe(403)
+          }
+        }
+        for (const host of ["127.0.0.1", "localhost", "[::1]", "LOCALHOST", "app.localhost"]) {
+          expect(yield* by(`${host}:${port}`, "/servers/thaw"), host).toBe(200)
+        }
       })
     )
 

@@ -23,10 +23,10 @@ export class Stock {
 
   constructor(private readonly config: PoolConfig) {}
 
-  /** How many are not on their way out. */
+  /** How many are not on their way out, nor may be after an interruption. */
   get open(): number {
     let open = 0
-    for (const connection of this.all) if (connection.broken === undefined) open++
+    for (const connection of this.all) if (connection.isUsable) open++
     return open
   }
 

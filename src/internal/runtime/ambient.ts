@@ -92,10 +92,8 @@ export const inAmbientStream = <A, E, R>(self: Stream.Stream<A, E, R>): Stream.S
     : Stream.mapInputContext(self, (context: Context.Context<R>) => Context.merge(context, ambient.context))
 }
 
-/** What ends an effect that the plain code around it runs. */
-export const ambientSignal = (given: AbortSignal | undefined): AbortSignal | undefined => {
+/** The signals that end an effect that the plain code around it runs: the one it was given, and the one of what is around. */
+export const ambientSignals = (given: AbortSignal | undefined): ReadonlyArray<AbortSignal> => {
   const around = storage.getStore()?.signal
-  if (given === undefined) return around
-  // the caller's own may live for long, and warns where many listen to it
-  return AbortSignal.any(around === undefined ? [given] : [given, around])
+  return [given, around].filter((signal) => signal !== undefined)
 }

@@ -55,9 +55,8 @@ export class NestedUnit extends Unit {
     for (const [origin, { begin, hooks }] of this.takeWaiting()) {
       for (const hook of hooks) {
         const passed = passedOn(hook, isKept)
-        const isTaken = this.outside.unit !== undefined
-        if (isTaken && passed !== undefined) this.outside.addHook(origin, passed, begin)
-        if (!isTaken) this.addHook(origin, hook, begin)
+        // where there is no unit, or it is left out on purpose, this is the outermost
+        if (passed !== undefined && !this.outside.addHook(origin, passed, begin)) this.addHook(origin, hook, begin)
       }
     }
   }
