@@ -16,18 +16,21 @@ import { type TransactionError, toSqlError } from "./DatabaseError.js"
 import { type CallSite, callSite } from "./internal/callSite.js"
 import { currentCarrier, type Kind } from "./internal/carrier.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
+import { configOf } from "./internal/client/config.js"
 import { makeCopy } from "./internal/client/copy.js"
-import { makeRenameRows } from "./internal/client/renameRows.js"
+import { renameRows } from "./internal/client/names.js"
 import { makeSandboxReserve } from "./internal/client/sandboxReserve.js"
+import { served } from "./internal/client/servedSpan.js"
 import type { Engine } from "./internal/engine.js"
 import { noSession } from "./internal/noSession.js"
 import { checkMessage } from "./internal/notify.js"
-import { plan } from "./internal/propagation.js"
-import { concealed } from "./internal/protocol/tls.js"
+import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
+import { plan, raise, retryRefused, rootOf } from "./internal/propagation.js"
 import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
+import { defer, outliving } from "./internal/transaction/reactivity.js"
 import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options, type Transaction } from "./Transaction.js"
 
@@ -49,22 +52,33 @@ export const withTransaction = <A, E, R, X>(
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    const chosen = plan(engine, engine.transactionFor(fiber, carrier, kind, site), options)
+    const current = engine.transactionFor(fiber, carrier, kind, site)
+    const chosen = plan(engine, current, options)
+    const { label, retry = false } = options
+    const isTaken = current === undefined || retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest"))
+      raise(current, options, chosen._tag === "join")
     switch (chosen._tag) {
-      case "join": {
-        const { label } = options
-        return carrier === undefined ? self : asPart(self, carrier, { label, site }, engine, byExit)
-      }
+      case "join":
+        if (!isTaken) return Effect.fail(wrap(retryRefused(engine.database)))
+        return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
         return independent(self, engine)
       case "refuse":
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        return run(self, carrier, nest(engine, chosen.outer, kind, chosen.outer, inner), wrap)
+        const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
+        nested.span = engine.span(fiber, options.label, carrier)
+        return run(self, carrier, nested, wrap)
       }
       case "begin": {
-        const next = () => engine.begin(kind, options, fiber, carrier, site)
+        let attempt = 0
+        const next = () => {
+          const transaction = engine.begin(kind, options, fiber, carrier, site)
+          if (++attempt > 1) transaction.span?.tries(attempt)
+          return transaction
+        }
         if (options.retry === undefined || options.retry === false) {
           return Effect.suspend(() => run(self, carrier, next(), wrap))
         }
@@ -89,24 +103,23 @@ export const make = (
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
+    defer(reactivity)
     const { options, session, writer } = engine.config
     const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
-        : makeRenameRows(options.transformResultNames, options.transformJson ?? true)
+        : renameRows(options.transformResultNames, options.transformJson ?? true)
     const statements = makeStatements(
       kind,
-      (request, read) => Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
+      (request, read) =>
+        Effect.withFiberRuntime((fiber) =>
+          engine.run(fiber, kind, hasTracer(fiber) ? served(fiber, request) : request, read)
+        ),
       makeStream(engine, kind)
     )
-    const attributes: ReadonlyArray<readonly [string, unknown]> = [
-      ...Object.entries(options.spanAttributes ?? {}),
-      ["db.system.name", "postgresql"],
-      ["db.namespace", writer.database],
-      ["server.address", writer.host],
-      ["server.port", writer.port]
-    ]
+    // which server serves a reader is not known before it does
+    const attributes = kind === "writer" ? [...engine.attributes, ...endpoint(writer)] : engine.attributes
     const acquirer = Effect.succeed(statements)
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
@@ -118,18 +131,13 @@ export const make = (
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
-      config: {
-        host: writer.host,
-        port: writer.port,
-        database: writer.database,
-        username: writer.username,
-        password: writer.password,
-        ssl: concealed(writer.ssl)
-      },
+      config: configOf(engine.config),
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
-      reactive: reactivity.stream,
-      reactiveMailbox: reactivity.query,
+      reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.stream(keys, outliving(query)),
+      reactiveMailbox: <A, E, R>(keys: Parameters<typeof reactivity.query>[0], query: Effect.Effect<A, E, R>) =>
+        reactivity.query(keys, outliving(query)),
       json,
       listen,
       notify: (channel: string, payload: string) =>

@@ -8,10 +8,11 @@ import type { SessionConfig } from "./DatabaseConfig.js"
 import { inquire } from "./internal/activity.js"
 import { deliver, type Other, otherOf, showsLife } from "./internal/aside.js"
 import type { CallSite } from "./internal/callSite.js"
+import { Cancellation } from "./internal/connection/cancellation.js"
 import type { ConnectFailure } from "./internal/connection/connectFailure.js"
 import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/credentials.js"
-import { type Client, isServerError } from "./internal/driver.js"
+import { type Client, isServerError, type Notice } from "./internal/driver.js"
 import { type Done, type Failure, Flight, Plan, type Result } from "./internal/flight.js"
 import { later, longestUndo } from "./internal/later.js"
 import { login } from "./internal/login.js"
@@ -25,7 +26,7 @@ import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
-import { isStalePlan, meaning } from "./SqlState.js"
+import { isCancelled, isStalePlan, isUnproved, meaning } from "./SqlState.js"
 
 export type { ConnectFailure, Done, Failure, Flight, Result }
 
@@ -38,6 +39,10 @@ export type { ConnectFailure, Done, Failure, Flight, Result }
 export interface Request {
   /** Where it was written, while somebody wants to know. */
   readonly site?: CallSite | undefined
+  /** The handle it was asked of, for errors. */
+  readonly kind?: "reader" | "writer" | undefined
+  /** Told which server it is sent to, where a span is to name that. */
+  readonly served?: ((server: Destination) => void) | undefined
   readonly text: string
   readonly values: ReadonlyArray<unknown>
   /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
@@ -58,7 +63,7 @@ const longestPooledCancel = 15_000
 /** How long a server has to answer a statement that it was asked to cancel, in ms. */
 const longestCancel = 1000
 
-/** After how much of that it is asked once more. */
+/** After how much of that it is asked once more, where it has taken the first request; after twice as much where it has not. */
 const cancelAgain = 250
 
 const none: ReadonlyArray<never> = []
@@ -81,6 +86,8 @@ export interface Owner {
    * BEGIN before it, a COMMIT, a part of a stream. `error` is the SQLSTATE, or the tag of the error where the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
+  /** The server said something that is no answer. */
+  readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }
 
 /**
@@ -92,6 +99,8 @@ export interface Owner {
 export class Connection {
   /** Told when it is lost with no flight under way, for whoever holds it. */
   onLost: ((error: Error) => void) | undefined = undefined
+  /** Called when it is known whether it is kept after a cancel, if it is; set while {@link isStopping}. */
+  onStopped: (() => void) | undefined = undefined
   /** Set when it must not be used again. */
   broken: CloseReason | undefined = undefined
   /** The generation of the credentials that it was made with. */
@@ -111,8 +120,15 @@ export class Connection {
   transaction: { readonly limit: number | undefined } | undefined = undefined
   /** How far its server was when it was asked last. A server never goes back without losing its connections. */
   position: Position | undefined = undefined
+  /** Whether it is there for writes, so that a server that takes none is the wrong one; not where the settings say otherwise. */
+  isForWrites = false
+  /** Whether its next exchange has to prove that its server takes writes: neither a pooler nor PostgreSQL 13 says so at login. */
+  doubtsRole = false
   private flight: Flight | undefined = undefined
-  private cancelled = false
+  /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
+  private cancellation: Cancellation | undefined = undefined
+  /** Whether the flight under way is answered, and only its cancel may still be on its way. */
+  private isHeldBack = false
   private ending = false
   private loss: Error | undefined = undefined
   private closed = false
@@ -147,7 +163,7 @@ export class Connection {
     this.isPooled = session.mode === "transactionPooler"
     this.statements = new PreparedStatements(session.preparedStatements)
     this.limit = session.statementTimeout
-    this.types = isByName(session.types) ? typeNames(server, session.types) : undefined
+    this.types = isByName(session.types) ? typeNames(session.types, `${server.name}/${server.database}`) : undefined
     const { stream } = client.connection
     this.other = otherOf(server, stream)
     this.silence = new Silence({
@@ -159,14 +175,16 @@ export class Connection {
     })
     client.on("error", (error: Error) => this.lose(error))
     client.on("end", () => this.lose(lostError()))
+    client.on("notice", (notice: Notice) => this.owner.noticed?.(this, notice))
     client.connection.on("parseComplete", () => {
-      if (this.flight !== undefined) this.flight.parsed++
+      if (this.flight?.isProving === false) this.flight.parsed++
     })
     client.connection.on("bindComplete", () => {
-      if (this.flight !== undefined) this.flight.bound++
+      if (this.flight?.isProving === false) this.flight.bound++
     })
     client.connection.on("copyOutResponse", () => this.flight?.handleCopyOutResponse())
     client.connection.on("readyForQuery", () => this.ready())
+    client.connection.on("parameterStatus", () => this.noteRole())
     stream.once("close", () => this.close())
   }
 
@@ -192,18 +210,40 @@ export class Connection {
     )
   }
 
+  /**
+   * Whether a failure says only that its server takes no writes, of a statement that had nothing before it: none has run. Where that is no
+   * more than likely, as behind a pooler, the next exchange proves it.
+   */
+  hasWrongRole(failure: Failure): boolean {
+    return this.isForWrites && (this.broken === "wrongRole" || (this.doubtsRole && isWriteRefused(failure)))
+  }
+
   /** Whether a flight is under way. */
   get busy(): boolean {
     return this.flight !== undefined
   }
 
+  /** Whether its statement was interrupted, and it is not known yet whether it can be used again. */
+  get isStopping(): boolean {
+    return this.cancellation !== undefined && this.broken === undefined
+  }
+
+  /** Whether it can be used, now or when its statement has ended: it is neither on its way out, nor may it be after an interruption. */
+  get isUsable(): boolean {
+    return this.broken === undefined && this.cancellation === undefined
+  }
+
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
     const { text, values } = request
+    request.served?.(this.server)
+    const proves = this.isToProve
     if (request.simple) {
+      if (proves) return this.prove(done, () => this.run(before, request, after, done))
       const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
+      plan.asked = request
       return this.fly(plan)
     }
     const path = request.path?.text
@@ -213,7 +253,7 @@ export class Connection {
     const plan = new Plan(
       () =>
         wire.flight(
-          before,
+          proves ? [roleProof, ...before] : before,
           {
             text: parse ? checked(text) : text,
             values,
@@ -237,15 +277,19 @@ export class Connection {
             this.types?.forget()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
-          this.statements.drop(text, path)
-          // refused before it was bound, so nothing ran; and no transaction is harmed: it may be prepared again at once
+          // refused before it was bound, so nothing of it ran, and what has changed may have been under any other
+          if (flight.bound === before.length) this.statements.dropAll()
+          else this.statements.drop(text, path)
+          // no transaction is harmed: it may be prepared again at once
           if (flight.bound === 0 && this.status === "I" && !parse) return this.run(before, request, after, done)
         }
         done(failure, flight)
       }
     )
+    plan.asked = request
     plan.before = before.length
     plan.after = after.length
+    plan.proves = proves
     plan.asArrays = request.rows === "array"
     plan.isRaw = request.rows === "raw"
     plan.isUpkeep = plan.isRaw && before.length === 0
@@ -283,15 +327,40 @@ export class Connection {
 
   /** Sends steps only. */
   steps(all: ReadonlyArray<wire.Step>, done: Done): void {
-    const plan = new Plan(() => wire.steps(all), done)
+    this.flySteps(all, false, done)
+  }
+
+  private flySteps(all: ReadonlyArray<wire.Step>, isUndo: boolean, done: Done): void {
+    const proves = this.isToProve
+    const plan = new Plan(() => wire.steps(proves ? [roleProof, ...all] : all), done)
     plan.before = all.length - 1
+    plan.isDescribed = false
+    plan.proves = proves
+    plan.isUndo = isUndo
+    this.fly(plan)
+  }
+
+  /** Whether the next exchange proves the server's role; in a transaction it is too late for that. */
+  private get isToProve(): boolean {
+    return this.doubtsRole && this.status === "I"
+  }
+
+  /** Proves the server's role in an exchange of its own, before what cannot be sent in one with it. */
+  private prove(done: Done, proved: () => void): void {
+    const plan = new Plan(
+      () => roleProof.alone,
+      (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
+    )
+    plan.main = 0
+    plan.proves = true
+    plan.isUpkeep = true
     this.fly(plan)
   }
 
   /** Sends steps that undo something that has failed. Who waits for the failure waits for them, too: without an answer it is closed. */
   undo(all: ReadonlyArray<wire.Step>, done: Done): void {
     const stop = later(longestUndo.usual, () => this.destroy("broken"))
-    this.steps(all, (failure, flight) => {
+    this.flySteps(all, true, (failure, flight) => {
       stop()
       done(failure, flight)
     })
@@ -321,14 +390,20 @@ export class Connection {
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
-    const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
+    request.served?.(this.server)
+    const proves = this.isToProve
+    const first = proves ? [roleProof, ...before] : before
+    const plan = new Plan(() => wire.openPortal(first, portal, checked(request.text), request.values, size), done)
+    plan.asked = request
     plan.before = before.length
+    plan.proves = proves
     this.fly(plan)
   }
 
   /** Fetches more rows of the portal that `opened` has opened. */
   fetchPortal(before: ReadonlyArray<wire.Step>, portal: string, opened: Flight, size: number, done: Done): void {
     const plan = new Plan(() => wire.fetchPortal(before, portal, size), done)
+    plan.asked = opened.plan.asked
     plan.before = before.length
     plan.shape = opened.shape
     this.fly(plan)
@@ -342,6 +417,18 @@ export class Connection {
   }
 
   /**
+   * Stops the statement under way, for a caller who has left. Its flight ends when the server has answered and the cancel can hit nothing
+   * any more; then the connection is as good as before. Where that is not certain within a second it is closed, as it is behind a pooler,
+   * which may pass a cancel on to another client's statement.
+   */
+  cancel(): void {
+    // what undoes something has a limit of its own, and is still wanted
+    if (this.flight === undefined || this.flight.plan.isUndo || this.isHeldBack) return
+    if (this.isPooled) this.abort("cancelled")
+    else this.stop("cancelled")
+  }
+
+  /**
    * Gives up what it is doing and never uses it again: the server is asked to cancel, on a socket of its own, and the
    * connection is closed when it has answered, or after a second.
    */
@@ -349,22 +436,49 @@ export class Connection {
     if (this.closed) return
     this.broken ??= reason
     if (this.flight === undefined) return this.destroy(reason)
-    if (this.cancelled) return
-    this.cancelled = true
+    if (this.isHeldBack) return this.finish(this.flight, this.flight.failure())
+    this.stop(reason)
+  }
+
+  /** Asks the server to cancel, if it was not asked yet. A connection that is not kept by then is closed after a second. */
+  private stop(reason: CloseReason): void {
+    if (this.cancellation !== undefined) return
     // a COPY may have stopped it, and the answer is to be read
     this.client.connection.stream.resume()
+    const cancellation = new Cancellation(
+      (patience, closed) => this.requestCancel(patience, closed),
+      () => this.settleCancel()
+    )
+    this.cancellation = cancellation
     if (this.isPooled) this.cancelPooled(reason, false)
     else {
-      this.requestCancel(longestCancel)
-      // a cancel can overtake its statement on a busy server, and then there is nothing to cancel
-      later(cancelAgain, () => {
-        if (this.flight !== undefined) this.requestCancel(longestCancel - cancelAgain)
-      })
+      cancellation.request(longestCancel)
+      // a cancel can overtake its statement on a busy server, and then there is nothing to cancel; or it may be lost
+      const again = (isLast: boolean) =>
+        later(cancelAgain, () => {
+          if (this.cancellation !== cancellation || this.flight === undefined || this.isHeldBack) return
+          if (cancellation.isTravelling && !isLast) again(true)
+          else cancellation.request(longestCancel - cancelAgain)
+        })
+      again(false)
     }
     later(longestCancel, () => {
+      if (this.cancellation !== cancellation) return
       this.isCancelling = false
       this.destroy(reason)
     })
+  }
+
+  /** Ends the flight that was to be stopped, when it is answered and no cancel is on its way. */
+  private settleCancel(): void {
+    const { cancellation, flight } = this
+    if (cancellation === undefined || flight === undefined || !this.isHeldBack || cancellation.isTravelling) return
+    const failure = flight.failure()
+    const isConfirmed =
+      cancellation.isOver && failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message)
+    if (isConfirmed) this.cancellation = undefined
+    else this.broken ??= "cancelled"
+    this.finish(flight, failure)
   }
 
   /** Closes it politely, if it is idle. */
@@ -403,7 +517,7 @@ export class Connection {
     })
   }
 
-  private requestCancel(patience: number, done?: (() => void) | undefined): void {
+  private requestCancel(patience: number, done: (isTaken: boolean) => void): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
     deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
@@ -429,10 +543,10 @@ export class Connection {
   /** Why a flight does not even begin, if so. */
   private refusal(flight: Flight): Failure | undefined {
     if (this.broken !== undefined || this.closed) {
-      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0 }
+      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0, asked: flight.asked }
     }
     const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
-    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0 }
+    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0, asked: flight.plan.asked }
   }
 
   private readonly flightLost = (flight: Flight, error: Error): void => {
@@ -445,13 +559,19 @@ export class Connection {
     if (flight === undefined || (failed === undefined && !flight.isAnswered)) {
       return this.lose(new ProtocolViolation("was ready before it had answered"))
     }
-    this.flight = undefined
     this.silence.answered()
     this.lastAnswer = performance.now()
-    const failure = this.broken === undefined ? failed : cutShort(failed, this.broken)
-    if (this.readOnly) {
-      if (this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
-    } else if (failure !== undefined && isWriteRefused(failure) && this.takesNoWrites) this.broken ??= "wrongRole"
+    if (!this.isStopping) return this.finish(flight, failed)
+    // what comes next would be what a cancel that is still on its way hits
+    this.isHeldBack = true
+    this.settleCancel()
+  }
+
+  private finish(flight: Flight, failed: Failure | undefined): void {
+    this.flight = undefined
+    this.isHeldBack = false
+    const failure = this.checkRole(flight, this.failureOf(failed))
+    if (this.readOnly && this.parameters.get("default_transaction_read_only") === "off") this.broken ??= "writable"
     if (failure === undefined && this.broken === undefined && this.types !== undefined) {
       const unknown = flight.unknownTypes
       if (unknown.length > 0) return this.lookUp(unknown, this.types, flight)
@@ -460,9 +580,43 @@ export class Connection {
     this.settle(flight, failure)
   }
 
+  /** Takes down what the end of a flight says of the server's role; a proof that failed is a connection that was never fit. */
+  private checkRole(flight: Flight, failure: Failure | undefined): Failure | undefined {
+    if (!this.isForWrites) return failure
+    if (flight.plan.proves && !flight.isProving) this.doubtsRole = false
+    if (failure?._tag !== "refused") return failure
+    if (flight.isProving && isUnproved(failure.error.code ?? "")) {
+      this.broken ??= "wrongRole"
+      return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
+    }
+    if (isWriteRefused(failure)) {
+      if (this.takesNoWrites && !this.isPooled) this.broken ??= "wrongRole"
+      // it may be the program's own doing; with a proof in the same exchange it certainly is
+      else if (this.isPooled && !flight.plan.proves) this.doubtsRole = true
+    }
+    return failure
+  }
+
+  /** The server, or a setting of this session, takes no writes any more: it is not checked out again. What is under way on it may end. */
+  private noteRole(): void {
+    if (!this.isForWrites || this.isPooled || !this.takesNoWrites) return
+    this.retireAt = Number.NEGATIVE_INFINITY
+    this.retireAs = "wrongRole"
+  }
+
+  private failureOf(failure: Failure | undefined): Failure | undefined {
+    if (failure === undefined) return undefined
+    if (this.broken !== undefined) return cutShort(failure, this.broken)
+    return isWriteRefused(failure) ? { ...failure, takesNoWrites: this.takesNoWrites } : failure
+  }
+
   private settle(flight: Flight, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
+    const { onStopped } = this
+    if (onStopped === undefined) return
+    this.onStopped = undefined
+    onStopped()
   }
 
   /** Looks up the names of types before a flight is read that has brought rows of them. To its caller it is under way until then. */
@@ -499,7 +653,7 @@ export class Connection {
     }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
-    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged }
+    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged, asked: flight.asked }
     this.report(flight, performance.now(), failure)
     flight.plan.done(failure, flight)
   }
@@ -523,18 +677,27 @@ const errorType = ({ _tag, error }: Failure): string => {
   return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")
 }
 
-const isWriteRefused = (failure: Failure): boolean =>
+const takesNoWrites = "its server takes no writes: it is a standby, or was made read-only"
+
+/** Fails where the server takes no writes, which keeps what is sent after it in the same exchange from being run. */
+const roleProof = wire.constantStep(
+  `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')
+  OPERATOR(pg_catalog.=) 'on' THEN '${takesNoWrites}' ELSE '1' END::pg_catalog.int4`
+)
+
+const isWriteRefused = (failure: Failure): failure is Extract<Failure, { readonly _tag: "refused" }> =>
   failure._tag === "refused" && meaning(failure.error.code ?? "") === "ReadOnlyViolation"
 
 /** A statement that we had cancelled is one whose connection was lost, and no matter of the server's own time limits. */
-const cutShort = (failure: Failure | undefined, reason: CloseReason): Failure | undefined =>
-  failure?._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
+const cutShort = (failure: Failure, reason: CloseReason): Failure =>
+  failure._tag === "refused" && meaning(failure.error.code ?? "") === "StatementTimeout"
     ? {
         _tag: "lost",
         error: new Error(`it was cancelled, for its connection is to be closed (${reason})`),
         sent: true,
         undone: true,
-        acknowledged: failure.acknowledged
+        acknowledged: failure.acknowledged,
+        asked: failure.asked
       }
     : failure
 
@@ -558,16 +721,19 @@ export const connect = (
   let made: Connection | undefined
   const giveUp = login(server, session, options, (failure, loggedIn) => {
     if (loggedIn === undefined) return done(failure, undefined)
-    const { client, parameters } = loggedIn
+    const { client, notices, parameters } = loggedIn
     const { credentials, owner, readOnly } = options
     // a pooler's session is told nothing
     const isGuarded = readOnly && session.mode === "session"
     const connection = new Connection(client, server, session, parameters, isGuarded, owner, credentials)
+    connection.isForWrites = !readOnly && server.target === "read-write"
+    connection.doubtsRole = connection.isForWrites && (connection.isPooled || !parameters.has("in_hot_standby"))
     made = connection
     // the client calls back before it has taken down its own state
     queueMicrotask(() => {
       if (made === undefined) return
       made = undefined
+      for (const notice of notices) owner.noticed?.(connection, notice)
       done(undefined, connection)
     })
   })

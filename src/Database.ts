@@ -17,6 +17,7 @@ import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as LogLevel from "effect/LogLevel"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -35,15 +36,16 @@ import {
 } from "./DatabaseError.js"
 import { callSite, followCallSites, siteOfPart } from "./internal/callSite.js"
 import { carrierOf, type Kind } from "./internal/carrier.js"
+import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
 import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/credentials.js"
 import { makeEcho } from "./internal/echo.js"
 import { undo } from "./internal/ending.js"
 import { Engine } from "./internal/engine.js"
 import { hearOut } from "./internal/hearOut.js"
-import { addHook } from "./internal/hooks.js"
+import { addHook, type Registered } from "./internal/hooks.js"
 import { type Listen, makeListen } from "./internal/listen.js"
-import { checkRole } from "./internal/role.js"
+import { proveRole } from "./internal/role.js"
 import { inScopes } from "./internal/schema/place.js"
 import { schemaChange } from "./internal/schema/scopes.js"
 import { makeSessionTasks } from "./internal/sessionTasks.js"
@@ -91,6 +93,8 @@ export interface Database {
   /** @internal */ readonly engine: Engine
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
+  /** @internal The class that has opened it. */
+  readonly owner: NamedClass
 }
 
 /** @internal */
@@ -128,7 +132,8 @@ export class Observers implements Observer {
 
 const clients = (
   engine: Engine,
-  observers: Observers
+  observers: Observers,
+  owner: NamedClass
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const listen = yield* makeListen(engine)
@@ -140,7 +145,8 @@ const clients = (
       any: reader,
       engine,
       listen,
-      observers
+      observers,
+      owner
     }
   })
 
@@ -160,7 +166,7 @@ const verify = (
         const place = { database: config.name, server: pool.options.server.name }
         if (connection !== undefined) {
           asked = connection
-          return checkRole(connection, pool.options, deadline, (mismatch) => {
+          return proveRole(connection, deadline, (mismatch) => {
             pool.checkin(connection)
             resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
           })
@@ -191,11 +197,11 @@ const verify = (
  * @internal
  */
 export const make = (
-  name: string,
+  owner: NamedClass,
   options: Options
 ): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const config = yield* DatabaseConfig.make(name, options)
+    const config = yield* DatabaseConfig.make(owner.name, options)
     const runtime = yield* Effect.runtime()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
@@ -226,7 +232,7 @@ export const make = (
       )
       for (const server of topology.servers) for (const pool of server.pools) pool.warm()
     }
-    return yield* Scope.extend(clients(engine, observers), sockets)
+    return yield* Scope.extend(clients(engine, observers, owner), sockets)
   })
 
 /**
@@ -244,7 +250,7 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
         new Engine(config, topology, live.observers, () => 0, root)
       )
     })
-    return yield* clients(engine, live.observers)
+    return yield* clients(engine, live.observers, live.owner)
   })
 
 /**
@@ -323,13 +329,19 @@ export interface Statics<Self> {
   readonly afterCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /** After a rollback, of the transaction or of the savepoint it was registered in; outside of it. A failure is reported. */
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
+  /**
+   * After a COMMIT whose answer did not come (`CommitOutcomeUnknown`), also where the caller was interrupted meanwhile and waits no longer;
+   * outside of the transaction, which may be stored or not. A failure is reported.
+   */
+  readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /** Commits what the unit of work has done so far on this database; the next statement begins another transaction. */
   readonly commit: Effect.Effect<void, TransactionError, Self>
   /** Rolls back what the unit of work has done so far on this database; the next statement begins another transaction. */
   readonly rollback: Effect.Effect<void, TransactionError, Self>
   /**
    * Runs an effect outside of every transaction of this database, each statement on a connection of its own. What is to be one whole in it
-   * is a `withTransaction`, or a unit of work by `UnitOfWork.runNew`: `UnitOfWork.run` joins the unit around, from which this stands apart.
+   * is a `withTransaction`, or a unit of work: on this database that has a transaction of its own, on others it leaves its end to a unit
+   * around it.
    */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /**
@@ -374,20 +386,32 @@ const joins = ({ propagation }: Transaction.Options): boolean =>
   propagation === "required" || propagation === "mandatory" || propagation === "supports"
 
 const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
-  const scoped = (options: Options) => Layer.scoped(tag, make(name, options)).pipe(Layer.provide(Reactivity.layer))
+  const named = new NamedClass(name)
+  const scoped = (options: Options) =>
+    Layer.scoped(
+      tag,
+      Effect.flatMap(Effect.serviceOption(tag), (around) =>
+        Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
+      )
+    ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
   const layerConfig: Statics<Self>["layerConfig"] = (config) =>
     Layer.unwrapEffect(Effect.map(configured<Options>(config), scoped))
-  const client = (kind: Kind | "any") => Effect.map(tag, (database) => database[kind])
+  const own = (database: Database): Database => {
+    checkOwner(named, database.owner)
+    return database
+  }
+  const opened = Effect.map(tag, own)
+  const client = (kind: Kind | "any") => Effect.map(tag, (database) => own(database)[kind])
   const hook =
-    (kind: "beforeCommit" | "afterCommit" | "afterRollback") =>
+    (kind: Registered) =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
-      Effect.flatMap(tag, ({ engine }) => addHook(engine, kind, effect))
+      Effect.flatMap(opened, ({ engine }) => addHook(engine, kind, effect))
   return {
     layer: scoped,
     layerConfig,
     layerEnv: (prefix, options) => layerConfig({ ...options, writer: DatabaseConfig.fromEnv(prefix) }),
     layerSqlClient: Layer.effectContext(
-      Effect.map(tag, ({ writer }) =>
+      Effect.map(opened, ({ writer }) =>
         Context.make(SqlClient.SqlClient, writer).pipe(Context.add(PgClient.PgClient, writer))
       )
     ),
@@ -398,7 +422,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
         const site = joins(options) ? siteOfPart(options.label) : callSite()
-        return Effect.flatMap(tag, ({ engine }) =>
+        return Effect.flatMap(opened, ({ engine }) =>
           Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )
       }
@@ -418,19 +442,20 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     beforeCommit: hook("beforeCommit"),
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
-    commit: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
-    rollback: Effect.flatMap(tag, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
-    independent: (self) => Effect.flatMap(tag, ({ engine }) => independent(self, engine)),
+    afterUnknown: hook("afterUnknown"),
+    commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
+    rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
+    independent: (self) => Effect.flatMap(opened, ({ engine }) => independent(self, engine)),
     listen: (channel, options) =>
-      Stream.unwrap(Effect.map(tag, ({ listen }) => listen.notifications(channel, options))),
-    notify: (channel, payload = "") => Effect.flatMap(tag, ({ writer }) => refine(writer.notify(channel, payload))),
-    status: Effect.map(tag, ({ engine }) => ({
+      Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),
+    notify: (channel, payload = "") => Effect.flatMap(opened, ({ writer }) => refine(writer.notify(channel, payload))),
+    status: Effect.map(opened, ({ engine }) => ({
       database: name,
       servers: engine.topology.status,
       transactions: engine.transactions
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
-      Effect.map(tag, ({ engine, listen }) => {
+      Effect.map(opened, ({ engine, listen }) => {
         const before = performance.now() - Duration.toMillis(olderThan)
         const meant = engine.topology.servers.filter(({ name }) => server === undefined || name === server)
         const targets = meant.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
@@ -439,7 +464,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
         return targets.reduce((sum, target) => sum + target.invalidate({ mode, before, processId }), 0)
       }),
     observations: Stream.unwrap(
-      Effect.map(tag, ({ observers }) =>
+      Effect.map(opened, ({ observers }) =>
         Stream.asyncPush<Observation>(
           (emit) =>
             Effect.acquireRelease(

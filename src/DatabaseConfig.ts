@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 
+import type { ConnectionOptions } from "node:tls"
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import type * as Config from "effect/Config"
@@ -254,21 +255,20 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly maxRowBytes?: number | undefined
   /**
-   * How many bytes of notices, errors and reported settings a server may send in answer to one exchange. A statement that is answered with
-   * more is `Disconnected`.
+   * Bytes of notices, errors and reported settings that a server may send in answer to one exchange. A statement that is answered with more
+   * is `Disconnected`.
    *
    * @default 67108864 (64 MiB)
    */
   readonly maxNoticeBytes?: number | undefined
   /**
-   * How many bytes a server may send in a login, and how many of reported settings in the life of a connection. A server that sends more
-   * is `ConnectFailed` with the reason `protocol`.
+   * Bytes that a server may send in a login, and bytes of reported settings in the life of a connection. A server that sends more is `ConnectFailed` with the reason `protocol`.
    *
    * @default 1048576 (1 MiB)
    */
   readonly maxStartupBytes?: number | undefined
   /**
-   * How many iterations of SCRAM a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
+   * Iterations of SCRAM that a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
    * of Node's threads. A server that asks for more is `ConnectFailed` with the reason `authentication`.
    *
    * @default 1000000
@@ -573,15 +573,14 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
   })
 
 /**
- * Settings of which some come from `Config` and others are plain values.
+ * TLS of which some options come from `Config`.
  *
  * @since 0.1.0
  * @category models
  */
-export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers">> & {
-  readonly writer: ConfigServer
-  readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
-}
+export type ConfigSsl = Ssl | Config.Config<Ssl | undefined> | Configured<ConnectionOptions>
+
+type ConfigParts<A extends ServerSettings> = Configured<Omit<A, "ssl">> & { readonly ssl?: ConfigSsl | undefined }
 
 /**
  * A server of which the whole or some parts come from `Config`.
@@ -592,9 +591,21 @@ export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers
 export type ConfigServer =
   | ServerInput
   | Config.Config<ServerInput>
-  | Configured<ServerOptions>
-  | Configured<ServerUrl>
-  | Configured<ServerSocket>
+  | ConfigParts<ServerOptions>
+  | ConfigParts<ServerUrl>
+  | ConfigParts<ServerSocket>
+
+/**
+ * Settings of which some come from `Config` and others are plain values.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers" | "ssl">> & {
+  readonly writer: ConfigServer
+  readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
+  readonly ssl?: ConfigSsl | undefined
+}
 
 /**
  * Reads a server from libpq's environment, as a connection string.

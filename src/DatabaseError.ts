@@ -7,6 +7,8 @@ import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import { type Ran, statementLines } from "./internal/sql/excerpt.js"
+import { cancelAdvice, limitAdvice, lockAdvice, stateAdvice } from "./SqlState.js"
 
 /**
  * @since 0.1.0
@@ -29,16 +31,42 @@ const place = {
   cause: Schema.optional(Schema.Defect)
 }
 
-const violation = {
+const ran = {
   ...place,
+  /** The text of the statement, with `$1` in place of values. */
+  sql: Schema.optional(Schema.String),
+  /** The place in the program that ran it, where that is known: function, file, line and column, or the span around it. */
+  location: Schema.optional(Schema.String)
+}
+
+/** Fields of a refused statement, as the server names them. */
+const refused = {
+  ...ran,
+  /** Where in the text of the statement the server has found the fault: characters, from 1. */
+  position: Schema.optional(Schema.Number),
+  /** What the server was doing, the innermost first: functions and triggers. What may hold values is left out. */
+  where: Schema.optional(Schema.String),
+  hint: Schema.optional(Schema.String)
+}
+
+const violation = {
+  ...refused,
   schema: Schema.optional(Schema.String),
   table: Schema.optional(Schema.String),
   column: Schema.optional(Schema.String),
+  dataType: Schema.optional(Schema.String),
   constraint: Schema.optional(Schema.String),
   detail: Schema.optional(Schema.String)
 }
 
-const limited = { ...place, /** What the server said, with the limit. */ limit: Schema.String }
+const limited = { ...refused, /** What the server said, with the limit. */ limit: Schema.String }
+
+const refusal = (
+  self: { readonly database: string; readonly server: string } & Ran & {
+      readonly hint?: string | undefined
+      readonly cause?: unknown
+    }
+): string => `${at(self)}${said(self.cause)}${self.hint === undefined ? "" : ` - ${self.hint}`}${statementLines(self)}`
 
 const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 
@@ -50,10 +78,12 @@ const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 export const at = (self: { readonly database: string; readonly server: string }): string =>
   self.server === "" ? `database "${self.database}"` : `database "${self.database}" at ${self.server}`
 
-const said = (cause: unknown): string =>
-  Predicate.hasProperty(cause, "message") && typeof cause.message === "string" && cause.message !== ""
-    ? `: ${cause.message}`
-    : ""
+/** The words of a cause; of a failure of ours without the lines about its statement, which the cause itself has. */
+const said = (cause: unknown): string => {
+  if (!Predicate.hasProperty(cause, "message") || typeof cause.message !== "string" || cause.message === "") return ""
+  const lines = isDatabaseError(cause) && "sql" in cause ? statementLines(cause) : ""
+  return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
+}
 
 /** What the program's own code failed with: an error, or any other value. */
 const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
@@ -87,7 +117,8 @@ const connectAdvice = {
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
   wrongRole:
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
-  credentials: "no user and password were given for it: look at what provides `credentials` or `passwordFile`",
+  credentials:
+    "it has no user and password to use: look at the settings, or at what `credentials` or `passwordFile` gives",
   setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
   protocol:
     "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
@@ -211,12 +242,12 @@ const outcomeAdvice = {
  * @category errors
  */
 export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Disconnected")("Disconnected", {
-  ...place,
+  ...ran,
   outcome: OutcomeSchema
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost${said(this.cause)} - ${outcomeAdvice[this.outcome]}`
+    return `${at(this)}: the connection was lost${said(this.cause)} - ${outcomeAdvice[this.outcome]}${statementLines(this)}`
   }
 }
 
@@ -232,7 +263,7 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -248,7 +279,7 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -264,7 +295,7 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -280,7 +311,7 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
@@ -296,23 +327,24 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)}`
+    return refusal(this)
   }
 }
 
 /**
- * 40001: run the whole transaction again, or give it `{ retry }`.
+ * 40001, or a read that a standby has cancelled for what it had to replay: run the whole transaction again, or give it `{ retry }`. A
+ * reader's statement outside of a transaction is tried again on another server first.
  *
  * @since 0.1.0
  * @category errors
  */
 export class SerializationFailure extends Schema.TaggedError<SerializationFailure>("effect-db/SerializationFailure")(
   "SerializationFailure",
-  place
+  refused
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }`
+    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }${statementLines(this)}`
   }
 }
 
@@ -324,11 +356,11 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
  */
 export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effect-db/DeadlockDetected")(
   "DeadlockDetected",
-  { ...place, detail: Schema.optional(Schema.String) }
+  { ...refused, detail: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }`
+    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }${statementLines(this)}`
   }
 }
 
@@ -344,7 +376,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - make the statement faster, or raise statementTimeout`
+    return `${at(this)}: ${this.limit} - ${cancelAdvice(this.limit)}${statementLines(this)}`
   }
 }
 
@@ -357,7 +389,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - try again, or raise lockTimeout`
+    return `${at(this)}: ${this.limit} - ${lockAdvice(this.limit)}${statementLines(this)}`
   }
 }
 
@@ -372,43 +404,76 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 )("IdleTransactionTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - do slow work outside of the transaction`
+    return `${at(this)}: ${this.limit} - ${limitAdvice(this.limit)}${statementLines(this)}`
   }
 }
 
+const readOnlyAdvice = {
+  reader: "write through the writer",
+  transaction: 'it is in a transaction with access "read only": begin that without it, or write elsewhere',
+  server:
+    "the server, or the session, takes no writes: it is a standby or set read-only, so look where the address of the writer leads, or try again"
+} as const
+
 /**
- * 25006: a write through a read-only handle, transaction or server.
+ * 25006: a write where none may be. `reason` says what refuses it: the `reader`, a `transaction` that was begun read-only, or the `server`,
+ * which is a standby, or was made read-only.
  *
  * @since 0.1.0
  * @category errors
  */
 export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("effect-db/ReadOnlyViolation")(
   "ReadOnlyViolation",
-  place
+  {
+    ...refused,
+    reason: Schema.optionalWith(Schema.Literal("reader", "transaction", "server"), { default: () => "reader" })
+  }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - write through the writer`
+    return `${at(this)}${said(this.cause)} - ${readOnlyAdvice[this.reason]}${statementLines(this)}`
+  }
+}
+
+/** With the SQLSTATE, and with the server's hint or else our own. */
+const withState = (self: Parameters<typeof refusal>[0] & { readonly sqlState?: string | undefined }): string => {
+  const state = self.sqlState === undefined ? "" : ` (${self.sqlState})`
+  const hint = self.hint ?? (self.sqlState === undefined ? undefined : stateAdvice(self.sqlState))
+  return `${at(self)}${said(self.cause)}${state}${hint === undefined ? "" : ` - ${hint}`}${statementLines(self)}`
+}
+
+/**
+ * Class 22: a value that the server cannot take, or cannot compute with. It is no number, date or JSON, is out of range or too long, or divides
+ * by zero.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/InvalidInput")("InvalidInput", {
+  ...violation,
+  sqlState: Schema.String
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    return withState(this)
   }
 }
 
 /**
  * Any other refusal of a statement. `sqlState` is absent where the statement could not even be sent.
  *
+ * What follows a failure in the same transaction is refused as well (25P02): the cause of its cause is that first failure.
+ *
  * @since 0.1.0
  * @category errors
  */
 export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/QueryFailed")("QueryFailed", {
-  ...place,
-  sqlState: Schema.optional(Schema.String),
-  detail: Schema.optional(Schema.String),
-  hint: Schema.optional(Schema.String),
-  position: Schema.optional(Schema.Number)
+  ...violation,
+  sqlState: Schema.optional(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const code = this.sqlState === undefined ? "" : ` (${this.sqlState})`
-    return `${at(this)}${said(this.cause)}${code}${this.hint === undefined ? "" : ` - ${this.hint}`}`
+    return withState(this)
   }
 }
 
@@ -512,6 +577,38 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
           " in UnitOfWork.outside (plain code: in the runtime's outside)"
       : `${at(this)}: a ${this.by} in one of its statements has ended the transaction, and what was done before it is ` +
           `${this.by === "COMMIT" ? "stored" : "undone"}${said(this.cause)} - leave its end to withTransaction or the unit of work`
+  }
+}
+
+/** How much of a statement a message shows. */
+const longestExcerpt = 200
+
+/**
+ * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`, and went on. What the statement did is
+ * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole.
+ *
+ * It never runs again by `retry`: the next run would be interrupted in the same way.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class TransactionInterrupted extends Schema.TaggedError<TransactionInterrupted>(
+  "effect-db/TransactionInterrupted"
+)("TransactionInterrupted", {
+  ...place,
+  /** The text of the statement, without the values of its parameters. */
+  statement: Schema.String,
+  /** Function, file, line and column of the statement, where call sites are noted down (`leakThreshold`). */
+  callSite: Schema.optional(Schema.String)
+}) {
+  readonly [TypeId]: TypeId = TypeId
+  override get message(): string {
+    const { callSite, statement } = this
+    const text = statement.length > longestExcerpt ? `${statement.slice(0, longestExcerpt)}...` : statement
+    return (
+      `${at(this)}: the program interrupted a statement of the transaction${callSite === undefined ? "" : ` at ${callSite}`}, ` +
+      `so it is rolled back: ${text} - put what may be interrupted, as by a timeout, into a nested transaction`
+    )
   }
 }
 
@@ -637,7 +734,8 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 }
 
 /**
- * A transaction was to join another one whose isolation or access differs.
+ * A part asks for something that the transaction, or the unit of work, which it is to join cannot be: its isolation once a statement was
+ * sent, its access, a limit, the order of commits, or to be run again (`retry`).
  *
  * @since 0.1.0
  * @category errors
@@ -653,10 +751,11 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
-      ' - use the same option, or propagation "requiresNew"'
-    )
+    const where = this.database === "" ? "" : `${at(this)}: `
+    return this.option === "retry"
+      ? `${where}a part with retry has joined what cannot be run again - give retry to the whole, or use propagation "requiresNew"`
+      : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
+          ' - use the same option, or propagation "requiresNew"'
   }
 }
 
@@ -833,8 +932,10 @@ export type StatementError =
   | LockTimeout
   | IdleTransactionTimeout
   | ReadOnlyViolation
+  | InvalidInput
   | QueryFailed
   | TransactionEnded
+  | TransactionInterrupted
   | TransactionBusy
   | NoReplicaCaughtUp
   | TokenFromLostTimeline

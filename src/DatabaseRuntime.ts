@@ -14,6 +14,7 @@ import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "./Consistency.js"
 import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
+import { trace } from "./internal/callSite.js"
 import { problemOf } from "./internal/request/problem.js"
 import { Tokens } from "./internal/request/tokens.js"
 import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/access.js"
@@ -189,7 +190,15 @@ const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 /** What failed, itself: not the machinery around it. */
 const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
   if (Exit.isSuccess(exit)) return exit.value
-  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause) ? signal.reason : Cause.squash(exit.cause)
+  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause)
+    ? signal.reason
+    : withFrames(Cause.squash(exit.cause))
+}
+
+/** A failure of ours with the frames of the code that awaits it. */
+const withFrames = (error: unknown): unknown => {
+  if (isDatabaseError(error)) trace(error)
+  return error
 }
 
 /**
@@ -268,7 +277,11 @@ export const make = <R, E, const D extends Databases<R>>(
       const stream = inAmbientStream(self)
       return (async function* () {
         const managed = counted.current ?? (await opened())
-        yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
+        try {
+          yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
+        } catch (error) {
+          throw withFrames(error)
+        }
       })()
     }
   }

@@ -72,6 +72,19 @@ export type Observation = Data.TaggedEnum<{
   }
   /** A connection in use or idle was lost: closed by the server or the network. */
   Lost: { readonly database: string; readonly server: string; readonly processId: number; readonly message: string }
+  /** The server said something beside its answers, by a statement or at login: a NOTICE, WARNING, INFO, LOG or DEBUG. */
+  Noticed: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    /** In the language of the server's messages. */
+    readonly severity: string
+    /** `00000`, or of class 01 for a warning, unless a function says otherwise. */
+    readonly sqlState: string
+    readonly message: string
+    readonly detail: string | undefined
+    readonly hint: string | undefined
+  }
   /** A connection was handed out. */
   CheckedOut: {
     readonly database: string
@@ -133,7 +146,7 @@ export type Observation = Data.TaggedEnum<{
     readonly attempt: number
     readonly message: string
   }
-  /** A transaction has ended. */
+  /** A transaction has ended; `unknown` where the answer to its COMMIT did not come, also because its caller waited no longer. */
   TransactionEnded: {
     readonly database: string
     readonly server: string
@@ -166,7 +179,11 @@ export type Observation = Data.TaggedEnum<{
   /** A listener is too slow: its buffer is full, and messages are dropped. It is told of the gap. */
   ListenOverflowed: { readonly database: string; readonly channel: string }
   /** A hook that runs after the end of a transaction failed; the rest still ran. */
-  HookFailed: { readonly database: string; readonly hook: "afterCommit" | "afterRollback"; readonly message: string }
+  HookFailed: {
+    readonly database: string
+    readonly hook: "afterCommit" | "afterRollback" | "afterUnknown"
+    readonly message: string
+  }
 }>
 
 /**

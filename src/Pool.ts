@@ -185,6 +185,7 @@ export class Pool {
     credentials.follow((generation) => this.stock.retireOlder(generation))
     const owner: Owner = {
       operated: this.meter.operated,
+      noticed: (connection, notice) => this.journal.noticed(connection, notice),
       lost: (connection, error) => {
         this.stock.suspectAll()
         this.stock.take(connection)
@@ -197,6 +198,7 @@ export class Pool {
         this.loans?.remove(connection)
         this.journal.closed(connection, reason)
         this.tasks.closed(connection)
+        if (reason === "wrongRole") this.stock.retireAll(reason)
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
       }
@@ -282,6 +284,12 @@ export class Pool {
     const now = performance.now()
     this.loans?.remove(connection)
     this.journal.checkedIn(connection, now - connection.takenAt)
+    if (!connection.isStopping) return this.receive(connection, now)
+    connection.onStopped = () => this.receive(connection, performance.now())
+  }
+
+  /** The next waiter's, or idle, or closed where it is not as it was handed out. */
+  private receive(connection: Connection, now: number): void {
     if (connection.broken !== undefined) {
       // a cancelled one is still busy: it closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)
@@ -510,6 +518,7 @@ export class Pool {
     const { broken } = connection
     connection.destroy("vetoed")
     if (broken === "broken") this.failed({ reason: "unreachable", error }, start)
+    else if (broken === "wrongRole") this.failed({ reason: "wrongRole", error }, start)
     else if (broken !== "invalidated" && broken !== "shutdown") this.failed({ reason: "setup", error })
   }
 
@@ -518,6 +527,8 @@ export class Pool {
     if (this.onEmpty !== undefined) return
     const { reason } = failure
     const now = performance.now()
+    // its name leads elsewhere now: what is open may be on a server that is the writer no more
+    if (reason === "wrongRole") this.stock.retireAll(reason)
     const isEmpty = this.stock.open === 0
     const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
     this.outage.failed(failure, now - start < this.growth.hope, isEmpty ? "needed" : "spare")

@@ -276,6 +276,7 @@ const repeatedly = <E, R>(
     Effect.suspend(() => {
       const handle = open()
       unit = handle.unit
+      unit.canRunAgain = true
       // what the attempt before has left to be done before the response is forgotten
       return Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
@@ -338,9 +339,10 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return app
-      if (around?.unit !== undefined) {
-        const label = describing(request, plan.ask, options)(fiber)?.label
-        return asPart(app, around, { label, site: undefined }, undefined, (exit) => decide(options, exit))
+      if (around?.joinable !== undefined) {
+        const describe = describing(request, plan.ask, options)
+        const name = { label: describe(fiber)?.label, site: undefined }
+        return asPart(app, around, name, { describe }, (exit) => decide(options, exit))
       }
       const opening = openingFor(plan, request, around, settings)
       // what `uninterruptibleMask` would do, with a step less
@@ -401,7 +403,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
     Effect.withFiberRuntime((fiber) => {
       const around = currentCarrier(fiber)
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
-      if (around?.unit !== undefined) return Effect.succeed(around.slot)
+      if (around?.joinable !== undefined) return Effect.succeed(around.slot)
       const { transaction } = options
       const settings = typeof transaction === "function" ? transaction(request) : transaction
       const handle = UnitOfWork.open(openingFor(plan, request, around, settings))

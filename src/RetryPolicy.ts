@@ -3,7 +3,7 @@
  *
  * | what failed | by default |
  * |---|---|
- * | checkout, connect, BEGIN: nothing was sent | tried again, within `acquireTimeout` |
+ * | checkout, connect, BEGIN: nothing was sent | tried again, until `acquireTimeout` |
  * | a statement of a reader, outside of a transaction | tried again, on another server where there is one |
  * | a statement of an {@link idempotent} scope, outside of a transaction | tried again |
  * | any other statement outside of a transaction | not tried again: `Disconnected`, in doubt |
@@ -41,7 +41,7 @@ export interface Budget {
  * @category models
  */
 export interface Policy {
-  /** Nothing was sent: no connection, or it was lost before BEGIN was answered. */
+  /** Nothing was sent: no connection, or it was lost before BEGIN was answered. Of its callers `maxOutageWaiters` wait at a time. */
   readonly acquire: Schedule.Schedule<unknown, DatabaseError>
   /** A statement outside of a transaction that may run twice: a reader's, or one of an idempotent scope. */
   readonly statement: Schedule.Schedule<unknown, DatabaseError>
@@ -52,7 +52,10 @@ export interface Policy {
    * the policy in force when the database is opened.
    */
   readonly listen: Schedule.Schedule<unknown, DatabaseError>
-  /** Keeps a failing server from being hammered: without budget the failure is passed on at once. */
+  /**
+   * Keeps a failing server from being hammered: without budget the failure is passed on at once. An attempt that found no connection takes
+   * nothing of it, for a pool connects for all its callers together.
+   */
   readonly budget: Budget
 }
 
@@ -67,8 +70,8 @@ const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknow
   )
 
 /**
- * The default: exponential with jitter; 5 times for what was not sent, 3 times for a statement, 10 times for a transaction; of all callers
- * together 200 at once and 50 a second. Listening again: from 50 ms up to 5 s, for ever.
+ * The default: exponential with jitter; up to 1 s and until `acquireTimeout` for what was not sent, 3 times for a statement, 10 times for a
+ * transaction; of all callers together 200 at once and 50 a second. Listening again: from 50 ms up to 5 s, for ever.
  *
  * @since 0.1.0
  * @category policies

@@ -23,6 +23,7 @@ export type Meaning =
   | "IdleTransactionTimeout"
   | "ReadOnlyViolation"
   | "Disconnected"
+  | "InvalidInput"
   | "QueryFailed"
 
 /**
@@ -76,8 +77,8 @@ const poolerState = "08P01"
 /**
  * The meaning of a SQLSTATE.
  *
- * `57014` (query_canceled) is `"StatementTimeout"`: this library never reuses a connection whose statement it cancelled
- * itself, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
+ * `57014` (query_canceled) is `"StatementTimeout"`: a statement that this library has cancelled itself has no caller left who could see
+ * it, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
  *
  * @example
  * import { SqlState } from "effect-db"
@@ -87,8 +88,12 @@ const poolerState = "08P01"
  * @since 0.1.0
  * @category classification
  */
-export const meaning = (sqlState: string): Meaning =>
-  meanings.get(sqlState) ?? (sqlState.startsWith("08") ? "Disconnected" : "QueryFailed")
+export const meaning = (sqlState: string): Meaning => meanings.get(sqlState) ?? classMeaning(sqlState)
+
+const classMeaning = (sqlState: string): Meaning => {
+  if (sqlState.startsWith("08")) return "Disconnected"
+  return sqlState.startsWith("22") ? "InvalidInput" : "QueryFailed"
+}
 
 /**
  * What the last words of a connection mean. PgBouncer has one SQLSTATE for all that it says itself, so its words count.
@@ -102,6 +107,18 @@ export const lossMeaning = (sqlState: string, message: string): Meaning =>
     : meaning(sqlState)
 
 /**
+ * What the refusal of a statement means. A standby cancels a read that stands in the way of what it has to replay; under the SQLSTATE of
+ * other cancels its words tell.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const refusalMeaning = (sqlState: string, message: string): Meaning => {
+  const means = meaning(sqlState)
+  return means === "StatementTimeout" && message.includes("conflict with recovery") ? "SerializationFailure" : means
+}
+
+/**
  * Whether a pooler ended a connection before any server had seen what was sent last: all its server connections were in use for too long,
  * or the one that it chose was gone.
  *
@@ -110,6 +127,73 @@ export const lossMeaning = (sqlState: string, message: string): Meaning =>
  */
 export const isUnserved = (sqlState: string, message: string): boolean =>
   sqlState === poolerState && /^(query_wait_timeout|invalid server parameter)/.test(message)
+
+/**
+ * Whether a statement was refused only because one before it in the transaction had failed.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isAborted = (sqlState: string): boolean => sqlState === "25P02"
+
+/**
+ * Whether a notice is a warning. A function may give it any SQLSTATE, and a server its name in any language.
+ *
+ * @internal
+ */
+export const isWarning = (sqlState: string, severity: string): boolean =>
+  severity === "WARNING" || sqlState.startsWith("01")
+
+/**
+ * The advice for a statement that the server has cancelled, by the server's words; where they are in another language it is of both kinds.
+ *
+ * @internal
+ */
+export const cancelAdvice = (message: string): string => {
+  const raise = "make the statement faster, or raise statementTimeout"
+  const cancelled = "an administrator or another program has cancelled it"
+  if (message.includes("statement timeout")) return raise
+  return message.includes("user request") ? cancelled : `${raise}; or ${cancelled}`
+}
+
+/**
+ * The advice for a lock that was not free.
+ *
+ * @internal
+ */
+export const lockAdvice = (message: string): string => {
+  const raise = "try again, or raise lockTimeout"
+  const wait = "another transaction holds it: try again, or wait for it without NOWAIT"
+  if (message.includes("lock timeout")) return raise
+  return message.startsWith("could not obtain lock") ? wait : `${raise}; or ${wait}`
+}
+
+/**
+ * The advice for a transaction that was ended for its time.
+ *
+ * @internal
+ */
+export const limitAdvice = (message: string): string => {
+  const isOpen = /\btransaction timeout/.test(message) && !/\bidle\b/.test(message)
+  return isOpen
+    ? "make the transaction shorter, or raise the server's transaction_timeout"
+    : "do slow work outside of the transaction"
+}
+
+/**
+ * The advice for a SQLSTATE where the server gives no hint, if there is any.
+ *
+ * @internal
+ */
+export const stateAdvice = (sqlState: string): string | undefined => advice.get(sqlState)
+
+const pooled = 'a pooler in transaction mode may be in between: set mode: "transactionPooler"'
+
+const advice: ReadonlyMap<string, string> = new Map([
+  ["25P02", "let a failure end its transaction, or put what may fail into a nested one"],
+  ["26000", pooled],
+  ["42P05", pooled]
+])
 
 /**
  * Whether the server's answer means that the transaction may be run again from its start and may then succeed.
@@ -123,13 +207,33 @@ export const isReplayable = (sqlState: string): boolean => {
 }
 
 /**
- * Whether a prepared statement has to be prepared again: it is unknown to the session, or its result type has changed.
+ * Whether a prepared statement has to be prepared again: it is unknown to the session, its result type has changed, or a type of its
+ * parameters was dropped.
  *
  * @since 0.1.0
  * @category classification
  */
 export const isStalePlan = (sqlState: string, message: string): boolean =>
-  sqlState === "26000" || (sqlState === "0A000" && message.includes("cached plan"))
+  sqlState === "26000" ||
+  (sqlState === "0A000" && message.includes("cached plan")) ||
+  (sqlState === "XX000" && message.startsWith("cache lookup failed for type "))
+
+/**
+ * Whether a statement ended because a client asked for it, and not for the server's own limit. A server that speaks another language than
+ * English says so in other words, and is not understood.
+ *
+ * @since 0.1.0
+ * @category classification
+ */
+export const isCancelled = (sqlState: string, message: string): boolean =>
+  meaning(sqlState) === "StatementTimeout" && message.endsWith("due to user request")
+
+/**
+ * Whether the proof of a server's role failed: a text, that says why, was read as a number.
+ *
+ * @internal
+ */
+export const isUnproved = (sqlState: string): boolean => sqlState === "22P02"
 
 const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, ConnectReason>([
   ["28P01", "authentication"],

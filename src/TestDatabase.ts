@@ -14,7 +14,8 @@ import { type Database, sandbox } from "./Database.js"
  *
  * The application's transactions become savepoints, their hooks run, writers and readers share the one connection, and a reader still
  * cannot write. What is asked to be independent, or a transaction of its own, is nested here, for there is one connection. The work of
- * concurrent fibers takes turns. A statement that is interrupted after it was sent ends the sandbox. What the server does at COMMIT only
+ * concurrent fibers takes turns. A statement that is interrupted is undone alone, or with the application's transaction that it is in;
+ * where the server does not confirm its cancel within a second, or behind a pooler, the sandbox ends. What the server does at COMMIT only
  * is not done: deferred constraints are not checked, notifications are not sent, and what `SET LOCAL` has set stays.
  *
  * A statement that would end the sandbox, such as COMMIT, is refused with `QueryFailed`. On a reserved connection BEGIN, COMMIT and ROLLBACK are

@@ -10,7 +10,8 @@ import type { Carrier, Kind } from "./internal/carrier.js"
 import { type Hook, type HookKind, passedOn } from "./internal/hooks.js"
 import { type Limits, setLocal } from "./internal/limits.js"
 import { type Lender, Link } from "./internal/link.js"
-import { Level } from "./internal/session.js"
+import type { TransactionSpan } from "./internal/observability/transactionSpan.js"
+import { Level, type Opened } from "./internal/session.js"
 import * as wire from "./internal/wire.js"
 import { nameSql } from "./internal/work.js"
 import type { Observer } from "./Observation.js"
@@ -64,7 +65,8 @@ export interface Options {
   /**
    * Runs the whole again, from its start, where it is undone for certain and may go better: after a serialization failure, a deadlock or
    * a lost connection. `true` follows the `RetryPolicy`. Only the outermost transaction is run again, for failures of its own database;
-   * what it has done elsewhere, another database's own transactions among it, is done again. Default `false`.
+   * what it has done elsewhere, another database's own transactions among it, is done again. Inside of a unit of work it is the unit that is
+   * run again; where a part joins what cannot be run again that is `OptionsConflict`. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** A name for observations and spans. */
@@ -140,8 +142,12 @@ const none: ReadonlyArray<never> = []
  * @category models
  */
 export class Transaction {
+  /** @internal Set where a tracer is. */
+  span: TransactionSpan | undefined = undefined
   private hooks: Array<Hook> | undefined = undefined
   private readonly startedAt = performance.now()
+  /** @internal Whether a unit of work has begun it. */
+  isOfUnit = false
   /** Where its outermost transaction is. */
   readonly base: Kind
 
@@ -151,9 +157,23 @@ export class Transaction {
     /** @internal */ readonly level: Level,
     /** The transaction around it, if this is a savepoint of the application. */
     readonly outer: Transaction | undefined,
-    readonly options: Options
+    private settings: Options,
+    /** What it is a savepoint in, which in a sandbox need not be of the application. */
+    private readonly around?: Transaction
   ) {
     this.base = outer?.base ?? kind
+  }
+
+  get options(): Options {
+    return this.settings
+  }
+
+  /** @internal Has it be as a part of it asks, before anything of it was sent. */
+  raise(more: Options): void {
+    const given = Object.fromEntries(Object.entries(more).filter(([_, value]) => value !== undefined))
+    this.settings = { ...this.settings, ...given }
+    const { around, kind, origin, settings } = this
+    this.level.plan(around === undefined ? opening(origin, kind, settings) : nesting(around, settings))
   }
 
   /** When it began, in ms since then. */
@@ -217,6 +237,12 @@ export const begin = (
   if (origin.sandbox !== undefined)
     return nest(origin, carrier?.around(origin) ?? origin.sandbox, kind, undefined, asked)
   const options = withLimits(kind === "reader" ? { ...asked, access: "read only" } : asked, origin.limits)
+  const level = new Level(new Link(lender), undefined, opening(origin, kind, options))
+  return new Transaction(origin, kind, level, undefined, options)
+}
+
+/** How a transaction begins that is no savepoint. */
+const opening = (origin: Origin, kind: Kind, options: Options): Opened => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
@@ -228,9 +254,8 @@ export const begin = (
       : beginSql(options).map(wire.step)
   const limited = origin.limits === undefined ? steps : [...steps, ...idleLimit(origin.limits)]
   // a transaction is read-only for good only after its first query
-  const all = kind === "reader" ? [...limited, wire.constantStep("SELECT 1")] : limited
-  const level = new Level(new Link(lender), undefined, all, none, readOnly, limitOf(options))
-  return new Transaction(origin, kind, level, undefined, options)
+  const begin = kind === "reader" ? [...limited, wire.constantStep("SELECT 1")] : limited
+  return { begin, restore: none, readOnly, limit: limitOf(options) }
 }
 
 /** The limits that a session would have set, where the transaction has none of its own. */
@@ -254,21 +279,25 @@ export const nest = (
   outer: Transaction | undefined,
   options: Options
 ): Transaction => {
+  const { applicationName, lockTimeout, statementTimeout } = around.options
+  const effective = { applicationName, lockTimeout, statementTimeout, ...options }
+  const level = new Level(around.level.link, around.level, nesting(around, options))
+  return new Transaction(origin, kind, level, outer, effective, around)
+}
+
+/** How a savepoint begins, and what puts the settings around it back. */
+const nesting = (around: Transaction, options: Options): Opened => {
+  const { applicationName, lockTimeout, statementTimeout } = around.options
   const limits = limitsSql(options)
   const readOnly = options.access === "read only" || around.readOnly
   const set = options.access === "read only" ? ["SET LOCAL transaction_read_only = on", ...limits] : limits
   const restore = limits.length === 0 ? none : [...limitsSql(around.options), ...unset(options, around.options)]
-  const { applicationName, lockTimeout, statementTimeout } = around.options
-  const effective = { applicationName, lockTimeout, statementTimeout, ...options }
-  const level = new Level(
-    around.level.link,
-    around.level,
-    set.map(wire.step),
-    restore.map(wire.step),
+  return {
+    begin: set.map(wire.step),
+    restore: restore.map(wire.step),
     readOnly,
-    limitOf(effective)
-  )
-  return new Transaction(origin, kind, level, outer, effective)
+    limit: limitOf({ applicationName, lockTimeout, statementTimeout, ...options })
+  }
 }
 
 const unset = (inner: Options, outer: Options): ReadonlyArray<string> => {

@@ -24,7 +24,9 @@ import {
 import { type CallSite, siteOfPart } from "./internal/callSite.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
-import { finish, undoAll } from "./internal/commits.js"
+import { finish } from "./internal/commits.js"
+import { undoAll } from "./internal/ending.js"
+import { retryRefused } from "./internal/propagation.js"
 import { replay } from "./internal/replay.js"
 import { slotOf, withoutSlot } from "./internal/schema/place.js"
 import type { PartName } from "./internal/transaction/part.js"
@@ -101,7 +103,7 @@ export interface Options<A, E> {
   readonly checkFirst?: boolean | undefined
   /**
    * Runs the whole unit again, from its start, where all of it is undone for certain and may go better. `true` follows the `RetryPolicy`.
-   * Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
+   * A part that joins asks it of the whole, and where that cannot be run again it fails with `OptionsConflict`. Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
    * it. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
@@ -197,8 +199,20 @@ class OpenUnit implements Handle {
         close()
         return Effect.zipRight(undoAll(unit.begun, restore), Effect.die(defect))
       }
-      if (outcome === "commit")
-        return finish({ unit, carrier: unit, all: () => unit.all, isEarly: false, close }, unit.ending, restore)
+      if (outcome === "commit") {
+        const committed = finish(
+          { unit, carrier: unit, all: () => unit.all, isEarly: false, close },
+          unit.ending,
+          restore
+        )
+        // a hook may invalidate something, too
+        if (!unit.hasPending && !all.some((transaction) => transaction.hasHooks)) return committed
+        return Effect.onExit(committed, (exit) =>
+          Effect.sync(() => {
+            if (Exit.isSuccess(exit) || unit.hasStored) unit.stored(false)
+          })
+        )
+      }
       close()
       return undoAll(all, restore)
     })
@@ -319,9 +333,23 @@ const begin = <A, E, R>(
     name: { label: options.work?.label, site }
   }
   const once = (handle: Handle) => runIn(self, handle, options)
-  return retry === undefined || retry === false
-    ? Effect.suspend(() => once(open(opening)))
-    : replay(() => open(opening), once, retry)
+  const canRunAgain = !isRequest || (retry !== undefined && retry !== false)
+  const fresh = () => {
+    const handle = open(opening)
+    handle.unit.canRunAgain = canRunAgain
+    return handle
+  }
+  if (retry !== undefined && retry !== false) return replay(fresh, once, retry)
+  // interruptible, a handler of causes would take from that of an interruption what has failed beside it
+  return Effect.uninterruptibleMask((restore) => {
+    const handle = fresh()
+    return Effect.catchAllCause(restore(once(handle)), (cause) => {
+      const { unit } = handle
+      return unit.askedRetry === undefined
+        ? Effect.failCause(cause)
+        : restore(replay(fresh, once, unit.askedRetry, { cause, unit }))
+    })
+  })
 }
 
 const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefined =>
@@ -333,13 +361,18 @@ const join = <A, E, R>(
   carrier: Carrier,
   unit: Unit,
   options: Options<A, E>,
-  name: PartName
+  name: PartName,
+  describe: Describe | undefined
 ): Effect.Effect<A, E | OptionsConflict, R> => {
   const rules = rulesOf(options)
-  const conflict = rules === undefined ? undefined : unit.demand(rules)
-  return conflict === undefined
-    ? asPart(self, carrier, name, undefined, (exit) => decide(options, exit))
-    : Effect.fail(conflict)
+  const { checkFirst, order, retry = false } = options
+  const conflict =
+    (rules === undefined ? undefined : unit.demand(rules)) ??
+    unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
+  if (conflict !== undefined) return Effect.fail(conflict)
+  if (retry !== false && !carrier.takeRetry(undefined, retry))
+    return Effect.fail(retryRefused(unit.begun[0]?.origin.database ?? ""))
+  return asPart(self, carrier, name, { describe }, (exit) => decide(options, exit))
 }
 
 /**
@@ -380,9 +413,9 @@ export const run: {
     const site = siteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
-      return carrier?.unit === undefined
+      return carrier?.joinable === undefined
         ? begin(self, carrier, true, options, told(options), site)
-        : join(self, carrier, carrier.unit, options, { label, site })
+        : join(self, carrier, carrier.joinable, options, { label, site }, told(options))
     })
   }
 )
@@ -399,9 +432,9 @@ export const runDescribed = <A, E, R>(
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
     const carrier = currentCarrier(fiber)
-    return carrier?.unit === undefined
+    return carrier?.joinable === undefined
       ? begin(self, carrier, true, options, describe, undefined, true)
-      : join(self, carrier, carrier.unit, options, { label: describe(fiber)?.label, site: undefined })
+      : join(self, carrier, carrier.joinable, options, { label: describe(fiber)?.label, site: undefined }, describe)
   })
 
 /**
@@ -586,7 +619,9 @@ const endSome = (
         const now = choose(carrier, unit)
         return now instanceof PropagationRefused ? chosen : now
       }
-      return finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore)
+      return Effect.tap(finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore), () =>
+        Effect.sync(() => unit.stored(true))
+      )
     })
   )
 

@@ -314,7 +314,7 @@ describe("a web request that is answered again", () => {
         { retry: true }
       )
       const thrown = yield* failure(handle(post("")))
-      assert.strictEqual(tagOf(thrown), "QueryFailed")
+      assert.strictEqual(tagOf(thrown), "InvalidInput")
       assert.strictEqual(attempts, 2)
     })
   )
@@ -383,9 +383,9 @@ describe("what promises can do", () => {
       Effect.gen(function* () {
         const { db, runtime, stored } = yield* fresh({ lazy: true })
         const sql = db.writer
-        assert.strictEqual(tagOf(yield* failure(sql`SELECT 1/0`.then())), "QueryFailed")
+        assert.strictEqual(tagOf(yield* failure(sql`SELECT 1/0`.then())), "InvalidInput")
         const first = sql`SELECT 1/0`.stream()[Symbol.asyncIterator]().next()
-        assert.strictEqual(tagOf(yield* failure(first)), "QueryFailed")
+        assert.strictEqual(tagOf(yield* failure(first)), "InvalidInput")
         const mine = new Error("mine")
         const throwing = runtime.unitOfWork(async () => {
           await sql`INSERT INTO item ${sql.insert({ name: "x" })}`

@@ -8,6 +8,7 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.meaning("40P01"), "DeadlockDetected")
     assert.strictEqual(SqlState.meaning("57P01"), "Disconnected")
     assert.strictEqual(SqlState.meaning("08006"), "Disconnected")
+    assert.strictEqual(SqlState.meaning("22P02"), "InvalidInput")
     assert.strictEqual(SqlState.meaning("42P01"), "QueryFailed")
     assert.strictEqual(SqlState.meaning(""), "QueryFailed")
     assert.strictEqual(SqlState.meaning("toString"), "QueryFailed")

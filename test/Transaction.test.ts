@@ -461,7 +461,7 @@ describe("Transaction", () => {
           DatabaseError.refine,
           Effect.flip
         )
-        assert.strictEqual(failing._tag, "QueryFailed")
+        assert.strictEqual(failing._tag, "InvalidInput")
         assert.strictEqual(yield* active, 0)
         assert.strictEqual((yield* stored).length, 300)
       }).pipe(Effect.provide(fresh()))

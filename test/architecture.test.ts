@@ -45,7 +45,13 @@ const typeCircles = [
 
 /** Who imports which package. `effect`, `@effect/sql` and `node:` are free. */
 const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
-  "@effect/experimental": ["Client", "Database", "TestDatabase", "internal/sessionTasks"],
+  "@effect/experimental": [
+    "Client",
+    "Database",
+    "TestDatabase",
+    "internal/sessionTasks",
+    "internal/transaction/reactivity"
+  ],
   // HTTP is nobody else's business
   "@effect/platform": [
     "RequestTransaction",
@@ -54,7 +60,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/request/passage",
     "internal/request/route"
   ],
-  "@effect/sql-pg": ["Client", "Copy", "Database", "DatabaseConfig"],
+  "@effect/sql-pg": ["Client", "Copy", "Database", "DatabaseConfig", "internal/client/config"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: [
     "internal/driver",

@@ -63,12 +63,18 @@ describe("a cancel", () => {
           username,
           password,
           ssl: { ca: certificate }
-        }
+        },
+        // the second statement waits for the connection of the first, which is kept
+        maxConnections: 1
       })
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        const [row] = yield* sql`SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()`
-        assert.deepStrictEqual(row, { ssl: true })
+        const session = sql<{
+          pid: number
+          ssl: boolean
+        }>`SELECT pid, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()`
+        const before = yield* session
+        assert.strictEqual(before[0]?.ssl, true)
 
         const first = yield* Effect.fork(long)
         assert.strictEqual(yield* running(server.url, 1), 1)
@@ -78,23 +84,25 @@ describe("a cancel", () => {
         assert.isAtLeast(proxy.accepted, 2)
         assert.deepStrictEqual([...new Set(types(ofLast()))], ["ssl", "tls"])
         assert.notInclude(types(messages), "cancel")
+        // the server has confirmed it
+        assert.deepStrictEqual(yield* session, before)
 
         const second = yield* Effect.fork(long)
         assert.strictEqual(yield* running(server.url, 1), 1)
         yield* server.set("ssl", "off")
-        const before = proxy.accepted
+        const accepted = proxy.accepted
         yield* Fiber.interrupt(second)
         yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
         assert.strictEqual(proxy.connections, 0)
         // asked for TLS, and told no, twice
-        assert.strictEqual(proxy.accepted, before + 2)
+        assert.strictEqual(proxy.accepted, accepted + 2)
         assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
         assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
       }).pipe(Effect.provide(context))
     })
   )
 
-  it.scopedLive("has the client's certificate with it, where it has to", () =>
+  it.scopedLive("sends the client's certificate where the server demands one", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")
@@ -153,8 +161,11 @@ describe("a cancel", () => {
         yield* Fiber.interruptAll(fibers)
         assert.isBelow(performance.now() - before, 1000)
         assert.strictEqual(yield* active, 0)
-        assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
-        assert.strictEqual(yield* running(url, 0), 0)
+        // the connections are kept, so there is still none left for another client
+        const busy = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity
+          WHERE state = 'active' AND query LIKE '%AS long'`
+        yield* Effect.repeat(busy, { schedule: soon, until: ([row]) => row?.n === 0 })
+        assert.deepStrictEqual(yield* busy, [{ n: 0 }])
       }).pipe(Effect.provide(context))
     })
   )

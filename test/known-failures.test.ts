@@ -12,7 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
-import { Database, DatabaseError, RetryPolicy } from "effect-db"
+import { Database, DatabaseError, Migrations, RetryPolicy } from "effect-db"
 import { live } from "../src/internal/embedded/live.js"
 import { behindBouncer, hasBouncer, pooled } from "./fixtures/bouncer.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
@@ -333,6 +333,38 @@ describe("known failures", () => {
     })
   )
 
+  it.scopedLive("25. several processes migrate at once: all succeed, and each migration runs once", () =>
+    Effect.gen(function* () {
+      const place = yield* KnownFailures.freshTables
+      const databases = yield* Effect.replicateEffect(open(App, { writer: place.writer }), 5)
+      const exits = yield* KnownFailures.migrateAtOnce(
+        place,
+        databases.map(
+          ({ context }) =>
+            (loader) =>
+              Effect.provide(Migrations.run(App, { loader }), context)
+        ),
+        // the others wait for the one that has the lock
+        1
+      )
+      const applied = exits.map((exit) => (Exit.isSuccess(exit) ? JSON.stringify(exit.value) : String(exit.cause)))
+      assert.deepStrictEqual(applied.sort(), ['[[1,"first"],[2,"second"]]', "[]", "[]", "[]", "[]"])
+    })
+  )
+
+  it.scopedLive("26. a migration with a lower id that is added later is an error that names it", () =>
+    Effect.gen(function* () {
+      const { context, place } = yield* given(App)
+      const { exit, isApplied } = yield* KnownFailures.lowerIdLater(place, (loader) =>
+        Effect.provide(Migrations.run(App, { loader }), context)
+      )
+      const error = yield* Effect.flip(exit)
+      assert.strictEqual(error._tag === "MigrationFailed" && error.reason, "outOfOrder")
+      assert.include(error.message, "1_first")
+      assert.isFalse(isApplied)
+    })
+  )
+
   it.scopedLive.skipIf(!hasBouncer)(
     `27. ${behindBouncer} an interrupt stops its own statement, and nobody else's`,
     () =>
@@ -394,5 +426,13 @@ describe("known failures", () => {
         yield* KnownFailures.oneInsert(sql)
         assert.lengthOf(yield* KnownFailures.stored(place), 7)
       })
+  )
+
+  it.scopedLive("31. a reserved connection that is left in BEGIN is closed, and what is in it undone", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App, { maxConnections: 1 })
+      assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), [])
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["next"])
+    })
   )
 })

@@ -211,7 +211,7 @@ describe("while the server is away", () => {
     ["does not answer", true]
   ] as const) {
     it.scopedLive(`when it ${what}, as many callers wait as maxOutageWaiters says, and the rest fail at once`, () =>
-      behind({ maxOutageWaiters: 5, connectTimeout: "300 millis" }, (proxy) =>
+      behind({ maxOutageWaiters: 5, connectTimeout: "600 millis", startup: "lazy" }, (proxy) =>
         Effect.gen(function* () {
           yield* vanish(proxy)
           if (frozen) yield* Effect.zipRight(proxy.freeze, proxy.accept)

@@ -2,6 +2,7 @@
  * What the plain `@effect/sql-pg` client makes of the scenarios in which `known-failures.test.ts` shows effect-db. A test that fails
  * here is good news: a new version has mended that row of the README's table.
  */
+import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
 import * as PgClient from "@effect/sql-pg/PgClient"
@@ -52,6 +53,11 @@ const defect = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Error, nev
     assert.instanceOf(said, Error)
     return said instanceof Error ? said : new Error("no cause")
   })
+
+const migrator = Migrator.make({})
+
+const migrateOn = (sql: PgClient.PgClient) => (loader: Migrator.Loader) =>
+  Effect.provideService(migrator({ loader }), SqlClient.SqlClient, sql)
 
 const codeOf = (error: unknown) => (error instanceof pg.DatabaseError ? error.code : undefined)
 
@@ -272,6 +278,24 @@ describe("plain client", () => {
     })
   )
 
+  it.scopedLive("25. several processes migrate at once: all but one fail", () =>
+    Effect.gen(function* () {
+      const place = yield* KnownFailures.freshTables
+      const clients = yield* Effect.replicateEffect(open({ url: place.writer }), 5)
+      const exits = yield* KnownFailures.migrateAtOnce(place, clients.map(migrateOn), 5)
+      assert.lengthOf(exits.filter(Exit.isSuccess), 1)
+    })
+  )
+
+  it.scopedLive("26. a migration with a lower id that is added later is skipped in silence", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given()
+      const { exit, isApplied } = yield* KnownFailures.lowerIdLater(place, migrateOn(sql))
+      assert.deepStrictEqual(exit, Exit.succeed([]))
+      assert.isFalse(isApplied)
+    })
+  )
+
   it.scopedLive.skipIf(!hasBouncer)(
     `27. ${behindBouncer} an interrupted statement runs on: its process id is no process`,
     () =>
@@ -315,6 +339,14 @@ describe("plain client", () => {
           names.map((name) => ({ name, pid: own }))
         )
       }
+    })
+  )
+
+  it.scopedLive("31. a reserved connection that is left in BEGIN: the next caller sees and commits what is in it", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given({ maxConnections: 1 })
+      assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), ["left open"])
+      assert.deepStrictEqual(yield* KnownFailures.stored(place), ["left open", "next"])
     })
   )
 })

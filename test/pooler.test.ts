@@ -531,7 +531,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         })
     )
 
-    it.scopedLive("has the client's certificate with it, where PgBouncer asks for one", () =>
+    it.scopedLive("a cancel sends the client's certificate where PgBouncer demands one", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const identity = makeIdentity("localhost", "open sesame")

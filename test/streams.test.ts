@@ -15,7 +15,9 @@ import { type Message, makeProxy } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 
 /** Of a stream's portal. */
-const fetches = ({ bytes, from, type }: Message) => from === "client" && type === "E" && bytes.includes("p1\0")
+const fetches = ({ bytes, from, type }: Message) =>
+  // the name of a portal is new on its connection, which may have had others before
+  from === "client" && type === "E" && /p\d+\0/.test(bytes.toString("latin1"))
 
 /** The rows that the first two fetches store. */
 const two = 256

@@ -35,13 +35,13 @@ const cases: Readonly<Record<string, Case>> = {
     run: failures((read) => read)(failing(Db.reader)),
     undo: "ROLLBACK",
     before: 0,
-    expected: ["QueryFailed", "QueryFailed"]
+    expected: ["InvalidInput", "InvalidInput"]
   },
   "of a read inside of a transaction": {
     run: failures((read) => Db.withTransaction(Effect.zipRight(works, Effect.ignore(read))))(failing(Db.reader)),
     undo: "ROLLBACK TO",
     before: 1,
-    expected: ["QueryFailed", "Disconnected"]
+    expected: ["InvalidInput", "Disconnected"]
   },
   "of a statement that a nested transaction has ignored": {
     run: failures((statement) =>
@@ -51,7 +51,7 @@ const cases: Readonly<Record<string, Case>> = {
     )(failing(Db.writer)),
     undo: "ROLLBACK TO",
     before: 0,
-    expected: ["QueryFailed", "Disconnected"]
+    expected: ["InvalidInput", "Disconnected"]
   }
 }
 

@@ -90,17 +90,22 @@ const secured = (server: Destination, ssl: true | Tls.ConnectionOptions, socket:
 
 /**
  * Delivers a message, by TLS where the connection has it, and leaves it to the other side to hang up: a cancel that is hung up on too
- * early ends PgBouncer 1.18, and so everybody's connections. Nobody is told whether it arrived, only when it is over.
+ * early ends PgBouncer 1.18, and so everybody's connections. `done` is called when the socket is closed, and says whether the other side
+ * has closed it after it had the message.
  */
 export const deliver = (
   server: Destination,
   other: Other,
   patience: number,
   message: Buffer,
-  done: (() => void) | undefined
+  done: (isTaken: boolean) => void
 ): void => {
   const { ssl } = server
+  let isTaken = false
   const send = (socket: Net.Socket) => {
+    socket.once("end", () => {
+      isTaken = true
+    })
     socket.write(message)
     socket.resume()
   }
@@ -120,7 +125,7 @@ export const deliver = (
         else socket.destroy()
       })
     },
-    done
+    () => done(isTaken)
   )
 }
 

@@ -50,3 +50,24 @@ export const siteOfPart = (label: string | undefined): CallSite | undefined =>
 export class CurrentSite extends Context.Reference<CurrentSite>()("effect-db/internal/CurrentSite", {
   defaultValue: (): CallSite | undefined => undefined
 }) {}
+
+/**
+ * Puts the program's own frames, from here outward, into the stack of an error whose own was made where the server's answer was read.
+ *
+ * To be called in an `async` function after an `await`: V8 then finds the functions that await it. That costs nothing before there is an error.
+ */
+export const trace = (error: Error): void => {
+  if (traced.has(error)) return
+  traced.add(error)
+  const here: { stack?: string } = {}
+  Error.captureStackTrace(here, trace)
+  const frames = (here.stack ?? "").split("\n").slice(1).filter(isForeign)
+  const stack = error.stack ?? ""
+  const at = stack.indexOf("\n    at ")
+  if (frames.length === 0) return
+  const [head, rest] = at < 0 ? [stack, ""] : [stack.slice(0, at), stack.slice(at)]
+  error.stack = `${head}\n${frames.join("\n")}${rest}`
+}
+
+/** An error passes every `await` between its statement and where it is caught. */
+const traced = new WeakSet<Error>()

@@ -7,10 +7,10 @@ import * as Effect from "effect/Effect"
 /** What `uninterruptibleMask` gives: it lets an effect be interrupted as it could be before. */
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** What is done where nobody waits any more; what it gives, if anything, is waited for. */
-type GiveUp = () => Effect.Effect<void> | void
+/** What is done where nobody waits any more; what it gives, if anything, is waited for, and its failure is added to the interruption. */
+type GiveUp<E> = () => Effect.Effect<void, E> | void
 
-type Start<A, E> = (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp
+type Start<A, E> = (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp<E>
 
 /**
  * Waits until `resume` is called. An interruption calls what `start` has returned.
@@ -24,7 +24,7 @@ export const cancellable = <A, E>(start: Start<A, E>): Effect.Effect<A, E> =>
 
 /** The same where it is uninterruptible already, to be run once. */
 export const cancellableWithin = <A, E>(restore: Restore, start: Start<A, E>): Effect.Effect<A, E> => {
-  let giveUp: GiveUp | undefined
+  let giveUp: GiveUp<E> | undefined
   return Effect.catchAllCause(
     restore(
       Effect.async<A, E>((resume) => {
@@ -33,7 +33,11 @@ export const cancellableWithin = <A, E>(restore: Restore, start: Start<A, E>): E
     ),
     (cause) => {
       const over = Cause.isInterruptedOnly(cause) ? giveUp?.() : undefined
-      return over === undefined ? Effect.failCause(cause) : Effect.zipRight(over, Effect.failCause(cause))
+      if (over === undefined) return Effect.failCause(cause)
+      return Effect.matchCauseEffect(over, {
+        onFailure: (more) => Effect.failCause(Cause.sequential(cause, more)),
+        onSuccess: () => Effect.failCause(cause)
+      })
     }
   )
 }

@@ -10,10 +10,11 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import type * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { Connection as DbConnection } from "../Connection.js"
 import type { Session } from "../Consistency.js"
-import { ForeignClient, toSqlError } from "../DatabaseError.js"
+import { type DatabaseError, ForeignClient, toSqlError } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Hook } from "./hooks.js"
 import type { Scopes } from "./schema/scopes.js"
@@ -24,6 +25,9 @@ import type { Work } from "./work.js"
 
 /** Whether a transaction is on the primary, or on whatever serves readers. */
 export type Kind = "writer" | "reader"
+
+/** When a whole is run again. */
+export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
 
 const blank: readonly unknown[] = [undefined, 0]
 
@@ -37,6 +41,8 @@ const slotOf = (carrier: Carrier): readonly [Carrier, number] => {
   // an array that is not written as a literal has no type for each place
   return pair as unknown as readonly [Carrier, number]
 }
+
+const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
 
 /** The open transactions that a piece of work sees. */
 export abstract class Carrier implements Connection {
@@ -74,6 +80,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.unit
   }
 
+  /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
+  get joinable(): Unit | undefined {
+    return this.parent?.joinable
+  }
+
   /** What the work is for, if anybody has said so. */
   work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
     return this.parent?.work(fiber)
@@ -92,6 +103,24 @@ export abstract class Carrier implements Connection {
   /** The innermost part that has joined a transaction, between here and where that was begun. */
   part(transaction: Transaction): Part | undefined {
     return this.parent?.part(transaction)
+  }
+
+  /**
+   * Has the whole that an outermost transaction belongs to, or the unit of work, be run again where a part of it asks for that; tells
+   * whether it can be.
+   */
+  takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    return this.parent?.takeRetry(transaction, asked) ?? false
+  }
+
+  /** Leaves something to be done to the time when what is done here is stored, or may be; tells whether it was taken. */
+  whenStored(action: () => void): boolean {
+    return this.parent?.whenStored(action) ?? false
+  }
+
+  /** Whether what is open here has ended, as a fiber may find that outlives it. */
+  get isOver(): boolean {
+    return this.parent?.isOver ?? false
   }
 
   /** What the unit of work remembers of a database, if there is a unit. */
@@ -183,6 +212,21 @@ export class TransactionCarrier extends Carrier {
     return transaction === this.own ? undefined : super.part(transaction)
   }
 
+  override whenStored(action: () => void): boolean {
+    if (this.isOver) return false
+    this.own.addHook(whenStored(action))
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.own.level.state !== "open"
+  }
+
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    const { retry = false } = this.own.options
+    return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
+  }
+
   override held(origin: Origin): ReadonlyArray<DbConnection> {
     const others = super.held(origin)
     return this.transaction.origin === origin ? [...this.transaction.level.held, ...others] : others
@@ -225,9 +269,19 @@ export class OutsideCarrier extends Carrier {
     return origin === this.origin ? "none" : super.find(origin, kind)
   }
 
+  override get joinable(): undefined {
+    return undefined
+  }
+
   override get transaction(): Transaction | undefined {
     const around = super.transaction
     return around?.origin === this.origin ? undefined : around
+  }
+
+  override whenStored(action: () => void): boolean {
+    // what it is about may be stored already, or with what is around
+    super.whenStored(action)
+    return false
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {

@@ -11,7 +11,7 @@ import { PartialCommit, type TransactionError } from "../DatabaseError.js"
 import type { Transaction } from "../Transaction.js"
 import type { Restore } from "./cancellable.js"
 import type { Carrier } from "./carrier.js"
-import { check, commit, commitSoon, keep, undo, veto } from "./ending.js"
+import { check, commit, commitSoon, keep, undoAll, veto } from "./ending.js"
 import { after } from "./hooks.js"
 import type { Ending, Order, Unit } from "./unit.js"
 
@@ -32,13 +32,6 @@ const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): Readon
   return [...transactions].sort((a, b) => place(a) - place(b))
 }
 
-/** Rolls back all at once. */
-export const undoAll = (transactions: ReadonlyArray<Transaction>, restore: Restore | undefined): Effect.Effect<void> =>
-  Effect.forEach(transactions, (transaction) => undo(transaction, restore), {
-    discard: true,
-    concurrency: "unbounded"
-  })
-
 const names = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
 
 /** Says what is stored, where some databases have committed before one did not. */
@@ -51,7 +44,7 @@ const partial = (
   const stored = committed.filter((_) => _.stores)
   if (stored.length === 0) return cause
   const error = Cause.failureOption(cause)
-  return Cause.fail(
+  const failure = Cause.fail(
     new PartialCommit({
       ...failed.level.link.place,
       ...(error._tag === "None" ? {} : { cause: error.value }),
@@ -61,6 +54,7 @@ const partial = (
       rolledBack: names(rest)
     })
   )
+  return Cause.isInterrupted(cause) ? Cause.sequential(Cause.stripFailures(cause), failure) : failure
 }
 
 /**
@@ -98,9 +92,7 @@ const commitAll = (
   const step = (i: number, gone: Cause.Cause<TransactionError> | undefined): Effect.Effect<void, TransactionError> => {
     const transaction = transactions[i]
     if (transaction === undefined) {
-      const hooks = Effect.forEach(transactions, (_) => after(_, gone === undefined ? restore : undefined), {
-        discard: true
-      })
+      const hooks = after(transactions, gone === undefined ? restore : undefined)
       return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
     }
     const soon = restore === undefined || gone !== undefined
@@ -116,7 +108,7 @@ const commitAll = (
         const failure = partial(done, transaction, rest.slice(1), cause)
         const hearing = left || gone !== undefined ? undefined : restore
         // a savepoint that was undone in what is committed is undone all the same
-        const hooks = Effect.forEach(done, (_) => after(_, hearing, false), { discard: true })
+        const hooks = after(done, hearing, false)
         return Effect.zipRight(Effect.zipRight(undoAll(rest, hearing), hooks), Effect.failCause(failure))
       }
     })

@@ -25,11 +25,21 @@ export interface ServerError extends Error {
   readonly detail?: string
   readonly hint?: string
   readonly position?: string
+  readonly where?: string
   readonly schema?: string
   readonly table?: string
   readonly column?: string
+  readonly dataType?: string
   readonly constraint?: string
-  readonly where?: string
+}
+
+/** What the server said beside its answers, such as a warning. */
+export interface Notice {
+  readonly message?: string | undefined
+  readonly severity?: string | undefined
+  readonly code?: string | undefined
+  readonly detail?: string | undefined
+  readonly hint?: string | undefined
 }
 
 /** A column of a result. */
@@ -69,7 +79,7 @@ export interface Client extends EventEmitter {
   readonly getTypeParser: (oid: number, format: "text") => (value: string) => unknown
 }
 
-/** All that a client is to know; it takes nothing from the environment or from the driver's own defaults. */
+/** The whole configuration of a client; nothing comes from the environment or from the driver's own defaults. */
 export interface ClientOptions {
   /** Connects by itself, to wherever it leads; the driver has no say in it. */
   readonly stream: Socket
@@ -107,6 +117,13 @@ const unset = {
   query_timeout: false
 }
 
+/** Removes from a client the settings that come from the environment or from the driver's own defaults. */
+export const isolate = (client: object, given: { readonly user: string; readonly options: string }): void => {
+  // the published type lacks them
+  const { connectionParameters } = client as { readonly connectionParameters: object }
+  Object.assign(connectionParameters, unset, given)
+}
+
 /** Creates a client that is not connected yet. Throws where the options make no sense, such as a TLS key that is none. */
 export const makeClient = (given: ClientOptions): Client => {
   const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
@@ -132,8 +149,8 @@ export const makeClient = (given: ClientOptions): Client => {
     ...(types === undefined ? {} : { types })
   }
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  const client = new pg.Client(config) as unknown as Client & { readonly connectionParameters: object }
-  Object.assign(client.connectionParameters, unset, { user, options })
+  const client = new pg.Client(config) as unknown as Client
+  isolate(client, { user, options })
   guard(client.connection, limits)
   return client
 }
@@ -164,5 +181,5 @@ const guard = (protocol: Protocol, limits: ProtocolLimits): void => {
 /** Whether an error came from the server as a message, and not from the socket. */
 export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError
 
-/** What was thrown, as an error. */
+/** Returns what was thrown, as an error. */
 export const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))

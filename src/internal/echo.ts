@@ -8,6 +8,7 @@ import * as Runtime from "effect/Runtime"
 import * as Tracer from "effect/Tracer"
 import { at } from "../DatabaseError.js"
 import { Observation } from "../Observation.js"
+import { isWarning } from "../SqlState.js"
 
 /** The level of a log message, and what happened. */
 interface Line {
@@ -34,6 +35,10 @@ const line: (observation: Observation) => Line = Observation.$match({
   ConnectFailed: ({ message, reason }) => warning(`no connection (${reason}): ${message}`),
   Closed: ({ processId, reason }) => info(`connection ${processId} is closed (${reason})`),
   Lost: ({ message, processId }) => warning(`connection ${processId} was lost: ${message}`),
+  Noticed: ({ message, processId, severity, sqlState }) => {
+    const what = `connection ${processId}: ${severity}: ${message}`
+    return isWarning(sqlState, severity) ? warning(what) : info(what)
+  },
   CheckedOut: ({ processId, waited }) => debug(`connection ${processId} was handed out after ${ms(waited)}`),
   CheckedIn: ({ processId, used }) => debug(`connection ${processId} came back after ${ms(used)}`),
   Reset: ({ processId }) => debug(`connection ${processId} was reset`),

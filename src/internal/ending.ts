@@ -22,28 +22,35 @@ export const keep = <X>(
         undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
         Effect.failCause(Cause.map(cause, wrap))
       ),
-    onSuccess: () => (transaction.hasHooks ? after(transaction, restore) : Effect.void)
+    onSuccess: () => (transaction.hasHooks ? after([transaction], restore) : Effect.void)
   })
 
 /**
- * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second.
+ * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second; where none comes, its cause holds
+ * `CommitOutcomeUnknown`, too.
  */
 export const commit = (transaction: Transaction, restore: Restore): Effect.Effect<void, TransactionError> =>
   cancellableWithin(restore, (resume) => {
     const giveUp = commitLevel(transaction, resume)
-    return () => Effect.async<void>((settled) => giveUp(() => settled(Effect.void)))
+    return () => Effect.async((settled) => giveUp((unknown) => settled(unknown)))
   })
 
+/** The returned function gives up; its callback gets the failure that a caller who does not wait any more has to know, if there is one. */
 const commitLevel = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
-): ((settled: () => void) => void) =>
-  transaction.level.commit((error) => {
+): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void) => void) => {
+  transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
+  let ended: Effect.Effect<void, TransactionError> = Effect.void
+  const giveUp = transaction.level.commit((error) => {
     const { state } = transaction.level
     // one that somebody else has ended was told of then
-    if (error === undefined || state === "failed" || state === "unknown") observe(transaction)
-    resume(error === undefined ? Effect.void : Effect.fail(error))
+    if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
+    ended = error === undefined ? Effect.void : Effect.fail(error)
+    resume(ended)
   })
+  return (settled) => giveUp(() => settled(transaction.level.state === "unknown" ? ended : Effect.void))
+}
 
 /**
  * Has the server check now what it would check at COMMIT. A transaction that it knows nothing of passes.
@@ -66,26 +73,43 @@ export const commitSoon = (transaction: Transaction): Effect.Effect<void, Transa
     })
   })
 
+/** Rolls back what is still open; in a hurry where `restore` is not given. */
+const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { level } = transaction
+    if (level.state !== "open") return Effect.void
+    transaction.span?.ends("rollback")
+    return Effect.async<void>((resume) =>
+      level.rollback(
+        () => {
+          observe(transaction)
+          resume(Effect.void)
+        },
+        restore === undefined ? "hurried" : "usual"
+      )
+    )
+  })
+
 /**
  * Rolls back what is still open and runs the hooks of its end, interruptibly where `restore` is given.
  */
 export const undo = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const { level } = transaction
-    const rolledBack =
-      level.state !== "open"
-        ? Effect.void
-        : Effect.async<void>((resume) =>
-            level.rollback(
-              () => {
-                observe(transaction)
-                resume(Effect.void)
-              },
-              restore === undefined ? "hurried" : "usual"
-            )
-          )
-    return transaction.hasHooks ? Effect.zipRight(rolledBack, after(transaction, restore)) : rolledBack
+    const rolledBack = rollBack(transaction, restore)
+    return transaction.hasHooks ? Effect.zipRight(rolledBack, after([transaction], restore)) : rolledBack
   })
+
+/** Rolls back all at once, then runs the hooks of all, in the order in which they were registered. */
+export const undoAll = (
+  transactions: ReadonlyArray<Transaction>,
+  restore: Restore | undefined
+): Effect.Effect<void> => {
+  const rolledBack = Effect.forEach(transactions, (transaction) => rollBack(transaction, restore), {
+    discard: true,
+    concurrency: "unbounded"
+  })
+  return Effect.zipRight(rolledBack, after(transactions, restore))
+}
 
 const outcomes = {
   open: "failed",
@@ -95,8 +119,9 @@ const outcomes = {
   unknown: "unknown"
 } as const
 
-const observe = (transaction: Transaction): void => {
-  const { kind: _, level, options, origin } = transaction
+const observe = (transaction: Transaction, error?: TransactionError | undefined): void => {
+  const { level, options, origin } = transaction
+  transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return
   const { database, server } = level.link.place
   origin.observer.observe(
@@ -120,11 +145,13 @@ export const veto = (
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> =>
   Effect.suspend(() => {
-    const hooks = open().flatMap((transaction) =>
-      transaction.outer === undefined
-        ? transaction.takeHooks("beforeCommit").map((hook) => ({ hook, transaction }))
-        : []
-    )
+    const hooks = open()
+      .flatMap((transaction) =>
+        transaction.outer === undefined
+          ? transaction.takeHooks("beforeCommit").map((hook) => ({ hook, transaction }))
+          : []
+      )
+      .sort((a, b) => a.hook.order - b.hook.order)
     if (hooks.length === 0) return Effect.void
     const all = Effect.forEach(
       hooks,
@@ -143,7 +170,7 @@ export const veto = (
         Effect.zipRight(
           Effect.suspend(() => {
             const heard = Cause.isInterrupted(cause) ? undefined : restore
-            return Effect.forEach(open(), (_) => undo(_, heard), { discard: true, concurrency: "unbounded" })
+            return undoAll(open(), heard)
           }),
           Effect.failCause(cause)
         ),

@@ -28,9 +28,10 @@ import { type CallSite, CurrentSite } from "./callSite.js"
 import { cancellable } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind, type Memory } from "./carrier.js"
 import { makePause } from "./client/statementRetry.js"
-import type { Place } from "./failure.js"
+import { located, type Place } from "./failure.js"
 import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
+import { type Attributes, beginSpan, type TransactionSpan } from "./observability/transactionSpan.js"
 import { Borrower } from "./pool/borrower.js"
 import { replaySchedule } from "./replay.js"
 import { scoped, sessionAt } from "./schema/place.js"
@@ -67,7 +68,8 @@ class PoolLender implements Lender {
     private readonly pick: () => Source,
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
-    private readonly who: Borrower | undefined
+    private readonly who: Borrower | undefined,
+    private readonly span: TransactionSpan | undefined
   ) {}
 
   get patience(): number {
@@ -83,11 +85,15 @@ class PoolLender implements Lender {
     this.source = source
     // all attempts share the one deadline
     this.deadline ??= this.engine.deadline()
+    const since = this.span === undefined ? 0 : performance.now()
     return source.checkout(
       this.deadline,
       this.held(),
       (error, connection) => {
-        if (connection !== undefined) this.engine.lent(this)
+        if (connection !== undefined) {
+          this.engine.lent(this)
+          this.span?.begins(connection.server, performance.now() - since)
+        }
         settle(error, connection)
       },
       this.who
@@ -108,6 +114,8 @@ export class Engine implements Origin {
   private readonly opened: Array<PoolLender> = []
   /** Whether somebody wants to know who holds which connection. */
   readonly isWatched: boolean
+  /** What every span of the database has, whichever server it is about. */
+  readonly attributes: Attributes
   private turn = 0
   private readonly budget = new RetryBudget()
 
@@ -119,6 +127,11 @@ export class Engine implements Origin {
     readonly sandbox: Transaction | undefined
   ) {
     this.database = config.name
+    this.attributes = [
+      ...Object.entries(config.options.spanAttributes ?? {}),
+      ["db.system.name", "postgresql"],
+      ["db.namespace", config.writer.database]
+    ]
     this.isWatched = Number.isFinite(config.pool.leakThreshold) || config.pool.strategy === "assertSingle"
     this.limits = config.session.mode === "transactionPooler" ? config.session : undefined
   }
@@ -129,7 +142,9 @@ export class Engine implements Origin {
    */
   readonly readsAgain: Again = (error, refusals) => {
     if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
-    return isStale(error) || (error._tag === "Disconnected" && error.outcome !== "inDoubt")
+    if (error._tag === "Disconnected") return error.outcome !== "inDoubt"
+    // a standby cancels reads that stand in the way of what it replays
+    return isStale(error) || error._tag === "SerializationFailure" || error._tag === "DeadlockDetected"
   }
 
   /** Until when a connection must have been found, counted from now. */
@@ -238,8 +253,20 @@ export class Engine implements Origin {
     const asked = named(options, work)
     const held = () => carrier?.held(this) ?? none
     const pick = this.picker(kind, fiber, carrier)
-    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work))
-    return begin(this, kind, lender, asked, carrier)
+    const span = this.span(fiber, asked.label, carrier)
+    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work), span)
+    const transaction = begin(this, kind, lender, asked, carrier)
+    transaction.span = span
+    return transaction
+  }
+
+  /** A span of a transaction, if a tracer is set. */
+  span(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    label: string | undefined,
+    carrier: Carrier | undefined
+  ): TransactionSpan | undefined {
+    return beginSpan(fiber, this.attributes, label, carrier?.unit?.attempt ?? 1)
   }
 
   /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */
@@ -260,13 +287,14 @@ export class Engine implements Origin {
     read: (flight: Flight) => A,
     again: Again
   ): Effect.Effect<A, SqlError> {
+    const told = (error: StatementError) => toSqlError(located(error, locationOf(fiber)))
     return this.start(go, undefined, read, (first, deadline) => {
-      if (!again(first, 1)) return Effect.fail(toSqlError(first))
+      if (!again(first, 1)) return Effect.fail(told(first))
       const policy = Context.get(fiber.currentContext, RetryPolicy)
       const next = (last: StatementError, until: number, failed: Failed<A, StatementError>) =>
         // attempts that found no connection share one deadline; a statement that was sent had found one
         this.start(go, isNotSent(last) ? until : undefined, read, failed)
-      return Effect.mapError(this.retry(policy, again, first, deadline, next), toSqlError)
+      return Effect.mapError(this.retry(policy, again, first, deadline, next), told)
     })
   }
 
@@ -466,6 +494,11 @@ export class Engine implements Origin {
     return servers[this.choose(ask, candidates)] ?? servers[0]
   }
 }
+
+/** The place in the program that a fiber is at, as far as it is known without having been noted down. */
+const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
+  Context.get(currentContext, CurrentSite)?.place ??
+  (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
 
 const retriesOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: DatabaseError) => boolean) =>
   fiber.getFiberRef(idempotentRef) ? isIdempotentAgain : isNotSent

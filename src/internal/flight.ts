@@ -25,8 +25,18 @@ export interface Result {
   fields: ReadonlyArray<Field>
 }
 
+/** What a flight was asked to run, for errors. */
+export interface Asked {
+  readonly text: string
+  /** The handle it was asked of. */
+  readonly kind?: "reader" | "writer" | undefined
+  /** Where it was written, while call sites are followed. */
+  readonly site?: { readonly place: string | undefined } | undefined
+}
+
 /**
- * How a flight failed. `acknowledged` counts the commands that the server had completed before.
+ * How a flight failed. `acknowledged` counts the commands that the server had completed before, `asked` is the statement
+ * that it failed with: none where that was a step around it.
  *
  * - `refused`: the server said no; the connection is fine.
  * - `lost`: the connection is gone; `sent` says whether anything was handed to the socket, `undone` that the server has said that nothing
@@ -34,15 +44,28 @@ export interface Result {
  * - `unsendable`: the statement could not be written, or its rows could not be read: a parameter or a type's parser threw.
  */
 export type Failure =
-  | { readonly _tag: "refused"; readonly error: ServerError; readonly acknowledged: number }
+  | {
+      readonly _tag: "refused"
+      readonly error: ServerError
+      readonly acknowledged: number
+      readonly asked?: Asked | undefined
+      /** Whether the server, or the session, takes no writes at all. */
+      readonly takesNoWrites?: boolean | undefined
+    }
   | {
       readonly _tag: "lost"
       readonly error: Error
       readonly sent: boolean
       readonly undone?: true
       readonly acknowledged: number
+      readonly asked?: Asked | undefined
     }
-  | { readonly _tag: "unsendable"; readonly error: Error; readonly acknowledged: number }
+  | {
+      readonly _tag: "unsendable"
+      readonly error: Error
+      readonly acknowledged: number
+      readonly asked?: Asked | undefined
+    }
 
 /** Called once, when the server is ready for the next flight, or when the connection is lost. */
 export type Done = (failure: Failure | undefined, flight: Flight) => void
@@ -56,8 +79,10 @@ export class Plan {
   before = 0
   /** How many come after it. */
   after = 0
-  /** How many commands there are between these two: none where the server is only asked whether it is ready. */
+  /** Number of commands between these two: 0 if the server is only asked whether it is ready. */
   main = 1
+  /** Whether its rows are described. The rows of a step are not, and are dropped. */
+  isDescribed = true
   asArrays = false
   /** Its rows are as the server writes them, whatever the program reads its own with. */
   isRaw = false
@@ -70,6 +95,11 @@ export class Plan {
   copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
+  /** It undoes what has failed. */
+  isUndo = false
+  /** Whether a step comes first that proves the server's role: it is no part of what is counted. */
+  proves = false
+  asked: Asked | undefined = undefined
 
   constructor(
     readonly bytes: () => Buffer,
@@ -104,6 +134,8 @@ export class Flight implements Query {
   lead = ""
   /** Whether a portal has more rows. */
   suspended = false
+  /** Whether the proof of the server's role is still awaited. */
+  isProving: boolean
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
   private several: Array<Result> | undefined = undefined
@@ -122,6 +154,7 @@ export class Flight implements Query {
     private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
+    this.isProving = plan.proves
   }
 
   /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
@@ -141,13 +174,18 @@ export class Flight implements Query {
 
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
-    const acknowledged = this.acknowledged
-    if (this.unreadable !== undefined) return { _tag: "unsendable", error: this.unreadable, acknowledged }
-    if (this.refusal !== undefined) return { _tag: "refused", error: this.refusal, acknowledged }
+    const { acknowledged, asked, refusal, unreadable } = this
+    if (unreadable !== undefined) return { _tag: "unsendable", error: unreadable, acknowledged, asked: this.plan.asked }
+    if (refusal !== undefined) return { _tag: "refused", error: refusal, acknowledged, asked }
     return undefined
   }
 
-  /** Whether every command has an answer. A server that is ready before is one whose answers would be taken for those of the next flight. */
+  /** The statement, if the server is at it. */
+  get asked(): Asked | undefined {
+    return this.isStatement() ? this.plan.asked : undefined
+  }
+
+  /** Whether every command has an answer. If the server is ready before, its answers would be taken for those of the next exchange. */
   get isAnswered(): boolean {
     const { after, before, main, simple } = this.plan
     const answered = this.acknowledged + (this.suspended ? 1 : 0)
@@ -198,14 +236,14 @@ export class Flight implements Query {
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
-    if (this.unreadable !== undefined || !this.isStatement()) return
+    if (this.unreadable !== undefined || this.isProving || !this.isStatement()) return
     if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
     else this.read(this.result, message.fields)
   }
 
   private read(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.shape
-    if (this.unreadable !== undefined) return
+    if (this.unreadable !== undefined || (shape === undefined && !this.plan.isDescribed)) return
     // read by other columns it would be a wrong answer
     if (shape?.fields.length !== values.length) {
       const due = shape === undefined ? "none" : shape.fields.length
@@ -220,6 +258,10 @@ export class Flight implements Query {
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
+    if (this.isProving) {
+      this.isProving = false
+      return
+    }
     if (this.acknowledged === this.plan.before - 1) this.lead = message.text
     if (this.isStatement()) {
       const result = this.result

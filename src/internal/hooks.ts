@@ -11,6 +11,7 @@ import type { Options, Origin, Transaction } from "../Transaction.js"
 import type { Restore } from "./cancellable.js"
 import { type Carrier, currentCarrier, type Kind } from "./carrier.js"
 import { slotOf, withoutSlot } from "./schema/place.js"
+import type { State } from "./session.js"
 import type { Work } from "./work.js"
 
 /** An origin that begins transactions. */
@@ -25,12 +26,20 @@ export interface Beginner extends Origin {
   ) => Transaction
 }
 
-/** `afterEnd`: an `afterRollback` of what was undone inside, which waits for the end of the whole. */
-export type HookKind = "beforeCommit" | "afterCommit" | "afterRollback" | "afterEnd"
+/**
+ * `afterEnd`: an `afterRollback` of what was undone inside, which waits for the end of the whole. `whenStored`: for what is stored, or may be,
+ * whatever becomes of other databases.
+ */
+export type HookKind = Registered | "afterEnd" | "whenStored"
+
+/** The kinds that a program registers. */
+export type Registered = "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown"
 
 /** Something to be done at the end of a transaction. */
 export interface Hook {
   readonly kind: HookKind
+  /** Of all hooks: hooks of several databases run in the order in which they were registered. */
+  readonly order: number
   /** What it does, in the context in which it was registered but for the transaction slot. */
   readonly run: (slot: Carrier["slot"] | undefined) => Effect.Effect<unknown, unknown>
 }
@@ -39,30 +48,42 @@ export interface Hook {
 export const passedOn = (hook: Hook, isKept: boolean): Hook | undefined =>
   isKept ? hook : hook.kind === "afterRollback" || hook.kind === "afterEnd" ? { ...hook, kind: "afterEnd" } : undefined
 
+/** What is to run after the end of a transaction. */
+const due = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook> => {
+  const { state } = transaction.level
+  if (transaction.outer !== undefined) {
+    transaction.passHooksOn(state === "committed")
+    return none
+  }
+  if (state === "unknown") return transaction.takeHooks("afterUnknown", "afterEnd", "whenStored")
+  if (state === "committed")
+    return isWhole
+      ? transaction.takeHooks("afterCommit", "afterEnd", "whenStored")
+      : transaction.takeHooks("afterEnd", "whenStored")
+  return transaction.takeHooks("afterRollback", "afterEnd")
+}
+
+const none: ReadonlyArray<never> = []
+
 /**
- * Runs the hooks that follow the end of a transaction, or leaves them to the one around it. They do not fail: they report.
+ * Runs the hooks that follow the end of transactions, in the order in which they were registered, or leaves them to those around these. They
+ * do not fail: they report.
  */
 export const after = (
-  transaction: Transaction,
+  transactions: ReadonlyArray<Transaction>,
   restore: Restore | undefined,
-  /** Whether all that was to be committed with it is. */
+  /** Whether all that was to be committed with them is. */
   isWhole = true
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const { state } = transaction.level
-    if (transaction.outer !== undefined) {
-      transaction.passHooksOn(state === "committed")
-      return Effect.void
-    }
-    const hooks =
-      state === "unknown" || (state === "committed" && !isWhole)
-        ? transaction.takeHooks("afterEnd")
-        : transaction.takeHooks(state === "committed" ? "afterCommit" : "afterRollback", "afterEnd")
+    const hooks = transactions
+      .flatMap((transaction) => due(transaction, isWhole).map((hook) => ({ hook, origin: transaction.origin })))
+      .sort((a, b) => a.hook.order - b.hook.order)
     let isInterruptible = restore
     return Effect.forEach(
       hooks,
-      (hook) => {
-        const run = report(transaction.origin, hook)
+      ({ hook, origin }) => {
+        const run = report(origin, hook)
         if (isInterruptible === undefined) return run
         let begun = false
         const begin = Effect.suspend(() => {
@@ -83,11 +104,19 @@ const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
   Effect.catchAllCause(Effect.asVoid(hook.run(undefined)), (cause) => {
     if (Cause.isInterruptedOnly(cause)) return Effect.interrupt
     const { database, observer } = origin
-    const name = hook.kind === "afterCommit" ? "afterCommit" : "afterRollback"
+    const name = hook.kind === "afterCommit" || hook.kind === "afterUnknown" ? hook.kind : "afterRollback"
     if (observer.active)
       observer.observe(Observation.HookFailed({ database, hook: name, message: Cause.pretty(cause) }))
     return Effect.logError(`database "${database}": an ${name} hook failed`, cause)
   })
+
+let registrations = 0
+
+/** Whether a hook runs at once that is registered after the end of its transaction; without one everything is committed. */
+const isDue = (kind: Registered, state: State): boolean => {
+  if (state === "committed") return kind === "beforeCommit" || kind === "afterCommit"
+  return kind === (state === "unknown" ? "afterUnknown" : "afterRollback")
+}
 
 /**
  * Registers a hook with the innermost transaction of a database, or with the unit of work that is going to begin one; without either
@@ -95,7 +124,7 @@ const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
  */
 export const addHook = <E, R>(
   origin: Beginner,
-  kind: "beforeCommit" | "afterCommit" | "afterRollback",
+  kind: Registered,
   hook: Effect.Effect<unknown, E, R>
 ): Effect.Effect<void, never, R> =>
   Effect.withFiberRuntime((fiber) => {
@@ -106,6 +135,7 @@ export const addHook = <E, R>(
     const context = withoutSlot(around as Context.Context<R>)
     const registered: Hook = {
       kind,
+      order: ++registrations,
       run: (slot) =>
         Effect.mapInputContext(hook, () =>
           slot === undefined ? context : Context.add(context, TransactionConnection, slotOf(around, slot[0]))
@@ -120,6 +150,6 @@ export const addHook = <E, R>(
     const work = carrier?.work(fiber)
     const begin = (options: Options) => origin.begin("writer", options, fiber, carrier, undefined, work)
     if (found === undefined && carrier?.addHook(origin, registered, begin) === true) return Effect.void
-    const undone = found !== undefined && found !== "none" && found.level.state !== "committed"
-    return (kind === "afterRollback") === undone ? report(origin, registered) : Effect.void
+    const state = found === undefined || found === "none" ? "committed" : found.level.state
+    return isDue(kind, state) ? report(origin, registered) : Effect.void
   })

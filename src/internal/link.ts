@@ -93,8 +93,8 @@ export class Link {
   }
 
   /** Gives up on the transaction: the server is told to stop, the connection closes. */
-  abort(why: string): void {
-    this.die(new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" }))
+  abort(why: string, error?: StatementError | undefined): void {
+    this.die(error ?? new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" }))
     this.connection?.abort("cancelled")
   }
 

@@ -8,12 +8,15 @@ import { connectReason } from "../SqlState.js"
 import { watchAuthentication } from "./connection/authentication.js"
 import type { ConnectFailure } from "./connection/connectFailure.js"
 import { addressOf, type Destination, type Dial } from "./connection/destination.js"
-import { type Client, makeClient, toError } from "./driver.js"
+import { type Client, makeClient, type Notice, toError } from "./driver.js"
 import { timer } from "./later.js"
 import { settings } from "./limits.js"
 import { type ProtocolLimits, ProtocolViolation } from "./protocol/limits.js"
 import { socketTo } from "./protocol/streams.js"
 import { isByName } from "./protocol/typeNames.js"
+
+/** How many notices of a login are passed on: a server may send any number. */
+const mostNotices = 20
 
 /** What the session is told at login. A pooler would refuse ours, for it could not keep to it; what the URL says is sent to it as well. */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
@@ -29,6 +32,7 @@ const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
 interface LoggedIn {
   readonly client: Client
   readonly parameters: Map<string, string>
+  readonly notices: ReadonlyArray<Notice>
 }
 
 /** Called with one of the two. */
@@ -162,13 +166,19 @@ const follow = (
   done: Done
 ): (() => void) => {
   const parameters = new Map<string, string>()
-  /** How long the settings are that the server has reported; they are kept as long as the connection. */
+  const notices: Array<Notice> = []
+  const hear = (notice: Notice) => {
+    if (notices.length < mostNotices) notices.push(notice)
+  }
+  client.on("notice", hear)
+  /** Length of the settings that the server has reported; they are kept as long as the connection. */
   let reported = 0
   let settled = false
   let accepted = false
   const settle = () => {
     settled = true
     clearTimeout(impatient)
+    client.off("notice", hear)
   }
   const fail = (failure: ConnectFailure) => {
     if (settled) return
@@ -200,7 +210,7 @@ const follow = (
     if (settled) return
     if (error) return fail(failureOf(error))
     settle()
-    done(undefined, { client, parameters })
+    done(undefined, { client, notices, parameters })
   }
   try {
     client.connect(connected)

@@ -64,7 +64,12 @@ export const open = (
         return fail(
           error instanceof PasswordFileError
             ? error
-            : new Error("the provider of credentials failed", { cause: Redacted.make(error) })
+            : new Error(
+                credentials.isAsked
+                  ? "the provider of credentials failed"
+                  : "the user or the password of the settings is no text",
+                { cause: Redacted.make(error) }
+              )
         )
       }
       // what was asked for before a rotation is not even tried

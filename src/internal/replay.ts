@@ -1,6 +1,7 @@
 /**
  * A unit of work that is run again as a whole, where all of it is undone for certain and may go better.
  */
+import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
@@ -22,19 +23,28 @@ export const replaySchedule = (
 ): Schedule.Schedule<unknown, unknown> =>
   Schedule.mapInput(asked === true ? policy.transaction : asked, (error: unknown) => fromUnknown(error))
 
-/** Runs it in a new unit each time. */
+/** Runs it in a new unit each time; `failed` is how the first has ended, where it was run already. */
 export const replay = <Opened extends { readonly unit: Unit }, A, E, R>(
   open: () => Opened,
   once: (opened: Opened) => Effect.Effect<A, E, R>,
-  asked: true | Schedule.Schedule<unknown, DatabaseError>
+  asked: true | Schedule.Schedule<unknown, DatabaseError>,
+  failed?: { readonly unit: Unit; readonly cause: Cause.Cause<E> }
 ): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const policy = Context.get(fiber.currentContext, RetryPolicy)
     let unit: Unit | undefined
     let attempt = 0
+    let before = failed
     const next = Effect.suspend(() => {
+      if (before !== undefined) {
+        const { cause } = before
+        unit = before.unit
+        before = undefined
+        return Effect.failCause(cause)
+      }
       const opened = open()
       unit = opened.unit
+      unit.attempt = attempt + 1
       return once(opened)
     })
     return Effect.retry(next, {

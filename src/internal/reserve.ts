@@ -7,13 +7,16 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Connection } from "../Connection.js"
-import { SchemaInvalid, TransactionEnded, toSqlError } from "../DatabaseError.js"
+import type { Connection, Done, Failure } from "../Connection.js"
+import type { SessionConfig } from "../DatabaseConfig.js"
+import { SchemaInvalid, type StatementError, TransactionEnded, toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
+import type { Outcome } from "../SqlState.js"
 import type { CallSite } from "./callSite.js"
 import { currentCarrier, type Kind } from "./carrier.js"
+import { runReadOnly } from "./client/readerSession.js"
 import type { Engine } from "./engine.js"
-import { type Place, toStatementError } from "./failure.js"
+import { afterFirst, type Place, toStatementError } from "./failure.js"
 import { scopesOf, sessionAt } from "./schema/place.js"
 import type { OnTaken, Source, SourceError } from "./source.js"
 import { makeStatements, type Run } from "./statements.js"
@@ -23,33 +26,48 @@ const none: ReadonlyArray<never> = []
 
 const scopeEnded = new Error("the scope of the reserved connection has ended")
 
-/** Runs statements on one connection, one after the other. */
-export const makeRun = (place: Place, connection: Connection, hasEnded: () => boolean): Run => {
+/** Runs statements on one connection, one after the other; `reader` are the settings of a session that is not to write. */
+export const makeRun = (
+  place: Place,
+  connection: Connection,
+  hasEnded: () => boolean,
+  reader?: SessionConfig | undefined
+): Run => {
   const turns = new Turns()
+  /** The first failure of the transaction that is begun by hand. */
+  let first: StatementError | undefined
+  const failed = (failure: Failure, outcome: Outcome): StatementError => {
+    const error = afterFirst(toStatementError(place, failure, outcome), first)
+    if (connection.status === "E") first ??= error
+    return error
+  }
   return (request, read) =>
     Effect.async((resume) => {
       let sent = false
       let settled = false
+      let isLeft = false
       const leave = turns.take(() => {
         if (hasEnded()) {
           turns.pass()
           return resume(Effect.fail(toSqlError(new TransactionEnded({ ...place, cause: scopeEnded }))))
         }
         sent = true
-        connection.run(none, request, none, (failure, flight) => {
+        const finish: Done = (failure, flight) => {
           settled = true
           turns.pass()
+          if (connection.status !== "E") first = undefined
           const outcome = failure?._tag === "lost" && !failure.sent ? "notSent" : "inDoubt"
           resume(
-            failure === undefined
-              ? Effect.sync(() => read(flight))
-              : Effect.fail(toSqlError(toStatementError(place, failure, outcome)))
+            failure === undefined ? Effect.sync(() => read(flight)) : Effect.fail(toSqlError(failed(failure, outcome)))
           )
-        })
+        }
+        if (reader === undefined) connection.run(none, request, none, finish)
+        else runReadOnly(connection, reader, request, () => !isLeft, finish)
       })
       return Effect.sync(() => {
+        isLeft = true
         if (!sent) leave()
-        else if (!settled) connection.abort("cancelled")
+        else if (!settled) connection.cancel()
       })
     })
 }
@@ -110,7 +128,7 @@ export const makeReserve = (
     )
     return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {
       const place = { database: pool.options.database, server: pool.options.server.name }
-      const plain = makeRun(place, connection, () => ended)
+      const plain = makeRun(place, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
       const run: Run = (request, read) =>
         Effect.withFiberRuntime((fiber) => {
           const refusal = refusesScopes(engine, fiber.currentContext)

@@ -12,9 +12,10 @@ import {
   type StatementError,
   TransactionBusy,
   TransactionEnded,
-  type TransactionError
+  type TransactionError,
+  TransactionInterrupted
 } from "../DatabaseError.js"
-import { toStatementError } from "./failure.js"
+import { afterFirst, isStaleRefusal, toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
@@ -76,6 +77,19 @@ const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Ste
   return [...opening.flatMap((_) => _.steps), ...before]
 }
 
+/** Whether a transaction begins here. */
+const isOutermost = ([first]: ReadonlyArray<Opening>): boolean =>
+  first !== undefined && first.level.parent === undefined && !first.level.isOpened
+
+/** Builds the failure of a transaction whose connection goes: on another server it may go better. */
+const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
+  _tag: "lost",
+  error,
+  sent: true,
+  undone: true,
+  acknowledged
+})
+
 let savepoints = 0
 
 const savepoint = () => {
@@ -87,11 +101,23 @@ const savepoint = () => {
   }
 }
 
+/** How a level begins. */
+export interface Opened {
+  /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
+  readonly begin: ReadonlyArray<wire.Step>
+  /** What puts the settings back when a savepoint is released. */
+  readonly restore: ReadonlyArray<wire.Step>
+  readonly readOnly: boolean
+  readonly limit: number | undefined
+}
+
 /** A transaction, or a savepoint inside of one. */
 export class Level {
   state: State = "open"
   /** The first failure that made the server refuse what follows. */
   failedBy: StatementError | undefined = undefined
+  /** The interruption of a statement after which it can only be undone, and what is around it goes on. */
+  private interrupted: StatementError | undefined = undefined
   /** The first part of it that ended in rollback: it cannot be kept. */
   undone: Undone | undefined = undefined
   /** Whether the server has ever known of it. */
@@ -105,6 +131,8 @@ export class Level {
   /** Whether anything was done in it that stays when a nested level is undone. */
   private used = false
   private readonly turns = new Turns()
+  /** Whether the caller of the statement under way has left. */
+  private isLeft = false
   /** The nested level that has the turn, from its first statement to its end. */
   private nested: Level | undefined = undefined
   private readonly mark: ReturnType<typeof savepoint> | undefined
@@ -112,15 +140,29 @@ export class Level {
   constructor(
     readonly link: Link,
     readonly parent: Level | undefined,
-    /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
-    private readonly begin: ReadonlyArray<wire.Step>,
-    /** What puts the settings back when a savepoint is released. */
-    private readonly restore: ReadonlyArray<wire.Step>,
-    readonly readOnly: boolean,
-    /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
-    readonly limit: number | undefined
+    private opening: Opened
   ) {
     this.mark = parent === undefined ? undefined : savepoint()
+  }
+
+  /** Whether the server refuses writes in it. */
+  get readOnly(): boolean {
+    return this.opening.readOnly
+  }
+
+  /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
+  get limit(): number | undefined {
+    return this.opening.limit
+  }
+
+  /** Whether nothing of it was sent, nor is about to be. */
+  get isUnsent(): boolean {
+    return !this.opened && !this.turns.isTaken && this.state === "open"
+  }
+
+  /** Has it begin otherwise, before anything of it was sent. */
+  plan(opening: Opened): void {
+    this.opening = opening
   }
 
   /** Whether the server knows of it. */
@@ -135,12 +177,13 @@ export class Level {
 
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
   run(request: Request, fence: Fence, done: OnStatement, onSent = nothing): () => void {
-    return this.enter(request.text, done, onSent, (connection, opening, settle) => {
+    return this.enter(request, fence, done, onSent, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
       const path = this.link.pathTo(request.path)
       const after = guard === undefined ? none : fence === "readOnly" ? guard.undo : [guard.release]
       const first = stepsOf(opening, path.length === 0 ? before : [...path, ...before])
+      let isAgain = false
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
@@ -148,8 +191,17 @@ export class Level {
         isSet = flight.acknowledged > first.length - before.length &&
           !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
-        if (guard === undefined || failure === undefined || failure._tag === "lost" || !isSet)
-          return settle(failure, flight)
+        if (failure === undefined || failure._tag === "lost") return settle(failure, flight)
+        const opened = opening[0]?.level.undo ?? guard?.undo
+        // refused before it was bound, so nothing has run in what was opened with it
+        if (opened !== undefined && !isAgain && isStaleRefusal(failure) && flight.bound === first.length) {
+          isAgain = true
+          return connection.undo(opened, (undoFailure) => {
+            if (undoFailure === undefined && !this.isLeft) connection.run(first, request, after, guarded)
+            else settle(failure, flight)
+          })
+        }
+        if (guard === undefined || !isSet) return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
@@ -173,7 +225,7 @@ export class Level {
 
   /** Runs a COPY, whose data goes by way of `copy`; the returned function gives it up, and the transaction with it if it was sent. */
   copy(request: Request, copy: Copy, done: OnStatement): () => void {
-    return this.enter(request.text, done, nothing, (connection, opening, settle) => {
+    return this.enter(request, "none", done, nothing, (connection, opening, settle) => {
       const first = stepsOf(opening, this.link.pathTo(request.path))
       if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
       connection.steps(first, (failure, flight) => {
@@ -193,9 +245,9 @@ export class Level {
   ): () => void {
     let name = ""
     return this.enter(
-      request.text,
-      (error, flight) =>
-        done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request.path)),
+      request,
+      "none",
+      (error, flight) => done(error, flight === undefined ? undefined : new Portal(this, name, flight, size, request)),
       onSent,
       (connection, opening, settle) => {
         name = connection.nextPortal()
@@ -205,8 +257,8 @@ export class Level {
   }
 
   /** @internal */
-  inPortal(action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
-    return this.enter("", done, nothing, (connection, _, settle) => action(connection, settle))
+  inPortal(request: Request, action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
+    return this.enter(request, "none", done, nothing, (connection, _, settle) => action(connection, settle))
   }
 
   /** Has the server check now what it would check at COMMIT; the returned function gives up. A savepoint has no late checks. */
@@ -223,8 +275,9 @@ export class Level {
       done(error)
     }
     const leave = this.takeLast(refuse, () => {
-      const { connection, lost, place } = this.link
-      if (lost !== undefined) return finish(lost)
+      const { gone } = this
+      const { connection, place } = this.link
+      if (gone !== undefined) return finish(gone)
       if (!this.opened || connection === undefined) return finish(undefined)
       if (connection.status === "E" || this.undone !== undefined) return finish(this.rolledBackAtCommit())
       if (this.mark !== undefined) return finish(undefined)
@@ -263,22 +316,19 @@ export class Level {
       done(error)
     }
     const leaveQueue = this.takeLast(refuse, () => {
-      const { connection, lost, place } = this.link
+      const { gone } = this
+      const { connection, place } = this.link
       // somebody else has ended it, perhaps otherwise
       if (this.state !== "open") {
         answered = true
         this.turns.pass()
         return done(new TransactionEnded(place))
       }
-      if (lost !== undefined) return finish("failed", lost)
+      sent = gone !== undefined || this.opened
+      if (gone !== undefined) return this.revert(this, () => finish("failed", gone))
       if (!this.opened || connection === undefined) return finish("committed", undefined)
-      sent = true
-      if (this.undone !== undefined) {
-        connection.steps(this.mark?.undo ?? rollback, (failure) => {
-          if (failure !== undefined) this.link.abort("ROLLBACK was refused")
-          finish("failed", this.rolledBackAtCommit())
-        })
-      } else if (this.mark === undefined) {
+      if (this.undone !== undefined) this.revert(this, () => finish("failed", this.rolledBackAtCommit()))
+      else if (this.mark === undefined) {
         // what is aborted stores nothing
         const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
         const refused = (failure: Failure) => {
@@ -302,18 +352,13 @@ export class Level {
           })
         }
       } else {
-        const { undo } = this.mark
-        connection.steps([this.mark.release, ...this.restore], (failure) => {
+        connection.steps([this.mark.release, ...this.opening.restore], (failure) => {
           if (failure === undefined) {
             if (this.parent !== undefined) this.parent.used = true
             return finish("committed", undefined)
           }
           this.link.note(failure)
-          if (this.link.lost !== undefined) return finish("failed", this.link.lost)
-          connection.undo(undo, (undoFailure) => {
-            if (undoFailure !== undefined) this.link.note(undoFailure)
-            finish("failed", this.rolledBackAtCommit())
-          })
+          this.revert(this, () => finish("failed", this.link.lost ?? this.rolledBackAtCommit()))
         })
       }
     })
@@ -365,7 +410,7 @@ export class Level {
     this.leaveNested()
     stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
-      this.link.abort("ROLLBACK was not possible in time")
+      this.link.abort("ROLLBACK was not possible in time", this.interrupted)
       finish()
     })
     this.turns.take(() => {
@@ -374,20 +419,36 @@ export class Level {
         this.turns.pass()
         return over()
       }
-      const { connection, lost } = this.link
-      if (!this.opened || connection === undefined || lost !== undefined) return finish()
-      const outermost = this.outermostUndone()
-      connection.steps(outermost.mark === undefined ? rollback : outermost.mark.undo, (failure) => {
-        if (failure !== undefined) this.link.abort("ROLLBACK was refused")
-        else if (outermost !== this) this.vacate(outermost)
-        finish()
-      })
+      this.revert(this.outermostUndone(), finish)
+    })
+  }
+
+  /** What undoes it on the server. */
+  private get undo(): ReadonlyArray<wire.Step> {
+    return this.mark === undefined ? rollback : this.mark.undo
+  }
+
+  /** Undoes what the server has of it, and of the levels around it up to one, as far as the connection can: losing one undoes all. */
+  private revert(outermost: Level, done: () => void): void {
+    const { connection, lost } = this.link
+    const isGone = connection === undefined || connection.broken !== undefined || connection.status === "I"
+    // what is around it is undone, too
+    if (!this.opened || isGone || (this.mark !== undefined && lost !== undefined)) return done()
+    connection.undo(outermost.undo, (failure) => {
+      if (failure !== undefined) this.link.abort("ROLLBACK was refused", this.interrupted)
+      else if (outermost !== this) this.vacate(outermost)
+      done()
     })
   }
 
   /** The connections that this transaction holds. */
   get held(): ReadonlyArray<Connection> {
     return this.link.connection === undefined ? none : [this.link.connection]
+  }
+
+  /** Why no statement of it can follow. */
+  private get gone(): StatementError | undefined {
+    return this.link.lost ?? this.interrupted
   }
 
   /** Builds the failure of an end that keeps nothing. */
@@ -419,11 +480,11 @@ export class Level {
 
   /**
    * Takes a turn at this level, opening it and those above it if need be, for one exchange with the server. The returned function
-   * leaves the queue, or, once something was sent, cancels it and ends the transaction.
+   * leaves the queue, or, once something was sent, cancels it: then this level can only be undone, unless a fence was around the statement.
    */
   private enter(
-    /** Of the statement; of a fetch, which is no command, it is empty. */
-    text: string,
+    request: Request,
+    fence: Fence,
     done: OnStatement,
     onSent: () => void,
     exchange: (
@@ -432,14 +493,16 @@ export class Level {
       settle: (failure: Failure | undefined, flight: Flight, undone?: boolean) => void
     ) => void
   ): () => void {
-    let sent = false
+    let sent: Connection | undefined
     let settled = false
+    let interruption: TransactionInterrupted | undefined
     const leave = this.reach((error, connection, opening) => {
       if (error !== undefined || connection === undefined) {
         settled = true
         return done(error, undefined)
       }
-      sent = true
+      sent = connection
+      this.isLeft = false
       this.used = true
       onSent()
       connection.transaction = this
@@ -448,19 +511,56 @@ export class Level {
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
         const all = opening.length
-        if (all > 0) this.acknowledge(opening, flight.acknowledged)
+        const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
+        // nothing of it has run: as if there had been no BEGIN
+        const isUnfit = isMisled && isOutermost(opening)
+        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
         const isAborted = connection.status === "E" && undone !== true
-        const error = this.judge(failure, flight, text, opening, connection.status, isAborted)
+        const error = isUnfit
+          ? wrongRole(this.link.place, failure)
+          : this.judge(
+              isMisled && connection.broken !== undefined ? undoneWith(failure) : failure,
+              flight,
+              request.text,
+              opening,
+              isAborted,
+              connection,
+              interruption
+            )
         if (all > 0) this.close(opening)
         this.turns.pass()
         done(error, error === undefined ? flight : undefined)
       })
     })
     return () => {
-      if (settled) return
-      if (sent) this.link.abort("a statement in the transaction was interrupted")
-      else leave()
+      if (settled || interruption !== undefined) return
+      if (sent === undefined) return leave()
+      this.isLeft = true
+      const { site, text } = request
+      const callSite = site?.place
+      interruption = new TransactionInterrupted({
+        ...this.link.place,
+        statement: text,
+        ...(callSite === undefined ? {} : { callSite })
+      })
+      if (fence === "none") this.interrupt(interruption)
+      sent.cancel()
     }
+  }
+
+  /** Marks it as one that can only be undone; without a savepoint it is the whole transaction. */
+  private interrupt(error: TransactionInterrupted): void {
+    if (this.mark === undefined) this.link.die(error)
+    else this.interrupted ??= error
+  }
+
+  /** Marks what an interrupted statement has left on the server: a connection that is lost, or a level that the server has aborted. */
+  private afterInterruption(error: TransactionInterrupted, connection: Connection, isAborted: boolean): void {
+    if (connection.broken !== undefined) return this.link.die(error)
+    if (!isAborted) return
+    let level: Level = this
+    while (!level.opened && level.parent !== undefined) level = level.parent
+    level.interrupt(error)
   }
 
   /** Returns the error of a statement, if it failed or has ended the transaction, and notes what it means for the transaction. */
@@ -469,22 +569,25 @@ export class Level {
     flight: Flight,
     text: string,
     opening: ReadonlyArray<Opening>,
-    status: Connection["status"],
-    isAborted: boolean
+    isAborted: boolean,
+    connection: Connection,
+    interruption: TransactionInterrupted | undefined
   ): StatementError | undefined {
     const { link } = this
+    if (interruption !== undefined) this.afterInterruption(interruption, connection, isAborted)
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    if (!begun) return failure === undefined ? undefined : toStatementError(link.place, failure, "notSent")
+    if (!begun) return failure === undefined ? interruption : toStatementError(link.place, failure, "notSent")
     const ender = enderOf(flight, text)
     const isLost = failure?._tag === "lost"
-    if (ender !== undefined || (!isLost && status === "I")) return this.endedBy(ender, failure)
-    if (failure === undefined) return undefined
+    if (ender !== undefined || (!isLost && connection.status === "I")) return this.endedBy(ender, failure)
+    if (failure === undefined) return interruption
     // its COMMIT may have been done before its answer was lost
     const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
     link.mayHaveStored ||= isInDoubt
-    const error = toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone")
+    const error =
+      interruption ?? afterFirst(toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone"), this.failedBy)
     if (isLost) link.die(error)
     if (isAborted) this.failedBy ??= error
     return error
@@ -559,9 +662,9 @@ export class Level {
 
   /** Takes a turn here and, where this level is not open yet, at those above; they stay taken while it is open. */
   private reach(ready: Ready, nested?: Level): () => void {
-    if (this.link.lost !== undefined && !this.ending) {
+    if (this.gone !== undefined && !this.ending) {
       // whoever has the turn may keep it until the connection is closed
-      ready(this.link.lost, undefined, none)
+      ready(this.gone, undefined, none)
       return nothing
     }
     let leaveAbove = nothing
@@ -574,14 +677,16 @@ export class Level {
         this.turns.pass()
         ready(error, undefined, none)
       }
-      const { connection, lost } = this.link
+      const { gone } = this
+      const { connection } = this.link
       if (this.ending) return fail(new TransactionEnded(this.link.place))
-      if (lost !== undefined) return fail(lost)
+      if (gone !== undefined) return fail(gone)
       this.nested = nested
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
-        const steps = this.mark === undefined ? this.begin : [this.mark.set, ...this.begin]
+        const { begin } = this.opening
+        const steps = this.mark === undefined ? begin : [this.mark.set, ...begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
       const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))
@@ -693,8 +798,7 @@ export class Portal {
     private readonly name: string,
     private readonly opened: Flight,
     private readonly size: number,
-    /** What its rows are made of may be looked up as late as they are fetched. */
-    private readonly path: Request["path"]
+    private readonly request: Request
   ) {}
 
   /** The first rows. */
@@ -704,9 +808,12 @@ export class Portal {
 
   /** More rows. */
   next(done: OnStatement): () => void {
-    return this.level.inPortal(
+    const { level, name, opened, request, size } = this
+    return level.inPortal(
+      request,
       (connection, settle) =>
-        connection.fetchPortal(this.level.link.pathTo(this.path), this.name, this.opened, this.size, settle),
+        // what its rows are made of may be looked up as late as they are fetched
+        connection.fetchPortal(level.link.pathTo(request.path), name, opened, size, settle),
       done
     )
   }
@@ -723,6 +830,7 @@ export class Portal {
       done()
     })
     const leave = this.level.inPortal(
+      this.request,
       (connection, settle) => {
         sent = connection
         connection.closePortal(this.name, settle)

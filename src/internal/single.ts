@@ -4,19 +4,16 @@
 import type { Connection, Done, Failure, Flight, Request } from "../Connection.js"
 import type { Session } from "../Consistency.js"
 import type { StatementError } from "../DatabaseError.js"
-import { isStalePlan, isUnserved } from "../SqlState.js"
-import { codeOf, toStatementError } from "./failure.js"
+import { isUnserved } from "../SqlState.js"
+import { codeOf, toStatementError, wrongRole } from "./failure.js"
 import { guard, runGuarded } from "./guard.js"
 import type { Borrower } from "./pool/borrower.js"
 import { Asking, askWithin, longestAnswer } from "./position.js"
 import type { OnTaken, Source } from "./source.js"
-import { constantStep } from "./wire.js"
 
 export type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
 const none: ReadonlyArray<never> = []
-const commit = [constantStep("COMMIT")]
-const rollback = [constantStep("ROLLBACK")]
 
 /** Whether a server may have seen what failed. */
 const isReceived = (failure: Failure): boolean =>
@@ -38,22 +35,13 @@ export const once = (
 ): (() => void) => {
   let connection: Connection | undefined
   let settled = false
+  let isLeft = false
   const { database } = pool.options
   const settle: OnTaken = (error, taken) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
-    const before = guard(taken, pool.options.session, pool.options.readOnly, request.path)
-    const isGuarded = before.length > 0
-    let isAgain = false
-    const send = () => runGuarded(taken, before, request, isGuarded ? commit : none, finish)
+    const before = guard(taken, pool.options.session, pool.options.readOnly, request)
     const finish: Done = (failure, flight) => {
-      if (isGuarded && failure !== undefined && taken.status !== "I" && taken.broken === undefined) {
-        const isStale = failure._tag === "refused" && isStalePlan(codeOf(failure.error), failure.error.message)
-        // it is all that there was, so nothing has run; outside of a transaction the connection does the same
-        const next = isStale && !isAgain ? send : () => finish(failure, flight)
-        isAgain = true
-        return taken.undo(rollback, next)
-      }
       if (session === undefined) return conclude(failure, flight)
       const asking = new Asking(database, [session])
       // several commands in one text may have stored something in any way
@@ -72,16 +60,20 @@ export const once = (
       pool.checkin(taken)
       if (failure === undefined) return done(undefined, flight)
       const place = { database, server: pool.options.server.name }
+      // what a text of several commands has done before is not known
+      if (!request.simple && taken.hasWrongRole(failure)) return done(wrongRole(place, failure), undefined)
       done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
     }
-    send()
+    if (before.length === 0) taken.run(none, request, none, finish)
+    else runGuarded(taken, before, request, () => !isLeft, finish)
   }
   const giveUp = pool.checkout(deadline, held, settle, who)
   return () => {
     if (connection === undefined) return giveUp()
     if (settled) return
+    isLeft = true
     // it may be stored all the same
     if (session !== undefined) new Asking(database, [session]).stored(undefined)
-    connection.abort("cancelled")
+    connection.cancel()
   }
 }

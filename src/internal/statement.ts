@@ -6,21 +6,18 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
-import * as Context from "effect/Context"
-import * as DefaultServices from "effect/DefaultServices"
 import * as Effect from "effect/Effect"
 import * as Effectable from "effect/Effectable"
 import type * as Fiber from "effect/Fiber"
 import { identity } from "effect/Function"
 import * as Stream from "effect/Stream"
-import * as Tracer from "effect/Tracer"
 import { type CallSite, CurrentSite, callSite } from "./callSite.js"
-
-const silentTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
+import { naming, namingStream } from "./client/servedSpan.js"
+import { hasTracer } from "./observability/transactionSpan.js"
 
 /** Whether spans go anywhere, or statements are to be transformed. */
 const isWatched = (fiber: Fiber.RuntimeFiber<unknown, unknown>): boolean =>
-  fiber.currentTracer !== silentTracer || fiber.getFiberRef(Statement.currentTransformer)._tag === "Some"
+  hasTracer(fiber) || fiber.getFiberRef(Statement.currentTransformer)._tag === "Some"
 
 /** Runs a compiled statement for its rows. */
 export type Execute = (
@@ -53,7 +50,10 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
   }
   get stream(): Stream.Stream<A, SqlError> {
     const { made, site } = this
-    return site === undefined ? made.stream : Stream.provideService(made.stream, CurrentSite, site)
+    const stream = site === undefined ? made.stream : Stream.provideService(made.stream, CurrentSite, site)
+    return Stream.unwrap(
+      Effect.withFiberRuntime((fiber) => Effect.succeed(hasTracer(fiber) ? namingStream(stream) : stream))
+    )
   }
   get values(): Effect.Effect<ReadonlyArray<ReadonlyArray<unknown>>, SqlError> {
     return this.at(this.made.values)
@@ -71,9 +71,11 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
       return this.execute(fiber, sql, params, this.site)
     })
   }
-  /** What the ecosystem runs does not know where it was written. */
+  /** What the ecosystem runs does not know where it was written, nor its span which server it is for. */
   private at<B>(effect: Effect.Effect<B, SqlError>): Effect.Effect<B, SqlError> {
-    return this.site === undefined ? effect : Effect.provideService(effect, CurrentSite, this.site)
+    const { site } = this
+    const written = site === undefined ? effect : Effect.provideService(effect, CurrentSite, site)
+    return Effect.withFiberRuntime((fiber) => (hasTracer(fiber) ? naming(written) : written))
   }
   toJSON(): unknown {
     const [sql, params] = this.compile()

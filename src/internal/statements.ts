@@ -27,7 +27,7 @@ class PlainRequest implements Request {
   readonly simple: boolean
 
   constructor(
-    kind: Kind,
+    readonly kind: Kind,
     readonly text: string,
     readonly values: ReadonlyArray<unknown>,
     readonly prepare: boolean,
@@ -72,5 +72,5 @@ export const makeStatements = (
   executeUnprepared: (sql, params, transformRows) =>
     run(new PlainRequest(kind, sql, params, false, "object"), reading(transformRows)),
   executeStream: (sql, params, transformRows) =>
-    stream({ text: sql, values: params, rows: "object", prepare: false, simple: false }, transformRows)
+    stream({ kind, text: sql, values: params, rows: "object", prepare: false, simple: false }, transformRows)
 })

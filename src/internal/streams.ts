@@ -13,9 +13,11 @@ import { SchemaInvalid, toSqlError } from "../DatabaseError.js"
 import { isNotSent } from "../RetryPolicy.js"
 import type { Transaction } from "../Transaction.js"
 import { currentCarrier, type Kind } from "./carrier.js"
+import { served } from "./client/servedSpan.js"
 import { commit, commitSoon, undo } from "./ending.js"
 import type { Engine } from "./engine.js"
 import { Fetches } from "./fetches.js"
+import { hasTracer } from "./observability/transactionSpan.js"
 import { scoped } from "./schema/place.js"
 import type { Portal } from "./session.js"
 import type { TransformRows } from "./statements.js"
@@ -119,9 +121,10 @@ const portalStream = (
 /** The rows of a statement wherever it belongs. */
 export const makeStream =
   (engine: Engine, kind: Kind) =>
-  (asked: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
+  (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
+        const asked = hasTracer(fiber) ? served(fiber, made) : made
         const carrier = currentCarrier(fiber)
         const request = scoped(fiber.currentContext, carrier, engine.database, withComment(asked, carrier?.work(fiber)))
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))

@@ -7,6 +7,10 @@ export class Turns {
   /** Made when somebody has to wait, which in most transactions nobody ever does. */
   private queue: Set<() => void> | undefined
 
+  get isTaken(): boolean {
+    return this.taken
+  }
+
   /** Calls `start` when it is its turn, at once where nobody is before it. The returned function leaves the queue. */
   take(start: () => void): () => void {
     if (!this.taken && (this.queue === undefined || this.queue.size === 0)) {

@@ -6,11 +6,11 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../Connection.js"
-import { type OptionsConflict, type StatementError, TransactionBusy } from "../DatabaseError.js"
+import { OptionsConflict, type StatementError, TransactionBusy } from "../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../Transaction.js"
-import { Carrier, type Kind, type Memory } from "./carrier.js"
+import { Carrier, type Kind, type Memory, type Retry } from "./carrier.js"
 import type { Hook } from "./hooks.js"
-import { conflict } from "./propagation.js"
+import { conflict, raise } from "./propagation.js"
 import { Part, type PartName } from "./transaction/part.js"
 import { Turns } from "./turns.js"
 import type { Work } from "./work.js"
@@ -63,10 +63,18 @@ export class Unit extends Carrier {
   private waiting: Map<Origin, Waiting> | undefined = undefined
   private memories: Map<Origin, Memory> | undefined = undefined
   private ended = false
+  /** Which try of the work it is, where that is run again. */
+  attempt = 1
   private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
   private joined: Part | undefined = undefined
+  /** What is left to the time when it is stored. */
+  private pending: Array<() => void> | undefined = undefined
+  /** Whether who runs it can run it again as a whole. */
+  canRunAgain = false
+  /** When a part of it asks for that. */
+  askedRetry: Retry | undefined = undefined
   private turns: Turns | undefined = undefined
 
   constructor(
@@ -74,7 +82,7 @@ export class Unit extends Carrier {
     /** What was there before, where this unit does not see it. */
     private readonly behind: Carrier | undefined,
     private rules: Rules | undefined,
-    readonly ending: Ending,
+    public ending: Ending,
     private readonly describe: Describe | undefined,
     protected readonly name: PartName | undefined
   ) {
@@ -89,6 +97,32 @@ export class Unit extends Carrier {
   override get siblings(): Turns {
     this.turns ??= new Turns()
     return this.turns
+  }
+
+  override whenStored(action: () => void): boolean {
+    if (this.ended) return false
+    this.pending ??= []
+    this.pending.push(action)
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.ended
+  }
+
+  get hasPending(): boolean {
+    return this.pending !== undefined
+  }
+
+  /** Does what was left to the time when it is stored; an early commit stores only a part, so the end does it again. */
+  stored(isEarly: boolean): void {
+    for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
+    if (!isEarly) this.pending = undefined
+  }
+
+  /** Whether one of its transactions is stored, or may be. */
+  get hasStored(): boolean {
+    return this.begun.some(mayBeStored)
   }
 
   /** Of what is open around it, it is a part. */
@@ -107,6 +141,10 @@ export class Unit extends Carrier {
     return this
   }
 
+  override get joinable(): Unit {
+    return this
+  }
+
   override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
     return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
   }
@@ -119,11 +157,19 @@ export class Unit extends Carrier {
     const own = kind === "writer" ? this.transactions?.get(origin) : undefined
     if (own !== undefined) return own
     const around = super.find(origin, kind)
+    // where the work around is outside of all on purpose, this has a transaction of its own
+    if (around === "none") return undefined
     this.hasKept ||= around !== undefined
     return around
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+    // of a database that is not left out, a unit around this one has the transaction
+    const around = super.open(origin, begin)
+    if (around !== undefined) {
+      this.hasKept = true
+      return around
+    }
     const transaction = begin(this.optionsFor(origin.database))
     this.add(transaction)
     return transaction
@@ -132,8 +178,12 @@ export class Unit extends Carrier {
   /** Has a transaction be its own, with the hooks that have waited for it. */
   protected add(transaction: Transaction): void {
     const { level, origin } = transaction
+    transaction.isOfUnit = true
     // a fiber that outlives the unit must not begin what nobody will end
-    if (this.ended) return level.rollback(() => {})
+    if (this.ended) {
+      transaction.span?.end("rolledBack", undefined)
+      return level.rollback(() => {})
+    }
     this.transactions ??= new Map()
     this.transactions.set(origin, transaction)
     const waiting = this.waiting?.get(origin)
@@ -156,6 +206,12 @@ export class Unit extends Carrier {
   /** A hook is no reason to begin a transaction, which reads would have to join. */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
+    const own = this.transactions?.get(origin)
+    if (own !== undefined) {
+      own.addHook(hook)
+      return true
+    }
+    if (!this.isNested && super.addHook(origin, hook, begin)) return true
     this.waiting ??= new Map()
     const waiting = this.waiting.get(origin)
     if (waiting === undefined) this.waiting.set(origin, { begin, hooks: [hook] })
@@ -214,15 +270,13 @@ export class Unit extends Carrier {
 
   /** Whether nothing was begun in it, nor is anything to be done at its end. */
   get isUntouched(): boolean {
-    return this.transactions === undefined && this.waiting === undefined
+    return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
   /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
     if (this.hasKept || this.isEnding) return true
-    if (this.transactions === undefined) return false
-    for (const transaction of this.transactions.values()) if (mayBeStored(transaction)) return true
-    return false
+    return this.hasStored
   }
 
   /** Whether an end of some of its transactions is under way. */
@@ -277,16 +331,43 @@ export class Unit extends Carrier {
 
   /** Takes what a part of the work asks for, for all that is begun from now on. What is begun already must not be otherwise. */
   demand(rules: Rules): OptionsConflict | undefined {
-    for (const transaction of this.transactions?.values() ?? []) {
-      const asked = rules.databases.get(transaction.origin.database) ?? rules.all
-      const error = asked === undefined ? undefined : conflict(transaction, asked)
+    const asked = [...(this.transactions?.values() ?? [])].flatMap((transaction) => {
+      const options = rules.databases.get(transaction.origin.database) ?? rules.all
+      return options === undefined ? [] : [{ transaction, options }]
+    })
+    for (const { options, transaction } of asked) {
+      const error = conflict(transaction, options, true)
       if (error !== undefined) return error
     }
+    for (const { options, transaction } of asked) raise(transaction, options, true)
     this.rules = {
       all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
       databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
     }
     return undefined
+  }
+
+  /** Takes what a part asks of the end: an order where the unit has none of its own, and a check. */
+  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+    const { ending } = this
+    if (order !== undefined && ending.order !== "safest" && String(order) !== String(ending.order))
+      return this.refuse("order", String(ending.order), String(order))
+    if (checked === false && ending.checked) return this.refuse("checkFirst", "true", "false")
+    this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
+    return undefined
+  }
+
+  /** It is run again, if it can be, where its failure allows it: a part of it has asked for that. */
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    if (transaction !== undefined && this.transactions?.get(transaction.origin) !== transaction)
+      return super.takeRetry(transaction, asked)
+    if (this.canRunAgain) this.askedRetry ??= asked
+    return this.canRunAgain
+  }
+
+  private refuse(option: string, outer: string, inner: string): OptionsConflict {
+    const database = this.begun[0]?.origin.database ?? ""
+    return new OptionsConflict({ database, server: "", option, outer, inner })
   }
 
   private optionsFor(database: string): Options {

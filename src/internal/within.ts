@@ -7,12 +7,14 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
+import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../DatabaseError.js"
 import type { Origin, Transaction } from "../Transaction.js"
 import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./carrier.js"
 import { keep, undo, veto } from "./ending.js"
 import { slotOf } from "./schema/place.js"
 import { Part, PartCarrier, type PartName } from "./transaction/part.js"
+import type { Describe } from "./unit.js"
 
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
@@ -29,9 +31,11 @@ export const run = <A, E, R, X>(
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
       const inside = new TransactionCarrier(carrier, transaction)
+      const { span } = transaction
+      const around = span === undefined ? outside : Context.add(outside, Tracer.ParentSpan, span.span)
       const leave = FiberRef.set(FiberRef.currentContext, outside)
       return Effect.zipRight(
-        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slotOf(outside, inside))),
+        FiberRef.set(FiberRef.currentContext, Context.add(around, TransactionConnection, slotOf(outside, inside))),
         Effect.flatMap(
           Effect.catchAllCause(restore(self), (cause) =>
             Effect.zipRight(
@@ -69,6 +73,13 @@ export const run = <A, E, R, X>(
     })
   )
 
+/** What a part is of, and what it is for. */
+export interface PartOf {
+  /** The database that it has joined a transaction of; without one it is all of them. */
+  readonly database?: Origin | undefined
+  readonly describe?: Describe | undefined
+}
+
 /**
  * Runs an effect as a part of what is open around it, of one database or of all. `decide` says how the part ends: one that ends in rollback
  * makes the whole end so, if it has sent a writer's statement.
@@ -77,14 +88,14 @@ export const asPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   carrier: Carrier,
   name: PartName,
-  database: Origin | undefined,
+  of: PartOf,
   decide: (exit: Exit.Exit<A, E>) => Exit.Exit<"commit" | "rollback">
 ): Effect.Effect<A, E, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
       const part = new Part(carrier, name)
-      const slot = slotOf(outside, new PartCarrier(carrier, part, database))
+      const slot = slotOf(outside, new PartCarrier(carrier, part, of.database, of.describe))
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slot)),
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {

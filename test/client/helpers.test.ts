@@ -276,6 +276,37 @@ describe("json", () => {
     )
   )
 
+  it.scopedLive("keys that are renamed on the way in are renamed back on the way out, whatever is around them", () =>
+    Effect.gen(function* () {
+      const sql = yield* table("data jsonb")
+      const all = [
+        "[null]",
+        '[1,{"aB":[{"cD":2},null]}]',
+        '[[{"eF":1}]]',
+        '{"__proto__":{"iJ":2},"constructor":{"gH":1}}',
+        "null"
+      ]
+      for (const text of all) {
+        yield* sql`DELETE FROM thing`
+        yield* sql`INSERT INTO thing VALUES (${sql.json(JSON.parse(text))})`
+        const [row] = yield* sql<{ data: unknown }>`SELECT * FROM thing`
+        assert.deepStrictEqual(JSON.stringify(row?.data), text)
+        assert.strictEqual(
+          row?.data instanceof Object && Object.getPrototypeOf(row.data) === Object.prototype,
+          text.startsWith("{")
+        )
+      }
+    }).pipe(
+      paths,
+      Effect.provide(
+        open({
+          transformQueryNames: (name) => (name === "__proto__" ? name : Str.camelToSnake(name)),
+          transformResultNames: (name) => (name === "__proto__" ? name : Str.snakeToCamel(name))
+        })
+      )
+    )
+  )
+
   it.scopedLive("what has no JSON is refused, not a defect", () =>
     Effect.gen(function* () {
       const sql = yield* table("data jsonb")

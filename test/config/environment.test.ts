@@ -268,16 +268,32 @@ describe("layerConfig", () => {
           database: place.name,
           username: Config.string("PGUSER"),
           password: Config.redacted("PGPASSWORD"),
-          ssl: false
+          // loopback has none unless it is asked for
+          ssl: Config.boolean("TLS")
         },
         readers: [Config.redacted("READER")],
         startup: "lazy",
         applicationName: Config.string("NAME").pipe(Config.withDefault(undefined)),
         maxConnections: 2
       })
-      const all = { ...variables, READER: Redacted.value(place.reader) }
+      const all = { ...variables, READER: Redacted.value(place.reader), TLS: "false" }
       const [row] = yield* Effect.provide(name, Layer.provide(layer, Layer.setConfigProvider(provider(all))))
       assert.deepStrictEqual(row, { name: place.name, app: "effect-db" })
+    })
+  )
+
+  it.effect("takes a URL and a certificate from Config, beside each other", () =>
+    Effect.gen(function* () {
+      const layer = Db.layerConfig({
+        writer: { url: Config.redacted("URL"), ssl: { ca: Config.string("CA"), rejectUnauthorized: true } },
+        startup: "lazy"
+      })
+      const variables = { URL: "postgres://me:s3cret@db.example.com/app", CA: "certificate" }
+      const { ssl } = yield* Effect.provide(
+        Effect.map(Db.writer, (sql) => sql.config),
+        Layer.provide(layer, Layer.setConfigProvider(provider(variables)))
+      )
+      assert.deepStrictEqual(ssl, { ca: "certificate", rejectUnauthorized: true })
     })
   )
 

@@ -136,7 +136,10 @@ describe("TLS of a connection string", () => {
       const writer = text(`host=localhost sslmode=verify-full sslrootcert=${ca} sslnegotiation=direct`, line.port)
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        const sleeping = query(server.url, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60%'")
+        const sleeping = query(
+          server.url,
+          "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(60%'"
+        )
         const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
         yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length > 0 })
         yield* Fiber.interrupt(fiber)

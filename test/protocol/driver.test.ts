@@ -11,11 +11,12 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { type Database, DatabaseConfig } from "effect-db"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import pg from "pg"
 import { describe } from "vitest"
 import { Db } from "../fixtures/databases.js"
 import { directory } from "../fixtures/directory.js"
-import { freshDatabase } from "../fixtures/server.js"
+import { freshDatabase, query } from "../fixtures/server.js"
 import { makeIdentity, makeTlsGate } from "../fixtures/tlsGate.js"
 
 /** Puts variables into the environment until the scope ends. */
@@ -58,7 +59,7 @@ const reason = (options: Database.Options) =>
   )
 
 describe("the environment", () => {
-  it.scopedLive("gives a connection neither host, user, database, options nor TLS", () =>
+  it.scopedLive("the environment gives a connection neither host, user, database, options nor TLS", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* environment({
@@ -84,7 +85,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("gives a connection without a password none, by PGPASSWORD or by a password file", () =>
+  it.scopedLive("a connection without a password takes none from PGPASSWORD or a password file", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { password, server } = parts(writer)
@@ -97,7 +98,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("gives an empty user name no other one", () =>
+  it.scopedLive("an empty user name is not replaced by PGUSER", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { password, server } = parts(writer)
@@ -107,7 +108,15 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("turns the verification of a certificate off by nothing", () =>
+  it.scopedLive("the sessions that steer an embedded server take nothing from the environment", () =>
+    Effect.gen(function* () {
+      yield* environment({ PGSSLNEGOTIATION: "direct", PGREPLICATION: "database", PGOPTIONS: "-c nonsense=1" })
+      const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })
+      assert.lengthOf(yield* answer({ writer: primary.url("app") }), 1)
+    })
+  )
+
+  it.scopedLive("NODE_TLS_REJECT_UNAUTHORIZED does not turn off the verification of a certificate", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client")
@@ -120,7 +129,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("and the driver's own defaults have no say in a connection", () =>
+  it.scopedLive("a connection takes nothing from the driver's own defaults", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const strange = { statement_timeout: 1, lock_timeout: 1, query_timeout: 1, options: "-c work_mem=64kB" }
@@ -147,7 +156,7 @@ describe("the environment", () => {
 })
 
 describe("a server that cannot be connected to as it is set", () => {
-  it.scopedLive("is ConnectFailed where its TLS options make no sense, and no crash", () =>
+  it.scopedLive("TLS options that make no sense are ConnectFailed with the reason tls", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client")
@@ -165,7 +174,7 @@ describe("a server that cannot be connected to as it is set", () => {
     })
   )
 
-  it.scopedLive("is refused where its TLS is told in a word that is not there, and no crash", () =>
+  it.scopedLive("an ssl setting that is neither a boolean nor an object is refused", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const gate = yield* makeTlsGate(writer, [makeIdentity("client")])
@@ -178,20 +187,20 @@ describe("a server that cannot be connected to as it is set", () => {
     })
   )
 
-  it.scopedLive("is ConnectFailed where its address is none, and no crash", () =>
+  it.scopedLive("an impossible address is ConnectFailed with the reason unreachable", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { password, server } = parts(writer)
       for (const host of [`/${"long".repeat(100)}`, "spaces in it", `${"a".repeat(300)}.example`]) {
         const options = { ...server, host, ssl: false, password: Redacted.make(password) }
-        assert.strictEqual(yield* reason({ writer: options }), "unreachable", host)
+        assert.strictEqual(yield* reason({ writer: options, connectTimeout: "500 millis" }), "unreachable", host)
       }
     })
   )
 })
 
 describe("TLS options", () => {
-  it.scopedLive("may be frozen, may be used again, and are never changed", () =>
+  it.scopedLive("TLS options may be frozen and used again, and are never changed", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")
@@ -209,7 +218,7 @@ describe("TLS options", () => {
     })
   )
 
-  it.scopedLive("that are changed after the database was opened change nothing", () =>
+  it.scopedLive("a change of TLS options after the database was opened changes nothing", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client")
@@ -225,7 +234,7 @@ describe("TLS options", () => {
     })
   )
 
-  it.scopedLive("show no key, passphrase or password in a client's config, a client or a configuration", () =>
+  it.scopedLive("a client, its config and a configuration show no key, passphrase or password", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")
@@ -255,6 +264,28 @@ describe("TLS options", () => {
         assert.strictEqual(typeof copied === "object" && copied.key, client.key)
         assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")
       }).pipe(Effect.provide(Db.layer({ writer: secret })))
+    })
+  )
+})
+
+describe("a role whose password takes many iterations", () => {
+  it.scopedLive("a role with 150,000 SCRAM iterations logs in, unless the settings allow fewer", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const { server } = parts(writer)
+      const role = `${name}_role`
+      yield* Effect.acquireRelease(
+        query(writer, `SET scram_iterations = 150000; CREATE ROLE ${role} LOGIN PASSWORD 'secret'`),
+        () => query(writer, `DROP ROLE ${role}`)
+      )
+      const own = { ...server, username: role, password: Redacted.make("secret") }
+      yield* answer({ writer: own })
+      const refused = yield* Effect.flip(
+        Effect.scoped(Layer.build(Db.layer({ writer: own, maxScramIterations: 149_999 })))
+      )
+      assert.strictEqual(refused._tag === "ConnectFailed" && refused.reason, "authentication")
+      assert.include(refused.message, "150000")
+      assert.include(refused.message, "maxScramIterations")
     })
   )
 })

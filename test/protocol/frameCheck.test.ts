@@ -47,13 +47,13 @@ const kinds: Readonly<Record<string, Buffer>> = {
 }
 
 describe("a check of messages", () => {
-  it.each(Object.entries(kinds))("lets %s pass, wherever it is cut", (_, bytes) => {
+  it.each(Object.entries(kinds))("the check lets %s pass, wherever it is cut", (_, bytes) => {
     const all = Buffer.concat([login, bytes, talk.ready, bytes, talk.ready])
     for (const pieces of cuts(all)) expect(look(pieces)).toEqual({ sound: all.length, violation: undefined })
   })
 
   it.each(Object.entries(kinds))(
-    "finds %s that is longer or shorter than its structure, wherever it is cut",
+    "the check finds %s that is longer or shorter than its structure, wherever it is cut",
     (_, bytes) => {
       const letter = bytes.toString("latin1", 0, 1)
       const body = bytes.subarray(5)
@@ -73,7 +73,7 @@ describe("a check of messages", () => {
     }
   )
 
-  it("fails a message that is too long at its header, before any of its body has arrived", () => {
+  it("a message that is too long fails at its header, before any of its body has arrived", () => {
     for (const [letter, length] of [
       ["D", 65_537],
       ["d", 65_537],
@@ -92,13 +92,13 @@ describe("a check of messages", () => {
     }
   })
 
-  it("counts the notices of one exchange together, and begins anew with the next", () => {
+  it("the notices of one exchange are counted together, and anew in the next", () => {
     const some = Array.from({ length: 10 }, () => talk.notice("so"))
     expect(look([login, ...some, talk.ready, ...some, talk.ready]).violation).toBeUndefined()
     expect(look([login, ...some, ...some, ...some, talk.ready]).violation).toContain("maxNoticeBytes")
   })
 
-  it("keeps nothing of a row that arrives in pieces, and takes none for whole too early", () => {
+  it("a row that arrives in pieces passes", () => {
     const row = talk.row(["x".repeat(30_000), null, "y".repeat(20_000)])
     const all = Buffer.concat([login, row, talk.ready])
     for (const size of [1, 3, 1000, 40_000]) {

@@ -2,6 +2,8 @@
  * What goes wrong with plain clients, as functions of a client: `plain-client.test.ts` asserts what the plain client makes of each,
  * `known-failures.test.ts` what effect-db does. The numbers are those of the table in the README.
  */
+import * as Migrator from "@effect/sql/Migrator"
+import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
 import type { PgClient } from "@effect/sql-pg/PgClient"
@@ -12,12 +14,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import type * as Redacted from "effect/Redacted"
+import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
+import pg from "pg"
 import { live } from "../../src/internal/embedded/live.js"
 import { startChild } from "../fixtures/child.js"
 import { type Message, makeProxy, type Proxy, sends } from "../fixtures/proxy.js"
@@ -458,4 +461,64 @@ export const batches = (sql: PgClient) =>
       { batching: true, concurrency: "unbounded" }
     )
     return { transactions, statements }
+  })
+
+const migrations = {
+  "1_first": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE first (id int)`),
+  "2_second": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE second (id int)`)
+}
+
+/** 25. Several sessions migrate a new database at once: `held` of them have seen that nothing is there before the first creates anything. */
+export const migrateAtOnce = <E>(
+  { writer }: Place,
+  sessions: ReadonlyArray<(loader: Migrator.Loader) => Effect.Effect<unknown, E>>,
+  held: number
+) =>
+  Effect.gen(function* () {
+    const blocker = yield* Effect.acquireRelease(
+      Effect.promise(async () => {
+        const client = new pg.Client(Redacted.value(writer))
+        await client.connect()
+        await client.query("BEGIN; CREATE TABLE effect_sql_migrations (id int)")
+        return client
+      }),
+      (client) => Effect.promise(() => client.end())
+    )
+    const ends = yield* Effect.forEach(sessions, (migrate) =>
+      Effect.fork(Effect.exit(migrate(Migrator.fromRecord(migrations))))
+    )
+    yield* Effect.repeat(
+      query<{ pid: number }>(
+        writer,
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+      ),
+      { schedule: soon, until: (waiting) => waiting.length >= held }
+    )
+    yield* Effect.promise(() => blocker.query("ROLLBACK"))
+    return yield* Effect.forEach(ends, Fiber.join)
+  })
+
+/** 26. A migration with a lower id than those that were applied is added later. Gives what became of it, and whether it was applied. */
+export const lowerIdLater = <A, E>({ writer }: Place, migrate: (loader: Migrator.Loader) => Effect.Effect<A, E>) =>
+  Effect.gen(function* () {
+    yield* migrate(Migrator.fromRecord({ "2_second": migrations["2_second"] }))
+    const exit = yield* Effect.exit(migrate(Migrator.fromRecord(migrations)))
+    const [row] = yield* query<{ there: boolean }>(writer, "SELECT to_regclass('first') IS NOT NULL AS there")
+    return { exit, isApplied: row?.there }
+  })
+
+/** 31. A reserved connection is given back in a transaction that nobody has ended; the next caller, who has one of its own, commits. */
+export const leftOpen = (sql: PgClient) =>
+  Effect.gen(function* () {
+    yield* Effect.scoped(
+      Effect.gen(function* () {
+        const connection = yield* sql.reserve
+        for (const statement of ["BEGIN", "INSERT INTO item VALUES ('left open')"]) {
+          yield* connection.executeUnprepared(statement, [], undefined)
+        }
+      })
+    )
+    const seen = yield* sql<{ name: string }>`SELECT name FROM item`
+    yield* sql.withTransaction(sql`INSERT INTO item VALUES ('next')`)
+    return seen.map(({ name }) => name)
   })

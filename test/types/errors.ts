@@ -35,6 +35,17 @@ export const fieldsAreTyped = (error: DatabaseError.UniqueViolation, lost: Datab
   expectTypeOf(error.outcome)
 }
 
+export const valuesThatDoNotFitAreCaught = (work: Work<SqlError>) =>
+  work.pipe(
+    DatabaseError.refine,
+    Effect.catchTag("InvalidInput", (error) => {
+      expectTypeOf(error).toEqualTypeOf<DatabaseError.InvalidInput>()
+      expectTypeOf(error.sqlState).toEqualTypeOf<string>()
+      expectTypeOf(error.sql).toEqualTypeOf<string | undefined>()
+      return Effect.succeed(error.position)
+    })
+  )
+
 export const everyErrorIsOne = (error: DatabaseError.DatabaseError | SqlError) => {
   if (error instanceof SqlError) return
   expectTypeOf(error).toEqualTypeOf<DatabaseError.DatabaseError>()

@@ -73,6 +73,7 @@ export const checkFit = (
       return judge({ isStandby: row?.[0] === "true", isReadOnly: row?.[1] === "on" })
     }
     const { error } = failure
+    if (connection.broken === "wrongRole") return done({ reason: "wrongRole", error })
     done({ reason: isLate ? "unresponsive" : connectReason(codeOf(error), error.message), error })
   })
 }

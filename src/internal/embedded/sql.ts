@@ -2,6 +2,7 @@ import * as net from "node:net"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import Pg from "pg"
+import { isolate } from "../driver.js"
 import { live } from "./live.js"
 
 /** Marks our own sessions, so that `terminateBackends` spares them. */
@@ -40,10 +41,12 @@ export const session = <A, E, R>(
         password: target.password,
         database: "postgres",
         ssl: false,
+        sslnegotiation: "postgres",
         application_name: applicationName,
         connectionTimeoutMillis: 5_000,
         stream: () => socket
       })
+      isolate(client, { user: "postgres", options: "" })
       // the query in flight fails with the same error; unheard, it would end the process
       client.on("error", () => {})
       return { client, socket }

@@ -4,6 +4,7 @@
 import type { ConnectFailure, Connection } from "../../Connection.js"
 import type { PoolExhausted } from "../../DatabaseError.js"
 import { type CloseReason, Observation, type Observer } from "../../Observation.js"
+import type { Notice } from "../driver.js"
 import type { Place } from "../failure.js"
 import type { Meter } from "../meter.js"
 import type { Borrower } from "./borrower.js"
@@ -54,6 +55,11 @@ export class Journal {
 
   lost({ processId }: Connection, error: Error): void {
     this.observe(() => Observation.Lost({ ...this.place, processId, message: error.message }))
+  }
+
+  noticed({ processId }: Connection, notice: Notice): void {
+    const { code: sqlState = "", detail, hint, message = "", severity = "" } = notice
+    this.observe(() => Observation.Noticed({ ...this.place, processId, severity, sqlState, message, detail, hint }))
   }
 
   closed({ processId }: Connection, reason: CloseReason): void {

@@ -22,8 +22,8 @@ export class Loans {
   ) {}
 
   get oldest(): Loan | undefined {
-    // one that is on its way out is nobody's any more
-    for (const [connection, loan] of this.loans) if (connection.broken === undefined) return loan
+    // one that is on its way out, or whose statement was interrupted, is nobody's any more
+    for (const [connection, loan] of this.loans) if (connection.isUsable) return loan
     return undefined
   }
 
@@ -50,12 +50,19 @@ export class Loans {
   private look(): void {
     this.timer = undefined
     const now = performance.now()
+    let isStopping = false
     for (const [connection, loan] of this.loans) {
       if (connection.broken !== undefined || this.told.has(connection)) continue
+      // given up, and closed or given back within a second; or in a transaction that goes on
+      if (connection.isStopping) {
+        isStopping = true
+        continue
+      }
       const left = loan.since + this.threshold - now
       if (left > 0) return this.wait(Math.ceil(left))
       this.told.add(connection)
       this.tell(connection, now - loan.since, loan.who)
     }
+    if (isStopping) this.wait(this.threshold)
   }
 }

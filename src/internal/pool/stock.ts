@@ -23,10 +23,10 @@ export class Stock {
 
   constructor(private readonly config: PoolConfig) {}
 
-  /** How many are not on their way out. */
+  /** How many are not on their way out, nor may be after an interruption. */
   get open(): number {
     let open = 0
-    for (const connection of this.all) if (connection.broken === undefined) open++
+    for (const connection of this.all) if (connection.isUsable) open++
     return open
   }
 
@@ -108,6 +108,18 @@ export class Stock {
       } else connection.abort("invalidated")
     }
     return meant.length
+  }
+
+  /** A server has turned out to take no writes, so all are to be made anew: idle ones end now, those in use when they come back. */
+  retireAll(reason: CloseReason): void {
+    for (const connection of [...this.all]) {
+      if (connection.broken !== undefined) continue
+      connection.retireAt = Number.NEGATIVE_INFINITY
+      connection.retireAs = reason
+      if (!this.idle.includes(connection)) continue
+      this.take(connection)
+      connection.end(reason)
+    }
   }
 
   /** Ends those that are older than a generation of credentials, not all at once and none that is in use. */

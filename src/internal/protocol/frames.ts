@@ -37,14 +37,14 @@ const bounds: ReadonlyArray<readonly [type: keyof typeof letters, least: number,
 
 const names = new Map(bounds.map(([type]) => [letters[type] as number, type]))
 const least = new Float64Array(256)
-// what has no letter here may have no length
+// an unknown letter may have no length
 const most = new Float64Array(256).fill(-1)
 for (const [type, from, to] of bounds) {
   least[letters[type]] = from
   most[letters[type]] = to
 }
 
-/** What a login consists of; anything else is due when it is over. */
+/** Messages that are due in a login. */
 const ofLogin: ReadonlySet<number> = new Set([
   letters.authentication,
   letters.parameterStatus,
@@ -54,7 +54,7 @@ const ofLogin: ReadonlySet<number> = new Set([
   letters.readyForQuery
 ])
 
-/** What a server sends of its own accord or in passing, which is counted together until it is ready again. */
+/** Checks for messages that come beside an answer; their sizes are added up until the server is ready again. */
 const isRemark = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
 
@@ -62,11 +62,11 @@ const nothing = Buffer.alloc(0)
 
 /** The check of one connection. It begins with the login. */
 export class FrameCheck {
-  /** What is wrong with the last chunk; nothing is read any more then. */
+  /** The fault of the last chunk; nothing is to be read after it. */
   violation: ProtocolViolation | undefined = undefined
   private isLoggedIn = false
   private isAuthenticated = false
-  /** How many more bytes a login, or the remarks of an exchange, may have. */
+  /** Bytes that are left for a login, or for the remarks of an exchange. */
   private budget: number
   /** The message that is cut: its letter and length, as far as they have arrived, and how many bytes of its body are to come. */
   private type = 0
@@ -82,7 +82,7 @@ export class FrameCheck {
     this.budget = limits.maxStartupBytes
   }
 
-  /** Checks a chunk; gives how many of its bytes may be read: all, or those of the messages before the one that is wrong. */
+  /** Checks a chunk; returns how many of its bytes may be read: all, or those of the messages before the faulty one. */
   check(chunk: Buffer): number {
     const end = chunk.length
     let at = this.left > 0 || this.headerBytes > 0 ? this.continue(chunk) : 0
@@ -108,7 +108,7 @@ export class FrameCheck {
     return at
   }
 
-  /** Goes on with a message that was cut; gives where the next one begins, or 0 where this one is wrong. */
+  /** Goes on with a message that was cut; returns where the next one begins, or 0 if this one is faulty. */
   private continue(chunk: Buffer): number {
     let at = 0
     while (this.headerBytes > 0 && at < chunk.length) {
@@ -160,7 +160,7 @@ export class FrameCheck {
     this.heldBytes = size
   }
 
-  /** The whole of a message that was cut is there. */
+  /** Checks a message that was cut, when its last byte has arrived. */
   private finish(): void {
     const { held, heldBytes, length, row, type } = this
     this.row = undefined
@@ -170,7 +170,7 @@ export class FrameCheck {
     else this.malformed(type, length, 0)
   }
 
-  /** Whether a message may come now, and may be of this length. */
+  /** Checks whether a message may come now, with this length. */
   private isDue(type: number, length: number): boolean {
     if (!(length >= (least[type] ?? 0) && length <= (most[type] ?? 0))) {
       const name = names.get(type)

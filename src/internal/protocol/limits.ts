@@ -3,8 +3,7 @@
  */
 
 /**
- * How much a server may ask of its client. A server that goes beyond is one whose connection is lost: `Disconnected`, or `ConnectFailed` at
- * login.
+ * Bounds for the messages of a server. A server that exceeds one loses its connection: `Disconnected`, or `ConnectFailed` at login.
  *
  * @since 0.1.0
  * @category models
@@ -20,7 +19,7 @@ export interface ProtocolLimits {
   readonly maxScramIterations: number
 }
 
-/** Bytes that are no message of PostgreSQL's protocol, or one that is not due, or one beyond its bound. */
+/** A message that is malformed, not due, or larger than its bound. */
 export class ProtocolViolation extends Error {
   override readonly name = "ProtocolViolation"
 

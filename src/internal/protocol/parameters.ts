@@ -17,7 +17,8 @@ const hidden = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
 
-const isPlain = (value: unknown): value is Readonly<Record<string, unknown>> => {
+/** Whether a value is an object of keys and nothing else, as JSON has them. */
+export const isPlain = (value: unknown): value is Readonly<Record<string, unknown>> => {
   if (!isObject(value)) return false
   const prototype: unknown = Object.getPrototypeOf(value)
   return prototype === Object.prototype || prototype === null
@@ -32,9 +33,25 @@ const open = (value: unknown): unknown => {
   return opened
 }
 
-/** `fromEntries` defines properties, so that a key `__proto__` is a key. */
-const renamed = (value: Readonly<Record<string, unknown>>, rename: (key: string) => string) =>
-  Object.fromEntries(Object.entries(value).map(([key, one]) => [rename(key), one]))
+/** Returns an object with other keys, and what `inside` makes of its values. */
+export const renamed = (
+  value: Readonly<Record<string, unknown>>,
+  rename: (key: string) => string,
+  inside: (value: unknown) => unknown
+): Record<string, unknown> => {
+  const other: Record<string, unknown> = {}
+  for (const key in value) {
+    const name = rename(key)
+    const made = inside(value[key])
+    // assigned it would be the prototype, and no key
+    if (name === "__proto__")
+      Object.defineProperty(other, name, { value: made, enumerable: true, writable: true, configurable: true })
+    else other[name] = made
+  }
+  return other
+}
+
+const itself = (value: unknown): unknown => value
 
 /** The JSON of a value with what is redacted in it opened and, where the keys of objects have other names in the database, with those. */
 const stringify = (value: unknown, rename?: ((key: string) => string) | undefined): string => {
@@ -46,7 +63,7 @@ const stringify = (value: unknown, rename?: ((key: string) => string) | undefine
     const held = this[key]
     const opened = Redacted.isRedacted(held) ? open(held) : json
     const shown = opened !== json && hasJson(opened) ? opened.toJSON(key) : opened
-    return rename !== undefined && isPlain(shown) ? renamed(shown, rename) : shown
+    return rename !== undefined && isPlain(shown) ? renamed(shown, rename, itself) : shown
   })
 }
 

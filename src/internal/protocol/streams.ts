@@ -55,7 +55,8 @@ class StreamSocket extends Duplex {
 
   override _destroy(error: Error | null, done: (error: Error | null) => void): void {
     this.inner.destroy()
-    done(error)
+    // TLS over this stream reports its own error, such as a wrong name, in the turn after it has destroyed the stream
+    setImmediate(() => done(error))
   }
 
   setNoDelay(): this {

@@ -1,6 +1,6 @@
 /**
- * Whether the body of a message has the structure of its type. node-postgres's parser trusts it: it reads on where a text has no end, into
- * the next message or for ever.
+ * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: where a text has no end it reads on, into the
+ * next message or for ever.
  */
 
 /** The letters of the server's messages. */
@@ -30,7 +30,7 @@ export const letters = {
 
 const int16 = (bytes: Buffer, at: number): number => ((bytes[at] ?? 0) << 8) | (bytes[at + 1] ?? 0)
 
-/** Where the text ends that begins at `at`, its NUL included; -1 where it has no end before `to`. */
+/** Returns the position after the text that begins at `at` and its NUL, or -1 if the text has no end before `to`. */
 const afterText = (bytes: Buffer, at: number, to: number): number => {
   for (let end = at; end < to; end++) if (bytes[end] === 0) return end + 1
   return -1
@@ -42,7 +42,7 @@ const isTexts = (bytes: Buffer, from: number, to: number, count: number): boolea
   return at === to
 }
 
-/** Texts that are not empty, such as the fields of a notice, and a NUL after the last of them. */
+/** Checks for texts that are not empty, such as the fields of a notice, and a NUL after the last of them. */
 const isList = (bytes: Buffer, from: number, to: number): boolean => {
   let at = from
   while (at >= 0 && at < to) {
@@ -68,8 +68,8 @@ const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
   return at === to
 }
 
-/** A row that is there as a whole; it is on the way of every row, so it looks at lengths only. */
-export const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
+/** Checks a whole row. Every row passes here, so only lengths are read. */
+const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
   const columns = int16(bytes, from)
   if (columns > mostColumns) return false
   let at = from + 2
@@ -94,7 +94,7 @@ export class RowInPieces {
   private word = 0
   private wordBytes = 0
 
-  /** Takes the next piece; gives whether it fits. */
+  /** Takes the next piece; returns whether it fits. */
   take(bytes: Buffer, from: number, to: number): boolean {
     let at = from
     while (at < to) {
@@ -130,7 +130,7 @@ export class RowInPieces {
   }
 }
 
-/** The kinds of an Authentication message; those that are not here are the driver's to refuse. */
+/** Checks an Authentication message; the driver refuses the kinds that are not here. */
 const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
   const size = to - from
   switch (bytes.readInt32BE(from)) {
@@ -151,7 +151,7 @@ const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
 
 const statuses = [0x49, 0x54, 0x45]
 
-/** Whether a body is as its type has it; its length is within the bounds of the type already. */
+/** Checks whether a body has the structure of its type. Its length must be within the bounds of the type. */
 export const isWellFormed = (type: number, bytes: Buffer, from: number, to: number): boolean => {
   switch (type) {
     case letters.dataRow:

@@ -1,5 +1,5 @@
 /**
- * How a connection is encrypted: options that belong to one connection, and none of their secrets in sight.
+ * TLS options that belong to one connection, with their secrets out of sight.
  */
 import { isIP } from "node:net"
 import * as Tls from "node:tls"

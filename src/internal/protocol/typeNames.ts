@@ -76,11 +76,13 @@ export class TypeNames {
   }
 }
 
-const servers = new WeakMap<object, TypeNames>()
+const servers = new WeakMap<ByName, Map<string, TypeNames>>()
 
-/** Returns what is known of the types of a server, which all its connections share. */
-export const typeNames = (server: object, byName: ByName): TypeNames => {
-  const known = servers.get(server) ?? new TypeNames(byName)
-  servers.set(server, known)
+/** Returns what is known of the types of a server, by its name, which all connections to it share. */
+export const typeNames = (byName: ByName, server: string): TypeNames => {
+  const all = servers.get(byName) ?? new Map<string, TypeNames>()
+  servers.set(byName, all)
+  const known = all.get(server) ?? new TypeNames(byName)
+  all.set(server, known)
   return known
 }

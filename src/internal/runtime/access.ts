@@ -48,6 +48,8 @@ export interface PromiseDatabase {
   readonly afterCommit: (hook: Code<unknown>) => Promise<void>
   /** After a rollback, outside of the transaction. */
   readonly afterRollback: (hook: Code<unknown>) => Promise<void>
+  /** After a COMMIT whose answer did not come, outside of the transaction. */
+  readonly afterUnknown: (hook: Code<unknown>) => Promise<void>
   /** Commits what the unit of work has done so far on this database. */
   readonly commit: () => Promise<void>
   /** Rolls back what the unit of work has done so far on this database. */
@@ -84,6 +86,7 @@ export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>):
     beforeCommit: (hook) => run.promise(tag.beforeCommit(plain(hook))),
     afterCommit: (hook) => run.promise(tag.afterCommit(plain(hook))),
     afterRollback: (hook) => run.promise(tag.afterRollback(plain(hook))),
+    afterUnknown: (hook) => run.promise(tag.afterUnknown(plain(hook))),
     commit: () => run.promise(tag.commit),
     rollback: () => run.promise(tag.rollback),
     notify: (channel, payload) => run.promise(tag.notify(channel, payload)),

@@ -9,12 +9,12 @@ import type * as Copy from "../../Copy.js"
 import type { Runner } from "./runner.js"
 
 /** The options of a COPY; `onProgress` is plain code, and is waited for. */
-export interface CopyOptions extends Omit<Copy.Options, "onProgress"> {
+interface CopyOptions extends Omit<Copy.Options, "onProgress"> {
   readonly onProgress?: ((progress: Copy.Progress) => unknown) | undefined
 }
 
 /** Rows, all at once or as they come; a stream of Node's is one of these, too. */
-export type CopyRows = AsyncIterable<Copy.Row> | Iterable<Copy.Row>
+type CopyRows = AsyncIterable<Copy.Row> | Iterable<Copy.Row>
 
 /** The members of a client for COPY, as promises. */
 export interface PromiseCopy {

@@ -48,9 +48,10 @@ const longestHead = 4
 
 /**
  * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A semicolon inside of a body without
- * quotes (`BEGIN ATOMIC`) begins a command here, too, so what is found is more than there may be, never less.
+ * quotes (`BEGIN ATOMIC`) begins a command here, too, so what is found is more than there may be, never less. Reads no further than `most`
+ * commands.
  */
-export const commandsIn = (text: string): ReadonlyArray<string> => {
+export const commandsIn = (text: string, most = Number.POSITIVE_INFINITY): ReadonlyArray<string> => {
   const commands: Array<string> = []
   let words: Array<string> = []
   let isHead = true
@@ -59,7 +60,7 @@ export const commandsIn = (text: string): ReadonlyArray<string> => {
     words = []
     isHead = true
   }
-  for (let at = 0; at < text.length; ) {
+  for (let at = 0; at < text.length && (isHead || commands.length + 1 < most); ) {
     token.lastIndex = at
     const piece = token.exec(text)?.[0] ?? ""
     at = tokenEnd(text, piece, at + Math.max(1, piece.length))

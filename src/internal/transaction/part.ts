@@ -2,10 +2,13 @@
  * A part of a transaction, or of a unit of work, that has joined it: its end is left to the whole, which must not store the half of a part
  * that ended in rollback.
  */
+import type * as Fiber from "effect/Fiber"
 import type { Transaction } from "../../Transaction.js"
 import type { CallSite } from "../callSite.js"
 import { Carrier } from "../carrier.js"
 import type { Undone } from "../session.js"
+import type { Describe } from "../unit.js"
+import type { Work } from "../work.js"
 
 /** What a part is called: its label, else where it was written. */
 export interface PartName {
@@ -49,12 +52,17 @@ export class PartCarrier extends Carrier {
     parent: Carrier,
     private readonly own: Part,
     /** The database that it has joined a transaction of; `undefined` is all of them. */
-    private readonly database: Transaction["origin"] | undefined
+    private readonly database: Transaction["origin"] | undefined,
+    private readonly describe: Describe | undefined
   ) {
     super(parent, parent.owner)
   }
 
   override part(transaction: Transaction): Part | undefined {
     return this.database === undefined || this.database === transaction.origin ? this.own : super.part(transaction)
+  }
+
+  override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+    return this.describe?.(fiber) ?? super.work(fiber)
   }
 }

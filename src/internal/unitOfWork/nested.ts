@@ -2,11 +2,12 @@
  * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
  * on a database that no unit would begin, it begins itself, as a unit of work does.
  */
+import type { OptionsConflict } from "../../DatabaseError.js"
 import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
-import type { Carrier, Kind } from "../carrier.js"
+import type { Carrier, Kind, Retry } from "../carrier.js"
 import { passedOn } from "../hooks.js"
 import type { PartName } from "../transaction/part.js"
-import { type Describe, type Ending, Unit } from "../unit.js"
+import { type Describe, type Ending, type Order, Unit } from "../unit.js"
 import { Gate } from "./gate.js"
 
 export class NestedUnit extends Unit {
@@ -39,14 +40,23 @@ export class NestedUnit extends Unit {
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
 
+  /** What ends with savepoints is not run again by itself. */
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    return this.outside.takeRetry(transaction, asked)
+  }
+
+  override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+    const { unit } = this.outside
+    return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
+  }
+
   /** Leaves the hooks for which there was no transaction to a unit that is around, as those of its savepoints are. */
   passHooksOn(isKept: boolean): void {
     for (const [origin, { begin, hooks }] of this.takeWaiting()) {
       for (const hook of hooks) {
         const passed = passedOn(hook, isKept)
-        const isTaken = this.outside.unit !== undefined
-        if (isTaken && passed !== undefined) this.outside.addHook(origin, passed, begin)
-        if (!isTaken) this.addHook(origin, hook, begin)
+        // where there is no unit, or it is left out on purpose, this is the outermost
+        if (passed !== undefined && !this.outside.addHook(origin, passed, begin)) this.addHook(origin, hook, begin)
       }
     }
   }

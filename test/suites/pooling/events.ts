@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import type { Database, Observation } from "effect-db"
 import { Db, insert } from "../../fixtures/databases.js"
+import { sends } from "../../fixtures/proxy.js"
 import {
   failure,
   halfOpen,
@@ -42,7 +43,13 @@ const ends = (
     cancelled: {
       act: Effect.gen(function* () {
         const sql = yield* Db.writer
-        yield* Effect.timeoutOption(sql`SELECT pg_sleep(1000)`, "50 millis")
+        // one that the server has confirmed is no reason to close
+        const wire = yield* Wire
+        yield* wire.when(({ type }) => type === "cancel", "freeze", 2)
+        const sent = yield* wire.when(sends("pg_sleep"), "pass")
+        const fiber = yield* Effect.fork(sql`SELECT pg_sleep(1000)`)
+        yield* sent
+        yield* Fiber.interrupt(fiber)
       })
     },
     dirty: {

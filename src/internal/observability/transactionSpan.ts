@@ -1,0 +1,97 @@
+/**
+ * The span of a transaction, by OpenTelemetry's conventions for databases and with the names that @effect/sql has for its own. It is made
+ * only where a tracer is set.
+ */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as DefaultServices from "effect/DefaultServices"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
+import * as HashMap from "effect/HashMap"
+import * as Tracer from "effect/Tracer"
+import type { ServerConfig } from "../../DatabaseConfig.js"
+
+type AnyFiber = Fiber.RuntimeFiber<unknown, unknown>
+
+/** Attributes of spans. */
+export type Attributes = ReadonlyArray<readonly [name: string, value: unknown]>
+
+const silentTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
+
+/** Whether spans of a fiber go anywhere. */
+export const hasTracer = (fiber: AnyFiber): boolean => fiber.currentTracer !== silentTracer
+
+/** The server, in OpenTelemetry's words. */
+export const endpoint = ({ host, port }: ServerConfig): Attributes => [
+  ["server.address", host],
+  ["server.port", port]
+]
+
+/** The span of a transaction, or of a savepoint. */
+export class TransactionSpan {
+  private hasEnded = false
+
+  constructor(
+    /** What the spans of its statements are inside of. */
+    readonly span: Tracer.Span,
+    private readonly clock: Clock.Clock
+  ) {}
+
+  /** It is that try of a whole that is run again where it may go better, from 1. */
+  tries(attempt: number): void {
+    this.span.attribute("effect_db.transaction.attempt", attempt)
+  }
+
+  /** It has its connection, after so many ms: BEGIN goes with its first statement. */
+  begins(server: ServerConfig, waited: number): void {
+    for (const [name, value] of endpoint(server)) this.span.attribute(name, value)
+    this.event("begin", { "effect_db.connection.wait": waited })
+  }
+
+  /** Its end is sent. */
+  ends(how: "commit" | "savepoint" | "rollback"): void {
+    this.event(how)
+  }
+
+  /** It is over. */
+  end(outcome: string, error: { readonly _tag: string } | undefined): void {
+    if (this.hasEnded) return
+    this.hasEnded = true
+    this.span.attribute("effect_db.transaction.outcome", outcome)
+    if (error !== undefined) this.span.attribute("error.type", error._tag)
+    this.span.end(this.now, error === undefined ? Exit.void : Exit.fail(error))
+  }
+
+  private event(name: string, attributes?: Record<string, unknown>): void {
+    if (!this.hasEnded) this.span.event(`db.transaction.${name}`, this.now, attributes)
+  }
+
+  private get now(): bigint {
+    return this.clock.unsafeCurrentTimeNanos()
+  }
+}
+
+/** Begins a span, if a tracer is set and may see it. */
+export const beginSpan = (
+  fiber: AnyFiber,
+  attributes: Attributes,
+  label: string | undefined,
+  attempt: number
+): TransactionSpan | undefined => {
+  if (!hasTracer(fiber) || !fiber.getFiberRef(FiberRef.currentTracerEnabled)) return undefined
+  const clock = Context.get(fiber.currentDefaultServices, Clock.Clock)
+  const parent = fiber.currentSpan
+  if (parent !== undefined && Context.get(parent.context, Tracer.DisablePropagation)) return undefined
+  const around = Context.getOption(fiber.currentContext, Tracer.ParentSpan)
+  const now = clock.unsafeCurrentTimeNanos()
+  const span = fiber.currentTracer.span("sql.transaction", around, Context.empty(), [], now, "client")
+  for (const [name, value] of HashMap.toEntries(fiber.getFiberRef(FiberRef.currentTracerSpanAnnotations))) {
+    span.attribute(name, value)
+  }
+  for (const [name, value] of attributes) span.attribute(name, value)
+  if (label !== undefined) span.attribute("effect_db.transaction.label", label)
+  const transaction = new TransactionSpan(span, clock)
+  transaction.tries(attempt)
+  return transaction
+}

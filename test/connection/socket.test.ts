@@ -1,0 +1,159 @@
+/**
+ * Connections over streams that the program opens, as connectors and tunnels give them.
+ */
+import * as net from "node:net"
+import { Duplex } from "node:stream"
+import { inspect } from "node:util"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { type Database, DatabaseConfig } from "effect-db"
+import { describe } from "vitest"
+import { Db, soon } from "../fixtures/databases.js"
+import { freshDatabase, query } from "../fixtures/server.js"
+import { makeTlsServer } from "../fixtures/tls.js"
+
+/** A stream over a socket that shows nothing of it, as those of tunnels. */
+const tunnel = (socket: net.Socket): Duplex =>
+  Duplex.from({
+    readable: socket,
+    writable: socket
+  })
+
+const open = (port: number, host = "127.0.0.1") =>
+  Effect.async<net.Socket, Error>((resume) => {
+    const socket = net.connect(port, host)
+    socket.once("connect", () => resume(Effect.succeed(socket)))
+    socket.once("error", (error) => resume(Effect.fail(error)))
+  })
+
+const given = Effect.map(freshDatabase, ({ name, writer }) => {
+  const { password, port, username } = new URL(Redacted.value(writer))
+  const parts = { database: name, username, password: Redacted.make(decodeURIComponent(password)) }
+  return { name, writer, port: Number(port), parts }
+})
+
+const failure = (options: Database.Options) =>
+  Effect.map(Effect.flip(Effect.scoped(Layer.build(Db.layer(options)))), (error) => {
+    assert.notInclude(inspect(error, { depth: 10 }), "s3cret")
+    return error._tag === "ConnectFailed" ? [error.reason, error.message] : [error._tag, error.message]
+  })
+
+describe("a socket of the program", () => {
+  it.scopedLive("carries statements, large rows and streams, whatever kind of stream it is", () =>
+    Effect.gen(function* () {
+      const { name, parts, port } = yield* given
+      for (const socket of [open(port), Effect.map(open(port), tunnel)]) {
+        yield* Effect.gen(function* () {
+          const sql = yield* Db.writer
+          assert.deepStrictEqual(yield* sql`SELECT current_database() AS name`, [{ name }])
+          const text = "x".repeat(5_000_000)
+          assert.deepStrictEqual(yield* sql`SELECT length(${text}::text) AS size`, [{ size: text.length }])
+          const [row] = yield* sql<{ text: string }>`SELECT repeat('y', 5000000) AS text`
+          assert.strictEqual(row?.text.length, 5_000_000)
+          const { servers } = yield* Db.status
+          assert.strictEqual(servers[0]?.name, "tunnel")
+        }).pipe(
+          Effect.provide(Db.layer({ writer: { ...parts, socket, name: "tunnel" }, statementTimeout: "20 seconds" }))
+        )
+      }
+    })
+  )
+
+  it.scopedLive("gets a stream of its own for a cancel, and is closed with its connection", () =>
+    Effect.gen(function* () {
+      const { parts, port, writer } = yield* given
+      let opened = 0
+      let closed = 0
+      const socket = Effect.map(open(port), (socket) => {
+        opened++
+        socket.once("close", () => closed++)
+        return tunnel(socket)
+      })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const sleeping = query(writer, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(61%'")
+        const fiber = yield* Effect.fork(sql`SELECT pg_sleep(61)`)
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length > 0 })
+        yield* Fiber.interrupt(fiber)
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 0 })
+        assert.isAtLeast(opened, 2)
+      }).pipe(Effect.provide(Db.layer({ writer: { ...parts, socket } })))
+      yield* Effect.repeat(
+        Effect.sync(() => closed),
+        { schedule: soon, until: () => closed === opened }
+      )
+    })
+  )
+
+  it.scopedLive("that breaks is Disconnected, and replaced", () =>
+    Effect.gen(function* () {
+      const { parts, port } = yield* given
+      const sockets: Array<net.Socket> = []
+      const socket = Effect.map(open(port), (socket) => {
+        sockets.push(socket)
+        return tunnel(socket)
+      })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const fiber = yield* Effect.fork(Effect.flip(sql`SELECT pg_sleep(60)`))
+        yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.active === 1 })
+        for (const socket of sockets) socket.destroy()
+        const error = yield* Fiber.join(fiber)
+        assert.strictEqual(Reflect.get(Object(error.cause), "_tag"), "Disconnected")
+        yield* sql`SELECT 1`
+      }).pipe(Effect.provide(Db.layer({ writer: { ...parts, socket } })))
+    })
+  )
+
+  it.scopedLive("carries TLS whose name is given, and needs a name for it", () =>
+    Effect.gen(function* () {
+      const { certificate, password, port, username } = yield* makeTlsServer
+      const parts = { database: "postgres", username, password, socket: Effect.map(open(port), tunnel) }
+      const ssl = (ssl: DatabaseConfig.Ssl) => ({ writer: { ...parts, ssl }, connectTimeout: "3 seconds" as const })
+      const rows = yield* Effect.provide(
+        Effect.flatMap(Db.writer, (sql) => sql`SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()`),
+        Db.layer(ssl({ ca: certificate, servername: "localhost" }))
+      )
+      assert.deepStrictEqual(rows, [{ ssl: true }])
+      assert.strictEqual((yield* failure(ssl({ ca: certificate, servername: "db.example.com" })))[0], "tls")
+      for (const wrong of [true, { ca: certificate }]) {
+        const refused = Either.getOrThrow(Either.flip(DatabaseConfig.make("app", ssl(wrong))))
+        assert.strictEqual(refused.setting, "writer.ssl")
+      }
+    })
+  )
+
+  it.scopedLive("that fails, takes too long, is closed or is no stream is unreachable", () =>
+    Effect.gen(function* () {
+      const { parts, port } = yield* given
+      const attempt = (socket: DatabaseConfig.Connector) =>
+        failure({ writer: { ...parts, socket }, connectTimeout: "500 millis" })
+      const destroyed = Effect.map(open(port), (socket) => socket.destroy())
+      let isInterrupted = false
+      const never = Effect.onInterrupt(Effect.never, () =>
+        Effect.sync(() => {
+          isInterrupted = true
+        })
+      )
+      for (const [socket, says] of [
+        [Effect.fail(new Error("s3cret")), "the effect that opens the socket failed"],
+        [Effect.die("s3cret"), "the effect that opens the socket failed"],
+        [never, "the socket was not opened within"],
+        [destroyed, "the socket is closed already"],
+        [Effect.succeed(3 as never), "the socket is no stream"]
+      ] as const) {
+        const [reason, message] = yield* attempt(socket)
+        assert.strictEqual(reason, "unreachable", message)
+        assert.include(message, says)
+      }
+      yield* Effect.repeat(
+        Effect.sync(() => isInterrupted),
+        { schedule: soon, until: (it) => it }
+      )
+    })
+  )
+})

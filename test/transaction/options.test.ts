@@ -1,0 +1,240 @@
+/**
+ * What a part of a unit of work asks of the whole: it is so, or it is refused, and never ignored.
+ */
+import { HttpClient, HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
+import { NodeHttpServer } from "@effect/platform-node"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { DatabaseError, RequestTransaction, type Transaction, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit, event } from "../fixtures/audit.js"
+import { Audit, Db, fresh, insert, stored } from "../fixtures/databases.js"
+
+const setting = (name: string) =>
+  Effect.flatMap(Db.writer, (sql) =>
+    Effect.map(sql<{ it: string }>`SELECT current_setting(${name}) AS it`, (rows) => rows[0]?.it ?? "")
+  )
+const isolation = setting("transaction_isolation")
+
+const serializable: Transaction.Options = { isolation: "serializable" }
+
+const refused = (option: string) => (error: unknown) => {
+  assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "OptionsConflict", String(error))
+  assert.strictEqual((error as DatabaseError.OptionsConflict).option, option)
+}
+
+const conflict = <A, E, R>(option: string, self: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.flip(DatabaseError.refine(self)), refused(option))
+
+/** Fails with a serialization failure once. */
+const collidesOnce = () => {
+  let attempts = 0
+  const work = Effect.suspend(() =>
+    ++attempts > 1
+      ? Effect.void
+      : Effect.flatMap(
+          Db.writer,
+          (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+        )
+  )
+  return { work, attempts: () => attempts }
+}
+
+describe("the isolation that a part asks for", () => {
+  it.scopedLive("is that of the unit, if that has sent nothing yet", () =>
+    Effect.gen(function* () {
+      const asked = [
+        Db.withTransaction(isolation, serializable),
+        Db.withTransaction(isolation, { ...serializable, propagation: "required" }),
+        UnitOfWork.run(isolation, { transaction: serializable }),
+        // after what has begun a transaction without a statement, and after what was undone
+        Effect.zipRight(Db.withTransaction(Effect.void), Db.withTransaction(isolation, serializable)),
+        Effect.zipRight(
+          Effect.ignore(UnitOfWork.nested(Effect.zipRight(insert("gone"), Effect.fail("x")))),
+          Db.withTransaction(isolation, serializable)
+        ),
+        UnitOfWork.nested(Db.withTransaction(isolation, serializable))
+      ]
+      for (const part of asked) {
+        assert.deepStrictEqual(yield* UnitOfWork.run(Effect.zip(part, isolation)), ["serializable", "serializable"])
+      }
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is that of a request: 200 instead of OptionsConflict, and the commit order follows it", () =>
+    Effect.gen(function* () {
+      let seen = ""
+      const app = Db.withTransaction(isolation, { ...serializable, retry: true }).pipe(
+        Effect.tap((level) => {
+          seen = level
+        }),
+        Effect.as(HttpServerResponse.empty())
+      )
+      const router = HttpRouter.empty.pipe(HttpRouter.post("/", app), HttpRouter.use(RequestTransaction.middleware()))
+      yield* Layer.build(HttpServer.serve(router))
+      assert.strictEqual((yield* HttpClient.post("/")).status, 204)
+      assert.strictEqual(seen, "serializable")
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
+  it.scopedLive("conflicts where a statement was sent, where it is lower, and where access is another", () =>
+    Effect.gen(function* () {
+      // a transaction that was begun by hand is as its program has said
+      yield* conflict("isolation", Db.withTransaction(Db.withTransaction(isolation, serializable)))
+      yield* conflict("isolation", Db.withTransaction(UnitOfWork.nested(Db.withTransaction(isolation, serializable))))
+      yield* conflict(
+        "isolation",
+        UnitOfWork.run(Effect.zipRight(insert("a"), Db.withTransaction(isolation, serializable)))
+      )
+      yield* conflict(
+        "isolation",
+        Db.withTransaction(Db.withTransaction(isolation, { isolation: "read committed" }), serializable)
+      )
+      yield* conflict(
+        "access",
+        UnitOfWork.run(Db.withTransaction(isolation, { access: "read write" }), {
+          transaction: { access: "read only" }
+        })
+      )
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
+describe("other settings that a part asks for", () => {
+  it.scopedLive("are those of the transaction that it joins, if that has sent nothing yet", () =>
+    Effect.gen(function* () {
+      const options: Transaction.Options = {
+        propagation: "required",
+        statementTimeout: "7 seconds",
+        lockTimeout: "3 seconds",
+        applicationName: "the part"
+      }
+      const all = Effect.all([setting("statement_timeout"), setting("lock_timeout"), setting("application_name")])
+      for (const part of [Db.withTransaction(all, options), UnitOfWork.run(all, { transaction: options })]) {
+        const within = Effect.zipRight(Db.withTransaction(Effect.void), part)
+        assert.deepStrictEqual(yield* UnitOfWork.run(within), ["7s", "3s", "the part"])
+      }
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("conflict where a statement was sent, unless they are the same", () =>
+    Effect.gen(function* () {
+      const late = <A, E, R>(part: Effect.Effect<A, E, R>) =>
+        UnitOfWork.run(Effect.zipRight(insert("a"), part), { transaction: { lockTimeout: "3 seconds" } })
+      for (const [option, given] of [
+        ["statementTimeout", { statementTimeout: "7 seconds" }],
+        ["lockTimeout", { lockTimeout: "4 seconds" }],
+        ["applicationName", { applicationName: "the part" }],
+        ["deferrable", { deferrable: true }]
+      ] as const) {
+        yield* conflict(option, late(Db.withTransaction(Effect.void, { propagation: "required", ...given })))
+        yield* conflict(option, late(UnitOfWork.run(Effect.void, { transaction: given })))
+      }
+      yield* late(Db.withTransaction(Effect.void, { propagation: "required", lockTimeout: 3000 }))
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("order and checkFirst are those of the unit, or conflict with them", () =>
+    Effect.gen(function* () {
+      const part = UnitOfWork.run(event("e"), { order: [Audit, Db] })
+      yield* UnitOfWork.run(Effect.zipRight(insert("a"), part))
+      yield* conflict("order", UnitOfWork.run(Effect.zipRight(insert("b"), part), { order: [Db, Audit] }))
+      yield* UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: true }), { checkFirst: false })
+      yield* conflict("checkFirst", UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: false })))
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
+  )
+
+  it.scopedLive("work is what the statements of the part tell", () =>
+    Effect.gen(function* () {
+      const query = Effect.flatMap(Db.writer, (sql) =>
+        Effect.map(sql<{ query: string }>`SELECT current_query() AS query`, (rows) => rows[0]?.query ?? "")
+      )
+      const part = UnitOfWork.run(query, { work: { comment: { job: "part" } } })
+      const [inside, after] = yield* UnitOfWork.run(Effect.zip(part, query), { work: { comment: { job: "whole" } } })
+      assert.include(inside, "job='part'")
+      assert.include(after, "job='whole'")
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
+describe("retry of a part that joins", () => {
+  it.scopedLive("is handed to the unit, which runs again as a whole", () =>
+    Effect.gen(function* () {
+      for (const part of ["UnitOfWork.run", "withTransaction"] as const) {
+        const once = collidesOnce()
+        let units = 0
+        yield* UnitOfWork.run(
+          Effect.suspend(() => {
+            units++
+            const work = Effect.zipRight(insert(`${part} ${units}`), once.work)
+            return part === "UnitOfWork.run"
+              ? UnitOfWork.run(work, { retry: true })
+              : Db.withTransaction(work, { propagation: "required", retry: true })
+          })
+        )
+        assert.deepStrictEqual([units, once.attempts()], [2, 2])
+      }
+      assert.deepStrictEqual(yield* stored, ["UnitOfWork.run 2", "withTransaction 2"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is handed through a nested part and to a unit that retries already", () =>
+    Effect.gen(function* () {
+      const once = collidesOnce()
+      yield* UnitOfWork.run(UnitOfWork.nested(UnitOfWork.run(Effect.zipRight(insert("a"), once.work), { retry: true })))
+      const other = collidesOnce()
+      yield* UnitOfWork.run(UnitOfWork.run(other.work, { retry: true }), { retry: true })
+      const bare = collidesOnce()
+      yield* Db.withTransaction(Db.withTransaction(bare.work, { propagation: "required", retry: true }), {
+        retry: true
+      })
+      assert.deepStrictEqual([once.attempts(), other.attempts(), bare.attempts()], [2, 2, 2])
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is refused where the whole cannot be run again: a bare withTransaction, a request that is not", () =>
+    Effect.gen(function* () {
+      yield* conflict(
+        "retry",
+        Db.withTransaction(
+          Effect.zipRight(insert("a"), Db.withTransaction(Effect.void, { propagation: "required", retry: true }))
+        )
+      )
+      let seen: unknown
+      const app = (joined: RequestTransaction.Options) =>
+        HttpRouter.empty.pipe(
+          HttpRouter.post(
+            "/",
+            UnitOfWork.run(insert("b"), { retry: true }).pipe(
+              Effect.tapError((error) =>
+                Effect.sync(() => {
+                  seen = error
+                })
+              ),
+              Effect.as(HttpServerResponse.empty())
+            )
+          ),
+          HttpRouter.use(RequestTransaction.middleware(joined))
+        )
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* Layer.build(HttpServer.serve(app({})))
+          assert.strictEqual((yield* HttpClient.post("/")).status, 500)
+          refused("retry")(seen)
+        })
+      ).pipe(Effect.provide(NodeHttpServer.layerTest))
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* Layer.build(HttpServer.serve(app({ retry: true })))
+          assert.strictEqual((yield* HttpClient.post("/")).status, 204)
+        })
+      ).pipe(Effect.provide(NodeHttpServer.layerTest))
+      assert.deepStrictEqual(yield* stored, ["b"])
+    }).pipe(Effect.provide(fresh()))
+  )
+})

@@ -1,0 +1,148 @@
+/**
+ * `Reactivity` in a transaction: queries run again when what they read is stored, and not before.
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Mailbox from "effect/Mailbox"
+import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
+import { UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit } from "../fixtures/audit.js"
+import { Audit, Db, fresh, insert } from "../fixtures/databases.js"
+
+const place = Layer.mergeAll(fresh(), audit, Reactivity.layer)
+
+const names = Effect.flatMap(Db.writer, (sql) =>
+  Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY id`, (rows) => rows.map(({ name }) => name))
+)
+
+/** A query that is run again for each invalidation, by a client or by the service itself; `next` waits for what it reads. */
+const watch = (by: "sql.reactiveMailbox" | "Reactivity.query") =>
+  Effect.gen(function* () {
+    const sql = yield* Db.writer
+    let runs = 0
+    const query = Effect.suspend(() => {
+      runs++
+      return names
+    })
+    const mailbox: Mailbox.ReadonlyMailbox<ReadonlyArray<string>, unknown> = by === "sql.reactiveMailbox"
+      ? yield* sql.reactiveMailbox(["items"], query)
+      : yield* Reactivity.query(query, ["items"])
+    assert.deepStrictEqual(yield* mailbox.take, [])
+    return { next: mailbox.take, runs: () => runs }
+  })
+
+const add = (name: string) => Reactivity.mutation(insert(name), ["items"])
+
+const wholes = [
+  ["withTransaction", (self) => Db.withTransaction(self)],
+  ["a unit of work", (self) => UnitOfWork.run(self)],
+  ["a nested transaction", (self) => Db.withTransaction(Db.withTransaction(self))],
+  ["a nested part", (self) => UnitOfWork.run(UnitOfWork.nested(self))],
+  ["a part that joins", (self) => UnitOfWork.run(UnitOfWork.run(self))],
+  ["a unit in a transaction", (self) => Db.withTransaction(UnitOfWork.run(self))]
+] as const satisfies ReadonlyArray<
+  readonly [string, <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, unknown, R | Db>]
+>
+
+describe("an invalidation", () => {
+  for (const by of ["sql.reactiveMailbox", "Reactivity.query"] as const) {
+    for (const [name, whole] of wholes) {
+      it.scopedLive(`of ${by} in ${name} waits for its commit, and is dropped on rollback`, () =>
+        Effect.gen(function* () {
+          const { next, runs } = yield* watch(by)
+          yield* whole(
+            Effect.gen(function* () {
+              yield* add("a")
+              // a statement of its own has its turn after what would have been forked
+              yield* Db.independent(names)
+              assert.strictEqual(runs(), 1)
+            })
+          )
+          assert.deepStrictEqual(yield* next, ["a"])
+          yield* Effect.exit(whole(Effect.zipRight(add("undone"), Effect.fail("x"))))
+          yield* Db.independent(names)
+          assert.strictEqual(runs(), 2)
+          yield* add("b")
+          assert.deepStrictEqual(yield* next, ["a", "b"])
+          assert.strictEqual(runs(), 3)
+        }).pipe(Effect.provide(place))
+      )
+    }
+  }
+
+  it.scopedLive("in an undone savepoint, or nested part, is dropped although the whole is stored", () =>
+    Effect.gen(function* () {
+      const { next, runs } = yield* watch("sql.reactiveMailbox")
+      const undone = Effect.zipRight(add("undone"), Effect.fail("x"))
+      yield* UnitOfWork.run(
+        Effect.all([
+          Effect.ignore(Db.withTransaction(undone)),
+          Effect.ignore(UnitOfWork.nested(undone)),
+          Effect.ignore(UnitOfWork.nested(Effect.zipRight(Reactivity.invalidate(["items"]), Effect.fail("x"))))
+        ])
+      )
+      yield* names
+      assert.strictEqual(runs(), 1)
+      yield* add("a")
+      assert.deepStrictEqual(yield* next, ["a"])
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("in a unit without a statement, and of another database, waits for the unit, too", () =>
+    Effect.gen(function* () {
+      const { next, runs } = yield* watch("sql.reactiveMailbox")
+      const { unsafeInvalidate } = yield* Reactivity.Reactivity
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Audit.withTransaction(Effect.sync(() => unsafeInvalidate(["items"])))
+          yield* Db.independent(names)
+          assert.strictEqual(runs(), 1)
+          yield* insert("a")
+        })
+      )
+      assert.deepStrictEqual(yield* next, ["a"])
+      yield* Effect.ignore(UnitOfWork.run(Effect.zipRight(Reactivity.invalidate({ items: [1] }), Effect.fail("x"))))
+      yield* names
+      assert.strictEqual(runs(), 2)
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("follows an early commit, and what is independent is invalidated at once", () =>
+    Effect.gen(function* () {
+      const { next } = yield* watch("sql.reactiveMailbox")
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* add("early")
+            yield* Db.commit
+            assert.deepStrictEqual(yield* next, ["early"])
+            yield* Db.independent(add("independent"))
+            assert.deepStrictEqual(yield* next, ["early", "independent"])
+            return yield* Effect.fail("x")
+          })
+        )
+      )
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("runs a query that was begun in a transaction outside of it, once that has ended", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const seen = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("a")
+          const mailbox = yield* sql.reactiveMailbox(["items"], names)
+          assert.deepStrictEqual(yield* mailbox.take, ["a"])
+          yield* add("b")
+          return mailbox
+        })
+      )
+      assert.deepStrictEqual(yield* seen.take, ["a", "b"])
+      assert.deepStrictEqual(yield* Stream.runHead(sql.reactive(["items"], names)), Option.some(["a", "b"]))
+    }).pipe(Effect.provide(place))
+  )
+})

@@ -1,0 +1,209 @@
+/**
+ * A COMMIT whose answer does not come: what a program learns of it, also where it has stopped waiting.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
+import { DatabaseError, DatabaseRuntime, type Observation, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit, event, events } from "../fixtures/audit.js"
+import { Audit, Db, fresh, freshTable, insert, stored } from "../fixtures/databases.js"
+import { answers, makeProxy, sends } from "../fixtures/proxy.js"
+import { query } from "../fixtures/server.js"
+
+const behindProxy = Effect.gen(function* () {
+  const { writer } = yield* freshTable
+  const proxy = yield* makeProxy(writer)
+  const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
+  return { proxy, context: Context.pick(Db)(context), writer }
+})
+
+/** Hooks of each kind, which note that they have run. */
+const hooks = (log: Array<string>) => {
+  const note = (text: string) => Effect.sync(() => void log.push(text))
+  return Effect.all([
+    Db.afterCommit(note("committed")),
+    Db.afterRollback(note("rolled back")),
+    Db.afterUnknown(note("unknown"))
+  ])
+}
+
+const ended = Effect.gen(function* () {
+  const seen: Array<Observation.Observation> = []
+  yield* Db.observations.pipe(
+    Stream.filter((observation) => observation._tag === "TransactionEnded"),
+    Stream.runForEach((observation) => Effect.sync(() => void seen.push(observation))),
+    Effect.forkScoped
+  )
+  yield* Effect.yieldNow()
+  return seen
+})
+
+/** The failures of a cause, beside its interruption. */
+const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
+  Chunk.toReadonlyArray(Cause.failures(cause)).map((error) =>
+    DatabaseError.isDatabaseError(error) ? error._tag : String(error)
+  )
+
+const wholes = [
+  ["a transaction", <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(self)],
+  ["a unit of work", <A, E>(self: Effect.Effect<A, E, Db>) => UnitOfWork.run(self)],
+  ["a savepoint in it", <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(Db.withTransaction(self))]
+] as const
+
+describe("a COMMIT without an answer", () => {
+  for (const [name, whole] of wholes) {
+    it.scopedLive(`an interruption of ${name} during COMMIT: its cause holds CommitOutcomeUnknown as well`, () =>
+      Effect.gen(function* () {
+        const { context, proxy } = yield* behindProxy
+        const log: Array<string> = []
+        const seen = yield* Effect.provide(ended, context)
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const work = whole(Effect.zipRight(hooks(log), insert("a")))
+        const fiber = yield* Effect.fork(Effect.provide(work, context))
+        yield* committing
+        const exit = yield* Fiber.interrupt(fiber)
+        assert.isTrue(Exit.isFailure(exit) && Cause.isInterrupted(exit.cause))
+        assert.deepStrictEqual(Exit.isFailure(exit) ? tags(exit.cause) : [], ["CommitOutcomeUnknown"])
+        assert.deepStrictEqual(log, ["unknown"])
+        assert.deepStrictEqual(
+          seen.map((observation) => observation._tag === "TransactionEnded" && observation.outcome),
+          ["unknown"]
+        )
+      })
+    )
+  }
+
+  it.scopedLive("a timeout during a COMMIT that is stored later: afterUnknown runs and an observation tells", () =>
+    Effect.gen(function* () {
+      const { context, proxy, writer } = yield* behindProxy
+      const log: Array<string> = []
+      const seen = yield* Effect.provide(ended, context)
+      // the server has stored it, and its answer does not arrive
+      const answered = yield* proxy.when(answers("COMMIT"), "freeze")
+      const fiber = yield* Effect.zipRight(hooks(log), insert("a")).pipe(
+        Db.withTransaction(),
+        Effect.raceFirst(Effect.zipRight(answered, Effect.fail("timed out"))),
+        Effect.provide(context),
+        Effect.fork
+      )
+      assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
+      assert.deepStrictEqual(log, ["unknown"])
+      assert.strictEqual(seen[0]?._tag === "TransactionEnded" && seen[0].outcome, "unknown")
+      assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [{ name: "a" }])
+    })
+  )
+
+  it.scopedLive("a connection lost during COMMIT runs afterUnknown, and neither afterCommit nor afterRollback", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* behindProxy
+      for (const [name, whole] of wholes) {
+        const log: Array<string> = []
+        yield* proxy.when(answers("COMMIT"), "cut")
+        const error = yield* whole(Effect.zipRight(hooks(log), insert(name))).pipe(
+          Effect.provide(context),
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        assert.deepStrictEqual(log, ["unknown"])
+      }
+    })
+  )
+
+  it.scopedLive(
+    "afterUnknown of what is committed, rolled back or undone inside does not run, nor outside of all",
+    () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* hooks(log)
+        yield* Db.withTransaction(Effect.zipRight(hooks(log), insert("a")))
+        yield* Effect.ignore(Db.withTransaction(Effect.all([hooks(log), insert("b"), Effect.fail("x")])))
+        yield* Db.withTransaction(Effect.ignore(Db.withTransaction(Effect.zipRight(hooks(log), Effect.fail("x")))))
+        assert.deepStrictEqual(log, ["committed", "committed", "rolled back", "rolled back"])
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.live("plain code registers it by afterUnknown, too", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const { proxy } = yield* behindProxy
+        const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: proxy.url }), { lazy: true })
+        const { db } = runtime.databases
+        const log: Array<string> = []
+        yield* proxy.when(answers("COMMIT"), "cut")
+        const error = yield* Effect.flip(
+          Effect.tryPromise({
+            try: () =>
+              runtime.unitOfWork(async () => {
+                await db.writer`INSERT INTO item (name) VALUES ('a')`
+                await db.afterUnknown(() => log.push("unknown"))
+              }),
+            catch: (error) => error
+          })
+        )
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "CommitOutcomeUnknown")
+        assert.deepStrictEqual(log, ["unknown"])
+        yield* Effect.promise(() => runtime.close())
+      })
+    )
+  )
+})
+
+describe("hooks over two databases", () => {
+  const both = Layer.merge(fresh(), audit)
+
+  it.scopedLive("run in the order in which they were registered, after the end of all", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) =>
+        Effect.flatMap(Effect.all([stored, events]), ([items, all]) =>
+          Effect.sync(() => void log.push(`${text} (${items.length}, ${all.length})`))
+        )
+      const register = (kind: "afterRollback" | "afterCommit") =>
+        Effect.all([Audit[kind](note("1")), Db[kind](note("2")), Audit[kind](note("3")), Db[kind](note("4"))])
+      const work = (kind: "afterRollback" | "afterCommit") => Effect.all([insert(kind), event(kind), register(kind)])
+      yield* Effect.ignore(UnitOfWork.run(Effect.zipRight(work("afterRollback"), Effect.fail("x"))))
+      assert.deepStrictEqual(log, ["1 (0, 0)", "2 (0, 0)", "3 (0, 0)", "4 (0, 0)"])
+      log.length = 0
+      yield* UnitOfWork.run(work("afterCommit"))
+      assert.deepStrictEqual(log, ["1 (1, 1)", "2 (1, 1)", "3 (1, 1)", "4 (1, 1)"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("and so do those that may veto, and those of a unit whose commit failed", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      yield* UnitOfWork.run(
+        Effect.all([
+          insert("a"),
+          event("a"),
+          Audit.beforeCommit(note("1")),
+          Db.beforeCommit(note("2")),
+          Audit.beforeCommit(note("3"))
+        ])
+      )
+      assert.deepStrictEqual(log, ["1", "2", "3"])
+      log.length = 0
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.all([
+            insert("b"),
+            event("b", 13),
+            Audit.afterRollback(note("1")),
+            Db.afterRollback(note("2")),
+            Audit.afterRollback(note("3"))
+          ])
+        )
+      )
+      assert.deepStrictEqual(log, ["1", "2", "3"])
+    }).pipe(Effect.provide(both))
+  )
+})
