@@ -5,7 +5,7 @@ import { CsvError, parse } from "csv-parse"
 import { Array as Arr, Data, Effect, Either, Option, ParseResult, Schema, Stream } from "effect"
 import { Airport } from "./records.js"
 
-/** How many problems of a file are taken down. What has more of them is not read to its end, which may be far away. */
+/** The number of problems that are kept. A file with more of them is not read to its end, which may be far away. */
 const mostProblems = 1000
 
 /** What is wrong with a file, each with its line. */
@@ -15,7 +15,7 @@ export class CsvInvalid extends Data.TaggedError("CsvInvalid")<{
 }> {
   override get message(): string {
     const shown = this.problems.slice(0, 10).map((problem) => `\n  ${problem}`)
-    const rest = this.problems.length < mostProblems ? "" : ", and what follows has not been read"
+    const rest = this.problems.length < mostProblems ? "" : ", and the rest has not been read"
     const more = this.problems.length > 10 ? `\n  and ${this.problems.length - 10} more${rest}` : ""
     return `${this.file} cannot be imported, and nothing of it is stored:${shown.join("")}${more}`
   }
@@ -97,7 +97,7 @@ class Sheet {
   private header: ReadonlyArray<string> | undefined
   private readonly seen = new Map<string, number>()
 
-  /** Whether enough is known of what is wrong. */
+  /** Checks whether enough problems are known. */
   get isFull(): boolean {
     return this.problems.length >= mostProblems
   }
