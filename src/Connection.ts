@@ -416,6 +416,13 @@ export class Connection {
     this.fly(plan)
   }
 
+  /** Keeps the process alive for as long as it is open, or lets the process end. */
+  keepProcess(isKept: boolean): void {
+    const { stream } = this.client.connection
+    if (isKept) stream.ref()
+    else stream.unref()
+  }
+
   /**
    * Stops the statement under way, for a caller who has left. Its flight ends when the server has answered and the cancel can hit nothing
    * any more; then the connection is as good as before. Where that is not certain within a second it is closed, as it is behind a pooler,

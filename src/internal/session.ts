@@ -588,8 +588,12 @@ export class Level {
     link.mayHaveStored ||= isInDoubt
     const error =
       interruption ?? afterFirst(toStatementError(link.place, failure, isInDoubt ? "inDoubt" : "undone"), this.failedBy)
+    // the link knows whether this side has closed a connection that is lost
     if (isLost) link.die(error)
-    if (isAborted) this.failedBy ??= error
+    else if (isAborted) {
+      this.failedBy ??= error
+      link.noteAborted(error)
+    }
     return error
   }
 

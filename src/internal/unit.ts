@@ -259,13 +259,9 @@ export class Unit extends Carrier {
     return known.find((origin) => origin.database === database)
   }
 
-  /** The first failure for which one of its transactions could not be kept. */
-  get failure(): StatementError | undefined {
-    for (const { level } of this.transactions?.values() ?? []) {
-      const failure = level.failedBy ?? level.link.lost
-      if (failure !== undefined) return failure
-    }
-    return undefined
+  /** Why its transactions may have been undone, for all that their statements know. */
+  get failures(): ReadonlyArray<StatementError> {
+    return this.begun.flatMap(({ failures }) => failures)
   }
 
   /** Whether nothing was begun in it, nor is anything to be done at its end. */

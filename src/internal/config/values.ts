@@ -71,6 +71,12 @@ export const finite = (setting: string, given: number): number => {
   return given
 }
 
+/** Whether something is to be so, by default not. */
+export const yesOrNo = (setting: string, given: boolean | undefined): boolean => {
+  if (given !== undefined && typeof given !== "boolean") throw new Invalid(setting, "no boolean", "true or false")
+  return given === true
+}
+
 /** One of some words, by default the first. Another word may be a part of a password, and is not shown. */
 export const oneOf = <A extends string>(
   setting: string,
