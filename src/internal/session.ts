@@ -187,7 +187,7 @@ export class Level {
       const guarded = (
         failure: Failure | undefined,
         flight: Flight,
-        // where only its rows could not be read, what follows the statement has been done, too
+        // if only its rows could not be read, the steps after the statement have been done, too
         isSet = flight.acknowledged > first.length - before.length &&
           !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
       ): void => {
@@ -205,7 +205,7 @@ export class Level {
         // the failure is the statement's own affair: what is around it goes on
         connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
       }
-      // what follows a COPY would be taken for its data
+      // messages behind a COPY would be taken for its data
       const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
       if (!isAlone) return connection.run(first, request, after, guarded)
       // several commands in one text are a message of their own kind, with an answer of its own
