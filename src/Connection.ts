@@ -337,6 +337,8 @@ export class Connection {
     plan.isDescribed = false
     plan.proves = proves
     plan.isUndo = isUndo
+    // the rows of a step, as of SELECT 1, are nobody's
+    plan.isRaw = true
     this.fly(plan)
   }
 
