@@ -32,7 +32,7 @@ import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
 import { defer, outliving } from "./internal/transaction/reactivity.js"
 import { asPart, independent, run } from "./internal/within.js"
-import { nest, type Options, type Transaction } from "./Transaction.js"
+import { nest, type Options } from "./Transaction.js"
 
 const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
@@ -79,15 +79,9 @@ export const withTransaction = <A, E, R, X>(
           if (++attempt > 1) transaction.span?.tries(attempt)
           return transaction
         }
-        if (options.retry === undefined || options.retry === false) {
-          return Effect.suspend(() => run(self, carrier, next(), wrap))
-        }
-        let begun: Transaction | undefined
-        const once = Effect.suspend(() => {
-          begun = next()
-          return run(self, carrier, begun, wrap)
-        })
-        return engine.replay(fiber, once, options.retry, () => begun?.level.link.mayHaveStored === true)
+        return retry === false
+          ? Effect.suspend(() => run(self, carrier, next(), wrap))
+          : engine.replay(fiber, next, (transaction) => run(self, carrier, transaction, wrap), retry)
       }
     }
   })

@@ -416,6 +416,13 @@ export class Connection {
     this.fly(plan)
   }
 
+  /** Keeps the process alive for as long as it is open, or lets the process end. */
+  keepProcess(isKept: boolean): void {
+    const { stream } = this.client.connection
+    if (isKept) stream.ref()
+    else stream.unref()
+  }
+
   /**
    * Stops the statement under way, for a caller who has left. Its flight ends when the server has answered and the cancel can hit nothing
    * any more; then the connection is as good as before. Where that is not certain within a second it is closed, as it is behind a pooler,
@@ -533,7 +540,7 @@ export class Connection {
     this.client.query(flight)
   }
 
-  /** The server is to say something now, within its limit for a statement. */
+  /** Watches the server, which is to send something within its limit for a statement. */
   private watch(): void {
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take

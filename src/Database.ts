@@ -300,13 +300,13 @@ export interface Statics<Self> {
   readonly any: Effect.Effect<Copy.Client, never, Self>
   /** Runs an effect in a transaction on the primary. Nothing is sent before its first statement. */
   readonly withTransaction: {
-    // the last one is what a pipe looks at, which so refuses it where it is not called
+    // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
     <A, E, R>(
       self: Effect.Effect<A, E, R>,
       options?: Transaction.Options
     ): Effect.Effect<A, E | TransactionError, R | Self>
     (
-      options?: Transaction.Options
+      options?: Transaction.Options & UnitOfWork.Called<"withTransaction()">
     ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R | Self>
   }
   /** What reads of this database must see, for one effect. */
@@ -381,7 +381,7 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
   readonly databaseName: Name
 }
 
-/** Whether a transaction may turn out to be a part of the one around it. */
+/** Tells whether a transaction may turn out to be a part of the one around it. */
 const joins = ({ propagation }: Transaction.Options): boolean =>
   propagation === "required" || propagation === "mandatory" || propagation === "supports"
 

@@ -47,7 +47,8 @@ import {
   parsers,
   positive,
   text,
-  time
+  time,
+  yesOrNo
 } from "./internal/config/values.js"
 import type { ProtocolLimits } from "./internal/protocol/limits.js"
 import { concealed } from "./internal/protocol/tls.js"
@@ -138,6 +139,11 @@ export interface PoolOptions {
   readonly maxConnections?: number | undefined
   /** Connections that are kept open, warm. Default 0. */
   readonly minConnections?: number | undefined
+  /**
+   * Whether a process may end while connections of the pool are idle: they do not keep it alive, a statement or a transaction does. For
+   * scripts that do not close their databases; the server then sees these connections break off. Default `false`.
+   */
+  readonly idleExit?: boolean | undefined
   /** How many there may be beyond `maxConnections`; they are closed as soon as nobody waits for them. Default 0. */
   readonly maxOverflow?: number | undefined
   /** How long a caller waits for a connection, all in all. Default 30 s. */
@@ -299,6 +305,7 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
 export interface PoolConfig {
   readonly maxConnections: number
   readonly minConnections: number
+  readonly idleExit: boolean
   readonly maxOverflow: number
   readonly acquireTimeout: number
   readonly maxOutageWaiters: number
@@ -331,7 +338,7 @@ export interface SessionConfig {
   readonly preparedStatements: number
   readonly limits: ProtocolLimits
   readonly types: Types | undefined
-  /** What a server's connection string gives its sessions, as `-c name=value`. */
+  /** The settings of sessions in the server's connection string, as `-c name=value`. */
   readonly startupOptions?: string
 }
 
@@ -375,6 +382,7 @@ const limits = (options: DatabaseOptions) => {
 const known: Known<DatabaseOptions> = {
   maxConnections: true,
   minConnections: true,
+  idleExit: true,
   maxOverflow: true,
   acquireTimeout: true,
   maxOutageWaiters: true,
@@ -511,6 +519,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     readers,
     pool: {
       ...limits(options),
+      idleExit: yesOrNo("idleExit", options.idleExit),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
       maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
       connectTimeout: positive(

@@ -4,11 +4,13 @@
  * @since 0.1.0
  */
 import { SqlError } from "@effect/sql/SqlError"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { type Ran, statementLines } from "./internal/sql/excerpt.js"
-import { cancelAdvice, limitAdvice, lockAdvice, stateAdvice } from "./SqlState.js"
+import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice } from "./SqlState.js"
 
 /**
  * @since 0.1.0
@@ -85,7 +87,7 @@ const said = (cause: unknown): string => {
   return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
 }
 
-/** What the program's own code failed with: an error, or any other value. */
+/** Puts into words the failure of the program's own code: an error, or any other value. */
 const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
 
 /**
@@ -117,6 +119,7 @@ const connectAdvice = {
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
   wrongRole:
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
+  poolerMode: 'a transaction pooler is in between, which has no sessions: set mode: "transactionPooler"',
   credentials:
     "it has no user and password to use: look at the settings, or at what `credentials` or `passwordFile` gives",
   setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
@@ -143,6 +146,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "wrongRole",
     "credentials",
     "setup",
+    "poolerMode",
     "protocol"
   )
 }) {
@@ -1014,8 +1018,27 @@ export const fromUnknown = (error: unknown): DatabaseError =>
       ? error
       : new QueryFailed({ database: "unknown", server: "", cause: error })
 
+/** The failure of ours that a cause ends with: a failure, or, where there is no other, what a program has died of. */
+const refined = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | DatabaseError> => {
+  if (Cause.isFailure(cause)) {
+    return Cause.map(cause, (error) =>
+      error instanceof SqlError
+        ? fromSqlError(error)
+        : // whatever is not a SqlError is of the rest of E
+          (error as Exclude<E, SqlError>)
+    )
+  }
+  const known = Array.from(Cause.defects(cause), inside)
+  const [first] = known
+  // a defect of the program itself is not to be hidden behind one of ours
+  const isOurs = first !== undefined && !known.includes(undefined)
+  // without failures it is a cause of any
+  return isOurs ? Cause.fail(first) : (cause as Cause.Cause<never>)
+}
+
 /**
- * Replaces `SqlError` by what it says, so that a program can catch one kind of failure by its tag.
+ * Replaces `SqlError` by what it says, so that a program can catch one kind of failure by its tag. What a program has died of is a failure
+ * again if its cause is of this library, as where `Model` of `@effect/sql` dies of a `SqlError`.
  *
  * @example
  * import { Effect } from "effect"
@@ -1033,15 +1056,160 @@ export const fromUnknown = (error: unknown): DatabaseError =>
  *     Effect.catchTag("UniqueViolation", () => Effect.succeed("taken" as const))
  *   )
  *
+ * @see {@link catchAll} to handle all failures of databases at once.
  * @since 0.1.0
  * @category combinators
  */
 export const refine = <A, E, R>(
   self: Effect.Effect<A, E, R>
 ): Effect.Effect<A, Exclude<E, SqlError> | DatabaseError, R> =>
-  Effect.mapError(self, (error) =>
-    error instanceof SqlError
-      ? fromSqlError(error)
-      : // whatever is not a SqlError is of the rest of E
-        (error as Exclude<E, SqlError>)
-  )
+  Effect.catchAllCause(self, (cause) => Effect.failCause(refined(cause)))
+
+/**
+ * Handles all failures of databases, as `SqlError` or refined, failed with or died of, and leaves the program's own failures as they are.
+ *
+ * @example
+ * import { Effect, Schema } from "effect"
+ * import { Database, DatabaseError } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ * class Taken extends Schema.TaggedError<Taken>()("Taken", {}) {}
+ * class Unavailable extends Schema.TaggedError<Unavailable>()("Unavailable", {}) {}
+ *
+ * // fails with Taken | Unavailable
+ * export const register = (email: string) =>
+ *   Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO account ${sql.insert({ email })}`).pipe(
+ *     DatabaseError.refine,
+ *     Effect.catchTag("UniqueViolation", () => new Taken()),
+ *     DatabaseError.catchAll((error) => Effect.zipRight(Effect.logError(error.message), new Unavailable()))
+ *   )
+ *
+ * @see {@link toResponse} for an answer to a request.
+ * @since 0.1.0
+ * @category combinators
+ */
+export const catchAll: {
+  <A2, E2, R2>(
+    handle: (error: DatabaseError) => Effect.Effect<A2, E2, R2>
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A | A2, Exclude<E, SqlError | DatabaseError> | E2, R | R2>
+  <A, E, R, A2, E2, R2>(
+    self: Effect.Effect<A, E, R>,
+    handle: (error: DatabaseError) => Effect.Effect<A2, E2, R2>
+  ): Effect.Effect<A | A2, Exclude<E, SqlError | DatabaseError> | E2, R | R2>
+} = dual(
+  2,
+  <A, E, R, A2, E2, R2>(
+    self: Effect.Effect<A, E, R>,
+    handle: (error: DatabaseError) => Effect.Effect<A2, E2, R2>
+  ): Effect.Effect<A | A2, Exclude<E, SqlError | DatabaseError> | E2, R | R2> =>
+    Effect.catchAll(
+      refine(self),
+      (error): Effect.Effect<A2, Exclude<E, SqlError | DatabaseError> | E2, R2> =>
+        isDatabaseError(error)
+          ? handle(error)
+          : // what is neither is of the rest of E
+            Effect.fail(error as Exclude<E, SqlError | DatabaseError>)
+    )
+)
+
+/**
+ * An answer to a request that a failure of a database has ended, as RFC 9457 has it. It shows nothing of what the database said.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Problem {
+  readonly type: "about:blank"
+  readonly title: string
+  readonly status: 409 | 500 | 503
+}
+
+const problem = (status: Problem["status"], title: string): Problem => ({ type: "about:blank", title, status })
+
+const notStored = problem(500, "The request could not be stored")
+const inDoubt = problem(
+  503,
+  "The database was lost while the request was stored: look whether it is there before you send it again"
+)
+const unreachable = problem(503, "The database cannot be reached; nothing was stored: send the request again")
+const collided = problem(409, "The request collided with another one and was not stored: send it again")
+const busy = problem(503, "The database is too busy; nothing was stored: send the request again")
+
+/**
+ * Returns what is answered to a request that a failure of a database has ended:
+ *
+ * - 409 where it collided with another one: it may simply be sent again;
+ * - 503 where the database was lost, cannot be reached, or is too busy;
+ * - 500 for all that the program has to catch, such as a violated constraint.
+ *
+ * @example
+ * import { DatabaseError } from "effect-db"
+ *
+ * declare const reply: (status: number, body: unknown) => void
+ *
+ * export const onError = (error: unknown) => {
+ *   if (!DatabaseError.isDatabaseError(error)) throw error
+ *   const problem = DatabaseError.toProblem(error)
+ *   reply(problem.status, problem)
+ * }
+ *
+ * @see {@link toResponse} for a web response.
+ * @since 0.1.0
+ * @category responses
+ */
+export const toProblem = (error: DatabaseError): Problem => {
+  switch (error._tag) {
+    case "CommitOutcomeUnknown":
+      return inDoubt
+    case "PartialCommit":
+      return problem(500, "The request was stored in part")
+    case "Disconnected":
+      return error.outcome === "inDoubt" ? inDoubt : unreachable
+    case "ConnectFailed":
+    case "PoolExhausted":
+    case "DatabaseClosed":
+      return unreachable
+    case "StatementTimeout":
+    case "LockTimeout":
+    case "IdleTransactionTimeout":
+    case "TransactionBusy":
+    case "PoolSelfDeadlock":
+    case "NoReplicaCaughtUp":
+      return busy
+    case "SerializationFailure":
+    case "DeadlockDetected":
+      return collided
+    case "QueryFailed":
+      return error.sqlState !== undefined && isStalePlan(error.sqlState, said(error.cause)) ? collided : notStored
+    case "CommitFailed":
+    case "CommitVetoed":
+    case "RolledBackAtCommit":
+      return isDatabaseError(error.cause) ? toProblem(error.cause) : notStored
+    default:
+      return notStored
+  }
+}
+
+/**
+ * Returns the web response to a request that a failure of a database has ended: {@link toProblem} as `application/problem+json`. For
+ * `@effect/platform` it is `RequestTransaction.commitFailed`.
+ *
+ * @example
+ * import { HttpServerResponse } from "@effect/platform"
+ * import { Effect } from "effect"
+ * import { Database, DatabaseError } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const handler = Effect.flatMap(Db.reader, (sql) => sql`SELECT title FROM todo`).pipe(
+ *   Effect.flatMap((rows) => HttpServerResponse.json(rows)),
+ *   DatabaseError.catchAll((error) => Effect.succeed(HttpServerResponse.fromWeb(DatabaseError.toResponse(error))))
+ * )
+ *
+ * @since 0.1.0
+ * @category responses
+ */
+export const toResponse = (error: DatabaseError): Response => {
+  const answer = toProblem(error)
+  return Response.json(answer, { status: answer.status, headers: { "content-type": "application/problem+json" } })
+}

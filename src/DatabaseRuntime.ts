@@ -13,7 +13,7 @@ import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "./Consistency.js"
-import { DatabaseClosed, isDatabaseError } from "./DatabaseError.js"
+import { DatabaseClosed, isDatabaseError, refine } from "./DatabaseError.js"
 import { trace } from "./internal/callSite.js"
 import { problemOf } from "./internal/request/problem.js"
 import { Tokens } from "./internal/request/tokens.js"
@@ -129,7 +129,10 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   readonly open: () => Promise<void>
   /** Takes one `open` back; the last one drains the databases and closes them. */
   readonly close: () => Promise<void>
-  /** Runs an effect on them, as a part of the unit of work, or transaction, that the code around is run in. */
+  /**
+   * Runs an effect on them, as a part of the unit of work, or transaction, that the code around is run in. It rejects with what the effect
+   * fails with or dies of, and with the `DatabaseError` where that is a `SqlError`, as a statement that is awaited does.
+   */
   readonly runPromise: <A, E>(
     self: Effect.Effect<A, E, R>,
     options?: { readonly signal?: AbortSignal | undefined }
@@ -292,7 +295,8 @@ export const make = <R, E, const D extends Databases<R>>(
     open: async () => void (await counted.open()),
     close: () => counted.close(),
     [Symbol.asyncDispose]: () => counted.close(),
-    runPromise,
+    // what plain code throws stays as it is; what an effect fails with is what `await db.writer` would reject with
+    runPromise: (self, options) => runPromise(refine(self), options),
     unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
     nested: (code, options = {}) => runPromise(UnitOfWork.nested(plain(code), options), { signal: options.signal }),
     outside: apart,

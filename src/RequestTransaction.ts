@@ -5,6 +5,8 @@
  */
 import * as HttpApiMiddleware from "@effect/platform/HttpApiMiddleware"
 import * as HttpApp from "@effect/platform/HttpApp"
+import type { RouteContext } from "@effect/platform/HttpRouter"
+import * as HttpServerError from "@effect/platform/HttpServerError"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
@@ -24,17 +26,19 @@ import { withSession } from "./Consistency.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
-import { replaySchedule, takeReplay } from "./internal/replay.js"
+import { reasonOf, replaySchedule, takeReplay } from "./internal/replay.js"
 import { keep } from "./internal/request/again.js"
+import { responseOf } from "./internal/request/apiErrors.js"
 import { asking } from "./internal/request/describe.js"
 import { isKeepable } from "./internal/request/keepable.js"
 import { type Described, describing, type Naming } from "./internal/request/naming.js"
 import { enterInPlace, leaveInPlace, passageOf } from "./internal/request/passage.js"
 import { problemOf, problemType } from "./internal/request/problem.js"
+import { Route } from "./internal/request/route.js"
 import { type ReadYourWrites, type RequestSession, sessionOf, Tokens } from "./internal/request/tokens.js"
 import { slotOf } from "./internal/schema/place.js"
 import { asPart } from "./internal/within.js"
-import { RetryPolicy } from "./RetryPolicy.js"
+import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -80,8 +84,9 @@ export interface Options extends Naming, Pick<UnitOfWork.Options<never, never>, 
   readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
   /**
    * Answers the request again, from its start and in a unit of work of its own, where the first was undone for certain and another may go
-   * better: after a serialization failure, a deadlock, a lost connection. `true` follows the `RetryPolicy`. What a handler has done
-   * elsewhere is done again. Default `false`.
+   * better: after a serialization failure, a deadlock, a lost connection. `true` follows the `RetryPolicy`. What its statements have failed
+   * with decides, also where the handler has made an error of its own, a defect or a response of that. What a handler has done elsewhere is
+   * done again. Default `false`.
    *
    * The body is read first and kept, up to 1 MiB; a request whose body is longer, or does not say how long it is, is answered once. Only
    * where the middleware stands around handlers: around a whole server the response is sent inside of it.
@@ -117,7 +122,7 @@ export const commitFailed = (error: DatabaseError): Response => {
 
 const byStatus = (response: Response): UnitOfWork.Outcome => (response.status < 400 ? "commit" : "rollback")
 
-/** How a part that has joined ends, by its response. */
+/** Decides by the response of a part that has joined how it ends. */
 const decide = <E>({ outcome = byStatus }: Options, exit: Exit.Exit<Response, E>): Exit.Exit<UnitOfWork.Outcome> => {
   try {
     return Exit.succeed(Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
@@ -162,10 +167,10 @@ const openingFor = (
   describe: describing(request, ask, options)
 })
 
-/** A request was not stored: why, and what is answered unless it is tried again. */
+/** A request was not stored: why another attempt may go better, if it may, and what is answered unless there is one. */
 class Unstored<E> {
   constructor(
-    readonly error: unknown,
+    readonly reason: unknown,
     readonly otherwise: Effect.Effect<Response, E>
   ) {}
 }
@@ -178,15 +183,21 @@ const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => 
 /** A rollback does not fail. */
 const undo = (handle: UnitOfWork.Handle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
-/** Ends the unit of a request by its response. */
-const endBy = <E1>(
+/** Ends the unit of a request by its response, which `cause` is encoded to if it is not empty. */
+const endBy = <E, E1>(
   { options }: Plan,
   handle: UnitOfWork.Handle,
   response: Response,
-  settle: Settle<never, E1>,
+  cause: Cause.Cause<E>,
+  settle: Settle<E, E1>,
   restore: Restore
 ): Effect.Effect<Response, E1> => {
-  if (handle.endUntouched()) return Effect.succeed(response)
+  const answer = (reason?: unknown) => {
+    if (!Cause.isEmpty(cause)) return settle(new Unstored(reason, Effect.failCause(cause)))
+    const answered = Effect.succeed(response)
+    return reason === undefined ? answered : settle(new Unstored(reason, answered))
+  }
+  if (handle.endUntouched()) return answer()
   const { onCommitFailed = commitFailed, outcome = byStatus } = options
   let decided: UnitOfWork.Outcome
   try {
@@ -194,17 +205,36 @@ const endBy = <E1>(
   } catch (defect) {
     return Effect.zipRight(undo(handle), Effect.die(defect))
   }
-  const answer = Effect.succeed(response)
   return Effect.matchEffect(handle.end(decided, restore), {
     onFailure: (error) => {
       const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
       return settle(new Unstored(error, otherwise))
     },
-    onSuccess: () => {
-      const failure = decided === "rollback" && options.retry !== undefined ? handle.unit.failure : undefined
-      return failure === undefined ? answer : settle(new Unstored(failure, answer))
-    }
+    onSuccess: () => answer(decided === "rollback" ? reasonOf(handle.unit.failures, cause) : undefined)
   })
+}
+
+/** Ends the unit of a request whose handler has failed: by the response of its `HttpApi`, else by a rollback. */
+const endByFailure = <E, E1>(
+  plan: Plan,
+  handle: UnitOfWork.Handle,
+  cause: Cause.Cause<E>,
+  outside: Context.Context<never>,
+  settle: Settle<E, E1>,
+  restore: Restore
+): Effect.Effect<Response, E1> => {
+  const otherwise = Effect.failCause(cause)
+  // where this has ended the unit already its response is on its way, and must stay the only one
+  if (handle.hasEnded) return settle(new Unstored(undefined, otherwise))
+  const rollback = Effect.suspend(() =>
+    Effect.zipRight(undo(handle), settle(new Unstored(reasonOf(handle.unit.failures, cause), otherwise)))
+  )
+  const encoded = responseOf(outside, cause)
+  return encoded === undefined
+    ? rollback
+    : Effect.flatMap(encoded, (response) =>
+        response === undefined ? rollback : endBy(plan, handle, response, cause, settle, restore)
+      )
 }
 
 /** Gives the client what its session has come to know. */
@@ -217,11 +247,16 @@ const giveBack = (session: RequestSession, response: Response): Response => {
     : HttpServerResponse.unsafeSetCookie(response, name, value, cookie)
 }
 
-/** Where a unit ends when all that is left is to send the response, nobody else comes after it who would give back what it has stored. */
-const givingBack = (self: Effect.Effect<Response>): Effect.Effect<Response> =>
+/** Ends a unit by the response that is about to be sent: nothing comes after it that would give back its session, or answer its failure. */
+const endBeforeResponse = (end: Effect.Effect<Response, unknown>): Effect.Effect<Response> =>
   Effect.withFiberRuntime((fiber) => {
     const session = sessionOf(fiber)
-    return session === undefined ? self : Effect.map(self, (response) => giveBack(session, response))
+    const answered = Effect.catchAllCause(end, (cause) =>
+      Effect.flatMap(HttpServerError.causeResponse(cause), ([response]) =>
+        Effect.as(Effect.logError("the end of a request's unit of work has failed", cause), response)
+      )
+    )
+    return session === undefined ? answered : Effect.map(answered, (response) => giveBack(session, response))
   })
 
 /**
@@ -239,67 +274,82 @@ const once = <E, R, E1>(
 ): Effect.Effect<Response, E1, R | Request> => {
   const passage = enterInPlace(outside, handler, handle.unit)
     ? undefined
-    : passageOf(outside, handle.unit, (response) => givingBack(endBy(plan, handle, response, answerIt, restore)))
+    : passageOf(outside, handle.unit, (response) =>
+        endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
+      )
   const leave = passage?.leave ?? leaveInPlace
   const answered = Effect.matchCauseEffect(restore(app), {
-    onFailure: (cause) => {
-      // where this has ended the unit already its response is on its way, and must stay the only one
-      const error = handle.hasEnded ? undefined : Option.getOrUndefined(Cause.failureOption(cause))
-      const unstored = new Unstored(error, Effect.failCause(cause))
-      return Effect.zipRight(leave, Effect.zipRight(undo(handle), settle(unstored)))
-    },
+    onFailure: (cause) => Effect.flatMap(leave, () => endByFailure(plan, handle, cause, outside, settle, restore)),
     onSuccess: (response) =>
       // whoever has made the place takes it away right after this, which is time enough where nothing is left to be done
       passage === undefined && handle.endUntouched()
         ? Effect.succeed(response)
-        : Effect.flatMap(leave, () => endBy(plan, handle, response, settle, restore))
+        : Effect.flatMap(leave, () => endBy(plan, handle, response, Cause.empty, settle, restore))
   })
   return passage === undefined ? answered : Effect.zipRight(passage.enter, answered)
 }
 
-/** The same, again from its start where that may go better. */
+/** One attempt to answer a request: its unit, and how it ends that. */
+interface Attempt<E, R> {
+  readonly handle: UnitOfWork.Handle
+  readonly answer: Effect.Effect<Response, Unstored<E>, R>
+}
+
+/** Answers a request again from its start for as long as that may go better. */
 const repeatedly = <E, R>(
+  attempt: () => Attempt<E, R>,
+  asked: true | Schedule.Schedule<unknown, DatabaseError>,
+  policy: Policy,
+  restore: Restore
+): Effect.Effect<Response, E, R> => {
+  let handle: UnitOfWork.Handle | undefined
+  let attempts = 0
+  const next = Effect.suspend(() => {
+    const begun = attempt()
+    handle = begun.handle
+    return begun.answer
+  })
+  const last = Effect.retry(Effect.uninterruptible(next), {
+    schedule: Schedule.mapInput(replaySchedule(asked, policy), ({ reason }: Unstored<E>) => reason),
+    while: ({ reason }) => handle !== undefined && takeReplay(handle.unit, reason, ++attempts, policy)
+  })
+  return Effect.catchAll(restore(last), answerIt)
+}
+
+/** Opens the unit of an attempt: a part of it may ask for another one. */
+const openAgain = (opening: UnitOfWork.Opening): UnitOfWork.Handle => {
+  const handle = UnitOfWork.open(opening)
+  handle.unit.canRunAgain = true
+  return handle
+}
+
+/** Runs an app in a unit as often as `retry` asks for. */
+const onceOrAgain = <E, R>(
   plan: Plan,
-  open: () => UnitOfWork.Handle,
+  opening: UnitOfWork.Opening,
   app: HttpApp.Default<E, R>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
   restore: Restore
-): Effect.Effect<Response, Unstored<E>, R | Request> => {
+): Effect.Effect<Response, E, R | Request> => {
   const outside = fiber.currentContext
-  const policy = Context.get(outside, RetryPolicy)
   const request = Context.unsafeGet(outside, HttpServerRequest.HttpServerRequest)
   const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
-  let unit: UnitOfWork.Handle["unit"] | undefined
-  let attempt = 0
-  const from = (fresh: () => Request) =>
-    Effect.suspend(() => {
-      const handle = open()
-      unit = handle.unit
-      unit.canRunAgain = true
+  const attempt = (fresh: () => Request) => (): Attempt<E, R | Request> => {
+    const handle = openAgain(opening)
+    const handler = Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh())
+    return {
+      handle,
       // what the attempt before has left to be done before the response is forgotten
-      return Effect.zipRight(
+      answer: Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
-        once(
-          plan,
-          handle,
-          Effect.provideService(app, HttpServerRequest.HttpServerRequest, fresh()),
-          undefined,
-          outside,
-          Effect.fail,
-          restore
-        )
+        once(plan, handle, handler, undefined, outside, Effect.fail, restore)
       )
-    })
+    }
+  }
   return Effect.matchEffect(restore(keep(request)), {
     onFailure: (error) => HttpServerRespondable.toResponse(error),
-    onSuccess: (fresh) =>
-      restore(
-        Effect.retry(Effect.uninterruptible(from(fresh)), {
-          schedule: Schedule.mapInput(replaySchedule(asked, policy), ({ error }: Unstored<E>) => error),
-          while: ({ error }) => unit !== undefined && takeReplay(unit, error, ++attempt, policy)
-        })
-      )
+    onSuccess: (fresh) => repeatedly(attempt(fresh), asked, Context.get(outside, RetryPolicy), restore)
   })
 }
 
@@ -348,12 +398,11 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       // what `uninterruptibleMask` would do, with a step less
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
       return Effect.uninterruptible(
-        retry === undefined || retry === false || !isKeepable(request.method, (name) => request.headers[name])
+        retry === undefined ||
+          retry === false ||
+          !isKeepable(request.method, (name) => request.headers[name], request.source)
           ? once(plan, UnitOfWork.open(opening), app, self, fiber.currentContext, answerIt, restore)
-          : Effect.catchAll(
-              repeatedly(plan, () => UnitOfWork.open(opening), app, fiber, retry, restore),
-              answerIt
-            )
+          : onceOrAgain(plan, opening, app, fiber, retry, restore)
       )
     })
     return self
@@ -385,38 +434,138 @@ export class Api extends HttpApiMiddleware.Tag<Api>()("effect-db/RequestTransact
  * @since 0.1.0
  * @category models
  */
-export interface ApiOptions extends Omit<Options, "retry" | "transaction"> {
+export interface ApiOptions extends Omit<Options, "transaction"> {
   /** How the transactions of a request are to be. */
   readonly transaction?: ((request: Request) => UnitOfWork.Settings) | UnitOfWork.Settings | undefined
 }
 
+/** Opens the unit of a request whose response ends it by `end`, and gives what its handler finds in the transaction slot. */
+const openFor = (
+  { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
+  handle: UnitOfWork.Handle,
+  end: (response: Response) => Effect.Effect<Response>
+): Effect.Effect<Carrier["slot"]> => {
+  const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
+    handle.endUntouched() ? Effect.succeed(response) : end(response)
+  )
+  const scope = Context.unsafeGet(currentContext, Scope.Scope)
+  return Effect.as(
+    Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse),
+    slotOf(currentContext, handle.unit)
+  )
+}
+
 /**
- * What {@link Api} does. It answers each request once: such a middleware runs before its handler, not around it.
+ * The same, and runs the route of the request again where that may go better: with the middleware of the endpoint, which joins the unit of
+ * that attempt. Where the handler has left something to be done before the response, which cannot be taken back, it is answered once.
+ */
+const openForAgain = (
+  plan: Plan,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  opening: UnitOfWork.Opening,
+  routed: RouteContext,
+  fresh: () => Request,
+  asked: true | Schedule.Schedule<unknown, DatabaseError>,
+  restore: Restore
+): Effect.Effect<Carrier["slot"]> => {
+  const outside = fiber.currentContext
+  // what the router has made for this request: the body is read once
+  outside.unsafeMap.set(HttpServerRequest.HttpServerRequest.key, fresh())
+  const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+  let own: typeof handlers | undefined
+  // it runs in the context of its own request
+  const route = Effect.flatMap(routed.route.handler, HttpServerRespondable.toResponse) as HttpApp.Default<unknown>
+  const encoded = Effect.catchAllCause(route, (cause) =>
+    Effect.flatMap(responseOf(outside, cause) ?? Effect.succeed(undefined), (response) =>
+      response === undefined ? Effect.failCause(cause) : Effect.succeed(response)
+    )
+  )
+  const open = () => openAgain(opening)
+  const first = open()
+  const end = (response: Response) =>
+    Effect.withFiberRuntime<Response, unknown>((ending) => {
+      const isLast = ending.getFiberRef(HttpApp.currentPreResponseHandlers) === own
+      const ended = Effect.uninterruptibleMask((restoreEnd) =>
+        endBy(plan, first, response, Cause.empty, isLast ? Effect.fail : answerIt, restoreEnd)
+      )
+      let isFirst = true
+      const attempt = (): Attempt<unknown, Request> => {
+        if (isFirst) {
+          isFirst = false
+          return { handle: first, answer: ended }
+        }
+        const handle = open()
+        const request = fresh()
+        const answered = once(
+          plan,
+          handle,
+          Effect.provideService(encoded, HttpServerRequest.HttpServerRequest, request),
+          undefined,
+          outside,
+          Effect.fail,
+          restore
+        )
+        const finished = Effect.flatMap(answered, (response) =>
+          Effect.flatMap(
+            FiberRef.get(HttpApp.currentPreResponseHandlers),
+            Option.match({
+              onNone: () => Effect.succeed(response),
+              onSome: (handler) => Effect.orDie(handler(request, response))
+            })
+          )
+        )
+        return { handle, answer: Effect.zipRight(FiberRef.set(HttpApp.currentPreResponseHandlers, handlers), finished) }
+      }
+      const answered = repeatedly(attempt, asked, Context.get(outside, RetryPolicy), restore)
+      // the context of the request has it
+      return Effect.mapInputContext(answered, () => outside as Context.Context<Request>)
+    })
+  return Effect.zipLeft(
+    openFor(fiber, first, (response) => endBeforeResponse(end(response))),
+    Effect.sync(() => {
+      own = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+    })
+  )
+}
+
+/**
+ * What {@link Api} does.
+ *
+ * With `retry` a request whose handler leaves something to be done before the response, as by `HttpApiBuilder.securitySetCookie`, is
+ * answered once. Where a handler dies, the server logs that, also if another attempt has answered.
  *
  * @since 0.1.0
  * @category layers
  */
 export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
   const plan = makePlan(options)
+  const { retry } = options
   return Layer.succeed(
     Api,
-    Effect.withFiberRuntime((fiber) => {
+    Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
       const around = currentCarrier(fiber)
+      const { unsafeMap } = fiber.currentContext
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       if (around?.joinable !== undefined) return Effect.succeed(around.slot)
       const { transaction } = options
       const settings = typeof transaction === "function" ? transaction(request) : transaction
-      const handle = UnitOfWork.open(openingFor(plan, request, around, settings))
-      const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
-        handle.endUntouched()
-          ? Effect.succeed(response)
-          : Effect.uninterruptibleMask((restore) => givingBack(endBy(plan, handle, response, answerIt, restore)))
-      )
-      const scope = Context.unsafeGet(fiber.currentContext, Scope.Scope)
-      return Effect.as(
-        Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse),
-        slotOf(fiber.currentContext, handle.unit)
-      )
+      const opening = openingFor(plan, request, around, settings)
+      const routed: RouteContext | undefined = unsafeMap.get(Route.key)
+      const isOnce = retry === undefined || retry === false || routed === undefined
+      if (isOnce || !isKeepable(request.method, (name) => request.headers[name], request.source)) {
+        const handle = UnitOfWork.open(opening)
+        return openFor(fiber, handle, (response) =>
+          Effect.uninterruptibleMask((restore) =>
+            endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
+          )
+        )
+      }
+      const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
+      return Effect.matchEffect(keep(request), {
+        // a response that is died of is sent
+        onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
+        onSuccess: (fresh) => openForAgain(plan, fiber, opening, routed, fresh, retry, restore)
+      })
     })
   )
 }

@@ -5,7 +5,7 @@
  */
 import * as Duration from "effect/Duration"
 import type * as Schedule from "effect/Schedule"
-import type { DatabaseError } from "./DatabaseError.js"
+import type { DatabaseError, StatementError } from "./DatabaseError.js"
 import type { Carrier, Kind } from "./internal/carrier.js"
 import { type Hook, type HookKind, passedOn } from "./internal/hooks.js"
 import { type Limits, setLocal } from "./internal/limits.js"
@@ -64,9 +64,10 @@ export interface Options {
   readonly lockTimeout?: Duration.DurationInput | undefined
   /**
    * Runs the whole again, from its start, where it is undone for certain and may go better: after a serialization failure, a deadlock or
-   * a lost connection. `true` follows the `RetryPolicy`. Only the outermost transaction is run again, for failures of its own database;
-   * what it has done elsewhere, another database's own transactions among it, is done again. Inside of a unit of work it is the unit that is
-   * run again; where a part joins what cannot be run again that is `OptionsConflict`. Default `false`.
+   * a lost connection. `true` follows the `RetryPolicy`. What its statements have failed with decides, also where the work has made an error
+   * of its own or a defect of that; an interrupted one is not run again. Only the outermost transaction is run again, for failures of its own
+   * database; what it has done elsewhere, another database's own transactions among it, is done again. Inside of a unit of work it is the
+   * unit that is run again; where a part joins what cannot be run again that is `OptionsConflict`. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** A name for observations and spans. */
@@ -146,7 +147,7 @@ export class Transaction {
   span: TransactionSpan | undefined = undefined
   private hooks: Array<Hook> | undefined = undefined
   private readonly startedAt = performance.now()
-  /** @internal Whether a unit of work has begun it. */
+  /** @internal Set if a unit of work has begun it. */
   isOfUnit = false
   /** Where its outermost transaction is. */
   readonly base: Kind
@@ -158,7 +159,7 @@ export class Transaction {
     /** The transaction around it, if this is a savepoint of the application. */
     readonly outer: Transaction | undefined,
     private settings: Options,
-    /** What it is a savepoint in, which in a sandbox need not be of the application. */
+    /** The transaction that it is a savepoint in; in a sandbox that need not be one of the application. */
     private readonly around?: Transaction
   ) {
     this.base = outer?.base ?? kind
@@ -189,6 +190,12 @@ export class Transaction {
   /** Whether its COMMIT stores something, for all that is known. */
   get stores(): boolean {
     return this.level.touched && !this.level.readOnly
+  }
+
+  /** @internal Why it may have been undone, for all that its statements know. */
+  get failures(): ReadonlyArray<StatementError> {
+    const { failedBy, link } = this.level
+    return failedBy === undefined ? link.failures : [failedBy, ...link.failures]
   }
 
   /** @internal */
@@ -241,7 +248,7 @@ export const begin = (
   return new Transaction(origin, kind, level, undefined, options)
 }
 
-/** How a transaction begins that is no savepoint. */
+/** Plans the beginning of a transaction that is no savepoint. */
 const opening = (origin: Origin, kind: Kind, options: Options): Opened => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
@@ -285,7 +292,7 @@ export const nest = (
   return new Transaction(origin, kind, level, outer, effective, around)
 }
 
-/** How a savepoint begins, and what puts the settings around it back. */
+/** Plans the beginning of a savepoint, and the steps that put the settings around it back. */
 const nesting = (around: Transaction, options: Options): Opened => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const limits = limitsSql(options)

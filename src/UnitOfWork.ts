@@ -103,12 +103,24 @@ export interface Options<A, E> {
   readonly checkFirst?: boolean | undefined
   /**
    * Runs the whole unit again, from its start, where all of it is undone for certain and may go better. `true` follows the `RetryPolicy`.
-   * A part that joins asks it of the whole, and where that cannot be run again it fails with `OptionsConflict`. Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
+   * What its statements have failed with decides, also where the work has made an error of its own, a defect or a rollback of that; an
+   * interrupted one is not run again. A part that joins asks it of the whole, and where that cannot be run again it fails with
+   * `OptionsConflict`. Not where a part is stored already, by `Db.commit` or in another database, nor where one is done in a transaction that is open around
    * it. Default `false`.
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** What it is for, in observations, in `status`, in `pg_stat_activity` and in the text of statements. */
   readonly work?: Work | undefined
+}
+
+/**
+ * Options that are no effect. A pipe that is given a function itself, and not what its call gives, is told to call it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Called<Name extends string> {
+  readonly [Effect.EffectTypeId]?: `In a pipe it has to be called: ${Name}`
 }
 
 /**
@@ -144,6 +156,8 @@ export const on = ({ databaseName }: Named, settings: Settings): DatabaseSetting
 export interface Handle {
   readonly unit: Unit
   readonly hasEnded: boolean
+  /** Whether it was ended by a rollback that was asked for. */
+  readonly isRolledBack: boolean
   /** Ends it at once where nothing was done in it; tells whether it has ended now. */
   readonly endUntouched: () => boolean
   /** Ends it, once. `restore` is for a caller who can be interrupted and has not been. */
@@ -159,7 +173,7 @@ export interface Opening {
   readonly rules: Rules | undefined
   readonly ending: Ending
   readonly describe: Describe | undefined
-  /** What it is called as a part of the transactions that are open around it. */
+  /** Its name as a part of the transactions that are open around it. */
   readonly name?: PartName | undefined
 }
 
@@ -169,6 +183,7 @@ export const open = ({ around, describe, ending, joins, name, rules }: Opening):
 
 class OpenUnit implements Handle {
   protected ended = false
+  isRolledBack = false
 
   constructor(readonly unit: Unit) {}
 
@@ -190,6 +205,7 @@ class OpenUnit implements Handle {
         })
       }
       this.ended = true
+      this.isRolledBack = outcome === "rollback"
       const close = () => unit.end()
       let all: ReadonlyArray<Transaction>
       try {
@@ -227,7 +243,7 @@ class OpenUnit implements Handle {
   }
 }
 
-/** A nested part, which leaves what it has of hooks, and its turn, to what is around it. */
+/** A nested part, which leaves its hooks and its turn to the unit or transaction around it. */
 class OpenNested extends OpenUnit {
   constructor(override readonly unit: NestedUnit) {
     super(unit)
@@ -238,7 +254,7 @@ class OpenNested extends OpenUnit {
       const { unit } = this
       unit.passHooksOn(outcome === "commit")
       const ended = super.end(outcome, restore)
-      // what is kept is a part of what is around it, which is told of it before the next part has its turn
+      // a kept part belongs to the part around it, which has to know before the next one has its turn
       const noted = outcome === "commit" ? Effect.tap(ended, () => Effect.sync(() => unit.noteKept())) : ended
       return Effect.ensuring(
         noted,
@@ -282,7 +298,7 @@ const decide = <A, E>(options: Options<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<
   }
 }
 
-/** What an exit failed with, if it did. */
+/** Returns the failure of an exit, if it is one. */
 const causeOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
   Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
 
@@ -347,7 +363,7 @@ const begin = <A, E, R>(
       const { unit } = handle
       return unit.askedRetry === undefined
         ? Effect.failCause(cause)
-        : restore(replay(fresh, once, unit.askedRetry, { cause, unit }))
+        : restore(replay(fresh, once, unit.askedRetry, { cause, opened: handle }))
     })
   })
 }
@@ -403,9 +419,11 @@ const join = <A, E, R>(
  * @category combinators
  */
 export const run: {
-  // the last one is what a pipe looks at, which so refuses it where it is not called
+  // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
-  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+  <A, E>(
+    options?: Options<A, E> & Called<"UnitOfWork.run()">
+  ): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> => {
@@ -444,9 +462,11 @@ export const runDescribed = <A, E, R>(
  * @category combinators
  */
 export const runNew: {
-  // the last one is what a pipe looks at, which so refuses it where it is not called
+  // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
-  <A, E>(options?: Options<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+  <A, E>(
+    options?: Options<A, E> & Called<"UnitOfWork.runNew()">
+  ): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
@@ -498,9 +518,11 @@ export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "wo
  * @category combinators
  */
 export const nested: {
-  // the last one is what a pipe looks at, which so refuses it where it is not called
+  // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: NestedOptions<A, E>): Effect.Effect<A, E | TransactionError, R>
-  <A, E>(options?: NestedOptions<A, E>): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
+  <A, E>(
+    options?: NestedOptions<A, E> & Called<"UnitOfWork.nested()">
+  ): <R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(

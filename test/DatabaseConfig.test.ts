@@ -49,6 +49,7 @@ describe("DatabaseConfig", () => {
     })
     assert.deepStrictEqual(pool, {
       maxConnections: 10,
+      idleExit: false,
       minConnections: 0,
       acquireTimeout: 30_000,
       maxOutageWaiters: 1000,

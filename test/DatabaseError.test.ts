@@ -2,7 +2,10 @@ import * as fs from "node:fs"
 import { fileURLToPath } from "node:url"
 import { SqlError } from "@effect/sql/SqlError"
 import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberId from "effect/FiberId"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 
@@ -27,6 +30,73 @@ describe("DatabaseError", () => {
       assert.strictEqual(caught, "email")
     })
   )
+
+  it.effect("refine makes a failure again of what a program has died of, if it is of this library", () =>
+    Effect.gen(function* () {
+      const sqlError = DatabaseError.toSqlError(unique)
+      const wrapped = new Error("of an ORM", { cause: unique })
+      for (const defect of [unique, sqlError, wrapped]) {
+        assert.strictEqual(yield* Effect.die(defect).pipe(DatabaseError.refine, Effect.flip), unique)
+      }
+      const bug = new Error("a bug")
+      const both = Cause.parallel(Cause.die(bug), Cause.die(sqlError))
+      for (const cause of [Cause.die(bug), both, Cause.interrupt(FiberId.none)]) {
+        const exit = yield* Effect.exit(DatabaseError.refine(Effect.failCause(cause)))
+        assert.deepStrictEqual(exit, Exit.failCause(cause))
+      }
+    })
+  )
+
+  it.effect("catchAll handles each way in which a database can fail, and nothing else", () =>
+    Effect.gen(function* () {
+      const tag = DatabaseError.catchAll((error) => Effect.succeed(error._tag))
+      const sqlError = DatabaseError.toSqlError(unique)
+      const all: ReadonlyArray<Effect.Effect<never, SqlError | DatabaseError.DatabaseError>> = [
+        Effect.fail(unique),
+        Effect.fail(sqlError),
+        Effect.die(sqlError)
+      ]
+      for (const failing of all) {
+        assert.strictEqual(yield* tag(failing), "UniqueViolation")
+        assert.strictEqual(yield* DatabaseError.catchAll(failing, () => Effect.succeed(1)), 1)
+      }
+      assert.strictEqual(yield* Effect.flip(tag(Effect.fail("mine"))), "mine")
+      assert.strictEqual(yield* tag(Effect.succeed("fine")), "fine")
+    })
+  )
+
+  it("each failure has a status that says what a client can do, and a body without what the database said", async () => {
+    const refused = (cause: DatabaseError.DatabaseError) =>
+      new DatabaseError.CommitFailed({ ...place, sqlState: "40001", cause })
+    const collision = new DatabaseError.SerializationFailure({ ...place, cause: new Error("secret") })
+    const limit = "canceling statement"
+    const figures = { waited: 1, total: 1, active: 1, idle: 0, waiting: 1 }
+    const statuses: ReadonlyArray<readonly [error: DatabaseError.DatabaseError, status: number, says: string]> = [
+      [collision, 409, "send it again"],
+      [new DatabaseError.DeadlockDetected(place), 409, "send it again"],
+      [refused(collision), 409, "send it again"],
+      [new DatabaseError.RolledBackAtCommit({ ...place, cause: collision }), 409, "send it again"],
+      [new DatabaseError.ConnectFailed({ ...place, reason: "unreachable" }), 503, "cannot be reached"],
+      [new DatabaseError.PoolExhausted({ ...place, ...figures, reason: "shed" }), 503, "cannot be reached"],
+      [new DatabaseError.Disconnected({ ...place, outcome: "undone" }), 503, "nothing was stored"],
+      [new DatabaseError.Disconnected({ ...place, outcome: "inDoubt" }), 503, "look whether it is there"],
+      [new DatabaseError.CommitOutcomeUnknown(place), 503, "look whether it is there"],
+      [new DatabaseError.StatementTimeout({ ...place, limit }), 503, "too busy"],
+      [new DatabaseError.LockTimeout({ ...place, limit }), 503, "too busy"],
+      [refused(unique), 500, "could not be stored"],
+      [unique, 500, "could not be stored"],
+      [new DatabaseError.QueryFailed({ ...place, sqlState: "42601" }), 500, "could not be stored"]
+    ]
+    for (const [error, status, says] of statuses) {
+      const response = DatabaseError.toResponse(error)
+      const body = await response.text()
+      assert.deepStrictEqual([error._tag, response.status], [error._tag, status])
+      assert.strictEqual(response.headers.get("content-type"), "application/problem+json")
+      assert.include(body, says)
+      assert.notInclude(body, "secret")
+      assert.deepStrictEqual(JSON.parse(body), { ...DatabaseError.toProblem(error) })
+    }
+  })
 
   it("messages name the database and the server, and say what to do", () => {
     assert.strictEqual(unique.message, 'database "app" at localhost:5432: duplicate key')

@@ -1,11 +1,12 @@
 import { createServer, type ServerResponse } from "node:http"
 import type { AddressInfo } from "node:net"
+import type { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import { Consistency, DatabaseRuntime } from "effect-db"
+import { Consistency, DatabaseError, DatabaseRuntime } from "effect-db"
 import { audit, event } from "./fixtures/audit.js"
 import { Audit, Db, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { makeProxy } from "./fixtures/proxy.js"
@@ -38,6 +39,41 @@ const fresh = (options?: DatabaseRuntime.Options) =>
       place
     }
   })
+
+describe("what runPromise rejects with", () => {
+  const rejection = <E>(make: (sql: PgClient) => Effect.Effect<unknown, E>) =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh()
+      yield* Effect.promise(() => runtime.open())
+      return {
+        rejected: yield* failure(runtime.runPromise(Effect.flatMap(Db.writer, make))),
+        awaited: yield* failure(db.writer`SELECT 1 / 0`.then())
+      }
+    })
+
+  for (const [end, failing] of [
+    ["a statement", (sql: PgClient) => sql`SELECT 1 / 0`],
+    ["a statement that is died of", (sql: PgClient) => Effect.orDie(sql`SELECT 1 / 0`)],
+    ["a transaction of the client", (sql: PgClient) => sql.withTransaction(sql`SELECT 1 / 0`)]
+  ] as const) {
+    it.scopedLive(`is the DatabaseError of ${end}, as where a statement is awaited`, () =>
+      Effect.gen(function* () {
+        const { awaited, rejected } = yield* rejection(failing)
+        assert.isTrue(DatabaseError.isDatabaseError(rejected))
+        assert.strictEqual(tagOf(rejected), tagOf(awaited))
+      })
+    )
+  }
+
+  it.scopedLive("is what the program has failed with, or died of, itself", () =>
+    Effect.gen(function* () {
+      const bug = new Error("a bug")
+      assert.strictEqual((yield* rejection(() => Effect.fail("mine"))).rejected, "mine")
+      assert.strictEqual((yield* rejection(() => Effect.fail(bug))).rejected, bug)
+      assert.strictEqual((yield* rejection(() => Effect.die(bug))).rejected, bug)
+    })
+  )
+})
 
 describe("how a runtime is opened and closed", () => {
   it.scopedLive("it is counted: the first opens, only the last closes, and it may be opened again", () =>
@@ -275,7 +311,8 @@ describe("a handler of web requests", () => {
 
 describe("a web request that is answered again", () => {
   const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
-  const post = (body: string, headers: Record<string, string> = {}) =>
+  // as a server makes it of what was sent
+  const post = (body: string, headers: Record<string, string> = { "content-length": `${Buffer.byteLength(body)}` }) =>
     new Request("http://localhost/", { method: "POST", body, headers })
 
   it.scopedLive("each attempt reads the body from its start", () =>
@@ -491,7 +528,8 @@ describe("what promises can do", () => {
         }
         return new Response(null, { status: 201 })
       }
-      const post = (body: string) => new Request("http://localhost/items", { method: "POST", body })
+      const headers = { "content-length": "5" }
+      const post = (body: string) => new Request("http://localhost/items", { method: "POST", body, headers })
       const answered = yield* Effect.promise(() => runtime.handler(add, { retry: true })(post("again")))
       assert.strictEqual(answered.status, 201)
       left = 1

@@ -167,6 +167,39 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
+  for (const [failure, fail] of [
+    ["an error of its own", Effect.mapError(refused, () => "mine")],
+    ["a defect", Effect.orDie(refused)],
+    ["a defect of its own", Effect.catchAll(refused, () => Effect.die(new Error("a bug")))],
+    ["an error of its own, after a nested transaction", Effect.mapError(Db.withTransaction(refused), () => "mine")]
+  ] as const) {
+    it.scopedLive(`from its start, where the handler has made ${failure} of a serialization failure`, () =>
+      Effect.gen(function* () {
+        const { attempts, routes } = yield* storing(2, fail)
+        yield* serve(routes, { retry: true })
+        assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
+        assert.strictEqual(yield* Ref.get(attempts), 3)
+        assert.deepStrictEqual(yield* stored, ["body"])
+      }).pipe(Effect.provide(servers()))
+    )
+  }
+
+  it.scopedLive("once where the handler fails or dies for a reason of its own", () =>
+    Effect.gen(function* () {
+      for (const fail of [Effect.fail("mine"), Effect.die(new Error("a bug"))]) {
+        const { attempts, routes } = yield* storing(2, fail)
+        yield* Effect.scoped(
+          Effect.zipRight(
+            serve(routes, { retry: true }),
+            Effect.map(send("POST", "/text", text), ({ status }) => assert.strictEqual(status, 500))
+          )
+        )
+        assert.strictEqual(yield* Ref.get(attempts), 1)
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(servers()))
+  )
+
   it.scopedLive("not without being asked to, nor a body that is too long, nor for ever", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(Number.POSITIVE_INFINITY, refused)

@@ -56,6 +56,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/platform": [
     "RequestTransaction",
     "internal/request/again",
+    "internal/request/apiErrors",
     "internal/request/describe",
     "internal/request/passage",
     "internal/request/route"

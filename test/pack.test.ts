@@ -125,6 +125,47 @@ describe("an installation", () => {
     expect(rows).toEqual({ rows: [{ id: 1 }, { id: 2 }], twice: "UniqueViolation" })
   })
 
+  it("can be required by CommonJS, and runs against a server", { timeout: 60_000 }, async () => {
+    const answer = await node(
+      "program.cjs",
+      `
+        const { Redacted } = require("effect")
+        const { Database, DatabaseError, DatabaseRuntime } = require("effect-db")
+
+        class App extends Database.Service()("app") {}
+        const runtime = DatabaseRuntime.make({ app: App }, App.layer({ writer: Redacted.make(process.env.WRITER) }))
+
+        const main = async () => {
+          await runtime.open()
+          const { app } = runtime.databases
+          const rows = await runtime.unitOfWork(() => app.writer\`SELECT 1 AS one\`)
+          const error = await app.writer\`SELECT 1 / 0\`.then(() => undefined, (error) => error)
+          await runtime.close()
+          console.log(JSON.stringify({
+            rows,
+            tag: error._tag,
+            isOurs: DatabaseError.isDatabaseError(error),
+            isSame: require("effect-db/Database").Service === Database.Service
+          }))
+        }
+        main()
+      `,
+      { WRITER: inject("postgres").writer }
+    )
+    expect(answer).toMatchObject({ rows: [{ one: 1 }], isOurs: true, isSame: true })
+  })
+
+  it("imports and requires to one copy of itself", { timeout: 60_000 }, async () => {
+    const isSame = await node(
+      "both.cjs",
+      `
+        const required = require("effect-db")
+        import("effect-db").then((imported) => console.log(JSON.stringify(imported.Database.Service === required.Database.Service)))
+      `
+    )
+    expect(isSame).toBe(true)
+  })
+
   it("gives each module by its own name, the same one as the root does", { timeout: 60_000 }, async () => {
     const modules = files.flatMap((file) => file.match(/^src\/([^./]+)\.ts$/)?.[1] ?? []).filter((_) => _ !== "index")
     const different = await node(
@@ -183,6 +224,37 @@ describe("an installation", () => {
     // @ts-expect-error: nobody imports this
     export type { Engine } from "effect-db/internal/engine"
   `
+  it("tells a pipe that is given withTransaction itself to call it", { timeout: 120_000 }, async () => {
+    const project = path.join(consumer, "uncalled")
+    await fs.mkdir(project)
+    await fs.writeFile(
+      path.join(project, "uncalled.ts"),
+      `
+        import { Database, UnitOfWork } from "effect-db"
+        class App extends Database.Service<App>()("app") {}
+        export const transaction = App.writer.pipe(App.withTransaction)
+        export const unit = App.writer.pipe(UnitOfWork.run)
+      `
+    )
+    const compilerOptions = {
+      module: "NodeNext",
+      target: "ES2022",
+      lib: ["ES2023"],
+      types: ["node"],
+      strict: true,
+      noEmit: true,
+      skipLibCheck: true
+    }
+    await fs.writeFile(path.join(project, "tsconfig.json"), JSON.stringify({ compilerOptions }))
+    const compile = run(root, path.join(root, "node_modules/.bin/tsc"), ["-p", project, "--pretty", "false"])
+    const told = await compile.then(
+      () => "nothing",
+      (error: Error) => error.message
+    )
+    expect(told).toContain("In a pipe it has to be called: withTransaction()")
+    expect(told).toContain("In a pipe it has to be called: UnitOfWork.run()")
+  })
+
   const settings = [
     { module: "NodeNext", moduleResolution: "NodeNext" },
     { module: "ESNext", moduleResolution: "Bundler" }

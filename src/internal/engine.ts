@@ -4,6 +4,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
 import type { Connection, Flight, Request } from "../Connection.js"
@@ -19,7 +20,7 @@ import {
 } from "../DatabaseError.js"
 import { Observation, type Observer } from "../Observation.js"
 import type { Pool } from "../Pool.js"
-import { idempotentRef, isNotSent, isReplayable, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
+import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../RetryPolicy.js"
 import type { Choose } from "../Router.js"
 import type { OpenTransaction, Server, Topology } from "../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../Transaction.js"
@@ -33,7 +34,7 @@ import type { Limits } from "./limits.js"
 import type { Lender } from "./link.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "./observability/transactionSpan.js"
 import { Borrower } from "./pool/borrower.js"
-import { replaySchedule } from "./replay.js"
+import { reasonOf, repeat, replaySchedule } from "./replay.js"
 import { scoped, sessionAt } from "./schema/place.js"
 import { Search, type Wanted } from "./search.js"
 import type { Fence } from "./session.js"
@@ -207,7 +208,7 @@ export class Engine implements Origin {
       : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, this.readsAgain)
   }
 
-  /** Why a statement must not be sent in a sandbox: it would end the one transaction, and store what is to be undone. */
+  /** Returns the refusal of a statement that would end the one transaction of a sandbox, and store it. */
   endsSandbox({ text }: Request): QueryFailed | undefined {
     const ender = this.sandbox === undefined ? undefined : enderIn(text)
     if (ender === undefined) return undefined
@@ -361,17 +362,24 @@ export class Engine implements Origin {
   /** Runs a whole transaction again, where it is undone for certain and may go better. */
   replay<A, E, R>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    once: Effect.Effect<A, E, R>,
-    asked: true | Schedule.Schedule<unknown, DatabaseError>,
-    mayHaveStored: () => boolean
+    begin: () => Transaction,
+    once: (transaction: Transaction) => Effect.Effect<A, E, R>,
+    asked: true | Schedule.Schedule<unknown, DatabaseError>
   ): Effect.Effect<A, E, R> {
     let attempt = 0
-    // what failed on another database is not mended by running this one again
-    const isOwn = (error: unknown) => isReplayable(error) && fromUnknown(error).database === this.database
+    let transaction: Transaction | undefined
+    const next = Effect.suspend(() => {
+      transaction = begin()
+      return once(transaction)
+    })
+    const reasonFor = (exit: Exit.Exit<A, E>) =>
+      Exit.isFailure(exit) ? reasonOf(transaction?.failures ?? none, exit.cause) : undefined
     const policy = Context.get(fiber.currentContext, RetryPolicy)
-    return Effect.retry(once, {
-      schedule: replaySchedule(asked, policy),
-      while: (error) => !mayHaveStored() && isOwn(error) && this.takeReplay(policy, ++attempt, fromUnknown(error))
+    return repeat(next, reasonFor, replaySchedule(asked, policy), (reason) => {
+      if (transaction?.level.link.mayHaveStored === true) return false
+      const known = fromUnknown(reason)
+      // what failed on another database is not mended by running this one again
+      return known.database === this.database && this.takeReplay(policy, ++attempt, known)
     })
   }
 

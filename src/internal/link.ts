@@ -26,6 +26,10 @@ export class Link {
   connection: Connection | undefined = undefined
   /** Why the transaction cannot go on; everything it did is undone. */
   lost: StatementError | undefined = undefined
+  /** Whether it cannot go on because this side has given it up, as when a statement is interrupted. */
+  private isGivenUp = false
+  /** The first collision with another transaction, also one in a savepoint that was undone since: only the whole can be run again. */
+  private collision: StatementError | undefined
   /** Whether a statement of it has, or may have, stored what was done before, so that it must not be run again. */
   mayHaveStored = false
   /** The sessions that something was written in: they want to know where the server is when it is stored. */
@@ -66,6 +70,17 @@ export class Link {
     return this.sessions === undefined ? undefined : new Asking(this.place.database, this.sessions)
   }
 
+  /** Why the transaction may have been undone, for all that its statements know. */
+  get failures(): ReadonlyArray<StatementError> {
+    const { collision, isGivenUp, lost } = this
+    return [collision, isGivenUp ? undefined : lost].filter((error) => error !== undefined)
+  }
+
+  /** Takes down that the server has aborted a level for a failure. */
+  noteAborted(error: StatementError): void {
+    if (error._tag === "SerializationFailure" || error._tag === "DeadlockDetected") this.collision ??= error
+  }
+
   /** Takes a failure of the connection down, so that what follows says why. */
   note(failure: Failure): void {
     if (failure._tag === "lost") this.die(toStatementError(this.place, failure, "undone"))
@@ -94,6 +109,7 @@ export class Link {
 
   /** Gives up on the transaction: the server is told to stop, the connection closes. */
   abort(why: string, error?: StatementError | undefined): void {
+    this.isGivenUp ||= this.lost === undefined
     this.die(error ?? new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" }))
     this.connection?.abort("cancelled")
   }

@@ -28,6 +28,33 @@ export const tagsAreCaught = (work: Work<SqlError>) => [
   )
 ]
 
+class Mine {
+  readonly _tag = "Mine"
+}
+
+export const catchAllLeavesTheOthers = (work: Work<SqlError | DatabaseError.DatabaseError | Mine>) => {
+  const handled = work.pipe(
+    DatabaseError.catchAll((error) => {
+      expectTypeOf(error).toEqualTypeOf<DatabaseError.DatabaseError>()
+      return Effect.succeed(error.database)
+    })
+  )
+  expectTypeOf(handled).toEqualTypeOf<Work<Mine>>()
+  expectTypeOf(DatabaseError.catchAll(work, () => Effect.fail(1))).toEqualTypeOf<Work<Mine | number>>()
+}
+
+export const catchAllFollowsOtherHandlers = (work: Work<SqlError | Mine>) => {
+  const isUnique = (error: DatabaseError.DatabaseError | Mine): error is DatabaseError.UniqueViolation =>
+    error._tag === "UniqueViolation"
+  const handled = work.pipe(
+    DatabaseError.refine,
+    Effect.catchIf(isUnique, (error) => Effect.succeed(error.constraint ?? "")),
+    Effect.catchTag("ForeignKeyViolation", (error) => Effect.succeed(error.table ?? "")),
+    DatabaseError.catchAll(() => Effect.fail("unavailable" as const))
+  )
+  expectTypeOf(handled).toEqualTypeOf<Work<Mine | "unavailable">>()
+}
+
 export const fieldsAreTyped = (error: DatabaseError.UniqueViolation, lost: DatabaseError.Disconnected) => {
   expectTypeOf(error.constraint).toEqualTypeOf<string | undefined>()
   expectTypeOf(lost.outcome).toEqualTypeOf<"notSent" | "undone" | "inDoubt">()

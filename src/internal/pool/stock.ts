@@ -44,6 +44,7 @@ export class Stock {
   /** Takes a connection off the idle ones. */
   take(connection: Connection): void {
     const { idle } = this
+    if (this.config.idleExit) connection.keepProcess(true)
     if (idle[idle.length - 1] === connection) idle.pop()
     else {
       const i = idle.indexOf(connection)
@@ -54,6 +55,7 @@ export class Stock {
   /** Makes a connection idle. */
   put(connection: Connection): void {
     this.idle.push(connection)
+    if (this.config.idleExit) connection.keepProcess(false)
     if (this.sweeper === undefined || connection.retireAs !== "aged") {
       this.sweepWithin(Math.min(this.period, connection.retireAt - performance.now()))
     }

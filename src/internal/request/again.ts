@@ -15,7 +15,8 @@ const again = (request: Ask, body: ArrayBuffer): Ask => {
     new Request("http://localhost/", {
       method: request.method,
       ...(type === undefined ? {} : { headers: { "content-type": type } }),
-      ...(body.byteLength === 0 ? {} : { body })
+      // also an empty one, which is read as the request's own
+      body
     })
   )
   const own: PropertyDescriptorMap = {

@@ -65,7 +65,7 @@ const answerInUnit = (
     const { outcome = byStatus, transaction } = options
     const settings = typeof transaction === "function" ? transaction(request) : transaction
     // a body can be read once, and is kept until then
-    const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name))
+    const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)
     const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
     if (settings === "none") return plain(() => handle(request))

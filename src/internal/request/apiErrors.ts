@@ -1,0 +1,75 @@
+/**
+ * The responses that the failures of an `HttpApi` are encoded to. Its builder does that around all its middleware, which see the failures.
+ */
+import type { Api, HttpApi } from "@effect/platform/HttpApi"
+import * as HttpApiSchema from "@effect/platform/HttpApiSchema"
+import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
+import * as Cause from "effect/Cause"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+
+/** Encodes a failure, if it is one that the API declares. */
+type Encode = (failure: unknown) => Effect.Effect<HttpServerResponse.HttpServerResponse, unknown>
+
+/** The key of the service; importing that, or the builder, would load a client and a server with it. */
+const key: (typeof Api)["key"] = "@effect/platform/HttpApi/Api"
+
+const encoders = new WeakMap<object, ReadonlyArray<Encode>>()
+
+/** Makes a response of an encoded failure, as its schema says. */
+const respond = (schema: Schema.Schema.Any, encoded: unknown) => {
+  const status = HttpApiSchema.getStatusErrorAST(schema.ast)
+  if (HttpApiSchema.isVoid(schema.ast)) return Effect.succeed(HttpServerResponse.empty({ status }))
+  const { contentType, kind } = HttpApiSchema.getEncoding(schema.ast)
+  const options = { status, contentType }
+  // what the kind says of the encoded value, the schema has been checked for
+  switch (kind) {
+    case "Json":
+      return HttpServerResponse.json(encoded, options)
+    case "Text":
+      return Effect.succeed(HttpServerResponse.text(encoded as string, options))
+    case "Uint8Array":
+      return Effect.succeed(HttpServerResponse.uint8Array(encoded as Uint8Array, options))
+    case "UrlParams":
+      return Effect.succeed(HttpServerResponse.urlParams(encoded as Record<string, string>, options))
+  }
+}
+
+/** The encoders of all errors that an API declares. */
+const encodersOf = ({ api, context }: Api["Type"]): ReadonlyArray<Encode> => {
+  const schemas = new Set<Schema.Schema.Any>()
+  // the service's type knows none of the errors
+  const { errorSchema, groups } = api as unknown as HttpApi.AnyWithProps
+  HttpApiSchema.deunionize(schemas, errorSchema)
+  for (const { endpoints, errorSchema } of Object.values(groups)) {
+    HttpApiSchema.deunionize(schemas, errorSchema)
+    for (const endpoint of Object.values(endpoints)) HttpApiSchema.deunionize(schemas, endpoint.errorSchema)
+  }
+  return [...schemas].map((schema): Encode => {
+    // an API gives its handlers what its schemas need
+    const encode = Schema.encodeUnknown(schema as Schema.Schema<unknown, unknown>)
+    return (failure) =>
+      Effect.provide(
+        Effect.flatMap(encode(failure), (encoded) => respond(schema, encoded)),
+        context
+      )
+  })
+}
+
+/** Returns the response that a failure of the `HttpApi` around is encoded to; none where there is none, or it does not declare this one. */
+export const responseOf = (
+  around: Context.Context<never>,
+  cause: Cause.Cause<unknown>
+): Effect.Effect<HttpServerResponse.HttpServerResponse | undefined> | undefined => {
+  const service: Api["Type"] | undefined = around.unsafeMap.get(key)
+  if (service === undefined || Cause.isInterruptedOnly(cause)) return undefined
+  let known = encoders.get(service)
+  if (known === undefined) {
+    known = encodersOf(service)
+    encoders.set(service, known)
+  }
+  const failure = Cause.squash(cause)
+  const attempts = known.map((encode) => Effect.suspend(() => encode(failure)))
+  return Effect.orElseSucceed(Effect.firstSuccessOf(attempts), () => undefined)
+}
