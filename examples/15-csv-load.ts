@@ -3,7 +3,8 @@ import { createReadStream } from "node:fs"
 import { pipeline } from "node:stream"
 import { fileURLToPath } from "node:url"
 import { parse } from "csv-parse"
-import { Chunk, Console, Effect, ParseResult, Schema, Stream } from "effect"
+import { Console, Effect, ParseResult, Schema, Stream } from "effect"
+import type { Copy } from "effect-db"
 import { DatabasesLive, Db } from "./databases.js"
 import { runMain } from "./main.js"
 import * as Todos from "./todos.js"
@@ -34,17 +35,18 @@ const todos = Stream.mapEffect(lines, ({ info, record }) =>
   })
 )
 
-/** A statement stores a batch, a transaction the file, however long it is. */
-const load = todos.pipe(
-  Stream.grouped(500),
-  Stream.runFoldEffect(0, (count, batch) =>
-    Effect.map(Todos.add(...Chunk.toReadonlyArray(batch)), (stored) => count + stored.length)
-  ),
+/** Written to a terminal, and nowhere else. */
+const progress = ({ rows }: Copy.Progress) =>
+  Effect.sync(() => process.stderr.isTTY && process.stderr.write(`${rows} todos so far\n`))
+
+/** COPY stores the file, however long it is, as fast as the server takes it; its transaction all of it or nothing. */
+const load = Effect.flatMap(Db.writer, (sql) =>
+  sql.copyFrom("todo", ["title", "done"], todos, { onProgress: progress })
+).pipe(
   Effect.filterOrFail(
     (count) => count > 0,
     () => new Error(`${file}, line 1: expected a header, and todos below; nothing of it is stored`)
-  ),
-  Db.withTransaction()
+  )
 )
 
 const program = Effect.gen(function* () {

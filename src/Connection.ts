@@ -540,7 +540,7 @@ export class Connection {
     this.client.query(flight)
   }
 
-  /** The server is to say something now, within its limit for a statement. */
+  /** Watches the server, which is to send something within its limit for a statement. */
   private watch(): void {
     const limit = this.transaction?.limit ?? this.limit
     // in a pooler's queue a statement may well wait for longer than it is going to take

@@ -11,7 +11,7 @@ import type * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
 
 /**
- * The form of the data. What is left out is PostgreSQL's own default for the format.
+ * The form of the data. An option that is left out has PostgreSQL's own default for the format.
  *
  * @since 0.2.0
  * @category models
@@ -70,7 +70,7 @@ export interface Format {
 export interface Progress {
   /** How much was sent or received. */
   readonly bytes: number
-  /** How many rows were sent; 0 for data that is text already, in which nobody counts rows, and for COPY TO. */
+  /** How many rows were sent; 0 for data that is text already, whose rows are not counted, and for COPY TO. */
   readonly rows: number
 }
 

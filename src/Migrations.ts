@@ -118,7 +118,7 @@ export class MigrationFailed extends Schema.TaggedError<MigrationFailed>("effect
 
 type Failure = MigrationFailed | DatabaseError
 
-/** Another process has the lock. */
+/** The sign that another process has the lock. */
 class Busy {
   readonly _tag = "Busy"
   constructor(
@@ -139,7 +139,7 @@ type Fault = Pick<MigrationFailed, "reason" | "migrations" | "detail">
 
 type Requirements<P> = P extends Plan<infer R> ? R : never
 
-/** So that what is read after the lock was taken is what its last holder has stored. */
+/** With this level, statements after the lock see everything that its last holder has stored. */
 const isolation = "read committed"
 
 /** A name that PostgreSQL reads the same with quotes and without: the Migrator writes it both ways. */
@@ -157,7 +157,7 @@ const said = (cause: unknown): string => {
   return Predicate.hasProperty(error, "message") ? String(error.message) : String(error)
 }
 
-/** The faults of a list of migrations beside a table of those that are applied. */
+/** Returns the fault of a list of migrations, beside a table of the applied ones. */
 const faultOf = (
   all: ReadonlyArray<Migrator.ResolvedMigration>,
   applied: ReadonlyMap<number, string>,
@@ -203,7 +203,7 @@ const faultOf = (
     detail:
       `${late.join(", ")} ${late.length === 1 ? "has a lower id" : "have lower ids"} than ` +
       `${nameOf([latest, applied.get(latest) ?? ""])}, which is applied - give ${late.length === 1 ? "it a higher id" : "them higher ids"},` +
-      ' or apply what comes late with outOfOrder: "apply"'
+      ' or allow late migrations with outOfOrder: "apply"'
   }
 }
 
@@ -227,10 +227,10 @@ const lockOf = (sql: Sql, table: string, place: Place): Effect.Effect<void, Fail
     )
   }).pipe(refine)
 
-/** Makes the table of the applied migrations where there is none, and gives its rows. */
+/** Creates the table of the applied migrations where there is none, and returns its rows. */
 const appliedIn = (sql: Sql, table: string) =>
   Effect.gen(function* () {
-    // looked for first: CREATE TABLE IF NOT EXISTS is refused to a user who may not create one
+    // looked for first: CREATE TABLE IF NOT EXISTS asks for the right to create a table, also where one is there
     const [found] = yield* sql<{ there: boolean }>`SELECT to_regclass(${table}) IS NOT NULL AS there`.withoutTransform
     if (found?.there !== true) {
       yield* sql`CREATE TABLE ${sql(table)} (
@@ -307,7 +307,7 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
 
     const pending = all.filter(([id]) => !applied.has(id))
     const [next] = pending
-    // the Migrator locks its table for everybody, which a program that only starts again need not be able to do
+    // the Migrator takes an exclusive lock on its table, for which a program that only starts again need not have the right
     if (next === undefined) return []
     const migrated = migrate({ loader: Effect.succeed(pending), table }).pipe(
       Effect.provide(database.layerSqlClient),
@@ -361,9 +361,9 @@ const waiting = <A, E, R>(
               migrations: [],
               detail:
                 `${error.holder} has held the lock of the migrations for longer than ${Duration.format(limit)}` +
-                " - look at what it does, or raise lockTimeout"
+                " - end that process, or raise lockTimeout"
             })
-          : // what is not Busy is of the rest of E
+          : // an error that is not Busy is of the rest of E
             (error as Exclude<E, Busy>)
       )
     )

@@ -38,22 +38,24 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 const unsettled = fresh()
 
 describe("migrations", () => {
-  it.scopedLive("are applied once each by five processes that begin at the same time, and none of these fails", () =>
-    Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const children = yield* Effect.replicateEffect(startChild("migrate", [], writer), 5)
-      for (const { line } of children) expect(yield* line).toBe("ready")
-      for (const { tell } of children) yield* tell
-      const ended = yield* Effect.forEach(children, (child) => child.ended, { concurrency: "unbounded" })
-      expect(ended.map(({ code, stderr }) => [code, stderr])).toEqual(children.map(() => [0, ""]))
-      const applied = ended.map(({ lines }) => lines.at(-1)).sort()
-      expect(applied).toEqual(['[[1,"ran"],[2,"first"],[3,"second"]]', "[]", "[]", "[]", "[]"])
-      expect(yield* query(writer, "SELECT id FROM ran ORDER BY id")).toEqual([{ id: 2 }, { id: 3 }])
-    })
+  it.scopedLive(
+    "migrations are applied once each by five processes that begin at the same time, and none of these fails",
+    () =>
+      Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        const children = yield* Effect.replicateEffect(startChild("migrate", [], writer), 5)
+        for (const { line } of children) expect(yield* line).toBe("ready")
+        for (const { tell } of children) yield* tell
+        const ended = yield* Effect.forEach(children, (child) => child.ended, { concurrency: "unbounded" })
+        expect(ended.map(({ code, stderr }) => [code, stderr])).toEqual(children.map(() => [0, ""]))
+        const applied = ended.map(({ lines }) => lines.at(-1)).sort()
+        expect(applied).toEqual(['[[1,"ran"],[2,"first"],[3,"second"]]', "[]", "[]", "[]", "[]"])
+        expect(yield* query(writer, "SELECT id FROM ran ORDER BY id")).toEqual([{ id: 2 }, { id: 3 }])
+      })
   )
 
   it.scopedLive(
-    "are undone with the process that holds the lock when it is killed, and another process applies them",
+    "migrations are undone with the process that holds the lock when it is killed, and another process applies them",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
@@ -68,34 +70,40 @@ describe("migrations", () => {
       })
   )
 
-  it.scopedLive("that are held up by another process wait for a bounded time, and the log says for which process", () =>
-    Effect.gen(function* () {
-      const held = yield* Deferred.make<void>()
-      const holds = Migrator.fromRecord({ "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never) })
-      const lines: Array<string> = []
-      const log = Logger.replace(
-        Logger.defaultLogger,
-        Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
-      )
-      const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
-      yield* Deferred.await(held)
-      const error = yield* failure(
-        Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(Effect.provide(log))
-      )
-      yield* Fiber.interrupt(holder)
-      expect(error.reason).toBe("locked")
-      expect(error.message).toMatch(
-        /^database "app" at \S+:\d+: process \d+ \(effect-db\) has held the lock .* 300ms - /
-      )
-      expect(lines).toEqual([
-        expect.stringMatching(
-          /^database "app" at \S+: process \d+ \(effect-db\) is migrating; it is waited for, up to 300ms$/
+  it.scopedLive(
+    "migrations that are held up by another process wait for a bounded time, and the log says for which process",
+    () =>
+      Effect.gen(function* () {
+        const held = yield* Deferred.make<void>()
+        const holds = Migrator.fromRecord({
+          "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never)
+        })
+        const lines: Array<string> = []
+        const log = Logger.replace(
+          Logger.defaultLogger,
+          Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
         )
-      ])
-    }).pipe(Effect.provide(unsettled))
+        const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
+        yield* Deferred.await(held)
+        const error = yield* failure(
+          Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(
+            Effect.provide(log)
+          )
+        )
+        yield* Fiber.interrupt(holder)
+        expect(error.reason).toBe("locked")
+        expect(error.message).toMatch(
+          /^database "app" at \S+:\d+: process \d+ \(effect-db\) has held the lock .* 300ms - /
+        )
+        expect(lines).toEqual([
+          expect.stringMatching(
+            /^database "app" at \S+: process \d+ \(effect-db\) is migrating; it is waited for, up to 300ms$/
+          )
+        ])
+      }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("that fail are named, with what the server said, and undo the whole run", () =>
+  it.scopedLive("migrations that fail are named, with what the server said, and undo the whole run", () =>
     Effect.gen(function* () {
       const error = yield* failure(
         Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "2_wrong": "INSERT INTO nowhere VALUES (1)" }) })
@@ -107,7 +115,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("with a lower id than an applied one fail and are named, and nothing is applied", () =>
+  it.scopedLive("migrations with a lower id than an applied one fail and are named, and nothing is applied", () =>
     Effect.gen(function* () {
       yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "3_three": add(3) }) })
       const late = loaderOf({ "1_ran": ran, "2_two": add(2), "3_three": add(3), "4_four": add(4) })
@@ -119,7 +127,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "with a lower id are applied in the order of ids where that is allowed, and the table keeps all rows",
+    "migrations with a lower id are applied in the order of ids where that is allowed, and the table keeps all rows",
     () =>
       Effect.gen(function* () {
         yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "3_three": add(3) }) })
@@ -138,22 +146,24 @@ describe("migrations", () => {
       }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("that could never run are named: two of one id, another name under an applied id, ids below 1", () =>
-    Effect.gen(function* () {
-      yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
-      const tried = (migrations: Readonly<Record<string, string>>) =>
-        Effect.map(failure(Migrations.run(Db, { loader: loaderOf(migrations) })), ({ migrations, reason }) => [
-          reason,
-          ...migrations
-        ])
-      expect(yield* tried({ "1_ran": ran, "2_a": add(1), "2_b": add(2) })).toEqual(["duplicates", "2_a", "2_b"])
-      expect(yield* tried({ "1_other": ran })).toEqual(["renamed", "1_other", "1_ran"])
-      expect(yield* tried({ "0_zero": add(0), "1_ran": ran })).toEqual(["outOfOrder", "0_zero"])
-      expect(yield* written).toEqual([])
-    }).pipe(Effect.provide(unsettled))
+  it.scopedLive(
+    "migrations that could never run are named: two of one id, another name under an applied id, ids below 1",
+    () =>
+      Effect.gen(function* () {
+        yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
+        const tried = (migrations: Readonly<Record<string, string>>) =>
+          Effect.map(failure(Migrations.run(Db, { loader: loaderOf(migrations) })), ({ migrations, reason }) => [
+            reason,
+            ...migrations
+          ])
+        expect(yield* tried({ "1_ran": ran, "2_a": add(1), "2_b": add(2) })).toEqual(["duplicates", "2_a", "2_b"])
+        expect(yield* tried({ "1_other": ran })).toEqual(["renamed", "1_other", "1_ran"])
+        expect(yield* tried({ "0_zero": add(0), "1_ran": ran })).toEqual(["outOfOrder", "0_zero"])
+        expect(yield* written).toEqual([])
+      }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("that cannot be loaded are named", () =>
+  it.scopedLive("migrations that cannot be loaded are named", () =>
     Effect.gen(function* () {
       const loader = Migrator.fromGlob({ "./migrations/1_gone.ts": () => Promise.reject(new Error("no such file")) })
       const error = yield* failure(Migrations.run(Db, { loader }))
@@ -162,7 +172,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("go on where the Migrator of @effect/sql has stopped, and the other way round", () =>
+  it.scopedLive("migrations go on where the Migrator of @effect/sql has stopped, and the other way round", () =>
     Effect.gen(function* () {
       const plain = (loader: Migrator.Loader) => Effect.provide(Migrator.make({})({ loader }), Db.layerSqlClient)
       yield* plain(loaderOf({ "1_ran": ran }))
@@ -172,7 +182,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("are applied when their layer is built, before what is provided with it", () =>
+  it.scopedLive("migrations are applied when their layer is built, before what is provided with it", () =>
     Effect.gen(function* () {
       const place = yield* Place
       const DbLive = Migrations.layer(Db, { loader: loaderOf({ "1_ran": ran, "2_two": add(2) }) }).pipe(
@@ -183,7 +193,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("are not bound by the limit for the statements of requests", () =>
+  it.scopedLive("migrations are not bound by the limit for the statements of requests", () =>
     Effect.gen(function* () {
       yield* Migrations.run(Db, { loader: loaderOf({ "1_slow": "SELECT pg_sleep(0.4)", "2_ran": ran }) })
       expect(yield* isThere("ran")).toBe(true)
@@ -195,30 +205,32 @@ describe("migrations", () => {
     }).pipe(Effect.provide(fresh({ statementTimeout: "200 millis" })))
   )
 
-  it.scopedLive("fail where the user may not write to their table, and do nothing where there is nothing to do", () =>
-    Effect.gen(function* () {
-      const place = yield* Place
-      const role = `guest_${place.name}`
-      const url = new URL(Redacted.value(place.writer))
-      url.username = role
-      url.password = "guest"
-      yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
-      yield* Effect.acquireRelease(look(`CREATE ROLE ${role} LOGIN PASSWORD 'guest'`), () =>
-        Effect.zipRight(look(`DROP OWNED BY ${role}`), look(`DROP ROLE ${role}`))
-      )
-      yield* look(`GRANT SELECT, UPDATE, DELETE, TRUNCATE ON effect_sql_migrations TO ${role}`)
-      const asGuest = (migrations: Readonly<Record<string, string>>) =>
-        Effect.provide(
-          Migrations.run(Db, { loader: loaderOf(migrations) }),
-          Db.layer({ writer: Redacted.make(url.href) })
+  it.scopedLive(
+    "migrations fail where the user may not write to their table, and do nothing where there is nothing to do",
+    () =>
+      Effect.gen(function* () {
+        const place = yield* Place
+        const role = `guest_${place.name}`
+        const url = new URL(Redacted.value(place.writer))
+        url.username = role
+        url.password = "guest"
+        yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
+        yield* Effect.acquireRelease(look(`CREATE ROLE ${role} LOGIN PASSWORD 'guest'`), () =>
+          Effect.zipRight(look(`DROP OWNED BY ${role}`), look(`DROP ROLE ${role}`))
         )
-      expect(yield* asGuest({ "1_ran": ran })).toEqual([])
-      const error = yield* failure(asGuest({ "1_ran": ran, "2_two": "SELECT 1" }))
-      expect([error.reason, error.migrations]).toEqual(["failed", ["2_two"]])
-    }).pipe(Effect.scoped, Effect.provide(unsettled))
+        yield* look(`GRANT SELECT, UPDATE, DELETE, TRUNCATE ON effect_sql_migrations TO ${role}`)
+        const asGuest = (migrations: Readonly<Record<string, string>>) =>
+          Effect.provide(
+            Migrations.run(Db, { loader: loaderOf(migrations) }),
+            Db.layer({ writer: Redacted.make(url.href) })
+          )
+        expect(yield* asGuest({ "1_ran": ran })).toEqual([])
+        const error = yield* failure(asGuest({ "1_ran": ran, "2_two": "SELECT 1" }))
+        expect([error.reason, error.migrations]).toEqual(["failed", ["2_two"]])
+      }).pipe(Effect.scoped, Effect.provide(unsettled))
   )
 
-  it.scopedLive("with a table that the Migrator would not find again are refused", () =>
+  it.scopedLive("migrations with a table that the Migrator would not find again are refused", () =>
     Effect.gen(function* () {
       for (const table of ["App", "a-b", "", "a.b.c", 'x" (id int); --']) {
         const error = yield* Effect.flip(Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), table }))
@@ -232,7 +244,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("run in a sandbox, which keeps them for itself", () =>
+  it.scopedLive("migrations run in a sandbox, which keeps them for itself", () =>
     Effect.gen(function* () {
       yield* Effect.scoped(
         Effect.gen(function* () {
@@ -249,7 +261,7 @@ describe("migrations", () => {
 })
 
 describe("migrations of tenants", () => {
-  it.scopedLive("have a table for each schema, and run at the same time", () =>
+  it.scopedLive("migrations of tenants have a table for each schema, and run at the same time", () =>
     Effect.gen(function* () {
       const tenants = ["one", "two", 'Three "3"']
       const loader = loaderOf({ "1_ran": ran, "2_two": add(2) })
@@ -286,7 +298,7 @@ const two = Effect.gen(function* () {
 })
 
 describe("migrations of several databases", () => {
-  it.scopedLive("are stored together, or not at all", () =>
+  it.scopedLive("migrations of several databases are stored together, or not at all", () =>
     Effect.gen(function* () {
       const { layer, there } = yield* two
       const migrate = (audit: Readonly<Record<string, string>>) =>
@@ -305,15 +317,17 @@ describe("migrations of several databases", () => {
     })
   )
 
-  it.scopedLive("do not wait for one another in a circle where processes list them in another order", () =>
-    Effect.gen(function* () {
-      const { layer } = yield* two
-      const app = Migrations.on(Db, { loader: loaderOf({ "1_ran": ran }) })
-      const audit = Migrations.on(Audit, { loader: loaderOf({ "1_ran": ran }) })
-      const both = [Migrations.runAll([app, audit]), Migrations.runAll([audit, app])]
-      const applied = yield* Effect.provide(Effect.all([...both, ...both], { concurrency: "unbounded" }), layer)
-      expect(applied.flatMap((one) => [...one.values()].flat())).toHaveLength(2)
-    })
+  it.scopedLive(
+    "migrations of several databases do not wait for one another in a circle where processes list them in another order",
+    () =>
+      Effect.gen(function* () {
+        const { layer } = yield* two
+        const app = Migrations.on(Db, { loader: loaderOf({ "1_ran": ran }) })
+        const audit = Migrations.on(Audit, { loader: loaderOf({ "1_ran": ran }) })
+        const both = [Migrations.runAll([app, audit]), Migrations.runAll([audit, app])]
+        const applied = yield* Effect.provide(Effect.all([...both, ...both], { concurrency: "unbounded" }), layer)
+        expect(applied.flatMap((one) => [...one.values()].flat())).toHaveLength(2)
+      })
   )
 })
 

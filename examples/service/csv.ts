@@ -5,6 +5,9 @@ import { CsvError, parse } from "csv-parse"
 import { Array as Arr, Data, Effect, Either, Option, ParseResult, Schema, Stream } from "effect"
 import { Airport } from "./records.js"
 
+/** The number of problems that are kept. A file with more of them is not read to its end, which may be far away. */
+const mostProblems = 1000
+
 /** What is wrong with a file, each with its line. */
 export class CsvInvalid extends Data.TaggedError("CsvInvalid")<{
   readonly file: string
@@ -12,7 +15,8 @@ export class CsvInvalid extends Data.TaggedError("CsvInvalid")<{
 }> {
   override get message(): string {
     const shown = this.problems.slice(0, 10).map((problem) => `\n  ${problem}`)
-    const more = this.problems.length > 10 ? `\n  and ${this.problems.length - 10} more` : ""
+    const rest = this.problems.length < mostProblems ? "" : ", and the rest has not been read"
+    const more = this.problems.length > 10 ? `\n  and ${this.problems.length - 10} more${rest}` : ""
     return `${this.file} cannot be imported, and nothing of it is stored:${shown.join("")}${more}`
   }
 }
@@ -41,6 +45,9 @@ const decode = Schema.decodeUnknownEither(
   Schema.compose(Schema.Struct({ ...Airport.fields, latitude: degrees, longitude: degrees }), Airport),
   { errors: "all" }
 )
+
+/** A text as it is shown: a field may be long, and a message is kept. */
+const shown = (text: string): string => JSON.stringify(text.length > 100 ? `${text.slice(0, 100)}...` : text)
 
 const breaks = (text: string): number => text.split(/\r\n|\n|\r/).length - 1
 
@@ -90,6 +97,11 @@ class Sheet {
   private header: ReadonlyArray<string> | undefined
   private readonly seen = new Map<string, number>()
 
+  /** Checks whether enough problems are known. */
+  get isFull(): boolean {
+    return this.problems.length >= mostProblems
+  }
+
   take({ at, bytes, fields }: Line): Option.Option<Row> {
     const isBlank = fields.length === 1 && fields[0] === ""
     if (isBlank) return Option.none()
@@ -110,7 +122,7 @@ class Sheet {
     const unknown = Arr.difference(record, columns)
     if (missing.length > 0) this.problems.push(`line ${at}: the column ${missing.join(", ")} is missing`)
     if (unknown.length > 0) {
-      this.problems.push(`line ${at}: there is no column ${unknown.map((name) => JSON.stringify(name)).join(", ")}`)
+      this.problems.push(`line ${at}: there is no column ${unknown.slice(0, 10).map(shown).join(", ")}`)
     }
     if (new Set(record).size < record.length) this.problems.push(`line ${at}: a column is there twice`)
     // under a wrong header every line is wrong
@@ -129,19 +141,19 @@ class Sheet {
     if (Either.isLeft(decoded)) {
       for (const { message, path } of ParseResult.ArrayFormatter.formatErrorSync(decoded.left)) {
         const column = String(path[0])
-        this.refuse(at, `${column} is ${JSON.stringify(fields[column] ?? "")}: ${message}`)
+        this.refuse(at, `${column} is ${shown(fields[column] ?? "")}: ${message}`)
       }
       return undefined
     }
     const { iata } = decoded.right
     const first = this.seen.get(iata)
-    if (first !== undefined) return this.refuse(at, `iata ${JSON.stringify(iata)} is on line ${first} already`)
+    if (first !== undefined) return this.refuse(at, `iata ${shown(iata)} is on line ${first} already`)
     this.seen.set(iata, at)
     return decoded.right
   }
 
   private refuse(at: number, problem: string): undefined {
-    this.problems.push(`line ${at}: ${problem}`)
+    if (!this.isFull) this.problems.push(`line ${at}: ${problem}`)
   }
 }
 
@@ -154,7 +166,9 @@ export const rows = (file: string): Stream.Stream<Row, CsvInvalid> =>
       return sheet.problems.length === 0 ? Effect.void : Effect.fail(new CsvInvalid({ file, problems: sheet.problems }))
     })
     return lines(file).pipe(
-      Stream.filterMap((line) => sheet.take(line)),
+      Stream.map((line) => sheet.take(line)),
+      Stream.takeUntil(() => sheet.isFull),
+      Stream.filterMap((row) => row),
       Stream.catchAll((problem) => {
         sheet.problems.push(problem)
         return Stream.empty

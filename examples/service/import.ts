@@ -1,11 +1,12 @@
 import { stat } from "node:fs/promises"
 import { basename } from "node:path"
-import { Chunk, Effect, Stream } from "effect"
+import { Effect, Stream } from "effect"
 import { UnitOfWork } from "effect-db"
 import * as Audit from "./audit.js"
 import type { Row } from "./csv.js"
-import { Db } from "./databases.js"
+import { Audit as AuditDb, Db } from "./databases.js"
 import * as Progress from "./progress.js"
+import { Airport } from "./records.js"
 
 const size = (file: string) =>
   Effect.tryPromise(() => stat(file)).pipe(
@@ -14,30 +15,34 @@ const size = (file: string) =>
     Effect.orElseSucceed(() => 0)
   )
 
+/** A request is over in seconds; a file may be long, and its COPY is one statement. */
+const transaction = { statementTimeout: "10 minutes" } as const
+
 /**
  * Stores the rows in one unit of work: all, or none. A row whose key is there already takes the file's values, so an import may be run
- * again; rows of other files stay.
+ * again; rows of other files stay. COPY only adds, so the rows are copied into a table of their own first.
  */
 export const run = <E, R>(file: string, rows: Stream.Stream<Row, E, R>) =>
   Effect.gen(function* () {
     const name = basename(file)
     const bytes = yield* size(file)
     const progress = yield* Progress.make(`importing ${name}`, process.stdout)
-    yield* Audit.record("records.imported", name)
     const sql = yield* Db.writer
-    return yield* rows.pipe(
-      Stream.grouped(250),
-      Stream.runFoldEffect(0, (before, batch) =>
-        Effect.gen(function* () {
-          yield* sql`
-            INSERT INTO record ${sql.insert(Chunk.toArray(Chunk.map(batch, (row) => row.airport)))}
-            ON CONFLICT (iata) DO UPDATE SET name = excluded.name, city = excluded.city, state = excluded.state,
-              country = excluded.country, latitude = excluded.latitude, longitude = excluded.longitude
-            WHERE record IS DISTINCT FROM excluded`
-          const stored = before + batch.length
-          yield* progress.advance(stored, bytes === 0 ? 0 : Chunk.unsafeLast(batch).bytes / bytes)
-          return stored
-        })
-      )
-    )
-  }).pipe(Effect.scoped, UnitOfWork.run())
+    yield* sql`CREATE TEMPORARY TABLE incoming (LIKE record) ON COMMIT DROP`
+    let read = 0
+    const airports = Stream.map(rows, (row) => {
+      read = row.bytes
+      return row.airport
+    })
+    const copied = yield* sql.copyFrom("incoming", Object.keys(Airport.fields), airports, {
+      onProgress: (sent) => progress.advance(sent.rows, bytes === 0 ? 0 : read / bytes)
+    })
+    yield* sql`
+      INSERT INTO record SELECT * FROM incoming
+      ON CONFLICT (iata) DO UPDATE SET name = excluded.name, city = excluded.city, state = excluded.state,
+        country = excluded.country, latitude = excluded.latitude, longitude = excluded.longitude
+      WHERE record IS DISTINCT FROM excluded`
+    // the event is committed first all the same; until here its database has had no transaction to hold open
+    yield* Audit.record("records.imported", name)
+    return copied
+  }).pipe(Effect.scoped, UnitOfWork.run({ transaction, order: [AuditDb, Db] }))

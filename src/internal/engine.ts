@@ -208,7 +208,7 @@ export class Engine implements Origin {
       : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, this.readsAgain)
   }
 
-  /** Why a statement must not be sent in a sandbox: it would end the one transaction, and store what is to be undone. */
+  /** Returns the refusal of a statement that would end the one transaction of a sandbox, and store it. */
   endsSandbox({ text }: Request): QueryFailed | undefined {
     const ender = this.sandbox === undefined ? undefined : enderIn(text)
     if (ender === undefined) return undefined

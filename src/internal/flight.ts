@@ -91,7 +91,7 @@ export class Plan {
   prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
   shape: Shape | undefined = undefined
-  /** Where the data of a COPY comes from, or goes to. */
+  /** The source, or the sink, of the data of a COPY. */
   copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
   isUpkeep = false
@@ -113,7 +113,7 @@ interface Unread {
   readonly fields: ReadonlyArray<Field>
 }
 
-/** How much of a COPY that is refused is read, so that its connection may be kept, in bytes. */
+/** The data of a refused COPY that is read, so that its connection may be kept, in bytes. */
 const longestDropped = 1_048_576
 
 const noFields: ReadonlyArray<never> = []
@@ -144,7 +144,7 @@ export class Flight implements Query {
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
   private unread: Array<Unread> | undefined
-  /** How much has come that goes nowhere, in bytes. */
+  /** The data of a refused COPY so far, in bytes. */
   private dropped = 0
 
   constructor(
@@ -312,7 +312,7 @@ export class Flight implements Query {
     if (!this.plan.simple) protocol.sync()
   }
 
-  /** The server is going to send data. */
+  /** Notes that the server is going to send the data of a COPY. */
   handleCopyOutResponse(): void {
     if (this.plan.copy?._tag === "out") return
     this.unreadable = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
@@ -322,7 +322,7 @@ export class Flight implements Query {
     const { copy } = this.plan
     if (copy?._tag === "out") return copy.receive(chunk)
     this.dropped += chunk.length
-    // what is refused is not read to its end, however long it is
+    // a refused COPY is not read to its end
     if (this.dropped > longestDropped) this.onLost(this, this.unreadable ?? new Error("data of a COPY came unasked"))
   }
 

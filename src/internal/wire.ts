@@ -111,7 +111,7 @@ export const closePortal = (portal: string): Buffer =>
 /** Several commands in one text, by the simple protocol. */
 export const simple = (text: string): Buffer => serialize.query(text)
 
-/** What stands before the data in a message of a COPY. */
+/** Returns the head of a message with data of a COPY. */
 export const copyHead = (length: number): Buffer => {
   const head = Buffer.allocUnsafe(5)
   head[0] = 0x64

@@ -66,7 +66,7 @@ const planter = `
   }`
 
 describe.skipIf(!isRoot)(suite, () => {
-  it.scopedLive("wins no file by links in the place of the password's file and of settings", () =>
+  it.scopedLive("the server's user wins no file by links in the place of the password's file and of settings", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       yield* runAs(planter, folder, target)
@@ -76,7 +76,7 @@ describe.skipIf(!isRoot)(suite, () => {
     })
   )
 
-  it.scopedLive("cannot write into the cluster's folder, only into those of its servers", () =>
+  it.scopedLive("the server's user cannot write into the cluster's folder, only into those of its servers", () =>
     Effect.gen(function* () {
       const { directory: folder } = yield* EmbeddedPostgres.make({ directory })
       const { gid, uid } = yield* user
@@ -85,7 +85,7 @@ describe.skipIf(!isRoot)(suite, () => {
     })
   )
 
-  it.scopedLive("keeps a file from being written by nothing that it has put there first", () =>
+  it.scopedLive("the server's user keeps a file from being written by nothing that it has put there first", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       const owner = yield* user
@@ -113,7 +113,7 @@ describe.skipIf(!isRoot)(suite, () => {
   )
 
   it.scopedLive(
-    "ends no shared memory of others by a pid file of its own making, and holds up no release by a pipe",
+    "the server's user ends no shared memory of others by a pid file of its own making, and holds up no release by a pipe",
     () =>
       Effect.gen(function* () {
         const owner = yield* user
@@ -140,7 +140,7 @@ describe.skipIf(!isRoot)(suite, () => {
       })
   )
 
-  it.scopedLive("is kept out of the folders above, or there is no cluster in them", () =>
+  it.scopedLive("the server's user is kept out of the folders above, or there is no cluster in them", () =>
     Effect.gen(function* () {
       const { folder } = yield* withTarget
       const owner = yield* user

@@ -30,7 +30,7 @@ const keptBy = async (calls: number, call: () => Promise<unknown>) => {
 }
 
 describe("a signal that is given to many calls", () => {
-  it("keeps nothing of those that have ended", async () => {
+  it("a signal that is given to many calls keeps nothing of those that have ended", async () => {
     await using runtime = DatabaseRuntime.make({ db: Db }, Db.layer(lazy))
     await runtime.open()
     const { signal } = new AbortController()
@@ -40,7 +40,7 @@ describe("a signal that is given to many calls", () => {
     expect(getEventListeners(signal, "abort")).toEqual([])
   })
 
-  it("ends all that are under way, with its reason, and is listened to once", async () => {
+  it("a signal that is given to many calls ends all that are under way, with its reason, and is listened to once", async () => {
     await using runtime = DatabaseRuntime.make({ db: Db }, Db.layer(lazy))
     await runtime.open()
     const controller = new AbortController()

@@ -186,6 +186,24 @@ describe("the CSV reader", () => {
   )
 })
 
+describe("a file whose wrong lines have no end", () => {
+  it.scopedLive("is refused when enough is known of it, with few words for each", () =>
+    Effect.gen(function* () {
+      const pipe = `${yield* file("")}.pipe`
+      execFileSync("mkfifo", [pipe])
+      const wrong = `A1,a,b,c,d,${"y".repeat(100_000)},z`
+      yield* Effect.acquireRelease(
+        Effect.sync(() => spawn("sh", ["-c", '(echo "$1"; yes "$2") >"$3"', "sh", header, wrong, pipe])),
+        (writer) => Effect.sync(() => writer.kill())
+      )
+      const error = yield* Effect.flip(Stream.runDrain(Csv.rows(pipe)))
+      expect(error.problems).toHaveLength(1000)
+      expect(Math.max(...error.problems.map((problem) => problem.length))).toBeLessThan(300)
+      expect(error.message).toMatch(/and 990 more, and the rest has not been read$/)
+    })
+  )
+})
+
 describe("--csv", () => {
   const stored = (env: { readonly app: Parameters<typeof query>[0] }) =>
     query<{ iata: string; name: string }>(env.app, "SELECT iata, name FROM record ORDER BY iata")

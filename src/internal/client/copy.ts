@@ -46,12 +46,12 @@ interface UnderWay {
   readonly keep: Effect.Effect<void, SqlError>
 }
 
-/** How long the rest may still take when the consumer of a COPY has had enough, in ms. */
+/** The time for the rest when the consumer of a COPY has had enough, in ms. */
 const longestRest = 400
 
 const escape = Statement.defaultEscape('"')
 
-/** The refusals that are about the moment, and not about the data. */
+/** Refusals for the moment, which have no place in the data. */
 const aboutMoment = new Set<DatabaseError["_tag"]>([
   "DeadlockDetected",
   "Disconnected",
@@ -62,7 +62,7 @@ const aboutMoment = new Set<DatabaseError["_tag"]>([
   "StatementTimeout"
 ])
 
-/** Waits until a fiber has ended, for so many ms; tells whether it has. */
+/** Waits until a fiber has ended, for so many ms; returns whether it has. */
 const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number): Effect.Effect<boolean> =>
   Effect.async((resume) => {
     const stop = later(millis, () => resume(Effect.succeed(false)))
@@ -72,10 +72,10 @@ const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number)
     })
   })
 
-/** What an exit is, as an effect. */
+/** Returns the outcome of a fiber as an effect. */
 const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> => Effect.flatten(Fiber.await(fiber))
 
-/** The members of a client for COPY. `rename` is what makes a name of the database of one of the program, if anything does. */
+/** Makes the members of a client for COPY. `rename` turns a name of the program into one of the database. */
 export const makeCopy = (
   engine: Engine,
   kind: Kind,
@@ -88,7 +88,7 @@ export const makeCopy = (
 
   const misused = (cause: unknown): SqlError => toSqlError(new QueryFailed({ database, server: "", cause }))
 
-  /** A savepoint of what is open, or a transaction of its own. A reader's does not write, also in a writer's transaction. */
+  /** Begins a savepoint of the open transaction, or a transaction of its own. A reader's is read-only, also in a writer's. */
   const begin = (fiber: AnyFiber, carrier: Carrier | undefined, around: Transaction | undefined, options: Options) => {
     const { statementTimeout } = options
     const asked: TransactionOptions = {
@@ -123,7 +123,7 @@ export const makeCopy = (
       transaction,
       copying,
       keep: Effect.uninterruptibleMask((restore) =>
-        // what a reader has set for its statement is undone with it
+        // a reader's settings for its statement are undone with the savepoint
         kind === "reader" && transaction.level.parent !== undefined
           ? undo(transaction, restore)
           : Effect.zipRight(keep(transaction, restore, toSqlError), noted)
@@ -132,8 +132,8 @@ export const makeCopy = (
   }
 
   /**
-   * Ends what is not to be kept: the server is told so, and ROLLBACK follows its answer. One that does not answer in time is left, with the
-   * connection.
+   * Ends a COPY that is not to be kept: the server gets the end of the data as a failure, and ROLLBACK after its answer. A connection whose
+   * server does not answer in time is closed.
    */
   const stop = ({ copying, transaction }: UnderWay, data: Data, restore: Restore | undefined) =>
     Effect.suspend(() => {
@@ -145,7 +145,7 @@ export const makeCopy = (
       return data.isSent ? Effect.zipRight(undone, gone) : Effect.zipRight(gone, undone)
     })
 
-  /** A refusal with its place in the data, where the server names it. */
+  /** Adds to a refusal its place in the data, if the server names it. */
   const located = (table: string, columns: ReadonlyArray<string>) => (error: SqlError) => {
     const refusal = fromSqlError(error)
     const { cause } = refusal as { readonly cause?: unknown }
@@ -240,7 +240,7 @@ export const makeCopy = (
       })
     )
 
-  /** The blocks that come, then the end of the transaction. */
+  /** Makes the pull of the blocks, with the end of the transaction after the last one, and the finalizer. */
   const blocks = (underWay: UnderWay, data: CopyOut, options: Options) => {
     let bytes = 0
     let isOver = false
@@ -266,7 +266,7 @@ export const makeCopy = (
         if (isOver) return Effect.void
         const { copying, transaction } = underWay
         if (!data.isSent || Exit.isFailure(exit)) return stop(underWay, data, undefined)
-        // the consumer has had enough: what still comes soon keeps the connection, and what the query has done
+        // the consumer has had enough: if the rest comes soon, the connection and the writes of the query are kept
         data.drop()
         return Effect.flatMap(endsWithin(copying, longestRest), (hasEnded) =>
           hasEnded && transaction.level.state === "open" && copying.unsafePoll()?._tag === "Success"

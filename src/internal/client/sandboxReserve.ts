@@ -25,11 +25,11 @@ const begins = /^(?:BEGIN|START TRANSACTION)\b/
 const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
 
-/** What a statement gives that is done without the server. Of a flight only its results are read. */
+/** Returns the result of a statement that is done without the server. Of a flight only its results are read. */
 const answered = (command: string): Flight =>
   ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Flight
 
-/** Gives a connection of a sandbox for a scope, with whose end a transaction that is open on it is undone. */
+/** Reserves a connection of a sandbox for a scope; a transaction that is open on it is undone with the scope. */
 export const makeSandboxReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     const refusal = refusesScopes(engine, fiber.currentContext)
@@ -44,7 +44,7 @@ export const makeSandboxReserve = (engine: Engine, kind: Kind): Effect.Effect<Sq
       const transaction = leave()
       return transaction === undefined ? Effect.void : undo(transaction, undefined)
     })
-    /** Gives the tag that the server would: what has failed in between is rolled back by COMMIT, without an error. */
+    /** Returns the tag that the server would: COMMIT rolls a failed transaction back, without an error. */
     const commitOwn = Effect.uninterruptibleMask((restore) =>
       Effect.suspend(() => {
         const transaction = leave()
@@ -57,7 +57,7 @@ export const makeSandboxReserve = (engine: Engine, kind: Kind): Effect.Effect<Sq
         )
       })
     )
-    /** The context of the transaction that is open by hand, if one is. */
+    /** Returns the context of the transaction that is open by hand, if there is one. */
     const inside = (context: Context.Context<never>): Context.Context<never> =>
       own === undefined
         ? context

@@ -21,7 +21,7 @@ const attempt = <A>(what: string, run: () => Promise<A>): Effect.Effect<A, Embed
       })
   }).pipe(Effect.uninterruptible)
 
-// Below, root writes where the server's user may write, too, and may have put a link to a file of root's.
+// In the folders of the server's user a link may stand in the place of a file that root is going to write.
 
 /** Writes a new file that only the server's user can read. It is given away by its handle, when it is written. */
 export const create = (file: string, text: string, user: Identity | undefined) =>
@@ -36,7 +36,7 @@ export const create = (file: string, text: string, user: Identity | undefined) =
     }
   })
 
-/** Appends to a file of the server's user. One that is a link, or of somebody else's, is refused. */
+/** Appends to a file of the server's user. A link, or a file of another user, is refused. */
 export const append = (file: string, text: string, user: Identity | undefined) =>
   attempt(`${file} could not be written`, async () => {
     // without O_NONBLOCK a pipe would hold this up
@@ -62,14 +62,14 @@ export const makeData = (folder: string, user: Identity | undefined) =>
 /** Removes a file, if it is there. */
 export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
 
-/** Whether a user may put something else in the place of what is in a folder. */
+/** Checks whether a user may replace the files of a folder. */
 const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {
   if (uid === user.uid) return true
   const isSticky = (mode & 0o1000) !== 0
   return !isSticky && ((mode & 0o002) !== 0 || ((mode & 0o020) !== 0 && gid === user.gid))
 }
 
-/** What is written by its path must be where that leads, so no folder above may be the server's user's to change. */
+/** Checks that the server's user can change no folder above: files are written by their paths. */
 const checkAbove = async (folder: string, user: Identity): Promise<void> => {
   if (isChangedBy(user, await fs.stat(folder))) {
     throw new Error(`OS user ${user.name} can change ${folder}: choose a directory that it cannot, such as /tmp`)
@@ -92,7 +92,7 @@ export const make = (
       return real
     })
     const folder = path.join(real, `effect-db-${randomBytes(6).toString("hex")}`)
-    // first: there must be no moment at which a folder exists that nobody would remove
+    // first: there must be no moment at which a folder exists that would not be removed
     yield* guard(folder, user)
     yield* attempt(`no folder could be made in ${real}`, () => fs.mkdir(folder, { mode: 0o700 }))
     if (user !== undefined) {

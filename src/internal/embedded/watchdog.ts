@@ -58,7 +58,7 @@ for data in "$1"/*; do
 done
 `
 
-// What is in a data folder is not touched here: root would follow where its user leads.
+// The files of a data folder are not touched here: root would follow the links of its user.
 const sweep = `
 tries=0
 while [ -d "$1" ] && [ $tries -lt 100 ]; do
@@ -105,7 +105,7 @@ const watch = (
 
 /**
  * A small shell beside node that ends the cluster in `folder` and removes it, with the scope, and when node dies without doing so, even
- * by SIGKILL. Where the servers run as another user, what belongs to that user is ended and removed by a shell of its own.
+ * by SIGKILL. If the servers run as another user, a shell of that user ends and removes them.
  */
 export const guard = (
   folder: string,

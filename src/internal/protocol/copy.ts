@@ -13,7 +13,7 @@ export interface Line {
   readonly rests: () => void
 }
 
-/** How much is sent in one message, and how much of what arrives is kept until it is taken, in bytes. */
+/** The size of a message that is sent, and of the data that is kept until it is taken, in bytes. */
 export const blockSize = 65_536
 
 const nothing = () => {}
@@ -31,13 +31,13 @@ export class CopyIn {
     return this.state === "sent" || this.state === "open"
   }
 
-  /** The command is sent. */
+  /** Notes that the command is sent. */
   send(line: Line): void {
     this.line = line
     this.state = "sent"
   }
 
-  /** The server waits for data. */
+  /** Notes that the server waits for data. */
   open(): void {
     this.state = "open"
     if (this.refusal !== undefined) return this.fail(this.refusal)
@@ -45,7 +45,7 @@ export class CopyIn {
     this.onOpen()
   }
 
-  /** The exchange has ended. */
+  /** Notes that the exchange has ended. */
   end(): void {
     this.state = "ended"
   }
@@ -59,7 +59,7 @@ export class CopyIn {
     }
   }
 
-  /** Sends data. What is sent after an end is dropped, as the server would drop it. */
+  /** Sends data. After the end it is dropped, as the server would drop it. */
   write(bytes: Uint8Array): void {
     if (this.state !== "open" || this.line === undefined) return
     const { stream } = this.line
@@ -126,19 +126,19 @@ export class CopyOut {
   private isEnded = false
   private taker: ((block: Buffer | undefined) => void) | undefined
 
-  /** The command is sent. */
+  /** Notes that the command is sent. */
   send(line: Line): void {
     this.line = line
     this.isSent = true
   }
 
-  /** A part has arrived: a row, or several. */
+  /** Takes a part that has arrived: a row, or several. */
   receive(part: Buffer): void {
     if (this.isDropped) return
     // the parser uses its buffer again
     this.blocks.push(Buffer.from(part))
     this.size += part.length
-    // what else has arrived with it is taken along
+    // other messages of the same chunk are taken along
     if (this.blocks.length === 1 && this.taker !== undefined) queueMicrotask(() => this.give())
     if (this.size < blockSize || this.isPaused) return
     this.isPaused = true
@@ -146,13 +146,13 @@ export class CopyOut {
     this.line?.rests()
   }
 
-  /** Nothing more comes, after success or failure. */
+  /** Notes that nothing more comes, after success or failure. */
   end(): void {
     this.isEnded = true
     this.give()
   }
 
-  /** Calls back with what has arrived, or, after the end, with nothing. The returned function takes that back. */
+  /** Calls back with the data that has arrived, or, after the end, with nothing. The returned function takes that back. */
   take(then: (block: Buffer | undefined) => void): () => void {
     this.taker = then
     this.give()
@@ -161,7 +161,7 @@ export class CopyOut {
     }
   }
 
-  /** Has what still comes dropped. */
+  /** Drops all data that still comes. */
   drop(): void {
     this.isDropped = true
     this.blocks = []

@@ -4,7 +4,7 @@
 import { blockSize } from "./copy.js"
 import { parameter } from "./parameters.js"
 
-/** How lines are written; what is left out is PostgreSQL's own default. */
+/** The form of lines; an option that is left out has PostgreSQL's own default. */
 export interface LineFormat {
   readonly format?: "text" | "csv" | undefined
   readonly delimiter?: string | undefined
@@ -13,7 +13,7 @@ export interface LineFormat {
   readonly escape?: string | undefined
 }
 
-/** A row that cannot be written: which one, counted from 1, and where in it. */
+/** The failure of a row that cannot be written: its number, counted from 1, and its column. */
 export class RowInvalid extends Error {
   constructor(
     readonly row: number,
@@ -35,7 +35,7 @@ const letters: Readonly<Record<string, string>> = {
 
 const quotedForRegExp = (text: string): string => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")
 
-/** Writes a text as a field; `undefined` where it would be read as NULL. */
+/** A function that writes a text as a field; `undefined` if it would be read as NULL. */
 type Field = (text: string) => string | undefined
 
 const textField = (delimiter: string, nullText: string): Field => {
@@ -58,9 +58,9 @@ const csvField = (delimiter: string, nullText: string, quote: string, escape: st
 
 const isRecord = (row: unknown): row is Readonly<Record<string, unknown>> => typeof row === "object" && row !== null
 
-/** What is put into a COPY: a row, or a part of its text that is written already. */
+/** A writer of the data of a COPY, out of rows and of parts that are text already. */
 export class RowWriter {
-  /** How many rows were written; of text that was written already that is not known. */
+  /** The number of rows so far; text that was written already is not counted. */
   rows = 0
   private parts: Array<Uint8Array> = []
   private size = 0
@@ -85,7 +85,7 @@ export class RowWriter {
       : textField(this.delimiter, this.nullText)
   }
 
-  /** Whether enough is there for a message of its own. */
+  /** Checks whether there is enough for a message. */
   get isFull(): boolean {
     return this.size + this.lines.length >= blockSize
   }
@@ -103,7 +103,7 @@ export class RowWriter {
     this.lines += this.line(this.values(given))
   }
 
-  /** Takes what is there. */
+  /** Takes the data that is there. */
   take(): Uint8Array {
     this.endLines()
     const { parts } = this

@@ -29,7 +29,7 @@ export interface PromiseCopy {
   readonly copyTo: (query: Fragment, options?: CopyOptions) => AsyncIterable<Uint8Array>
 }
 
-/** The rows one by one. What makes them runs where they were given, and so in the transaction that is open there. */
+/** Iterates over rows. Their iterator runs in the async context in which they were given, and so in its transaction. */
 const iterate = (rows: CopyRows): AsyncIterable<Copy.Row> => {
   const here = new AsyncResource("effect-db/Copy")
   const iterator = Symbol.asyncIterator in rows ? rows[Symbol.asyncIterator]() : rows[Symbol.iterator]()

@@ -1,11 +1,11 @@
 /**
- * Signals of a program that end what it has run. One may live as long as the program, and be given to every call: it is listened to once,
- * for as long as anything follows it. `AbortSignal.any` would keep something of each call for as long as the signal lives.
+ * Signals of a program that end its calls. A signal may live as long as the program, and be given to every call: it is listened to once, for
+ * as long as anything follows it. `AbortSignal.any` would keep something of each call for as long as the signal lives.
  */
 
 const followed = new WeakMap<AbortSignal, Followers>()
 
-/** What follows one signal. */
+/** The followers of one signal. */
 class Followers {
   private readonly all = new Set<AbortController>()
 

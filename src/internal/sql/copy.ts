@@ -18,7 +18,7 @@ const headers = new Map<unknown, string>([
   ["match", "MATCH"]
 ])
 
-/** A program without types gives anything, which must neither become SQL nor be ignored. */
+/** Returns the word of an option. A program without types may give anything, which must neither become SQL nor be ignored. */
 const word = (option: string, given: unknown, known: ReadonlyMap<unknown, string>): string => {
   const found = known.get(given)
   if (found !== undefined) return found
@@ -53,7 +53,7 @@ const withOptions = ({
   return `WITH (${options.join(", ")})`
 }
 
-/** Returns the command that stores what is sent. `table` is quoted already. */
+/** Returns the command that stores rows. `table` is quoted already. */
 export const copyFromSql = (table: string, columns: ReadonlyArray<string>, format: Format): string => {
   const list = columns.length === 0 ? "" : ` (${columns.map(identifier).join(", ")})`
   return `COPY ${table}${list} FROM STDIN ${withOptions(format)}`
@@ -69,7 +69,7 @@ export const inlined = (value: unknown): string => {
   return literal(Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire))
 }
 
-/** Checks whether a statement is a COPY, which may ask for data in the middle of what was sent with it. */
+/** Checks whether a statement is a COPY, which may ask for data in the middle of its exchange. */
 export const isCopy = (statement: string): boolean =>
   /\bcopy\b/i.test(statement) && commandsIn(statement).some((command) => /^COPY\b/.test(command))
 
