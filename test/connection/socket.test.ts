@@ -75,7 +75,10 @@ describe("a socket of the program", () => {
       })
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        const sleeping = query(writer, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(61%'")
+        const sleeping = query(
+          writer,
+          "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(61%'"
+        )
         const fiber = yield* Effect.fork(sql`SELECT pg_sleep(61)`)
         yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length > 0 })
         yield* Fiber.interrupt(fiber)
