@@ -294,7 +294,7 @@ describe("copyFrom", () => {
       const tags = yield* Effect.forEach(hostile, (one) =>
         Effect.match(DatabaseError.refine(one), { onFailure: ({ _tag }) => _tag, onSuccess: () => "stored" })
       )
-      expect(tags).toEqual(["stored", ...Array.from({ length: 6 }, () => "QueryFailed")])
+      expect(tags).toEqual(["stored", "InvalidInput", ...Array.from({ length: 5 }, () => "QueryFailed")])
       expect(yield* stored).toEqual(["a"])
       expect(yield* active).toBe(0)
     }).pipe(Effect.provide(fresh()))
