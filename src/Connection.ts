@@ -312,6 +312,7 @@ export class Connection {
       },
       (failure, flight) => {
         if (copy._tag === "in") copy.end()
+        else copy.answered()
         done(failure, flight)
       }
     )

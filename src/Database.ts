@@ -381,7 +381,7 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
   readonly databaseName: Name
 }
 
-/** Whether a transaction may turn out to be a part of the one around it. */
+/** Tells whether a transaction may turn out to be a part of the one around it. */
 const joins = ({ propagation }: Transaction.Options): boolean =>
   propagation === "required" || propagation === "mandatory" || propagation === "supports"
 

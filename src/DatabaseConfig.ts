@@ -338,7 +338,7 @@ export interface SessionConfig {
   readonly preparedStatements: number
   readonly limits: ProtocolLimits
   readonly types: Types | undefined
-  /** What a server's connection string gives its sessions, as `-c name=value`. */
+  /** The settings of sessions in the server's connection string, as `-c name=value`. */
   readonly startupOptions?: string
 }
 

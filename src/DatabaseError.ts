@@ -87,7 +87,7 @@ const said = (cause: unknown): string => {
   return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
 }
 
-/** What the program's own code failed with: an error, or any other value. */
+/** Puts into words the failure of the program's own code: an error, or any other value. */
 const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
 
 /**
@@ -119,6 +119,7 @@ const connectAdvice = {
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
   wrongRole:
     "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
+  poolerMode: 'a transaction pooler is in between, which has no sessions: set mode: "transactionPooler"',
   credentials:
     "it has no user and password to use: look at the settings, or at what `credentials` or `passwordFile` gives",
   setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
@@ -145,6 +146,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "wrongRole",
     "credentials",
     "setup",
+    "poolerMode",
     "protocol"
   )
 }) {

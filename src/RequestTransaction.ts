@@ -122,7 +122,7 @@ export const commitFailed = (error: DatabaseError): Response => {
 
 const byStatus = (response: Response): UnitOfWork.Outcome => (response.status < 400 ? "commit" : "rollback")
 
-/** How a part that has joined ends, by its response. */
+/** Decides by the response of a part that has joined how it ends. */
 const decide = <E>({ outcome = byStatus }: Options, exit: Exit.Exit<Response, E>): Exit.Exit<UnitOfWork.Outcome> => {
   try {
     return Exit.succeed(Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")

@@ -43,6 +43,7 @@ export type ConnectReason =
   | "wrongRole"
   | "credentials"
   | "setup"
+  | "poolerMode"
   | "protocol"
 
 /**
@@ -267,7 +268,7 @@ const poolerReasons: ReadonlyArray<readonly [words: RegExp, reason: ConnectReaso
   [/^no such database|^database ".*" does not exist/, "noSuchDatabase"],
   [/authentication failed|no such user|login rejected|^role |pg_hba/, "authentication"],
   // a session was asked for, and a pooler has none to give
-  [/^unsupported startup parameter/, "wrongRole"]
+  [/^unsupported startup parameter/, "poolerMode"]
 ]
 
 /**
@@ -295,14 +296,22 @@ export const connectReason = (code: string, message: string): ConnectReason => {
  */
 export const isNotYet = (reason: ConnectReason): boolean => reason === "startingUp" || reason === "tooManyConnections"
 
+/** The reasons that another attempt meets again, on this server or another. */
+const permanent: ReadonlySet<ConnectReason> = new Set([
+  "authentication",
+  "noSuchDatabase",
+  "tls",
+  "setup",
+  "poolerMode"
+])
+
 /**
  * Whether another attempt to connect may go better, on this server or another: everything but what a person must mend.
  *
  * @since 0.1.0
  * @category classification
  */
-export const isTransient = (reason: ConnectReason): boolean =>
-  reason !== "authentication" && reason !== "noSuchDatabase" && reason !== "tls" && reason !== "setup"
+export const isTransient = (reason: ConnectReason): boolean => !permanent.has(reason)
 
 /**
  * Whether a file is not there, from the code of Node's error.

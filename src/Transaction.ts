@@ -147,7 +147,7 @@ export class Transaction {
   span: TransactionSpan | undefined = undefined
   private hooks: Array<Hook> | undefined = undefined
   private readonly startedAt = performance.now()
-  /** @internal Whether a unit of work has begun it. */
+  /** @internal Set if a unit of work has begun it. */
   isOfUnit = false
   /** Where its outermost transaction is. */
   readonly base: Kind
@@ -159,7 +159,7 @@ export class Transaction {
     /** The transaction around it, if this is a savepoint of the application. */
     readonly outer: Transaction | undefined,
     private settings: Options,
-    /** What it is a savepoint in, which in a sandbox need not be of the application. */
+    /** The transaction that it is a savepoint in; in a sandbox that need not be one of the application. */
     private readonly around?: Transaction
   ) {
     this.base = outer?.base ?? kind
@@ -248,7 +248,7 @@ export const begin = (
   return new Transaction(origin, kind, level, undefined, options)
 }
 
-/** How a transaction begins that is no savepoint. */
+/** Plans the beginning of a transaction that is no savepoint. */
 const opening = (origin: Origin, kind: Kind, options: Options): Opened => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
@@ -292,7 +292,7 @@ export const nest = (
   return new Transaction(origin, kind, level, outer, effective, around)
 }
 
-/** How a savepoint begins, and what puts the settings around it back. */
+/** Plans the beginning of a savepoint, and the steps that put the settings around it back. */
 const nesting = (around: Transaction, options: Options): Opened => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const limits = limitsSql(options)

@@ -173,7 +173,7 @@ export interface Opening {
   readonly rules: Rules | undefined
   readonly ending: Ending
   readonly describe: Describe | undefined
-  /** What it is called as a part of the transactions that are open around it. */
+  /** Its name as a part of the transactions that are open around it. */
   readonly name?: PartName | undefined
 }
 
@@ -243,7 +243,7 @@ class OpenUnit implements Handle {
   }
 }
 
-/** A nested part, which leaves what it has of hooks, and its turn, to what is around it. */
+/** A nested part, which leaves its hooks and its turn to the unit or transaction around it. */
 class OpenNested extends OpenUnit {
   constructor(override readonly unit: NestedUnit) {
     super(unit)
@@ -254,7 +254,7 @@ class OpenNested extends OpenUnit {
       const { unit } = this
       unit.passHooksOn(outcome === "commit")
       const ended = super.end(outcome, restore)
-      // what is kept is a part of what is around it, which is told of it before the next part has its turn
+      // a kept part belongs to the part around it, which has to know before the next one has its turn
       const noted = outcome === "commit" ? Effect.tap(ended, () => Effect.sync(() => unit.noteKept())) : ended
       return Effect.ensuring(
         noted,
@@ -298,7 +298,7 @@ const decide = <A, E>(options: Options<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<
   }
 }
 
-/** What an exit failed with, if it did. */
+/** Returns the failure of an exit, if it is one. */
 const causeOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
   Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
 

@@ -39,7 +39,7 @@ describe("SqlState", () => {
       "no such user: me": "authentication",
       "SASL authentication failed": "authentication",
       'role "me" does not exist': "authentication",
-      "unsupported startup parameter: options": "wrongRole",
+      "unsupported startup parameter: options": "poolerMode",
       "client_login_timeout (server down)": "unreachable"
     }
     for (const [words, reason] of Object.entries(reasons)) {

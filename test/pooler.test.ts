@@ -187,9 +187,17 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       Effect.gen(function* () {
         const place = yield* freshDatabase
         const error = yield* refusal({ writer: (pooled(place.name) ?? place).writer, mode: "session" })
-        assert.strictEqual(error.reason, "wrongRole")
-        assert.include(error.message, "mode")
+        assert.strictEqual(error.reason, "poolerMode")
+        assert.include(error.message, 'mode: "transactionPooler"')
       })
+    )
+
+    it.scopedLive("without the mode a first statement fails at once, because waiting does not help", () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const error = yield* Effect.flip(DatabaseError.refine(sql`SELECT 1`))
+        assert.isTrue(error._tag === "ConnectFailed" && error.reason === "poolerMode", error.message)
+      }).pipe(Effect.provide(freshPooled({ mode: "session", startup: "lazy", acquireTimeout: "1 hour" })))
     )
 
     it.scopedLive("200 fibers with 40 connections share 5 of the server's; no statement is prepared under a name", () =>

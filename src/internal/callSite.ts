@@ -42,7 +42,7 @@ export class CallSite {
 /** Where this is called from. */
 export const callSite = (): CallSite | undefined => (followers === 0 ? undefined : new CallSite())
 
-/** Where a part is written that has no label, to name it if it fails: noted down for each, for it is seldom a statement's worth. */
+/** Notes where a part without a label is written, to name it if it fails: for each, since it costs a small part of one statement. */
 export const siteOfPart = (label: string | undefined): CallSite | undefined =>
   label === undefined ? new CallSite() : undefined
 

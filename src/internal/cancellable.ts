@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 /** What `uninterruptibleMask` gives: it lets an effect be interrupted as it could be before. */
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** What is done where nobody waits any more; what it gives, if anything, is waited for, and its failure is added to the interruption. */
+/** Gives up after an interruption; the effect that it returns, if any, is waited for, and its failure is added to the interruption. */
 type GiveUp<E> = () => Effect.Effect<void, E> | void
 
 type Start<A, E> = (resume: (effect: Effect.Effect<A, E>) => void) => GiveUp<E>

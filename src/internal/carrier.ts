@@ -118,7 +118,7 @@ export abstract class Carrier implements Connection {
     return this.parent?.whenStored(action) ?? false
   }
 
-  /** Whether what is open here has ended, as a fiber may find that outlives it. */
+  /** Tells whether the transaction or unit here has ended, as a fiber may find that outlives it. */
   get isOver(): boolean {
     return this.parent?.isOver ?? false
   }

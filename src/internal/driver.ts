@@ -85,9 +85,9 @@ export interface ClientOptions {
   readonly stream: Socket
   /** The name that the server's certificate is to have. */
   readonly host: string
-  /** How TLS begins. */
+  /** The beginning of TLS. */
   readonly tls: TlsStart
-  /** Whether the server is to prove that TLS ends at it. */
+  /** True if the server is to prove that TLS ends at it. */
   readonly bindsChannel: boolean
   readonly database: string
   readonly user: string
@@ -138,7 +138,7 @@ export const makeClient = (given: ClientOptions): Client => {
     // without one, or with an empty one, the driver looks for one in the environment and in a file
     password: password || noPassword,
     ssl: ssl === false ? false : tlsOptions(ssl, host, tls),
-    sslnegotiation: tls.isDirectTls ? "direct" : "postgres",
+    sslnegotiation: ssl !== false && tls.isDirectTls ? "direct" : "postgres",
     enableChannelBinding: given.bindsChannel,
     client_encoding: "utf8",
     application_name: given.applicationName,

@@ -35,7 +35,7 @@ export const commit = (transaction: Transaction, restore: Restore): Effect.Effec
     return () => Effect.async((settled) => giveUp((unknown) => settled(unknown)))
   })
 
-/** The returned function gives up; its callback gets the failure that a caller who does not wait any more has to know, if there is one. */
+/** Commits; the returned function gives up, and its callback gets the failure that an interrupted caller has to know, if there is one. */
 const commitLevel = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void

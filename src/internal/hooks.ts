@@ -44,11 +44,11 @@ export interface Hook {
   readonly run: (slot: Carrier["slot"] | undefined) => Effect.Effect<unknown, unknown>
 }
 
-/** A hook as it is left to what is around its transaction, when that is kept or undone; one that is undone with it is left to nobody. */
+/** Returns a hook as it is left to the transaction around its own, when that is kept or undone; `undefined` if it is dropped with it. */
 export const passedOn = (hook: Hook, isKept: boolean): Hook | undefined =>
   isKept ? hook : hook.kind === "afterRollback" || hook.kind === "afterEnd" ? { ...hook, kind: "afterEnd" } : undefined
 
-/** What is to run after the end of a transaction. */
+/** Takes the hooks that are to run after the end of a transaction. */
 const due = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook> => {
   const { state } = transaction.level
   if (transaction.outer !== undefined) {
@@ -112,7 +112,7 @@ const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
 
 let registrations = 0
 
-/** Whether a hook runs at once that is registered after the end of its transaction; without one everything is committed. */
+/** Tells whether a hook runs at once that is registered after the end of its transaction; without one everything is committed. */
 const isDue = (kind: Registered, state: State): boolean => {
   if (state === "committed") return kind === "beforeCommit" || kind === "afterCommit"
   return kind === (state === "unknown" ? "afterUnknown" : "afterRollback")

@@ -3,8 +3,7 @@
  */
 
 /**
- * How long what undoes something may take, in ms; how long where somebody has been interrupted and waits for it; and where another bound
- * holds.
+ * Bounds for undoing something, in ms: the usual one, one for an interrupted caller that waits for it, and none where another bound holds.
  */
 export const longestUndo = { usual: 750, hurried: 400, patient: Number.POSITIVE_INFINITY }
 

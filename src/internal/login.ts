@@ -18,7 +18,7 @@ import { isByName } from "./protocol/typeNames.js"
 /** How many notices of a login are passed on: a server may send any number. */
 const mostNotices = 20
 
-/** What the session is told at login. A pooler would refuse ours, for it could not keep to it; what the URL says is sent to it as well. */
+/** Returns the settings of a session at login. A pooler refuses ours, because it cannot keep to them, and gets those of the URL only. */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
   const given = session.startupOptions ?? ""
   if (session.mode === "transactionPooler") return given

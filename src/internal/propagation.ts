@@ -9,7 +9,7 @@ const effective = { isolation: "read committed", access: "read write" } as const
 
 const strength: Readonly<Record<Isolation, number>> = { "read committed": 0, "repeatable read": 1, serializable: 2 }
 
-/** What a transaction is, or what one around it has said for it. */
+/** Returns the setting of a transaction, or of the nearest one around it that has it. */
 const said = <K extends "isolation" | "access">(outer: Transaction, option: K): NonNullable<Options[K]> => {
   for (let one: Transaction | undefined = outer; one !== undefined; one = one.outer) {
     const given = one.options[option]
@@ -36,7 +36,7 @@ const others: Readonly<Record<string, (options: Options) => string>> = {
   applicationName: ({ applicationName = "" }) => applicationName
 }
 
-/** What a transaction that has sent nothing yet takes of what a part asks for; a nested part has its own of all but isolation. */
+/** Selects the settings of a part that a transaction takes which has sent nothing yet; a nested part has its own of all but isolation. */
 const taken = (
   outer: Transaction,
   { access: _, isolation, label, propagation, retry, ...rest }: Options,

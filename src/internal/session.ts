@@ -101,11 +101,11 @@ const savepoint = () => {
   }
 }
 
-/** How a level begins. */
+/** The beginning of a level. */
 export interface Opened {
-  /** What opens it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
+  /** The steps that open it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
   readonly begin: ReadonlyArray<wire.Step>
-  /** What puts the settings back when a savepoint is released. */
+  /** The steps that put the settings back when a savepoint is released. */
   readonly restore: ReadonlyArray<wire.Step>
   readonly readOnly: boolean
   readonly limit: number | undefined
@@ -122,13 +122,13 @@ export class Level {
   undone: Undone | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
-  /** Whether all that was ever in it is undone, and the server knows nothing of it any more, as before its first statement. */
+  /** Set while all that was ever in it is undone, and the server knows nothing of it any more, as before its first statement. */
   isVacated = false
-  /** Where it is a nested part: what it waits at before its first statement. */
+  /** The gate of a nested part, at which it waits before its first statement. */
   gate: Gate | undefined = undefined
   private opened = false
   private ending = false
-  /** Whether anything was done in it that stays when a nested level is undone. */
+  /** Set once anything was done in it that stays when a nested level is undone. */
   private used = false
   private readonly turns = new Turns()
   /** Whether the caller of the statement under way has left. */
@@ -155,7 +155,7 @@ export class Level {
     return this.opening.limit
   }
 
-  /** Whether nothing of it was sent, nor is about to be. */
+  /** Tells whether nothing of it was sent, nor is about to be. */
   get isUnsent(): boolean {
     return !this.opened && !this.turns.isTaken && this.state === "open"
   }
@@ -659,7 +659,7 @@ export class Level {
       level.isVacated = true
       all.push(level)
     }
-    // before anybody has a turn, who would find the connection
+    // before the turns pass: the next waiter must not find the connection
     if (outermost.parent === undefined) this.link.giveBack()
     for (const level of all) level.parent?.passFromNested()
   }
@@ -739,7 +739,7 @@ export class Level {
       clearTimeout(bound)
       unwatch()
     }
-    // whoever has the turn may keep it until the connection is closed
+    // a statement that has the turn may keep it until the connection is closed
     if (lost !== undefined) giveUp(lost)
     return () => {
       leave()

@@ -32,7 +32,7 @@ export interface Ending {
   readonly order: Order
   /** Whether each server checks what it would check at COMMIT before the first is committed. */
   readonly checked: boolean
-  /** Whether what forks have left open in nested transactions is undone, instead of being waited for. */
+  /** Has nested transactions that forks have left open be undone, instead of being waited for. */
   readonly leavesForks: boolean
 }
 
@@ -69,11 +69,11 @@ export class Unit extends Carrier {
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
   private joined: Part | undefined = undefined
-  /** What is left to the time when it is stored. */
+  /** Actions that are left to the time when it is stored. */
   private pending: Array<() => void> | undefined = undefined
-  /** Whether who runs it can run it again as a whole. */
+  /** Set if it can be run again as a whole. */
   canRunAgain = false
-  /** When a part of it asks for that. */
+  /** The schedule by which a part of it asks for that. */
   askedRetry: Retry | undefined = undefined
   private turns: Turns | undefined = undefined
 
@@ -89,7 +89,7 @@ export class Unit extends Carrier {
     super(parent, "of a unit of work")
   }
 
-  /** Whether it is a part that ends with savepoints. */
+  /** Tells whether it is a part that ends with savepoints. */
   get isNested(): boolean {
     return false
   }
@@ -120,7 +120,7 @@ export class Unit extends Carrier {
     if (!isEarly) this.pending = undefined
   }
 
-  /** Whether one of its transactions is stored, or may be. */
+  /** Tells whether one of its transactions is stored, or may be. */
   get hasStored(): boolean {
     return this.begun.some(mayBeStored)
   }

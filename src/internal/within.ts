@@ -73,7 +73,7 @@ export const run = <A, E, R, X>(
     })
   )
 
-/** What a part is of, and what it is for. */
+/** The whole that a part belongs to, and its purpose. */
 export interface PartOf {
   /** The database that it has joined a transaction of; without one it is all of them. */
   readonly database?: Origin | undefined

@@ -615,6 +615,22 @@ describe("copyTo", () => {
     })
   )
 
+  it.scopedLive("copyTo ends for a slow consumer whatever part of the data comes with the end of the exchange", () =>
+    Effect.gen(function* () {
+      const sql = yield* writer
+      for (let kilobytes = 72; kilobytes <= 264; kilobytes += 8) {
+        const rows = sql.copyTo(sql`SELECT repeat('x', 1023) FROM generate_series(1, ${kilobytes})`)
+        let bytes = 0
+        yield* Stream.runForEach(rows, (block) => {
+          bytes += block.length
+          // by the answer of another session, all that the socket takes has arrived
+          return look("SELECT 1").pipe(Effect.repeatN(2))
+        })
+        expect(bytes).toBe(kilobytes * 1024)
+      }
+    }).pipe(Effect.provide(one()))
+  )
+
   it.scopedLive("copyTo feeds copyFrom", () =>
     Effect.gen(function* () {
       const sql = yield* writer

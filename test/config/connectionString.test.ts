@@ -11,7 +11,7 @@ import { libpqNames } from "../../src/internal/config/parameters.js"
 import { Invalid } from "../../src/internal/config/values.js"
 import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } from "../fixtures/connectionStrings.js"
 
-/** What we refuse although libpq reads it: it would connect elsewhere than was meant, or no text can hold it. */
+/** Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can hold them. */
 const stricter = ["a malformed URL", "a URL with an encoding that is not UTF-8"]
 
 /** Reads a connection string: as libpq would answer, or the reason of a refusal that is ours alone. */

@@ -21,7 +21,7 @@ import { freshDatabase } from "../fixtures/server.js"
 const provider = (variables: Readonly<Record<string, string>>) =>
   ConfigProvider.fromMap(new Map(Object.entries(variables)))
 
-/** What the settings are that the environment gives, below a connection string. */
+/** Reads the settings that the environment gives, below a connection string. */
 const read = (variables: Readonly<Record<string, string>>, prefix = "", url?: string) =>
   Effect.map(
     Effect.withConfigProvider(

@@ -1,5 +1,5 @@
 /**
- * What a server may ask for at login, of a client that does not trust the network.
+ * The requests of a server at login, to a client that does not trust the network.
  */
 import * as fs from "node:fs"
 import * as net from "node:net"
@@ -56,7 +56,7 @@ const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
     const { port } = server.address() as net.AddressInfo
     return {
       url: (parameters: string) => `postgres://me:${secret}@${host}:${port}/app?${parameters}`,
-      /** All that came after the first message, which has no password. */
+      /** The bytes after the first message, which has no password. */
       received: () => Buffer.concat(received.slice(1)).toString("latin1")
     }
   })

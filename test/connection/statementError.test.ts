@@ -401,9 +401,9 @@ describe("advice", () => {
         assert.notInclude(error.message, "through the writer")
       }
       // a server that becomes a standby, or is set so, says it of itself
-      yield* run("SET default_transaction_read_only = on")
-      const inside = Effect.zipRight(run("SELECT 1"), run(write))
-      const error = yield* failureOf("ReadOnlyViolation", Db.withTransaction(inside))
+      const session = yield* Effect.flatMap(Db.writer, (sql) => sql.reserve)
+      yield* session.executeRaw("SET default_transaction_read_only = on", [])
+      const error = yield* failureOf("ReadOnlyViolation", session.executeRaw(write, []))
       assert.strictEqual(error.reason, "server")
       assert.include(error.message, "standby")
       assert.notInclude(error.message, "through the writer")

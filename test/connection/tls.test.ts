@@ -240,7 +240,9 @@ describe("TLS of a connection string", () => {
   it.scopedLive("is not used over a socket in a folder, whatever the mode", () =>
     Effect.gen(function* () {
       const { server, text } = yield* given
-      assert.isFalse((yield* session(text(`host=${server.sockets} sslmode=verify-full`)))?.ssl)
+      for (const parameters of ["sslmode=verify-full", "sslmode=verify-full sslnegotiation=direct"]) {
+        assert.isFalse((yield* session(text(`host=${server.sockets} ${parameters}`)))?.ssl)
+      }
     })
   )
 })

@@ -1,5 +1,5 @@
 /**
- * Rules for how a server may ask for proof of who connects: `channel_binding` and `require_auth`.
+ * The ways to authenticate that a connection string allows: `require_auth`.
  */
 import { Invalid } from "./values.js"
 

@@ -11,7 +11,7 @@ import * as Config from "effect/Config"
  */
 export type Configured<A> = { readonly [K in keyof A]: A[K] | Config.Config<A[K]> }
 
-/** How deep a setting may hold another: a reader of the list, its TLS, the certificates of that. */
+/** The deepest nesting of settings: a reader of the list, its TLS, the certificates of that. */
 const deepest = 3
 
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>

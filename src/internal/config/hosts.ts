@@ -21,14 +21,14 @@ export interface Host {
   readonly port: number
 }
 
-/** Whether a host is the folder of a Unix socket. */
+/** Tells if a host is the folder of a Unix socket. */
 export const isSocket = ({ host }: Pick<Host, "host">): boolean => host.startsWith("/")
 
 const loopback = new BlockList()
 loopback.addSubnet("127.0.0.0", 8)
 loopback.addAddress("::1", "ipv6")
 
-/** Whether a host is this machine. A name may lead anywhere, except for `localhost`. */
+/** Tells if a host is this machine. A name may lead anywhere, except for `localhost`. */
 export const isLocal = (host: Pick<Host, "host" | "address">): boolean => {
   const place = host.address ?? host.host
   if (isSocket(host) || place === "localhost") return true

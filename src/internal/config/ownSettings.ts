@@ -5,7 +5,7 @@ import type { Given } from "./serverInput.js"
 import { flag, Invalid, integer, keepAlive } from "./values.js"
 
 /**
- * What a connection string says of its sessions. The database's options come before it.
+ * The settings of sessions that a connection string holds. The options of the database come before them.
  *
  * @since 0.1.0
  * @category models

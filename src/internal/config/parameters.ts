@@ -25,7 +25,7 @@ const noOauth = unless(
 )
 const probes = "Node sends ten probes, one each second, and has no option for it: leave it out, and set keepalives_idle"
 
-/** All that libpq 18 knows, with what of it cannot be done. */
+/** The parameters of libpq 18, with the values that cannot be honoured. */
 const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["application_name", never],
   ["channel_binding", never],
@@ -59,7 +59,7 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
     unless(["false", "off", "no", "0"], "the connections of a pool are no replication connections: leave it out")
   ],
   ["require_auth", never],
-  ["requirepeer", unless([""], "Node cannot ask who is at the other end of a socket: leave it out")],
+  ["requirepeer", unless([""], "Node cannot ask for the user at the other end of a socket: leave it out")],
   ["scram_client_key", unless([], "the driver needs the password itself: `password`")],
   ["scram_server_key", unless([], "the driver needs the password itself: `password`")],
   [
@@ -91,7 +91,7 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["user", never]
 ])
 
-/** What the parameters of other tools are called here. */
+/** The names here of the parameters of other tools. */
 const others: ReadonlyMap<string, string> = new Map([
   // Prisma
   ["connection_limit", "the option `maxConnections`"],

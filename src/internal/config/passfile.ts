@@ -2,7 +2,7 @@
  * Password files in libpq's form: a line `host:port:database:user:password` for each, `*` for any.
  */
 
-/** What a line has to fit. */
+/** A connection, which a line has to fit. */
 export interface PassfileKey {
   readonly host: string
   readonly port: number

@@ -38,18 +38,18 @@ export interface ServerConfig extends Endpoint {
   /** A password file in libpq's form, with a line for each host, database and user. */
   readonly passfile: string | undefined
   readonly tlsFiles: TlsFiles | undefined
-  /** Whether TLS begins without a question: `sslnegotiation=direct`. */
+  /** True if TLS begins without a question: `sslnegotiation=direct`. */
   readonly isDirectTls: boolean
-  /** Whether TLS names the host to the server: `sslsni`. */
+  /** True if TLS names the host to the server: `sslsni`. */
   readonly sendsServerName: boolean
-  /** Whether the server must prove that TLS ends at it: `channel_binding=require`. */
+  /** True if the server must prove that TLS ends at it: `channel_binding=require`. */
   readonly bindsChannel: boolean
   /** The ways to authenticate that are allowed; `undefined` allows all. */
   readonly requireAuth: ReadonlySet<AuthMethod> | undefined
   readonly target: TargetSessionAttrs
-  /** Whether the hosts are tried in random order. */
+  /** True if the hosts are tried in random order. */
   readonly isShuffled: boolean
-  /** Of all hosts together, in milliseconds, if the connection string says so. */
+  /** The time for all hosts together, in milliseconds, if the connection string says so. */
   readonly connectTimeout: number | undefined
   readonly own: OwnSettings
 }
@@ -57,7 +57,7 @@ export interface ServerConfig extends Endpoint {
 /** Settings that all servers of a database share. */
 export interface Common {
   readonly passwordFile: string | undefined
-  /** Whether user and password come from somewhere else. */
+  /** True if a provider gives user and password. */
   readonly hasCredentials: boolean
   readonly ssl: Ssl | undefined
 }
@@ -81,21 +81,25 @@ const endpointsOf = (given: Given, ssl: Ssl | undefined): ReadonlyArray<Endpoint
   return [{ name, host: "localhost", address: undefined, port: 5432, ssl: ssl ?? false }]
 }
 
-const targetOf = ({ parameter, parameters, part, parts }: Given, role: "writer" | "reader"): TargetSessionAttrs => {
-  const isPart = parts.targetSessionAttrs !== undefined
-  const setting = isPart ? part("targetSessionAttrs") : parameter("target_session_attrs")
-  const given = parts.targetSessionAttrs ?? (parameters?.get("target_session_attrs") || undefined)
-  const normal = role === "writer" ? "read-write" : "prefer-standby"
-  const target = oneOf(
-    setting,
-    given ?? normal,
-    "any",
-    "read-write",
-    "read-only",
-    "primary",
-    "standby",
-    "prefer-standby"
+/** Returns a setting that is a part or a parameter, with its name in errors. The part comes before the parameter. */
+const either = (
+  { parameter, parameters, part, parts }: Given,
+  name: "channelBinding" | "loadBalanceHosts" | "targetSessionAttrs",
+  of: string
+): readonly [setting: string, value: string | undefined] => {
+  const value = parts[name]
+  return value === undefined ? [parameter(of), parameters?.get(of) || undefined] : [part(name), value]
+}
+
+const targets = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] as const
+
+const targetOf = (given: Given, role: "writer" | "reader"): TargetSessionAttrs => {
+  const [setting, value = role === "writer" ? "read-write" : "prefer-standby"] = either(
+    given,
+    "targetSessionAttrs",
+    "target_session_attrs"
   )
+  const target = oneOf(setting, value, ...targets)
   if (role === "reader" || target === "any" || target === "read-write" || target === "primary") return target
   throw new Invalid(setting, `${target} for the writer, which is to accept writes`, "read-write, primary or any")
 }
@@ -134,21 +138,12 @@ export const server = (
   const hosts = endpointsOf(given, ssl)
   const [first] = hosts
   if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
-  const setsBinding = parts.channelBinding !== undefined
-  const bindingSetting = setsBinding ? part("channelBinding") : parameter("channel_binding")
-  const binding = oneOf(
-    bindingSetting,
-    parts.channelBinding ?? value("channel_binding"),
-    "prefer",
-    "disable",
-    "require"
-  )
+  const [bindingSetting, givenBinding] = either(given, "channelBinding", "channel_binding")
+  const binding = oneOf(bindingSetting, givenBinding, "prefer", "disable", "require")
   if (binding === "require") needTls(bindingSetting, "require", hosts)
   const negotiation = oneOf(parameter("sslnegotiation"), value("sslnegotiation"), "postgres", "direct")
   if (negotiation === "direct") needTls(parameter("sslnegotiation"), "direct", hosts)
-  const setsBalance = parts.loadBalanceHosts !== undefined
-  const balanceSetting = setsBalance ? part("loadBalanceHosts") : parameter("load_balance_hosts")
-  const balance = oneOf(balanceSetting, parts.loadBalanceHosts ?? value("load_balance_hosts"), "disable", "random")
+  const balance = oneOf(...either(given, "loadBalanceHosts", "load_balance_hosts"), "disable", "random")
   if (parts.password !== undefined && parts.passwordFile !== undefined) {
     throw new Invalid(part("passwordFile"), "given beside a password", "one of the two")
   }

@@ -40,7 +40,7 @@ export interface ServerSettings {
   readonly passwordFile?: string | undefined
   /** TLS, instead of what the URL and the database's `ssl` say. */
   readonly ssl?: Ssl | undefined
-  /** Which of several hosts is connected to. Default `"read-write"` for the writer, `"prefer-standby"` for a reader. */
+  /** The sessions that fit, if there are several hosts. Default `"read-write"` for the writer, `"prefer-standby"` for a reader. */
   readonly targetSessionAttrs?: TargetSessionAttrs | undefined
   /** The order in which several hosts are tried. Default `"disable"`: as they are given. */
   readonly loadBalanceHosts?: "disable" | "random" | undefined
@@ -85,7 +85,7 @@ export interface ServerUrl extends ServerSettings {
  */
 export interface ServerSocket extends ServerSettings {
   readonly socket: Connector
-  /** How errors and observations name it. Default `"socket"`. */
+  /** The name in errors and observations. Default `"socket"`. */
   readonly name?: string | undefined
   readonly database: string
   readonly username: string
@@ -130,12 +130,12 @@ const synonyms: Readonly<Record<string, string>> = {
   stream: "socket"
 }
 
-/** All that a program may give in parts, in any form. */
+/** The parts of all forms. */
 type Parts = ServerSettings & Omit<ServerUrl, "url"> & Omit<Partial<ServerSocket>, "database" | "username">
 
 /** A server as it was given. */
 export interface Given {
-  /** What a connection string says; `undefined` where there is none. */
+  /** The parameters of a connection string; `undefined` if there is none. */
   readonly parameters: Parameters | undefined
   readonly parts: Parts
   /** The name of a part in errors. */
@@ -154,7 +154,7 @@ const ofString = (setting: string, url: Redacted.Redacted<string>, parts: Parts,
 export const concealedInput = (input: ServerInput): ServerInput =>
   Redacted.isRedacted(input) || typeof input?.ssl !== "object" ? input : { ...input, ssl: concealed(input.ssl) }
 
-/** Whether a server is an empty text, as a variable of the environment without a value gives it. */
+/** Tells if a server is an empty text, as a variable of the environment without a value gives it. */
 export const isEmptyUrl = (input: ServerInput | undefined): boolean =>
   Redacted.isRedacted(input) && Redacted.value(input) === ""
 

@@ -77,7 +77,7 @@ export const yesOrNo = (setting: string, given: boolean | undefined): boolean =>
   return given === true
 }
 
-/** One of some words, by default the first. Another word may be a part of a password, and is not shown. */
+/** Returns one of some words, by default the first. Another word may be a part of a password, and is not shown. */
 export const oneOf = <A extends string>(
   setting: string,
   given: string | undefined,
@@ -89,13 +89,13 @@ export const oneOf = <A extends string>(
   return known
 }
 
-/** A whole number as libpq reads it. */
+/** Reads a whole number as libpq does. */
 export const integer = (setting: string, given: string): number => {
   if (!/^[ \t\n\v\f\r]*[+-]?\d+[ \t\n\v\f\r]*$/.test(given)) throw new Invalid(setting, "no number", "a whole number")
   return Number(given)
 }
 
-/** A switch as libpq reads it, on by default. */
+/** Reads a switch as libpq does; it is on by default. */
 export const flag = (setting: string, given: string | undefined): boolean =>
   given === undefined || given === "" || oneOf(setting, given, "1", "0") === "1"
 

@@ -1,5 +1,5 @@
 /**
- * What a server may ask for before it lets a client in: `require_auth`, `channel_binding=require`, and no password in the clear to a remote
+ * Rules for the requests of a server at login: `require_auth`, `channel_binding=require`, and no password in the clear to a remote
  * host. Without these rules a server decides how much of the password it gets to see.
  */
 import type { EventEmitter } from "node:events"
@@ -7,7 +7,7 @@ import type { AuthMethod, ServerConfig } from "../../DatabaseConfig.js"
 import { isLocal } from "../config/hosts.js"
 import type { Destination } from "./destination.js"
 
-/** How a server has asked for proof, by the driver's name of its message. */
+/** The ways to authenticate, by the driver's names of the messages that ask for them. */
 const methods = new Map<string, AuthMethod>([
   ["authenticationCleartextPassword", "password"],
   ["authenticationMD5Password", "md5"],
@@ -16,7 +16,7 @@ const methods = new Map<string, AuthMethod>([
 
 const bound = "SCRAM-SHA-256-PLUS"
 
-/** Why a way to authenticate is refused, if it is. */
+/** Returns the reason to refuse a way to authenticate, if there is one. */
 const refusalOf = (server: Destination, method: AuthMethod, mechanisms: ReadonlyArray<string>): string | undefined => {
   if (server.requireAuth?.has(method) === false) return `it asks for ${method}, which require_auth does not allow`
   if (server.bindsChannel && !mechanisms.includes(bound)) {
@@ -28,7 +28,7 @@ const refusalOf = (server: Destination, method: AuthMethod, mechanisms: Readonly
   return undefined
 }
 
-/** Whether others on the network may read along. A stream that the program gave is its own affair. */
+/** Tells if others on the network may read along. A stream that the program gave is its own affair. */
 const isExposed = (server: Destination): boolean =>
   server.ssl === false && server.dial === undefined && !isLocal(server)
 

@@ -1,10 +1,10 @@
 /**
- * Why a connect failed.
+ * The failure of a connect.
  */
 import type { ConnectReason } from "../../SqlState.js"
 
 /**
- * Why a connect failed, with the driver's words.
+ * The reason of a failed connect, with the driver's words.
  *
  * @since 0.1.0
  * @category models

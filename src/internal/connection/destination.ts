@@ -19,7 +19,7 @@ export type Dial = (done: (error: Error | undefined, stream: Net.Socket | undefi
 
 /** A server at one of its hosts. */
 export interface Destination extends ServerConfig {
-  /** How the program opens a stream to it, instead of a socket to its address. */
+  /** Opens a stream to it, instead of a socket to its address. */
   readonly dial?: Dial | undefined
 }
 
@@ -27,7 +27,7 @@ export interface Destination extends ServerConfig {
 export const addressOf = ({ address, host, port }: Destination): Peer =>
   isSocket({ host }) ? { path: `${host}/.s.PGSQL.${port}` } : { host: address ?? host, port }
 
-/** What a connect was given, and the host that it goes to. */
+/** A destination and the credentials for it. */
 interface Prepared {
   readonly destination: Destination
   readonly credentials: Login
@@ -90,7 +90,7 @@ const passwordIn = async (file: string, server: Destination, username: string): 
   return findPassword(found.text, { host, port, database, username })
 }
 
-/** Whether a host needs anything that is read from a file. */
+/** Tells if a host needs anything that is read from a file. */
 const needsFiles = ({ passfile, ssl, tlsFiles }: Destination, { password }: Login): boolean =>
   (tlsFiles !== undefined && ssl !== false) || (passfile !== undefined && password === undefined)
 

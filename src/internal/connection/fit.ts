@@ -1,5 +1,5 @@
 /**
- * Whether a session is of the kind that `target_session_attrs` asks for.
+ * The check of a session against `target_session_attrs`.
  */
 import type { Connection } from "../../Connection.js"
 import type { TargetSessionAttrs } from "../../DatabaseConfig.js"
@@ -8,13 +8,13 @@ import { codeOf } from "../failure.js"
 import { timer } from "../later.js"
 import type { ConnectFailure } from "./connectFailure.js"
 
-/** What decides: whether the server is a standby, and whether sessions may not write by default. */
+/** The properties of a session that decide. */
 interface Kind {
   readonly isStandby: boolean
   readonly isReadOnly: boolean
 }
 
-/** Why a session does not fit, if it does not. A reader's sessions are read-only by themselves, which says nothing of its server. */
+/** Returns the reason why a session does not fit, if there is one. A reader's sessions are read-only by themselves, which says nothing of its server. */
 const misfit = (target: TargetSessionAttrs, { isReadOnly, isStandby }: Kind, isReader: boolean): string | undefined => {
   switch (target) {
     case "any":

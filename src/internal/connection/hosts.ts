@@ -16,7 +16,7 @@ import { checkFit } from "./fit.js"
 type Done = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 
 export interface HostOptions {
-  /** How long it may take all in all, in ms. Each host gets an equal part of what is left. */
+  /** The time for all hosts together, in ms. Each host gets an equal part of what is left. */
   readonly timeout: number
   readonly readOnly: boolean
   readonly owner: Owner
@@ -75,6 +75,7 @@ class Hosts {
   }
 
   stop(): void {
+    if (this.isOver) return
     this.isOver = true
     this.giveUp()
     this.spare?.connection.destroy("shutdown")

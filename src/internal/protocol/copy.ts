@@ -140,10 +140,18 @@ export class CopyOut {
     this.size += part.length
     // other messages of the same chunk are taken along
     if (this.blocks.length === 1 && this.taker !== undefined) queueMicrotask(() => this.give())
-    if (this.size < blockSize || this.isPaused) return
+    if (this.size < blockSize || this.isPaused || this.isEnded) return
     this.isPaused = true
     this.line?.stream.pause()
     this.line?.rests()
+  }
+
+  /** Notes that the exchange is answered: the connection is read again, also while data waits for the consumer. */
+  answered(): void {
+    this.isEnded = true
+    if (!this.isPaused) return
+    this.isPaused = false
+    this.line?.stream.resume()
   }
 
   /** Notes that nothing more comes, after success or failure. */
@@ -181,7 +189,6 @@ export class CopyOut {
   private goOn(): void {
     if (!this.isPaused) return
     this.isPaused = false
-    if (this.isEnded) return
     this.line?.waits()
     this.line?.stream.resume()
   }

@@ -25,7 +25,7 @@ const isConnectedAlready = (stream: Duplex) => () => {
 
 /** A stream that is no socket, with what the driver and the watch over a silent server ask a socket for. */
 class StreamSocket extends Duplex {
-  /** How much has arrived. */
+  /** The number of bytes that have arrived. */
   bytesRead = 0
 
   constructor(private readonly inner: Duplex) {

@@ -20,11 +20,11 @@ export const concealed = <A extends boolean | Tls.ConnectionOptions | undefined>
   return copy
 }
 
-/** How TLS begins. */
+/** The beginning of TLS. */
 export interface TlsStart {
-  /** Whether TLS begins at once, without a question. */
+  /** True if TLS begins at once, without a question. */
   readonly isDirectTls?: boolean
-  /** Whether the host is named to the server. */
+  /** True if the host is named to the server. */
   readonly sendsServerName?: boolean
 }
 

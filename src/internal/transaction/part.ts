@@ -10,7 +10,7 @@ import type { Undone } from "../session.js"
 import type { Describe } from "../unit.js"
 import type { Work } from "../work.js"
 
-/** What a part is called: its label, else where it was written. */
+/** The name of a part: its label, else the place where it is written. */
 export interface PartName {
   readonly label: string | undefined
   readonly site: CallSite | undefined

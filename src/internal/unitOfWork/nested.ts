@@ -40,7 +40,7 @@ export class NestedUnit extends Unit {
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
 
-  /** What ends with savepoints is not run again by itself. */
+  /** Leaves it to the whole: a part that ends with savepoints is not run again by itself. */
   override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.outside.takeRetry(transaction, asked)
   }
