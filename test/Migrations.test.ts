@@ -37,6 +37,9 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const unsettled = fresh()
 
+/** Programs of their own take seconds to start where the machine is busy. */
+const patience = 120_000
+
 describe("migrations", () => {
   it.scopedLive(
     "migrations are applied once each by five processes that begin at the same time, and none of these fails",
@@ -51,7 +54,8 @@ describe("migrations", () => {
         const applied = ended.map(({ lines }) => lines.at(-1)).sort()
         expect(applied).toEqual(['[[1,"ran"],[2,"first"],[3,"second"]]', "[]", "[]", "[]", "[]"])
         expect(yield* query(writer, "SELECT id FROM ran ORDER BY id")).toEqual([{ id: 2 }, { id: 3 }])
-      })
+      }),
+    patience
   )
 
   it.scopedLive(
@@ -67,7 +71,8 @@ describe("migrations", () => {
         yield* holder.signal("SIGKILL")
         const { code, lines, stderr } = yield* next.ended
         expect([code, stderr, lines.at(-1)]).toEqual([0, "", '[[1,"ran"],[2,"first"],[3,"second"]]'])
-      })
+      }),
+    patience
   )
 
   it.scopedLive(
