@@ -218,7 +218,8 @@ if [ ${#pooled[@]} -gt 0 ]; then
   echo "--- the promises of a pool, behind PgBouncer"
   run "${report%.json}.pooling.json" test/pooling/ -t "behind PgBouncer" || status=$?
   echo "--- a minute's storm, half a minute's outage"
-  EFFECT_DB_CHAOS=full run "${report%.json}.storm.json" test/storm.test.ts test/outage.test.ts test/requests.storm.test.ts test/consistency.storm.test.ts || status=$?
+  EFFECT_DB_CHAOS=full run "${report%.json}.storm.json" test/storm.test.ts test/outage.test.ts \
+    test/outage.storm.test.ts test/requests.storm.test.ts test/consistency.storm.test.ts test/protocol/frames.test.ts || status=$?
   echo "--- the same behind PgBouncer"
   export EFFECT_DB_TEST_WRITER="$EFFECT_DB_TEST_BOUNCER?pgbouncer=true"
   export EFFECT_DB_TEST_READER="$EFFECT_DB_TEST_BOUNCER_READER?pgbouncer=true"

@@ -219,14 +219,17 @@ describe("an answer that is spoiled on its way", () => {
   )
 })
 
+/** With `EFFECT_DB_CHAOS=full` all of them, which takes some minutes. */
+const conversations = process.env.EFFECT_DB_CHAOS === "full" ? 10_000 : 2000
+
 describe("a fuzzed server", () => {
   it.scopedLive(
-    "10,000 random conversations end in a typed failure or a right answer, in time, and keep no memory",
+    `${conversations} random conversations end in a typed failure or a right answer, in time, and keep no memory`,
     () =>
       Effect.gen(function* () {
-        const { code, lines, stderr } = yield* listen(talk.conversation, 10_000, 20)
+        const { code, lines, stderr } = yield* listen(talk.conversation, conversations, 20)
         assert.strictEqual(code, 0, stderr)
-        assert.strictEqual(lines.length, 10_001)
+        assert.strictEqual(lines.length, conversations + 1)
         const counts: Record<string, number> = {}
         for (const { grown, message, n, rows, tag } of lines) {
           if (grown !== undefined) {
@@ -243,10 +246,10 @@ describe("a fuzzed server", () => {
           }
         }
         // what came of them, so that a change in the generator shows
-        assert.isAtLeast(counts.right ?? 0, 1000)
-        assert.isAtLeast(counts.ConnectFailed ?? 0, 2000)
-        assert.isAtLeast(counts.Disconnected ?? 0, 1500)
-        assert.isAtMost(counts.deadline ?? 0, 500)
+        assert.isAtLeast(counts.right ?? 0, 0.1 * conversations)
+        assert.isAtLeast(counts.ConnectFailed ?? 0, 0.2 * conversations)
+        assert.isAtLeast(counts.Disconnected ?? 0, 0.15 * conversations)
+        assert.isAtMost(counts.deadline ?? 0, 0.05 * conversations)
       }),
     { timeout: 900_000 }
   )
