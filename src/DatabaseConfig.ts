@@ -91,7 +91,7 @@ export type Mode = "session" | "transactionPooler"
  * Parsers by the names of types, from the text of the server: `mood`, or `app.mood` for that of one schema only. Columns of the type are read
  * with it, and the elements of columns of its arrays. Numbers of types are looked up on each server when they are met for the first time.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
@@ -99,7 +99,7 @@ export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
 /**
  * How columns are read.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type Types = NonNullable<PgClientConfig["types"]> | TypesByName
@@ -584,7 +584,7 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
 /**
  * TLS of which some options come from `Config`.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type ConfigSsl = Ssl | Config.Config<Ssl | undefined> | Configured<ConnectionOptions>
@@ -594,7 +594,7 @@ type ConfigParts<A extends ServerSettings> = Configured<Omit<A, "ssl">> & { read
 /**
  * A server of which the whole or some parts come from `Config`.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type ConfigServer =
@@ -607,7 +607,7 @@ export type ConfigServer =
 /**
  * Settings of which some come from `Config` and others are plain values.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers" | "ssl">> & {
@@ -635,7 +635,7 @@ export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers
  *
  * export const DbLive = Db.layerConfig({ writer: DatabaseConfig.fromEnv("APP_"), maxConnections: 20 })
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category constructors
  */
 export const fromEnv = (

@@ -450,7 +450,7 @@ const withState = (self: Parameters<typeof refusal>[0] & { readonly sqlState?: s
  * Class 22: a value that the server cannot take, or cannot compute with. It is no number, date or JSON, is out of range or too long, or divides
  * by zero.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category errors
  */
 export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/InvalidInput")("InvalidInput", {
@@ -593,7 +593,7 @@ const longestExcerpt = 200
  *
  * It never runs again by `retry`: the next run would be interrupted in the same way.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category errors
  */
 export class TransactionInterrupted extends Schema.TaggedError<TransactionInterrupted>(
@@ -1085,7 +1085,7 @@ export const refine = <A, E, R>(
  *   )
  *
  * @see {@link toResponse} for an answer to a request.
- * @since 0.1.0
+ * @since 0.2.0
  * @category combinators
  */
 export const catchAll: {
@@ -1115,7 +1115,7 @@ export const catchAll: {
 /**
  * An answer to a request that a failure of a database has ended, as RFC 9457 has it. It shows nothing of what the database said.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface Problem {
@@ -1154,7 +1154,7 @@ const busy = problem(503, "The database is too busy; nothing was stored: send th
  * }
  *
  * @see {@link toResponse} for a web response.
- * @since 0.1.0
+ * @since 0.2.0
  * @category responses
  */
 export const toProblem = (error: DatabaseError): Problem => {
@@ -1206,7 +1206,7 @@ export const toProblem = (error: DatabaseError): Problem => {
  *   DatabaseError.catchAll((error) => Effect.succeed(HttpServerResponse.fromWeb(DatabaseError.toResponse(error))))
  * )
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category responses
  */
 export const toResponse = (error: DatabaseError): Response => {

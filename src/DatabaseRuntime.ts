@@ -102,7 +102,7 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
 /**
  * Options of {@link DatabaseRuntime.nested}.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {

@@ -111,7 +111,7 @@ export const lossMeaning = (sqlState: string, message: string): Meaning =>
  * What the refusal of a statement means. A standby cancels a read that stands in the way of what it has to replay; under the SQLSTATE of
  * other cancels its words tell.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category classification
  */
 export const refusalMeaning = (sqlState: string, message: string): Meaning => {
@@ -132,7 +132,7 @@ export const isUnserved = (sqlState: string, message: string): boolean =>
 /**
  * Whether a statement was refused only because one before it in the transaction had failed.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category classification
  */
 export const isAborted = (sqlState: string): boolean => sqlState === "25P02"
@@ -223,7 +223,7 @@ export const isStalePlan = (sqlState: string, message: string): boolean =>
  * Whether a statement ended because a client asked for it, and not for the server's own limit. A server that speaks another language than
  * English says so in other words, and is not understood.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category classification
  */
 export const isCancelled = (sqlState: string, message: string): boolean =>

@@ -116,7 +116,7 @@ export interface Options<A, E> {
 /**
  * Options that are no effect. A pipe that is given a function itself, and not what its call gives, is told to call it.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface Called<Name extends string> {
@@ -476,7 +476,7 @@ export const runNew: {
 /**
  * Options of {@link nested}.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "work"> {}
@@ -514,7 +514,7 @@ export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "wo
  *   yield* Effect.ignore(UnitOfWork.nested(bonus))
  * }).pipe(UnitOfWork.run())
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category combinators
  */
 export const nested: {
