@@ -32,7 +32,8 @@ export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>
   Effect.provide(
     Direct.independent(RetryPolicy.idempotent(use)),
     Direct.layer({
-      writer: server.url,
+      // a standby fits, too: it is looked at, and nothing is written
+      writer: { url: server.url, targetSessionAttrs: "any" },
       applicationName: `${applicationName}-check`,
       maxConnections: 1,
       startup: "lazy"
