@@ -198,7 +198,7 @@ export class Pool {
         this.loans?.remove(connection)
         this.journal.closed(connection, reason)
         this.tasks.closed(connection)
-        if (reason === "wrongRole") this.stock.retireAll(reason)
+        if (reason === "wrongRole") this.stock.retireAll(reason, connection)
         if (this.onEmpty === undefined) this.grow()
         else if (this.stock.all.size === 0) this.onEmpty()
       }

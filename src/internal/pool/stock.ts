@@ -18,6 +18,8 @@ export class Stock {
   readonly idle: Array<Connection> = []
   /** Connections that last answered before this moment have to show that they are alive. */
   private suspectBefore = 0
+  /** Connections that were retired for what another one has found. */
+  private readonly retired = new WeakSet<Connection>()
   private sweeper: NodeJS.Timeout | undefined
   private sweepAt = Number.POSITIVE_INFINITY
 
@@ -112,10 +114,15 @@ export class Stock {
     return meant.length
   }
 
-  /** A server has turned out to take no writes, so all are to be made anew: idle ones end now, those in use when they come back. */
-  retireAll(reason: CloseReason): void {
+  /**
+   * Retires all connections because one has found that its server takes no writes: idle ones end now, those in use when they come back.
+   * One that was retired before finds nothing by its end, or its end would retire what was opened meanwhile, and so on without an end.
+   */
+  retireAll(reason: CloseReason, found?: Connection | undefined): void {
+    if (found !== undefined && this.retired.has(found)) return
     for (const connection of [...this.all]) {
       if (connection.broken !== undefined) continue
+      this.retired.add(connection)
       connection.retireAt = Number.NEGATIVE_INFINITY
       connection.retireAs = reason
       if (!this.idle.includes(connection)) continue
