@@ -377,7 +377,8 @@ describe.concurrent("examples", () => {
           expect(stderr).toMatch(/^error: database "app" at \S+: cannot connect \(unreachable\).*\n$/)
         }
       }),
-    patience
+    // five programs, and a start waits some seconds for a server that refuses connections
+    2 * patience
   )
 
   it.scopedLive(
