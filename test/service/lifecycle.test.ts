@@ -193,7 +193,7 @@ describe("Ctrl-C", () => {
       // rows have been sent, and are not committed
       yield* query(
         app,
-        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%INSERT INTO record%' AND pid <> pg_backend_pid()"
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY %' AND pid <> pg_backend_pid()"
       ).pipe(Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll }), service.meanwhile)
       yield* service.signal("SIGINT")
       expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
