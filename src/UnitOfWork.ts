@@ -534,7 +534,9 @@ export const nested: {
     return Effect.withFiberRuntime((fiber) => {
       const carrier = currentCarrier(fiber)
       if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
-      const unit = new NestedUnit(carrier, carrier.unit?.ending ?? endingOf({}), told(options), { label, site })
+      // a savepoint that fails after another was released would leave a half, so all are looked at first
+      const ending = { ...(carrier.unit?.ending ?? endingOf({})), checked: true }
+      const unit = new NestedUnit(carrier, ending, told(options), { label, site })
       return runIn(self, new OpenNested(unit), options)
     })
   }

@@ -20,8 +20,8 @@ const risk = ({ options, readOnly }: Transaction): number =>
   readOnly ? 2 : options.isolation === "serializable" ? 0 : 1
 
 /** The order of commits. The first may fail without harm, so what is likely to fail comes first. */
-const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
-  if (transactions.length < 2 || order === "touched") return transactions
+const byRisk = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
+  if (order === "touched") return transactions
   const place =
     order === "safest"
       ? risk
@@ -30,6 +30,24 @@ const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): Readon
           return at < 0 ? order.length : at
         }
   return [...transactions].sort((a, b) => place(a) - place(b))
+}
+
+const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
+
+/** Returns the order of the ends: savepoints come last, because they can still be undone when a COMMIT has failed. */
+const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
+  if (transactions.length < 2) return transactions
+  const ordered = byRisk(transactions, order)
+  return ordered.some(isSavepoint)
+    ? [...ordered].sort((a, b) => Number(isSavepoint(a)) - Number(isSavepoint(b)))
+    : ordered
+}
+
+/** Makes what is around released savepoints end in rollback, because the end of their part has failed. */
+const undoReleased = (done: ReadonlyArray<Transaction>, cause: Cause.Cause<TransactionError>): void => {
+  for (const { options, outer } of done) {
+    outer?.level.markUndone({ part: options.label ?? "nested, over several databases", cause: Cause.squash(cause) })
+  }
 }
 
 const names = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
@@ -41,7 +59,7 @@ const partial = (
   rest: ReadonlyArray<Transaction>,
   cause: Cause.Cause<TransactionError>
 ): Cause.Cause<TransactionError> => {
-  const stored = committed.filter((_) => _.stores)
+  const stored = committed.filter((_) => _.stores && !isSavepoint(_))
   if (stored.length === 0) return cause
   const error = Cause.failureOption(cause)
   const failure = Cause.fail(
@@ -106,6 +124,7 @@ const commitAll = (
         const done = transactions.slice(0, i)
         const rest = transactions.slice(i)
         const failure = partial(done, transaction, rest.slice(1), cause)
+        undoReleased(done, cause)
         const hearing = left || gone !== undefined ? undefined : restore
         // a savepoint that was undone in what is committed is undone all the same
         const hooks = after(done, hearing, false)

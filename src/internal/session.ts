@@ -581,7 +581,11 @@ export class Level {
     if (!begun) return failure === undefined ? interruption : toStatementError(link.place, failure, "notSent")
     const ender = enderOf(flight, text)
     const isLost = failure?._tag === "lost"
-    if (ender !== undefined || (!isLost && connection.status === "I")) return this.endedBy(ender, failure)
+    if (ender !== undefined || (!isLost && connection.status === "I")) {
+      // what follows a ROLLBACK in one text stands outside of the transaction
+      link.mayHaveStored ||= flight.results.length > 1
+      return this.endedBy(ender, failure)
+    }
     if (failure === undefined) return interruption
     // its COMMIT may have been done before its answer was lost
     const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)

@@ -631,6 +631,21 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
+  it.scopedLive("copyTo gives all rows if it is sent again because its connection was lost before it had begun", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
+      yield* Effect.gen(function* () {
+        const sql = yield* writer
+        const lost = yield* proxy.when(sends("COPY"), "cut")
+        const lines = sql.copyTo(sql`SELECT repeat('x', 1023) FROM generate_series(1, 1000)`)
+        expect(yield* Stream.runFold(lines, 0, (sum, block) => sum + block.length)).toBe(1000 * 1024)
+        yield* lost
+      }).pipe(Effect.provide(context))
+    })
+  )
+
   it.scopedLive("copyTo feeds copyFrom", () =>
     Effect.gen(function* () {
       const sql = yield* writer

@@ -334,7 +334,7 @@ describe("a start that cannot be", () => {
           ],
           [
             { ...env, DATABASE_URL: "localhost/app" },
-            /^error: database "app": setting "writer" is not a postgres:\/\/ URL.*\n$/
+            /^error: database "app": setting "writer" is neither a postgres:\/\/ URL nor a keyword string.*\n$/
           ],
           [{ ...env, PORT: "http" }, /^error: PORT: .*"http".*\n$/]
         ]

@@ -130,6 +130,9 @@ export class CopyOut {
   send(line: Line): void {
     this.line = line
     this.isSent = true
+    // it may be sent again on another connection, when the first was lost before anything had run
+    this.isEnded = false
+    this.isPaused = false
   }
 
   /** Takes a part that has arrived: a row, or several. */

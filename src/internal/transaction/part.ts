@@ -42,7 +42,7 @@ export class Part {
     const part = this.name?.label ?? this.name?.site?.place ?? "without a label"
     this.undone = { part, ...(cause === undefined ? {} : { cause }) }
     // of what was not begun in the end there is no half
-    for (const { level } of this.sent ?? []) if (level.isOpened) level.markUndone(this.undone)
+    for (const { level } of this.sent ?? []) if (!level.isUnsent) level.markUndone(this.undone)
   }
 }
 
