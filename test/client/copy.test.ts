@@ -398,6 +398,7 @@ describe("copyFrom", () => {
     "copyFrom gives a program the time that it takes for its rows, whatever the limit for a statement",
     () =>
       Effect.gen(function* () {
+        // a slow program on purpose: the server's silence is longer than its limit, and a second more
         const slow = Stream.concat(given(["a", 1]), Stream.drain(Stream.fromEffect(Effect.sleep("1600 millis"))))
         expect(yield* copy(Stream.concat(slow, given(["b", 2])), { statementTimeout: "1 minute" })).toBe(2)
         const error = yield* failure(copy(Stream.concat(slow, Stream.take(endless, 20_000))))
