@@ -139,7 +139,7 @@ export interface Copy {
    * transaction of its own. It is read from the server as fast as the stream is consumed.
    *
    * COPY takes no parameters, so the values of the query are written into it, quoted. A stream that is not read to its end has the server
-   * stop: where it does not come to its end soon the connection is closed, and a transaction that was open around it is undone.
+   * stop: one that does not come to its end soon is interrupted as a statement is, which undoes what its query has written.
    *
    * @example
    * import { createWriteStream } from "node:fs"

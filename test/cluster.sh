@@ -17,7 +17,7 @@ files=("$@")
 pooled=()
 if [ $# -eq 0 ]; then
   for file in Database Connection Consistency Pool Notification Transaction UnitOfWork Tenant known-failures plain-client ecosystem pooler \
-    role interrupted stale readers Migrations config/connectionString connection/hosts service/page; do
+    role interrupted stale readers Migrations client/copy config/connectionString connection/hosts service/page; do
     if [ -e "test/$file.test.ts" ]; then files+=("test/$file.test.ts"); fi
   done
   for file in Transaction UnitOfWork commit RequestTransaction TestDatabase ecosystem; do

@@ -217,7 +217,7 @@ export class Level {
       if (first.length === 0) return plain()
       connection.steps(first, (failure, flight) => {
         this.acknowledge(opening, flight.acknowledged)
-        if (failure === undefined) plain()
+        if (failure === undefined && !this.isLeft) plain()
         else settle(failure, flight)
       })
     })
@@ -230,7 +230,7 @@ export class Level {
       if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
       connection.steps(first, (failure, flight) => {
         this.acknowledge(opening, flight.acknowledged)
-        if (failure === undefined) connection.copy(none, request, copy, settle)
+        if (failure === undefined && !this.isLeft) connection.copy(none, request, copy, settle)
         else settle(failure, flight)
       })
     })

@@ -1,5 +1,6 @@
 /** COPY in both directions, and COPY as a plain statement, which is refused. */
 import { assert, describe, expect, it } from "@effect/vitest"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -9,7 +10,7 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError, DatabaseRuntime, Tenant, TestDatabase } from "effect-db"
 import { behindBouncer, hasBouncer, makeBouncer } from "../fixtures/bouncer.js"
-import { active, Db, fresh, freshTable, Place, soon, stored } from "../fixtures/databases.js"
+import { active, Db, fresh, freshTable, insert, Place, soon, stored } from "../fixtures/databases.js"
 import { makeProxy, sends } from "../fixtures/proxy.js"
 import { randoms } from "../fixtures/random.js"
 import { at, query, terminateBackends } from "../fixtures/server.js"
@@ -352,6 +353,44 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
+  for (const [waits, harm] of [
+    ["waits for a lock on its table", "LOCK TABLE item IN SHARE MODE"],
+    ["is waited for at its end", "SELECT pg_advisory_xact_lock(7)"]
+  ] as const) {
+    it.scopedLive(`copyFrom that is interrupted while it ${waits} has the server stop, and keeps its connection`, () =>
+      Effect.gen(function* () {
+        yield* look(`
+          CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END';
+          CREATE TRIGGER wait AFTER INSERT ON item FOR EACH STATEMENT EXECUTE FUNCTION wait()`)
+        const { name, writer: url } = yield* Place
+        const before = yield* processId
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const other = Context.get(yield* Layer.build(Db.layer({ writer: url })), Db)
+            const sql = yield* other.writer.reserve
+            yield* sql.executeRaw("BEGIN", [])
+            yield* sql.executeRaw(harm, [])
+            yield* Effect.addFinalizer(() => Effect.ignore(sql.executeRaw("ROLLBACK", [])))
+            const interrupted = Effect.gen(function* () {
+              const copying = yield* Effect.fork(copy(given(["a", 1])))
+              yield* query(
+                url,
+                "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock' AND query LIKE 'COPY%'",
+                [name]
+              ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+              yield* Fiber.interrupt(copying)
+              return yield* processId
+            })
+            expect(yield* Db.withTransaction(interrupted)).toBe(before)
+            expect(yield* interrupted).toBe(before)
+          })
+        )
+        expect(yield* stored).toEqual([])
+      }).pipe(Effect.provide(one()))
+    )
+  }
+
   it.scopedLive("copyFrom tells of its progress, and waits for what is done with it", () =>
     Effect.gen(function* () {
       const seen: Array<Copy.Progress> = []
@@ -559,19 +598,70 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo that is not read to its end has the server stop where the rest does not come soon", () =>
+  /** A first block at once, more of it soon, and the rest in a minute. The first row has arrived when the second is written. */
+  const slow = (sql: Effect.Effect.Success<typeof writer>) =>
+    sql`SELECT repeat('x', 70000), pg_sleep(n) FROM (VALUES (0), (0), (60)) AS _ (n)`
+
+  it.scopedLive(
+    "copyTo that is not read to its end has the server stop where the rest does not come soon, and keeps its connection",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* writer
+        const before = yield* processId
+        const rows = sql.copyTo(slow(sql))
+        expect(yield* Stream.runCount(Stream.take(rows, 1))).toBe(1)
+        expect(yield* active).toBe(0)
+        expect(yield* processId).toBe(before)
+        const inside = Effect.zipRight(Stream.runDrain(Stream.take(rows, 1)), insert("after"))
+        yield* Db.withTransaction(Effect.zipRight(insert("before"), inside))
+        expect(yield* stored).toEqual(["after", "before"])
+        expect(yield* processId).toBe(before)
+      }).pipe(Effect.provide(one()))
+  )
+
+  it.scopedLive("copyTo that is interrupted has the server stop, and its transaction goes on", () =>
     Effect.gen(function* () {
       const sql = yield* writer
-      const rows = sql.copyTo(sql`SELECT repeat('x', 70000), pg_sleep(n) FROM (VALUES (0), (60)) AS _ (n)`)
-      expect(yield* Stream.runCount(Stream.take(rows, 1))).toBe(1)
-      expect(yield* active).toBe(0)
-      yield* look("SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(n)%' AND pid <> pg_backend_pid()").pipe(
-        Effect.repeat({ schedule: soon, until: (rows) => rows.length === 0 })
-      )
-      const inside = Effect.zipRight(Stream.runDrain(Stream.take(rows, 1)), sql`SELECT 1`)
-      expect(yield* failure(Db.withTransaction(inside))).toMatchObject({ _tag: "Disconnected", outcome: "undone" })
-      expect(yield* sql`SELECT 1 AS n`).toEqual([{ n: 1 }])
-    }).pipe(Effect.provide(fresh()))
+      const before = yield* processId
+      const interrupted = Effect.gen(function* () {
+        const first = yield* Deferred.make<void>()
+        const reading = yield* Effect.fork(
+          Stream.runForEach(sql.copyTo(slow(sql)), () => Deferred.succeed(first, undefined))
+        )
+        yield* Deferred.await(first)
+        yield* Fiber.interrupt(reading)
+        yield* insert("after")
+      })
+      yield* Db.withTransaction(interrupted)
+      expect(yield* stored).toEqual(["after"])
+      expect(yield* processId).toBe(before)
+    }).pipe(Effect.provide(one()))
+  )
+
+  it.scopedLive("copyTo that is interrupted and not stopped in time is no lost connection: nothing is run again", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
+      yield* Effect.gen(function* () {
+        const sql = yield* writer
+        yield* proxy.when(({ type }) => type === "cancel", "cut", Number.POSITIVE_INFINITY)
+        let attempts = 0
+        const interrupted = Effect.gen(function* () {
+          attempts++
+          const first = yield* Deferred.make<void>()
+          const reading = yield* Effect.fork(
+            Stream.runForEach(sql.copyTo(slow(sql)), () => Deferred.succeed(first, undefined))
+          )
+          yield* Deferred.await(first)
+          yield* Fiber.interrupt(reading)
+          yield* sql`SELECT 1`
+        })
+        const error = yield* failure(Db.withTransaction(interrupted, { retry: true }))
+        expect(error).toMatchObject({ _tag: "TransactionInterrupted" })
+        expect(attempts).toBe(1)
+      }).pipe(Effect.provide(context))
+    })
   )
 
   it.scopedLive("copyTo ends with a typed failure where the server refuses it, dies in the middle or cancels it", () =>

@@ -46,7 +46,7 @@ interface UnderWay {
   readonly keep: Effect.Effect<void, SqlError>
 }
 
-/** The time for the rest when the consumer of a COPY has had enough, in ms. */
+/** The time for the rest when the consumer of a COPY has had enough, and for the answer to the end of its data, in ms. */
 const longestRest = 400
 
 const escape = Statement.defaultEscape('"')
@@ -132,17 +132,18 @@ export const makeCopy = (
   }
 
   /**
-   * Ends a COPY that is not to be kept: the server gets the end of the data as a failure, and ROLLBACK after its answer. A connection whose
-   * server does not answer in time is closed.
+   * Ends a COPY that is not to be kept. A server that waits for data is told that they end in a failure, which it answers at once. If it does
+   * not, or if it is to send or to do something, its statement is interrupted as any other is. ROLLBACK follows.
    */
   const stop = ({ copying, transaction }: UnderWay, data: Data, restore: Restore | undefined) =>
     Effect.suspend(() => {
+      const isAnswered = data._tag === "in" && data.isOpen ? endsWithin(copying, longestRest) : Effect.void
       if (data._tag === "in") data.fail("the data ends here, and nothing of it is to be stored")
       else data.drop()
-      const gone = Effect.suspend(() => Fiber.interrupt(copying))
-      const undone = Effect.suspend(() => undo(transaction, restore))
-      // it may wait for a connection still
-      return data.isSent ? Effect.zipRight(undone, gone) : Effect.zipRight(gone, undone)
+      return isAnswered.pipe(
+        Effect.zipRight(Fiber.interrupt(copying)),
+        Effect.zipRight(Effect.suspend(() => undo(transaction, restore)))
+      )
     })
 
   /** Adds to a refusal its place in the data, if the server names it. */

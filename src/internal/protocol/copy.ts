@@ -26,9 +26,9 @@ export class CopyIn {
   private refusal: string | undefined
   private onOpen = nothing
 
-  /** Whether the server has, or may have, begun with it. */
-  get isSent(): boolean {
-    return this.state === "sent" || this.state === "open"
+  /** Whether the server waits for data. */
+  get isOpen(): boolean {
+    return this.state === "open"
   }
 
   /** Notes that the command is sent. */
