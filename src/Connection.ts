@@ -24,6 +24,7 @@ import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/proto
 import { noColumns } from "./internal/rows.js"
 import type { SearchPath } from "./internal/schema/searchPath.js"
 import { Silence } from "./internal/silence.js"
+import type { Shown } from "./internal/sql/inlined.js"
 import * as wire from "./internal/wire.js"
 import type { CloseReason } from "./Observation.js"
 import { isCancelled, isStalePlan, isUnproved, meaning } from "./SqlState.js"
@@ -44,6 +45,8 @@ export interface Request {
   /** Told which server it is sent to, where a span is to name that. */
   readonly served?: ((server: Destination) => void) | undefined
   readonly text: string
+  /** What errors show in place of the text, where values are written into that. */
+  readonly shown?: Shown | undefined
   readonly values: ReadonlyArray<unknown>
   /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
   readonly rows: "object" | "array" | "raw"
@@ -300,12 +303,13 @@ export class Connection {
 
   /** Sends a COPY, with steps before it unless it is `simple`. Its data goes by way of `copy`. */
   copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: Done): void {
+    const proves = this.isToProve
     const plan = new Plan(
       () => {
         const text = checked(request.text)
         if (request.simple) return wire.simple(text)
         return wire.flight(
-          before,
+          proves ? [roleProof, ...before] : before,
           { text, values: none, name: "", parse: true, describe: false, close: () => none },
           none
         )
@@ -316,7 +320,9 @@ export class Connection {
         done(failure, flight)
       }
     )
+    plan.asked = request
     plan.before = before.length
+    plan.proves = proves
     plan.copy = copy
     copy.send({
       stream: this.client.connection.stream,

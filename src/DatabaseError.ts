@@ -855,7 +855,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
  * @category errors
  */
 export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFailed")("CopyFailed", {
-  ...place,
+  ...ran,
   /** The table, as it was given. */
   table: Schema.String,
   /** The line of the data, or the row, counted from 1. */
@@ -867,7 +867,7 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
     const column = this.column === undefined ? "" : `, column ${this.column}`
     // a cause of ours names the database, too
     const reason = said(isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
-    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - nothing of it is stored`
+    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - nothing of it is stored${statementLines(this)}`
   }
 }
 

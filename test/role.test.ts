@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, EmbeddedPostgres, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "./fixtures/bouncer.js"
@@ -241,6 +242,10 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         assert.strictEqual(first, 2)
         assert.strictEqual(proxy.roundTrips, 4)
         const sql = yield* Db.writer
+        // the proof goes with the BEGIN of a COPY, too
+        yield* Db.invalidate({ mode: "hard" })
+        yield* Stream.runDrain(sql.copyTo(sql`TABLE item`))
+        assert.strictEqual(proxy.roundTrips, 6)
         // several commands in one text go alone, so the proof of a new connection does, too
         yield* Db.invalidate({ mode: "hard" })
         yield* sql.unsafe("INSERT INTO item (name) VALUES ('c'); INSERT INTO item (name) VALUES ('d')").unprepared
@@ -264,6 +269,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             insert("write"),
             Db.withTransaction(insert("transaction")),
             UnitOfWork.run(insert("unit")),
+            Stream.runDrain(sql.copyTo(sql`INSERT INTO item (name) VALUES ('copy') RETURNING name`)),
+            sql.copyFrom("item", ["name"], Stream.make(["rows"])),
             sql.unsafe("SELECT 1 AS one; INSERT INTO item (name) VALUES ('text')").unprepared
           ],
           (self) => Effect.fork(Effect.either(DatabaseError.refine(self)))
@@ -271,12 +278,32 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         yield* until(() => only(facts, "Closed").filter(({ reason }) => reason === "wrongRole").length >= 2)
         yield* turn(bouncer, writer)
         const exits = yield* Fiber.joinAll(waiting)
-        for (const exit of exits.slice(0, 3)) assert.strictEqual(exit._tag, "Right", inspect(exit))
+        for (const exit of exits.slice(0, -1)) assert.strictEqual(exit._tag, "Right", inspect(exit))
         const names = yield* stored
         assert.deepStrictEqual(
           names.filter((name) => name !== "text"),
-          ["before", "transaction", "unit", "write"]
+          ["before", "copy", "rows", "transaction", "unit", "write"]
         )
+      })
+    )
+  )
+
+  it.scopedLive("a COPY of a writer waits while the pooler leads to a standby, also where it only reads", () =>
+    pooled({}, (bouncer) =>
+      Effect.gen(function* () {
+        const { reader, writer } = yield* Place
+        yield* insert("before")
+        yield* turn(bouncer, reader)
+        yield* Db.invalidate({ mode: "hard" })
+        const facts = yield* watch
+        const sql = yield* Db.writer
+        const isStandby = sql.copyTo(sql`SELECT pg_is_in_recovery()`)
+        const copying = yield* Effect.fork(Stream.mkString(Stream.decodeText(isStandby)))
+        yield* until(
+          () => only(facts, "Closed").some(({ reason }) => reason === "wrongRole") || copying.unsafePoll() !== null
+        )
+        yield* turn(bouncer, writer)
+        assert.strictEqual(yield* Fiber.join(copying), "f\n")
       })
     )
   )

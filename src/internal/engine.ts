@@ -504,7 +504,7 @@ export class Engine implements Origin {
 }
 
 /** The place in the program that a fiber is at, as far as it is known without having been noted down. */
-const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
+export const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
   Context.get(currentContext, CurrentSite)?.place ??
   (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
 

@@ -22,6 +22,7 @@ import {
 } from "../DatabaseError.js"
 import { isAborted, isStalePlan, lossMeaning, type Outcome, refusalMeaning } from "../SqlState.js"
 import type { ServerError } from "./driver.js"
+import type { Asked } from "./flight.js"
 import { contextOf, withoutPasswords } from "./sql/excerpt.js"
 
 /** Which database and server a failure is about. */
@@ -55,23 +56,27 @@ const discreet = (error: ServerError): ServerError => {
   return error
 }
 
+/** Returns the text of a statement for errors, without passwords and values that are written into it. */
+export const textOf = ({ shown, text }: Asked): string => withoutPasswords(shown?.shown ?? text)
+
 /** What is known of the statement that failed. */
 const statementOf = ({ asked }: Failure) => {
   if (asked === undefined) return {}
-  const sql = withoutPasswords(asked.text)
+  const sql = textOf(asked)
   const location = asked.site?.place
   return location === undefined ? { sql } : { sql, location }
 }
 
 const refused = (place: Place, failure: Extract<Failure, { readonly _tag: "refused" }>): StatementError => {
   const { asked, error, takesNoWrites } = failure
-  const position = Number(error.position)
+  const sent = Number(error.position)
+  const position = asked?.shown?.positionOf(sent) ?? sent
   const where = contextOf(error.where)
   const common = {
     ...place,
     cause: discreet(error),
     ...statementOf(failure),
-    ...(asked === undefined || Number.isNaN(position) ? {} : { position }),
+    ...(asked === undefined || Number.isNaN(sent) ? {} : { position }),
     ...(where === undefined ? {} : { where }),
     ...present(error, ["hint"])
   }

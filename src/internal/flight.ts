@@ -15,6 +15,7 @@ import type { Copy } from "./protocol/copy.js"
 import { ProtocolViolation } from "./protocol/limits.js"
 import type { TypeNames } from "./protocol/typeNames.js"
 import { makeShape, type ObjectRow, type Shape } from "./rows.js"
+import type { Shown } from "./sql/inlined.js"
 
 /** What a statement gave. */
 export interface Result {
@@ -28,6 +29,8 @@ export interface Result {
 /** What a flight was asked to run, for errors. */
 export interface Asked {
   readonly text: string
+  /** What errors show in place of the text. */
+  readonly shown?: Shown | undefined
   /** The handle it was asked of. */
   readonly kind?: "reader" | "writer" | undefined
   /** Where it was written, while call sites are followed. */

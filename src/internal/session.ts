@@ -15,7 +15,7 @@ import {
   type TransactionError,
   TransactionInterrupted
 } from "../DatabaseError.js"
-import { afterFirst, isStaleRefusal, toStatementError, wrongRole } from "./failure.js"
+import { afterFirst, isStaleRefusal, textOf, toStatementError, wrongRole } from "./failure.js"
 import { later, longestUndo, timer } from "./later.js"
 import type { Link } from "./link.js"
 import { commitAndAsk } from "./position.js"
@@ -536,11 +536,10 @@ export class Level {
       if (settled || interruption !== undefined) return
       if (sent === undefined) return leave()
       this.isLeft = true
-      const { site, text } = request
-      const callSite = site?.place
+      const callSite = request.site?.place
       interruption = new TransactionInterrupted({
         ...this.link.place,
-        statement: text,
+        statement: textOf(request),
         ...(callSite === undefined ? {} : { callSite })
       })
       if (fence === "none") this.interrupt(interruption)

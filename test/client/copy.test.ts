@@ -1,4 +1,5 @@
 /** COPY in both directions, and COPY as a plain statement, which is refused. */
+import { inspect } from "node:util"
 import { assert, describe, expect, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -219,7 +220,7 @@ describe("copyFrom", () => {
           const error = yield* within(copyFailure(copy(wrong)))
           expect(error).toMatchObject({ table: "item", line: 1001, column: "amount" })
           expect(error.message).toMatch(
-            /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - nothing of it is stored$/
+            /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - nothing of it is stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
           )
           expect(yield* stored).toEqual(kept)
           expect(yield* processId).toBe(before)
@@ -305,9 +306,10 @@ describe("copyFrom", () => {
     Effect.gen(function* () {
       const sql = yield* Db.reader
       const rows = () => sql.copyFrom("item", ["name"], given(["a"]))
-      expect((yield* failure(rows()))._tag).toBe("ReadOnlyViolation")
+      const refusal = { _tag: "ReadOnlyViolation", reason: "reader" }
+      expect(yield* failure(rows())).toMatchObject(refusal)
       const inside = Effect.zipLeft(failure(rows()), copy(given(["b", 1])))
-      expect((yield* Db.withTransaction(inside))._tag).toBe("ReadOnlyViolation")
+      expect(yield* Db.withTransaction(inside)).toMatchObject(refusal)
       expect(yield* stored).toEqual(["b"])
     }).pipe(Effect.provide(fresh()))
   )
@@ -516,6 +518,8 @@ describe("copyTo", () => {
       )
       expect((yield* failure(Stream.runDrain(sql.copyTo(sql.unsafe("SELECT $1", [1])))))._tag).toBe("QueryFailed")
       expect((yield* failure(Stream.runDrain(sql.copyTo(sql.unsafe("SELECT \0")))))._tag).toBe("QueryFailed")
+      const name = sql.copyTo(sql`SELECT ${'"; --'} AS ${sql("\0" + "1\0")}`)
+      expect((yield* failure(Stream.runDrain(name))).message).toContain("NUL")
       expect(yield* stored).toEqual([])
     }).pipe(Effect.provide(fresh()))
   )
@@ -749,6 +753,69 @@ describe("copyTo", () => {
 })
 
 describe("COPY", () => {
+  it.scopedLive(
+    "a COPY that fails has its SQL without values, the place of the fault in it and its place in the program",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* writer
+        const secret = "correct 🐎 battery"
+        const query = sql`SELECT ${secret}::text, '🐎', ${7}::int, absent`
+        const error = yield* failure(Stream.runDrain(sql.copyTo(query, { format: "csv" })))
+        assert(error instanceof DatabaseError.QueryFailed)
+        expect(error.sql).toMatch(/^COPY \(SELECT \$1::text, '🐎', \$2::int, absent\n\) TO STDOUT WITH \(FORMAT csv/)
+        expect(error.message.split("\n").slice(1)).toEqual([
+          "  LINE 1: COPY (SELECT $1::text, '🐎', $2::int, absent",
+          "                                               ^",
+          expect.stringMatching(/^ {2}at: .*copy\.test\.ts:\d+:\d+/)
+        ])
+        expect(inspect(error, { depth: 9 }) + JSON.stringify(error)).not.toContain("battery")
+        const spot = expect.stringMatching(/copy\.test\.ts:\d+:\d+/)
+        const rows = ["name", "amount"]
+        const place = {
+          sql: expect.stringMatching(/^COPY "item" \("name", "amount"\) FROM STDIN WITH/),
+          location: spot
+        }
+        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a", "x"])))).toMatchObject({
+          ...place,
+          cause: place
+        })
+        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a"])))).toMatchObject(place)
+      }).pipe(Effect.provide(fresh({ leakThreshold: "1 hour" })))
+  )
+
+  it.scopedLive("a COPY that fails inside of a span names that where call sites are not noted down", () =>
+    Effect.gen(function* () {
+      const sql = yield* writer
+      const all = [Stream.runDrain(sql.copyTo(sql`SELECT absent`)), copy(given(["a", "x"])), copy(given(["a"]))]
+      for (const one of all) {
+        expect(yield* failure(Effect.withSpan(one, "loading"))).toMatchObject({ location: 'span "loading"' })
+      }
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a transaction whose COPY was interrupted names it without its values", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
+      yield* Effect.gen(function* () {
+        const sql = yield* writer
+        yield* proxy.when(({ type }) => type === "cancel", "cut", Number.POSITIVE_INFINITY)
+        const interrupted = Effect.gen(function* () {
+          const sent = yield* proxy.when(sends("pg_sleep"), "pass")
+          const reading = yield* Effect.fork(Stream.runDrain(sql.copyTo(sql`SELECT ${"secret"}, pg_sleep(60)`)))
+          yield* sent
+          yield* Fiber.interrupt(reading)
+          yield* sql`SELECT 1`
+        })
+        expect(yield* failure(Db.withTransaction(interrupted))).toMatchObject({
+          _tag: "TransactionInterrupted",
+          statement: expect.stringMatching(/^COPY \(SELECT \$1, pg_sleep\(60\)/)
+        })
+      }).pipe(Effect.provide(context))
+    })
+  )
+
   it.scopedLive(
     "COPY as a statement is refused in both directions, names what does it, and leaves its connection usable",
     () =>

@@ -4,6 +4,7 @@
 import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
 import { Json } from "../protocol/parameters.js"
+import { Inlined, plain } from "../sql/inlined.js"
 import { settle } from "./helpers.js"
 
 type PgJson = Statement.Custom<"PgJson", unknown>
@@ -73,16 +74,19 @@ export const makeInliner = (
   write: (value: unknown) => string
 ) => {
   // NUL is in no statement, so what is between two of them is a place
-  const plain = makePlain(rename, transformJson ? rename : undefined, (index) => `\0${index}\0`)
-  return ({ segments }: Statement.Fragment): string => {
+  const compiler = makePlain(rename, transformJson ? rename : undefined, (index) => `\0${index}\0`)
+  return ({ segments }: Statement.Fragment): Inlined => {
     if (segments.some((one) => one._tag === "Literal" && one.params !== undefined && one.params.length > 0)) {
       throw new Error("a text with parameters of its own cannot be a part of a COPY: write it as a template")
     }
-    if (segments.some((one) => one._tag === "Literal" && one.value.includes("\0"))) {
-      throw new Error("the statement holds a NUL character")
-    }
     // a statement keeps what it was compiled to by another compiler
-    const [text, values] = plain.compile(settle({ [Statement.FragmentId]: identity, segments }), false)
-    return text.replace(/\0(\d+)\0/g, (_, index) => write(values[Number(index) - 1]))
+    const [text, values] = compiler.compile(settle({ [Statement.FragmentId]: identity, segments }), false)
+    const pieces = text.split("\0")
+    if (pieces.length !== 2 * values.length + 1) throw new Error("the statement holds a NUL character")
+    return new Inlined(
+      pieces.map((piece, i) =>
+        i % 2 === 0 ? plain(piece) : { sent: write(values[Number(piece) - 1]), shown: `$${piece}` }
+      )
+    )
   }
 }

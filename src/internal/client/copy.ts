@@ -23,11 +23,12 @@ import {
 } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
 import { nest, type Transaction, type Options as TransactionOptions } from "../../Transaction.js"
+import { callSite } from "../callSite.js"
 import type { Restore } from "../cancellable.js"
 import { type Carrier, currentCarrier, type Kind } from "../carrier.js"
 import { isServerError } from "../driver.js"
 import { keep, undo } from "../ending.js"
-import type { Engine } from "../engine.js"
+import { type Engine, locationOf } from "../engine.js"
 import { later } from "../later.js"
 import { CopyIn, CopyOut, type Copy as Data } from "../protocol/copy.js"
 import { RowInvalid, RowWriter } from "../protocol/copyRows.js"
@@ -45,6 +46,9 @@ interface UnderWay {
   /** Ends the transaction as a success. */
   readonly keep: Effect.Effect<void, SqlError>
 }
+
+/** Builds the failure of data that is refused, with its place. */
+type Refuse = (cause: unknown, line: number, column: string | undefined, server?: string) => SqlError
 
 /** The time for the rest when the consumer of a COPY has had enough, and for the answer to the end of its data, in ms. */
 const longestRest = 400
@@ -101,10 +105,18 @@ export const makeCopy = (
     return engine.begin(kind, asked, fiber, carrier)
   }
 
+  /** Makes the request of a COPY. */
+  const requestOf = (asked: Pick<Request, "text" | "shown" | "site" | "simple">): Request => ({
+    ...asked,
+    kind,
+    values: [],
+    rows: "raw",
+    prepare: false
+  })
+
   /** Starts a COPY, in a fiber that is interrupted by `stop` and by nothing else. */
-  const start = (fiber: AnyFiber, text: string, data: Data, options: Options): Effect.Effect<UnderWay, SqlError> => {
+  const start = (fiber: AnyFiber, asked: Request, data: Data, options: Options): Effect.Effect<UnderWay, SqlError> => {
     const carrier = currentCarrier(fiber)
-    const asked: Request = { text, values: [], rows: "raw", prepare: false, simple: data._tag === "in" }
     const request = scoped(fiber.currentContext, carrier, database, withComment(asked, carrier?.work(fiber)))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
     const around = engine.transactionFor(fiber, carrier, kind)
@@ -146,8 +158,27 @@ export const makeCopy = (
       )
     })
 
+  /** Builds the failures of a COPY whose data is refused. */
+  const refusing =
+    (fiber: AnyFiber, { site, text: sql }: Request, table: string): Refuse =>
+    (cause, line, column, server = "") => {
+      const location = site?.place ?? locationOf(fiber)
+      return toSqlError(
+        new CopyFailed({
+          database,
+          server,
+          table,
+          line,
+          cause,
+          sql,
+          ...(location === undefined ? {} : { location }),
+          ...(column === undefined ? {} : { column })
+        })
+      )
+    }
+
   /** Adds to a refusal its place in the data, if the server names it. */
-  const located = (table: string, columns: ReadonlyArray<string>) => (error: SqlError) => {
+  const located = (table: string, columns: ReadonlyArray<string>, refuse: Refuse) => (error: SqlError) => {
     const refusal = fromSqlError(error)
     const { cause } = refusal as { readonly cause?: unknown }
     const context = cause instanceof Error && isServerError(cause) ? cause.where : undefined
@@ -156,26 +187,16 @@ export const makeCopy = (
     const spot = spotIn(context, named(table).split(".").at(-1) ?? "", renamed)
     if (spot === undefined) return error
     const column = spot.column === undefined ? undefined : (columns[renamed.indexOf(spot.column)] ?? spot.column)
-    const server = "server" in refusal ? refusal.server : ""
-    return toSqlError(
-      new CopyFailed({
-        database,
-        server,
-        table,
-        line: spot.line,
-        cause: refusal,
-        ...(column === undefined ? {} : { column })
-      })
-    )
+    return refuse(refusal, spot.line, column, "server" in refusal ? refusal.server : "")
   }
 
   /** Sends rows, as fast as they are taken, and says at the end that they are all. */
   const feed = <E, R>(
     data: CopyIn,
-    table: string,
     columns: ReadonlyArray<string>,
     rows: Stream.Stream<Row, E, R>,
-    options: Options
+    options: Options,
+    refuse: Refuse
   ): Effect.Effect<void, E | SqlError, R> =>
     Effect.suspend(() => {
       const header = options.header === true || options.header === "match" ? columns.map(named) : undefined
@@ -200,12 +221,7 @@ export const makeCopy = (
           writer.add(row)
         } catch (cause) {
           if (!(cause instanceof RowInvalid)) return Effect.die(cause)
-          const { column, row: line } = cause
-          return Effect.fail(
-            toSqlError(
-              new CopyFailed({ database, server: "", table, line, cause, ...(column === undefined ? {} : { column }) })
-            )
-          )
+          return Effect.fail(refuse(cause, cause.row, cause.column))
         }
         return writer.isFull ? flush : Effect.void
       }
@@ -217,19 +233,21 @@ export const makeCopy = (
       )
     })
 
-  const copyFrom: Copy["copyFrom"] = (table, columns, rows, options = {}) =>
-    Effect.uninterruptibleMask((restore) =>
+  const copyFrom: Copy["copyFrom"] = (table, columns, rows, options = {}) => {
+    const site = callSite()
+    return Effect.uninterruptibleMask((restore) =>
       Effect.gen(function* () {
         const text = yield* Effect.try({
           try: () => copyFromSql(escape(named(table)), columns.map(named), options),
           catch: misused
         })
         const data = new CopyIn()
-        const underWay = yield* Effect.withFiberRuntime<UnderWay, SqlError>((fiber) =>
-          start(fiber, text, data, options)
+        const request = requestOf({ text, site, simple: true })
+        const [underWay, refuse] = yield* Effect.withFiberRuntime<readonly [UnderWay, Refuse], SqlError>((fiber) =>
+          Effect.map(start(fiber, request, data, options), (underWay) => [underWay, refusing(fiber, request, table)])
         )
-        const ended = Effect.mapError(outcomeOf(underWay.copying), located(table, columns))
-        const work = Effect.raceFirst(Effect.zipRight(feed(data, table, columns, rows, options), ended), ended)
+        const ended = Effect.mapError(outcomeOf(underWay.copying), located(table, columns, refuse))
+        const work = Effect.raceFirst(Effect.zipRight(feed(data, columns, rows, options, refuse), ended), ended)
         const stored = yield* Effect.catchAllCause(restore(work), (cause) =>
           Effect.zipRight(
             stop(underWay, data, Cause.isInterrupted(cause) ? undefined : restore),
@@ -240,6 +258,7 @@ export const makeCopy = (
         return stored
       })
     )
+  }
 
   /** Makes the pull of the blocks, with the end of the transaction after the last one, and the finalizer. */
   const blocks = (underWay: UnderWay, data: CopyOut, options: Options) => {
@@ -278,14 +297,16 @@ export const makeCopy = (
     return { pull, close }
   }
 
-  const copyTo: Copy["copyTo"] = (query, options = {}) =>
-    Stream.unwrapScoped(
+  const copyTo: Copy["copyTo"] = (query, options = {}) => {
+    const site = callSite()
+    return Stream.unwrapScoped(
       Effect.uninterruptible(
         Effect.withFiberRuntime<Stream.Stream<Uint8Array, SqlError>, SqlError, Scope.Scope>((fiber) =>
           Effect.gen(function* () {
-            const text = yield* Effect.try({ try: () => copyToSql(inline(query), options), catch: misused })
+            const shown = yield* Effect.try({ try: () => copyToSql(inline(query), options), catch: misused })
             const data = new CopyOut()
-            const underWay = yield* start(fiber, text, data, options)
+            const request = requestOf({ text: shown.sent, shown, site, simple: false })
+            const underWay = yield* start(fiber, request, data, options)
             underWay.copying.addObserver(() => data.end())
             const { close, pull } = blocks(underWay, data, options)
             yield* Effect.addFinalizer(close)
@@ -294,6 +315,7 @@ export const makeCopy = (
         )
       )
     )
+  }
 
   return { copyFrom, copyTo }
 }

@@ -6,6 +6,7 @@ import { identifier, literal } from "../identifier.js"
 import type { LineFormat } from "../protocol/copyRows.js"
 import { parameter } from "../protocol/parameters.js"
 import { commandsIn } from "./commands.js"
+import { Inlined, plain } from "./inlined.js"
 
 export interface Format extends LineFormat {
   readonly header?: boolean | "match" | undefined
@@ -60,7 +61,8 @@ export const copyFromSql = (table: string, columns: ReadonlyArray<string>, forma
 }
 
 /** Returns the command that sends the rows of a query. */
-export const copyToSql = (query: string, format: Format): string => `COPY (${query}\n) TO STDOUT ${withOptions(format)}`
+export const copyToSql = (query: Inlined, format: Format): Inlined =>
+  new Inlined([plain("COPY ("), ...query.parts, plain(`\n) TO STDOUT ${withOptions(format)}`)])
 
 /** Returns a value as it stands in a command that takes no parameters: the same text that would be sent as a parameter. */
 export const inlined = (value: unknown): string => {
