@@ -102,7 +102,7 @@ export interface Owner {
 export class Connection {
   /** Told when it is lost with no flight under way, for whoever holds it. */
   onLost: ((error: Error) => void) | undefined = undefined
-  /** Called when it is known whether it is kept after a cancel, if it is; set while {@link isStopping}. */
+  /** Called when it is kept after an interruption, and does nothing any more; set while {@link isStopping}. */
   onStopped: (() => void) | undefined = undefined
   /** Set when it must not be used again. */
   broken: CloseReason | undefined = undefined
@@ -226,9 +226,9 @@ export class Connection {
     return this.flight !== undefined
   }
 
-  /** Whether its statement was interrupted, and it is not known yet whether it can be used again. */
+  /** Whether its statement was interrupted or is undone, and it is not known yet whether it can be used again. */
   get isStopping(): boolean {
-    return this.cancellation !== undefined && this.broken === undefined
+    return this.broken === undefined && (this.cancellation !== undefined || this.flight?.plan.isUndo === true)
   }
 
   /** Whether it can be used, now or when its statement has ended: it is neither on its way out, nor may it be after an interruption. */
@@ -575,7 +575,7 @@ export class Connection {
     }
     this.silence.answered()
     this.lastAnswer = performance.now()
-    if (!this.isStopping) return this.finish(flight, failed)
+    if (this.cancellation === undefined || this.broken !== undefined) return this.finish(flight, failed)
     // what comes next would be what a cancel that is still on its way hits
     this.isHeldBack = true
     this.settleCancel()
@@ -628,7 +628,8 @@ export class Connection {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
     const { onStopped } = this
-    if (onStopped === undefined) return
+    // what was around the statement may be undone in an exchange of its own; a lost connection goes back by itself
+    if (onStopped === undefined || this.flight !== undefined) return
     this.onStopped = undefined
     onStopped()
   }

@@ -12,7 +12,7 @@ import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { behindBouncer, freshPooled, hasBouncer } from "./fixtures/bouncer.js"
 import { active, Db, fresh, freshTable, idle, insert, Place, soon, stored } from "./fixtures/databases.js"
-import { makeProxy } from "./fixtures/proxy.js"
+import { makeProxy, sends } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 
 const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
@@ -239,10 +239,40 @@ describe("the connection of an interrupted statement", () => {
         assert.strictEqual(yield* pid, before)
       }
       const before = yield* reader`SELECT pg_backend_pid()`
-      yield* interrupted(reader.unsafe(long))
-      yield* idle
-      assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
+      const reservedReader = Effect.scoped(
+        Effect.flatMap(reader.reserve, (connection) => connection.execute(long, [], undefined))
+      )
+      for (const statement of [reader.unsafe(long), reservedReader]) {
+        yield* interrupted(statement)
+        yield* idle
+        assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
+      }
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
+  )
+
+  it.scopedLive("is kept where the scope of a reserved reader ends while its interrupted statement is undone", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* Effect.gen(function* () {
+        const reader = yield* Db.reader
+        const before = yield* reader`SELECT pg_backend_pid()`
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const connection = yield* reader.reserve
+            const undone = yield* proxy.when(sends("ROLLBACK"), "freeze")
+            yield* interrupted(connection.execute(long, [], undefined))
+            yield* undone
+          })
+        )
+        yield* proxy.thaw
+        assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
+      }).pipe(
+        Effect.provide(
+          Layer.merge(Db.layer({ writer: proxy.url, readers: [], maxConnections: 1 }), Layer.succeed(Place, place))
+        )
+      )
+    })
   )
 
   it.scopedLive("is not used again while its cancel is on its way, though the statement has ended with 57014", () =>
