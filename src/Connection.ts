@@ -642,8 +642,15 @@ export class Connection {
         { text: lookupSql, values: [unknown], name: "", parse: true, describe: false, close: () => none },
         none
       )
+    // what a writer has done outside of a transaction stays, whatever becomes of the lookup
+    const isStored = this.status === "I" && flight.plan.asked?.kind !== "reader"
     const plan = new Plan(bytes, (failure, found) => {
-      if (failure !== undefined) return this.settle(flight, { ...failure, acknowledged: flight.acknowledged })
+      if (failure !== undefined) {
+        return this.settle(
+          flight,
+          isStored ? unread(failure, flight) : { ...failure, acknowledged: flight.acknowledged }
+        )
+      }
       // rows of a raw flight are as the server has written them
       types.learn(unknown, found.result.rows as Array<ReadonlyArray<string | null>>)
       flight.readLate()
@@ -715,6 +722,16 @@ const cutShort = (failure: Failure, reason: CloseReason): Failure =>
         asked: failure.asked
       }
     : failure
+
+/** Builds the failure of a statement that was done and whose rows cannot be read: it must not be told as refused, undone or not sent. */
+const unread = ({ _tag, error }: Failure, { acknowledged, plan: { asked } }: Flight): Failure => {
+  const why = "the statement was done, but its rows cannot be read, for the names of their types could not be looked up"
+  // without its code, which would mean something else
+  const told = new Error(`${why}: ${error.message}`, { cause: error })
+  return _tag === "lost"
+    ? { _tag, error: told, sent: true, acknowledged, asked }
+    : { _tag: "unsendable", error: told, acknowledged, asked }
+}
 
 const checked = (text: string): string => {
   if (text.includes("\0")) throw new Error("the statement holds a NUL character")

@@ -2,11 +2,15 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError } from "effect-db"
-import { Db } from "../fixtures/databases.js"
-import { makeProxy } from "../fixtures/proxy.js"
+import Pg from "pg"
+import { Db, soon } from "../fixtures/databases.js"
+import { makeProxy, sends } from "../fixtures/proxy.js"
+import { freshRole, loggedIn } from "../fixtures/roles.js"
 import { freshDatabase, query } from "../fixtures/server.js"
 
 const schema = `
@@ -189,6 +193,64 @@ describe("types by name", () => {
         }
         assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
       }).pipe(Effect.provide(layer))
+    })
+  )
+
+  it.scopedLive("a stored row whose types cannot be looked up is told as stored, and not as refused", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* open()
+      const role = yield* freshRole(writer)
+      yield* query(writer, "REVOKE SELECT ON pg_catalog.pg_type FROM PUBLIC; GRANT ALL ON person TO PUBLIC")
+      const context = yield* Layer.build(Db.layer({ writer: loggedIn(writer, role), types, maxConnections: 1 }))
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const insert = sql`INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current`
+        const error = yield* Effect.flip(DatabaseError.refine(insert))
+        assert(error._tag === "QueryFailed")
+        assert.strictEqual(error.sqlState, undefined)
+        assert.match(error.message, /the statement was done.*names.*types.*permission denied for table pg_type/)
+        assert.strictEqual(error.sql, "INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current")
+        assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
+        // nothing of it is stored where it is part of a transaction, so the refusal is one like any other
+        const inside = yield* Effect.flip(DatabaseError.refine(Db.withTransaction(insert)))
+        assert.strictEqual(inside._tag === "QueryFailed" && inside.sqlState, "42501")
+        assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
+        const reader = yield* Db.reader
+        const read = yield* Effect.flip(DatabaseError.refine(reader`SELECT current FROM person`))
+        assert.strictEqual(read._tag === "QueryFailed" && read.sqlState, "42501")
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("a stored row is not told as undone where the lookup of its types is cut short", () =>
+    Effect.gen(function* () {
+      const { layer, wire, writer } = yield* open()
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const looked = yield* wire.when(sends("pg_catalog.pg_type"), "freeze")
+        const inserting = yield* Effect.fork(
+          Effect.flip(DatabaseError.refine(sql`INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current`))
+        )
+        yield* looked
+        const other = new Pg.Client({ connectionString: Redacted.value(writer) })
+        yield* Effect.acquireRelease(
+          Effect.promise(() => other.connect()),
+          () => Effect.promise(() => other.end())
+        )
+        const lock = "BEGIN; LOCK TABLE pg_catalog.pg_namespace IN ACCESS EXCLUSIVE MODE"
+        yield* Effect.promise(() => other.query(lock))
+        const cancelled = yield* wire.when(({ type }) => type === "cancel", "pass")
+        yield* wire.thaw
+        const waits = "SELECT FROM pg_locks WHERE relation = 'pg_catalog.pg_namespace'::regclass AND NOT granted"
+        const look = Effect.promise(() => other.query(waits))
+        yield* Effect.repeat(look, { schedule: soon, until: ({ rowCount }) => rowCount !== 0 })
+        yield* Db.invalidate({ mode: "hard" })
+        yield* cancelled
+        const error = yield* Fiber.join(inserting)
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+        assert.include(error.message, "the statement was done")
+      }).pipe(Effect.scoped, Effect.provide(layer))
+      assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
     })
   )
 
