@@ -425,9 +425,10 @@ export class Connection {
 
   /** Keeps the process alive for as long as it is open, or lets the process end. */
   keepProcess(isKept: boolean): void {
-    const { stream } = this.client.connection
-    if (isKept) stream.ref()
-    else stream.unref()
+    // TLS over a stream of the program would not pass it on
+    const { transport } = this.client
+    if (isKept) transport.ref()
+    else transport.unref()
   }
 
   /**

@@ -141,7 +141,8 @@ export interface PoolOptions {
   readonly minConnections?: number | undefined
   /**
    * Whether a process may end while connections of the pool are idle: they do not keep it alive, a statement or a transaction does. For
-   * scripts that do not close their databases; the server then sees these connections break off. Default `false`.
+   * scripts that do not close their databases; the server then sees these connections break off. A stream that `socket` gives is let go by
+   * its `unref`, and keeps the process alive if it has none. Default `false`.
    */
   readonly idleExit?: boolean | undefined
   /** How many there may be beyond `maxConnections`; they are closed as soon as nobody waits for them. Default 0. */

@@ -70,6 +70,8 @@ export interface Query {
 /** A client with the members that the types leave out. */
 export interface Client extends EventEmitter {
   readonly connection: Protocol
+  /** The stream to the server, which is beneath TLS where there is any. */
+  readonly transport: Socket
   readonly processID: number | null
   readonly secretKey: number | null
   readonly connect: (done: (error: Error | null | undefined) => void) => void
@@ -149,7 +151,7 @@ export const makeClient = (given: ClientOptions): Client => {
     ...(types === undefined ? {} : { types })
   }
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
-  const client = new pg.Client(config) as unknown as Client
+  const client = Object.assign(new pg.Client(config) as unknown as Omit<Client, "transport">, { transport: stream })
   isolate(client, { user, options })
   guard(client.connection, limits)
   return client

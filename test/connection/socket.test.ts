@@ -130,6 +130,30 @@ describe("a socket of the program", () => {
     })
   )
 
+  it.scopedLive("is let go by its unref while its connection is idle, also beneath TLS, if it has one", () =>
+    Effect.gen(function* () {
+      const { certificate, password, port, username } = yield* makeTlsServer
+      for (const ssl of [false, { ca: certificate, servername: "localhost" }]) {
+        const said: Array<string> = []
+        const members = { ref: () => said.push("ref"), unref: () => said.push("unref") }
+        for (const more of [members, {}]) {
+          const socket = Effect.map(open(port), (socket) => Object.assign(tunnel(socket), more))
+          yield* Effect.gen(function* () {
+            const sql = yield* Db.writer
+            yield* sql`SELECT 1`
+            yield* sql`SELECT 1`
+          }).pipe(
+            Effect.provide(
+              Db.layer({ writer: { database: "postgres", username, password, socket, ssl }, idleExit: true })
+            )
+          )
+        }
+        // the first is that of start-up
+        assert.deepStrictEqual(said.slice(0, 5), ["unref", "ref", "unref", "ref", "unref"])
+      }
+    })
+  )
+
   it.scopedLive("that fails, takes too long, is closed or is no stream is unreachable", () =>
     Effect.gen(function* () {
       const { parts, port } = yield* given

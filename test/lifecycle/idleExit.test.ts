@@ -21,6 +21,15 @@ it.scopedLive(
     })
 )
 
+it.scopedLive("a script whose connections are streams that are no sockets ends by itself with idleExit", () =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshDatabase
+    const child = yield* startChild("idleExit", ["true", "tunnel"], writer)
+    const { code, lines, stderr } = yield* child.ended
+    assert.deepStrictEqual({ code, lines, stderr }, { code: 0, lines: said, stderr: "" })
+  })
+)
+
 it.scopedLive("a script that leaves its database open stays alive without idleExit", () =>
   Effect.gen(function* () {
     const { name, writer } = yield* freshDatabase

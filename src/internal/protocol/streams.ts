@@ -68,12 +68,20 @@ class StreamSocket extends Duplex {
   }
 
   ref(): this {
+    call(this.inner, "ref")
     return this
   }
 
   unref(): this {
+    call(this.inner, "unref")
     return this
   }
+}
+
+/** Calls a member that a stream of the program may have, as a socket does. */
+const call = (stream: Duplex, name: "ref" | "unref"): void => {
+  const member: unknown = Reflect.get(stream, name)
+  if (typeof member === "function") member.call(stream)
 }
 
 /** Returns a stream that the program has connected, for the driver. Throws if it is none, or is closed. */
