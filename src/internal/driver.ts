@@ -124,6 +124,7 @@ export const isolate = (client: object, given: { readonly user: string; readonly
   // the published type lacks them
   const { connectionParameters } = client as { readonly connectionParameters: object }
   Object.assign(connectionParameters, unset, given)
+  Object.assign(client, { binary: false })
 }
 
 /** Creates a client that is not connected yet. Throws where the options make no sense, such as a TLS key that is none. */

@@ -14,6 +14,7 @@ import { type Database, DatabaseConfig } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import pg from "pg"
 import { describe } from "vitest"
+import { parameter } from "../../src/internal/protocol/parameters.js"
 import { Db } from "../fixtures/databases.js"
 import { directory } from "../fixtures/directory.js"
 import { freshDatabase, query } from "../fixtures/server.js"
@@ -132,7 +133,14 @@ describe("the environment", () => {
   it.scopedLive("a connection takes nothing from the driver's own defaults", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
-      const strange = { statement_timeout: 1, lock_timeout: 1, query_timeout: 1, options: "-c work_mem=64kB" }
+      const strange = {
+        statement_timeout: 1,
+        lock_timeout: 1,
+        query_timeout: 1,
+        options: "-c work_mem=64kB",
+        parseInputDatesAsUTC: true,
+        binary: true
+      }
       yield* Effect.acquireRelease(
         Effect.sync(() => {
           const before = { ...pg.defaults }
@@ -141,6 +149,11 @@ describe("the environment", () => {
         }),
         (before) => Effect.sync(() => Object.assign(pg.defaults, { options: undefined }, before))
       )
+      yield* environment({ TZ: "Asia/Kolkata" })
+      const date = new Date("2026-01-02T03:04:05.006Z")
+      class Own {
+        toPostgres = () => date
+      }
       const settings = Effect.flatMap(
         Db.writer,
         (sql) => sql`SELECT current_setting('statement_timeout') AS statement, current_setting('work_mem') AS memory
@@ -150,7 +163,37 @@ describe("the environment", () => {
         assert.deepStrictEqual(yield* Effect.provide(settings, Db.layer({ writer, mode })), [
           { statement: "0", memory: "4MB" }
         ])
+        const dates = Effect.flatMap(
+          Db.writer,
+          (sql) =>
+            sql`SELECT ${date}::text AS one, ${[[date]]}::text[] AS many, ${new Own()}::text AS own, ${[new Own()]}::text[] AS owns`
+        )
+        const text = "2026-01-02T08:34:05.006+05:30"
+        assert.deepStrictEqual(yield* Effect.provide(dates, Db.layer({ writer, mode })), [
+          { one: text, many: [[text]], own: text, owns: [text] }
+        ])
       }
+    })
+  )
+})
+
+describe("a parameter", () => {
+  it.scoped("a date is written as node-postgres writes it by default, in every zone and year", () =>
+    Effect.gen(function* () {
+      // the published type lacks it
+      const { utils } = pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }
+      const years = [-44, 0, 1, 99, 1883, 1969, 1999, 2026, 9999, 12_345]
+      for (const zone of ["UTC", "America/St_Johns", "Asia/Kolkata", "Europe/Amsterdam", "Pacific/Auckland"]) {
+        yield* environment({ TZ: zone })
+        for (const year of years) {
+          for (const month of [0, 6]) {
+            const date = new Date(Date.UTC(2000, month, 2, 3, 4, 5, 6))
+            date.setUTCFullYear(year)
+            assert.strictEqual(parameter(date), utils.prepareValue(date))
+          }
+        }
+      }
+      assert.throws(() => parameter([new Date(Number.NaN)]), "invalid")
     })
   )
 })

@@ -4,10 +4,11 @@
  * Secrets are opened here and nowhere before: up to the bytes of a message a `Redacted` stays one, so that no statement, error or span
  * that shows its parameters shows what is in it.
  */
+import { isDate } from "node:util/types"
 import * as Redacted from "effect/Redacted"
 import pg from "pg"
 
-/** A value as node-postgres writes it. */
+/** Writes a value as node-postgres does. It is given no dates: how it writes them depends on `pg.defaults`. */
 const prepare: (value: unknown) => unknown =
   // @types/pg does not know `utils`, which pg exports for exactly this
   (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
@@ -101,16 +102,28 @@ export class Unsendable {
 /** The mark of the parts of statements in @effect/sql, which this layer does not import. */
 const fragmentId = Symbol.for("@effect/sql/Fragment")
 
-/** Whether node-postgres has a form for an object that is not JSON. */
-const hasForm = (value: object): boolean =>
-  value instanceof Date ||
-  ArrayBuffer.isView(value) ||
-  ("toPostgres" in value && typeof value.toPostgres === "function")
+const digits = (value: number, length = 2): string => String(value).padStart(length, "0")
+
+/** Returns a date as the server reads it: by the clock of this process, which is what a `timestamp` or `date` stores, with its offset. */
+const dateText = (date: Date): string => {
+  if (Number.isNaN(date.getTime())) throw new Error("a Date that is invalid cannot be sent")
+  const year = date.getFullYear()
+  const offset = -date.getTimezoneOffset()
+  const day = `${digits(year < 1 ? 1 - year : year, 4)}-${digits(date.getMonth() + 1)}-${digits(date.getDate())}`
+  const time = `${digits(date.getHours())}:${digits(date.getMinutes())}:${digits(date.getSeconds())}`
+  const zone = `${offset < 0 ? "-" : "+"}${digits(Math.floor(Math.abs(offset) / 60))}:${digits(Math.abs(offset) % 60)}`
+  return `${day}T${time}.${digits(date.getMilliseconds(), 3)}${zone}${year < 1 ? " BC" : ""}`
+}
+
+const hasOwnForm = (value: object): value is { readonly toPostgres: (write: (value: unknown) => unknown) => unknown } =>
+  "toPostgres" in value && typeof value.toPostgres === "function"
 
 const objectToWire = (value: object): unknown => {
   if (Redacted.isRedacted(value)) return parameter(Redacted.value(value))
   if (Array.isArray(value)) return prepare(value.some(isObject) ? value.map(element) : value)
-  return hasForm(value) ? prepare(value) : stringify(value)
+  if (isDate(value)) return dateText(value)
+  if (hasOwnForm(value)) return parameter(value.toPostgres(parameter))
+  return ArrayBuffer.isView(value) ? prepare(value) : stringify(value)
 }
 
 /** An element of an array; node-postgres puts it into the text of the array. */
@@ -118,9 +131,10 @@ const element = (value: unknown): unknown => {
   if (!isObject(value)) return value
   if (Redacted.isRedacted(value)) return element(Redacted.value(value))
   if (Array.isArray(value)) return value.map(element)
-  if (hasForm(value)) return value
-  if (fragmentId in value) throw new Error("a part of a statement cannot be an element of an array")
-  return stringify(value)
+  if (fragmentId in value && !hasOwnForm(value)) {
+    throw new Error("a part of a statement cannot be an element of an array")
+  }
+  return parameter(value)
 }
 
 /** Returns a value as the server reads it. */
