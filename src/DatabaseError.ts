@@ -148,7 +148,9 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "setup",
     "poolerMode",
     "protocol"
-  )
+  ),
+  /** Set where another attempt meets it again, although its reason may pass: for `credentials`, a password file that others may read. */
+  permanent: Schema.optional(Schema.Boolean)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {

@@ -8,6 +8,7 @@
 import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, type PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
+import { mayPass, permanence } from "./internal/connection/connectFailure.js"
 import type { CredentialSource } from "./internal/credentials.js"
 import type { Place } from "./internal/failure.js"
 import { timer } from "./internal/later.js"
@@ -26,7 +27,6 @@ import { Stock } from "./internal/pool/stock.js"
 import { type SessionTask, Tasks } from "./internal/pool/tasks.js"
 import { Waiter, Waiters } from "./internal/pool/waiters.js"
 import type { Observer } from "./Observation.js"
-import { isTransient } from "./SqlState.js"
 
 export type { SessionTask }
 
@@ -530,7 +530,7 @@ export class Pool {
     // its name leads elsewhere now: what is open may be on a server that is the writer no more
     if (reason === "wrongRole") this.stock.retireAll(reason)
     const isEmpty = this.stock.open === 0
-    const error = new ConnectFailed({ ...this.place, reason, cause: failure.error })
+    const error = new ConnectFailed({ ...this.place, reason, cause: failure.error, ...permanence(failure) })
     this.outage.failed(failure, now - start < this.growth.hope, isEmpty ? "needed" : "spare")
     this.journal.connectFailed(failure)
     // where connections are open, a server that lets in no more, and says so soon, is no reason to fail those whom they can serve
@@ -538,7 +538,7 @@ export class Pool {
     this.options.onHealth?.(false, failure.error.message)
     if (isEmpty) this.waiters.rest(now + respite)
     // what a person must mend fails all who wait; with nothing open it was tried for all who had come, else for the first of them
-    const all = !isTransient(reason)
+    const all = !mayPass(failure)
     for (const waiter of [...this.waiters]) {
       if (!all && waiter.since > start) break
       this.fail(waiter, error)

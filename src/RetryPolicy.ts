@@ -183,7 +183,7 @@ export const idempotent = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect
  * @category classification
  */
 export const isNotSent = (error: DatabaseError): boolean =>
-  (error._tag === "ConnectFailed" && isTransient(error.reason)) ||
+  (error._tag === "ConnectFailed" && error.permanent !== true && isTransient(error.reason)) ||
   (error._tag === "Disconnected" && error.outcome === "notSent")
 
 /**

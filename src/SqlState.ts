@@ -302,7 +302,8 @@ const permanent: ReadonlySet<ConnectReason> = new Set([
   "noSuchDatabase",
   "tls",
   "setup",
-  "poolerMode"
+  "poolerMode",
+  "protocol"
 ])
 
 /**
@@ -312,6 +313,16 @@ const permanent: ReadonlySet<ConnectReason> = new Set([
  * @category classification
  */
 export const isTransient = (reason: ConnectReason): boolean => !permanent.has(reason)
+
+/** The codes of a file that is no different the next time; one that is missing may be about to be replaced. */
+const lastingFileCodes = new Set(["EACCES", "EPERM", "ELOOP", "EISDIR"])
+
+/**
+ * Whether a file that could not be read is to be mended by a person, from the code of Node's error.
+ *
+ * @internal
+ */
+export const isLastingFile = (code: string): boolean => lastingFileCodes.has(code)
 
 /**
  * Whether a file is not there, from the code of Node's error.

@@ -63,6 +63,7 @@ describe("SqlState", () => {
     assert.isFalse(SqlState.isNotYet("unreachable"))
     assert.isTrue(SqlState.isTransient("unreachable"))
     assert.isFalse(SqlState.isTransient("authentication"))
+    assert.isFalse(SqlState.isTransient("protocol"))
     assert.isTrue(SqlState.isReplayable("40001"))
     assert.isFalse(SqlState.isReplayable("23505"))
     assert.isTrue(SqlState.isStalePlan("0A000", "cached plan must not change result type"))

@@ -18,7 +18,8 @@ import {
 } from "../DatabaseError.js"
 import { type CloseReason, Observation, type Observer } from "../Observation.js"
 import type { Invalidation } from "../Pool.js"
-import { isTransient } from "../SqlState.js"
+import { isNotSent } from "../RetryPolicy.js"
+import { permanence } from "./connection/connectFailure.js"
 import type { CredentialSource } from "./credentials.js"
 import { type Place, toStatementError } from "./failure.js"
 import { later, timer } from "./later.js"
@@ -288,8 +289,9 @@ export class Channels {
     })
   }
 
-  private connectFailed({ error, reason }: ConnectFailure): ConnectFailed {
-    return new ConnectFailed({ ...this.place, reason, cause: error })
+  private connectFailed(failure: ConnectFailure): ConnectFailed {
+    const { error, reason } = failure
+    return new ConnectFailed({ ...this.place, reason, cause: error, ...permanence(failure) })
   }
 
   private makeLine(connection: Connection): Line {
@@ -373,7 +375,7 @@ export class Channels {
     const giveUp = () =>
       this.end((channel) => new ListenFailed({ ...this.place, channel, reason: "disconnected", cause: error }))
     // what a person must mend is not waited for
-    if (error._tag === "ConnectFailed" && !isTransient(error.reason)) return giveUp()
+    if (error._tag === "ConnectFailed" && !isNotSent(error)) return giveUp()
     this.pausing = this.outage.pauses.next(error, (again) => {
       this.pausing = undefined
       if (again) this.dial()

@@ -111,7 +111,16 @@ export class CredentialSource {
 }
 
 /** Why a file gave no password; unlike what a provider of the program says, it holds nothing secret. */
-export class PasswordFileError extends Error {}
+export class PasswordFileError extends Error {
+  constructor(
+    file: string,
+    why: string,
+    /** Why it could not be read. */
+    override readonly cause?: unknown
+  ) {
+    super(`the password file ${file} cannot be used: ${why}`)
+  }
+}
 
 /** No password is longer, so a file that is cannot be meant. */
 const longestFile = 65_536
@@ -130,7 +139,7 @@ const fromFile = (username: string, file: string): Effect.Effect<Credentials, Pa
       try: () => readPassword(file),
       catch: (cause) => {
         const why = cause instanceof Error ? cause.message : String(cause)
-        return new PasswordFileError(`the password file ${file} cannot be used: ${why}`, { cause })
+        return new PasswordFileError(file, why, cause)
       }
     }),
     (password) => ({ username, password: Redacted.make(password) })

@@ -7,6 +7,7 @@ import type { ConnectFailure, Connection, Owner } from "../Connection.js"
 import type { Connector, ServerConfig, SessionConfig } from "../DatabaseConfig.js"
 import type { Dial } from "./connection/destination.js"
 import { connectFirst } from "./connection/hosts.js"
+import { isLasting } from "./connection/textFile.js"
 import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
 import { toError } from "./driver.js"
 import { timer } from "./later.js"
@@ -51,7 +52,7 @@ export const open = (
     isOver = true
   }
   const start = (wasRefused: boolean) => {
-    const fail = (error: Error) => done({ reason: "credentials", error }, undefined)
+    const fail = (error: Error, isPermanent = false) => done({ reason: "credentials", error, isPermanent }, undefined)
     const impatient = timer(deadline - performance.now(), () => {
       giveUp()
       fail(new Error(`the provider of credentials gave none within ${opening.timeout} ms`))
@@ -61,16 +62,11 @@ export const open = (
       if (login === undefined) {
         const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
         // a provider's own words may hold what is secret: they are there for a program, and no log that renders causes shows them
-        return fail(
-          error instanceof PasswordFileError
-            ? error
-            : new Error(
-                credentials.isAsked
-                  ? "the provider of credentials failed"
-                  : "the user or the password of the settings is no text",
-                { cause: Redacted.make(error) }
-              )
-        )
+        if (error instanceof PasswordFileError) return fail(error, isLasting(error.cause))
+        const why = credentials.isAsked
+          ? "the provider of credentials failed"
+          : "the user or the password of the settings is no text"
+        return fail(new Error(why, { cause: Redacted.make(error) }), !credentials.isAsked)
       }
       // what was asked for before a rotation is not even tried
       if (login.generation < credentials.generation) return start(wasRefused)

@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { DatabaseConfig } from "effect-db"
+import { DatabaseConfig, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { findPassword } from "../../src/internal/config/passfile.js"
 import { parseService } from "../../src/internal/config/serviceFile.js"
@@ -198,6 +198,26 @@ describe("the environment", () => {
         yield* refused({ PGPASSFILE: write("open", `${line}${PGPASSWORD}`, 0o644) }),
         "others may read it; make it yours alone (chmod 0600)"
       )
+    })
+  )
+
+  it.scopedLive("that others may read fails a statement at once: a person must mend it", () =>
+    Effect.gen(function* () {
+      const { write } = yield* files
+      const { writer } = yield* freshDatabase
+      const url = new URL(Redacted.value(writer))
+      url.password = ""
+      url.searchParams.set("passfile", write("open", "*:*:*:*:secret\n", 0o644))
+      const context = yield* Layer.build(
+        Db.layer({ writer: Redacted.make(url.href), startup: "lazy", acquireTimeout: "20 seconds" })
+      )
+      const statement = Effect.provide(
+        Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
+        context
+      )
+      const error = yield* Effect.flip(DatabaseError.refine(Effect.timeout(statement, "3 seconds")))
+      assert(error._tag === "ConnectFailed", String(error))
+      assert.deepStrictEqual([error.reason, error.permanent], ["credentials", true])
     })
   )
 

@@ -12,7 +12,7 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import type { Database } from "effect-db"
+import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { Db } from "../fixtures/databases.js"
 import { freshDatabase } from "../fixtures/server.js"
@@ -46,6 +46,18 @@ const closed = Effect.async<string>((resume) => {
 const silent = Effect.acquireRelease(
   Effect.async<net.Server>((resume) => {
     const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+  }),
+  (server) => Effect.sync(() => server.close())
+).pipe(Effect.map((server) => `127.0.0.1:${(server.address() as net.AddressInfo).port}`))
+
+/** A port on which something else than PostgreSQL answers. */
+const other = Effect.acquireRelease(
+  Effect.async<net.Server>((resume) => {
+    const server = net.createServer((socket) => {
+      socket.on("error", () => {})
+      socket.once("data", () => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n"))
+    })
+    server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
   }),
   (server) => Effect.sync(() => server.close())
 ).pipe(Effect.map((server) => `127.0.0.1:${(server.address() as net.AddressInfo).port}`))
@@ -102,6 +114,25 @@ describe("a server with several hosts", () => {
       assert.strictEqual((yield* read([replica, primary], "target_session_attrs=primary"))?.host, primary)
       assert.strictEqual((yield* read([primary, replica], "target_session_attrs=any"))?.host, primary)
       assert.strictEqual((yield* read([primary, replica], "target_session_attrs=read-only"))?.host, primary)
+    })
+  )
+
+  it.scopedLive("is reached at the next host if the first speaks another protocol, and fails at once if all do", () =>
+    Effect.gen(function* () {
+      const { at, primary } = yield* servers
+      const strange = yield* other
+      assert.strictEqual((yield* ask("writer", { writer: at([strange, primary]) }))?.host, primary)
+      const reasonOf = (hosts: ReadonlyArray<string>, acquireTimeout: Database.Options["acquireTimeout"]) =>
+        ask("writer", { writer: at(hosts), startup: "lazy", acquireTimeout }).pipe(
+          Effect.timeout("5 seconds"),
+          DatabaseError.refine,
+          Effect.flip,
+          Effect.map((error) => (error._tag === "ConnectFailed" ? error.reason : error._tag))
+        )
+      assert.strictEqual(yield* reasonOf([strange], "20 seconds"), "protocol")
+      assert.strictEqual(yield* reasonOf([strange, strange], "20 seconds"), "protocol")
+      // one that is away may come back
+      assert.strictEqual(yield* reasonOf([yield* closed, strange], "20 seconds"), "TimeoutException")
     })
   )
 

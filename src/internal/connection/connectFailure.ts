@@ -1,7 +1,7 @@
 /**
  * The failure of a connect.
  */
-import type { ConnectReason } from "../../SqlState.js"
+import { type ConnectReason, isTransient } from "../../SqlState.js"
 
 /**
  * The reason of a failed connect, with the driver's words.
@@ -12,4 +12,13 @@ import type { ConnectReason } from "../../SqlState.js"
 export interface ConnectFailure {
   readonly reason: ConnectReason
   readonly error: Error
+  /** Set where another attempt meets it again, although its reason is one that may pass. */
+  readonly isPermanent?: boolean | undefined
 }
+
+/** Tells if another attempt may go better. */
+export const mayPass = ({ isPermanent, reason }: ConnectFailure): boolean => isPermanent !== true && isTransient(reason)
+
+/** Returns what the error of a failed connect says of it. */
+export const permanence = ({ isPermanent }: ConnectFailure): { readonly permanent?: true } =>
+  isPermanent === true ? { permanent: true } : {}

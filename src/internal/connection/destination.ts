@@ -12,7 +12,7 @@ import { type Login, PasswordFileError } from "../credentials.js"
 import { timer } from "../later.js"
 import type { Peer } from "../protocol/streams.js"
 import type { ConnectFailure } from "./connectFailure.js"
-import { readTextFile } from "./textFile.js"
+import { isLasting, readTextFile } from "./textFile.js"
 
 /** Opens a stream of the program; the returned function gives up. */
 export type Dial = (done: (error: Error | undefined, stream: Net.Socket | undefined) => void) => () => void
@@ -37,7 +37,8 @@ interface Prepared {
 class Unprepared implements ConnectFailure {
   constructor(
     readonly reason: ConnectReason,
-    readonly error: Error
+    readonly error: Error,
+    readonly isPermanent = false
   ) {}
 }
 
@@ -75,17 +76,17 @@ const withFiles = async (ssl: true | ConnectionOptions, files: TlsFiles): Promis
 
 /** Finds the password of a host in a file of libpq's form; a file that is not there holds none. */
 const passwordIn = async (file: string, server: Destination, username: string): Promise<string | undefined> => {
-  const unusable = (why: string) =>
-    new Unprepared("credentials", new PasswordFileError(`the password file ${file} cannot be used: ${why}`))
+  const unusable = (why: string, isPermanent: boolean) =>
+    new Unprepared("credentials", new PasswordFileError(file, why), isPermanent)
   const { database, host, port } = server
   const found = await readTextFile(file, longestFile).catch((cause: NodeJS.ErrnoException) => {
     if (isMissingFile(cause.code)) return undefined
-    throw unusable(cause.message)
+    throw unusable(cause.message, isLasting(cause))
   })
   if (found === undefined) return undefined
   // Windows has no such permissions
   if (process.platform !== "win32" && (found.mode & 0o077) !== 0) {
-    throw unusable("others may read it; make it yours alone (chmod 0600)")
+    throw unusable("others may read it; make it yours alone (chmod 0600)", true)
   }
   return findPassword(found.text, { host, port, database, username })
 }

@@ -5,11 +5,11 @@ import * as Dns from "node:dns"
 import * as Net from "node:net"
 import { type ConnectFailure, type Connection, connect, type Owner } from "../../Connection.js"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
-import { isTransient } from "../../SqlState.js"
 import type { Other } from "../aside.js"
 import { isLocal } from "../config/hosts.js"
 import type { Login } from "../credentials.js"
 import { timer } from "../later.js"
+import { mayPass } from "./connectFailure.js"
 import { type Destination, prepare } from "./destination.js"
 import { checkFit } from "./fit.js"
 
@@ -154,7 +154,7 @@ class Hosts {
     const { address, name } = endpoint
     this.failures.push([address === undefined ? name : `${name} (${address})`, failure])
     // what a person has to mend, such as a password, is the same everywhere, and a lockout counts the tries
-    if (!isTransient(failure.reason)) this.end()
+    if (!mayPass(failure) && failure.reason !== "protocol") this.end()
     else this.next()
   }
 
@@ -178,10 +178,18 @@ const summary = (failures: ReadonlyArray<readonly [name: string, failure: Connec
   const [only] = failures
   if (only !== undefined && failures.length === 1) return only[1]
   const all = failures.map(([, failure]) => failure)
-  const last = all.at(-1)?.reason ?? "unreachable"
-  const reason = isTransient(last) ? (all.find(({ reason }) => reason !== "wrongRole")?.reason ?? "wrongRole") : last
+  const last = all.at(-1)
+  const decisive =
+    all.find((failure) => !mayPass(failure) && failure.reason !== "protocol") ??
+    all.find((failure) => mayPass(failure) && failure.reason !== "wrongRole") ??
+    all.find(mayPass) ??
+    last
   const words = failures.map(([name, { error }]) => `${name}: ${error.message}`).join("; ")
-  return { reason, error: new Error(words, { cause: all.at(-1)?.error }) }
+  return {
+    reason: decisive?.reason ?? "unreachable",
+    isPermanent: decisive?.isPermanent,
+    error: new Error(words, { cause: last?.error })
+  }
 }
 
 /**

@@ -2,7 +2,7 @@
  * What is known of a server that could not be connected to, and when it is asked again.
  */
 import type { ConnectFailure } from "../../Connection.js"
-import { isTransient } from "../../SqlState.js"
+import { mayPass } from "../connection/connectFailure.js"
 import { timer } from "../later.js"
 
 /**
@@ -31,7 +31,7 @@ export class Outage {
 
   /** Whether the server is away, and may come back by itself. */
   get isAway(): boolean {
-    return this.last !== undefined && isTransient(this.last.reason)
+    return this.last !== undefined && mayPass(this.last)
   }
 
   /** A connect failed, `isSoon` as by a server that says no. */
