@@ -99,6 +99,38 @@ describe("the login of a writer", () => {
     )
   )
 
+  it.scopedLive(
+    "that finds a standby retires what is open by then, and not what is opened before those are closed",
+    () =>
+      behind({ maxConnections: 2 }, (proxy) =>
+        Effect.gen(function* () {
+          const { reader, writer } = yield* Place
+          const sql = yield* Db.writer
+          const facts = yield* watch
+          const isHeld = yield* Deferred.make<void>()
+          const letGo = yield* Deferred.make<void>()
+          const held = yield* Effect.fork(
+            Db.withTransaction(
+              Effect.all([insert("held"), Deferred.succeed(isHeld, undefined), Deferred.await(letGo)], {
+                discard: true
+              })
+            )
+          )
+          yield* Deferred.await(isHeld)
+          yield* proxy.retarget(reader)
+          const next = yield* Effect.fork(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`)
+          yield* until(() => wrongRoles(facts) >= 1)
+          yield* proxy.retarget(writer)
+          const fresh = yield* Fiber.join(next)
+          yield* Deferred.succeed(letGo, undefined)
+          yield* Fiber.join(held)
+          yield* until(() => only(facts, "Closed").some(({ reason }) => reason === "wrongRole"))
+          assert.deepStrictEqual(yield* sql`SELECT pg_backend_pid() AS pid`, fresh)
+          assert.deepStrictEqual(yield* stored, ["held"])
+        })
+      )
+  )
+
   it.scopedLive("that finds a standby ends the idle connections at once", () =>
     behind({ validateAfterIdle: "1 minute", strategy: "pooled", minConnections: 0, order: "lifo" }, (proxy) =>
       Effect.gen(function* () {
