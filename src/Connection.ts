@@ -472,6 +472,7 @@ export class Connection {
       const again = (isLast: boolean) =>
         later(cancelAgain, () => {
           if (this.cancellation !== cancellation || this.flight === undefined || this.isHeldBack) return
+          if (cancellation.isProbing) return
           if (cancellation.isTravelling && !isLast) again(true)
           else cancellation.request(longestCancel - cancelAgain)
         })
@@ -490,10 +491,26 @@ export class Connection {
     if (cancellation === undefined || flight === undefined || !this.isHeldBack || cancellation.isTravelling) return
     const failure = flight.failure()
     const isConfirmed =
-      cancellation.isOver && failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message)
-    if (isConfirmed) this.cancellation = undefined
-    else this.broken ??= "cancelled"
+      cancellation.isProbing ||
+      (failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message))
+    if (!cancellation.isOver) this.broken ??= "cancelled"
+    else if (isConfirmed) this.cancellation = undefined
+    else return this.probe(cancellation, flight, failure)
     this.finish(flight, failure)
+  }
+
+  /**
+   * Asks for one more answer after a cancel that may have hit nothing: the statement ended before, or the server says why in another language.
+   * The session has been signalled by then, ignores that while it waits for a command, and answers after it.
+   */
+  private probe(cancellation: Cancellation, stopped: Flight, failed: Failure | undefined): void {
+    cancellation.isProbing = true
+    this.flight = undefined
+    this.isHeldBack = false
+    this.ping((failure) => {
+      if (failure !== undefined) this.broken ??= "cancelled"
+      this.finish(stopped, failed)
+    })
   }
 
   /** Closes it politely, if it is idle. */

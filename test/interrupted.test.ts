@@ -275,6 +275,47 @@ describe("the connection of an interrupted statement", () => {
     })
   )
 
+  const lock = "SELECT pg_advisory_lock_shared(1) AS long"
+  const ends = {
+    "has ended by itself before its cancel": ["late", lock],
+    "was refused before its cancel": [
+      "late",
+      "DO $$BEGIN PERFORM pg_advisory_lock_shared(1); RAISE 'no' USING ERRCODE = '57014'; END$$ -- AS long"
+    ],
+    "is refused for its cancel in another language": [
+      "at once",
+      `DO $$BEGIN PERFORM pg_advisory_lock_shared(1); EXCEPTION WHEN query_canceled THEN
+        RAISE 'wegen Benutzeranfrage abgebrochen' USING ERRCODE = '57014'; END$$ -- AS long`
+    ]
+  } as const
+  for (const [how, [comes, text]] of Object.entries(ends)) {
+    it.scopedLive(`is kept if its statement ${how}`, () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy(place.writer)
+        const other = yield* Layer.build(Db.layer({ writer: place.writer }))
+        const { reserve } = yield* Effect.provide(Db.writer, other)
+        const holder = yield* reserve
+        yield* holder.execute("SELECT pg_advisory_lock(1)", [], undefined)
+        yield* Effect.gen(function* () {
+          const before = yield* pid
+          const trips = proxy.roundTrips
+          const fiber = yield* Effect.fork(run(text))
+          yield* running(1)
+          const sent = yield* proxy.when(({ type }) => type === "cancel", comes === "late" ? "freeze" : "pass")
+          yield* Fiber.interrupt(fiber)
+          yield* sent
+          if (comes === "late") yield* holder.execute("SELECT pg_advisory_unlock(1)", [], undefined)
+          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.roundTrips > trips })
+          yield* proxy.thaw
+          assert.strictEqual(yield* pid, before)
+        }).pipe(
+          Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
+        )
+      })
+    )
+  }
+
   it.scopedLive("is not used again while its cancel is on its way, though the statement has ended with 57014", () =>
     Effect.gen(function* () {
       const place = yield* freshTable

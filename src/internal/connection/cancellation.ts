@@ -8,6 +8,8 @@ export class Cancellation {
   private sent = 0
   private travelling = 0
   private isTaken = true
+  /** Whether all that was sent has arrived without being seen to hit, and one more answer of the session is awaited. */
+  isProbing = false
 
   constructor(
     /** Sends a request; calls back when its socket is closed, with whether the server has closed it. */
