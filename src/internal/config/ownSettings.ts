@@ -7,7 +7,7 @@ import { flag, Invalid, integer, keepAlive } from "./values.js"
 /**
  * The settings of sessions that a connection string holds. The options of the database come before them.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface OwnSettings {

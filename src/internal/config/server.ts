@@ -14,7 +14,7 @@ import { effect, flag, Invalid, oneOf, text } from "./values.js"
 /**
  * One host of a server, with its TLS.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface Endpoint extends Host {
