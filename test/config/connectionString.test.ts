@@ -136,6 +136,12 @@ describe("a server", () => {
     assert.deepStrictEqual([prisma.setting, prisma.expected.includes("Db.withSchema")], ["writer (schema)", true])
   })
 
+  it("is refused with the forms that it may have, if it is empty as an unset variable of the environment is", () => {
+    const { expected, given } = refusal("")
+    assert.strictEqual(given, "empty")
+    assert.include(expected, "postgres://user:password@host:5432/database")
+  })
+
   it("gives each server its own connect_timeout for each host, and the option to all hosts together", () => {
     const servers = {
       writer: Redacted.make("postgres://me@a,b,c/app?connect_timeout=2"),
