@@ -285,7 +285,8 @@ export class Connection {
           if (flight.bound === before.length) this.statements.dropAll()
           else this.statements.drop(text, path)
           // no transaction is harmed: it may be prepared again at once
-          if (flight.bound === 0 && this.status === "I" && !parse) return this.run(before, request, after, done)
+          if (flight.bound === 0 && this.status === "I" && !parse && !flight.isStopped)
+            return this.run(before, request, after, done)
         }
         done(failure, flight)
       }
@@ -357,7 +358,7 @@ export class Connection {
   private prove(done: Done, proved: () => void): void {
     const plan = new Plan(
       () => roleProof.alone,
-      (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
+      (failure, flight) => (failure === undefined && !flight.isStopped ? proved() : done(failure, flight))
     )
     plan.isDescribed = false
     plan.proves = true
@@ -504,6 +505,7 @@ export class Connection {
    */
   private probe(cancellation: Cancellation, stopped: Flight, failed: Failure | undefined): void {
     cancellation.isProbing = true
+    stopped.isStopped = true
     this.flight = undefined
     this.isHeldBack = false
     this.ping((failure) => {

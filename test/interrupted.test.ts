@@ -316,6 +316,33 @@ describe("the connection of an interrupted statement", () => {
     )
   }
 
+  it.scopedLive("runs nothing of a statement that was interrupted at the BEGIN before it", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* Effect.gen(function* () {
+        const before = yield* pid
+        const text = "INSERT INTO item (name) VALUES ('a'); INSERT INTO item (name) VALUES ('b')"
+        for (const self of [Db.withSchema(run(text), "public"), Db.withTransaction(run(text))]) {
+          const trips = proxy.roundTrips
+          const begun = yield* proxy.when(sends("BEGIN"), "freeze")
+          const cancelled = yield* proxy.when(({ type }) => type === "cancel", "pass")
+          const fiber = yield* Effect.fork(self)
+          yield* begun
+          const leaving = yield* Effect.fork(Fiber.interrupt(fiber))
+          yield* cancelled
+          yield* proxy.thaw
+          yield* Fiber.join(leaving)
+          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.roundTrips > trips })
+          assert.strictEqual(yield* pid, before)
+        }
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(
+        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
+      )
+    })
+  )
+
   it.scopedLive("is not used again while its cancel is on its way, though the statement has ended with 57014", () =>
     Effect.gen(function* () {
       const place = yield* freshTable

@@ -137,6 +137,8 @@ export class Flight implements Query {
   lead = ""
   /** Whether a portal has more rows. */
   suspended = false
+  /** Whether it was interrupted and its cancel is not seen to have hit it: what was to follow it is not wanted. */
+  isStopped = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
   private several: Array<Result> | undefined = undefined

@@ -61,10 +61,9 @@ export const runGuarded = (
 ): void => {
   let isAgain = false
   const finish: Done = (failure, flight) => {
-    if (failure === undefined || connection.status === "I" || connection.broken !== undefined) {
-      return done(failure, flight)
-    }
-    const mayGoBetter = !isAgain && isStaleRefusal(failure)
+    const isOpen = connection.status !== "I" && connection.broken === undefined
+    if (!isOpen || (failure === undefined && !flight.isStopped)) return done(failure, flight)
+    const mayGoBetter = !isAgain && failure !== undefined && isStaleRefusal(failure)
     isAgain = true
     connection.undo(rollback, () =>
       mayGoBetter && isWanted() ? send(connection, before, request, finish) : done(failure, flight)
@@ -80,9 +79,9 @@ export const runGuarded = (
 const send = (connection: Connection, before: ReadonlyArray<Step>, request: Request, done: Done): void => {
   if (!request.simple && !isCopy(request.text)) return connection.run(before, request, commit, done)
   connection.steps(before, (failure, flight) => {
-    if (failure !== undefined) return done(failure, flight)
+    if (failure !== undefined || flight.isStopped) return done(failure, flight)
     connection.run(none, request, none, (failure, flight) => {
-      if (failure !== undefined) return done(failure, flight)
+      if (failure !== undefined || flight.isStopped) return done(failure, flight)
       connection.steps(commit, (failure) => done(failure, flight))
     })
   })
