@@ -99,6 +99,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Effect.gen(function* () {
               const sql = yield* Db.writer
               const reader = yield* Db.reader
+              // a new connection proves the role of its server first
+              yield* sql`SELECT 1`
               return [
                 yield* counted(sql`SELECT ${1}::int`),
                 yield* counted(reader`SELECT ${1}::int`),
@@ -126,11 +128,13 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             (sql) => sql`SELECT pg_is_in_recovery() AS standby, count(*)::int AS n FROM item`
           )
           yield* Effect.gen(function* () {
+            const sql = yield* Db.writer
+            // a new connection proves the role of its server first
+            yield* sql`SELECT 1`
             const before = proxy.roundTrips
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)
             assert.deepStrictEqual(yield* look, [{ standby: false, n: 2 }])
-            const sql = yield* Db.writer
             // of the next client of the session
             assert.deepStrictEqual(yield* sql`SELECT coalesce(current_setting('effect_db.commit', true), '') AS left`, [
               { left: "" }
