@@ -732,7 +732,10 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
       case "never":
         return `${at(this)}: propagation "never" allows no transaction and there is one`
       default:
-        return `${at(this)}: ${this.propagation} ends the transaction of a unit of work; inside of withTransaction only its end does that`
+        return (
+          `${this.database === "" ? "" : `${at(this)}: `}${this.propagation} ends the transaction of a unit of work; ` +
+          "inside of withTransaction and of UnitOfWork.nested only its end does that"
+        )
     }
   }
 }

@@ -252,13 +252,15 @@ class OpenNested extends OpenUnit {
   override end(outcome: Outcome, restore: Restore | undefined): Effect.Effect<void, TransactionError> {
     return Effect.suspend(() => {
       const { unit } = this
-      unit.passHooksOn(outcome === "commit")
-      const ended = super.end(outcome, restore)
-      // a kept part belongs to the part around it, which has to know before the next one has its turn
-      const noted = outcome === "commit" ? Effect.tap(ended, () => Effect.sync(() => unit.noteKept())) : ended
-      return Effect.ensuring(
-        noted,
-        Effect.sync(() => unit.leave())
+      unit.holdHooks()
+      return Effect.onExit(super.end(outcome, restore), (exit) =>
+        Effect.sync(() => {
+          const isKept = outcome === "commit" && Exit.isSuccess(exit)
+          unit.passHooksOn(isKept)
+          // a kept part belongs to the part around it, which has to know before the next one has its turn
+          if (isKept) unit.noteKept()
+          unit.leave()
+        })
       )
     })
   }
@@ -607,9 +609,13 @@ const nowhere: Pick<Origin, "database"> = { database: "" }
 const refuse = ({ database }: Pick<Origin, "database">, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
-/** Ends transactions of the current unit of work, which goes on. Without a unit only `byHand` finds what is open, and is not to be ended. */
+/**
+ * Ends transactions of the current unit of work, of one database or of all; the unit goes on. Without a unit only `byHand` finds what is open,
+ * and is not to be ended.
+ */
 const endSome = (
   outcome: Outcome,
+  database: Pick<Origin, "database"> | undefined,
   choose: Choose,
   byHand: (carrier: Carrier) => Transaction | undefined
 ): Effect.Effect<void, TransactionError> =>
@@ -622,11 +628,14 @@ const endSome = (
         const open = byHand(carrier)
         return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
       }
-      if (unit.isNested) return Effect.fail(refuse(unit.begun[0]?.origin ?? nowhere, outcome))
+      if (unit.isNested) return Effect.fail(refuse(database ?? unit.begun[0]?.origin ?? nowhere, outcome))
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
       const [first] = chosen
-      if (first === undefined) return Effect.void
+      if (first === undefined) {
+        if (outcome === "rollback") unit.dropPending()
+        return Effect.void
+      }
       const { place } = first.level.link
       // they are being ended with the unit, or were
       if (unit.hasEnded) return Effect.fail(new TransactionEnded(place))
@@ -634,6 +643,7 @@ const endSome = (
       if (outcome === "commit" && unit.isEndOf(chosen)) return Effect.fail(new TransactionBusy({ ...place, waited: 0 }))
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
+        unit.dropPending()
         return undoAll(chosen, restore)
       }
       const close = (all: ReadonlyArray<Transaction>) => {
@@ -653,6 +663,7 @@ const endSome = (
 const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSome(
     outcome,
+    undefined,
     (carrier, unit) => {
       const { transaction } = carrier
       if (transaction !== undefined) return refuse(transaction.origin, outcome)
@@ -688,6 +699,7 @@ export const rollback: Effect.Effect<void, TransactionError> = endAll("rollback"
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSome(
     outcome,
+    origin,
     (carrier, unit) => {
       const found = carrier.find(origin, "writer")
       if (found === "none") return none

@@ -46,7 +46,7 @@ export interface End {
 }
 
 /** Hooks for which there is no transaction yet. */
-interface Waiting {
+export interface Waiting {
   readonly begin: (options: Options) => Transaction
   readonly hooks: Array<Hook>
 }
@@ -100,10 +100,16 @@ export class Unit extends Carrier {
   }
 
   override whenStored(action: () => void): boolean {
-    if (this.ended) return false
+    // what a fiber does that outlives it is about what it has left to the whole around it
+    if (this.ended) return super.whenStored(action)
     this.pending ??= []
     this.pending.push(action)
     return true
+  }
+
+  /** Forgets what was left to the time when it is stored, because all that it was about is undone. */
+  dropPending(): void {
+    if (this.transactions === undefined || this.transactions.size === 0) this.pending = undefined
   }
 
   override get isOver(): boolean {
@@ -196,11 +202,16 @@ export class Unit extends Carrier {
     return this.transactions?.get(origin)
   }
 
-  /** The hooks for which there is no transaction yet, each handed out once. */
-  protected takeWaiting(): ReadonlyArray<readonly [Origin, Waiting]> {
-    const all = [...(this.waiting ?? none)]
-    this.waiting = undefined
+  /** Takes the hooks for which there is no transaction yet, of some databases. */
+  protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, Waiting]> {
+    const all = [...(this.waiting ?? none)].filter(([origin]) => isMeant(origin))
+    for (const [origin] of all) this.waiting?.delete(origin)
+    if (this.waiting?.size === 0) this.waiting = undefined
     return all
+  }
+
+  override takesHooks(): boolean {
+    return !this.ended
   }
 
   /** A hook is no reason to begin a transaction, which reads would have to join. */

@@ -137,6 +137,44 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
+  it.scopedLive("drops the afterCommit hooks of a part whose end fails, also on a database without a statement", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      const part = Effect.all([
+        Audit.afterCommit(note("audit: committed")),
+        Audit.afterRollback(note("audit: rolled back")),
+        insert("undone"),
+        Effect.ignore(UnitOfWork.run(Effect.zipRight(insert("joined"), Effect.fail("x"))))
+      ])
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "RolledBackAtCommit")
+        })
+      )
+      assert.deepStrictEqual(log, ["audit: rolled back"])
+      assert.deepStrictEqual(yield* stored, ["outer"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("commits the hooks of a database that no unit around it would begin, in a bare withTransaction", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* UnitOfWork.nested(Effect.zipRight(insert("kept"), Audit.afterCommit(note("audit: committed"))))
+          assert.deepStrictEqual(log, ["audit: committed"])
+          const undone = Effect.all([Audit.afterCommit(note("no")), Audit.afterRollback(note("audit: rolled back"))])
+          yield* Effect.ignore(UnitOfWork.nested(Effect.zipRight(undone, Effect.fail("x"))))
+        })
+      )
+      assert.deepStrictEqual(log, ["audit: committed", "audit: rolled back"])
+    }).pipe(Effect.provide(both))
+  )
+
   it.scopedLive("nests in itself: the inner part fails alone, and goes with the outer", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
@@ -301,10 +339,18 @@ describe("UnitOfWork.nested", () => {
               assert.strictEqual(error._tag, "PropagationRefused")
             }
           }
+          for (const end of [Audit.commit, Audit.rollback]) {
+            const error = yield* Effect.zipRight(insert("undone"), end).pipe(
+              UnitOfWork.nested(),
+              DatabaseError.refine,
+              Effect.flip
+            )
+            assert.strictEqual(error._tag === "PropagationRefused" && error.database, "audit")
+          }
         })
       )
       assert.deepStrictEqual(yield* stored, ["kept"])
-    }).pipe(Effect.provide(fresh()))
+    }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("a fiber that outlives the part gets TransactionEnded, on a database touched before or not", () =>

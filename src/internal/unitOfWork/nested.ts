@@ -7,11 +7,13 @@ import { nest, type Options, type Origin, type Transaction } from "../../Transac
 import type { Carrier, Kind, Retry } from "../carrier.js"
 import { passedOn } from "../hooks.js"
 import type { PartName } from "../transaction/part.js"
-import { type Describe, type Ending, type Order, Unit } from "../unit.js"
+import { type Describe, type Ending, type Order, Unit, type Waiting } from "../unit.js"
 import { Gate } from "./gate.js"
 
 export class NestedUnit extends Unit {
   private readonly gate: Gate
+  /** The hooks without a transaction that the unit around takes when this part has ended. */
+  private heldHooks: ReadonlyArray<readonly [Origin, Waiting]> = []
 
   constructor(
     private readonly outside: Carrier,
@@ -50,15 +52,23 @@ export class NestedUnit extends Unit {
     return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
   }
 
-  /** Leaves the hooks for which there was no transaction to a unit that is around, as those of its savepoints are. */
+  /**
+   * Holds back the hooks for which there is no transaction, if a unit around takes them: its end would begin one for them. Where there is no
+   * unit, or it is left out on purpose, this is the outermost, and they are its own.
+   */
+  holdHooks(): void {
+    this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]
+  }
+
+  /** Leaves the hooks that were held back to the unit around, as those of its savepoints are. */
   passHooksOn(isKept: boolean): void {
-    for (const [origin, { begin, hooks }] of this.takeWaiting()) {
+    for (const [origin, { begin, hooks }] of this.heldHooks) {
       for (const hook of hooks) {
         const passed = passedOn(hook, isKept)
-        // where there is no unit, or it is left out on purpose, this is the outermost
-        if (passed !== undefined && !this.outside.addHook(origin, passed, begin)) this.addHook(origin, hook, begin)
+        if (passed !== undefined) this.outside.addHook(origin, passed, begin)
       }
     }
+    this.heldHooks = []
   }
 
   /** Tells the part that it is in, if it is in one, of what it has kept. */
