@@ -59,6 +59,9 @@ type Ready = (
   opening: ReadonlyArray<Opening>
 ) => void
 
+/** What was undone on the server after a statement had failed: nothing, the statement by its fence, or all that was opened with it. */
+type Undoing = "nothing" | "statement" | "opening"
+
 type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
 const none: ReadonlyArray<never> = []
@@ -196,14 +199,17 @@ export class Level {
         // refused before it was bound, so nothing has run in what was opened with it
         if (opened !== undefined && !isAgain && isStaleRefusal(failure) && flight.bound === first.length) {
           isAgain = true
+          const undone = opening.length > 0 ? "opening" : "statement"
           return connection.undo(opened, (undoFailure) => {
             if (undoFailure === undefined && !this.isLeft) connection.run(first, request, after, guarded)
-            else settle(failure, flight)
+            else settle(failure, flight, undoFailure === undefined ? undone : "nothing")
           })
         }
         if (guard === undefined || !isSet) return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
-        connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
+        connection.undo(guard.undo, (undoFailure) =>
+          settle(failure, flight, undoFailure === undefined ? "statement" : "nothing")
+        )
       }
       // messages behind a COPY would be taken for its data
       const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
@@ -490,7 +496,7 @@ export class Level {
     exchange: (
       connection: Connection,
       opening: ReadonlyArray<Opening>,
-      settle: (failure: Failure | undefined, flight: Flight, undone?: boolean) => void
+      settle: (failure: Failure | undefined, flight: Flight, undone?: Undoing) => void
     ) => void
   ): () => void {
     let sent: Connection | undefined
@@ -506,7 +512,7 @@ export class Level {
       this.used = true
       onSent()
       connection.transaction = this
-      exchange(connection, opening, (failure, flight, undone) => {
+      exchange(connection, opening, (failure, flight, undone = "nothing") => {
         settled = true
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
@@ -514,8 +520,8 @@ export class Level {
         const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
         // nothing of it has run: as if there had been no BEGIN
         const isUnfit = isMisled && isOutermost(opening)
-        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
-        const isAborted = connection.status === "E" && undone !== true
+        if (all > 0) this.acknowledge(opening, isUnfit || undone === "opening" ? 0 : flight.acknowledged)
+        const isAborted = connection.status === "E" && undone === "nothing"
         const error = isUnfit
           ? wrongRole(this.link.place, failure)
           : this.judge(
@@ -578,7 +584,8 @@ export class Level {
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    if (!begun) return failure === undefined ? interruption : toStatementError(link.place, failure, "notSent")
+    if (!begun)
+      return interruption ?? (failure === undefined ? undefined : toStatementError(link.place, failure, "notSent"))
     const ender = enderOf(flight, text)
     const isLost = failure?._tag === "lost"
     if (ender !== undefined || (!isLost && connection.status === "I")) {
