@@ -136,6 +136,8 @@ export class Level {
   private readonly turns = new Turns()
   /** Whether the caller of the statement under way has left. */
   private isLeft = false
+  /** Gives up the statement that is about to open it, which waits for a turn or a connection: nothing of it was sent. */
+  private giveUpOpening: ((error: StatementError) => void) | undefined = undefined
   /** The nested level that has the turn, from its first statement to its end. */
   private nested: Level | undefined = undefined
   private readonly mark: ReturnType<typeof savepoint> | undefined
@@ -414,6 +416,8 @@ export class Level {
     // a nested level that has the turn has lost its connection, and may keep the turn for long
     if (this.link.lost !== undefined && this.nested !== undefined) return finish()
     this.leaveNested()
+    // what has not come to the server yet, as at the gate of its part, may wait for long, and must not run any more
+    this.giveUpOpening?.(new TransactionEnded(this.link.place))
     stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time", this.interrupted)
@@ -689,7 +693,7 @@ export class Level {
       isWaiting = false
       stopWaiting()
       const fail = (error: StatementError) => {
-        this.turns.pass()
+        this.passUnopened()
         ready(error, undefined, none)
       }
       const { gone } = this
@@ -700,15 +704,21 @@ export class Level {
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
+        this.giveUpOpening = undefined
         const { begin } = this.opening
         const steps = this.mark === undefined ? begin : [this.mark.set, ...begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
       const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))
-      const leave = this.gate === undefined ? goAbove() : this.passGate(this.gate, goAbove, fail)
+      let leave = nothing
+      this.giveUpOpening = (error) => {
+        leave()
+        fail(error)
+      }
+      leave = this.gate === undefined ? goAbove() : this.passGate(this.gate, goAbove, fail)
       leaveAbove = () => {
         leave()
-        this.turns.pass()
+        this.passUnopened()
       }
     })
     if (isWaiting) {
@@ -723,6 +733,13 @@ export class Level {
       stopWaiting()
       leaveAbove()
     }
+  }
+
+  /** Ends a turn with which nothing was opened. */
+  private passUnopened(): void {
+    this.giveUpOpening = undefined
+    this.nested = undefined
+    this.turns.pass()
   }
 
   /**
@@ -770,11 +787,17 @@ export class Level {
       giveUp = goOn()
     })
     if (isPassed) return giveUp
-    const bound = timer(lender.patience, () => {
+    const failed = (error: StatementError) => {
       leave()
-      fail(new TransactionBusy({ ...place, waited: lender.patience }))
-    })
-    stop = () => clearTimeout(bound)
+      stop()
+      fail(error)
+    }
+    const bound = timer(lender.patience, () => failed(new TransactionBusy({ ...place, waited: lender.patience })))
+    const unwatch = this.link.whenLost(failed)
+    stop = () => {
+      clearTimeout(bound)
+      unwatch()
+    }
     return () => {
       leave()
       stop()
