@@ -55,12 +55,14 @@ export const withTransaction = <A, E, R, X>(
     const current = engine.transactionFor(fiber, carrier, kind, site)
     const chosen = plan(engine, current, options)
     const { label, retry = false } = options
-    const isTaken = current === undefined || retry === false || carrier?.takeRetry(rootOf(current), retry) === true
-    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest"))
+    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest")) {
+      const isTaken = retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+      // what is refused changes nothing
+      if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(engine.database)))
       raise(current, options, chosen._tag === "join")
+    }
     switch (chosen._tag) {
       case "join":
-        if (!isTaken) return Effect.fail(wrap(retryRefused(engine.database)))
         return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
         return independent(self, engine)

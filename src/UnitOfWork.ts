@@ -15,7 +15,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import {
   type DatabaseError,
-  type OptionsConflict,
+  OptionsConflict,
   PropagationRefused,
   TransactionBusy,
   TransactionEnded,
@@ -373,6 +373,27 @@ const begin = <A, E, R>(
 const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefined =>
   work === undefined ? undefined : () => work
 
+/**
+ * Has a unit take what a part asks for that joins it; where that is refused, nothing of it is taken.
+ *
+ * @internal
+ */
+export const demand = (
+  carrier: Carrier,
+  unit: Unit,
+  rules: Rules | undefined,
+  { checkFirst, order, retry = false }: Pick<Options<never, never>, "checkFirst" | "order" | "retry">
+): OptionsConflict | undefined => {
+  const takeRules = rules === undefined ? undefined : unit.demand(rules)
+  if (takeRules instanceof OptionsConflict) return takeRules
+  const takeEnding = unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
+  if (takeEnding instanceof OptionsConflict) return takeEnding
+  if (retry !== false && !carrier.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
+  takeRules?.()
+  takeEnding()
+  return undefined
+}
+
 /** A part of a unit of work: its end is left to the whole, but what it asks for must be so. */
 const join = <A, E, R>(
   self: Effect.Effect<A, E, R>,
@@ -382,14 +403,8 @@ const join = <A, E, R>(
   name: PartName,
   describe: Describe | undefined
 ): Effect.Effect<A, E | OptionsConflict, R> => {
-  const rules = rulesOf(options)
-  const { checkFirst, order, retry = false } = options
-  const conflict =
-    (rules === undefined ? undefined : unit.demand(rules)) ??
-    unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
+  const conflict = demand(carrier, unit, rulesOf(options), options)
   if (conflict !== undefined) return Effect.fail(conflict)
-  if (retry !== false && !carrier.takeRetry(undefined, retry))
-    return Effect.fail(retryRefused(unit.begun[0]?.origin.database ?? ""))
   return asPart(self, carrier, name, { describe }, (exit) => decide(options, exit))
 }
 

@@ -336,8 +336,11 @@ export class Unit extends Carrier {
     this.hasKept ||= mayBeStored(transaction)
   }
 
-  /** Takes what a part of the work asks for, for all that is begun from now on. What is begun already must not be otherwise. */
-  demand(rules: Rules): OptionsConflict | undefined {
+  /**
+   * Checks what a part of the work asks for, of all that is begun from now on; what is begun already must not be otherwise. Returns the
+   * refusal, or what takes it.
+   */
+  demand(rules: Rules): OptionsConflict | (() => void) {
     const asked = [...(this.transactions?.values() ?? [])].flatMap((transaction) => {
       const options = rules.databases.get(transaction.origin.database) ?? rules.all
       return options === undefined ? [] : [{ transaction, options }]
@@ -346,22 +349,24 @@ export class Unit extends Carrier {
       const error = conflict(transaction, options, true)
       if (error !== undefined) return error
     }
-    for (const { options, transaction } of asked) raise(transaction, options, true)
-    this.rules = {
-      all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
-      databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
+    return () => {
+      for (const { options, transaction } of asked) raise(transaction, options, true)
+      this.rules = {
+        all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
+        databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
+      }
     }
-    return undefined
   }
 
-  /** Takes what a part asks of the end: an order where the unit has none of its own, and a check. */
-  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+  /** Checks what a part asks of the end: an order where the unit has none of its own, and a check. Returns as {@link demand}. */
+  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
     const { ending } = this
     if (order !== undefined && ending.order !== "safest" && String(order) !== String(ending.order))
       return this.refuse("order", String(ending.order), String(order))
     if (checked === false && ending.checked) return this.refuse("checkFirst", "true", "false")
-    this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
-    return undefined
+    return () => {
+      this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
+    }
   }
 
   /** It is run again, if it can be, where its failure allows it: a part of it has asked for that. */

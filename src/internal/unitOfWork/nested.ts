@@ -2,12 +2,12 @@
  * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
  * on a database that no unit would begin, it begins itself, as a unit of work does.
  */
-import type { OptionsConflict } from "../../DatabaseError.js"
+import { OptionsConflict } from "../../DatabaseError.js"
 import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
 import type { Carrier, Kind, Retry } from "../carrier.js"
 import { passedOn } from "../hooks.js"
 import type { PartName } from "../transaction/part.js"
-import { type Describe, type Ending, type Order, Unit, type Waiting } from "../unit.js"
+import { type Describe, type Ending, type Order, type Rules, Unit, type Waiting } from "../unit.js"
 import { Gate } from "./gate.js"
 
 export class NestedUnit extends Unit {
@@ -47,7 +47,19 @@ export class NestedUnit extends Unit {
     return this.outside.takeRetry(transaction, asked)
   }
 
-  override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+  /** Asks the same of the unit around, which begins the transactions of this part. */
+  override demand(rules: Rules): OptionsConflict | (() => void) {
+    const own = super.demand(rules)
+    if (own instanceof OptionsConflict) return own
+    const around = this.outside.unit?.demand(rules)
+    if (around instanceof OptionsConflict) return around
+    return () => {
+      own()
+      around?.()
+    }
+  }
+
+  override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
     const { unit } = this.outside
     return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
   }
