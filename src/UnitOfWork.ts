@@ -357,7 +357,8 @@ const begin = <A, E, R>(
     handle.unit.canRunAgain = canRunAgain
     return handle
   }
-  if (retry !== undefined && retry !== false) return replay(fresh, once, retry)
+  if (retry !== undefined && retry !== false)
+    return Effect.uninterruptibleMask((restore) => replay(restore, fresh, once, retry))
   // interruptible, a handler of causes would take from that of an interruption what has failed beside it
   return Effect.uninterruptibleMask((restore) => {
     const handle = fresh()
@@ -365,7 +366,7 @@ const begin = <A, E, R>(
       const { unit } = handle
       return unit.askedRetry === undefined
         ? Effect.failCause(cause)
-        : restore(replay(fresh, once, unit.askedRetry, { cause, opened: handle }))
+        : replay(restore, fresh, once, unit.askedRetry, { cause, opened: handle })
     })
   })
 }

@@ -54,7 +54,8 @@ export interface Waiting {
 const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
-const mayBeStored = ({ level, stores }: Transaction): boolean =>
+/** Tells whether what a transaction has done is stored, or may be. */
+export const mayBeStored = ({ level, stores }: Transaction): boolean =>
   level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
 export class Unit extends Carrier {
