@@ -554,7 +554,7 @@ export const nested: {
       if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
       // a savepoint that fails after another was released would leave a half, so all are looked at first
       const ending = { ...(carrier.unit?.ending ?? endingOf({})), checked: true }
-      const unit = new NestedUnit(carrier, ending, told(options), { label, site })
+      const unit = new NestedUnit(fiber, carrier, ending, told(options), { label, site })
       return runIn(self, new OpenNested(unit), options)
     })
   }

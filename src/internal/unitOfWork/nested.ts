@@ -2,6 +2,7 @@
  * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
  * on a database that no unit would begin, it begins itself, as a unit of work does.
  */
+import type * as Fiber from "effect/Fiber"
 import { OptionsConflict } from "../../DatabaseError.js"
 import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
 import type { Carrier, Kind, Retry } from "../carrier.js"
@@ -16,6 +17,8 @@ export class NestedUnit extends Unit {
   private heldHooks: ReadonlyArray<readonly [Origin, Waiting]> = []
 
   constructor(
+    /** The fiber that runs it. */
+    private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
     private readonly outside: Carrier,
     ending: Ending,
     describe: Describe | undefined,
@@ -99,6 +102,7 @@ export class NestedUnit extends Unit {
     const label = this.name?.label
     const nested = nest(around.origin, around, "writer", around, label === undefined ? {} : { label })
     nested.level.gate = this.gate
+    nested.span = around.origin.span(this.fiber, label, this.outside)
     this.add(nested)
     return nested
   }
