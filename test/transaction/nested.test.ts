@@ -13,13 +13,20 @@ import { DatabaseError, DatabaseRuntime, RequestTransaction, TestDatabase, UnitO
 import { describe } from "vitest"
 import { audit, event, events } from "../fixtures/audit.js"
 import { Audit, active, Db, fresh, freshTable, insert, Place, stored } from "../fixtures/databases.js"
-import { makeProxy } from "../fixtures/proxy.js"
-import { query } from "../fixtures/server.js"
+import { makeProxy, sends } from "../fixtures/proxy.js"
+import { freshDatabase, query } from "../fixtures/server.js"
 
 const both = Layer.merge(fresh(), audit)
 
 /** A statement on each database, then a failure. */
 const undone = Effect.all([insert("undone"), event("undone"), Effect.fail("x")])
+
+/** A second database behind a proxy. */
+const auditProxy = Effect.gen(function* () {
+  const { writer } = yield* freshDatabase
+  yield* query(writer, "CREATE TABLE event (what text, amount int)")
+  return yield* makeProxy(writer)
+})
 
 const isStandby = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ yes: boolean }>`SELECT pg_is_in_recovery() AS yes`, (rows) => rows[0]?.yes)
@@ -173,6 +180,65 @@ describe("UnitOfWork.nested", () => {
       )
       assert.deepStrictEqual(log, ["audit: committed", "audit: rolled back"])
     }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("checks all databases before the first RELEASE, also where the unit does not check first", () =>
+    Effect.gen(function* () {
+      const part = Effect.all([
+        insert("undone"),
+        event("undone"),
+        Effect.ignore(Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1/0`))
+      ])
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Effect.zipRight(insert("outer"), event("outer"))
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "RolledBackAtCommit")
+        }),
+        { checkFirst: false }
+      )
+      assert.deepStrictEqual([yield* stored, yield* events], [["outer"], ["outer"]])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive(
+    "a part of which one savepoint is released and the other lost makes the first one's whole roll back",
+    () =>
+      Effect.gen(function* () {
+        const proxy = yield* auditProxy
+        const half = Effect.gen(function* () {
+          yield* proxy.when(sends("RELEASE"), "cut")
+          const part = Effect.zipRight(insert("half"), event("half"))
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          // a savepoint is not stored, so this is no PartialCommit
+          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+        })
+        const error = yield* Db.withTransaction(half).pipe(
+          DatabaseError.refine,
+          Effect.flip,
+          Audit.withTransaction(),
+          Effect.provide(Audit.layer({ writer: proxy.url })),
+          Effect.exit
+        )
+        assert.isTrue(Exit.isFailure(error))
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("in a bare withTransaction a COMMIT of another database that is lost undoes the savepoint alone", () =>
+    Effect.gen(function* () {
+      const proxy = yield* auditProxy
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          yield* proxy.when(sends("COMMIT"), "cut")
+          const part = Effect.zipRight(insert("undone"), event("undone"))
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        })
+      ).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+      assert.deepStrictEqual(yield* stored, ["outer"])
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("nests in itself: the inner part fails alone, and goes with the outer", () =>
