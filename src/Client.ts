@@ -30,6 +30,7 @@ import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
+import { unknownOfTransaction } from "./internal/transaction/names.js"
 import { defer, outliving } from "./internal/transaction/reactivity.js"
 import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options } from "./Transaction.js"
@@ -51,6 +52,8 @@ export const withTransaction = <A, E, R, X>(
   site: CallSite | undefined
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfTransaction(engine.database, options)
+    if (unknown !== undefined) return Effect.fail(wrap(unknown))
     const carrier = currentCarrier(fiber)
     const current = engine.transactionFor(fiber, carrier, kind, site)
     const chosen = plan(engine, current, options)

@@ -959,7 +959,8 @@ export type StatementError =
 export type ListenError = StatementError | NotificationInvalid | ConfigInvalid | ListenFailed
 
 /**
- * What beginning and ending a transaction can fail with, beside the failures of its statements.
+ * What beginning and ending a transaction can fail with, beside the failures of its statements. `ConfigInvalid` is for an option whose name is
+ * not known, which only a program without types can give.
  *
  * @since 0.1.0
  * @category models
@@ -972,6 +973,7 @@ export type TransactionError =
   | CommitOutcomeUnknown
   | PropagationRefused
   | OptionsConflict
+  | ConfigInvalid
   | PartialCommit
 
 /**

@@ -26,6 +26,8 @@ import { withSession } from "./Consistency.js"
 import { type DatabaseError, OptionsConflict } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
+import type { Known } from "./internal/config/known.js"
+import { unknownOption } from "./internal/config/options.js"
 import { reasonOf, replaySchedule, takeReplay } from "./internal/replay.js"
 import { keep } from "./internal/request/again.js"
 import { responseOf } from "./internal/request/apiErrors.js"
@@ -37,6 +39,7 @@ import { problemOf, problemType } from "./internal/request/problem.js"
 import { Route } from "./internal/request/route.js"
 import { type ReadYourWrites, type RequestSession, sessionOf, Tokens } from "./internal/request/tokens.js"
 import { slotOf } from "./internal/schema/place.js"
+import { unknownOfSettings } from "./internal/transaction/names.js"
 import type { Unit } from "./internal/unit.js"
 import { asPart } from "./internal/within.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
@@ -140,8 +143,24 @@ interface Plan {
   readonly fixed: ReturnType<typeof UnitOfWork.rulesOf>
 }
 
+const known: Known<Options> = {
+  outcome: true,
+  onCommitFailed: true,
+  transaction: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  retry: true,
+  requestId: true,
+  applicationName: true,
+  sqlComment: true
+}
+
 const makePlan = (options: Options): Plan => {
   const { databases, transaction } = options
+  const all = typeof transaction === "object" ? transaction : undefined
+  const unknown = unknownOption("", options, known) ?? unknownOfSettings({ databases, transaction: all })
+  if (unknown !== undefined) throw unknown
   return {
     options,
     ask: asking(options.requestId),

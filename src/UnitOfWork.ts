@@ -14,6 +14,7 @@ import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import {
+  type ConfigInvalid,
   type DatabaseError,
   OptionsConflict,
   PropagationRefused,
@@ -25,10 +26,13 @@ import { type CallSite, siteOfPart } from "./internal/callSite.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import { finish } from "./internal/commits.js"
+import type { Known } from "./internal/config/known.js"
+import { unknownOption } from "./internal/config/options.js"
 import { undoAll } from "./internal/ending.js"
 import { retryRefused } from "./internal/propagation.js"
 import { replay } from "./internal/replay.js"
 import { slotOf, withoutSlot } from "./internal/schema/place.js"
+import { unknownOfSettings } from "./internal/transaction/names.js"
 import type { PartName } from "./internal/transaction/part.js"
 import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unit.js"
 import { NestedUnit } from "./internal/unitOfWork/nested.js"
@@ -371,6 +375,21 @@ const begin = <A, E, R>(
   })
 }
 
+const nestedOptions: Known<NestedOptions<unknown, unknown>> = { outcome: true, work: true }
+
+const allOptions: Known<Options<unknown, unknown>> = {
+  ...nestedOptions,
+  transaction: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  retry: true
+}
+
+/** Returns the refusal of options with a name that is not known. */
+const unknownOf = <A, E>(options: Options<A, E>): ConfigInvalid | undefined =>
+  unknownOption("", options, allOptions) ?? unknownOfSettings(options)
+
 const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefined =>
   work === undefined ? undefined : () => work
 
@@ -448,6 +467,8 @@ export const run: {
     const label = options.work?.label
     const site = siteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
+      const unknown = unknownOf(options)
+      if (unknown !== undefined) return Effect.fail(unknown)
       const carrier = currentCarrier(fiber)
       return carrier?.joinable === undefined
         ? begin(self, carrier, true, options, told(options), site)
@@ -488,7 +509,11 @@ export const runNew: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options), undefined))
+    Effect.withFiberRuntime((fiber) => {
+      const unknown = unknownOf(options)
+      if (unknown !== undefined) return Effect.fail(unknown)
+      return begin(self, currentCarrier(fiber), false, options, told(options), undefined)
+    })
 )
 
 /**
@@ -550,6 +575,8 @@ export const nested: {
     const label = options.work?.label
     const site = siteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
+      const unknown = unknownOption("", options, nestedOptions)
+      if (unknown !== undefined) return Effect.fail(unknown)
       const carrier = currentCarrier(fiber)
       if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
       // a savepoint that fails after another was released would leave a half, so all are looked at first

@@ -25,6 +25,8 @@ import { isNotSent } from "../../RetryPolicy.js"
 import { nest, type Transaction, type Options as TransactionOptions } from "../../Transaction.js"
 import type { Restore } from "../cancellable.js"
 import { type Carrier, currentCarrier, type Kind } from "../carrier.js"
+import type { Known } from "../config/known.js"
+import { unknownOption } from "../config/options.js"
 import { isServerError } from "../driver.js"
 import { keep, undo } from "../ending.js"
 import type { Engine } from "../engine.js"
@@ -75,6 +77,18 @@ const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number)
 /** Returns the outcome of a fiber as an effect. */
 const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> => Effect.flatten(Fiber.await(fiber))
 
+const known: Known<Options> = {
+  format: true,
+  delimiter: true,
+  null: true,
+  header: true,
+  quote: true,
+  escape: true,
+  encoding: true,
+  statementTimeout: true,
+  onProgress: true
+}
+
 /** Makes the members of a client for COPY. `rename` turns a name of the program into one of the database. */
 export const makeCopy = (
   engine: Engine,
@@ -103,6 +117,8 @@ export const makeCopy = (
 
   /** Starts a COPY, in a fiber that is interrupted by `stop` and by nothing else. */
   const start = (fiber: AnyFiber, text: string, data: Data, options: Options): Effect.Effect<UnderWay, SqlError> => {
+    const unknown = unknownOption(database, options, known)
+    if (unknown !== undefined) return Effect.fail(toSqlError(unknown))
     const carrier = currentCarrier(fiber)
     const asked: Request = { text, values: [], rows: "raw", prepare: false, simple: data._tag === "in" }
     const request = scoped(fiber.currentContext, carrier, database, withComment(asked, carrier?.work(fiber)))
