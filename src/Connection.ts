@@ -124,6 +124,8 @@ export class Connection {
   isForWrites = false
   /** Whether its next exchange has to prove that its server takes writes: neither a pooler nor PostgreSQL 13 says so at login. */
   doubtsRole = false
+  /** Whether its last exchange has proved that its server takes writes. */
+  private isProved = false
   private flight: Flight | undefined = undefined
   /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
   private cancellation: Cancellation | undefined = undefined
@@ -177,10 +179,10 @@ export class Connection {
     client.on("end", () => this.lose(lostError()))
     client.on("notice", (notice: Notice) => this.owner.noticed?.(this, notice))
     client.connection.on("parseComplete", () => {
-      if (this.flight?.isProving === false) this.flight.parsed++
+      if (this.flight !== undefined) this.flight.parsed++
     })
     client.connection.on("bindComplete", () => {
-      if (this.flight?.isProving === false) this.flight.bound++
+      if (this.flight !== undefined) this.flight.bound++
     })
     client.connection.on("copyOutResponse", () => this.flight?.handleCopyOutResponse())
     client.connection.on("readyForQuery", () => this.ready())
@@ -235,11 +237,10 @@ export class Connection {
 
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
   run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
+    if (this.isToProve) return this.prove(done, () => this.run(before, request, after, done))
     const { text, values } = request
     request.served?.(this.server)
-    const proves = this.isToProve
     if (request.simple) {
-      if (proves) return this.prove(done, () => this.run(before, request, after, done))
       const plan = new Plan(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
@@ -253,7 +254,7 @@ export class Connection {
     const plan = new Plan(
       () =>
         wire.flight(
-          proves ? [roleProof, ...before] : before,
+          before,
           {
             text: parse ? checked(text) : text,
             values,
@@ -289,7 +290,6 @@ export class Connection {
     plan.asked = request
     plan.before = before.length
     plan.after = after.length
-    plan.proves = proves
     plan.asArrays = request.rows === "array"
     plan.isRaw = request.rows === "raw"
     plan.isUpkeep = plan.isRaw && before.length === 0
@@ -300,6 +300,7 @@ export class Connection {
 
   /** Sends a COPY, with steps before it unless it is `simple`. Its data goes by way of `copy`. */
   copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: Done): void {
+    if (this.isToProve) return this.prove(done, () => this.copy(before, request, copy, done))
     const plan = new Plan(
       () => {
         const text = checked(request.text)
@@ -332,11 +333,10 @@ export class Connection {
   }
 
   private flySteps(all: ReadonlyArray<wire.Step>, isUndo: boolean, done: Done): void {
-    const proves = this.isToProve
-    const plan = new Plan(() => wire.steps(proves ? [roleProof, ...all] : all), done)
+    if (this.isToProve) return this.prove(done, () => this.flySteps(all, isUndo, done))
+    const plan = new Plan(() => wire.steps(all), done)
     plan.before = all.length - 1
     plan.isDescribed = false
-    plan.proves = proves
     plan.isUndo = isUndo
     this.fly(plan)
   }
@@ -346,13 +346,16 @@ export class Connection {
     return this.doubtsRole && this.status === "I"
   }
 
-  /** Proves the server's role in an exchange of its own, before what cannot be sent in one with it. */
+  /**
+   * Proves the server's role in an exchange of its own. In one with a BEGIN it would be the query before which an isolation level has to be
+   * set.
+   */
   private prove(done: Done, proved: () => void): void {
     const plan = new Plan(
       () => roleProof.alone,
       (failure, flight) => (failure === undefined ? proved() : done(failure, flight))
     )
-    plan.main = 0
+    plan.isDescribed = false
     plan.proves = true
     plan.isUpkeep = true
     this.fly(plan)
@@ -391,13 +394,11 @@ export class Connection {
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
   openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
+    if (this.isToProve) return this.prove(done, () => this.openPortal(before, portal, request, size, done))
     request.served?.(this.server)
-    const proves = this.isToProve
-    const first = proves ? [roleProof, ...before] : before
-    const plan = new Plan(() => wire.openPortal(first, portal, checked(request.text), request.values, size), done)
+    const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
     plan.asked = request
     plan.before = before.length
-    plan.proves = proves
     this.fly(plan)
   }
 
@@ -591,16 +592,18 @@ export class Connection {
   /** Takes down what the end of a flight says of the server's role; a proof that failed is a connection that was never fit. */
   private checkRole(flight: Flight, failure: Failure | undefined): Failure | undefined {
     if (!this.isForWrites) return failure
-    if (flight.plan.proves && !flight.isProving) this.doubtsRole = false
+    const wasProved = this.isProved
+    this.isProved = flight.plan.proves && failure === undefined
+    if (this.isProved) this.doubtsRole = false
     if (failure?._tag !== "refused") return failure
-    if (flight.isProving && isUnproved(failure.error.code ?? "")) {
+    if (flight.plan.proves && isUnproved(failure.error.code ?? "")) {
       this.broken ??= "wrongRole"
       return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
     }
     if (isWriteRefused(failure)) {
       if (this.takesNoWrites && !this.isPooled) this.broken ??= "wrongRole"
-      // it may be the program's own doing; with a proof in the same exchange it certainly is
-      else if (this.isPooled && !flight.plan.proves) this.doubtsRole = true
+      // it may be the program's own doing; right after a proof it is taken for that
+      else if (this.isPooled && !wasProved) this.doubtsRole = true
     }
     return failure
   }
@@ -687,7 +690,7 @@ const errorType = ({ _tag, error }: Failure): string => {
 
 const takesNoWrites = "its server takes no writes: it is a standby, or was made read-only"
 
-/** Fails where the server takes no writes, which keeps what is sent after it in the same exchange from being run. */
+/** Fails if the server takes no writes. */
 const roleProof = wire.constantStep(
   `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')
   OPERATOR(pg_catalog.=) 'on' THEN '${takesNoWrites}' ELSE '1' END::pg_catalog.int4`

@@ -157,7 +157,7 @@ const verify = (
   waits: (reason: ConnectReason) => boolean
 ): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
-    const last = performance.now() + config.pool.connectTimeout
+    const last = performance.now() + pool.options.pool.connectTimeout
     // a connect that takes too long has its own timeout and says why: it comes first
     const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {

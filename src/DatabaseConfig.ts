@@ -153,7 +153,10 @@ export interface PoolOptions {
    * fail at once with `PoolExhausted`, for the reason `outage`. Default 1000.
    */
   readonly maxOutageWaiters?: number | undefined
-  /** How long one attempt to connect may take. Default 5 s. */
+  /**
+   * How long one attempt to connect to a server may take, all its hosts together. It comes before `connect_timeout` of a connection string,
+   * which is for each host. Default 5 s.
+   */
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** An idle connection is closed after this time; infinity means never. Default 5 min. */
   readonly idleTimeout?: Duration.DurationInput | undefined
@@ -309,6 +312,7 @@ export interface PoolConfig {
   readonly maxOverflow: number
   readonly acquireTimeout: number
   readonly maxOutageWaiters: number
+  /** The writer's; a reader's is that of its server. */
   readonly connectTimeout: number
   readonly idleTimeout: number
   readonly maxLifetime: number
@@ -449,7 +453,6 @@ const belowOptions = ({ isPooled: _, ...given }: ReturnType<typeof server>, opti
   const limitsIdleness = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
   return {
     ...given,
-    connectTimeout: options.connectTimeout === undefined ? given.connectTimeout : undefined,
     own: {
       ...own,
       // the default gives way to the connection string
@@ -487,7 +490,11 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   const common = {
     passwordFile: fileOf("passwordFile", options.passwordFile, hasCredentials),
     hasCredentials,
-    ssl: options.ssl
+    ssl: options.ssl,
+    connectTimeout:
+      options.connectTimeout === undefined
+        ? undefined
+        : positive("connectTimeout", finite("connectTimeout", time("connectTimeout", options.connectTimeout, 0)))
   }
   const givenWriter = server("writer", options.writer, "writer", common)
   const givenReaders = readersOf(options.readers).map((input, i) => server(`readers[${i}]`, input, "reader", common))
@@ -522,10 +529,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       idleExit: yesOrNo("idleExit", options.idleExit),
       acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
       maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
-      connectTimeout: positive(
-        "connectTimeout",
-        finite("connectTimeout", time("connectTimeout", options.connectTimeout, writer.connectTimeout ?? "5 seconds"))
-      ),
+      connectTimeout: writer.connectTimeout,
       idleTimeout: time("idleTimeout", options.idleTimeout, "5 minutes"),
       maxLifetime: positive("maxLifetime", time("maxLifetime", options.maxLifetime, "30 minutes")),
       validateAfterIdle: time("validateAfterIdle", options.validateAfterIdle, "1 second"),

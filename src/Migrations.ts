@@ -41,7 +41,8 @@ export interface Options<R = never> {
    */
   readonly outOfOrder?: "fail" | "apply" | undefined
   /**
-   * The time to wait for another process that migrates the same database.
+   * The time to wait for another process that migrates the same database. How long the statements of a migration wait for locks on their
+   * tables is the `lockTimeout` of the database.
    *
    * @default "5 minutes"
    */

@@ -104,7 +104,7 @@ export interface PoolOptions {
   /** Whether its sessions refuse writes. */
   readonly readOnly: boolean
   readonly observer: Observer
-  /** @internal The callers that pause while a server is away. */
+  /** @internal The callers of the database that wait while a server is away. */
   readonly outageWaiters: OutageWaiters
   /** Told whenever a connection was made, or could not be made. */
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
@@ -182,6 +182,7 @@ export class Pool {
       () => ({ ...this.figures, max: this.limit })
     )
     this.journal = new Journal(this.place, options.observer, this.meter)
+    options.outageWaiters.add(() => (this.isOut ? this.waiters.size : 0))
     credentials.follow((generation) => this.stock.retireOlder(generation))
     const owner: Owner = {
       operated: this.meter.operated,
@@ -341,6 +342,11 @@ export class Pool {
     return this.options.pool.maxConnections + this.options.pool.maxOverflow
   }
 
+  /** Checks if the server is away and no connection is left, so that callers wait for nothing but its return. */
+  private get isOut(): boolean {
+    return this.outage.isAway && this.stock.open === 0
+  }
+
   private get demand(): Demand {
     const waiting = this.waiters.size
     const connecting = this.connects.size
@@ -366,7 +372,7 @@ export class Pool {
       return this.exhausted("single", now)
     }
     if (this.wouldDeadlock(holding)) return new PoolSelfDeadlock({ ...this.place, maxConnections })
-    if (this.outage.isAway && this.stock.open === 0 && !this.options.outageWaiters.hasRoom(this.waiters.size)) {
+    if (this.isOut && !this.options.outageWaiters.hasRoom) {
       return this.exhausted("outage", now)
     }
     return this.waiters.turnsAway(now) ? this.exhausted("shed", now) : undefined

@@ -645,13 +645,15 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
  *
  * @example
  * import { HttpServer } from "@effect/platform"
- * import { Config, Effect } from "effect"
+ * import { Config, Effect, Layer } from "effect"
  * import { RequestTransaction } from "effect-db"
  *
  * declare const router: Parameters<typeof HttpServer.serve>[0]
  *
- * export const Http = Effect.map(Config.redacted("COOKIE_SECRET"), (secret) =>
- *   HttpServer.serve(router, RequestTransaction.readYourWrites({ secret }))
+ * export const HttpLive = Layer.unwrapEffect(
+ *   Effect.map(Config.redacted("COOKIE_SECRET"), (secret) =>
+ *     HttpServer.serve(router, RequestTransaction.readYourWrites({ secret }))
+ *   )
  * )
  *
  * @since 0.1.0

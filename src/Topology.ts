@@ -39,7 +39,7 @@ export class Server {
     outageWaiters: OutageWaiters
   ) {
     const { name: database } = config
-    const pool = { ...config.pool, connectTimeout: server.connectTimeout ?? config.pool.connectTimeout }
+    const pool = { ...config.pool, connectTimeout: server.connectTimeout }
     const session = { ...config.session, ...server.own }
     const common = { database, server, session, credentials, tasks, observer, outageWaiters }
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined

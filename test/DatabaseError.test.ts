@@ -1,5 +1,3 @@
-import * as fs from "node:fs"
-import { fileURLToPath } from "node:url"
 import { SqlError } from "@effect/sql/SqlError"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -135,19 +133,6 @@ describe("DatabaseError", () => {
         "anything"
       ].map(RetryPolicy.isReplayable),
       [true, true, false, false, true, true, false, false, false]
-    )
-  })
-
-  it("README's table of errors has every tag", () => {
-    const readme = fs.readFileSync(fileURLToPath(new URL("../README.md", import.meta.url)), "utf8")
-    const section = readme.slice(readme.indexOf("## Errors"), readme.indexOf("## Settings"))
-    const tags = Object.entries(DatabaseError).flatMap(([name, value]) =>
-      typeof value === "function" && value.prototype instanceof Error ? [name] : []
-    )
-    assert.isAbove(tags.length, 25)
-    assert.deepStrictEqual(
-      tags.filter((tag) => !section.includes(`\`${tag}\``)),
-      []
     )
   })
 })

@@ -1,23 +1,36 @@
 #!/usr/bin/env bash
 # npm run test:cluster: the core suites on an older PostgreSQL, Debian's 15, as a primary with a streaming replica, and what they
-# become behind Debian's PgBouncer, 1.18, in transaction mode; what takes too long for every day; and the example service's page in
-# Debian's Chromium. Arguments, if there are any, are vitest's and replace the list of files.
+# become behind Debian's PgBouncer, 1.18, in transaction mode; and the example service's page in Debian's Chromium. Arguments, if there
+# are any, are vitest's and replace the list of files.
+#
+# npm run test:soak: the storms, the outages and the fuzzer of protocol bytes on the same servers, at full length.
 #
 # POSTGRES_BIN      the folder of initdb, pg_ctl and pg_basebackup, where they are not Debian's
 # PGBOUNCER         the program, where it is not Debian's
 # CHROMIUM          the same
-# VITEST_JSON       where a report in JSON goes; those of the other passes go beside it, to *.pooler.json, *.pooling.json and *.storm.json
+# VITEST_JSON       where a report in JSON goes; those of the other passes go beside it, to *.pooler.json and *.pooling.json
 #
 # Ends with 77 where PostgreSQL 15, PgBouncer or Chromium is missing and cannot be installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+soak=""
+if [ "${1:-}" = --soak ]; then
+  soak=yes
+  shift
+fi
 files=("$@")
 # what needs no session of its own is to go on behind PgBouncer as it does without
 pooled=()
-if [ $# -eq 0 ]; then
+if [ -n "$soak" ]; then
+  export EFFECT_DB_CHAOS=full
+  if [ $# -eq 0 ]; then
+    files=(test/{storm,outage,outage.storm,requests.storm,consistency.storm,protocol/frames}.test.ts)
+  fi
+elif [ $# -eq 0 ]; then
   for file in Database Connection Consistency Pool Notification Transaction UnitOfWork Tenant known-failures plain-client ecosystem pooler \
-    role interrupted stale readers Migrations config/connectionString connection/hosts service/page; do
+    role interrupted stale readers Migrations config/connectionString connection/hosts service/page \
+    storm outage.storm consistency.storm; do
     if [ -e "test/$file.test.ts" ]; then files+=("test/$file.test.ts"); fi
   done
   for file in Transaction UnitOfWork commit RequestTransaction TestDatabase ecosystem; do
@@ -218,9 +231,6 @@ run "$report" "${files[@]}" || status=$?
 if [ ${#pooled[@]} -gt 0 ]; then
   echo "--- the promises of a pool, behind PgBouncer"
   run "${report%.json}.pooling.json" test/pooling/ -t "behind PgBouncer" || status=$?
-  echo "--- a minute's storm, half a minute's outage"
-  EFFECT_DB_CHAOS=full run "${report%.json}.storm.json" test/storm.test.ts test/outage.test.ts \
-    test/outage.storm.test.ts test/requests.storm.test.ts test/consistency.storm.test.ts test/protocol/frames.test.ts || status=$?
   echo "--- the same behind PgBouncer"
   export EFFECT_DB_TEST_WRITER="$EFFECT_DB_TEST_BOUNCER?pgbouncer=true"
   export EFFECT_DB_TEST_READER="$EFFECT_DB_TEST_BOUNCER_READER?pgbouncer=true"

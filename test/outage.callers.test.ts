@@ -228,6 +228,38 @@ describe("while the server is away", () => {
     )
   }
 
+  it.scopedLive("the callers of all pools of a database count towards its maxOutageWaiters", () =>
+    behind({ maxOutageWaiters: 5, connectTimeout: "20 seconds", startup: "lazy" }, (proxy) =>
+      Effect.gen(function* () {
+        yield* vanish(proxy)
+        // each pool has seen that its server is away
+        for (const self of [insert("seen"), read]) yield* failure(RetryPolicy.with(self, RetryPolicy.never))
+        // so callers wait in the queue of their pool, and not between two attempts
+        yield* Effect.zipRight(proxy.freeze, proxy.accept)
+        const facts = yield* watch
+        const started = Array.from({ length: 3 }, (_, i) => [insert(`write ${i}`), Effect.asVoid(read)]).flat()
+        const fibers = yield* Effect.forEach(started, (self) => Effect.fork(Effect.either(DatabaseError.refine(self))))
+        yield* until(() => count(facts, "Exhausted") === 1)
+        const { servers } = yield* Db.status
+        const waiting = servers.flatMap(({ reads, writes }) => [reads.waiting, writes?.waiting ?? 0])
+        assert.strictEqual(
+          waiting.reduce((sum, one) => sum + one, 0),
+          5
+        )
+        for (const self of [insert("late"), Effect.asVoid(read)]) {
+          const error = yield* failure(self)
+          assert.isTrue(error._tag === "PoolExhausted" && error.reason === "outage", inspect(error))
+        }
+        yield* proxy.thaw
+        const exits = yield* Fiber.joinAll(fibers)
+        assert.lengthOf(
+          exits.filter((exit) => exit._tag === "Right"),
+          5
+        )
+      })
+    )
+  )
+
   it.scopedLive("no caller is shed, though more came than could be served before, nor when it is back", () =>
     behind({ maxConnections: 2, queueTarget: "20 millis", maxOutageWaiters: 10_000 }, (proxy) =>
       Effect.gen(function* () {

@@ -5,7 +5,9 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, EmbeddedPostgres, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "./fixtures/bouncer.js"
@@ -214,7 +216,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   const turn = (bouncer: Bouncer, to: Place["Type"]["writer"]) =>
     Effect.zipRight(bouncer.aim(to), Effect.asVoid(bouncer.admin("RECONNECT")))
 
-  it.scopedLive("the first exchange of a connection proves the role of the server, at no cost of a round trip", () =>
+  it.scopedLive("a new connection proves the role of the server once, in a round trip of its own", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const bouncer = yield* makeBouncer(place.writer)
@@ -223,17 +225,53 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         yield* Db.withTransaction(insert("a"))
         const first = proxy.roundTrips
         yield* Db.withTransaction(insert("b"))
-        assert.strictEqual(first, 2)
-        assert.strictEqual(proxy.roundTrips, 4)
-        const sql = yield* Db.writer
-        // several commands in one text go alone, so the proof of a new connection does, too
-        yield* Db.invalidate({ mode: "hard" })
-        yield* sql.unsafe("INSERT INTO item (name) VALUES ('c'); INSERT INTO item (name) VALUES ('d')").unprepared
-        assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["a", "b", "c", "d"])
+        assert.strictEqual(first, 3)
+        assert.strictEqual(proxy.roundTrips, 5)
       }).pipe(
         Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 }))
       )
     })
+  )
+
+  it.scopedLive(
+    "the proof of the role is not in the way of what has to come first in a transaction, or stand alone",
+    () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const bouncer = yield* makeBouncer(place.writer)
+        const db = Db.layer({ writer: bouncer.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 })
+        const level = Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const [row] = yield* sql<{ level: string }>`SELECT current_setting('transaction_isolation') AS level`
+          return row?.level
+        })
+        const firsts: Record<string, Effect.Effect<unknown, unknown, Db | Scope.Scope>> = {
+          serializable: Db.withTransaction(level, { isolation: "serializable" }),
+          deferrable: Db.withTransaction(level, { isolation: "serializable", access: "read only", deferrable: true }),
+          byHand: Db.withTransaction(
+            Effect.gen(function* () {
+              const sql = yield* Db.writer
+              yield* sql`SET TRANSACTION ISOLATION LEVEL SERIALIZABLE`
+              return yield* level
+            })
+          ),
+          stream: Db.withTransaction(
+            Effect.flatMap(Db.writer, (sql) =>
+              Stream.runHead(sql<{ level: string }>`SELECT current_setting('transaction_isolation') AS level`.stream)
+            ).pipe(Effect.map((row) => Option.getOrThrow(row).level)),
+            { isolation: "serializable" }
+          ),
+          alone: Effect.flatMap(Db.writer, (sql) => Effect.as(sql`VACUUM item`, "serializable")),
+          several: Effect.flatMap(Db.writer, (sql) =>
+            Effect.as(sql.unsafe("INSERT INTO item (name) VALUES ('c'); SELECT 1").unprepared, "serializable")
+          )
+        }
+        for (const [name, first] of Object.entries(firsts)) {
+          // a connection of its own each
+          assert.strictEqual(yield* Effect.provide(first, db), "serializable", name)
+        }
+        assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["c"])
+      })
   )
 
   it.scopedLive("writes wait while the pooler leads to a standby, in and outside of transactions", () =>

@@ -97,7 +97,7 @@ export class Plan {
   isUpkeep = false
   /** It undoes what has failed. */
   isUndo = false
-  /** Whether a step comes first that proves the server's role: it is no part of what is counted. */
+  /** Whether it proves the server's role. */
   proves = false
   asked: Asked | undefined = undefined
 
@@ -134,8 +134,6 @@ export class Flight implements Query {
   lead = ""
   /** Whether a portal has more rows. */
   suspended = false
-  /** Whether the proof of the server's role is still awaited. */
-  isProving: boolean
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
   private several: Array<Result> | undefined = undefined
@@ -154,7 +152,6 @@ export class Flight implements Query {
     private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
-    this.isProving = plan.proves
   }
 
   /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
@@ -236,7 +233,7 @@ export class Flight implements Query {
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
-    if (this.unreadable !== undefined || this.isProving || !this.isStatement()) return
+    if (this.unreadable !== undefined || !this.isStatement()) return
     if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
     else this.read(this.result, message.fields)
   }
@@ -258,10 +255,6 @@ export class Flight implements Query {
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
-    if (this.isProving) {
-      this.isProving = false
-      return
-    }
     if (this.acknowledged === this.plan.before - 1) this.lead = message.text
     if (this.isStatement()) {
       const result = this.result

@@ -297,22 +297,3 @@ describe("a statement", () => {
     }).pipe(Effect.provide(fresh()))
   )
 })
-
-describe("config", () => {
-  it.scopedLive("has the URL that was given, redacted, and its parts, as that of the plain client", () =>
-    Effect.gen(function* () {
-      const { name, writer } = yield* Place
-      const { config } = yield* Db.writer
-      assert.strictEqual(config.url, writer)
-      assert.strictEqual(config.database, name)
-      assert.strictEqual(config.host, new URL(Redacted.value(writer)).hostname)
-      assert.strictEqual(config.applicationName, "mine")
-      assert.strictEqual(config.maxConnections, 3)
-      assert.deepStrictEqual(config.spanAttributes, { mine: "yes" })
-      const parts = { host: "localhost", database: "app", username: "me" }
-      const inParts = yield* Effect.provide(Db.writer, Db.layer({ writer: parts, startup: "lazy" }))
-      assert.strictEqual(inParts.config.url, undefined)
-      assert.strictEqual(inParts.config.username, "me")
-    }).pipe(Effect.provide(fresh({ applicationName: "mine", maxConnections: 3, spanAttributes: { mine: "yes" } })))
-  )
-})

@@ -136,6 +136,30 @@ describe("a server", () => {
     assert.deepStrictEqual([prisma.setting, prisma.expected.includes("Db.withSchema")], ["writer (schema)", true])
   })
 
+  it("is refused with the forms that it may have, if it is empty as an unset variable of the environment is", () => {
+    const { expected, given } = refusal("")
+    assert.strictEqual(given, "empty")
+    assert.include(expected, "postgres://user:password@host:5432/database")
+  })
+
+  it("gives each server its own connect_timeout for each host, and the option to all hosts together", () => {
+    const servers = {
+      writer: Redacted.make("postgres://me@a,b,c/app?connect_timeout=2"),
+      readers: [
+        Redacted.make("postgres://me@d,e/app"),
+        Redacted.make("postgres://me@f,g/app?connect_timeout=4"),
+        Redacted.make("postgres://me@h/app")
+      ]
+    }
+    const times = (options: Partial<DatabaseConfig.DatabaseOptions>) => {
+      const { pool, readers, writer } = Either.getOrThrow(DatabaseConfig.make("app", { ...servers, ...options }))
+      return [pool.connectTimeout, ...[writer, ...readers].map((one) => [one.connectTimeout, one.hostTimeout])]
+    }
+    assert.deepStrictEqual(times({}), [6000, [6000, 2000], [5000, undefined], [8000, 4000], [5000, undefined]])
+    const all = [3000, undefined]
+    assert.deepStrictEqual(times({ connectTimeout: "3 seconds" }), [3000, all, all, all, all])
+  })
+
   it("takes what its sessions are to have from the connection string, below the options", () => {
     const url = Redacted.make(
       "postgres://me@h/app?application_name=a&connect_timeout=7&options=-c%20search_path%3Dx&keepalives_idle=60"

@@ -81,6 +81,24 @@ describe("a server with several hosts", () => {
     })
   )
 
+  for (const client of ["writer", "reader"] as const) {
+    it.scopedLive(`gives a silent host connect_timeout and not the time that others have left, as a ${client}`, () =>
+      Effect.gen(function* () {
+        const { at, primary, writer } = yield* servers
+        const refusing = yield* Effect.replicateEffect(closed, 4)
+        const hosts = [...refusing, yield* silent, primary]
+        const several = at(hosts, "connect_timeout=2&target_session_attrs=any")
+        const options =
+          client === "writer"
+            ? ({ writer: several, startup: "lazy" } as const)
+            : ({ writer, readers: [several], startup: "lazy" } as const)
+        const since = performance.now()
+        assert.strictEqual((yield* ask(client, options))?.host, primary)
+        assert.isBelow(performance.now() - since, 5000)
+      })
+    )
+  }
+
   it.scopedLive("has the writer at the host that takes writes", () =>
     Effect.gen(function* () {
       const { at, primary, replica } = yield* servers

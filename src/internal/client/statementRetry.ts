@@ -41,7 +41,7 @@ export const makePause = (policy: Policy, budget: RetryBudget, waiters: OutageWa
       if (isLast) return no
       if (error._tag === "ConnectFailed") {
         until = deadline
-        if (waiters.hasRoom()) return wait(error)
+        if (waiters.hasRoom) return wait(error)
         // the pool knows why it has no place for this caller, or has found a connection meanwhile
         isLast = true
         return yes

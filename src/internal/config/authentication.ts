@@ -9,7 +9,7 @@ const methods = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "no
 /**
  * A way to authenticate, in the words of libpq's `require_auth`.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type AuthMethod = (typeof methods)[number]

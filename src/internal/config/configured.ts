@@ -6,7 +6,7 @@ import * as Config from "effect/Config"
 /**
  * A record each member of which is given, or comes from `Config`.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type Configured<A> = { readonly [K in keyof A]: A[K] | Config.Config<A[K]> }

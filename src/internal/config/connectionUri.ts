@@ -97,3 +97,28 @@ export const parseUri = (setting: string, uri: string): ReadonlyArray<Pair> => {
     ...readQuery(setting, query.join("?"))
   ]
 }
+
+/** The parts of a connection URI with a single host. */
+export interface UriParts {
+  readonly username: string
+  readonly password: string | undefined
+  readonly host: string
+  readonly port: number
+  readonly database: string
+  readonly parameters: ReadonlyArray<readonly [parameter: string, value: string | undefined]>
+}
+
+/** Encodes a part. A lone surrogate is written as it is sent: as U+FFFD. */
+const encode = (text: string): string => encodeURIComponent(Buffer.from(text).toString())
+
+/**
+ * Writes a connection URI, for other libraries too: node-postgres decodes the name of a database like a whole URI, so of reserved
+ * characters only `?` and `#`, which would end it, are encoded there.
+ */
+export const formatUri = ({ database, host, parameters, password, port, username }: UriParts): string => {
+  const user = username === "" ? "" : `${encode(username)}${password === undefined ? "" : `:${encode(password)}`}@`
+  const at = host.includes(":") ? `[${host}]` : encode(host)
+  const path = encodeURI(Buffer.from(database).toString()).replace(/[?#]/g, encodeURIComponent)
+  const query = parameters.flatMap(([name, value]) => (value === undefined ? [] : [`${name}=${encode(value)}`]))
+  return `postgres://${user}${at}:${port}/${path}${query.length === 0 ? "" : `?${query.join("&")}`}`
+}

@@ -8,7 +8,7 @@ import { Invalid, integer, port, text } from "./values.js"
 /**
  * One host of a server.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface Host {

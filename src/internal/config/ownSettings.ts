@@ -7,7 +7,7 @@ import { flag, Invalid, integer, keepAlive } from "./values.js"
 /**
  * The settings of sessions that a connection string holds. The options of the database come before them.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface OwnSettings {
@@ -41,11 +41,11 @@ export const ownSettings = ({ parameter, parameters }: Given): OwnSettings => {
   }
 }
 
-/** Returns the time that a connect may take, in milliseconds, if a connection string says so: libpq's is for each host. */
-export const connectTimeoutOf = ({ parameter, parameters }: Given, hosts: number): number | undefined => {
+/** Returns the time that each host may take to connect to, in milliseconds, if a connection string says so. */
+export const hostTimeoutOf = ({ parameter, parameters }: Given): number | undefined => {
   const given = parameters?.get("connect_timeout")
   if (given === undefined || given === "") return undefined
   const seconds = integer(parameter("connect_timeout"), given)
-  if (seconds > 0) return seconds * 1000 * hosts
+  if (seconds > 0) return seconds * 1000
   throw new Invalid(parameter("connect_timeout"), "zero or less, which waits without limit", "seconds from 1")
 }

@@ -5,7 +5,7 @@ import * as Redacted from "effect/Redacted"
 import { concealed } from "../protocol/tls.js"
 import { type AuthMethod, parseRequireAuth } from "./authentication.js"
 import { type Host, hostsOf, isSocket } from "./hosts.js"
-import { connectTimeoutOf, type OwnSettings, ownSettings } from "./ownSettings.js"
+import { hostTimeoutOf, type OwnSettings, ownSettings } from "./ownSettings.js"
 import { type Connector, type Given, read, type ServerInput, type TargetSessionAttrs } from "./serverInput.js"
 import { checkSsl, type Ssl } from "./ssl.js"
 import { type TlsFiles, tlsFilesOf, tlsOf } from "./tls.js"
@@ -14,7 +14,7 @@ import { effect, flag, Invalid, oneOf, text } from "./values.js"
 /**
  * One host of a server, with its TLS.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface Endpoint extends Host {
@@ -49,8 +49,10 @@ export interface ServerConfig extends Endpoint {
   readonly target: TargetSessionAttrs
   /** True if the hosts are tried in random order. */
   readonly isShuffled: boolean
-  /** The time for all hosts together, in milliseconds, if the connection string says so. */
-  readonly connectTimeout: number | undefined
+  /** The time for all hosts together, in milliseconds. */
+  readonly connectTimeout: number
+  /** The most of it for one host, in milliseconds, if the connection string says so and no option does. */
+  readonly hostTimeout: number | undefined
   readonly own: OwnSettings
 }
 
@@ -60,7 +62,12 @@ export interface Common {
   /** True if a provider gives user and password. */
   readonly hasCredentials: boolean
   readonly ssl: Ssl | undefined
+  /** In milliseconds, for all hosts of a server together; it comes before what connection strings say of each host. */
+  readonly connectTimeout: number | undefined
 }
+
+/** The time for all hosts of a server together unless the settings say otherwise, in milliseconds. */
+const defaultConnectTimeout = 5000
 
 export const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
   if (given === undefined) return undefined
@@ -151,6 +158,8 @@ export const server = (
   const secret = passwordFile === undefined ? value("password") : undefined
   const password = parts.password ?? (secret === undefined ? undefined : Redacted.make(secret))
   const username = userOf(given, common.hasCredentials)
+  const givenTimeout = hostTimeoutOf(given)
+  const hostTimeout = common.connectTimeout === undefined ? givenTimeout : undefined
   return {
     ...first,
     name: hosts.map(({ name }) => name).join(","),
@@ -168,7 +177,8 @@ export const server = (
     requireAuth: parseRequireAuth(parameter("require_auth"), value("require_auth")),
     target: targetOf(given, role),
     isShuffled: balance === "random",
-    connectTimeout: connectTimeoutOf(given, hosts.length),
+    connectTimeout: common.connectTimeout ?? (hostTimeout && hostTimeout * hosts.length) ?? defaultConnectTimeout,
+    hostTimeout,
     own: ownSettings(given),
     isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true"
   }

@@ -14,7 +14,7 @@ import { Invalid, text } from "./values.js"
 /**
  * The sessions that a server's connections must have, in the words of libpq's `target_session_attrs`.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" | "standby" | "prefer-standby"
@@ -23,7 +23,7 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
  * An open stream to a server, for each new physical connection: of a connector (Cloud SQL), a tunnel (SSH), or a test. The stream is closed
  * with its connection. A cancel request gets a stream of its own.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export type Connector = Effect.Effect<Duplex, unknown>
@@ -31,7 +31,7 @@ export type Connector = Effect.Effect<Duplex, unknown>
 /**
  * Settings of a server that stand beside its address, in whatever form that is given.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface ServerSettings {
@@ -66,7 +66,7 @@ export interface ServerOptions extends ServerSettings {
 /**
  * One server by a connection string, with settings that override it.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface ServerUrl extends ServerSettings {
@@ -80,7 +80,7 @@ export interface ServerUrl extends ServerSettings {
 /**
  * One server at the other end of streams that the program opens.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface ServerSocket extends ServerSettings {
@@ -145,7 +145,9 @@ export interface Given {
 }
 
 const ofString = (setting: string, url: Redacted.Redacted<string>, parts: Parts, part: Given["part"]): Given => {
-  const parameters = parseConnectionString(setting, text(setting, Redacted.value(url)))
+  const given = Redacted.value(url)
+  // a program without types may redact another thing; an empty text is refused with the forms that are expected
+  const parameters = parseConnectionString(setting, given === "" ? given : text(setting, given))
   refuseUnsupported(setting, parameters)
   return { parameters, parts, part, parameter: (name) => `${setting} (${name})` }
 }

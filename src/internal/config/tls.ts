@@ -11,7 +11,7 @@ import { Invalid, oneOf } from "./values.js"
 /**
  * Files of certificates and keys; they are read again for each new physical connection.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface TlsFiles {

@@ -16,7 +16,7 @@ import { checkFit } from "./fit.js"
 type Done = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 
 export interface HostOptions {
-  /** The time for all hosts together, in ms. Each host gets an equal part of what is left. */
+  /** The time for all hosts together, in ms. Each host gets an equal part of what is left, up to the `hostTimeout` of its server. */
   readonly timeout: number
   readonly readOnly: boolean
   readonly owner: Owner
@@ -86,7 +86,8 @@ class Hosts {
     const endpoint = this.queue.shift()
     const left = this.deadline - performance.now()
     if (endpoint === undefined || (left <= 0 && this.failures.length > 0)) return this.end()
-    this.attempt(endpoint, Math.max(1, left / (this.queue.length + 1)))
+    const most = this.server.hostTimeout ?? Number.POSITIVE_INFINITY
+    this.attempt(endpoint, Math.max(1, Math.min(most, left / (this.queue.length + 1))))
   }
 
   private attempt(endpoint: Endpoint, timeout: number): void {

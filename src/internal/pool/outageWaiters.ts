@@ -1,15 +1,21 @@
 /**
- * The callers of one database that pause between two attempts to get a connection while a server is away. With the callers in a pool's
- * queue they are all that wait through an outage, and their number has a limit: an outage must not become a pile-up.
+ * The callers of one database that wait for a server that is away: in the queue of a pool, or between two attempts to get a connection.
+ * Their number has a limit: an outage must not become a pile-up.
  */
 export class OutageWaiters {
   private pausing = 0
+  private readonly queues: Array<() => number> = []
 
   constructor(private readonly most: number) {}
 
-  /** Whether one more caller may wait beside those in a queue of that length. */
-  hasRoom(queued = 0): boolean {
-    return this.pausing + queued < this.most
+  /** Adds a pool: `queued` returns how many callers queue in it while its server is away, else 0. */
+  add(queued: () => number): void {
+    this.queues.push(queued)
+  }
+
+  /** Checks if another caller may wait. */
+  get hasRoom(): boolean {
+    return this.queues.reduce((waiting, queued) => waiting + queued(), this.pausing) < this.most
   }
 
   enter(): void {

@@ -5,7 +5,7 @@
 /**
  * Bounds for the messages of a server. A server that exceeds one loses its connection: `Disconnected`, or `ConnectFailed` at login.
  *
- * @since 0.1.0
+ * @since 0.2.0
  * @category models
  */
 export interface ProtocolLimits {
