@@ -30,6 +30,7 @@ import { makeReserve } from "./internal/reserve.js"
 import { makeConstructor } from "./internal/statement.js"
 import { makeRows, makeStatements } from "./internal/statements.js"
 import { makeStream } from "./internal/streams.js"
+import { unknownOfTransaction } from "./internal/transaction/names.js"
 import { defer, outliving } from "./internal/transaction/reactivity.js"
 import { asPart, independent, run } from "./internal/within.js"
 import { nest, type Options } from "./Transaction.js"
@@ -51,16 +52,20 @@ export const withTransaction = <A, E, R, X>(
   site: CallSite | undefined
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfTransaction(engine.database, options)
+    if (unknown !== undefined) return Effect.fail(wrap(unknown))
     const carrier = currentCarrier(fiber)
     const current = engine.transactionFor(fiber, carrier, kind, site)
     const chosen = plan(engine, current, options)
     const { label, retry = false } = options
-    const isTaken = current === undefined || retry === false || carrier?.takeRetry(rootOf(current), retry) === true
-    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest"))
+    if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest")) {
+      const isTaken = retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+      // what is refused changes nothing
+      if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(engine.database)))
       raise(current, options, chosen._tag === "join")
+    }
     switch (chosen._tag) {
       case "join":
-        if (!isTaken) return Effect.fail(wrap(retryRefused(engine.database)))
         return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
         return independent(self, engine)

@@ -734,7 +734,10 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
       case "never":
         return `${at(this)}: propagation "never" allows no transaction and there is one`
       default:
-        return `${at(this)}: ${this.propagation} ends the transaction of a unit of work; inside of withTransaction only its end does that`
+        return (
+          `${this.database === "" ? "" : `${at(this)}: `}${this.propagation} ends the transaction of a unit of work; ` +
+          "inside of withTransaction and of UnitOfWork.nested only its end does that"
+        )
     }
   }
 }
@@ -958,7 +961,8 @@ export type StatementError =
 export type ListenError = StatementError | NotificationInvalid | ConfigInvalid | ListenFailed
 
 /**
- * What beginning and ending a transaction can fail with, beside the failures of its statements.
+ * What beginning and ending a transaction can fail with, beside the failures of its statements. `ConfigInvalid` is for an option whose name is
+ * not known, which only a program without types can give.
  *
  * @since 0.1.0
  * @category models
@@ -971,6 +975,7 @@ export type TransactionError =
   | CommitOutcomeUnknown
   | PropagationRefused
   | OptionsConflict
+  | ConfigInvalid
   | PartialCommit
 
 /**

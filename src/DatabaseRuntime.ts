@@ -297,8 +297,8 @@ export const make = <R, E, const D extends Databases<R>>(
     [Symbol.asyncDispose]: () => counted.close(),
     // what plain code throws stays as it is; what an effect fails with is what `await db.writer` would reject with
     runPromise: (self, options) => runPromise(refine(self), options),
-    unitOfWork: (code, options = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal: options.signal }),
-    nested: (code, options = {}) => runPromise(UnitOfWork.nested(plain(code), options), { signal: options.signal }),
+    unitOfWork: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal }),
+    nested: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.nested(plain(code), options), { signal }),
     outside: apart,
     withTenant: (schema, code, options = {}) => inPlainScopes(tenantChange(schema, options.databases), code),
     withSession: (session, code) => runPromise(withSession(plain(code), session)),

@@ -14,6 +14,8 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
 import { at, ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
+import type { Known } from "./internal/config/known.js"
+import { unknownOption } from "./internal/config/options.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 /**
@@ -259,6 +261,14 @@ const withoutLater = <A, E, R>(sql: Sql, table: string, first: number, self: Eff
     return result
   })
 
+const known: Known<Options> = {
+  loader: true,
+  table: true,
+  outOfOrder: true,
+  lockTimeout: true,
+  statementTimeout: true
+}
+
 /**
  * Returns a database with its migrations, for {@link runAll}.
  *
@@ -273,6 +283,8 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
   const place = ({ engine }: Database.Database): Place => ({ database: name, server: engine.topology.writer.name })
 
   const lock = Effect.gen(function* () {
+    const unknown = unknownOption(name, options, known)
+    if (unknown !== undefined) return yield* unknown
     if (!plainTable.test(table)) {
       return yield* new ConfigInvalid({
         database: name,

@@ -23,9 +23,11 @@ import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { withSession } from "./Consistency.js"
-import type { DatabaseError } from "./DatabaseError.js"
+import { type DatabaseError, OptionsConflict } from "./DatabaseError.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
+import type { Known } from "./internal/config/known.js"
+import { unknownOption } from "./internal/config/options.js"
 import { reasonOf, replaySchedule, takeReplay } from "./internal/replay.js"
 import { keep } from "./internal/request/again.js"
 import { responseOf } from "./internal/request/apiErrors.js"
@@ -37,6 +39,8 @@ import { problemOf, problemType } from "./internal/request/problem.js"
 import { Route } from "./internal/request/route.js"
 import { type ReadYourWrites, type RequestSession, sessionOf, Tokens } from "./internal/request/tokens.js"
 import { slotOf } from "./internal/schema/place.js"
+import { unknownOfSettings } from "./internal/transaction/names.js"
+import type { Unit } from "./internal/unit.js"
 import { asPart } from "./internal/within.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -139,8 +143,24 @@ interface Plan {
   readonly fixed: ReturnType<typeof UnitOfWork.rulesOf>
 }
 
+const known: Known<Options> = {
+  outcome: true,
+  onCommitFailed: true,
+  transaction: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  retry: true,
+  requestId: true,
+  applicationName: true,
+  sqlComment: true
+}
+
 const makePlan = (options: Options): Plan => {
   const { databases, transaction } = options
+  const all = typeof transaction === "object" ? transaction : undefined
+  const unknown = unknownOption("", options, known) ?? unknownOfSettings({ databases, transaction: all })
+  if (unknown !== undefined) throw unknown
   return {
     options,
     ask: asking(options.requestId),
@@ -166,6 +186,25 @@ const openingFor = (
   ending,
   describe: describing(request, ask, options)
 })
+
+/** Answers a request that joins a unit of work which cannot be as its options ask. */
+const refuse = (plan: Plan, conflict: OptionsConflict): Effect.Effect<Response> =>
+  Effect.as(Effect.logError(conflict.message), (plan.options.onCommitFailed ?? commitFailed)(conflict))
+
+/** Has the unit of work that is open around a request take what the options ask for. */
+const demand = (
+  { fixed, options }: Plan,
+  request: Request,
+  around: Carrier,
+  unit: Unit,
+  transaction: UnitOfWork.Settings | undefined
+): OptionsConflict | undefined => {
+  const { checkFirst, databases, order, retry } = options
+  const rules = fixed ?? UnitOfWork.rulesOf({ databases, transaction })
+  // a request that cannot be kept is answered once in a unit of its own, too
+  const asked = isKeepable(request.method, (name) => request.headers[name], request.source) ? retry : undefined
+  return UnitOfWork.demand(around, unit, rules, { checkFirst, order, retry: asked })
+}
 
 /** A request was not stored: why another attempt may go better, if it may, and what is answered unless there is one. */
 class Unstored<E> {
@@ -358,7 +397,9 @@ const onceOrAgain = <E, R>(
  * a defect and an interruption roll back. The response is sent after the commit, never before, and a commit that fails turns it into an
  * error. A streaming body runs after the commit, outside of it.
  *
- * It may stand anywhere: around a router's handlers, or around the whole server. Inside of another unit of work it joins.
+ * It may stand anywhere: around a router's handlers, or around the whole server. Inside of another unit of work it joins: what its options
+ * ask for must be so there, or can be made so, as with a part by `UnitOfWork.run`; else the handler does not run, and the response is that of
+ * `onCommitFailed` for `OptionsConflict`. With the setting `"none"` it is outside of what is open around.
  *
  * @example
  * import { HttpRouter, HttpServerResponse } from "@effect/platform"
@@ -388,8 +429,10 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const around = currentCarrier(fiber)
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
-      if (settings === "none") return app
+      if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
       if (around?.joinable !== undefined) {
+        const conflict = demand(plan, request, around, around.joinable, settings)
+        if (conflict !== undefined) return refuse(plan, conflict)
         const describe = describing(request, plan.ask, options)
         const name = { label: describe(fiber)?.label, site: undefined }
         return asPart(app, around, name, { describe }, (exit) => decide(options, exit))
@@ -439,6 +482,15 @@ export interface ApiOptions extends Omit<Options, "transaction"> {
   readonly transaction?: ((request: Request) => UnitOfWork.Settings) | UnitOfWork.Settings | undefined
 }
 
+/** The refusal of an outcome where a request ends with a unit of work around it, before its response is known here. */
+const otherOutcome = new OptionsConflict({
+  database: "",
+  server: "",
+  option: "outcome",
+  outer: "that of the unit of work around",
+  inner: "its own"
+})
+
 /** Opens the unit of a request whose response ends it by `end`, and gives what its handler finds in the transaction slot. */
 const openFor = (
   { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
@@ -461,6 +513,7 @@ const openFor = (
  */
 const openForAgain = (
   plan: Plan,
+  attempts: WeakSet<Unit>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   opening: UnitOfWork.Opening,
   routed: RouteContext,
@@ -480,7 +533,11 @@ const openForAgain = (
       response === undefined ? Effect.failCause(cause) : Effect.succeed(response)
     )
   )
-  const open = () => openAgain(opening)
+  const open = () => {
+    const handle = openAgain(opening)
+    attempts.add(handle.unit)
+    return handle
+  }
   const first = open()
   const end = (response: Response) =>
     Effect.withFiberRuntime<Response, unknown>((ending) => {
@@ -529,7 +586,8 @@ const openForAgain = (
 }
 
 /**
- * What {@link Api} does.
+ * What {@link Api} does. Inside of another unit of work it joins, as {@link middleware} does, and the request ends with that: an `outcome` of
+ * its own is refused there.
  *
  * With `retry` a request whose handler leaves something to be done before the response, as by `HttpApiBuilder.securitySetCookie`, is
  * answered once. Where a handler dies, the server logs that, also if another attempt has answered.
@@ -540,15 +598,22 @@ const openForAgain = (
 export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
   const plan = makePlan(options)
   const { retry } = options
+  const attempts = new WeakSet<Unit>()
   return Layer.succeed(
     Api,
     Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
       const around = currentCarrier(fiber)
       const { unsafeMap } = fiber.currentContext
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
-      if (around?.joinable !== undefined) return Effect.succeed(around.slot)
-      const { transaction } = options
+      const { outcome, transaction } = options
       const settings = typeof transaction === "function" ? transaction(request) : transaction
+      const unit = around?.joinable
+      if (around !== undefined && unit !== undefined) {
+        // an attempt of this runs the route again, and this with it
+        if (attempts.has(unit)) return Effect.succeed(around.slot)
+        const conflict = outcome === undefined ? demand(plan, request, around, unit, settings) : otherOutcome
+        return conflict === undefined ? Effect.succeed(around.slot) : Effect.flatMap(refuse(plan, conflict), Effect.die)
+      }
       const opening = openingFor(plan, request, around, settings)
       const routed: RouteContext | undefined = unsafeMap.get(Route.key)
       const isOnce = retry === undefined || retry === false || routed === undefined
@@ -564,7 +629,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       return Effect.matchEffect(keep(request), {
         // a response that is died of is sent
         onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
-        onSuccess: (fresh) => openForAgain(plan, fiber, opening, routed, fresh, retry, restore)
+        onSuccess: (fresh) => openForAgain(plan, attempts, fiber, opening, routed, fresh, retry, restore)
       })
     })
   )

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
+import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError, StatementError } from "./DatabaseError.js"
 import type { Carrier, Kind } from "./internal/carrier.js"
@@ -91,6 +92,12 @@ export interface Origin {
   readonly sandbox?: Transaction | undefined
   /** @internal Takes one more attempt of a whole from what is allowed in all, and tells of it. */
   readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
+  /** @internal Begins a span of a transaction, or of a savepoint, if a tracer is set. */
+  readonly span: (
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    label: string | undefined,
+    carrier: Carrier | undefined
+  ) => TransactionSpan | undefined
 }
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]

@@ -14,8 +14,9 @@ import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import {
+  type ConfigInvalid,
   type DatabaseError,
-  type OptionsConflict,
+  OptionsConflict,
   PropagationRefused,
   TransactionBusy,
   TransactionEnded,
@@ -25,10 +26,13 @@ import { type CallSite, siteOfPart } from "./internal/callSite.js"
 import type { Restore } from "./internal/cancellable.js"
 import { type Carrier, currentCarrier } from "./internal/carrier.js"
 import { finish } from "./internal/commits.js"
+import type { Known } from "./internal/config/known.js"
+import { unknownOption } from "./internal/config/options.js"
 import { undoAll } from "./internal/ending.js"
 import { retryRefused } from "./internal/propagation.js"
 import { replay } from "./internal/replay.js"
 import { slotOf, withoutSlot } from "./internal/schema/place.js"
+import { unknownOfSettings } from "./internal/transaction/names.js"
 import type { PartName } from "./internal/transaction/part.js"
 import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unit.js"
 import { NestedUnit } from "./internal/unitOfWork/nested.js"
@@ -252,13 +256,15 @@ class OpenNested extends OpenUnit {
   override end(outcome: Outcome, restore: Restore | undefined): Effect.Effect<void, TransactionError> {
     return Effect.suspend(() => {
       const { unit } = this
-      unit.passHooksOn(outcome === "commit")
-      const ended = super.end(outcome, restore)
-      // a kept part belongs to the part around it, which has to know before the next one has its turn
-      const noted = outcome === "commit" ? Effect.tap(ended, () => Effect.sync(() => unit.noteKept())) : ended
-      return Effect.ensuring(
-        noted,
-        Effect.sync(() => unit.leave())
+      unit.holdHooks()
+      return Effect.onExit(super.end(outcome, restore), (exit) =>
+        Effect.sync(() => {
+          const isKept = outcome === "commit" && Exit.isSuccess(exit)
+          unit.passHooksOn(isKept)
+          // a kept part belongs to the part around it, which has to know before the next one has its turn
+          if (isKept) unit.noteKept()
+          unit.leave()
+        })
       )
     })
   }
@@ -355,7 +361,8 @@ const begin = <A, E, R>(
     handle.unit.canRunAgain = canRunAgain
     return handle
   }
-  if (retry !== undefined && retry !== false) return replay(fresh, once, retry)
+  if (retry !== undefined && retry !== false)
+    return Effect.uninterruptibleMask((restore) => replay(restore, fresh, once, retry))
   // interruptible, a handler of causes would take from that of an interruption what has failed beside it
   return Effect.uninterruptibleMask((restore) => {
     const handle = fresh()
@@ -363,13 +370,49 @@ const begin = <A, E, R>(
       const { unit } = handle
       return unit.askedRetry === undefined
         ? Effect.failCause(cause)
-        : restore(replay(fresh, once, unit.askedRetry, { cause, opened: handle }))
+        : replay(restore, fresh, once, unit.askedRetry, { cause, opened: handle })
     })
   })
 }
 
+const nestedOptions: Known<NestedOptions<unknown, unknown>> = { outcome: true, work: true }
+
+const allOptions: Known<Options<unknown, unknown>> = {
+  ...nestedOptions,
+  transaction: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  retry: true
+}
+
+/** Returns the refusal of options with a name that is not known. */
+const unknownOf = <A, E>(options: Options<A, E>): ConfigInvalid | undefined =>
+  unknownOption("", options, allOptions) ?? unknownOfSettings(options)
+
 const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefined =>
   work === undefined ? undefined : () => work
+
+/**
+ * Has a unit take what a part asks for that joins it; where that is refused, nothing of it is taken.
+ *
+ * @internal
+ */
+export const demand = (
+  carrier: Carrier,
+  unit: Unit,
+  rules: Rules | undefined,
+  { checkFirst, order, retry = false }: Pick<Options<never, never>, "checkFirst" | "order" | "retry">
+): OptionsConflict | undefined => {
+  const takeRules = rules === undefined ? undefined : unit.demand(rules)
+  if (takeRules instanceof OptionsConflict) return takeRules
+  const takeEnding = unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
+  if (takeEnding instanceof OptionsConflict) return takeEnding
+  if (retry !== false && !carrier.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
+  takeRules?.()
+  takeEnding()
+  return undefined
+}
 
 /** A part of a unit of work: its end is left to the whole, but what it asks for must be so. */
 const join = <A, E, R>(
@@ -380,14 +423,8 @@ const join = <A, E, R>(
   name: PartName,
   describe: Describe | undefined
 ): Effect.Effect<A, E | OptionsConflict, R> => {
-  const rules = rulesOf(options)
-  const { checkFirst, order, retry = false } = options
-  const conflict =
-    (rules === undefined ? undefined : unit.demand(rules)) ??
-    unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
+  const conflict = demand(carrier, unit, rulesOf(options), options)
   if (conflict !== undefined) return Effect.fail(conflict)
-  if (retry !== false && !carrier.takeRetry(undefined, retry))
-    return Effect.fail(retryRefused(unit.begun[0]?.origin.database ?? ""))
   return asPart(self, carrier, name, { describe }, (exit) => decide(options, exit))
 }
 
@@ -430,6 +467,8 @@ export const run: {
     const label = options.work?.label
     const site = siteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
+      const unknown = unknownOf(options)
+      if (unknown !== undefined) return Effect.fail(unknown)
       const carrier = currentCarrier(fiber)
       return carrier?.joinable === undefined
         ? begin(self, carrier, true, options, told(options), site)
@@ -470,7 +509,11 @@ export const runNew: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> =>
-    Effect.withFiberRuntime((fiber) => begin(self, currentCarrier(fiber), false, options, told(options), undefined))
+    Effect.withFiberRuntime((fiber) => {
+      const unknown = unknownOf(options)
+      if (unknown !== undefined) return Effect.fail(unknown)
+      return begin(self, currentCarrier(fiber), false, options, told(options), undefined)
+    })
 )
 
 /**
@@ -532,11 +575,13 @@ export const nested: {
     const label = options.work?.label
     const site = siteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
+      const unknown = unknownOption("", options, nestedOptions)
+      if (unknown !== undefined) return Effect.fail(unknown)
       const carrier = currentCarrier(fiber)
       if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
       // a savepoint that fails after another was released would leave a half, so all are looked at first
       const ending = { ...(carrier.unit?.ending ?? endingOf({})), checked: true }
-      const unit = new NestedUnit(carrier, ending, told(options), { label, site })
+      const unit = new NestedUnit(fiber, carrier, ending, told(options), { label, site })
       return runIn(self, new OpenNested(unit), options)
     })
   }
@@ -607,9 +652,13 @@ const nowhere: Pick<Origin, "database"> = { database: "" }
 const refuse = ({ database }: Pick<Origin, "database">, propagation: Outcome): PropagationRefused =>
   new PropagationRefused({ database, server: "", propagation })
 
-/** Ends transactions of the current unit of work, which goes on. Without a unit only `byHand` finds what is open, and is not to be ended. */
+/**
+ * Ends transactions of the current unit of work, of one database or of all; the unit goes on. Without a unit only `byHand` finds what is open,
+ * and is not to be ended.
+ */
 const endSome = (
   outcome: Outcome,
+  database: Pick<Origin, "database"> | undefined,
   choose: Choose,
   byHand: (carrier: Carrier) => Transaction | undefined
 ): Effect.Effect<void, TransactionError> =>
@@ -622,11 +671,14 @@ const endSome = (
         const open = byHand(carrier)
         return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
       }
-      if (unit.isNested) return Effect.fail(refuse(unit.begun[0]?.origin ?? nowhere, outcome))
+      if (unit.isNested) return Effect.fail(refuse(database ?? unit.begun[0]?.origin ?? nowhere, outcome))
       const chosen = choose(carrier, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
       const [first] = chosen
-      if (first === undefined) return Effect.void
+      if (first === undefined) {
+        if (outcome === "rollback") unit.dropPending()
+        return Effect.void
+      }
       const { place } = first.level.link
       // they are being ended with the unit, or were
       if (unit.hasEnded) return Effect.fail(new TransactionEnded(place))
@@ -634,6 +686,7 @@ const endSome = (
       if (outcome === "commit" && unit.isEndOf(chosen)) return Effect.fail(new TransactionBusy({ ...place, waited: 0 }))
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
+        unit.dropPending()
         return undoAll(chosen, restore)
       }
       const close = (all: ReadonlyArray<Transaction>) => {
@@ -653,6 +706,7 @@ const endSome = (
 const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSome(
     outcome,
+    undefined,
     (carrier, unit) => {
       const { transaction } = carrier
       if (transaction !== undefined) return refuse(transaction.origin, outcome)
@@ -688,6 +742,7 @@ export const rollback: Effect.Effect<void, TransactionError> = endAll("rollback"
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSome(
     outcome,
+    origin,
     (carrier, unit) => {
       const found = carrier.find(origin, "writer")
       if (found === "none") return none

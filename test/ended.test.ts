@@ -52,6 +52,26 @@ describe("a transaction that a statement in it ends", () => {
     )
   }
 
+  it.scopedLive("by ROLLBACK with a write behind it in one text is not run again: the write is stored already", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const work = Effect.suspend(() => {
+        runs++
+        return Effect.all([
+          note,
+          Effect.ignore(Db.withTransaction(collide)),
+          Effect.ignore(run("ROLLBACK; INSERT INTO item (name) VALUES (gen_random_uuid())")),
+          collide
+        ])
+      })
+      for (const whole of [Db.withTransaction(work, { retry: true }), UnitOfWork.run(work, { retry: true })]) {
+        assert.strictEqual(endedBy(yield* errorOf(whole)), "ROLLBACK")
+      }
+      assert.strictEqual(runs, 2)
+      assert.lengthOf(yield* stored, 2)
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("by a savepoint of its own goes on: ROLLBACK TO ends nothing, nor does a second BEGIN", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(

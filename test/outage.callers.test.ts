@@ -8,32 +8,17 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Db, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
+import { Db, freshTable, insert, soon, stored } from "./fixtures/databases.js"
 import { makeProxy, type Proxy, sends } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 import { eventually, only, watch } from "./suites/pooling/way.js"
-
-/** Runs a test with a new database that is reached by way of a proxy. */
-const behind = <A, E>(
-  options: Partial<Database.Options>,
-  body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place | Scope.Scope>
-) =>
-  Effect.gen(function* () {
-    const place = yield* freshTable
-    const proxy = yield* makeProxy(place.writer)
-    const database = Db.layer({ writer: proxy.url, ...options })
-    return yield* Effect.provide(Effect.scoped(body(proxy)), Layer.merge(database, Layer.succeed(Place, place)))
-  })
+import { behind, failure, until } from "./support/behind.js"
 
 const count = (facts: ReadonlyArray<Observation.Observation>, tag: Observation.Observation["_tag"]) =>
   only(facts, tag).length
-
-/** Waits until something is so. */
-const until = (holds: () => boolean) => eventually(Effect.sync(holds), (_) => _)
 
 /** The server is gone: what was open is lost, which the pool has noticed, and it lets nobody in. */
 const vanish = (proxy: Proxy) =>
@@ -47,8 +32,6 @@ const vanish = (proxy: Proxy) =>
 /** Waits until some caller has been tried again that often; the policy of before gave up after five times. */
 const triedAgain = (facts: ReadonlyArray<Observation.Observation>, times: number) =>
   until(() => only(facts, "Retried").some(({ attempt }) => attempt >= times))
-
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
 const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT 1 AS n`)
 

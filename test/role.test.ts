@@ -13,25 +13,10 @@ import { describe } from "vitest"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "./fixtures/bouncer.js"
 import { Db, freshTable, insert, Place, soon, stored } from "./fixtures/databases.js"
 import { directory } from "./fixtures/directory.js"
-import { makeProxy, type Proxy } from "./fixtures/proxy.js"
+import { makeProxy } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 import { eventually, figures, only, watch } from "./suites/pooling/way.js"
-
-const until = (holds: () => boolean) => eventually(Effect.sync(holds), (_) => _)
-
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
-
-/** Runs a test with a new database behind a proxy, which can lead to its standby. */
-const behind = <A, E>(
-  options: Partial<Database.Options>,
-  body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place | Scope.Scope>
-) =>
-  Effect.gen(function* () {
-    const place = yield* freshTable
-    const proxy = yield* makeProxy(place.writer)
-    const database = Db.layer({ writer: proxy.url, ...options })
-    return yield* Effect.provide(Effect.scoped(body(proxy)), Layer.merge(database, Layer.succeed(Place, place)))
-  })
+import { behind, failure, until } from "./support/behind.js"
 
 const wrongRoles = (facts: Effect.Effect.Success<typeof watch>) =>
   only(facts, "ConnectFailed").filter(({ reason }) => reason === "wrongRole").length

@@ -3,11 +3,13 @@
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Db, fresh, freshTable, insert, Place, stored } from "./fixtures/databases.js"
-import { makeProxy } from "./fixtures/proxy.js"
+import { makeProxy, sends } from "./fixtures/proxy.js"
 import { query } from "./fixtures/server.js"
 
 const columns = (table = "item") =>
@@ -110,6 +112,40 @@ describe("a plan that went stale", () => {
       )
     })
   )
+
+  for (const [name, first, undo] of [
+    ["a nested transaction", insert("outer"), "ROLLBACK TO SAVEPOINT"],
+    ["a nested transaction that begins the outer one", Effect.void, "ROLLBACK"]
+  ] as const) {
+    it.scopedLive(`met by ${name} that is interrupted meanwhile undoes that one alone`, () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy(place.writer)
+        yield* Effect.gen(function* () {
+          yield* insert("a")
+          yield* columns()
+          yield* addColumn
+          yield* Db.withTransaction(
+            Effect.gen(function* () {
+              yield* first
+              const undoing = yield* proxy.when(sends(undo), "freeze")
+              const nested = yield* Effect.fork(Db.withTransaction(columns()))
+              yield* undoing
+              const interruption = yield* Effect.fork(Fiber.interrupt(nested))
+              yield* Effect.yieldNow()
+              yield* proxy.thaw
+              assert.isTrue(Exit.isInterrupted(yield* Fiber.join(interruption)))
+              yield* insert("after")
+            })
+          )
+          assert.include(yield* stored, "after")
+          yield* columns()
+        }).pipe(
+          Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
+        )
+      })
+    )
+  }
 
   it.scopedLive("for a type that was dropped and made anew is prepared again, where nothing had run", () =>
     Effect.gen(function* () {

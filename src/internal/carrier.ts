@@ -70,6 +70,11 @@ export abstract class Carrier implements Connection {
     return this.parent?.addHook(origin, hook, begin) ?? false
   }
 
+  /** Checks whether the unit of work that this is part of would take a hook. */
+  takesHooks(origin: Origin): boolean {
+    return this.parent?.takesHooks(origin) ?? false
+  }
+
   /** Whose turn it is among the nested parts that run side by side in this. */
   get siblings(): Turns {
     return this.parent?.siblings ?? new Turns()
@@ -213,7 +218,8 @@ export class TransactionCarrier extends Carrier {
   }
 
   override whenStored(action: () => void): boolean {
-    if (this.isOver) return false
+    // a savepoint that has ended has left its work to what is around it
+    if (this.isOver) return this.own.outer !== undefined && super.whenStored(action)
     this.own.addHook(whenStored(action))
     return true
   }
@@ -290,6 +296,10 @@ export class OutsideCarrier extends Carrier {
 
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     return origin !== this.origin && super.addHook(origin, hook, begin)
+  }
+
+  override takesHooks(origin: Origin): boolean {
+    return origin !== this.origin && super.takesHooks(origin)
   }
 }
 

@@ -42,6 +42,7 @@ import { type OnStatement, once } from "./single.js"
 import type { OnTaken, Source } from "./source.js"
 import { enderIn } from "./transaction/control.js"
 import type { Part } from "./transaction/part.js"
+import { mayBeStored } from "./unit.js"
 import { type Work, withComment } from "./work.js"
 
 /** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
@@ -375,12 +376,15 @@ export class Engine implements Origin {
     const reasonFor = (exit: Exit.Exit<A, E>) =>
       Exit.isFailure(exit) ? reasonOf(transaction?.failures ?? none, exit.cause) : undefined
     const policy = Context.get(fiber.currentContext, RetryPolicy)
-    return repeat(next, reasonFor, replaySchedule(asked, policy), (reason) => {
-      if (transaction?.level.link.mayHaveStored === true) return false
+    const take = (reason: unknown) => {
+      if (transaction === undefined || mayBeStored(transaction)) return false
       const known = fromUnknown(reason)
       // what failed on another database is not mended by running this one again
       return known.database === this.database && this.takeReplay(policy, ++attempt, known)
-    })
+    }
+    return Effect.uninterruptibleMask((restore) =>
+      repeat(restore, next, reasonFor, replaySchedule(asked, policy), take)
+    )
   }
 
   takeReplay(policy: Policy, attempt: number, error: DatabaseError): boolean {

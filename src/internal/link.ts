@@ -99,7 +99,10 @@ export class Link {
   /** The transaction cannot go on. */
   die(error: StatementError): void {
     this.lost ??= error
-    if (this.waiting !== undefined) for (const tell of [...this.waiting]) tell(this.lost)
+    const { waiting } = this
+    if (waiting === undefined) return
+    // one that is told may give up others, which are not to be told as well
+    for (const tell of [...waiting]) if (waiting.has(tell)) tell(this.lost)
   }
 
   take(connection: Connection): void {

@@ -4,19 +4,13 @@
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
 import { type DatabaseError, fromUnknown, type StatementError } from "../DatabaseError.js"
 import { isReplayable, type Policy, RetryPolicy } from "../RetryPolicy.js"
+import type { Restore } from "./cancellable.js"
 import type { Unit } from "./unit.js"
-
-/** Work that was undone, why another attempt may go better, if it may, and how it has ended. */
-class Undone<A, E> {
-  constructor(
-    readonly reason: unknown,
-    readonly exit: Exit.Exit<A, E>
-  ) {}
-}
 
 /**
  * Returns why work that has failed may go better in another attempt: what its transactions' statements have failed with, also where the
@@ -44,23 +38,33 @@ export const replaySchedule = (
 ): Schedule.Schedule<unknown, unknown> =>
   Schedule.mapInput(asked === true ? policy.transaction : asked, (error: unknown) => fromUnknown(error))
 
-/** Runs work for as long as it ends with a reason to run it again, and `take` grants another attempt. */
+/**
+ * Runs work for as long as it ends with a reason to run it again, and `take` grants another attempt; `first` is how it has ended before. To be
+ * run where it cannot be interrupted: an interruptible handler would take from the cause of an interruption what has failed beside it.
+ * `restore` is for the work and the pauses.
+ */
 export const repeat = <A, E, R>(
+  restore: Restore,
   once: Effect.Effect<A, E, R>,
   reasonFor: (exit: Exit.Exit<A, E>) => unknown,
   schedule: Schedule.Schedule<unknown, unknown>,
-  take: (reason: unknown) => boolean
-): Effect.Effect<A, E, R> => {
-  const attempt = Effect.flatMap(Effect.exit(once), (exit) => {
-    const reason = reasonFor(exit)
-    return reason === undefined ? Effect.succeed(exit) : Effect.fail(new Undone(reason, exit))
+  take: (reason: unknown) => boolean,
+  first?: Exit.Exit<A, E>
+): Effect.Effect<A, E, R> =>
+  Effect.flatMap(Schedule.driver(Schedule.whileInput(schedule, take)), (driver) => {
+    const goOn = (exit: Exit.Exit<A, E>): Effect.Effect<A, E, R> => {
+      const reason = reasonFor(exit)
+      if (reason === undefined) return exit
+      return Effect.matchCauseEffect(restore(driver.next(reason)), {
+        // the schedule has ended, or the pause was interrupted
+        onFailure: (cause) =>
+          Either.match(Cause.failureOrCause(cause), { onLeft: () => exit, onRight: Effect.failCause }),
+        onSuccess: () => attempt
+      })
+    }
+    const attempt = Effect.flatMap(Effect.exit(restore(once)), goOn)
+    return first === undefined ? attempt : goOn(first)
   })
-  const last = Effect.retry(attempt, {
-    schedule: Schedule.mapInput(schedule, ({ reason }: Undone<A, E>) => reason),
-    while: ({ reason }) => take(reason)
-  })
-  return Effect.flatten(Effect.catchAll(last, ({ exit }) => Effect.succeed(exit)))
-}
 
 /** An open unit of work, as far as its repetition needs to know it. */
 interface Opened {
@@ -68,8 +72,9 @@ interface Opened {
   readonly isRolledBack: boolean
 }
 
-/** Runs it in a new unit each time; `failed` is how the first has ended, where it was run already. */
+/** Runs it in a new unit each time, as {@link repeat}; `failed` is how the first has ended, where it was run already. */
 export const replay = <O extends Opened, A, E, R>(
+  restore: Restore,
   open: () => O,
   once: (opened: O) => Effect.Effect<A, E, R>,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -77,16 +82,9 @@ export const replay = <O extends Opened, A, E, R>(
 ): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const policy = Context.get(fiber.currentContext, RetryPolicy)
-    let opened: O | undefined
+    let opened = failed?.opened
     let attempt = 0
-    let before = failed
     const next = Effect.suspend(() => {
-      if (before !== undefined) {
-        const { cause } = before
-        opened = before.opened
-        before = undefined
-        return Effect.failCause(cause)
-      }
       opened = open()
       opened.unit.attempt = attempt + 1
       return once(opened)
@@ -97,7 +95,7 @@ export const replay = <O extends Opened, A, E, R>(
       // a success that its outcome has undone
       return opened.isRolledBack ? reasonOf(opened.unit.failures, Cause.empty) : undefined
     }
-    return repeat(next, reasonFor, replaySchedule(asked, policy), (reason) =>
-      opened === undefined ? false : takeReplay(opened.unit, reason, ++attempt, policy)
-    )
+    const take = (reason: unknown) => opened !== undefined && takeReplay(opened.unit, reason, ++attempt, policy)
+    const first = failed === undefined ? undefined : Exit.failCause(failed.cause)
+    return repeat(restore, next, reasonFor, replaySchedule(asked, policy), take, first)
   })

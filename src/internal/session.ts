@@ -59,6 +59,9 @@ type Ready = (
   opening: ReadonlyArray<Opening>
 ) => void
 
+/** What was undone on the server after a statement had failed: nothing, the statement by its fence, or all that was opened with it. */
+type Undoing = "nothing" | "statement" | "opening"
+
 type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
 
 const none: ReadonlyArray<never> = []
@@ -133,6 +136,8 @@ export class Level {
   private readonly turns = new Turns()
   /** Whether the caller of the statement under way has left. */
   private isLeft = false
+  /** Gives up the statement that is about to open it, which waits for a turn or a connection: nothing of it was sent. */
+  private giveUpOpening: ((error: StatementError) => void) | undefined = undefined
   /** The nested level that has the turn, from its first statement to its end. */
   private nested: Level | undefined = undefined
   private readonly mark: ReturnType<typeof savepoint> | undefined
@@ -196,14 +201,17 @@ export class Level {
         // refused before it was bound, so nothing has run in what was opened with it
         if (opened !== undefined && !isAgain && isStaleRefusal(failure) && flight.bound === first.length) {
           isAgain = true
+          const undone = opening.length > 0 ? "opening" : "statement"
           return connection.undo(opened, (undoFailure) => {
             if (undoFailure === undefined && !this.isLeft) connection.run(first, request, after, guarded)
-            else settle(failure, flight)
+            else settle(failure, flight, undoFailure === undefined ? undone : "nothing")
           })
         }
         if (guard === undefined || !isSet) return settle(failure, flight)
         // the failure is the statement's own affair: what is around it goes on
-        connection.undo(guard.undo, (undoFailure) => settle(failure, flight, undoFailure === undefined))
+        connection.undo(guard.undo, (undoFailure) =>
+          settle(failure, flight, undoFailure === undefined ? "statement" : "nothing")
+        )
       }
       // messages behind a COPY would be taken for its data
       const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
@@ -408,6 +416,8 @@ export class Level {
     // a nested level that has the turn has lost its connection, and may keep the turn for long
     if (this.link.lost !== undefined && this.nested !== undefined) return finish()
     this.leaveNested()
+    // what has not come to the server yet, as at the gate of its part, may wait for long, and must not run any more
+    this.giveUpOpening?.(new TransactionEnded(this.link.place))
     stop = later(longestUndo[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time", this.interrupted)
@@ -490,7 +500,7 @@ export class Level {
     exchange: (
       connection: Connection,
       opening: ReadonlyArray<Opening>,
-      settle: (failure: Failure | undefined, flight: Flight, undone?: boolean) => void
+      settle: (failure: Failure | undefined, flight: Flight, undone?: Undoing) => void
     ) => void
   ): () => void {
     let sent: Connection | undefined
@@ -506,7 +516,7 @@ export class Level {
       this.used = true
       onSent()
       connection.transaction = this
-      exchange(connection, opening, (failure, flight, undone) => {
+      exchange(connection, opening, (failure, flight, undone = "nothing") => {
         settled = true
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
@@ -514,8 +524,8 @@ export class Level {
         const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
         // nothing of it has run: as if there had been no BEGIN
         const isUnfit = isMisled && isOutermost(opening)
-        if (all > 0) this.acknowledge(opening, isUnfit ? 0 : flight.acknowledged)
-        const isAborted = connection.status === "E" && undone !== true
+        if (all > 0) this.acknowledge(opening, isUnfit || undone === "opening" ? 0 : flight.acknowledged)
+        const isAborted = connection.status === "E" && undone === "nothing"
         const error = isUnfit
           ? wrongRole(this.link.place, failure)
           : this.judge(
@@ -577,7 +587,8 @@ export class Level {
     // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
     const outermost = opening[0]?.level
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
-    if (!begun) return failure === undefined ? interruption : toStatementError(link.place, failure, "notSent")
+    if (!begun)
+      return interruption ?? (failure === undefined ? undefined : toStatementError(link.place, failure, "notSent"))
     const ender = enderOf(flight, text)
     const isLost = failure?._tag === "lost"
     if (ender !== undefined || (!isLost && connection.status === "I")) {
@@ -681,7 +692,7 @@ export class Level {
       isWaiting = false
       stopWaiting()
       const fail = (error: StatementError) => {
-        this.turns.pass()
+        this.passUnopened()
         ready(error, undefined, none)
       }
       const { gone } = this
@@ -692,15 +703,21 @@ export class Level {
       if (this.opened) return ready(undefined, connection, none)
       const above: Ready = (error, connection, opening) => {
         if (error !== undefined) return fail(error)
+        this.giveUpOpening = undefined
         const { begin } = this.opening
         const steps = this.mark === undefined ? begin : [this.mark.set, ...begin]
         ready(undefined, connection, opening.concat(new Opening(this, steps)))
       }
       const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))
-      const leave = this.gate === undefined ? goAbove() : this.passGate(this.gate, goAbove, fail)
+      let leave = nothing
+      this.giveUpOpening = (error) => {
+        leave()
+        fail(error)
+      }
+      leave = this.gate === undefined ? goAbove() : this.passGate(this.gate, goAbove, fail)
       leaveAbove = () => {
         leave()
-        this.turns.pass()
+        this.passUnopened()
       }
     })
     if (isWaiting) {
@@ -715,6 +732,13 @@ export class Level {
       stopWaiting()
       leaveAbove()
     }
+  }
+
+  /** Ends a turn with which nothing was opened. */
+  private passUnopened(): void {
+    this.giveUpOpening = undefined
+    this.nested = undefined
+    this.turns.pass()
   }
 
   /**
@@ -762,11 +786,17 @@ export class Level {
       giveUp = goOn()
     })
     if (isPassed) return giveUp
-    const bound = timer(lender.patience, () => {
+    const failed = (error: StatementError) => {
       leave()
-      fail(new TransactionBusy({ ...place, waited: lender.patience }))
-    })
-    stop = () => clearTimeout(bound)
+      stop()
+      fail(error)
+    }
+    const bound = timer(lender.patience, () => failed(new TransactionBusy({ ...place, waited: lender.patience })))
+    const unwatch = this.link.whenLost(failed)
+    stop = () => {
+      clearTimeout(bound)
+      unwatch()
+    }
     return () => {
       leave()
       stop()

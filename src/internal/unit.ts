@@ -46,7 +46,7 @@ export interface End {
 }
 
 /** Hooks for which there is no transaction yet. */
-interface Waiting {
+export interface Waiting {
   readonly begin: (options: Options) => Transaction
   readonly hooks: Array<Hook>
 }
@@ -54,7 +54,8 @@ interface Waiting {
 const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
-const mayBeStored = ({ level, stores }: Transaction): boolean =>
+/** Tells whether what a transaction has done is stored, or may be. */
+export const mayBeStored = ({ level, stores }: Transaction): boolean =>
   level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
 export class Unit extends Carrier {
@@ -100,10 +101,16 @@ export class Unit extends Carrier {
   }
 
   override whenStored(action: () => void): boolean {
-    if (this.ended) return false
+    // what a fiber does that outlives it is about what it has left to the whole around it
+    if (this.ended) return super.whenStored(action)
     this.pending ??= []
     this.pending.push(action)
     return true
+  }
+
+  /** Forgets what was left to the time when it is stored, because all that it was about is undone. */
+  dropPending(): void {
+    if (this.transactions === undefined || this.transactions.size === 0) this.pending = undefined
   }
 
   override get isOver(): boolean {
@@ -196,11 +203,16 @@ export class Unit extends Carrier {
     return this.transactions?.get(origin)
   }
 
-  /** The hooks for which there is no transaction yet, each handed out once. */
-  protected takeWaiting(): ReadonlyArray<readonly [Origin, Waiting]> {
-    const all = [...(this.waiting ?? none)]
-    this.waiting = undefined
+  /** Takes the hooks for which there is no transaction yet, of some databases. */
+  protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, Waiting]> {
+    const all = [...(this.waiting ?? none)].filter(([origin]) => isMeant(origin))
+    for (const [origin] of all) this.waiting?.delete(origin)
+    if (this.waiting?.size === 0) this.waiting = undefined
     return all
+  }
+
+  override takesHooks(): boolean {
+    return !this.ended
   }
 
   /** A hook is no reason to begin a transaction, which reads would have to join. */
@@ -325,8 +337,11 @@ export class Unit extends Carrier {
     this.hasKept ||= mayBeStored(transaction)
   }
 
-  /** Takes what a part of the work asks for, for all that is begun from now on. What is begun already must not be otherwise. */
-  demand(rules: Rules): OptionsConflict | undefined {
+  /**
+   * Checks what a part of the work asks for, of all that is begun from now on; what is begun already must not be otherwise. Returns the
+   * refusal, or what takes it.
+   */
+  demand(rules: Rules): OptionsConflict | (() => void) {
     const asked = [...(this.transactions?.values() ?? [])].flatMap((transaction) => {
       const options = rules.databases.get(transaction.origin.database) ?? rules.all
       return options === undefined ? [] : [{ transaction, options }]
@@ -335,22 +350,24 @@ export class Unit extends Carrier {
       const error = conflict(transaction, options, true)
       if (error !== undefined) return error
     }
-    for (const { options, transaction } of asked) raise(transaction, options, true)
-    this.rules = {
-      all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
-      databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
+    return () => {
+      for (const { options, transaction } of asked) raise(transaction, options, true)
+      this.rules = {
+        all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
+        databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
+      }
     }
-    return undefined
   }
 
-  /** Takes what a part asks of the end: an order where the unit has none of its own, and a check. */
-  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+  /** Checks what a part asks of the end: an order where the unit has none of its own, and a check. Returns as {@link demand}. */
+  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
     const { ending } = this
     if (order !== undefined && ending.order !== "safest" && String(order) !== String(ending.order))
       return this.refuse("order", String(ending.order), String(order))
     if (checked === false && ending.checked) return this.refuse("checkFirst", "true", "false")
-    this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
-    return undefined
+    return () => {
+      this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
+    }
   }
 
   /** It is run again, if it can be, where its failure allows it: a part of it has asked for that. */

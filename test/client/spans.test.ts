@@ -125,6 +125,36 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("that is a nested part of a unit of work has the same span, on each database", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      yield* Effect.gen(function* () {
+        const log = yield* Audit.writer
+        const part = Effect.zipRight(insert("a"), log`INSERT INTO item (name) VALUES ('b')`)
+        const work = Effect.gen(function* () {
+          yield* UnitOfWork.nested(part, { work: { label: "kept" } })
+          yield* Effect.ignore(UnitOfWork.nested(Effect.zipRight(insert("c"), no), { work: { label: "undone" } }))
+        })
+        const all = transactions(yield* traced(Effect.withSpan(UnitOfWork.run(work), "request")))
+        // the transaction around has the label of the part that was the first in it
+        const savepoints = all.filter((one) => !eventNames(one).includes("db.transaction.begin"))
+        const labelled = (label: string) =>
+          savepoints
+            .filter(({ span }) => span.attributes.get("effect_db.transaction.label") === label)
+            .map((one) => [
+              one.span.attributes.get("db.namespace"),
+              one.span.attributes.get("effect_db.transaction.outcome"),
+              eventNames(one)
+            ])
+        assert.deepStrictEqual(labelled("kept"), [
+          [(yield* Place).name, "committed", ["db.transaction.savepoint"]],
+          [place.name, "committed", ["db.transaction.savepoint"]]
+        ])
+        assert.deepStrictEqual(labelled("undone"), [[(yield* Place).name, "rolledBack", ["db.transaction.rollback"]]])
+      }).pipe(Effect.provide(Audit.layer({ writer: place.writer })))
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("that is tried again has a span for each try", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place

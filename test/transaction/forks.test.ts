@@ -33,6 +33,21 @@ const forkNested = <R>(nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.E
     return { fiber, go }
   })
 
+/** Forks a statement in a nested transaction that fails while the statement waits; gives the fiber of its failure. */
+const lateIn = (nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db>) =>
+  Effect.gen(function* () {
+    const forked = yield* Deferred.make<Fiber.RuntimeFiber<DatabaseError.DatabaseError, unknown>>()
+    const late = Effect.flip(DatabaseError.refine(insert("late")))
+    yield* Effect.forkDaemon(late).pipe(
+      Effect.tap((fiber) => Deferred.succeed(forked, fiber)),
+      Effect.zipLeft(Effect.yieldNow()),
+      Effect.zipRight(Effect.fail("x")),
+      nested,
+      Effect.flip
+    )
+    return yield* Deferred.await(forked)
+  })
+
 /** In the transaction of the database, in a savepoint, or in a nested part. */
 const ways = [
   ["Db.withTransaction", (self) => Db.withTransaction(self)],
@@ -86,6 +101,59 @@ describe("an end with a fork in it", () => {
         assert.deepStrictEqual([yield* stored, yield* events], [[], []])
       }
     }).pipe(Effect.provide(Layer.merge(hurried, audit)))
+  )
+
+  for (const [name, nested] of ways) {
+    it.scopedLive(`a fork's statement that waits for the turn of a ${name} ends with it, and the whole goes on`, () =>
+      Effect.gen(function* () {
+        yield* UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            const { fiber: beside, go } = yield* forkNested(nested)
+            const late = yield* lateIn(nested)
+            assert.strictEqual((yield* Fiber.join(late))._tag, "TransactionEnded")
+            yield* Deferred.succeed(go, undefined)
+            yield* Fiber.await(beside)
+            yield* insert("after")
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["after", "fork", "fork, later", "outer"])
+      }).pipe(Effect.provide(fresh()))
+    )
+  }
+
+  it.scopedLive("a fork's statement that waits for a connection ends with its transaction", () =>
+    Effect.gen(function* () {
+      const { fiber: holder, go } = yield* forkNested((self) => Db.withTransaction(self))
+      const late = yield* lateIn((self) => Db.withTransaction(self))
+      assert.strictEqual((yield* Fiber.join(late))._tag, "TransactionEnded")
+      yield* Deferred.succeed(go, undefined)
+      yield* Fiber.await(holder)
+      assert.deepStrictEqual(yield* stored, ["fork", "fork, later"])
+    }).pipe(Effect.provide(fresh({ readers: [], maxConnections: 1 })))
+  )
+
+  it.scopedLive("a statement that waits for the turn of its part fails at once where the connection is lost", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const failed = yield* Deferred.make<DatabaseError.DatabaseError>()
+      const work = Effect.gen(function* () {
+        const { go } = yield* forkNested((self) => UnitOfWork.nested(self))
+        const waiting = yield* insert("waiting").pipe(
+          UnitOfWork.nested(),
+          DatabaseError.refine,
+          Effect.flip,
+          Effect.fork
+        )
+        yield* Effect.yieldNow()
+        yield* terminateBackends(name)
+        yield* Deferred.succeed(failed, yield* Fiber.join(waiting))
+        yield* Deferred.succeed(go, undefined)
+      })
+      yield* Effect.flip(UnitOfWork.run(work))
+      const error = yield* Deferred.await(failed)
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+    }).pipe(Effect.provide(fresh({ readers: [], acquireTimeout: "5 seconds" })))
   )
 
   it.scopedLive("where the server has ended the session the end does not wait at all", () =>

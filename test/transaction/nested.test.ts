@@ -13,13 +13,20 @@ import { DatabaseError, DatabaseRuntime, RequestTransaction, TestDatabase, UnitO
 import { describe } from "vitest"
 import { audit, event, events } from "../fixtures/audit.js"
 import { Audit, active, Db, fresh, freshTable, insert, Place, stored } from "../fixtures/databases.js"
-import { makeProxy } from "../fixtures/proxy.js"
-import { query } from "../fixtures/server.js"
+import { makeProxy, sends } from "../fixtures/proxy.js"
+import { freshDatabase, query } from "../fixtures/server.js"
 
 const both = Layer.merge(fresh(), audit)
 
 /** A statement on each database, then a failure. */
 const undone = Effect.all([insert("undone"), event("undone"), Effect.fail("x")])
+
+/** A second database behind a proxy. */
+const auditProxy = Effect.gen(function* () {
+  const { writer } = yield* freshDatabase
+  yield* query(writer, "CREATE TABLE event (what text, amount int)")
+  return yield* makeProxy(writer)
+})
 
 const isStandby = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ yes: boolean }>`SELECT pg_is_in_recovery() AS yes`, (rows) => rows[0]?.yes)
@@ -135,6 +142,103 @@ describe("UnitOfWork.nested", () => {
         "audit kept: committed"
       ])
     }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("drops the afterCommit hooks of a part whose end fails, also on a database without a statement", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      const part = Effect.all([
+        Audit.afterCommit(note("audit: committed")),
+        Audit.afterRollback(note("audit: rolled back")),
+        insert("undone"),
+        Effect.ignore(UnitOfWork.run(Effect.zipRight(insert("joined"), Effect.fail("x"))))
+      ])
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "RolledBackAtCommit")
+        })
+      )
+      assert.deepStrictEqual(log, ["audit: rolled back"])
+      assert.deepStrictEqual(yield* stored, ["outer"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("commits the hooks of a database that no unit around it would begin, in a bare withTransaction", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* UnitOfWork.nested(Effect.zipRight(insert("kept"), Audit.afterCommit(note("audit: committed"))))
+          assert.deepStrictEqual(log, ["audit: committed"])
+          const undone = Effect.all([Audit.afterCommit(note("no")), Audit.afterRollback(note("audit: rolled back"))])
+          yield* Effect.ignore(UnitOfWork.nested(Effect.zipRight(undone, Effect.fail("x"))))
+        })
+      )
+      assert.deepStrictEqual(log, ["audit: committed", "audit: rolled back"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("checks all databases before the first RELEASE, also where the unit does not check first", () =>
+    Effect.gen(function* () {
+      const part = Effect.all([
+        insert("undone"),
+        event("undone"),
+        Effect.ignore(Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1/0`))
+      ])
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Effect.zipRight(insert("outer"), event("outer"))
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "RolledBackAtCommit")
+        }),
+        { checkFirst: false }
+      )
+      assert.deepStrictEqual([yield* stored, yield* events], [["outer"], ["outer"]])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive(
+    "a part of which one savepoint is released and the other lost makes the first one's whole roll back",
+    () =>
+      Effect.gen(function* () {
+        const proxy = yield* auditProxy
+        const tags: Array<string> = []
+        const failing = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+          Effect.tapError(DatabaseError.refine(self), (error) =>
+            Effect.sync(() => tags.push(DatabaseError.isDatabaseError(error) ? error._tag : String(error)))
+          )
+        const part = failing(UnitOfWork.nested(Effect.zipRight(insert("half"), event("half"))))
+        yield* Effect.zipRight(proxy.when(sends("RELEASE"), "cut"), Effect.ignore(part)).pipe(
+          Db.withTransaction(),
+          failing,
+          Audit.withTransaction(),
+          Effect.provide(Audit.layer({ writer: proxy.url })),
+          Effect.ignore
+        )
+        // a savepoint is not stored, so the part has not failed with PartialCommit
+        assert.deepStrictEqual(tags, ["Disconnected", "RolledBackAtCommit"])
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("in a bare withTransaction a COMMIT of another database that is lost undoes the savepoint alone", () =>
+    Effect.gen(function* () {
+      const proxy = yield* auditProxy
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          yield* proxy.when(sends("COMMIT"), "cut")
+          const part = Effect.zipRight(insert("undone"), event("undone"))
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        })
+      ).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+      assert.deepStrictEqual(yield* stored, ["outer"])
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("nests in itself: the inner part fails alone, and goes with the outer", () =>
@@ -301,10 +405,18 @@ describe("UnitOfWork.nested", () => {
               assert.strictEqual(error._tag, "PropagationRefused")
             }
           }
+          for (const end of [Audit.commit, Audit.rollback]) {
+            const error = yield* Effect.zipRight(insert("undone"), end).pipe(
+              UnitOfWork.nested(),
+              DatabaseError.refine,
+              Effect.flip
+            )
+            assert.strictEqual(error._tag === "PropagationRefused" && error.database, "audit")
+          }
         })
       )
       assert.deepStrictEqual(yield* stored, ["kept"])
-    }).pipe(Effect.provide(fresh()))
+    }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("a fiber that outlives the part gets TransactionEnded, on a database touched before or not", () =>

@@ -238,3 +238,50 @@ describe("retry of a part that joins", () => {
     }).pipe(Effect.provide(fresh()))
   )
 })
+
+describe("a part whose options are refused", () => {
+  it.scopedLive("changes nothing of a transaction that was begun by hand", () =>
+    Effect.gen(function* () {
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* conflict(
+            "retry",
+            Db.withTransaction(insert("a"), { propagation: "required", statementTimeout: "3 seconds", retry: true })
+          )
+          assert.strictEqual(yield* setting("statement_timeout"), "0")
+        })
+      )
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("changes nothing of a unit of work: neither its settings nor its retry", () =>
+    Effect.gen(function* () {
+      const { attempts, work } = collidesOnce()
+      const whole = Effect.gen(function* () {
+        const asked = { transaction: serializable, order: [Audit, Db], retry: true } as const
+        yield* conflict("order", UnitOfWork.run(insert("a"), asked))
+        assert.strictEqual(yield* isolation, "read committed")
+        yield* conflict("isolation", Db.withTransaction(insert("a"), { ...serializable, retry: true }))
+        yield* work
+      })
+      yield* Effect.flip(UnitOfWork.run(whole, { order: [Db, Audit] }))
+      assert.strictEqual(attempts(), 1)
+    }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
+  )
+
+  it.scopedLive("is not one whose transaction is its own: its retry is not that of the unit around", () =>
+    Effect.gen(function* () {
+      const { attempts, work } = collidesOnce()
+      const own = Db.withTransaction(Effect.void, { propagation: "requiresNew", retry: true })
+      yield* Effect.flip(UnitOfWork.run(Effect.all([insert("b"), own, work])))
+      assert.strictEqual(attempts(), 1)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is not one in a nested part: the unit around takes its settings", () =>
+    Effect.gen(function* () {
+      const part = UnitOfWork.run(isolation, { transaction: serializable })
+      assert.strictEqual(yield* UnitOfWork.run(UnitOfWork.nested(part)), "serializable")
+    }).pipe(Effect.provide(fresh()))
+  )
+})

@@ -9,10 +9,11 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { type Database, DatabaseError, DatabaseRuntime, RequestTransaction, UnitOfWork } from "effect-db"
+import { type Database, DatabaseError, DatabaseRuntime, RequestTransaction, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "../fixtures/audit.js"
 import { Audit, Db, fresh, freshTable, insert, stored } from "../fixtures/databases.js"
+import { makeProxy, sends } from "../fixtures/proxy.js"
 import { query } from "../fixtures/server.js"
 
 const both = Layer.merge(fresh(), audit)
@@ -52,6 +53,41 @@ describe("a part that joins and ends in rollback", () => {
       assert.include(error.message, "reserve stock")
       assert.include(error.message, "no stock")
     }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("leaves no half of a fork whose first statement is under way when the part ends", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshTable
+      const proxy = yield* makeProxy(writer)
+      const work = Effect.gen(function* () {
+        const sent = yield* proxy.when(sends("INSERT"), "freeze")
+        const fork = yield* Deferred.make<Fiber.RuntimeFiber<unknown, unknown>>()
+        const part = Effect.forkDaemon(insert("fork")).pipe(
+          Effect.flatMap((fiber) => Deferred.succeed(fork, fiber)),
+          Effect.zipRight(sent),
+          Effect.zipRight(Effect.fail("x"))
+        )
+        yield* Effect.ignore(UnitOfWork.run(part))
+        yield* proxy.thaw
+        yield* Effect.flatMap(Deferred.await(fork), Fiber.join)
+      })
+      yield* rolledBack(UnitOfWork.run(work)).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+      assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [])
+    })
+  )
+
+  it.scopedLive("leaves no half where nothing was begun, so the whole goes on", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshTable
+      const proxy = yield* makeProxy(writer)
+      const work = Effect.gen(function* () {
+        yield* proxy.when(sends("BEGIN"), "cut")
+        yield* Effect.flip(UnitOfWork.run(RetryPolicy.with(insert("lost"), RetryPolicy.never)))
+        yield* insert("kept")
+      })
+      yield* UnitOfWork.run(work).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+      assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [{ name: "kept" }])
+    })
   )
 
   it.scopedLive("a part that dies, or is interrupted, leaves no half behind", () =>

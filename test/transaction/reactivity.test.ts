@@ -3,7 +3,9 @@
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Mailbox from "effect/Mailbox"
 import * as Option from "effect/Option"
@@ -128,6 +130,62 @@ describe("an invalidation", () => {
       )
     }).pipe(Effect.provide(place))
   )
+
+  it.scopedLive("is dropped by a rollback by hand, with a statement before it or without", () =>
+    Effect.gen(function* () {
+      const { next, runs } = yield* watch("sql.reactiveMailbox")
+      for (const rollback of [UnitOfWork.rollback, Db.rollback]) {
+        yield* UnitOfWork.run(Effect.zipRight(add("undone"), rollback))
+      }
+      yield* UnitOfWork.run(Effect.zipRight(Reactivity.invalidate(["items"]), UnitOfWork.rollback))
+      yield* names
+      assert.strictEqual(runs(), 1)
+      // what is begun on another database is not undone by it
+      yield* UnitOfWork.run(
+        Effect.all([Audit.notify("c"), Reactivity.invalidate(["items"]), insert("undone"), Db.rollback])
+      )
+      assert.deepStrictEqual(yield* next, [])
+      yield* UnitOfWork.run(Effect.all([add("undone"), UnitOfWork.rollback, add("a")]))
+      assert.deepStrictEqual(yield* next, ["a"])
+      assert.strictEqual(runs(), 3)
+    }).pipe(Effect.provide(place))
+  )
+
+  type Late = Fiber.RuntimeFiber<void>
+
+  interface Whole {
+    readonly part: Effect.Effect<Late, unknown, Db | Reactivity.Reactivity>
+    readonly rest: (late: Late) => Effect.Effect<void, unknown, Db>
+  }
+
+  const parts: ReadonlyArray<
+    readonly [string, (whole: Whole) => Effect.Effect<void, unknown, Db | Reactivity.Reactivity>]
+  > = [
+    ["a nested part", ({ part, rest }) => UnitOfWork.run(Effect.flatMap(UnitOfWork.nested(part), rest))],
+    ["a savepoint", ({ part, rest }) => Db.withTransaction(Effect.flatMap(Db.withTransaction(part), rest))],
+    ["a unit in a transaction", ({ part, rest }) => Db.withTransaction(Effect.flatMap(UnitOfWork.run(part), rest))]
+  ]
+
+  for (const [name, whole] of parts) {
+    it.scopedLive(`of a fiber that outlives ${name} waits for the outermost commit`, () =>
+      Effect.gen(function* () {
+        const { next, runs } = yield* watch("sql.reactiveMailbox")
+        const go = yield* Deferred.make<void>()
+        const late = Effect.zipRight(Deferred.await(go), Reactivity.invalidate(["items"]))
+        yield* whole({
+          part: Effect.zipRight(insert("a"), Effect.forkDaemon(late)),
+          rest: (fiber) =>
+            Effect.gen(function* () {
+              yield* Deferred.succeed(go, undefined)
+              yield* Fiber.join(fiber)
+              yield* Db.independent(names)
+              assert.strictEqual(runs(), 1)
+            })
+        })
+        assert.deepStrictEqual(yield* next, ["a"])
+      }).pipe(Effect.provide(place))
+    )
+  }
 
   it.scopedLive("runs a query that was begun in a transaction outside of it, once that has ended", () =>
     Effect.gen(function* () {

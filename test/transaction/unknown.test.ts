@@ -57,8 +57,19 @@ const wholes = [
   ["a savepoint in it", <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(Db.withTransaction(self))]
 ] as const
 
+const retried = [
+  ["a transaction with retry", (self) => Db.withTransaction(self, { retry: true })],
+  ["a unit of work with retry", (self) => UnitOfWork.run(self, { retry: true })],
+  [
+    "a unit of work that a part has asked to retry",
+    (self) => UnitOfWork.run(Effect.zipLeft(self, UnitOfWork.run(Effect.void, { retry: true })))
+  ]
+] as const satisfies ReadonlyArray<
+  readonly [string, <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db>]
+>
+
 describe("a COMMIT without an answer", () => {
-  for (const [name, whole] of wholes) {
+  for (const [name, whole] of [...wholes, ...retried]) {
     it.scopedLive(`an interruption of ${name} during COMMIT: its cause holds CommitOutcomeUnknown as well`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
@@ -97,6 +108,23 @@ describe("a COMMIT without an answer", () => {
       assert.deepStrictEqual(log, ["unknown"])
       assert.strictEqual(seen[0]?._tag === "TransactionEnded" && seen[0].outcome, "unknown")
       assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [{ name: "a" }])
+    })
+  )
+
+  it.scopedLive("is not run again by retry, also where an undone savepoint has collided before", () =>
+    Effect.gen(function* () {
+      const { context, proxy, writer } = yield* behindProxy
+      const collide = Effect.flatMap(
+        Db.writer,
+        (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+      )
+      for (const [name, whole] of retried) {
+        yield* proxy.when(answers("COMMIT"), "cut")
+        const work = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert(name))
+        const error = yield* whole(work).pipe(Effect.provide(context), DatabaseError.refine, Effect.flip)
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "CommitOutcomeUnknown", String(error))
+      }
+      assert.lengthOf(yield* query(writer, "SELECT name FROM item"), retried.length)
     })
   )
 

@@ -26,6 +26,8 @@ import { nest, type Transaction, type Options as TransactionOptions } from "../.
 import { callSite } from "../callSite.js"
 import type { Restore } from "../cancellable.js"
 import { type Carrier, currentCarrier, type Kind } from "../carrier.js"
+import type { Known } from "../config/known.js"
+import { unknownOption } from "../config/options.js"
 import { isServerError } from "../driver.js"
 import { keep, undo } from "../ending.js"
 import { type Engine, locationOf } from "../engine.js"
@@ -79,6 +81,18 @@ const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number)
 /** Returns the outcome of a fiber as an effect. */
 const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> => Effect.flatten(Fiber.await(fiber))
 
+const known: Known<Options> = {
+  format: true,
+  delimiter: true,
+  null: true,
+  header: true,
+  quote: true,
+  escape: true,
+  encoding: true,
+  statementTimeout: true,
+  onProgress: true
+}
+
 /** Makes the members of a client for COPY. `rename` turns a name of the program into one of the database. */
 export const makeCopy = (
   engine: Engine,
@@ -116,6 +130,8 @@ export const makeCopy = (
 
   /** Starts a COPY, in a fiber that is interrupted by `stop` and by nothing else. */
   const start = (fiber: AnyFiber, asked: Request, data: Data, options: Options): Effect.Effect<UnderWay, SqlError> => {
+    const unknown = unknownOption(database, options, known)
+    if (unknown !== undefined) return Effect.fail(toSqlError(unknown))
     const carrier = currentCarrier(fiber)
     const request = scoped(fiber.currentContext, carrier, database, withComment(asked, carrier?.work(fiber)))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))

@@ -2,18 +2,23 @@
  * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
  * on a database that no unit would begin, it begins itself, as a unit of work does.
  */
-import type { OptionsConflict } from "../../DatabaseError.js"
+import type * as Fiber from "effect/Fiber"
+import { OptionsConflict } from "../../DatabaseError.js"
 import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
 import type { Carrier, Kind, Retry } from "../carrier.js"
 import { passedOn } from "../hooks.js"
 import type { PartName } from "../transaction/part.js"
-import { type Describe, type Ending, type Order, Unit } from "../unit.js"
+import { type Describe, type Ending, type Order, type Rules, Unit, type Waiting } from "../unit.js"
 import { Gate } from "./gate.js"
 
 export class NestedUnit extends Unit {
   private readonly gate: Gate
+  /** The hooks without a transaction that the unit around takes when this part has ended. */
+  private heldHooks: ReadonlyArray<readonly [Origin, Waiting]> = []
 
   constructor(
+    /** The fiber that runs it. */
+    private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
     private readonly outside: Carrier,
     ending: Ending,
     describe: Describe | undefined,
@@ -45,20 +50,40 @@ export class NestedUnit extends Unit {
     return this.outside.takeRetry(transaction, asked)
   }
 
-  override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | undefined {
+  /** Asks the same of the unit around, which begins the transactions of this part. */
+  override demand(rules: Rules): OptionsConflict | (() => void) {
+    const own = super.demand(rules)
+    if (own instanceof OptionsConflict) return own
+    const around = this.outside.unit?.demand(rules)
+    if (around instanceof OptionsConflict) return around
+    return () => {
+      own()
+      around?.()
+    }
+  }
+
+  override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
     const { unit } = this.outside
     return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
   }
 
-  /** Leaves the hooks for which there was no transaction to a unit that is around, as those of its savepoints are. */
+  /**
+   * Holds back the hooks for which there is no transaction, if a unit around takes them: its end would begin one for them. Where there is no
+   * unit, or it is left out on purpose, this is the outermost, and they are its own.
+   */
+  holdHooks(): void {
+    this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]
+  }
+
+  /** Leaves the hooks that were held back to the unit around, as those of its savepoints are. */
   passHooksOn(isKept: boolean): void {
-    for (const [origin, { begin, hooks }] of this.takeWaiting()) {
+    for (const [origin, { begin, hooks }] of this.heldHooks) {
       for (const hook of hooks) {
         const passed = passedOn(hook, isKept)
-        // where there is no unit, or it is left out on purpose, this is the outermost
-        if (passed !== undefined && !this.outside.addHook(origin, passed, begin)) this.addHook(origin, hook, begin)
+        if (passed !== undefined) this.outside.addHook(origin, passed, begin)
       }
     }
+    this.heldHooks = []
   }
 
   /** Tells the part that it is in, if it is in one, of what it has kept. */
@@ -77,6 +102,7 @@ export class NestedUnit extends Unit {
     const label = this.name?.label
     const nested = nest(around.origin, around, "writer", around, label === undefined ? {} : { label })
     nested.level.gate = this.gate
+    nested.span = around.origin.span(this.fiber, label, this.outside)
     this.add(nested)
     return nested
   }

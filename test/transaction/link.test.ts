@@ -1,0 +1,25 @@
+/**
+ * The connection of a transaction, as its waiters know it.
+ */
+import { DatabaseError } from "effect-db"
+import { assert, describe, it } from "vitest"
+import { Link } from "../../src/internal/link.js"
+
+describe("a lost connection", () => {
+  it("does not tell a waiter that another waiter has given up while it was told", () => {
+    const place = { database: "app", server: "" }
+    const link = new Link({ place, patience: 0, checkout: () => () => {}, checkin: () => {} })
+    const told: Array<string> = []
+    const takeBacks: Array<() => void> = []
+    for (const name of ["first", "second"]) {
+      takeBacks.push(
+        link.whenLost(() => {
+          told.push(name)
+          for (const takeBack of takeBacks) takeBack()
+        })
+      )
+    }
+    link.die(new DatabaseError.Disconnected({ ...place, cause: new Error("gone"), outcome: "undone" }))
+    assert.deepStrictEqual(told, ["first"])
+  })
+})

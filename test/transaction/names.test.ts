@@ -1,0 +1,54 @@
+/**
+ * Options with a name that is not known, as only a program without types can give: they are refused with the nearest name.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { DatabaseError, Migrations, RequestTransaction, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { Db, fresh, insert, stored } from "../fixtures/databases.js"
+
+/** Options as a program without types gives them. */
+const untyped = (options: object): object => options
+
+describe("an option whose name is not known", () => {
+  it.scopedLive("is ConfigInvalid, which names the nearest one, and nothing has run", () =>
+    Effect.gen(function* () {
+      const mistyped = untyped({ isolaton: "serializable" })
+      const sql = yield* Db.writer
+      const calls: ReadonlyArray<readonly [Effect.Effect<unknown, unknown, Db>, setting: string, expected: string]> = [
+        [Db.withTransaction(insert("a"), mistyped), "isolaton", "isolation"],
+        [UnitOfWork.run(insert("a"), { transaction: mistyped }), "transaction.isolaton", "isolation"],
+        [UnitOfWork.run(insert("a"), { databases: [UnitOfWork.on(Db, mistyped)] }), "isolaton", "isolation"],
+        [UnitOfWork.run(insert("a"), untyped({ retri: true })), "retri", "retry"],
+        [UnitOfWork.runNew(insert("a"), untyped({ checkfirst: true })), "checkfirst", "checkFirst"],
+        [UnitOfWork.nested(insert("a"), untyped({ outcom: () => "commit" })), "outcom", "outcome"],
+        [sql.copyFrom("item", ["name"], Stream.make(["a"]), untyped({ fromat: "csv" })), "fromat", "format"],
+        [Stream.runDrain(sql.copyTo(sql`SELECT 1`, untyped({ delimeter: ";" }))), "delimeter", "delimiter"],
+        [
+          Migrations.run(Db, { loader: Effect.succeed([]), ...untyped({ outofOrder: "apply" }) }),
+          "outofOrder",
+          "outOfOrder"
+        ]
+      ]
+      for (const [call, setting, expected] of calls) {
+        const error = yield* Effect.flip(DatabaseError.refine(call))
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", String(error))
+        const { expected: named, setting: given } = error as DatabaseError.ConfigInvalid
+        assert.deepStrictEqual([given, named], [setting, `"${expected}"`])
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it("of a middleware for requests is thrown where that is made", () => {
+    const layers: ReadonlyArray<(options: object) => unknown> = [
+      RequestTransaction.middleware,
+      RequestTransaction.layerApi
+    ]
+    for (const make of layers) {
+      assert.throws(() => make({ retri: true }), 'expected "retry"')
+      assert.throws(() => make({ transaction: { isolaton: "serializable" } }), 'expected "isolation"')
+    }
+  })
+})
