@@ -13,7 +13,7 @@ import { dual } from "effect/Function"
 import * as ParseResult from "effect/ParseResult"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
-import { formatLsn, isLsn, parseLsn } from "./internal/lsn.js"
+import { formatLsn, isLsn, parseLsn } from "./internal/sql/lsn.js"
 
 const Lsn = Schema.transform(
   Schema.String.pipe(Schema.filter(isLsn)),

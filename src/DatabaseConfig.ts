@@ -14,13 +14,13 @@ import * as Either from "effect/Either"
 import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
-import type { AuthMethod } from "./internal/config/authentication.js"
+import type { AuthMethod } from "./internal/config/requireAuth.js"
 import type { Configured } from "./internal/config/configured.js"
 import { fromEnvironment } from "./internal/config/environment.js"
 import type { Host } from "./internal/config/hosts.js"
-import { type Known, refuseUnknown } from "./internal/config/known.js"
-import type { OwnSettings } from "./internal/config/ownSettings.js"
-import { type Endpoint, fileOf, type ServerConfig, server } from "./internal/config/server.js"
+import { type Known, refuseUnknown } from "./internal/config/knownNames.js"
+import type { OwnSettings } from "./internal/config/sessionParameters.js"
+import { type Endpoint, fileOf, type ServerConfig, server } from "./internal/config/serverOptions.js"
 import {
   type Connector,
   concealedInput,
@@ -32,8 +32,8 @@ import {
   type ServerUrl,
   type TargetSessionAttrs
 } from "./internal/config/serverInput.js"
-import { checkSsl, type Ssl } from "./internal/config/ssl.js"
-import type { TlsFiles } from "./internal/config/tls.js"
+import { checkSsl, type Ssl } from "./internal/config/sslOption.js"
+import type { TlsFiles } from "./internal/config/tlsParameters.js"
 import {
   count,
   echo,
@@ -49,9 +49,9 @@ import {
   text,
   time,
   yesOrNo
-} from "./internal/config/values.js"
-import type { ProtocolLimits } from "./internal/protocol/limits.js"
-import { concealed } from "./internal/protocol/tls.js"
+} from "./internal/config/optionParsers.js"
+import type { ProtocolLimits } from "./internal/protocol/protocolLimits.js"
+import { concealed } from "./internal/protocol/tlsOptions.js"
 
 export type {
   AuthMethod,

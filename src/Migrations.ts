@@ -14,8 +14,8 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
 import { at, ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
-import type { Known } from "./internal/config/known.js"
-import { unknownOption } from "./internal/config/options.js"
+import type { Known } from "./internal/config/knownNames.js"
+import { unknownOption } from "./internal/config/unknownOption.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 /**

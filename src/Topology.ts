@@ -4,7 +4,7 @@
  * @since 0.1.0
  */
 import type { DatabaseConfig, ServerConfig } from "./DatabaseConfig.js"
-import type { CredentialSource } from "./internal/credentials.js"
+import type { CredentialSource } from "./internal/connection/credentials.js"
 import { OutageWaiters } from "./internal/pool/outageWaiters.js"
 import { Observation, type Observer } from "./Observation.js"
 import { type Figures, Pool, type SessionTasks } from "./Pool.js"

@@ -19,18 +19,18 @@ import { EmbeddedPostgres, EmbeddedPostgresError } from "effect-db/EmbeddedPostg
 import Pg from "pg"
 import { vi } from "vitest"
 import * as Binaries from "../src/internal/embedded/binaries.js"
-import * as Family from "../src/internal/embedded/family.js"
-import { mirror } from "../src/internal/embedded/mirror.js"
+import * as Family from "../src/internal/embedded/processGroup.js"
+import { mirror } from "../src/internal/embedded/copyBinaries.js"
 import * as OsUser from "../src/internal/embedded/osUser.js"
-import type * as Ports from "../src/internal/embedded/ports.js"
-import * as Settings from "../src/internal/embedded/settings.js"
+import type * as Ports from "../src/internal/embedded/freePort.js"
+import * as Settings from "../src/internal/embedded/postgresqlConf.js"
 import { directory as memory } from "./fixtures/directory.js"
 import { query } from "./fixtures/server.js"
 
 const taken = vi.hoisted((): { ports: Array<number> } => ({ ports: [] }))
 
 // Ports that look free and are taken a moment later cannot be had otherwise. All the rest is real.
-vi.mock("../src/internal/embedded/ports.js", async (original) => {
+vi.mock("../src/internal/embedded/freePort.js", async (original) => {
   const ports = await original<typeof Ports>()
   const free: typeof Ports.free = Effect.suspend(() => {
     const port = taken.ports.pop()

@@ -34,12 +34,12 @@ const typeCircles = [
   // the carrier maps names to transactions, a unit of work is one, and a transaction stands in a carrier
   [
     "Transaction",
-    "internal/carrier",
-    "internal/hooks",
-    "internal/propagation",
-    "internal/schema/place",
-    "internal/transaction/part",
-    "internal/unit"
+    "internal/transaction/context",
+    "internal/transaction/hooks",
+    "internal/transaction/propagation",
+    "internal/transaction/contextSlot",
+    "internal/transaction/joinedPart",
+    "internal/unitOfWork/unitOfWork"
   ]
 ]
 
@@ -49,28 +49,28 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "Client",
     "Database",
     "TestDatabase",
-    "internal/sessionTasks",
-    "internal/transaction/reactivity"
+    "internal/client/lifecycleHooks",
+    "internal/transaction/invalidations"
   ],
   // HTTP is nobody else's business
   "@effect/platform": [
     "RequestTransaction",
-    "internal/request/again",
-    "internal/request/apiErrors",
-    "internal/request/describe",
-    "internal/request/passage",
-    "internal/request/route"
+    "internal/http/replayableRequest",
+    "internal/http/apiErrors",
+    "internal/http/describeRequest",
+    "internal/http/enterUnitOfWork",
+    "internal/http/routeTag"
   ],
-  "@effect/sql-pg": ["Client", "Copy", "Database", "DatabaseConfig", "internal/client/config"],
+  "@effect/sql-pg": ["Client", "Copy", "Database", "DatabaseConfig", "internal/client/clientConfig"],
   // the server of tests is steered by sessions of its own, below everything that it is there to test
   pg: [
-    "internal/driver",
-    "internal/embedded/sql",
-    "internal/identifier",
-    "internal/protocol/parameters",
+    "internal/protocol/pgDriver",
+    "internal/embedded/adminSession",
+    "internal/sql/quote",
+    "internal/protocol/parameterEncoder",
     "internal/protocol/typeNames"
   ],
-  "pg-protocol": ["internal/wire"]
+  "pg-protocol": ["internal/protocol/messages"]
 }
 
 /** The classes that SQLSTATEs of PostgreSQL begin with. */
@@ -217,7 +217,7 @@ describe("secrets of one file", () => {
   })
 
   it("timers are set in one file, which knows how long Node's may be", () => {
-    expect(occurrences(/\bset(?:Timeout|Interval)\s*\(/g, ["internal/later"])).toEqual([])
+    expect(occurrences(/\bset(?:Timeout|Interval)\s*\(/g, ["internal/concurrency/clock"])).toEqual([])
   })
 
   it("each package is imported only where it is listed", () => {

@@ -6,9 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { Consistency, type Database } from "effect-db"
 import { afterEach, beforeEach, describe, vi } from "vitest"
-import { timer } from "../src/internal/later.js"
-import { Overload } from "../src/internal/pool/overload.js"
-import { Waiter, Waiters } from "../src/internal/pool/waiters.js"
+import { timer } from "../src/internal/concurrency/clock.js"
+import { Overload } from "../src/internal/pool/loadShedding.js"
+import { Waiter, Waiters } from "../src/internal/pool/waitQueue.js"
 import { Db, fresh, insert, soon, stored } from "./fixtures/databases.js"
 
 const day = 86_400_000

@@ -9,7 +9,7 @@ import * as Redacted from "effect/Redacted"
 import type * as Tracer from "effect/Tracer"
 import { type Database, Observation } from "effect-db"
 import { describe } from "vitest"
-import { makeEcho } from "../src/internal/echo.js"
+import { makeEcho } from "../src/internal/observability/logger.js"
 import { Db, insert, soon } from "./fixtures/databases.js"
 import { freshDatabase, terminateBackends } from "./fixtures/server.js"
 

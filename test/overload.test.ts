@@ -6,7 +6,7 @@ import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Overload } from "../src/internal/pool/overload.js"
+import { Overload } from "../src/internal/pool/loadShedding.js"
 import { Db, fresh, soon } from "./fixtures/databases.js"
 import { randoms } from "./fixtures/random.js"
 

@@ -189,7 +189,7 @@ describe("an installation", () => {
     const codes = await node(
       "internal.js",
       `
-        const paths = ["internal/engine", "internal/engine.js", "internal/embedded/server", "dist/internal/engine.js", "dist/index.js"]
+        const paths = ["internal/client/executor", "internal/client/executor.js", "internal/embedded/server", "dist/internal/client/executor.js", "dist/index.js"]
         const codes = paths.map((path) => import("effect-db/" + path).then(() => "imported", (error) => error.code))
         console.log(JSON.stringify(await Promise.all(codes)))
       `
@@ -223,7 +223,7 @@ describe("an installation", () => {
     // @ts-expect-error: the database is not provided
     export const failing: Promise<number> = Effect.runPromise(count)
     // @ts-expect-error: nobody imports this
-    export type { Engine } from "effect-db/internal/engine"
+    export type { Engine } from "effect-db/internal/client/executor"
   `
   it("tells a pipe that is given withTransaction itself to call it", { timeout: 120_000 }, async () => {
     const project = path.join(consumer, "uncalled")

@@ -1,7 +1,7 @@
 /** The queue for a connection: who is sent away when, by one timer for all. */
 import { assert, describe, it } from "@effect/vitest"
-import { Overload } from "../src/internal/pool/overload.js"
-import { Waiter, Waiters } from "../src/internal/pool/waiters.js"
+import { Overload } from "../src/internal/pool/loadShedding.js"
+import { Waiter, Waiters } from "../src/internal/pool/waitQueue.js"
 
 /** A queue, and somebody who comes to it and may wait for so many ms. */
 const open = () => {

@@ -5,7 +5,7 @@ import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
 import { assert, describe, it } from "vitest"
-import { nearest } from "../../src/internal/config/nearest.js"
+import { nearest } from "../../src/internal/config/nearestName.js"
 
 const url = Redacted.make("postgres://me:s3cret@localhost/app")
 const parts = { host: "localhost", database: "app", username: "me" }

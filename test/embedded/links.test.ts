@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
-import * as Folder from "../../src/internal/embedded/folder.js"
+import * as Folder from "../../src/internal/embedded/tempDirectory.js"
 import * as OsUser from "../../src/internal/embedded/osUser.js"
 import { directory } from "../fixtures/directory.js"
 

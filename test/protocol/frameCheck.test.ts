@@ -2,7 +2,7 @@
  * The check of messages alone: it finds the same wherever a message is cut.
  */
 import { describe, expect, it } from "vitest"
-import { FrameCheck } from "../../src/internal/protocol/frames.js"
+import { FrameCheck } from "../../src/internal/protocol/frameCheck.js"
 import * as talk from "../fixtures/conversation.js"
 
 const limits = { maxRowBytes: 65_536, maxNoticeBytes: 1024, maxStartupBytes: 4096, maxScramIterations: 4096 }

@@ -3,7 +3,7 @@
  */
 import { DatabaseError } from "effect-db"
 import { assert, describe, it } from "vitest"
-import { Link } from "../../src/internal/link.js"
+import { Link } from "../../src/internal/transaction/connectionHolder.js"
 
 describe("a lost connection", () => {
   it("does not tell a waiter that another waiter has given up while it was told", () => {

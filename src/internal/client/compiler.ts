@@ -3,9 +3,9 @@
  */
 import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
-import { Json } from "../protocol/parameters.js"
-import { Inlined, plain } from "../sql/inlined.js"
-import { settle } from "./helpers.js"
+import { Json } from "../protocol/parameterEncoder.js"
+import { Inlined, plain } from "../protocol/inlinedText.js"
+import { settle } from "./statementHelpers.js"
 
 type PgJson = Statement.Custom<"PgJson", unknown>
 

@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "../../DatabaseError.js"
 import { isNotSent, type Policy } from "../../RetryPolicy.js"
-import type { RetryBudget } from "../budget.js"
+import type { RetryBudget } from "./retryBudget.js"
 import type { OutageWaiters } from "../pool/outageWaiters.js"
 
 /** Pauses after a failure; gives whether there is to be another attempt. `deadline` is until when a connection must have been found. */

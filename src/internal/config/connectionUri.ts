@@ -4,7 +4,7 @@
  * The reading is libpq's own, character by character, because URLs in the wild rely on it: several hosts, a `?` in a password, spaces
  * around a value. An error shows no text of the URL, for a mistake moves parts of a password to other places.
  */
-import { Invalid } from "./values.js"
+import { Invalid } from "./optionParsers.js"
 
 /** A parameter and its value, in the order of the text. A later one replaces an earlier one. */
 export type Pair = readonly [parameter: string, value: string]

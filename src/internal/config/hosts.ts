@@ -3,7 +3,7 @@
  */
 import { BlockList, isIP } from "node:net"
 import type { Given } from "./serverInput.js"
-import { Invalid, integer, port, text } from "./values.js"
+import { Invalid, integer, port, text } from "./optionParsers.js"
 
 /**
  * One host of a server.

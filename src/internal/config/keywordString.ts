@@ -2,7 +2,7 @@
  * Keyword strings, read as libpq reads them: `host=a dbname=app password='it\'s'`.
  */
 import type { Pair } from "./connectionUri.js"
-import { Invalid } from "./values.js"
+import { Invalid } from "./optionParsers.js"
 
 // libpq's isspace in the C locale
 const space = /[ \t\n\v\f\r]*/y

@@ -4,12 +4,12 @@
 import type { Duplex } from "node:stream"
 import type * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
-import { concealed } from "../protocol/tls.js"
+import { concealed } from "../protocol/tlsOptions.js"
 import { parseConnectionString } from "./connectionString.js"
-import { type Known, refuseUnknown } from "./known.js"
-import { type Parameters, refuseUnsupported } from "./parameters.js"
-import type { Ssl } from "./ssl.js"
-import { Invalid, text } from "./values.js"
+import { type Known, refuseUnknown } from "./knownNames.js"
+import { type Parameters, refuseUnsupported } from "./parameterNames.js"
+import type { Ssl } from "./sslOption.js"
+import { Invalid, text } from "./optionParsers.js"
 
 /**
  * The sessions that a server's connections must have, in the words of libpq's `target_session_attrs`.

@@ -2,7 +2,7 @@
  * Service files: parameters by the name of a service, in libpq's form.
  */
 import type { Pair } from "./connectionUri.js"
-import { Invalid } from "./values.js"
+import { Invalid } from "./optionParsers.js"
 
 /** Returns the parameters of a service in the order of the file, or `undefined` where the file does not define it. */
 export const parseService = (text: string, service: string): ReadonlyArray<Pair> | undefined => {

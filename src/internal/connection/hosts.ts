@@ -5,13 +5,13 @@ import * as Dns from "node:dns"
 import * as Net from "node:net"
 import { type ConnectFailure, type Connection, connect, type Owner } from "../../Connection.js"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
-import type { Other } from "../aside.js"
+import type { Other } from "./cancelRequest.js"
 import { isLocal } from "../config/hosts.js"
-import type { Login } from "../credentials.js"
-import { timer } from "../later.js"
+import type { Login } from "./credentials.js"
+import { timer } from "../concurrency/clock.js"
 import { mayPass } from "./connectFailure.js"
 import { type Destination, prepare } from "./destination.js"
-import { checkFit } from "./fit.js"
+import { checkFit } from "./targetSession.js"
 
 type Done = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 

@@ -2,9 +2,9 @@ import { createRequire } from "node:module"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { type Identity, run } from "./command.js"
+import { type Identity, run } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
-import { mirror } from "./mirror.js"
+import { mirror } from "./copyBinaries.js"
 
 /** Where the tools are. */
 export interface Binaries {

@@ -1,5 +1,5 @@
 import * as Effect from "effect/Effect"
-import { type Identity, run } from "./command.js"
+import { type Identity, run } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
 
 const lookup = (name: string) =>

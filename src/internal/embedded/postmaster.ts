@@ -4,7 +4,7 @@ import * as Deferred from "effect/Deferred"
 import type * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
-import { type CommandFailed, launch, type Where } from "./command.js"
+import { type CommandFailed, launch, type Where } from "./childProcess.js"
 
 /** It ended before it got there. */
 export const Ended = "Ended"

@@ -1,12 +1,12 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
-import { signal } from "./command.js"
+import { signal } from "./childProcess.js"
 import type { EmbeddedPostgresError, Operation } from "./error.js"
-import * as Family from "./family.js"
-import * as Instance from "./instance.js"
-import { live, within } from "./live.js"
-import * as Sql from "./sql.js"
+import * as Family from "./processGroup.js"
+import * as Instance from "./serverProcess.js"
+import { live, within } from "./realClock.js"
+import * as Sql from "./adminSession.js"
 
 export type Server = Effect.Effect.Success<ReturnType<typeof open>>
 

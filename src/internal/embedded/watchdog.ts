@@ -3,9 +3,9 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import type * as Scope from "effect/Scope"
-import { type Identity, launch, signal } from "./command.js"
+import { type Identity, launch, signal } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
-import { within } from "./live.js"
+import { within } from "./realClock.js"
 
 // Both read the end of their input when node is gone, however it went.
 const wait = `

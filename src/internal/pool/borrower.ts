@@ -1,5 +1,5 @@
 import * as FiberId from "effect/FiberId"
-import type { CallSite } from "../callSite.js"
+import type { CallSite } from "../observability/callSite.js"
 
 /** Who asks for a connection; put into words only when somebody reads it. */
 export class Borrower {

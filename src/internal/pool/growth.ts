@@ -12,7 +12,7 @@
  * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
  * all in long use is full within a moment.
  */
-import { later } from "../later.js"
+import { later } from "../concurrency/clock.js"
 
 /** After how long it looks again, in ms. */
 const pause = 10

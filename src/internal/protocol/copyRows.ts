@@ -1,8 +1,8 @@
 /**
  * The rows of a program as lines of a COPY.
  */
-import { blockSize } from "./copy.js"
-import { parameter } from "./parameters.js"
+import { blockSize } from "./copyData.js"
+import { parameter } from "./parameterEncoder.js"
 
 /** The form of lines; an option that is left out has PostgreSQL's own default. */
 export interface LineFormat {

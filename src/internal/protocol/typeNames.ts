@@ -3,7 +3,7 @@
  * and, dropped and made anew, another one here: names are looked up when a number is met for the first time.
  */
 import pg from "pg"
-import type { Field } from "../driver.js"
+import type { Field } from "./pgDriver.js"
 
 type Parser = (text: string) => unknown
 

@@ -4,7 +4,7 @@
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
 import { Writable } from "node:stream"
-import type { Header } from "../request/tokens.js"
+import type { Header } from "../http/sessionCookie.js"
 import { showHeld } from "./heldSocket.js"
 
 /** What is sent in place of what a handler wrote. */

@@ -7,12 +7,12 @@ import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import { isKeepable } from "../request/keepable.js"
-import { describing, type Naming } from "../request/naming.js"
-import { notStored, type Problem, problemOf, problemType } from "../request/problem.js"
-import { headerOf, type ReadYourWrites, type RequestSession, sessionOf, type Tokens } from "../request/tokens.js"
-import type { Describe } from "../unit.js"
-import { plain } from "./ambient.js"
+import { isKeepable } from "../http/keepableBody.js"
+import { describing, type Naming } from "../http/requestLabel.js"
+import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
+import { headerOf, type ReadYourWrites, type RequestSession, sessionOf, type Tokens } from "../http/sessionCookie.js"
+import type { Describe } from "../unitOfWork/unitOfWork.js"
+import { plain } from "./asyncContext.js"
 
 /** How requests are run. */
 export interface HandlerOptions

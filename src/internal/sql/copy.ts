@@ -2,11 +2,11 @@
  * COPY as a command: its options become text here, and a query that it is about gets its values written into it, for COPY takes no
  * parameters.
  */
-import { identifier, literal } from "../identifier.js"
+import { identifier, literal } from "./quote.js"
 import type { LineFormat } from "../protocol/copyRows.js"
-import { parameter } from "../protocol/parameters.js"
+import { parameter } from "../protocol/parameterEncoder.js"
 import { commandsIn } from "./commands.js"
-import { Inlined, plain } from "./inlined.js"
+import { Inlined, plain } from "../protocol/inlinedText.js"
 
 export interface Format extends LineFormat {
   readonly header?: boolean | "match" | undefined

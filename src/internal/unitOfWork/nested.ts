@@ -5,11 +5,11 @@
 import type * as Fiber from "effect/Fiber"
 import { OptionsConflict } from "../../DatabaseError.js"
 import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
-import type { Carrier, Kind, Retry } from "../carrier.js"
-import { passedOn } from "../hooks.js"
-import type { PartName } from "../transaction/part.js"
-import { type Describe, type Ending, type Order, type Rules, Unit, type Waiting } from "../unit.js"
-import { Gate } from "./gate.js"
+import type { Carrier, Kind, Retry } from "../transaction/context.js"
+import { passedOn } from "../transaction/hooks.js"
+import type { PartName } from "../transaction/joinedPart.js"
+import { type Describe, type Ending, type Order, type Rules, Unit, type Waiting } from "./unitOfWork.js"
+import { Gate } from "../transaction/nestedGate.js"
 
 export class NestedUnit extends Unit {
   private readonly gate: Gate

@@ -1,0 +1,545 @@
+/**
+ * How a statement finds its transaction, or a server, and what is tried again: one engine per opened database.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import type * as Schedule from "effect/Schedule"
+import type { Connection, Flight, Request } from "../../Connection.js"
+import { type Consistency, CurrentConsistency, type Session, waitOf } from "../../Consistency.js"
+import type { DatabaseConfig } from "../../DatabaseConfig.js"
+import {
+  type DatabaseError,
+  fromUnknown,
+  QueryFailed,
+  SchemaInvalid,
+  type StatementError,
+  toSqlError
+} from "../../DatabaseError.js"
+import { Observation, type Observer } from "../../Observation.js"
+import type { Pool } from "../../Pool.js"
+import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../../RetryPolicy.js"
+import type { Choose } from "../../Router.js"
+import type { OpenTransaction, Server, Topology } from "../../Topology.js"
+import { begin, type Options, type Origin, type Transaction } from "../../Transaction.js"
+import { RetryBudget } from "./retryBudget.js"
+import { type CallSite, CurrentSite } from "../observability/callSite.js"
+import { cancellable } from "../concurrency/cancellable.js"
+import { type Carrier, currentCarrier, type Kind, type Memory } from "../transaction/context.js"
+import { makePause } from "./statementRetry.js"
+import { located, type Place } from "../connection/statementError.js"
+import type { Limits } from "../sql/settings.js"
+import type { Lender } from "../transaction/connectionHolder.js"
+import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
+import { Borrower } from "../pool/borrower.js"
+import { reasonOf, repeat, replaySchedule } from "../unitOfWork/retry.js"
+import { scoped, sessionAt } from "../transaction/contextSlot.js"
+import { Search, type Wanted } from "../topology/replicaSelection.js"
+import type { Fence } from "../transaction/level.js"
+import { type OnStatement, once } from "../statement/autocommit.js"
+import type { OnTaken, Source } from "../topology/connectionSource.js"
+import { enderIn } from "../transaction/endingStatement.js"
+import type { Part } from "../transaction/joinedPart.js"
+import { mayBeStored } from "../unitOfWork/unitOfWork.js"
+import { type Work, withComment } from "../statement/workLabel.js"
+
+/** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
+type Go = (done: OnStatement, deadline: number) => () => void
+
+/** Whether a failure allows another attempt. `refusals` is how many attempts have been refused by a server for good so far. */
+export type Again = (error: DatabaseError, refusals: number) => boolean
+
+/** Goes on after a failed attempt; `deadline` is until when it had to find a connection. */
+type Failed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
+
+const none: ReadonlyArray<never> = []
+
+/** A server's pool, as a transaction sees it. */
+class PoolLender implements Lender {
+  /** When it got its connection. */
+  since = 0
+  /** Where it is among those that have one. */
+  at = -1
+  private source: Source | undefined
+  private deadline: number | undefined
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly pick: () => Source,
+    private readonly held: () => ReadonlyArray<Connection>,
+    readonly label: string | undefined,
+    private readonly who: Borrower | undefined,
+    private readonly span: TransactionSpan | undefined
+  ) {}
+
+  get patience(): number {
+    return this.engine.config.pool.acquireTimeout
+  }
+
+  get place(): Place {
+    return { database: this.engine.config.name, server: this.source?.options.server.name ?? "" }
+  }
+
+  checkout(settle: OnTaken): () => void {
+    const source = this.pick()
+    this.source = source
+    // all attempts share the one deadline
+    this.deadline ??= this.engine.deadline()
+    const since = this.span === undefined ? 0 : performance.now()
+    return source.checkout(
+      this.deadline,
+      this.held(),
+      (error, connection) => {
+        if (connection !== undefined) {
+          this.engine.lent(this)
+          this.span?.begins(connection.server, performance.now() - since)
+        }
+        settle(error, connection)
+      },
+      this.who
+    )
+  }
+
+  checkin(connection: Connection): void {
+    this.deadline = undefined
+    this.engine.returned(this)
+    this.source?.checkin(connection)
+  }
+}
+
+export class Engine implements Origin {
+  readonly database: string
+  readonly limits: Limits | undefined
+  /** Those of the transactions that hold a connection, in no order. */
+  private readonly opened: Array<PoolLender> = []
+  /** Whether somebody wants to know who holds which connection. */
+  readonly isWatched: boolean
+  /** What every span of the database has, whichever server it is about. */
+  readonly attributes: Attributes
+  private turn = 0
+  private readonly budget = new RetryBudget()
+
+  constructor(
+    readonly config: DatabaseConfig,
+    readonly topology: Topology,
+    readonly observer: Observer,
+    private readonly choose: Choose,
+    readonly sandbox: Transaction | undefined
+  ) {
+    this.database = config.name
+    this.attributes = [
+      ...Object.entries(config.options.spanAttributes ?? {}),
+      ["db.system.name", "postgresql"],
+      ["db.namespace", config.writer.database]
+    ]
+    this.isWatched = Number.isFinite(config.pool.leakThreshold) || config.pool.strategy === "assertSingle"
+    this.limits = config.session.mode === "transactionPooler" ? config.session : undefined
+  }
+
+  /**
+   * Whether a read that failed may be tried again. A server that refuses for good refuses the next time, too, but another one may not: each
+   * is asked once.
+   */
+  readonly readsAgain: Again = (error, refusals) => {
+    if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
+    if (error._tag === "Disconnected") return error.outcome !== "inDoubt"
+    // a standby cancels reads that stand in the way of what it replays
+    return isStale(error) || error._tag === "SerializationFailure" || error._tag === "DeadlockDetected"
+  }
+
+  /** Until when a connection must have been found, counted from now. */
+  deadline(): number {
+    return performance.now() + this.config.pool.acquireTimeout
+  }
+
+  /** The transactions that hold a connection. */
+  get transactions(): ReadonlyArray<OpenTransaction> {
+    const now = performance.now()
+    return this.opened
+      .map(({ label, place, since }) => ({ server: place.server, label, age: now - since }))
+      .sort((a, b) => b.age - a.age)
+  }
+
+  /** A transaction got its connection. */
+  lent(lender: PoolLender): void {
+    lender.since = performance.now()
+    lender.at = this.opened.push(lender) - 1
+  }
+
+  /** A transaction gave its connection back; the last one takes its place. */
+  returned(lender: PoolLender): void {
+    const last = this.opened.pop()
+    if (last === undefined || last === lender) return
+    this.opened[lender.at] = last
+    last.at = lender.at
+  }
+
+  /** Runs a statement of a fiber where it belongs. */
+  run<A>(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    kind: Kind,
+    asked: Request,
+    read: (flight: Flight) => A
+  ): Effect.Effect<A, SqlError> {
+    const carrier = currentCarrier(fiber)
+    const work = carrier?.work(fiber)
+    const request = scoped(fiber.currentContext, carrier, this.database, withComment(asked, work))
+    if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+    const ender = this.endsSandbox(request)
+    if (ender !== undefined) return Effect.fail(toSqlError(ender))
+    const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
+    if (transaction !== undefined) {
+      const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
+      if (kind === "writer") this.witness(fiber, carrier, transaction)
+      const part = kind === "writer" ? carrier?.part(transaction) : undefined
+      return this.attempt(fiber, inTransaction(transaction, request, fence, part), read, isNotSent)
+    }
+    if (this.sandbox !== undefined) {
+      const around = carrier?.around(this) ?? this.sandbox
+      const go = inTransaction(around, request, kind === "reader" ? "readOnly" : "savepoint")
+      return this.attempt(fiber, go, read, isNotSent)
+    }
+    const held = carrier?.held(this) ?? none
+    const memory = carrier?.memory(this)
+    if (memory !== undefined && kind === "writer") memory.written = true
+    return kind === "writer"
+      ? this.attempt(fiber, this.onWriter(fiber, carrier, work, request, held), read, retriesOnWriter(fiber))
+      : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, this.readsAgain)
+  }
+
+  /** Returns the refusal of a statement that would end the one transaction of a sandbox, and store it. */
+  endsSandbox({ text }: Request): QueryFailed | undefined {
+    const ender = this.sandbox === undefined ? undefined : enderIn(text)
+    if (ender === undefined) return undefined
+    const cause = new Error(`${ender} would end the sandbox - use withTransaction, or end it on a reserved connection`)
+    return new QueryFailed({ database: this.database, server: "", cause })
+  }
+
+  /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */
+  transactionFor(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    kind: Kind,
+    site?: CallSite | undefined,
+    work?: Work | undefined
+  ): Transaction | undefined {
+    if (carrier === undefined) return undefined
+    if (kind === "reader") {
+      const reading = carrier.find(this, "reader")
+      if (reading !== undefined && reading !== "none") return reading
+      if (this.consistency(fiber)?._tag === "Eventual") return undefined
+    }
+    const found = carrier.find(this, "writer")
+    if (found === "none") return undefined
+    // what was written there is undone, so there is nothing to see
+    if (kind === "reader" && found?.level.isVacated) return undefined
+    return (
+      found ??
+      (kind === "writer"
+        ? carrier.open(this, (options) => this.begin("writer", options, fiber, carrier, site, work))
+        : undefined)
+    )
+  }
+
+  /** A new transaction, outside of any other. */
+  begin(
+    kind: Kind,
+    options: Options,
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    site?: CallSite | undefined,
+    work = carrier?.work(fiber)
+  ): Transaction {
+    const asked = named(options, work)
+    const held = () => carrier?.held(this) ?? none
+    const pick = this.picker(kind, fiber, carrier)
+    const span = this.span(fiber, asked.label, carrier)
+    const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work), span)
+    const transaction = begin(this, kind, lender, asked, carrier)
+    transaction.span = span
+    return transaction
+  }
+
+  /** A span of a transaction, if a tracer is set. */
+  span(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    label: string | undefined,
+    carrier: Carrier | undefined
+  ): TransactionSpan | undefined {
+    return beginSpan(fiber, this.attributes, label, carrier?.unit?.attempt ?? 1)
+  }
+
+  /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */
+  witness(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, transaction: Transaction): void {
+    const session = sessionAt(fiber.currentContext, carrier)
+    if (session !== undefined && this.sandbox === undefined) transaction.level.link.witness(session)
+  }
+
+  /** Chooses where a connection comes from; called again, for another attempt, another server where one fits. */
+  picker(kind: Kind, fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined): () => Source {
+    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier, carrier?.memory(this))
+  }
+
+  /** Tries once and, where it failed in a way that allows it, again by the policy. */
+  attempt<A>(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    go: Go,
+    read: (flight: Flight) => A,
+    again: Again
+  ): Effect.Effect<A, SqlError> {
+    const told = (error: StatementError) => toSqlError(located(error, locationOf(fiber)))
+    return this.start(go, undefined, read, (first, deadline) => {
+      if (!again(first, 1)) return Effect.fail(told(first))
+      const policy = Context.get(fiber.currentContext, RetryPolicy)
+      const next = (last: StatementError, until: number, failed: Failed<A, StatementError>) =>
+        // attempts that found no connection share one deadline; a statement that was sent had found one
+        this.start(go, isNotSent(last) ? until : undefined, read, failed)
+      return Effect.mapError(this.retry(policy, again, first, deadline, next), told)
+    })
+  }
+
+  /** Tries what gets a connection, and sends nothing, again by the policy as long as there is time. */
+  again<A, E extends DatabaseError>(
+    self: Effect.Effect<A, E>,
+    deadline: number,
+    again: Again = isNotSent
+  ): Effect.Effect<A, E> {
+    const attempt = (_: E, __: number, failed: Failed<A, E>) =>
+      Effect.catchAll(self, (error) => failed(error, deadline))
+    return Effect.catchAll(self, (error) =>
+      again(error, 1)
+        ? Effect.flatMap(RetryPolicy, (policy) => this.retry(policy, again, error, deadline, attempt))
+        : Effect.fail(error)
+    )
+  }
+
+  /** Goes on after a failed attempt, with the policy's pauses, for as long as the failures allow it. */
+  private retry<A, E extends DatabaseError>(
+    policy: Policy,
+    again: Again,
+    first: E,
+    firstDeadline: number,
+    attempt: (last: E, deadline: number, failed: Failed<A, E>) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E> {
+    return Effect.flatMap(makePause(policy, this.budget, this.topology.outageWaiters), (pause) => {
+      let attempts = 0
+      let refusals = 0
+      const failed: Failed<A, E> = (error, deadline) => {
+        if (error._tag === "ConnectFailed" && !isAway(error)) refusals++
+        if (!again(error, refusals)) return Effect.fail(error)
+        return Effect.flatMap(pause(error, deadline), (goesOn) => {
+          if (!goesOn) return Effect.fail(error)
+          this.retried(isNotSent(error) ? "acquire" : "statement", ++attempts, error.message)
+          return attempt(error, deadline, (next, until) =>
+            // that no connection became free says less than why there was none
+            next._tag === "PoolExhausted" && next.reason === "timeout" && next.total === 0 && isAway(error)
+              ? Effect.fail(error)
+              : failed(next, until)
+          )
+        })
+      }
+      return failed(first, firstDeadline)
+    })
+  }
+
+  /** An effect of what is started; nothing is allocated for a failure that does not come. */
+  private start<A, E>(
+    go: Go,
+    deadline: number | undefined,
+    read: (flight: Flight) => A,
+    recover: (error: StatementError, deadline: number) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E> {
+    return cancellable((resume) => {
+      const until = deadline ?? this.deadline()
+      return go((error, flight) => {
+        if (error !== undefined) resume(recover(error, until))
+        else if (flight !== undefined) resume(readFrom(flight, read))
+      }, until)
+    })
+  }
+
+  /** Runs a whole transaction again, where it is undone for certain and may go better. */
+  replay<A, E, R>(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    begin: () => Transaction,
+    once: (transaction: Transaction) => Effect.Effect<A, E, R>,
+    asked: true | Schedule.Schedule<unknown, DatabaseError>
+  ): Effect.Effect<A, E, R> {
+    let attempt = 0
+    let transaction: Transaction | undefined
+    const next = Effect.suspend(() => {
+      transaction = begin()
+      return once(transaction)
+    })
+    const reasonFor = (exit: Exit.Exit<A, E>) =>
+      Exit.isFailure(exit) ? reasonOf(transaction?.failures ?? none, exit.cause) : undefined
+    const policy = Context.get(fiber.currentContext, RetryPolicy)
+    const take = (reason: unknown) => {
+      if (transaction === undefined || mayBeStored(transaction)) return false
+      const known = fromUnknown(reason)
+      // what failed on another database is not mended by running this one again
+      return known.database === this.database && this.takeReplay(policy, ++attempt, known)
+    }
+    return Effect.uninterruptibleMask((restore) =>
+      repeat(restore, next, reasonFor, replaySchedule(asked, policy), take)
+    )
+  }
+
+  takeReplay(policy: Policy, attempt: number, error: DatabaseError): boolean {
+    // its caller has waited for a connection for as long as one may
+    if (error._tag === "ConnectFailed") return false
+    const isLeft = this.budget.take(policy.budget)
+    if (isLeft) this.retried("transaction", attempt, error.message)
+    return isLeft
+  }
+
+  private retried(what: "acquire" | "statement" | "transaction", attempt: number, message: string): void {
+    this.observer.observe(Observation.Retried({ database: this.database, what, attempt, message }))
+  }
+
+  private get writes(): Pool {
+    const { writer } = this.topology
+    // a writer's server always has the pool; the read-only one is the type's way out
+    return writer.writes ?? writer.reads
+  }
+
+  private consistency(fiber: Fiber.RuntimeFiber<unknown, unknown>): Consistency | undefined {
+    return Context.get(fiber.currentContext, CurrentConsistency).get(this.database)
+  }
+
+  /** What a read must see beside whatever a replica has: all that is stored, or what tokens tell of. */
+  private wanted(
+    consistency: Consistency | undefined,
+    session: Session | undefined,
+    memory: Memory | undefined
+  ): "nothing" | "everything" | Wanted {
+    if (consistency?._tag === "Eventual") return "nothing"
+    if (consistency?._tag === "Strong" || memory?.written === true) return "everything"
+    const asked = consistency?._tag === "AtLeast" ? consistency : undefined
+    const known = session?.known.get(this.database)
+    if (asked === undefined && known === undefined) return "nothing"
+    const otherwise = asked?.otherwise ?? "primary"
+    const maxWait = asked === undefined ? (session?.maxWait ?? 0) : waitOf(asked.maxWait)
+    const common = { session, otherwise, maxWait }
+    if (known === "unknown") return { ...common, tokens: undefined }
+    if (asked === undefined) return known === undefined ? "nothing" : { ...common, tokens: [known] }
+    return { ...common, tokens: known === undefined ? [asked.token] : [asked.token, known] }
+  }
+
+  /** Who asks for a connection, where somebody wants to know. */
+  borrower(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    site: CallSite | undefined,
+    work: Work | undefined
+  ): Borrower | undefined {
+    if (!this.isWatched && !this.observer.active) return undefined
+    const span = fiber.currentSpan
+    const written = site ?? Context.get(fiber.currentContext, CurrentSite)
+    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written, work?.label)
+  }
+
+  private onWriter(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    work: Work | undefined,
+    request: Request,
+    held: ReadonlyArray<Connection>
+  ): Go {
+    const who = this.borrower(fiber, request.site, work)
+    const session = sessionAt(fiber.currentContext, carrier)
+    return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, session, done)
+  }
+
+  private onReader(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    work: Work | undefined,
+    request: Request,
+    held: ReadonlyArray<Connection>
+  ): Go {
+    const pick = this.readerPicker(fiber, carrier, carrier?.memory(this))
+    const who = this.borrower(fiber, request.site, work)
+    return (done, deadline) => once(pick(), deadline, held, request, "undone", who, undefined, done)
+  }
+
+  /**
+   * Chooses the server of a read. Called again, for another attempt, it prefers a server that it has not given before; with no replica
+   * left it is the primary, read-only.
+   */
+  private readerPicker(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined,
+    memory: Memory | undefined
+  ): () => Source {
+    const { readers, writer } = this.topology
+    if (readers.length === 0) return () => writer.reads
+    const consistency = this.consistency(fiber)
+    const session = sessionAt(fiber.currentContext, carrier)
+    const given = new Set<Server>()
+    const next = () => {
+      const now = performance.now()
+      const up = readers.filter((server) => server.isUp(now) && !given.has(server))
+      const server = up.find((_) => _.name === memory?.reader) ?? this.pick(up) ?? writer
+      if (server === writer) given.clear()
+      else given.add(server)
+      return server
+    }
+    const remember = ({ name, reads }: Server) => {
+      if (memory !== undefined) memory.reader = name
+      return reads
+    }
+    return () => {
+      // a transaction may begin long after it was made
+      const wanted = this.wanted(consistency, session, memory)
+      const mayFail = typeof wanted === "object" && wanted.otherwise === "fail"
+      if (wanted === "everything" || (memory?.reader === writer.name && !mayFail)) return writer.reads
+      return wanted === "nothing" ? remember(next()) : new Search({ next, primary: writer, found: remember }, wanted)
+    }
+  }
+
+  private pick(servers: ReadonlyArray<Server>): Server | undefined {
+    if (servers.length < 2) return servers[0]
+    const ask = { database: this.database, turn: this.turn++, random: Math.random() }
+    const candidates = servers.map((server) => ({ name: server.name, load: server.reads.load }))
+    return servers[this.choose(ask, candidates)] ?? servers[0]
+  }
+}
+
+/** The place in the program that a fiber is at, as far as it is known without having been noted down. */
+export const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
+  Context.get(currentContext, CurrentSite)?.place ??
+  (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
+
+const retriesOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: DatabaseError) => boolean) =>
+  fiber.getFiberRef(idempotentRef) ? isIdempotentAgain : isNotSent
+
+const isIdempotentAgain = (error: DatabaseError): boolean => isNotSent(error) || error._tag === "Disconnected"
+
+/** Whether there was no connection, as a server that is away may come back. */
+const isAway = (error: DatabaseError): boolean => error._tag === "ConnectFailed" && isNotSent(error)
+
+/** A transaction bears the name of the work that it is a part of. */
+const named = (options: Options, work: Work | undefined): Options =>
+  work === undefined
+    ? options
+    : {
+        ...options,
+        label: options.label ?? work.label,
+        applicationName: options.applicationName ?? work.applicationName
+      }
+
+const inTransaction =
+  (transaction: Transaction, request: Request, fence: Fence, part?: Part | undefined): Go =>
+  (done) =>
+    transaction.level.run(request, fence, done, part === undefined ? undefined : () => part.note(transaction))
+
+/** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
+const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect<A> => {
+  try {
+    return Effect.succeed(read(flight))
+  } catch (defect) {
+    return Effect.die(defect)
+  }
+}

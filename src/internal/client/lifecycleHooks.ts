@@ -1,0 +1,108 @@
+/**
+ * What the settings want done with the sessions of a pool: effects, run on one physical connection.
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Runtime from "effect/Runtime"
+import * as Stream from "effect/Stream"
+import type { Connection } from "../../Connection.js"
+import type { DatabaseConfig, SessionEffect } from "../../DatabaseConfig.js"
+import type { SessionTask, SessionTasks } from "../../Pool.js"
+import { makeCompiler } from "./compiler.js"
+import { makeRun } from "./reserve.js"
+import { makeStatements } from "./sqlConnection.js"
+
+const dirty = new Error("it left the session busy or in a transaction")
+
+/** A client whose statements all run on one connection. */
+const makeClient = (
+  config: DatabaseConfig,
+  connection: Connection,
+  hasEnded: () => boolean
+): Effect.Effect<SqlClient.SqlClient> => {
+  const run = makeRun({ database: config.name, server: connection.server.name }, connection, hasEnded)
+  const statements = makeStatements("writer", run, (request) =>
+    Stream.unwrap(
+      Effect.map(
+        run(request, (flight): ReadonlyArray<object> => flight.result.rows),
+        Stream.fromIterable
+      )
+    )
+  )
+  return SqlClient.make({
+    acquirer: Effect.succeed(statements),
+    compiler: makeCompiler(config.options.transformQueryNames, config.options.transformJson),
+    spanAttributes: []
+  }).pipe(Effect.provide(Reactivity.layer))
+}
+
+const toError = (cause: Cause.Cause<unknown>): Error => {
+  const error = Cause.squash(cause)
+  return error instanceof Error ? error : new Error(String(error))
+}
+
+const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): SessionTask => {
+  const fork = Runtime.runFork(
+    // a database may be opened inside of a transaction of another; its sessions have nothing to do with that
+    Runtime.updateContext(runtime, Context.omit(SqlClient.TransactionConnection))
+  )
+  return (connection, done) => {
+    // what it has forked may live on, when the session is somebody else's
+    let hasEnded = false
+    const fiber = fork(
+      Effect.flatMap(
+        makeClient(config, connection, () => hasEnded),
+        (client) => Effect.provideService(effect, SqlClient.SqlClient, client)
+      )
+    )
+    fiber.addObserver((exit) => {
+      hasEnded = true
+      if (Exit.isFailure(exit)) return done(toError(exit.cause))
+      done(connection.busy || connection.status !== "I" ? dirty : undefined)
+    })
+    return () => {
+      hasEnded = true
+      fiber.unsafeInterruptAsFork(fiber.id())
+    }
+  }
+}
+
+const discardAll: SessionTask = (connection, done) => {
+  const request = { text: "DISCARD ALL", values: [], rows: "object", prepare: false, simple: false } as const
+  connection.run([], request, [], (failure) => done(failure?.error))
+  return () => {}
+}
+
+/** One task after the other. */
+const inTurn =
+  (first: SessionTask, second: SessionTask): SessionTask =>
+  (connection, done) => {
+    let stop = () => {}
+    stop = first(connection, (failure) => {
+      if (failure !== undefined) return done(failure)
+      stop = second(connection, done)
+    })
+    return () => stop()
+  }
+
+export const makeSessionTasks = (config: DatabaseConfig, runtime: Runtime.Runtime<never>): SessionTasks => {
+  const { onCheckout, onConnect, resetOnReturn } = config.options
+  const task = (effect: SessionEffect | undefined) =>
+    effect === undefined ? undefined : fromEffect(config, runtime, effect)
+  const setUp = task(onConnect)
+  return {
+    onConnect: setUp,
+    onCheckout: task(onCheckout),
+    onReturn:
+      resetOnReturn === "discardAll"
+        ? // what a new session gets belongs to it for as long as it lives
+          setUp === undefined
+          ? discardAll
+          : inTurn(discardAll, setUp)
+        : task(resetOnReturn === "none" ? undefined : resetOnReturn)
+  }
+}

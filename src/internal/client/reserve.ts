@@ -1,0 +1,146 @@
+/**
+ * A connection of one's own, for as long as a scope lasts: statements on it are in no transaction but the one that is begun by hand.
+ */
+import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { Connection, Done, Failure } from "../../Connection.js"
+import type { SessionConfig } from "../../DatabaseConfig.js"
+import { SchemaInvalid, type StatementError, TransactionEnded, toSqlError } from "../../DatabaseError.js"
+import { isNotSent } from "../../RetryPolicy.js"
+import type { Outcome } from "../../SqlState.js"
+import type { CallSite } from "../observability/callSite.js"
+import { currentCarrier, type Kind } from "../transaction/context.js"
+import { runReadOnly } from "./reservedReader.js"
+import type { Engine } from "./executor.js"
+import { afterFirst, type Place, toStatementError } from "../connection/statementError.js"
+import { scopesOf, sessionAt } from "../transaction/contextSlot.js"
+import type { OnTaken, Source, SourceError } from "../topology/connectionSource.js"
+import { makeStatements, type Run } from "./sqlConnection.js"
+import { Turns } from "../concurrency/fifoLock.js"
+
+const none: ReadonlyArray<never> = []
+
+const scopeEnded = new Error("the scope of the reserved connection has ended")
+
+/** Runs statements on one connection, one after the other; `reader` are the settings of a session that is not to write. */
+export const makeRun = (
+  place: Place,
+  connection: Connection,
+  hasEnded: () => boolean,
+  reader?: SessionConfig | undefined
+): Run => {
+  const turns = new Turns()
+  /** The first failure of the transaction that is begun by hand. */
+  let first: StatementError | undefined
+  const failed = (failure: Failure, outcome: Outcome): StatementError => {
+    const error = afterFirst(toStatementError(place, failure, outcome), first)
+    if (connection.status === "E") first ??= error
+    return error
+  }
+  return (request, read) =>
+    Effect.async((resume) => {
+      let sent = false
+      let settled = false
+      let isLeft = false
+      const leave = turns.take(() => {
+        if (hasEnded()) {
+          turns.pass()
+          return resume(Effect.fail(toSqlError(new TransactionEnded({ ...place, cause: scopeEnded }))))
+        }
+        sent = true
+        const finish: Done = (failure, flight) => {
+          settled = true
+          turns.pass()
+          if (connection.status !== "E") first = undefined
+          const outcome = failure?._tag === "lost" && !failure.sent ? "notSent" : "inDoubt"
+          resume(
+            failure === undefined ? Effect.sync(() => read(flight)) : Effect.fail(toSqlError(failed(failure, outcome)))
+          )
+        }
+        if (reader === undefined) connection.run(none, request, none, finish)
+        else runReadOnly(connection, reader, request, () => !isLeft, finish)
+      })
+      return Effect.sync(() => {
+        isLeft = true
+        if (!sent) leave()
+        else if (!settled) connection.cancel()
+      })
+    })
+}
+
+/**
+ * A session of one's own may be in a transaction that is begun and ended by hand, so nobody can tell how long a `SET LOCAL` would hold in
+ * it. It is refused, for to look the names up elsewhere would be worse.
+ */
+export const refusesScopes = (engine: Engine, context: Context.Context<never>): SchemaInvalid | undefined =>
+  scopesOf(context)?.find(engine.database) === undefined
+    ? undefined
+    : new SchemaInvalid({
+        database: engine.database,
+        given: "in force where a connection is reserved",
+        expected: "none there: set search_path in that session by hand"
+      })
+
+/** Checks a connection out for a scope. */
+export const makeReserve = (
+  engine: Engine,
+  kind: Kind,
+  site: CallSite | undefined
+): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
+  Effect.withFiberRuntime((fiber) => {
+    const refusal = refusesScopes(engine, fiber.currentContext)
+    if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
+    const carrier = currentCarrier(fiber)
+    const holding = carrier?.held(engine) ?? none
+    const pick = engine.picker(kind, fiber, carrier)
+    const who = engine.borrower(fiber, site, carrier?.work(fiber))
+    const deadline = engine.deadline()
+    // what is done on it by hand is seen by nobody
+    const session = kind === "writer" ? sessionAt(fiber.currentContext, carrier) : undefined
+    let giveSessionBack = () => {}
+    let taken: { readonly pool: Source; readonly connection: Connection } | undefined
+    let ended = false
+    const attempt = Effect.async<NonNullable<typeof taken>, SourceError>((resume) => {
+      const pool = pick()
+      const settle: OnTaken = (error, connection) => {
+        if (connection !== undefined) {
+          taken = { pool, connection }
+          if (session !== undefined) giveSessionBack = session.lend(engine.database)
+          resume(Effect.succeed(taken))
+        } else if (error !== undefined) resume(Effect.fail(error))
+      }
+      const giveUp = pool.checkout(deadline, holding, settle, who)
+      return Effect.sync(giveUp)
+    })
+    const checkout = engine.again(attempt, deadline, kind === "reader" ? engine.readsAgain : isNotSent)
+    // the finalizer is there before the connection is, so an interruption in between leaks nothing
+    const giveBack = Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        ended = true
+        if (taken === undefined) return
+        taken.pool.checkin(taken.connection)
+        giveSessionBack()
+      })
+    )
+    return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {
+      const place = { database: pool.options.database, server: pool.options.server.name }
+      const plain = makeRun(place, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
+      const run: Run = (request, read) =>
+        Effect.withFiberRuntime((fiber) => {
+          const refusal = refusesScopes(engine, fiber.currentContext)
+          return refusal === undefined ? plain(request, read) : Effect.fail(toSqlError(refusal))
+        })
+      return makeStatements(kind, run, (request, transformRows) =>
+        Stream.unwrap(
+          Effect.map(
+            run(request, (flight): ReadonlyArray<object> => flight.result.rows),
+            (rows) => Stream.fromIterable(transformRows === undefined ? rows : transformRows(rows))
+          )
+        )
+      )
+    })
+  })

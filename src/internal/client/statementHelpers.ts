@@ -1,0 +1,200 @@
+/**
+ * The helpers of a statement in parts that every compiler writes right.
+ *
+ * @effect/sql takes the columns of `insert` and `updateValues` from the first row, so that a column of another row is lost in silence, and
+ * stores NULL for a value that is a part of a statement. Helpers for which that makes a difference are taken apart here; all others stay.
+ */
+import * as Statement from "@effect/sql/Statement"
+import { identity } from "effect/Function"
+import { Unsendable } from "../protocol/parameterEncoder.js"
+
+type Segment = Statement.Segment
+type Segments = ReadonlyArray<Segment>
+type Row = Readonly<Record<string, unknown>>
+
+const literal = (value: string): Segment => ({ _tag: "Literal", value })
+const identifier = (value: string): Segment => ({ _tag: "Identifier", value })
+const parameter = (value: unknown): Segment => ({ _tag: "Parameter", value })
+
+/** A statement with it fails when it is sent, with the reason, and no sooner: a compiler cannot fail. */
+const refused = (reason: string): Segments => [parameter(new Unsendable(reason))]
+
+const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
+
+const tags = new Set<unknown>([
+  "Identifier",
+  "ArrayHelper",
+  "RecordInsertHelper",
+  "RecordUpdateHelper",
+  "RecordUpdateHelperSingle"
+])
+
+/** The helpers of @effect/sql are classes of its own that it does not export; a plain object of a program is none. */
+const isHelper = (value: object): value is Statement.Helper =>
+  "_tag" in value && tags.has(value._tag) && Object.getPrototypeOf(value) !== Object.prototype
+
+/** Whether a value is a part of a statement; one that is a parameter and nothing else may stay where it is. */
+const isPart = (value: unknown): boolean => {
+  if (!isObject(value)) return false
+  if (!Statement.isFragment(value)) return isHelper(value)
+  const [only] = value.segments
+  return value.segments.length !== 1 || (only?._tag !== "Parameter" && only?._tag !== "Custom")
+}
+
+/** The segments of a value. */
+const ofValue = (value: unknown): Segments => {
+  if (!isObject(value)) return [parameter(value ?? null)]
+  if (Statement.isFragment(value)) return settled(value.segments)
+  return isHelper(value) ? settled([value]) : [parameter(value)]
+}
+
+/** Lists with a comma in between. */
+const list = (parts: ReadonlyArray<Segments>): Segments => {
+  const comma = literal(",")
+  return parts.flatMap((part, i) => (i === 0 ? part : [comma, ...part]))
+}
+
+const columnsOf = (keys: ReadonlyArray<string>): Segments => [
+  literal("("),
+  ...list(keys.map((key) => [identifier(key)])),
+  literal(")")
+]
+
+const valuesOf = (rows: ReadonlyArray<Row>, keys: ReadonlyArray<string>): Segments => {
+  const byDefault = [literal("DEFAULT")]
+  return list(
+    rows.map((row) => [
+      literal("("),
+      ...list(keys.map((key) => (Object.hasOwn(row, key) ? ofValue(row[key]) : byDefault))),
+      literal(")")
+    ])
+  )
+}
+
+/** What a helper returns; its type hides the member that has it. */
+const returning = (helper: object): Segments => {
+  const given =
+    "returningIdentifier" in helper
+      ? (helper.returningIdentifier as string | Statement.Fragment | undefined)
+      : undefined
+  if (given === undefined) return []
+  return typeof given === "string"
+    ? [literal(` RETURNING ${given}`)]
+    : [literal(" RETURNING "), ...settled(given.segments)]
+}
+
+/** How rows go together. */
+interface Shape {
+  /** The columns of all of them, in the order of their first row. */
+  readonly keys: ReadonlyArray<string>
+  /** The first row that has others than the first, counted from 1. */
+  readonly other: number | undefined
+  /** Whether a value is a part of a statement. */
+  readonly hasParts: boolean
+}
+
+/** Returns how rows go together, or why they cannot be rows at all. */
+const shapeOf = (helper: string, rows: ReadonlyArray<Row>): Shape | string => {
+  if (rows.length === 0) return `${helper} was given no rows: leave the statement out where there are none`
+  let keys: ReadonlyArray<string> = []
+  let known: Set<string> | undefined
+  let other: number | undefined
+  let hasParts = false
+  for (let i = 0; i < rows.length; i++) {
+    const row = rows[i]
+    // a program without types gives anything
+    if (!isObject(row) || Array.isArray(row)) return `row ${i + 1} of ${helper} is not an object of columns`
+    const own = Object.keys(row)
+    hasParts ||= own.some((key) => isPart(row[key]))
+    if (i === 0) keys = own
+    else if (own.length !== keys.length || own.some((key, at) => key !== keys[at])) {
+      known ??= new Set(keys)
+      const before = known.size
+      for (const key of own) known.add(key)
+      if (known.size > before || own.length < before) other ??= i + 1
+    }
+  }
+  return { keys: known === undefined ? keys : [...known], other, hasParts }
+}
+
+const insert = (helper: Statement.RecordInsertHelper): Segments | undefined => {
+  const rows = helper.value
+  const shape = shapeOf("sql.insert", rows)
+  if (typeof shape === "string") return refused(shape)
+  if (shape.keys.length === 0) {
+    return rows.length === 1
+      ? [literal("DEFAULT VALUES"), ...returning(helper)]
+      : refused("sql.insert was given several rows and none of them has a column: insert them one by one")
+  }
+  if (shape.other === undefined && !shape.hasParts) return undefined
+  return [...columnsOf(shape.keys), literal(" VALUES "), ...valuesOf(rows, shape.keys), ...returning(helper)]
+}
+
+const updateValues = (helper: Statement.RecordUpdateHelper): Segments | undefined => {
+  const { alias, value: rows } = helper
+  const shape = shapeOf("sql.updateValues", rows)
+  if (typeof shape === "string") return refused(shape)
+  if (shape.keys.length === 0) return refused("sql.updateValues was given a row without columns")
+  if (shape.other !== undefined) {
+    return refused(
+      `row ${shape.other} of sql.updateValues has other columns than row 1: give all rows the same, for there is no default here`
+    )
+  }
+  if (!shape.hasParts) return undefined
+  return [
+    literal("(values "),
+    ...valuesOf(rows, shape.keys),
+    literal(`) AS ${alias}`),
+    ...columnsOf(shape.keys),
+    ...returning(helper)
+  ]
+}
+
+const update = (helper: Statement.RecordUpdateHelperSingle): Segments | undefined => {
+  const { omit, value: row } = helper
+  if (!isObject(row) || Array.isArray(row)) return refused("sql.update was not given an object of columns")
+  const keys = Object.keys(row).filter((key) => !omit.includes(key))
+  if (keys.length === 0) return refused("sql.update was given no column to set")
+  if (!keys.some((key) => isPart(row[key]))) return undefined
+  return [...list(keys.map((key) => [identifier(key), literal(" = "), ...ofValue(row[key])])), ...returning(helper)]
+}
+
+const array = ({ value: values }: Statement.ArrayHelper): Segments | undefined =>
+  values.some(isPart) ? [literal("("), ...list(values.map(ofValue)), literal(")")] : undefined
+
+/** Returns what a segment is to be written as, if not as it is. */
+const replacement = (segment: Segment): Segments | undefined => {
+  switch (segment._tag) {
+    case "RecordInsertHelper":
+      return insert(segment)
+    case "RecordUpdateHelper":
+      return updateValues(segment)
+    case "RecordUpdateHelperSingle":
+      return update(segment)
+    case "ArrayHelper":
+      return array(segment)
+    default:
+      return undefined
+  }
+}
+
+/** Returns the segments with the helpers taken apart where that is needed; the same array where none is. */
+const settled = (segments: Segments): Segments => {
+  let all: Array<Segment> | undefined
+  // every statement comes this way, so nothing is allocated where nothing is replaced
+  for (let i = 0; i < segments.length; i++) {
+    const segment = segments[i]
+    if (segment === undefined) continue
+    const other = replacement(segment)
+    if (other !== undefined) all ??= segments.slice(0, i)
+    if (all !== undefined) for (const one of other ?? [segment]) all.push(one)
+  }
+  return all ?? segments
+}
+
+/** Returns the statement with the helpers taken apart where that is needed. */
+export const settle = (statement: Statement.Fragment): Statement.Fragment => {
+  const { segments } = statement
+  const all = settled(segments)
+  return all === segments ? statement : { [Statement.FragmentId]: identity, segments: all }
+}

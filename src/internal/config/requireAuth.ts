@@ -1,0 +1,32 @@
+/**
+ * The ways to authenticate that a connection string allows: `require_auth`.
+ */
+import { Invalid } from "./optionParsers.js"
+
+/** The ways of libpq's `require_auth`. The driver does three of them, and `none`. */
+const methods = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"] as const
+
+/**
+ * A way to authenticate, in the words of libpq's `require_auth`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type AuthMethod = (typeof methods)[number]
+
+const isMethod = (name: string): name is AuthMethod => (methods as ReadonlyArray<string>).includes(name)
+
+/** Reads `require_auth`: methods that are allowed, or with `!` those that are not. */
+export const parseRequireAuth = (setting: string, list: string | undefined): ReadonlySet<AuthMethod> | undefined => {
+  if (list === undefined) return undefined
+  const entries = list.split(",").map((entry) => entry.trim())
+  const names = entries.map((entry) => entry.replace(/^!/, ""))
+  const isNegated = entries.map((entry) => entry.startsWith("!"))
+  const known = names.filter(isMethod)
+  if (known.length < names.length) throw new Invalid(setting, "unknown", `some of ${methods.join(", ")}`)
+  if (new Set(isNegated).size > 1) {
+    throw new Invalid(setting, "a mixture of methods with and without !", "all of them with !, or none")
+  }
+  if (new Set(known).size < known.length) throw new Invalid(setting, "a list with a method twice", "each method once")
+  return new Set(isNegated[0] ? methods.filter((method) => !known.includes(method)) : known)
+}

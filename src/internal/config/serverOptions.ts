@@ -1,0 +1,185 @@
+/**
+ * The settings of a server, checked and complete.
+ */
+import * as Redacted from "effect/Redacted"
+import { concealed } from "../protocol/tlsOptions.js"
+import { type AuthMethod, parseRequireAuth } from "./requireAuth.js"
+import { type Host, hostsOf, isSocket } from "./hosts.js"
+import { hostTimeoutOf, type OwnSettings, ownSettings } from "./sessionParameters.js"
+import { type Connector, type Given, read, type ServerInput, type TargetSessionAttrs } from "./serverInput.js"
+import { checkSsl, type Ssl } from "./sslOption.js"
+import { type TlsFiles, tlsFilesOf, tlsOf } from "./tlsParameters.js"
+import { effect, flag, Invalid, oneOf, text } from "./optionParsers.js"
+
+/**
+ * One host of a server, with its TLS.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Endpoint extends Host {
+  readonly ssl: Ssl
+}
+
+/**
+ * A server's hosts and credentials, checked and complete. The address is that of the first host; `name` names all of them.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ServerConfig extends Endpoint {
+  /** All hosts, in their order. */
+  readonly hosts: ReadonlyArray<Endpoint>
+  readonly socket: Connector | undefined
+  readonly database: string
+  readonly username: string
+  readonly password: Redacted.Redacted<string> | undefined
+  readonly passwordFile: string | undefined
+  /** A password file in libpq's form, with a line for each host, database and user. */
+  readonly passfile: string | undefined
+  readonly tlsFiles: TlsFiles | undefined
+  /** True if TLS begins without a question: `sslnegotiation=direct`. */
+  readonly isDirectTls: boolean
+  /** True if TLS names the host to the server: `sslsni`. */
+  readonly sendsServerName: boolean
+  /** True if the server must prove that TLS ends at it: `channel_binding=require`. */
+  readonly bindsChannel: boolean
+  /** The ways to authenticate that are allowed; `undefined` allows all. */
+  readonly requireAuth: ReadonlySet<AuthMethod> | undefined
+  readonly target: TargetSessionAttrs
+  /** True if the hosts are tried in random order. */
+  readonly isShuffled: boolean
+  /** The time for all hosts together, in milliseconds. */
+  readonly connectTimeout: number
+  /** The most of it for one host, in milliseconds, if the connection string says so and no option does. */
+  readonly hostTimeout: number | undefined
+  readonly own: OwnSettings
+}
+
+/** Settings that all servers of a database share. */
+export interface Common {
+  readonly passwordFile: string | undefined
+  /** True if a provider gives user and password. */
+  readonly hasCredentials: boolean
+  readonly ssl: Ssl | undefined
+  /** In milliseconds, for all hosts of a server together; it comes before what connection strings say of each host. */
+  readonly connectTimeout: number | undefined
+}
+
+/** The time for all hosts of a server together unless the settings say otherwise, in milliseconds. */
+const defaultConnectTimeout = 5000
+
+export const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
+  if (given === undefined) return undefined
+  if (hasCredentials) throw new Invalid(setting, "given beside credentials", "one of the two")
+  return text(setting, given)
+}
+
+const endpointsOf = (given: Given, ssl: Ssl | undefined): ReadonlyArray<Endpoint> => {
+  const { part, parts } = given
+  if (parts.socket === undefined) {
+    return hostsOf(given).map((host) => ({ ...host, ssl: ssl ?? tlsOf(given, host) }))
+  }
+  effect(part("socket"), parts.socket)
+  if (ssl === true || (typeof ssl === "object" && ssl.rejectUnauthorized !== false && !ssl.servername)) {
+    throw new Invalid(part("ssl"), "without a name to verify, over a socket", "{ servername: ... }, or no ssl")
+  }
+  const name = text(part("name"), parts.name ?? "socket")
+  return [{ name, host: "localhost", address: undefined, port: 5432, ssl: ssl ?? false }]
+}
+
+/** Returns a setting that is a part or a parameter, with its name in errors. The part comes before the parameter. */
+const either = (
+  { parameter, parameters, part, parts }: Given,
+  name: "channelBinding" | "loadBalanceHosts" | "targetSessionAttrs",
+  of: string
+): readonly [setting: string, value: string | undefined] => {
+  const value = parts[name]
+  return value === undefined ? [parameter(of), parameters?.get(of) || undefined] : [part(name), value]
+}
+
+const targets = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] as const
+
+const targetOf = (given: Given, role: "writer" | "reader"): TargetSessionAttrs => {
+  const [setting, value = role === "writer" ? "read-write" : "prefer-standby"] = either(
+    given,
+    "targetSessionAttrs",
+    "target_session_attrs"
+  )
+  const target = oneOf(setting, value, ...targets)
+  if (role === "reader" || target === "any" || target === "read-write" || target === "primary") return target
+  throw new Invalid(setting, `${target} for the writer, which is to accept writes`, "read-write, primary or any")
+}
+
+const userOf = ({ parameter, parameters, part, parts }: Given, hasCredentials: boolean): string => {
+  const setting = parameters === undefined || parts.username !== undefined ? part("username") : parameter("user")
+  const given = parameters === undefined ? parts.username : (parts.username ?? parameters.get("user") ?? "")
+  return hasCredentials && given === "" ? "" : text(setting, given)
+}
+
+const databaseOf = ({ parameter, parameters, part, parts }: Given, username: string): string => {
+  if (parameters === undefined || parts.database !== undefined) return text(part("database"), parts.database)
+  // as libpq does
+  return text(parameter("dbname"), parameters.get("dbname") || username)
+}
+
+/** Refuses what needs TLS where there is none. */
+const needTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoint>): void => {
+  if (hosts.some((host) => host.ssl === false && !isSocket(host))) {
+    throw new Invalid(setting, `${given} without TLS`, "sslmode=verify-full beside it, or ssl")
+  }
+}
+
+/** Checks a server and fills in the defaults. */
+export const server = (
+  setting: string,
+  input: ServerInput,
+  role: "writer" | "reader",
+  common: Common
+): ServerConfig & { readonly isPooled: boolean } => {
+  const given = read(setting, input)
+  const { parameter, parameters, part, parts } = given
+  const value = (name: string) => parameters?.get(name) || undefined
+  checkSsl(part("ssl"), parts.ssl)
+  const ssl = concealed(parts.ssl ?? common.ssl)
+  const hosts = endpointsOf(given, ssl)
+  const [first] = hosts
+  if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
+  const [bindingSetting, givenBinding] = either(given, "channelBinding", "channel_binding")
+  const binding = oneOf(bindingSetting, givenBinding, "prefer", "disable", "require")
+  if (binding === "require") needTls(bindingSetting, "require", hosts)
+  const negotiation = oneOf(parameter("sslnegotiation"), value("sslnegotiation"), "postgres", "direct")
+  if (negotiation === "direct") needTls(parameter("sslnegotiation"), "direct", hosts)
+  const balance = oneOf(...either(given, "loadBalanceHosts", "load_balance_hosts"), "disable", "random")
+  if (parts.password !== undefined && parts.passwordFile !== undefined) {
+    throw new Invalid(part("passwordFile"), "given beside a password", "one of the two")
+  }
+  const passwordFile = fileOf(part("passwordFile"), parts.passwordFile, common.hasCredentials)
+  const secret = passwordFile === undefined ? value("password") : undefined
+  const password = parts.password ?? (secret === undefined ? undefined : Redacted.make(secret))
+  const username = userOf(given, common.hasCredentials)
+  const givenTimeout = hostTimeoutOf(given)
+  const hostTimeout = common.connectTimeout === undefined ? givenTimeout : undefined
+  return {
+    ...first,
+    name: hosts.map(({ name }) => name).join(","),
+    hosts,
+    socket: parts.socket,
+    database: databaseOf(given, username),
+    username,
+    password,
+    passwordFile: passwordFile ?? (password === undefined ? common.passwordFile : undefined),
+    passfile: value("passfile"),
+    tlsFiles: ssl === undefined ? tlsFilesOf(given) : undefined,
+    isDirectTls: negotiation === "direct",
+    sendsServerName: flag(parameter("sslsni"), value("sslsni")),
+    bindsChannel: binding === "require",
+    requireAuth: parseRequireAuth(parameter("require_auth"), value("require_auth")),
+    target: targetOf(given, role),
+    isShuffled: balance === "random",
+    connectTimeout: common.connectTimeout ?? (hostTimeout && hostTimeout * hosts.length) ?? defaultConnectTimeout,
+    hostTimeout,
+    own: ownSettings(given),
+    isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true"
+  }
+}

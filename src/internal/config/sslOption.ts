@@ -1,0 +1,73 @@
+/**
+ * The option `ssl`.
+ */
+import type { ConnectionOptions } from "node:tls"
+import { type Known, refuseUnknown } from "./knownNames.js"
+import { Invalid } from "./optionParsers.js"
+
+/**
+ * How TLS is used: `false` never, `true` with a verified certificate, or Node's own options.
+ *
+ * Unless it is given, here or as `sslmode` in the URL, a host that is not loopback or a socket is verified.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Ssl = boolean | ConnectionOptions
+
+/** Node's options for a TLS connection, also those that came after Node 20. */
+const nodeOptions: Known<ConnectionOptions> & Readonly<Record<string, true>> = {
+  secureContext: true,
+  enableTrace: true,
+  requestCert: true,
+  ALPNProtocols: true,
+  ALPNCallback: true,
+  SNICallback: true,
+  rejectUnauthorized: true,
+  ca: true,
+  cert: true,
+  key: true,
+  passphrase: true,
+  pfx: true,
+  crl: true,
+  ciphers: true,
+  sigalgs: true,
+  dhparam: true,
+  ecdhCurve: true,
+  honorCipherOrder: true,
+  minVersion: true,
+  maxVersion: true,
+  secureProtocol: true,
+  secureOptions: true,
+  sessionIdContext: true,
+  ticketKeys: true,
+  sessionTimeout: true,
+  clientCertEngine: true,
+  privateKeyEngine: true,
+  privateKeyIdentifier: true,
+  allowPartialTrustChain: true,
+  host: true,
+  port: true,
+  path: true,
+  socket: true,
+  checkServerIdentity: true,
+  servername: true,
+  session: true,
+  minDHSize: true,
+  lookup: true,
+  timeout: true,
+  pskCallback: true,
+  highWaterMark: true,
+  requestOCSP: true,
+  isServer: true,
+  server: true
+}
+
+/** Refuses what is no TLS setting, such as a word or an option that Node does not know. */
+export const checkSsl = (setting: string, ssl: Ssl | undefined): void => {
+  if (ssl === undefined || typeof ssl === "boolean") return
+  if (typeof ssl !== "object" || ssl === null) {
+    throw new Invalid(setting, "neither a boolean nor options of TLS", "true, false, or an object such as { ca }")
+  }
+  refuseUnknown(setting, ssl, nodeOptions)
+}

@@ -1,0 +1,96 @@
+/**
+ * TLS of a connection string: `sslmode` and its companions, as options for Node.
+ */
+import type { ConnectionOptions } from "node:tls"
+import * as Redacted from "effect/Redacted"
+import { type Host, isLocal, isSocket } from "./hosts.js"
+import type { Given } from "./serverInput.js"
+import type { Ssl } from "./sslOption.js"
+import { Invalid, oneOf } from "./optionParsers.js"
+
+/**
+ * Files of certificates and keys; they are read again for each new physical connection.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface TlsFiles {
+  readonly sslrootcert: string | undefined
+  readonly sslcert: string | undefined
+  readonly sslkey: string | undefined
+  readonly sslcrl: string | undefined
+  readonly sslpassword: Redacted.Redacted<string> | undefined
+}
+
+const modes = ["disable", "allow", "prefer", "no-verify", "require", "verify-ca", "verify-full"] as const
+type Mode = (typeof modes)[number]
+
+const versions = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"] as const
+
+const versionOf = ({ parameter, parameters }: Given, name: string): ConnectionOptions["minVersion"] => {
+  const given = parameters?.get(name)
+  if (!given) return undefined
+  const known = versions.find((version) => version.toLowerCase() === given.toLowerCase())
+  return oneOf(parameter(name), known ?? given, ...versions)
+}
+
+/** Builds Node's options for one host of a connection string. */
+export const tlsOf = (given: Given, host: Host): Ssl => {
+  const { parameter, parameters } = given
+  const trustsSystem = parameters?.get("sslrootcert") === "system"
+  const normal = isLocal(host) && !trustsSystem ? "disable" : "verify-full"
+  const mode: Mode = oneOf(parameter("sslmode"), parameters?.get("sslmode") || normal, ...modes)
+  // libpq ignores sslmode there, too
+  if (isSocket(host) || mode === "disable") return false
+  if (mode === "allow" || mode === "prefer") {
+    if (isLocal(host)) return false
+    throw new Invalid(
+      parameter("sslmode"),
+      `${mode} for a remote host, which goes on in plain text if the network refuses TLS`,
+      "require or verify-full, or disable where the network is trusted"
+    )
+  }
+  if (trustsSystem && mode !== "require" && mode !== "verify-full") {
+    throw new Invalid(
+      parameter("sslmode"),
+      `${mode} with sslrootcert=system`,
+      "verify-full: anyone gets such a certificate"
+    )
+  }
+  const minVersion = versionOf(given, "ssl_min_protocol_version")
+  const maxVersion = versionOf(given, "ssl_max_protocol_version")
+  if (minVersion !== undefined && maxVersion !== undefined && minVersion > maxVersion) {
+    throw new Invalid(parameter("ssl_min_protocol_version"), "above ssl_max_protocol_version", "a range of versions")
+  }
+  const options: ConnectionOptions = {
+    ...(mode === "no-verify" ? { rejectUnauthorized: false } : {}),
+    // the chain is checked, the name is not
+    ...(mode === "verify-ca" ? { checkServerIdentity: () => undefined } : {}),
+    ...(minVersion === undefined ? {} : { minVersion }),
+    ...(maxVersion === undefined ? {} : { maxVersion })
+  }
+  return Object.keys(options).length === 0 ? true : options
+}
+
+/** Returns the files that a connection string names. */
+export const tlsFilesOf = ({ parameter, parameters }: Given): TlsFiles | undefined => {
+  const file = (name: string) => parameters?.get(name) || undefined
+  const sendsNone = file("sslcertmode") === "disable"
+  const sslrootcert = file("sslrootcert")
+  const sslcert = sendsNone ? undefined : file("sslcert")
+  const sslkey = sendsNone ? undefined : file("sslkey")
+  const sslpassword = file("sslpassword")
+  if ((sslcert === undefined) !== (sslkey === undefined)) {
+    const missing = sslcert === undefined ? "sslcert" : "sslkey"
+    throw new Invalid(parameter(missing), "missing", "both sslcert and sslkey, or none of them")
+  }
+  const files: TlsFiles = {
+    // the certificates that Node trusts by itself
+    sslrootcert: sslrootcert === "system" ? undefined : sslrootcert,
+    sslcert,
+    sslkey,
+    sslcrl: file("sslcrl"),
+    sslpassword: sslpassword === undefined ? undefined : Redacted.make(sslpassword)
+  }
+  return Object.values(files).some((file) => file !== undefined) ? files : undefined
+}

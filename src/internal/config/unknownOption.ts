@@ -1,0 +1,32 @@
+/**
+ * The options of a call, of which a program without types may mistype a name.
+ */
+import { ConfigInvalid } from "../../DatabaseError.js"
+import { type Known, refuseUnknown } from "./knownNames.js"
+import { Invalid } from "./optionParsers.js"
+
+/** Returns the refusal of options with a name that is not known. It looks at the few names that are given, and allocates nothing. */
+export const unknownOption = <A>(
+  database: string,
+  given: object,
+  known: Known<A> & Readonly<Record<string, true>>,
+  setting = ""
+): ConfigInvalid | undefined => {
+  for (const name in given) if (!Object.hasOwn(known, name)) return refusal(database, given, known, setting)
+  return undefined
+}
+
+const refusal = (
+  database: string,
+  given: object,
+  known: Readonly<Record<string, true>>,
+  setting: string
+): ConfigInvalid | undefined => {
+  try {
+    refuseUnknown(setting, given, known)
+    return undefined
+  } catch (cause) {
+    if (cause instanceof Invalid) return new ConfigInvalid({ database, ...cause })
+    throw cause
+  }
+}

@@ -1,0 +1,111 @@
+import { type ChildProcess, spawn } from "node:child_process"
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
+import { within } from "./realClock.js"
+
+/** The operating system user that runs PostgreSQL where node itself runs as root. */
+export interface Identity {
+  readonly name: string
+  readonly uid: number
+  readonly gid: number
+}
+
+export interface Where {
+  readonly cwd: string
+  readonly user?: Identity | undefined
+}
+
+export class CommandFailed extends Data.TaggedError("CommandFailed")<{
+  readonly reason: string
+  readonly output: ReadonlyArray<string>
+  readonly cause?: unknown
+}> {}
+
+// Nothing else is inherited: PG* and LC_* variables would change what the server does, and others may be secrets.
+const inherited = ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
+
+const environment = (): Record<string, string> => {
+  const env: Record<string, string> = { LC_ALL: "C", TZ: "UTC" }
+  for (const name of inherited) {
+    const value = process.env[name]
+    if (value !== undefined) env[name] = value
+  }
+  return env
+}
+
+const lines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).filter((line) => line !== "")
+
+/**
+ * Starts a process in a session of its own, so that the terminal's Ctrl-C does not reach it. `attach` runs before
+ * the process can have said anything, so no event is missed.
+ */
+export const launch = <A>(
+  file: string,
+  args: ReadonlyArray<string>,
+  options: Where & { readonly stdio: ReadonlyArray<"pipe" | "ignore"> },
+  attach: (child: ChildProcess, pid: number) => A
+): Effect.Effect<A, CommandFailed> =>
+  Effect.async<A, CommandFailed>((resume) => {
+    const fail = (cause: unknown) =>
+      resume(
+        new CommandFailed({
+          reason: `${file} could not be started: ${cause instanceof Error ? cause.message : String(cause)}`,
+          output: [],
+          cause
+        })
+      )
+    try {
+      const child = spawn(file, args, {
+        cwd: options.cwd,
+        env: environment(),
+        detached: true,
+        stdio: [...options.stdio],
+        ...(options.user === undefined ? {} : { uid: options.user.uid, gid: options.user.gid })
+      })
+      child.once("error", fail)
+      if (child.pid !== undefined) resume(Effect.succeed(attach(child, child.pid)))
+    } catch (cause) {
+      // some refusals are thrown (EPERM), others arrive as an event (ENOENT, EACCES)
+      fail(cause)
+    }
+  }).pipe(Effect.uninterruptible)
+
+/** Sends a signal (0 only asks); `false` where there is no such process any more. */
+export const signal = (pid: number, name: NodeJS.Signals | 0): boolean => {
+  try {
+    return process.kill(pid, name)
+  } catch {
+    return false
+  }
+}
+
+/** Runs a tool to its end and gives what it wrote; an interruption kills it, with its children, and waits for that. */
+export const run = (file: string, args: ReadonlyArray<string>, where: Where): Effect.Effect<string, CommandFailed> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(
+      launch(file, args, { ...where, stdio: ["ignore", "pipe", "pipe"] }, (child, pid) => {
+        const ended = Deferred.unsafeMake<string, CommandFailed>(FiberId.none)
+        const written: Array<string> = []
+        child.stdout?.setEncoding("utf8").on("data", (text: string) => written.push(text))
+        child.stderr?.setEncoding("utf8").on("data", (text: string) => written.push(text))
+        child.once("close", (code, killedBy) => {
+          const output = written.join("")
+          const failed = () =>
+            new CommandFailed({ reason: `${file} ended with ${killedBy ?? `code ${code}`}`, output: lines(output) })
+          Deferred.unsafeDone(ended, code === 0 ? Effect.succeed(output) : Effect.fail(failed()))
+        })
+        return { ended, pid }
+      }),
+      ({ ended, pid }) =>
+        restore(Deferred.await(ended)).pipe(
+          Effect.onInterrupt(() =>
+            Effect.zipRight(
+              Effect.sync(() => signal(-pid, "SIGKILL")),
+              within(ended, "5 seconds")
+            )
+          )
+        )
+    )
+  )

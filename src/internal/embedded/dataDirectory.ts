@@ -1,0 +1,67 @@
+import * as path from "node:path"
+import * as Effect from "effect/Effect"
+import type { Binaries } from "./binaries.js"
+import { type CommandFailed, type Identity, run } from "./childProcess.js"
+import { EmbeddedPostgresError } from "./error.js"
+import * as Folder from "./tempDirectory.js"
+
+export interface Cluster {
+  readonly folder: string
+  readonly binaries: Binaries
+  readonly user: Identity | undefined
+  readonly password: string
+}
+
+const refuse = (what: string) => (cause: CommandFailed) =>
+  new EmbeddedPostgresError({
+    operation: "initialize",
+    reason: `${what}: ${cause.reason}`,
+    logs: cause.output.slice(-20)
+  })
+
+/** Makes the data folder of the primary, not started yet. */
+export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: string, configuration: string) {
+  const pwfile = path.join(cluster.folder, "pwfile")
+  yield* Folder.makeData(data, cluster.user)
+  yield* Effect.acquireUseRelease(
+    Folder.create(pwfile, `${cluster.password}\n`, cluster.user),
+    () =>
+      run(
+        cluster.binaries.initdb,
+        [
+          `--pgdata=${data}`,
+          "--username=postgres",
+          `--pwfile=${pwfile}`,
+          "--auth=scram-sha-256",
+          "--encoding=UTF8",
+          "--locale=C",
+          // the server's own idea of Unicode: the same everywhere, whatever locales the machine has
+          "--locale-provider=builtin",
+          "--builtin-locale=C.UTF-8",
+          // for initdb's own server too: killed, it would leave a segment in /dev/shm
+          "--set=dynamic_shared_memory_type=mmap",
+          "--no-sync",
+          "--no-instructions"
+        ],
+        { cwd: cluster.folder, user: cluster.user }
+      ).pipe(Effect.mapError(refuse("the data folder could not be made"))),
+    () => Effect.ignore(Folder.remove(pwfile))
+  )
+  yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
+})
+
+/** Copies the data folder of a server that does not run. */
+export const copy = (cluster: Cluster, from: string, to: string) =>
+  Effect.zipRight(
+    Folder.makeData(to, cluster.user),
+    run("cp", ["-Rp", `${from}/.`, to], { cwd: cluster.folder, user: cluster.user }).pipe(
+      Effect.mapError(refuse("the data folder could not be copied"))
+    )
+  )
+
+/** Makes a copied data folder that of a standby. */
+export const follow = (cluster: Cluster, data: string, primary: string) =>
+  Effect.zipRight(
+    Folder.append(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),
+    Folder.create(path.join(data, "standby.signal"), "", cluster.user)
+  )

@@ -1,0 +1,105 @@
+import { randomBytes } from "node:crypto"
+import { constants, type Stats } from "node:fs"
+import * as fs from "node:fs/promises"
+import * as path from "node:path"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Identity } from "./childProcess.js"
+import { EmbeddedPostgresError } from "./error.js"
+import { guard } from "./watchdog.js"
+
+// Not interruptible: a promise would go on by itself, while the folder is being removed.
+const attempt = <A>(what: string, run: () => Promise<A>): Effect.Effect<A, EmbeddedPostgresError> =>
+  Effect.tryPromise({
+    try: run,
+    catch: (cause) =>
+      new EmbeddedPostgresError({
+        operation: "initialize",
+        reason: `${what}: ${cause instanceof Error ? cause.message : String(cause)}`,
+        logs: [],
+        cause
+      })
+  }).pipe(Effect.uninterruptible)
+
+// In the folders of the server's user a link may stand in the place of a file that root is going to write.
+
+/** Writes a new file that only the server's user can read. It is given away by its handle, when it is written. */
+export const create = (file: string, text: string, user: Identity | undefined) =>
+  attempt(`${file} could not be written`, async () => {
+    // O_EXCL follows no link, and takes no file that is there
+    const handle = await fs.open(file, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600)
+    try {
+      await handle.writeFile(text)
+      if (user !== undefined) await handle.chown(user.uid, user.gid)
+    } finally {
+      await handle.close()
+    }
+  })
+
+/** Appends to a file of the server's user. A link, or a file of another user, is refused. */
+export const append = (file: string, text: string, user: Identity | undefined) =>
+  attempt(`${file} could not be written`, async () => {
+    // without O_NONBLOCK a pipe would hold this up
+    const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW | constants.O_NONBLOCK
+    const handle = await fs.open(file, flags)
+    try {
+      const found = await handle.stat()
+      const isOwn = user === undefined || found.uid === user.uid
+      if (!found.isFile() || found.nlink > 1 || !isOwn) throw new Error("it is no plain file of the server's user")
+      await handle.writeFile(text)
+    } finally {
+      await handle.close()
+    }
+  })
+
+/** Makes an empty folder for a server's data, which is its user's own. */
+export const makeData = (folder: string, user: Identity | undefined) =>
+  attempt(`${folder} could not be made`, async () => {
+    await fs.mkdir(folder, { mode: 0o700 })
+    if (user !== undefined) await fs.chown(folder, user.uid, user.gid)
+  })
+
+/** Removes a file, if it is there. */
+export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
+
+/** Checks whether a user may replace the files of a folder. */
+const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {
+  if (uid === user.uid) return true
+  const isSticky = (mode & 0o1000) !== 0
+  return !isSticky && ((mode & 0o002) !== 0 || ((mode & 0o020) !== 0 && gid === user.gid))
+}
+
+/** Checks that the server's user can change no folder above: files are written by their paths. */
+const checkAbove = async (folder: string, user: Identity): Promise<void> => {
+  if (isChangedBy(user, await fs.stat(folder))) {
+    throw new Error(`OS user ${user.name} can change ${folder}: choose a directory that it cannot, such as /tmp`)
+  }
+  if (folder !== path.dirname(folder)) await checkAbove(path.dirname(folder), user)
+}
+
+/**
+ * A new folder in `parent` that goes with the scope, or with node, whichever ends first. It stays our own: `user` may only enter it, and has
+ * folders of its own inside.
+ */
+export const make = (
+  parent: string,
+  user: Identity | undefined
+): Effect.Effect<string, EmbeddedPostgresError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const real = yield* attempt(`the directory ${parent} cannot be used`, async () => {
+      const real = await fs.realpath(parent)
+      if (user !== undefined) await checkAbove(real, user)
+      return real
+    })
+    const folder = path.join(real, `effect-db-${randomBytes(6).toString("hex")}`)
+    // first: there must be no moment at which a folder exists that would not be removed
+    yield* guard(folder, user)
+    yield* attempt(`no folder could be made in ${real}`, () => fs.mkdir(folder, { mode: 0o700 }))
+    if (user !== undefined) {
+      yield* attempt(`${folder} could not be opened to ${user.name}`, async () => {
+        await fs.chown(folder, -1, user.gid)
+        await fs.chmod(folder, 0o750)
+      })
+    }
+    return folder
+  })

@@ -1,0 +1,22 @@
+/**
+ * What is asked of a request of @effect/platform.
+ */
+import type { RouteContext } from "@effect/platform/HttpRouter"
+import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
+import type * as Fiber from "effect/Fiber"
+import { type Asked, pathOf } from "./requestLabel.js"
+import { Route } from "./routeTag.js"
+
+const pattern = (fiber: Fiber.RuntimeFiber<unknown, unknown>): string | undefined => {
+  const routed: RouteContext | undefined = fiber.currentContext.unsafeMap.get(Route.key)
+  return routed?.route.path
+}
+
+export const asking =
+  (requestId: ((request: HttpServerRequest) => string | undefined) | undefined) =>
+  (request: HttpServerRequest): Asked => ({
+    method: request.method,
+    pattern,
+    path: () => pathOf(request.url),
+    requestId: () => (requestId === undefined ? request.headers["x-request-id"] : requestId(request))
+  })

@@ -1,0 +1,185 @@
+/**
+ * What one pool counts, as Effect metrics with the names, units and attributes of OpenTelemetry's conventions for database clients.
+ *
+ * Always on, so a count is a call of a hook that was looked up once: no fiber, no tags to compare.
+ */
+import { globalValue } from "effect/GlobalValue"
+import * as Metric from "effect/Metric"
+import * as MetricBoundaries from "effect/MetricBoundaries"
+import type * as MetricHook from "effect/MetricHook"
+import * as MetricKey from "effect/MetricKey"
+import * as MetricLabel from "effect/MetricLabel"
+import * as MetricState from "effect/MetricState"
+
+/** The pool that is metered. */
+export interface Metered {
+  /** The name of the database in this program. */
+  readonly database: string
+  readonly purpose: "writes" | "reads"
+  readonly server: { readonly host: string; readonly port: number; readonly database: string }
+  /** How many idle connections it keeps open. */
+  readonly idleMin: number
+  /** How many connections may be idle. */
+  readonly idleMax: number
+}
+
+/** A pool's figures at one moment. */
+export interface Levels {
+  readonly max: number
+  readonly idle: number
+  readonly active: number
+  readonly waiting: number
+}
+
+/** Counts what happens to one pool. Times are in milliseconds here, and in seconds in the metrics. */
+export interface Meter {
+  /** A connection was handed out, so long after it was asked for. */
+  readonly waited: (millis: number) => void
+  /** A connection came back, so long after it was handed out. */
+  readonly used: (millis: number) => void
+  /** A connection was opened, and that took so long. */
+  readonly created: (millis: number) => void
+  /** No connection could be handed out in time. */
+  readonly timedOut: () => void
+  /** An exchange with the server has ended; `error` is a SQLSTATE or the tag of an error, if it failed. */
+  readonly operated: (millis: number, error: string | undefined) => void
+  /** The pool is closed: it has no connections any more. What was counted stays. */
+  readonly close: () => void
+}
+
+type Labels = ReadonlyArray<MetricLabel.MetricLabel>
+
+type Count = MetricHook.MetricHook.Counter<number>
+
+/** What OpenTelemetry advises for operations of a database client, in seconds. */
+const boundaries = MetricBoundaries.fromIterable([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10])
+
+/** SQLSTATEs are the user's to invent, and every one makes a time series: those beyond are counted as one. */
+const mostErrors = 100
+
+// the exporter takes the unit of a metric from this attribute
+const inUnit = (unit: string): MetricLabel.MetricLabel => MetricLabel.make("unit", unit)
+
+const connections = inUnit("{connection}")
+const requests = inUnit("{request}")
+const seconds = inUnit("s")
+const timeouts = inUnit("{timeout}")
+
+const idle = MetricLabel.make("db.client.connection.state", "idle")
+const used = MetricLabel.make("db.client.connection.state", "used")
+const system = MetricLabel.make("db.system.name", "postgresql")
+
+const level = (name: string, description: string) => MetricKey.counter(name, { description })
+
+const duration = (name: string, description: string) => MetricKey.histogram(name, boundaries, description)
+
+// what goes up and down is a counter that is not incremental: exported as the UpDownCounter that the conventions ask for
+const keys = {
+  count: level("db.client.connection.count", "Connections that are open, by state"),
+  idleMax: level("db.client.connection.idle.max", "Most connections that may be idle"),
+  idleMin: level("db.client.connection.idle.min", "Idle connections that are kept open"),
+  max: level("db.client.connection.max", "Most connections that may be open"),
+  pending: level("db.client.connection.pending_requests", "Callers who wait for a connection"),
+  timeouts: MetricKey.counter("db.client.connection.timeouts", {
+    description: "Callers who got no connection in time",
+    incremental: true
+  }),
+  create: duration("db.client.connection.create_time", "Time to open a connection"),
+  wait: duration("db.client.connection.wait_time", "Time from asking for a connection to having it"),
+  use: duration("db.client.connection.use_time", "Time from taking a connection to giving it back"),
+  operation: duration("db.client.operation.duration", "Time of one exchange with the server")
+}
+
+/** What is read whenever a level is; global, as the registry is, so that two copies of this module do not part. */
+const readings = globalValue("effect-db/internal/observability/poolMetrics", () => new WeakMap<Count, Set<() => number>>())
+
+/**
+ * A level that nobody updates: it is read from the pools that share its attributes, when somebody looks. The returned function stops
+ * that. The registry makes the hook itself and forgets none, so what it reads is put in its place, and is nothing in the end.
+ */
+const live = (key: MetricKey.MetricKey.Counter<number>, labels: Labels, read: () => number): (() => void) => {
+  const hook: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(key, labels))
+  const all = readings.get(hook) ?? new Set()
+  if (!readings.has(hook)) {
+    readings.set(hook, all)
+    hook.get = () => {
+      let sum = 0
+      for (const one of all) sum += one()
+      return MetricState.counter(sum)
+    }
+  }
+  all.add(read)
+  return () => all.delete(read)
+}
+
+/** A histogram that appears with its first value: an empty one has no smallest and no largest. */
+const histogram = (key: MetricKey.MetricKey.Histogram, labels: Labels): ((millis: number) => void) => {
+  let hook: MetricHook.MetricHook.Histogram | undefined
+  return (millis) => {
+    hook ??= Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(key, labels))
+    hook.update(millis / 1000)
+  }
+}
+
+/** Where it is, in OpenTelemetry's words; its standard port goes without saying. */
+const address = ({ host, port }: Metered["server"]): Labels =>
+  host.startsWith("/")
+    ? [MetricLabel.make("server.address", `${host}/.s.PGSQL.${port}`)]
+    : [
+        MetricLabel.make("server.address", host),
+        ...(port === 5432 ? [] : [MetricLabel.make("server.port", String(port))])
+      ]
+
+const failure = (error: string): Labels => {
+  const type = MetricLabel.make("error.type", error)
+  const isSqlState = /^[0-9A-Z]{5}$/.test(error)
+  return isSqlState ? [type, MetricLabel.make("db.response.status_code", error)] : [type]
+}
+
+/**
+ * A meter of a pool; `levels` is asked whenever somebody reads the metrics, until the meter is closed.
+ *
+ * Its name, as `db.client.connection.pool.name`, is `app writes localhost:5432/todos`: the database as the program calls it, the purpose
+ * of the pool, the server, and the database as the server calls it.
+ */
+export const makeMeter = (pool: Metered, levels: () => Levels): Meter => {
+  const { database, idleMax, idleMin, purpose, server } = pool
+  const name = MetricLabel.make(
+    "db.client.connection.pool.name",
+    `${database} ${purpose} ${server.host}:${server.port}/${server.database}`
+  )
+  const place = [seconds, name, system, MetricLabel.make("db.namespace", server.database), ...address(server)]
+  const stops = [
+    live(keys.count, [connections, name, idle], () => levels().idle),
+    live(keys.count, [connections, name, used], () => levels().active),
+    live(keys.idleMax, [connections, name], () => idleMax),
+    live(keys.idleMin, [connections, name], () => idleMin),
+    live(keys.max, [connections, name], () => levels().max),
+    live(keys.pending, [requests, name], () => levels().waiting)
+  ]
+  // it starts at 0, for what reads a rate must see the first one too
+  const timedOut: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(keys.timeouts, [timeouts, name]))
+  const succeeded = histogram(keys.operation, place)
+  const failed = new Map<string, (millis: number) => void>()
+  const noteError = (error: string) => {
+    const type = failed.size < mostErrors ? error : "_OTHER"
+    const known = failed.get(type)
+    if (known !== undefined) return known
+    const count = histogram(keys.operation, [...place, ...failure(type)])
+    failed.set(type, count)
+    return count
+  }
+  return {
+    waited: histogram(keys.wait, [seconds, name]),
+    used: histogram(keys.use, [seconds, name]),
+    created: histogram(keys.create, [seconds, name]),
+    timedOut: () => timedOut.update(1),
+    operated: (millis, error) => {
+      if (error === undefined) succeeded(millis)
+      else (failed.get(error) ?? noteError(error))(millis)
+    },
+    close: () => {
+      for (const stop of stops) stop()
+    }
+  }
+}

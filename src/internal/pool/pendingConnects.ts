@@ -1,0 +1,72 @@
+/**
+ * The connects that are under way. One that takes so long that nobody counts on it any more is late.
+ */
+import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
+import { later } from "../concurrency/clock.js"
+import { type Opening, open } from "../connection/connect.js"
+
+type OnConnect = (start: number, failure: ConnectFailure | undefined, connection: Connection | undefined) => void
+
+export class Connects {
+  /** How to give up each of them, and when it was begun. */
+  private readonly all = new Map<() => void, number>()
+
+  constructor(
+    private readonly opening: Opening,
+    private readonly owner: Owner,
+    /** For how long a connect is counted on, in ms. */
+    private readonly hope: () => number,
+    /** Called when the one that has been under way for longest is late. */
+    private readonly onLate: () => void
+  ) {}
+
+  get size(): number {
+    return this.all.size
+  }
+
+  /** How many are late. */
+  get late(): number {
+    const since = performance.now() - this.hope()
+    let late = 0
+    for (const start of this.all.values()) if (start <= since) late++
+    return late
+  }
+
+  /** How many there are, and for how long the first has been under way; if there are any. */
+  get progress(): { readonly count: number; readonly longest: number } | undefined {
+    for (const start of this.all.values()) return { count: this.all.size, longest: performance.now() - start }
+    return undefined
+  }
+
+  /** Begins one. `done` is called once, not before this has returned, unless it is given up. */
+  begin(done: OnConnect): void {
+    const start = performance.now()
+    const stop = open(this.opening, this.owner, (failure, connection) => {
+      takeBack()
+      this.all.delete(giveUp)
+      done(start, failure, connection)
+    })
+    let takeBack: () => void
+    const watch = (millis: number) => {
+      takeBack = later(millis, () => {
+        // others may have shown since that it takes longer
+        const left = start + this.hope() - performance.now()
+        if (left >= 0) return watch(left + 1)
+        // one that takes for ever holds up nobody, not even the one for whom it was begun; where all do, more of them would be no help
+        const [oldest] = this.all.keys()
+        if (oldest === giveUp) this.onLate()
+      })
+    }
+    watch(this.hope() + 1)
+    const giveUp = () => {
+      takeBack()
+      stop()
+    }
+    this.all.set(giveUp, start)
+  }
+
+  giveUp(): void {
+    for (const giveUp of this.all.keys()) giveUp()
+    this.all.clear()
+  }
+}

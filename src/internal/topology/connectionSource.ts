@@ -1,0 +1,26 @@
+/**
+ * Where a connection comes from: a pool, or a search among several.
+ */
+import type { Connection } from "../../Connection.js"
+import type { NoReplicaCaughtUp, TokenFromLostTimeline } from "../../DatabaseError.js"
+import type { CheckoutError, PoolOptions } from "../../Pool.js"
+import type { Borrower } from "../pool/borrower.js"
+
+/** Why there is no connection. Nothing of what it was for has been sent. */
+export type SourceError = CheckoutError | NoReplicaCaughtUp | TokenFromLostTimeline
+
+/** Called once with a connection or a failure, unless it was given up. */
+export type OnTaken = (error: SourceError | undefined, connection: Connection | undefined) => void
+
+/** As a pool gives its connections. */
+export interface Source {
+  /** Of the server that the connection is of, when there is one. */
+  readonly options: PoolOptions
+  readonly checkout: (
+    deadline: number,
+    holding: ReadonlyArray<Connection>,
+    settle: OnTaken,
+    who?: Borrower | undefined
+  ) => () => void
+  readonly checkin: (connection: Connection) => void
+}

@@ -1,0 +1,314 @@
+/**
+ * What the ecosystem's transaction slot holds while one of our transactions or units of work is open.
+ *
+ * A client that is not ours takes the slot's first part for its own connection, so that part refuses every statement. Our clients look
+ * themselves up in it. `SqlResolver` copies the slot, so batched requests of one transaction share it.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
+import type { Connection as DbConnection } from "../../Connection.js"
+import type { Session } from "../../Consistency.js"
+import { type DatabaseError, ForeignClient, toSqlError } from "../../DatabaseError.js"
+import type { Options, Origin, Transaction } from "../../Transaction.js"
+import type { Hook } from "./hooks.js"
+import type { Scopes } from "../sql/schemaScopes.js"
+import type { Part } from "./joinedPart.js"
+import { Turns } from "../concurrency/fifoLock.js"
+import type { Unit } from "../unitOfWork/unitOfWork.js"
+import type { Work } from "../statement/workLabel.js"
+
+/** Whether a transaction is on the primary, or on whatever serves readers. */
+export type Kind = "writer" | "reader"
+
+/** When a whole is run again. */
+export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
+
+const blank: readonly unknown[] = [undefined, 0]
+
+/**
+ * A copy instead of a literal: once most of what an array's literal makes has outlived a collection, V8 makes all of it among what is old,
+ * where it keeps a whole request until the next full collection, long after its end.
+ */
+const slotOf = (carrier: Carrier): readonly [Carrier, number] => {
+  const pair = blank.slice()
+  pair[0] = carrier
+  // an array that is not written as a literal has no type for each place
+  return pair as unknown as readonly [Carrier, number]
+}
+
+const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
+
+/** The open transactions that a piece of work sees. */
+export abstract class Carrier implements Connection {
+  /** What is put into the slot: one object for one carrier, so that batches know each other. */
+  readonly slot: readonly [Carrier, number] = slotOf(this)
+
+  constructor(
+    readonly parent: Carrier | undefined,
+    /** Whose connection somebody else's client would get. */
+    readonly owner: string
+  ) {}
+
+  /** The innermost transaction of a database; `"none"` where work was sent outside of all on purpose. */
+  find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    return this.parent?.find(origin, kind)
+  }
+
+  /** Begins a transaction in the unit of work that this is part of, if there is one. */
+  open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
+    return this.parent?.open(origin, begin)
+  }
+
+  /** Leaves a hook to the unit of work that this is part of, for a transaction that is not begun yet; tells whether it took it. */
+  addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
+    return this.parent?.addHook(origin, hook, begin) ?? false
+  }
+
+  /** Checks whether the unit of work that this is part of would take a hook. */
+  takesHooks(origin: Origin): boolean {
+    return this.parent?.takesHooks(origin) ?? false
+  }
+
+  /** Whose turn it is among the nested parts that run side by side in this. */
+  get siblings(): Turns {
+    return this.parent?.siblings ?? new Turns()
+  }
+
+  /** The unit of work that this is part of. */
+  get unit(): Unit | undefined {
+    return this.parent?.unit
+  }
+
+  /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
+  get joinable(): Unit | undefined {
+    return this.parent?.joinable
+  }
+
+  /** What the work is for, if anybody has said so. */
+  work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+    return this.parent?.work(fiber)
+  }
+
+  /** The innermost transaction of a database, whether work was sent outside of it or not. */
+  around(origin: Origin): Transaction | undefined {
+    return this.parent?.around(origin)
+  }
+
+  /** The innermost transaction that has an end of its own, of any database, where work was not sent outside of it. */
+  get transaction(): Transaction | undefined {
+    return this.parent?.transaction
+  }
+
+  /** The innermost part that has joined a transaction, between here and where that was begun. */
+  part(transaction: Transaction): Part | undefined {
+    return this.parent?.part(transaction)
+  }
+
+  /**
+   * Has the whole that an outermost transaction belongs to, or the unit of work, be run again where a part of it asks for that; tells
+   * whether it can be.
+   */
+  takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    return this.parent?.takeRetry(transaction, asked) ?? false
+  }
+
+  /** Leaves something to be done to the time when what is done here is stored, or may be; tells whether it was taken. */
+  whenStored(action: () => void): boolean {
+    return this.parent?.whenStored(action) ?? false
+  }
+
+  /** Tells whether the transaction or unit here has ended, as a fiber may find that outlives it. */
+  get isOver(): boolean {
+    return this.parent?.isOver ?? false
+  }
+
+  /** What the unit of work remembers of a database, if there is a unit. */
+  memory(origin: Origin): Memory | undefined {
+    return this.parent?.memory(origin)
+  }
+
+  /** The schema scopes of who has put this, or what is around it, into the slot. */
+  get scopes(): Scopes | undefined {
+    return this.parent?.scopes
+  }
+
+  /** The session of who has put this, or what is around it, into the slot. */
+  get session(): Session | undefined {
+    return this.parent?.session
+  }
+
+  /** What is put into the slot by who is in another session. */
+  inSession(session: Session): Carrier["slot"] {
+    return new PlaceCarrier(this, undefined, session).slot
+  }
+
+  /** The connections of a database that this piece of work holds, all around it. */
+  held(origin: Origin): ReadonlyArray<DbConnection> {
+    return this.parent?.held(origin) ?? none
+  }
+
+  execute(): Effect.Effect<never, SqlError> {
+    return Effect.suspend(() => Effect.fail(toSqlError(new ForeignClient({ database: this.owner, server: "" }))))
+  }
+
+  executeRaw(): Effect.Effect<never, SqlError> {
+    return this.execute()
+  }
+
+  executeValues(): Effect.Effect<never, SqlError> {
+    return this.execute()
+  }
+
+  executeUnprepared(sql: string): Effect.Effect<ReadonlyArray<never>, SqlError> {
+    // another client that was refused its savepoint goes back to it all the same, and takes a refusal of that for a defect
+    return sql.startsWith("ROLLBACK") ? Effect.succeed(none) : this.execute()
+  }
+
+  executeStream(): Stream.Stream<never, SqlError> {
+    return Stream.fromEffect(this.execute())
+  }
+}
+
+/** What a unit of work remembers of a database between statements. */
+export interface Memory {
+  /** The name of the server that has served its reads. */
+  reader: string | undefined
+  /** Whether it has committed something already, which a replica may not have yet. */
+  written: boolean
+}
+
+const none: ReadonlyArray<never> = []
+
+/** A carrier with one transaction more. */
+export class TransactionCarrier extends Carrier {
+  private turns: Turns | undefined
+
+  constructor(
+    parent: Carrier | undefined,
+    private readonly own: Transaction
+  ) {
+    super(parent, own.origin.database)
+  }
+
+  override get transaction(): Transaction {
+    return this.own
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
+  }
+
+  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    const { transaction } = this
+    if (transaction.origin !== origin) return super.find(origin, kind)
+    // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
+    const isWithin = kind === "writer" && transaction.base === "writer"
+    return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
+  }
+
+  override part(transaction: Transaction): Part | undefined {
+    return transaction === this.own ? undefined : super.part(transaction)
+  }
+
+  override whenStored(action: () => void): boolean {
+    // a savepoint that has ended has left its work to what is around it
+    if (this.isOver) return this.own.outer !== undefined && super.whenStored(action)
+    this.own.addHook(whenStored(action))
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.own.level.state !== "open"
+  }
+
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    const { retry = false } = this.own.options
+    return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
+  }
+
+  override held(origin: Origin): ReadonlyArray<DbConnection> {
+    const others = super.held(origin)
+    return this.transaction.origin === origin ? [...this.transaction.level.held, ...others] : others
+  }
+
+  override around(origin: Origin): Transaction | undefined {
+    return this.transaction.origin === origin ? this.transaction : super.around(origin)
+  }
+}
+
+/** A carrier for who is in schema scopes, or in a session. */
+export class PlaceCarrier extends Carrier {
+  constructor(
+    parent: Carrier,
+    private readonly ownScopes: Scopes | undefined,
+    private readonly ownSession: Session | undefined
+  ) {
+    super(parent, parent.owner)
+  }
+
+  override get scopes(): Scopes | undefined {
+    return this.ownScopes ?? super.scopes
+  }
+
+  override get session(): Session | undefined {
+    return this.ownSession ?? super.session
+  }
+}
+
+/** A carrier in which one database has no transaction, and no unit of work opens one. */
+export class OutsideCarrier extends Carrier {
+  constructor(
+    parent: Carrier | undefined,
+    private readonly origin: Origin
+  ) {
+    super(parent, origin.database)
+  }
+
+  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    return origin === this.origin ? "none" : super.find(origin, kind)
+  }
+
+  override get joinable(): undefined {
+    return undefined
+  }
+
+  override get transaction(): Transaction | undefined {
+    const around = super.transaction
+    return around?.origin === this.origin ? undefined : around
+  }
+
+  override whenStored(action: () => void): boolean {
+    // what it is about may be stored already, or with what is around
+    super.whenStored(action)
+    return false
+  }
+
+  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
+    return origin === this.origin ? undefined : super.open(origin, begin)
+  }
+
+  override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
+    return origin !== this.origin && super.addHook(origin, hook, begin)
+  }
+
+  override takesHooks(origin: Origin): boolean {
+    return origin !== this.origin && super.takesHooks(origin)
+  }
+}
+
+/** The carrier of a context, if the slot is ours. */
+export const carrierOf = (context: Context.Context<never>): Carrier | undefined => {
+  const slot: unknown = context.unsafeMap.get(TransactionConnection.key)
+  return Array.isArray(slot) && slot[0] instanceof Carrier ? slot[0] : undefined
+}
+
+/** The carrier of a fiber, if the slot is ours. */
+export const currentCarrier = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Carrier | undefined =>
+  carrierOf(fiber.currentContext)

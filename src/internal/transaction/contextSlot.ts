@@ -1,0 +1,75 @@
+/**
+ * Where a program is, in schema scopes and in a session: by its context, and by what is in the transaction slot, if that is ours.
+ * `SqlResolver` takes along that slot and nothing else, so whatever is put there has both with it; what is there is as new as the context,
+ * or newer.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type { Request } from "../../Connection.js"
+import { CurrentSession, type Session } from "../../Consistency.js"
+import { SchemaInvalid } from "../../DatabaseError.js"
+import { type Carrier, carrierOf, PlaceCarrier } from "./context.js"
+import { type Change, CurrentScopes, type Scopes } from "../sql/schemaScopes.js"
+
+/** The scopes of a place whose carrier is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
+const scopesAt = (context: Context.Context<never>, carrier: Carrier | undefined): Scopes | undefined =>
+  carrier?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
+
+/** The scopes of a place, where there are any. */
+export const scopesOf = (context: Context.Context<never>): Scopes | undefined => scopesAt(context, carrierOf(context))
+
+/** The session of a place whose carrier is known, if it is in one. */
+export const sessionAt = (context: Context.Context<never>, carrier: Carrier | undefined): Session | undefined =>
+  carrier?.session ?? context.unsafeMap.get(CurrentSession.key)
+
+/** What a place has in the transaction slot when a carrier is its own. */
+export const slotOf = (context: Context.Context<never>, carrier: Carrier): Carrier["slot"] => {
+  const around = carrierOf(context)
+  const scopes = scopesAt(context, around)
+  const session = sessionAt(context, around)
+  const isSaid =
+    (scopes === undefined || scopes === carrier.scopes) && (session === undefined || session === carrier.session)
+  return isSaid ? carrier.slot : new PlaceCarrier(carrier, scopes, session).slot
+}
+
+/** A context outside of all that is in the transaction slot, but for its scopes. */
+export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> => {
+  // the slot is no part of R
+  const outside = Context.omit(TransactionConnection)(context) as Context.Context<R>
+  const scopes = scopesOf(context as Context.Context<never>)
+  return scopes === undefined ? outside : Context.add(outside, CurrentScopes, scopes)
+}
+
+/** A context in which other scopes are in force. */
+export const changed = <R>(context: Context.Context<R>, change: Change): Context.Context<R> => {
+  // what is looked at is no part of R
+  const plain = context as Context.Context<never>
+  const carrier = carrierOf(plain)
+  const scopes = change(scopesAt(plain, carrier) ?? Context.get(context, CurrentScopes))
+  const inside = Context.add(context, CurrentScopes, scopes)
+  return carrier === undefined
+    ? inside
+    : Context.add(inside, TransactionConnection, new PlaceCarrier(carrier, scopes, undefined).slot)
+}
+
+/** Runs an effect in other scopes. */
+export const inScopes = <A, E, R>(self: Effect.Effect<A, E, R>, change: Change): Effect.Effect<A, E, R> =>
+  Effect.mapInputContext(self, (context: Context.Context<R>) => changed(context, change))
+
+/** A statement as it is to be sent from a place, or why it cannot be. */
+export const scoped = (
+  context: Context.Context<never>,
+  carrier: Carrier | undefined,
+  database: string,
+  request: Request
+): Request | SchemaInvalid => {
+  const path = scopesAt(context, carrier)?.find(database)
+  if (path === undefined) return request
+  if (path.fault === undefined) return { ...request, path }
+  return new SchemaInvalid({
+    database,
+    given: path.fault,
+    expected: "one name, or more, of 1 to 63 bytes of text each"
+  })
+}

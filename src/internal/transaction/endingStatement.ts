@@ -1,0 +1,38 @@
+/**
+ * Statements of a program that end the transaction around them. The server reports each command by its tag. Only a tag `ROLLBACK` needs the
+ * text as well: `ROLLBACK TO SAVEPOINT`, which ends nothing, has the same one.
+ */
+import type { Flight } from "../protocol/exchange.js"
+import { commandsIn } from "../sql/commands.js"
+
+/** The command that has ended a transaction. */
+export type Ender = "COMMIT" | "ROLLBACK"
+
+const commits = /^(?:COMMIT|END|PREPARE TRANSACTION)\b/
+const savepointRollback = /^ROLLBACK(?: WORK| TRANSACTION)? TO\b/
+
+/** Returns the command of a statement that has ended the transaction, if one has; another one may have begun at once. */
+export const enderOf = ({ result, results }: Flight, text: string): Ender | undefined => {
+  let rollbacks = 0
+  for (const { command } of results.length === 0 ? [result] : results) {
+    if (command === "COMMIT") return "COMMIT"
+    if (command === "ROLLBACK") rollbacks++
+  }
+  if (rollbacks === 0) return undefined
+  const savepoints = commandsIn(text).filter((command) => savepointRollback.test(command))
+  return rollbacks > savepoints.length ? "ROLLBACK" : undefined
+}
+
+/** Checks whether a statement may store what its transaction has done, by its text: for one whose answer is lost. */
+export const mayCommit = (text: string): boolean => commandsIn(text).some((command) => commits.test(command))
+
+const ends = /^(?:COMMIT|END|ROLLBACK|ABORT|PREPARE TRANSACTION)\b/
+
+/** Returns the first command of a text that would end the transaction around it, if there is one. */
+export const enderIn = (text: string): string | undefined => {
+  // the END of a body without quotes looks like a command
+  let bodies = text.match(/\bBEGIN\s+ATOMIC\b/gi)?.length ?? 0
+  return commandsIn(text).find(
+    (command) => ends.test(command) && !savepointRollback.test(command) && !(command === "END" && bodies-- > 0)
+  )
+}

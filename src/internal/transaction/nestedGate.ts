@@ -1,0 +1,39 @@
+/**
+ * Whose turn it is among nested parts that run side by side. A part takes its turn with its first statement and keeps it to its end, on all
+ * databases at once: with a turn for each database two parts could wait for each other.
+ */
+import type { Turns } from "../concurrency/fifoLock.js"
+
+const nothing = () => {}
+
+export class Gate {
+  private isInside = false
+  private leaveQueue: (() => void) | undefined = undefined
+  private readonly waiting = new Set<() => void>()
+
+  constructor(private readonly siblings: Turns) {}
+
+  /** Calls `start` when the part has its turn, at once where it has it already. The returned function stops waiting. */
+  enter(start: () => void): () => void {
+    if (this.isInside) {
+      start()
+      return nothing
+    }
+    this.waiting.add(start)
+    this.leaveQueue ??= this.siblings.take(() => {
+      this.isInside = true
+      for (const next of this.waiting) next()
+      this.waiting.clear()
+    })
+    return () => {
+      this.waiting.delete(start)
+    }
+  }
+
+  /** Ends the turn of the part, or stops waiting for it. */
+  leave(): void {
+    if (this.isInside) this.siblings.pass()
+    else this.leaveQueue?.()
+    this.isInside = false
+  }
+}

@@ -1,0 +1,119 @@
+/**
+ * Runs an effect in a transaction, from its beginning to its end, or outside of all.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberRef from "effect/FiberRef"
+import * as Tracer from "effect/Tracer"
+import type { TransactionError } from "../../DatabaseError.js"
+import type { Origin, Transaction } from "../../Transaction.js"
+import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./context.js"
+import { keep, undo, veto } from "./completion.js"
+import { slotOf } from "./contextSlot.js"
+import { Part, PartCarrier, type PartName } from "./joinedPart.js"
+import type { Describe } from "../unitOfWork/unitOfWork.js"
+
+/**
+ * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
+ *
+ * What is open for as long as a transaction is waits in closures, not in object literals, for the reason that `cancellable` gives.
+ */
+export const run = <A, E, R, X>(
+  self: Effect.Effect<A, E, R>,
+  carrier: Carrier | undefined,
+  transaction: Transaction,
+  wrap: (error: TransactionError) => X
+): Effect.Effect<A, E | X, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const outside = fiber.currentContext
+      const inside = new TransactionCarrier(carrier, transaction)
+      const { span } = transaction
+      const around = span === undefined ? outside : Context.add(outside, Tracer.ParentSpan, span.span)
+      const leave = FiberRef.set(FiberRef.currentContext, outside)
+      return Effect.zipRight(
+        FiberRef.set(FiberRef.currentContext, Context.add(around, TransactionConnection, slotOf(outside, inside))),
+        Effect.flatMap(
+          Effect.catchAllCause(restore(self), (cause) =>
+            Effect.zipRight(
+              leave,
+              Effect.zipRight(
+                undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+                Effect.failCause<E | X>(cause)
+              )
+            )
+          ),
+          (value) => {
+            const keeping = keep(transaction, restore, wrap)
+            const { level, outer } = transaction
+            const part = outer === undefined ? undefined : carrier?.part(outer)
+            const noted =
+              part === undefined || outer === undefined
+                ? keeping
+                : Effect.zipRight(
+                    keeping,
+                    Effect.sync(() => level.touched && part.note(outer))
+                  )
+            const kept = Effect.as(Effect.zipRight(leave, noted), value)
+            if (!transaction.hasHooks || level.undone !== undefined) return kept
+            const agreed = Effect.mapError(
+              veto(() => [transaction], inside, restore),
+              wrap
+            )
+            return Effect.zipRight(
+              Effect.onError(agreed, () => leave),
+              kept
+            )
+          }
+        )
+      )
+    })
+  )
+
+/** The whole that a part belongs to, and its purpose. */
+export interface PartOf {
+  /** The database that it has joined a transaction of; without one it is all of them. */
+  readonly database?: Origin | undefined
+  readonly describe?: Describe | undefined
+}
+
+/**
+ * Runs an effect as a part of what is open around it, of one database or of all. `decide` says how the part ends: one that ends in rollback
+ * makes the whole end so, if it has sent a writer's statement.
+ */
+export const asPart = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  carrier: Carrier,
+  name: PartName,
+  of: PartOf,
+  decide: (exit: Exit.Exit<A, E>) => Exit.Exit<"commit" | "rollback">
+): Effect.Effect<A, E, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const outside = fiber.currentContext
+      const part = new Part(carrier, name)
+      const slot = slotOf(outside, new PartCarrier(carrier, part, of.database, of.describe))
+      return Effect.zipRight(
+        FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slot)),
+        Effect.flatMap(Effect.exit(restore(self)), (exit) => {
+          const outcome = decide(exit)
+          const ended = Exit.isSuccess(exit) && Exit.isFailure(outcome) ? Exit.failCause(outcome.cause) : exit
+          if (Exit.isFailure(outcome) || outcome.value === "rollback")
+            part.undo(Exit.isFailure(ended) ? Cause.squash(ended.cause) : undefined)
+          return Effect.zipRight(FiberRef.set(FiberRef.currentContext, outside), ended)
+        })
+      )
+    })
+  )
+
+/** Runs an effect outside of every transaction of one database. */
+export const independent = <A, E, R>(self: Effect.Effect<A, E, R>, origin: Origin): Effect.Effect<A, E, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const carrier = currentCarrier(fiber)
+    if (carrier === undefined) return self
+    const slot = slotOf(fiber.currentContext, new OutsideCarrier(carrier, origin))
+    return Effect.locally(self, FiberRef.currentContext, Context.add(fiber.currentContext, TransactionConnection, slot))
+  })

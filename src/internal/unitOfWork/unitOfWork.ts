@@ -1,0 +1,391 @@
+/**
+ * A unit of work as its statements see it: the transactions that it has begun, how those are to be that it will begin, and what it
+ * remembers of each database.
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type { Connection } from "../../Connection.js"
+import { OptionsConflict, type StatementError, TransactionBusy } from "../../DatabaseError.js"
+import type { Options, Origin, Transaction } from "../../Transaction.js"
+import { Carrier, type Kind, type Memory, type Retry } from "../transaction/context.js"
+import type { Hook } from "../transaction/hooks.js"
+import { conflict, raise } from "../transaction/propagation.js"
+import { Part, type PartName } from "../transaction/joinedPart.js"
+import { Turns } from "../concurrency/fifoLock.js"
+import type { Work } from "../statement/workLabel.js"
+
+/** How a unit's transactions are to be. */
+export type Settings = Omit<Options, "propagation" | "retry">
+
+/** For all databases, and by the names of single ones. */
+export interface Rules {
+  readonly all: Settings | undefined
+  readonly databases: ReadonlyMap<string, Settings>
+}
+
+/** By which the order of commits is chosen: a list of names is the order itself, those that it leaves out come after it. */
+export type Order = "safest" | "touched" | ReadonlyArray<string>
+
+/** How the end of what is committed together is to go. */
+export interface Ending {
+  readonly order: Order
+  /** Whether each server checks what it would check at COMMIT before the first is committed. */
+  readonly checked: boolean
+  /** Has nested transactions that forks have left open be undone, instead of being waited for. */
+  readonly leavesForks: boolean
+}
+
+/** Tells what the work is for; a route, say, is known only inside of it. */
+export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => Work | undefined
+
+/** An end of transactions of a unit that is under way: their hooks, which may still veto, and the commits. */
+export interface End {
+  readonly transactions: () => ReadonlyArray<Transaction>
+  readonly over: Deferred.Deferred<void>
+}
+
+/** Hooks for which there is no transaction yet. */
+export interface Waiting {
+  readonly begin: (options: Options) => Transaction
+  readonly hooks: Array<Hook>
+}
+
+const noOptions: Options = {}
+const none: ReadonlyArray<never> = []
+
+/** Tells whether what a transaction has done is stored, or may be. */
+export const mayBeStored = ({ level, stores }: Transaction): boolean =>
+  level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
+
+export class Unit extends Carrier {
+  // made with their first entries: most requests of many programs touch no database
+  private transactions: Map<Origin, Transaction> | undefined = undefined
+  private waiting: Map<Origin, Waiting> | undefined = undefined
+  private memories: Map<Origin, Memory> | undefined = undefined
+  private ended = false
+  /** Which try of the work it is, where that is run again. */
+  attempt = 1
+  private ends: Set<End> | undefined = undefined
+  /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
+  private hasKept = false
+  private joined: Part | undefined = undefined
+  /** Actions that are left to the time when it is stored. */
+  private pending: Array<() => void> | undefined = undefined
+  /** Set if it can be run again as a whole. */
+  canRunAgain = false
+  /** The schedule by which a part of it asks for that. */
+  askedRetry: Retry | undefined = undefined
+  private turns: Turns | undefined = undefined
+
+  constructor(
+    parent: Carrier | undefined,
+    /** What was there before, where this unit does not see it. */
+    private readonly behind: Carrier | undefined,
+    private rules: Rules | undefined,
+    public ending: Ending,
+    private readonly describe: Describe | undefined,
+    protected readonly name: PartName | undefined
+  ) {
+    super(parent, "of a unit of work")
+  }
+
+  /** Tells whether it is a part that ends with savepoints. */
+  get isNested(): boolean {
+    return false
+  }
+
+  override get siblings(): Turns {
+    this.turns ??= new Turns()
+    return this.turns
+  }
+
+  override whenStored(action: () => void): boolean {
+    // what a fiber does that outlives it is about what it has left to the whole around it
+    if (this.ended) return super.whenStored(action)
+    this.pending ??= []
+    this.pending.push(action)
+    return true
+  }
+
+  /** Forgets what was left to the time when it is stored, because all that it was about is undone. */
+  dropPending(): void {
+    if (this.transactions === undefined || this.transactions.size === 0) this.pending = undefined
+  }
+
+  override get isOver(): boolean {
+    return this.ended
+  }
+
+  get hasPending(): boolean {
+    return this.pending !== undefined
+  }
+
+  /** Does what was left to the time when it is stored; an early commit stores only a part, so the end does it again. */
+  stored(isEarly: boolean): void {
+    for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
+    if (!isEarly) this.pending = undefined
+  }
+
+  /** Tells whether one of its transactions is stored, or may be. */
+  get hasStored(): boolean {
+    return this.begun.some(mayBeStored)
+  }
+
+  /** Of what is open around it, it is a part. */
+  override part(transaction: Transaction): Part | undefined {
+    if (this.transactions?.get(transaction.origin) === transaction) return undefined
+    this.joined ??= new Part(this.parent, this.name)
+    return this.joined
+  }
+
+  /** It has ended in rollback: what is open around it must not keep its part of the work. */
+  undoJoined(cause: unknown): void {
+    this.joined?.undo(cause)
+  }
+
+  override get unit(): Unit {
+    return this
+  }
+
+  override get joinable(): Unit {
+    return this
+  }
+
+  override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+    return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
+  }
+
+  override around(origin: Origin): Transaction | undefined {
+    return this.transactions?.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
+  }
+
+  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+    const own = kind === "writer" ? this.transactions?.get(origin) : undefined
+    if (own !== undefined) return own
+    const around = super.find(origin, kind)
+    // where the work around is outside of all on purpose, this has a transaction of its own
+    if (around === "none") return undefined
+    this.hasKept ||= around !== undefined
+    return around
+  }
+
+  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+    // of a database that is not left out, a unit around this one has the transaction
+    const around = super.open(origin, begin)
+    if (around !== undefined) {
+      this.hasKept = true
+      return around
+    }
+    const transaction = begin(this.optionsFor(origin.database))
+    this.add(transaction)
+    return transaction
+  }
+
+  /** Has a transaction be its own, with the hooks that have waited for it. */
+  protected add(transaction: Transaction): void {
+    const { level, origin } = transaction
+    transaction.isOfUnit = true
+    // a fiber that outlives the unit must not begin what nobody will end
+    if (this.ended) {
+      transaction.span?.end("rolledBack", undefined)
+      return level.rollback(() => {})
+    }
+    this.transactions ??= new Map()
+    this.transactions.set(origin, transaction)
+    const waiting = this.waiting?.get(origin)
+    this.waiting?.delete(origin)
+    for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
+  }
+
+  /** Its own transaction on a database, if that is begun. */
+  protected ownOf(origin: Origin): Transaction | undefined {
+    return this.transactions?.get(origin)
+  }
+
+  /** Takes the hooks for which there is no transaction yet, of some databases. */
+  protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, Waiting]> {
+    const all = [...(this.waiting ?? none)].filter(([origin]) => isMeant(origin))
+    for (const [origin] of all) this.waiting?.delete(origin)
+    if (this.waiting?.size === 0) this.waiting = undefined
+    return all
+  }
+
+  override takesHooks(): boolean {
+    return !this.ended
+  }
+
+  /** A hook is no reason to begin a transaction, which reads would have to join. */
+  override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
+    if (this.ended) return false
+    const own = this.transactions?.get(origin)
+    if (own !== undefined) {
+      own.addHook(hook)
+      return true
+    }
+    if (!this.isNested && super.addHook(origin, hook, begin)) return true
+    this.waiting ??= new Map()
+    const waiting = this.waiting.get(origin)
+    if (waiting === undefined) this.waiting.set(origin, { begin, hooks: [hook] })
+    else waiting.hooks.push(hook)
+    return true
+  }
+
+  override held(origin: Origin): ReadonlyArray<Connection> {
+    const own = this.transactions?.get(origin)?.level.held ?? []
+    return [...own, ...super.held(origin), ...(this.behind?.held(origin) ?? [])]
+  }
+
+  override memory(origin: Origin): Memory {
+    const around = super.memory(origin)
+    if (around !== undefined) return around
+    this.memories ??= new Map()
+    let known = this.memories.get(origin)
+    if (known === undefined) {
+      known = { reader: undefined, written: false }
+      this.memories.set(origin, known)
+    }
+    return known
+  }
+
+  /** The transactions, in the order in which they were begun; those that have nothing but hooks come last. */
+  get all(): ReadonlyArray<Transaction> {
+    if (this.waiting !== undefined) for (const [origin, { begin }] of [...this.waiting]) this.open(origin, begin)
+    return this.begun
+  }
+
+  /** Those that are begun by now. */
+  get begun(): ReadonlyArray<Transaction> {
+    return this.transactions === undefined ? none : [...this.transactions.values()]
+  }
+
+  /** The one that it has open on a database, or hooks for it. */
+  own(origin: Origin): Transaction | undefined {
+    const waiting = this.waiting?.get(origin)
+    return this.transactions?.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
+  }
+
+  /** The database of a name, if anything was done there. */
+  origin(database: string): Origin | undefined {
+    const known = [...(this.transactions?.keys() ?? []), ...(this.memories?.keys() ?? [])]
+    return known.find((origin) => origin.database === database)
+  }
+
+  /** Why its transactions may have been undone, for all that their statements know. */
+  get failures(): ReadonlyArray<StatementError> {
+    return this.begun.flatMap(({ failures }) => failures)
+  }
+
+  /** Whether nothing was begun in it, nor is anything to be done at its end. */
+  get isUntouched(): boolean {
+    return this.transactions === undefined && this.waiting === undefined && !this.hasPending
+  }
+
+  /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
+  get hasCommitted(): boolean {
+    if (this.hasKept || this.isEnding) return true
+    return this.hasStored
+  }
+
+  /** Whether an end of some of its transactions is under way. */
+  get isEnding(): boolean {
+    return this.ends !== undefined && this.ends.size > 0
+  }
+
+  /** Done when all ends are over that are under way now; it waits for as long as a statement would for a nested transaction. */
+  get settled(): Effect.Effect<void, TransactionBusy> {
+    const over = Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
+    const [first] = [...(this.ends ?? none)].flatMap(({ transactions }) => transactions())
+    if (first === undefined) return over
+    const { lender, place } = first.level.link
+    return Effect.timeoutFail(over, {
+      duration: lender.patience,
+      onTimeout: () => new TransactionBusy({ ...place, waited: lender.patience })
+    })
+  }
+
+  /** Whether one of these is in an end that is under way. */
+  isEndOf(transactions: ReadonlyArray<Transaction>): boolean {
+    return [...(this.ends ?? none)].some((end) => end.transactions().some((one) => transactions.includes(one)))
+  }
+
+  beginEnd(end: End): void {
+    this.ends ??= new Set()
+    this.ends.add(end)
+  }
+
+  endIsOver(end: End): Effect.Effect<unknown> {
+    this.ends?.delete(end)
+    return Deferred.succeed(end.over, undefined)
+  }
+
+  /** Whether its end has begun, and nothing that happens in it can have a part in that. */
+  get hasEnded(): boolean {
+    return this.ended
+  }
+
+  /** From now on nothing can be begun in it. */
+  end(): void {
+    this.ended = true
+  }
+
+  /** Its transaction on a database is over; the next statement begins another. */
+  forget(transaction: Transaction): void {
+    if (this.transactions?.get(transaction.origin) === transaction) this.transactions.delete(transaction.origin)
+    if (!transaction.level.touched) return
+    this.memory(transaction.origin).written = true
+    this.hasKept ||= mayBeStored(transaction)
+  }
+
+  /**
+   * Checks what a part of the work asks for, of all that is begun from now on; what is begun already must not be otherwise. Returns the
+   * refusal, or what takes it.
+   */
+  demand(rules: Rules): OptionsConflict | (() => void) {
+    const asked = [...(this.transactions?.values() ?? [])].flatMap((transaction) => {
+      const options = rules.databases.get(transaction.origin.database) ?? rules.all
+      return options === undefined ? [] : [{ transaction, options }]
+    })
+    for (const { options, transaction } of asked) {
+      const error = conflict(transaction, options, true)
+      if (error !== undefined) return error
+    }
+    return () => {
+      for (const { options, transaction } of asked) raise(transaction, options, true)
+      this.rules = {
+        all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
+        databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
+      }
+    }
+  }
+
+  /** Checks what a part asks of the end: an order where the unit has none of its own, and a check. Returns as {@link demand}. */
+  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
+    const { ending } = this
+    if (order !== undefined && ending.order !== "safest" && String(order) !== String(ending.order))
+      return this.refuse("order", String(ending.order), String(order))
+    if (checked === false && ending.checked) return this.refuse("checkFirst", "true", "false")
+    return () => {
+      this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
+    }
+  }
+
+  /** It is run again, if it can be, where its failure allows it: a part of it has asked for that. */
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    if (transaction !== undefined && this.transactions?.get(transaction.origin) !== transaction)
+      return super.takeRetry(transaction, asked)
+    if (this.canRunAgain) this.askedRetry ??= asked
+    return this.canRunAgain
+  }
+
+  private refuse(option: string, outer: string, inner: string): OptionsConflict {
+    const database = this.begun[0]?.origin.database ?? ""
+    return new OptionsConflict({ database, server: "", option, outer, inner })
+  }
+
+  private optionsFor(database: string): Options {
+    if (this.rules === undefined) return noOptions
+    const own = this.rules.databases.get(database)
+    return own === undefined ? (this.rules.all ?? noOptions) : { ...this.rules.all, ...own }
+  }
+}
