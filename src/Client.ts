@@ -13,26 +13,26 @@ import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
 import type { Client } from "./Copy.js"
 import { type TransactionError, toSqlError } from "./DatabaseError.js"
-import { type CallSite, callSite } from "./internal/observability/callSite.js"
-import { currentCarrier, type Kind } from "./internal/transaction/context.js"
+import { clientConfig } from "./internal/client/clientConfig.js"
 import { json, makeCompiler } from "./internal/client/compiler.js"
-import { configOf } from "./internal/client/clientConfig.js"
 import { makeCopy } from "./internal/client/copy.js"
+import type { Executor } from "./internal/client/executor.js"
 import { renameRows } from "./internal/client/nameTransforms.js"
-import { makeSandboxReserve } from "./internal/client/reservedSandbox.js"
-import { served } from "./internal/client/statementSpan.js"
-import type { Engine } from "./internal/client/executor.js"
-import { noSession } from "./internal/client/requireSessionMode.js"
-import { checkMessage } from "./internal/sql/notifyLimits.js"
-import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
-import { plan, raise, retryRefused, rootOf } from "./internal/transaction/propagation.js"
+import { requiresSessionMode } from "./internal/client/requireSessionMode.js"
 import { makeReserve } from "./internal/client/reserve.js"
-import { makeConstructor } from "./internal/client/sqlStatement.js"
-import { makeRows, makeStatements } from "./internal/client/sqlConnection.js"
+import { makeSandboxReserve } from "./internal/client/reservedSandbox.js"
 import { makeStream } from "./internal/client/rowStream.js"
+import { makeRows, makeSqlConnection } from "./internal/client/sqlConnection.js"
+import { makeStatementConstructor } from "./internal/client/sqlStatement.js"
+import { reportServer } from "./internal/client/statementSpan.js"
+import { type CallSite, callSite } from "./internal/observability/callSite.js"
+import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
+import { checkMessage } from "./internal/sql/notifyLimits.js"
+import { currentContext, type Kind } from "./internal/transaction/context.js"
+import { deferInvalidations, outliving } from "./internal/transaction/invalidations.js"
+import { decidePropagation, raiseIsolation, retryRefused, rootOf } from "./internal/transaction/propagation.js"
+import { runAsPart, runIndependent, runInTransaction } from "./internal/transaction/withTransaction.js"
 import { unknownOfTransaction } from "./internal/unitOfWork/optionNames.js"
-import { defer, outliving } from "./internal/transaction/invalidations.js"
-import { asPart, independent, run } from "./internal/transaction/withTransaction.js"
 import { nest, type Options } from "./Transaction.js"
 
 const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
@@ -44,7 +44,7 @@ const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollba
  * @internal
  */
 export const withTransaction = <A, E, R, X>(
-  engine: Engine,
+  engine: Executor,
   kind: Kind,
   self: Effect.Effect<A, E, R>,
   options: Options,
@@ -54,28 +54,28 @@ export const withTransaction = <A, E, R, X>(
   Effect.withFiberRuntime((fiber) => {
     const unknown = unknownOfTransaction(engine.database, options)
     if (unknown !== undefined) return Effect.fail(wrap(unknown))
-    const carrier = currentCarrier(fiber)
+    const carrier = currentContext(fiber)
     const current = engine.transactionFor(fiber, carrier, kind, site)
-    const chosen = plan(engine, current, options)
+    const chosen = decidePropagation(engine, current, options)
     const { label, retry = false } = options
     if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest")) {
       const isTaken = retry === false || carrier?.takeRetry(rootOf(current), retry) === true
       // what is refused changes nothing
       if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(engine.database)))
-      raise(current, options, chosen._tag === "join")
+      raiseIsolation(current, options, chosen._tag === "join")
     }
     switch (chosen._tag) {
       case "join":
-        return carrier === undefined ? self : asPart(self, carrier, { label, site }, { database: engine }, byExit)
+        return carrier === undefined ? self : runAsPart(self, carrier, { label, site }, { database: engine }, byExit)
       case "outside":
-        return independent(self, engine)
+        return runIndependent(self, engine)
       case "refuse":
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
         const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
         nested.span = engine.span(fiber, options.label, carrier)
-        return run(self, carrier, nested, wrap)
+        return runInTransaction(self, carrier, nested, wrap)
       }
       case "begin": {
         let attempt = 0
@@ -85,8 +85,8 @@ export const withTransaction = <A, E, R, X>(
           return transaction
         }
         return retry === false
-          ? Effect.suspend(() => run(self, carrier, next(), wrap))
-          : engine.replay(fiber, next, (transaction) => run(self, carrier, transaction, wrap), retry)
+          ? Effect.suspend(() => runInTransaction(self, carrier, next(), wrap))
+          : engine.replay(fiber, next, (transaction) => runInTransaction(self, carrier, transaction, wrap), retry)
       }
     }
   })
@@ -97,23 +97,23 @@ export const withTransaction = <A, E, R, X>(
  * @internal
  */
 export const make = (
-  engine: Engine,
+  engine: Executor,
   kind: Kind,
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
-    defer(reactivity)
+    deferInvalidations(reactivity)
     const { options, session, writer } = engine.config
     const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
         ? undefined
         : renameRows(options.transformResultNames, options.transformJson ?? true)
-    const statements = makeStatements(
+    const statements = makeSqlConnection(
       kind,
       (request, read) =>
         Effect.withFiberRuntime((fiber) =>
-          engine.run(fiber, kind, hasTracer(fiber) ? served(fiber, request) : request, read)
+          engine.run(fiber, kind, hasTracer(fiber) ? reportServer(fiber, request) : request, read)
         ),
       makeStream(engine, kind)
     )
@@ -122,15 +122,16 @@ export const make = (
     const acquirer = Effect.succeed(statements)
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
-      return makeConstructor(Statement.make(acquirer, made, attributes, transform), (fiber, sql, params, site) =>
-        engine.run(fiber, kind, request(sql, params, site), read)
+      return makeStatementConstructor(
+        Statement.make(acquirer, made, attributes, transform),
+        (fiber, sql, params, site) => engine.run(fiber, kind, request(sql, params, site), read)
       )
     }
     const constructor = makeStatement(compiler, transformRows)
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
-      config: configOf(engine.config),
+      config: clientConfig(engine.config),
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
         withTransaction(engine, kind, self, {}, toSqlError, callSite()),
       reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>
@@ -167,7 +168,7 @@ export const make = (
         get: () =>
           session.mode === "session"
             ? makeReserve(engine, kind, callSite())
-            : Effect.suspend(() => Effect.fail(toSqlError(noSession(engine.database, "reserve"))))
+            : Effect.suspend(() => Effect.fail(toSqlError(requiresSessionMode(engine.database, "reserve"))))
       })
     }
     if (transformRows === undefined) return finish(constructor, options.transformQueryNames, (client) => client)

@@ -5,31 +5,31 @@
  */
 
 import type { SessionConfig } from "./DatabaseConfig.js"
-import { inquire } from "./internal/connection/backendActivity.js"
-import { deliver, type Other, otherOf, showsLife } from "./internal/connection/cancelRequest.js"
-import type { CallSite } from "./internal/observability/callSite.js"
+import { later, rollbackTimeout } from "./internal/concurrency/clock.js"
+import { queryActivity } from "./internal/connection/backendActivity.js"
 import { Cancellation } from "./internal/connection/cancellation.js"
+import { isAlive, type SecondSocket, secondSocket, sendCancel } from "./internal/connection/cancelRequest.js"
 import type { ConnectFailure } from "./internal/connection/connectFailure.js"
-import type { Destination } from "./internal/connection/destination.js"
 import type { Login } from "./internal/connection/credentials.js"
-import { type Client, isServerError, type Notice } from "./internal/protocol/pgDriver.js"
-import { type Done, type Failure, Flight, Plan, type Result } from "./internal/protocol/exchange.js"
-import { later, longestUndo } from "./internal/concurrency/clock.js"
-import { login } from "./internal/connection/startup.js"
-import type { Position } from "./internal/sql/lsn.js"
-import { PreparedStatements } from "./internal/protocol/statementCache.js"
+import type { Destination } from "./internal/connection/destination.js"
+import { startup } from "./internal/connection/startup.js"
+import { Watchdog } from "./internal/connection/watchdog.js"
+import type { CallSite } from "./internal/observability/callSite.js"
 import type { Copy } from "./internal/protocol/copyData.js"
-import { ProtocolViolation } from "./internal/protocol/protocolLimits.js"
-import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
-import { noColumns } from "./internal/protocol/rowDecoder.js"
-import type { SearchPath } from "./internal/sql/searchPath.js"
-import { Silence } from "./internal/connection/watchdog.js"
+import { Exchange, ExchangeRequest, type Failure, type OnExchange, type Result } from "./internal/protocol/exchange.js"
 import type { Shown } from "./internal/protocol/inlinedText.js"
 import * as wire from "./internal/protocol/messages.js"
+import { type Client, isServerError, type Notice } from "./internal/protocol/pgDriver.js"
+import { ProtocolViolation } from "./internal/protocol/protocolLimits.js"
+import { noColumns } from "./internal/protocol/rowDecoder.js"
+import { StatementCache } from "./internal/protocol/statementCache.js"
+import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
+import type { Position } from "./internal/sql/lsn.js"
+import type { SearchPath } from "./internal/sql/searchPath.js"
 import type { CloseReason } from "./Observation.js"
 import { isCancelled, isStalePlan, isUnproved, meaning } from "./SqlState.js"
 
-export type { ConnectFailure, Done, Failure, Flight, Result }
+export type { ConnectFailure, Exchange, Failure, OnExchange, Result }
 
 /**
  * A statement to send.
@@ -129,7 +129,7 @@ export class Connection {
   doubtsRole = false
   /** Whether its last exchange has proved that its server takes writes. */
   private isProved = false
-  private flight: Flight | undefined = undefined
+  private flight: Exchange | undefined = undefined
   /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
   private cancellation: Cancellation | undefined = undefined
   /** Whether the flight under way is answered, and only its cancel may still be on its way. */
@@ -137,11 +137,11 @@ export class Connection {
   private ending = false
   private loss: Error | undefined = undefined
   private closed = false
-  private readonly statements: PreparedStatements
+  private readonly statements: StatementCache
   private portals = 0
   /** @internal The very server that it is on. */
-  readonly other: Other
-  private readonly silence: Silence
+  readonly other: SecondSocket
+  private readonly silence: Watchdog
   /** What is known of the types of the server, where the program reads some by their names. */
   private readonly types: TypeNames | undefined
   /** The server's limit for a statement, in ms. */
@@ -166,16 +166,16 @@ export class Connection {
     this.generation = credentials.generation
     this.processId = client.processID ?? 0
     this.isPooled = session.mode === "transactionPooler"
-    this.statements = new PreparedStatements(session.preparedStatements)
+    this.statements = new StatementCache(session.preparedStatements)
     this.limit = session.statementTimeout
     this.types = isByName(session.types) ? typeNames(session.types, `${server.name}/${server.database}`) : undefined
     const { stream } = client.connection
-    this.other = otherOf(server, stream)
-    this.silence = new Silence({
+    this.other = secondSocket(server, stream)
+    this.silence = new Watchdog({
       // a long message that is still on its way is a sign of life, too
       heard: () => stream.bytesRead - stream.writableLength,
-      ask: (patience, told) => showsLife(server, this.other, patience, told),
-      inquire: (told) => inquire(server, session, credentials, this.processId, told),
+      ask: (patience, told) => isAlive(server, this.other, patience, told),
+      inquire: (told) => queryActivity(server, session, credentials, this.processId, told),
       giveUp: (error) => this.lose(error)
     })
     client.on("error", (error: Error) => this.lose(error))
@@ -239,12 +239,12 @@ export class Connection {
   }
 
   /** Sends a statement, with steps before and after it, in one write with one Sync. */
-  run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: Done): void {
+  run(before: ReadonlyArray<wire.Step>, request: Request, after: ReadonlyArray<wire.Step>, done: OnExchange): void {
     if (this.isToProve) return this.prove(done, () => this.run(before, request, after, done))
     const { text, values } = request
     request.served?.(this.server)
     if (request.simple) {
-      const plan = new Plan(() => wire.simple(checked(text)), done)
+      const plan = new ExchangeRequest(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
       plan.asked = request
@@ -254,9 +254,9 @@ export class Connection {
     const prepared = request.prepare ? this.statements.take(text, path) : undefined
     const parse = prepared === undefined || !prepared.parsed
     const shape = prepared?.shape
-    const plan = new Plan(
+    const plan = new ExchangeRequest(
       () =>
-        wire.flight(
+        wire.exchange(
           before,
           {
             text: parse ? checked(text) : text,
@@ -303,13 +303,13 @@ export class Connection {
   }
 
   /** Sends a COPY, with steps before it unless it is `simple`. Its data goes by way of `copy`. */
-  copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: Done): void {
+  copy(before: ReadonlyArray<wire.Step>, request: Request, copy: Copy, done: OnExchange): void {
     if (this.isToProve) return this.prove(done, () => this.copy(before, request, copy, done))
-    const plan = new Plan(
+    const plan = new ExchangeRequest(
       () => {
         const text = checked(request.text)
         if (request.simple) return wire.simple(text)
-        return wire.flight(
+        return wire.exchange(
           before,
           { text, values: none, name: "", parse: true, describe: false, close: () => none },
           none
@@ -333,13 +333,13 @@ export class Connection {
   }
 
   /** Sends steps only. */
-  steps(all: ReadonlyArray<wire.Step>, done: Done): void {
+  steps(all: ReadonlyArray<wire.Step>, done: OnExchange): void {
     this.flySteps(all, false, done)
   }
 
-  private flySteps(all: ReadonlyArray<wire.Step>, isUndo: boolean, done: Done): void {
+  private flySteps(all: ReadonlyArray<wire.Step>, isUndo: boolean, done: OnExchange): void {
     if (this.isToProve) return this.prove(done, () => this.flySteps(all, isUndo, done))
-    const plan = new Plan(() => wire.steps(all), done)
+    const plan = new ExchangeRequest(() => wire.steps(all), done)
     plan.before = all.length - 1
     plan.isDescribed = false
     plan.isUndo = isUndo
@@ -355,8 +355,8 @@ export class Connection {
    * Proves the server's role in an exchange of its own. In one with a BEGIN it would be the query before which an isolation level has to be
    * set.
    */
-  private prove(done: Done, proved: () => void): void {
-    const plan = new Plan(
+  private prove(done: OnExchange, proved: () => void): void {
+    const plan = new ExchangeRequest(
       () => roleProof.alone,
       (failure, flight) => (failure === undefined && !flight.isStopped ? proved() : done(failure, flight))
     )
@@ -367,8 +367,8 @@ export class Connection {
   }
 
   /** Sends steps that undo something that has failed. Who waits for the failure waits for them, too: without an answer it is closed. */
-  undo(all: ReadonlyArray<wire.Step>, done: Done): void {
-    const stop = later(longestUndo.usual, () => this.destroy("broken"))
+  undo(all: ReadonlyArray<wire.Step>, done: OnExchange): void {
+    const stop = later(rollbackTimeout.usual, () => this.destroy("broken"))
     this.flySteps(all, true, (failure, flight) => {
       stop()
       done(failure, flight)
@@ -385,8 +385,8 @@ export class Connection {
   }
 
   /** Asks for a sign of life. */
-  ping(done: Done): void {
-    const plan = new Plan(() => wire.syncOnly, done)
+  ping(done: OnExchange): void {
+    const plan = new ExchangeRequest(() => wire.syncOnly, done)
     plan.main = 0
     plan.isUpkeep = true
     this.fly(plan)
@@ -398,18 +398,27 @@ export class Connection {
   }
 
   /** Opens a portal and fetches its first rows. It lives as long as the transaction. */
-  openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: Done): void {
+  openPortal(before: ReadonlyArray<wire.Step>, portal: string, request: Request, size: number, done: OnExchange): void {
     if (this.isToProve) return this.prove(done, () => this.openPortal(before, portal, request, size, done))
     request.served?.(this.server)
-    const plan = new Plan(() => wire.openPortal(before, portal, checked(request.text), request.values, size), done)
+    const plan = new ExchangeRequest(
+      () => wire.openPortal(before, portal, checked(request.text), request.values, size),
+      done
+    )
     plan.asked = request
     plan.before = before.length
     this.fly(plan)
   }
 
   /** Fetches more rows of the portal that `opened` has opened. */
-  fetchPortal(before: ReadonlyArray<wire.Step>, portal: string, opened: Flight, size: number, done: Done): void {
-    const plan = new Plan(() => wire.fetchPortal(before, portal, size), done)
+  fetchPortal(
+    before: ReadonlyArray<wire.Step>,
+    portal: string,
+    opened: Exchange,
+    size: number,
+    done: OnExchange
+  ): void {
+    const plan = new ExchangeRequest(() => wire.fetchPortal(before, portal, size), done)
     plan.asked = opened.plan.asked
     plan.before = before.length
     plan.shape = opened.shape
@@ -417,8 +426,8 @@ export class Connection {
   }
 
   /** Closes a portal. */
-  closePortal(portal: string, done: Done): void {
-    const plan = new Plan(() => wire.closePortal(portal), done)
+  closePortal(portal: string, done: OnExchange): void {
+    const plan = new ExchangeRequest(() => wire.closePortal(portal), done)
     plan.main = 0
     this.fly(plan)
   }
@@ -503,7 +512,7 @@ export class Connection {
    * Asks for one more answer after a cancel that may have hit nothing: the statement ended before, or the server says why in another language.
    * The session has been signalled by then, ignores that while it waits for a command, and answers after it.
    */
-  private probe(cancellation: Cancellation, stopped: Flight, failed: Failure | undefined): void {
+  private probe(cancellation: Cancellation, stopped: Exchange, failed: Failure | undefined): void {
     cancellation.isProbing = true
     stopped.isStopped = true
     this.flight = undefined
@@ -553,11 +562,11 @@ export class Connection {
   private requestCancel(patience: number, done: (isTaken: boolean) => void): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    deliver(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
+    sendCancel(this.server, this.other, patience, wire.cancel(processID, secretKey), done)
   }
 
-  private fly(plan: Plan): void {
-    const flight = new Flight(this.client, plan, this.flightLost, this.types)
+  private fly(plan: ExchangeRequest): void {
+    const flight = new Exchange(this.client, plan, this.flightLost, this.types)
     const failure = this.refusal(flight)
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
@@ -574,7 +583,7 @@ export class Connection {
   }
 
   /** Why a flight does not even begin, if so. */
-  private refusal(flight: Flight): Failure | undefined {
+  private refusal(flight: Exchange): Failure | undefined {
     if (this.broken !== undefined || this.closed) {
       return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0, asked: flight.asked }
     }
@@ -582,7 +591,7 @@ export class Connection {
     return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0, asked: flight.plan.asked }
   }
 
-  private readonly flightLost = (flight: Flight, error: Error): void => {
+  private readonly flightLost = (flight: Exchange, error: Error): void => {
     if (this.flight === flight) this.lose(error)
   }
 
@@ -600,7 +609,7 @@ export class Connection {
     this.settleCancel()
   }
 
-  private finish(flight: Flight, failed: Failure | undefined): void {
+  private finish(flight: Exchange, failed: Failure | undefined): void {
     this.flight = undefined
     this.isHeldBack = false
     const failure = this.checkRole(flight, this.failureOf(failed))
@@ -614,7 +623,7 @@ export class Connection {
   }
 
   /** Takes down what the end of a flight says of the server's role; a proof that failed is a connection that was never fit. */
-  private checkRole(flight: Flight, failure: Failure | undefined): Failure | undefined {
+  private checkRole(flight: Exchange, failure: Failure | undefined): Failure | undefined {
     if (!this.isForWrites) return failure
     const wasProved = this.isProved
     this.isProved = flight.plan.proves && failure === undefined
@@ -645,7 +654,7 @@ export class Connection {
     return isWriteRefused(failure) ? { ...failure, takesNoWrites: this.takesNoWrites } : failure
   }
 
-  private settle(flight: Flight, failure: Failure | undefined): void {
+  private settle(flight: Exchange, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
     flight.plan.done(failure, flight)
     const { onStopped } = this
@@ -656,16 +665,16 @@ export class Connection {
   }
 
   /** Looks up the names of types before a flight is read that has brought rows of them. To its caller it is under way until then. */
-  private lookUp(unknown: ReadonlyArray<number>, types: TypeNames, flight: Flight): void {
+  private lookUp(unknown: ReadonlyArray<number>, types: TypeNames, flight: Exchange): void {
     const bytes = () =>
-      wire.flight(
+      wire.exchange(
         none,
         { text: lookupSql, values: [unknown], name: "", parse: true, describe: false, close: () => none },
         none
       )
     // what a writer has done outside of a transaction stays, whatever becomes of the lookup
     const isStored = this.status === "I" && flight.plan.asked?.kind !== "reader"
-    const plan = new Plan(bytes, (failure, found) => {
+    const plan = new ExchangeRequest(bytes, (failure, found) => {
       if (failure !== undefined) {
         return this.settle(
           flight,
@@ -701,7 +710,7 @@ export class Connection {
     flight.plan.done(failure, flight)
   }
 
-  private report(flight: Flight, now: number, failure: Failure | undefined): void {
+  private report(flight: Exchange, now: number, failure: Failure | undefined): void {
     if (flight.plan.isUpkeep) return
     this.owner.operated?.(now - flight.since, failure === undefined ? undefined : errorType(failure))
   }
@@ -745,7 +754,7 @@ const cutShort = (failure: Failure, reason: CloseReason): Failure =>
     : failure
 
 /** Builds the failure of a statement that was done and whose rows cannot be read: it must not be told as refused, undone or not sent. */
-const unread = ({ _tag, error }: Failure, { acknowledged, plan: { asked } }: Flight): Failure => {
+const unread = ({ _tag, error }: Failure, { acknowledged, plan: { asked } }: Exchange): Failure => {
   const why = "the statement was done, but its rows cannot be read, for the names of their types could not be looked up"
   // without its code, which would mean something else
   const told = new Error(`${why}: ${error.message}`, { cause: error })
@@ -772,7 +781,7 @@ export const connect = (
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
   let made: Connection | undefined
-  const giveUp = login(server, session, options, (failure, loggedIn) => {
+  const giveUp = startup(server, session, options, (failure, loggedIn) => {
     if (loggedIn === undefined) return done(failure, undefined)
     const { client, notices, parameters } = loggedIn
     const { credentials, owner, readOnly } = options

@@ -34,22 +34,22 @@ import {
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
-import { callSite, followCallSites, siteOfPart } from "./internal/observability/callSite.js"
-import { carrierOf, type Kind } from "./internal/transaction/context.js"
+import { Executor } from "./internal/client/executor.js"
+import { makeLifecycleHooks } from "./internal/client/lifecycleHooks.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
 import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/connection/credentials.js"
-import { makeEcho } from "./internal/observability/logger.js"
-import { undo } from "./internal/transaction/completion.js"
-import { Engine } from "./internal/client/executor.js"
-import { hearOut } from "./internal/topology/verify.js"
-import { addHook, type Registered } from "./internal/transaction/hooks.js"
 import { type Listen, makeListen } from "./internal/listen/streams.js"
-import { proveRole } from "./internal/topology/serverRole.js"
-import { inScopes } from "./internal/transaction/contextSlot.js"
+import { callSite, callSiteOfPart, recordCallSites } from "./internal/observability/callSite.js"
+import { makeLogger } from "./internal/observability/logger.js"
 import { schemaChange } from "./internal/sql/schemaScopes.js"
-import { makeSessionTasks } from "./internal/client/lifecycleHooks.js"
-import { independent } from "./internal/transaction/withTransaction.js"
+import { proveRole } from "./internal/topology/serverRole.js"
+import { reportBeforeInterrupt } from "./internal/topology/verify.js"
+import { rollback } from "./internal/transaction/completion.js"
+import { contextOf, type Kind } from "./internal/transaction/context.js"
+import { inScopes } from "./internal/transaction/contextSlot.js"
+import { type RegisteredHook, registerHook } from "./internal/transaction/hooks.js"
+import { runIndependent } from "./internal/transaction/withTransaction.js"
 import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import type { Pool } from "./Pool.js"
@@ -90,7 +90,7 @@ export interface Database {
   readonly writer: Copy.Client
   readonly reader: Copy.Client
   readonly any: Copy.Client
-  /** @internal */ readonly engine: Engine
+  /** @internal */ readonly engine: Executor
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
   /** @internal The class that has opened it. */
@@ -131,7 +131,7 @@ export class Observers implements Observer {
 }
 
 const clients = (
-  engine: Engine,
+  engine: Executor,
   observers: Observers,
   owner: NamedClass
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
@@ -206,21 +206,21 @@ export const make = (
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
     // who sets a threshold for leaks wants to know of them, whether he listens to facts or not
-    const observers = new Observers(yield* makeEcho(isEchoing ? LogLevel.None : LogLevel.Warning))
-    if (isEchoing) observers.add(yield* makeEcho(config.echo))
+    const observers = new Observers(yield* makeLogger(isEchoing ? LogLevel.None : LogLevel.Warning))
+    if (isEchoing) observers.add(yield* makeLogger(config.echo))
     // a server that does not take a goodbye is waited for once, not for one kind of connection after the other
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
-      Effect.sync(() => new Topology(config, credentials, makeSessionTasks(config, runtime), observers)),
+      Effect.sync(() => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers)),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
-    const engine = new Engine(config, topology, observers, yield* Router, undefined)
-    if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(followCallSites), Effect.sync)
+    const engine = new Executor(config, topology, observers, yield* Router, undefined)
+    if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
       // a server that is started at the same time may not listen yet
       const comes = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
-      if (writer.writes !== undefined) yield* hearOut(verify(writer.writes, config, comes))
+      if (writer.writes !== undefined) yield* reportBeforeInterrupt(verify(writer.writes, config, comes))
       yield* Effect.forEach(
         readers,
         (server) =>
@@ -243,11 +243,11 @@ export const make = (
 export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const { config, topology } = live.engine
-    const engine = yield* Effect.withFiberRuntime<Engine, never, Scope.Scope>((fiber) => {
+    const engine = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
       const root = live.engine.begin("writer", {}, fiber, undefined)
       return Effect.as(
-        Effect.addFinalizer(() => undo(root, undefined)),
-        new Engine(config, topology, live.observers, () => 0, root)
+        Effect.addFinalizer(() => rollback(root, undefined)),
+        new Executor(config, topology, live.observers, () => 0, root)
       )
     })
     return yield* clients(engine, live.observers, live.owner)
@@ -403,9 +403,9 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
   const opened = Effect.map(tag, own)
   const client = (kind: Kind | "any") => Effect.map(tag, (database) => own(database)[kind])
   const hook =
-    (kind: Registered) =>
+    (kind: RegisteredHook) =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
-      Effect.flatMap(opened, ({ engine }) => addHook(engine, kind, effect))
+      Effect.flatMap(opened, ({ engine }) => registerHook(engine, kind, effect))
   return {
     layer: scoped,
     layerConfig,
@@ -421,7 +421,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     withTransaction: dual(
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
-        const site = joins(options) ? siteOfPart(options.label) : callSite()
+        const site = joins(options) ? callSiteOfPart(options.label) : callSite()
         return Effect.flatMap(opened, ({ engine }) =>
           Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
         )
@@ -445,7 +445,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     afterUnknown: hook("afterUnknown"),
     commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
     rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
-    independent: (self) => Effect.flatMap(opened, ({ engine }) => independent(self, engine)),
+    independent: (self) => Effect.flatMap(opened, ({ engine }) => runIndependent(self, engine)),
     listen: (channel, options) =>
       Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),
     notify: (channel, payload = "") => Effect.flatMap(opened, ({ writer }) => refine(writer.notify(channel, payload))),
@@ -514,7 +514,7 @@ export const Service =
 export const isolate = <Client extends SqlClient.SqlClient>(client: Client): Client => {
   const outside = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.mapInputContext(self, (context: Context.Context<R>) =>
-      carrierOf(context as Context.Context<never>) === undefined
+      contextOf(context as Context.Context<never>) === undefined
         ? context
         : // the slot is no part of R
           (Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>)

@@ -14,28 +14,14 @@ import * as Either from "effect/Either"
 import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
-import type { AuthMethod } from "./internal/config/requireAuth.js"
 import type { Configured } from "./internal/config/configured.js"
 import { fromEnvironment } from "./internal/config/environment.js"
 import type { Host } from "./internal/config/hosts.js"
-import { type Known, refuseUnknown } from "./internal/config/knownNames.js"
-import type { OwnSettings } from "./internal/config/sessionParameters.js"
-import { type Endpoint, fileOf, type ServerConfig, server } from "./internal/config/serverOptions.js"
+import { type KnownNames, refuseUnknown } from "./internal/config/knownNames.js"
 import {
-  type Connector,
-  concealedInput,
-  isEmptyUrl,
-  type ServerInput,
-  type ServerOptions,
-  type ServerSettings,
-  type ServerSocket,
-  type ServerUrl,
-  type TargetSessionAttrs
-} from "./internal/config/serverInput.js"
-import { checkSsl, type Ssl } from "./internal/config/sslOption.js"
-import type { TlsFiles } from "./internal/config/tlsParameters.js"
-import {
+  boolean,
   count,
+  duration,
   echo,
   effect,
   finite,
@@ -46,12 +32,26 @@ import {
   oneOf,
   parsers,
   positive,
-  text,
-  time,
-  yesOrNo
+  text
 } from "./internal/config/optionParsers.js"
+import type { AuthMethod } from "./internal/config/requireAuth.js"
+import {
+  type Connector,
+  isEmptyUrl,
+  redactInput,
+  type ServerInput,
+  type ServerOptions,
+  type ServerSettings,
+  type ServerSocket,
+  type ServerUrl,
+  type TargetSessionAttrs
+} from "./internal/config/serverInput.js"
+import { type Endpoint, fileOf, type ServerConfig, serverConfig } from "./internal/config/serverOptions.js"
+import type { SessionParameters } from "./internal/config/sessionParameters.js"
+import { checkSsl, type Ssl } from "./internal/config/sslOption.js"
+import type { TlsFiles } from "./internal/config/tlsParameters.js"
 import type { ProtocolLimits } from "./internal/protocol/protocolLimits.js"
-import { concealed } from "./internal/protocol/tlsOptions.js"
+import { concealSecrets } from "./internal/protocol/tlsOptions.js"
 
 export type {
   AuthMethod,
@@ -59,7 +59,6 @@ export type {
   Connector,
   Endpoint,
   Host,
-  OwnSettings,
   ProtocolLimits,
   ServerConfig,
   ServerInput,
@@ -67,6 +66,7 @@ export type {
   ServerSettings,
   ServerSocket,
   ServerUrl,
+  SessionParameters,
   Ssl,
   TargetSessionAttrs,
   TlsFiles
@@ -384,7 +384,7 @@ const limits = (options: DatabaseOptions) => {
 }
 
 /** Every option; one that is missing here does not compile. */
-const known: Known<DatabaseOptions> = {
+const known: KnownNames<DatabaseOptions> = {
   maxConnections: true,
   minConnections: true,
   idleExit: true,
@@ -449,7 +449,10 @@ const synonyms: Readonly<Record<string, string>> = {
 }
 
 /** Returns a server with what its connection string says and no option overrides. */
-const belowOptions = ({ isPooled: _, ...given }: ReturnType<typeof server>, options: DatabaseOptions): ServerConfig => {
+const belowOptions = (
+  { isPooled: _, ...given }: ReturnType<typeof serverConfig>,
+  options: DatabaseOptions
+): ServerConfig => {
   const { applicationName, keepAlive, ...own } = given.own
   const limitsIdleness = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
   return {
@@ -495,10 +498,12 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     connectTimeout:
       options.connectTimeout === undefined
         ? undefined
-        : positive("connectTimeout", finite("connectTimeout", time("connectTimeout", options.connectTimeout, 0)))
+        : positive("connectTimeout", finite("connectTimeout", duration("connectTimeout", options.connectTimeout, 0)))
   }
-  const givenWriter = server("writer", options.writer, "writer", common)
-  const givenReaders = readersOf(options.readers).map((input, i) => server(`readers[${i}]`, input, "reader", common))
+  const givenWriter = serverConfig("writer", options.writer, "writer", common)
+  const givenReaders = readersOf(options.readers).map((input, i) =>
+    serverConfig(`readers[${i}]`, input, "reader", common)
+  )
   const writer = belowOptions(givenWriter, options)
   const readers = givenReaders.map((reader) => belowOptions(reader, options))
   if (typeof options.resetOnReturn === "string") oneOf("resetOnReturn", options.resetOnReturn, "none", "discardAll")
@@ -527,16 +532,16 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     readers,
     pool: {
       ...limits(options),
-      idleExit: yesOrNo("idleExit", options.idleExit),
-      acquireTimeout: finite("acquireTimeout", time("acquireTimeout", options.acquireTimeout, "30 seconds")),
+      idleExit: boolean("idleExit", options.idleExit),
+      acquireTimeout: finite("acquireTimeout", duration("acquireTimeout", options.acquireTimeout, "30 seconds")),
       maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
       connectTimeout: writer.connectTimeout,
-      idleTimeout: time("idleTimeout", options.idleTimeout, "5 minutes"),
-      maxLifetime: positive("maxLifetime", time("maxLifetime", options.maxLifetime, "30 minutes")),
-      validateAfterIdle: time("validateAfterIdle", options.validateAfterIdle, "1 second"),
+      idleTimeout: duration("idleTimeout", options.idleTimeout, "5 minutes"),
+      maxLifetime: positive("maxLifetime", duration("maxLifetime", options.maxLifetime, "30 minutes")),
+      validateAfterIdle: duration("validateAfterIdle", options.validateAfterIdle, "1 second"),
       order: oneOf("order", options.order, "lifo", "fifo"),
-      queueTarget: positive("queueTarget", time("queueTarget", options.queueTarget, "50 millis")),
-      leakThreshold: positive("leakThreshold", time("leakThreshold", options.leakThreshold, Duration.infinity))
+      queueTarget: positive("queueTarget", duration("queueTarget", options.queueTarget, "50 millis")),
+      leakThreshold: positive("leakThreshold", duration("leakThreshold", options.leakThreshold, Duration.infinity))
     },
     session: {
       mode,
@@ -551,15 +556,15 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       types: parsers("types", options.types)
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
-    shutdownTimeout: finite("shutdownTimeout", time("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
-    readerRetryDelay: time("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
+    shutdownTimeout: finite("shutdownTimeout", duration("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
+    readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     echo: echo(options.echo),
-    listenHeartbeat: positive("listenHeartbeat", time("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
+    listenHeartbeat: positive("listenHeartbeat", duration("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
     options: {
       ...options,
-      writer: concealedInput(options.writer),
-      readers: options.readers?.map(concealedInput),
-      ...(options.ssl === undefined ? {} : { ssl: concealed(options.ssl) })
+      writer: redactInput(options.writer),
+      readers: options.readers?.map(redactInput),
+      ...(options.ssl === undefined ? {} : { ssl: concealSecrets(options.ssl) })
     }
   }
 }

@@ -14,16 +14,23 @@ import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "./Consistency.js"
 import { DatabaseClosed, isDatabaseError, refine } from "./DatabaseError.js"
-import { trace } from "./internal/observability/callSite.js"
 import { problemOf } from "./internal/http/problemDetails.js"
-import { Tokens } from "./internal/http/sessionCookie.js"
-import { type Accessible, makeAccess, type PromiseDatabase } from "./internal/runtime/promiseDatabase.js"
-import { ambientSignals, apart, inAmbient, inAmbientStream, inPlainScopes, plain } from "./internal/runtime/asyncContext.js"
-import { Counted } from "./internal/runtime/refCounted.js"
+import { SessionTokens } from "./internal/http/sessionCookie.js"
+import { trace } from "./internal/observability/callSite.js"
+import { onAbort } from "./internal/runtime/abortSignals.js"
+import {
+  ambientSignals,
+  inAmbient,
+  inAmbientStream,
+  inPlainScopes,
+  runOutside,
+  runPlain
+} from "./internal/runtime/asyncContext.js"
 import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
-import type { PromiseClient, Query } from "./internal/runtime/promiseQuery.js"
-import { follow } from "./internal/runtime/abortSignals.js"
-import { answerInSession, type HandlerOptions, refusal } from "./internal/runtime/webHandler.js"
+import { type DatabaseTag, makePromiseDatabase, type PromiseDatabase } from "./internal/runtime/promiseDatabase.js"
+import type { PromiseClient, PromiseQuery } from "./internal/runtime/promiseQuery.js"
+import { RefCounted } from "./internal/runtime/refCounted.js"
+import { answerInSession, type HandlerOptions, refusalResponse } from "./internal/runtime/webHandler.js"
 import { tenantChange } from "./internal/sql/schemaScopes.js"
 import type * as Tenant from "./Tenant.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -63,7 +70,7 @@ export type {
    * @since 0.1.0
    * @category models
    */
-  Query
+  PromiseQuery
 }
 
 /**
@@ -73,7 +80,7 @@ export type {
  * @category models
  */
 export interface Databases<R> {
-  readonly [name: string]: UnitOfWork.Named & Accessible<R>
+  readonly [name: string]: UnitOfWork.Named & DatabaseTag<R>
 }
 
 /**
@@ -185,8 +192,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   ) => (request: Request, ...rest: Rest) => Promise<Response>
 }
 
-const tokensOf = ({ readYourWrites }: Pick<NodeOptions, "readYourWrites">): Tokens | undefined =>
-  readYourWrites === undefined ? undefined : new Tokens(readYourWrites)
+const tokensOf = ({ readYourWrites }: Pick<NodeOptions, "readYourWrites">): SessionTokens | undefined =>
+  readYourWrites === undefined ? undefined : new SessionTokens(readYourWrites)
 
 const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 
@@ -239,7 +246,7 @@ export const make = <R, E, const D extends Databases<R>>(
   options: Options = {}
 ): DatabaseRuntime<D, R> => {
   const names = Object.values(databases).map(({ databaseName }) => databaseName)
-  const counted = new Counted(
+  const counted = new RefCounted(
     async () => {
       const managed = ManagedRuntime.make(layer)
       const exit = await Effect.runPromiseExit(managed.runtimeEffect)
@@ -266,7 +273,7 @@ export const make = <R, E, const D extends Databases<R>>(
     const managed = counted.current ?? (await opened())
     const effect = inAmbient(self)
     if (signals.length === 0) return settle(await managed.runPromiseExit(effect), undefined)
-    const { signal, stop } = follow(signals)
+    const { signal, stop } = onAbort(signals)
     try {
       return settle(await managed.runPromiseExit(effect, { signal }), signal)
     } finally {
@@ -288,7 +295,9 @@ export const make = <R, E, const D extends Databases<R>>(
       })()
     }
   }
-  const access = Object.fromEntries(Object.entries(databases).map(([name, tag]) => [name, makeAccess<R>(tag, run)]))
+  const access = Object.fromEntries(
+    Object.entries(databases).map(([name, tag]) => [name, makePromiseDatabase<R>(tag, run)])
+  )
   return {
     // the names are those of the record that came in
     databases: access as { readonly [K in keyof D]: PromiseDatabase },
@@ -297,11 +306,11 @@ export const make = <R, E, const D extends Databases<R>>(
     [Symbol.asyncDispose]: () => counted.close(),
     // what plain code throws stays as it is; what an effect fails with is what `await db.writer` would reject with
     runPromise: (self, options) => runPromise(refine(self), options),
-    unitOfWork: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.run(plain(code), options), { signal }),
-    nested: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.nested(plain(code), options), { signal }),
-    outside: apart,
+    unitOfWork: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.run(runPlain(code), options), { signal }),
+    nested: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.nested(runPlain(code), options), { signal }),
+    outside: runOutside,
     withTenant: (schema, code, options = {}) => inPlainScopes(tenantChange(schema, options.databases), code),
-    withSession: (session, code) => runPromise(withSession(plain(code), session)),
+    withSession: (session, code) => runPromise(withSession(runPlain(code), session)),
     middleware: (options = {}) => {
       const tokens = tokensOf(options)
       return (request, response, next) =>
@@ -319,7 +328,7 @@ export const make = <R, E, const D extends Databases<R>>(
           // where it cannot be opened, the next request may find it open
           (error) => {
             if (!isDatabaseError(error)) throw error
-            return Effect.runPromise(Effect.as(Effect.logError(error.message), refusal(problemOf(error))))
+            return Effect.runPromise(Effect.as(Effect.logError(error.message), refusalResponse(problemOf(error))))
           }
         )
       }

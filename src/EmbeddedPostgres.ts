@@ -19,17 +19,17 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
-import * as Backends from "./internal/embedded/terminateBackends.js"
+import * as Sql from "./internal/embedded/adminSession.js"
 import * as Binaries from "./internal/embedded/binaries.js"
 import * as DataFolder from "./internal/embedded/dataDirectory.js"
 import { EmbeddedPostgresError } from "./internal/embedded/error.js"
-import * as Folder from "./internal/embedded/tempDirectory.js"
-import { live } from "./internal/embedded/realClock.js"
 import * as OsUser from "./internal/embedded/osUser.js"
+import * as Settings from "./internal/embedded/postgresqlConf.js"
+import { withRealClock } from "./internal/embedded/realClock.js"
 import * as Replication from "./internal/embedded/replication.js"
 import * as Server from "./internal/embedded/server.js"
-import * as Settings from "./internal/embedded/postgresqlConf.js"
-import * as Sql from "./internal/embedded/adminSession.js"
+import * as Folder from "./internal/embedded/tempDirectory.js"
+import * as Backends from "./internal/embedded/terminateBackends.js"
 
 export { EmbeddedPostgresError }
 
@@ -165,7 +165,7 @@ const start = (options: EmbeddedPostgres.Options) =>
     const { databases, port, replicas: count, text } = yield* configuration(options)
     const startTimeout = options.startTimeout ?? "30 seconds"
     const native = yield* Binaries.locate([import.meta.url, path.join(process.cwd(), "index.js")])
-    const user = yield* OsUser.unprivileged
+    const user = yield* OsUser.unprivilegedUser
     const folder = yield* Folder.make(options.directory ?? os.tmpdir(), user)
     const password = randomBytes(24).toString("hex")
     const cluster = { folder, password, user, binaries: yield* Binaries.usable(native, folder, user) }
@@ -193,7 +193,7 @@ const start = (options: EmbeddedPostgres.Options) =>
     )
     const execute = (operation: "createDatabase" | "dropDatabase", statements: ReadonlyArray<string>) =>
       primary.session(operation, (query) => Effect.forEach(statements, (sql) => query(sql), { discard: true }))
-    const awaitReplicas = live(Replication.awaitReplicas(primary, replicas))
+    const awaitReplicas = withRealClock(Replication.awaitReplicas(primary, replicas))
 
     const create = databases.map((name) => `CREATE DATABASE ${name}`)
     yield* Effect.all(
@@ -225,10 +225,10 @@ const start = (options: EmbeddedPostgres.Options) =>
         readers: replicas.map((replica) => replica.url(database))
       }),
       awaitReplicas,
-      terminateBackends: (database) => live(Backends.terminate([primary, ...replicas], database))
+      terminateBackends: (database) => withRealClock(Backends.terminateBackends([primary, ...replicas], database))
     }
     return service
-  }).pipe(live)
+  }).pipe(withRealClock)
 
 /**
  * Starts a cluster; it ends with the scope.

@@ -14,7 +14,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
 import { at, ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
-import type { Known } from "./internal/config/knownNames.js"
+import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -81,7 +81,7 @@ export type Target<Self> = UnitOfWork.Named &
  */
 export interface Plan<R = never> {
   readonly database: string
-  /** @internal */ readonly settings: UnitOfWork.Settings
+  /** @internal */ readonly settings: UnitOfWork.UnitSettings
   /** @internal */ readonly lockTimeout: Duration.Duration
   /** @internal */ readonly lock: Effect.Effect<void, Failure | Busy, R>
   /** @internal */ readonly apply: Effect.Effect<Applied, Failure, R>
@@ -261,7 +261,7 @@ const withoutLater = <A, E, R>(sql: Sql, table: string, first: number, self: Eff
     return result
   })
 
-const known: Known<Options> = {
+const known: KnownNames<Options> = {
   loader: true,
   table: true,
   outOfOrder: true,

@@ -8,24 +8,24 @@
 import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, type PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
+import { timer } from "./internal/concurrency/clock.js"
 import { mayPass, permanence } from "./internal/connection/connectFailure.js"
 import type { CredentialSource } from "./internal/connection/credentials.js"
-import type { Place } from "./internal/connection/statementError.js"
-import { timer } from "./internal/concurrency/clock.js"
-import { type Meter, makeMeter } from "./internal/observability/poolMetrics.js"
+import type { ErrorLocation } from "./internal/connection/statementError.js"
+import { makePoolMetrics, type PoolMetrics } from "./internal/observability/poolMetrics.js"
 import type { Borrower } from "./internal/pool/borrower.js"
-import { Connects } from "./internal/pool/pendingConnects.js"
-import { exhausted } from "./internal/pool/exhaustedError.js"
-import { Fitness } from "./internal/pool/validation.js"
+import { ConnectBackoff, initialPause } from "./internal/pool/connectBackoff.js"
+import { Connections } from "./internal/pool/connections.js"
+import { ConnectionTasks, type SessionTask } from "./internal/pool/connectionTasks.js"
+import { PoolEvents } from "./internal/pool/events.js"
+import { exhaustedError } from "./internal/pool/exhaustedError.js"
 import { type Demand, Growth } from "./internal/pool/growth.js"
-import { Journal } from "./internal/pool/events.js"
-import { type Loan, Loans } from "./internal/pool/leakDetection.js"
-import { Outage, respite } from "./internal/pool/connectBackoff.js"
+import { type Checkout, LeakDetection } from "./internal/pool/leakDetection.js"
+import { LoadShedding } from "./internal/pool/loadShedding.js"
 import type { OutageWaiters } from "./internal/pool/outageWaiters.js"
-import { Overload } from "./internal/pool/loadShedding.js"
-import { Stock } from "./internal/pool/connections.js"
-import { type SessionTask, Tasks } from "./internal/pool/connectionTasks.js"
-import { Waiter, Waiters } from "./internal/pool/waitQueue.js"
+import { PendingConnects } from "./internal/pool/pendingConnects.js"
+import { Validation } from "./internal/pool/validation.js"
+import { Waiter, WaitQueue } from "./internal/pool/waitQueue.js"
 import type { Observer } from "./Observation.js"
 
 export type { SessionTask }
@@ -134,15 +134,15 @@ const nothing = () => {}
  * @category models
  */
 export class Pool {
-  private readonly stock: Stock
-  private readonly waiters: Waiters<OnCheckout>
+  private readonly stock: Connections
+  private readonly waiters: WaitQueue<OnCheckout>
   private readonly growth: Growth
-  private readonly loans: Loans | undefined
-  private readonly meter: Meter
-  private readonly connects: Connects
-  private readonly tasks = new Tasks()
-  private readonly fitness: Fitness
-  private readonly outage = new Outage(() => this.grow())
+  private readonly loans: LeakDetection | undefined
+  private readonly meter: PoolMetrics
+  private readonly connects: PendingConnects
+  private readonly tasks = new ConnectionTasks()
+  private readonly fitness: Validation
+  private readonly outage = new ConnectBackoff(() => this.grow())
   /** How many connections are on their way to a waiter, but are looked at first. */
   private preparing = 0
   /** How many are new, and have something done with them first. */
@@ -150,16 +150,16 @@ export class Pool {
   private onEmpty: (() => void) | undefined
   /** What was begun before this moment does not join. */
   private invalidBefore = Number.NEGATIVE_INFINITY
-  private readonly place: Place
-  private readonly journal: Journal
+  private readonly place: ErrorLocation
+  private readonly journal: PoolEvents
 
   constructor(readonly options: PoolOptions) {
     const { credentials, pool, readOnly, server, session, tasks } = options
     this.place = { database: options.database, server: server.name }
     const { leakThreshold, maxConnections, queueTarget, strategy } = pool
-    this.stock = new Stock(pool)
-    this.fitness = new Fitness(this.stock, this.tasks, pool, session, tasks.onCheckout)
-    this.waiters = new Waiters(new Overload(queueTarget, maxConnections), (waiter, why) =>
+    this.stock = new Connections(pool)
+    this.fitness = new Validation(this.stock, this.tasks, pool, session, tasks.onCheckout)
+    this.waiters = new WaitQueue(new LoadShedding(queueTarget, maxConnections), (waiter, why) =>
       this.fail(waiter, this.exhausted(why, waiter.since))
     )
     this.growth = new Growth(
@@ -169,9 +169,9 @@ export class Pool {
     )
     this.loans =
       Number.isFinite(leakThreshold) || strategy === "assertSingle"
-        ? new Loans(leakThreshold, (connection, held, who) => this.journal.leaked(connection, held, who))
+        ? new LeakDetection(leakThreshold, (connection, held, who) => this.journal.leaked(connection, held, who))
         : undefined
-    this.meter = makeMeter(
+    this.meter = makePoolMetrics(
       {
         database: options.database,
         purpose: readOnly ? "reads" : "writes",
@@ -181,7 +181,7 @@ export class Pool {
       },
       () => ({ ...this.figures, max: this.limit })
     )
-    this.journal = new Journal(this.place, options.observer, this.meter)
+    this.journal = new PoolEvents(this.place, options.observer, this.meter)
     options.outageWaiters.add(() => (this.isOut ? this.waiters.size : 0))
     credentials.follow((generation) => this.stock.retireOlder(generation))
     const owner: Owner = {
@@ -191,7 +191,7 @@ export class Pool {
         this.stock.suspectAll()
         this.stock.take(connection)
         this.journal.lost(connection, error)
-        if (this.stock.open === 0) this.waiters.rest(performance.now() + respite)
+        if (this.stock.open === 0) this.waiters.rest(performance.now() + initialPause)
       },
       closed: (connection, reason) => {
         this.stock.take(connection)
@@ -204,7 +204,7 @@ export class Pool {
         else if (this.stock.all.size === 0) this.onEmpty()
       }
     }
-    this.connects = new Connects(
+    this.connects = new PendingConnects(
       { credentials, readOnly, server, session, timeout: pool.connectTimeout },
       owner,
       () => this.growth.hope,
@@ -391,7 +391,7 @@ export class Pool {
     const { active, idle, lastConnectFailure, total, waiting } = this.figures
     const waited = performance.now() - since
     this.journal.exhausted(reason, waited)
-    return exhausted(
+    return exhaustedError(
       { ...this.place, reason, waited, total, active, idle, waiting },
       this.connects.progress,
       lastConnectFailure,
@@ -400,7 +400,7 @@ export class Pool {
   }
 
   /** Who has the connection that only one may have, or is about to. */
-  private get first(): Loan | undefined {
+  private get first(): Checkout | undefined {
     const loan = this.loans?.oldest
     if (loan?.who !== undefined) return loan
     for (const waiter of this.waiters) if (waiter.who !== undefined) return waiter
@@ -508,7 +508,7 @@ export class Pool {
 
   private opened(connection: Connection, start: number): void {
     const now = performance.now()
-    if (this.outage.isAway) this.waiters.rest(now + respite)
+    if (this.outage.isAway) this.waiters.rest(now + initialPause)
     this.outage.over()
     this.growth.connected(now - start)
     this.journal.connected(connection, now - start)
@@ -542,7 +542,7 @@ export class Pool {
     // where connections are open, a server that lets in no more, and says so soon, is no reason to fail those whom they can serve
     if (this.outage.isShut && !isEmpty) return
     this.options.onHealth?.(false, failure.error.message)
-    if (isEmpty) this.waiters.rest(now + respite)
+    if (isEmpty) this.waiters.rest(now + initialPause)
     // what a person must mend fails all who wait; with nothing open it was tried for all who had come, else for the first of them
     const all = !mayPass(failure)
     for (const waiter of [...this.waiters]) {

@@ -25,23 +25,23 @@ import * as Scope from "effect/Scope"
 import { withSession } from "./Consistency.js"
 import { type DatabaseError, OptionsConflict } from "./DatabaseError.js"
 import type { Restore } from "./internal/concurrency/cancellable.js"
-import { type Carrier, currentCarrier } from "./internal/transaction/context.js"
-import type { Known } from "./internal/config/knownNames.js"
+import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
-import { reasonOf, replaySchedule, takeReplay } from "./internal/unitOfWork/retry.js"
-import { keep } from "./internal/http/replayableRequest.js"
 import { responseOf } from "./internal/http/apiErrors.js"
-import { asking } from "./internal/http/describeRequest.js"
+import { describeRequest } from "./internal/http/describeRequest.js"
+import { enterInPlace, leaveInPlace, unitEntry } from "./internal/http/enterUnitOfWork.js"
 import { isKeepable } from "./internal/http/keepableBody.js"
-import { type Described, describing, type Naming } from "./internal/http/requestLabel.js"
-import { enterInPlace, leaveInPlace, passageOf } from "./internal/http/enterUnitOfWork.js"
 import { problemOf, problemType } from "./internal/http/problemDetails.js"
+import { makeReplayable } from "./internal/http/replayableRequest.js"
+import { type LabeledRequest, type LabelOptions, makeLabeler } from "./internal/http/requestLabel.js"
 import { Route } from "./internal/http/routeTag.js"
-import { type ReadYourWrites, type RequestSession, sessionOf, Tokens } from "./internal/http/sessionCookie.js"
+import { type ReadYourWrites, type RequestSession, SessionTokens, sessionOf } from "./internal/http/sessionCookie.js"
+import { type Carrier, currentContext } from "./internal/transaction/context.js"
 import { slotOf } from "./internal/transaction/contextSlot.js"
+import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
-import type { Unit } from "./internal/unitOfWork/unitOfWork.js"
-import { asPart } from "./internal/transaction/withTransaction.js"
+import { reasonOf, retrySchedule, takeRetry } from "./internal/unitOfWork/retry.js"
+import type { UnitOfWork } from "./internal/unitOfWork/unitOfWork.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -55,14 +55,14 @@ export type {
    * @since 0.1.0
    * @category models
    */
-  Described,
+  LabeledRequest,
   /**
    * Where the names of requests go.
    *
    * @since 0.1.0
    * @category models
    */
-  Naming,
+  LabelOptions,
   /**
    * How a client's later requests see what its earlier ones have written.
    *
@@ -76,7 +76,9 @@ export type {
  * @since 0.1.0
  * @category models
  */
-export interface Options extends Naming, Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+export interface Options
+  extends LabelOptions,
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
   /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
   readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
   /** The response that is sent where the commit failed. Default: {@link commitFailed}. */
@@ -85,7 +87,7 @@ export interface Options extends Naming, Pick<UnitOfWork.Options<never, never>, 
    * How the transactions of a request are to be; `"none"` for a request without a unit of work, each statement of which is on its own.
    * A part of a request may ask for more by `UnitOfWork.run(settings)` around its handler, before its first statement.
    */
-  readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+  readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings | "none") | UnitOfWork.UnitSettings | undefined
   /**
    * Answers the request again, from its start and in a unit of work of its own, where the first was undone for certain and another may go
    * better: after a serialization failure, a deadlock, a lost connection. `true` follows the `RetryPolicy`. What its statements have failed
@@ -106,11 +108,11 @@ export interface Options extends Naming, Pick<UnitOfWork.Options<never, never>, 
  * @since 0.1.0
  * @category settings
  */
-export const readOnlyWhenSafe = ({ method }: Request): UnitOfWork.Settings =>
+export const readOnlyWhenSafe = ({ method }: Request): UnitOfWork.UnitSettings =>
   method === "GET" || method === "HEAD" ? readOnly : anything
 
-const readOnly: UnitOfWork.Settings = { access: "read only" }
-const anything: UnitOfWork.Settings = {}
+const readOnly: UnitOfWork.UnitSettings = { access: "read only" }
+const anything: UnitOfWork.UnitSettings = {}
 
 /**
  * The response where a commit failed: 409 where the request may simply be sent again, 503 where the database was lost, else 500; with a body
@@ -138,12 +140,12 @@ const decide = <E>({ outcome = byStatus }: Options, exit: Exit.Exit<Response, E>
 /** Options, with what does not change from request to request worked out. */
 interface Plan {
   readonly options: Options
-  readonly ask: ReturnType<typeof asking>
+  readonly ask: ReturnType<typeof describeRequest>
   readonly ending: ReturnType<typeof UnitOfWork.endingOf>
   readonly fixed: ReturnType<typeof UnitOfWork.rulesOf>
 }
 
-const known: Known<Options> = {
+const known: KnownNames<Options> = {
   outcome: true,
   onCommitFailed: true,
   transaction: true,
@@ -163,14 +165,17 @@ const makePlan = (options: Options): Plan => {
   if (unknown !== undefined) throw unknown
   return {
     options,
-    ask: asking(options.requestId),
+    ask: describeRequest(options.requestId),
     ending: UnitOfWork.endingOf(options, true),
     fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction })
   }
 }
 
 /** How a request's transactions are to be. */
-const settingsFor = ({ options: { transaction } }: Plan, request: Request): UnitOfWork.Settings | "none" | undefined =>
+const settingsFor = (
+  { options: { transaction } }: Plan,
+  request: Request
+): UnitOfWork.UnitSettings | "none" | undefined =>
   typeof transaction === "function" ? transaction(request) : transaction
 
 /** What is opened for a request. */
@@ -178,13 +183,13 @@ const openingFor = (
   { ask, ending, fixed, options }: Plan,
   request: Request,
   around: Carrier | undefined,
-  transaction: UnitOfWork.Settings | undefined
+  transaction: UnitOfWork.UnitSettings | undefined
 ): UnitOfWork.Opening => ({
   around,
   joins: true,
   rules: fixed ?? UnitOfWork.rulesOf({ databases: options.databases, transaction }),
   ending,
-  describe: describing(request, ask, options)
+  describe: makeLabeler(request, ask, options)
 })
 
 /** Answers a request that joins a unit of work which cannot be as its options ask. */
@@ -196,8 +201,8 @@ const demand = (
   { fixed, options }: Plan,
   request: Request,
   around: Carrier,
-  unit: Unit,
-  transaction: UnitOfWork.Settings | undefined
+  unit: UnitOfWork,
+  transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
   const { checkFirst, databases, order, retry } = options
   const rules = fixed ?? UnitOfWork.rulesOf({ databases, transaction })
@@ -313,7 +318,7 @@ const once = <E, R, E1>(
 ): Effect.Effect<Response, E1, R | Request> => {
   const passage = enterInPlace(outside, handler, handle.unit)
     ? undefined
-    : passageOf(outside, handle.unit, (response) =>
+    : unitEntry(outside, handle.unit, (response) =>
         endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
       )
   const leave = passage?.leave ?? leaveInPlace
@@ -349,8 +354,8 @@ const repeatedly = <E, R>(
     return begun.answer
   })
   const last = Effect.retry(Effect.uninterruptible(next), {
-    schedule: Schedule.mapInput(replaySchedule(asked, policy), ({ reason }: Unstored<E>) => reason),
-    while: ({ reason }) => handle !== undefined && takeReplay(handle.unit, reason, ++attempts, policy)
+    schedule: Schedule.mapInput(retrySchedule(asked, policy), ({ reason }: Unstored<E>) => reason),
+    while: ({ reason }) => handle !== undefined && takeRetry(handle.unit, reason, ++attempts, policy)
   })
   return Effect.catchAll(restore(last), answerIt)
 }
@@ -386,7 +391,7 @@ const onceOrAgain = <E, R>(
       )
     }
   }
-  return Effect.matchEffect(restore(keep(request)), {
+  return Effect.matchEffect(restore(makeReplayable(request)), {
     onFailure: (error) => HttpServerRespondable.toResponse(error),
     onSuccess: (fresh) => repeatedly(attempt(fresh), asked, Context.get(outside, RetryPolicy), restore)
   })
@@ -426,16 +431,16 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
   const { retry } = options
   return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> => {
     const self: HttpApp.Default<E, R> = Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
-      const around = currentCarrier(fiber)
+      const around = currentContext(fiber)
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
       if (around?.joinable !== undefined) {
         const conflict = demand(plan, request, around, around.joinable, settings)
         if (conflict !== undefined) return refuse(plan, conflict)
-        const describe = describing(request, plan.ask, options)
+        const describe = makeLabeler(request, plan.ask, options)
         const name = { label: describe(fiber)?.label, site: undefined }
-        return asPart(app, around, name, { describe }, (exit) => decide(options, exit))
+        return runAsPart(app, around, name, { describe }, (exit) => decide(options, exit))
       }
       const opening = openingFor(plan, request, around, settings)
       // what `uninterruptibleMask` would do, with a step less
@@ -479,7 +484,7 @@ export class Api extends HttpApiMiddleware.Tag<Api>()("effect-db/RequestTransact
  */
 export interface ApiOptions extends Omit<Options, "transaction"> {
   /** How the transactions of a request are to be. */
-  readonly transaction?: ((request: Request) => UnitOfWork.Settings) | UnitOfWork.Settings | undefined
+  readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings) | UnitOfWork.UnitSettings | undefined
 }
 
 /** The refusal of an outcome where a request ends with a unit of work around it, before its response is known here. */
@@ -513,7 +518,7 @@ const openFor = (
  */
 const openForAgain = (
   plan: Plan,
-  attempts: WeakSet<Unit>,
+  attempts: WeakSet<UnitOfWork>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   opening: UnitOfWork.Opening,
   routed: RouteContext,
@@ -598,11 +603,11 @@ const openForAgain = (
 export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
   const plan = makePlan(options)
   const { retry } = options
-  const attempts = new WeakSet<Unit>()
+  const attempts = new WeakSet<UnitOfWork>()
   return Layer.succeed(
     Api,
     Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
-      const around = currentCarrier(fiber)
+      const around = currentContext(fiber)
       const { unsafeMap } = fiber.currentContext
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const { outcome, transaction } = options
@@ -626,7 +631,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
         )
       }
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
-      return Effect.matchEffect(keep(request), {
+      return Effect.matchEffect(makeReplayable(request), {
         // a response that is died of is sent
         onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
         onSuccess: (fresh) => openForAgain(plan, attempts, fiber, opening, routed, fresh, retry, restore)
@@ -662,7 +667,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
 export const readYourWrites = (
   options: ReadYourWrites
 ): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
-  const tokens = new Tokens(options)
+  const tokens = new SessionTokens(options)
   return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> =>
     Effect.withFiberRuntime((fiber) => {
       // whoever is around gives it back

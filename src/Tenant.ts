@@ -5,8 +5,8 @@
  */
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import { inScopes } from "./internal/transaction/contextSlot.js"
 import { tenantChange } from "./internal/sql/schemaScopes.js"
+import { inScopes } from "./internal/transaction/contextSlot.js"
 
 /**
  * Where unqualified names are looked up: in one schema, or in several, one after the other, as in `search_path`. They are names and no

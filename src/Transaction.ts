@@ -7,14 +7,14 @@ import * as Duration from "effect/Duration"
 import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError, StatementError } from "./DatabaseError.js"
+import type { TransactionSpan } from "./internal/observability/transactionSpan.js"
+import * as wire from "./internal/protocol/messages.js"
+import { type Limits, setLocal } from "./internal/sql/settings.js"
+import { labelSql } from "./internal/statement/workLabel.js"
+import { ConnectionHolder, type ConnectionLender } from "./internal/transaction/connectionHolder.js"
 import type { Carrier, Kind } from "./internal/transaction/context.js"
 import { type Hook, type HookKind, passedOn } from "./internal/transaction/hooks.js"
-import { type Limits, setLocal } from "./internal/sql/settings.js"
-import { type Lender, Link } from "./internal/transaction/connectionHolder.js"
-import type { TransactionSpan } from "./internal/observability/transactionSpan.js"
-import { Level, type Opened } from "./internal/transaction/level.js"
-import * as wire from "./internal/protocol/messages.js"
-import { nameSql } from "./internal/statement/workLabel.js"
+import { Level, type OpenedPortal } from "./internal/transaction/level.js"
 import type { Observer } from "./Observation.js"
 import type { Policy } from "./RetryPolicy.js"
 
@@ -131,7 +131,7 @@ const limitsSql = (options: Options): ReadonlyArray<string> => {
     statementTimeout: millis(options.statementTimeout),
     lockTimeout: millis(options.lockTimeout)
   })
-  return options.applicationName === undefined ? limits : [...limits, nameSql(options.applicationName)]
+  return options.applicationName === undefined ? limits : [...limits, labelSql(options.applicationName)]
 }
 
 const millis = (duration: Duration.DurationInput | undefined): number | undefined =>
@@ -243,7 +243,7 @@ export class Transaction {
 export const begin = (
   origin: Origin,
   kind: Kind,
-  lender: Lender,
+  lender: ConnectionLender,
   asked: Options,
   carrier: Carrier | undefined
 ): Transaction => {
@@ -251,12 +251,12 @@ export const begin = (
   if (origin.sandbox !== undefined)
     return nest(origin, carrier?.around(origin) ?? origin.sandbox, kind, undefined, asked)
   const options = withLimits(kind === "reader" ? { ...asked, access: "read only" } : asked, origin.limits)
-  const level = new Level(new Link(lender), undefined, opening(origin, kind, options))
+  const level = new Level(new ConnectionHolder(lender), undefined, opening(origin, kind, options))
   return new Transaction(origin, kind, level, undefined, options)
 }
 
 /** Plans the beginning of a transaction that is no savepoint. */
-const opening = (origin: Origin, kind: Kind, options: Options): Opened => {
+const opening = (origin: Origin, kind: Kind, options: Options): OpenedPortal => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
@@ -300,7 +300,7 @@ export const nest = (
 }
 
 /** Plans the beginning of a savepoint, and the steps that put the settings around it back. */
-const nesting = (around: Transaction, options: Options): Opened => {
+const nesting = (around: Transaction, options: Options): OpenedPortal => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const limits = limitsSql(options)
   const readOnly = options.access === "read only" || around.readOnly

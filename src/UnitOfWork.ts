@@ -22,22 +22,29 @@ import {
   TransactionEnded,
   type TransactionError
 } from "./DatabaseError.js"
-import { type CallSite, siteOfPart } from "./internal/observability/callSite.js"
 import type { Restore } from "./internal/concurrency/cancellable.js"
-import { type Carrier, currentCarrier } from "./internal/transaction/context.js"
-import { finish } from "./internal/unitOfWork/commitAll.js"
-import type { Known } from "./internal/config/knownNames.js"
+import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
-import { undoAll } from "./internal/transaction/completion.js"
-import { retryRefused } from "./internal/transaction/propagation.js"
-import { replay } from "./internal/unitOfWork/retry.js"
+import { type CallSite, callSiteOfPart } from "./internal/observability/callSite.js"
+import type { WorkLabel } from "./internal/statement/workLabel.js"
+import { rollbackAll } from "./internal/transaction/completion.js"
+import { type Carrier, currentContext } from "./internal/transaction/context.js"
 import { slotOf, withoutSlot } from "./internal/transaction/contextSlot.js"
-import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
 import type { PartName } from "./internal/transaction/joinedPart.js"
-import { type Describe, type Ending, type Order, type Rules, type Settings, Unit } from "./internal/unitOfWork/unitOfWork.js"
+import { retryRefused } from "./internal/transaction/propagation.js"
+import { runAsPart } from "./internal/transaction/withTransaction.js"
+import { finish } from "./internal/unitOfWork/commitAll.js"
 import { NestedUnit } from "./internal/unitOfWork/nested.js"
-import { asPart } from "./internal/transaction/withTransaction.js"
-import type { Work } from "./internal/statement/workLabel.js"
+import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
+import { retryUnit } from "./internal/unitOfWork/retry.js"
+import {
+  type Describe,
+  type Order,
+  UnitOfWork,
+  type UnitOptions,
+  type UnitOutcome,
+  type UnitSettings
+} from "./internal/unitOfWork/unitOfWork.js"
 import type { Origin, Transaction } from "./Transaction.js"
 
 /**
@@ -53,14 +60,14 @@ export type {
    * @since 0.1.0
    * @category models
    */
-  Settings,
+  UnitSettings,
   /**
    * What a piece of work is for, as those hear of it who look at the database from outside.
    *
    * @since 0.1.0
    * @category models
    */
-  Work
+  WorkLabel
 }
 
 /**
@@ -81,7 +88,7 @@ export interface Named {
  */
 export interface DatabaseSettings {
   readonly database: string
-  readonly settings: Settings
+  readonly settings: UnitSettings
 }
 
 /**
@@ -92,7 +99,7 @@ export interface Options<A, E> {
   /** How the unit ends. Default: a success commits, a failure, a defect or an interruption rolls back. */
   readonly outcome?: ((exit: Exit.Exit<A, E>) => Outcome) | undefined
   /** For the transactions of all databases. */
-  readonly transaction?: Settings | undefined
+  readonly transaction?: UnitSettings | undefined
   /** For those of single ones, before what is said for all. */
   readonly databases?: ReadonlyArray<DatabaseSettings> | undefined
   /**
@@ -114,7 +121,7 @@ export interface Options<A, E> {
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /** What it is for, in observations, in `status`, in `pg_stat_activity` and in the text of statements. */
-  readonly work?: Work | undefined
+  readonly work?: WorkLabel | undefined
 }
 
 /**
@@ -147,7 +154,7 @@ export interface Called<Name extends string> {
  * @since 0.1.0
  * @category constructors
  */
-export const on = ({ databaseName }: Named, settings: Settings): DatabaseSettings => ({
+export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSettings => ({
   database: databaseName,
   settings
 })
@@ -158,7 +165,7 @@ export const on = ({ databaseName }: Named, settings: Settings): DatabaseSetting
  * @internal
  */
 export interface Handle {
-  readonly unit: Unit
+  readonly unit: UnitOfWork
   readonly hasEnded: boolean
   /** Whether it was ended by a rollback that was asked for. */
   readonly isRolledBack: boolean
@@ -174,8 +181,8 @@ export interface Opening {
   readonly around: Carrier | undefined
   /** Whether it sees the transactions that are open around it. */
   readonly joins: boolean
-  readonly rules: Rules | undefined
-  readonly ending: Ending
+  readonly rules: UnitOptions | undefined
+  readonly ending: UnitOutcome
   readonly describe: Describe | undefined
   /** Its name as a part of the transactions that are open around it. */
   readonly name?: PartName | undefined
@@ -183,13 +190,13 @@ export interface Opening {
 
 /** @internal */
 export const open = ({ around, describe, ending, joins, name, rules }: Opening): Handle =>
-  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe, name))
+  new OpenUnit(new UnitOfWork(joins ? around : undefined, joins ? undefined : around, rules, ending, describe, name))
 
 class OpenUnit implements Handle {
   protected ended = false
   isRolledBack = false
 
-  constructor(readonly unit: Unit) {}
+  constructor(readonly unit: UnitOfWork) {}
 
   get hasEnded(): boolean {
     return this.ended
@@ -217,7 +224,7 @@ class OpenUnit implements Handle {
         all = unit.all
       } catch (defect) {
         close()
-        return Effect.zipRight(undoAll(unit.begun, restore), Effect.die(defect))
+        return Effect.zipRight(rollbackAll(unit.begun, restore), Effect.die(defect))
       }
       if (outcome === "commit") {
         const committed = finish(
@@ -234,7 +241,7 @@ class OpenUnit implements Handle {
         )
       }
       close()
-      return undoAll(all, restore)
+      return rollbackAll(all, restore)
     })
   }
 
@@ -274,7 +281,7 @@ class OpenNested extends OpenUnit {
 export const rulesOf = ({
   databases,
   transaction
-}: Pick<Options<never, never>, "databases" | "transaction">): Rules | undefined =>
+}: Pick<Options<never, never>, "databases" | "transaction">): UnitOptions | undefined =>
   transaction === undefined && databases === undefined
     ? undefined
     : {
@@ -286,7 +293,7 @@ export const rulesOf = ({
 export const endingOf = (
   { checkFirst, order }: Pick<Options<never, never>, "checkFirst" | "order">,
   isRequest = false
-): Ending => ({
+): UnitOutcome => ({
   order: orderOf(order ?? "safest"),
   checked: checkFirst ?? true,
   leavesForks: isRequest
@@ -362,7 +369,7 @@ const begin = <A, E, R>(
     return handle
   }
   if (retry !== undefined && retry !== false)
-    return Effect.uninterruptibleMask((restore) => replay(restore, fresh, once, retry))
+    return Effect.uninterruptibleMask((restore) => retryUnit(restore, fresh, once, retry))
   // interruptible, a handler of causes would take from that of an interruption what has failed beside it
   return Effect.uninterruptibleMask((restore) => {
     const handle = fresh()
@@ -370,14 +377,14 @@ const begin = <A, E, R>(
       const { unit } = handle
       return unit.askedRetry === undefined
         ? Effect.failCause(cause)
-        : replay(restore, fresh, once, unit.askedRetry, { cause, opened: handle })
+        : retryUnit(restore, fresh, once, unit.askedRetry, { cause, opened: handle })
     })
   })
 }
 
-const nestedOptions: Known<NestedOptions<unknown, unknown>> = { outcome: true, work: true }
+const nestedOptions: KnownNames<NestedOptions<unknown, unknown>> = { outcome: true, work: true }
 
-const allOptions: Known<Options<unknown, unknown>> = {
+const allOptions: KnownNames<Options<unknown, unknown>> = {
   ...nestedOptions,
   transaction: true,
   databases: true,
@@ -400,8 +407,8 @@ const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefin
  */
 export const demand = (
   carrier: Carrier,
-  unit: Unit,
-  rules: Rules | undefined,
+  unit: UnitOfWork,
+  rules: UnitOptions | undefined,
   { checkFirst, order, retry = false }: Pick<Options<never, never>, "checkFirst" | "order" | "retry">
 ): OptionsConflict | undefined => {
   const takeRules = rules === undefined ? undefined : unit.demand(rules)
@@ -418,14 +425,14 @@ export const demand = (
 const join = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   carrier: Carrier,
-  unit: Unit,
+  unit: UnitOfWork,
   options: Options<A, E>,
   name: PartName,
   describe: Describe | undefined
 ): Effect.Effect<A, E | OptionsConflict, R> => {
   const conflict = demand(carrier, unit, rulesOf(options), options)
   if (conflict !== undefined) return Effect.fail(conflict)
-  return asPart(self, carrier, name, { describe }, (exit) => decide(options, exit))
+  return runAsPart(self, carrier, name, { describe }, (exit) => decide(options, exit))
 }
 
 /**
@@ -465,11 +472,11 @@ export const run: {
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, options: Options<A, E> = {}): Effect.Effect<A, E | TransactionError, R> => {
     const label = options.work?.label
-    const site = siteOfPart(label)
+    const site = callSiteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
       const unknown = unknownOf(options)
       if (unknown !== undefined) return Effect.fail(unknown)
-      const carrier = currentCarrier(fiber)
+      const carrier = currentContext(fiber)
       return carrier?.joinable === undefined
         ? begin(self, carrier, true, options, told(options), site)
         : join(self, carrier, carrier.joinable, options, { label, site }, told(options))
@@ -488,7 +495,7 @@ export const runDescribed = <A, E, R>(
   describe: Describe
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const carrier = currentCarrier(fiber)
+    const carrier = currentContext(fiber)
     return carrier?.joinable === undefined
       ? begin(self, carrier, true, options, describe, undefined, true)
       : join(self, carrier, carrier.joinable, options, { label: describe(fiber)?.label, site: undefined }, describe)
@@ -512,7 +519,7 @@ export const runNew: {
     Effect.withFiberRuntime((fiber) => {
       const unknown = unknownOf(options)
       if (unknown !== undefined) return Effect.fail(unknown)
-      return begin(self, currentCarrier(fiber), false, options, told(options), undefined)
+      return begin(self, currentContext(fiber), false, options, told(options), undefined)
     })
 )
 
@@ -573,11 +580,11 @@ export const nested: {
     options: NestedOptions<A, E> = {}
   ): Effect.Effect<A, E | TransactionError, R> => {
     const label = options.work?.label
-    const site = siteOfPart(label)
+    const site = callSiteOfPart(label)
     return Effect.withFiberRuntime((fiber) => {
       const unknown = unknownOption("", options, nestedOptions)
       if (unknown !== undefined) return Effect.fail(unknown)
-      const carrier = currentCarrier(fiber)
+      const carrier = currentContext(fiber)
       if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
       // a savepoint that fails after another was released would leave a half, so all are looked at first
       const ending = { ...(carrier.unit?.ending ?? endingOf({})), checked: true }
@@ -645,7 +652,7 @@ export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Str
 const none: ReadonlyArray<never> = []
 
 /** Which transactions of a unit of work are meant; or why they cannot be ended from here. */
-type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
+type Choose = (carrier: Carrier, unit: UnitOfWork) => ReadonlyArray<Transaction> | PropagationRefused
 
 const nowhere: Pick<Origin, "database"> = { database: "" }
 
@@ -664,7 +671,7 @@ const endSome = (
 ): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
-      const carrier = currentCarrier(fiber)
+      const carrier = currentContext(fiber)
       if (carrier === undefined) return Effect.void
       const { unit } = carrier
       if (unit === undefined) {
@@ -687,7 +694,7 @@ const endSome = (
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
         unit.dropPending()
-        return undoAll(chosen, restore)
+        return rollbackAll(chosen, restore)
       }
       const close = (all: ReadonlyArray<Transaction>) => {
         for (const transaction of all) unit.forget(transaction)

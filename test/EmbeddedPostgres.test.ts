@@ -19,11 +19,11 @@ import { EmbeddedPostgres, EmbeddedPostgresError } from "effect-db/EmbeddedPostg
 import Pg from "pg"
 import { vi } from "vitest"
 import * as Binaries from "../src/internal/embedded/binaries.js"
-import * as Family from "../src/internal/embedded/processGroup.js"
-import { mirror } from "../src/internal/embedded/copyBinaries.js"
-import * as OsUser from "../src/internal/embedded/osUser.js"
+import { copyBinaries } from "../src/internal/embedded/copyBinaries.js"
 import type * as Ports from "../src/internal/embedded/freePort.js"
+import * as OsUser from "../src/internal/embedded/osUser.js"
 import * as Settings from "../src/internal/embedded/postgresqlConf.js"
+import * as Family from "../src/internal/embedded/processGroup.js"
 import { directory as memory } from "./fixtures/directory.js"
 import { query } from "./fixtures/server.js"
 
@@ -32,9 +32,9 @@ const taken = vi.hoisted((): { ports: Array<number> } => ({ ports: [] }))
 // Ports that look free and are taken a moment later cannot be had otherwise. All the rest is real.
 vi.mock("../src/internal/embedded/freePort.js", async (original) => {
   const ports = await original<typeof Ports>()
-  const free: typeof Ports.free = Effect.suspend(() => {
+  const free: typeof Ports.freePort = Effect.suspend(() => {
     const port = taken.ports.pop()
-    return port === undefined ? ports.free : Effect.succeed(port)
+    return port === undefined ? ports.freePort : Effect.succeed(port)
   })
   return { ...ports, free }
 })
@@ -792,10 +792,10 @@ describe("the programs", () => {
 
   it.scopedLive.runIf(isRoot)("are lent to the server's user where it cannot reach them", () =>
     Effect.gen(function* () {
-      const user = yield* OsUser.unprivileged
+      const user = yield* OsUser.unprivilegedUser
       const [hidden, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
       const native = path.join(hidden, "native")
-      yield* mirror(yield* locate, native)
+      yield* copyBinaries(yield* locate, native)
       fs.chmodSync(hidden, 0o700)
       const binaries = yield* Binaries.usable(native, folder, user)
       expect(binaries.initdb).toBe(path.join(folder, "native", "bin", "initdb"))
@@ -809,7 +809,7 @@ describe("the programs", () => {
     Effect.gen(function* () {
       const [bare, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
       const native = path.join(bare, "native")
-      yield* mirror(yield* locate, native)
+      yield* copyBinaries(yield* locate, native)
       for (const entry of fs.readdirSync(path.join(native, "lib"), { withFileTypes: true })) {
         if (entry.isSymbolicLink()) fs.rmSync(path.join(native, "lib", entry.name))
       }
@@ -818,7 +818,7 @@ describe("the programs", () => {
       fs.copyFileSync(initdb, `${initdb}.copy`)
       fs.renameSync(`${initdb}.copy`, initdb)
       fs.chmodSync(initdb, 0o644)
-      const user = yield* OsUser.unprivileged
+      const user = yield* OsUser.unprivilegedUser
       const binaries = yield* Binaries.usable(native, folder, user)
       expect(binaries.initdb).toBe(path.join(folder, "native", "bin", "initdb"))
       expect(fs.statSync(initdb).mode & 0o777).toBe(0o644)

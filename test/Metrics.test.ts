@@ -8,7 +8,7 @@ import * as MetricState from "effect/MetricState"
 import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { type Levels, makeMeter } from "../src/internal/observability/poolMetrics.js"
+import { makePoolMetrics, type PoolLevels } from "../src/internal/observability/poolMetrics.js"
 import { Db, fresh, insert, Place, soon } from "./fixtures/databases.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { freshDatabase } from "./fixtures/server.js"
@@ -55,7 +55,7 @@ const operations = (namespace: string, purpose = "writes"): Effect.Effect<Readon
     )
   )
 
-const calm: Levels = { max: 10, idle: 0, active: 0, waiting: 0 }
+const calm: PoolLevels = { max: 10, idle: 0, active: 0, waiting: 0 }
 
 const metered = (namespace: string, host = "db.example.com", port = 5432) => ({
   database: "app",
@@ -71,7 +71,7 @@ describe("meter", () => {
   it.effect("has the names, units, buckets and attributes of OpenTelemetry's conventions", () =>
     Effect.gen(function* () {
       const namespace = unused()
-      const meter = makeMeter(metered(namespace, "db.example.com", 6543), () => calm)
+      const meter = makePoolMetrics(metered(namespace, "db.example.com", 6543), () => calm)
       meter.waited(0)
       meter.used(7)
       meter.created(30)
@@ -132,8 +132,8 @@ describe("meter", () => {
   it.effect("a standard port goes without saying, a socket is named by its path", () =>
     Effect.gen(function* () {
       const namespace = unused()
-      makeMeter(metered(namespace), () => calm).operated(1, undefined)
-      makeMeter(metered(namespace, "/run/postgresql"), () => calm).operated(1, undefined)
+      makePoolMetrics(metered(namespace), () => calm).operated(1, undefined)
+      makePoolMetrics(metered(namespace, "/run/postgresql"), () => calm).operated(1, undefined)
       const places = (yield* series(namespace))
         .filter(({ name }) => name === "db.client.operation.duration")
         .map(({ tags }) => [tags["server.address"], tags["server.port"]])
@@ -153,7 +153,7 @@ describe("meter", () => {
         )
       )
       let now = calm
-      const first = makeMeter(metered(namespace), () => now)
+      const first = makePoolMetrics(metered(namespace), () => now)
       assert.deepStrictEqual(yield* levels, {
         "count idle": 0,
         "count used": 0,
@@ -163,7 +163,7 @@ describe("meter", () => {
         pending_requests: 0
       })
       now = { max: 10, idle: 3, active: 7, waiting: 5 }
-      const second = makeMeter(metered(namespace), () => ({ max: 10, idle: 1, active: 0, waiting: 0 }))
+      const second = makePoolMetrics(metered(namespace), () => ({ max: 10, idle: 1, active: 0, waiting: 0 }))
       assert.deepStrictEqual(yield* levels, {
         "count idle": 4,
         "count used": 7,
@@ -183,9 +183,9 @@ describe("meter", () => {
   it.effect("two pools do not mix", () =>
     Effect.gen(function* () {
       const [namespace, other] = [unused(), unused()]
-      const one = makeMeter(metered(namespace), () => calm)
-      const two = makeMeter(metered(other), () => calm)
-      const reads = makeMeter({ ...metered(namespace), purpose: "reads" }, () => calm)
+      const one = makePoolMetrics(metered(namespace), () => calm)
+      const two = makePoolMetrics(metered(other), () => calm)
+      const reads = makePoolMetrics({ ...metered(namespace), purpose: "reads" }, () => calm)
       one.timedOut()
       one.timedOut()
       two.timedOut()
@@ -202,7 +202,7 @@ describe("meter", () => {
   it.effect("errors without end make no series without end", () =>
     Effect.gen(function* () {
       const namespace = unused()
-      const meter = makeMeter(metered(namespace), () => calm)
+      const meter = makePoolMetrics(metered(namespace), () => calm)
       for (let n = 0; n < 1000; n++) meter.operated(1, `E${n.toString().padStart(4, "0")}`)
       meter.operated(1, "E0001")
       const counts = yield* operations(namespace)

@@ -373,7 +373,7 @@ describe("what statements tell of their request", () => {
             insert("a").pipe(Effect.zipRight(Audit.afterCommit(insert("after a"))), Effect.as(respond(201)))
           )
         )
-        const sqlComment = ({ route }: RequestTransaction.Described) => {
+        const sqlComment = ({ route }: RequestTransaction.LabeledRequest) => {
           // outside of the router it is the path
           if (route !== "/hooked/:name") throw new Error("nameless")
           return { route }

@@ -31,7 +31,7 @@ import * as Tracer from "effect/Tracer"
 import { type Database, DatabaseConfig, DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { type Connection, connect } from "../src/Connection.js"
-import { Stock } from "../src/internal/pool/connections.js"
+import { Connections } from "../src/internal/pool/connections.js"
 import { Audit, Db, soon } from "./fixtures/databases.js"
 import { makeProxy } from "./fixtures/proxy.js"
 import { anonymous, freshRole, Provider, type Role } from "./fixtures/roles.js"
@@ -243,7 +243,7 @@ describe("credentials", () => {
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { pool, session, writer: server } = Either.getOrThrow(DatabaseConfig.make("app", { writer }))
-      const stock = new Stock(pool)
+      const stock = new Connections(pool)
       yield* Effect.addFinalizer(() => Effect.sync(() => stock.stop()))
       const make = (generation: number) =>
         Effect.acquireRelease(

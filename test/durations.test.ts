@@ -7,8 +7,8 @@ import * as Fiber from "effect/Fiber"
 import { Consistency, type Database } from "effect-db"
 import { afterEach, beforeEach, describe, vi } from "vitest"
 import { timer } from "../src/internal/concurrency/clock.js"
-import { Overload } from "../src/internal/pool/loadShedding.js"
-import { Waiter, Waiters } from "../src/internal/pool/waitQueue.js"
+import { LoadShedding } from "../src/internal/pool/loadShedding.js"
+import { Waiter, WaitQueue } from "../src/internal/pool/waitQueue.js"
 import { Db, fresh, insert, soon, stored } from "./fixtures/databases.js"
 
 const day = 86_400_000
@@ -62,8 +62,8 @@ describe("a timer", () => {
 
   it("under overload sends away after the patience that is set, and does not spin until then", () => {
     const sent: Array<string> = []
-    const overload = new Overload(365 * day, 1)
-    const waiters = new Waiters<undefined>(overload, (waiter, why) => {
+    const overload = new LoadShedding(365 * day, 1)
+    const waiters = new WaitQueue<undefined>(overload, (waiter, why) => {
       waiters.remove(waiter)
       sent.push(why)
     })

@@ -9,7 +9,7 @@ import * as Redacted from "effect/Redacted"
 import type * as Tracer from "effect/Tracer"
 import { type Database, Observation } from "effect-db"
 import { describe } from "vitest"
-import { makeEcho } from "../src/internal/observability/logger.js"
+import { makeLogger } from "../src/internal/observability/logger.js"
 import { Db, insert, soon } from "./fixtures/databases.js"
 import { freshDatabase, terminateBackends } from "./fixtures/server.js"
 
@@ -140,7 +140,7 @@ describe("echo", () => {
       const events: Array<string> = []
       const opening = yield* Effect.makeSpan("opening")
       const span: Tracer.Span = Object.create(opening, { event: { value: (name: string) => void events.push(name) } })
-      const echo = yield* Effect.zipLeft(makeEcho(LogLevel.All), Effect.log("opened")).pipe(
+      const echo = yield* Effect.zipLeft(makeLogger(LogLevel.All), Effect.log("opened")).pipe(
         Effect.provide(layer),
         Effect.withParentSpan(span)
       )
@@ -157,7 +157,7 @@ describe("echo", () => {
   it.effect("where no server took part it names none", () =>
     Effect.gen(function* () {
       const { layer, said } = listening()
-      const echo = yield* Effect.provide(makeEcho(LogLevel.All), layer)
+      const echo = yield* Effect.provide(makeLogger(LogLevel.All), layer)
       const { HookFailed, Retried } = Observation.Observation
       echo(Retried({ database: "app", what: "statement", attempt: 2, message: "it was lost" }))
       echo(HookFailed({ database: "app", hook: "afterCommit", message: "Error: no mail" }))

@@ -13,7 +13,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { Database, DatabaseError, Migrations, RetryPolicy } from "effect-db"
-import { live } from "../src/internal/embedded/realClock.js"
+import { withRealClock } from "../src/internal/embedded/realClock.js"
 import { behindBouncer, hasBouncer, pooled } from "./fixtures/bouncer.js"
 import { makeProxy, sends } from "./fixtures/proxy.js"
 import { anonymous, freshRole } from "./fixtures/roles.js"
@@ -35,7 +35,7 @@ const open = <Self>(database: Database.Class<Self, string>, options: Database.Op
       // a connection that was lost counts until its socket is closed
       Effect.zipRight(Effect.repeat(active, { schedule: soon, until: (n) => n === 0 }), active).pipe(
         Effect.map((n) => assert.strictEqual(n, 0, "connections are still checked out")),
-        live
+        withRealClock
       )
     )
     return { context, sql: yield* Effect.provide(database.writer, context) }

@@ -6,7 +6,7 @@ import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Overload } from "../src/internal/pool/loadShedding.js"
+import { LoadShedding } from "../src/internal/pool/loadShedding.js"
 import { Db, fresh, soon } from "./fixtures/databases.js"
 import { randoms } from "./fixtures/random.js"
 
@@ -33,7 +33,7 @@ interface Outcome {
 }
 
 const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: Play): Outcome => {
-  const overload = new Overload(target, connections)
+  const overload = new LoadShedding(target, connections)
   const busyUntil: Array<number> = Array.from({ length: connections }, () => 0)
   const queue: Array<number> = []
   /** Who came before that in the queue is gone. */

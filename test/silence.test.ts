@@ -11,7 +11,7 @@ import type * as Redacted from "effect/Redacted"
 import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { afterEach, beforeEach, describe, vi } from "vitest"
-import { type Doing, Silence } from "../src/internal/connection/watchdog.js"
+import { type BackendState, Watchdog } from "../src/internal/connection/watchdog.js"
 import { active, Db, soon } from "./fixtures/databases.js"
 import { directory } from "./fixtures/directory.js"
 import { answers, type Message, makeProxy, sends } from "./fixtures/proxy.js"
@@ -263,12 +263,12 @@ describe("nobody is given up who", () => {
 
 describe("of a server that lives", () => {
   /** A connection on which nothing is heard, but for what is asked on the side, at times that are the test's. */
-  const silent = (doing: Doing) => {
+  const silent = (doing: BackendState) => {
     const asked: Array<number> = []
     const begun = performance.now()
     let heard = 0
     let givenUp: number | undefined
-    const silence = new Silence({
+    const silence = new Watchdog({
       heard: () => heard,
       ask: (_, told) => told(true),
       inquire: (told) => {

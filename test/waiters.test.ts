@@ -1,13 +1,13 @@
 /** The queue for a connection: who is sent away when, by one timer for all. */
 import { assert, describe, it } from "@effect/vitest"
-import { Overload } from "../src/internal/pool/loadShedding.js"
-import { Waiter, Waiters } from "../src/internal/pool/waitQueue.js"
+import { LoadShedding } from "../src/internal/pool/loadShedding.js"
+import { Waiter, WaitQueue } from "../src/internal/pool/waitQueue.js"
 
 /** A queue, and somebody who comes to it and may wait for so many ms. */
 const open = () => {
   const away: Array<string> = []
   let told = () => {}
-  const waiters = new Waiters<string>(new Overload(Number.POSITIVE_INFINITY, 1), (waiter) => {
+  const waiters = new WaitQueue<string>(new LoadShedding(Number.POSITIVE_INFINITY, 1), (waiter) => {
     if (!waiters.remove(waiter)) return
     away.push(waiter.settle)
     assert.isAtLeast(performance.now(), waiter.deadline)

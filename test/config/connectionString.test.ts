@@ -7,8 +7,8 @@ import { DatabaseConfig } from "effect-db"
 import { assert, describe, it } from "vitest"
 import { isUri, parseUri } from "../../src/internal/config/connectionUri.js"
 import { parseKeywords } from "../../src/internal/config/keywordString.js"
-import { libpqNames } from "../../src/internal/config/parameterNames.js"
 import { Invalid } from "../../src/internal/config/optionParsers.js"
+import { libpqNames } from "../../src/internal/config/parameterNames.js"
 import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } from "../fixtures/connectionStrings.js"
 
 /** Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can hold them. */

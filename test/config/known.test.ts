@@ -5,7 +5,7 @@ import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
 import { assert, describe, it } from "vitest"
-import { nearest } from "../../src/internal/config/nearestName.js"
+import { nearestName } from "../../src/internal/config/nearestName.js"
 
 const url = Redacted.make("postgres://me:s3cret@localhost/app")
 const parts = { host: "localhost", database: "app", username: "me" }
@@ -80,16 +80,16 @@ describe("the nearest name", () => {
   const known = ["sslmode", "sslcert", "port", "host", "options"]
 
   it("is that with the fewest letters to change, whatever its case and hyphens", () => {
-    assert.strictEqual(nearest("SSL-Mode", known), "sslmode")
-    assert.strictEqual(nearest("sslmdoe", known), "sslmode")
-    assert.strictEqual(nearest("prot", known), "port")
-    assert.strictEqual(nearest("option", known), "options")
+    assert.strictEqual(nearestName("SSL-Mode", known), "sslmode")
+    assert.strictEqual(nearestName("sslmdoe", known), "sslmode")
+    assert.strictEqual(nearestName("prot", known), "port")
+    assert.strictEqual(nearestName("option", known), "options")
   })
 
   it("is none where too little is alike, or nothing is left to compare", () => {
-    assert.strictEqual(nearest("hunter2", known), undefined)
-    assert.strictEqual(nearest("", known), undefined)
-    assert.strictEqual(nearest("--", known), undefined)
-    assert.strictEqual(nearest("x".repeat(10_000), known), undefined)
+    assert.strictEqual(nearestName("hunter2", known), undefined)
+    assert.strictEqual(nearestName("", known), undefined)
+    assert.strictEqual(nearestName("--", known), undefined)
+    assert.strictEqual(nearestName("x".repeat(10_000), known), undefined)
   })
 })

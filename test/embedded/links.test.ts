@@ -7,14 +7,14 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
-import * as Folder from "../../src/internal/embedded/tempDirectory.js"
 import * as OsUser from "../../src/internal/embedded/osUser.js"
+import * as Folder from "../../src/internal/embedded/tempDirectory.js"
 import { directory } from "../fixtures/directory.js"
 
 const isRoot = process.getuid?.() === 0
 const suite = isRoot ? "the server's user" : "the server's user (only root has servers of another user)"
 
-const user = Effect.flatMap(OsUser.unprivileged, (user) =>
+const user = Effect.flatMap(OsUser.unprivilegedUser, (user) =>
   user === undefined ? Effect.dieMessage("root lends no user") : Effect.succeed(user)
 )
 

@@ -21,7 +21,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
 import pg from "pg"
-import { live } from "../../src/internal/embedded/realClock.js"
+import { withRealClock } from "../../src/internal/embedded/realClock.js"
 import { startChild } from "../fixtures/child.js"
 import { type Message, makeProxy, type Proxy, sends } from "../fixtures/proxy.js"
 import type { Role } from "../fixtures/roles.js"
@@ -59,14 +59,14 @@ const within = <A, E, R>(
   bound: Duration.DurationInput,
   self: Effect.Effect<A, E, R>
 ): Effect.Effect<Option.Option<Exit.Exit<A, E>>, never, R> =>
-  Effect.flatMap(Effect.forkDaemon(self), (fiber) => live(Effect.timeoutOption(Fiber.await(fiber), bound)))
+  Effect.flatMap(Effect.forkDaemon(self), (fiber) => withRealClock(Effect.timeoutOption(Fiber.await(fiber), bound)))
 
 /** Waits until the server runs a statement with these words. */
 const running = ({ name, writer }: Place, words: string) =>
   query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE $2", [
     name,
     `%${words}%`
-  ]).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }), live)
+  ]).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }), withRealClock)
 
 /** Runs an effect while a transaction holds a connection, which is the only one in these scenarios. */
 const whileHeld = <A, E, R>(sql: PgClient, self: Effect.Effect<A, E, R>) =>
@@ -377,7 +377,7 @@ export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Eff
     const proxy = yield* makeProxy(writer)
     yield* proxy.freeze
     const opening = yield* Effect.forkDaemon(Effect.scoped(open(proxy.url)))
-    yield* live(Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections > 0 }))
+    yield* withRealClock(Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections > 0 }))
     yield* TestClock.adjust("1 hour")
     return yield* within("1 second", Fiber.join(opening))
   })

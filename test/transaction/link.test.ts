@@ -3,12 +3,12 @@
  */
 import { DatabaseError } from "effect-db"
 import { assert, describe, it } from "vitest"
-import { Link } from "../../src/internal/transaction/connectionHolder.js"
+import { ConnectionHolder } from "../../src/internal/transaction/connectionHolder.js"
 
 describe("a lost connection", () => {
   it("does not tell a waiter that another waiter has given up while it was told", () => {
     const place = { database: "app", server: "" }
-    const link = new Link({ place, patience: 0, checkout: () => () => {}, checkin: () => {} })
+    const link = new ConnectionHolder({ place, patience: 0, checkout: () => () => {}, checkin: () => {} })
     const told: Array<string> = []
     const takeBacks: Array<() => void> = []
     for (const name of ["first", "second"]) {

@@ -5,7 +5,7 @@ import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Redacted from "effect/Redacted"
 import type { DatabaseConfig, Ssl, Types } from "../../DatabaseConfig.js"
 import { formatUri } from "../config/connectionUri.js"
-import { concealed } from "../protocol/tlsOptions.js"
+import { concealSecrets } from "../protocol/tlsOptions.js"
 import { isByName } from "../protocol/typeNames.js"
 
 const isByNumber = (types: Types): types is NonNullable<PgClientConfig["types"]> => !isByName(types)
@@ -53,7 +53,7 @@ const urlOf = ({ options, writer }: DatabaseConfig): Redacted.Redacted<string> |
 }
 
 /** Returns the settings as the plain client has its own, so that another client can be made of them. */
-export const configOf = (config: DatabaseConfig): PgClientConfig => {
+export const clientConfig = (config: DatabaseConfig): PgClientConfig => {
   const { options, pool, session, writer } = config
   return {
     url: urlOf(config),
@@ -62,7 +62,7 @@ export const configOf = (config: DatabaseConfig): PgClientConfig => {
     database: writer.database,
     username: writer.username,
     password: writer.password,
-    ssl: concealed(writer.ssl),
+    ssl: concealSecrets(writer.ssl),
     applicationName: session.applicationName,
     maxConnections: pool.maxConnections,
     minConnections: pool.minConnections,

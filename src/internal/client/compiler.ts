@@ -3,9 +3,9 @@
  */
 import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
-import { Json } from "../protocol/parameterEncoder.js"
 import { Inlined, plain } from "../protocol/inlinedText.js"
-import { settle } from "./statementHelpers.js"
+import { Json } from "../protocol/parameterEncoder.js"
+import { completeHelpers } from "./statementHelpers.js"
 
 type PgJson = Statement.Custom<"PgJson", unknown>
 
@@ -49,7 +49,7 @@ class Compiler implements Statement.Compiler {
   constructor(private readonly plain: Statement.Compiler) {}
 
   compile(statement: Statement.Fragment, withoutTransform: boolean) {
-    return this.plain.compile(settle(statement), withoutTransform)
+    return this.plain.compile(completeHelpers(statement), withoutTransform)
   }
 
   get withoutTransform(): this {
@@ -80,7 +80,7 @@ export const makeInliner = (
       throw new Error("a text with parameters of its own cannot be a part of a COPY: write it as a template")
     }
     // a statement keeps what it was compiled to by another compiler
-    const [text, values] = compiler.compile(settle({ [Statement.FragmentId]: identity, segments }), false)
+    const [text, values] = compiler.compile(completeHelpers({ [Statement.FragmentId]: identity, segments }), false)
     const pieces = text.split("\0")
     if (pieces.length !== 2 * values.length + 1) throw new Error("the statement holds a NUL character")
     return new Inlined(

@@ -23,21 +23,21 @@ import {
 } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
 import { nest, type Transaction, type Options as TransactionOptions } from "../../Transaction.js"
-import { callSite } from "../observability/callSite.js"
 import type { Restore } from "../concurrency/cancellable.js"
-import { type Carrier, currentCarrier, type Kind } from "../transaction/context.js"
-import type { Known } from "../config/knownNames.js"
-import { unknownOption } from "../config/unknownOption.js"
-import { isServerError } from "../protocol/pgDriver.js"
-import { keep, undo } from "../transaction/completion.js"
-import { type Engine, locationOf } from "./executor.js"
 import { later } from "../concurrency/clock.js"
+import type { KnownNames } from "../config/knownNames.js"
+import { unknownOption } from "../config/unknownOption.js"
+import { callSite } from "../observability/callSite.js"
 import { CopyIn, CopyOut, type Copy as Data } from "../protocol/copyData.js"
 import { RowInvalid, RowWriter } from "../protocol/copyRows.js"
-import { scoped } from "../transaction/contextSlot.js"
-import { copyFromSql, copyToSql, inlined, spotIn } from "../sql/copy.js"
+import { isServerError } from "../protocol/pgDriver.js"
+import { copyFromSql, copyToSql, errorPosition, inlined } from "../sql/copy.js"
 import { withComment } from "../statement/workLabel.js"
+import { commitAndRunHooks, rollback } from "../transaction/completion.js"
+import { type Carrier, currentContext, type Kind } from "../transaction/context.js"
+import { scoped } from "../transaction/contextSlot.js"
 import { makeInliner } from "./compiler.js"
+import { type Executor, locationOf } from "./executor.js"
 
 type AnyFiber = Fiber.RuntimeFiber<unknown, unknown>
 
@@ -81,7 +81,7 @@ const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number)
 /** Returns the outcome of a fiber as an effect. */
 const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> => Effect.flatten(Fiber.await(fiber))
 
-const known: Known<Options> = {
+const known: KnownNames<Options> = {
   format: true,
   delimiter: true,
   null: true,
@@ -95,7 +95,7 @@ const known: Known<Options> = {
 
 /** Makes the members of a client for COPY. `rename` turns a name of the program into one of the database. */
 export const makeCopy = (
-  engine: Engine,
+  engine: Executor,
   kind: Kind,
   rename: ((name: string) => string) | undefined,
   transformJson: boolean
@@ -132,7 +132,7 @@ export const makeCopy = (
   const start = (fiber: AnyFiber, asked: Request, data: Data, options: Options): Effect.Effect<UnderWay, SqlError> => {
     const unknown = unknownOption(database, options, known)
     if (unknown !== undefined) return Effect.fail(toSqlError(unknown))
-    const carrier = currentCarrier(fiber)
+    const carrier = currentContext(fiber)
     const request = scoped(fiber.currentContext, carrier, database, withComment(asked, carrier?.work(fiber)))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
     const around = engine.transactionFor(fiber, carrier, kind)
@@ -153,8 +153,8 @@ export const makeCopy = (
       keep: Effect.uninterruptibleMask((restore) =>
         // a reader's settings for its statement are undone with the savepoint
         kind === "reader" && transaction.level.parent !== undefined
-          ? undo(transaction, restore)
-          : Effect.zipRight(keep(transaction, restore, toSqlError), noted)
+          ? rollback(transaction, restore)
+          : Effect.zipRight(commitAndRunHooks(transaction, restore, toSqlError), noted)
       )
     }))
   }
@@ -170,7 +170,7 @@ export const makeCopy = (
       else data.drop()
       return isAnswered.pipe(
         Effect.zipRight(Fiber.interrupt(copying)),
-        Effect.zipRight(Effect.suspend(() => undo(transaction, restore)))
+        Effect.zipRight(Effect.suspend(() => rollback(transaction, restore)))
       )
     })
 
@@ -200,7 +200,7 @@ export const makeCopy = (
     const context = cause instanceof Error && isServerError(cause) ? cause.where : undefined
     if (context === undefined || aboutMoment.has(refusal._tag)) return error
     const renamed = columns.map(named)
-    const spot = spotIn(context, named(table).split(".").at(-1) ?? "", renamed)
+    const spot = errorPosition(context, named(table).split(".").at(-1) ?? "", renamed)
     if (spot === undefined) return error
     const column = spot.column === undefined ? undefined : (columns[renamed.indexOf(spot.column)] ?? spot.column)
     return refuse(refusal, spot.line, column, "server" in refusal ? refusal.server : "")

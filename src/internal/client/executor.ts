@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
-import type { Connection, Flight, Request } from "../../Connection.js"
+import type { Connection, Exchange, Request } from "../../Connection.js"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../../Consistency.js"
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import {
@@ -24,32 +24,32 @@ import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../
 import type { Choose } from "../../Router.js"
 import type { OpenTransaction, Server, Topology } from "../../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../../Transaction.js"
-import { RetryBudget } from "./retryBudget.js"
-import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { cancellable } from "../concurrency/cancellable.js"
-import { type Carrier, currentCarrier, type Kind, type Memory } from "../transaction/context.js"
-import { makePause } from "./statementRetry.js"
-import { located, type Place } from "../connection/statementError.js"
-import type { Limits } from "../sql/settings.js"
-import type { Lender } from "../transaction/connectionHolder.js"
+import { type ErrorLocation, withLocation } from "../connection/statementError.js"
+import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
 import { Borrower } from "../pool/borrower.js"
-import { reasonOf, repeat, replaySchedule } from "../unitOfWork/retry.js"
-import { scoped, sessionAt } from "../transaction/contextSlot.js"
-import { Search, type Wanted } from "../topology/replicaSelection.js"
-import type { Fence } from "../transaction/level.js"
-import { type OnStatement, once } from "../statement/autocommit.js"
-import type { OnTaken, Source } from "../topology/connectionSource.js"
-import { enderIn } from "../transaction/endingStatement.js"
-import type { Part } from "../transaction/joinedPart.js"
+import type { Limits } from "../sql/settings.js"
+import { type OnStatement, runAutocommit } from "../statement/autocommit.js"
+import { type WorkLabel, withComment } from "../statement/workLabel.js"
+import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
+import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
+import type { ConnectionLender } from "../transaction/connectionHolder.js"
+import { type Carrier, currentContext, type Kind, type ReadMemory } from "../transaction/context.js"
+import { causalSessionOf, scoped } from "../transaction/contextSlot.js"
+import { endingStatementIn } from "../transaction/endingStatement.js"
+import type { JoinedPart } from "../transaction/joinedPart.js"
+import type { StatementIsolation } from "../transaction/level.js"
+import { reasonOf, retrySchedule, retryTransaction } from "../unitOfWork/retry.js"
 import { mayBeStored } from "../unitOfWork/unitOfWork.js"
-import { type Work, withComment } from "../statement/workLabel.js"
+import { RetryBudget } from "./retryBudget.js"
+import { makePause } from "./statementRetry.js"
 
 /** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
 type Go = (done: OnStatement, deadline: number) => () => void
 
 /** Whether a failure allows another attempt. `refusals` is how many attempts have been refused by a server for good so far. */
-export type Again = (error: DatabaseError, refusals: number) => boolean
+export type Retried = (error: DatabaseError, refusals: number) => boolean
 
 /** Goes on after a failed attempt; `deadline` is until when it had to find a connection. */
 type Failed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
@@ -57,17 +57,17 @@ type Failed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
 const none: ReadonlyArray<never> = []
 
 /** A server's pool, as a transaction sees it. */
-class PoolLender implements Lender {
+class PoolLender implements ConnectionLender {
   /** When it got its connection. */
   since = 0
   /** Where it is among those that have one. */
   at = -1
-  private source: Source | undefined
+  private source: ConnectionSource | undefined
   private deadline: number | undefined
 
   constructor(
-    private readonly engine: Engine,
-    private readonly pick: () => Source,
+    private readonly engine: Executor,
+    private readonly pick: () => ConnectionSource,
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
     private readonly who: Borrower | undefined,
@@ -78,11 +78,11 @@ class PoolLender implements Lender {
     return this.engine.config.pool.acquireTimeout
   }
 
-  get place(): Place {
+  get place(): ErrorLocation {
     return { database: this.engine.config.name, server: this.source?.options.server.name ?? "" }
   }
 
-  checkout(settle: OnTaken): () => void {
+  checkout(settle: OnCheckout): () => void {
     const source = this.pick()
     this.source = source
     // all attempts share the one deadline
@@ -109,7 +109,7 @@ class PoolLender implements Lender {
   }
 }
 
-export class Engine implements Origin {
+export class Executor implements Origin {
   readonly database: string
   readonly limits: Limits | undefined
   /** Those of the transactions that hold a connection, in no order. */
@@ -142,7 +142,7 @@ export class Engine implements Origin {
    * Whether a read that failed may be tried again. A server that refuses for good refuses the next time, too, but another one may not: each
    * is asked once.
    */
-  readonly readsAgain: Again = (error, refusals) => {
+  readonly readsAgain: Retried = (error, refusals) => {
     if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
     if (error._tag === "Disconnected") return error.outcome !== "inDoubt"
     // a standby cancels reads that stand in the way of what it replays
@@ -181,9 +181,9 @@ export class Engine implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     kind: Kind,
     asked: Request,
-    read: (flight: Flight) => A
+    read: (flight: Exchange) => A
   ): Effect.Effect<A, SqlError> {
-    const carrier = currentCarrier(fiber)
+    const carrier = currentContext(fiber)
     const work = carrier?.work(fiber)
     const request = scoped(fiber.currentContext, carrier, this.database, withComment(asked, work))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
@@ -211,7 +211,7 @@ export class Engine implements Origin {
 
   /** Returns the refusal of a statement that would end the one transaction of a sandbox, and store it. */
   endsSandbox({ text }: Request): QueryFailed | undefined {
-    const ender = this.sandbox === undefined ? undefined : enderIn(text)
+    const ender = this.sandbox === undefined ? undefined : endingStatementIn(text)
     if (ender === undefined) return undefined
     const cause = new Error(`${ender} would end the sandbox - use withTransaction, or end it on a reserved connection`)
     return new QueryFailed({ database: this.database, server: "", cause })
@@ -223,7 +223,7 @@ export class Engine implements Origin {
     carrier: Carrier | undefined,
     kind: Kind,
     site?: CallSite | undefined,
-    work?: Work | undefined
+    work?: WorkLabel | undefined
   ): Transaction | undefined {
     if (carrier === undefined) return undefined
     if (kind === "reader") {
@@ -273,12 +273,16 @@ export class Engine implements Origin {
 
   /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */
   witness(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, transaction: Transaction): void {
-    const session = sessionAt(fiber.currentContext, carrier)
+    const session = causalSessionOf(fiber.currentContext, carrier)
     if (session !== undefined && this.sandbox === undefined) transaction.level.link.witness(session)
   }
 
   /** Chooses where a connection comes from; called again, for another attempt, another server where one fits. */
-  picker(kind: Kind, fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined): () => Source {
+  picker(
+    kind: Kind,
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    carrier: Carrier | undefined
+  ): () => ConnectionSource {
     return kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier, carrier?.memory(this))
   }
 
@@ -286,10 +290,10 @@ export class Engine implements Origin {
   attempt<A>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     go: Go,
-    read: (flight: Flight) => A,
-    again: Again
+    read: (flight: Exchange) => A,
+    again: Retried
   ): Effect.Effect<A, SqlError> {
-    const told = (error: StatementError) => toSqlError(located(error, locationOf(fiber)))
+    const told = (error: StatementError) => toSqlError(withLocation(error, locationOf(fiber)))
     return this.start(go, undefined, read, (first, deadline) => {
       if (!again(first, 1)) return Effect.fail(told(first))
       const policy = Context.get(fiber.currentContext, RetryPolicy)
@@ -304,7 +308,7 @@ export class Engine implements Origin {
   again<A, E extends DatabaseError>(
     self: Effect.Effect<A, E>,
     deadline: number,
-    again: Again = isNotSent
+    again: Retried = isNotSent
   ): Effect.Effect<A, E> {
     const attempt = (_: E, __: number, failed: Failed<A, E>) =>
       Effect.catchAll(self, (error) => failed(error, deadline))
@@ -318,7 +322,7 @@ export class Engine implements Origin {
   /** Goes on after a failed attempt, with the policy's pauses, for as long as the failures allow it. */
   private retry<A, E extends DatabaseError>(
     policy: Policy,
-    again: Again,
+    again: Retried,
     first: E,
     firstDeadline: number,
     attempt: (last: E, deadline: number, failed: Failed<A, E>) => Effect.Effect<A, E>
@@ -348,7 +352,7 @@ export class Engine implements Origin {
   private start<A, E>(
     go: Go,
     deadline: number | undefined,
-    read: (flight: Flight) => A,
+    read: (flight: Exchange) => A,
     recover: (error: StatementError, deadline: number) => Effect.Effect<A, E>
   ): Effect.Effect<A, E> {
     return cancellable((resume) => {
@@ -383,7 +387,7 @@ export class Engine implements Origin {
       return known.database === this.database && this.takeReplay(policy, ++attempt, known)
     }
     return Effect.uninterruptibleMask((restore) =>
-      repeat(restore, next, reasonFor, replaySchedule(asked, policy), take)
+      retryTransaction(restore, next, reasonFor, retrySchedule(asked, policy), take)
     )
   }
 
@@ -413,8 +417,8 @@ export class Engine implements Origin {
   private wanted(
     consistency: Consistency | undefined,
     session: Session | undefined,
-    memory: Memory | undefined
-  ): "nothing" | "everything" | Wanted {
+    memory: ReadMemory | undefined
+  ): "nothing" | "everything" | ReadRequirement {
     if (consistency?._tag === "Eventual") return "nothing"
     if (consistency?._tag === "Strong" || memory?.written === true) return "everything"
     const asked = consistency?._tag === "AtLeast" ? consistency : undefined
@@ -432,7 +436,7 @@ export class Engine implements Origin {
   borrower(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     site: CallSite | undefined,
-    work: Work | undefined
+    work: WorkLabel | undefined
   ): Borrower | undefined {
     if (!this.isWatched && !this.observer.active) return undefined
     const span = fiber.currentSpan
@@ -443,25 +447,25 @@ export class Engine implements Origin {
   private onWriter(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined,
-    work: Work | undefined,
+    work: WorkLabel | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
     const who = this.borrower(fiber, request.site, work)
-    const session = sessionAt(fiber.currentContext, carrier)
-    return (done, deadline) => once(this.writes, deadline, held, request, "inDoubt", who, session, done)
+    const session = causalSessionOf(fiber.currentContext, carrier)
+    return (done, deadline) => runAutocommit(this.writes, deadline, held, request, "inDoubt", who, session, done)
   }
 
   private onReader(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined,
-    work: Work | undefined,
+    work: WorkLabel | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
     const pick = this.readerPicker(fiber, carrier, carrier?.memory(this))
     const who = this.borrower(fiber, request.site, work)
-    return (done, deadline) => once(pick(), deadline, held, request, "undone", who, undefined, done)
+    return (done, deadline) => runAutocommit(pick(), deadline, held, request, "undone", who, undefined, done)
   }
 
   /**
@@ -471,12 +475,12 @@ export class Engine implements Origin {
   private readerPicker(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined,
-    memory: Memory | undefined
-  ): () => Source {
+    memory: ReadMemory | undefined
+  ): () => ConnectionSource {
     const { readers, writer } = this.topology
     if (readers.length === 0) return () => writer.reads
     const consistency = this.consistency(fiber)
-    const session = sessionAt(fiber.currentContext, carrier)
+    const session = causalSessionOf(fiber.currentContext, carrier)
     const given = new Set<Server>()
     const next = () => {
       const now = performance.now()
@@ -495,7 +499,9 @@ export class Engine implements Origin {
       const wanted = this.wanted(consistency, session, memory)
       const mayFail = typeof wanted === "object" && wanted.otherwise === "fail"
       if (wanted === "everything" || (memory?.reader === writer.name && !mayFail)) return writer.reads
-      return wanted === "nothing" ? remember(next()) : new Search({ next, primary: writer, found: remember }, wanted)
+      return wanted === "nothing"
+        ? remember(next())
+        : new ReplicaSelection({ next, primary: writer, found: remember }, wanted)
     }
   }
 
@@ -521,7 +527,7 @@ const isIdempotentAgain = (error: DatabaseError): boolean => isNotSent(error) ||
 const isAway = (error: DatabaseError): boolean => error._tag === "ConnectFailed" && isNotSent(error)
 
 /** A transaction bears the name of the work that it is a part of. */
-const named = (options: Options, work: Work | undefined): Options =>
+const named = (options: Options, work: WorkLabel | undefined): Options =>
   work === undefined
     ? options
     : {
@@ -531,12 +537,12 @@ const named = (options: Options, work: Work | undefined): Options =>
       }
 
 const inTransaction =
-  (transaction: Transaction, request: Request, fence: Fence, part?: Part | undefined): Go =>
+  (transaction: Transaction, request: Request, fence: StatementIsolation, part?: JoinedPart | undefined): Go =>
   (done) =>
     transaction.level.run(request, fence, done, part === undefined ? undefined : () => part.note(transaction))
 
 /** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
-const readFrom = <A>(flight: Flight, read: (flight: Flight) => A): Effect.Effect<A> => {
+const readFrom = <A>(flight: Exchange, read: (flight: Exchange) => A): Effect.Effect<A> => {
   try {
     return Effect.succeed(read(flight))
   } catch (defect) {

@@ -14,7 +14,7 @@ import type { DatabaseConfig, SessionEffect } from "../../DatabaseConfig.js"
 import type { SessionTask, SessionTasks } from "../../Pool.js"
 import { makeCompiler } from "./compiler.js"
 import { makeRun } from "./reserve.js"
-import { makeStatements } from "./sqlConnection.js"
+import { makeSqlConnection } from "./sqlConnection.js"
 
 const dirty = new Error("it left the session busy or in a transaction")
 
@@ -25,7 +25,7 @@ const makeClient = (
   hasEnded: () => boolean
 ): Effect.Effect<SqlClient.SqlClient> => {
   const run = makeRun({ database: config.name, server: connection.server.name }, connection, hasEnded)
-  const statements = makeStatements("writer", run, (request) =>
+  const statements = makeSqlConnection("writer", run, (request) =>
     Stream.unwrap(
       Effect.map(
         run(request, (flight): ReadonlyArray<object> => flight.result.rows),
@@ -89,7 +89,7 @@ const inTurn =
     return () => stop()
   }
 
-export const makeSessionTasks = (config: DatabaseConfig, runtime: Runtime.Runtime<never>): SessionTasks => {
+export const makeLifecycleHooks = (config: DatabaseConfig, runtime: Runtime.Runtime<never>): SessionTasks => {
   const { onCheckout, onConnect, resetOnReturn } = config.options
   const task = (effect: SessionEffect | undefined) =>
     effect === undefined ? undefined : fromEffect(config, runtime, effect)

@@ -7,20 +7,20 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Connection, Done, Failure } from "../../Connection.js"
+import type { Connection, Failure, OnExchange } from "../../Connection.js"
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import { SchemaInvalid, type StatementError, TransactionEnded, toSqlError } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
 import type { Outcome } from "../../SqlState.js"
+import { FifoLock } from "../concurrency/fifoLock.js"
+import { afterFirst, type ErrorLocation, toStatementError } from "../connection/statementError.js"
 import type { CallSite } from "../observability/callSite.js"
-import { currentCarrier, type Kind } from "../transaction/context.js"
+import type { ConnectionSource, OnCheckout, SourceError } from "../topology/connectionSource.js"
+import { currentContext, type Kind } from "../transaction/context.js"
+import { causalSessionOf, scopesOf } from "../transaction/contextSlot.js"
+import type { Executor } from "./executor.js"
 import { runReadOnly } from "./reservedReader.js"
-import type { Engine } from "./executor.js"
-import { afterFirst, type Place, toStatementError } from "../connection/statementError.js"
-import { scopesOf, sessionAt } from "../transaction/contextSlot.js"
-import type { OnTaken, Source, SourceError } from "../topology/connectionSource.js"
-import { makeStatements, type Run } from "./sqlConnection.js"
-import { Turns } from "../concurrency/fifoLock.js"
+import { makeSqlConnection, type Run } from "./sqlConnection.js"
 
 const none: ReadonlyArray<never> = []
 
@@ -28,12 +28,12 @@ const scopeEnded = new Error("the scope of the reserved connection has ended")
 
 /** Runs statements on one connection, one after the other; `reader` are the settings of a session that is not to write. */
 export const makeRun = (
-  place: Place,
+  place: ErrorLocation,
   connection: Connection,
   hasEnded: () => boolean,
   reader?: SessionConfig | undefined
 ): Run => {
-  const turns = new Turns()
+  const turns = new FifoLock()
   /** The first failure of the transaction that is begun by hand. */
   let first: StatementError | undefined
   const failed = (failure: Failure, outcome: Outcome): StatementError => {
@@ -52,7 +52,7 @@ export const makeRun = (
           return resume(Effect.fail(toSqlError(new TransactionEnded({ ...place, cause: scopeEnded }))))
         }
         sent = true
-        const finish: Done = (failure, flight) => {
+        const finish: OnExchange = (failure, flight) => {
           settled = true
           turns.pass()
           if (connection.status !== "E") first = undefined
@@ -76,7 +76,7 @@ export const makeRun = (
  * A session of one's own may be in a transaction that is begun and ended by hand, so nobody can tell how long a `SET LOCAL` would hold in
  * it. It is refused, for to look the names up elsewhere would be worse.
  */
-export const refusesScopes = (engine: Engine, context: Context.Context<never>): SchemaInvalid | undefined =>
+export const refuseSchemaScopes = (engine: Executor, context: Context.Context<never>): SchemaInvalid | undefined =>
   scopesOf(context)?.find(engine.database) === undefined
     ? undefined
     : new SchemaInvalid({
@@ -87,26 +87,26 @@ export const refusesScopes = (engine: Engine, context: Context.Context<never>): 
 
 /** Checks a connection out for a scope. */
 export const makeReserve = (
-  engine: Engine,
+  engine: Executor,
   kind: Kind,
   site: CallSite | undefined
 ): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
-    const refusal = refusesScopes(engine, fiber.currentContext)
+    const refusal = refuseSchemaScopes(engine, fiber.currentContext)
     if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
-    const carrier = currentCarrier(fiber)
+    const carrier = currentContext(fiber)
     const holding = carrier?.held(engine) ?? none
     const pick = engine.picker(kind, fiber, carrier)
     const who = engine.borrower(fiber, site, carrier?.work(fiber))
     const deadline = engine.deadline()
     // what is done on it by hand is seen by nobody
-    const session = kind === "writer" ? sessionAt(fiber.currentContext, carrier) : undefined
+    const session = kind === "writer" ? causalSessionOf(fiber.currentContext, carrier) : undefined
     let giveSessionBack = () => {}
-    let taken: { readonly pool: Source; readonly connection: Connection } | undefined
+    let taken: { readonly pool: ConnectionSource; readonly connection: Connection } | undefined
     let ended = false
     const attempt = Effect.async<NonNullable<typeof taken>, SourceError>((resume) => {
       const pool = pick()
-      const settle: OnTaken = (error, connection) => {
+      const settle: OnCheckout = (error, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
           if (session !== undefined) giveSessionBack = session.lend(engine.database)
@@ -131,10 +131,10 @@ export const makeReserve = (
       const plain = makeRun(place, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
       const run: Run = (request, read) =>
         Effect.withFiberRuntime((fiber) => {
-          const refusal = refusesScopes(engine, fiber.currentContext)
+          const refusal = refuseSchemaScopes(engine, fiber.currentContext)
           return refusal === undefined ? plain(request, read) : Effect.fail(toSqlError(refusal))
         })
-      return makeStatements(kind, run, (request, transformRows) =>
+      return makeSqlConnection(kind, run, (request, transformRows) =>
         Stream.unwrap(
           Effect.map(
             run(request, (flight): ReadonlyArray<object> => flight.result.rows),

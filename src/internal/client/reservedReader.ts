@@ -2,11 +2,11 @@
  * A session that a reader has for itself. Its statements are in no transaction of ours, so what keeps it from writing goes around each one,
  * and behind each BEGIN of the program.
  */
-import type { Connection, Done, Request } from "../../Connection.js"
+import type { Connection, OnExchange, Request } from "../../Connection.js"
 import type { SessionConfig } from "../../DatabaseConfig.js"
-import { guard, runGuarded } from "../statement/autocommitGuard.js"
-import { commandsIn } from "../sql/commands.js"
 import { constantStep } from "../protocol/messages.js"
+import { commandsIn } from "../sql/commands.js"
+import { autocommitGuard, runGuarded } from "../statement/autocommitGuard.js"
 
 /** The commands that begin and end transactions. All but the first two are refused outside of one, or do nothing. */
 const control = /^(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b/
@@ -23,11 +23,11 @@ export const runReadOnly = (
   session: SessionConfig,
   request: Request,
   isWanted: () => boolean,
-  done: Done
+  done: OnExchange
 ): void => {
   const [command] = commandsIn(request.text, 1)
   if (connection.status === "I" && (command === undefined || !control.test(command))) {
-    const before = guard(connection, session, true, request)
+    const before = autocommitGuard(connection, session, true, request)
     return before.length === 0
       ? connection.run([], request, [], done)
       : runGuarded(connection, before, request, isWanted, done)

@@ -9,30 +9,30 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Flight } from "../../Connection.js"
+import type { Exchange } from "../../Connection.js"
 import { type TransactionError, toSqlError } from "../../DatabaseError.js"
 import type { Transaction } from "../../Transaction.js"
-import { carrierOf, currentCarrier, type Kind, TransactionCarrier } from "../transaction/context.js"
-import { commit, undo } from "../transaction/completion.js"
-import type { Engine } from "./executor.js"
-import { refusesScopes } from "./reserve.js"
-import { slotOf } from "../transaction/contextSlot.js"
 import { commandsIn } from "../sql/commands.js"
-import { makeStatements, type Run } from "./sqlConnection.js"
+import { rollback, sendCommit } from "../transaction/completion.js"
+import { contextOf, currentContext, type Kind, TransactionContext } from "../transaction/context.js"
+import { slotOf } from "../transaction/contextSlot.js"
+import type { Executor } from "./executor.js"
+import { refuseSchemaScopes } from "./reserve.js"
 import { makeStream } from "./rowStream.js"
+import { makeSqlConnection, type Run } from "./sqlConnection.js"
 
 const begins = /^(?:BEGIN|START TRANSACTION)\b/
 const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
 
 /** Returns the result of a statement that is done without the server. Of a flight only its results are read. */
-const answered = (command: string): Flight =>
-  ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Flight
+const answered = (command: string): Exchange =>
+  ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Exchange
 
 /** Reserves a connection of a sandbox for a scope; a transaction that is open on it is undone with the scope. */
-export const makeSandboxReserve = (engine: Engine, kind: Kind): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
+export const makeSandboxReserve = (engine: Executor, kind: Kind): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
-    const refusal = refusesScopes(engine, fiber.currentContext)
+    const refusal = refuseSchemaScopes(engine, fiber.currentContext)
     if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
     let own: Transaction | undefined
     const leave = () => {
@@ -42,16 +42,16 @@ export const makeSandboxReserve = (engine: Engine, kind: Kind): Effect.Effect<Sq
     }
     const undoOwn = Effect.suspend(() => {
       const transaction = leave()
-      return transaction === undefined ? Effect.void : undo(transaction, undefined)
+      return transaction === undefined ? Effect.void : rollback(transaction, undefined)
     })
     /** Returns the tag that the server would: COMMIT rolls a failed transaction back, without an error. */
     const commitOwn = Effect.uninterruptibleMask((restore) =>
       Effect.suspend(() => {
         const transaction = leave()
         if (transaction === undefined) return Effect.succeed("COMMIT")
-        return Effect.catchAll(Effect.as(commit(transaction, restore), "COMMIT"), (error: TransactionError) =>
+        return Effect.catchAll(Effect.as(sendCommit(transaction, restore), "COMMIT"), (error: TransactionError) =>
           Effect.zipRight(
-            undo(transaction, undefined),
+            rollback(transaction, undefined),
             error._tag === "RolledBackAtCommit" ? Effect.succeed("ROLLBACK") : Effect.fail(toSqlError(error))
           )
         )
@@ -61,15 +61,15 @@ export const makeSandboxReserve = (engine: Engine, kind: Kind): Effect.Effect<Sq
     const inside = (context: Context.Context<never>): Context.Context<never> =>
       own === undefined
         ? context
-        : Context.add(context, TransactionConnection, slotOf(context, new TransactionCarrier(carrierOf(context), own)))
+        : Context.add(context, TransactionConnection, slotOf(context, new TransactionContext(contextOf(context), own)))
     const run: Run = (request, read) =>
       Effect.withFiberRuntime((fiber) => {
-        const refusal = refusesScopes(engine, fiber.currentContext)
+        const refusal = refuseSchemaScopes(engine, fiber.currentContext)
         if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
         const [command = "", ...others] = commandsIn(request.text)
         const isOnly = others.length === 0
         if (isOnly && begins.test(command)) {
-          own ??= engine.begin(kind, {}, fiber, currentCarrier(fiber))
+          own ??= engine.begin(kind, {}, fiber, currentContext(fiber))
           return Effect.sync(() => read(answered("BEGIN")))
         }
         if (isOnly && commits.test(command)) return Effect.map(commitOwn, (tag) => read(answered(tag)))
@@ -82,7 +82,7 @@ export const makeSandboxReserve = (engine: Engine, kind: Kind): Effect.Effect<Sq
     const stream = makeStream(engine, kind)
     return Effect.as(
       Effect.addFinalizer(() => undoOwn),
-      makeStatements(kind, run, (request, transformRows) =>
+      makeSqlConnection(kind, run, (request, transformRows) =>
         Stream.mapInputContext(stream(request, transformRows), inside)
       )
     )

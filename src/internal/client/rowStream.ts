@@ -8,20 +8,20 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Flight, Request } from "../../Connection.js"
+import type { Exchange, Request } from "../../Connection.js"
 import { SchemaInvalid, toSqlError } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
 import type { Transaction } from "../../Transaction.js"
-import { currentCarrier, type Kind } from "../transaction/context.js"
-import { served } from "./statementSpan.js"
-import { commit, commitSoon, undo } from "../transaction/completion.js"
-import type { Engine } from "./executor.js"
-import { Fetches } from "../statement/portalFetcher.js"
 import { hasTracer } from "../observability/transactionSpan.js"
+import { PortalFetcher } from "../statement/portalFetcher.js"
+import { withComment } from "../statement/workLabel.js"
+import { commitUninterruptibly, rollback, sendCommit } from "../transaction/completion.js"
+import { currentContext, type Kind } from "../transaction/context.js"
 import { scoped } from "../transaction/contextSlot.js"
 import type { Portal } from "../transaction/level.js"
+import type { Executor } from "./executor.js"
 import type { TransformRows } from "./sqlConnection.js"
-import { withComment } from "../statement/workLabel.js"
+import { reportServer } from "./statementSpan.js"
 
 /** How many rows of a stream are fetched at a time. */
 const batch = 128
@@ -32,7 +32,7 @@ const batch = 128
  */
 const longestFetch = 400
 
-const toChunk = (flight: Flight, transformRows: TransformRows): Chunk.Chunk<object> => {
+const toChunk = (flight: Exchange, transformRows: TransformRows): Chunk.Chunk<object> => {
   const rows: ReadonlyArray<object> = flight.result.rows
   return Chunk.unsafeFromArray(transformRows === undefined ? rows : transformRows(rows))
 }
@@ -44,7 +44,7 @@ type Ownership = "own" | "shared"
  * The rows of a statement in a transaction, a batch at a time; other statements of the transaction may run in between.
  */
 const portalStream = (
-  engine: Engine,
+  engine: Executor,
   transaction: Transaction,
   request: Request,
   transformRows: TransformRows,
@@ -55,7 +55,7 @@ const portalStream = (
     let portal: Portal | undefined
     let ended = false
     const isOwn = ownership === "own"
-    const fetches = new Fetches((done) => portal?.next(done) ?? (() => {}))
+    const fetches = new PortalFetcher((done) => portal?.next(done) ?? (() => {}))
     const open = engine.attempt(
       fiber,
       (done) =>
@@ -78,7 +78,7 @@ const portalStream = (
       () => false
     )
     const end = Effect.mapError(
-      Effect.uninterruptibleMask((restore) => commit(transaction, restore)),
+      Effect.uninterruptibleMask((restore) => sendCommit(transaction, restore)),
       toSqlError
     )
     const pull: Effect.Effect<Chunk.Chunk<object>, Option.Option<SqlError>> = Effect.suspend(() =>
@@ -99,12 +99,14 @@ const portalStream = (
         if (portal === undefined || ended) return resume(Effect.void)
         portal.close(isOver, () => resume(Effect.void))
       })
-    const drop = Effect.suspend(() => (isOwn ? undo(transaction, undefined) : close(true)))
+    const drop = Effect.suspend(() => (isOwn ? rollback(transaction, undefined) : close(true)))
     /** What was read, and done, is kept as it would be without a stream. */
     const keep = Effect.suspend(() => {
       if (!isOwn) return close(false)
       if (transaction.level.state !== "open") return drop
-      return Effect.catchAll(commitSoon(transaction), (error) => Effect.zipRight(drop, Effect.logError(error.message)))
+      return Effect.catchAll(commitUninterruptibly(transaction), (error) =>
+        Effect.zipRight(drop, Effect.logError(error.message))
+      )
     })
     return Effect.as(
       Effect.addFinalizer((exit) => {
@@ -120,12 +122,12 @@ const portalStream = (
 
 /** The rows of a statement wherever it belongs. */
 export const makeStream =
-  (engine: Engine, kind: Kind) =>
+  (engine: Executor, kind: Kind) =>
   (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
-        const asked = hasTracer(fiber) ? served(fiber, made) : made
-        const carrier = currentCarrier(fiber)
+        const asked = hasTracer(fiber) ? reportServer(fiber, made) : made
+        const carrier = currentContext(fiber)
         const request = scoped(fiber.currentContext, carrier, engine.database, withComment(asked, carrier?.work(fiber)))
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
         const ender = engine.endsSandbox(request)

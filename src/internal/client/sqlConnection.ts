@@ -5,7 +5,7 @@ import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
-import type { Flight, Request } from "../../Connection.js"
+import type { Exchange, Request } from "../../Connection.js"
 import type { CallSite } from "../observability/callSite.js"
 import type { Kind } from "../transaction/context.js"
 
@@ -13,7 +13,7 @@ import type { Kind } from "../transaction/context.js"
 export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
 /** How a statement is run, whatever runs it: a pool, a transaction, one reserved connection. */
-export type Run = <A>(request: Request, read: (flight: Flight) => A) => Effect.Effect<A, SqlError>
+export type Run = <A>(request: Request, read: (flight: Exchange) => A) => Effect.Effect<A, SqlError>
 
 /** Several commands in one text go by the simple protocol; a statement with a semicolon in a string may, too. */
 const isSimple = (kind: Kind, sql: string, values: ReadonlyArray<unknown>): boolean => {
@@ -38,19 +38,19 @@ class PlainRequest implements Request {
   }
 }
 
-const several = (flight: Flight): boolean => flight.results.length > 1
+const several = (flight: Exchange): boolean => flight.results.length > 1
 
-const only = (flight: Flight) => flight.results[0] ?? flight.result
+const only = (flight: Exchange) => flight.results[0] ?? flight.result
 
 // The rows' type is the caller's own claim, as it is everywhere in @effect/sql: `any` in its Connection interface.
-const rowsOf = (flight: Flight): ReadonlyArray<never> =>
+const rowsOf = (flight: Exchange): ReadonlyArray<never> =>
   (several(flight) ? flight.results.map((result) => result.rows) : only(flight).rows) as unknown as ReadonlyArray<never>
 
 /** How the rows of a flight are read. */
 const reading = (transformRows: TransformRows) =>
-  transformRows === undefined ? rowsOf : (flight: Flight) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
+  transformRows === undefined ? rowsOf : (flight: Exchange) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
 
-const rawOf = (flight: Flight): unknown => (several(flight) ? flight.results : only(flight))
+const rawOf = (flight: Exchange): unknown => (several(flight) ? flight.results : only(flight))
 
 /** The request for the rows of a statement, and how they are read. */
 export const makeRows = (kind: Kind, transformRows: TransformRows) => ({
@@ -60,7 +60,7 @@ export const makeRows = (kind: Kind, transformRows: TransformRows) => ({
 })
 
 /** The ecosystem's connection over a way to run. */
-export const makeStatements = (
+export const makeSqlConnection = (
   kind: Kind,
   run: Run,
   stream: (request: Request, transformRows: TransformRows) => Stream.Stream<object, SqlError>

@@ -12,8 +12,8 @@ import type * as Fiber from "effect/Fiber"
 import { identity } from "effect/Function"
 import * as Stream from "effect/Stream"
 import { type CallSite, CurrentSite, callSite } from "../observability/callSite.js"
-import { naming, namingStream } from "./statementSpan.js"
 import { hasTracer } from "../observability/transactionSpan.js"
+import { nameServer, nameStreamServer } from "./statementSpan.js"
 
 /** Whether spans go anywhere, or statements are to be transformed. */
 const isWatched = (fiber: Fiber.RuntimeFiber<unknown, unknown>): boolean =>
@@ -52,7 +52,7 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
     const { made, site } = this
     const stream = site === undefined ? made.stream : Stream.provideService(made.stream, CurrentSite, site)
     return Stream.unwrap(
-      Effect.withFiberRuntime((fiber) => Effect.succeed(hasTracer(fiber) ? namingStream(stream) : stream))
+      Effect.withFiberRuntime((fiber) => Effect.succeed(hasTracer(fiber) ? nameStreamServer(stream) : stream))
     )
   }
   get values(): Effect.Effect<ReadonlyArray<ReadonlyArray<unknown>>, SqlError> {
@@ -75,7 +75,7 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
   private at<B>(effect: Effect.Effect<B, SqlError>): Effect.Effect<B, SqlError> {
     const { site } = this
     const written = site === undefined ? effect : Effect.provideService(effect, CurrentSite, site)
-    return Effect.withFiberRuntime((fiber) => (hasTracer(fiber) ? naming(written) : written))
+    return Effect.withFiberRuntime((fiber) => (hasTracer(fiber) ? nameServer(written) : written))
   }
   toJSON(): unknown {
     const [sql, params] = this.compile()
@@ -84,7 +84,7 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
 }
 
 /** The constructor of @effect/sql, making statements that take the shorter way. */
-export const makeConstructor = (made: Statement.Constructor, execute: Execute): Statement.Constructor => {
+export const makeStatementConstructor = (made: Statement.Constructor, execute: Execute): Statement.Constructor => {
   const sql = (strings: TemplateStringsArray | string, ...args: ReadonlyArray<never>) =>
     typeof strings === "string" ? made(strings) : new FastStatement(made(strings, ...args), execute, callSite())
   return Object.assign(

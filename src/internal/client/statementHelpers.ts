@@ -193,7 +193,7 @@ const settled = (segments: Segments): Segments => {
 }
 
 /** Returns the statement with the helpers taken apart where that is needed. */
-export const settle = (statement: Statement.Fragment): Statement.Fragment => {
+export const completeHelpers = (statement: Statement.Fragment): Statement.Fragment => {
   const { segments } = statement
   const all = settled(segments)
   return all === segments ? statement : { [Statement.FragmentId]: identity, segments: all }

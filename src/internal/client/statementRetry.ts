@@ -9,8 +9,8 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "../../DatabaseError.js"
 import { isNotSent, type Policy } from "../../RetryPolicy.js"
-import type { RetryBudget } from "./retryBudget.js"
 import type { OutageWaiters } from "../pool/outageWaiters.js"
+import type { RetryBudget } from "./retryBudget.js"
 
 /** Pauses after a failure; gives whether there is to be another attempt. `deadline` is until when a connection must have been found. */
 export type Pause = (error: DatabaseError, deadline: number) => Effect.Effect<boolean>

@@ -30,7 +30,7 @@ const noting =
       holder.span = span
     })
 
-/** Runs effects of one statement so that {@link served} finds its span. */
+/** Runs effects of one statement so that {@link reportServer} finds its span. */
 const inHolder = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => {
   const holder: Holder = { span: undefined }
   const transformer = Option.some(noting(holder, fiber.getFiberRef(Statement.currentTransformer)))
@@ -39,11 +39,11 @@ const inHolder = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => {
 }
 
 /** Runs a statement of @effect/sql so that its span names the server. */
-export const naming = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+export const nameServer = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.withFiberRuntime((fiber) => inHolder(fiber)(self))
 
 /** The same for the rows of a statement as a stream. */
-export const namingStream = <A, E>(self: Stream.Stream<A, E>): Stream.Stream<A, E> =>
+export const nameStreamServer = <A, E>(self: Stream.Stream<A, E>): Stream.Stream<A, E> =>
   Stream.fromPull(
     Effect.withFiberRuntime((fiber) => {
       const within = inHolder(fiber)
@@ -52,7 +52,7 @@ export const namingStream = <A, E>(self: Stream.Stream<A, E>): Stream.Stream<A, 
   )
 
 /** The request of a statement, that tells the span of the statement which server has got it. */
-export const served = (fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request): Request => {
+export const reportServer = (fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request): Request => {
   const span = Context.get(fiber.currentContext, CurrentHolder)?.span
   if (span === undefined) return request
   return {

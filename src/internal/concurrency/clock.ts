@@ -5,7 +5,7 @@
 /**
  * Bounds for undoing something, in ms: the usual one, one for an interrupted caller that waits for it, and none where another bound holds.
  */
-export const longestUndo = { usual: 750, hurried: 400, patient: Number.POSITIVE_INFINITY }
+export const rollbackTimeout = { usual: 750, hurried: 400, patient: Number.POSITIVE_INFINITY }
 
 /** The longest timer of Node, in ms: it fires a longer one at once. */
 const longestTimer = 2_147_483_647

@@ -1,7 +1,7 @@
 /**
  * Who may use something that only one may use at a time: first come, first served.
  */
-export class Turns {
+export class FifoLock {
   private taken = false
   private passing = false
   /** Made when somebody has to wait, which in most transactions nobody ever does. */

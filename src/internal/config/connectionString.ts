@@ -3,8 +3,8 @@
  */
 import { isUri, parseUri } from "./connectionUri.js"
 import { parseKeywords } from "./keywordString.js"
-import { collect, type Parameters } from "./parameterNames.js"
 import { Invalid } from "./optionParsers.js"
+import { collect, type Parameters } from "./parameterNames.js"
 
 const forms =
   "a URL like postgres://user:password@host:5432/database, or a keyword string like host=a dbname=app user=me"

@@ -12,9 +12,9 @@ import { isMissingFile } from "../../SqlState.js"
 import { parseConnectionString } from "./connectionString.js"
 import type { Pair } from "./connectionUri.js"
 import { formatKeywords } from "./keywordString.js"
+import { Invalid } from "./optionParsers.js"
 import { collect } from "./parameterNames.js"
 import { parseService } from "./serviceFile.js"
-import { Invalid } from "./optionParsers.js"
 
 /** The variable of each parameter that has one. */
 const variables: ReadonlyArray<readonly [parameter: string, variable: string]> = [

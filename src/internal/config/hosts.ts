@@ -2,8 +2,8 @@
  * The hosts of a server: libpq's lists of names, addresses and ports, taken together.
  */
 import { BlockList, isIP } from "node:net"
-import type { Given } from "./serverInput.js"
 import { Invalid, integer, port, text } from "./optionParsers.js"
+import type { ServerParts } from "./serverInput.js"
 
 /**
  * One host of a server.
@@ -54,7 +54,7 @@ const portOf = (setting: string, given: string): number => {
 }
 
 /** Returns the hosts of a server. One port is for all of them. */
-export const hostsOf = ({ parameter, parameters, part, parts }: Given): ReadonlyArray<Host> => {
+export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): ReadonlyArray<Host> => {
   const isPart = parameters === undefined || parts.host !== undefined
   const setting = isPart ? part("host") : parameter("host")
   const names = isPart ? listOf(parts.host).map((name) => text(setting, name)) : split(parameters.get("host"))

@@ -1,11 +1,11 @@
 /**
  * The names of settings, so that one that is mistyped is refused instead of ignored.
  */
-import { nearest } from "./nearestName.js"
+import { nearestName } from "./nearestName.js"
 import { Invalid } from "./optionParsers.js"
 
 /** A table with every name of some settings; a name that is missing here does not compile. */
-export type Known<A> = { readonly [K in keyof Required<A>]: true }
+export type KnownNames<A> = { readonly [K in keyof Required<A>]: true }
 
 /** Refuses settings with a name that is not known. `synonyms` are the words of other libraries. */
 export const refuseUnknown = (
@@ -17,7 +17,7 @@ export const refuseUnknown = (
   for (const name of Object.keys(given)) {
     if (Object.hasOwn(known, name)) continue
     const names = Object.keys(known)
-    const instead = Object.hasOwn(synonyms, name) ? synonyms[name] : nearest(name, names)
+    const instead = Object.hasOwn(synonyms, name) ? synonyms[name] : nearestName(name, names)
     throw new Invalid(
       setting === "" ? name : `${setting}.${name}`,
       "an unknown setting",

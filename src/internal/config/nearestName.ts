@@ -24,7 +24,7 @@ const distance = (a: string, b: string): number => {
 const plain = (name: string): string => name.toLowerCase().replace(/[^a-z0-9]/g, "")
 
 /** Returns the known name that is nearest to another, unless none is near: then both would have little in common. */
-export const nearest = (name: string, known: Iterable<string>): string | undefined => {
+export const nearestName = (name: string, known: Iterable<string>): string | undefined => {
   const meant = plain(name)
   // no known name is near to one of any length, and the comparison takes time by the product of both
   if (meant === "" || meant.length > 64) return undefined

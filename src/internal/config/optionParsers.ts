@@ -4,8 +4,8 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as LogLevel from "effect/LogLevel"
-import { whole } from "../sql/settings.js"
 import { isByName } from "../protocol/typeNames.js"
+import { wholeMillis } from "../sql/settings.js"
 
 /** Why a setting is refused; never with a secret. */
 export class Invalid {
@@ -45,7 +45,7 @@ const isNegative = (given: Duration.DurationInput): boolean => {
   return (typeof given === "number" || typeof given === "bigint") && !(given >= 0)
 }
 
-export const time = (
+export const duration = (
   setting: string,
   given: Duration.DurationInput | undefined,
   otherwise: Duration.DurationInput
@@ -57,7 +57,8 @@ export const time = (
 }
 
 /** A limit as the server takes it: in whole milliseconds; 0 is none. */
-export const limit = (setting: string, given: Duration.DurationInput): number => whole(time(setting, given, 0))
+export const limit = (setting: string, given: Duration.DurationInput): number =>
+  wholeMillis(duration(setting, given, 0))
 
 export const limitIfAny = (setting: string, given: Duration.DurationInput | undefined): number | undefined =>
   given === undefined ? undefined : limit(setting, given)
@@ -72,7 +73,7 @@ export const finite = (setting: string, given: number): number => {
 }
 
 /** Whether something is to be so, by default not. */
-export const yesOrNo = (setting: string, given: boolean | undefined): boolean => {
+export const boolean = (setting: string, given: boolean | undefined): boolean => {
   if (given !== undefined && typeof given !== "boolean") throw new Invalid(setting, "no boolean", "true or false")
   return given === true
 }
@@ -120,7 +121,7 @@ export const keepAlive = (
   setting = "keepAlive"
 ): number | undefined => {
   if (given === false) return undefined
-  const millis = time(setting, given, "30 seconds")
+  const millis = duration(setting, given, "30 seconds")
   // whole seconds are all that the socket option knows: 0 leaves the system's two hours, and more than these it refuses
   if (millis < 1000 || millis > 32_767_000) throw new Invalid(setting, String(given), "1 second to 9 hours, or false")
   return millis

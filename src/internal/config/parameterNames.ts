@@ -2,7 +2,7 @@
  * The parameters of a connection string: those of libpq 18, two of our own, and those of other tools, which are known for a hint only.
  */
 import type { Pair } from "./connectionUri.js"
-import { nearest } from "./nearestName.js"
+import { nearestName } from "./nearestName.js"
 import { Invalid } from "./optionParsers.js"
 
 /** A parameter's value by its name. */
@@ -165,7 +165,7 @@ export const refuseUnsupported = (setting: string, parameters: Parameters): void
 const unknown = (setting: string, name: string): Invalid => {
   const instead = others.get(name)
   if (instead !== undefined) return new Invalid(`${setting} (${name})`, "a parameter of another tool", instead)
-  const near = nearest(name, names)
+  const near = nearestName(name, names)
   return near === undefined
     ? new Invalid(setting, "a connection string with an unknown parameter", "libpq's parameters only")
     : new Invalid(`${setting} (${name})`, "an unknown parameter", near)

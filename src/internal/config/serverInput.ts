@@ -4,12 +4,12 @@
 import type { Duplex } from "node:stream"
 import type * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
-import { concealed } from "../protocol/tlsOptions.js"
+import { concealSecrets } from "../protocol/tlsOptions.js"
 import { parseConnectionString } from "./connectionString.js"
-import { type Known, refuseUnknown } from "./knownNames.js"
+import { type KnownNames, refuseUnknown } from "./knownNames.js"
+import { Invalid, text } from "./optionParsers.js"
 import { type Parameters, refuseUnsupported } from "./parameterNames.js"
 import type { Ssl } from "./sslOption.js"
-import { Invalid, text } from "./optionParsers.js"
 
 /**
  * The sessions that a server's connections must have, in the words of libpq's `target_session_attrs`.
@@ -105,7 +105,7 @@ export interface ServerSocket extends ServerSettings {
  */
 export type ServerInput = Redacted.Redacted<string> | ServerOptions | ServerUrl | ServerSocket
 
-const common: Known<ServerSettings> = {
+const common: KnownNames<ServerSettings> = {
   password: true,
   passwordFile: true,
   ssl: true,
@@ -113,9 +113,9 @@ const common: Known<ServerSettings> = {
   loadBalanceHosts: true,
   channelBinding: true
 }
-const ofParts: Known<ServerOptions> = { ...common, host: true, port: true, database: true, username: true }
-const ofUrl: Known<ServerUrl> = { ...ofParts, url: true }
-const ofSocket: Known<ServerSocket> = { ...common, socket: true, name: true, database: true, username: true }
+const ofParts: KnownNames<ServerOptions> = { ...common, host: true, port: true, database: true, username: true }
+const ofUrl: KnownNames<ServerUrl> = { ...ofParts, url: true }
+const ofSocket: KnownNames<ServerSocket> = { ...common, socket: true, name: true, database: true, username: true }
 
 /** The words of other libraries for the parts of a server. */
 const synonyms: Readonly<Record<string, string>> = {
@@ -134,7 +134,7 @@ const synonyms: Readonly<Record<string, string>> = {
 type Parts = ServerSettings & Omit<ServerUrl, "url"> & Omit<Partial<ServerSocket>, "database" | "username">
 
 /** A server as it was given. */
-export interface Given {
+export interface ServerParts {
   /** The parameters of a connection string; `undefined` if there is none. */
   readonly parameters: Parameters | undefined
   readonly parts: Parts
@@ -144,7 +144,12 @@ export interface Given {
   readonly parameter: (name: string) => string
 }
 
-const ofString = (setting: string, url: Redacted.Redacted<string>, parts: Parts, part: Given["part"]): Given => {
+const ofString = (
+  setting: string,
+  url: Redacted.Redacted<string>,
+  parts: Parts,
+  part: ServerParts["part"]
+): ServerParts => {
   const given = Redacted.value(url)
   // a program without types may redact another thing; an empty text is refused with the forms that are expected
   const parameters = parseConnectionString(setting, given === "" ? given : text(setting, given))
@@ -153,15 +158,15 @@ const ofString = (setting: string, url: Redacted.Redacted<string>, parts: Parts,
 }
 
 /** Returns the server as it was given, with what is secret in its TLS options out of sight. */
-export const concealedInput = (input: ServerInput): ServerInput =>
-  Redacted.isRedacted(input) || typeof input?.ssl !== "object" ? input : { ...input, ssl: concealed(input.ssl) }
+export const redactInput = (input: ServerInput): ServerInput =>
+  Redacted.isRedacted(input) || typeof input?.ssl !== "object" ? input : { ...input, ssl: concealSecrets(input.ssl) }
 
 /** Tells if a server is an empty text, as a variable of the environment without a value gives it. */
 export const isEmptyUrl = (input: ServerInput | undefined): boolean =>
   Redacted.isRedacted(input) && Redacted.value(input) === ""
 
 /** Reads a server's connection string, if there is one, and refuses parts with unknown names. */
-export const read = (setting: string, input: ServerInput): Given => {
+export const read = (setting: string, input: ServerInput): ServerParts => {
   const part = (name: keyof Parts) => `${setting}.${name}`
   if (Redacted.isRedacted(input)) return ofString(setting, input, {}, part)
   if (typeof input !== "object" || input === null) {

@@ -2,14 +2,14 @@
  * The settings of a server, checked and complete.
  */
 import * as Redacted from "effect/Redacted"
-import { concealed } from "../protocol/tlsOptions.js"
-import { type AuthMethod, parseRequireAuth } from "./requireAuth.js"
+import { concealSecrets } from "../protocol/tlsOptions.js"
 import { type Host, hostsOf, isSocket } from "./hosts.js"
-import { hostTimeoutOf, type OwnSettings, ownSettings } from "./sessionParameters.js"
-import { type Connector, type Given, read, type ServerInput, type TargetSessionAttrs } from "./serverInput.js"
-import { checkSsl, type Ssl } from "./sslOption.js"
-import { type TlsFiles, tlsFilesOf, tlsOf } from "./tlsParameters.js"
 import { effect, flag, Invalid, oneOf, text } from "./optionParsers.js"
+import { type AuthMethod, parseRequireAuth } from "./requireAuth.js"
+import { type Connector, read, type ServerInput, type ServerParts, type TargetSessionAttrs } from "./serverInput.js"
+import { hostTimeoutOf, type SessionParameters, sessionParameters } from "./sessionParameters.js"
+import { checkSsl, type Ssl } from "./sslOption.js"
+import { type TlsFiles, tlsFilesOf, tlsParameters } from "./tlsParameters.js"
 
 /**
  * One host of a server, with its TLS.
@@ -53,11 +53,11 @@ export interface ServerConfig extends Endpoint {
   readonly connectTimeout: number
   /** The most of it for one host, in milliseconds, if the connection string says so and no option does. */
   readonly hostTimeout: number | undefined
-  readonly own: OwnSettings
+  readonly own: SessionParameters
 }
 
 /** Settings that all servers of a database share. */
-export interface Common {
+export interface SharedOptions {
   readonly passwordFile: string | undefined
   /** True if a provider gives user and password. */
   readonly hasCredentials: boolean
@@ -75,10 +75,10 @@ export const fileOf = (setting: string, given: string | undefined, hasCredential
   return text(setting, given)
 }
 
-const endpointsOf = (given: Given, ssl: Ssl | undefined): ReadonlyArray<Endpoint> => {
+const endpointsOf = (given: ServerParts, ssl: Ssl | undefined): ReadonlyArray<Endpoint> => {
   const { part, parts } = given
   if (parts.socket === undefined) {
-    return hostsOf(given).map((host) => ({ ...host, ssl: ssl ?? tlsOf(given, host) }))
+    return hostsOf(given).map((host) => ({ ...host, ssl: ssl ?? tlsParameters(given, host) }))
   }
   effect(part("socket"), parts.socket)
   if (ssl === true || (typeof ssl === "object" && ssl.rejectUnauthorized !== false && !ssl.servername)) {
@@ -90,7 +90,7 @@ const endpointsOf = (given: Given, ssl: Ssl | undefined): ReadonlyArray<Endpoint
 
 /** Returns a setting that is a part or a parameter, with its name in errors. The part comes before the parameter. */
 const either = (
-  { parameter, parameters, part, parts }: Given,
+  { parameter, parameters, part, parts }: ServerParts,
   name: "channelBinding" | "loadBalanceHosts" | "targetSessionAttrs",
   of: string
 ): readonly [setting: string, value: string | undefined] => {
@@ -100,7 +100,7 @@ const either = (
 
 const targets = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] as const
 
-const targetOf = (given: Given, role: "writer" | "reader"): TargetSessionAttrs => {
+const targetOf = (given: ServerParts, role: "writer" | "reader"): TargetSessionAttrs => {
   const [setting, value = role === "writer" ? "read-write" : "prefer-standby"] = either(
     given,
     "targetSessionAttrs",
@@ -111,13 +111,13 @@ const targetOf = (given: Given, role: "writer" | "reader"): TargetSessionAttrs =
   throw new Invalid(setting, `${target} for the writer, which is to accept writes`, "read-write, primary or any")
 }
 
-const userOf = ({ parameter, parameters, part, parts }: Given, hasCredentials: boolean): string => {
+const userOf = ({ parameter, parameters, part, parts }: ServerParts, hasCredentials: boolean): string => {
   const setting = parameters === undefined || parts.username !== undefined ? part("username") : parameter("user")
   const given = parameters === undefined ? parts.username : (parts.username ?? parameters.get("user") ?? "")
   return hasCredentials && given === "" ? "" : text(setting, given)
 }
 
-const databaseOf = ({ parameter, parameters, part, parts }: Given, username: string): string => {
+const databaseOf = ({ parameter, parameters, part, parts }: ServerParts, username: string): string => {
   if (parameters === undefined || parts.database !== undefined) return text(part("database"), parts.database)
   // as libpq does
   return text(parameter("dbname"), parameters.get("dbname") || username)
@@ -131,17 +131,17 @@ const needTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoint>)
 }
 
 /** Checks a server and fills in the defaults. */
-export const server = (
+export const serverConfig = (
   setting: string,
   input: ServerInput,
   role: "writer" | "reader",
-  common: Common
+  common: SharedOptions
 ): ServerConfig & { readonly isPooled: boolean } => {
   const given = read(setting, input)
   const { parameter, parameters, part, parts } = given
   const value = (name: string) => parameters?.get(name) || undefined
   checkSsl(part("ssl"), parts.ssl)
-  const ssl = concealed(parts.ssl ?? common.ssl)
+  const ssl = concealSecrets(parts.ssl ?? common.ssl)
   const hosts = endpointsOf(given, ssl)
   const [first] = hosts
   if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
@@ -179,7 +179,7 @@ export const server = (
     isShuffled: balance === "random",
     connectTimeout: common.connectTimeout ?? (hostTimeout && hostTimeout * hosts.length) ?? defaultConnectTimeout,
     hostTimeout,
-    own: ownSettings(given),
+    own: sessionParameters(given),
     isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true"
   }
 }

@@ -1,8 +1,9 @@
 /**
  * Settings of a session and its connect that a connection string may hold.
  */
-import type { Given } from "./serverInput.js"
+
 import { flag, Invalid, integer, keepAlive } from "./optionParsers.js"
+import type { ServerParts } from "./serverInput.js"
 
 /**
  * The settings of sessions that a connection string holds. The options of the database come before them.
@@ -10,7 +11,7 @@ import { flag, Invalid, integer, keepAlive } from "./optionParsers.js"
  * @since 0.2.0
  * @category models
  */
-export interface OwnSettings {
+export interface SessionParameters {
   readonly applicationName?: string
   /** In milliseconds; `undefined` where TCP keeps silent. */
   readonly keepAlive?: number | undefined
@@ -23,7 +24,7 @@ export interface OwnSettings {
 const utf8 = /^(utf-?8|unicode|auto)$/i
 
 /** Returns the settings of a session that a connection string holds. */
-export const ownSettings = ({ parameter, parameters }: Given): OwnSettings => {
+export const sessionParameters = ({ parameter, parameters }: ServerParts): SessionParameters => {
   const value = (name: string) => parameters?.get(name) || undefined
   if (!utf8.test(value("client_encoding") ?? "UTF8")) {
     throw new Invalid(parameter("client_encoding"), "not supported", "UTF8, which is all that the driver reads")
@@ -42,7 +43,7 @@ export const ownSettings = ({ parameter, parameters }: Given): OwnSettings => {
 }
 
 /** Returns the time that each host may take to connect to, in milliseconds, if a connection string says so. */
-export const hostTimeoutOf = ({ parameter, parameters }: Given): number | undefined => {
+export const hostTimeoutOf = ({ parameter, parameters }: ServerParts): number | undefined => {
   const given = parameters?.get("connect_timeout")
   if (given === undefined || given === "") return undefined
   const seconds = integer(parameter("connect_timeout"), given)

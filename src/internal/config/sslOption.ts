@@ -2,7 +2,7 @@
  * The option `ssl`.
  */
 import type { ConnectionOptions } from "node:tls"
-import { type Known, refuseUnknown } from "./knownNames.js"
+import { type KnownNames, refuseUnknown } from "./knownNames.js"
 import { Invalid } from "./optionParsers.js"
 
 /**
@@ -16,7 +16,7 @@ import { Invalid } from "./optionParsers.js"
 export type Ssl = boolean | ConnectionOptions
 
 /** Node's options for a TLS connection, also those that came after Node 20. */
-const nodeOptions: Known<ConnectionOptions> & Readonly<Record<string, true>> = {
+const nodeOptions: KnownNames<ConnectionOptions> & Readonly<Record<string, true>> = {
   secureContext: true,
   enableTrace: true,
   requestCert: true,

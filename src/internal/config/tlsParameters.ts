@@ -4,9 +4,9 @@
 import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
 import { type Host, isLocal, isSocket } from "./hosts.js"
-import type { Given } from "./serverInput.js"
-import type { Ssl } from "./sslOption.js"
 import { Invalid, oneOf } from "./optionParsers.js"
+import type { ServerParts } from "./serverInput.js"
+import type { Ssl } from "./sslOption.js"
 
 /**
  * Files of certificates and keys; they are read again for each new physical connection.
@@ -27,7 +27,7 @@ type Mode = (typeof modes)[number]
 
 const versions = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"] as const
 
-const versionOf = ({ parameter, parameters }: Given, name: string): ConnectionOptions["minVersion"] => {
+const versionOf = ({ parameter, parameters }: ServerParts, name: string): ConnectionOptions["minVersion"] => {
   const given = parameters?.get(name)
   if (!given) return undefined
   const known = versions.find((version) => version.toLowerCase() === given.toLowerCase())
@@ -35,7 +35,7 @@ const versionOf = ({ parameter, parameters }: Given, name: string): ConnectionOp
 }
 
 /** Builds Node's options for one host of a connection string. */
-export const tlsOf = (given: Given, host: Host): Ssl => {
+export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
   const { parameter, parameters } = given
   const trustsSystem = parameters?.get("sslrootcert") === "system"
   const normal = isLocal(host) && !trustsSystem ? "disable" : "verify-full"
@@ -73,7 +73,7 @@ export const tlsOf = (given: Given, host: Host): Ssl => {
 }
 
 /** Returns the files that a connection string names. */
-export const tlsFilesOf = ({ parameter, parameters }: Given): TlsFiles | undefined => {
+export const tlsFilesOf = ({ parameter, parameters }: ServerParts): TlsFiles | undefined => {
   const file = (name: string) => parameters?.get(name) || undefined
   const sendsNone = file("sslcertmode") === "disable"
   const sslrootcert = file("sslrootcert")

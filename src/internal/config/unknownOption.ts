@@ -2,14 +2,14 @@
  * The options of a call, of which a program without types may mistype a name.
  */
 import { ConfigInvalid } from "../../DatabaseError.js"
-import { type Known, refuseUnknown } from "./knownNames.js"
+import { type KnownNames, refuseUnknown } from "./knownNames.js"
 import { Invalid } from "./optionParsers.js"
 
 /** Returns the refusal of options with a name that is not known. It looks at the few names that are given, and allocates nothing. */
 export const unknownOption = <A>(
   database: string,
   given: object,
-  known: Known<A> & Readonly<Record<string, true>>,
+  known: KnownNames<A> & Readonly<Record<string, true>>,
   setting = ""
 ): ConfigInvalid | undefined => {
   for (const name in given) if (!Object.hasOwn(known, name)) return refusal(database, given, known, setting)

@@ -2,13 +2,13 @@
  * What a process of the server is doing, as the server tells in another session of the same user.
  */
 import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
-import type { Destination } from "./destination.js"
-import type { Client } from "../protocol/pgDriver.js"
-import { Flight, Plan } from "../protocol/exchange.js"
 import { later } from "../concurrency/clock.js"
-import { login } from "./startup.js"
-import type { Doing } from "./watchdog.js"
+import { Exchange, ExchangeRequest } from "../protocol/exchange.js"
 import * as wire from "../protocol/messages.js"
+import type { Client } from "../protocol/pgDriver.js"
+import type { Destination } from "./destination.js"
+import { startup } from "./startup.js"
+import type { BackendState } from "./watchdog.js"
 
 /** How long the login and the question may take, each, in ms. */
 const longest = 5000
@@ -19,9 +19,9 @@ const question = (processId: number): string =>
      WHEN state = 'active' THEN 'works' END
    FROM pg_catalog.pg_stat_activity WHERE pid = ${processId}`
 
-const isDoing = (said: unknown): said is Doing => said === "works" || said === "waits"
+const isDoing = (said: unknown): said is BackendState => said === "works" || said === "waits"
 
-const ask = (client: Client, processId: number, told: (doing: Doing) => void): (() => void) => {
+const ask = (client: Client, processId: number, told: (doing: BackendState) => void): (() => void) => {
   const { stream } = client.connection
   const end = () => {
     stop()
@@ -30,14 +30,14 @@ const ask = (client: Client, processId: number, told: (doing: Doing) => void): (
     client.end().catch(() => stream.destroy())
   }
   let isOver = false
-  const settle = (doing: Doing) => {
+  const settle = (doing: BackendState) => {
     if (isOver) return
     isOver = true
     end()
     told(doing)
   }
   const stop = later(longest, () => settle("unknown"))
-  const plan = new Plan(
+  const plan = new ExchangeRequest(
     () => wire.simple(question(processId)),
     (_, { results }) => {
       const said: unknown = Object.values(results[0]?.rows[0] ?? {})[0]
@@ -47,7 +47,7 @@ const ask = (client: Client, processId: number, told: (doing: Doing) => void): (
   )
   plan.asArrays = true
   plan.simple = true
-  const flight = new Flight(client, plan, () => settle("unknown"))
+  const flight = new Exchange(client, plan, () => settle("unknown"))
   stream.unref()
   client.on("end", () => settle("unknown"))
   client.connection.on("readyForQuery", () => flight.plan.done(flight.failure(), flight))
@@ -61,18 +61,18 @@ const ask = (client: Client, processId: number, told: (doing: Doing) => void): (
 }
 
 /** Asks; the returned function gives up. */
-export const inquire = (
+export const queryActivity = (
   server: Destination,
   session: SessionConfig,
   credentials: Credentials,
   processId: number,
-  told: (doing: Doing) => void
+  told: (doing: BackendState) => void
 ): (() => void) => {
   let isOver = false
   let stopAsking = () => {}
   // its rows are read as they come, whatever the program makes of types
   const plain = { ...session, types: undefined }
-  const stopLogin = login(server, plain, { timeout: longest, readOnly: true, credentials }, (_, loggedIn) => {
+  const stopLogin = startup(server, plain, { timeout: longest, readOnly: true, credentials }, (_, loggedIn) => {
     if (loggedIn === undefined) return told("unknown")
     const { client } = loggedIn
     // the client calls back before it has taken down its own state

@@ -3,17 +3,17 @@
  */
 import * as Net from "node:net"
 import * as Tls from "node:tls"
-import { addressOf, type Destination, type Dial } from "./destination.js"
 import { later } from "../concurrency/clock.js"
-import type { Peer } from "../protocol/socket.js"
-import { tlsOptions } from "../protocol/tlsOptions.js"
 import * as wire from "../protocol/messages.js"
+import type { SocketTarget } from "../protocol/socket.js"
+import { tlsOptions } from "../protocol/tlsOptions.js"
+import { addressOf, type Destination, type DialOptions } from "./destination.js"
 
 /** The very server that a connection is on: its name may lead elsewhere by now, and to resolve it takes time. */
-export type Other = Peer | { readonly dial: Dial }
+export type SecondSocket = SocketTarget | { readonly dial: DialOptions }
 
 /** Where an open socket leads. */
-export const otherOf = (server: Destination, { remoteAddress, remotePort }: Net.Socket): Other => {
+export const secondSocket = (server: Destination, { remoteAddress, remotePort }: Net.Socket): SecondSocket => {
   if (server.dial !== undefined) return { dial: server.dial }
   const address = addressOf(server)
   return "path" in address ? address : { host: remoteAddress ?? address.host, port: remotePort ?? address.port }
@@ -24,7 +24,7 @@ export const otherOf = (server: Destination, { remoteAddress, remotePort }: Net.
  * called once, when it is over.
  */
 const open = (
-  other: Other,
+  other: SecondSocket,
   patience: number,
   connected: (socket: Net.Socket) => void,
   closed: (() => void) | undefined
@@ -36,7 +36,7 @@ const open = (
 }
 
 const dial = (
-  dial: Dial,
+  dial: DialOptions,
   patience: number,
   connected: (socket: Net.Socket) => void,
   closed: (() => void) | undefined
@@ -93,9 +93,9 @@ const secured = (server: Destination, ssl: true | Tls.ConnectionOptions, socket:
  * early ends PgBouncer 1.18, and so everybody's connections. `done` is called when the socket is closed, and says whether the other side
  * has closed it after it had the message.
  */
-export const deliver = (
+export const sendCancel = (
   server: Destination,
-  other: Other,
+  other: SecondSocket,
   patience: number,
   message: Buffer,
   done: (isTaken: boolean) => void
@@ -130,7 +130,12 @@ export const deliver = (
 }
 
 /** Whether the server says anything at all within `patience` ms. */
-export const showsLife = (server: Destination, other: Other, patience: number, told: (yes: boolean) => void): void => {
+export const isAlive = (
+  server: Destination,
+  other: SecondSocket,
+  patience: number,
+  told: (yes: boolean) => void
+): void => {
   const { isDirectTls, ssl } = server
   let heard = false
   open(

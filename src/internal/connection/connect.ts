@@ -5,15 +5,15 @@ import * as Cause from "effect/Cause"
 import * as Redacted from "effect/Redacted"
 import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
 import type { Connector, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
-import type { Dial } from "./destination.js"
+import { timer } from "../concurrency/clock.js"
+import { toError } from "../protocol/pgDriver.js"
+import { connectedStream } from "../protocol/socket.js"
+import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
+import type { DialOptions } from "./destination.js"
 import { connectFirst } from "./hosts.js"
 import { isLasting } from "./textFile.js"
-import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
-import { toError } from "../protocol/pgDriver.js"
-import { timer } from "../concurrency/clock.js"
-import { connectedStream } from "../protocol/socket.js"
 
-export interface Opening {
+export interface ConnectOptions {
   readonly server: ServerConfig
   readonly session: SessionConfig
   readonly credentials: CredentialSource
@@ -24,7 +24,7 @@ export interface Opening {
 
 /** Opens streams by an effect of the program. Its words are for the program alone, as those of a provider of credentials. */
 const dialBy =
-  (connector: Connector, credentials: CredentialSource): Dial =>
+  (connector: Connector, credentials: CredentialSource): DialOptions =>
   (done) =>
     credentials.run(connector, (stream, cause) => {
       if (cause !== undefined) {
@@ -39,8 +39,8 @@ const dialBy =
     })
 
 /** Calls back once, not before it has returned, unless it was given up before by the function that it returns. */
-export const open = (
-  opening: Opening,
+export const connect = (
+  opening: ConnectOptions,
   owner: Owner,
   done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {

@@ -6,25 +6,25 @@ import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
 import type { Endpoint, ServerConfig, TlsFiles } from "../../DatabaseConfig.js"
 import { type ConnectReason, isMissingFile } from "../../SqlState.js"
+import { timer } from "../concurrency/clock.js"
 import { isSocket } from "../config/hosts.js"
 import { findPassword } from "../config/passfile.js"
-import { type Login, PasswordFileError } from "./credentials.js"
-import { timer } from "../concurrency/clock.js"
-import type { Peer } from "../protocol/socket.js"
+import type { SocketTarget } from "../protocol/socket.js"
 import type { ConnectFailure } from "./connectFailure.js"
+import { type Login, PasswordFileError } from "./credentials.js"
 import { isLasting, readTextFile } from "./textFile.js"
 
 /** Opens a stream of the program; the returned function gives up. */
-export type Dial = (done: (error: Error | undefined, stream: Net.Socket | undefined) => void) => () => void
+export type DialOptions = (done: (error: Error | undefined, stream: Net.Socket | undefined) => void) => () => void
 
 /** A server at one of its hosts. */
 export interface Destination extends ServerConfig {
   /** Opens a stream to it, instead of a socket to its address. */
-  readonly dial?: Dial | undefined
+  readonly dial?: DialOptions | undefined
 }
 
 /** Returns the address of a destination, or the path of its socket. */
-export const addressOf = ({ address, host, port }: Destination): Peer =>
+export const addressOf = ({ address, host, port }: Destination): SocketTarget =>
   isSocket({ host }) ? { path: `${host}/.s.PGSQL.${port}` } : { host: address ?? host, port }
 
 /** A destination and the credentials for it. */
@@ -112,7 +112,7 @@ const readFiles = async (destination: Destination, credentials: Login): Promise<
  * Prepares a connect to one host of a server, within `timeout` ms. Calls back once, at once where no file has to be read, unless the
  * returned function gives it up before.
  */
-export const prepare = (
+export const prepareDestination = (
   server: Destination,
   endpoint: Endpoint,
   credentials: Login,

@@ -5,13 +5,13 @@ import * as Dns from "node:dns"
 import * as Net from "node:net"
 import { type ConnectFailure, type Connection, connect, type Owner } from "../../Connection.js"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
-import type { Other } from "./cancelRequest.js"
-import { isLocal } from "../config/hosts.js"
-import type { Login } from "./credentials.js"
 import { timer } from "../concurrency/clock.js"
+import { isLocal } from "../config/hosts.js"
+import type { SecondSocket } from "./cancelRequest.js"
 import { mayPass } from "./connectFailure.js"
-import { type Destination, prepare } from "./destination.js"
-import { checkFit } from "./targetSession.js"
+import type { Login } from "./credentials.js"
+import { type Destination, prepareDestination } from "./destination.js"
+import { checkTargetSession } from "./targetSession.js"
 
 type Done = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 
@@ -95,7 +95,7 @@ class Hosts {
     const { credentials, owner, readOnly } = this.options
     const { gated, open } = gate(owner)
     let isPrepared = false
-    const stop = prepare(this.server, endpoint, credentials, timeout, (outcome) => {
+    const stop = prepareDestination(this.server, endpoint, credentials, timeout, (outcome) => {
       isPrepared = true
       if ("reason" in outcome) return this.failed(endpoint, outcome)
       const { credentials, destination } = outcome
@@ -115,7 +115,7 @@ class Hosts {
     const isNormal = target === "read-write" || target === "prefer-standby"
     const wanted = isNormal && hosts.length === 1 && connection.isPooled ? "any" : target
     this.giveUp = () => connection.destroy("shutdown")
-    checkFit(connection, wanted, this.options.readOnly, until - performance.now(), (failure) => {
+    checkTargetSession(connection, wanted, this.options.readOnly, until - performance.now(), (failure) => {
       if (this.isOver) return
       if (failure === undefined) return this.take(candidate)
       if (failure.reason !== "wrongRole") {
@@ -129,7 +129,7 @@ class Hosts {
   }
 
   /** A name may have several addresses, of which the socket took the first that answered: the others are tried next. */
-  private lookUp(endpoint: Endpoint, here: Other, until: number, goOn: () => void): void {
+  private lookUp(endpoint: Endpoint, here: SecondSocket, until: number, goOn: () => void): void {
     const { address, host } = endpoint
     const isName = address === undefined && Net.isIP(host) === 0 && !isLocal(endpoint)
     if (!isName || this.server.dial !== undefined) return goOn()

@@ -5,15 +5,15 @@ import type { Socket } from "node:net"
 import * as Redacted from "effect/Redacted"
 import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
-import { watchAuthentication } from "./authentication.js"
-import type { ConnectFailure } from "./connectFailure.js"
-import { addressOf, type Destination, type Dial } from "./destination.js"
-import { type Client, makeClient, type Notice, toError } from "../protocol/pgDriver.js"
 import { timer } from "../concurrency/clock.js"
-import { settings } from "../sql/settings.js"
+import { type Client, makeClient, type Notice, toError } from "../protocol/pgDriver.js"
 import { type ProtocolLimits, ProtocolViolation } from "../protocol/protocolLimits.js"
 import { socketTo } from "../protocol/socket.js"
 import { isByName } from "../protocol/typeNames.js"
+import { settings } from "../sql/settings.js"
+import { watchAuthentication } from "./authentication.js"
+import type { ConnectFailure } from "./connectFailure.js"
+import { addressOf, type Destination, type DialOptions } from "./destination.js"
 
 /** How many notices of a login are passed on: a server may send any number. */
 const mostNotices = 20
@@ -64,7 +64,12 @@ const failureOf = (error: Error): ConnectFailure => {
  * Logs in; the returned function gives up. `done` is called once, in the same turn as the server's last word and not before this function
  * has returned, unless it was given up.
  */
-export const login = (server: Destination, session: SessionConfig, options: LoginOptions, done: Done): (() => void) => {
+export const startup = (
+  server: Destination,
+  session: SessionConfig,
+  options: LoginOptions,
+  done: Done
+): (() => void) => {
   if (server.dial === undefined) return begin(server, session, options, socketTo(addressOf(server)), done)
   return dial(server.dial, options.timeout, (failure, stream, left) => {
     if (stream !== undefined) return begin(server, session, { ...options, timeout: left }, stream, done)
@@ -77,7 +82,7 @@ const nothing = () => {}
 
 /** Waits for a stream of the program, and hands it on with the time that is left; the returned function gives up whatever is under way. */
 const dial = (
-  open: Dial,
+  open: DialOptions,
   timeout: number,
   opened: (failure: ConnectFailure | undefined, stream: Socket | undefined, left: number) => () => void
 ): (() => void) => {

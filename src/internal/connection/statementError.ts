@@ -21,12 +21,12 @@ import {
   UniqueViolation
 } from "../../DatabaseError.js"
 import { isAborted, isStalePlan, lossMeaning, type Outcome, refusalMeaning } from "../../SqlState.js"
+import type { RequestedStatement } from "../protocol/exchange.js"
 import type { ServerError } from "../protocol/pgDriver.js"
-import type { Asked } from "../protocol/exchange.js"
 import { contextOf, withoutPasswords } from "../sql/excerpt.js"
 
 /** Which database and server a failure is about. */
-export interface Place {
+export interface ErrorLocation {
   readonly database: string
   readonly server: string
 }
@@ -57,7 +57,7 @@ const discreet = (error: ServerError): ServerError => {
 }
 
 /** Returns the text of a statement for errors, without passwords and values that are written into it. */
-export const textOf = ({ shown, text }: Asked): string => withoutPasswords(shown?.shown ?? text)
+export const textOf = ({ shown, text }: RequestedStatement): string => withoutPasswords(shown?.shown ?? text)
 
 /** What is known of the statement that failed. */
 const statementOf = ({ asked }: Failure) => {
@@ -67,7 +67,7 @@ const statementOf = ({ asked }: Failure) => {
   return location === undefined ? { sql } : { sql, location }
 }
 
-const refused = (place: Place, failure: Extract<Failure, { readonly _tag: "refused" }>): StatementError => {
+const refused = (place: ErrorLocation, failure: Extract<Failure, { readonly _tag: "refused" }>): StatementError => {
   const { asked, error, takesNoWrites } = failure
   const sent = Number(error.position)
   const position = asked?.shown?.positionOf(sent) ?? sent
@@ -130,7 +130,7 @@ export const afterFirst = (error: StatementError, first: StatementError | undefi
 }
 
 /** Notes the place in the program in an error that has none: the fiber is known where a statement is waited for, and not where it fails. */
-export const located = (error: StatementError, location: string | undefined): StatementError => {
+export const withLocation = (error: StatementError, location: string | undefined): StatementError => {
   if (location !== undefined && "sql" in error && error.sql !== undefined && error.location === undefined) {
     Object.defineProperty(error, "location", { value: location, enumerable: true })
   }
@@ -147,7 +147,7 @@ export const isStaleRefusal = (failure: Failure): boolean =>
   failure._tag === "refused" && isStalePlan(codeOf(failure.error), failure.error.message)
 
 /** What a failure means; `outcome` is what became of the work if the connection was lost. */
-export const toStatementError = (place: Place, failure: Failure, outcome: Outcome): StatementError => {
+export const toStatementError = (place: ErrorLocation, failure: Failure, outcome: Outcome): StatementError => {
   switch (failure._tag) {
     case "refused":
       return refused(place, failure)
@@ -172,5 +172,5 @@ export const toStatementError = (place: Place, failure: Failure, outcome: Outcom
 }
 
 /** Builds the error of a statement that found a connection to a server of the wrong role; nothing of it has run. */
-export const wrongRole = (place: Place, { error: cause }: Failure): ConnectFailed =>
+export const wrongRole = (place: ErrorLocation, { error: cause }: Failure): ConnectFailed =>
   new ConnectFailed({ ...place, reason: "wrongRole", cause })

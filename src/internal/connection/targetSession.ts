@@ -4,9 +4,9 @@
 import type { Connection } from "../../Connection.js"
 import type { TargetSessionAttrs } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
-import { codeOf } from "./statementError.js"
 import { timer } from "../concurrency/clock.js"
 import type { ConnectFailure } from "./connectFailure.js"
+import { codeOf } from "./statementError.js"
 
 /** The properties of a session that decide. */
 interface Kind {
@@ -44,7 +44,7 @@ const question = {
  * Calls back with the reason why a connection does not fit. A server reports it at login, at no cost. A pooler reports what it remembers,
  * of whichever server, so there a query is sent, which is given up after `timeout` ms.
  */
-export const checkFit = (
+export const checkTargetSession = (
   connection: Connection,
   target: TargetSessionAttrs,
   isReader: boolean,

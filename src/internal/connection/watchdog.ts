@@ -12,7 +12,7 @@ import { later } from "../concurrency/clock.js"
  * What a process of the server is doing: `works` for us, or `waits` for us to say something, which means that what it has said, or what we
  * have, is lost. `unknown` where the server does not tell.
  */
-export type Doing = "works" | "waits" | "unknown"
+export type BackendState = "works" | "waits" | "unknown"
 
 /** What was sent and waits for its answer. */
 interface Waiting {
@@ -28,13 +28,13 @@ interface Waiting {
 }
 
 /** The connection, as far as this matters. */
-export interface Line {
+export interface MonitoredConnection {
   /** How much has arrived on it, in bytes. */
   readonly heard: () => number
   /** Asks the server for a sign of life on another socket, for `patience` ms. */
   readonly ask: (patience: number, told: (yes: boolean) => void) => void
   /** Asks the server, in another session, what its process is doing. The returned function gives up. */
-  readonly inquire: (told: (doing: Doing) => void) => () => void
+  readonly inquire: (told: (doing: BackendState) => void) => () => void
   readonly giveUp: (error: Error) => void
 }
 
@@ -51,13 +51,13 @@ const rest = 10_000
 const longestDoubt = 30_000
 
 /** Looks after one connection: one timer, that goes on its own way while statements come and go. */
-export class Silence {
+export class Watchdog {
   private waiting: Waiting | undefined
   private stop: (() => void) | undefined
   private stopInquiry: (() => void) | undefined
   private due = 0
 
-  constructor(private readonly line: Line) {}
+  constructor(private readonly line: MonitoredConnection) {}
 
   /** Something was sent, and the server's limit for a statement is so many ms, as far as is known. */
   sent(limit: number): void {
@@ -102,7 +102,7 @@ export class Silence {
     })
   }
 
-  private judge(waiting: Waiting, doing: Doing): void {
+  private judge(waiting: Waiting, doing: BackendState): void {
     const now = performance.now()
     if (!this.isTalking(waiting)) {
       const silent = now - waiting.since - waiting.limit

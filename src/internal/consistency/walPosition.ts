@@ -3,10 +3,10 @@
  */
 import type { Connection, Request } from "../../Connection.js"
 import { type Session, Token } from "../../Consistency.js"
-import type { Flight } from "../protocol/exchange.js"
 import { timer } from "../concurrency/clock.js"
-import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
+import type { Exchange } from "../protocol/exchange.js"
 import { constantStep, type Step } from "../protocol/messages.js"
+import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
 
 /**
  * Asks a server how far it is, a primary or a standby. The timeline is read after the position, never before: a standby may go over to
@@ -49,7 +49,7 @@ const endOf = (lsn: bigint, page: number): bigint => {
 const timelineOf = (file: string): number => Number.parseInt(file.slice(0, 8), 16)
 
 /** What a server has answered. */
-export interface Answer {
+export interface WalStatus {
   readonly position: Position
   /** What it had on its disk. */
   readonly flushed: bigint | undefined
@@ -63,7 +63,7 @@ const lsnIn = (text: unknown): bigint | undefined =>
 
 const textIn = (text: unknown): string => (typeof text === "string" ? text : "")
 
-const read = (flight: Flight): Answer | undefined => {
+const read = (flight: Exchange): WalStatus | undefined => {
   const row = flight.result.rows[0]
   const [systemId, at, file, followed, flushed, commit, page]: ReadonlyArray<unknown> = Array.isArray(row) ? row : []
   const lsn = lsnIn(at)
@@ -79,17 +79,17 @@ const read = (flight: Flight): Answer | undefined => {
 }
 
 /** Asks a connection; without an answer there is none. */
-export const ask = (connection: Connection, told: (answer: Answer | undefined) => void): void =>
+export const queryPosition = (connection: Connection, told: (answer: WalStatus | undefined) => void): void =>
   connection.run(none, question, none, (failure, flight) => told(failure === undefined ? read(flight) : undefined))
 
 /** How long a server has to answer, in ms, that can be done without. */
-export const longestAnswer = 1000
+export const positionTimeout = 1000
 
 /** Asks a connection, which is closed where it does not answer in time; the returned function gives up. */
-export const askWithin = (
+export const queryPositionWithin = (
   connection: Connection,
   patience: number,
-  told: (answer: Answer | undefined) => void
+  told: (answer: WalStatus | undefined) => void
 ): (() => void) => {
   let isTold = false
   const tell: typeof told = (answer) => {
@@ -103,7 +103,7 @@ export const askWithin = (
     tell(undefined)
   }
   const impatient = timer(patience, abort)
-  ask(connection, tell)
+  queryPosition(connection, tell)
   return abort
 }
 
@@ -112,7 +112,7 @@ const none: ReadonlyArray<never> = []
 /** What the COMMIT of a transaction with witnesses has brought: what it was answered, and where the server was after it. */
 export interface Committed {
   readonly isKept: boolean
-  readonly answer: Answer | undefined
+  readonly answer: WalStatus | undefined
 }
 
 const commitAndSay = [beforeCommit, constantStep("COMMIT")]
@@ -121,7 +121,7 @@ const commitAndSay = [beforeCommit, constantStep("COMMIT")]
 const forget = [constantStep("RESET effect_db.commit")]
 
 /** Commits, and asks in the same flight. `done` is told of a failure only where the COMMIT was not answered. */
-export const commitAndAsk = (
+export const commitAndQueryPosition = (
   connection: Connection,
   done: (failure: Parameters<Parameters<Connection["steps"]>[1]>[0], committed: Committed) => void
 ): void =>
@@ -136,7 +136,7 @@ export const commitAndAsk = (
  * A place after what was stored. What a COMMIT has waited for is on the disk, which a replica may have; of any other it is only known that it
  * is before where the next record begins, which may be far beyond what anybody sends before somebody else commits.
  */
-const tokenOf = (database: string, { flushed, page, position }: Answer, isOnDisk: boolean): Token | undefined => {
+const tokenOf = (database: string, { flushed, page, position }: WalStatus, isOnDisk: boolean): Token | undefined => {
   const { systemId, timeline } = position
   if (timeline === undefined) return undefined
   const lsn = isOnDisk && flushed !== undefined ? flushed : endOf(position.lsn, page)
@@ -145,7 +145,7 @@ const tokenOf = (database: string, { flushed, page, position }: Answer, isOnDisk
 }
 
 /** Asks for sessions: what is answered counts as of now. */
-export class Asking {
+export class TokenRecorder {
   private readonly asked: ReadonlyArray<readonly [session: Session, at: number]>
 
   constructor(
@@ -156,7 +156,7 @@ export class Asking {
   }
 
   /** What a COMMIT has stored; it may be nothing. */
-  committed(answer: Answer | undefined): void {
+  committed(answer: WalStatus | undefined): void {
     const [synchronous = "", xid = ""] = answer?.commit.split(" ") ?? []
     if (answer !== undefined && synchronous !== "" && xid === "") return
     const isOnDisk = synchronous !== "" && synchronous !== "off"
@@ -164,7 +164,7 @@ export class Asking {
   }
 
   /** What was stored in a way that nobody has seen. */
-  stored(answer: Answer | undefined): void {
+  stored(answer: WalStatus | undefined): void {
     this.note(answer === undefined ? undefined : tokenOf(this.database, answer, false))
   }
 
@@ -181,19 +181,23 @@ export class Asking {
  * - `unproved`: it does not say which history it is in.
  * - `lost`: its history is another one, by a failover or because it is another cluster.
  */
-export type Verdict = "caughtUp" | "behind" | "unproved" | "lost"
+export type Freshness = "caughtUp" | "behind" | "unproved" | "lost"
 
-const judgeOne = ({ lsn, systemId, timeline }: Position, database: string, token: Token): Verdict => {
+const judgeOne = ({ lsn, systemId, timeline }: Position, database: string, token: Token): Freshness => {
   if (database !== token.database || systemId !== token.systemId) return "lost"
   if (timeline === undefined) return "unproved"
   if (timeline > token.timeline) return "lost"
   return timeline === token.timeline && lsn >= token.lsn ? "caughtUp" : "behind"
 }
 
-const worse: ReadonlyArray<Verdict> = ["lost", "unproved", "behind"]
+const worse: ReadonlyArray<Freshness> = ["lost", "unproved", "behind"]
 
 /** The same for all of several tokens. */
-export const judge = (position: Position | undefined, database: string, tokens: ReadonlyArray<Token>): Verdict => {
+export const judgeFreshness = (
+  position: Position | undefined,
+  database: string,
+  tokens: ReadonlyArray<Token>
+): Freshness => {
   if (position === undefined) return "unproved"
   const all = tokens.map((token) => judgeOne(position, database, token))
   return worse.find((verdict) => all.includes(verdict)) ?? "caughtUp"

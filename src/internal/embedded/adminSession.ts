@@ -2,8 +2,8 @@ import * as net from "node:net"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import Pg from "pg"
-import { isolate } from "../protocol/pgDriver.js"
-import { live } from "./realClock.js"
+import { isolateDriver } from "../protocol/pgDriver.js"
+import { withRealClock } from "./realClock.js"
 
 /** Marks our own sessions, so that `terminateBackends` spares them. */
 export const applicationName = "effect-db/EmbeddedPostgres"
@@ -27,7 +27,7 @@ const attempt = <A>(run: () => Promise<A>): Effect.Effect<A, SqlFailed> =>
   })
 
 /** Uses a short-lived session of the superuser, in database `postgres`. It is gone when this ends. */
-export const session = <A, E, R>(
+export const adminSession = <A, E, R>(
   target: Target,
   use: (query: Query) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | SqlFailed, R> =>
@@ -46,7 +46,7 @@ export const session = <A, E, R>(
         connectionTimeoutMillis: 5_000,
         stream: () => socket
       })
-      isolate(client, { user: "postgres", options: "" })
+      isolateDriver(client, { user: "postgres", options: "" })
       // the query in flight fails with the same error; unheard, it would end the process
       client.on("error", () => {})
       return { client, socket }
@@ -68,7 +68,7 @@ export const session = <A, E, R>(
         Effect.ignore,
         // a server that stands still never answers the goodbye
         Effect.ensuring(Effect.sync(() => socket.destroy())),
-        live
+        withRealClock
       )
   )
 

@@ -3,8 +3,8 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type Identity, run } from "./childProcess.js"
+import { copyBinaries } from "./copyBinaries.js"
 import { EmbeddedPostgresError } from "./error.js"
-import { mirror } from "./copyBinaries.js"
 
 /** Where the tools are. */
 export interface Binaries {
@@ -62,7 +62,7 @@ export const usable = Effect.fnUntraced(function* (native: string, folder: strin
   return yield* check(native).pipe(
     Effect.catchAll(() => {
       const copy = path.join(folder, "native")
-      return Effect.zipRight(mirror(native, copy), check(copy))
+      return Effect.zipRight(copyBinaries(native, copy), check(copy))
     }),
     Effect.mapError(
       (cause) =>

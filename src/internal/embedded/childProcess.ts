@@ -3,7 +3,7 @@ import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
-import { within } from "./realClock.js"
+import { withinRealTime } from "./realClock.js"
 
 /** The operating system user that runs PostgreSQL where node itself runs as root. */
 export interface Identity {
@@ -12,7 +12,7 @@ export interface Identity {
   readonly gid: number
 }
 
-export interface Where {
+export interface ProcessLocation {
   readonly cwd: string
   readonly user?: Identity | undefined
 }
@@ -44,7 +44,7 @@ const lines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).filte
 export const launch = <A>(
   file: string,
   args: ReadonlyArray<string>,
-  options: Where & { readonly stdio: ReadonlyArray<"pipe" | "ignore"> },
+  options: ProcessLocation & { readonly stdio: ReadonlyArray<"pipe" | "ignore"> },
   attach: (child: ChildProcess, pid: number) => A
 ): Effect.Effect<A, CommandFailed> =>
   Effect.async<A, CommandFailed>((resume) => {
@@ -82,7 +82,11 @@ export const signal = (pid: number, name: NodeJS.Signals | 0): boolean => {
 }
 
 /** Runs a tool to its end and gives what it wrote; an interruption kills it, with its children, and waits for that. */
-export const run = (file: string, args: ReadonlyArray<string>, where: Where): Effect.Effect<string, CommandFailed> =>
+export const run = (
+  file: string,
+  args: ReadonlyArray<string>,
+  where: ProcessLocation
+): Effect.Effect<string, CommandFailed> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(
       launch(file, args, { ...where, stdio: ["ignore", "pipe", "pipe"] }, (child, pid) => {
@@ -103,7 +107,7 @@ export const run = (file: string, args: ReadonlyArray<string>, where: Where): Ef
           Effect.onInterrupt(() =>
             Effect.zipRight(
               Effect.sync(() => signal(-pid, "SIGKILL")),
-              within(ended, "5 seconds")
+              withinRealTime(ended, "5 seconds")
             )
           )
         )

@@ -56,7 +56,7 @@ const relink = async (native: string) => {
 }
 
 /** Makes `to` a folder of programs that every user can run, out of `native`, with hard links where possible. */
-export const mirror = (native: string, to: string): Effect.Effect<void, CommandFailed> =>
+export const copyBinaries = (native: string, to: string): Effect.Effect<void, CommandFailed> =>
   Effect.tryPromise({
     try: async () => {
       await copy(native, to, false)

@@ -16,7 +16,7 @@ const listen = (port: number): Effect.Effect<number, Error> =>
  * A port that is free now. It is taken from below the range that outgoing connections use: from within, a client that
  * keeps trying a stopped server can be given that very port as its own, and the server could not come back to it.
  */
-export const free: Effect.Effect<number, Error> = Effect.sync(() => randomInt(15_000, 32_000)).pipe(
+export const freePort: Effect.Effect<number, Error> = Effect.sync(() => randomInt(15_000, 32_000)).pipe(
   Effect.flatMap(listen),
   Effect.retry({ times: 20 }),
   Effect.orElse(() => listen(0))

@@ -8,7 +8,7 @@ const lookup = (name: string) =>
   }).pipe(Effect.map(([uid, gid]): Identity => ({ name, uid: Number(uid), gid: Number(gid) })))
 
 /** PostgreSQL refuses to run as root, so root lends it an unprivileged user that is already there; else it is ours. */
-export const unprivileged: Effect.Effect<Identity | undefined, EmbeddedPostgresError> = Effect.suspend(() =>
+export const unprivilegedUser: Effect.Effect<Identity | undefined, EmbeddedPostgresError> = Effect.suspend(() =>
   process.getuid?.() === 0
     ? lookup("postgres").pipe(
         Effect.orElse(() => lookup("nobody")),

@@ -4,7 +4,7 @@ import * as Deferred from "effect/Deferred"
 import type * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
-import { type CommandFailed, launch, type Where } from "./childProcess.js"
+import { type CommandFailed, launch, type ProcessLocation } from "./childProcess.js"
 
 /** It ended before it got there. */
 export const Ended = "Ended"
@@ -25,7 +25,7 @@ export interface Postmaster {
 export const start = (
   postgres: string,
   args: ReadonlyArray<string>,
-  where: Where,
+  where: ProcessLocation,
   onLine: (line: string) => void
 ): Effect.Effect<Postmaster, CommandFailed> =>
   launch(postgres, args, { ...where, stdio: ["ignore", "ignore", "pipe"] }, (child, pid) => {

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { signal } from "./childProcess.js"
-import { live } from "./realClock.js"
+import { withRealClock } from "./realClock.js"
 
 // A server's processes carry its mark in their command lines: the postmaster as its data folder, the children as
 // `cluster_name` in their titles. Unlike the parent's id it is still there when the postmaster is not, and unlike the
@@ -67,7 +67,7 @@ export const freeze = (postmaster: number, data: string, tries = 500): Effect.Ef
     for (const member of moving) signal(member.pid, "SIGSTOP")
     if (moving.length === 0 || tries === 0) return Effect.succeed(moving.length === 0)
     // a process notices the signal when it next enters the kernel; its state is the only place that tells
-    return Effect.zipRight(live(Effect.sleep("1 millis")), freeze(postmaster, data, tries - 1))
+    return Effect.zipRight(withRealClock(Effect.sleep("1 millis")), freeze(postmaster, data, tries - 1))
   })
 
 /** Lets every process go on, the postmaster last. */
@@ -103,5 +103,5 @@ export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
     const pids = members(data).map((member) => member.pid)
     // each leads a group, in which there may be a command that it runs
     for (const pid of pids) if (!signal(-pid, "SIGKILL")) signal(pid, "SIGKILL")
-    return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, live)
+    return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, withRealClock)
   })

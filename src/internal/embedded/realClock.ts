@@ -7,17 +7,18 @@ import * as Option from "effect/Option"
 const clock = Clock.make()
 
 /** A process lives in real time, so under a `TestClock` too its bounds and polls must run on the real one. */
-export const live = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => Effect.withClock(self, clock)
+export const withRealClock = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.withClock(self, clock)
 
 /**
  * Whether `deferred` was done in time. The wait is interruptible even where the caller is not: else `timeout` would
  * wait for a loser that cannot be interrupted, and there would be no bound.
  */
-export const within = <A, E>(
+export const withinRealTime = <A, E>(
   deferred: Deferred.Deferred<A, E>,
   bound: Duration.DurationInput
 ): Effect.Effect<boolean> =>
-  live(
+  withRealClock(
     Effect.exit(Deferred.await(deferred)).pipe(
       Effect.interruptible,
       Effect.timeoutOption(bound),

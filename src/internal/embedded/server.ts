@@ -1,12 +1,12 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import * as Sql from "./adminSession.js"
 import { signal } from "./childProcess.js"
 import type { EmbeddedPostgresError, Operation } from "./error.js"
 import * as Family from "./processGroup.js"
+import { withinRealTime, withRealClock } from "./realClock.js"
 import * as Instance from "./serverProcess.js"
-import { live, within } from "./realClock.js"
-import * as Sql from "./adminSession.js"
 
 export type Server = Effect.Effect.Success<ReturnType<typeof open>>
 
@@ -21,7 +21,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   const url = (database = "postgres") =>
     Redacted.make(`postgres://postgres:${cluster.password}@127.0.0.1:${port}/${encodeURIComponent(database)}`)
 
-  const exclusive = <A, E>(self: Effect.Effect<A, E>) => live(lock.withPermits(1)(self))
+  const exclusive = <A, E>(self: Effect.Effect<A, E>) => withRealClock(lock.withPermits(1)(self))
 
   const running = (operation: Operation) =>
     Effect.suspend(() => {
@@ -40,13 +40,13 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
         () => !frozen,
         () => refuse(operation, "it is frozen: thaw it first")
       ),
-      Effect.zipRight(Sql.session({ port, password: cluster.password }, use)),
+      Effect.zipRight(Sql.adminSession({ port, password: cluster.password }, use)),
       Effect.catchTag("SqlFailed", (failed) => Effect.fail(fail(operation, failed.reason, failed.cause))),
       Effect.timeoutFail({
         duration: options.startTimeout,
         onTimeout: () => fail(operation, `no answer within ${Duration.format(options.startTimeout)}`)
       }),
-      live
+      withRealClock
     )
 
   const start = Effect.suspend(() => {
@@ -66,7 +66,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     if (process === undefined) return Effect.void
     signal(process.pid, "SIGINT")
     return thaw.pipe(
-      Effect.zipRight(within(process.ended, "10 seconds")),
+      Effect.zipRight(withinRealTime(process.ended, "10 seconds")),
       // a primary waits for its standbys to have everything, and one of them may be frozen
       Effect.flatMap((ended) => (ended ? Effect.void : instance.halt)),
       Effect.filterOrFail(

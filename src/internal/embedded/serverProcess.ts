@@ -4,11 +4,11 @@ import * as Effect from "effect/Effect"
 import { signal } from "./childProcess.js"
 import type { Cluster } from "./dataDirectory.js"
 import { EmbeddedPostgresError, type Operation } from "./error.js"
-import * as Family from "./processGroup.js"
-import { within } from "./realClock.js"
 import * as Ports from "./freePort.js"
-import * as Postmaster from "./postmaster.js"
 import * as Settings from "./postgresqlConf.js"
+import * as Postmaster from "./postmaster.js"
+import * as Family from "./processGroup.js"
+import { withinRealTime } from "./realClock.js"
 
 export interface Options {
   readonly cluster: Cluster
@@ -78,7 +78,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   const destroy = Effect.suspend(() =>
     current === undefined
       ? Effect.void
-      : Effect.zipRight(Family.kill(current.pid, data), within(current.ended, "5 seconds"))
+      : Effect.zipRight(Family.kill(current.pid, data), withinRealTime(current.ended, "5 seconds"))
   )
 
   /** Ends it without a checkpoint, by force after a bound. What was committed is there after a later start. */
@@ -87,12 +87,12 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     const postmaster = current
     if (postmaster.alive()) signal(postmaster.pid, "SIGQUIT")
     return Family.thaw(postmaster.pid, data).pipe(
-      Effect.zipRight(within(postmaster.ended, "3 seconds")),
+      Effect.zipRight(withinRealTime(postmaster.ended, "3 seconds")),
       Effect.flatMap((ended) => (ended ? Effect.void : destroy))
     )
   })
 
-  const freePort = Effect.mapError(Ports.free, (cause) => refuse("start", `no free port: ${cause.message}`, cause))
+  const freePort = Effect.mapError(Ports.freePort, (cause) => refuse("start", `no free port: ${cause.message}`, cause))
 
   const claim = (port: number, more: number): Effect.Effect<number, EmbeddedPostgresError> =>
     Effect.flatMap(spawn(port), (postmaster) => Effect.as(reach(port, postmaster.listening), port)).pipe(

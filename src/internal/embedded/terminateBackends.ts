@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import type { Server } from "./server.js"
 import * as Sql from "./adminSession.js"
+import type { Server } from "./server.js"
 
 // They are chosen first, since the planner may else ask pg_terminate_backend about every process of the server.
 const end = `
@@ -28,7 +28,7 @@ const terminateOn = (server: Server, database: string | undefined) =>
   )
 
 /** Ends the clients' connections on every running server, and gives how many there were. */
-export const terminate = (servers: ReadonlyArray<Server>, database: string | undefined) =>
+export const terminateBackends = (servers: ReadonlyArray<Server>, database: string | undefined) =>
   Effect.gen(function* () {
     const running = yield* Effect.filter(servers, (server) => server.isRunning)
     const counts = yield* Effect.forEach(running, (server) => terminateOn(server, database), {

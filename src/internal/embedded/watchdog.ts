@@ -5,7 +5,7 @@ import * as FiberId from "effect/FiberId"
 import type * as Scope from "effect/Scope"
 import { type Identity, launch, signal } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
-import { within } from "./realClock.js"
+import { withinRealTime } from "./realClock.js"
 
 // Both read the end of their input when node is gone, however it went.
 const wait = `
@@ -93,7 +93,7 @@ const watch = (
     ),
     ({ end, ended, pid }) =>
       end.pipe(
-        Effect.zipRight(within(ended, "15 seconds")),
+        Effect.zipRight(withinRealTime(ended, "15 seconds")),
         Effect.flatMap((done) => (done ? Effect.void : Effect.sync(() => signal(pid, "SIGKILL"))))
       )
   ).pipe(

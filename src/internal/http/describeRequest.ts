@@ -4,7 +4,7 @@
 import type { RouteContext } from "@effect/platform/HttpRouter"
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
 import type * as Fiber from "effect/Fiber"
-import { type Asked, pathOf } from "./requestLabel.js"
+import { type HttpRequestInfo, pathOf } from "./requestLabel.js"
 import { Route } from "./routeTag.js"
 
 const pattern = (fiber: Fiber.RuntimeFiber<unknown, unknown>): string | undefined => {
@@ -12,9 +12,9 @@ const pattern = (fiber: Fiber.RuntimeFiber<unknown, unknown>): string | undefine
   return routed?.route.path
 }
 
-export const asking =
+export const describeRequest =
   (requestId: ((request: HttpServerRequest) => string | undefined) | undefined) =>
-  (request: HttpServerRequest): Asked => ({
+  (request: HttpServerRequest): HttpRequestInfo => ({
     method: request.method,
     pattern,
     path: () => pathOf(request.url),

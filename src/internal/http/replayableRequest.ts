@@ -45,7 +45,7 @@ const wasRead = ({ source }: Ask): boolean =>
     ("bodyUsed" in source && source.bodyUsed === true))
 
 /** What gives the request to each attempt. */
-export const keep = (request: Ask): Effect.Effect<() => Ask, RequestError> =>
+export const makeReplayable = (request: Ask): Effect.Effect<() => Ask, RequestError> =>
   isBodiless(request.method) || wasRead(request)
     ? Effect.succeed(() => request)
     : Effect.map(request.arrayBuffer, (body) => () => again(request, body))

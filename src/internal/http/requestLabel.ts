@@ -3,11 +3,11 @@
  */
 import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
+import type { WorkLabel } from "../statement/workLabel.js"
 import type { Describe } from "../unitOfWork/unitOfWork.js"
-import type { Work } from "../statement/workLabel.js"
 
 /** A request, as far as its statements tell of it. */
-export interface Described {
+export interface LabeledRequest {
   readonly method: string
   /** The route's pattern; where no router has matched yet, the path. */
   readonly route: string
@@ -17,7 +17,7 @@ export interface Described {
 }
 
 /** Where the names of requests go. */
-export interface Naming {
+export interface LabelOptions {
   /** Whether `pg_stat_activity` shows method and route as the `application_name` of a request's transactions. Default `false`. */
   readonly applicationName?: boolean | undefined
   /**
@@ -28,7 +28,7 @@ export interface Naming {
   readonly sqlComment?:
     | "route"
     | "trace"
-    | ((request: Described) => Readonly<Record<string, string | undefined>>)
+    | ((request: LabeledRequest) => Readonly<Record<string, string | undefined>>)
     | undefined
 }
 
@@ -44,14 +44,21 @@ export const pathOf = (url: string): string => url.replace(/[?#].*$/s, "")
 const traceparentOf = (span: Tracer.AnySpan | undefined): string | undefined =>
   span === undefined ? undefined : `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
 
-const commentFor = (asked: NonNullable<Naming["sqlComment"]>, described: Described): Work["comment"] => {
+const commentFor = (
+  asked: NonNullable<LabelOptions["sqlComment"]>,
+  described: LabeledRequest
+): WorkLabel["comment"] => {
   const { method, requestId, route, traceparent } = described
   if (typeof asked === "function") return asked(described)
   return asked === "route" ? { method, route } : { method, route, request_id: requestId, traceparent }
 }
 
 /** What the work of a request is for. Without the pattern of its route, its path may be another one each time. */
-const workOf = (described: Described, { applicationName, sqlComment }: Naming, isPattern: boolean): Work => {
+const workOf = (
+  described: LabeledRequest,
+  { applicationName, sqlComment }: LabelOptions,
+  isPattern: boolean
+): WorkLabel => {
   const route = `${described.method} ${described.route}`
   return {
     label: described.requestId === undefined ? route : `${route} ${described.requestId}`,
@@ -62,7 +69,7 @@ const workOf = (described: Described, { applicationName, sqlComment }: Naming, i
 }
 
 /** What is asked of a request, of whatever library it is. */
-export interface Asked {
+export interface HttpRequestInfo {
   readonly method: string
   /** The pattern of its route, where that is known by now: a router may find it out inside of the unit of work. */
   readonly pattern: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => string | undefined
@@ -71,9 +78,13 @@ export interface Asked {
 }
 
 /** Describes a request: once, and once more when its route is known. Nothing is asked of one that touches no database. */
-export const describing = <Request>(request: Request, ask: (request: Request) => Asked, naming: Naming): Describe => {
-  let asked: Asked | undefined
-  let known: Work | undefined
+export const makeLabeler = <Request>(
+  request: Request,
+  ask: (request: Request) => HttpRequestInfo,
+  naming: LabelOptions
+): Describe => {
+  let asked: HttpRequestInfo | undefined
+  let known: WorkLabel | undefined
   let by: string | undefined
   return (fiber) => {
     asked ??= ask(request)

@@ -38,7 +38,7 @@ interface InHeader {
 export type ReadYourWrites = Common & (InCookie | InHeader)
 
 /** What a response is to give back to the client. */
-export interface Returned {
+export interface SessionReply {
   /** The name of the cookie or header. */
   readonly name: string
   readonly value: string
@@ -94,7 +94,7 @@ export class RequestSession extends Session {
 
   constructor(
     load: () => Iterable<readonly [string, Token | "unknown"]>,
-    private readonly tokens: Tokens
+    private readonly tokens: SessionTokens
   ) {
     super(load, tokens.maxWait)
     this.onChange = () => {
@@ -104,7 +104,7 @@ export class RequestSession extends Session {
   }
 
   /** What the response is to give back, each time that there is something new. */
-  takeReturned(): Returned | undefined {
+  takeReturned(): SessionReply | undefined {
     if (!this.hasNews) return undefined
     this.hasNews = false
     return this.tokens.returned(this)
@@ -118,11 +118,11 @@ export const sessionOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>): RequestS
 }
 
 /** Gives tokens to clients and takes them back. */
-export class Tokens {
+export class SessionTokens {
   readonly maxWait: number
   private readonly secrets: readonly [string, ...Array<string>]
   private readonly name: string
-  private readonly cookie: Returned["cookie"]
+  private readonly cookie: SessionReply["cookie"]
 
   constructor({ cookie = "effect-db", header, maxWait, secret, secure = false }: ReadYourWrites) {
     this.secrets = secretsOf(secret)
@@ -140,7 +140,7 @@ export class Tokens {
     }, this)
   }
 
-  returned(session: Session): Returned {
+  returned(session: Session): SessionReply {
     const text = encodeSession(session)
     const value = `${Buffer.from(text).toString("base64url")}.${sign(this.secrets[0], text).toString("base64url")}`
     return { name: this.name, value, cookie: this.cookie }
@@ -163,7 +163,7 @@ export class Tokens {
 export type Header = readonly [name: string, value: string]
 
 /** What a response is to give back, as its header. */
-export const headerOf = (returned: Returned | undefined): Header | undefined => {
+export const headerOf = (returned: SessionReply | undefined): Header | undefined => {
   if (returned === undefined) return undefined
   const { cookie, name, value } = returned
   if (cookie === undefined) return [name, value]

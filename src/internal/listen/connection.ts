@@ -1,7 +1,7 @@
 /**
  * A connection that listens. Whatever it is asked is answered within its time, or it counts as lost.
  */
-import type { Connection, Failure, Flight } from "../../Connection.js"
+import type { Connection, Exchange, Failure } from "../../Connection.js"
 import { timer } from "../concurrency/clock.js"
 
 /** How long it may take for a sign of life, in ms. */
@@ -10,12 +10,12 @@ const longestPing = 1000
 /** What whoever uses it is told. */
 interface User {
   /** It is gone, or silent. Told at least once, with what happened first. */
-  readonly lost: (line: Line, error: Error) => void
+  readonly lost: (line: ListenConnection, error: Error) => void
   /** It has answered, and can be asked again. */
-  readonly idle: (line: Line) => void
+  readonly idle: (line: ListenConnection) => void
 }
 
-export class Line {
+export class ListenConnection {
   /** The channels that it hears. */
   readonly heard = new Set<string>()
   /** A channel that somebody waits for to see whether anything is heard at all. */
@@ -38,7 +38,10 @@ export class Line {
   }
 
   /** Runs a command, one at a time. Where it is lost, only its user is told. */
-  command(text: string, done: (failure: Exclude<Failure, { _tag: "lost" }> | undefined, flight: Flight) => void): void {
+  command(
+    text: string,
+    done: (failure: Exclude<Failure, { _tag: "lost" }> | undefined, flight: Exchange) => void
+  ): void {
     this.within(this.patience, text.slice(0, text.indexOf(" ")), (settle) =>
       this.connection.run(
         [],

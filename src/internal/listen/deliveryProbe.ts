@@ -4,7 +4,7 @@
 import { randomUUID } from "node:crypto"
 import type { ConnectFailure, Connection, Failure } from "../../Connection.js"
 import { timer } from "../concurrency/clock.js"
-import type { Line } from "./connection.js"
+import type { ListenConnection } from "./connection.js"
 
 /** What came of it; `silent` says that the message was sent and did not come. */
 type Result =
@@ -15,7 +15,7 @@ type Result =
 
 /** Sends a message from another connection and waits for it on this one; the returned function gives up. */
 const probe = (
-  line: Line,
+  line: ListenConnection,
   connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
   patience: number,
   done: (result: Result) => void
@@ -64,8 +64,8 @@ const probe = (
 }
 
 /** Whether a connection hears what others send; one that leads straight to a primary does. The returned function gives up. */
-export const prove = (
-  line: Line,
+export const probeDelivery = (
+  line: ListenConnection,
   connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
   patience: number,
   done: (result: Result) => void

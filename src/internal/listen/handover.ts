@@ -6,10 +6,10 @@
  */
 import { randomUUID } from "node:crypto"
 import type { ConnectFailure, Connection } from "../../Connection.js"
-import { identifier } from "../sql/quote.js"
 import { later } from "../concurrency/clock.js"
-import type { Line } from "./connection.js"
-import { prove } from "./deliveryProbe.js"
+import { quoteIdentifier } from "../sql/quote.js"
+import type { ListenConnection } from "./connection.js"
+import { probeDelivery } from "./deliveryProbe.js"
 
 /** What is heard. */
 interface Message {
@@ -24,14 +24,14 @@ interface Heir {
     done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
   ) => () => void
   /** Makes a connection one that listens. */
-  readonly line: (connection: Connection) => Line
+  readonly line: (connection: Connection) => ListenConnection
   readonly patience: number
   /** The channels that are to be heard. */
   readonly wanted: () => Iterable<string>
   /** All that can be done without the old connection is done; it is `cross` that comes next, when that one is free. */
   readonly ready: () => void
   /** It is over: the next connection listens, and has heard these already. */
-  readonly succeeded: (next: Line, kept: ReadonlyArray<Message>) => void
+  readonly succeeded: (next: ListenConnection, kept: ReadonlyArray<Message>) => void
   /** It was not possible, and the old connection goes on. */
   readonly failed: () => void
   /** It was not possible, and something may have been missed. */
@@ -39,10 +39,10 @@ interface Heir {
 }
 
 export const quoted = (command: string, channels: Iterable<string>): string =>
-  Array.from(channels, (channel) => `${command} ${identifier(channel)}`).join("; ")
+  Array.from(channels, (channel) => `${command} ${quoteIdentifier(channel)}`).join("; ")
 
-export class Succession {
-  private next: Line | undefined
+export class Handover {
+  private next: ListenConnection | undefined
   private readonly mark = `effect_db_${randomUUID()}`
   private readonly kept: Array<Message> = []
   private isReady = false
@@ -53,14 +53,14 @@ export class Succession {
   private stop: () => void
 
   constructor(
-    private readonly old: Line,
+    private readonly old: ListenConnection,
     private readonly heir: Heir
   ) {
     this.stop = heir.connect((_, connection) => {
       if (connection === undefined) return this.fail(new Error("no other connection could be made"))
       const next = heir.line(connection)
       this.next = next
-      this.stop = prove(next, heir.connect, heir.patience, ({ _tag }) => {
+      this.stop = probeDelivery(next, heir.connect, heir.patience, ({ _tag }) => {
         this.stop = () => {}
         if (_tag === "heard") this.catchUp(next)
         else this.fail(new Error("the other connection hears nothing"))
@@ -74,7 +74,7 @@ export class Succession {
   }
 
   /** Whether it is about this connection. */
-  concerns(line: Line): boolean {
+  concerns(line: ListenConnection): boolean {
     return this.next === line
   }
 
@@ -136,11 +136,11 @@ export class Succession {
     this.next?.connection.end("excess")
   }
 
-  private missing(next: Line): ReadonlyArray<string> {
+  private missing(next: ListenConnection): ReadonlyArray<string> {
     return [...this.heir.wanted(), this.mark].filter((channel) => !next.heard.has(channel))
   }
 
-  private catchUp(next: Line): void {
+  private catchUp(next: ListenConnection): void {
     this.isReady = false
     const channels = this.missing(next)
     next.command(quoted("LISTEN", channels), (failure) => {

@@ -19,16 +19,16 @@ import {
 import { type CloseReason, Observation, type Observer } from "../../Observation.js"
 import type { Invalidation } from "../../Pool.js"
 import { isNotSent } from "../../RetryPolicy.js"
+import { later, timer } from "../concurrency/clock.js"
+import { connect } from "../connection/connect.js"
 import { permanence } from "../connection/connectFailure.js"
 import type { CredentialSource } from "../connection/credentials.js"
-import { type Place, toStatementError } from "../connection/statementError.js"
-import { later, timer } from "../concurrency/clock.js"
-import { Line } from "./connection.js"
-import type { Listener } from "./subscriber.js"
-import { open } from "../connection/connect.js"
-import { prove } from "./deliveryProbe.js"
-import { retire } from "../pool/eviction.js"
-import { quoted, Succession } from "./handover.js"
+import { type ErrorLocation, toStatementError } from "../connection/statementError.js"
+import { markForEviction } from "../pool/eviction.js"
+import { ListenConnection } from "./connection.js"
+import { probeDelivery } from "./deliveryProbe.js"
+import { Handover, quoted } from "./handover.js"
+import type { Subscriber } from "./subscriber.js"
 
 /**
  * The pauses of one outage, before each attempt but that of a newcomer. `go` is called after the pause, with `false` where there is to
@@ -54,9 +54,9 @@ const none: ReadonlyArray<never> = []
 /** The longest goodbye, in ms. */
 const longestGoodbye = 1000
 
-export class Channels {
-  private readonly listeners = new Map<string, Set<Listener>>()
-  private line: Line | undefined
+export class ListenManager {
+  private readonly listeners = new Map<string, Set<Subscriber>>()
+  private line: ListenConnection | undefined
   private outage: Outage | undefined
   /** What gives up the connect, the look whether anything is heard, or the pause that is under way. */
   private connecting: (() => void) | undefined
@@ -67,9 +67,9 @@ export class Channels {
   private closing = false
   private onEmpty = () => {}
   private readonly owner: Owner
-  private readonly place: Place
+  private readonly place: ErrorLocation
   /** How another connection takes over from the one that listens, while it does. */
-  private succession: Succession | undefined
+  private succession: Handover | undefined
   /** What ends the pause until the next one may. */
   private resting: (() => void) | undefined
   /** Connections that were begun earlier are not wanted any more. */
@@ -97,7 +97,7 @@ export class Channels {
   }
 
   /** A listener wants to hear. It is told when it does, or why it cannot. */
-  join(listener: Listener): void {
+  join(listener: Subscriber): void {
     const { channel } = listener
     if (this.closing) return listener.refuse(new DatabaseClosed(this.place))
     const others = this.listeners.get(channel)
@@ -110,7 +110,7 @@ export class Channels {
   }
 
   /** A listener wants to hear no more. */
-  leave(listener: Listener): void {
+  leave(listener: Subscriber): void {
     const others = this.listeners.get(listener.channel)
     if (others === undefined || !others.delete(listener)) return
     if (others.size === 0) this.listeners.delete(listener.channel)
@@ -121,7 +121,7 @@ export class Channels {
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
     const { line } = this
-    const meant = retire(this.open, before, processId)
+    const meant = markForEviction(this.open, before, processId)
     if (mode === "hard" && line !== undefined && meant.includes(line.connection)) {
       this.lost(line, new Error("the connection was invalidated"), "invalidated")
     } else this.follow()
@@ -171,8 +171,8 @@ export class Channels {
   }
 
   /** Makes another connection and goes over to it. */
-  private succeed(line: Line): void {
-    this.succession = new Succession(line, {
+  private succeed(line: ListenConnection): void {
+    this.succession = new Handover(line, {
       connect: (done) => this.connect(done),
       line: (connection) => this.makeLine(connection),
       patience: this.config.pool.connectTimeout,
@@ -207,12 +207,12 @@ export class Channels {
     })
   }
 
-  private on(channel: string): ReadonlyArray<Listener> {
+  private on(channel: string): ReadonlyArray<Subscriber> {
     const listeners = this.listeners.get(channel)
     return listeners === undefined ? none : [...listeners]
   }
 
-  private listen(line: Line, channels: ReadonlyArray<string>): void {
+  private listen(line: ListenConnection, channels: ReadonlyArray<string>): void {
     line.command(quoted("LISTEN", channels), (failure) => {
       if (this.line !== line) return
       if (failure === undefined) {
@@ -228,7 +228,7 @@ export class Channels {
   }
 
   /** The server listens to these channels. */
-  private confirm(line: Line, channels: ReadonlyArray<string>): void {
+  private confirm(line: ListenConnection, channels: ReadonlyArray<string>): void {
     const { outage } = this
     for (const channel of channels) {
       line.heard.add(channel)
@@ -240,7 +240,7 @@ export class Channels {
     this.observe(() => Observation.ListenRestored({ ...this.place, attempts, took: performance.now() - since }))
   }
 
-  private heard(line: Line, channel: string, payload: string, processId: number): void {
+  private heard(line: ListenConnection, channel: string, payload: string, processId: number): void {
     if (line.echo?.channel === channel) return line.echo.heard()
     const { succession } = this
     if (succession?.concerns(line) === true) return succession.fromNext({ channel, payload, processId })
@@ -259,7 +259,7 @@ export class Channels {
     const opening = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
     const attempt = (isFirst: boolean): (() => void) => {
       const begun = performance.now()
-      return open(opening, this.owner, (failure, connection) => {
+      return connect(opening, this.owner, (failure, connection) => {
         if (connection !== undefined) {
           this.open.add(connection)
           if (begun <= this.invalidBefore) connection.retireAt = begun
@@ -294,9 +294,9 @@ export class Channels {
     return new ConnectFailed({ ...this.place, reason, cause: error, ...permanence(failure) })
   }
 
-  private makeLine(connection: Connection): Line {
+  private makeLine(connection: Connection): ListenConnection {
     const { listenHeartbeat, pool } = this.config
-    const line = new Line(connection, pool.connectTimeout, listenHeartbeat, {
+    const line = new ListenConnection(connection, pool.connectTimeout, listenHeartbeat, {
       lost: (line, error) => this.lost(line, error),
       idle: () => this.follow()
     })
@@ -307,7 +307,7 @@ export class Channels {
   private opened(connection: Connection): void {
     const line = this.makeLine(connection)
     this.line = line
-    this.probing = prove(
+    this.probing = probeDelivery(
       line,
       (done) => this.connect(done),
       this.config.pool.connectTimeout,
@@ -341,13 +341,13 @@ export class Channels {
   }
 
   /** The connection is of no use. */
-  private giveUp(line: Line, error: StatementError): void {
+  private giveUp(line: ListenConnection, error: StatementError): void {
     if (this.line !== line) return
     this.drop(line, "invalid")
     this.failed(error)
   }
 
-  private lost(line: Line, cause: Error, reason: "broken" | "invalidated" = "broken"): void {
+  private lost(line: ListenConnection, cause: Error, reason: "broken" | "invalidated" = "broken"): void {
     if (this.succession?.concerns(line) === true) return this.succession.fail(cause)
     if (this.line !== line) return
     this.drop(line, reason)
@@ -392,7 +392,7 @@ export class Channels {
     )
   }
 
-  private refuse(listener: Listener, error: ListenError): void {
+  private refuse(listener: Subscriber, error: ListenError): void {
     this.leave(listener)
     listener.refuse(error)
   }
@@ -418,7 +418,7 @@ export class Channels {
     if (this.line !== undefined) this.drop(this.line, reason)
   }
 
-  private drop(line: Line, reason: CloseReason): void {
+  private drop(line: ListenConnection, reason: CloseReason): void {
     this.line = undefined
     this.probing?.()
     this.probing = undefined

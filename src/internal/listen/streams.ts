@@ -15,12 +15,12 @@ import { ConnectFailed, type DatabaseError, type ListenError, toSqlError } from 
 import type { Notification } from "../../Notification.js"
 import type { Invalidation } from "../../Pool.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
-import { Channels, type Pauses } from "./manager.js"
-import type { Engine } from "../client/executor.js"
+import type { Executor } from "../client/executor.js"
+import { requiresSessionMode } from "../client/requireSessionMode.js"
 import { timer } from "../concurrency/clock.js"
-import { Listener } from "./subscriber.js"
-import { noSession } from "../client/requireSessionMode.js"
 import { checkChannel } from "../sql/notifyLimits.js"
+import { ListenManager, type Pauses } from "./manager.js"
+import { Subscriber } from "./subscriber.js"
 
 /** How many messages wait for a consumer, unless it says otherwise. */
 const defaultBufferSize = 4096
@@ -64,7 +64,7 @@ const pausesOf =
   }
 
 /** Joins, again by the policy where that may help, within the time that a statement has for its connection. */
-const join = (engine: Engine, channels: Channels, listener: Listener): Effect.Effect<void, ListenError> =>
+const join = (engine: Executor, channels: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {
     const { name: database, pool, writer } = engine.config
     const deadline = engine.deadline()
@@ -87,7 +87,11 @@ const join = (engine: Engine, channels: Channels, listener: Listener): Effect.Ef
     return engine.again(attempt, deadline)
   })
 
-const hear = (engine: Engine, channels: Channels, listener: Listener): Stream.Stream<Notification, ListenError> => {
+const hear = (
+  engine: Executor,
+  channels: ListenManager,
+  listener: Subscriber
+): Stream.Stream<Notification, ListenError> => {
   const pull: Effect.Effect<Chunk.Chunk<Notification>, Option.Option<ListenError>> = Effect.suspend(() => {
     if (listener.state === "joining") {
       return Effect.zipRight(Effect.mapError(join(engine, channels, listener), Option.some), pull)
@@ -106,23 +110,23 @@ const hear = (engine: Engine, channels: Channels, listener: Listener): Stream.St
 }
 
 /** The listening connection of a database, for as long as the scope lasts. */
-export const makeListen = (engine: Engine): Effect.Effect<Listen, never, Scope.Scope> =>
+export const makeListen = (engine: Executor): Effect.Effect<Listen, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { config, observer } = engine
     const runtime = yield* Effect.runtime()
     const policy = yield* RetryPolicy
     const channels = yield* Effect.acquireRelease(
       Effect.sync(
-        () => new Channels(config, engine.topology.writer.credentials, observer, pausesOf(policy.listen, runtime))
+        () => new ListenManager(config, engine.topology.writer.credentials, observer, pausesOf(policy.listen, runtime))
       ),
       (channels) => Effect.async<void>((resume) => channels.close(config.shutdownTimeout, () => resume(Effect.void)))
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
       Stream.suspend(() => {
         const hasSessions = config.session.mode === "session"
-        const invalid = hasSessions ? checkChannel(config.name, channel) : noSession(config.name, "listen")
+        const invalid = hasSessions ? checkChannel(config.name, channel) : requiresSessionMode(config.name, "listen")
         if (invalid !== undefined) return Stream.fail(invalid)
-        return hear(engine, channels, new Listener(channel, bufferSize, toleratesGaps))
+        return hear(engine, channels, new Subscriber(channel, bufferSize, toleratesGaps))
       })
     return {
       invalidate: (which) => channels.invalidate(which),

@@ -14,7 +14,7 @@ type State = "joining" | "hearing" | "deaf"
 
 const nothing = () => {}
 
-export class Listener {
+export class Subscriber {
   state: State = "joining"
   /** Told once per attempt to join how that went. */
   onJoined: (error: ListenError | undefined) => void = nothing

@@ -12,7 +12,7 @@ const isForeign = (line: string): boolean =>
 let followers = 0
 
 /** From now on call sites are noted down, until the returned function is called. */
-export const followCallSites = (): (() => void) => {
+export const recordCallSites = (): (() => void) => {
   followers++
   return () => {
     followers--
@@ -43,7 +43,7 @@ export class CallSite {
 export const callSite = (): CallSite | undefined => (followers === 0 ? undefined : new CallSite())
 
 /** Notes where a part without a label is written, to name it if it fails: for each, since it costs a small part of one statement. */
-export const siteOfPart = (label: string | undefined): CallSite | undefined =>
+export const callSiteOfPart = (label: string | undefined): CallSite | undefined =>
   label === undefined ? new CallSite() : undefined
 
 /** Where what is running was written, where its way leads through others who do not pass that on. */

@@ -80,7 +80,7 @@ const annotations = ({ _tag, ...facts }: Observation): Record<string, unknown> =
  * What logs observations from a level on: with the loggers, the minimum level and the annotations of the fiber that asks for it, whoever
  * makes the observation, and at once, so that the order and the times are right.
  */
-export const makeEcho = (from: LogLevel.LogLevel): Effect.Effect<(observation: Observation) => void> =>
+export const makeLogger = (from: LogLevel.LogLevel): Effect.Effect<(observation: Observation) => void> =>
   Effect.map(Effect.runtime<never>(), (runtime) => {
     // the span in which the database is opened ends long before most of what is logged
     const run = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(Tracer.ParentSpan)))

@@ -12,7 +12,7 @@ import * as MetricLabel from "effect/MetricLabel"
 import * as MetricState from "effect/MetricState"
 
 /** The pool that is metered. */
-export interface Metered {
+export interface MeteredPool {
   /** The name of the database in this program. */
   readonly database: string
   readonly purpose: "writes" | "reads"
@@ -24,7 +24,7 @@ export interface Metered {
 }
 
 /** A pool's figures at one moment. */
-export interface Levels {
+export interface PoolLevels {
   readonly max: number
   readonly idle: number
   readonly active: number
@@ -32,7 +32,7 @@ export interface Levels {
 }
 
 /** Counts what happens to one pool. Times are in milliseconds here, and in seconds in the metrics. */
-export interface Meter {
+export interface PoolMetrics {
   /** A connection was handed out, so long after it was asked for. */
   readonly waited: (millis: number) => void
   /** A connection came back, so long after it was handed out. */
@@ -91,7 +91,10 @@ const keys = {
 }
 
 /** What is read whenever a level is; global, as the registry is, so that two copies of this module do not part. */
-const readings = globalValue("effect-db/internal/observability/poolMetrics", () => new WeakMap<Count, Set<() => number>>())
+const readings = globalValue(
+  "effect-db/internal/observability/poolMetrics",
+  () => new WeakMap<Count, Set<() => number>>()
+)
 
 /**
  * A level that nobody updates: it is read from the pools that share its attributes, when somebody looks. The returned function stops
@@ -122,7 +125,7 @@ const histogram = (key: MetricKey.MetricKey.Histogram, labels: Labels): ((millis
 }
 
 /** Where it is, in OpenTelemetry's words; its standard port goes without saying. */
-const address = ({ host, port }: Metered["server"]): Labels =>
+const address = ({ host, port }: MeteredPool["server"]): Labels =>
   host.startsWith("/")
     ? [MetricLabel.make("server.address", `${host}/.s.PGSQL.${port}`)]
     : [
@@ -142,7 +145,7 @@ const failure = (error: string): Labels => {
  * Its name, as `db.client.connection.pool.name`, is `app writes localhost:5432/todos`: the database as the program calls it, the purpose
  * of the pool, the server, and the database as the server calls it.
  */
-export const makeMeter = (pool: Metered, levels: () => Levels): Meter => {
+export const makePoolMetrics = (pool: MeteredPool, levels: () => PoolLevels): PoolMetrics => {
   const { database, idleMax, idleMin, purpose, server } = pool
   const name = MetricLabel.make(
     "db.client.connection.pool.name",

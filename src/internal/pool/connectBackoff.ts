@@ -2,8 +2,8 @@
  * What is known of a server that could not be connected to, and when it is asked again.
  */
 import type { ConnectFailure } from "../../Connection.js"
-import { mayPass } from "../connection/connectFailure.js"
 import { timer } from "../concurrency/clock.js"
+import { mayPass } from "../connection/connectFailure.js"
 
 /**
  * After how long it is asked again, in ms: twice as long each time. Where callers can do without, for connections are open, it may be long;
@@ -12,9 +12,9 @@ import { timer } from "../concurrency/clock.js"
 const pauses = { shortest: 100, longest: { spare: 1000, needed: 250 } }
 
 /** How long load shedding rests, in ms: in an outage and after it a queue says nothing of what the pool can serve. */
-export const respite = 1000
+export const initialPause = 1000
 
-export class Outage {
+export class ConnectBackoff {
   /** The last failure to connect, if there was one since the last success. */
   last: ConnectFailure | undefined
   /** Whether the server lets in no more, so that waiters have to do with what is open. */

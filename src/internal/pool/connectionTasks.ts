@@ -15,7 +15,7 @@ export type SessionTask = (connection: Connection, done: (failure: Error | undef
 
 const nothing = () => {}
 
-export class Tasks {
+export class ConnectionTasks {
   /** How to end the task that has a connection. */
   private readonly ends = new Map<Connection, (failure: Error) => void>()
 

@@ -5,14 +5,14 @@ import type { Connection } from "../../Connection.js"
 import type { PoolConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
 import { timer } from "../concurrency/clock.js"
-import { retire } from "./eviction.js"
+import { markForEviction } from "./eviction.js"
 
 /** The part of a lifetime over which ends are spread, so that connections made together do not die together. */
 const jitter = 0.025
 
 const longestSweep = 30_000
 
-export class Stock {
+export class Connections {
   readonly all = new Set<Connection>()
   /** The one that came back last is at the end. */
   readonly idle: Array<Connection> = []
@@ -103,7 +103,7 @@ export class Stock {
 
   /** Ends those that were opened before a moment, or the one of a server process: as `mode` says. Gives how many it meant. */
   invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
-    const meant = retire(this.all, before, processId)
+    const meant = markForEviction(this.all, before, processId)
     for (const connection of meant) {
       if (mode === "soft") continue
       if (this.idle.includes(connection)) {

@@ -4,18 +4,18 @@
 import type { ConnectFailure, Connection } from "../../Connection.js"
 import type { PoolExhausted } from "../../DatabaseError.js"
 import { type CloseReason, Observation, type Observer } from "../../Observation.js"
+import type { ErrorLocation } from "../connection/statementError.js"
+import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Notice } from "../protocol/pgDriver.js"
-import type { Place } from "../connection/statementError.js"
-import type { Meter } from "../observability/poolMetrics.js"
 import type { Borrower } from "./borrower.js"
 
-export class Journal {
+export class PoolEvents {
   private hasConnected = false
 
   constructor(
-    private readonly place: Place,
+    private readonly place: ErrorLocation,
     private readonly observer: Observer,
-    private readonly meter: Meter
+    private readonly meter: PoolMetrics
   ) {}
 
   connected({ processId }: Connection, took: number): void {

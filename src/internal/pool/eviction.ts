@@ -4,7 +4,7 @@
 import type { Connection } from "../../Connection.js"
 
 /** Marks those that were opened before a moment, or the one of a server process, as not to be handed out any more; gives them. */
-export const retire = (
+export const markForEviction = (
   all: Iterable<Connection>,
   before: number,
   processId: number | undefined

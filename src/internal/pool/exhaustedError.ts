@@ -2,7 +2,7 @@
  * What somebody is told who gets no connection.
  */
 import { PoolExhausted } from "../../DatabaseError.js"
-import type { Loan } from "./leakDetection.js"
+import type { Checkout } from "./leakDetection.js"
 
 type Fields = ConstructorParameters<typeof PoolExhausted>[0]
 
@@ -10,11 +10,11 @@ type Fields = ConstructorParameters<typeof PoolExhausted>[0]
 type Known = Pick<Fields, "database" | "server" | "reason" | "waited" | "total" | "active" | "idle" | "waiting">
 
 /** `oldest` is who holds a connection for longest. */
-export const exhausted = (
+export const exhaustedError = (
   known: Known,
   connecting: Fields["connecting"],
   lastConnectFailure: string | undefined,
-  oldest: Loan | undefined
+  oldest: Checkout | undefined
 ): PoolExhausted => {
   // under overload these are many, and the stack of a callback tells nobody anything
   const { stackTraceLimit } = Error

@@ -5,14 +5,14 @@ import type { Connection } from "../../Connection.js"
 import { timer } from "../concurrency/clock.js"
 import type { Borrower } from "./borrower.js"
 
-export interface Loan {
+export interface Checkout {
   readonly since: number
   readonly who: Borrower | undefined
 }
 
-export class Loans {
+export class LeakDetection {
   /** By the time at which they were made. */
-  private readonly loans = new Map<Connection, Loan>()
+  private readonly loans = new Map<Connection, Checkout>()
   private readonly told = new WeakSet<Connection>()
   private timer: NodeJS.Timeout | undefined
 
@@ -21,7 +21,7 @@ export class Loans {
     private readonly tell: (connection: Connection, held: number, who: Borrower | undefined) => void
   ) {}
 
-  get oldest(): Loan | undefined {
+  get oldest(): Checkout | undefined {
     // one that is on its way out, or whose statement was interrupted, is nobody's any more
     for (const [connection, loan] of this.loans) if (connection.isUsable) return loan
     return undefined

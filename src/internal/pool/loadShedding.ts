@@ -25,7 +25,7 @@ const excess = 1.1
 /** After how many windows without news what was seen before does not count any more. */
 const memory = 4
 
-export class Overload {
+export class LoadShedding {
   isOverloaded = false
   /** How many may queue. */
   room = Number.POSITIVE_INFINITY

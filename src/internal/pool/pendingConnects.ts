@@ -3,16 +3,16 @@
  */
 import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
 import { later } from "../concurrency/clock.js"
-import { type Opening, open } from "../connection/connect.js"
+import { type ConnectOptions, connect } from "../connection/connect.js"
 
 type OnConnect = (start: number, failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 
-export class Connects {
+export class PendingConnects {
   /** How to give up each of them, and when it was begun. */
   private readonly all = new Map<() => void, number>()
 
   constructor(
-    private readonly opening: Opening,
+    private readonly opening: ConnectOptions,
     private readonly owner: Owner,
     /** For how long a connect is counted on, in ms. */
     private readonly hope: () => number,
@@ -41,7 +41,7 @@ export class Connects {
   /** Begins one. `done` is called once, not before this has returned, unless it is given up. */
   begin(done: OnConnect): void {
     const start = performance.now()
-    const stop = open(this.opening, this.owner, (failure, connection) => {
+    const stop = connect(this.opening, this.owner, (failure, connection) => {
       takeBack()
       this.all.delete(giveUp)
       done(start, failure, connection)

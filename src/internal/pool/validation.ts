@@ -3,8 +3,8 @@
  */
 import type { Connection } from "../../Connection.js"
 import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
-import type { Stock } from "./connections.js"
-import type { SessionTask, Tasks } from "./connectionTasks.js"
+import type { Connections } from "./connections.js"
+import type { ConnectionTasks, SessionTask } from "./connectionTasks.js"
 
 /** How long a connection may take for a sign of life, in ms. */
 const longestPing = 1000
@@ -16,22 +16,22 @@ const ping: SessionTask = (connection, done) => {
 }
 
 /** What a look at a connection has shown. */
-export type Verdict =
+export type ValidationResult =
   | { readonly _tag: "fit" }
   /** It gave no sign of life. */
   | { readonly _tag: "dead" }
   | { readonly _tag: "vetoed"; readonly error: Error }
 
-const fit: Verdict = { _tag: "fit" }
-const dead: Verdict = { _tag: "dead" }
+const fit: ValidationResult = { _tag: "fit" }
+const dead: ValidationResult = { _tag: "dead" }
 
-export class Fitness {
+export class Validation {
   /** How long it may take for a sign of life, in ms. */
   private readonly patience: number
 
   constructor(
-    private readonly stock: Stock,
-    private readonly tasks: Tasks,
+    private readonly stock: Connections,
+    private readonly tasks: ConnectionTasks,
     private readonly pool: PoolConfig,
     session: SessionConfig,
     private readonly onCheckout: SessionTask | undefined
@@ -45,7 +45,7 @@ export class Fitness {
     return this.onCheckout === undefined && (isNew || !this.stock.isSuspect(connection, now))
   }
 
-  look(connection: Connection, now: number, isNew: boolean, done: (verdict: Verdict) => void): void {
+  look(connection: Connection, now: number, isNew: boolean, done: (verdict: ValidationResult) => void): void {
     const admit = () => {
       if (this.onCheckout === undefined) return done(fit)
       this.tasks.perform(this.onCheckout, connection, this.pool.connectTimeout, (error) =>

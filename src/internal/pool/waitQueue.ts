@@ -5,7 +5,7 @@
 import type { Connection } from "../../Connection.js"
 import { timer } from "../concurrency/clock.js"
 import type { Borrower } from "./borrower.js"
-import type { Overload } from "./loadShedding.js"
+import type { LoadShedding } from "./loadShedding.js"
 
 /** A place in the queue. It holds on to a whole operation, so it is a class and no object literal, for the reason that `cancellable` gives. */
 export class Waiter<Settle> {
@@ -27,7 +27,7 @@ export class Waiter<Settle> {
 /** Why somebody is sent away: his time is over, or there are too many. */
 type SentAway = "timeout" | "shed"
 
-export class Waiters<Settle> {
+export class WaitQueue<Settle> {
   // linked to each other: a map that is always written to is always being copied
   private first: Waiter<Settle> | undefined
   private last: Waiter<Settle> | undefined
@@ -38,7 +38,7 @@ export class Waiters<Settle> {
   private shedder: NodeJS.Timeout | undefined
 
   constructor(
-    private readonly overload: Overload,
+    private readonly overload: LoadShedding,
     private readonly sendAway: (waiter: Waiter<Settle>, why: SentAway) => void
   ) {}
 

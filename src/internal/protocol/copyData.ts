@@ -5,7 +5,7 @@ import type { Socket } from "node:net"
 import * as wire from "./messages.js"
 
 /** The connection, as far as a COPY needs it. */
-export interface Line {
+export interface CopySocket {
   readonly stream: Socket
   /** The server is to send something now: its silence counts. */
   readonly waits: () => void
@@ -21,7 +21,7 @@ const nothing = () => {}
 /** The data of a COPY FROM STDIN. */
 export class CopyIn {
   readonly _tag = "in"
-  private line: Line | undefined
+  private line: CopySocket | undefined
   private state: "waiting" | "sent" | "open" | "ended" = "waiting"
   private refusal: string | undefined
   private onOpen = nothing
@@ -32,7 +32,7 @@ export class CopyIn {
   }
 
   /** Notes that the command is sent. */
-  send(line: Line): void {
+  send(line: CopySocket): void {
     this.line = line
     this.state = "sent"
   }
@@ -118,7 +118,7 @@ export class CopyOut {
   readonly _tag = "out"
   /** Whether the server has, or may have, begun with it. */
   isSent = false
-  private line: Line | undefined
+  private line: CopySocket | undefined
   private blocks: Array<Buffer> = []
   private size = 0
   private isPaused = false
@@ -127,7 +127,7 @@ export class CopyOut {
   private taker: ((block: Buffer | undefined) => void) | undefined
 
   /** Notes that the command is sent. */
-  send(line: Line): void {
+  send(line: CopySocket): void {
     this.line = line
     this.isSent = true
     // it may be sent again on another connection, when the first was lost before anything had run

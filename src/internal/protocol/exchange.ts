@@ -1,6 +1,9 @@
 /**
  * One or more commands that are sent in one write and answered together, and how the answer is collected.
  */
+
+import type { Copy } from "./copyData.js"
+import type { Shown } from "./inlinedText.js"
 import {
   type Client,
   type Field,
@@ -10,12 +13,10 @@ import {
   type ServerError,
   toError
 } from "./pgDriver.js"
-import type { Prepared } from "./statementCache.js"
-import type { Copy } from "./copyData.js"
 import { ProtocolViolation } from "./protocolLimits.js"
+import { makeRowDecoder, type ObjectRow, type RowDecoder } from "./rowDecoder.js"
+import type { Prepared } from "./statementCache.js"
 import type { TypeNames } from "./typeNames.js"
-import { makeShape, type ObjectRow, type Shape } from "./rowDecoder.js"
-import type { Shown } from "./inlinedText.js"
 
 /** What a statement gave. */
 export interface Result {
@@ -27,7 +28,7 @@ export interface Result {
 }
 
 /** What a flight was asked to run, for errors. */
-export interface Asked {
+export interface RequestedStatement {
   readonly text: string
   /** What errors show in place of the text. */
   readonly shown?: Shown | undefined
@@ -51,7 +52,7 @@ export type Failure =
       readonly _tag: "refused"
       readonly error: ServerError
       readonly acknowledged: number
-      readonly asked?: Asked | undefined
+      readonly asked?: RequestedStatement | undefined
       /** Whether the server, or the session, takes no writes at all. */
       readonly takesNoWrites?: boolean | undefined
     }
@@ -61,23 +62,23 @@ export type Failure =
       readonly sent: boolean
       readonly undone?: true
       readonly acknowledged: number
-      readonly asked?: Asked | undefined
+      readonly asked?: RequestedStatement | undefined
     }
   | {
       readonly _tag: "unsendable"
       readonly error: Error
       readonly acknowledged: number
-      readonly asked?: Asked | undefined
+      readonly asked?: RequestedStatement | undefined
     }
 
 /** Called once, when the server is ready for the next flight, or when the connection is lost. */
-export type Done = (failure: Failure | undefined, flight: Flight) => void
+export type OnExchange = (failure: Failure | undefined, flight: Exchange) => void
 
 /**
  * What to send and how to read the answer. It holds on to the whole operation, so it is a class and no object literal, for the reason that
  * `cancellable` gives; and with one shape for all of them it is read faster.
  */
-export class Plan {
+export class ExchangeRequest {
   /** How many steps come before the statement; their rows are nobody's. */
   before = 0
   /** How many come after it. */
@@ -93,7 +94,7 @@ export class Plan {
   simple = false
   prepared: Prepared | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
-  shape: Shape | undefined = undefined
+  shape: RowDecoder | undefined = undefined
   /** The source, or the sink, of the data of a COPY. */
   copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
@@ -102,11 +103,11 @@ export class Plan {
   isUndo = false
   /** Whether it proves the server's role. */
   proves = false
-  asked: Asked | undefined = undefined
+  asked: RequestedStatement | undefined = undefined
 
   constructor(
     readonly bytes: () => Buffer,
-    readonly done: Done
+    readonly done: OnExchange
   ) {}
 }
 
@@ -125,7 +126,7 @@ const noResults: ReadonlyArray<never> = []
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
 
 /** A flight, as node-postgres sees it. */
-export class Flight implements Query {
+export class Exchange implements Query {
   readonly since = performance.now()
   /** Completed commands, the steps before and after the statement among them. */
   acknowledged = 0
@@ -142,7 +143,7 @@ export class Flight implements Query {
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
   private several: Array<Result> | undefined = undefined
-  shape: Shape | undefined
+  shape: RowDecoder | undefined
   private bytes: Buffer | undefined
   private refusal: ServerError | undefined
   private unreadable: Error | undefined
@@ -152,8 +153,8 @@ export class Flight implements Query {
 
   constructor(
     private readonly client: Client,
-    readonly plan: Plan,
-    private readonly onLost: (flight: Flight, error: Error) => void,
+    readonly plan: ExchangeRequest,
+    private readonly onLost: (flight: Exchange, error: Error) => void,
     private readonly types?: TypeNames | undefined
   ) {
     this.shape = plan.shape
@@ -183,7 +184,7 @@ export class Flight implements Query {
   }
 
   /** The statement, if the server is at it. */
-  get asked(): Asked | undefined {
+  get asked(): RequestedStatement | undefined {
     return this.isStatement() ? this.plan.asked : undefined
   }
 
@@ -228,7 +229,7 @@ export class Flight implements Query {
 
   private describe(fields: ReadonlyArray<Field>): void {
     try {
-      this.shape = makeShape(this.client, fields, this.types)
+      this.shape = makeRowDecoder(this.client, fields, this.types)
     } catch (cause) {
       // the types are the user's, so may be the fault in them
       this.unreadable = toError(cause)

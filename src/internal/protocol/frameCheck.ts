@@ -2,8 +2,9 @@
  * A check of everything that a server sends, before the driver's parser sees it: which messages are due, how long each may be, and whether
  * its body has the structure of its type. One pass over the headers of each chunk; nothing is copied but small messages that are cut.
  */
-import { type ProtocolLimits, ProtocolViolation } from "./protocolLimits.js"
+
 import { isWellFormed, letters, RowInPieces } from "./messageStructure.js"
+import { type ProtocolLimits, ProtocolViolation } from "./protocolLimits.js"
 
 /** Bytes of a message's letter and length. */
 const header = 5

@@ -57,7 +57,7 @@ export interface Main {
 }
 
 /** A whole flight that ends with the one Sync: if a step fails, the server skips what follows it. */
-export const flight = (before: ReadonlyArray<Step>, main: Main, after: ReadonlyArray<Step>): Buffer => {
+export const exchange = (before: ReadonlyArray<Step>, main: Main, after: ReadonlyArray<Step>): Buffer => {
   const bound = bind(main.name, "", main.values)
   if (before.length === 0 && after.length === 0 && !main.parse && !main.describe) {
     return Buffer.concat([bound, executeAndSync])

@@ -7,7 +7,7 @@ import type { ConnectionOptions } from "node:tls"
 import pg from "pg"
 import { FrameCheck } from "./frameCheck.js"
 import type { ProtocolLimits } from "./protocolLimits.js"
-import { type TlsStart, tlsOptions } from "./tlsOptions.js"
+import { type TlsSettings, tlsOptions } from "./tlsOptions.js"
 
 /** The protocol object below a client: it emits one event per message of the server. */
 export interface Protocol extends EventEmitter {
@@ -88,7 +88,7 @@ export interface ClientOptions {
   /** The name that the server's certificate is to have. */
   readonly host: string
   /** The beginning of TLS. */
-  readonly tls: TlsStart
+  readonly tls: TlsSettings
   /** True if the server is to prove that TLS ends at it. */
   readonly bindsChannel: boolean
   readonly database: string
@@ -120,7 +120,7 @@ const unset = {
 }
 
 /** Removes from a client the settings that come from the environment or from the driver's own defaults. */
-export const isolate = (client: object, given: { readonly user: string; readonly options: string }): void => {
+export const isolateDriver = (client: object, given: { readonly user: string; readonly options: string }): void => {
   // the published type lacks them
   const { connectionParameters } = client as { readonly connectionParameters: object }
   Object.assign(connectionParameters, unset, given)
@@ -153,7 +153,7 @@ export const makeClient = (given: ClientOptions): Client => {
   }
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
   const client = Object.assign(new pg.Client(config) as unknown as Omit<Client, "transport">, { transport: stream })
-  isolate(client, { user, options })
+  isolateDriver(client, { user, options })
   guard(client.connection, limits)
   return client
 }

@@ -8,14 +8,18 @@ import type { TypeNames } from "./typeNames.js"
 export type ObjectRow = Record<string, unknown>
 
 /** The columns of a result. */
-export interface Shape {
+export interface RowDecoder {
   readonly fields: ReadonlyArray<Field>
   readonly object: (values: ReadonlyArray<string | null>) => ObjectRow
   readonly array: (values: ReadonlyArray<string | null>) => ReadonlyArray<unknown>
 }
 
 /** The shape of a result with these columns, read with the parsers of their types' names or else with those of this client. */
-export const makeShape = (client: Client, fields: ReadonlyArray<Field>, types?: TypeNames | undefined): Shape => {
+export const makeRowDecoder = (
+  client: Client,
+  fields: ReadonlyArray<Field>,
+  types?: TypeNames | undefined
+): RowDecoder => {
   const names = fields.map((field) => field.name)
   const parsers = fields.map(({ dataTypeID }) => types?.parser(dataTypeID) ?? client.getTypeParser(dataTypeID, "text"))
   const size = fields.length
@@ -41,4 +45,4 @@ export const makeShape = (client: Client, fields: ReadonlyArray<Field>, types?: 
 }
 
 /** The shape of what has no rows. */
-export const noColumns: Shape = { fields: [], object: () => ({}), array: () => [] }
+export const noColumns: RowDecoder = { fields: [], object: () => ({}), array: () => [] }

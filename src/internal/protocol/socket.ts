@@ -8,10 +8,10 @@ import * as Net from "node:net"
 import { Duplex } from "node:stream"
 
 /** The end of a connection: an address, or the path of a Unix socket. */
-export type Peer = { readonly path: string } | { readonly host: string; readonly port: number }
+export type SocketTarget = { readonly path: string } | { readonly host: string; readonly port: number }
 
 /** Creates a socket that connects to `peer` when the driver says so. */
-export const socketTo = (peer: Peer): Net.Socket => {
+export const socketTo = (peer: SocketTarget): Net.Socket => {
   const socket = new Net.Socket()
   const connect = socket.connect.bind(socket)
   return Object.assign(socket, { connect: () => connect(peer) })

@@ -1,7 +1,7 @@
 /**
  * The prepared statements of one connection: by text and by where its names are looked up, bounded, the one used longest ago goes first.
  */
-import type { Shape } from "./rowDecoder.js"
+import type { RowDecoder } from "./rowDecoder.js"
 
 /** A statement as its connection knows it. */
 export interface Prepared {
@@ -9,7 +9,7 @@ export interface Prepared {
   /** Whether the server has parsed it. */
   parsed: boolean
   /** Its columns, once the server has described them; they cannot change without an error. */
-  shape: Shape | undefined
+  shape: RowDecoder | undefined
   /** When it was used last, in uses of any. */
   used: number
 }
@@ -17,7 +17,7 @@ export interface Prepared {
 const longest = 16_384
 
 /** @internal */
-export class PreparedStatements {
+export class StatementCache {
   /** Those whose names are looked up where the session does. */
   private readonly usual = new Map<string, Prepared>()
   /** The same text means something else where its names are those of another schema, and its parameters and columns have other types. */

@@ -11,7 +11,7 @@ const secrets = ["key", "passphrase", "pfx"] as const
  * Copies options, so that a program's later change of its own object changes nothing. The copy has the secrets, but lists and prints none
  * of them. An object that node-postgres was given before lists no `key` either.
  */
-export const concealed = <A extends boolean | Tls.ConnectionOptions | undefined>(ssl: A): A => {
+export const concealSecrets = <A extends boolean | Tls.ConnectionOptions | undefined>(ssl: A): A => {
   if (typeof ssl !== "object" || ssl === null) return ssl
   const copy = { ...ssl }
   for (const name of secrets) {
@@ -21,7 +21,7 @@ export const concealed = <A extends boolean | Tls.ConnectionOptions | undefined>
 }
 
 /** The beginning of TLS. */
-export interface TlsStart {
+export interface TlsSettings {
   /** True if TLS begins at once, without a question. */
   readonly isDirectTls?: boolean
   /** True if the host is named to the server. */
@@ -35,7 +35,7 @@ export interface TlsStart {
 export const tlsOptions = (
   ssl: true | Tls.ConnectionOptions,
   host: string,
-  { isDirectTls = false, sendsServerName = true }: TlsStart = {}
+  { isDirectTls = false, sendsServerName = true }: TlsSettings = {}
 ): Tls.ConnectionOptions => {
   const isKnown: unknown = ssl === true || (typeof ssl === "object" && ssl !== null)
   if (!isKnown) throw unusable(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)

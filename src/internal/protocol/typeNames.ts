@@ -8,10 +8,10 @@ import type { Field } from "./pgDriver.js"
 type Parser = (text: string) => unknown
 
 /** Parsers by the names of types, alone or with their schema. */
-export type ByName = Readonly<Record<string, Parser>>
+export type ParsersByName = Readonly<Record<string, Parser>>
 
 /** Whether parsers are given by name, and not by number in node-postgres' own way. */
-export const isByName = (types: object | undefined): types is ByName =>
+export const isByName = (types: object | undefined): types is ParsersByName =>
   types !== undefined && !("getTypeParser" in types)
 
 /** What is asked about numbers; all parameters and results are text. */
@@ -23,7 +23,7 @@ LEFT JOIN pg_catalog.pg_namespace en ON en.oid = e.typnamespace
 WHERE t.oid = ANY ($1::pg_catalog.oid[])`
 
 /** A row of the lookup, as the server writes it. */
-export type Found = ReadonlyArray<string | null>
+export type FoundType = ReadonlyArray<string | null>
 
 /** Reads `text[]`, whose number is the same on every server; the published list of numbers has no arrays. */
 const readTexts = pg.types.getTypeParser(1009 as Parameters<typeof pg.types.getTypeParser>[0], "text")
@@ -42,7 +42,7 @@ export class TypeNames {
   /** By number; `undefined` for one that has no parser by name. */
   private readonly known = new Map<number, Parser | undefined>()
 
-  constructor(private readonly byName: ByName) {}
+  constructor(private readonly byName: ParsersByName) {}
 
   /** Returns the numbers of these columns that were not met before. */
   unknown(fields: ReadonlyArray<Field>): ReadonlyArray<number> {
@@ -55,7 +55,7 @@ export class TypeNames {
   }
 
   /** Learns what the lookup of some numbers has found; one that was not found is dropped by now, and has none. */
-  learn(asked: ReadonlyArray<number>, found: ReadonlyArray<Found>): void {
+  learn(asked: ReadonlyArray<number>, found: ReadonlyArray<FoundType>): void {
     for (const oid of asked) this.known.set(oid, undefined)
     for (const [oid, name, schema, element, elementSchema] of found) {
       const own = this.named(name, schema)
@@ -76,10 +76,10 @@ export class TypeNames {
   }
 }
 
-const servers = new WeakMap<ByName, Map<string, TypeNames>>()
+const servers = new WeakMap<ParsersByName, Map<string, TypeNames>>()
 
 /** Returns what is known of the types of a server, by its name, which all connections to it share. */
-export const typeNames = (byName: ByName, server: string): TypeNames => {
+export const typeNames = (byName: ParsersByName, server: string): TypeNames => {
   const all = servers.get(byName) ?? new Map<string, TypeNames>()
   servers.set(byName, all)
   const known = all.get(server) ?? new TypeNames(byName)

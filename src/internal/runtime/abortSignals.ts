@@ -30,7 +30,7 @@ class Followers {
 }
 
 /** Makes a signal that is aborted with the first of others, until `stop`. */
-export const follow = (
+export const onAbort = (
   signals: ReadonlyArray<AbortSignal>
 ): { readonly signal: AbortSignal; readonly stop: () => void } => {
   const follower = new AbortController()

@@ -11,10 +11,10 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { CurrentConsistency, CurrentSession } from "../../Consistency.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
-import { carrierOf } from "../transaction/context.js"
-import { changed, scopesOf, sessionAt } from "../transaction/contextSlot.js"
-import { type Change, CurrentScopes } from "../sql/schemaScopes.js"
-import { Query } from "./promiseQuery.js"
+import { CurrentScopes, type ScopeChange } from "../sql/schemaScopes.js"
+import { contextOf } from "../transaction/context.js"
+import { causalSessionOf, scopesOf, withChange } from "../transaction/contextSlot.js"
+import { PromiseQuery } from "./promiseQuery.js"
 
 interface Ambient {
   readonly context: Context.Context<never>
@@ -34,7 +34,7 @@ const carried = [
 ]
 
 /** Runs plain code as a part of the effect around it. What it throws, or rejects with, is the failure. */
-export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
+export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
   Effect.withFiberRuntime((fiber) => {
     const { unsafeMap } = fiber.currentContext
     const context = Context.unsafeMake<never>(
@@ -54,14 +54,14 @@ export const plain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unkno
 const settled = <A>(place: <B>(code: () => B) => B, code: () => A): A => {
   const result = place(code)
   // one statement is as good as another
-  return result instanceof Query ? (result.through(place) as A) : result
+  return result instanceof PromiseQuery ? (result.through(place) as A) : result
 }
 
 /** Runs plain code outside of all that the code around it runs in, but for whose rows it works on, and what it has written before. */
-export const apart = <A>(code: () => A): A => {
+export const runOutside = <A>(code: () => A): A => {
   const around = storage.getStore()?.context ?? Context.empty()
   const scopes = scopesOf(around)
-  const session = sessionAt(around, carrierOf(around))
+  const session = causalSessionOf(around, contextOf(around))
   if (scopes === undefined && session === undefined) return settled((run) => storage.exit(run), code)
   let context: Context.Context<never> = Context.empty()
   if (scopes !== undefined) context = Context.add(context, CurrentScopes, scopes)
@@ -70,9 +70,9 @@ export const apart = <A>(code: () => A): A => {
 }
 
 /** Runs plain code in other schema scopes, and whatever it calls, also when it has returned already. */
-export const inPlainScopes = <A>(change: Change, code: () => A): A => {
+export const inPlainScopes = <A>(change: ScopeChange, code: () => A): A => {
   const { context, signal } = storage.getStore() ?? { context: Context.empty(), signal: undefined }
-  const inside = { context: changed(context, change), signal }
+  const inside = { context: withChange(context, change), signal }
   return settled((run) => storage.run(inside, run), code)
 }
 

@@ -10,20 +10,23 @@ import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import { describing, type Naming, pathOf } from "../http/requestLabel.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
-import { headerOf, type ReadYourWrites, sessionOf, type Tokens } from "../http/sessionCookie.js"
-import { plain } from "./asyncContext.js"
+import { type LabelOptions, makeLabeler, pathOf } from "../http/requestLabel.js"
+import { headerOf, type ReadYourWrites, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
+import { runPlain } from "./asyncContext.js"
 import { addHeader, HeldResponse } from "./heldResponse.js"
 
 /** How requests are run. */
 export interface NodeOptions
-  extends Naming,
+  extends LabelOptions,
     Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
   /** How a status ends the unit of work. Default: below 400 commits, any other rolls back. */
   readonly outcome?: ((status: number) => UnitOfWork.Outcome) | undefined
   /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
-  readonly transaction?: ((request: IncomingMessage) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+  readonly transaction?:
+    | ((request: IncomingMessage) => UnitOfWork.UnitSettings | "none")
+    | UnitOfWork.UnitSettings
+    | undefined
   /** Lets a client read what it has written, in its later requests too, from a replica that has it. */
   readonly readYourWrites?: ReadYourWrites | undefined
 }
@@ -79,7 +82,7 @@ export const inUnit = (
   response: ServerResponse,
   next: (error?: Error) => void,
   options: NodeOptions,
-  tokens: Tokens | undefined
+  tokens: SessionTokens | undefined
 ): Effect.Effect<void, unknown> => {
   const { outcome = byStatus, transaction } = options
   return Effect.withFiberRuntime((fiber) => {
@@ -91,7 +94,7 @@ export const inUnit = (
     if (session !== undefined) session.onNews = () => addHeader(response, headerOf(session.takeReturned()))
     let held: HeldResponse | undefined
     let answered = false
-    const handled = plain(
+    const handled = runPlain(
       () =>
         new Promise<number>((resolve) => {
           held = new HeldResponse(response, (status) => {
@@ -123,7 +126,7 @@ export const inUnit = (
               transaction: settings,
               outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
             },
-            describing(request, asked, options)
+            makeLabeler(request, asked, options)
           )
     return (session === undefined ? unit : withSession(unit, session)).pipe(
       Effect.matchCauseEffect({

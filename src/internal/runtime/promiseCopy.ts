@@ -6,7 +6,7 @@ import type { Fragment } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type * as Copy from "../../Copy.js"
-import type { Runner } from "./promiseRunner.js"
+import type { PromiseRunner } from "./promiseRunner.js"
 
 /** The options of a COPY; `onProgress` is plain code, and is waited for. */
 interface CopyOptions extends Omit<Copy.Options, "onProgress"> {
@@ -56,7 +56,7 @@ const optionsOf = ({ onProgress, ...options }: CopyOptions): Copy.Options =>
     : { ...options, onProgress: (progress) => Effect.promise(async () => onProgress(progress)) }
 
 /** The members of a client whose effects are run by a runner. */
-export const makePromiseCopy = ({ run, stream }: Runner): PromiseCopy => ({
+export const makePromiseCopy = ({ run, stream }: PromiseRunner): PromiseCopy => ({
   copyFrom: (table, columns, rows, options = {}) =>
     run((client) => client.copyFrom(table, columns, streamOf(rows), optionsOf(options))),
   copyTo: (query, options = {}) => stream((client) => client.copyTo(query, optionsOf(options)))

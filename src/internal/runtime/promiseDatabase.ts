@@ -11,11 +11,11 @@ import { fromUnknown, refine } from "../../DatabaseError.js"
 import type { Options } from "../../Transaction.js"
 import type { Named } from "../../UnitOfWork.js"
 import { schemaChange } from "../sql/schemaScopes.js"
-import { inPlainScopes, plain } from "./asyncContext.js"
+import { inPlainScopes, runPlain } from "./asyncContext.js"
 import { makePromiseClient, type PromiseClient } from "./promiseQuery.js"
 
 /** Runs effects on open databases. */
-export interface Run<R> {
+export interface RunEffect<R> {
   readonly promise: <A, E>(self: Effect.Effect<A, E, R>) => Promise<A>
   readonly iterable: <A, E>(self: Stream.Stream<A, E, R>) => AsyncIterable<A>
 }
@@ -61,10 +61,10 @@ export interface PromiseDatabase {
 }
 
 /** What it takes: the class of a database, but for how it is opened. */
-export type Accessible<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig" | "layerEnv">
+export type DatabaseTag<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig" | "layerEnv">
 
 /** The access to one database. */
-export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>): PromiseDatabase => {
+export const makePromiseDatabase = <Self>(tag: Named & DatabaseTag<Self>, run: RunEffect<Self>): PromiseDatabase => {
   const client = (kind: "writer" | "reader" | "any"): PromiseClient =>
     makePromiseClient({
       run: <A, E>(use: (client: Client) => Effect.Effect<A, E>) => run.promise(refine(Effect.flatMap(tag[kind], use))),
@@ -79,14 +79,14 @@ export const makeAccess = <Self>(tag: Named & Accessible<Self>, run: Run<Self>):
     writer: client("writer"),
     reader: client("reader"),
     any: client("any"),
-    withTransaction: (code, options) => run.promise(tag.withTransaction(plain(code), options)),
-    withConsistency: (consistency, code) => run.promise(tag.withConsistency(plain(code), consistency)),
+    withTransaction: (code, options) => run.promise(tag.withTransaction(runPlain(code), options)),
+    withConsistency: (consistency, code) => run.promise(tag.withConsistency(runPlain(code), consistency)),
     withSchema: (schema, code) => inPlainScopes(schemaChange(tag.databaseName, schema), code),
-    independent: (code) => run.promise(tag.independent(plain(code))),
-    beforeCommit: (hook) => run.promise(tag.beforeCommit(plain(hook))),
-    afterCommit: (hook) => run.promise(tag.afterCommit(plain(hook))),
-    afterRollback: (hook) => run.promise(tag.afterRollback(plain(hook))),
-    afterUnknown: (hook) => run.promise(tag.afterUnknown(plain(hook))),
+    independent: (code) => run.promise(tag.independent(runPlain(code))),
+    beforeCommit: (hook) => run.promise(tag.beforeCommit(runPlain(hook))),
+    afterCommit: (hook) => run.promise(tag.afterCommit(runPlain(hook))),
+    afterRollback: (hook) => run.promise(tag.afterRollback(runPlain(hook))),
+    afterUnknown: (hook) => run.promise(tag.afterUnknown(runPlain(hook))),
     commit: () => run.promise(tag.commit),
     rollback: () => run.promise(tag.rollback),
     notify: (channel, payload) => run.promise(tag.notify(channel, payload)),

@@ -7,7 +7,7 @@ import { identity } from "effect/Function"
 import type { Client } from "../../Copy.js"
 import { json, makeCompiler } from "../client/compiler.js"
 import { makePromiseCopy, type PromiseCopy } from "./promiseCopy.js"
-import type { Runner } from "./promiseRunner.js"
+import type { PromiseRunner } from "./promiseRunner.js"
 
 /** What makes statements: a client, or what needs none. */
 type Maker = Pick<Statement.Constructor, "unsafe"> &
@@ -19,19 +19,19 @@ type Build<A> = (maker: Maker) => Statement.Statement<A>
 const parts = Statement.make(Effect.die(new Error("a part of a statement does not run")), makeCompiler(), [], undefined)
 
 /** A statement that runs when it is awaited, once; or a part of another statement. */
-export class Query<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragment {
+export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragment {
   private promise: Promise<ReadonlyArray<A>> | undefined
 
   /** @internal */
   constructor(
-    private readonly runner: Runner,
+    private readonly runner: PromiseRunner,
     private readonly build: Build<A>
   ) {}
 
   /** @internal The same statement, run elsewhere than where it is awaited. */
-  through(place: <B>(code: () => B) => B): Query<A> {
+  through(place: <B>(code: () => B) => B): PromiseQuery<A> {
     const { build, runner } = this
-    return new Query(
+    return new PromiseQuery(
       { run: (use) => place(() => runner.run(use)), stream: (use) => place(() => runner.stream(use)) },
       build
     )
@@ -87,20 +87,20 @@ export interface PromiseClient extends Parts, PromiseCopy {
   <A extends object = Record<string, unknown>>(
     strings: TemplateStringsArray,
     ...values: ReadonlyArray<unknown>
-  ): Query<A>
+  ): PromiseQuery<A>
   /** A statement from a text, with its parameters. */
   readonly query: <A extends object = Record<string, unknown>>(
     text: string,
     parameters?: ReadonlyArray<unknown> | undefined
-  ) => Query<A>
+  ) => PromiseQuery<A>
   /** A value as JSON. */
   readonly json: Client["json"]
 }
 
 /** A client whose statements are run by a runner. */
-export const makePromiseClient = (runner: Runner): PromiseClient => {
+export const makePromiseClient = (runner: PromiseRunner): PromiseClient => {
   const call = (strings: string | TemplateStringsArray, ...values: Array<unknown>) =>
-    typeof strings === "string" ? parts(strings) : new Query(runner, (maker) => maker(strings, ...values))
+    typeof strings === "string" ? parts(strings) : new PromiseQuery(runner, (maker) => maker(strings, ...values))
   const { and, csv, in: in_, insert, join, literal, or, update, updateValues } = parts
   const members = {
     insert,
@@ -113,7 +113,7 @@ export const makePromiseClient = (runner: Runner): PromiseClient => {
     join,
     literal,
     query: <A extends object>(text: string, parameters?: ReadonlyArray<unknown> | undefined) =>
-      new Query<A>(runner, (maker) => maker.unsafe<A>(text, parameters)),
+      new PromiseQuery<A>(runner, (maker) => maker.unsafe<A>(text, parameters)),
     json,
     ...makePromiseCopy(runner)
   }

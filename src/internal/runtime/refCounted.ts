@@ -7,7 +7,7 @@ type State<A> =
   | { readonly _tag: "new" | "closed" }
   | { readonly _tag: "open"; readonly opened: Promise<A>; owners: number; value: A | undefined }
 
-export class Counted<A> {
+export class RefCounted<A> {
   private state: State<A> = { _tag: "new" }
   /** What has to be over before it can be opened again. */
   private closing: Promise<void> = Promise.resolve()

@@ -8,20 +8,26 @@ import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { isKeepable } from "../http/keepableBody.js"
-import { describing, type Naming } from "../http/requestLabel.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
-import { headerOf, type ReadYourWrites, type RequestSession, sessionOf, type Tokens } from "../http/sessionCookie.js"
+import { type LabelOptions, makeLabeler } from "../http/requestLabel.js"
+import {
+  headerOf,
+  type ReadYourWrites,
+  type RequestSession,
+  type SessionTokens,
+  sessionOf
+} from "../http/sessionCookie.js"
 import type { Describe } from "../unitOfWork/unitOfWork.js"
-import { plain } from "./asyncContext.js"
+import { runPlain } from "./asyncContext.js"
 
 /** How requests are run. */
 export interface HandlerOptions
-  extends Naming,
+  extends LabelOptions,
     Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
   /** How a response ends the unit of work. Default: a status below 400 commits, any other rolls back. */
   readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
   /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
-  readonly transaction?: ((request: Request) => UnitOfWork.Settings | "none") | UnitOfWork.Settings | undefined
+  readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings | "none") | UnitOfWork.UnitSettings | undefined
   /**
    * Lets a client read what it has written, in its later requests too, from a replica that has it. Of handlers within handlers it is the
    * outermost that is given this; where the handler throws, its client is given nothing back.
@@ -40,7 +46,7 @@ const byStatus = ({ status }: Response): UnitOfWork.Outcome => (status < 400 ? "
 
 /** A web request as its statements tell of it. */
 const describe = (request: Request, options: HandlerOptions): Describe =>
-  describing(
+  makeLabeler(
     request,
     ({ headers, method, url }) => ({
       method,
@@ -52,7 +58,7 @@ const describe = (request: Request, options: HandlerOptions): Describe =>
   )
 
 /** What a client is told whose request could not be stored. */
-export const refusal = (problem: Problem): Response =>
+export const refusalResponse = (problem: Problem): Response =>
   Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
 
 /** One request in one unit of work. What the handler throws is the failure; what could not be stored is an answer. */
@@ -68,7 +74,7 @@ const answerInUnit = (
     const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)
     const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
-    if (settings === "none") return plain(() => handle(request))
+    if (settings === "none") return runPlain(() => handle(request))
     let answered: Response | undefined
     // nobody is going to read it; one that is read already is somebody else's
     const drop = () => {
@@ -78,7 +84,7 @@ const answerInUnit = (
     const handled = Effect.suspend(() => {
       drop()
       return Effect.tap(
-        plain(() => handle(fresh())),
+        runPlain(() => handle(fresh())),
         (response) => {
           answered = response
         }
@@ -99,8 +105,8 @@ const answerInUnit = (
       if (answered === undefined || Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
       drop()
       return isDatabaseError(error)
-        ? Effect.as(Effect.logError(error.message), refusal(problemOf(error)))
-        : Effect.as(Effect.logError(cause), refusal(notStored))
+        ? Effect.as(Effect.logError(error.message), refusalResponse(problemOf(error)))
+        : Effect.as(Effect.logError(cause), refusalResponse(notStored))
     })
   })
 
@@ -121,7 +127,7 @@ export const answerInSession = (
   request: Request,
   handle: (request: Request) => PromiseLike<Response> | Response,
   options: HandlerOptions,
-  tokens: Tokens | undefined
+  tokens: SessionTokens | undefined
 ): Effect.Effect<Response, unknown> => {
   const answer = answerInUnit(request, handle, options)
   if (tokens === undefined) return answer

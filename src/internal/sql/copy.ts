@@ -2,11 +2,12 @@
  * COPY as a command: its options become text here, and a query that it is about gets its values written into it, for COPY takes no
  * parameters.
  */
-import { identifier, literal } from "./quote.js"
+
 import type { LineFormat } from "../protocol/copyRows.js"
+import { Inlined, plain } from "../protocol/inlinedText.js"
 import { parameter } from "../protocol/parameterEncoder.js"
 import { commandsIn } from "./commands.js"
-import { Inlined, plain } from "../protocol/inlinedText.js"
+import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 export interface Format extends LineFormat {
   readonly header?: boolean | "match" | undefined
@@ -27,7 +28,7 @@ const word = (option: string, given: unknown, known: ReadonlyMap<unknown, string
 }
 
 const text = (option: string, given: unknown): string => {
-  if (typeof given === "string") return literal(given)
+  if (typeof given === "string") return quoteLiteral(given)
   throw new Error(`the ${option} of a COPY is a text`)
 }
 
@@ -56,7 +57,7 @@ const withOptions = ({
 
 /** Returns the command that stores rows. `table` is quoted already. */
 export const copyFromSql = (table: string, columns: ReadonlyArray<string>, format: Format): string => {
-  const list = columns.length === 0 ? "" : ` (${columns.map(identifier).join(", ")})`
+  const list = columns.length === 0 ? "" : ` (${columns.map(quoteIdentifier).join(", ")})`
   return `COPY ${table}${list} FROM STDIN ${withOptions(format)}`
 }
 
@@ -68,7 +69,7 @@ export const copyToSql = (query: Inlined, format: Format): Inlined =>
 export const inlined = (value: unknown): string => {
   const wire = parameter(value)
   if (wire === null || wire === undefined) return "NULL"
-  return literal(Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire))
+  return quoteLiteral(Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire))
 }
 
 /** Checks whether a statement is a COPY, which may ask for data in the middle of its exchange. */
@@ -76,7 +77,7 @@ export const isCopy = (statement: string): boolean =>
   /\bcopy\b/i.test(statement) && commandsIn(statement).some((command) => /^COPY\b/.test(command))
 
 /** The line and the column of a COPY, where the server names them. */
-export interface Spot {
+export interface ErrorPosition {
   readonly line: number
   readonly column: string | undefined
 }
@@ -85,7 +86,11 @@ export interface Spot {
  * Returns where in its data a COPY has failed. The server says so in a line of the error's context, in its language:
  * `COPY item, line 3, column amount: "x"`.
  */
-export const spotIn = (context: string, table: string, columns: ReadonlyArray<string>): Spot | undefined => {
+export const errorPosition = (
+  context: string,
+  table: string,
+  columns: ReadonlyArray<string>
+): ErrorPosition | undefined => {
   const start = `COPY ${table}, `
   for (const said of context.split("\n")) {
     if (!said.startsWith(start)) continue

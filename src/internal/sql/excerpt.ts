@@ -3,7 +3,7 @@
  */
 
 /** What an error knows of its statement. */
-export interface Ran {
+export interface RanStatement {
   readonly sql?: string | undefined
   readonly position?: number | undefined
   readonly where?: string | undefined
@@ -60,7 +60,7 @@ const oneLine = (sql: string): string => {
 }
 
 /** Returns the lines that an error's message ends with: its statement, what the server was doing, and the place in the program. */
-export const statementLines = ({ location, position, sql, where }: Ran): string => {
+export const statementLines = ({ location, position, sql, where }: RanStatement): string => {
   const lines = sql === undefined ? [] : position === undefined ? [`in: ${oneLine(sql)}`] : marked(sql, position)
   return [
     ...lines,

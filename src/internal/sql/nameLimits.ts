@@ -3,7 +3,7 @@
  */
 
 /** Says what is wrong with a text of at least and at most so many bytes. */
-export const textFault = (text: string, least: number, most: number): string | undefined => {
+export const invalidNameReason = (text: string, least: number, most: number): string | undefined => {
   const bytes = Buffer.from(text)
   if (bytes.length < least) return "empty"
   if (bytes.length > most) return `${bytes.length} bytes long`

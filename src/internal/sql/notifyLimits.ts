@@ -2,7 +2,7 @@
  * What NOTIFY can carry, seen before anything is sent: LISTEN would cut a long name short, and hear nothing.
  */
 import { NotificationInvalid } from "../../DatabaseError.js"
-import { textFault } from "./nameLimits.js"
+import { invalidNameReason } from "./nameLimits.js"
 
 /** In bytes. */
 const longestChannel = 63
@@ -10,7 +10,7 @@ const longestPayload = 7999
 
 /** What is wrong with the name of a channel. */
 export const checkChannel = (database: string, channel: string): NotificationInvalid | undefined => {
-  const given = textFault(channel, 1, longestChannel)
+  const given = invalidNameReason(channel, 1, longestChannel)
   return given === undefined
     ? undefined
     : new NotificationInvalid({ database, part: "channel", given, expected: `1 to ${longestChannel} bytes of text` })
@@ -18,7 +18,7 @@ export const checkChannel = (database: string, channel: string): NotificationInv
 
 /** What is wrong with a message. */
 export const checkMessage = (database: string, channel: string, payload: string): NotificationInvalid | undefined => {
-  const given = textFault(payload, 0, longestPayload)
+  const given = invalidNameReason(payload, 0, longestPayload)
   return (
     checkChannel(database, channel) ??
     (given === undefined

@@ -4,7 +4,7 @@
 import pg from "pg"
 
 /** A name, quoted. It holds no NUL: who takes names from a program refuses that before. */
-export const identifier = (name: string): string => pg.escapeIdentifier(name)
+export const quoteIdentifier = (name: string): string => pg.escapeIdentifier(name)
 
 /** A text, quoted. */
-export const literal = (text: string): string => pg.escapeLiteral(text)
+export const quoteLiteral = (text: string): string => pg.escapeLiteral(text)

@@ -8,7 +8,7 @@ type ByDatabase = ReadonlyMap<string, SearchPath>
 
 const none: ByDatabase = new Map()
 
-export class Scopes {
+export class SchemaScopes {
   constructor(
     private readonly schemas: ByDatabase,
     /** The tenant's, of all databases but those that have one of their own. */
@@ -21,26 +21,26 @@ export class Scopes {
     return this.tenants.get(database) ?? this.tenant ?? this.schemas.get(database)
   }
 
-  withSchema(database: string, path: SearchPath): Scopes {
-    return new Scopes(new Map([...this.schemas, [database, path]]), this.tenant, this.tenants)
+  withSchema(database: string, path: SearchPath): SchemaScopes {
+    return new SchemaScopes(new Map([...this.schemas, [database, path]]), this.tenant, this.tenants)
   }
 
-  withTenant(databases: ReadonlyArray<string> | undefined, path: SearchPath): Scopes {
-    if (databases === undefined) return new Scopes(this.schemas, path, none)
+  withTenant(databases: ReadonlyArray<string> | undefined, path: SearchPath): SchemaScopes {
+    if (databases === undefined) return new SchemaScopes(this.schemas, path, none)
     const own = databases.map((name) => [name, path] as const)
-    return new Scopes(this.schemas, this.tenant, new Map([...this.tenants, ...own]))
+    return new SchemaScopes(this.schemas, this.tenant, new Map([...this.tenants, ...own]))
   }
 }
 
 /** Both kinds are in one place, so that a statement has to look once. */
 export class CurrentScopes extends Context.Reference<CurrentScopes>()("effect-db/Tenant/Scopes", {
-  defaultValue: () => new Scopes(none, undefined, none)
+  defaultValue: () => new SchemaScopes(none, undefined, none)
 }) {}
 
 /** What makes other scopes of those that are in force. */
-export type Change = (scopes: Scopes) => Scopes
+export type ScopeChange = (scopes: SchemaScopes) => SchemaScopes
 
-export const schemaChange = (database: string, schemas: string | ReadonlyArray<string>): Change => {
+export const schemaChange = (database: string, schemas: string | ReadonlyArray<string>): ScopeChange => {
   const path = new SearchPath(schemas)
   return (scopes) => scopes.withSchema(database, path)
 }
@@ -48,7 +48,7 @@ export const schemaChange = (database: string, schemas: string | ReadonlyArray<s
 export const tenantChange = (
   schemas: string | ReadonlyArray<string>,
   databases: ReadonlyArray<{ readonly databaseName: string }> | undefined
-): Change => {
+): ScopeChange => {
   const path = new SearchPath(schemas)
   const names = databases?.map(({ databaseName }) => databaseName)
   return (scopes) => scopes.withTenant(names, path)

@@ -6,9 +6,10 @@
  * the server keeps that itself: whatever sets a path for a scope puts the one before into a variable of our own, if there is none in it,
  * and who is in no scope gets it back from there. Both are undone together by whatever is undone, so nobody has to know what was.
  */
-import { identifier, literal } from "./quote.js"
-import { textFault } from "./nameLimits.js"
+
 import { constantStep, type Step, step } from "../protocol/messages.js"
+import { invalidNameReason } from "./nameLimits.js"
+import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 /** In bytes. The server would cut off the rest, and what is left may be the name of another schema. */
 const longestName = 63
@@ -32,7 +33,7 @@ const keep = `${set}(${before}, CASE WHEN ${isKept} THEN ${kept} ELSE pg_catalog
 const giveBack = `${set}(${path}, CASE WHEN ${isKept} THEN pg_catalog.substr(${kept}, 2) ELSE ${get}(${path}) END, true)`
 
 /** Gives back what was there before the first scope, and does nothing where there was none. */
-export const leave: ReadonlyArray<Step> = [
+export const leaveSearchPath: ReadonlyArray<Step> = [
   constantStep(`SELECT ${set}(${before}, pg_catalog.left(${giveBack}, 0), true)`)
 ]
 
@@ -48,7 +49,7 @@ export class SearchPath {
   constructor(schemas: string | ReadonlyArray<string>) {
     this.fault = faultOf(schemas)
     const names = typeof schemas === "string" ? [schemas] : schemas
-    this.text = this.fault === undefined ? names.map(identifier).join(", ") : ""
+    this.text = this.fault === undefined ? names.map(quoteIdentifier).join(", ") : ""
   }
 
   /** For a transaction that has nothing else in it. */
@@ -59,7 +60,7 @@ export class SearchPath {
 
   /** For a statement among others. */
   get amongOthers(): ReadonlyArray<Step> {
-    this.inside ??= [step(`SELECT ${set}(${path}, ${literal(this.text)}, ${keep} IS NOT NULL)`)]
+    this.inside ??= [step(`SELECT ${set}(${path}, ${quoteLiteral(this.text)}, ${keep} IS NOT NULL)`)]
     return this.inside
   }
 }
@@ -70,7 +71,9 @@ const faultOf = (schemas: unknown): string | undefined => {
   if (names.length === 0) return "an empty list"
   for (const name of names) {
     if (typeof name !== "string") return "no text"
-    const fault = substituted.test(name) ? `"${name}", which stands for another` : textFault(name, 1, longestName)
+    const fault = substituted.test(name)
+      ? `"${name}", which stands for another`
+      : invalidNameReason(name, 1, longestName)
     if (fault !== undefined) return fault
   }
   return undefined

@@ -13,13 +13,13 @@ export interface Limits {
 const longest = 2_147_483_647
 
 /** A limit as the server takes it: in whole milliseconds. Zero, and so infinity, is none; a fraction must not become none. */
-export const whole = (limit: number): number => (Number.isFinite(limit) ? Math.min(Math.ceil(limit), longest) : 0)
+export const wholeMillis = (limit: number): number => (Number.isFinite(limit) ? Math.min(Math.ceil(limit), longest) : 0)
 
 /** As the server's settings. */
 export const settings = (limits: Limits): ReadonlyArray<readonly [name: string, millis: number]> => {
   const all: Array<readonly [string, number]> = []
   const set = (name: string, limit: number | undefined) => {
-    if (limit !== undefined) all.push([name, whole(limit)])
+    if (limit !== undefined) all.push([name, wholeMillis(limit)])
   }
   set("statement_timeout", limits.statementTimeout)
   set("lock_timeout", limits.lockTimeout)

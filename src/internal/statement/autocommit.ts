@@ -1,17 +1,17 @@
 /**
  * A statement on its own, outside of any transaction: a connection for it, and what is around it there.
  */
-import type { Connection, Done, Failure, Flight, Request } from "../../Connection.js"
+import type { Connection, Exchange, Failure, OnExchange, Request } from "../../Connection.js"
 import type { Session } from "../../Consistency.js"
 import type { StatementError } from "../../DatabaseError.js"
 import { isUnserved } from "../../SqlState.js"
 import { codeOf, toStatementError, wrongRole } from "../connection/statementError.js"
-import { guard, runGuarded } from "./autocommitGuard.js"
+import { positionTimeout, queryPositionWithin, TokenRecorder } from "../consistency/walPosition.js"
 import type { Borrower } from "../pool/borrower.js"
-import { Asking, askWithin, longestAnswer } from "../consistency/walPosition.js"
-import type { OnTaken, Source } from "../topology/connectionSource.js"
+import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
+import { autocommitGuard, runGuarded } from "./autocommitGuard.js"
 
-export type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
+export type OnStatement = (error: StatementError | undefined, flight: Exchange | undefined) => void
 
 const none: ReadonlyArray<never> = []
 
@@ -23,8 +23,8 @@ const isReceived = (failure: Failure): boolean =>
  * Runs a statement on a connection from somewhere; the returned function gives it up. `lost` is what is told where the connection is lost
  * with it. A session that it writes in asks where the server is after it.
  */
-export const once = (
-  pool: Source,
+export const runAutocommit = (
+  pool: ConnectionSource,
   deadline: number,
   held: ReadonlyArray<Connection>,
   request: Request,
@@ -37,25 +37,25 @@ export const once = (
   let settled = false
   let isLeft = false
   const { database } = pool.options
-  const settle: OnTaken = (error, taken) => {
+  const settle: OnCheckout = (error, taken) => {
     if (taken === undefined) return done(error, undefined)
     connection = taken
-    const before = guard(taken, pool.options.session, pool.options.readOnly, request)
-    const finish: Done = (failure, flight) => {
+    const before = autocommitGuard(taken, pool.options.session, pool.options.readOnly, request)
+    const finish: OnExchange = (failure, flight) => {
       if (session === undefined) return conclude(failure, flight)
-      const asking = new Asking(database, [session])
+      const asking = new TokenRecorder(database, [session])
       // several commands in one text may have stored something in any way
       if (taken.broken !== undefined || request.simple) {
         if (failure === undefined || isReceived(failure)) asking.stored(undefined)
         return conclude(failure, flight)
       }
       // also of what has failed: a procedure may have stored something before
-      askWithin(taken, longestAnswer, (answer) => {
+      queryPositionWithin(taken, positionTimeout, (answer) => {
         asking.stored(answer)
         conclude(failure, flight)
       })
     }
-    const conclude: Done = (failure, flight) => {
+    const conclude: OnExchange = (failure, flight) => {
       settled = true
       pool.checkin(taken)
       if (failure === undefined) return done(undefined, flight)
@@ -73,7 +73,7 @@ export const once = (
     if (settled) return
     isLeft = true
     // it may be stored all the same
-    if (session !== undefined) new Asking(database, [session]).stored(undefined)
+    if (session !== undefined) new TokenRecorder(database, [session]).stored(undefined)
     connection.cancel()
   }
 }

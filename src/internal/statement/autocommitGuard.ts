@@ -1,12 +1,12 @@
 /**
  * What goes around a single statement, outside of any transaction, where its session does not do enough.
  */
-import type { Connection, Done, Request } from "../../Connection.js"
+import type { Connection, OnExchange, Request } from "../../Connection.js"
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import { isStaleRefusal } from "../connection/statementError.js"
-import { setLocal } from "../sql/settings.js"
-import { isCopy } from "../sql/copy.js"
 import { constantStep, type Step } from "../protocol/messages.js"
+import { isCopy } from "../sql/copy.js"
+import { setLocal } from "../sql/settings.js"
 
 const none: ReadonlyArray<never> = []
 const begin = constantStep("BEGIN")
@@ -19,7 +19,7 @@ const rollback = [constantStep("ROLLBACK")]
 const query = /^\s*(?:SELECT|WITH|VALUES|TABLE|SHOW)\b/i
 
 /** What a single statement has before it; where there is anything, COMMIT follows it. */
-export const guard = (
+export const autocommitGuard = (
   connection: Connection,
   session: SessionConfig,
   readOnly: boolean,
@@ -57,10 +57,10 @@ export const runGuarded = (
   before: ReadonlyArray<Step>,
   request: Request,
   isWanted: () => boolean,
-  done: Done
+  done: OnExchange
 ): void => {
   let isAgain = false
-  const finish: Done = (failure, flight) => {
+  const finish: OnExchange = (failure, flight) => {
     const isOpen = connection.status !== "I" && connection.broken === undefined
     if (!isOpen || (failure === undefined && !flight.isStopped)) return done(failure, flight)
     const mayGoBetter = !isAgain && failure !== undefined && isStaleRefusal(failure)
@@ -76,7 +76,7 @@ export const runGuarded = (
  * Sends all in one flight. Several commands in one text are a message that goes alone, and so is a COPY: what follows it would be taken for
  * its data.
  */
-const send = (connection: Connection, before: ReadonlyArray<Step>, request: Request, done: Done): void => {
+const send = (connection: Connection, before: ReadonlyArray<Step>, request: Request, done: OnExchange): void => {
   if (!request.simple && !isCopy(request.text)) return connection.run(before, request, commit, done)
   connection.steps(before, (failure, flight) => {
     if (failure !== undefined || flight.isStopped) return done(failure, flight)

@@ -1,15 +1,15 @@
 /**
  * The parts of a stream's rows, fetched one after the other. Who stops waiting for one has not stopped it: it goes to who asks next.
  */
-import type { Flight } from "../../Connection.js"
+import type { Exchange } from "../../Connection.js"
 import type { StatementError } from "../../DatabaseError.js"
 import { later } from "../concurrency/clock.js"
 
-type OnFetched = (error: StatementError | undefined, flight: Flight | undefined) => void
+type OnFetched = (error: StatementError | undefined, flight: Exchange | undefined) => void
 
 const nothing = () => {}
 
-export class Fetches {
+export class PortalFetcher {
   private stop: (() => void) | undefined
   private unseen: Parameters<OnFetched> | undefined
   private waiting: OnFetched = nothing

@@ -5,7 +5,7 @@
 import type { Request } from "../../Connection.js"
 
 /** What a piece of work is for. */
-export interface Work {
+export interface WorkLabel {
   /** In observations and in `status`. */
   readonly label?: string | undefined
   /** Of its transactions, as `pg_stat_activity` shows them. */
@@ -21,7 +21,7 @@ const encode = (text: string): string =>
   encodeURIComponent(text.replace(/[\ud800-\udfff]/gu, "\ufffd")).replaceAll("'", "%27")
 
 /** The comment, with a space before it; empty where there is nothing to say. */
-const commentOf = (pairs: NonNullable<Work["comment"]>): string => {
+const commentOf = (pairs: NonNullable<WorkLabel["comment"]>): string => {
   const parts = Object.entries(pairs).flatMap(([key, value]) =>
     value === undefined || value === "" ? [] : [`${encode(key)}='${encode(value)}'`]
   )
@@ -30,7 +30,7 @@ const commentOf = (pairs: NonNullable<Work["comment"]>): string => {
 }
 
 /** The same statement with the comment of its work. */
-export const withComment = (request: Request, work: Work | undefined): Request => {
+export const withComment = (request: Request, work: WorkLabel | undefined): Request => {
   if (work?.comment === undefined) return request
   const text = request.text + commentOf(work.comment)
   return { ...request, text, prepare: request.prepare && work.isUnique !== true }
@@ -40,7 +40,7 @@ export const withComment = (request: Request, work: Work | undefined): Request =
 const longestName = 63
 
 /** The command that names a transaction, for as long as it lasts. The server shows printable ASCII only. */
-export const nameSql = (applicationName: string): string =>
+export const labelSql = (applicationName: string): string =>
   `SET LOCAL application_name = '${applicationName
     .replace(/[^ -~]|\\/g, "?")
     .slice(0, longestName)

@@ -10,16 +10,16 @@ import type { Borrower } from "../pool/borrower.js"
 export type SourceError = CheckoutError | NoReplicaCaughtUp | TokenFromLostTimeline
 
 /** Called once with a connection or a failure, unless it was given up. */
-export type OnTaken = (error: SourceError | undefined, connection: Connection | undefined) => void
+export type OnCheckout = (error: SourceError | undefined, connection: Connection | undefined) => void
 
 /** As a pool gives its connections. */
-export interface Source {
+export interface ConnectionSource {
   /** Of the server that the connection is of, when there is one. */
   readonly options: PoolOptions
   readonly checkout: (
     deadline: number,
     holding: ReadonlyArray<Connection>,
-    settle: OnTaken,
+    settle: OnCheckout,
     who?: Borrower | undefined
   ) => () => void
   readonly checkin: (connection: Connection) => void

@@ -9,12 +9,19 @@ import { Observation } from "../../Observation.js"
 import type { CheckoutError, Pool, PoolOptions } from "../../Pool.js"
 import type { Server } from "../../Topology.js"
 import { timer } from "../concurrency/clock.js"
+import {
+  type Freshness,
+  judgeFreshness,
+  positionTimeout,
+  queryPosition,
+  queryPositionWithin,
+  TokenRecorder
+} from "../consistency/walPosition.js"
 import type { Borrower } from "../pool/borrower.js"
-import { Asking, ask, askWithin, judge, longestAnswer, type Verdict } from "../consistency/walPosition.js"
-import type { OnTaken, Source } from "./connectionSource.js"
+import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 
 /** What a read is to see, and what is done where no replica has it. */
-export interface Wanted {
+export interface ReadRequirement {
   /** None where something was written and nobody knows where: only the primary has that for certain. */
   readonly tokens: readonly [Token, ...Array<Token>] | undefined
   /** How long a replica may take to get there, in ms. */
@@ -25,7 +32,7 @@ export interface Wanted {
 }
 
 /** The servers to search, and what is to be known of the one that was found. */
-export interface Course {
+export interface ReplicaCandidates {
   /** One replica after the other, then the primary, then all over again. */
   readonly next: () => Server
   readonly primary: Server
@@ -47,7 +54,7 @@ type Take = (
 ) => void
 
 /** Goes from replica to replica, and again, until one has what is wanted, or the time is over. */
-export class Search implements Source {
+export class ReplicaSelection implements ConnectionSource {
   private pool: Pool
   /** Gives up what is under way. */
   private giveUp = nothing
@@ -59,8 +66,8 @@ export class Search implements Source {
   private unproved: ReadonlyArray<string> = []
 
   constructor(
-    private readonly course: Course,
-    private readonly wanted: Wanted
+    private readonly course: ReplicaCandidates,
+    private readonly wanted: ReadRequirement
   ) {
     this.pool = course.primary.reads
   }
@@ -76,13 +83,13 @@ export class Search implements Source {
   checkout(
     deadline: number,
     holding: ReadonlyArray<Connection>,
-    settle: OnTaken,
+    settle: OnCheckout,
     who?: Borrower | undefined
   ): () => void {
     const since = performance.now()
     // whoever is read from in the end needs time, too
     const until = since + Math.min(this.wanted.maxWait, (deadline - since) / 2)
-    const end: OnTaken = (error, connection) => {
+    const end: OnCheckout = (error, connection) => {
       if (this.isOver) return
       this.isOver = true
       settle(error, connection)
@@ -110,7 +117,7 @@ export class Search implements Source {
       if (this.isOver) return
       const server = this.course.next()
       if (server !== this.course.primary) {
-        const last = Math.min(deadline, Math.max(until, performance.now() + longestAnswer))
+        const last = Math.min(deadline, Math.max(until, performance.now() + positionTimeout))
         return this.tryReplica(server, take, hand(server), step, last)
       }
       if (this.isBehind && performance.now() < until) return this.wait(step, until)
@@ -143,14 +150,14 @@ export class Search implements Source {
     }
     const use = (connection: Connection) => {
       const decide = () => {
-        const verdict = judge(connection.position, database, tokens)
+        const verdict = judgeFreshness(connection.position, database, tokens)
         if (verdict === "caughtUp" && connection.broken === undefined) return hand(connection)
         server.reads.checkin(connection)
         this.passOver(server, verdict)
         step()
       }
-      if (judge(connection.position, database, tokens) === "caughtUp") return decide()
-      this.giveUp = askWithin(connection, until - performance.now(), (answer) => {
+      if (judgeFreshness(connection.position, database, tokens) === "caughtUp") return decide()
+      this.giveUp = queryPositionWithin(connection, until - performance.now(), (answer) => {
         connection.position = answer?.position
         decide()
       })
@@ -168,7 +175,7 @@ export class Search implements Source {
     this.unproved = []
   }
 
-  private passOver({ name, reads }: Server, verdict: Verdict): void {
+  private passOver({ name, reads }: Server, verdict: Freshness): void {
     const { database, observer } = reads.options
     if (verdict === "behind") this.isBehind = true
     else if (verdict === "lost") this.lost ??= name
@@ -182,10 +189,10 @@ export class Search implements Source {
     const { session, tokens } = this.wanted
     const { database } = this.options
     if (session === undefined || (tokens !== undefined && this.lost === undefined)) return hand(connection)
-    const asking = new Asking(database, [session])
+    const asking = new TokenRecorder(database, [session])
     this.giveUp = () => connection.abort("cancelled")
     // the read that follows would have to wait for this server, too
-    ask(connection, (answer) => {
+    queryPosition(connection, (answer) => {
       if (answer !== undefined) asking.stored(answer)
       if (connection.broken === undefined) return hand(connection)
       this.checkin(connection)

@@ -3,11 +3,11 @@
  */
 import type { Connection } from "../../Connection.js"
 import { type ConnectReason, connectReason } from "../../SqlState.js"
-import { codeOf } from "../connection/statementError.js"
 import { timer } from "../concurrency/clock.js"
+import { codeOf } from "../connection/statementError.js"
 
 /** Why a server is not the one that was meant. */
-export interface Mismatch {
+export interface RoleMismatch {
   readonly reason: ConnectReason
   readonly cause?: Error
 }
@@ -21,7 +21,7 @@ const question = { text: "SELECT 1", values: [], rows: "array", prepare: false, 
 export const proveRole = (
   connection: Connection,
   deadline: number,
-  done: (mismatch: Mismatch | undefined) => void
+  done: (mismatch: RoleMismatch | undefined) => void
 ): void => {
   if (!connection.doubtsRole) return done(undefined)
   let isLate = false

@@ -14,7 +14,7 @@ const aMoment = Effect.async<void>((resume) => {
 })
 
 /** When it is interrupted it goes on for up to a second; how it fails by then is logged, for there is nobody else to hear of it. */
-export const hearOut = <E extends Error>(self: Effect.Effect<void, E>): Effect.Effect<void, E> =>
+export const reportBeforeInterrupt = <E extends Error>(self: Effect.Effect<void, E>): Effect.Effect<void, E> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(Effect.fork(Effect.interruptible(self)), (fiber) => {
       const reported = Effect.catchAll(Fiber.join(fiber), ({ message }) => Effect.logError(message))

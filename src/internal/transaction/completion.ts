@@ -8,28 +8,28 @@ import { Observation } from "../../Observation.js"
 import type { Transaction } from "../../Transaction.js"
 import { cancellableWithin, type Restore } from "../concurrency/cancellable.js"
 import type { Carrier } from "./context.js"
-import { after } from "./hooks.js"
+import { runAfterHooks } from "./hooks.js"
 
 /** Commits and runs the hooks; where it cannot be committed, undoes it. */
-export const keep = <X>(
+export const commitAndRunHooks = <X>(
   transaction: Transaction,
   restore: Restore,
   wrap: (error: TransactionError) => X
 ): Effect.Effect<void, X> =>
-  Effect.matchCauseEffect(commit(transaction, restore), {
+  Effect.matchCauseEffect(sendCommit(transaction, restore), {
     onFailure: (cause) =>
       Effect.zipRight(
-        undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+        rollback(transaction, Cause.isInterrupted(cause) ? undefined : restore),
         Effect.failCause(Cause.map(cause, wrap))
       ),
-    onSuccess: () => (transaction.hasHooks ? after([transaction], restore) : Effect.void)
+    onSuccess: () => (transaction.hasHooks ? runAfterHooks([transaction], restore) : Effect.void)
   })
 
 /**
  * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second; where none comes, its cause holds
  * `CommitOutcomeUnknown`, too.
  */
-export const commit = (transaction: Transaction, restore: Restore): Effect.Effect<void, TransactionError> =>
+export const sendCommit = (transaction: Transaction, restore: Restore): Effect.Effect<void, TransactionError> =>
   cancellableWithin(restore, (resume) => {
     const giveUp = commitLevel(transaction, resume)
     return () => Effect.async((settled) => giveUp((unknown) => settled(unknown)))
@@ -55,7 +55,7 @@ const commitLevel = (
 /**
  * Has the server check now what it would check at COMMIT. A transaction that it knows nothing of passes.
  */
-export const check = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
+export const checkConstraints = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
     const giveUp = transaction.level.check((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
     return Effect.sync(giveUp)
@@ -64,7 +64,7 @@ export const check = (transaction: Transaction): Effect.Effect<void, Transaction
 /**
  * Commits for a caller who is not there any more, within a second: it cannot be interrupted, and it does not wait for a turn.
  */
-export const commitSoon = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
+export const commitUninterruptibly = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
     const { level } = transaction
     const giveUp = commitLevel(transaction, resume)
@@ -93,14 +93,14 @@ const rollBack = (transaction: Transaction, restore: Restore | undefined): Effec
 /**
  * Rolls back what is still open and runs the hooks of its end, interruptibly where `restore` is given.
  */
-export const undo = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
+export const rollback = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const rolledBack = rollBack(transaction, restore)
-    return transaction.hasHooks ? Effect.zipRight(rolledBack, after([transaction], restore)) : rolledBack
+    return transaction.hasHooks ? Effect.zipRight(rolledBack, runAfterHooks([transaction], restore)) : rolledBack
   })
 
 /** Rolls back all at once, then runs the hooks of all, in the order in which they were registered. */
-export const undoAll = (
+export const rollbackAll = (
   transactions: ReadonlyArray<Transaction>,
   restore: Restore | undefined
 ): Effect.Effect<void> => {
@@ -108,7 +108,7 @@ export const undoAll = (
     discard: true,
     concurrency: "unbounded"
   })
-  return Effect.zipRight(rolledBack, after(transactions, restore))
+  return Effect.zipRight(rolledBack, runAfterHooks(transactions, restore))
 }
 
 const outcomes = {
@@ -139,7 +139,7 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
  * Runs the `beforeCommit` hooks, and those that they register, also on databases that they are the first to touch. Where one fails all
  * is undone.
  */
-export const veto = (
+export const runBeforeCommitHooks = (
   open: () => ReadonlyArray<Transaction>,
   carrier: Carrier,
   restore: Restore | undefined
@@ -170,10 +170,10 @@ export const veto = (
         Effect.zipRight(
           Effect.suspend(() => {
             const heard = Cause.isInterrupted(cause) ? undefined : restore
-            return undoAll(open(), heard)
+            return rollbackAll(open(), heard)
           }),
           Effect.failCause(cause)
         ),
-      onSuccess: () => veto(open, carrier, restore)
+      onSuccess: () => runBeforeCommitHooks(open, carrier, restore)
     })
   })

@@ -4,25 +4,25 @@
 import type { Connection, Failure } from "../../Connection.js"
 import type { Session } from "../../Consistency.js"
 import { Disconnected, type StatementError } from "../../DatabaseError.js"
-import { type Place, toStatementError } from "../connection/statementError.js"
-import { Asking } from "../consistency/walPosition.js"
-import { leave, type SearchPath } from "../sql/searchPath.js"
-import type { OnTaken } from "../topology/connectionSource.js"
+import { type ErrorLocation, toStatementError } from "../connection/statementError.js"
+import { TokenRecorder } from "../consistency/walPosition.js"
 import type { Step } from "../protocol/messages.js"
+import { leaveSearchPath, type SearchPath } from "../sql/searchPath.js"
+import type { OnCheckout } from "../topology/connectionSource.js"
 
 /** Where a transaction gets its connection from, and gives it back to. */
-export interface Lender {
-  readonly place: Place
+export interface ConnectionLender {
+  readonly place: ErrorLocation
   /** How long a statement waits for a nested transaction to end, in ms. */
   readonly patience: number
-  readonly checkout: (settle: OnTaken) => () => void
+  readonly checkout: (settle: OnCheckout) => () => void
   readonly checkin: (connection: Connection) => void
 }
 
 const none: ReadonlyArray<never> = []
 
 /** The connection that the levels of one transaction share. */
-export class Link {
+export class ConnectionHolder {
   connection: Connection | undefined = undefined
   /** Why the transaction cannot go on; everything it did is undone. */
   lost: StatementError | undefined = undefined
@@ -39,9 +39,9 @@ export class Link {
   /** Whether any of its statements was one of a schema scope. */
   private isScoped = false
 
-  constructor(readonly lender: Lender) {}
+  constructor(readonly lender: ConnectionLender) {}
 
-  get place(): Place {
+  get place(): ErrorLocation {
     return this.lender.place
   }
 
@@ -53,7 +53,7 @@ export class Link {
     const { connection, isScoped } = this
     // it would be refused, and with it what may mend that; so is any other statement
     if (connection?.status === "E") return none
-    if (path === undefined) return isScoped ? leave : none
+    if (path === undefined) return isScoped ? leaveSearchPath : none
     this.isScoped = true
     // the first keeps what was there before, which may have the same text
     return isScoped && connection?.looksUpIn(path) === true ? none : path.amongOthers
@@ -66,8 +66,8 @@ export class Link {
   }
 
   /** Who is to be told where the server is, if anybody: whoever asks it asks now. */
-  get asking(): Asking | undefined {
-    return this.sessions === undefined ? undefined : new Asking(this.place.database, this.sessions)
+  get asking(): TokenRecorder | undefined {
+    return this.sessions === undefined ? undefined : new TokenRecorder(this.place.database, this.sessions)
   }
 
   /** Why the transaction may have been undone, for all that its statements know. */

@@ -16,12 +16,12 @@ import type { Connection as DbConnection } from "../../Connection.js"
 import type { Session } from "../../Consistency.js"
 import { type DatabaseError, ForeignClient, toSqlError } from "../../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../../Transaction.js"
+import { FifoLock } from "../concurrency/fifoLock.js"
+import type { SchemaScopes } from "../sql/schemaScopes.js"
+import type { WorkLabel } from "../statement/workLabel.js"
+import type { UnitOfWork } from "../unitOfWork/unitOfWork.js"
 import type { Hook } from "./hooks.js"
-import type { Scopes } from "../sql/schemaScopes.js"
-import type { Part } from "./joinedPart.js"
-import { Turns } from "../concurrency/fifoLock.js"
-import type { Unit } from "../unitOfWork/unitOfWork.js"
-import type { Work } from "../statement/workLabel.js"
+import type { JoinedPart } from "./joinedPart.js"
 
 /** Whether a transaction is on the primary, or on whatever serves readers. */
 export type Kind = "writer" | "reader"
@@ -76,22 +76,22 @@ export abstract class Carrier implements Connection {
   }
 
   /** Whose turn it is among the nested parts that run side by side in this. */
-  get siblings(): Turns {
-    return this.parent?.siblings ?? new Turns()
+  get siblings(): FifoLock {
+    return this.parent?.siblings ?? new FifoLock()
   }
 
   /** The unit of work that this is part of. */
-  get unit(): Unit | undefined {
+  get unit(): UnitOfWork | undefined {
     return this.parent?.unit
   }
 
   /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
-  get joinable(): Unit | undefined {
+  get joinable(): UnitOfWork | undefined {
     return this.parent?.joinable
   }
 
   /** What the work is for, if anybody has said so. */
-  work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+  work(fiber: Fiber.RuntimeFiber<unknown, unknown>): WorkLabel | undefined {
     return this.parent?.work(fiber)
   }
 
@@ -106,7 +106,7 @@ export abstract class Carrier implements Connection {
   }
 
   /** The innermost part that has joined a transaction, between here and where that was begun. */
-  part(transaction: Transaction): Part | undefined {
+  part(transaction: Transaction): JoinedPart | undefined {
     return this.parent?.part(transaction)
   }
 
@@ -129,12 +129,12 @@ export abstract class Carrier implements Connection {
   }
 
   /** What the unit of work remembers of a database, if there is a unit. */
-  memory(origin: Origin): Memory | undefined {
+  memory(origin: Origin): ReadMemory | undefined {
     return this.parent?.memory(origin)
   }
 
   /** The schema scopes of who has put this, or what is around it, into the slot. */
-  get scopes(): Scopes | undefined {
+  get scopes(): SchemaScopes | undefined {
     return this.parent?.scopes
   }
 
@@ -145,7 +145,7 @@ export abstract class Carrier implements Connection {
 
   /** What is put into the slot by who is in another session. */
   inSession(session: Session): Carrier["slot"] {
-    return new PlaceCarrier(this, undefined, session).slot
+    return new ScopedContext(this, undefined, session).slot
   }
 
   /** The connections of a database that this piece of work holds, all around it. */
@@ -176,7 +176,7 @@ export abstract class Carrier implements Connection {
 }
 
 /** What a unit of work remembers of a database between statements. */
-export interface Memory {
+export interface ReadMemory {
   /** The name of the server that has served its reads. */
   reader: string | undefined
   /** Whether it has committed something already, which a replica may not have yet. */
@@ -186,8 +186,8 @@ export interface Memory {
 const none: ReadonlyArray<never> = []
 
 /** A carrier with one transaction more. */
-export class TransactionCarrier extends Carrier {
-  private turns: Turns | undefined
+export class TransactionContext extends Carrier {
+  private turns: FifoLock | undefined
 
   constructor(
     parent: Carrier | undefined,
@@ -200,8 +200,8 @@ export class TransactionCarrier extends Carrier {
     return this.own
   }
 
-  override get siblings(): Turns {
-    this.turns ??= new Turns()
+  override get siblings(): FifoLock {
+    this.turns ??= new FifoLock()
     return this.turns
   }
 
@@ -213,7 +213,7 @@ export class TransactionCarrier extends Carrier {
     return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
   }
 
-  override part(transaction: Transaction): Part | undefined {
+  override part(transaction: Transaction): JoinedPart | undefined {
     return transaction === this.own ? undefined : super.part(transaction)
   }
 
@@ -244,16 +244,16 @@ export class TransactionCarrier extends Carrier {
 }
 
 /** A carrier for who is in schema scopes, or in a session. */
-export class PlaceCarrier extends Carrier {
+export class ScopedContext extends Carrier {
   constructor(
     parent: Carrier,
-    private readonly ownScopes: Scopes | undefined,
+    private readonly ownScopes: SchemaScopes | undefined,
     private readonly ownSession: Session | undefined
   ) {
     super(parent, parent.owner)
   }
 
-  override get scopes(): Scopes | undefined {
+  override get scopes(): SchemaScopes | undefined {
     return this.ownScopes ?? super.scopes
   }
 
@@ -263,7 +263,7 @@ export class PlaceCarrier extends Carrier {
 }
 
 /** A carrier in which one database has no transaction, and no unit of work opens one. */
-export class OutsideCarrier extends Carrier {
+export class OutsideContext extends Carrier {
   constructor(
     parent: Carrier | undefined,
     private readonly origin: Origin
@@ -304,11 +304,11 @@ export class OutsideCarrier extends Carrier {
 }
 
 /** The carrier of a context, if the slot is ours. */
-export const carrierOf = (context: Context.Context<never>): Carrier | undefined => {
+export const contextOf = (context: Context.Context<never>): Carrier | undefined => {
   const slot: unknown = context.unsafeMap.get(TransactionConnection.key)
   return Array.isArray(slot) && slot[0] instanceof Carrier ? slot[0] : undefined
 }
 
 /** The carrier of a fiber, if the slot is ours. */
-export const currentCarrier = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Carrier | undefined =>
-  carrierOf(fiber.currentContext)
+export const currentContext = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Carrier | undefined =>
+  contextOf(fiber.currentContext)

@@ -9,28 +9,29 @@ import * as Effect from "effect/Effect"
 import type { Request } from "../../Connection.js"
 import { CurrentSession, type Session } from "../../Consistency.js"
 import { SchemaInvalid } from "../../DatabaseError.js"
-import { type Carrier, carrierOf, PlaceCarrier } from "./context.js"
-import { type Change, CurrentScopes, type Scopes } from "../sql/schemaScopes.js"
+import { CurrentScopes, type SchemaScopes, type ScopeChange } from "../sql/schemaScopes.js"
+import { type Carrier, contextOf, ScopedContext } from "./context.js"
 
 /** The scopes of a place whose carrier is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
-const scopesAt = (context: Context.Context<never>, carrier: Carrier | undefined): Scopes | undefined =>
+const scopesAt = (context: Context.Context<never>, carrier: Carrier | undefined): SchemaScopes | undefined =>
   carrier?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
 
 /** The scopes of a place, where there are any. */
-export const scopesOf = (context: Context.Context<never>): Scopes | undefined => scopesAt(context, carrierOf(context))
+export const scopesOf = (context: Context.Context<never>): SchemaScopes | undefined =>
+  scopesAt(context, contextOf(context))
 
 /** The session of a place whose carrier is known, if it is in one. */
-export const sessionAt = (context: Context.Context<never>, carrier: Carrier | undefined): Session | undefined =>
+export const causalSessionOf = (context: Context.Context<never>, carrier: Carrier | undefined): Session | undefined =>
   carrier?.session ?? context.unsafeMap.get(CurrentSession.key)
 
 /** What a place has in the transaction slot when a carrier is its own. */
 export const slotOf = (context: Context.Context<never>, carrier: Carrier): Carrier["slot"] => {
-  const around = carrierOf(context)
+  const around = contextOf(context)
   const scopes = scopesAt(context, around)
-  const session = sessionAt(context, around)
+  const session = causalSessionOf(context, around)
   const isSaid =
     (scopes === undefined || scopes === carrier.scopes) && (session === undefined || session === carrier.session)
-  return isSaid ? carrier.slot : new PlaceCarrier(carrier, scopes, session).slot
+  return isSaid ? carrier.slot : new ScopedContext(carrier, scopes, session).slot
 }
 
 /** A context outside of all that is in the transaction slot, but for its scopes. */
@@ -42,20 +43,20 @@ export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> 
 }
 
 /** A context in which other scopes are in force. */
-export const changed = <R>(context: Context.Context<R>, change: Change): Context.Context<R> => {
+export const withChange = <R>(context: Context.Context<R>, change: ScopeChange): Context.Context<R> => {
   // what is looked at is no part of R
   const plain = context as Context.Context<never>
-  const carrier = carrierOf(plain)
+  const carrier = contextOf(plain)
   const scopes = change(scopesAt(plain, carrier) ?? Context.get(context, CurrentScopes))
   const inside = Context.add(context, CurrentScopes, scopes)
   return carrier === undefined
     ? inside
-    : Context.add(inside, TransactionConnection, new PlaceCarrier(carrier, scopes, undefined).slot)
+    : Context.add(inside, TransactionConnection, new ScopedContext(carrier, scopes, undefined).slot)
 }
 
 /** Runs an effect in other scopes. */
-export const inScopes = <A, E, R>(self: Effect.Effect<A, E, R>, change: Change): Effect.Effect<A, E, R> =>
-  Effect.mapInputContext(self, (context: Context.Context<R>) => changed(context, change))
+export const inScopes = <A, E, R>(self: Effect.Effect<A, E, R>, change: ScopeChange): Effect.Effect<A, E, R> =>
+  Effect.mapInputContext(self, (context: Context.Context<R>) => withChange(context, change))
 
 /** A statement as it is to be sent from a place, or why it cannot be. */
 export const scoped = (

@@ -2,17 +2,17 @@
  * Statements of a program that end the transaction around them. The server reports each command by its tag. Only a tag `ROLLBACK` needs the
  * text as well: `ROLLBACK TO SAVEPOINT`, which ends nothing, has the same one.
  */
-import type { Flight } from "../protocol/exchange.js"
+import type { Exchange } from "../protocol/exchange.js"
 import { commandsIn } from "../sql/commands.js"
 
 /** The command that has ended a transaction. */
-export type Ender = "COMMIT" | "ROLLBACK"
+export type EndingStatement = "COMMIT" | "ROLLBACK"
 
 const commits = /^(?:COMMIT|END|PREPARE TRANSACTION)\b/
 const savepointRollback = /^ROLLBACK(?: WORK| TRANSACTION)? TO\b/
 
 /** Returns the command of a statement that has ended the transaction, if one has; another one may have begun at once. */
-export const enderOf = ({ result, results }: Flight, text: string): Ender | undefined => {
+export const endingStatementOf = ({ result, results }: Exchange, text: string): EndingStatement | undefined => {
   let rollbacks = 0
   for (const { command } of results.length === 0 ? [result] : results) {
     if (command === "COMMIT") return "COMMIT"
@@ -29,7 +29,7 @@ export const mayCommit = (text: string): boolean => commandsIn(text).some((comma
 const ends = /^(?:COMMIT|END|ROLLBACK|ABORT|PREPARE TRANSACTION)\b/
 
 /** Returns the first command of a text that would end the transaction around it, if there is one. */
-export const enderIn = (text: string): string | undefined => {
+export const endingStatementIn = (text: string): string | undefined => {
   // the END of a body without quotes looks like a command
   let bodies = text.match(/\bBEGIN\s+ATOMIC\b/gi)?.length ?? 0
   return commandsIn(text).find(

@@ -9,20 +9,20 @@ import type * as Fiber from "effect/Fiber"
 import { Observation } from "../../Observation.js"
 import type { Options, Origin, Transaction } from "../../Transaction.js"
 import type { Restore } from "../concurrency/cancellable.js"
-import { type Carrier, currentCarrier, type Kind } from "./context.js"
+import type { WorkLabel } from "../statement/workLabel.js"
+import { type Carrier, currentContext, type Kind } from "./context.js"
 import { slotOf, withoutSlot } from "./contextSlot.js"
-import type { State } from "./level.js"
-import type { Work } from "../statement/workLabel.js"
+import type { LevelState } from "./level.js"
 
 /** An origin that begins transactions. */
-export interface Beginner extends Origin {
+export interface TransactionFactory extends Origin {
   readonly begin: (
     kind: Kind,
     options: Options,
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     carrier: Carrier | undefined,
     site: undefined,
-    work: Work | undefined
+    work: WorkLabel | undefined
   ) => Transaction
 }
 
@@ -30,10 +30,10 @@ export interface Beginner extends Origin {
  * `afterEnd`: an `afterRollback` of what was undone inside, which waits for the end of the whole. `whenStored`: for what is stored, or may be,
  * whatever becomes of other databases.
  */
-export type HookKind = Registered | "afterEnd" | "whenStored"
+export type HookKind = RegisteredHook | "afterEnd" | "whenStored"
 
 /** The kinds that a program registers. */
-export type Registered = "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown"
+export type RegisteredHook = "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown"
 
 /** Something to be done at the end of a transaction. */
 export interface Hook {
@@ -69,7 +69,7 @@ const none: ReadonlyArray<never> = []
  * Runs the hooks that follow the end of transactions, in the order in which they were registered, or leaves them to those around these. They
  * do not fail: they report.
  */
-export const after = (
+export const runAfterHooks = (
   transactions: ReadonlyArray<Transaction>,
   restore: Restore | undefined,
   /** Whether all that was to be committed with them is. */
@@ -113,7 +113,7 @@ const report = (origin: Origin, hook: Hook): Effect.Effect<void> =>
 let registrations = 0
 
 /** Tells whether a hook runs at once that is registered after the end of its transaction; without one everything is committed. */
-const isDue = (kind: Registered, state: State): boolean => {
+const isDue = (kind: RegisteredHook, state: LevelState): boolean => {
   if (state === "committed") return kind === "beforeCommit" || kind === "afterCommit"
   return kind === (state === "unknown" ? "afterUnknown" : "afterRollback")
 }
@@ -122,13 +122,13 @@ const isDue = (kind: Registered, state: State): boolean => {
  * Registers a hook with the innermost transaction of a database, or with the unit of work that is going to begin one; without either
  * `afterCommit` runs at once, for everything is committed.
  */
-export const addHook = <E, R>(
-  origin: Beginner,
-  kind: Registered,
+export const registerHook = <E, R>(
+  origin: TransactionFactory,
+  kind: RegisteredHook,
   hook: Effect.Effect<unknown, E, R>
 ): Effect.Effect<void, never, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const carrier = currentCarrier(fiber)
+    const carrier = currentContext(fiber)
     const found = carrier?.find(origin, "writer")
     const around = fiber.currentContext
     // R is in the fiber's context, because this effect asks for it

@@ -6,7 +6,7 @@ import type { Reactivity } from "@effect/experimental/Reactivity"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import { currentCarrier } from "./context.js"
+import { currentContext } from "./context.js"
 import { withoutSlot } from "./contextSlot.js"
 
 type Service = Reactivity.Service
@@ -18,12 +18,12 @@ const deferring = new WeakSet<Service>()
  * Has the invalidations of a service wait. The service is changed in place, once: the program's own `Reactivity.mutation` finds the same
  * object, since layers are built once, and there is no other way between the two.
  */
-export const defer = (service: Service): void => {
+export const deferInvalidations = (service: Service): void => {
   if (deferring.has(service)) return
   deferring.add(service)
   const now = service.unsafeInvalidate
   const invalidateIn = (fiber: Fiber.RuntimeFiber<unknown, unknown>, keys: Keys): void => {
-    const isTaken = currentCarrier(fiber)?.whenStored(() => now(keys)) ?? false
+    const isTaken = currentContext(fiber)?.whenStored(() => now(keys)) ?? false
     if (!isTaken) now(keys)
   }
   const invalidate = (keys: Keys) =>
@@ -40,5 +40,5 @@ export const defer = (service: Service): void => {
 /** A query that runs in the transaction in which it was begun for as long as that is open, then outside of it. */
 export const outliving = <A, E, R>(query: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) =>
-    currentCarrier(fiber)?.isOver === true ? Effect.mapInputContext(query, withoutSlot<R>) : query
+    currentContext(fiber)?.isOver === true ? Effect.mapInputContext(query, withoutSlot<R>) : query
   )

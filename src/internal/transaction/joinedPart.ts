@@ -5,10 +5,10 @@
 import type * as Fiber from "effect/Fiber"
 import type { Transaction } from "../../Transaction.js"
 import type { CallSite } from "../observability/callSite.js"
-import { Carrier } from "./context.js"
-import type { Undone } from "./level.js"
+import type { WorkLabel } from "../statement/workLabel.js"
 import type { Describe } from "../unitOfWork/unitOfWork.js"
-import type { Work } from "../statement/workLabel.js"
+import { Carrier } from "./context.js"
+import type { UndoneReason } from "./level.js"
 
 /** The name of a part: its label, else the place where it is written. */
 export interface PartName {
@@ -17,10 +17,10 @@ export interface PartName {
 }
 
 /** A part that has joined. */
-export class Part {
+export class JoinedPart {
   /** The transactions that it has sent a writer's statement in; made with the first. */
   private sent: Set<Transaction> | undefined
-  private undone: Undone | undefined
+  private undone: UndoneReason | undefined
 
   constructor(
     /** The context that it has joined. */
@@ -47,10 +47,10 @@ export class Part {
 }
 
 /** A context in which statements belong to a part as well. */
-export class PartCarrier extends Carrier {
+export class PartContext extends Carrier {
   constructor(
     parent: Carrier,
-    private readonly own: Part,
+    private readonly own: JoinedPart,
     /** The database that it has joined a transaction of; `undefined` is all of them. */
     private readonly database: Transaction["origin"] | undefined,
     private readonly describe: Describe | undefined
@@ -58,11 +58,11 @@ export class PartCarrier extends Carrier {
     super(parent, parent.owner)
   }
 
-  override part(transaction: Transaction): Part | undefined {
+  override part(transaction: Transaction): JoinedPart | undefined {
     return this.database === undefined || this.database === transaction.origin ? this.own : super.part(transaction)
   }
 
-  override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+  override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): WorkLabel | undefined {
     return this.describe?.(fiber) ?? super.work(fiber)
   }
 }

@@ -4,7 +4,7 @@
  * A session has levels: the transaction itself and, inside of it, savepoints. At each level one thing happens at a time: a statement,
  * or a nested level from its first statement to its end. Nothing is sent before the first statement.
  */
-import type { Connection, Done, Failure, Flight, Request } from "../../Connection.js"
+import type { Connection, Exchange, Failure, OnExchange, Request } from "../../Connection.js"
 import {
   CommitFailed,
   CommitOutcomeUnknown,
@@ -15,16 +15,16 @@ import {
   type TransactionError,
   TransactionInterrupted
 } from "../../DatabaseError.js"
+import { later, rollbackTimeout, timer } from "../concurrency/clock.js"
+import { FifoLock } from "../concurrency/fifoLock.js"
 import { afterFirst, isStaleRefusal, textOf, toStatementError, wrongRole } from "../connection/statementError.js"
-import { later, longestUndo, timer } from "../concurrency/clock.js"
-import type { Link } from "./connectionHolder.js"
-import { commitAndAsk } from "../consistency/walPosition.js"
+import { commitAndQueryPosition } from "../consistency/walPosition.js"
 import type { Copy } from "../protocol/copyData.js"
-import { isCopy } from "../sql/copy.js"
-import { type Ender, enderOf, mayCommit } from "./endingStatement.js"
-import { Turns } from "../concurrency/fifoLock.js"
-import type { Gate } from "./nestedGate.js"
 import * as wire from "../protocol/messages.js"
+import { isCopy } from "../sql/copy.js"
+import type { ConnectionHolder } from "./connectionHolder.js"
+import { type EndingStatement, endingStatementOf, mayCommit } from "./endingStatement.js"
+import type { NestedGate } from "./nestedGate.js"
 
 // An interruption waits for the end of a transaction and, where there are several, for one to be committed and the others to be undone. All
 // that is to be over within a second, on a dead network too.
@@ -33,13 +33,13 @@ import * as wire from "../protocol/messages.js"
 const longestCommit = 500
 
 /** What keeps a statement from touching what is around it. */
-export type Fence = "none" | "savepoint" | "readOnly"
+export type StatementIsolation = "none" | "savepoint" | "readOnly"
 
 /** How a level stands. */
-export type State = "open" | "committed" | "rolledBack" | "failed" | "unknown"
+export type LevelState = "open" | "committed" | "rolledBack" | "failed" | "unknown"
 
 /** A part of a transaction that ended in rollback, and why; what it has done in there must not be kept. */
-export interface Undone {
+export interface UndoneReason {
   readonly part: string
   readonly cause?: unknown
 }
@@ -62,7 +62,7 @@ type Ready = (
 /** What was undone on the server after a statement had failed: nothing, the statement by its fence, or all that was opened with it. */
 type Undoing = "nothing" | "statement" | "opening"
 
-type OnStatement = (error: StatementError | undefined, flight: Flight | undefined) => void
+type OnStatement = (error: StatementError | undefined, flight: Exchange | undefined) => void
 
 const none: ReadonlyArray<never> = []
 const nothing = () => {}
@@ -105,7 +105,7 @@ const savepoint = () => {
 }
 
 /** The beginning of a level. */
-export interface Opened {
+export interface OpenedPortal {
   /** The steps that open it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
   readonly begin: ReadonlyArray<wire.Step>
   /** The steps that put the settings back when a savepoint is released. */
@@ -116,24 +116,24 @@ export interface Opened {
 
 /** A transaction, or a savepoint inside of one. */
 export class Level {
-  state: State = "open"
+  state: LevelState = "open"
   /** The first failure that made the server refuse what follows. */
   failedBy: StatementError | undefined = undefined
   /** The interruption of a statement after which it can only be undone, and what is around it goes on. */
   private interrupted: StatementError | undefined = undefined
   /** The first part of it that ended in rollback: it cannot be kept. */
-  undone: Undone | undefined = undefined
+  undone: UndoneReason | undefined = undefined
   /** Whether the server has ever known of it. */
   touched = false
   /** Set while all that was ever in it is undone, and the server knows nothing of it any more, as before its first statement. */
   isVacated = false
   /** The gate of a nested part, at which it waits before its first statement. */
-  gate: Gate | undefined = undefined
+  gate: NestedGate | undefined = undefined
   private opened = false
   private ending = false
   /** Set once anything was done in it that stays when a nested level is undone. */
   private used = false
-  private readonly turns = new Turns()
+  private readonly turns = new FifoLock()
   /** Whether the caller of the statement under way has left. */
   private isLeft = false
   /** Gives up the statement that is about to open it, which waits for a turn or a connection: nothing of it was sent. */
@@ -143,9 +143,9 @@ export class Level {
   private readonly mark: ReturnType<typeof savepoint> | undefined
 
   constructor(
-    readonly link: Link,
+    readonly link: ConnectionHolder,
     readonly parent: Level | undefined,
-    private opening: Opened
+    private opening: OpenedPortal
   ) {
     this.mark = parent === undefined ? undefined : savepoint()
   }
@@ -166,7 +166,7 @@ export class Level {
   }
 
   /** Has it begin otherwise, before anything of it was sent. */
-  plan(opening: Opened): void {
+  plan(opening: OpenedPortal): void {
     this.opening = opening
   }
 
@@ -176,12 +176,12 @@ export class Level {
   }
 
   /** Has it end in rollback, for a part of it that is undone. */
-  markUndone(undone: Undone): void {
+  markUndone(undone: UndoneReason): void {
     if (this.state === "open") this.undone ??= undone
   }
 
   /** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
-  run(request: Request, fence: Fence, done: OnStatement, onSent = nothing): () => void {
+  run(request: Request, fence: StatementIsolation, done: OnStatement, onSent = nothing): () => void {
     return this.enter(request, fence, done, onSent, (connection, opening, settle) => {
       const guard = fence === "none" ? undefined : savepoint()
       const before = guard === undefined ? none : fence === "readOnly" ? [guard.set, readOnlyStep] : [guard.set]
@@ -191,7 +191,7 @@ export class Level {
       let isAgain = false
       const guarded = (
         failure: Failure | undefined,
-        flight: Flight,
+        flight: Exchange,
         // if only its rows could not be read, the steps after the statement have been done, too
         isSet = flight.acknowledged > first.length - before.length &&
           !(failure?._tag === "unsendable" && flight.acknowledged > first.length)
@@ -265,7 +265,11 @@ export class Level {
   }
 
   /** @internal */
-  inPortal(request: Request, action: (connection: Connection, settle: Done) => void, done: OnStatement): () => void {
+  inPortal(
+    request: Request,
+    action: (connection: Connection, settle: OnExchange) => void,
+    done: OnStatement
+  ): () => void {
     return this.enter(request, "none", done, nothing, (connection, _, settle) => action(connection, settle))
   }
 
@@ -312,7 +316,7 @@ export class Level {
     let sent = false
     let answered = false
     let onAnswer = nothing
-    const finish = (state: State, error: TransactionError | undefined) => {
+    const finish = (state: LevelState, error: TransactionError | undefined) => {
       this.state = state
       answered = true
       this.leave()
@@ -353,7 +357,7 @@ export class Level {
             ended(flight.result.command !== "ROLLBACK")
           })
         } else {
-          commitAndAsk(connection, (failure, { answer, isKept }) => {
+          commitAndQueryPosition(connection, (failure, { answer, isKept }) => {
             if (failure !== undefined) return refused(failure)
             if (isKept) asking.committed(answer)
             ended(isKept)
@@ -395,7 +399,7 @@ export class Level {
   }
 
   /** Undoes what was done. It does not fail: where the server does not answer in time, the connection is closed, which undoes it too. */
-  rollback(done: () => void, pace: keyof typeof longestUndo = "usual"): void {
+  rollback(done: () => void, pace: keyof typeof rollbackTimeout = "usual"): void {
     this.ending = true
     if (this.state !== "open") return done()
     let isOver = false
@@ -418,7 +422,7 @@ export class Level {
     this.leaveNested()
     // what has not come to the server yet, as at the gate of its part, may wait for long, and must not run any more
     this.giveUpOpening?.(new TransactionEnded(this.link.place))
-    stop = later(longestUndo[pace], () => {
+    stop = later(rollbackTimeout[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time", this.interrupted)
       finish()
@@ -467,7 +471,7 @@ export class Level {
     return new RolledBackAtCommit({ ...this.link.place, ...(this.undone ?? cause) })
   }
 
-  private commitFailure(failure: Failure): [State, TransactionError] {
+  private commitFailure(failure: Failure): [LevelState, TransactionError] {
     const { place } = this.link
     if (failure._tag === "lost") {
       return failure.sent && !failure.undone && !this.readOnly
@@ -494,13 +498,13 @@ export class Level {
    */
   private enter(
     request: Request,
-    fence: Fence,
+    fence: StatementIsolation,
     done: OnStatement,
     onSent: () => void,
     exchange: (
       connection: Connection,
       opening: ReadonlyArray<Opening>,
-      settle: (failure: Failure | undefined, flight: Flight, undone?: Undoing) => void
+      settle: (failure: Failure | undefined, flight: Exchange, undone?: Undoing) => void
     ) => void
   ): () => void {
     let sent: Connection | undefined
@@ -575,7 +579,7 @@ export class Level {
   /** Returns the error of a statement, if it failed or has ended the transaction, and notes what it means for the transaction. */
   private judge(
     failure: Failure | undefined,
-    flight: Flight,
+    flight: Exchange,
     text: string,
     opening: ReadonlyArray<Opening>,
     isAborted: boolean,
@@ -589,7 +593,7 @@ export class Level {
     const begun = outermost === undefined || outermost.parent !== undefined || outermost.opened
     if (!begun)
       return interruption ?? (failure === undefined ? undefined : toStatementError(link.place, failure, "notSent"))
-    const ender = enderOf(flight, text)
+    const ender = endingStatementOf(flight, text)
     const isLost = failure?._tag === "lost"
     if (ender !== undefined || (!isLost && connection.status === "I")) {
       // what follows a ROLLBACK in one text stands outside of the transaction
@@ -612,7 +616,7 @@ export class Level {
   }
 
   /** A statement has ended the transaction: what follows must neither run without one, nor in another one that was begun at once. */
-  private endedBy(by: Ender | undefined, failure: Failure | undefined): StatementError | undefined {
+  private endedBy(by: EndingStatement | undefined, failure: Failure | undefined): StatementError | undefined {
     const { link } = this
     // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
     link.mayHaveStored ||= by !== "ROLLBACK"
@@ -775,7 +779,7 @@ export class Level {
   }
 
   /** Goes on when its part has its turn among those beside it, for which it does not wait for ever. The returned function gives up. */
-  private passGate(gate: Gate, goOn: () => () => void, fail: (error: StatementError) => void): () => void {
+  private passGate(gate: NestedGate, goOn: () => () => void, fail: (error: StatementError) => void): () => void {
     const { lender, place } = this.link
     let giveUp = nothing
     let stop = nothing
@@ -833,13 +837,13 @@ export class Portal {
   constructor(
     private readonly level: Level,
     private readonly name: string,
-    private readonly opened: Flight,
+    private readonly opened: Exchange,
     private readonly size: number,
     private readonly request: Request
   ) {}
 
   /** The first rows. */
-  get first(): Flight {
+  get first(): Exchange {
     return this.opened
   }
 
@@ -861,7 +865,7 @@ export class Portal {
    */
   close(isOver: boolean, done: () => void): void {
     let sent: Connection | undefined
-    const stop = later(longestUndo[isOver ? "hurried" : "usual"], () => {
+    const stop = later(rollbackTimeout[isOver ? "hurried" : "usual"], () => {
       if (sent === undefined) leave()
       else if (isOver) sent.destroy("broken")
       done()

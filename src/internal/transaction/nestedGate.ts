@@ -2,16 +2,16 @@
  * Whose turn it is among nested parts that run side by side. A part takes its turn with its first statement and keeps it to its end, on all
  * databases at once: with a turn for each database two parts could wait for each other.
  */
-import type { Turns } from "../concurrency/fifoLock.js"
+import type { FifoLock } from "../concurrency/fifoLock.js"
 
 const nothing = () => {}
 
-export class Gate {
+export class NestedGate {
   private isInside = false
   private leaveQueue: (() => void) | undefined = undefined
   private readonly waiting = new Set<() => void>()
 
-  constructor(private readonly siblings: Turns) {}
+  constructor(private readonly siblings: FifoLock) {}
 
   /** Calls `start` when the part has its turn, at once where it has it already. The returned function stops waiting. */
   enter(start: () => void): () => void {

@@ -53,7 +53,7 @@ const taken = (
 }
 
 /** Why a transaction cannot be as a part asks that is to join it, or to be nested in it. */
-export const conflict = (outer: Transaction, options: Options, joins: boolean): OptionsConflict | undefined => {
+export const optionsConflict = (outer: Transaction, options: Options, joins: boolean): OptionsConflict | undefined => {
   const { database } = outer.origin
   const { isolation, rest } = taken(outer, options, joins)
   for (const option of ["isolation", "access"] as const) {
@@ -76,26 +76,30 @@ export const retryRefused = (database: string): OptionsConflict =>
   new OptionsConflict({ database, server: "", option: "retry", outer: "false", inner: "true" })
 
 /** Has a transaction be as a part asks, where that is no conflict. */
-export const raise = (outer: Transaction, options: Options, joins: boolean): void => {
+export const raiseIsolation = (outer: Transaction, options: Options, joins: boolean): void => {
   const { isolation, rest } = taken(outer, options, joins)
   if (rest !== undefined) outer.raise(rest)
   if (isolation !== undefined) rootOf(outer).raise({ isolation })
 }
 
 /** What to do for a `withTransaction`. */
-export type Plan =
+export type PropagationDecision =
   | { readonly _tag: "join" }
   | { readonly _tag: "outside" }
   | { readonly _tag: "begin" }
   | { readonly _tag: "nest"; readonly outer: Transaction }
   | { readonly _tag: "refuse"; readonly error: TransactionError }
 
-const join: Plan = { _tag: "join" }
-const outside: Plan = { _tag: "outside" }
-const fresh: Plan = { _tag: "begin" }
+const join: PropagationDecision = { _tag: "join" }
+const outside: PropagationDecision = { _tag: "outside" }
+const fresh: PropagationDecision = { _tag: "begin" }
 
 /** What a propagation means here. */
-export const plan = (origin: Origin, current: Transaction | undefined, options: Options): Plan => {
+export const decidePropagation = (
+  origin: Origin,
+  current: Transaction | undefined,
+  options: Options
+): PropagationDecision => {
   const propagation = options.propagation ?? "nested"
   if (current === undefined) {
     if (propagation === "mandatory") return refuse(origin, "mandatory")
@@ -109,14 +113,14 @@ export const plan = (origin: Origin, current: Transaction | undefined, options: 
     case "requiresNew":
       return fresh
     default: {
-      const error = conflict(current, options, propagation !== "nested")
+      const error = optionsConflict(current, options, propagation !== "nested")
       if (error !== undefined) return { _tag: "refuse", error }
       return propagation === "nested" ? { _tag: "nest", outer: current } : join
     }
   }
 }
 
-const refuse = (origin: Origin, propagation: PropagationRefused["propagation"]): Plan => ({
+const refuse = (origin: Origin, propagation: PropagationRefused["propagation"]): PropagationDecision => ({
   _tag: "refuse",
   error: new PropagationRefused({ database: origin.database, server: "", propagation })
 })

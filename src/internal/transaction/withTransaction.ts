@@ -10,18 +10,18 @@ import * as FiberRef from "effect/FiberRef"
 import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../../DatabaseError.js"
 import type { Origin, Transaction } from "../../Transaction.js"
-import { type Carrier, currentCarrier, OutsideCarrier, TransactionCarrier } from "./context.js"
-import { keep, undo, veto } from "./completion.js"
-import { slotOf } from "./contextSlot.js"
-import { Part, PartCarrier, type PartName } from "./joinedPart.js"
 import type { Describe } from "../unitOfWork/unitOfWork.js"
+import { commitAndRunHooks, rollback, runBeforeCommitHooks } from "./completion.js"
+import { type Carrier, currentContext, OutsideContext, TransactionContext } from "./context.js"
+import { slotOf } from "./contextSlot.js"
+import { JoinedPart, PartContext, type PartName } from "./joinedPart.js"
 
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
  *
  * What is open for as long as a transaction is waits in closures, not in object literals, for the reason that `cancellable` gives.
  */
-export const run = <A, E, R, X>(
+export const runInTransaction = <A, E, R, X>(
   self: Effect.Effect<A, E, R>,
   carrier: Carrier | undefined,
   transaction: Transaction,
@@ -30,7 +30,7 @@ export const run = <A, E, R, X>(
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
-      const inside = new TransactionCarrier(carrier, transaction)
+      const inside = new TransactionContext(carrier, transaction)
       const { span } = transaction
       const around = span === undefined ? outside : Context.add(outside, Tracer.ParentSpan, span.span)
       const leave = FiberRef.set(FiberRef.currentContext, outside)
@@ -41,13 +41,13 @@ export const run = <A, E, R, X>(
             Effect.zipRight(
               leave,
               Effect.zipRight(
-                undo(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+                rollback(transaction, Cause.isInterrupted(cause) ? undefined : restore),
                 Effect.failCause<E | X>(cause)
               )
             )
           ),
           (value) => {
-            const keeping = keep(transaction, restore, wrap)
+            const keeping = commitAndRunHooks(transaction, restore, wrap)
             const { level, outer } = transaction
             const part = outer === undefined ? undefined : carrier?.part(outer)
             const noted =
@@ -60,7 +60,7 @@ export const run = <A, E, R, X>(
             const kept = Effect.as(Effect.zipRight(leave, noted), value)
             if (!transaction.hasHooks || level.undone !== undefined) return kept
             const agreed = Effect.mapError(
-              veto(() => [transaction], inside, restore),
+              runBeforeCommitHooks(() => [transaction], inside, restore),
               wrap
             )
             return Effect.zipRight(
@@ -84,7 +84,7 @@ export interface PartOf {
  * Runs an effect as a part of what is open around it, of one database or of all. `decide` says how the part ends: one that ends in rollback
  * makes the whole end so, if it has sent a writer's statement.
  */
-export const asPart = <A, E, R>(
+export const runAsPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   carrier: Carrier,
   name: PartName,
@@ -94,8 +94,8 @@ export const asPart = <A, E, R>(
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
-      const part = new Part(carrier, name)
-      const slot = slotOf(outside, new PartCarrier(carrier, part, of.database, of.describe))
+      const part = new JoinedPart(carrier, name)
+      const slot = slotOf(outside, new PartContext(carrier, part, of.database, of.describe))
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slot)),
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
@@ -110,10 +110,10 @@ export const asPart = <A, E, R>(
   )
 
 /** Runs an effect outside of every transaction of one database. */
-export const independent = <A, E, R>(self: Effect.Effect<A, E, R>, origin: Origin): Effect.Effect<A, E, R> =>
+export const runIndependent = <A, E, R>(self: Effect.Effect<A, E, R>, origin: Origin): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const carrier = currentCarrier(fiber)
+    const carrier = currentContext(fiber)
     if (carrier === undefined) return self
-    const slot = slotOf(fiber.currentContext, new OutsideCarrier(carrier, origin))
+    const slot = slotOf(fiber.currentContext, new OutsideContext(carrier, origin))
     return Effect.locally(self, FiberRef.currentContext, Context.add(fiber.currentContext, TransactionConnection, slot))
   })

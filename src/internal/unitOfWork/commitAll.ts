@@ -10,10 +10,17 @@ import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../../DatabaseError.js"
 import type { Transaction } from "../../Transaction.js"
 import type { Restore } from "../concurrency/cancellable.js"
+import {
+  checkConstraints,
+  commitAndRunHooks,
+  commitUninterruptibly,
+  rollbackAll,
+  runBeforeCommitHooks,
+  sendCommit
+} from "../transaction/completion.js"
 import type { Carrier } from "../transaction/context.js"
-import { check, commit, commitSoon, keep, undoAll, veto } from "../transaction/completion.js"
-import { after } from "../transaction/hooks.js"
-import type { Ending, Order, Unit } from "./unitOfWork.js"
+import { runAfterHooks } from "../transaction/hooks.js"
+import type { Order, UnitOfWork, UnitOutcome } from "./unitOfWork.js"
 
 /** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
 const risk = ({ options, readOnly }: Transaction): number =>
@@ -87,7 +94,7 @@ const checkAll = (
   if (storing.length < 2) return Effect.void
   // to the end of each: an interrupted one would cost its connection
   const checks = Effect.flatMap(
-    Effect.forEach(storing.slice(1), (_) => Effect.exit(check(_)), { concurrency: "unbounded" }),
+    Effect.forEach(storing.slice(1), (_) => Effect.exit(checkConstraints(_)), { concurrency: "unbounded" }),
     (exits) => {
       // one that has passed may have lost its connection while another was still checked
       const lost = storing.map(({ level }) => level.link.lost).find((error) => error !== undefined)
@@ -95,7 +102,10 @@ const checkAll = (
     }
   )
   return Effect.catchAllCause(restore === undefined ? checks : restore(checks), (cause) =>
-    Effect.zipRight(undoAll(transactions, Cause.isInterrupted(cause) ? undefined : restore), Effect.failCause(cause))
+    Effect.zipRight(
+      rollbackAll(transactions, Cause.isInterrupted(cause) ? undefined : restore),
+      Effect.failCause(cause)
+    )
   )
 }
 
@@ -110,11 +120,11 @@ const commitAll = (
   const step = (i: number, gone: Cause.Cause<TransactionError> | undefined): Effect.Effect<void, TransactionError> => {
     const transaction = transactions[i]
     if (transaction === undefined) {
-      const hooks = after(transactions, gone === undefined ? restore : undefined)
+      const hooks = runAfterHooks(transactions, gone === undefined ? restore : undefined)
       return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
     }
     const soon = restore === undefined || gone !== undefined
-    return Effect.matchCauseEffect(soon ? commitSoon(transaction) : commit(transaction, restore), {
+    return Effect.matchCauseEffect(soon ? commitUninterruptibly(transaction) : sendCommit(transaction, restore), {
       onSuccess: () => step(i + 1, gone),
       onFailure: (cause) => {
         const { state } = transaction.level
@@ -127,8 +137,8 @@ const commitAll = (
         undoReleased(done, cause)
         const hearing = left || gone !== undefined ? undefined : restore
         // a savepoint that was undone in what is committed is undone all the same
-        const hooks = after(done, hearing, false)
-        return Effect.zipRight(Effect.zipRight(undoAll(rest, hearing), hooks), Effect.failCause(failure))
+        const hooks = runAfterHooks(done, hearing, false)
+        return Effect.zipRight(Effect.zipRight(rollbackAll(rest, hearing), hooks), Effect.failCause(failure))
       }
     })
   }
@@ -136,8 +146,8 @@ const commitAll = (
 }
 
 /** What is to be committed together. */
-export interface Whole {
-  readonly unit: Unit
+export interface CommitGroup {
+  readonly unit: UnitOfWork
   /** Where the hooks run. */
   readonly carrier: Carrier
   readonly all: () => ReadonlyArray<Transaction>
@@ -152,8 +162,8 @@ export interface Whole {
  * run at once, and not to be interrupted.
  */
 export const finish = (
-  { all, carrier, close, isEarly, unit }: Whole,
-  { checked, leavesForks, order }: Ending,
+  { all, carrier, close, isEarly, unit }: CommitGroup,
+  { checked, leavesForks, order }: UnitOutcome,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
   const leaveForks = (transactions: ReadonlyArray<Transaction>) => {
@@ -165,9 +175,10 @@ export const finish = (
     leaveForks(ordered)
     const undone = ordered.find(({ level }) => level.undone !== undefined)
     if (undone !== undefined)
-      return Effect.zipRight(undoAll(ordered, restore), Effect.fail(undone.level.rolledBackAtCommit()))
+      return Effect.zipRight(rollbackAll(ordered, restore), Effect.fail(undone.level.rolledBackAtCommit()))
     const [only] = ordered
-    if (only !== undefined && ordered.length === 1 && restore !== undefined) return keep(only, restore, identity)
+    if (only !== undefined && ordered.length === 1 && restore !== undefined)
+      return commitAndRunHooks(only, restore, identity)
     const commits = commitAll(ordered, restore)
     return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
   }
@@ -196,5 +207,8 @@ export const finish = (
     return unit.endIsOver(end)
   })
   const isAsked = hasHooks && begun.every(({ level }) => level.undone === undefined)
-  return Effect.ensuring(isAsked ? Effect.zipRight(veto(transactions, carrier, restore), agreed) : agreed, over)
+  return Effect.ensuring(
+    isAsked ? Effect.zipRight(runBeforeCommitHooks(transactions, carrier, restore), agreed) : agreed,
+    over
+  )
 }

@@ -8,11 +8,18 @@ import { nest, type Options, type Origin, type Transaction } from "../../Transac
 import type { Carrier, Kind, Retry } from "../transaction/context.js"
 import { passedOn } from "../transaction/hooks.js"
 import type { PartName } from "../transaction/joinedPart.js"
-import { type Describe, type Ending, type Order, type Rules, Unit, type Waiting } from "./unitOfWork.js"
-import { Gate } from "../transaction/nestedGate.js"
+import { NestedGate } from "../transaction/nestedGate.js"
+import {
+  type Describe,
+  type Order,
+  UnitOfWork,
+  type UnitOptions,
+  type UnitOutcome,
+  type Waiting
+} from "./unitOfWork.js"
 
-export class NestedUnit extends Unit {
-  private readonly gate: Gate
+export class NestedUnit extends UnitOfWork {
+  private readonly gate: NestedGate
   /** The hooks without a transaction that the unit around takes when this part has ended. */
   private heldHooks: ReadonlyArray<readonly [Origin, Waiting]> = []
 
@@ -20,12 +27,12 @@ export class NestedUnit extends Unit {
     /** The fiber that runs it. */
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
     private readonly outside: Carrier,
-    ending: Ending,
+    ending: UnitOutcome,
     describe: Describe | undefined,
     name: PartName
   ) {
     super(outside, undefined, undefined, ending, describe, name)
-    this.gate = new Gate(outside.siblings)
+    this.gate = new NestedGate(outside.siblings)
   }
 
   override get isNested(): boolean {
@@ -51,7 +58,7 @@ export class NestedUnit extends Unit {
   }
 
   /** Asks the same of the unit around, which begins the transactions of this part. */
-  override demand(rules: Rules): OptionsConflict | (() => void) {
+  override demand(rules: UnitOptions): OptionsConflict | (() => void) {
     const own = super.demand(rules)
     if (own instanceof OptionsConflict) return own
     const around = this.outside.unit?.demand(rules)

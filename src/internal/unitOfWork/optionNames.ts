@@ -3,11 +3,11 @@
  */
 import type { ConfigInvalid } from "../../DatabaseError.js"
 import type { Options } from "../../Transaction.js"
-import type { Known } from "../config/knownNames.js"
+import type { KnownNames } from "../config/knownNames.js"
 import { unknownOption } from "../config/unknownOption.js"
-import type { Settings } from "./unitOfWork.js"
+import type { UnitSettings } from "./unitOfWork.js"
 
-const settings: Known<Settings> = {
+const settings: KnownNames<UnitSettings> = {
   isolation: true,
   access: true,
   deferrable: true,
@@ -17,7 +17,7 @@ const settings: Known<Settings> = {
   applicationName: true
 }
 
-const options: Known<Options> = { ...settings, propagation: true, retry: true }
+const options: KnownNames<Options> = { ...settings, propagation: true, retry: true }
 
 /** Returns the refusal of the options of a transaction, if a name is not known. */
 export const unknownOfTransaction = (database: string, given: Options): ConfigInvalid | undefined =>
@@ -25,8 +25,8 @@ export const unknownOfTransaction = (database: string, given: Options): ConfigIn
 
 /** Settings for all databases of a unit of work, and for single ones. */
 export interface Given {
-  readonly transaction?: Settings | undefined
-  readonly databases?: ReadonlyArray<{ readonly database: string; readonly settings: Settings }> | undefined
+  readonly transaction?: UnitSettings | undefined
+  readonly databases?: ReadonlyArray<{ readonly database: string; readonly settings: UnitSettings }> | undefined
 }
 
 /** Returns the refusal of the settings of a unit of work, if a name is not known. */

@@ -10,7 +10,7 @@ import * as Schedule from "effect/Schedule"
 import { type DatabaseError, fromUnknown, type StatementError } from "../../DatabaseError.js"
 import { isReplayable, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../concurrency/cancellable.js"
-import type { Unit } from "./unitOfWork.js"
+import type { UnitOfWork } from "./unitOfWork.js"
 
 /**
  * Returns why work that has failed may go better in another attempt: what its transactions' statements have failed with, also where the
@@ -25,14 +25,14 @@ export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Caus
 }
 
 /** Whether a unit that was undone for this reason may run again; it is counted, and told of. */
-export const takeReplay = (unit: Unit, reason: unknown, attempt: number, policy: Policy): boolean => {
+export const takeRetry = (unit: UnitOfWork, reason: unknown, attempt: number, policy: Policy): boolean => {
   if (unit.hasCommitted || !isReplayable(reason)) return false
   const known = fromUnknown(reason)
   return unit.origin(known.database)?.takeReplay(policy, attempt, known) ?? false
 }
 
 /** The schedule that was asked for. */
-export const replaySchedule = (
+export const retrySchedule = (
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
   policy: Policy
 ): Schedule.Schedule<unknown, unknown> =>
@@ -43,7 +43,7 @@ export const replaySchedule = (
  * run where it cannot be interrupted: an interruptible handler would take from the cause of an interruption what has failed beside it.
  * `restore` is for the work and the pauses.
  */
-export const repeat = <A, E, R>(
+export const retryTransaction = <A, E, R>(
   restore: Restore,
   once: Effect.Effect<A, E, R>,
   reasonFor: (exit: Exit.Exit<A, E>) => unknown,
@@ -68,12 +68,12 @@ export const repeat = <A, E, R>(
 
 /** An open unit of work, as far as its repetition needs to know it. */
 interface Opened {
-  readonly unit: Unit
+  readonly unit: UnitOfWork
   readonly isRolledBack: boolean
 }
 
-/** Runs it in a new unit each time, as {@link repeat}; `failed` is how the first has ended, where it was run already. */
-export const replay = <O extends Opened, A, E, R>(
+/** Runs it in a new unit each time, as {@link retryTransaction}; `failed` is how the first has ended, where it was run already. */
+export const retryUnit = <O extends Opened, A, E, R>(
   restore: Restore,
   open: () => O,
   once: (opened: O) => Effect.Effect<A, E, R>,
@@ -95,7 +95,7 @@ export const replay = <O extends Opened, A, E, R>(
       // a success that its outcome has undone
       return opened.isRolledBack ? reasonOf(opened.unit.failures, Cause.empty) : undefined
     }
-    const take = (reason: unknown) => opened !== undefined && takeReplay(opened.unit, reason, ++attempt, policy)
+    const take = (reason: unknown) => opened !== undefined && takeRetry(opened.unit, reason, ++attempt, policy)
     const first = failed === undefined ? undefined : Exit.failCause(failed.cause)
-    return repeat(restore, next, reasonFor, replaySchedule(asked, policy), take, first)
+    return retryTransaction(restore, next, reasonFor, retrySchedule(asked, policy), take, first)
   })

@@ -8,27 +8,27 @@ import type * as Fiber from "effect/Fiber"
 import type { Connection } from "../../Connection.js"
 import { OptionsConflict, type StatementError, TransactionBusy } from "../../DatabaseError.js"
 import type { Options, Origin, Transaction } from "../../Transaction.js"
-import { Carrier, type Kind, type Memory, type Retry } from "../transaction/context.js"
+import { FifoLock } from "../concurrency/fifoLock.js"
+import type { WorkLabel } from "../statement/workLabel.js"
+import { Carrier, type Kind, type ReadMemory, type Retry } from "../transaction/context.js"
 import type { Hook } from "../transaction/hooks.js"
-import { conflict, raise } from "../transaction/propagation.js"
-import { Part, type PartName } from "../transaction/joinedPart.js"
-import { Turns } from "../concurrency/fifoLock.js"
-import type { Work } from "../statement/workLabel.js"
+import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
+import { optionsConflict, raiseIsolation } from "../transaction/propagation.js"
 
 /** How a unit's transactions are to be. */
-export type Settings = Omit<Options, "propagation" | "retry">
+export type UnitSettings = Omit<Options, "propagation" | "retry">
 
 /** For all databases, and by the names of single ones. */
-export interface Rules {
-  readonly all: Settings | undefined
-  readonly databases: ReadonlyMap<string, Settings>
+export interface UnitOptions {
+  readonly all: UnitSettings | undefined
+  readonly databases: ReadonlyMap<string, UnitSettings>
 }
 
 /** By which the order of commits is chosen: a list of names is the order itself, those that it leaves out come after it. */
 export type Order = "safest" | "touched" | ReadonlyArray<string>
 
 /** How the end of what is committed together is to go. */
-export interface Ending {
+export interface UnitOutcome {
   readonly order: Order
   /** Whether each server checks what it would check at COMMIT before the first is committed. */
   readonly checked: boolean
@@ -37,7 +37,7 @@ export interface Ending {
 }
 
 /** Tells what the work is for; a route, say, is known only inside of it. */
-export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => Work | undefined
+export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => WorkLabel | undefined
 
 /** An end of transactions of a unit that is under way: their hooks, which may still veto, and the commits. */
 export interface End {
@@ -58,32 +58,32 @@ const none: ReadonlyArray<never> = []
 export const mayBeStored = ({ level, stores }: Transaction): boolean =>
   level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
-export class Unit extends Carrier {
+export class UnitOfWork extends Carrier {
   // made with their first entries: most requests of many programs touch no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, Waiting> | undefined = undefined
-  private memories: Map<Origin, Memory> | undefined = undefined
+  private memories: Map<Origin, ReadMemory> | undefined = undefined
   private ended = false
   /** Which try of the work it is, where that is run again. */
   attempt = 1
   private ends: Set<End> | undefined = undefined
   /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
   private hasKept = false
-  private joined: Part | undefined = undefined
+  private joined: JoinedPart | undefined = undefined
   /** Actions that are left to the time when it is stored. */
   private pending: Array<() => void> | undefined = undefined
   /** Set if it can be run again as a whole. */
   canRunAgain = false
   /** The schedule by which a part of it asks for that. */
   askedRetry: Retry | undefined = undefined
-  private turns: Turns | undefined = undefined
+  private turns: FifoLock | undefined = undefined
 
   constructor(
     parent: Carrier | undefined,
     /** What was there before, where this unit does not see it. */
     private readonly behind: Carrier | undefined,
-    private rules: Rules | undefined,
-    public ending: Ending,
+    private rules: UnitOptions | undefined,
+    public ending: UnitOutcome,
     private readonly describe: Describe | undefined,
     protected readonly name: PartName | undefined
   ) {
@@ -95,8 +95,8 @@ export class Unit extends Carrier {
     return false
   }
 
-  override get siblings(): Turns {
-    this.turns ??= new Turns()
+  override get siblings(): FifoLock {
+    this.turns ??= new FifoLock()
     return this.turns
   }
 
@@ -133,9 +133,9 @@ export class Unit extends Carrier {
   }
 
   /** Of what is open around it, it is a part. */
-  override part(transaction: Transaction): Part | undefined {
+  override part(transaction: Transaction): JoinedPart | undefined {
     if (this.transactions?.get(transaction.origin) === transaction) return undefined
-    this.joined ??= new Part(this.parent, this.name)
+    this.joined ??= new JoinedPart(this.parent, this.name)
     return this.joined
   }
 
@@ -144,15 +144,15 @@ export class Unit extends Carrier {
     this.joined?.undo(cause)
   }
 
-  override get unit(): Unit {
+  override get unit(): UnitOfWork {
     return this
   }
 
-  override get joinable(): Unit {
+  override get joinable(): UnitOfWork {
     return this
   }
 
-  override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): Work | undefined {
+  override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): WorkLabel | undefined {
     return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
   }
 
@@ -236,7 +236,7 @@ export class Unit extends Carrier {
     return [...own, ...super.held(origin), ...(this.behind?.held(origin) ?? [])]
   }
 
-  override memory(origin: Origin): Memory {
+  override memory(origin: Origin): ReadMemory {
     const around = super.memory(origin)
     if (around !== undefined) return around
     this.memories ??= new Map()
@@ -341,17 +341,17 @@ export class Unit extends Carrier {
    * Checks what a part of the work asks for, of all that is begun from now on; what is begun already must not be otherwise. Returns the
    * refusal, or what takes it.
    */
-  demand(rules: Rules): OptionsConflict | (() => void) {
+  demand(rules: UnitOptions): OptionsConflict | (() => void) {
     const asked = [...(this.transactions?.values() ?? [])].flatMap((transaction) => {
       const options = rules.databases.get(transaction.origin.database) ?? rules.all
       return options === undefined ? [] : [{ transaction, options }]
     })
     for (const { options, transaction } of asked) {
-      const error = conflict(transaction, options, true)
+      const error = optionsConflict(transaction, options, true)
       if (error !== undefined) return error
     }
     return () => {
-      for (const { options, transaction } of asked) raise(transaction, options, true)
+      for (const { options, transaction } of asked) raiseIsolation(transaction, options, true)
       this.rules = {
         all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
         databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
