@@ -5,7 +5,7 @@
  */
 
 import type { SessionConfig } from "./DatabaseConfig.js"
-import { later, rollbackTimeout } from "./internal/concurrency/clock.js"
+import * as clock from "./internal/concurrency/clock.js"
 import { queryActivity } from "./internal/connection/backendActivity.js"
 import { Cancellation } from "./internal/connection/cancellation.js"
 import { isAlive, type SecondSocket, secondSocket, sendCancel } from "./internal/connection/cancelRequest.js"
@@ -108,7 +108,7 @@ export class Connection {
   broken: CloseReason | undefined = undefined
   /** The generation of the credentials that it was made with. */
   readonly generation: number
-  readonly createdAt = performance.now()
+  readonly createdAt = clock.now()
   /** When the server last answered. */
   lastAnswer = this.createdAt
   /** The server's process; a pooler gives a number of its own, which is good for a cancel and nothing else. */
@@ -368,7 +368,7 @@ export class Connection {
 
   /** Sends steps that undo something that has failed. Who waits for the failure waits for them, too: without an answer it is closed. */
   undo(all: ReadonlyArray<wire.Step>, done: OnExchange): void {
-    const stop = later(rollbackTimeout.usual, () => this.destroy("broken"))
+    const stop = clock.later(clock.rollbackTimeout.usual, () => this.destroy("broken"))
     this.flySteps(all, true, (failure, flight) => {
       stop()
       done(failure, flight)
@@ -479,7 +479,7 @@ export class Connection {
       cancellation.request(longestCancel)
       // a cancel can overtake its statement on a busy server, and then there is nothing to cancel; or it may be lost
       const again = (isLast: boolean) =>
-        later(cancelAgain, () => {
+        clock.later(cancelAgain, () => {
           if (this.cancellation !== cancellation || this.flight === undefined || this.isHeldBack) return
           if (cancellation.isProbing) return
           if (cancellation.isTravelling && !isLast) again(true)
@@ -487,7 +487,7 @@ export class Connection {
         })
       again(false)
     }
-    later(longestCancel, () => {
+    clock.later(longestCancel, () => {
       if (this.cancellation !== cancellation) return
       this.isCancelling = false
       this.destroy(reason)
@@ -533,7 +533,7 @@ export class Connection {
     // a server that does not take the goodbye is left without one
     stream.once(
       "close",
-      later(1000, () => stream.destroy())
+      clock.later(1000, () => stream.destroy())
     )
     this.client.end().catch(() => stream.destroy())
   }
@@ -551,7 +551,7 @@ export class Connection {
       this.isCancelling = false
       if (this.flight === undefined) return this.destroy(reason)
       // the answer may be on its way, or the cancel was before its statement
-      later(cancelAgain, () => {
+      clock.later(cancelAgain, () => {
         if (this.closed || this.ending) return
         if (isLast || this.flight === undefined) this.destroy(reason)
         else this.cancelPooled(reason, true)
@@ -602,7 +602,7 @@ export class Connection {
       return this.lose(new ProtocolViolation("was ready before it had answered"))
     }
     this.silence.answered()
-    this.lastAnswer = performance.now()
+    this.lastAnswer = clock.now()
     if (this.cancellation === undefined || this.broken !== undefined) return this.finish(flight, failed)
     // what comes next would be what a cancel that is still on its way hits
     this.isHeldBack = true
@@ -706,7 +706,7 @@ export class Connection {
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
     const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged, asked: flight.asked }
-    this.report(flight, performance.now(), failure)
+    this.report(flight, clock.now(), failure)
     flight.plan.done(failure, flight)
   }
 

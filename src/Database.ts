@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -37,6 +38,7 @@ import {
 import { Executor } from "./internal/client/executor.js"
 import { makeLifecycleHooks } from "./internal/client/lifecycleHooks.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
+import * as clock from "./internal/concurrency/clock.js"
 import { configured } from "./internal/config/configured.js"
 import { makeCredentialSource } from "./internal/connection/credentials.js"
 import { type Listen, makeListen } from "./internal/listen/streams.js"
@@ -157,7 +159,7 @@ const verify = (
   waits: (reason: ConnectReason) => boolean
 ): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
-    const last = performance.now() + pool.options.pool.connectTimeout
+    const last = clock.now() + pool.options.pool.connectTimeout
     // a connect that takes too long has its own timeout and says why: it comes first
     const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
@@ -187,7 +189,7 @@ const verify = (
     })
     return Effect.retry(attempt, {
       schedule: Schedule.spaced("100 millis"),
-      while: (error) => waits(error.reason) && performance.now() + 100 < last
+      while: (error) => waits(error.reason) && clock.now() + 100 < last
     })
   })
 
@@ -456,7 +458,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
       Effect.map(opened, ({ engine, listen }) => {
-        const before = performance.now() - Duration.toMillis(olderThan)
+        const before = clock.now() - Duration.toMillis(olderThan)
         const meant = engine.topology.servers.filter(({ name }) => server === undefined || name === server)
         const targets = meant.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
           role === "writer" ? [...pools, listen] : pools

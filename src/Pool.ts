@@ -5,10 +5,11 @@
  *
  * @since 0.1.0
  */
+
 import type { ConnectFailure, Connection, Owner } from "./Connection.js"
 import type { PoolConfig, ServerConfig, SessionConfig } from "./DatabaseConfig.js"
 import { ConnectFailed, DatabaseClosed, type PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
-import { timer } from "./internal/concurrency/clock.js"
+import * as clock from "./internal/concurrency/clock.js"
 import { mayPass, permanence } from "./internal/connection/connectFailure.js"
 import type { CredentialSource } from "./internal/connection/credentials.js"
 import type { ErrorLocation } from "./internal/connection/statementError.js"
@@ -191,7 +192,7 @@ export class Pool {
         this.stock.suspectAll()
         this.stock.take(connection)
         this.journal.lost(connection, error)
-        if (this.stock.open === 0) this.waiters.rest(performance.now() + initialPause)
+        if (this.stock.open === 0) this.waiters.rest(clock.now() + initialPause)
       },
       closed: (connection, reason) => {
         this.stock.take(connection)
@@ -258,7 +259,7 @@ export class Pool {
       settle(new DatabaseClosed(this.place), undefined)
       return nothing
     }
-    const now = performance.now()
+    const now = clock.now()
     if (this.waiters.size === 0) {
       const connection = this.stock.next(now)
       if (connection !== undefined && this.fitness.isKnown(connection, now)) {
@@ -282,11 +283,11 @@ export class Pool {
 
   /** Takes a connection back: the next waiter's, or idle, or closed where it is not as it was handed out. */
   checkin(connection: Connection): void {
-    const now = performance.now()
+    const now = clock.now()
     this.loans?.remove(connection)
     this.journal.checkedIn(connection, now - connection.takenAt)
     if (!connection.isStopping) return this.receive(connection, now)
-    connection.onStopped = () => this.receive(connection, performance.now())
+    connection.onStopped = () => this.receive(connection, clock.now())
   }
 
   /** The next waiter's, or idle, or closed where it is not as it was handed out. */
@@ -303,7 +304,7 @@ export class Pool {
     this.tasks.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
       if (failure !== undefined) return connection.destroy("dirty")
       this.journal.reset(connection)
-      this.offer(connection, performance.now())
+      this.offer(connection, clock.now())
     })
   }
 
@@ -317,11 +318,11 @@ export class Pool {
 
   /** No new checkouts; waits for what is in use until `timeout` ms have passed, then cuts it off. `done` is called when all is closed. */
   close(timeout: number, done: () => void): void {
-    const cutOff = timer(timeout, () => {
+    const cutOff = clock.timer(timeout, () => {
       for (const connection of this.stock.all) connection.abort("shutdown")
     })
     this.onEmpty = () => {
-      clearTimeout(cutOff)
+      clock.clear(cutOff)
       this.onEmpty = nothing
       this.meter.close()
       done()
@@ -389,7 +390,7 @@ export class Pool {
 
   private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
     const { active, idle, lastConnectFailure, total, waiting } = this.figures
-    const waited = performance.now() - since
+    const waited = clock.now() - since
     this.journal.exhausted(reason, waited)
     return exhaustedError(
       { ...this.place, reason, waited, total, active, idle, waiting },
@@ -449,7 +450,7 @@ export class Pool {
   /** Brings idle connections and waiters together, at least so many if there are, and opens connections for the rest. */
   private serve(least = 0): void {
     for (let handed = 0; handed < least || this.waiters.size > this.preparing; handed++) {
-      const now = performance.now()
+      const now = clock.now()
       const connection = this.stock.next(now)
       if (connection === undefined) break
       this.stock.take(connection)
@@ -465,7 +466,7 @@ export class Pool {
     this.fitness.look(connection, now, isNew, (verdict) => {
       this.preparing--
       if (verdict._tag === "fit") {
-        const now = performance.now()
+        const now = clock.now()
         const due = this.stock.due(connection, now)
         // it may have been invalidated meanwhile
         if (connection.broken === undefined) {
@@ -507,7 +508,7 @@ export class Pool {
   }
 
   private opened(connection: Connection, start: number): void {
-    const now = performance.now()
+    const now = clock.now()
     if (this.outage.isAway) this.waiters.rest(now + initialPause)
     this.outage.over()
     this.growth.connected(now - start)
@@ -532,7 +533,7 @@ export class Pool {
   private failed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
     if (this.onEmpty !== undefined) return
     const { reason } = failure
-    const now = performance.now()
+    const now = clock.now()
     // its name leads elsewhere now: what is open may be on a server that is the writer no more
     if (reason === "wrongRole") this.stock.retireAll(reason)
     const isEmpty = this.stock.open === 0

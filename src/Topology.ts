@@ -3,7 +3,9 @@
  *
  * @since 0.1.0
  */
+
 import type { DatabaseConfig, ServerConfig } from "./DatabaseConfig.js"
+import * as clock from "./internal/concurrency/clock.js"
 import type { CredentialSource } from "./internal/connection/credentials.js"
 import { OutageWaiters } from "./internal/pool/outageWaiters.js"
 import { Observation, type Observer } from "./Observation.js"
@@ -75,7 +77,7 @@ export class Server {
       this.downUntil = 0
       if (wasDown) this.observer.observe(Observation.MarkedUp(place))
     } else {
-      this.downUntil = performance.now() + this.config.readerRetryDelay
+      this.downUntil = clock.now() + this.config.readerRetryDelay
       if (!wasDown) this.observer.observe(Observation.MarkedDown({ ...place, message }))
     }
   }
@@ -137,7 +139,7 @@ export class Topology {
   }
 
   get status(): ReadonlyArray<ServerStatus> {
-    const now = performance.now()
+    const now = clock.now()
     return this.servers.map((server) => ({
       name: server.name,
       role: server.role,

@@ -3,10 +3,12 @@
  *
  * @since 0.1.0
  */
+
 import * as Duration from "effect/Duration"
 import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError, StatementError } from "./DatabaseError.js"
+import * as clock from "./internal/concurrency/clock.js"
 import type { TransactionSpan } from "./internal/observability/transactionSpan.js"
 import * as wire from "./internal/protocol/messages.js"
 import { type Limits, setLocal } from "./internal/sql/settings.js"
@@ -153,7 +155,7 @@ export class Transaction {
   /** @internal Set where a tracer is. */
   span: TransactionSpan | undefined = undefined
   private hooks: Array<Hook> | undefined = undefined
-  private readonly startedAt = performance.now()
+  private readonly startedAt = clock.now()
   /** @internal Set if a unit of work has begun it. */
   isOfUnit = false
   /** Where its outermost transaction is. */
@@ -186,7 +188,7 @@ export class Transaction {
 
   /** When it began, in ms since then. */
   get age(): number {
-    return performance.now() - this.startedAt
+    return clock.now() - this.startedAt
   }
 
   /** Whether the server refuses writes in it. */

@@ -1,6 +1,7 @@
 /**
  * COPY as effects: a savepoint or a transaction around it, and the two sides of it, each in a fiber of its own.
  */
+
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as Cause from "effect/Cause"
@@ -24,7 +25,7 @@ import {
 import { isNotSent } from "../../RetryPolicy.js"
 import { nest, type Transaction, type Options as TransactionOptions } from "../../Transaction.js"
 import type { Restore } from "../concurrency/cancellable.js"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import type { KnownNames } from "../config/knownNames.js"
 import { unknownOption } from "../config/unknownOption.js"
 import { callSite } from "../observability/callSite.js"
@@ -71,7 +72,7 @@ const aboutMoment = new Set<DatabaseError["_tag"]>([
 /** Waits until a fiber has ended, for so many ms; returns whether it has. */
 const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number): Effect.Effect<boolean> =>
   Effect.async((resume) => {
-    const stop = later(millis, () => resume(Effect.succeed(false)))
+    const stop = clock.later(millis, () => resume(Effect.succeed(false)))
     fiber.addObserver(() => {
       stop()
       resume(Effect.succeed(true))

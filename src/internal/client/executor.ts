@@ -1,6 +1,7 @@
 /**
  * How a statement finds its transaction, or a server, and what is tried again: one engine per opened database.
  */
+
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -25,6 +26,7 @@ import type { Choose } from "../../Router.js"
 import type { OpenTransaction, Server, Topology } from "../../Topology.js"
 import { begin, type Options, type Origin, type Transaction } from "../../Transaction.js"
 import { cancellable } from "../concurrency/cancellable.js"
+import * as clock from "../concurrency/clock.js"
 import { type ErrorLocation, withLocation } from "../connection/statementError.js"
 import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
@@ -87,14 +89,14 @@ class PoolLender implements ConnectionLender {
     this.source = source
     // all attempts share the one deadline
     this.deadline ??= this.engine.deadline()
-    const since = this.span === undefined ? 0 : performance.now()
+    const since = this.span === undefined ? 0 : clock.now()
     return source.checkout(
       this.deadline,
       this.held(),
       (error, connection) => {
         if (connection !== undefined) {
           this.engine.lent(this)
-          this.span?.begins(connection.server, performance.now() - since)
+          this.span?.begins(connection.server, clock.now() - since)
         }
         settle(error, connection)
       },
@@ -151,12 +153,12 @@ export class Executor implements Origin {
 
   /** Until when a connection must have been found, counted from now. */
   deadline(): number {
-    return performance.now() + this.config.pool.acquireTimeout
+    return clock.now() + this.config.pool.acquireTimeout
   }
 
   /** The transactions that hold a connection. */
   get transactions(): ReadonlyArray<OpenTransaction> {
-    const now = performance.now()
+    const now = clock.now()
     return this.opened
       .map(({ label, place, since }) => ({ server: place.server, label, age: now - since }))
       .sort((a, b) => b.age - a.age)
@@ -164,7 +166,7 @@ export class Executor implements Origin {
 
   /** A transaction got its connection. */
   lent(lender: PoolLender): void {
-    lender.since = performance.now()
+    lender.since = clock.now()
     lender.at = this.opened.push(lender) - 1
   }
 
@@ -483,7 +485,7 @@ export class Executor implements Origin {
     const session = causalSessionOf(fiber.currentContext, carrier)
     const given = new Set<Server>()
     const next = () => {
-      const now = performance.now()
+      const now = clock.now()
       const up = readers.filter((server) => server.isUp(now) && !given.has(server))
       const server = up.find((_) => _.name === memory?.reader) ?? this.pick(up) ?? writer
       if (server === writer) given.clear()
@@ -507,7 +509,7 @@ export class Executor implements Origin {
 
   private pick(servers: ReadonlyArray<Server>): Server | undefined {
     if (servers.length < 2) return servers[0]
-    const ask = { database: this.database, turn: this.turn++, random: Math.random() }
+    const ask = { database: this.database, turn: this.turn++, random: clock.random() }
     const candidates = servers.map((server) => ({ name: server.name, load: server.reads.load }))
     return servers[this.choose(ask, candidates)] ?? servers[0]
   }

@@ -1,7 +1,9 @@
 /**
  * How many attempts beyond the first one database may make, all callers together: a failing server is not hammered by those who retry.
  */
+
 import type { Budget } from "../../RetryPolicy.js"
+import * as clock from "../concurrency/clock.js"
 
 /** A bucket of tokens that fills with time, looked at only when something is tried again. */
 export class RetryBudget {
@@ -10,7 +12,7 @@ export class RetryBudget {
 
   /** Takes one attempt, if there is one left. */
   take({ burst, perSecond }: Budget): boolean {
-    const now = performance.now()
+    const now = clock.now()
     const grown = this.tokens === undefined ? burst : this.tokens + ((now - this.filledAt) / 1000) * perSecond
     this.tokens = Math.min(burst, grown)
     this.filledAt = now

@@ -4,11 +4,13 @@
  * An attempt that found no connection follows the policy's schedule for that until its deadline, whatever came before: a statement that was
  * in flight when the server went away waits as one that comes later. A statement that a server has seen follows a schedule of its own.
  */
+
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "../../DatabaseError.js"
 import { isNotSent, type Policy } from "../../RetryPolicy.js"
+import * as clock from "../concurrency/clock.js"
 import type { OutageWaiters } from "../pool/outageWaiters.js"
 import type { RetryBudget } from "./retryBudget.js"
 
@@ -17,7 +19,7 @@ export type Pause = (error: DatabaseError, deadline: number) => Effect.Effect<bo
 
 /** Ends a schedule where its next delay would go past the deadline: a caller that cannot be served before it fails at once, with the reason. */
 const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>
-  Schedule.whileOutput(Schedule.delays(schedule), (delay) => performance.now() + Duration.toMillis(delay) < deadline())
+  Schedule.whileOutput(Schedule.delays(schedule), (delay) => clock.now() + Duration.toMillis(delay) < deadline())
 
 const no = Effect.succeed(false)
 const yes = Effect.succeed(true)

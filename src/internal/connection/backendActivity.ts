@@ -1,8 +1,9 @@
 /**
  * What a process of the server is doing, as the server tells in another session of the same user.
  */
+
 import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { Exchange, ExchangeRequest } from "../protocol/exchange.js"
 import * as wire from "../protocol/messages.js"
 import type { Client } from "../protocol/pgDriver.js"
@@ -25,7 +26,7 @@ const ask = (client: Client, processId: number, told: (doing: BackendState) => v
   const { stream } = client.connection
   const end = () => {
     stop()
-    const destroy = later(1000, () => stream.destroy())
+    const destroy = clock.later(1000, () => stream.destroy())
     stream.once("close", destroy)
     client.end().catch(() => stream.destroy())
   }
@@ -36,7 +37,7 @@ const ask = (client: Client, processId: number, told: (doing: BackendState) => v
     end()
     told(doing)
   }
-  const stop = later(longest, () => settle("unknown"))
+  const stop = clock.later(longest, () => settle("unknown"))
   const plan = new ExchangeRequest(
     () => wire.simple(question(processId)),
     (_, { results }) => {

@@ -1,9 +1,10 @@
 /**
  * A second socket to the server that a connection is on, for what cannot be said on the connection itself while it waits for an answer.
  */
+
 import * as Net from "node:net"
 import * as Tls from "node:tls"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import * as wire from "../protocol/messages.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import { tlsOptions } from "../protocol/tlsOptions.js"
@@ -41,14 +42,14 @@ const dial = (
   connected: (socket: Net.Socket) => void,
   closed: (() => void) | undefined
 ): void => {
-  const since = performance.now()
+  const since = clock.now()
   let isOver = false
   const end = () => {
     stop()
     if (!isOver) closed?.()
     isOver = true
   }
-  const stop = later(patience, () => {
+  const stop = clock.later(patience, () => {
     giveUp()
     end()
   })
@@ -56,13 +57,13 @@ const dial = (
     if (isOver) return void socket?.destroy()
     if (socket === undefined) return end()
     stop()
-    watch(socket, patience - (performance.now() - since), closed)
+    watch(socket, patience - (clock.now() - since), closed)
     connected(socket)
   })
 }
 
 const watch = (socket: Net.Socket, patience: number, closed: (() => void) | undefined): void => {
-  const stop = later(patience, () => socket.destroy())
+  const stop = clock.later(patience, () => socket.destroy())
   socket.unref()
   socket.once("close", () => {
     stop()

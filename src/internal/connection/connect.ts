@@ -1,11 +1,12 @@
 /**
  * Opens a physical connection: asks for credentials, connects, and where the server refuses them asks once more.
  */
+
 import * as Cause from "effect/Cause"
 import * as Redacted from "effect/Redacted"
 import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
 import type { Connector, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { toError } from "../protocol/pgDriver.js"
 import { connectedStream } from "../protocol/socket.js"
 import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
@@ -46,19 +47,19 @@ export const connect = (
 ): (() => void) => {
   const { credentials, readOnly, server, session } = opening
   const destination = { ...server, dial: server.socket && dialBy(server.socket, credentials) }
-  const deadline = performance.now() + opening.timeout
+  const deadline = clock.now() + opening.timeout
   let isOver = false
   let giveUp = () => {
     isOver = true
   }
   const start = (wasRefused: boolean) => {
     const fail = (error: Error, isPermanent = false) => done({ reason: "credentials", error, isPermanent }, undefined)
-    const impatient = timer(deadline - performance.now(), () => {
+    const impatient = clock.timer(deadline - clock.now(), () => {
       giveUp()
       fail(new Error(`the provider of credentials gave none within ${opening.timeout} ms`))
     })
     const answer = (login: Login | undefined, cause: unknown) => {
-      clearTimeout(impatient)
+      clock.clear(impatient)
       if (login === undefined) {
         const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
         // a provider's own words may hold what is secret: they are there for a program, and no log that renders causes shows them
@@ -70,7 +71,7 @@ export const connect = (
       }
       // what was asked for before a rotation is not even tried
       if (login.generation < credentials.generation) return start(wasRefused)
-      const timeout = Math.max(1, deadline - performance.now())
+      const timeout = Math.max(1, deadline - clock.now())
       const options = { timeout, readOnly, owner, credentials: login }
       giveUp = connectFirst(destination, session, options, (failure, connection) => {
         if (failure?.reason === "authentication" && credentials.isAsked && !wasRefused) return start(true)
@@ -85,7 +86,7 @@ export const connect = (
     })
     if (isAnswered) return
     giveUp = () => {
-      clearTimeout(impatient)
+      clock.clear(impatient)
       stopAsking()
     }
   }

@@ -1,12 +1,13 @@
 /**
  * One host of a server, with all that a connect to it needs: certificates and keys are read, and the password is found.
  */
+
 import type * as Net from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
 import type { Endpoint, ServerConfig, TlsFiles } from "../../DatabaseConfig.js"
 import { type ConnectReason, isMissingFile } from "../../SqlState.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { isSocket } from "../config/hosts.js"
 import { findPassword } from "../config/passfile.js"
 import type { SocketTarget } from "../protocol/socket.js"
@@ -128,15 +129,15 @@ export const prepareDestination = (
   const end = (outcome: Prepared | ConnectFailure) => {
     if (isOver) return
     isOver = true
-    clearTimeout(impatient)
+    clock.clear(impatient)
     done(outcome)
   }
-  const impatient = timer(timeout, () =>
+  const impatient = clock.timer(timeout, () =>
     end({ reason: "unresponsive", error: new Error("the files of its settings were not read in time") })
   )
   readFiles(destination, credentials).then(end, end)
   return () => {
     isOver = true
-    clearTimeout(impatient)
+    clock.clear(impatient)
   }
 }

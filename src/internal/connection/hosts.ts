@@ -1,11 +1,12 @@
 /**
  * Connects to the first host of a server that fits.
  */
+
 import * as Dns from "node:dns"
 import * as Net from "node:net"
 import { type ConnectFailure, type Connection, connect, type Owner } from "../../Connection.js"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { isLocal } from "../config/hosts.js"
 import type { SecondSocket } from "./cancelRequest.js"
 import { mayPass } from "./connectFailure.js"
@@ -29,7 +30,7 @@ const unknown: ConnectFailure = { reason: "unreachable", error: new Error("no co
 
 const shuffled = <A>(all: ReadonlyArray<A>): Array<A> =>
   all
-    .map((one) => ({ one, at: Math.random() }))
+    .map((one) => ({ one, at: clock.random() }))
     .sort((a, b) => a.at - b.at)
     .map(({ one }) => one)
 
@@ -71,7 +72,7 @@ class Hosts {
     private readonly done: Done
   ) {
     this.queue = server.isShuffled ? shuffled(server.hosts) : [...server.hosts]
-    this.deadline = performance.now() + options.timeout
+    this.deadline = clock.now() + options.timeout
   }
 
   stop(): void {
@@ -84,14 +85,14 @@ class Hosts {
   next(): void {
     if (this.isOver) return
     const endpoint = this.queue.shift()
-    const left = this.deadline - performance.now()
+    const left = this.deadline - clock.now()
     if (endpoint === undefined || (left <= 0 && this.failures.length > 0)) return this.end()
     const most = this.server.hostTimeout ?? Number.POSITIVE_INFINITY
     this.attempt(endpoint, Math.max(1, Math.min(most, left / (this.queue.length + 1))))
   }
 
   private attempt(endpoint: Endpoint, timeout: number): void {
-    const until = performance.now() + timeout
+    const until = clock.now() + timeout
     const { credentials, owner, readOnly } = this.options
     const { gated, open } = gate(owner)
     let isPrepared = false
@@ -99,7 +100,7 @@ class Hosts {
       isPrepared = true
       if ("reason" in outcome) return this.failed(endpoint, outcome)
       const { credentials, destination } = outcome
-      const options = { timeout: Math.max(1, until - performance.now()), readOnly, owner: gated, credentials }
+      const options = { timeout: Math.max(1, until - clock.now()), readOnly, owner: gated, credentials }
       this.giveUp = connect(destination, this.session, options, (failure, connection) => {
         if (connection === undefined) return this.failed(endpoint, failure ?? unknown)
         this.judge(endpoint, { connection, adopt: open }, until)
@@ -115,7 +116,7 @@ class Hosts {
     const isNormal = target === "read-write" || target === "prefer-standby"
     const wanted = isNormal && hosts.length === 1 && connection.isPooled ? "any" : target
     this.giveUp = () => connection.destroy("shutdown")
-    checkTargetSession(connection, wanted, this.options.readOnly, until - performance.now(), (failure) => {
+    checkTargetSession(connection, wanted, this.options.readOnly, until - clock.now(), (failure) => {
       if (this.isOver) return
       if (failure === undefined) return this.take(candidate)
       if (failure.reason !== "wrongRole") {
@@ -134,17 +135,17 @@ class Hosts {
     const isName = address === undefined && Net.isIP(host) === 0 && !isLocal(endpoint)
     if (!isName || this.server.dial !== undefined) return goOn()
     let isLate = false
-    const impatient = timer(until - performance.now(), () => {
+    const impatient = clock.timer(until - clock.now(), () => {
       isLate = true
       goOn()
     })
     this.giveUp = () => {
       isLate = true
-      clearTimeout(impatient)
+      clock.clear(impatient)
     }
     Dns.lookup(host, { all: true }, (_, addresses = []) => {
       if (isLate) return
-      clearTimeout(impatient)
+      clock.clear(impatient)
       const others = addresses.filter((other) => !("host" in here) || other.address !== here.host)
       this.queue.unshift(...others.map((other) => ({ ...endpoint, address: other.address })))
       goOn()

@@ -1,11 +1,12 @@
 /**
  * From a server's address to a session that has logged in.
  */
+
 import type { Socket } from "node:net"
 import * as Redacted from "effect/Redacted"
 import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { type Client, makeClient, type Notice, toError } from "../protocol/pgDriver.js"
 import { type ProtocolLimits, ProtocolViolation } from "../protocol/protocolLimits.js"
 import { socketTo } from "../protocol/socket.js"
@@ -86,15 +87,15 @@ const dial = (
   timeout: number,
   opened: (failure: ConnectFailure | undefined, stream: Socket | undefined, left: number) => () => void
 ): (() => void) => {
-  const deadline = performance.now() + timeout
+  const deadline = clock.now() + timeout
   let isOver = false
   let giveUp = nothing
   const end = (failure: ConnectFailure | undefined, stream: Socket | undefined) => {
-    clearTimeout(impatient)
+    clock.clear(impatient)
     isOver = true
-    giveUp = opened(failure, stream, Math.max(1, deadline - performance.now()))
+    giveUp = opened(failure, stream, Math.max(1, deadline - clock.now()))
   }
-  const impatient = timer(timeout, () => {
+  const impatient = clock.timer(timeout, () => {
     stop()
     end(
       { reason: "unreachable", error: new Error(`the socket was not opened within ${Math.round(timeout)} ms`) },
@@ -106,7 +107,7 @@ const dial = (
     end(error === undefined ? undefined : { reason: "unreachable", error }, stream)
   })
   return () => {
-    clearTimeout(impatient)
+    clock.clear(impatient)
     if (!isOver) stop()
     isOver = true
     giveUp()
@@ -182,7 +183,7 @@ const follow = (
   let accepted = false
   const settle = () => {
     settled = true
-    clearTimeout(impatient)
+    clock.clear(impatient)
     client.off("notice", hear)
   }
   const fail = (failure: ConnectFailure) => {
@@ -191,7 +192,7 @@ const follow = (
     client.connection.stream.destroy()
     done(failure, undefined)
   }
-  const impatient = timer(timeout, () =>
+  const impatient = clock.timer(timeout, () =>
     fail({
       reason: accepted ? "unresponsive" : "unreachable",
       error: new Error(`no answer within ${Math.round(timeout)} ms`)

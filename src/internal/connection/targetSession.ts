@@ -1,10 +1,11 @@
 /**
  * The check of a session against `target_session_attrs`.
  */
+
 import type { Connection } from "../../Connection.js"
 import type { TargetSessionAttrs } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import { codeOf } from "./statementError.js"
 
@@ -62,12 +63,12 @@ export const checkTargetSession = (
     return judge({ isStandby: standby === "on", isReadOnly })
   }
   let isLate = false
-  const impatient = timer(timeout, () => {
+  const impatient = clock.timer(timeout, () => {
     isLate = true
     connection.destroy("invalid")
   })
   connection.run([], question, [], (failure, flight) => {
-    clearTimeout(impatient)
+    clock.clear(impatient)
     if (failure === undefined) {
       const [row] = flight.result.rows as ReadonlyArray<ReadonlyArray<string>>
       return judge({ isStandby: row?.[0] === "true", isReadOnly: row?.[1] === "on" })

@@ -6,7 +6,7 @@
  * nobody; and a COMMIT, which has no limit, waits for a standby. So the server is asked, on other sockets, before it is given up: whether
  * it lives, and what its process is doing.
  */
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 
 /**
  * What a process of the server is doing: `works` for us, or `waits` for us to say something, which means that what it has said, or what we
@@ -61,7 +61,7 @@ export class Watchdog {
 
   /** Something was sent, and the server's limit for a statement is so many ms, as far as is known. */
   sent(limit: number): void {
-    const since = performance.now()
+    const since = clock.now()
     const due = since + limit + untilAsked
     const waiting: Waiting = { limit, since, heard: this.line.heard(), due, isMissed: false }
     this.waiting = waiting
@@ -79,7 +79,7 @@ export class Watchdog {
     if (this.stop !== undefined && this.due <= due) return
     this.stop?.()
     this.due = due
-    this.stop = later(due - performance.now(), () => {
+    this.stop = clock.later(due - clock.now(), () => {
       this.stop = undefined
       this.look()
     })
@@ -88,7 +88,7 @@ export class Watchdog {
   private look(): void {
     const { waiting } = this
     if (waiting === undefined) return
-    if (this.isTalking(waiting) || performance.now() < waiting.due) return this.wake(waiting)
+    if (this.isTalking(waiting) || clock.now() < waiting.due) return this.wake(waiting)
     // its answer has had its time to arrive
     if (waiting.isMissed) return this.giveUp(waiting)
     this.line.ask(allowance - untilAsked, (yes) => {
@@ -103,7 +103,7 @@ export class Watchdog {
   }
 
   private judge(waiting: Waiting, doing: BackendState): void {
-    const now = performance.now()
+    const now = clock.now()
     if (!this.isTalking(waiting)) {
       const silent = now - waiting.since - waiting.limit
       if (doing === "unknown" && silent >= longestDoubt) return this.giveUp(waiting)
@@ -122,7 +122,7 @@ export class Watchdog {
     const before = waiting.heard
     waiting.heard = this.line.heard()
     if (waiting.heard === before) return false
-    waiting.since = performance.now()
+    waiting.since = clock.now()
     waiting.due = waiting.since + waiting.limit + untilAsked
     waiting.isMissed = false
     return true

@@ -1,9 +1,10 @@
 /**
  * What a server says of how far it is, what that is a token of, and whether it is far enough.
  */
+
 import type { Connection, Request } from "../../Connection.js"
 import { type Session, Token } from "../../Consistency.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import type { Exchange } from "../protocol/exchange.js"
 import { constantStep, type Step } from "../protocol/messages.js"
 import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
@@ -95,14 +96,14 @@ export const queryPositionWithin = (
   const tell: typeof told = (answer) => {
     if (isTold) return
     isTold = true
-    clearTimeout(impatient)
+    clock.clear(impatient)
     told(answer)
   }
   const abort = () => {
     connection.abort("cancelled")
     tell(undefined)
   }
-  const impatient = timer(patience, abort)
+  const impatient = clock.timer(patience, abort)
   queryPosition(connection, tell)
   return abort
 }

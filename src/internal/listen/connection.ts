@@ -1,8 +1,9 @@
 /**
  * A connection that listens. Whatever it is asked is answered within its time, or it counts as lost.
  */
+
 import type { Connection, Exchange, Failure } from "../../Connection.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 
 /** How long it may take for a sign of life, in ms. */
 const longestPing = 1000
@@ -22,7 +23,7 @@ export class ListenConnection {
   echo: { readonly channel: string; readonly heard: () => void } | undefined
   /** Whether it is known to hear what others send. */
   sound = false
-  private beat: NodeJS.Timeout | undefined
+  private beat: clock.Timer | undefined
 
   constructor(
     readonly connection: Connection,
@@ -58,29 +59,29 @@ export class ListenConnection {
 
   /** Asks for no more signs of life. */
   leave(): void {
-    clearTimeout(this.beat)
+    clock.clear(this.beat)
     this.beat = undefined
   }
 
   private within(patience: number, what: string, go: (settle: () => void) => void): void {
-    let last: NodeJS.Immediate | undefined
+    let last: clock.Immediate | undefined
     const giveUp = () => {
       this.user.lost(this, new Error(`no answer to ${what} within ${patience} ms`))
       this.connection.destroy("broken")
     }
-    const impatient = timer(patience, () => {
+    const impatient = clock.timer(patience, () => {
       // a program that was busy itself looks once more whether the answer is there
-      last = setImmediate(giveUp)
+      last = clock.immediate(giveUp)
     })
     go(() => {
-      clearTimeout(impatient)
-      clearImmediate(last)
+      clock.clear(impatient)
+      clock.clearImmediate(last)
     })
   }
 
   private rest(): void {
     if (!Number.isFinite(this.heartbeat)) return
-    this.beat = timer(this.heartbeat, () => this.ping())
+    this.beat = clock.timer(this.heartbeat, () => this.ping())
     // a socket keeps the process alive, what asks about it need not
     this.beat.unref()
   }

@@ -1,9 +1,10 @@
 /**
  * Whether a connection hears what another one sends.
  */
+
 import { randomUUID } from "node:crypto"
 import type { ConnectFailure, Connection, Failure } from "../../Connection.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import type { ListenConnection } from "./connection.js"
 
 /** What came of it; `silent` says that the message was sent and did not come. */
@@ -22,12 +23,12 @@ const probe = (
 ): (() => void) => {
   const channel = `effect_db_${randomUUID()}`
   let giveUp = () => {}
-  let impatient: NodeJS.Timeout | undefined
+  let impatient: clock.Timer | undefined
   let over = false
   const stop = () => {
     over = true
     giveUp()
-    clearTimeout(impatient)
+    clock.clear(impatient)
     line.echo = undefined
     // it is unlistened to with the channels that nobody wants any more
     line.heard.add(channel)
@@ -38,8 +39,8 @@ const probe = (
     done(result)
   }
   const within = (result: Result) => {
-    clearTimeout(impatient)
-    impatient = timer(patience, () => settle(result))
+    clock.clear(impatient)
+    impatient = clock.timer(patience, () => settle(result))
   }
   const send = (sender: Connection) => {
     giveUp = () => sender.end("excess")

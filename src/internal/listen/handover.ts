@@ -4,9 +4,10 @@
  * The server hands out messages in one order, the same for all who listen. Both listen to all channels before a mark is sent that both
  * hear: what comes before it counts on the old connection, what comes after it on the next.
  */
+
 import { randomUUID } from "node:crypto"
 import type { ConnectFailure, Connection } from "../../Connection.js"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { quoteIdentifier } from "../sql/quote.js"
 import type { ListenConnection } from "./connection.js"
 import { probeDelivery } from "./deliveryProbe.js"
@@ -90,7 +91,7 @@ export class Handover {
     }
     this.crossing = true
     const { patience } = this.heir
-    this.stop = later(patience, () => this.fail(new Error(`no message came within ${patience} ms`)))
+    this.stop = clock.later(patience, () => this.fail(new Error(`no message came within ${patience} ms`)))
     const isRefused = (failure: { readonly error: Error } | undefined): boolean => {
       if (failure !== undefined) this.fail(failure.error)
       return this.isOver

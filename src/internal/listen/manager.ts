@@ -5,6 +5,7 @@
  * Listeners join and leave at once; the connection follows what they want when it can. So no listener waits for another, and none that
  * leaves waits for the network.
  */
+
 import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import {
@@ -19,7 +20,7 @@ import {
 import { type CloseReason, Observation, type Observer } from "../../Observation.js"
 import type { Invalidation } from "../../Pool.js"
 import { isNotSent } from "../../RetryPolicy.js"
-import { later, timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { connect } from "../connection/connect.js"
 import { permanence } from "../connection/connectFailure.js"
 import type { CredentialSource } from "../connection/credentials.js"
@@ -135,11 +136,11 @@ export class ListenManager {
     this.resting?.()
     this.hangUp("shutdown")
     this.end(() => new DatabaseClosed(this.place))
-    const impatient = timer(Math.min(timeout, longestGoodbye), () => {
+    const impatient = clock.timer(Math.min(timeout, longestGoodbye), () => {
       for (const connection of this.open) connection.destroy("shutdown")
     })
     this.onEmpty = () => {
-      clearTimeout(impatient)
+      clock.clear(impatient)
       done()
     }
     if (this.open.size === 0) this.onEmpty()
@@ -167,7 +168,7 @@ export class ListenManager {
 
   /** Whether a connection is to make room for another: it was made with old credentials, or somebody has asked for it. */
   private isOutdated({ generation, retireAt }: Connection): boolean {
-    return generation < this.credentials.generation || retireAt <= performance.now()
+    return generation < this.credentials.generation || retireAt <= clock.now()
   }
 
   /** Makes another connection and goes over to it. */
@@ -201,7 +202,7 @@ export class ListenManager {
   /** The next succession has to wait, whatever came of this one: credentials may be other ones with each connection that is made. */
   private settled(): void {
     this.succession = undefined
-    this.resting = later(this.config.pool.connectTimeout, () => {
+    this.resting = clock.later(this.config.pool.connectTimeout, () => {
       this.resting = undefined
       this.follow()
     })
@@ -237,7 +238,7 @@ export class ListenManager {
     if (outage === undefined) return
     this.outage = undefined
     const { attempts, since } = outage
-    this.observe(() => Observation.ListenRestored({ ...this.place, attempts, took: performance.now() - since }))
+    this.observe(() => Observation.ListenRestored({ ...this.place, attempts, took: clock.now() - since }))
   }
 
   private heard(line: ListenConnection, channel: string, payload: string, processId: number): void {
@@ -258,7 +259,7 @@ export class ListenManager {
     const { pool, session, writer: server } = this.config
     const opening = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
     const attempt = (isFirst: boolean): (() => void) => {
-      const begun = performance.now()
+      const begun = clock.now()
       return connect(opening, this.owner, (failure, connection) => {
         if (connection !== undefined) {
           this.open.add(connection)
@@ -369,7 +370,7 @@ export class ListenManager {
       }
     }
     if (this.listeners.size === 0) return
-    const since = performance.now()
+    const since = clock.now()
     this.outage ??= { since, pauses: this.pauses((pause) => this.announce(pause)), message, error, attempts: 0 }
     this.outage.error = error
     const giveUp = () =>

@@ -1,6 +1,7 @@
 /**
  * What listeners of a database are given: streams.
  */
+
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Chunk from "effect/Chunk"
 import * as Duration from "effect/Duration"
@@ -17,7 +18,7 @@ import type { Invalidation } from "../../Pool.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Executor } from "../client/executor.js"
 import { requiresSessionMode } from "../client/requireSessionMode.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { checkChannel } from "../sql/notifyLimits.js"
 import { ListenManager, type Pauses } from "./manager.js"
 import { Subscriber } from "./subscriber.js"
@@ -69,18 +70,18 @@ const join = (engine: Executor, channels: ListenManager, listener: Subscriber): 
     const { name: database, pool, writer } = engine.config
     const deadline = engine.deadline()
     const attempt = Effect.async<void, ListenError>((resume) => {
-      const impatient = timer(deadline - performance.now(), () => {
+      const impatient = clock.timer(deadline - clock.now(), () => {
         channels.leave(listener)
         const cause = new Error(`nothing can be heard after ${pool.acquireTimeout} ms`)
         resume(Effect.fail(new ConnectFailed({ database, server: writer.name, reason: "unresponsive", cause })))
       })
       listener.onJoined = (error) => {
-        clearTimeout(impatient)
+        clock.clear(impatient)
         resume(error === undefined ? Effect.void : Effect.fail(error))
       }
       channels.join(listener)
       return Effect.sync(() => {
-        clearTimeout(impatient)
+        clock.clear(impatient)
         channels.leave(listener)
       })
     })

@@ -1,8 +1,9 @@
 /**
  * What is known of a server that could not be connected to, and when it is asked again.
  */
+
 import type { ConnectFailure } from "../../Connection.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { mayPass } from "../connection/connectFailure.js"
 
 /**
@@ -20,7 +21,7 @@ export class ConnectBackoff {
   /** Whether the server lets in no more, so that waiters have to do with what is open. */
   isShut = false
   private failures = 0
-  private timer: NodeJS.Timeout | undefined
+  private timer: clock.Timer | undefined
 
   constructor(private readonly askAgain: () => void) {}
 
@@ -40,7 +41,7 @@ export class ConnectBackoff {
     this.isShut = isSoon || (failure.reason !== "unreachable" && failure.reason !== "unresponsive")
     if (this.timer !== undefined) return
     const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest[need])
-    this.timer = timer(pause, () => {
+    this.timer = clock.timer(pause, () => {
       this.timer = undefined
       this.isShut = false
       this.askAgain()
@@ -56,6 +57,6 @@ export class ConnectBackoff {
   }
 
   stop(): void {
-    clearTimeout(this.timer)
+    clock.clear(this.timer)
   }
 }

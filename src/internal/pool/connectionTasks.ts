@@ -1,8 +1,9 @@
 /**
  * Connections in the hands of what is done with them at points of their life: each task ends once, in time, whatever it does.
  */
+
 import type { Connection } from "../../Connection.js"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 
 /**
  * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed. The returned
@@ -29,7 +30,7 @@ export class ConnectionTasks {
       done(failure)
       if (failure !== undefined) stop()
     }
-    const takeBack = later(limit, () => end(new Error(`it was not done within ${limit} ms`)))
+    const takeBack = clock.later(limit, () => end(new Error(`it was not done within ${limit} ms`)))
     this.ends.set(connection, end)
     stop = task(connection, end)
   }

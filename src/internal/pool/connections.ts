@@ -1,10 +1,11 @@
 /**
  * The connections of a pool, idle or in use: which is next, which has had its time, which has to show that it is alive.
  */
+
 import type { Connection } from "../../Connection.js"
 import type { PoolConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { markForEviction } from "./eviction.js"
 
 /** The part of a lifetime over which ends are spread, so that connections made together do not die together. */
@@ -20,7 +21,7 @@ export class Connections {
   private suspectBefore = 0
   /** Connections that were retired for what another one has found. */
   private readonly retired = new WeakSet<Connection>()
-  private sweeper: NodeJS.Timeout | undefined
+  private sweeper: clock.Timer | undefined
   private sweepAt = Number.POSITIVE_INFINITY
 
   constructor(private readonly config: PoolConfig) {}
@@ -40,7 +41,7 @@ export class Connections {
   /** A new connection, in use until it is put back. */
   add(connection: Connection): void {
     this.all.add(connection)
-    connection.retireAt = connection.createdAt + this.config.maxLifetime * (1 - Math.random() * jitter)
+    connection.retireAt = connection.createdAt + this.config.maxLifetime * (1 - clock.random() * jitter)
   }
 
   /** Takes a connection off the idle ones. */
@@ -59,7 +60,7 @@ export class Connections {
     this.idle.push(connection)
     if (this.config.idleExit) connection.keepProcess(false)
     if (this.sweeper === undefined || connection.retireAs !== "aged") {
-      this.sweepWithin(Math.min(this.period, connection.retireAt - performance.now()))
+      this.sweepWithin(Math.min(this.period, connection.retireAt - clock.now()))
     }
   }
 
@@ -88,7 +89,7 @@ export class Connections {
 
   /** A connection was lost, so others may be. */
   suspectAll(): void {
-    this.suspectBefore = performance.now()
+    this.suspectBefore = clock.now()
   }
 
   /** Those that have been silent since then are not asked one by one. */
@@ -133,18 +134,18 @@ export class Connections {
 
   /** Ends those that are older than a generation of credentials, not all at once and none that is in use. */
   retireOlder(generation: number): void {
-    const now = performance.now()
+    const now = clock.now()
     const spread = Math.min(this.config.maxLifetime * jitter, longestSweep)
     for (const connection of this.all) {
       if (connection.generation >= generation || connection.retireAs !== "aged") continue
-      connection.retireAt = Math.min(connection.retireAt, now + Math.random() * spread)
+      connection.retireAt = Math.min(connection.retireAt, now + clock.random() * spread)
       connection.retireAs = "oldCredentials"
     }
     if (this.idle.length > 0) this.sweepWithin(spread / 4)
   }
 
   stop(): void {
-    clearTimeout(this.sweeper)
+    clock.clear(this.sweeper)
   }
 
   /** How often idle connections are looked at. */
@@ -154,11 +155,11 @@ export class Connections {
   }
 
   private sweepWithin(millis: number): void {
-    const at = performance.now() + millis
+    const at = clock.now() + millis
     if (!Number.isFinite(at) || (this.sweeper !== undefined && this.sweepAt <= at)) return
-    clearTimeout(this.sweeper)
+    clock.clear(this.sweeper)
     this.sweepAt = at
-    this.sweeper = timer(millis, () => {
+    this.sweeper = clock.timer(millis, () => {
       this.sweeper = undefined
       this.sweep()
     })
@@ -166,7 +167,7 @@ export class Connections {
   }
 
   private sweep(): void {
-    const now = performance.now()
+    const now = clock.now()
     let spare = this.open - this.config.minConnections
     let next = this.period
     for (const connection of [...this.idle]) {

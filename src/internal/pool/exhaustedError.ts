@@ -1,7 +1,9 @@
 /**
  * What somebody is told who gets no connection.
  */
+
 import { PoolExhausted } from "../../DatabaseError.js"
+import * as clock from "../concurrency/clock.js"
 import type { Checkout } from "./leakDetection.js"
 
 type Fields = ConstructorParameters<typeof PoolExhausted>[0]
@@ -27,7 +29,7 @@ export const exhaustedError = (
       ...(oldest === undefined
         ? {}
         : {
-            oldestLoan: { held: performance.now() - oldest.since, fiber: oldest.who?.fiber, place: oldest.who?.place }
+            oldestLoan: { held: clock.now() - oldest.since, fiber: oldest.who?.fiber, place: oldest.who?.place }
           })
     },
     // the values are our own

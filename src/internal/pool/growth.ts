@@ -12,7 +12,7 @@
  * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
  * all in long use is full within a moment.
  */
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 
 /** After how long it looks again, in ms. */
 const pause = 10
@@ -108,12 +108,12 @@ export class Growth {
 
   private watch(): void {
     this.wasEmpty = false
-    this.lookedAt = performance.now()
+    this.lookedAt = clock.now()
     this.queueSince = this.lookedAt
   }
 
   private lookAgain(): void {
-    this.takeBack = later(pause, () => this.look())
+    this.takeBack = clock.later(pause, () => this.look())
   }
 
   private look(): void {
@@ -126,7 +126,7 @@ export class Growth {
       this.lookAgain()
       return this.openMany(Math.min(wanted, room, few - coming))
     }
-    const now = performance.now()
+    const now = clock.now()
     this.observed += now - this.lookedAt
     this.lookedAt = now
     if (this.observed < this.connectTime * enough) return this.lookAgain()

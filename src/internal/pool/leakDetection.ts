@@ -1,8 +1,9 @@
 /**
  * Who holds which connection, since when: kept only where somebody asked for it, by `leakThreshold` or `assertSingle`.
  */
+
 import type { Connection } from "../../Connection.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import type { Borrower } from "./borrower.js"
 
 export interface Checkout {
@@ -14,7 +15,7 @@ export class LeakDetection {
   /** By the time at which they were made. */
   private readonly loans = new Map<Connection, Checkout>()
   private readonly told = new WeakSet<Connection>()
-  private timer: NodeJS.Timeout | undefined
+  private timer: clock.Timer | undefined
 
   constructor(
     private readonly threshold: number,
@@ -38,18 +39,18 @@ export class LeakDetection {
   }
 
   stop(): void {
-    clearTimeout(this.timer)
+    clock.clear(this.timer)
   }
 
   private wait(millis: number): void {
-    this.timer = timer(millis, () => this.look())
+    this.timer = clock.timer(millis, () => this.look())
     this.timer.unref()
   }
 
   /** Tells of those that are held for too long, once each. */
   private look(): void {
     this.timer = undefined
-    const now = performance.now()
+    const now = clock.now()
     let isStopping = false
     for (const [connection, loan] of this.loans) {
       if (connection.broken !== undefined || this.told.has(connection)) continue

@@ -1,8 +1,9 @@
 /**
  * The connects that are under way. One that takes so long that nobody counts on it any more is late.
  */
+
 import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { type ConnectOptions, connect } from "../connection/connect.js"
 
 type OnConnect = (start: number, failure: ConnectFailure | undefined, connection: Connection | undefined) => void
@@ -26,7 +27,7 @@ export class PendingConnects {
 
   /** How many are late. */
   get late(): number {
-    const since = performance.now() - this.hope()
+    const since = clock.now() - this.hope()
     let late = 0
     for (const start of this.all.values()) if (start <= since) late++
     return late
@@ -34,13 +35,13 @@ export class PendingConnects {
 
   /** How many there are, and for how long the first has been under way; if there are any. */
   get progress(): { readonly count: number; readonly longest: number } | undefined {
-    for (const start of this.all.values()) return { count: this.all.size, longest: performance.now() - start }
+    for (const start of this.all.values()) return { count: this.all.size, longest: clock.now() - start }
     return undefined
   }
 
   /** Begins one. `done` is called once, not before this has returned, unless it is given up. */
   begin(done: OnConnect): void {
-    const start = performance.now()
+    const start = clock.now()
     const stop = connect(this.opening, this.owner, (failure, connection) => {
       takeBack()
       this.all.delete(giveUp)
@@ -48,9 +49,9 @@ export class PendingConnects {
     })
     let takeBack: () => void
     const watch = (millis: number) => {
-      takeBack = later(millis, () => {
+      takeBack = clock.later(millis, () => {
         // others may have shown since that it takes longer
-        const left = start + this.hope() - performance.now()
+        const left = start + this.hope() - clock.now()
         if (left >= 0) return watch(left + 1)
         // one that takes for ever holds up nobody, not even the one for whom it was begun; where all do, more of them would be no help
         const [oldest] = this.all.keys()

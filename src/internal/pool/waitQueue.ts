@@ -2,8 +2,9 @@
  * Those who wait for a connection, in the order in which they came. Each is called once: with a connection, with a failure, or never
  * if he gave up.
  */
+
 import type { Connection } from "../../Connection.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import type { Borrower } from "./borrower.js"
 import type { LoadShedding } from "./loadShedding.js"
 
@@ -33,9 +34,9 @@ export class WaitQueue<Settle> {
   private last: Waiter<Settle> | undefined
   private count = 0
   /** One for all, for whoever has to go first; it goes on its own way while others come and go. */
-  private timer: NodeJS.Timeout | undefined
+  private timer: clock.Timer | undefined
   private timerAt = Number.POSITIVE_INFINITY
-  private shedder: NodeJS.Timeout | undefined
+  private shedder: clock.Timer | undefined
 
   constructor(
     private readonly overload: LoadShedding,
@@ -48,7 +49,7 @@ export class WaitQueue<Settle> {
 
   /** Whether more come than can be served, at this moment. */
   get isOverloaded(): boolean {
-    return this.overload.isStill(performance.now())
+    return this.overload.isStill(clock.now())
   }
 
   *[Symbol.iterator](): Iterator<Waiter<Settle>> {
@@ -62,7 +63,7 @@ export class WaitQueue<Settle> {
 
   /** Sends nobody away because of a long queue before that moment. */
   rest(until: number): void {
-    clearTimeout(this.shedder)
+    clock.clear(this.shedder)
     this.overload.rest(until)
   }
 
@@ -114,8 +115,8 @@ export class WaitQueue<Settle> {
 
   /** Takes out all. */
   clear(): ReadonlyArray<Waiter<Settle>> {
-    clearTimeout(this.shedder)
-    clearTimeout(this.timer)
+    clock.clear(this.shedder)
+    clock.clear(this.timer)
     this.timer = undefined
     this.timerAt = Number.POSITIVE_INFINITY
     const all = [...this]
@@ -124,17 +125,17 @@ export class WaitQueue<Settle> {
   }
 
   private wake(deadline: number, now: number): void {
-    clearTimeout(this.timer)
+    clock.clear(this.timer)
     this.timerAt = deadline
     // a timer counts whole milliseconds from a clock of whole ones, so it may come one too early
-    this.timer = timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.look())
+    this.timer = clock.timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.look())
   }
 
   /** Sends away those whose time is over, and comes back for the next. */
   private look(): void {
     this.timer = undefined
     this.timerAt = Number.POSITIVE_INFINITY
-    const now = performance.now()
+    const now = clock.now()
     const late: Array<Waiter<Settle>> = []
     let next = Number.POSITIVE_INFINITY
     for (const waiter of this) {
@@ -147,12 +148,12 @@ export class WaitQueue<Settle> {
 
   /** Sends away those who have queued for too long, and comes back for the next. */
   private shed(now: number): void {
-    clearTimeout(this.shedder)
+    clock.clear(this.shedder)
     for (let waiter = this.first; waiter !== undefined; waiter = this.first) {
       const left = waiter.since + this.overload.patience - now
       if (left > 0) {
-        this.shedder = timer(left, () => {
-          if (this.overload.isOverloaded) this.shed(performance.now())
+        this.shedder = clock.timer(left, () => {
+          if (this.overload.isOverloaded) this.shed(clock.now())
         })
         return
       }

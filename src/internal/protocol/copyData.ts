@@ -1,7 +1,9 @@
 /**
  * The data of a COPY, which goes between the messages of its exchange, as fast as the slower side takes it.
  */
+
 import type { Socket } from "node:net"
+import * as clock from "../concurrency/clock.js"
 import * as wire from "./messages.js"
 
 /** The connection, as far as a COPY needs it. */
@@ -78,19 +80,19 @@ export class CopyIn {
    */
   whenTaken(then: () => void): () => void {
     const { line } = this
-    let soon: NodeJS.Immediate | undefined
+    let soon: clock.Immediate | undefined
     const drained = () => {
       line?.rests()
-      soon = setImmediate(then)
+      soon = clock.immediate(then)
     }
-    if (line === undefined || this.state !== "open" || !line.stream.writableNeedDrain) soon = setImmediate(then)
+    if (line === undefined || this.state !== "open" || !line.stream.writableNeedDrain) soon = clock.immediate(then)
     else {
       line.waits()
       line.stream.once("drain", drained)
     }
     return () => {
       line?.stream.off("drain", drained)
-      clearImmediate(soon)
+      clock.clearImmediate(soon)
     }
   }
 

@@ -2,6 +2,7 @@
  * One or more commands that are sent in one write and answered together, and how the answer is collected.
  */
 
+import * as clock from "../concurrency/clock.js"
 import type { Copy } from "./copyData.js"
 import type { Shown } from "./inlinedText.js"
 import {
@@ -127,7 +128,7 @@ const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, r
 
 /** A flight, as node-postgres sees it. */
 export class Exchange implements Query {
-  readonly since = performance.now()
+  readonly since = clock.now()
   /** Completed commands, the steps before and after the statement among them. */
   acknowledged = 0
   /** Completed parses, in the same order. */

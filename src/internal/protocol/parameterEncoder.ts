@@ -6,12 +6,7 @@
  */
 import { isDate } from "node:util/types"
 import * as Redacted from "effect/Redacted"
-import pg from "pg"
-
-/** Writes a value as node-postgres does. It is given no dates: how it writes them depends on `pg.defaults`. */
-const prepare: (value: unknown) => unknown =
-  // @types/pg does not know `utils`, which pg exports for exactly this
-  (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
+import { prepareValue } from "./pgDriver.js"
 
 /** The words of a `Redacted` in JSON, which are also the sign that there may be one. */
 const hidden = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
@@ -120,10 +115,10 @@ const hasOwnForm = (value: object): value is { readonly toPostgres: (write: (val
 
 const objectToWire = (value: object): unknown => {
   if (Redacted.isRedacted(value)) return parameter(Redacted.value(value))
-  if (Array.isArray(value)) return prepare(value.some(isObject) ? value.map(element) : value)
+  if (Array.isArray(value)) return prepareValue(value.some(isObject) ? value.map(element) : value)
   if (isDate(value)) return dateText(value)
   if (hasOwnForm(value)) return parameter(value.toPostgres(parameter))
-  return ArrayBuffer.isView(value) ? prepare(value) : stringify(value)
+  return ArrayBuffer.isView(value) ? prepareValue(value) : stringify(value)
 }
 
 /** An element of an array; node-postgres puts it into the text of the array. */
@@ -138,4 +133,4 @@ const element = (value: unknown): unknown => {
 }
 
 /** Returns a value as the server reads it. */
-export const parameter = (value: unknown): unknown => (isObject(value) ? objectToWire(value) : prepare(value))
+export const parameter = (value: unknown): unknown => (isObject(value) ? objectToWire(value) : prepareValue(value))

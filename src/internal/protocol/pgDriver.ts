@@ -1,5 +1,5 @@
 /**
- * The parts of node-postgres that this library stands on and that its published types leave out.
+ * The parts of node-postgres that this library uses, with types for those that its published types leave out. No other file imports `pg`.
  */
 import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
@@ -186,3 +186,20 @@ export const isServerError = (error: Error): error is ServerError => error insta
 
 /** Returns what was thrown, as an error. */
 export const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
+
+/** Quotes a name as an identifier. The name holds no NUL. */
+export const escapeIdentifier = (name: string): string => pg.escapeIdentifier(name)
+
+/** Quotes a text as a literal. */
+export const escapeLiteral = (text: string): string => pg.escapeLiteral(text)
+
+/** Converts a value to the text or bytes of a parameter. Dates are not given to it: how it writes them depends on `pg.defaults`. */
+export const prepareValue: (value: unknown) => unknown =
+  // @types/pg does not know `utils`, which pg exports for exactly this
+  (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
+
+/** Reads the text of an array of texts, the type 1009. */
+export const readTextArray: (text: string) => unknown = pg.types.getTypeParser(
+  1009 as Parameters<typeof pg.types.getTypeParser>[0],
+  "text"
+)

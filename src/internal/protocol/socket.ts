@@ -4,8 +4,10 @@
  * The driver calls `connect` with a host of its own; the streams here go where they are told to instead, so that the name in the settings
  * stays the one that a certificate is compared with.
  */
+
 import * as Net from "node:net"
 import { Duplex } from "node:stream"
+import * as clock from "../concurrency/clock.js"
 
 /** The end of a connection: an address, or the path of a Unix socket. */
 export type SocketTarget = { readonly path: string } | { readonly host: string; readonly port: number }
@@ -56,7 +58,7 @@ class StreamSocket extends Duplex {
   override _destroy(error: Error | null, done: (error: Error | null) => void): void {
     this.inner.destroy()
     // TLS over this stream reports its own error, such as a wrong name, in the turn after it has destroyed the stream
-    setImmediate(() => done(error))
+    clock.immediate(() => done(error))
   }
 
   setNoDelay(): this {

@@ -2,8 +2,9 @@
  * Parsers of types by their names. A server numbers the types of a program as it makes them, so that one name has other numbers elsewhere
  * and, dropped and made anew, another one here: names are looked up when a number is met for the first time.
  */
-import pg from "pg"
+
 import type { Field } from "./pgDriver.js"
+import { readTextArray } from "./pgDriver.js"
 
 type Parser = (text: string) => unknown
 
@@ -26,7 +27,6 @@ WHERE t.oid = ANY ($1::pg_catalog.oid[])`
 export type FoundType = ReadonlyArray<string | null>
 
 /** Reads `text[]`, whose number is the same on every server; the published list of numbers has no arrays. */
-const readTexts = pg.types.getTypeParser(1009 as Parameters<typeof pg.types.getTypeParser>[0], "text")
 
 /** What is in an array, and in the arrays in it. */
 const each = (value: unknown, parse: Parser): unknown =>
@@ -35,7 +35,7 @@ const each = (value: unknown, parse: Parser): unknown =>
 const parseArray =
   (parse: Parser): Parser =>
   (text) =>
-    each(readTexts(text), parse)
+    each(readTextArray(text), parse)
 
 /** The types of one server that were met so far. */
 export class TypeNames {

@@ -1,10 +1,10 @@
 /**
- * Names and texts as a part of a command that takes no parameters.
+ * Quoting of names and texts in commands that take no parameters.
  */
-import pg from "pg"
+import { escapeIdentifier, escapeLiteral } from "../protocol/pgDriver.js"
 
-/** A name, quoted. It holds no NUL: who takes names from a program refuses that before. */
-export const quoteIdentifier = (name: string): string => pg.escapeIdentifier(name)
+/** Quotes a name as an identifier. A NUL in it is refused earlier, where the program gives the name. */
+export const quoteIdentifier = escapeIdentifier
 
-/** A text, quoted. */
-export const quoteLiteral = (text: string): string => pg.escapeLiteral(text)
+/** Quotes a text as a literal. */
+export const quoteLiteral = escapeLiteral

@@ -1,9 +1,10 @@
 /**
  * The parts of a stream's rows, fetched one after the other. Who stops waiting for one has not stopped it: it goes to who asks next.
  */
+
 import type { Exchange } from "../../Connection.js"
 import type { StatementError } from "../../DatabaseError.js"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 
 type OnFetched = (error: StatementError | undefined, flight: Exchange | undefined) => void
 
@@ -40,7 +41,7 @@ export class PortalFetcher {
   /** Waits for the end of the fetch that is under way, for so many ms; then stops it. Tells whether it came to its end. */
   settle(patience: number, done: (ended: boolean) => void): void {
     if (this.stop === undefined) return done(true)
-    const leave = later(patience, () => {
+    const leave = clock.later(patience, () => {
       this.onIdle = nothing
       this.abort()
       done(false)

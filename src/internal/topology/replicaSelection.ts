@@ -2,13 +2,14 @@
  * The search for a replica that has what a read is to see. Each is asked on the very connection that the read is going to use: what one
  * connection has seen of a server holds for as long as that connection does, whatever becomes of the server.
  */
+
 import type { Connection } from "../../Connection.js"
 import type { Session, Token } from "../../Consistency.js"
 import { NoReplicaCaughtUp, TokenFromLostTimeline } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
 import type { CheckoutError, Pool, PoolOptions } from "../../Pool.js"
 import type { Server } from "../../Topology.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import {
   type Freshness,
   judgeFreshness,
@@ -86,7 +87,7 @@ export class ReplicaSelection implements ConnectionSource {
     settle: OnCheckout,
     who?: Borrower | undefined
   ): () => void {
-    const since = performance.now()
+    const since = clock.now()
     // whoever is read from in the end needs time, too
     const until = since + Math.min(this.wanted.maxWait, (deadline - since) / 2)
     const end: OnCheckout = (error, connection) => {
@@ -117,11 +118,11 @@ export class ReplicaSelection implements ConnectionSource {
       if (this.isOver) return
       const server = this.course.next()
       if (server !== this.course.primary) {
-        const last = Math.min(deadline, Math.max(until, performance.now() + positionTimeout))
+        const last = Math.min(deadline, Math.max(until, clock.now() + positionTimeout))
         return this.tryReplica(server, take, hand(server), step, last)
       }
-      if (this.isBehind && performance.now() < until) return this.wait(step, until)
-      if (this.wanted.otherwise === "fail") return end(this.refusal(performance.now() - since), undefined)
+      if (this.isBehind && clock.now() < until) return this.wait(step, until)
+      if (this.wanted.otherwise === "fail") return end(this.refusal(clock.now() - since), undefined)
       const use = (connection: Connection) => this.renew(connection, hand(server), step)
       take(server, deadline, use, (error) => end(error, undefined))
     }
@@ -157,7 +158,7 @@ export class ReplicaSelection implements ConnectionSource {
         step()
       }
       if (judgeFreshness(connection.position, database, tokens) === "caughtUp") return decide()
-      this.giveUp = queryPositionWithin(connection, until - performance.now(), (answer) => {
+      this.giveUp = queryPositionWithin(connection, until - clock.now(), (answer) => {
         connection.position = answer?.position
         decide()
       })
@@ -167,8 +168,8 @@ export class ReplicaSelection implements ConnectionSource {
   }
 
   private wait(step: () => void, until: number): void {
-    const waiting = timer(Math.min(this.pause, until - performance.now()), step)
-    this.giveUp = () => clearTimeout(waiting)
+    const waiting = clock.timer(Math.min(this.pause, until - clock.now()), step)
+    this.giveUp = () => clock.clear(waiting)
     this.pause = Math.min(this.pause * 2, longestPause)
     this.isBehind = false
     this.lost = undefined

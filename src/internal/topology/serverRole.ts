@@ -1,9 +1,10 @@
 /**
  * Whether a server has the role that its pool is for.
  */
+
 import type { Connection } from "../../Connection.js"
 import { type ConnectReason, connectReason } from "../../SqlState.js"
-import { timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { codeOf } from "../connection/statementError.js"
 
 /** Why a server is not the one that was meant. */
@@ -25,12 +26,12 @@ export const proveRole = (
 ): void => {
   if (!connection.doubtsRole) return done(undefined)
   let isLate = false
-  const impatient = timer(deadline - performance.now(), () => {
+  const impatient = clock.timer(deadline - clock.now(), () => {
     isLate = true
     connection.destroy("invalid")
   })
   connection.run([], question, [], (failure) => {
-    clearTimeout(impatient)
+    clock.clear(impatient)
     if (failure === undefined) return done(undefined)
     const { error } = failure
     if (connection.broken === "wrongRole") return done({ reason: "wrongRole", cause: error })

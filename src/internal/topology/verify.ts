@@ -1,15 +1,16 @@
 /**
  * The start of one database while another one fails: it is stopped, but first it may say what is wrong with it, too.
  */
+
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { later } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 
 /** As long as any interruption may take. */
 const patience = 1000
 
 const aMoment = Effect.async<void>((resume) => {
-  const cancel = later(patience, () => resume(Effect.void))
+  const cancel = clock.later(patience, () => resume(Effect.void))
   return Effect.sync(cancel)
 })
 

@@ -4,6 +4,7 @@
  * A session has levels: the transaction itself and, inside of it, savepoints. At each level one thing happens at a time: a statement,
  * or a nested level from its first statement to its end. Nothing is sent before the first statement.
  */
+
 import type { Connection, Exchange, Failure, OnExchange, Request } from "../../Connection.js"
 import {
   CommitFailed,
@@ -15,7 +16,7 @@ import {
   type TransactionError,
   TransactionInterrupted
 } from "../../DatabaseError.js"
-import { later, rollbackTimeout, timer } from "../concurrency/clock.js"
+import * as clock from "../concurrency/clock.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import { afterFirst, isStaleRefusal, textOf, toStatementError, wrongRole } from "../connection/statementError.js"
 import { commitAndQueryPosition } from "../consistency/walPosition.js"
@@ -380,7 +381,7 @@ export class Level {
         leaveQueue()
         return settled()
       }
-      const stop = later(longestCommit, () => this.link.connection?.destroy("broken"))
+      const stop = clock.later(longestCommit, () => this.link.connection?.destroy("broken"))
       onAnswer = () => {
         stop()
         settled()
@@ -399,7 +400,7 @@ export class Level {
   }
 
   /** Undoes what was done. It does not fail: where the server does not answer in time, the connection is closed, which undoes it too. */
-  rollback(done: () => void, pace: keyof typeof rollbackTimeout = "usual"): void {
+  rollback(done: () => void, pace: keyof typeof clock.rollbackTimeout = "usual"): void {
     this.ending = true
     if (this.state !== "open") return done()
     let isOver = false
@@ -422,7 +423,7 @@ export class Level {
     this.leaveNested()
     // what has not come to the server yet, as at the gate of its part, may wait for long, and must not run any more
     this.giveUpOpening?.(new TransactionEnded(this.link.place))
-    stop = later(rollbackTimeout[pace], () => {
+    stop = clock.later(clock.rollbackTimeout[pace], () => {
       // whoever has the turn, in flight or in a nested level, has lost its connection
       this.link.abort("ROLLBACK was not possible in time", this.interrupted)
       finish()
@@ -764,10 +765,10 @@ export class Level {
       stop()
       refuse(error)
     }
-    const bound = timer(lender.patience, () => giveUp(new TransactionBusy({ ...place, waited: lender.patience })))
+    const bound = clock.timer(lender.patience, () => giveUp(new TransactionBusy({ ...place, waited: lender.patience })))
     const unwatch = this.link.whenLost(giveUp)
     stop = () => {
-      clearTimeout(bound)
+      clock.clear(bound)
       unwatch()
     }
     // a statement that has the turn may keep it until the connection is closed
@@ -795,10 +796,10 @@ export class Level {
       stop()
       fail(error)
     }
-    const bound = timer(lender.patience, () => failed(new TransactionBusy({ ...place, waited: lender.patience })))
+    const bound = clock.timer(lender.patience, () => failed(new TransactionBusy({ ...place, waited: lender.patience })))
     const unwatch = this.link.whenLost(failed)
     stop = () => {
-      clearTimeout(bound)
+      clock.clear(bound)
       unwatch()
     }
     return () => {
@@ -814,12 +815,12 @@ export class Level {
     const { patience } = this.link.lender
     const look = () => {
       if (this.nested !== undefined) giveUp(new TransactionBusy({ ...place, waited: patience }))
-      else waiting = timer(patience, look)
+      else waiting = clock.timer(patience, look)
     }
-    let waiting = timer(patience, look)
+    let waiting = clock.timer(patience, look)
     const stop = this.link.whenLost(giveUp)
     return () => {
-      clearTimeout(waiting)
+      clock.clear(waiting)
       stop()
     }
   }
@@ -865,7 +866,7 @@ export class Portal {
    */
   close(isOver: boolean, done: () => void): void {
     let sent: Connection | undefined
-    const stop = later(rollbackTimeout[isOver ? "hurried" : "usual"], () => {
+    const stop = clock.later(clock.rollbackTimeout[isOver ? "hurried" : "usual"], () => {
       if (sent === undefined) leave()
       else if (isOver) sent.destroy("broken")
       done()
