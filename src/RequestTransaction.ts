@@ -41,7 +41,7 @@ import { slotOf } from "./internal/transaction/contextSlot.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
 import { reasonOf, retrySchedule, takeRetry } from "./internal/unitOfWork/retry.js"
-import type { UnitOfWork } from "./internal/unitOfWork/unitOfWork.js"
+import type { Unit } from "./internal/unitOfWork/unitOfWork.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -201,7 +201,7 @@ const demand = (
   { fixed, options }: Plan,
   request: Request,
   around: Carrier,
-  unit: UnitOfWork,
+  unit: Unit,
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
   const { checkFirst, databases, order, retry } = options
@@ -518,7 +518,7 @@ const openFor = (
  */
 const openForAgain = (
   plan: Plan,
-  attempts: WeakSet<UnitOfWork>,
+  attempts: WeakSet<Unit>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   opening: UnitOfWork.Opening,
   routed: RouteContext,
@@ -603,7 +603,7 @@ const openForAgain = (
 export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
   const plan = makePlan(options)
   const { retry } = options
-  const attempts = new WeakSet<UnitOfWork>()
+  const attempts = new WeakSet<Unit>()
   return Layer.succeed(
     Api,
     Effect.withFiberRuntime((fiber, { runtimeFlags }) => {

@@ -40,7 +40,7 @@ import { retryUnit } from "./internal/unitOfWork/retry.js"
 import {
   type Describe,
   type Order,
-  UnitOfWork,
+  Unit,
   type UnitOptions,
   type UnitOutcome,
   type UnitSettings
@@ -165,7 +165,7 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
  * @internal
  */
 export interface Handle {
-  readonly unit: UnitOfWork
+  readonly unit: Unit
   readonly hasEnded: boolean
   /** Whether it was ended by a rollback that was asked for. */
   readonly isRolledBack: boolean
@@ -190,13 +190,13 @@ export interface Opening {
 
 /** @internal */
 export const open = ({ around, describe, ending, joins, name, rules }: Opening): Handle =>
-  new OpenUnit(new UnitOfWork(joins ? around : undefined, joins ? undefined : around, rules, ending, describe, name))
+  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, rules, ending, describe, name))
 
 class OpenUnit implements Handle {
   protected ended = false
   isRolledBack = false
 
-  constructor(readonly unit: UnitOfWork) {}
+  constructor(readonly unit: Unit) {}
 
   get hasEnded(): boolean {
     return this.ended
@@ -407,7 +407,7 @@ const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefin
  */
 export const demand = (
   carrier: Carrier,
-  unit: UnitOfWork,
+  unit: Unit,
   rules: UnitOptions | undefined,
   { checkFirst, order, retry = false }: Pick<Options<never, never>, "checkFirst" | "order" | "retry">
 ): OptionsConflict | undefined => {
@@ -425,7 +425,7 @@ export const demand = (
 const join = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   carrier: Carrier,
-  unit: UnitOfWork,
+  unit: Unit,
   options: Options<A, E>,
   name: PartName,
   describe: Describe | undefined
@@ -652,7 +652,7 @@ export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Str
 const none: ReadonlyArray<never> = []
 
 /** Which transactions of a unit of work are meant; or why they cannot be ended from here. */
-type Choose = (carrier: Carrier, unit: UnitOfWork) => ReadonlyArray<Transaction> | PropagationRefused
+type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
 
 const nowhere: Pick<Origin, "database"> = { database: "" }
 

@@ -25,21 +25,17 @@ pooled=()
 if [ -n "$soak" ]; then
   export EFFECT_DB_CHAOS=full
   if [ $# -eq 0 ]; then
-    files=(test/{storm,outage,outage.storm,requests.storm,consistency.storm,protocol/frames}.test.ts)
+    files=(test/{chaos/storm,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
-  for file in Database Connection Consistency Pool Notification Transaction UnitOfWork Tenant known-failures plain-client ecosystem pooler \
-    role interrupted stale readers Migrations client/copy config/connectionString connection/hosts service/page \
-    storm outage.storm consistency.storm; do
-    if [ -e "test/$file.test.ts" ]; then files+=("test/$file.test.ts"); fi
+  for file in client/{database,copy,migrations,readers,tenant} config/connectionString connection/{connection,hosts,pooler,stalePlans} \
+    consistency/consistency ecosystem/{knownFailures,plainClient,sql} listen/notification pool/pool service/page topology/serverRole \
+    transaction/{transaction,interrupted} unitOfWork/unitOfWork chaos/{storm,outage,consistency}; do
+    files+=("test/$file.test.ts")
   done
-  for file in Transaction UnitOfWork commit RequestTransaction TestDatabase ecosystem; do
-    if [ -e "test/$file.test.ts" ]; then pooled+=("test/$file.test.ts"); fi
+  for file in transaction/{transaction,commit} unitOfWork/unitOfWork http/requestTransaction client/testDatabase ecosystem/sql; do
+    pooled+=("test/$file.test.ts")
   done
-fi
-if [ ${#files[@]} -eq 0 ]; then
-  echo "test/cluster.sh: none of its test files exists" >&2
-  exit 1
 fi
 
 bin=${POSTGRES_BIN:-/usr/lib/postgresql/15/bin}
@@ -230,7 +226,7 @@ status=0
 run "$report" "${files[@]}" || status=$?
 if [ ${#pooled[@]} -gt 0 ]; then
   echo "--- the promises of a pool, behind PgBouncer"
-  run "${report%.json}.pooling.json" test/pooling/ -t "behind PgBouncer" || status=$?
+  run "${report%.json}.pooling.json" test/pool/{callers,idle,single,upkeep}.test.ts -t "behind PgBouncer" || status=$?
   echo "--- the same behind PgBouncer"
   export EFFECT_DB_TEST_WRITER="$EFFECT_DB_TEST_BOUNCER?pgbouncer=true"
   export EFFECT_DB_TEST_READER="$EFFECT_DB_TEST_BOUNCER_READER?pgbouncer=true"

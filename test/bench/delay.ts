@@ -2,7 +2,7 @@
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
-import { makeProxy } from "../fixtures/proxy.js"
+import { makeProxy } from "../support/proxy.js"
 
 /** The URL of a server by way of a network with that delay each way, in ms, and how to take it down. */
 export const delayed = (url: string, millis: number): Promise<readonly [url: string, close: () => Promise<unknown>]> =>

@@ -16,10 +16,10 @@ import { type Database, DatabaseConfig } from "effect-db"
 import Pg from "pg"
 import postgres from "postgres"
 import { describe } from "vitest"
-import { Db, fresh, Place } from "../fixtures/databases.js"
-import { directory } from "../fixtures/directory.js"
-import { query } from "../fixtures/server.js"
-import { makeTlsServer } from "../fixtures/tls.js"
+import { Db, fresh, Place } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
+import { makeTlsServer } from "../support/tls.js"
 
 const configOf = (options: Database.Options) =>
   Effect.map(Effect.provide(Db.writer, Db.layer({ startup: "lazy", ...options })), (sql) => sql.config)

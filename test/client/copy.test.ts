@@ -10,11 +10,11 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError, DatabaseRuntime, Tenant, TestDatabase } from "effect-db"
-import { behindBouncer, hasBouncer, makeBouncer } from "../fixtures/bouncer.js"
-import { active, Db, fresh, freshTable, insert, Place, soon, stored } from "../fixtures/databases.js"
-import { makeProxy, sends } from "../fixtures/proxy.js"
-import { randoms } from "../fixtures/random.js"
-import { at, query, terminateBackends } from "../fixtures/server.js"
+import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
+import { active, Db, fresh, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { makeProxy, sends } from "../support/proxy.js"
+import { randoms } from "../support/random.js"
+import { at, query, terminateBackends } from "../support/server.js"
 
 const writer = Db.writer
 

@@ -8,8 +8,8 @@ import * as Stream from "effect/Stream"
 import * as Str from "effect/String"
 import type * as Tracer from "effect/Tracer"
 import { type Database, DatabaseError, DatabaseRuntime } from "effect-db"
-import { Db, fresh, Place } from "../fixtures/databases.js"
-import { query } from "../fixtures/server.js"
+import { Db, fresh, Place } from "../support/databases.js"
+import { query } from "../support/server.js"
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 

@@ -7,8 +7,8 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { TestDatabase, UnitOfWork } from "effect-db"
-import { Audit, Db, fresh, freshTable, insert, Place } from "../fixtures/databases.js"
-import { query } from "../fixtures/server.js"
+import { Audit, Db, fresh, freshTable, insert, Place } from "../support/databases.js"
+import { query } from "../support/server.js"
 
 interface Seen {
   readonly span: Tracer.Span

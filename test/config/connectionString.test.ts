@@ -9,7 +9,7 @@ import { isUri, parseUri } from "../../src/internal/config/connectionUri.js"
 import { parseKeywords } from "../../src/internal/config/keywordString.js"
 import { Invalid } from "../../src/internal/config/optionParsers.js"
 import { libpqNames } from "../../src/internal/config/parameterNames.js"
-import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } from "../fixtures/connectionStrings.js"
+import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } from "../support/connectionStrings.js"
 
 /** Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can hold them. */
 const stricter = ["a malformed URL", "a URL with an encoding that is not UTF-8"]

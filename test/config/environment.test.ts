@@ -15,8 +15,8 @@ import { DatabaseConfig, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { findPassword } from "../../src/internal/config/passfile.js"
 import { parseService } from "../../src/internal/config/serviceFile.js"
-import { Db } from "../fixtures/databases.js"
-import { freshDatabase } from "../fixtures/server.js"
+import { Db } from "../support/databases.js"
+import { freshDatabase } from "../support/server.js"
 
 const provider = (variables: Readonly<Record<string, string>>) =>
   ConfigProvider.fromMap(new Map(Object.entries(variables)))

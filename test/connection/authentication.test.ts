@@ -11,9 +11,9 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { describe } from "vitest"
-import { Db, soon } from "../fixtures/databases.js"
-import { directory } from "../fixtures/directory.js"
-import { query } from "../fixtures/server.js"
+import { Db, soon } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
 
 const secret = "s3cr3t-w0rd"
 

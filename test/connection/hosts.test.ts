@@ -14,8 +14,8 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Db } from "../fixtures/databases.js"
-import { freshDatabase } from "../fixtures/server.js"
+import { Db } from "../support/databases.js"
+import { freshDatabase } from "../support/server.js"
 
 const partsOf = (url: Redacted.Redacted<string>) => {
   const { host, password, pathname, username } = new URL(Redacted.value(url))
@@ -200,7 +200,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  const program = fileURLToPath(new URL("../fixtures/twoAddresses.ts", import.meta.url))
+  const program = fileURLToPath(new URL("../support/twoAddresses.ts", import.meta.url))
   const canMount = (() => {
     try {
       execFileSync("unshare", ["--mount", "true"], { stdio: "ignore" })

@@ -6,8 +6,8 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import type { Database, Observation } from "effect-db"
-import { Db, fresh, Place } from "../fixtures/databases.js"
-import { query } from "../fixtures/server.js"
+import { Db, fresh, Place } from "../support/databases.js"
+import { query } from "../support/server.js"
 
 type Noticed = Extract<Observation.Observation, { readonly _tag: "Noticed" }>
 

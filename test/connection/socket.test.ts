@@ -12,9 +12,9 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
 import { describe } from "vitest"
-import { Db, soon } from "../fixtures/databases.js"
-import { freshDatabase, query } from "../fixtures/server.js"
-import { makeTlsServer } from "../fixtures/tls.js"
+import { Db, soon } from "../support/databases.js"
+import { freshDatabase, query } from "../support/server.js"
+import { makeTlsServer } from "../support/tls.js"
 
 /** A stream over a socket that shows nothing of it, as those of tunnels. */
 const tunnel = (socket: net.Socket): Duplex =>

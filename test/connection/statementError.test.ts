@@ -7,8 +7,8 @@ import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, DatabaseRuntime } from "effect-db"
-import { Db, fresh, Place, soon } from "../fixtures/databases.js"
-import { freshDatabase, query } from "../fixtures/server.js"
+import { Db, fresh, Place, soon } from "../support/databases.js"
+import { freshDatabase, query } from "../support/server.js"
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 

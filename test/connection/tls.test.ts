@@ -11,11 +11,11 @@ import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
 import { describe } from "vitest"
-import { Db, soon } from "../fixtures/databases.js"
-import { directory } from "../fixtures/directory.js"
-import { query } from "../fixtures/server.js"
-import { makeTlsServer } from "../fixtures/tls.js"
-import { makeIdentity, makeTlsGate } from "../fixtures/tlsGate.js"
+import { Db, soon } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
+import { makeTlsServer } from "../support/tls.js"
+import { makeIdentity, makeTlsGate } from "../support/tlsGate.js"
 
 /** A folder, and files in it. */
 const files = Effect.map(

@@ -8,10 +8,10 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError } from "effect-db"
 import Pg from "pg"
-import { Db, soon } from "../fixtures/databases.js"
-import { makeProxy, sends } from "../fixtures/proxy.js"
-import { freshRole, loggedIn } from "../fixtures/roles.js"
-import { freshDatabase, query } from "../fixtures/server.js"
+import { Db, soon } from "../support/databases.js"
+import { makeProxy, sends } from "../support/proxy.js"
+import { freshRole, loggedIn } from "../support/roles.js"
+import { freshDatabase, query } from "../support/server.js"
 
 const schema = `
   CREATE TYPE mood AS ENUM ('sad', 'ok', 'very, "happy"');

@@ -9,7 +9,7 @@ import * as Scope from "effect/Scope"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import * as OsUser from "../../src/internal/embedded/osUser.js"
 import * as Folder from "../../src/internal/embedded/tempDirectory.js"
-import { directory } from "../fixtures/directory.js"
+import { directory } from "../support/directory.js"
 
 const isRoot = process.getuid?.() === 0
 const suite = isRoot ? "the server's user" : "the server's user (only root has servers of another user)"

@@ -15,10 +15,10 @@ import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import pg from "pg"
 import { describe } from "vitest"
 import { parameter } from "../../src/internal/protocol/parameterEncoder.js"
-import { Db } from "../fixtures/databases.js"
-import { directory } from "../fixtures/directory.js"
-import { freshDatabase, query } from "../fixtures/server.js"
-import { makeIdentity, makeTlsGate } from "../fixtures/tlsGate.js"
+import { Db } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { freshDatabase, query } from "../support/server.js"
+import { makeIdentity, makeTlsGate } from "../support/tlsGate.js"
 
 /** Puts variables into the environment until the scope ends. */
 const environment = (variables: Readonly<Record<string, string>>): Effect.Effect<void, never, Scope.Scope> =>

@@ -3,7 +3,7 @@
  */
 import { describe, expect, it } from "vitest"
 import { FrameCheck } from "../../src/internal/protocol/frameCheck.js"
-import * as talk from "../fixtures/conversation.js"
+import * as talk from "../support/conversation.js"
 
 const limits = { maxRowBytes: 65_536, maxNoticeBytes: 1024, maxStartupBytes: 4096, maxScramIterations: 4096 }
 

@@ -7,11 +7,11 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { startChild } from "../fixtures/child.js"
-import * as talk from "../fixtures/conversation.js"
-import { Db, freshTable, insert, Place, stored } from "../fixtures/databases.js"
-import { answers, type Message, makeProxy, type Proxy } from "../fixtures/proxy.js"
-import { makeSpeaker } from "../fixtures/speaker.js"
+import { startChild } from "../support/child.js"
+import * as talk from "../support/conversation.js"
+import { Db, freshTable, insert, Place, stored } from "../support/databases.js"
+import { answers, type Message, makeProxy, type Proxy } from "../support/proxy.js"
+import { makeSpeaker } from "../support/speaker.js"
 
 const Line = Schema.parseJson(
   Schema.Struct({

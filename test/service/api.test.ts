@@ -14,8 +14,8 @@ import * as Http from "../../examples/service/http.js"
 import * as Listen from "../../examples/service/listen.js"
 import * as Migrations from "../../examples/service/migrations.js"
 import manifest from "../../package.json" with { type: "json" }
-import { directory } from "../fixtures/directory.js"
-import { query } from "../fixtures/server.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
 
 class Service extends Context.Tag("test/Service")<Service, { readonly url: string }>() {}
 

@@ -7,7 +7,7 @@ import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import * as Csv from "../../examples/service/csv.js"
-import { query } from "../fixtures/server.js"
+import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
 const header = "iata,name,city,state,country,latitude,longitude"

@@ -11,8 +11,8 @@ import * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Args from "../../examples/service/args.js"
-import { directory } from "../fixtures/directory.js"
-import { query } from "../fixtures/server.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))

@@ -4,8 +4,8 @@ import * as Effect from "effect/Effect"
 import * as Check from "../../examples/service/check.js"
 import { Ledger } from "../../examples/service/ledger.js"
 import type { Server } from "../../examples/service/servers.js"
-import { directory } from "../fixtures/directory.js"
-import { query } from "../fixtures/server.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
 const proves = (stdout: string, rows: string) => {

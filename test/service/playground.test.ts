@@ -11,8 +11,8 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/TestClock"
 import { EmbeddedPostgres } from "effect-db"
 import * as Playground from "../../examples/service/playground.js"
-import { directory } from "../fixtures/directory.js"
-import { query } from "../fixtures/server.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
 /** A cluster as the service has it, and what may be done to it, until a scope of its own ends. */

@@ -5,7 +5,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
-import { freshDatabase } from "../fixtures/server.js"
+import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 

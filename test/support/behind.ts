@@ -3,9 +3,9 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { type Database, DatabaseError } from "effect-db"
-import { Db, freshTable, Place } from "../fixtures/databases.js"
-import { makeProxy, type Proxy } from "../fixtures/proxy.js"
-import { eventually } from "../suites/pooling/way.js"
+import { Db, freshTable, Place } from "./databases.js"
+import { makeProxy, type Proxy } from "./proxy.js"
+import { eventually } from "./suites/pooling/way.js"
 
 /** Runs a test with a new database that is reached by way of a proxy. */
 export const behind = <A, E>(

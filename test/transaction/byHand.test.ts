@@ -6,8 +6,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit } from "../fixtures/audit.js"
-import { Audit, Db, fresh, insert, stored } from "../fixtures/databases.js"
+import { audit } from "../support/audit.js"
+import { Audit, Db, fresh, insert, stored } from "../support/databases.js"
 
 const ends = [
   ["Db.commit", Db.commit, "commit"],

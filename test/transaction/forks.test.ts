@@ -10,9 +10,9 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { DatabaseError, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../fixtures/audit.js"
-import { Audit, active, Db, fresh, idle, insert, Place, stored } from "../fixtures/databases.js"
-import { terminateBackends } from "../fixtures/server.js"
+import { audit, event, events } from "../support/audit.js"
+import { Audit, active, Db, fresh, idle, insert, Place, stored } from "../support/databases.js"
+import { terminateBackends } from "../support/server.js"
 
 const hurried = fresh({ acquireTimeout: "200 millis" })
 

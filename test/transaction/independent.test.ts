@@ -6,8 +6,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../fixtures/audit.js"
-import { active, Db, fresh, insert, stored } from "../fixtures/databases.js"
+import { audit, event, events } from "../support/audit.js"
+import { active, Db, fresh, insert, stored } from "../support/databases.js"
 
 const both = Layer.merge(fresh(), audit)
 

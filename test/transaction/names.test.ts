@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { DatabaseError, Migrations, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, insert, stored } from "../fixtures/databases.js"
+import { Db, fresh, insert, stored } from "../support/databases.js"
 
 /** Options as a program without types gives them. */
 const untyped = (options: object): object => options

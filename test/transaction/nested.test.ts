@@ -11,10 +11,10 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { DatabaseError, DatabaseRuntime, RequestTransaction, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../fixtures/audit.js"
-import { Audit, active, Db, fresh, freshTable, insert, Place, stored } from "../fixtures/databases.js"
-import { makeProxy, sends } from "../fixtures/proxy.js"
-import { freshDatabase, query } from "../fixtures/server.js"
+import { audit, event, events } from "../support/audit.js"
+import { Audit, active, Db, fresh, freshTable, insert, Place, stored } from "../support/databases.js"
+import { makeProxy, sends } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
 
 const both = Layer.merge(fresh(), audit)
 

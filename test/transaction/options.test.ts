@@ -8,8 +8,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { DatabaseError, RequestTransaction, type Transaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event } from "../fixtures/audit.js"
-import { Audit, Db, fresh, insert, stored } from "../fixtures/databases.js"
+import { audit, event } from "../support/audit.js"
+import { Audit, Db, fresh, insert, stored } from "../support/databases.js"
 
 const setting = (name: string) =>
   Effect.flatMap(Db.writer, (sql) =>

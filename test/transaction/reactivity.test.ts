@@ -12,8 +12,8 @@ import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit } from "../fixtures/audit.js"
-import { Audit, Db, fresh, insert } from "../fixtures/databases.js"
+import { audit } from "../support/audit.js"
+import { Audit, Db, fresh, insert } from "../support/databases.js"
 
 const place = Layer.mergeAll(fresh(), audit, Reactivity.layer)
 

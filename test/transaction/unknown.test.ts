@@ -12,10 +12,10 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { DatabaseError, DatabaseRuntime, type Observation, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../fixtures/audit.js"
-import { Audit, Db, fresh, freshTable, insert, stored } from "../fixtures/databases.js"
-import { answers, makeProxy, sends } from "../fixtures/proxy.js"
-import { query } from "../fixtures/server.js"
+import { audit, event, events } from "../support/audit.js"
+import { Audit, Db, fresh, freshTable, insert, stored } from "../support/databases.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
+import { query } from "../support/server.js"
 
 const behindProxy = Effect.gen(function* () {
   const { writer } = yield* freshTable

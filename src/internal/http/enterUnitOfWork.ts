@@ -10,7 +10,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as FiberRef from "effect/FiberRef"
 import { slotOf } from "../transaction/contextSlot.js"
-import type { UnitOfWork } from "../unitOfWork/unitOfWork.js"
+import type { Unit } from "../unitOfWork/unitOfWork.js"
 import { Route } from "./routeTag.js"
 
 const slot = TransactionConnection.key
@@ -28,11 +28,11 @@ const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<nev
   return Context.unsafeMake(all)
 }
 
-const inUnit = (outside: Context.Context<never>, unit: UnitOfWork): Context.Context<never> =>
+const inUnit = (outside: Context.Context<never>, unit: Unit): Context.Context<never> =>
   Context.add(outside, TransactionConnection, slotOf(outside, unit))
 
 /** For an app that does not send its response. */
-const throughAnother = (outside: Context.Context<never>, unit: UnitOfWork): UnitEntry => ({
+const throughAnother = (outside: Context.Context<never>, unit: Unit): UnitEntry => ({
   enter: FiberRef.set(FiberRef.currentContext, inUnit(outside, unit)),
   leave: FiberRef.set(FiberRef.currentContext, outside)
 })
@@ -44,7 +44,7 @@ export type EndBefore = (response: HttpServerResponse) => Effect.Effect<HttpServ
  * Around a whole server the response is sent inside of the app: there the unit ends before that, and what comes after it, the body and
  * whoever is around, has no part in it.
  */
-const aroundServer = (outside: Context.Context<never>, unit: UnitOfWork, end: EndBefore): UnitEntry => {
+const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry => {
   const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
   const endHere: EndBefore = (response) =>
     // what is around may have made this interruptible, which an end in the middle is not
@@ -62,7 +62,7 @@ const aroundServer = (outside: Context.Context<never>, unit: UnitOfWork, end: En
  * Enters by the context that there is, where an app is the handler of a route itself, and tells whether it is: a router makes a context for
  * the handler of each request, which nobody else has before, and takes it away right after it.
  */
-export const enterInPlace = (context: Context.Context<never>, app: unknown, unit: UnitOfWork): boolean => {
+export const enterInPlace = (context: Context.Context<never>, app: unknown, unit: Unit): boolean => {
   const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
   if (routed === undefined || routed.route.handler !== app || context.unsafeMap.has(slot)) return false
   context.unsafeMap.set(slot, slotOf(context, unit))
@@ -76,6 +76,6 @@ export const leaveInPlace: Effect.Effect<void> = FiberRef.update(
 )
 
 /** The way for any other app. */
-export const unitEntry = (outside: Context.Context<never>, unit: UnitOfWork, end: EndBefore): UnitEntry =>
+export const unitEntry = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry =>
   // what a route's handler answers with is not sent inside of it
   outside.unsafeMap.has(Route.key) ? throughAnother(outside, unit) : aroundServer(outside, unit, end)

@@ -19,7 +19,7 @@ import type { Options, Origin, Transaction } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { SchemaScopes } from "../sql/schemaScopes.js"
 import type { WorkLabel } from "../statement/workLabel.js"
-import type { UnitOfWork } from "../unitOfWork/unitOfWork.js"
+import type { Unit } from "../unitOfWork/unitOfWork.js"
 import type { Hook } from "./hooks.js"
 import type { JoinedPart } from "./joinedPart.js"
 
@@ -81,12 +81,12 @@ export abstract class Carrier implements Connection {
   }
 
   /** The unit of work that this is part of. */
-  get unit(): UnitOfWork | undefined {
+  get unit(): Unit | undefined {
     return this.parent?.unit
   }
 
   /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
-  get joinable(): UnitOfWork | undefined {
+  get joinable(): Unit | undefined {
     return this.parent?.joinable
   }
 

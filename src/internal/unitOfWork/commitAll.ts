@@ -20,7 +20,7 @@ import {
 } from "../transaction/completion.js"
 import type { Carrier } from "../transaction/context.js"
 import { runAfterHooks } from "../transaction/hooks.js"
-import type { Order, UnitOfWork, UnitOutcome } from "./unitOfWork.js"
+import type { Order, Unit, UnitOutcome } from "./unitOfWork.js"
 
 /** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
 const risk = ({ options, readOnly }: Transaction): number =>
@@ -147,7 +147,7 @@ const commitAll = (
 
 /** What is to be committed together. */
 export interface CommitGroup {
-  readonly unit: UnitOfWork
+  readonly unit: Unit
   /** Where the hooks run. */
   readonly carrier: Carrier
   readonly all: () => ReadonlyArray<Transaction>

@@ -9,16 +9,9 @@ import type { Carrier, Kind, Retry } from "../transaction/context.js"
 import { passedOn } from "../transaction/hooks.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
-import {
-  type Describe,
-  type Order,
-  UnitOfWork,
-  type UnitOptions,
-  type UnitOutcome,
-  type Waiting
-} from "./unitOfWork.js"
+import { type Describe, type Order, Unit, type UnitOptions, type UnitOutcome, type Waiting } from "./unitOfWork.js"
 
-export class NestedUnit extends UnitOfWork {
+export class NestedUnit extends Unit {
   private readonly gate: NestedGate
   /** The hooks without a transaction that the unit around takes when this part has ended. */
   private heldHooks: ReadonlyArray<readonly [Origin, Waiting]> = []

@@ -10,7 +10,7 @@ import * as Schedule from "effect/Schedule"
 import { type DatabaseError, fromUnknown, type StatementError } from "../../DatabaseError.js"
 import { isReplayable, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../concurrency/cancellable.js"
-import type { UnitOfWork } from "./unitOfWork.js"
+import type { Unit } from "./unitOfWork.js"
 
 /**
  * Returns why work that has failed may go better in another attempt: what its transactions' statements have failed with, also where the
@@ -25,7 +25,7 @@ export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Caus
 }
 
 /** Whether a unit that was undone for this reason may run again; it is counted, and told of. */
-export const takeRetry = (unit: UnitOfWork, reason: unknown, attempt: number, policy: Policy): boolean => {
+export const takeRetry = (unit: Unit, reason: unknown, attempt: number, policy: Policy): boolean => {
   if (unit.hasCommitted || !isReplayable(reason)) return false
   const known = fromUnknown(reason)
   return unit.origin(known.database)?.takeReplay(policy, attempt, known) ?? false
@@ -68,7 +68,7 @@ export const retryTransaction = <A, E, R>(
 
 /** An open unit of work, as far as its repetition needs to know it. */
 interface Opened {
-  readonly unit: UnitOfWork
+  readonly unit: Unit
   readonly isRolledBack: boolean
 }
 

@@ -58,7 +58,7 @@ const none: ReadonlyArray<never> = []
 export const mayBeStored = ({ level, stores }: Transaction): boolean =>
   level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 
-export class UnitOfWork extends Carrier {
+export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, Waiting> | undefined = undefined
@@ -144,11 +144,11 @@ export class UnitOfWork extends Carrier {
     this.joined?.undo(cause)
   }
 
-  override get unit(): UnitOfWork {
+  override get unit(): Unit {
     return this
   }
 
-  override get joinable(): UnitOfWork {
+  override get joinable(): Unit {
     return this
   }
 

@@ -1,0 +1,131 @@
+/**
+ * The primary is killed under 50 requests a second, by default settings: each request succeeds or ends at its own deadline, and nothing is
+ * stored twice.
+ *
+ * `EFFECT_DB_CHAOS=full` has it away for 7 s, and not for 3 s; both are longer than any caller waited before.
+ */
+import { inspect } from "node:util"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Schedule from "effect/Schedule"
+import { DatabaseError, EmbeddedPostgres, RetryPolicy, UnitOfWork } from "effect-db"
+import { Db } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { query } from "../support/server.js"
+
+const isFull = process.env.EFFECT_DB_CHAOS === "full"
+
+/** How long the server is away, in ms, and how long the requests before and after that go on. */
+const away = isFull ? 7000 : 3000
+const around = 1000
+
+const perSecond = 50
+
+/** The deadline of most requests, and that of some, which is over before the server is back. */
+const deadlines = { long: "25 seconds", short: "500 millis" } as const
+
+interface Request {
+  readonly id: number
+  readonly kind: keyof typeof kinds
+  readonly deadline: keyof typeof deadlines
+  /** Whether it came before the server was dead, and may have been with it then. */
+  readonly cameBefore: boolean
+  readonly exit: "success" | "deadline" | DatabaseError.DatabaseError
+}
+
+const write = (id: number, part: number) =>
+  Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO entry (request, part) VALUES (${id}, ${part})`)
+
+/** What requests do. What may be under way when the server dies is such that it may run again. */
+const kinds = {
+  read: (id: number) => Effect.flatMap(Db.reader, (sql) => sql`SELECT ${id}::int`),
+  transaction: (id: number) => Db.withTransaction(Effect.zipRight(write(id, 1), write(id, 2)), { retry: true }),
+  unit: (id: number) => UnitOfWork.run(Effect.zipRight(write(id, 1), write(id, 2)), { retry: true }),
+  idempotent: (id: number) =>
+    RetryPolicy.idempotent(
+      Effect.flatMap(
+        Db.writer,
+        (sql) => sql`INSERT INTO entry (request, part) SELECT ${id}, 1
+          WHERE NOT EXISTS (SELECT FROM entry WHERE request = ${id})`
+      )
+    ),
+  plain: (id: number) => write(id, 1)
+}
+
+it.scopedLive(
+  `a primary that is killed for ${away / 1000} s under ${perSecond} requests a second fails none before its deadline`,
+  () =>
+    Effect.gen(function* () {
+      const { primary } = yield* EmbeddedPostgres.make({ directory })
+      const url = primary.url()
+      yield* query(url, "CREATE TABLE entry (request int, part int)")
+      const requests: Array<Request> = []
+      yield* Effect.gen(function* () {
+        // once it is dead, what comes waits for the next one
+        let isDead = false
+        let id = 0
+        const names = Object.keys(kinds) as Array<keyof typeof kinds>
+        const request = Effect.suspend(() => {
+          const number = ++id
+          const kind = names[number % names.length] ?? "read"
+          const deadline = number % 7 === 0 ? "short" : "long"
+          const cameBefore = !isDead
+          return DatabaseError.refine(kinds[kind](number) as Effect.Effect<unknown, unknown, Db>).pipe(
+            Effect.timeout(deadlines[deadline]),
+            Effect.match({
+              onSuccess: () => "success" as const,
+              onFailure: (error) => (DatabaseError.isDatabaseError(error) ? error : ("deadline" as const))
+            }),
+            Effect.map((exit) => {
+              requests.push({ id: number, kind, deadline, cameBefore, exit })
+            })
+          )
+        })
+        const fibers: Array<Fiber.RuntimeFiber<void>> = []
+        const come = Effect.map(Effect.forkDaemon(request), (fiber) => fibers.push(fiber))
+        const coming = yield* Effect.fork(Effect.repeat(come, Schedule.fixed(1000 / perSecond)))
+        yield* Effect.sleep(around)
+        yield* primary.kill
+        isDead = true
+        yield* Effect.sleep(away)
+        yield* primary.start
+        yield* Effect.sleep(around)
+        yield* Fiber.interrupt(coming)
+        yield* Fiber.joinAll(fibers)
+      }).pipe(Effect.provide(Db.layer({ writer: url })))
+
+      const rows = yield* query<{ request: number; parts: ReadonlyArray<number> }>(
+        url,
+        "SELECT request, array_agg(part ORDER BY part) AS parts FROM entry GROUP BY request"
+      )
+      const found = new Map(rows.map(({ parts, request }) => [request, parts.join()]))
+      const whole = { read: "", transaction: "1,2", unit: "1,2", idempotent: "1", plain: "1" }
+      let slow = 0
+      for (const { cameBefore, deadline, exit, id, kind } of requests) {
+        const is = `${id}: ${kind}, ${inspect(exit)}`
+        const there = found.get(id) ?? ""
+        if (exit === "success") assert.strictEqual(there, whole[kind], is)
+        // nothing was sent, or it is whole
+        else if (exit === "deadline") {
+          slow++
+          assert.include(["", whole[kind]], there, is)
+          assert.strictEqual(deadline, "short", is)
+        } else {
+          // what was with the server when it died, and may have taken effect, is told as that
+          const isInDoubt =
+            exit._tag === "CommitOutcomeUnknown" || (exit._tag === "Disconnected" && exit.outcome === "inDoubt")
+          assert.isTrue(cameBefore && isInDoubt, is)
+          assert.include(["", whole[kind]], there, is)
+        }
+      }
+      const most = (perSecond * (away + 2 * around)) / 1000
+      assert.isAbove(requests.length, most / 2)
+      // the shorter deadlines were over before the server was back
+      assert.isAbove(slow, 0)
+      const unknown = new Set(found.keys())
+      for (const { id } of requests) unknown.delete(id)
+      assert.isEmpty([...unknown])
+    }),
+  away + 90_000
+)

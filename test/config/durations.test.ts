@@ -1,0 +1,137 @@
+/** Durations that are longer than any timer of Node: it fires those after a millisecond. */
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import { Consistency, type Database } from "effect-db"
+import { afterEach, beforeEach, describe, vi } from "vitest"
+import { timer } from "../../src/internal/concurrency/clock.js"
+import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
+import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
+import { Db, fresh, insert, soon, stored } from "../support/databases.js"
+
+const day = 86_400_000
+
+describe("a timer", () => {
+  beforeEach(() => {
+    vi.useFakeTimers()
+  })
+  afterEach(() => {
+    vi.useRealTimers()
+  })
+
+  const fired = (millis: number) => {
+    let at: number | undefined
+    const start = Date.now()
+    const handle = timer(millis, () => {
+      at = Date.now() - start
+    })
+    return { at: () => at, handle }
+  }
+
+  it("of a year fires after a year", () => {
+    const { at } = fired(365 * day)
+    vi.advanceTimersByTime(365 * day - 1)
+    assert.strictEqual(at(), undefined)
+    vi.advanceTimersByTime(20)
+    assert.closeTo(at() ?? 0, 365 * day, 20)
+  })
+
+  it("of a time that Node knows fires after that time", () => {
+    for (const millis of [0, 1, 250, 24 * day]) {
+      const { at } = fired(millis)
+      vi.advanceTimersByTime(millis)
+      assert.strictEqual(at(), millis)
+    }
+  })
+
+  it("of infinity never fires", () => {
+    const { at } = fired(Number.POSITIVE_INFINITY)
+    vi.advanceTimersByTime(1000 * day)
+    assert.strictEqual(at(), undefined)
+  })
+
+  it("that is cleared in its second month does not fire", () => {
+    const { at, handle } = fired(365 * day)
+    vi.advanceTimersByTime(40 * day)
+    clearTimeout(handle)
+    vi.advanceTimersByTime(365 * day)
+    assert.strictEqual(at(), undefined)
+  })
+
+  it("under overload sends away after the patience that is set, and does not spin until then", () => {
+    const sent: Array<string> = []
+    const overload = new LoadShedding(365 * day, 1)
+    const waiters = new WaitQueue<undefined>(overload, (waiter, why) => {
+      waiters.remove(waiter)
+      sent.push(why)
+    })
+    overload.isOverloaded = true
+    const now = performance.now()
+    waiters.add(new Waiter(now, Number.POSITIVE_INFINITY, [], undefined, undefined))
+    waiters.turnsAway(now)
+    const set = vi.spyOn(globalThis, "setTimeout")
+    vi.advanceTimersByTime(1000)
+    assert.strictEqual(set.mock.calls.length, 0)
+    assert.deepStrictEqual(sent, [])
+    waiters.clear()
+  })
+})
+
+describe("a database whose every duration is a year", () => {
+  const year = "365 days"
+  const settings = {
+    acquireTimeout: year,
+    connectTimeout: year,
+    idleTimeout: year,
+    maxLifetime: year,
+    validateAfterIdle: year,
+    queueTarget: year,
+    leakThreshold: year,
+    statementTimeout: year,
+    lockTimeout: year,
+    idleInTransactionTimeout: year,
+    shutdownTimeout: year,
+    readerRetryDelay: year,
+    listenHeartbeat: year
+  } satisfies Partial<Database.Options>
+
+  it.scopedLive("opens, reads, writes, waits for its turn in a transaction, and closes", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const reader = yield* Db.reader
+      // the second of two nested transactions waits for the first
+      yield* Effect.gen(function* () {
+        const has = yield* Deferred.make<void>()
+        const first = yield* Effect.fork(
+          Db.withTransaction(
+            Effect.all([insert("first"), Deferred.succeed(has, undefined), sql`SELECT pg_sleep(0.1)`], {
+              discard: true
+            })
+          )
+        )
+        yield* Deferred.await(has)
+        yield* Db.withTransaction(insert("second"))
+        yield* Fiber.join(first)
+      }).pipe(Db.withTransaction())
+      yield* Effect.repeat(Db.withConsistency(reader<{ name: string }>`SELECT name FROM item`, Consistency.Strong()), {
+        schedule: soon,
+        until: (rows) => rows.length === 2
+      })
+      // the only connection is held for a moment: the other caller waits
+      yield* Effect.all([sql`SELECT pg_sleep(0.05)`, insert("third")], { concurrency: 2 })
+      assert.deepStrictEqual(yield* stored, ["first", "second", "third"])
+    }).pipe(Effect.provide(fresh({ ...settings, maxConnections: 1 })))
+  )
+
+  it.scopedLive("gives a read whose session has written a year to find a replica, and needs none of it", () =>
+    Effect.gen(function* () {
+      yield* insert("seen")
+      const read = Effect.flatMap(Db.reader, (sql) => sql<{ name: string }>`SELECT name FROM item`)
+      const session = Consistency.makeSession({ maxWait: Duration.days(365) })
+      const rows = yield* Consistency.withSession(Effect.zipRight(insert("own"), read), session)
+      assert.lengthOf(rows, 2)
+    }).pipe(Effect.provide(fresh(settings)))
+  )
+})

@@ -1,0 +1,228 @@
+/**
+ * How the server is told to stop a statement that nobody waits for any more.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { type Database, DatabaseError } from "effect-db"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
+import { describe } from "vitest"
+import { startChild } from "../support/child.js"
+import { active, Db, soon } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { type Message, makeProxy, sends } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
+import { makeTlsServer } from "../support/tls.js"
+import { makeIdentity, makeTlsGate } from "../support/tlsGate.js"
+
+const long = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1 FROM pg_sleep(60) AS long`)
+
+const open = (options: Database.Options) =>
+  Effect.map(Layer.build(Db.layer({ startup: "lazy", ...options })), (context) => Context.pick(Db)(context))
+
+/** Waits until the server runs so many of the long statements, and says how many it does. */
+const running = (url: Redacted.Redacted<string>, count: number) => {
+  const look = Effect.map(
+    query<{ n: number }>(
+      url,
+      `SELECT count(*)::int AS n FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()
+       AND datname = current_database() AND query LIKE '%AS long'`
+    ),
+    ([row]) => row?.n
+  )
+  return Effect.zipRight(Effect.repeat(look, { schedule: soon, until: (n) => n === count }), look)
+}
+
+/** What goes through a proxy on its last connection: the kinds of messages. */
+const record = () => {
+  const messages: Array<Message> = []
+  const note = (message: Message) => {
+    messages.push(message)
+    return false
+  }
+  return { messages, note, ofLast: () => messages.filter((_) => _.connection === messages.at(-1)?.connection) }
+}
+
+describe("a cancel", () => {
+  it.scopedLive("goes by TLS where the session does, and not at all where the server does not take TLS any more", () =>
+    Effect.gen(function* () {
+      const server = yield* makeTlsServer
+      const proxy = yield* makeProxy(server.url)
+      const { messages, note, ofLast } = record()
+      yield* proxy.when(note, "pass")
+      const { certificate, password, username } = server
+      const context = yield* open({
+        writer: {
+          host: "localhost",
+          port: proxy.port,
+          database: "postgres",
+          username,
+          password,
+          ssl: { ca: certificate }
+        },
+        // the second statement waits for the connection of the first, which is kept
+        maxConnections: 1
+      })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const session = sql<{
+          pid: number
+          ssl: boolean
+        }>`SELECT pid, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()`
+        const before = yield* session
+        assert.strictEqual(before[0]?.ssl, true)
+
+        const first = yield* Effect.fork(long)
+        assert.strictEqual(yield* running(server.url, 1), 1)
+        yield* Fiber.interrupt(first)
+        assert.strictEqual(yield* running(server.url, 0), 0)
+        const types = (some: ReadonlyArray<Message>) => some.map(({ type }) => type)
+        assert.isAtLeast(proxy.accepted, 2)
+        assert.deepStrictEqual([...new Set(types(ofLast()))], ["ssl", "tls"])
+        assert.notInclude(types(messages), "cancel")
+        // the server has confirmed it
+        assert.deepStrictEqual(yield* session, before)
+
+        const second = yield* Effect.fork(long)
+        assert.strictEqual(yield* running(server.url, 1), 1)
+        yield* server.set("ssl", "off")
+        const accepted = proxy.accepted
+        yield* Fiber.interrupt(second)
+        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+        assert.strictEqual(proxy.connections, 0)
+        // asked for TLS, and told no, twice
+        assert.strictEqual(proxy.accepted, accepted + 2)
+        assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
+        assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("sends the client's certificate where the server demands one", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const client = makeIdentity("client", "open sesame")
+      const gate = yield* makeTlsGate(writer, [client])
+      const { password, pathname, username } = new URL(Redacted.value(writer))
+      const context = yield* open({
+        writer: {
+          host: "localhost",
+          port: gate.port,
+          database: pathname.slice(1),
+          username,
+          password: Redacted.make(decodeURIComponent(password)),
+          ssl: { ca: gate.server.cert, ...client, passphrase: "open sesame" }
+        }
+      })
+      const fiber = yield* Effect.fork(Effect.provide(long, context))
+      assert.strictEqual(yield* running(writer, 1), 1)
+      yield* Fiber.interrupt(fiber)
+      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gate.clients.length + gate.refused === 2 })
+      assert.deepStrictEqual(gate.clients, [
+        { name: "client", first: "startup" },
+        { name: "client", first: "cancel" }
+      ])
+      assert.strictEqual(yield* running(writer, 0), 0)
+    })
+  )
+
+  it.scopedLive("goes by the Unix socket where the session does", () =>
+    Effect.gen(function* () {
+      const { password, port, sockets, url, username } = yield* makeTlsServer
+      const context = yield* open({ writer: { host: sockets, port, database: "postgres", username, password } })
+      yield* Effect.gen(function* () {
+        const fiber = yield* Effect.fork(long)
+        assert.strictEqual(yield* running(url, 1), 1)
+        yield* Fiber.interrupt(fiber)
+        assert.strictEqual(yield* running(url, 0), 0)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("is heard by a server that has no connection left to give, and a hundred of them at once", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* EmbeddedPostgres.make({ directory, settings: { max_connections: 101 } })
+      const url = primary.url()
+      const context = yield* open({ writer: url, maxConnections: 101 })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const fibers = yield* Effect.forEach(Array.from({ length: 100 }), () => Effect.fork(long))
+        // asked by way of the last connection
+        const count = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity WHERE query LIKE '%AS long'`
+        yield* Effect.repeat(count, { schedule: soon, until: ([row]) => row?.n === 100 })
+        const refused = yield* Effect.flip(Effect.sandbox(query(url, "SELECT 1")))
+        assert.include(Cause.pretty(refused), "too many clients")
+
+        const before = performance.now()
+        yield* Fiber.interruptAll(fibers)
+        assert.isBelow(performance.now() - before, 1000)
+        assert.strictEqual(yield* active, 0)
+        // the connections are kept, so there is still none left for another client
+        const busy = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity
+          WHERE state = 'active' AND query LIKE '%AS long'`
+        yield* Effect.repeat(busy, { schedule: soon, until: ([row]) => row?.n === 0 })
+        assert.deepStrictEqual(yield* busy, [{ n: 0 }])
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("that is lost, or overtakes its statement, is sent once more", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const context = yield* open({ writer: proxy.url })
+      const fiber = yield* Effect.fork(Effect.provide(long, context))
+      assert.strictEqual(yield* running(writer, 1), 1)
+      const lost = yield* proxy.when(({ type }) => type === "cancel", "cut")
+      yield* Fiber.interrupt(fiber)
+      yield* lost
+      assert.strictEqual(yield* running(writer, 0), 0)
+    })
+  )
+
+  it.scopedLive("is sent for a statement that is under way when the scope of its reserved connection ends", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const context = yield* open({ writer })
+      yield* Effect.gen(function* () {
+        const { reserve } = yield* Db.writer
+        const fiber = yield* Effect.scoped(
+          Effect.gen(function* () {
+            const connection = yield* reserve
+            const fiber = yield* Effect.forkDaemon(
+              connection.execute("SELECT 1 FROM pg_sleep(60) AS long", [], undefined)
+            )
+            assert.strictEqual(yield* running(writer, 1), 1)
+            return fiber
+          })
+        )
+        assert.strictEqual(yield* active, 0)
+        const error = yield* Effect.flip(DatabaseError.refine(Fiber.join(fiber)))
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+        assert.strictEqual(yield* running(writer, 0), 0)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("that nobody takes keeps no process alive", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const program = yield* startChild("interrupted", [], proxy.url)
+      const sent = yield* proxy.when(sends("long"), "freeze")
+      assert.strictEqual(yield* program.line, "ready")
+      yield* program.tell
+      yield* sent
+      yield* proxy.freeze
+      const { code, lines, stderr } = yield* program.ended
+      assert.strictEqual(code, 0, stderr)
+      assert.deepStrictEqual(lines, ["ready", "interrupted"])
+      // its own connection, and those of the cancel and of another, that were never heard
+      assert.strictEqual(proxy.accepted, 3)
+    })
+  )
+})

@@ -1,0 +1,928 @@
+/**
+ * Users and passwords that change while a database is open: asked for anew for each physical connection, from a provider or a file.
+ */
+import { execFileSync } from "node:child_process"
+import { Console } from "node:console"
+import * as fs from "node:fs"
+import * as os from "node:os"
+import * as path from "node:path"
+import { Writable } from "node:stream"
+import { inspect } from "node:util"
+import type { PgClient } from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Context from "effect/Context"
+import * as DefaultServices from "effect/DefaultServices"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
+import { type Database, DatabaseConfig, DatabaseError, type Observation, RetryPolicy } from "effect-db"
+import { describe } from "vitest"
+import { type Connection, connect } from "../../src/Connection.js"
+import { Connections } from "../../src/internal/pool/connections.js"
+import { Audit, Db, soon } from "../support/databases.js"
+import { makeProxy } from "../support/proxy.js"
+import { anonymous, freshRole, Provider, type Role } from "../support/roles.js"
+import { freshDatabase, query, terminateBackends } from "../support/server.js"
+
+/** A database, two roles, and a provider that gives the first of them. */
+const given = Effect.gen(function* () {
+  const { name, writer } = yield* freshDatabase
+  const a = yield* freshRole(writer)
+  const b = yield* freshRole(writer)
+  return { name, admin: writer, writer: anonymous(writer), a, b, provider: new Provider(a) }
+})
+
+/** Opens the database and hears of what happens there from its first connection on. */
+const open = (options: Database.Options) =>
+  Effect.gen(function* () {
+    const context = yield* Layer.build(Db.layer({ startup: "lazy", ...options }))
+    const facts: Array<Observation.Observation> = []
+    const hearing = Stream.runForEach(Db.observations, (fact) => Effect.sync(() => void facts.push(fact)))
+    yield* Effect.forkScoped(Effect.provide(hearing, context))
+    yield* Effect.yieldNow()
+    const sql = yield* Effect.provide(Db.writer, context)
+    return {
+      context,
+      sql,
+      facts,
+      /** The figures of its pool. */
+      figures: Effect.map(Effect.provide(Db.status, context), ({ servers }) => {
+        const { active, connecting, idle, total, waiting } = servers[0]?.writes ?? assert.fail("no writer")
+        return { active, connecting, idle, total, waiting }
+      }),
+      /** Waits until something has happened so many times. */
+      heard: (tag: Observation.Observation["_tag"], times = 1) =>
+        Effect.repeat(
+          Effect.sync(() => facts.filter((fact) => fact._tag === tag).length),
+          { schedule: soon, until: (n) => n >= times }
+        )
+    }
+  })
+
+const closed = (facts: ReadonlyArray<Observation.Observation>) =>
+  facts.flatMap((fact) => (fact._tag === "Closed" ? [fact.reason] : []))
+
+const session = (sql: PgClient) =>
+  Effect.map(
+    sql<{ user: string; pid: number }>`SELECT current_user AS user, pg_backend_pid() AS pid`,
+    ([row]) => row ?? assert.fail("no row")
+  )
+
+/** A transaction that holds its connection until it is told to let go; gives its session at its beginning and its end. */
+const holder = (sql: PgClient) =>
+  Effect.gen(function* () {
+    const held = yield* Deferred.make<void>()
+    const release = yield* Deferred.make<void>()
+    const fiber = yield* Effect.forkScoped(
+      sql.withTransaction(
+        Effect.gen(function* () {
+          const first = yield* session(sql)
+          yield* Deferred.succeed(held, undefined)
+          yield* Deferred.await(release)
+          return [first, yield* session(sql)] as const
+        })
+      )
+    )
+    yield* Effect.raceFirst(Deferred.await(held), Fiber.join(fiber))
+    return Effect.zipRight(Deferred.succeed(release, undefined), Fiber.join(fiber))
+  })
+
+/** Opens that many connections and leaves them idle. */
+const fill = (sql: PgClient, count: number) =>
+  Effect.flatMap(Effect.all(Array.from({ length: count }, () => holder(sql))), Effect.all)
+
+/** The users of the sessions that a server has for a database, its own and ours apart. */
+const users = (admin: Redacted.Redacted<string>, name: string) =>
+  Effect.map(
+    query<{ user: string }>(
+      admin,
+      "SELECT usename AS user FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() ORDER BY 1",
+      [name]
+    ),
+    (rows) => rows.map(({ user }) => user)
+  )
+
+/** The one typed failure of an effect. */
+const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
+    if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && DatabaseError.isDatabaseError(exit.cause.error)) {
+      return exit.cause.error
+    }
+    return assert.fail(`no typed failure, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
+  })
+
+const connectFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.map(failure(self), (error) =>
+    error._tag === "ConnectFailed" ? error : assert.fail(`no ConnectFailed, but ${error.message}`)
+  )
+
+class Refused extends Error {
+  readonly _tag = "Refused"
+}
+
+const refused = new Refused("the vault is sealed")
+
+/** The ways in which a provider gives nothing, and what is the cause of the failure then. */
+const faults: ReadonlyArray<readonly [string, Effect.Effect<DatabaseConfig.Credentials, unknown>, unknown]> = [
+  ["fails", Effect.fail(refused), refused],
+  ["fails after a while", Effect.zipRight(Effect.yieldNow(), Effect.fail(refused)), refused],
+  ["dies", Effect.die(refused), refused],
+  [
+    "throws",
+    Effect.suspend(() => {
+      throw refused
+    }),
+    refused
+  ],
+  ["is interrupted", Effect.interrupt, undefined],
+  ["hangs", Effect.never, undefined],
+  ["hangs and cannot be interrupted", Effect.uninterruptible(Effect.never), undefined],
+  // what a program gives may be another thing than its types say
+  ["gives nothing", Effect.succeed(undefined as never), undefined],
+  ["gives a password that is not redacted", Effect.succeed({ username: "me", password: "s3cr3t" as never }), undefined]
+]
+
+describe("credentials", () => {
+  it.scopedLive("are asked for once for each new connection, user and password together", () =>
+    Effect.gen(function* () {
+      const { a, b, provider, writer } = yield* given
+      const { sql } = yield* open({ writer, credentials: provider.credentials })
+      assert.strictEqual(provider.asked, 0)
+      const [one, two, three] = yield* fill(sql, 3)
+      assert.strictEqual(provider.asked, 3)
+      assert.strictEqual(new Set([one, two, three].map((held) => held?.[0].pid)).size, 3)
+      yield* fill(sql, 3)
+      assert.strictEqual(provider.asked, 3)
+      provider.use(b)
+      const first = yield* session(sql)
+      assert.strictEqual(first.user, a.name)
+      assert.strictEqual(provider.asked, 3)
+      const held = yield* Effect.all([holder(sql), holder(sql), holder(sql), holder(sql)])
+      const seen = yield* Effect.all(held)
+      assert.deepStrictEqual(
+        seen.map(([{ user }]) => user),
+        [a.name, a.name, a.name, b.name]
+      )
+      assert.strictEqual(provider.asked, 4)
+    })
+  )
+
+  it.scopedLive("alternate users, time and again: none in use is cut, and in the end all are of the new one", () =>
+    Effect.gen(function* () {
+      const { a, admin, b, name, provider, writer } = yield* given
+      const { facts, figures, heard, sql } = yield* open({
+        writer,
+        credentials: provider.credentials,
+        maxConnections: 40,
+        minConnections: 4,
+        // old ones are replaced within 2.5 % of that
+        maxLifetime: "4 seconds",
+        idleTimeout: Duration.infinity
+      })
+      yield* fill(sql, 4)
+      for (const [i, role] of [b, a, b].entries()) {
+        const busy = yield* holder(sql)
+        yield* role.rotate
+        provider.use(role)
+        // a rotation is noticed with the next connection
+        yield* fill(sql, (yield* figures).total)
+        yield* heard("CredentialsRotated", i + 1)
+        yield* Effect.repeat(users(admin, name), {
+          schedule: soon,
+          until: (all) => all.filter((user) => user !== role.name).length === 1
+        })
+        const [before, after] = yield* busy
+        assert.notStrictEqual(before.user, role.name)
+        assert.deepStrictEqual(after, before)
+        yield* Effect.repeat(users(admin, name), {
+          schedule: soon,
+          until: (all) => all.length >= 4 && all.every((user) => user === role.name)
+        })
+      }
+      assert.deepStrictEqual(
+        facts.flatMap((fact) => (fact._tag === "CredentialsRotated" ? [fact.generation] : [])),
+        [1, 2, 3]
+      )
+      assert.isEmpty(facts.filter((fact) => fact._tag === "ConnectFailed" || fact._tag === "Lost"))
+      assert.isAtLeast(closed(facts).filter((reason) => reason === "oldCredentials").length, 3 * 4)
+    })
+  )
+
+  it.scopedLive("one that was in use at the rotation and then idles for ever is replaced too", () =>
+    Effect.gen(function* () {
+      const { admin, b, name, provider, writer } = yield* given
+      const { sql } = yield* open({
+        writer,
+        credentials: provider.credentials,
+        // so that nobody would look at idle ones before the test is over
+        maxLifetime: "2 minutes",
+        idleTimeout: Duration.infinity
+      })
+      const busy = yield* Effect.all([holder(sql), holder(sql)])
+      provider.use(b)
+      yield* Effect.flatten(holder(sql))
+      yield* Effect.all(busy)
+      yield* Effect.repeat(users(admin, name), { schedule: soon, until: (all) => all.join() === b.name })
+    })
+  )
+
+  it.scopedLive("retired ones end one by one, over a stretch of time", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const { pool, session, writer: server } = Either.getOrThrow(DatabaseConfig.make("app", { writer }))
+      const stock = new Connections(pool)
+      yield* Effect.addFinalizer(() => Effect.sync(() => stock.stop()))
+      const make = (generation: number) =>
+        Effect.acquireRelease(
+          Effect.async<Connection>((resume) => {
+            const owner = { lost: () => {}, closed: () => {} }
+            const { password, username } = server
+            const credentials = { username, password, generation }
+            connect(server, session, { timeout: 5000, readOnly: false, owner, credentials }, (error, connection) =>
+              resume(connection === undefined ? Effect.die(error) : Effect.succeed(connection))
+            )
+          }),
+          (connection) => Effect.sync(() => connection.destroy("shutdown"))
+        )
+      const old = yield* Effect.forEach([0, 0, 0, 0, 1, 1, 1, 1], make, { concurrency: 4 })
+      const current = yield* make(2)
+      for (const connection of [...old, current]) stock.add(connection)
+      const aged = current.retireAt
+      const before = performance.now()
+      stock.retireOlder(2)
+      const after = performance.now()
+      const ends = old.map((connection) => connection.retireAt).sort((x, y) => x - y)
+      assert.strictEqual(new Set(ends).size, old.length)
+      for (const end of ends) {
+        assert.isAtLeast(end, before)
+        assert.isBelow(end, after + 30_000)
+      }
+      // eight ends at random in half a minute: that all are within a second is as likely as six wins in a lottery
+      assert.isAbove((ends.at(-1) ?? 0) - (ends[0] ?? 0), 1000)
+      for (const [i, end] of ends.entries()) {
+        assert.strictEqual(old.filter((connection) => stock.due(connection, end) !== undefined).length, i)
+      }
+      assert.deepStrictEqual([current.retireAt, current.retireAs], [aged, "aged"])
+      // a further rotation gives nobody more time
+      stock.retireOlder(3)
+      assert.deepStrictEqual(
+        old.map((connection) => connection.retireAt).sort((x, y) => x - y),
+        ends
+      )
+      assert.isBelow(current.retireAt, after + 30_000)
+    })
+  )
+
+  it.scopedLive("a connect that is in flight during a rotation does not join with the old ones", () =>
+    Effect.gen(function* () {
+      const { a, admin, b, name, provider } = yield* given
+      const proxy = yield* makeProxy(admin)
+      const { facts, figures, heard, sql } = yield* open({
+        writer: anonymous(proxy.url),
+        credentials: provider.credentials
+      })
+      const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
+      const waiting = yield* Effect.fork(session(sql))
+      yield* loggedIn
+      provider.use(b)
+      // the next is asked for by somebody else, and serves him who waits first
+      const second = yield* Effect.fork(session(sql))
+      yield* heard("Connected")
+      assert.strictEqual((yield* Fiber.join(waiting)).user, b.name)
+      assert.strictEqual((yield* Fiber.join(second)).user, b.name)
+      assert.isEmpty(closed(facts))
+      yield* proxy.thaw
+      yield* heard("Closed")
+      assert.deepStrictEqual(closed(facts), ["oldCredentials"])
+      // the server lists a session for a moment after its socket is closed
+      yield* Effect.repeat(users(admin, name), { schedule: soon, until: (all) => all.join() === b.name })
+      assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
+      assert.strictEqual(provider.asked, 2)
+      assert.isAbove(a.name.length, 0)
+    })
+  )
+
+  it.scopedLive("an answer that is overtaken by that to a later question is of the past, and not even tried", () =>
+    Effect.gen(function* () {
+      const { a, b, writer } = yield* given
+      const questions: Array<Deferred.Deferred<Role>> = []
+      const credentials = Effect.flatMap(Deferred.make<Role>(), (question) => {
+        questions.push(question)
+        return Effect.map(Deferred.await(question), (role) => role.credentials)
+      })
+      const asked = (times: number) =>
+        Effect.repeat(
+          Effect.sync(() => questions.length),
+          { schedule: soon, until: (n) => n === times }
+        )
+      const answer = (question: number, role: Role) =>
+        Deferred.succeed(questions[question - 1] ?? assert.fail("not asked"), role)
+      const { facts, heard, sql } = yield* open({ writer, credentials })
+      const holders = yield* Effect.fork(Effect.all([holder(sql), holder(sql)], { concurrency: 2 }))
+      yield* asked(2)
+      yield* answer(2, b)
+      yield* heard("Connected")
+      yield* answer(1, a)
+      yield* asked(3)
+      yield* answer(3, b)
+      const seen = yield* Effect.flatMap(Fiber.join(holders), Effect.all)
+      assert.deepStrictEqual(
+        seen.map(([{ user }]) => user),
+        [b.name, b.name]
+      )
+      assert.isEmpty(facts.filter((fact) => fact._tag === "CredentialsRotated" || fact._tag === "Closed"))
+
+      // what was confirmed by a later answer is not undone by an earlier one either
+      const busy = yield* Effect.fork(
+        Effect.all([holder(sql), holder(sql), holder(sql), holder(sql)], { concurrency: 4 })
+      )
+      yield* asked(5)
+      yield* answer(5, b)
+      yield* heard("Connected", 3)
+      yield* answer(4, a)
+      yield* asked(6)
+      yield* answer(6, b)
+      yield* Effect.flatMap(Fiber.join(busy), Effect.all)
+      assert.isEmpty(facts.filter((fact) => fact._tag === "CredentialsRotated" || fact._tag === "Closed"))
+      assert.lengthOf(questions, 6)
+    })
+  )
+
+  it.scopedLive("of the same version are the same: connections made with the others remain", () =>
+    Effect.gen(function* () {
+      const { a, b, provider, writer } = yield* given
+      const { facts, sql } = yield* open({
+        writer,
+        credentials: Effect.map(provider.credentials, (credentials) => ({ ...credentials, version: 7 }))
+      })
+      const first = yield* holder(sql)
+      provider.use(b)
+      const second = yield* holder(sql)
+      const seen = yield* Effect.all([first, second])
+      assert.deepStrictEqual(
+        seen.map(([{ user }]) => user),
+        [a.name, b.name]
+      )
+      assert.deepStrictEqual(
+        facts.map((fact) => fact._tag).filter((tag) => tag === "CredentialsRotated"),
+        []
+      )
+    })
+  )
+
+  it.scopedLive("that the server refuses are asked for once more, and the caller does not notice", () =>
+    Effect.gen(function* () {
+      const { a, admin, b, provider, writer } = yield* given
+      const { facts, sql } = yield* open({ writer, credentials: provider.credentials })
+      const right = a.credentials
+      const lastOnes = Effect.succeed({ username: a.name, password: Redacted.make("of yesterday") })
+      const notAllowed = Effect.succeed(b.credentials)
+      yield* query(admin, `ALTER ROLE ${b.name} NOLOGIN`)
+      // 28P01 and 28000
+      for (const [i, wrong] of [lastOnes, notAllowed].entries()) {
+        provider.answer = Effect.suspend(() => {
+          provider.answer = Effect.succeed(right)
+          return wrong
+        })
+        const release = yield* holder(sql)
+        assert.strictEqual(provider.asked, 2 * (i + 1))
+        const busy = yield* release
+        assert.strictEqual(busy[0].user, a.name)
+        yield* query(admin, "SELECT pg_terminate_backend($1, 10000)", [busy[0].pid])
+      }
+      assert.isEmpty(facts.filter((fact) => fact._tag === "ConnectFailed"))
+    })
+  )
+
+  it.scopedLive("that are refused twice are a ConnectFailed, and not asked for a third time", () =>
+    Effect.gen(function* () {
+      const { a, provider, writer } = yield* given
+      const { figures, sql } = yield* open({ writer, credentials: provider.credentials })
+      provider.answer = Effect.succeed({ username: a.name, password: Redacted.make("of yesterday") })
+      const error = yield* connectFailure(sql`SELECT 1`)
+      assert.strictEqual(error.reason, "authentication")
+      assert.strictEqual(provider.asked, 2)
+      provider.use(a)
+      assert.strictEqual((yield* session(sql)).user, a.name)
+      assert.strictEqual((yield* figures).total, 1)
+    })
+  )
+
+  it.scopedLive("that are fixed are tried once", () =>
+    Effect.gen(function* () {
+      const { a, admin } = yield* given
+      const proxy = yield* makeProxy(admin)
+      const { hostname, pathname, port } = new URL(Redacted.value(proxy.url))
+      const { sql } = yield* open({
+        writer: {
+          host: hostname,
+          port: Number(port),
+          database: pathname.slice(1),
+          username: a.name,
+          password: Redacted.make("wrong")
+        }
+      })
+      assert.strictEqual((yield* connectFailure(sql`SELECT 1`)).reason, "authentication")
+      assert.strictEqual(proxy.accepted, 1)
+    })
+  )
+
+  for (const [fault, answer, cause] of faults) {
+    it.scopedLive(`a provider that ${fault} is put up with while live connections serve`, () =>
+      Effect.gen(function* () {
+        const { provider, writer } = yield* given
+        const { figures, heard, sql } = yield* open({
+          writer,
+          credentials: provider.credentials,
+          connectTimeout: "300 millis"
+        })
+        const release = yield* holder(sql)
+        provider.answer = answer
+        const waiting = yield* Effect.fork(session(sql))
+        yield* heard("ConnectFailed")
+        assert.strictEqual((yield* figures).waiting, 1)
+        const [{ pid }] = yield* release
+        assert.strictEqual((yield* Fiber.join(waiting)).pid, pid)
+      })
+    )
+
+    it.scopedLive(`a provider that ${fault}, with no connection left, is a ConnectFailed with its cause`, () =>
+      Effect.gen(function* () {
+        const { a, name, provider, writer } = yield* given
+        const { figures, sql } = yield* open({
+          writer,
+          credentials: provider.credentials,
+          connectTimeout: "300 millis"
+        })
+        const { pid } = yield* session(sql)
+        provider.answer = answer
+        yield* terminateBackends(name)
+        const once = sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))
+        // within connectTimeout, and a second
+        const error = yield* connectFailure(Effect.timeout(once, "1300 millis"))
+        assert.strictEqual(error.reason, "credentials")
+        const told = error.cause instanceof Error ? error.cause.cause : undefined
+        if (cause !== undefined) assert.strictEqual(Redacted.isRedacted(told) && Redacted.value(told), cause)
+        assert.notInclude(error.message, refused.message)
+        provider.use(a)
+        assert.notStrictEqual((yield* session(sql)).pid, pid)
+        // another attempt may have been under way, for one that hangs is not waited for
+        yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
+        assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
+
+        const closedAtStart = Db.layer({
+          writer,
+          credentials: answer,
+          connectTimeout: "300 millis"
+        })
+        const atStart = yield* connectFailure(Effect.timeout(Effect.scoped(Layer.build(closedAtStart)), "1300 millis"))
+        assert.strictEqual(atStart.reason, "credentials")
+      })
+    )
+  }
+
+  it.scopedLive("what a provider says of its failure is shown by nothing that renders errors, and logged nowhere", () =>
+    Effect.gen(function* () {
+      const { provider, writer } = yield* given
+      const secret = "hunter2hunter2"
+      const said: Array<string> = []
+      // as a program prints what it gets: all of what there is
+      const printed = (...all: ReadonlyArray<unknown>) => {
+        new Console(new Writable({ write: (chunk, _, done) => done(void said.push(String(chunk))) })).log(...all)
+        for (const one of all)
+          said.push(JSON.stringify(one) ?? "", String(one), inspect(one, { depth: 99, showHidden: true }))
+      }
+      const logger = Logger.make(({ cause, message }) =>
+        printed(Cause.pretty(cause, { renderErrorCause: true }), message, cause)
+      )
+      const work = Effect.gen(function* () {
+        const { sql } = yield* open({ writer, credentials: provider.credentials, echo: "Trace" })
+        const words = [
+          Effect.fail(new Error(`the password ${secret} is too old`)),
+          Effect.die(secret),
+          Effect.fail({ secret })
+        ]
+        for (const answer of words) {
+          provider.answer = answer
+          const cause = yield* Effect.flip(Effect.sandbox(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))))
+          yield* Effect.logError("no", cause)
+          const error = yield* connectFailure(Effect.failCause(cause))
+          printed(Cause.pretty(cause, { renderErrorCause: true }), cause, error, error.cause)
+          assert.isTrue(error.cause instanceof Error && Redacted.isRedacted(error.cause.cause))
+        }
+        // what the provider's fiber has left behind
+        yield* Effect.yieldNow()
+      })
+      yield* work.pipe(
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+        Logger.withMinimumLogLevel(LogLevel.All)
+      )
+      assert.isAbove(said.filter((text) => text.includes("the provider of credentials failed")).length, 3)
+      assert.deepStrictEqual(
+        said.filter((text) => text.includes(secret)),
+        []
+      )
+    })
+  )
+
+  it.scopedLive("a caller who gives up, or a layer that is released, stops a provider that hangs", () =>
+    Effect.gen(function* () {
+      const { provider, writer } = yield* given
+      const stopped = yield* Deferred.make<void>()
+      provider.answer = Effect.onInterrupt(Effect.never, () => Deferred.succeed(stopped, undefined))
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const { sql } = yield* open({ writer, credentials: provider.credentials, connectTimeout: "1 minute" })
+          const fiber = yield* Effect.fork(sql`SELECT 1`)
+          yield* Effect.repeat(
+            Effect.sync(() => provider.asked),
+            { schedule: soon, until: (n) => n === 1 }
+          )
+          yield* Fiber.interrupt(fiber)
+        })
+      )
+      yield* Deferred.await(stopped)
+    })
+  )
+
+  it.scopedLive("a provider logs, traces and uses services as the rest of the program does", () =>
+    Effect.gen(function* () {
+      const { a, writer } = yield* given
+      class Vault extends Context.Tag("test/Vault")<
+        Vault,
+        { readonly read: Effect.Effect<DatabaseConfig.Credentials> }
+      >() {}
+      const said: Array<unknown> = []
+      const spans: Array<string> = []
+      const native = Context.get(DefaultServices.liveServices, Tracer.Tracer)
+      const tracer = Tracer.make({
+        span: (...span) => {
+          spans.push(span[0])
+          return native.span(...span)
+        },
+        context: native.context
+      })
+      const live = Layer.unwrapEffect(
+        Effect.map(Vault, ({ read }) =>
+          Db.layer({ writer, credentials: Effect.withSpan(Effect.zipRight(Effect.log("asked"), read), "read") })
+        )
+      ).pipe(
+        Layer.provide(Layer.succeed(Vault, { read: Effect.succeed(a.credentials) })),
+        Layer.provide(Layer.setTracer(tracer)),
+        Layer.provide(
+          Logger.replace(
+            Logger.defaultLogger,
+            Logger.make(({ message }) => void said.push(message))
+          )
+        )
+      )
+      const sql = yield* Effect.provide(Db.writer, yield* Layer.build(live))
+      assert.strictEqual((yield* session(sql)).user, a.name)
+      assert.deepStrictEqual(said, [["asked"]])
+      assert.deepStrictEqual(spans, ["read", "sql.execute"])
+    })
+  )
+
+  it.scopedLive("a provider may be a Config, which is read again each time", () =>
+    Effect.gen(function* () {
+      const { a, b, name, writer } = yield* given
+      const use = ({ credentials: { password, username } }: Role) => {
+        process.env.EFFECT_DB_TEST_ROLE = username
+        process.env.EFFECT_DB_TEST_PASSWORD = password === undefined ? "" : Redacted.value(password)
+      }
+      yield* Effect.addFinalizer(() =>
+        Effect.sync(() => {
+          delete process.env.EFFECT_DB_TEST_ROLE
+          delete process.env.EFFECT_DB_TEST_PASSWORD
+        })
+      )
+      const credentials = Config.all({
+        username: Config.string("EFFECT_DB_TEST_ROLE"),
+        password: Config.redacted("EFFECT_DB_TEST_PASSWORD")
+      })
+      const { sql } = yield* open({ writer, credentials })
+      const missing = yield* connectFailure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
+      assert.strictEqual(missing.reason, "credentials")
+      use(a)
+      assert.strictEqual((yield* session(sql)).user, a.name)
+      use(b)
+      yield* terminateBackends(name)
+      assert.strictEqual((yield* session(sql)).user, b.name)
+    })
+  )
+
+  it.scopedLive("layerConfig takes a provider", () =>
+    Effect.gen(function* () {
+      const { a, provider, writer } = yield* given
+      const live = Db.layerConfig({
+        writer: Config.redacted("DATABASE_URL"),
+        credentials: Config.succeed(provider.credentials),
+        maxConnections: Config.succeed(2)
+      })
+      const context = yield* Effect.withConfigProvider(
+        Layer.build(live),
+        ConfigProvider.fromMap(new Map([["DATABASE_URL", Redacted.value(writer)]]))
+      )
+      assert.strictEqual((yield* session(yield* Effect.provide(Db.writer, context))).user, a.name)
+      assert.strictEqual(provider.asked, 1)
+    })
+  )
+
+  it.scopedLive("a provider may read from another database, also one in whose transaction this one is opened", () =>
+    Effect.gen(function* () {
+      const { a, admin, b, name, writer } = yield* given
+      const secrets = yield* freshDatabase
+      yield* query(secrets.writer, "CREATE TABLE secret (username text, password text)")
+      const store = ({ credentials: { password, username } }: Role) =>
+        query(secrets.writer, "INSERT INTO secret VALUES ($1, $2)", [username, password && Redacted.value(password)])
+      yield* store(a)
+      const audit = yield* Layer.build(Audit.layer({ writer: secrets.writer }))
+      const credentials = Effect.gen(function* () {
+        const sql = yield* Audit.writer
+        const rows = yield* sql<{ username: string; password: string }>`SELECT username, password FROM secret`
+        const { password, username } = rows.at(-1) ?? assert.fail("no secret")
+        return { username, password: Redacted.make(password) }
+      }).pipe(Effect.provide(audit))
+      // opened in a transaction, which has ended when the next connection is made
+      const { sql } = yield* Effect.provide(Audit.withTransaction(open({ writer, credentials })), audit)
+      assert.strictEqual((yield* session(sql)).user, a.name)
+      yield* query(secrets.writer, "DELETE FROM secret")
+      yield* store(b)
+      yield* terminateBackends(name)
+      assert.strictEqual((yield* session(sql)).user, b.name)
+      assert.deepStrictEqual(yield* users(admin, name), [b.name])
+    })
+  )
+
+  it.scopedLive("the listening connection asks for them as well", () =>
+    Effect.gen(function* () {
+      const { admin, provider, writer } = yield* given
+      const { sql } = yield* open({ writer, credentials: provider.credentials })
+      const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
+      const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
+      yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
+      assert.deepStrictEqual(yield* Fiber.join(heard), Option.some("hello"))
+      assert.strictEqual(provider.asked, 1)
+    })
+  )
+
+  it.scopedLive("a provider that fails at once, the first time, does not leave listeners deaf", () =>
+    Effect.gen(function* () {
+      const { a, admin, provider, writer } = yield* given
+      const { sql } = yield* open({ writer, credentials: provider.credentials })
+      provider.answer = Effect.suspend(() => {
+        provider.use(a)
+        return Effect.fail(refused)
+      })
+      const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
+      const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
+      yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
+      assert.deepStrictEqual(yield* Fiber.join(heard), Option.some("hello"))
+      assert.strictEqual(provider.asked, 2)
+    })
+  )
+
+  it.scopedLive(
+    "a statement of a session that was made with them is cancelled on the server when it is interrupted",
+    () =>
+      Effect.gen(function* () {
+        const { a, admin, b, name, provider, writer } = yield* given
+        const { sql } = yield* open({ writer, credentials: provider.credentials })
+        const sleeping = query(
+          admin,
+          "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE '%pg_sleep(60)%'",
+          [name]
+        )
+        const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
+        // those of now are others
+        provider.use(b)
+        yield* Fiber.interrupt(fiber)
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
+        // its connection is kept, until a login is asked for anew
+        assert.strictEqual((yield* session(sql)).user, a.name)
+      })
+  )
+
+  it("beside a password file are too much", () => {
+    const options = { writer: Redacted.make("postgres://localhost/app"), credentials: Effect.never, passwordFile: "/x" }
+    const error = Either.getOrElse(Either.flip(DatabaseConfig.make("app", options)), () => assert.fail("accepted"))
+    assert.strictEqual(error.setting, "passwordFile")
+  })
+})
+
+describe("password file", () => {
+  /** A folder of its own, and a database with a role whose password is in a file there. */
+  const givenFile = Effect.gen(function* () {
+    const { admin, a, b, name } = yield* given
+    const folder = yield* Effect.acquireRelease(
+      Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-password-"))),
+      (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
+    )
+    const { hostname, port } = new URL(Redacted.value(admin))
+    const server = { host: hostname, port: Number(port), database: name, username: a.name }
+    const url = new URL(Redacted.value(anonymous(admin)))
+    url.username = a.name
+    const inFolder = (file: string) => path.join(folder, file)
+    const passwordOf = ({ credentials: { password } }: Role) => (password === undefined ? "" : Redacted.value(password))
+    return { a, admin, b, folder, inFolder, name, passwordOf, server, url: Redacted.make(url.href) }
+  })
+
+  it.scopedLive("of a server, or of all that have no password, is read again for each new connection", () =>
+    Effect.gen(function* () {
+      const { a, inFolder, name, passwordOf, server, url } = yield* givenFile
+      const file = inFolder("password")
+      for (const end of ["", "\n", "\r\n"]) {
+        for (const options of [{ writer: { ...server, passwordFile: file } }, { writer: url, passwordFile: file }]) {
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              fs.writeFileSync(file, passwordOf(a) + end)
+              const { facts, sql } = yield* open(options)
+              const release = yield* holder(sql)
+              yield* a.rotate
+              fs.writeFileSync(file, passwordOf(a) + end)
+              const other = yield* session(sql)
+              const [busy] = yield* release
+              assert.notStrictEqual(other.pid, busy.pid)
+              assert.deepStrictEqual(
+                facts.flatMap(({ _tag }) => (_tag === "CredentialsRotated" || _tag === "ConnectFailed" ? [_tag] : [])),
+                ["CredentialsRotated"]
+              )
+            })
+          )
+          yield* terminateBackends(name)
+        }
+      }
+    })
+  )
+
+  it.scopedLive("may be replaced by another that is moved into its place, as Kubernetes does it with links", () =>
+    Effect.gen(function* () {
+      const { a, folder, inFolder, name, passwordOf, server } = yield* givenFile
+      const publish = (version: string) => {
+        fs.mkdirSync(inFolder(version))
+        fs.writeFileSync(path.join(inFolder(version), "password"), passwordOf(a))
+        fs.symlinkSync(version, inFolder("..next"))
+        fs.renameSync(inFolder("..next"), inFolder("..data"))
+      }
+      publish("..1")
+      fs.symlinkSync(path.join("..data", "password"), inFolder("password"))
+      const { sql } = yield* open({ writer: { ...server, passwordFile: inFolder("password") } })
+      const first = yield* session(sql)
+      yield* a.rotate
+      publish("..2")
+      fs.rmSync(path.join(folder, "..1"), { recursive: true })
+      yield* terminateBackends(name)
+      assert.notStrictEqual((yield* session(sql)).pid, first.pid)
+    })
+  )
+
+  it.scopedLive("that is missing, empty, too long or no file: ConnectFailed, which names it and why", () =>
+    Effect.gen(function* () {
+      const { a, inFolder, passwordOf, server } = yield* givenFile
+      fs.writeFileSync(inFolder("empty"), "")
+      fs.writeFileSync(inFolder("newline"), "\n")
+      fs.writeFileSync(inFolder("long"), "x".repeat(100_000))
+      fs.mkdirSync(inFolder("folder"))
+      fs.symlinkSync("loop", inFolder("loop"))
+      // nobody writes to it
+      execFileSync("mkfifo", [inFolder("pipe")])
+      const cases = [
+        ["missing", "ENOENT"],
+        ["empty", "it is empty"],
+        ["newline", "it is empty"],
+        ["long", "it is longer than"],
+        ["folder", "it is not a regular file"],
+        ["loop", "ELOOP"],
+        ["pipe", "it is not a regular file"],
+        [path.join("empty", "password"), "ENOTDIR"]
+      ] as const
+      for (const [file, why] of cases) {
+        const passwordFile = inFolder(file)
+        const { sql } = yield* open({ writer: { ...server, passwordFile } })
+        const error = yield* connectFailure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
+        assert.strictEqual(error.reason, "credentials")
+        assert.include(error.message, `the password file ${passwordFile} cannot be used: ${why}`)
+        if (file.includes("/")) continue
+        // and is tried again
+        fs.rmSync(passwordFile, { recursive: true, force: true })
+        fs.writeFileSync(passwordFile, passwordOf(a))
+        assert.strictEqual((yield* session(sql)).user, a.name)
+      }
+    })
+  )
+
+  it.scopedLive("that is a pipe to which nobody writes holds up nothing else in the process", () =>
+    Effect.gen(function* () {
+      const { inFolder, server } = yield* givenFile
+      execFileSync("mkfifo", [inFolder("pipe")])
+      const { sql } = yield* open({ writer: { ...server, passwordFile: inFolder("pipe") } })
+      // more often than Node has threads for files and names
+      yield* Effect.forEach(
+        Array.from({ length: 10 }),
+        () => failure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))),
+        { concurrency: "unbounded" }
+      )
+      const text = yield* Effect.promise(() => fs.promises.readFile("/dev/null", "utf8"))
+      assert.strictEqual(text, "")
+    })
+  )
+})
+
+describe("secrets", () => {
+  it.scopedLive("no password is in any error, log, fact, status, setting or service", () =>
+    Effect.gen(function* () {
+      const { a, admin, b, name, provider, writer } = yield* given
+      const folder = yield* Effect.acquireRelease(
+        Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-password-"))),
+        (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
+      )
+      const passwordFile = path.join(folder, "password")
+      const inFile = "f1le-s3cr3t"
+      fs.writeFileSync(passwordFile, inFile)
+      const wrong = Redacted.make("wr0ng-s3cr3t")
+      const withUrl = new URL(Redacted.value(writer))
+      withUrl.username = a.name
+      withUrl.password = "ur1-s3cr3t"
+      const { hostname, port } = withUrl
+      const server = { host: hostname, port: Number(port), database: name, username: a.name }
+      const secrets = ["s3cr3t", Redacted.value(admin).split(":")[2]?.split("@")[0] ?? assert.fail("no password")]
+      const said: Array<string> = []
+      const attempt = (text: () => string | undefined) => {
+        try {
+          said.push(text() ?? "")
+        } catch {
+          // what refers to itself has no JSON
+        }
+      }
+      const say = (...all: ReadonlyArray<unknown>) => {
+        for (const one of all) {
+          const isError = one instanceof Error
+          attempt(() => String(one))
+          attempt(() => JSON.stringify(one))
+          attempt(() => inspect(one, { depth: Number.POSITIVE_INFINITY, showHidden: isError }))
+          if (isError) attempt(() => one.stack)
+        }
+      }
+      const logger = Logger.make(({ annotations, cause, message, spans }) => say(message, cause, annotations, spans))
+      const logged = Logger.replace(Logger.defaultLogger, logger)
+      const cases: ReadonlyArray<Database.Options> = [
+        { writer, credentials: provider.credentials },
+        { writer, credentials: Effect.succeed({ username: a.name, password: wrong }) },
+        { writer: Redacted.make(withUrl.href), readers: [Redacted.make(withUrl.href)] },
+        { writer: { ...server, password: wrong } },
+        { writer: server, passwordFile },
+        { writer: { ...server, passwordFile } },
+        { writer, credentials: Effect.sync(() => ({ username: a.name, password: "s3cr3t" as never })) },
+        { writer: Redacted.make("postgres://me:s3cr3t@"), credentials: provider.credentials },
+        { writer: { ...server, password: wrong, passwordFile } }
+      ]
+      for (const options of cases) {
+        const config = DatabaseConfig.make("app", options)
+        // a provider that fails may do better the next time, so it is waited for
+        const impatient = { ...options, acquireTimeout: "2 seconds" } as const
+        say(options, config, Either.isRight(config) ? config.right : config.left)
+        if (Either.isLeft(config)) continue
+        yield* Effect.gen(function* () {
+          const { context, facts, heard, sql } = yield* open(impatient)
+          provider.use(a)
+          say(
+            sql,
+            sql.config,
+            yield* Effect.exit(sql`SELECT 1`),
+            yield* Effect.exit(DatabaseError.refine(sql`SELECT 1`))
+          )
+          const exit = yield* Effect.exit(sql.reserve)
+          say(exit, Exit.isFailure(exit) ? Cause.pretty(exit.cause) : "")
+          if (options.credentials === provider.credentials) {
+            const held = yield* holder(sql)
+            provider.use(b)
+            yield* session(sql)
+            yield* heard("CredentialsRotated")
+            yield* held
+          }
+          say(yield* Effect.provide(Db.status, context), facts, context, Context.get(context, Db))
+          say(yield* Effect.exit(Effect.scoped(Layer.build(Db.layer(options)))))
+        }).pipe(Effect.scoped, Effect.provide(logged))
+      }
+      assert.isAbove(said.length, 50)
+      for (const { credentials } of [a, b]) {
+        if (credentials.password !== undefined) secrets.push(Redacted.value(credentials.password))
+      }
+      for (const text of said) for (const secret of secrets) assert.notInclude(text, secret)
+    })
+  )
+})

@@ -1,0 +1,192 @@
+/**
+ * A prepared statement whose plan went stale, because another session changed what it is made of.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { Db, fresh, freshTable, insert, Place, stored } from "../support/databases.js"
+import { makeProxy, sends } from "../support/proxy.js"
+import { query } from "../support/server.js"
+
+const columns = (table = "item") =>
+  Effect.flatMap(Db.writer, (sql) =>
+    Effect.map(sql.unsafe(`SELECT * FROM ${table}`), (rows) => Object.keys(rows[0] ?? {}).join())
+  )
+
+const elsewhere = (text: string) => Effect.flatMap(Place, ({ writer }) => query(writer, text))
+
+let added = 0
+
+/** Adds a column in another session, and gives the columns that there are. */
+const addColumn = Effect.gen(function* () {
+  yield* elsewhere(`ALTER TABLE item ADD COLUMN extra_${++added} text`)
+  const [row] = yield* elsewhere(
+    `SELECT string_agg(attname, ',' ORDER BY attnum) AS names FROM pg_attribute
+     WHERE attrelid = 'item'::regclass AND attnum > 0`
+  )
+  return String(row?.names)
+})
+
+const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
+
+describe("a plan that went stale", () => {
+  const firsts = {
+    "a transaction": Db.withTransaction(columns()),
+    "a transaction with options": Db.withTransaction(columns(), { isolation: "serializable", statementTimeout: 5000 }),
+    "a unit of work": UnitOfWork.run(columns()),
+    "a nested transaction": Db.withTransaction(Effect.zipRight(insert("outer"), Db.withTransaction(columns()))),
+    "a transaction in a transaction without statements": Db.withTransaction(Db.withTransaction(columns())),
+    "a scope of a schema": Db.withSchema(Db.withTransaction(columns()), "public")
+  }
+  for (const [name, first] of Object.entries(firsts)) {
+    it.scopedLive(`is prepared again as the first statement of ${name}: nothing had run`, () =>
+      Effect.gen(function* () {
+        yield* insert("a")
+        yield* Db.withSchema(columns(), "public")
+        yield* columns()
+        const now = yield* addColumn
+        assert.strictEqual(yield* first, now)
+        yield* elsewhere("DELETE FROM item WHERE name = 'outer'")
+        assert.strictEqual(yield* first, now)
+      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+  }
+
+  it.scopedLive("is prepared again as a reader's statement in a writer's transaction, and in a sandbox", () =>
+    Effect.gen(function* () {
+      const reader = yield* Db.reader
+      const read = Effect.map(reader`SELECT * FROM item`, (rows) => Object.keys(rows[0] ?? {}).join())
+      yield* insert("a")
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("b")
+          yield* read
+        })
+      )
+      const now = yield* addColumn
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("c")
+          assert.strictEqual(yield* read, now)
+        })
+      )
+      const sandbox = Effect.gen(function* () {
+        yield* (yield* Db.writer)`SET lock_timeout = 0`
+        assert.strictEqual(yield* columns(), now)
+      })
+      yield* Effect.provide(sandbox, TestDatabase.layer(Db))
+      assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+
+  it.scopedLive("takes the other plans of its connection along: each would be refused in its turn", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      yield* query(place.writer, "INSERT INTO item (name) VALUES ('a')")
+      const proxy = yield* makeProxy(place.writer)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const texts = [1, 2, 3].map((n) => `SELECT ${n} AS n, item.* FROM item`)
+        for (const text of texts) yield* sql.unsafe(text)
+        yield* addColumn
+        let refused = 0
+        yield* proxy.when(({ from, type }) => {
+          if (from === "server" && type === "E") refused++
+          return false
+        }, "pass")
+        for (const text of texts) yield* Db.withTransaction(sql.unsafe(text))
+        assert.strictEqual(refused, 1)
+        yield* sql`DEALLOCATE ALL`.unprepared
+        yield* sql`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`
+        for (const text of texts) yield* Db.withTransaction(sql.unsafe(text))
+        yield* sql`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`
+        for (const text of texts) yield* sql.unsafe(text)
+        assert.strictEqual(refused, 2)
+      }).pipe(
+        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
+      )
+    })
+  )
+
+  for (const [name, first, undo] of [
+    ["a nested transaction", insert("outer"), "ROLLBACK TO SAVEPOINT"],
+    ["a nested transaction that begins the outer one", Effect.void, "ROLLBACK"]
+  ] as const) {
+    it.scopedLive(`met by ${name} that is interrupted meanwhile undoes that one alone`, () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy(place.writer)
+        yield* Effect.gen(function* () {
+          yield* insert("a")
+          yield* columns()
+          yield* addColumn
+          yield* Db.withTransaction(
+            Effect.gen(function* () {
+              yield* first
+              const undoing = yield* proxy.when(sends(undo), "freeze")
+              const nested = yield* Effect.fork(Db.withTransaction(columns()))
+              yield* undoing
+              const interruption = yield* Effect.fork(Fiber.interrupt(nested))
+              yield* Effect.yieldNow()
+              yield* proxy.thaw
+              assert.isTrue(Exit.isInterrupted(yield* Fiber.join(interruption)))
+              yield* insert("after")
+            })
+          )
+          assert.include(yield* stored, "after")
+          yield* columns()
+        }).pipe(
+          Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
+        )
+      })
+    )
+  }
+
+  it.scopedLive("for a type that was dropped and made anew is prepared again, where nothing had run", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const remake = elsewhere("DROP TYPE IF EXISTS mood CASCADE; CREATE TYPE mood AS ENUM ('sad', 'glad')")
+      const cast = Effect.map(
+        sql<{ mood: string }>`SELECT ${"glad"}::mood::text AS mood, ${["sad"]}::mood[]::text AS many`,
+        (rows) => rows[0]?.mood
+      )
+      yield* remake
+      assert.strictEqual(yield* cast, "glad")
+      yield* remake
+      assert.strictEqual(yield* cast, "glad")
+      yield* remake
+      assert.strictEqual(yield* Db.withTransaction(cast), "glad")
+      yield* remake
+      const error = yield* errorOf(Db.withTransaction(Effect.zipRight(insert("a"), cast)))
+      assert.isTrue(RetryPolicy.isReplayable(error))
+      assert.strictEqual(yield* cast, "glad")
+      let runs = 0
+      yield* remake
+      const work = Effect.suspend(() => {
+        runs++
+        return Effect.zipRight(insert("a"), cast)
+      })
+      assert.strictEqual(yield* Db.withTransaction(work, { retry: true }), "glad")
+      assert.strictEqual(runs, 2)
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+
+  it.scopedLive("in the middle of a transaction is a failure that says what has happened, and what to do", () =>
+    Effect.gen(function* () {
+      yield* insert("a")
+      yield* columns()
+      const now = yield* addColumn
+      const middle = Db.withTransaction(Effect.zipRight(insert("b"), columns()))
+      const error = yield* errorOf(middle)
+      assert.strictEqual(error._tag === "QueryFailed" && error.sqlState, "0A000")
+      assert.include(error.message, "changed since the statement was prepared")
+      assert.include(error.message, "run the whole transaction again, or give it { retry }")
+      assert.strictEqual(yield* middle, now)
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+})

@@ -1,0 +1,69 @@
+/**
+ * Connections over TLS, to a real server, on a network that fails.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import { DatabaseError } from "effect-db"
+import { describe } from "vitest"
+import { Db, soon } from "../support/databases.js"
+import { type Message, makeProxy } from "../support/proxy.js"
+import { query } from "../support/server.js"
+import { makeTlsServer } from "../support/tls.js"
+
+describe("over TLS", () => {
+  it.scopedLive(
+    "a network that is cut anywhere in a login is ConnectFailed, and no crash",
+    () =>
+      Effect.gen(function* () {
+        const { certificate, password, url, username } = yield* makeTlsServer
+        let failed = 0
+        for (let n = 1; n <= 16; n++) {
+          const proxy = yield* makeProxy(url)
+          // of each login: start-up tries again
+          const counts = new Map<number, number>()
+          const isNth = ({ connection }: Message) => {
+            const count = (counts.get(connection) ?? 0) + 1
+            counts.set(connection, count)
+            return count === n
+          }
+          yield* proxy.when(isNth, "cut", Number.POSITIVE_INFINITY)
+          const writer = {
+            host: "localhost",
+            port: proxy.port,
+            database: "postgres",
+            username,
+            password,
+            ssl: { ca: certificate }
+          }
+          const exit = yield* Effect.exit(Effect.scoped(Layer.build(Db.layer({ writer, connectTimeout: "1 second" }))))
+          if (Exit.isSuccess(exit)) continue
+          failed++
+          const error = yield* Effect.flip(exit)
+          assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unreachable", `message ${n}`)
+        }
+        // the question, its answer, and at least two messages of TLS and two of the login
+        assert.isAtLeast(failed, 6)
+      }),
+    { timeout: 90_000 }
+  )
+
+  it.scopedLive("a backend that is ended is Disconnected with a statement on it, and replaced when it was idle", () =>
+    Effect.gen(function* () {
+      const { certificate, password, port, url, username } = yield* makeTlsServer
+      const writer = { host: "127.0.0.1", port, database: "postgres", username, password, ssl: { ca: certificate } }
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const pid = Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => row?.pid)
+        const first = yield* pid
+        yield* query(url, "SELECT pg_terminate_backend($1, 10000)", [first])
+        assert.notStrictEqual(yield* pid, first)
+        const error = yield* sql`SELECT pg_terminate_backend(pg_backend_pid())`.pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+        yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.total === 0 })
+        assert.isNumber(yield* pid)
+      }).pipe(Effect.provide(Db.layer({ writer })))
+    })
+  )
+})

@@ -1,0 +1,324 @@
+/**
+ * A server that has a limit for statements and says nothing when it is over: what is done about it, and to whom it must not be done.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
+import { type Database, DatabaseError } from "effect-db"
+import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
+import { afterEach, beforeEach, describe, vi } from "vitest"
+import { type BackendState, Watchdog } from "../../src/internal/connection/watchdog.js"
+import { active, Db, soon } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { answers, type Message, makeProxy, sends } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
+
+const limit = "200 millis"
+
+/** A database behind a proxy, with a table `item`. */
+const given = (options: Partial<Database.Options>) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshDatabase
+    yield* query(writer, "CREATE TABLE item (name text)")
+    const proxy = yield* makeProxy(writer)
+    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...options }))
+    return { proxy, writer, context: Context.pick(Db)(context) }
+  })
+
+const statement = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
+const insert = statement("INSERT INTO item VALUES ('x')")
+
+/** What a statement fails with, by itself: not more than a second after its limit, with some patience for a busy machine. */
+const failure = <A, E>(self: Effect.Effect<A, E, Db>) =>
+  DatabaseError.refine(self).pipe(Effect.flip, Effect.timeout("3 seconds"))
+
+/** Ends some time after every limit of these tests is over. */
+const later = (url: Redacted.Redacted<string>) => query(url, "SELECT pg_sleep(2)")
+
+describe("on a dead network, by itself, soon after its limit,", () => {
+  it.scopedLive("a statement is Disconnected, in doubt, and its connection is destroyed", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given({ statementTimeout: limit })
+      const gone = yield* proxy.when(sends("INSERT"), "freeze")
+      const fiber = yield* Effect.fork(Effect.provide(failure(insert), context))
+      yield* gone
+      yield* proxy.freeze
+      const error = yield* Fiber.join(fiber)
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+      assert.strictEqual(yield* Effect.provide(active, context), 0)
+      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+      assert.strictEqual(proxy.connections, 0)
+    })
+  )
+
+  it.scopedLive("a statement in a transaction is Disconnected, undone", () =>
+    Effect.gen(function* () {
+      const { context, proxy, writer } = yield* given({ statementTimeout: limit })
+      const gone = yield* proxy.when(sends("'lost'"), "freeze")
+      yield* Effect.fork(Effect.zipRight(gone, proxy.freeze))
+      const error = yield* Db.withTransaction(Effect.zipRight(insert, statement("SELECT 'lost'"))).pipe(
+        failure,
+        Effect.provide(context)
+      )
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.strictEqual(yield* Effect.provide(active, context), 0)
+      assert.deepStrictEqual(yield* query(writer, "SELECT * FROM item"), [])
+    })
+  )
+
+  it.scopedLive("a transaction's own limit counts, and a nested one's", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given({})
+      const lost = Effect.zipRight(
+        proxy.when(sends("'lost'"), "freeze"),
+        Effect.zipRight(insert, statement("SELECT 'lost'"))
+      )
+      const alone = Db.withTransaction(lost, { statementTimeout: limit })
+      const nested = Db.withTransaction(Effect.zipRight(insert, alone), { statementTimeout: "1 minute" })
+      for (const transaction of [alone, nested]) {
+        const error = yield* Effect.provide(failure(transaction), context)
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      }
+    })
+  )
+
+  it.scopedLive("a read is tried again, on another connection", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given({ statementTimeout: limit })
+      yield* proxy.when(sends("'lost'"), "freeze")
+      const rows = yield* Effect.flatMap(Db.reader, (sql) => sql`SELECT 'lost' AS is`).pipe(
+        Effect.timeout("3 seconds"),
+        Effect.provide(context)
+      )
+      assert.deepStrictEqual(rows, [{ is: "lost" }])
+    })
+  )
+
+  it.scopedLive("a COMMIT is CommitOutcomeUnknown", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given({ statementTimeout: limit })
+      const gone = yield* proxy.when(sends("COMMIT"), "freeze")
+      const fiber = yield* Effect.fork(Db.withTransaction(insert).pipe(failure, Effect.provide(context)))
+      yield* gone
+      yield* proxy.freeze
+      assert.strictEqual((yield* Fiber.join(fiber))._tag, "CommitOutcomeUnknown")
+    })
+  )
+
+  it.scopedLive("a statement on a server that stands still is Disconnected", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* EmbeddedPostgres.make({ directory })
+      const proxy = yield* makeProxy(primary.url())
+      yield* Effect.addFinalizer(() => Effect.orDie(primary.thaw))
+      const context = yield* Layer.build(Db.layer({ writer: proxy.url, statementTimeout: limit, maxConnections: 1 }))
+      yield* primary.freeze
+      const error = yield* failure(statement("SELECT 1")).pipe(Effect.provide(context))
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+    })
+  )
+})
+
+describe("on a connection that is dead while the server is well, by itself, soon after its limit,", () => {
+  /** What becomes of it where what the client says is lost, and where what the server says is. */
+  const lost = <A, E>(what: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
+    Effect.gen(function* () {
+      const { context, proxy, writer } = yield* given({ statementTimeout: limit })
+      yield* proxy.when(what, "freeze")
+      const error = yield* Effect.provide(failure(self), context)
+      assert.strictEqual(yield* Effect.provide(active, context), 0)
+      // as a network that is back, or gives up: what was lost is not there
+      yield* proxy.cut
+      assert.lengthOf(yield* Effect.provide(statement("SELECT 1"), context), 1)
+      return { error, rows: yield* query(writer, "SELECT * FROM item") }
+    })
+
+  for (const [side, says, stored] of [
+    ["to", sends, 0],
+    ["from", answers, 1]
+  ] as const) {
+    it.scopedLive(`a write is Disconnected, in doubt, where the way ${side} the server is cut`, () =>
+      Effect.gen(function* () {
+        const { error, rows } = yield* lost(says("INSERT"), insert)
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+        assert.lengthOf(rows, stored)
+      })
+    )
+
+    it.scopedLive(`a COMMIT is CommitOutcomeUnknown, where the way ${side} the server is cut`, () =>
+      Effect.gen(function* () {
+        const { error, rows } = yield* lost(says("COMMIT"), Db.withTransaction(insert))
+        assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        assert.lengthOf(rows, stored)
+      })
+    )
+  }
+
+  it.scopedLive("a statement in a transaction is Disconnected, undone, also when it has given itself more time", () =>
+    Effect.gen(function* () {
+      const patient = Effect.zipRight(insert, statement("SET LOCAL statement_timeout = '1min'"))
+      const { error, rows } = yield* lost(
+        sends("'lost'"),
+        Db.withTransaction(Effect.zipRight(patient, statement("SELECT 'lost'")))
+      )
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.lengthOf(rows, 0)
+    })
+  )
+})
+
+describe("nobody is given up who", () => {
+  it.scopedLive("commits and waits for a standby, with COMMIT or without", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* EmbeddedPostgres.make({ directory })
+      const url = primary.url()
+      yield* query(url, "CREATE TABLE item (name text)")
+      yield* query(url, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+      yield* query(url, "SELECT pg_reload_conf()")
+      yield* Effect.repeat(query(url, "SHOW synchronous_standby_names"), {
+        schedule: soon,
+        until: ([row]) => row?.synchronous_standby_names === "nobody"
+      })
+      const proxy = yield* makeProxy(url)
+      const context = yield* Layer.build(Db.layer({ writer: proxy.url, statementTimeout: limit }))
+      const one = yield* proxy.when(sends("pg_stat_activity"), "pass")
+      const two = yield* proxy.when(sends("pg_stat_activity"), "pass")
+      const commits = yield* Effect.fork(Effect.provide(Db.withTransaction(insert), context))
+      const inserts = yield* Effect.fork(Effect.provide(insert, context))
+      yield* one
+      yield* two
+      yield* later(url)
+      const waiting = yield* query(
+        url,
+        "SELECT query FROM pg_stat_activity WHERE wait_event = 'SyncRep' ORDER BY query"
+      )
+      assert.deepStrictEqual(
+        waiting.map((row) => String(row.query).slice(0, 6)),
+        ["COMMIT", "INSERT"]
+      )
+      yield* query(url, "ALTER SYSTEM RESET synchronous_standby_names")
+      yield* query(url, "SELECT pg_reload_conf()")
+      yield* Fiber.join(commits)
+      yield* Fiber.join(inserts)
+      assert.lengthOf(yield* query(url, "SELECT * FROM item"), 2)
+    })
+  )
+
+  it.scopedLive("has given himself more time, by SQL", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given({ statementTimeout: limit })
+      yield* query(
+        writer,
+        `CREATE FUNCTION patient() RETURNS void LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM set_config('statement_timeout', '0', true); END $$`
+      )
+      yield* Effect.gen(function* () {
+        for (const more of ["SELECT set_config('statement_timeout', '1min', true)", "SELECT patient()"]) {
+          yield* Db.withTransaction(Effect.zipRight(statement(more), statement("SELECT pg_sleep(2)")))
+        }
+        yield* Db.withTransaction(
+          Effect.zipRight(statement("SET LOCAL statement_timeout = 0"), statement("SELECT pg_sleep(2)"))
+        )
+        yield* Db.withTransaction(
+          Effect.zipRight(statement("SET LOCAL statement_timeout = 0; SELECT 1"), statement("SELECT pg_sleep(2)"))
+        )
+        yield* Db.withTransaction(statement("SELECT pg_sleep(2)"), { statementTimeout: "1 minute" })
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("was answered while the process was busy with something else", () =>
+    Effect.gen(function* () {
+      // not by way of the proxy, which would be as busy
+      const { writer } = yield* freshDatabase
+      const context = yield* Layer.build(Db.layer({ writer, statementTimeout: limit }))
+      yield* Effect.gen(function* () {
+        const begun = yield* Deferred.make<void>()
+        const fiber = yield* Effect.fork(
+          Db.withTransaction(
+            Effect.gen(function* () {
+              yield* statement("SELECT 1")
+              yield* Deferred.succeed(begun, undefined)
+              return yield* statement("SELECT 1 AS n FROM pg_sleep(0.1)")
+            })
+          )
+        )
+        yield* Deferred.await(begun)
+        // in a turn of the event loop after which timers come before what has arrived
+        yield* Effect.async<void>((resume) => {
+          setImmediate(() => {
+            const end = performance.now() + 1500
+            while (performance.now() < end) {}
+            resume(Effect.void)
+          })
+        })
+        assert.deepStrictEqual(yield* Fiber.join(fiber), [{ n: 1 }])
+      }).pipe(Effect.provide(context))
+    })
+  )
+})
+
+describe("of a server that lives", () => {
+  /** A connection on which nothing is heard, but for what is asked on the side, at times that are the test's. */
+  const silent = (doing: BackendState) => {
+    const asked: Array<number> = []
+    const begun = performance.now()
+    let heard = 0
+    let givenUp: number | undefined
+    const silence = new Watchdog({
+      heard: () => heard,
+      ask: (_, told) => told(true),
+      inquire: (told) => {
+        asked.push(performance.now() - begun)
+        told(doing)
+        return () => {}
+      },
+      giveUp: () => {
+        givenUp = performance.now() - begun
+        silence.answered()
+      }
+    })
+    silence.sent(1000)
+    return {
+      asked,
+      hear: () => heard++,
+      get givenUp() {
+        return givenUp
+      }
+    }
+  }
+
+  beforeEach(() => void vi.useFakeTimers())
+  afterEach(() => void vi.useRealTimers())
+
+  it("a process that works is asked less and less, and never given up", () => {
+    const line = silent("works")
+    vi.advanceTimersByTime(1000 + 160_000)
+    assert.deepStrictEqual(
+      line.asked.map((at) => Math.round(at / 1000)),
+      [1, 11, 22, 42, 83]
+    )
+    assert.isUndefined(line.givenUp)
+  })
+
+  it("one that waits for us is given up when its answer has had a second to arrive, unless something is heard", () => {
+    const line = silent("waits")
+    vi.advanceTimersByTime(2200)
+    line.hear()
+    vi.advanceTimersByTime(100 + 1250 + 900)
+    assert.isUndefined(line.givenUp)
+    vi.advanceTimersByTime(200)
+    assert.isDefined(line.givenUp)
+  })
+
+  it("one of which the server tells nothing is given up half a minute after its limit", () => {
+    const line = silent("unknown")
+    vi.advanceTimersByTime(30_900)
+    assert.isUndefined(line.givenUp)
+    vi.advanceTimersByTime(10_000)
+    assert.isDefined(line.givenUp)
+  })
+})

@@ -1,0 +1,199 @@
+/** Where something is stored: by a COMMIT that does not wait for the disk, far away, and where nobody says. */
+import { assert, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import { Consistency } from "effect-db"
+import {
+  Cluster,
+  caughtUp,
+  cluster,
+  freshId,
+  hasty,
+  insertId,
+  open,
+  read,
+  replica,
+  saysWhere,
+  write
+} from "../support/cluster.js"
+import { Db } from "../support/databases.js"
+import { makeProxy } from "../support/proxy.js"
+import { query } from "../support/server.js"
+
+const lazyWal = Cluster.layer({
+  replicas: 1,
+  databases: ["app"],
+  settings: { wal_writer_delay: "10s" }
+})
+const lazy = Layer.provideMerge(
+  Layer.effectDiscard(
+    Effect.gen(function* () {
+      const { awaitReplicas, primary } = yield* Cluster
+      yield* query(
+        primary.url("app"),
+        `CREATE TABLE item (id int PRIMARY KEY);
+         CREATE FUNCTION fast(n int) RETURNS void LANGUAGE plpgsql AS
+           $$ BEGIN SET LOCAL synchronous_commit = off; INSERT INTO item VALUES (n); END $$`
+      )
+      yield* awaitReplicas
+    })
+  ),
+  lazyWal
+).pipe(Layer.orDie)
+
+layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("a COMMIT that does not wait for the disk", (it) => {
+  it.scoped("a function that sets synchronous_commit off for itself, in a statement of its own", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* write
+      yield* caughtUp
+      const id = freshId()
+      yield* sql`SELECT fast(${id})`
+      assert.isTrue((yield* read(id)).there)
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+  it.scoped("the same in a scope, where it is in a transaction of its own", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* write
+      yield* caughtUp
+      const id = freshId()
+      yield* Db.withSchema(sql`SELECT fast(${id})`, "public")
+      assert.isTrue((yield* read(id)).there)
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+  it.scoped("in a transaction", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* write
+      yield* caughtUp
+      const id = freshId()
+      yield* Db.withTransaction(sql`SELECT fast(${id})`)
+      assert.isTrue((yield* read(id)).there)
+      const other = freshId()
+      yield* Db.withTransaction(Effect.zipRight(sql`SET LOCAL synchronous_commit = off`, insertId(other)))
+      assert.isTrue((yield* read(other)).there)
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+  it.scoped("what a reserved connection has stored without waiting is seen by the second read, too", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* write
+      yield* caughtUp
+      const id = freshId()
+      yield* Effect.scoped(
+        Effect.flatMap(sql.reserve, (one) =>
+          Effect.zipRight(
+            one.executeUnprepared("SET synchronous_commit = off", [], undefined),
+            one.executeUnprepared(`INSERT INTO item VALUES (${id})`, [], undefined)
+          )
+        )
+      )
+      const first = yield* read(id)
+      const second = yield* read(id)
+      assert.deepStrictEqual([first.there, second.there], [true, true])
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+  it.scoped("several commands in one text, the same", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* write
+      yield* caughtUp
+      const id = freshId()
+      yield* sql.unsafe(`SET LOCAL synchronous_commit = off; INSERT INTO item VALUES (${id})`)
+      const first = yield* read(id)
+      const second = yield* read(id)
+      assert.deepStrictEqual([first.there, second.there], [true, true])
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+})
+
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
+  "a server that is far away, or does not answer",
+  (it) => {
+    it.scoped("a read in a session ends where the primary is far away", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        yield* proxy.delay(140)
+        const session = hasty()
+        yield* Effect.gen(function* () {
+          const sql = yield* Db.writer
+          // without a session, and in one that knows nothing: how long it takes
+          yield* Db.withConsistency(read(1), Consistency.Strong())
+          yield* Effect.scoped(Effect.asVoid(sql.reserve)) // unknown
+          const exit = yield* Effect.exit(read(1))
+          assert.isTrue(Exit.isSuccess(exit))
+        }).pipe(
+          Consistency.withSession(session),
+          Effect.provide(open([0], { writer: proxy.url, acquireTimeout: "8 seconds" }))
+        )
+      })
+    )
+
+    it.scoped("a far replica that has it is read, and keeps its connection", () =>
+      Effect.gen(function* () {
+        const server = yield* replica(0)
+        const proxy = yield* makeProxy(server.url("app"))
+        yield* proxy.delay(140)
+        yield* Effect.gen(function* () {
+          yield* write
+          yield* caughtUp
+          yield* read(1)
+          const ports: Array<number> = []
+          for (let i = 0; i < 3; i++) {
+            yield* write
+            yield* caughtUp
+            ports.push((yield* read(1)).port)
+          }
+          assert.deepStrictEqual(ports, [server.port, server.port, server.port])
+        }).pipe(Consistency.withSession(Consistency.makeSession()), Effect.provide(open([], { readers: [proxy.url] })))
+      })
+    )
+
+    it.scoped("a write that is stored and answered does not wait for long for the place that it is stored at", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        const session = hasty()
+        yield* Effect.gen(function* () {
+          yield* insertId(freshId())
+          yield* proxy.when(saysWhere, "freeze")
+          // it is answered, and nobody can say where it is
+          yield* insertId(freshId())
+          assert.strictEqual(session.known.get("app"), "unknown")
+        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+      })
+    )
+
+    it.scoped("a replica whose connections are all in use is given maxWait, then the primary is read", () =>
+      Effect.gen(function* () {
+        const reader = yield* Db.reader
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* reader.reserve
+            yield* write
+            const exit = yield* Effect.exit(read(1))
+            assert.isTrue(Exit.isSuccess(exit))
+          })
+        )
+      }).pipe(
+        Consistency.withSession(hasty()),
+        Effect.provide(open([0], { maxConnections: 1, acquireTimeout: "3 seconds" }))
+      )
+    )
+
+    it.scoped("a replica that takes no connection is given maxWait, then the primary is read", () =>
+      Effect.gen(function* () {
+        const server = yield* replica(0)
+        const proxy = yield* makeProxy(server.url("app"))
+        yield* proxy.freeze
+        yield* Effect.gen(function* () {
+          yield* write
+          assert.strictEqual((yield* read(1)).port, (yield* Cluster).primary.port)
+        }).pipe(Consistency.withSession(hasty()), Effect.provide(open([], { readers: [proxy.url] })))
+      })
+    )
+  }
+)

@@ -1,0 +1,335 @@
+/** What a session knows, whatever is written in it, and how; and what a read in it waits for. */
+import * as SqlResolver from "@effect/sql/SqlResolver"
+import { assert, layer } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
+import {
+  Cluster,
+  caughtUp,
+  cluster,
+  freshId,
+  hasty,
+  insertId,
+  isStored,
+  open,
+  patient,
+  pause,
+  read,
+  replica,
+  saysWhere,
+  tokenIn,
+  write
+} from "../support/cluster.js"
+import { Db, idle, soon } from "../support/databases.js"
+import { answers, makeProxy } from "../support/proxy.js"
+
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session", (it) => {
+  it.scoped("what is written on a reserved connection after another COMMIT of the session is seen", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const connection = yield* sql.reserve
+          yield* write // its token takes the place of "unknown"
+          yield* caughtUp
+          yield* pause(yield* replica(0))
+          const id = freshId()
+          yield* connection.execute(`INSERT INTO item (id) VALUES (${id})`, [], undefined)
+          assert.isTrue((yield* read(id)).there)
+        })
+      )
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+
+  it.scoped("a reader's transaction that has sent nothing yet sees what was committed before its first statement", () =>
+    Effect.gen(function* () {
+      yield* caughtUp
+      yield* pause(yield* replica(0))
+      const reader = yield* Db.reader
+      const seen = yield* reader.withTransaction(Effect.flatMap(write, read))
+      assert.isTrue(seen.there)
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+
+  it.scoped("an interrupted write, which the server has answered, makes the session read the primary", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const proxy = yield* makeProxy(primary.url("app"))
+      const session = hasty()
+      yield* Effect.gen(function* () {
+        yield* write
+        yield* caughtUp
+        yield* pause(yield* replica(0))
+        const asked = yield* proxy.when(saysWhere, "freeze")
+        const id = freshId()
+        const writing = yield* Effect.fork(insertId(id))
+        yield* asked
+        yield* Fiber.interrupt(writing)
+        assert.isTrue(yield* isStored(id))
+        assert.isTrue((yield* read(id)).there)
+      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+    })
+  )
+
+  it.scoped("a wait for a replica that is longer than acquireTimeout still ends with a read of the primary", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      yield* pause(yield* replica(0))
+      const exit = yield* Effect.exit(Effect.flatMap(write, read)).pipe(
+        Consistency.withSession(Consistency.makeSession({ maxWait: "600 millis" }))
+      )
+      if (Exit.isFailure(exit)) return assert.fail(String(exit.cause))
+      assert.strictEqual(exit.value.port, primary.port)
+    }).pipe(Effect.provide(open([0], { acquireTimeout: "500 millis" })))
+  )
+
+  it.scoped("however long it would wait for a replica, acquireTimeout bounds the whole", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      yield* pause(yield* replica(0))
+      const seen = yield* Effect.flatMap(write, read).pipe(
+        Consistency.withSession(Consistency.makeSession({ maxWait: Duration.infinity }))
+      )
+      assert.deepStrictEqual(seen, { port: primary.port, there: true })
+    }).pipe(Effect.provide(open([0], { acquireTimeout: "500 millis" })))
+  )
+
+  it.scoped("a read that no replica could serve does not send the others of its unit to the primary", () =>
+    Effect.gen(function* () {
+      const session = patient()
+      const id = yield* Consistency.withSession(write, session)
+      yield* caughtUp
+      const token = tokenIn(session)
+      const server = yield* replica(0)
+      const ahead = new Consistency.Token({ ...token, lsn: token.lsn + 10_000_000n })
+      const strict = Consistency.AtLeast({ token: ahead, maxWait: 0, otherwise: "fail" })
+      const ports = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          const before = yield* read(id)
+          yield* Effect.exit(Db.withConsistency(read(id), strict))
+          return [before.port, (yield* read(id)).port]
+        })
+      )
+      assert.deepStrictEqual(ports, [server.port, server.port])
+    }).pipe(Effect.provide(open([0])))
+  )
+
+  it.scoped("a token of what is stored is reached by a replica, whatever others have not committed", () =>
+    Effect.gen(function* () {
+      const server = yield* replica(0)
+      const ready = yield* Deferred.make<void>()
+      const over = yield* Deferred.make<void>()
+      // somebody's transaction that is open
+      const other = yield* Effect.fork(
+        Db.withTransaction(
+          Effect.zipRight(
+            insertId(freshId()),
+            Effect.zipRight(Deferred.succeed(ready, undefined), Deferred.await(over))
+          )
+        )
+      )
+      yield* Deferred.await(ready)
+      const seen: Array<number> = []
+      const session = hasty()
+      yield* Effect.gen(function* () {
+        // it writes, and what it has written is on the disk
+        yield* write
+        yield* caughtUp
+        yield* read(1)
+        for (let i = 0; i < 20; i++) seen.push((yield* read(1)).port)
+      }).pipe(Consistency.withSession(session))
+      yield* Deferred.succeed(over, undefined)
+      yield* Fiber.join(other)
+      assert.deepStrictEqual([...new Set(seen)], [server.port])
+    }).pipe(Effect.provide(open([0])))
+  )
+
+  it.scoped("a session that knows of something unknown learns a place when it has read the primary", () =>
+    Effect.gen(function* () {
+      const server = yield* replica(0)
+      const sql = yield* Db.writer
+      const session = patient()
+      yield* Effect.gen(function* () {
+        yield* Effect.scoped(Effect.asVoid(sql.reserve))
+        yield* read(1)
+        assert.strictEqual((yield* read(1)).port, server.port)
+      }).pipe(Consistency.withSession(session))
+    }).pipe(Effect.provide(open([0])))
+  )
+
+  it.scoped("what a statement has committed behind its transaction's back, and begun another, is seen", () =>
+    Effect.gen(function* () {
+      yield* write
+      yield* caughtUp
+      yield* pause(yield* replica(0))
+      const sql = yield* Db.writer
+      const id = freshId()
+      yield* Effect.exit(
+        Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insertId(id)
+            yield* sql`COMMIT AND CHAIN`
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      assert.isTrue(yield* isStored(id))
+      assert.isTrue((yield* read(id)).there)
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+
+  it.scoped("a read's own demand does not take the session's away", () =>
+    Effect.gen(function* () {
+      const session = hasty()
+      yield* Consistency.withSession(write, session)
+      const token = tokenIn(session)
+      yield* caughtUp
+      yield* pause(yield* replica(0))
+      const id = yield* Consistency.withSession(write, session)
+      const seen = yield* read(id).pipe(
+        Db.withConsistency(Consistency.AtLeast({ token, maxWait: 0 })),
+        Consistency.withSession(session)
+      )
+      assert.isTrue(seen.there)
+    }).pipe(Effect.provide(open([0])))
+  )
+
+  it.scoped("what is written in a session is noted in it, also in a transaction that was begun before it", () =>
+    Effect.gen(function* () {
+      yield* caughtUp
+      yield* pause(yield* replica(0))
+      const session = hasty()
+      const id = freshId()
+      yield* UnitOfWork.run(Effect.zipRight(insertId(freshId()), Consistency.withSession(insertId(id), session)))
+      assert.isTrue((yield* Consistency.withSession(read(id), session)).there)
+    }).pipe(Effect.provide(open([0])))
+  )
+
+  it.scoped("a token that was asked for before something unknown does not take its place", () =>
+    Effect.gen(function* () {
+      // commit A's answer is under way while commit B is lost
+      const { primary } = yield* Cluster
+      const proxy = yield* makeProxy(primary.url("app"))
+      const session = hasty()
+      yield* Effect.gen(function* () {
+        yield* Effect.all([write, write], { concurrency: 2 })
+        const answered = yield* proxy.when(answers("COMMIT"), "freeze")
+        const first = yield* Effect.fork(write)
+        yield* answered
+        yield* caughtUp
+        yield* pause(yield* replica(0))
+        yield* proxy.when(answers("COMMIT"), "cut")
+        const id = freshId()
+        const error = yield* Db.withTransaction(insertId(id)).pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        assert.strictEqual(session.known.get("app"), "unknown")
+        yield* proxy.thaw
+        yield* Fiber.join(first)
+        assert.isTrue(yield* isStored(id))
+        assert.isTrue((yield* read(id)).there)
+      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+    })
+  )
+
+  it.scoped("a replica that does not answer the question is given maxWait, not for ever", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const proxy = yield* makeProxy((yield* replica(0)).url("app"))
+      yield* Effect.gen(function* () {
+        const session = Consistency.makeSession({ maxWait: "100 millis" })
+        const id = yield* Consistency.withSession(write, session)
+        yield* Effect.all([read(id), read(id)], { concurrency: 2 }) // connections that are known to be good
+        yield* proxy.when(saysWhere, "freeze", 10)
+        const seen = yield* Effect.timeoutOption(Consistency.withSession(read(id), session), "5 seconds")
+        if (seen._tag === "None") return assert.fail("after 5 seconds there was no answer")
+        assert.deepStrictEqual(seen.value, { port: primary.port, there: true })
+      }).pipe(Effect.provide(open([], { writer: primary.url("app"), readers: [proxy.url] })))
+    })
+  )
+
+  it.scoped("a search that was given up gives no connection any more", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const proxy = yield* makeProxy(primary.url("app"))
+      yield* Effect.gen(function* () {
+        // of a lost history: the primary is asked where it is
+        const token = new Consistency.Token({ database: "app", systemId: "1", timeline: 1, lsn: 1n })
+        const reader = yield* Db.reader
+        const asked = yield* proxy.when(saysWhere, "freeze")
+        const work = reader.withTransaction(
+          Effect.gen(function* () {
+            const first = yield* Effect.fork(reader`SELECT 1`)
+            yield* asked
+            yield* Fiber.interrupt(first)
+            yield* reader`SELECT 1`
+            // until the connection of the first is closed
+            yield* Effect.repeat(Db.status, {
+              schedule: soon,
+              until: ({ servers }) => servers[0]?.reads.total === 1
+            })
+            return yield* reader`SELECT 1`
+          })
+        )
+        const exit = yield* Effect.exit(Consistency.withSession(work, Consistency.makeSession({ tokens: [token] })))
+        yield* idle
+        const { transactions } = yield* Db.status
+        assert.isTrue(Exit.isSuccess(exit))
+        assert.deepStrictEqual(transactions, [])
+      }).pipe(Effect.provide(open([0], { writer: proxy.url })))
+    })
+  )
+
+  it.scoped(
+    "what is written by a resolver of batched requests is a part of it, in a unit of work that does nothing else",
+    () =>
+      Effect.gen(function* () {
+        const add = yield* SqlResolver.ordered("Add", {
+          Request: Schema.Number,
+          Result: Schema.Struct({ id: Schema.Number }),
+          withContext: true,
+          execute: (ids) =>
+            Effect.flatMap(
+              Db.writer,
+              (sql) => sql`INSERT INTO item ${sql.insert(ids.map((id) => ({ id })))} RETURNING id`
+            )
+        })
+        yield* pause(yield* replica(0))
+        const id = freshId()
+        yield* UnitOfWork.run(add.execute(id))
+        assert.isTrue((yield* read(id)).there)
+        const other = freshId()
+        const inner = hasty()
+        yield* UnitOfWork.run(Consistency.withSession(add.execute(other), inner))
+        assert.isTrue((yield* Consistency.withSession(read(other), inner)).there)
+      }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+
+  it.scoped(
+    "a read that waits for a replica when its database is closed is DatabaseClosed, and holds the end up by nothing",
+    () =>
+      Effect.gen(function* () {
+        yield* pause(yield* replica(0))
+        const scope = yield* Scope.make()
+        const context = yield* Layer.buildWithScope(open([0]), scope)
+        const waiting = yield* Effect.gen(function* () {
+          const passedOver = yield* Effect.fork(
+            Stream.runHead(Stream.filter(Db.observations, ({ _tag }) => _tag === "PassedOver"))
+          )
+          yield* Effect.yieldNow()
+          const reading = yield* Effect.fork(Effect.flip(DatabaseError.refine(Effect.flatMap(write, read))))
+          yield* Fiber.join(passedOver)
+          return reading
+        }).pipe(Consistency.withSession(patient()), Effect.provide(context))
+        yield* Scope.close(scope, Exit.void)
+        assert.strictEqual((yield* Fiber.join(waiting))._tag, "DatabaseClosed")
+      })
+  )
+})

@@ -1,0 +1,166 @@
+/**
+ * A request whose unit of work is open around it already: the options of its own middleware are taken by that unit, or refused.
+ */
+import {
+  HttpApi,
+  HttpApiBuilder,
+  HttpApiEndpoint,
+  HttpApiGroup,
+  HttpClient,
+  HttpRouter,
+  HttpServer,
+  HttpServerResponse
+} from "@effect/platform"
+import { NodeHttpServer } from "@effect/platform-node"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import { RequestTransaction, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit } from "../support/audit.js"
+import { Audit, Db, fresh, insert, stored } from "../support/databases.js"
+
+const isolation = Effect.flatMap(Db.writer, (sql) =>
+  Effect.map(sql<{ it: string }>`SELECT current_setting('transaction_isolation') AS it`, (rows) => rows[0]?.it ?? "")
+)
+
+const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
+
+const api = HttpApi.make("api").add(
+  HttpApiGroup.make("items")
+    .add(HttpApiEndpoint.post("isolation", "/isolation").addSuccess(Schema.String))
+    .add(HttpApiEndpoint.post("collide", "/collide").addSuccess(Schema.String))
+    .middleware(RequestTransaction.Api)
+)
+
+/** Handlers that give their isolation; one of them collides the first time. */
+const makeHandlers = () => {
+  let runs = 0
+  const collide = Effect.gen(function* () {
+    runs++
+    yield* insert(`attempt ${runs}`)
+    if (runs === 1) yield* Effect.flatMap(Db.writer, (sql) => sql.unsafe(collision))
+    return yield* isolation
+  })
+  return { isolation, collide }
+}
+
+type Inner = Pick<
+  RequestTransaction.ApiOptions,
+  "checkFirst" | "databases" | "onCommitFailed" | "order" | "outcome" | "retry" | "transaction"
+>
+
+const ways = {
+  middleware: (inner: Inner, outer: RequestTransaction.Options) => {
+    const { collide, isolation } = makeHandlers()
+    const text = <E, R>(self: Effect.Effect<string, E, R>) => Effect.map(self, (it) => HttpServerResponse.text(it))
+    const routes = HttpRouter.empty.pipe(
+      HttpRouter.post("/isolation", text(isolation)),
+      HttpRouter.post("/collide", text(collide)),
+      HttpRouter.use(RequestTransaction.middleware(inner))
+    )
+    return Layer.build(HttpServer.serve(HttpRouter.use(routes, RequestTransaction.middleware(outer))))
+  },
+  "RequestTransaction.Api": (inner: Inner, outer: RequestTransaction.Options) => {
+    const { collide, isolation } = makeHandlers()
+    const items = HttpApiBuilder.group(api, "items", (handlers) =>
+      handlers.handle("isolation", () => Effect.orDie(isolation)).handle("collide", () => Effect.orDie(collide))
+    )
+    return Layer.build(
+      HttpApiBuilder.serve().pipe(
+        Layer.provide(HttpApiBuilder.middleware(RequestTransaction.middleware(outer))),
+        Layer.provide(HttpApiBuilder.api(api)),
+        Layer.provide(items),
+        Layer.provide(RequestTransaction.layerApi(inner))
+      )
+    )
+  }
+} as const
+
+const post = (path: string) =>
+  Effect.flatMap(HttpClient.post(path), (response) =>
+    Effect.map(response.text, (text) => ({
+      status: response.status,
+      // an API answers in JSON
+      text: text.replaceAll('"', "")
+    }))
+  )
+
+const place = Layer.mergeAll(NodeHttpServer.layerTest, fresh(), audit)
+
+describe("a request in a unit of work that is open", () => {
+  for (const [name, serve] of Object.entries(ways)) {
+    it.scopedLive(`has that unit take the settings of its ${name}`, () =>
+      Effect.gen(function* () {
+        yield* serve({ transaction: { isolation: "serializable" } }, {})
+        assert.deepStrictEqual(yield* post("/isolation"), { status: 200, text: "serializable" })
+      }).pipe(Effect.provide(place))
+    )
+
+    it.scopedLive(`has that unit take the settings of its ${name} for one database, and by request`, () =>
+      Effect.gen(function* () {
+        yield* serve(
+          {
+            transaction: () => ({ isolation: "repeatable read" }),
+            databases: [UnitOfWork.on(Db, { isolation: "serializable" })]
+          },
+          {}
+        )
+        assert.deepStrictEqual(yield* post("/isolation"), { status: 200, text: "serializable" })
+      }).pipe(Effect.provide(place))
+    )
+
+    it.scopedLive(`has that unit answer again for the retry of its ${name}, if it can`, () =>
+      Effect.gen(function* () {
+        yield* serve({ retry: true }, { retry: true })
+        assert.deepStrictEqual(yield* post("/collide"), { status: 200, text: "read committed" })
+        assert.deepStrictEqual(yield* stored, ["attempt 2"])
+      }).pipe(Effect.provide(place))
+    )
+
+    const conflicts: Readonly<Record<string, readonly [Inner, RequestTransaction.Options]>> = {
+      retry: [{ retry: true }, {}],
+      order: [{ order: [Audit, Db] }, { order: [Db, Audit] }],
+      checkFirst: [{ checkFirst: false }, {}]
+    }
+    for (const [option, [inner, outer]] of Object.entries(conflicts)) {
+      it.scopedLive(`is refused for the ${option} of its ${name} that the unit cannot take`, () =>
+        Effect.gen(function* () {
+          const refused: Array<string> = []
+          yield* serve(
+            {
+              ...inner,
+              onCommitFailed: (error) => {
+                refused.push(error._tag === "OptionsConflict" ? error.option : error._tag)
+                return HttpServerResponse.empty({ status: 500 })
+              }
+            },
+            outer
+          )
+          assert.strictEqual((yield* post("/collide")).status, 500)
+          assert.deepStrictEqual([refused, yield* stored], [[option], []])
+        }).pipe(Effect.provide(place))
+      )
+    }
+  }
+
+  it.scopedLive("is refused for an outcome of its RequestTransaction.Api: it ends with the unit", () =>
+    Effect.gen(function* () {
+      yield* ways["RequestTransaction.Api"]({ outcome: () => "commit" }, {})
+      assert.strictEqual((yield* post("/isolation")).status, 500)
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("is outside of it with the setting none", () =>
+    Effect.gen(function* () {
+      const routes = HttpRouter.empty.pipe(
+        HttpRouter.post("/", Effect.as(insert("kept"), HttpServerResponse.empty({ status: 500 }))),
+        HttpRouter.use(RequestTransaction.middleware({ transaction: () => "none" }))
+      )
+      yield* Layer.build(HttpServer.serve(HttpRouter.use(routes, RequestTransaction.middleware())))
+      assert.strictEqual((yield* post("/")).status, 500)
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    }).pipe(Effect.provide(place))
+  )
+})

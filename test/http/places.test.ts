@@ -1,0 +1,228 @@
+/** Wherever the middleware stands, a request's unit of work is what its handler does, and nothing around that. */
+import {
+  HttpApp,
+  HttpClient,
+  HttpLayerRouter,
+  HttpRouter,
+  HttpServer,
+  type HttpServerRequest,
+  HttpServerResponse
+} from "@effect/platform"
+import { NodeHttpServer } from "@effect/platform-node"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
+import * as FiberRef from "effect/FiberRef"
+import * as FiberRefs from "effect/FiberRefs"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import { DatabaseError, RequestTransaction } from "effect-db"
+import { describe } from "vitest"
+import { Db, fresh, idle, insert, Place, stored } from "../support/databases.js"
+import { query } from "../support/server.js"
+
+const gate = <A>() => Deferred.unsafeMake<A>(FiberId.none)
+
+/** What a request and those around it do, in this order, each as soon as what is before it is done. */
+const scene = (status: number, touches: boolean) => {
+  const inside = gate<void>()
+  const before = gate<void>()
+  const after = gate<void>()
+  const late = gate<string>()
+  const write = (name: string) => Effect.orDie(Effect.asVoid(insert(name)))
+  const handler = Effect.gen(function* () {
+    if (touches) yield* write("inside")
+    // outlives the request
+    yield* Effect.forkDaemon(
+      Effect.zipRight(
+        Deferred.await(after),
+        Effect.matchEffect(DatabaseError.refine(insert("late")), {
+          onFailure: ({ _tag }) => Deferred.succeed(late, _tag),
+          onSuccess: () => Deferred.succeed(late, "stored")
+        })
+      )
+    )
+    const db = yield* Db
+    yield* HttpApp.appendPreResponseHandler((_, response) =>
+      Effect.as(Effect.provideService(write("session"), Db, db), response)
+    )
+    yield* Deferred.succeed(inside, undefined)
+    yield* Deferred.await(before)
+    return HttpServerResponse.empty({ status })
+  })
+  /** Somebody around the handler, with a fiber of his own beside it, and something to do after it. */
+  const around = <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R | Db> =>
+    Effect.gen(function* () {
+      yield* Effect.forkDaemon(
+        Effect.zipRight(Deferred.await(inside), Effect.zipRight(write("before"), Deferred.succeed(before, undefined)))
+      )
+      yield* HttpApp.appendPreResponseHandler((_, response) =>
+        Effect.succeed(HttpServerResponse.setHeader(response, "x-around", "yes"))
+      )
+      const response = yield* app
+      yield* write("after")
+      yield* Deferred.succeed(after, undefined)
+      return response
+    })
+  return { handler, around, late }
+}
+
+const transactional = RequestTransaction.middleware()
+
+type Scene = ReturnType<typeof scene>
+
+const route = ({ handler }: Scene) => HttpRouter.empty.pipe(HttpRouter.post("/", handler))
+
+const places: Record<string, (scene: Scene) => Layer.Layer<never, unknown, Db | HttpServer.HttpServer>> = {
+  "a handler, under somebody around the server": (scene) =>
+    HttpServer.serve(HttpRouter.use(route(scene), transactional), scene.around),
+  "a handler, under somebody around the router": (scene) =>
+    HttpServer.serve(scene.around(HttpRouter.use(route(scene), transactional))),
+  "a handler, under somebody around the handler": (scene) =>
+    HttpServer.serve(HttpRouter.use(HttpRouter.use(route(scene), transactional), scene.around)),
+  "a handler of its own": (scene) =>
+    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(scene.handler))), scene.around),
+  "a router that is mounted": (scene) =>
+    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.mountApp("/", transactional(route(scene)))), scene.around),
+  "a router": (scene) => HttpServer.serve(scene.around(transactional(route(scene)))),
+  "a server": (scene) => HttpServer.serve(route(scene), (app) => scene.around(transactional(app))),
+  "a route of HttpLayerRouter": (scene) =>
+    HttpLayerRouter.serve(
+      HttpLayerRouter.use((router) => router.add("POST", "/", scene.handler)).pipe(
+        Layer.provide(HttpLayerRouter.middleware(transactional).layer)
+      ),
+      { middleware: scene.around, disableListenLog: true, disableLogger: true }
+    ),
+  "all of HttpLayerRouter": (scene) =>
+    HttpLayerRouter.serve(
+      Layer.merge(
+        HttpLayerRouter.use((router) => router.add("POST", "/", scene.handler)),
+        HttpLayerRouter.middleware(transactional, { global: true })
+      ),
+      { middleware: scene.around, disableListenLog: true, disableLogger: true }
+    )
+}
+
+describe("the middleware around", () => {
+  for (const [place, server] of Object.entries(places)) {
+    for (const [status, touches] of [
+      [200, true],
+      [500, true],
+      [200, false]
+    ] as const) {
+      it.scopedLive(`${place}, with a response of ${status}${touches ? "" : ", untouched"}`, () =>
+        Effect.gen(function* () {
+          const played = scene(status, touches)
+          yield* Layer.build(server(played))
+          const client = yield* HttpClient.HttpClient
+          const response = yield* client.post("/")
+          assert.strictEqual(response.status, status)
+          assert.strictEqual(response.headers["x-around"], "yes")
+          assert.strictEqual(yield* Deferred.await(played.late), "TransactionEnded")
+          yield* idle
+          const kept = ["after", "before", "session"]
+          assert.deepStrictEqual(yield* stored, status === 200 && touches ? [...kept, "inside"].sort() : kept)
+        }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh({ maxConnections: 3 }))))
+      )
+    }
+  }
+
+  for (const [status, touches] of [
+    [200, true],
+    [500, true],
+    [200, false]
+  ] as const) {
+    it.scopedLive(`a server, and a log inside of it, ${status}${touches ? "" : ", untouched"}`, () =>
+      Effect.gen(function* () {
+        const logged = gate<void>()
+        const handler = Effect.as(touches ? insert("inside") : Effect.void, HttpServerResponse.empty({ status }))
+        // the response is sent inside of this, and the unit ends before that
+        const logging = <E, R>(app: HttpApp.Default<E, R>) =>
+          Effect.tap(app, () => Effect.zipRight(Effect.orDie(insert("log")), Deferred.succeed(logged, undefined)))
+        yield* Layer.build(
+          HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", handler)), (app) => transactional(logging(app)))
+        )
+        const client = yield* HttpClient.HttpClient
+        assert.strictEqual((yield* client.post("/")).status, status)
+        yield* Deferred.await(logged)
+        yield* idle
+        assert.deepStrictEqual(yield* stored, status === 200 && touches ? ["inside", "log"] : ["log"])
+      }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+    )
+  }
+
+  it.scopedLive("a handler that somebody runs again and again in its route: each time is a unit of its own", () =>
+    Effect.gen(function* () {
+      let times = 0
+      const handler = transactional(
+        Effect.suspend(() =>
+          Effect.as(insert(`${++times}`), HttpServerResponse.empty({ status: times < 3 ? 500 : 200 }))
+        )
+      )
+      const own = HttpRouter.empty.pipe(
+        HttpRouter.post(
+          "/",
+          Effect.gen(function* () {
+            const context = yield* Effect.context<Db | HttpServerRequest.HttpServerRequest>()
+            const { route } = yield* HttpRouter.RouteContext
+            const mine = Context.add(context, HttpRouter.RouteContext, {
+              [HttpRouter.RouteContextTypeId]: HttpRouter.RouteContextTypeId,
+              params: {},
+              route: { ...route, handler }
+            })
+            const all = Effect.all([handler, handler, handler, handler])
+            return yield* Effect.provide(
+              Effect.as(Effect.zipRight(all, insert("after")), HttpServerResponse.empty()),
+              mine
+            )
+          })
+        )
+      )
+      yield* Layer.build(HttpServer.serve(own))
+      const client = yield* HttpClient.HttpClient
+      assert.strictEqual((yield* client.post("/")).status, 204)
+      assert.deepStrictEqual(yield* stored, ["3", "4", "after"])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
+  it.scopedLive("a handler of its own: its hooks run before and after the commit", () =>
+    Effect.gen(function* () {
+      const handler = Effect.gen(function* () {
+        yield* insert("inside")
+        yield* Db.beforeCommit(insert("before"))
+        yield* Db.afterCommit(Effect.flatMap(stored, (rows) => insert(`after ${rows.join(" and ")}`)))
+        return HttpServerResponse.empty()
+      })
+      yield* Layer.build(HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(handler)))))
+      const client = yield* HttpClient.HttpClient
+      assert.strictEqual((yield* client.post("/")).status, 204)
+      assert.deepStrictEqual(yield* stored, ["after before and inside", "before", "inside"])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
+  it.scopedLive("a handler of its own: what is told of a commit that failed is told outside of the unit", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
+      const handler = Effect.flatMap(Db.writer, (sql) =>
+        Effect.as(sql`INSERT INTO late VALUES (1)`, HttpServerResponse.empty())
+      )
+      const told: Array<boolean> = []
+      const listening = Logger.make(({ context }) => {
+        const { unsafeMap } = FiberRefs.getOrDefault(context, FiberRef.currentContext)
+        told.push(unsafeMap.has(SqlClient.TransactionConnection.key))
+      })
+      yield* Layer.build(
+        HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(handler)))).pipe(
+          Layer.provide(Logger.replace(Logger.defaultLogger, listening))
+        )
+      )
+      const client = yield* HttpClient.HttpClient
+      assert.strictEqual((yield* client.post("/")).status, 500)
+      assert.deepStrictEqual(told, [false])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+})

@@ -1,0 +1,773 @@
+import { once } from "node:events"
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http"
+import * as http2 from "node:http2"
+import {
+  HttpApi,
+  HttpApiBuilder,
+  HttpApiEndpoint,
+  HttpApiGroup,
+  HttpRouter,
+  HttpServer,
+  HttpServerRequest,
+  HttpServerResponse
+} from "@effect/platform"
+import { NodeHttpServer } from "@effect/platform-node"
+import { assert, layer } from "@effect/vitest"
+import { getRequestListener } from "@hono/node-server"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
+import { Consistency, DatabaseError, DatabaseRuntime, RequestTransaction } from "effect-db"
+import express from "express"
+import { fastify } from "fastify"
+import { Hono } from "hono"
+import type { StatusCode } from "hono/utils/http-status"
+import Pg from "pg"
+import { Cluster, cluster, pause, replica, resume } from "../support/cluster.js"
+import { Db, soon } from "../support/databases.js"
+import { query } from "../support/server.js"
+import { inUnit } from "../support/suites/requests/hono.js"
+import { listening, portOf } from "../support/suites/requests/listen.js"
+import type { Listening } from "../support/suites/requests/site.js"
+
+const secret = Redacted.make("a secret that is long enough for a test")
+const older = Redacted.make("another one, which was in use before it")
+
+/** How the parts of a server keep what a client has written, by the prefix of their paths. */
+const parts: Readonly<Record<string, RequestTransaction.ReadYourWrites>> = {
+  /** Waits for a replica for as long as a test may last. */
+  patient: { secret: [secret, older], maxWait: "20 seconds" },
+  /** Waits for none. */
+  hasty: { secret, maxWait: 0 },
+  header: { secret, header: "X-Seen", maxWait: "20 seconds" },
+  before: { secret: older, maxWait: 0 }
+}
+
+interface Answer {
+  readonly status: number
+  readonly body: string
+}
+
+/** What is done for `POST /<part>/<what>/<id>`. */
+const act = (what: string, id: number): Effect.Effect<Answer, unknown, Db> =>
+  Effect.gen(function* () {
+    const insert = Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item (id) VALUES (${id})`)
+    switch (what) {
+      case "write":
+        return yield* Effect.as(insert, { status: 201, body: "" })
+      case "refuse":
+        return yield* Effect.as(insert, { status: 409, body: "" })
+      case "keep":
+        return yield* Effect.as(Db.independent(insert), { status: 500, body: "" })
+      case "throw":
+        return yield* Effect.zipRight(Db.independent(insert), Effect.die(new Error("a bug")))
+      default: {
+        const sql = yield* Db.reader
+        const [row] = yield* sql`
+          SELECT inet_server_port() AS port, EXISTS (SELECT 1 FROM item WHERE id = ${id}) AS there`
+        return { status: 200, body: JSON.stringify(row) }
+      }
+    }
+  })
+
+/** A server of a test. */
+class Site extends Context.Tag("test/Site")<Site, { readonly port: number }>() {}
+
+const databases = Layer.unwrapEffect(Effect.map(Cluster, (servers) => Db.layer(servers.settings("app"))))
+
+const own = "own=cookie"
+
+// The Effect server
+
+const respond = ({ body, status }: Answer) =>
+  HttpServerResponse.unsafeSetCookie(HttpServerResponse.text(body, { status }), "own", "cookie")
+
+const actions = HttpRouter.empty.pipe(
+  HttpRouter.post(
+    "/:what/:id",
+    Effect.flatMap(HttpRouter.params, ({ id, what }) => Effect.map(act(what ?? "", Number(id)), respond))
+  )
+)
+
+type Middleware = ReturnType<typeof RequestTransaction.readYourWrites>
+type Routes = HttpRouter.HttpRouter<unknown, Db>
+
+const mounted = (use: (routes: Routes, keeps: Middleware) => Routes): Routes =>
+  Object.entries(parts).reduce<Routes>(
+    (all, [name, options]) =>
+      HttpRouter.mount(all, `/${name}`, use(actions, RequestTransaction.readYourWrites(options))),
+    HttpRouter.empty
+  )
+
+const within = RequestTransaction.middleware()
+
+const listener = NodeHttpServer.layer(createServer, { port: 0, host: "127.0.0.1" })
+
+const siteOf = (serve: Layer.Layer<HttpServer.HttpServer, unknown, Db>): Layer.Layer<Site, never, Cluster> =>
+  Layer.effect(
+    Site,
+    Effect.map(HttpServer.HttpServer, ({ address }) => ({ port: address._tag === "TcpAddress" ? address.port : 0 }))
+  ).pipe(Layer.provide(serve), Layer.provide(databases), Layer.orDie)
+
+const aroundHandlers = siteOf(
+  Layer.provideMerge(
+    HttpServer.serve(mounted((routes, keeps) => HttpRouter.use(HttpRouter.use(routes, within), keeps))),
+    listener
+  )
+)
+
+const insideOfUnit = siteOf(
+  Layer.provideMerge(
+    HttpServer.serve(mounted((routes, keeps) => HttpRouter.use(HttpRouter.use(routes, keeps), within))),
+    listener
+  )
+)
+
+/** The path says which part it is, for there is one middleware around all. */
+const byPath = Object.entries(parts).map(
+  ([name, options]) => [`/${name}/`, RequestTransaction.readYourWrites(options)] as const
+)
+
+const keepsByPath: Middleware = (app) =>
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ url }) => {
+    const keeps = byPath.find(([prefix]) => url.startsWith(prefix))?.[1]
+    return keeps === undefined ? app : keeps(app)
+  })
+
+const everywhere = HttpRouter.empty.pipe(
+  HttpRouter.post(
+    "/:part/:what/:id",
+    Effect.flatMap(HttpRouter.params, ({ id, what }) => Effect.map(act(what ?? "", Number(id)), respond))
+  )
+)
+
+const aroundServer = siteOf(
+  Layer.provideMerge(
+    HttpServer.serve(everywhere, (app) => keepsByPath(within(app))),
+    listener
+  )
+)
+
+const params = Schema.Struct({ part: Schema.String, what: Schema.String, id: Schema.NumberFromString })
+
+class Acts extends HttpApi.make("acts").add(
+  HttpApiGroup.make("acts")
+    .add(HttpApiEndpoint.post("act", "/:part/:what/:id").setPath(params))
+    .middleware(RequestTransaction.Api)
+) {}
+
+const api = siteOf(
+  HttpApiBuilder.serve(keepsByPath).pipe(
+    Layer.provide(HttpApiBuilder.api(Acts)),
+    Layer.provide(
+      HttpApiBuilder.group(Acts, "acts", (handlers) =>
+        handlers.handleRaw("act", ({ path: { id, what } }) => Effect.orDie(Effect.map(act(what, id), respond)))
+      )
+    ),
+    Layer.provide(RequestTransaction.layerApi()),
+    Layer.provideMerge(listener)
+  )
+)
+
+// Plain code
+
+type Runtime = DatabaseRuntime.DatabaseRuntime<{ db: typeof Db }, Db>
+
+const opened = Effect.gen(function* () {
+  const servers = yield* Cluster
+  const runtime: Runtime = DatabaseRuntime.make({ db: Db }, Db.layer(servers.settings("app")))
+  return yield* Effect.acquireRelease(Effect.promise(() => runtime.open()).pipe(Effect.as(runtime)), () =>
+    Effect.promise(() => runtime.close())
+  )
+})
+
+const plainSite = (serve: (runtime: Runtime) => Promise<Listening>): Layer.Layer<Site, never, Cluster> =>
+  Layer.scoped(
+    Site,
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      return yield* Effect.acquireRelease(
+        Effect.promise(() => serve(runtime)),
+        ({ close }) => Effect.promise(close)
+      )
+    })
+  )
+
+const expressSite = plainSite((runtime) => {
+  const app = express()
+  // an error that a test asks for is not to be printed
+  app.set("env", "test")
+  for (const [name, readYourWrites] of Object.entries(parts)) {
+    app.post(`/${name}/:what/:id`, runtime.middleware({ readYourWrites }), async (request, response) => {
+      const { body, status } = await runtime.runPromise(act(request.params.what, Number(request.params.id)))
+      response.cookie("own", "cookie").status(status).send(body)
+    })
+  }
+  return listening(app.listen(0, "127.0.0.1"))
+})
+
+interface Params {
+  readonly what: string
+  readonly id: string
+}
+
+const fastifySite = plainSite(async (runtime) => {
+  const app = fastify({ forceCloseConnections: true })
+  for (const [name, readYourWrites] of Object.entries(parts)) {
+    const middleware = runtime.middleware({ readYourWrites })
+    const preHandler = (request: { raw: IncomingMessage }, reply: { raw: ServerResponse }, done: () => void) =>
+      middleware(request.raw, reply.raw, done)
+    app.post<{ Params: Params }>(`/${name}/:what/:id`, { preHandler }, async (request, reply) => {
+      const { body, status } = await runtime.runPromise(act(request.params.what, Number(request.params.id)))
+      return reply.code(status).header("set-cookie", own).send(body)
+    })
+  }
+  await app.listen({ port: 0, host: "127.0.0.1" })
+  return { port: portOf(app.server), close: () => app.close() }
+})
+
+const honoSite = plainSite((runtime) => {
+  const app = new Hono()
+  app.onError((_, c) => c.text("an error", 500))
+  for (const [name, readYourWrites] of Object.entries(parts)) {
+    app.post(`/${name}/:what/:id`, inUnit(runtime, { readYourWrites }), async (c) => {
+      const { body, status } = await runtime.runPromise(act(c.req.param("what"), Number(c.req.param("id"))))
+      // Hono's own list leaves some out
+      c.status(status as StatusCode)
+      c.header("set-cookie", own)
+      return c.body(body)
+    })
+  }
+  return listening(createServer(getRequestListener(app.fetch)).listen(0, "127.0.0.1"))
+})
+
+/** Node's own server, whose heads are written with their headers. */
+const nodeSite = plainSite((runtime) => {
+  const middlewares = new Map(
+    Object.entries(parts).map(([name, readYourWrites]) => [name, runtime.middleware({ readYourWrites })])
+  )
+  let calls = 0
+  const server = createServer((request, response) => {
+    const [, part = "", what = "", id] = (request.url ?? "").split("/")
+    middlewares.get(part)?.(request, response, (error) => {
+      if (error !== undefined) return void response.writeHead(500).end()
+      void runtime.runPromise(act(what, Number(id))).then(
+        ({ body, status }) =>
+          (calls++ % 2 === 0
+            ? response.writeHead(status, { "Set-Cookie": own, "content-type": "text/plain" })
+            : response.writeHead(status, ["Set-Cookie", own, "content-type", "text/plain"])
+          ).end(body),
+        () => response.writeHead(500, "broken").end()
+      )
+    })
+  })
+  return listening(server.listen(0, "127.0.0.1"))
+})
+
+// The client
+
+let last = 0
+
+interface Sent {
+  readonly status: number
+  readonly body: string
+  readonly cookies: ReadonlyArray<string>
+  readonly header: string | null
+}
+
+/** Sends a request, with what the client keeps. */
+const send = (path: string, headers: Readonly<Record<string, string>> = {}): Effect.Effect<Sent, never, Site> =>
+  Effect.flatMap(Site, ({ port }) =>
+    Effect.promise(async (signal) => {
+      const response = await fetch(`http://127.0.0.1:${port}/${path}`, { method: "POST", headers, signal })
+      return {
+        status: response.status,
+        body: await response.text(),
+        cookies: response.headers.getSetCookie(),
+        header: response.headers.get("x-seen")
+      }
+    })
+  )
+
+const name = "effect-db"
+
+/** What a response has given the client to keep. */
+const kept = ({ cookies }: Sent): Readonly<Record<string, string>> => {
+  const cookie = cookies.find((one) => one.startsWith(`${name}=`))
+  return cookie === undefined ? {} : { cookie: `other=1; ${cookie.split(";")[0]}; more=2` }
+}
+
+const write = (part: string, headers?: Readonly<Record<string, string>>) =>
+  Effect.suspend(() => {
+    const id = ++last
+    return Effect.map(send(`${part}/write/${id}`, headers), (sent) => {
+      assert.strictEqual(sent.status, 201)
+      return { id, sent }
+    })
+  })
+
+const read = (part: string, id: number, headers?: Readonly<Record<string, string>>) =>
+  Effect.map(send(`${part}/read/${id}`, headers), ({ body, status }) => {
+    assert.strictEqual(status, 200)
+    return JSON.parse(body) as { readonly port: number; readonly there: boolean } // as the handler has written it
+  })
+
+const sites = {
+  "the Effect server, around its unit of work": aroundHandlers,
+  "the Effect server, inside of its unit of work": insideOfUnit,
+  "the Effect server, around the whole server": aroundServer,
+  "an HttpApi": api,
+  Express: expressSite,
+  Fastify: fastifySite,
+  Hono: honoSite,
+  "Node's own server": nodeSite
+}
+
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client reads what it has written", (shared) => {
+  for (const [title, site] of Object.entries(sites)) {
+    shared.layer(site, { timeout: "30 seconds" })(title, (it) => {
+      it.scoped("in its next request, from whichever replica has it", () =>
+        Effect.gen(function* () {
+          const [one, other] = [yield* replica(0), yield* replica(1)]
+          for (let i = 0; i < 10; i++) {
+            const { id, sent } = yield* write("patient")
+            const seen = yield* read("patient", id, kept(sent))
+            assert.isTrue(seen.there)
+            assert.include([one.port, other.port], seen.port)
+          }
+          yield* pause(one)
+          for (let i = 0; i < 4; i++) {
+            const { id, sent } = yield* write("patient")
+            assert.deepStrictEqual(yield* read("patient", id, kept(sent)), { port: other.port, there: true })
+          }
+        })
+      )
+
+      it.scoped("from the primary where no replica has it in time; whoever has written nothing from a replica", () =>
+        Effect.gen(function* () {
+          const { primary, replicas } = yield* Cluster
+          yield* Effect.forEach(replicas, pause)
+          const { id, sent } = yield* write("hasty")
+          assert.deepStrictEqual(yield* read("hasty", id, kept(sent)), { port: primary.port, there: true })
+          const stranger = yield* read("hasty", id)
+          assert.isFalse(stranger.there)
+          assert.notStrictEqual(stranger.port, primary.port)
+        })
+      )
+
+      it.scoped("over several requests, each of which brings what the last one gave", () =>
+        Effect.gen(function* () {
+          const { primary, replicas } = yield* Cluster
+          const first = yield* write("hasty")
+          yield* Effect.forEach(replicas, pause)
+          const second = yield* write("hasty", kept(first.sent))
+          const between = yield* send(`hasty/read/${first.id}`, kept(second.sent))
+          // a read has nothing new to tell
+          assert.deepStrictEqual(kept(between), {})
+          for (const { id } of [first, second]) {
+            assert.deepStrictEqual(yield* read("hasty", id, kept(second.sent)), { port: primary.port, there: true })
+          }
+        })
+      )
+
+      it.scoped("whose own cookies stay beside it", () =>
+        Effect.gen(function* () {
+          for (let i = 0; i < 2; i++) {
+            const { cookies } = (yield* write("patient")).sent
+            assert.deepStrictEqual(cookies.map((cookie) => cookie.split("=")[0]).sort(), [name, "own"])
+            assert.match(
+              cookies.find((cookie) => cookie.startsWith(name)) ?? "",
+              /^effect-db=[\w.-]+; Path=\/; HttpOnly; SameSite=Lax$/
+            )
+          }
+        })
+      )
+
+      it.scoped("also what stays of a request that fails; what is rolled back is nothing to tell of", () =>
+        Effect.gen(function* () {
+          const { primary, replicas } = yield* Cluster
+          yield* Effect.forEach(replicas, pause)
+          const id = ++last
+          const failed = yield* send(`hasty/keep/${id}`)
+          assert.strictEqual(failed.status, 500)
+          assert.deepStrictEqual(yield* read("hasty", id, kept(failed)), { port: primary.port, there: true })
+          const refused = yield* send(`hasty/refuse/${++last}`)
+          assert.strictEqual(refused.status, 409)
+          assert.deepStrictEqual(kept(refused), {})
+          const thrown = ++last
+          const broken = yield* send(`hasty/throw/${thrown}`)
+          assert.strictEqual(broken.status, 500)
+          // Hono makes its own answer of what is thrown, behind the handler
+          assert.deepStrictEqual(yield* read("hasty", thrown, kept(broken)), { port: primary.port, there: true })
+        })
+      )
+
+      it.scoped("with a header in place of the cookie", () =>
+        Effect.gen(function* () {
+          yield* pause(yield* replica(0))
+          const { port } = yield* replica(1)
+          for (let i = 0; i < 4; i++) {
+            const { id, sent } = yield* write("header")
+            assert.deepStrictEqual(kept(sent), {})
+            assert.deepStrictEqual(yield* read("header", id, { "x-seen": sent.header ?? "" }), { port, there: true })
+          }
+        })
+      )
+
+      it.scoped("what was not signed here is ignored, whatever it is, and nobody is refused for it", () =>
+        Effect.gen(function* () {
+          yield* Effect.forEach((yield* Cluster).replicas, pause)
+          const { id, sent } = yield* write("hasty")
+          const value = /^other=1; effect-db=(.*); more=2$/.exec(kept(sent).cookie ?? "")?.[1] ?? ""
+          const [text = "", signature = ""] = value.split(".")
+          const lie = Buffer.from("app").toString("base64url")
+          const first = signature.startsWith("A") ? "B" : "A"
+          for (const forged of [
+            `${lie}.${signature}`,
+            `${text}.${first}${signature.slice(1)}`,
+            text,
+            `${text}.`,
+            "",
+            ".",
+            "%",
+            "x".repeat(10_000)
+          ]) {
+            const seen = yield* read("hasty", id, { cookie: `${name}=${forged}` })
+            assert.isFalse(seen.there, forged)
+          }
+          assert.isTrue((yield* read("hasty", id, { cookie: `${name}=${value}` })).there)
+        })
+      )
+
+      it.scoped("a secret may be replaced: what was signed by the one before it is accepted, by a stranger's not", () =>
+        Effect.gen(function* () {
+          yield* Effect.forEach((yield* Cluster).replicas, pause)
+          const { id, sent } = yield* write("before")
+          assert.isFalse((yield* read("hasty", id, kept(sent))).there)
+          // it waits, so it was read
+          const waiting = yield* Effect.fork(read("patient", id, kept(sent)))
+          yield* Effect.forEach((yield* Cluster).replicas, resume)
+          assert.isTrue((yield* Fiber.join(waiting)).there)
+        })
+      )
+    })
+  }
+
+  shared.scoped("a response of the web stays what it is: a redirection, a stream, none at all", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const answer = (make: () => Response) =>
+        Effect.promise(() => {
+          const handle = runtime.handler(
+            async () => {
+              await runtime.runPromise(act("write", ++last))
+              return make()
+            },
+            { readYourWrites: { secret } }
+          )
+          return handle(new Request("http://localhost/", { method: "POST" }))
+        })
+      const redirection = yield* answer(() => Response.redirect("http://localhost/next", 303))
+      assert.strictEqual(redirection.status, 303)
+      assert.strictEqual(redirection.headers.get("location"), "http://localhost/next")
+      assert.match(redirection.headers.getSetCookie().join(), /^effect-db=/)
+      const streamed = yield* answer(() => new Response(new Blob(["a", "b"]).stream(), { statusText: "Fine" }))
+      assert.match(streamed.headers.getSetCookie().join(), /^effect-db=/)
+      assert.deepStrictEqual([yield* Effect.promise(() => streamed.text()), streamed.statusText], ["ab", "Fine"])
+      const none = yield* answer(() => Response.error())
+      assert.strictEqual(none.type, "error")
+    })
+  )
+
+  shared.scoped("what a handler lists twice in its head is sent twice, with tokens too", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const all = new Map([
+        ["without", runtime.middleware()],
+        ["cookie", runtime.middleware({ readYourWrites: { secret } })],
+        ["header", runtime.middleware({ readYourWrites: { secret, header: "x-seen" } })]
+      ])
+      const server = createServer((request, response) => {
+        const which = (request.url ?? "").slice(1)
+        all.get(which)?.(request, response, async () => {
+          await runtime.databases.db.writer`INSERT INTO item (id) VALUES (${++last})`
+          response.writeHead(201, ["link", "</a>", "link", "</b>"]).end()
+        })
+      })
+      const { port } = yield* Effect.acquireRelease(
+        Effect.promise(() => listening(server.listen(0, "127.0.0.1"))),
+        ({ close }) => Effect.promise(close)
+      )
+      yield* Effect.promise(async () => {
+        const seen: Record<string, string | null> = {}
+        for (const which of all.keys()) {
+          seen[which] = (await fetch(`http://127.0.0.1:${port}/${which}`)).headers.get("link")
+        }
+        assert.deepStrictEqual(seen, { without: "</a>, </b>", cookie: "</a>, </b>", header: "</a>, </b>" })
+      })
+    })
+  )
+
+  shared.scoped("a response without a body that is a constant is nobody's", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const { db } = runtime.databases
+      const done = new Response(null, { status: 204 })
+      const handle = runtime.handler(
+        async (request) => {
+          if (request.method === "POST") await db.writer`INSERT INTO item (id) VALUES (${++last})`
+          return done
+        },
+        { readYourWrites: { secret } }
+      )
+      const counts = yield* Effect.promise(async () => {
+        const all: Array<number> = []
+        for (const method of ["POST", "POST", "POST", "GET"]) {
+          const response = await handle(new Request("http://localhost/", { method }))
+          all.push(response.headers.getSetCookie().length)
+        }
+        return all
+      })
+      assert.deepStrictEqual(counts, [1, 1, 1, 0])
+    })
+  )
+
+  shared.scoped("over HTTP/2, and outside of a unit of work", () =>
+    Effect.gen(function* () {
+      const { primary, replicas } = yield* Cluster
+      const runtime = yield* opened
+      const keeps = runtime.middleware({ readYourWrites: { secret, maxWait: 0 }, transaction: () => "none" })
+      const server = http2.createServer((request, response) =>
+        keeps(request, response, (error) => {
+          assert.isUndefined(error)
+          const [, what = "", id] = request.url.split("/")
+          void runtime.runPromise(act(what, Number(id))).then(({ body, status }) => {
+            response.writeHead(status, { "set-cookie": [own, "more=1"] })
+            response.end(body)
+          })
+        })
+      )
+      const { port } = yield* Effect.acquireRelease(
+        Effect.promise(async () => {
+          server.listen(0, "127.0.0.1")
+          await once(server, "listening")
+          return { port: portOf(server) }
+        }),
+        () => Effect.sync(() => server.close())
+      )
+      const client = yield* Effect.acquireRelease(
+        Effect.sync(() => http2.connect(`http://127.0.0.1:${port}`)),
+        (session) => Effect.sync(() => session.destroy())
+      )
+      const ask = (path: string, cookie: string) =>
+        Effect.promise(async () => {
+          const stream = client.request({ ":method": "POST", ":path": path, cookie })
+          stream.end()
+          const [headers] = await once(stream, "response")
+          let body = ""
+          for await (const part of stream) body += String(part)
+          return { cookies: headers["set-cookie"], body }
+        })
+      yield* Effect.forEach(replicas, pause)
+      const written = yield* ask(`/write/${++last}`, "")
+      assert.deepStrictEqual(
+        written.cookies.map((cookie: string) => cookie.split("=")[0]),
+        ["own", "more", name]
+      )
+      const { body } = yield* ask(
+        `/read/${last}`,
+        written.cookies.map((cookie: string) => cookie.split(";")[0]).join("; ")
+      )
+      assert.deepStrictEqual(JSON.parse(body), { port: primary.port, there: true })
+    })
+  )
+
+  shared.scoped("inside of a unit of work whose transaction somebody else has begun", () =>
+    Effect.gen(function* () {
+      const routes = HttpRouter.empty.pipe(
+        HttpRouter.post(
+          "/",
+          Effect.as(
+            Effect.suspend(() => act("write", ++last)),
+            HttpServerResponse.empty({ status: 201 })
+          )
+        ),
+        HttpRouter.use(RequestTransaction.readYourWrites({ secret })),
+        // looks who it is, say
+        HttpRouter.use((app) =>
+          Effect.zipRight(
+            Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
+            app
+          )
+        ),
+        HttpRouter.use(within)
+      )
+      const site = yield* Layer.build(siteOf(Layer.provideMerge(HttpServer.serve(routes), listener)))
+      const sent = yield* Effect.provide(send(""), site)
+      assert.strictEqual(sent.status, 201)
+      assert.match(sent.cookies.join(), /^effect-db=/)
+    })
+  )
+
+  shared.scoped("a request that only looks is told nothing, though it looks on the primary", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const handle = runtime.handler(
+        async () => Response.json(await runtime.databases.db.writer`SELECT count(*) FROM item`),
+        { readYourWrites: { secret } }
+      )
+      const response = yield* Effect.promise(() => handle(new Request("http://localhost/")))
+      assert.deepStrictEqual([response.status, response.headers.getSetCookie()], [200, []])
+    })
+  )
+
+  for (const [title, both] of [
+    ["both of two middlewares, one inside of the other", true],
+    ["the inner one of two middlewares", false]
+  ] as const) {
+    shared.scoped(`${title}: the client is told once, of what the outer one has stored`, () =>
+      Effect.gen(function* () {
+        const runtime = yield* opened
+        const app = express()
+        app.use(runtime.middleware(both ? { readYourWrites: { secret } } : {}))
+        app.post("/", runtime.middleware({ readYourWrites: { secret } }), async (_, response) => {
+          await runtime.runPromise(act("write", ++last))
+          response.cookie("own", "cookie").status(201).end()
+        })
+        const { port } = yield* Effect.acquireRelease(
+          Effect.promise(() => listening(app.listen(0, "127.0.0.1"))),
+          ({ close }) => Effect.promise(close)
+        )
+        const sent = yield* Effect.provideService(send(""), Site, { port })
+        assert.strictEqual(sent.status, 201)
+        assert.deepStrictEqual(sent.cookies.map((cookie) => cookie.split("=")[0]).sort(), [name, "own"])
+      })
+    )
+  }
+
+  shared.scoped("a handler of web requests inside of another one: the client is told once, by the outer one", () =>
+    Effect.gen(function* () {
+      const runtime = yield* opened
+      const options = { readYourWrites: { secret } }
+      const inner = runtime.handler(async () => {
+        await runtime.runPromise(act("write", ++last))
+        return new Response(null, { status: 201 })
+      }, options)
+      const outer = runtime.handler((request) => inner(request), options)
+      const response = yield* Effect.promise(() => outer(new Request("http://localhost/", { method: "POST" })))
+      assert.strictEqual(response.status, 201)
+      assert.lengthOf(response.headers.getSetCookie(), 1)
+    })
+  )
+
+  shared.scoped("outside of a unit of work the statements of a client who has gone go on, as ever", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const runtime = yield* opened
+      const { writer } = runtime.databases.db
+      const use = runtime.middleware({ readYourWrites: { secret }, transaction: () => "none" })
+      const id = ++last
+      const done = yield* Deferred.make<unknown>()
+      const gone = yield* Deferred.make<void>()
+      const server = createServer((request, response) => {
+        response.once("close", () => Deferred.unsafeDone(gone, Exit.void))
+        use(request, response, () => {
+          const work = Promise.resolve(writer`INSERT INTO item SELECT ${id} FROM pg_advisory_lock_shared(${id})`)
+          work.then(
+            () => Deferred.unsafeDone(done, Exit.succeed("done")),
+            (error) => Deferred.unsafeDone(done, Exit.succeed(error))
+          )
+        })
+      })
+      const { port } = yield* Effect.acquireRelease(
+        Effect.promise(() => listening(server.listen(0, "127.0.0.1"))),
+        ({ close }) => Effect.promise(close)
+      )
+      const holder = new Pg.Client(Redacted.value(primary.url("app")))
+      yield* Effect.acquireRelease(
+        Effect.promise(() => holder.connect()),
+        () => Effect.promise(() => holder.end())
+      )
+      yield* Effect.promise(() => holder.query("SELECT pg_advisory_lock($1)", [id]))
+      const asking = yield* Effect.fork(Effect.provideService(send(""), Site, { port }))
+      yield* query(
+        primary.url("app"),
+        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted",
+        [id]
+      ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+      yield* Fiber.interrupt(asking)
+      yield* Deferred.await(gone)
+      yield* Effect.promise(() => holder.query("SELECT pg_advisory_unlock($1)", [id]))
+      assert.strictEqual(yield* Deferred.await(done), "done")
+    })
+  )
+
+  shared.scoped("plain code may have a session of its own", () =>
+    Effect.gen(function* () {
+      const { primary, replicas } = yield* Cluster
+      const { databases, ...runtime } = yield* opened
+      yield* Effect.forEach(replicas, pause)
+      const seen = yield* Effect.promise(() =>
+        runtime.withSession(Consistency.makeSession({ maxWait: 0 }), async () => {
+          const { reader, writer } = databases.db
+          await runtime.unitOfWork(async () => void (await writer`INSERT INTO item (id) VALUES (${++last})`))
+          return reader`
+            SELECT inet_server_port() AS port, EXISTS (SELECT 1 FROM item WHERE id = ${last}) AS there`
+        })
+      )
+      assert.deepStrictEqual(seen, [{ port: primary.port, there: true }])
+      // what is left to be done in the background sees it, too
+      const later = yield* Effect.promise(() =>
+        runtime.withSession(Consistency.makeSession({ maxWait: 0 }), async () => {
+          await runtime.unitOfWork(() => runtime.runPromise(act("write", ++last)))
+          return runtime.unitOfWork(() => runtime.outside(() => runtime.runPromise(act("read", last))))
+        })
+      )
+      assert.deepStrictEqual(JSON.parse(later.body), { port: primary.port, there: true })
+    })
+  )
+
+  for (const secret of [undefined, "a text that is not redacted, but long enough", [], [undefined]]) {
+    shared.effect(`a secret that only a program without types can give is refused: ${JSON.stringify(secret)}`, () =>
+      Effect.gen(function* () {
+        // as such a program would
+        const options = { secret } as unknown as RequestTransaction.ReadYourWrites
+        const error = yield* Effect.flip(
+          Effect.try({ try: () => RequestTransaction.readYourWrites(options), catch: (error) => error })
+        )
+        assert.isTrue(error instanceof DatabaseError.ConfigInvalid)
+        assert.notInclude(String(error), "not redacted, but")
+      })
+    )
+  }
+
+  for (const [setting, options] of [
+    ["secret", { secret: Redacted.make("") }],
+    ["secret", { secret: Redacted.make("0123456789012345678901234567890") }],
+    ["secret", { secret: [secret, Redacted.make("short")] }],
+    ["cookie", { secret, cookie: "" }],
+    ["cookie", { secret, cookie: "a=b" }],
+    ["cookie", { secret, cookie: "a; Domain=evil" }],
+    ["header", { secret, header: "x seen" }],
+    ["header", { secret, header: "Content-Length" }],
+    ["header", { secret, header: "set-cookie" }],
+    ["header", { secret, header: "x\r\ny: z" }]
+  ] as const) {
+    shared.effect(`an option that cannot be right is refused: ${JSON.stringify(options)}`, () =>
+      Effect.gen(function* () {
+        const error = yield* Effect.flip(
+          Effect.try({ try: () => RequestTransaction.readYourWrites(options), catch: (error) => error })
+        )
+        assert.isTrue(error instanceof DatabaseError.ConfigInvalid)
+        assert.include(String(error), `setting "readYourWrites.${setting}" is `)
+        assert.notInclude(String(error), Redacted.value(secret))
+        assert.notInclude(String(error), "short")
+      })
+    )
+  }
+})

@@ -1,0 +1,178 @@
+import { inspect } from "node:util"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as HashMap from "effect/HashMap"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
+import * as Redacted from "effect/Redacted"
+import type * as Tracer from "effect/Tracer"
+import { type Database, Observation } from "effect-db"
+import { describe } from "vitest"
+import { makeLogger } from "../../src/internal/observability/logger.js"
+import { Db, insert, soon } from "../support/databases.js"
+import { freshDatabase, terminateBackends } from "../support/server.js"
+
+interface Said {
+  readonly level: string
+  readonly text: string
+  readonly annotations: Readonly<Record<string, unknown>>
+}
+
+/** A logger that keeps what is said. */
+const listening = () => {
+  const said: Array<Said> = []
+  const logger = Logger.make(({ annotations, logLevel, message }) => {
+    const text = String(Array.isArray(message) ? message[0] : message)
+    said.push({ level: logLevel._tag, text, annotations: Object.fromEntries(HashMap.toEntries(annotations)) })
+  })
+  return { said, layer: Logger.replace(Logger.defaultLogger, logger) }
+}
+
+const writes = Effect.map(Db.status, ({ servers }) => servers[0]?.writes)
+
+/** Opens a database, commits, rolls back, loses its connection and closes. */
+const life = (options: Partial<Database.Options>) =>
+  Effect.gen(function* () {
+    const { name, writer } = yield* freshDatabase
+    const { host, password } = new URL(Redacted.value(writer))
+    yield* Effect.gen(function* () {
+      const sql = yield* Db.writer
+      yield* sql`CREATE TABLE item (name text)`
+      yield* Db.withTransaction(insert("a"), { label: "adding" })
+      yield* Effect.flip(Db.withTransaction(Effect.zipRight(insert("b"), Effect.fail("no"))))
+      yield* terminateBackends(name)
+      yield* Effect.repeat(writes, { schedule: soon, until: (_) => _?.total === 0 })
+      yield* sql`SELECT 1`
+    }).pipe(Effect.provide(Db.layer({ writer, startup: "lazy", maxConnections: 1, ...options })))
+    return { host, password: decodeURIComponent(password) }
+  })
+
+const heard = (options: Partial<Database.Options>, around: Layer.Layer<never> = Layer.empty) => {
+  const { layer, said } = listening()
+  return Effect.map(Effect.provide(life(options), Layer.merge(layer, around)), (server) => ({ ...server, said }))
+}
+
+const about = (said: ReadonlyArray<Said>, ...tags: ReadonlyArray<Observation.Observation["_tag"]>) =>
+  said.filter(({ annotations }) => tags.some((tag) => tag === annotations.event))
+
+describe("echo", () => {
+  it.scopedLive("says what happens, by the loggers around the layer, each at its level, and no secret", () =>
+    Effect.gen(function* () {
+      const { host, password, said } = yield* heard({ echo: true }, Logger.minimumLogLevel(LogLevel.All))
+      const some = about(said, "Connected", "Lost", "Closed", "TransactionEnded")
+      assert.deepStrictEqual(
+        some.map(({ annotations, level }) => `${level} ${annotations.event}`),
+        [
+          "Info Connected",
+          "Debug TransactionEnded",
+          "Debug TransactionEnded",
+          "Warning Lost",
+          "Info Closed",
+          "Info Connected",
+          // also when the layer is released
+          "Info Closed"
+        ]
+      )
+      for (const { annotations, text } of some) {
+        assert.deepInclude(annotations, { database: "app", server: host })
+        assert.isTrue(text.startsWith(`database "app" at ${host}: `), text)
+      }
+      const [connected, added, failed, lost] = some
+      const processId = connected?.annotations.processId
+      assert.isNumber(processId)
+      assert.include(connected?.text, `connection ${processId} was opened in `)
+      assert.deepInclude(added?.annotations, { label: "adding", outcome: "committed" })
+      assert.include(added?.text, 'transaction "adding" committed after ')
+      assert.deepInclude(failed?.annotations, { outcome: "rolledBack" })
+      assert.notProperty(failed?.annotations, "label")
+      assert.strictEqual(lost?.annotations.processId, processId)
+      assert.include(lost?.text, "terminating connection due to administrator command")
+      assert.notInclude(inspect(said, { depth: 10 }), password)
+    })
+  )
+
+  it.scopedLive("the program's minimum level holds, and a level given to it leaves out what is below", () =>
+    Effect.gen(function* () {
+      const usual = yield* heard({ echo: true })
+      assert.isNotEmpty(about(usual.said, "Connected"))
+      assert.isEmpty(about(usual.said, "TransactionEnded"))
+      const trouble = yield* heard({ echo: "Warning" }, Logger.minimumLogLevel(LogLevel.All))
+      assert.deepStrictEqual([...new Set(trouble.said.map(({ level }) => level))], ["Warning"])
+      assert.isNotEmpty(about(trouble.said, "Lost"))
+    })
+  )
+
+  it.scopedLive("is off unless it is asked for: nobody listens, so that no fact is even made", () =>
+    Effect.gen(function* () {
+      for (const options of [{}, { echo: false }, { echo: "None" as const }]) {
+        const { said } = yield* heard(options, Logger.minimumLogLevel(LogLevel.All))
+        assert.isEmpty(said)
+      }
+      const { writer } = yield* freshDatabase
+      const listened = (echo: boolean) =>
+        Effect.provide(
+          Effect.map(Db, ({ observers }) => observers.active),
+          Db.layer({ writer, startup: "lazy", echo })
+        )
+      assert.isFalse(yield* listened(false))
+      assert.isTrue(yield* listened(true))
+    })
+  )
+
+  it.scopedLive("a logger that throws does no harm to the database", () =>
+    Effect.gen(function* () {
+      let thrown = 0
+      const broken = Logger.make(() => {
+        thrown++
+        throw new Error("this logger is broken")
+      })
+      // at this level the runtime tells the loggers of a fiber that failed, too
+      const around = Layer.merge(Logger.replace(Logger.defaultLogger, broken), Logger.minimumLogLevel(LogLevel.All))
+      yield* Effect.provide(life({ echo: true }), around)
+      assert.isAbove(thrown, 2)
+    })
+  )
+
+  it.effect("adds nothing to the span in which the database was opened", () =>
+    Effect.gen(function* () {
+      const { layer, said } = listening()
+      const events: Array<string> = []
+      const opening = yield* Effect.makeSpan("opening")
+      const span: Tracer.Span = Object.create(opening, { event: { value: (name: string) => void events.push(name) } })
+      const echo = yield* Effect.zipLeft(makeLogger(LogLevel.All), Effect.log("opened")).pipe(
+        Effect.provide(layer),
+        Effect.withParentSpan(span)
+      )
+      echo(Observation.Observation.MarkedUp({ database: "app", server: "localhost:5432" }))
+      assert.deepStrictEqual(events, ["opened"])
+      assert.deepStrictEqual(said.at(-1), {
+        level: "Info",
+        text: 'database "app" at localhost:5432: the server takes part again',
+        annotations: { event: "MarkedUp", database: "app", server: "localhost:5432" }
+      })
+    })
+  )
+
+  it.effect("where no server took part it names none", () =>
+    Effect.gen(function* () {
+      const { layer, said } = listening()
+      const echo = yield* Effect.provide(makeLogger(LogLevel.All), layer)
+      const { HookFailed, Retried } = Observation.Observation
+      echo(Retried({ database: "app", what: "statement", attempt: 2, message: "it was lost" }))
+      echo(HookFailed({ database: "app", hook: "afterCommit", message: "Error: no mail" }))
+      assert.deepStrictEqual(said, [
+        {
+          level: "Info",
+          text: 'database "app": statement is tried again (2): it was lost',
+          annotations: { event: "Retried", database: "app", what: "statement", attempt: 2 }
+        },
+        {
+          level: "Info",
+          text: 'database "app": an afterCommit hook failed: Error: no mail',
+          annotations: { event: "HookFailed", database: "app", hook: "afterCommit" }
+        }
+      ])
+    })
+  )
+})

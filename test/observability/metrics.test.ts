@@ -1,0 +1,426 @@
+import { randomUUID } from "node:crypto"
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Metric from "effect/Metric"
+import * as MetricState from "effect/MetricState"
+import * as Stream from "effect/Stream"
+import { DatabaseError, type Observation, RetryPolicy } from "effect-db"
+import { describe } from "vitest"
+import { makePoolMetrics, type PoolLevels } from "../../src/internal/observability/poolMetrics.js"
+import { Db, fresh, insert, Place, soon } from "../support/databases.js"
+import { makeProxy, sends } from "../support/proxy.js"
+import { freshDatabase } from "../support/server.js"
+
+interface Series {
+  readonly name: string
+  readonly tags: Readonly<Record<string, string>>
+  readonly state: MetricState.MetricState.Untyped
+}
+
+/** The time series of one Postgres database, as an exporter gets them. */
+const series = (namespace: string): Effect.Effect<ReadonlyArray<Series>> =>
+  Effect.map(Metric.snapshot, (pairs) =>
+    pairs
+      .map(({ metricKey, metricState }) => ({
+        name: metricKey.name,
+        tags: Object.fromEntries(metricKey.tags.map(({ key, value }) => [key, value])),
+        state: metricState
+      }))
+      .filter(({ tags }) => tags["db.client.connection.pool.name"]?.endsWith(`/${namespace}`))
+  )
+
+const value = ({ state }: Series): number =>
+  MetricState.isCounterState(state)
+    ? Number(state.count)
+    : MetricState.isHistogramState(state)
+      ? state.count
+      : Number.NaN
+
+/** Its name without what all have in common, and the state that it is about. */
+const levelName = ({ name, tags }: Series): string =>
+  [name.replace("db.client.connection.", ""), tags["db.client.connection.state"]].filter(Boolean).join(" ")
+
+/** How many operations there were, by how they ended. */
+const operations = (namespace: string, purpose = "writes"): Effect.Effect<Readonly<Record<string, number>>> =>
+  Effect.map(series(namespace), (all) =>
+    Object.fromEntries(
+      all
+        .filter(({ name, tags }) => {
+          const pool = tags["db.client.connection.pool.name"] ?? ""
+          return name === "db.client.operation.duration" && pool.includes(` ${purpose} `)
+        })
+        .map((one) => [one.tags["error.type"] ?? "succeeded", value(one)])
+    )
+  )
+
+const calm: PoolLevels = { max: 10, idle: 0, active: 0, waiting: 0 }
+
+const metered = (namespace: string, host = "db.example.com", port = 5432) => ({
+  database: "app",
+  purpose: "writes" as const,
+  server: { host, port, database: namespace },
+  idleMin: 2,
+  idleMax: 8
+})
+
+const unused = () => `unused_${randomUUID()}`
+
+describe("meter", () => {
+  it.effect("has the names, units, buckets and attributes of OpenTelemetry's conventions", () =>
+    Effect.gen(function* () {
+      const namespace = unused()
+      const meter = makePoolMetrics(metered(namespace, "db.example.com", 6543), () => calm)
+      meter.waited(0)
+      meter.used(7)
+      meter.created(30)
+      meter.operated(3, undefined)
+      meter.operated(70_000, "23505")
+      meter.operated(5, "Disconnected")
+      const all = yield* series(namespace)
+      const pool = `app writes db.example.com:6543/${namespace}`
+      const byPool = (unit: string) => ({ unit, "db.client.connection.pool.name": pool })
+      const operation = {
+        ...byPool("s"),
+        "db.system.name": "postgresql",
+        "db.namespace": namespace,
+        "server.address": "db.example.com",
+        "server.port": "6543"
+      }
+      const sorted = (some: ReadonlyArray<{ readonly name: string; readonly tags: object }>) =>
+        some.map(({ name, tags }) => [name, Object.fromEntries(Object.entries(tags).sort())] as const).sort()
+      assert.sameDeepMembers(
+        sorted(all),
+        sorted([
+          {
+            name: "db.client.connection.count",
+            tags: { ...byPool("{connection}"), "db.client.connection.state": "idle" }
+          },
+          {
+            name: "db.client.connection.count",
+            tags: { ...byPool("{connection}"), "db.client.connection.state": "used" }
+          },
+          { name: "db.client.connection.idle.max", tags: byPool("{connection}") },
+          { name: "db.client.connection.idle.min", tags: byPool("{connection}") },
+          { name: "db.client.connection.max", tags: byPool("{connection}") },
+          { name: "db.client.connection.pending_requests", tags: byPool("{request}") },
+          { name: "db.client.connection.timeouts", tags: byPool("{timeout}") },
+          { name: "db.client.connection.create_time", tags: byPool("s") },
+          { name: "db.client.connection.wait_time", tags: byPool("s") },
+          { name: "db.client.connection.use_time", tags: byPool("s") },
+          { name: "db.client.operation.duration", tags: operation },
+          {
+            name: "db.client.operation.duration",
+            tags: { ...operation, "error.type": "23505", "db.response.status_code": "23505" }
+          },
+          { name: "db.client.operation.duration", tags: { ...operation, "error.type": "Disconnected" } }
+        ])
+      )
+      const slow = all.find(({ tags }) => tags["error.type"] === "23505")?.state
+      assert.isTrue(slow !== undefined && MetricState.isHistogramState(slow))
+      if (slow !== undefined && MetricState.isHistogramState(slow)) {
+        assert.deepStrictEqual(
+          slow.buckets.map(([boundary, count]) => [boundary, count]),
+          [...[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10].map((_) => [_, 0]), [Number.POSITIVE_INFINITY, 1]]
+        )
+        assert.deepStrictEqual([slow.count, slow.sum, slow.min, slow.max], [1, 70, 70, 70])
+      }
+    })
+  )
+
+  it.effect("a standard port goes without saying, a socket is named by its path", () =>
+    Effect.gen(function* () {
+      const namespace = unused()
+      makePoolMetrics(metered(namespace), () => calm).operated(1, undefined)
+      makePoolMetrics(metered(namespace, "/run/postgresql"), () => calm).operated(1, undefined)
+      const places = (yield* series(namespace))
+        .filter(({ name }) => name === "db.client.operation.duration")
+        .map(({ tags }) => [tags["server.address"], tags["server.port"]])
+      assert.sameDeepMembers(places, [
+        ["db.example.com", undefined],
+        ["/run/postgresql/.s.PGSQL.5432", undefined]
+      ])
+    })
+  )
+
+  it.effect("levels are read when somebody looks; pools of one name are added up; a closed one has none", () =>
+    Effect.gen(function* () {
+      const namespace = unused()
+      const levels = Effect.map(series(namespace), (all) =>
+        Object.fromEntries(
+          all.filter(({ name }) => name !== "db.client.connection.timeouts").map((one) => [levelName(one), value(one)])
+        )
+      )
+      let now = calm
+      const first = makePoolMetrics(metered(namespace), () => now)
+      assert.deepStrictEqual(yield* levels, {
+        "count idle": 0,
+        "count used": 0,
+        "idle.max": 8,
+        "idle.min": 2,
+        max: 10,
+        pending_requests: 0
+      })
+      now = { max: 10, idle: 3, active: 7, waiting: 5 }
+      const second = makePoolMetrics(metered(namespace), () => ({ max: 10, idle: 1, active: 0, waiting: 0 }))
+      assert.deepStrictEqual(yield* levels, {
+        "count idle": 4,
+        "count used": 7,
+        "idle.max": 16,
+        "idle.min": 4,
+        max: 20,
+        pending_requests: 5
+      })
+      first.close()
+      first.close()
+      assert.deepStrictEqual((yield* levels)["count idle"], 1)
+      second.close()
+      assert.deepStrictEqual([...new Set(Object.values(yield* levels))], [0])
+    })
+  )
+
+  it.effect("two pools do not mix", () =>
+    Effect.gen(function* () {
+      const [namespace, other] = [unused(), unused()]
+      const one = makePoolMetrics(metered(namespace), () => calm)
+      const two = makePoolMetrics(metered(other), () => calm)
+      const reads = makePoolMetrics({ ...metered(namespace), purpose: "reads" }, () => calm)
+      one.timedOut()
+      one.timedOut()
+      two.timedOut()
+      reads.operated(1, undefined)
+      const timeouts = (all: ReadonlyArray<Series>) =>
+        all.filter(({ name }) => name === "db.client.connection.timeouts").map(value)
+      assert.sameMembers([...timeouts(yield* series(namespace))], [2, 0])
+      assert.deepStrictEqual(timeouts(yield* series(other)), [1])
+      assert.deepStrictEqual(yield* operations(namespace, "reads"), { succeeded: 1 })
+      assert.deepStrictEqual(yield* operations(namespace, "writes"), {})
+    })
+  )
+
+  it.effect("errors without end make no series without end", () =>
+    Effect.gen(function* () {
+      const namespace = unused()
+      const meter = makePoolMetrics(metered(namespace), () => calm)
+      for (let n = 0; n < 1000; n++) meter.operated(1, `E${n.toString().padStart(4, "0")}`)
+      meter.operated(1, "E0001")
+      const counts = yield* operations(namespace)
+      assert.strictEqual(Object.keys(counts).length, 101)
+      assert.strictEqual(counts.E0001, 2)
+      assert.strictEqual(counts._OTHER, 900)
+    })
+  )
+})
+
+describe("db.client.operation.duration", () => {
+  it.scopedLive("one statement is one operation, a transaction of n statements n + 1, an unused one none", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      yield* sql`SELECT 1`
+      assert.deepStrictEqual(yield* operations(name), { succeeded: 1 })
+      yield* Db.withTransaction(Effect.void)
+      assert.deepStrictEqual(yield* operations(name), { succeeded: 1 })
+      yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
+      assert.deepStrictEqual(yield* operations(name), { succeeded: 4 })
+      // on the primary too, with the BEGIN READ ONLY and the COMMIT around it
+      yield* Effect.flatMap(Db.reader, (reader) => reader`SELECT 1`)
+      assert.deepStrictEqual(yield* operations(name, "reads"), { succeeded: 1 })
+      assert.deepStrictEqual(yield* operations(name), { succeeded: 4 })
+    }).pipe(Effect.provide(fresh({ startup: "lazy", readers: [] })))
+  )
+
+  it.scopedLive("each fetch of a stream in a transaction is one operation", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      const rows = yield* Db.withTransaction(Stream.runCount(sql`SELECT generate_series(1, 300)`.stream))
+      assert.strictEqual(rows, 300)
+      const { succeeded = 0 } = yield* operations(name)
+      // some parts, and the COMMIT
+      assert.isAbove(succeeded, 2)
+    }).pipe(Effect.provide(fresh({ startup: "lazy" })))
+  )
+
+  it.scopedLive("a refusal is told by its SQLSTATE, also that of a killed backend; a lost connection by its tag", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* Effect.flip(sql`SELECT 1 / 0`)
+        assert.deepStrictEqual(yield* operations(name), { "22012": 1 })
+        yield* Effect.flip(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+        assert.deepStrictEqual(yield* operations(name), { "22012": 1, "57P01": 1 })
+        yield* proxy.when(sends("'never answered'"), "cut")
+        const error = yield* sql`SELECT 'never answered'`.pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "Disconnected")
+        assert.deepStrictEqual(yield* operations(name), { "22012": 1, "57P01": 1, Disconnected: 1 })
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy" })))
+    })
+  )
+
+  it.scopedLive("a sign of life that the pool asks for is none", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* sql`SELECT 1`
+        const before = proxy.roundTrips
+        yield* sql`SELECT 1`
+        assert.strictEqual(proxy.roundTrips, before + 2)
+        assert.deepStrictEqual(yield* operations(name), { succeeded: 2 })
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy", validateAfterIdle: 0 })))
+    })
+  )
+
+  it.scopedLive("its time is that of the server and the network", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      yield* sql`SELECT pg_sleep(0.06)`
+      const [state] = (yield* series(name))
+        .filter((one) => one.name === "db.client.operation.duration")
+        .map((one) => one.state)
+      assert.isTrue(state !== undefined && MetricState.isHistogramState(state) && state.sum >= 0.05)
+    }).pipe(Effect.provide(fresh({ startup: "lazy" })))
+  )
+
+  it.scopedLive("the levels are those of Db.status, and 0 when the database is closed", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const levels = Effect.map(series(name), (all) =>
+        all
+          .filter(({ tags }) => tags["db.client.connection.pool.name"]?.includes(" writes "))
+          .filter((one) => MetricState.isCounterState(one.state))
+          .map((one) => [levelName(one), value(one)] as const)
+      )
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* sql.reserve
+            yield* sql`SELECT 1`
+            const status = (yield* Db.status).servers[0]?.writes
+            assert.deepStrictEqual([status?.idle, status?.active, status?.waiting], [1, 1, 0])
+            assert.deepStrictEqual(Object.fromEntries(yield* levels), {
+              "count idle": status?.idle ?? -1,
+              "count used": status?.active ?? -1,
+              "idle.max": 3,
+              "idle.min": 1,
+              max: 3,
+              pending_requests: status?.waiting ?? -1,
+              timeouts: 0
+            })
+          })
+        )
+      }).pipe(Effect.provide(Db.layer({ writer, startup: "lazy", maxConnections: 3, minConnections: 1 })))
+      assert.deepStrictEqual([...new Set((yield* levels).map(([, count]) => count))], [0])
+    })
+  )
+})
+
+describe("the meter of a pool", () => {
+  /** How often each time was measured, on the pool of the writer. */
+  const times = (namespace: string) =>
+    Effect.map(series(namespace), (all) => {
+      const count = (name: string) => {
+        const one = all.find(
+          (one) =>
+            one.name === `db.client.connection.${name}` &&
+            one.tags["db.client.connection.pool.name"]?.includes(" writes ")
+        )
+        return one === undefined ? 0 : value(one)
+      }
+      return {
+        created: count("create_time"),
+        waited: count("wait_time"),
+        used: count("use_time"),
+        timeouts: count("timeouts"),
+        waiting: count("pending_requests")
+      }
+    })
+
+  it.scopedLive("each checkout has one wait and one use, each connection one creation, however the work ends", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      const facts: Array<Observation.Observation> = []
+      yield* Effect.forkScoped(Stream.runForEach(Db.observations, (fact) => Effect.sync(() => void facts.push(fact))))
+      yield* Effect.yieldNow()
+      yield* Effect.forEach([1, 2, 3, 4, 5, 6, 7], (n) => sql`SELECT ${n}::int`, { concurrency: 5 })
+      yield* Db.withTransaction(Effect.all([insert("a"), insert("b"), insert("c")]))
+      yield* Effect.scoped(Effect.flatMap(sql.reserve, (_) => _.execute("SELECT 1", [], undefined)))
+      yield* Effect.flip(sql`SELECT 1 / 0`)
+      yield* Effect.flip(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+      assert.deepInclude(yield* times(name), { waited: 11, used: 11 })
+      // cancelled in the middle
+      const asleep = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waited === 12 })
+      yield* Fiber.interrupt(asleep)
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.used === 12 })
+      yield* sql`SELECT 1`
+      yield* Db.withTransaction(Effect.void)
+      const { created, ...rest } = yield* times(name)
+      assert.deepStrictEqual(rest, { waited: 13, used: 13, timeouts: 0, waiting: 0 })
+      yield* Effect.yieldNow()
+      assert.strictEqual(created, facts.filter(({ _tag }) => _tag === "Connected").length)
+      assert.isAtLeast(created, 2)
+    }).pipe(Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 2 })))
+  )
+
+  it.scopedLive("who gets no connection in time is a timeout, not a wait; who gives up is neither", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      const hold = yield* Deferred.make<void>()
+      const holder = yield* Effect.fork(Db.withTransaction(Effect.zipRight(sql`SELECT 1`, Deferred.await(hold))))
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waited === 1 })
+      const late = yield* Effect.fork(
+        Effect.all(
+          [1, 2].map(() => Effect.flip(sql`SELECT 1`)),
+          { concurrency: 2 }
+        )
+      )
+      const impatient = yield* Effect.fork(sql`SELECT 1`)
+      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waiting === 3 })
+      yield* Fiber.interrupt(impatient)
+      assert.strictEqual((yield* times(name)).waiting, 2)
+      for (const error of yield* Fiber.join(late)) {
+        assert.strictEqual(DatabaseError.fromSqlError(error)._tag, "PoolExhausted")
+      }
+      yield* Deferred.succeed(hold, undefined)
+      yield* Fiber.join(holder)
+      assert.deepStrictEqual(yield* times(name), { created: 1, waited: 1, used: 1, timeouts: 2, waiting: 0 })
+    }).pipe(
+      Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 1, acquireTimeout: "1 second" })),
+      Effect.provide(RetryPolicy.layer(RetryPolicy.never))
+    )
+  )
+
+  it.scopedLive("the times are those that a caller sees", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      yield* proxy.delay(10)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        // the second waits for the first, which takes as long as the server sleeps
+        yield* Effect.all([sql`SELECT pg_sleep(0.1)`, sql`SELECT 1`], { concurrency: 2 })
+        const sums = Object.fromEntries(
+          (yield* series(name)).flatMap((one) =>
+            MetricState.isHistogramState(one.state) && one.state.count > 0 ? [[one.name, one.state.sum]] : []
+          )
+        )
+        // several exchanges to log in, each with the delay, both ways
+        assert.isAtLeast(sums["db.client.connection.create_time"] ?? 0, 0.04)
+        assert.isAtLeast(sums["db.client.connection.wait_time"] ?? 0, 0.14)
+        assert.isAtLeast(sums["db.client.connection.use_time"] ?? 0, 0.12)
+        // in seconds
+        for (const sum of Object.values(sums)) assert.isBelow(sum, 20)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy", maxConnections: 1 })))
+    })
+  )
+})

@@ -1,0 +1,3 @@
+import { callers, pooling } from "../support/suites/pooling.js"
+
+pooling("pooled", "lifo", callers)

@@ -1,0 +1,178 @@
+/** When a pool opens connections, by a clock that nothing disturbs; on real servers it is in `outage.test.ts` and `pooling/`. */
+import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
+import { Growth } from "../../src/internal/pool/growth.js"
+
+beforeEach(() => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setImmediate", "clearImmediate", "performance"] })
+})
+afterEach(() => {
+  vi.useRealTimers()
+})
+
+/** Times are in ms. */
+interface Trial {
+  /** How long a connect takes. */
+  readonly connect: number
+  /** How long somebody has a connection. */
+  readonly use: number
+  readonly max: number
+  /** How many connections are idle at the start. */
+  readonly idle?: number
+  /** How many of the first connects never come. */
+  readonly hanging?: number
+  /** Whether there were connections before, so that it is known how long a connect takes. */
+  readonly wasOpen?: boolean
+  /** Whether who has had a connection asks for one again. */
+  readonly isSteady?: boolean
+}
+
+/** A pool that so many ask for a connection at once. */
+class Spike {
+  total: number
+  waiting = 0
+  private idle: number
+  private connecting = 0
+  private late = 0
+  private begun = 0
+  private readonly growth: Growth
+
+  constructor(
+    private readonly trial: Trial,
+    callers: number
+  ) {
+    this.total = trial.idle ?? 0
+    this.idle = this.total
+    this.growth = new Growth(
+      () => {
+        const coming = this.connecting - this.late
+        const room = trial.max - this.total - this.connecting
+        const busy = this.total - this.idle
+        return { waiting: this.waiting, wanted: this.waiting - coming, room, busy, coming, isEmpty: this.total === 0 }
+      },
+      () => this.open(),
+      false
+    )
+    if (this.total > 0 || trial.wasOpen === true) this.growth.connected(trial.connect)
+    for (let i = 0; i < callers; i++) {
+      this.waiting++
+      this.serve()
+      this.growth.ask()
+    }
+  }
+
+  private serve(isBack = false): void {
+    while (this.idle > 0 && this.waiting > 0) {
+      this.idle--
+      this.waiting--
+      if (isBack) this.growth.serve()
+      setTimeout(() => {
+        this.idle++
+        if (this.trial.isSteady === true) this.waiting++
+        this.serve(true)
+        this.growth.ask()
+      }, this.trial.use)
+    }
+  }
+
+  private open(): void {
+    this.connecting++
+    if (this.begun++ < (this.trial.hanging ?? 0)) {
+      setTimeout(() => {
+        this.late++
+        this.growth.ask()
+      }, this.growth.hope + 1)
+      return
+    }
+    setTimeout(() => {
+      this.connecting--
+      this.total++
+      this.idle++
+      this.growth.connected(this.trial.connect)
+      this.serve()
+    }, this.trial.connect)
+  }
+}
+
+const hour = 3_600_000
+
+describe("a spike of 50 short statements, where it takes 150 ms to connect", () => {
+  const short = { connect: 150, use: 2, max: 50 }
+  const trials: Readonly<Record<string, Trial>> = {
+    "of five idle connections": { ...short, idle: 5 },
+    "of one idle connection": { ...short, idle: 1 },
+    "that has never had a connection": short,
+    "whose connections are gone": { ...short, wasOpen: true }
+  }
+  for (const [name, trial] of Object.entries(trials)) {
+    it(`leaves eight connections at the most in a pool ${name}`, () => {
+      const spike = new Spike(trial, 50)
+      vi.advanceTimersByTime(2000)
+      assert.strictEqual(spike.waiting, 0)
+      assert.isAtMost(spike.total, 8)
+    })
+  }
+})
+
+describe("a pool whose connections are all in long use", () => {
+  for (const idle of [0, 5]) {
+    it(`is full within the time of four connects, with ${idle} connections before`, () => {
+      const spike = new Spike({ connect: 150, use: hour, max: 20, idle }, 20)
+      vi.advanceTimersByTime(600)
+      assert.deepStrictEqual([spike.waiting, spike.total], [0, 20])
+    })
+  }
+})
+
+describe("callers who come again and again", () => {
+  it("have all the connections that there may be, however many more wait than can have one", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 100)
+    vi.advanceTimersByTime(2000)
+    assert.strictEqual(steady.total, 10)
+  })
+
+  it("have them also where each waits for less time than a connect takes", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 20)
+    vi.advanceTimersByTime(2000)
+    assert.strictEqual(steady.total, 10)
+  })
+
+  it("have no more of them than they use", () => {
+    const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 6)
+    vi.advanceTimersByTime(2000)
+    assert.deepStrictEqual([steady.waiting, steady.total], [0, 6])
+  })
+})
+
+describe("connects that hang", () => {
+  it("hold up nobody for longer than they are counted on", () => {
+    const spike = new Spike({ connect: 20, use: 2, max: 10, hanging: 3 }, 10)
+    vi.advanceTimersByTime(400)
+    assert.strictEqual(spike.waiting, 0)
+  })
+
+  it("do not fill a pool at once where all of them do", () => {
+    const begun = new Spike({ connect: 20, use: 2, max: 50, hanging: 50 }, 50)
+    vi.advanceTimersByTime(200)
+    assert.strictEqual(begun.total, 0)
+    assert.strictEqual(vi.getTimerCount(), 4)
+  })
+})
+
+describe("a pool that is about to look whether more are needed", () => {
+  it("looks once, not twice, when a connection comes just then", () => {
+    const waiting = { waiting: 9, wanted: 9, room: 9, busy: 0, coming: 0, isEmpty: true }
+    const growth = new Growth(
+      () => waiting,
+      () => {},
+      false
+    )
+    growth.ask()
+    // what has arrived is read between the time for a look and the look
+    for (let i = 0; i < 3; i++) vi.advanceTimersToNextTimer()
+    growth.connected(5)
+    assert.strictEqual(vi.getTimerCount(), 1)
+    vi.advanceTimersToNextTimer()
+    growth.stop()
+    assert.strictEqual(vi.getTimerCount(), 0)
+  })
+})

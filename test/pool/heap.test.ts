@@ -1,0 +1,35 @@
+import { execFile } from "node:child_process"
+import { fileURLToPath } from "node:url"
+import { promisify } from "node:util"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { freshDatabase } from "../support/server.js"
+
+/** Runs a program that prints by how many bytes its heap grew, after a first stretch of work. */
+const leavesTheHeap = (file: string) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshDatabase
+    const program = fileURLToPath(new URL(`../support/${file}`, import.meta.url))
+    const { stdout } = yield* Effect.promise(() =>
+      promisify(execFile)(process.execPath, ["--expose-gc", "--import", "tsx", program], {
+        env: { ...process.env, DATABASE_URL: Redacted.value(writer) }
+      })
+    )
+    const grown = Number(stdout.trim())
+    assert.isFalse(Number.isNaN(grown), stdout)
+    assert.isBelow(grown, 10 * 1024 * 1024)
+    console.log(`${file}: the heap grew by ${Math.round(grown / 1024)} kB`)
+  })
+
+it.scopedLive(
+  "100,000 small transactions leave the heap where it was after the first 10,000, give or take 10 MB",
+  () => leavesTheHeap("heap.ts"),
+  180_000
+)
+
+it.scopedLive(
+  "100 rounds in which all is opened, closed, cut short and refused leave the heap where it was after the first 30",
+  () => leavesTheHeap("churn.ts"),
+  180_000
+)

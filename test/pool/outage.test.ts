@@ -1,0 +1,153 @@
+/**
+ * HikariCP's two trials of a pool: a spike of short statements while it takes long to connect, and a database that is down for a while.
+ *
+ * `EFFECT_DB_CHAOS=full` runs the second at full length: down for 30 s, a borrow every 2 s, none waits for longer than 5 s.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { type Database, DatabaseError } from "effect-db"
+import { describe } from "vitest"
+import { Db, soon } from "../support/databases.js"
+import { makeProxy, type Proxy } from "../support/proxy.js"
+import { freshDatabase } from "../support/server.js"
+
+const figures = Effect.map(Db.status, ({ servers }) => servers[0]?.writes ?? assert.fail("no writer"))
+
+const given = Effect.gen(function* () {
+  const { writer } = yield* freshDatabase
+  return yield* makeProxy(writer)
+})
+
+/** What a pool is like when the spike comes, and how it comes to that. */
+const before: Readonly<
+  Record<string, { readonly options: Partial<Database.Options>; readonly ready: Effect.Effect<unknown, unknown, Db> }>
+> = {
+  "of five idle connections": {
+    options: { minConnections: 5 },
+    ready: Effect.repeat(figures, { schedule: soon, until: ({ idle }) => idle === 5 })
+  },
+  "that has never had a connection": { options: { startup: "lazy" }, ready: Effect.void },
+  "that is about to open its first five": { options: { minConnections: 5 }, ready: Effect.void },
+  "whose connections are gone": {
+    options: {},
+    ready: Effect.zipRight(
+      Db.invalidate({ mode: "hard" }),
+      Effect.repeat(figures, { schedule: soon, until: ({ total }) => total === 0 })
+    )
+  }
+}
+
+/** How long it takes to serve them all, in ms, where the machine is free. Where it takes longer these were no short statements. */
+const undisturbed = 75
+
+describe("a spike of 50 short statements, where it takes 150 ms to connect", () => {
+  for (const [name, { options, ready }] of Object.entries(before)) {
+    const trial = Effect.gen(function* () {
+      const proxy = yield* given
+      // a login is six messages, one after the other; a statement two
+      yield* proxy.delay(1, 25)
+      return yield* Effect.gen(function* () {
+        const connects: Array<number> = []
+        yield* Effect.forkScoped(
+          Stream.runForEach(Db.observations, (fact) =>
+            Effect.sync(() => fact._tag === "Connected" && connects.push(fact.took))
+          )
+        )
+        yield* ready
+        const sql = yield* Db.writer
+        const served: Array<number> = []
+        const one = Effect.tap(sql`SELECT 1`, () => Effect.sync(() => served.push(performance.now())))
+        yield* Effect.forEach(Array.from({ length: 50 }), () => one, { concurrency: "unbounded" })
+        // also those that are still on their way
+        yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
+        for (const took of connects) assert.isAtLeast(took, 150)
+        return { total: (yield* figures).total, took: (served[49] ?? 0) - (served[0] ?? 0) }
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, maxConnections: 50, ...options })))
+    })
+    it.scopedLive(`leaves eight connections at the most in a pool ${name}`, () =>
+      Effect.gen(function* () {
+        const { total } = yield* Effect.repeat(Effect.scoped(trial), {
+          until: ({ took, total }) => total <= 8 || took < undisturbed,
+          times: 20
+        })
+        assert.isAtMost(total, 8)
+      })
+    )
+  }
+})
+
+const isFull = process.env.EFFECT_DB_CHAOS === "full"
+
+/** How long the database is down, how often somebody borrows a connection, and how long he waits at the most; in ms. */
+const outage = isFull ? { down: 30_000, every: 2000, limit: 5000 } : { down: 3000, every: 600, limit: 500 }
+
+/** What a borrower may need beyond his limit, in ms. */
+const allowance = 50
+
+interface Mode {
+  readonly begin: (proxy: Proxy) => Effect.Effect<void>
+  readonly end: (proxy: Proxy) => Effect.Effect<void>
+}
+
+const modes: Readonly<Record<string, Mode>> = {
+  "nobody listens": {
+    begin: (proxy) => Effect.zipRight(proxy.refuse, proxy.cut),
+    end: (proxy) => proxy.accept
+  },
+  "the cable is pulled": { begin: (proxy) => proxy.freeze, end: (proxy) => proxy.thaw },
+  "the cable is pulled, and what was under way then never arrives": {
+    begin: (proxy) => proxy.freeze,
+    end: (proxy) => proxy.strand
+  }
+}
+
+describe.concurrent("database down", () => {
+  for (const [mode, { begin, end }] of Object.entries(modes)) {
+    it.scopedLive(
+      `${mode}: every borrow settles in time, and the first one afterwards succeeds`,
+      () =>
+        Effect.gen(function* () {
+          const proxy = yield* given
+          const live = Db.layer({
+            writer: proxy.url,
+            acquireTimeout: outage.limit,
+            // the first borrow must not be given a connection that was fine a moment ago
+            validateAfterIdle: outage.every / 2
+          })
+          yield* Effect.gen(function* () {
+            const sql = yield* Db.writer
+            const borrow = Effect.gen(function* () {
+              // time as this process has it: what holds up a timer holds up everything
+              const limit = yield* Effect.forkScoped(Effect.map(Effect.sleep(outage.limit), () => performance.now()))
+              const exit = yield* Effect.exit(DatabaseError.refine(Effect.scoped(Effect.asVoid(sql.reserve))))
+              return { exit, limit, settled: performance.now() }
+            })
+            yield* borrow
+            yield* begin(proxy)
+            const borrows = yield* Effect.forEach(Array.from({ length: outage.down / outage.every }), () =>
+              Effect.zipRight(Effect.sleep(outage.every), Effect.forkScoped(borrow))
+            )
+            yield* Effect.sleep(outage.every)
+            const isBack = performance.now()
+            yield* end(proxy)
+            const first = yield* borrow
+            assert.isTrue(Exit.isSuccess(first.exit), String(first.exit))
+            for (const fiber of borrows) {
+              const { exit, limit, settled } = yield* Fiber.join(fiber)
+              assert.isAtMost(settled, (yield* Fiber.join(limit)) + allowance)
+              if (settled >= isBack) continue
+              const error = Exit.isFailure(exit) && exit.cause._tag === "Fail" ? exit.cause.error : undefined
+              assert.include(["ConnectFailed", "PoolExhausted"], error?._tag, String(exit))
+            }
+            const { active, total, waiting } = yield* figures
+            assert.deepStrictEqual([active, waiting], [0, 0])
+            assert.isAtLeast(total, 1)
+          }).pipe(Effect.scoped, Effect.provide(live))
+        }),
+      outage.down * 2 + 30_000
+    )
+  }
+})

@@ -1,0 +1,77 @@
+/** The queue for a connection: who is sent away when, by one timer for all. */
+import { assert, describe, it } from "@effect/vitest"
+import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
+import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
+
+/** A queue, and somebody who comes to it and may wait for so many ms. */
+const open = () => {
+  const away: Array<string> = []
+  let told = () => {}
+  const waiters = new WaitQueue<string>(new LoadShedding(Number.POSITIVE_INFINITY, 1), (waiter) => {
+    if (!waiters.remove(waiter)) return
+    away.push(waiter.settle)
+    assert.isAtLeast(performance.now(), waiter.deadline)
+    if (waiters.size === 0) told()
+  })
+  const come = (name: string, patience: number) => {
+    const now = performance.now()
+    const waiter = new Waiter(now, now + patience, [], undefined, name)
+    waiters.add(waiter)
+    return waiter
+  }
+  const empty = new Promise<void>((resolve) => {
+    told = resolve
+  })
+  return { away, come, empty, waiters }
+}
+
+/** How many timers keep the process alive. */
+const timers = () => process.getActiveResourcesInfo().filter((what) => what === "Timeout").length
+
+describe("waiters", () => {
+  it("each is sent away at his own time, also who has less of it than those before him", async () => {
+    const { away, come, empty } = open()
+    come("first", 60)
+    come("second", 20)
+    come("third", 40)
+    await empty
+    assert.deepStrictEqual(away, ["second", "third", "first"])
+  })
+
+  it("who comes after the others have left has all of his time", async () => {
+    const { away, come, empty, waiters } = open()
+    waiters.remove(come("gone", 20))
+    come("stays", 60)
+    await empty
+    assert.deepStrictEqual(away, ["stays"])
+  })
+
+  it("they are served in the order in which they came, whoever leaves in between", () => {
+    const { come, waiters } = open()
+    const [a, b, c, d] = ["a", "b", "c", "d"].map((name) => come(name, 10_000))
+    assert(a && b && c && d)
+    assert.isTrue(waiters.remove(b))
+    assert.isFalse(waiters.remove(b))
+    assert.strictEqual(waiters.take(performance.now()), a)
+    assert.isTrue(waiters.remove(d))
+    assert.deepStrictEqual([...waiters], [c])
+    const e = come("e", 10_000)
+    assert.deepStrictEqual(waiters.clear(), [c, e])
+    assert.strictEqual(waiters.size, 0)
+    assert.isUndefined(waiters.take(performance.now()))
+  })
+
+  it("who waits keeps the process alive, and an empty queue does not", () => {
+    const { come, waiters } = open()
+    const before = timers()
+    const one = come("one", 10_000)
+    assert.strictEqual(timers(), before + 1)
+    waiters.remove(one)
+    assert.strictEqual(timers(), before)
+    const other = come("other", 20_000)
+    assert.strictEqual(timers(), before + 1)
+    waiters.remove(other)
+    waiters.clear()
+    assert.strictEqual(timers(), before)
+  })
+})

@@ -1,3 +1,0 @@
-import { callers, pooling } from "../suites/pooling.js"
-
-pooling("pooled", "lifo", callers)

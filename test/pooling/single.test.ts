@@ -1,7 +1,0 @@
-import { callers, idle, pooling } from "../suites/pooling.js"
-
-// one connection is in any order
-pooling("single", "lifo", (way) => {
-  callers(way)
-  idle(way)
-})

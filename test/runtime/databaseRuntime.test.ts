@@ -1,0 +1,608 @@
+import { createServer, type ServerResponse } from "node:http"
+import type { AddressInfo } from "node:net"
+import type { PgClient } from "@effect/sql-pg/PgClient"
+import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import { Consistency, DatabaseError, DatabaseRuntime } from "effect-db"
+import { audit, event } from "../support/audit.js"
+import { Audit, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { makeProxy } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
+
+const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)
+
+const failure = (promise: Promise<unknown>): Effect.Effect<unknown> =>
+  Effect.promise(() =>
+    promise.then(
+      () => "no failure",
+      (error: unknown) => error
+    )
+  )
+
+/** A runtime on a new database, which is closed at the end of the test, whatever has it open. */
+const fresh = (options?: DatabaseRuntime.Options) =>
+  Effect.gen(function* () {
+    const place = yield* freshTable
+    const runtime = DatabaseRuntime.make(
+      { db: Db },
+      Db.layer({ writer: place.writer, readers: [place.reader] }),
+      options
+    )
+    yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+    return {
+      runtime,
+      db: runtime.databases.db,
+      stored: Effect.provideService(stored, Place, place),
+      place
+    }
+  })
+
+describe("what runPromise rejects with", () => {
+  const rejection = <E>(make: (sql: PgClient) => Effect.Effect<unknown, E>) =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh()
+      yield* Effect.promise(() => runtime.open())
+      return {
+        rejected: yield* failure(runtime.runPromise(Effect.flatMap(Db.writer, make))),
+        awaited: yield* failure(db.writer`SELECT 1 / 0`.then())
+      }
+    })
+
+  for (const [end, failing] of [
+    ["a statement", (sql: PgClient) => sql`SELECT 1 / 0`],
+    ["a statement that is died of", (sql: PgClient) => Effect.orDie(sql`SELECT 1 / 0`)],
+    ["a transaction of the client", (sql: PgClient) => sql.withTransaction(sql`SELECT 1 / 0`)]
+  ] as const) {
+    it.scopedLive(`is the DatabaseError of ${end}, as where a statement is awaited`, () =>
+      Effect.gen(function* () {
+        const { awaited, rejected } = yield* rejection(failing)
+        assert.isTrue(DatabaseError.isDatabaseError(rejected))
+        assert.strictEqual(tagOf(rejected), tagOf(awaited))
+      })
+    )
+  }
+
+  it.scopedLive("is what the program has failed with, or died of, itself", () =>
+    Effect.gen(function* () {
+      const bug = new Error("a bug")
+      assert.strictEqual((yield* rejection(() => Effect.fail("mine"))).rejected, "mine")
+      assert.strictEqual((yield* rejection(() => Effect.fail(bug))).rejected, bug)
+      assert.strictEqual((yield* rejection(() => Effect.die(bug))).rejected, bug)
+    })
+  )
+})
+
+describe("how a runtime is opened and closed", () => {
+  it.scopedLive("it is counted: the first opens, only the last closes, and it may be opened again", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh()
+      yield* Effect.promise(() => Promise.all([runtime.open(), runtime.open(), runtime.open()]))
+      const { servers } = yield* Effect.promise(() => db.status())
+      assert.strictEqual(servers[0]?.writes?.total, 1)
+      yield* Effect.promise(() => runtime.close())
+      yield* Effect.promise(() => runtime.close())
+      assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
+      yield* Effect.promise(() => runtime.close())
+      assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+      // closing what is closed is nothing
+      yield* Effect.promise(() => runtime.close())
+      yield* Effect.promise(() => runtime.open())
+      assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
+    })
+  )
+
+  it.scopedLive(
+    "it is entered once, again from inside of calls, and is one and the same for many calls at a time",
+    () =>
+      Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        let made = 0
+        const counting = Layer.effectDiscard(Effect.sync(() => made++))
+        const layer = Layer.merge(Db.layer({ writer, maxConnections: 2 }), counting)
+        const runtime = DatabaseRuntime.make({ db: Db }, layer)
+        const { db } = runtime.databases
+        const session = async () => (await db.writer<{ pid: number }>`SELECT pg_backend_pid() AS pid`)[0]?.pid
+        const part = async () => {
+          await runtime.open()
+          try {
+            // what is open inside of a unit of work is what is open outside of it
+            return await runtime.unitOfWork(async () => {
+              await runtime.open()
+              const inside = await session()
+              await runtime.close()
+              return [inside, await session()]
+            })
+          } finally {
+            await runtime.close()
+          }
+        }
+        const sessions = yield* Effect.promise(async () => {
+          await runtime.open()
+          const atOnce = await Promise.all(Array.from({ length: 50 }, part))
+          // nobody of them has closed it
+          atOnce.push([await session()], [await session()])
+          await runtime.close()
+          return atOnce
+        })
+        assert.strictEqual(made, 1)
+        assert.isAtMost(new Set(sessions.flat()).size, 2)
+        for (const [inside, after] of sessions.slice(0, 50)) assert.strictEqual(inside, after)
+        assert.strictEqual(tagOf(yield* failure(session())), "DatabaseClosed")
+        // a server process that was told to end needs its time
+        const left = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        yield* query(writer, left).pipe(
+          Effect.repeat({ schedule: soon, until: ({ length }) => length === 0 }),
+          Effect.zipRight(query(writer, left)),
+          Effect.tap((found) => assert.deepStrictEqual(found, []))
+        )
+      })
+  )
+
+  it.scopedLive("use before the start and after the end names the database and says what to do", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh()
+      const before = yield* failure(db.writer`SELECT 1`.then())
+      assert.strictEqual(tagOf(before), "DatabaseClosed")
+      assert.include(String(before), 'database "app": it is not open yet')
+      assert.strictEqual(tagOf(yield* failure(runtime.runPromise(insert("x")))), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* failure(runtime.unitOfWork(() => 1))), "DatabaseClosed")
+      yield* Effect.promise(() => runtime.open())
+      yield* Effect.promise(() => runtime.close())
+      const after = yield* failure(db.writer`SELECT 1`.then())
+      assert.include(String(after), 'database "app": it is closed')
+    })
+  )
+
+  it.scopedLive("where it cannot be opened all who wait are told, nothing stays open, and it may be tried again", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const layer = Layer.mergeAll(Db.layer({ writer }), Audit.layer({ writer: proxy.url, connectTimeout: "1 second" }))
+      const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, layer)
+      yield* proxy.refuse
+      const failures = yield* Effect.all([failure(runtime.open()), failure(runtime.open())], { concurrency: 2 })
+      assert.deepStrictEqual(failures.map(tagOf), ["ConnectFailed", "ConnectFailed"])
+      const left = yield* query<{ n: number }>(
+        writer,
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+      )
+      assert.deepStrictEqual(left, [{ n: 0 }])
+      assert.strictEqual(tagOf(yield* failure(runtime.databases.db.writer`SELECT 1`.then())), "DatabaseClosed")
+      yield* proxy.accept
+      yield* Effect.promise(() => runtime.open())
+      assert.deepStrictEqual(yield* Effect.promise(async () => await runtime.databases.audit.writer`SELECT 1 AS one`), [
+        { one: 1 }
+      ])
+      yield* Effect.promise(() => runtime.close())
+    })
+  )
+
+  it.scopedLive(
+    "one that is closed while it opens is closed when it is open; one that is opened while it closes waits",
+    () =>
+      Effect.gen(function* () {
+        const { db, runtime } = yield* fresh()
+        const opening = runtime.open()
+        const closing = runtime.close()
+        const again = runtime.open()
+        yield* Effect.promise(() => Promise.all([opening, closing, again]))
+        assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
+        yield* Effect.promise(() => runtime.close())
+        assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+      })
+  )
+
+  it.scopedLive(
+    "a lazy one is opened by its first uses, once; a shared one is found again by who loads its module again",
+    () =>
+      Effect.gen(function* () {
+        const { db, runtime } = yield* fresh({ lazy: true })
+        const rows = yield* Effect.promise(() => Promise.all([db.writer`SELECT 1 AS n`, db.writer`SELECT 2 AS n`]))
+        assert.deepStrictEqual(rows, [[{ n: 1 }], [{ n: 2 }]])
+        const key = yield* Effect.sync(() => `test ${Math.random()}`)
+        const one = DatabaseRuntime.shared(key, () => runtime)
+        // a use is no open, so the first close closes
+        yield* Effect.promise(() => runtime.open())
+        yield* Effect.promise(() => runtime.close())
+        assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+        const other = DatabaseRuntime.shared(key, () => DatabaseRuntime.make({}, Layer.empty))
+        assert.strictEqual<unknown>(one, other)
+      })
+  )
+})
+
+/** What a request is answered by plain code behind the middleware, and with what error that is called again. */
+const answerBehind = (
+  runtime: { readonly middleware: ReturnType<typeof DatabaseRuntime.make>["middleware"] },
+  options: DatabaseRuntime.NodeOptions,
+  code: (response: ServerResponse) => void
+) =>
+  Effect.gen(function* () {
+    const errors: Array<Error> = []
+    const inUnit = runtime.middleware(options)
+    const server = createServer((request, response) =>
+      inUnit(request, response, (error) => {
+        if (error === undefined) return code(response)
+        errors.push(error)
+        response.writeHead(502).end()
+      })
+    )
+    yield* Effect.acquireRelease(
+      Effect.async<void>((resume) => void server.listen(0, () => resume(Effect.void))),
+      () => Effect.sync(() => server.close())
+    )
+    // a server that listens on a port has such an address
+    const { port } = server.address() as AddressInfo
+    const { status } = yield* Effect.promise(() => fetch(`http://localhost:${port}`))
+    return { status, errors }
+  })
+
+describe("a middleware", () => {
+  it.scopedLive("hands on what is thrown behind it as an Error, and that is answered by whoever takes it", () =>
+    Effect.gen(function* () {
+      const { runtime } = yield* fresh({ lazy: true })
+      const { errors, status } = yield* answerBehind(runtime, {}, () => {
+        throw "a text"
+      })
+      assert.strictEqual(status, 502)
+      // to some frameworks anything but an Error is none
+      assert.deepStrictEqual(errors, [new Error("a text", { cause: "a text" })])
+    })
+  )
+
+  it.scopedLive("answers 500 where the function that decides has thrown: nothing was stored", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const outcome = () => {
+        throw new Error("undecided")
+      }
+      const { errors, status } = yield* answerBehind(runtime, { outcome }, (response) => {
+        db.writer`INSERT INTO item ${db.writer.insert({ name: "x" })}`.then(() => response.end("stored"))
+      })
+      assert.deepStrictEqual({ errors, status }, { errors: [], status: 500 })
+      assert.deepStrictEqual(yield* stored, [])
+    })
+  )
+})
+
+describe("a handler of web requests", () => {
+  it.scopedLive("answers 503 where the databases cannot be opened, and serves when they can be", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      const layer = Db.layer({ writer: proxy.url, connectTimeout: "1 second" })
+      const runtime = DatabaseRuntime.make({ db: Db }, layer, { lazy: true })
+      yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+      const handle = runtime.handler(async () => Response.json(await runtime.databases.db.writer`SELECT 1 AS one`))
+      const ask = Effect.promise(() => handle(new Request("http://localhost/")))
+      yield* proxy.refuse
+      const refused = yield* ask
+      assert.strictEqual(refused.status, 503)
+      assert.strictEqual(refused.headers.get("content-type"), "application/problem+json")
+      yield* proxy.accept
+      const served = yield* ask
+      assert.deepStrictEqual(yield* Effect.promise(() => served.json()), [{ one: 1 }])
+    })
+  )
+
+  it.scopedLive("logs why a request was not stored, and does not tell its client", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshTable
+      const lines: Array<string> = []
+      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+      const layer = Layer.merge(Db.layer({ writer }), Logger.replace(Logger.defaultLogger, logger))
+      const runtime = DatabaseRuntime.make({ db: Db }, layer, { lazy: true })
+      yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
+      const handle = runtime.handler(async () => {
+        await runtime.databases.db.writer`SELECT 1/0`.then(undefined, () => {})
+        return new Response("stored")
+      })
+      const response = yield* Effect.promise(() => handle(new Request("http://localhost/")))
+      assert.strictEqual(response.status, 500)
+      assert.notInclude(yield* Effect.promise(() => response.text()), "division by zero")
+      assert.strictEqual(lines.length, 1)
+      assert.include(lines[0], "division by zero")
+    })
+  )
+})
+
+describe("a web request that is answered again", () => {
+  const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
+  // as a server makes it of what was sent
+  const post = (body: string, headers: Record<string, string> = { "content-length": `${Buffer.byteLength(body)}` }) =>
+    new Request("http://localhost/", { method: "POST", body, headers })
+
+  it.scopedLive("each attempt reads the body from its start", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      let attempts = 0
+      const handle = runtime.handler(
+        async (request) => {
+          const name = await request.text()
+          await db.writer`INSERT INTO item ${db.writer.insert({ name })}`
+          if (++attempts === 1) await db.writer.query(collision)
+          return new Response(`${name} ${attempts}`)
+        },
+        { retry: true }
+      )
+      const response = yield* Effect.promise(() => handle(post("hello")))
+      assert.strictEqual(yield* Effect.promise(() => response.text()), "hello 2")
+      assert.deepStrictEqual(yield* stored, ["hello"])
+      attempts = 0
+      const long = yield* failure(handle(post("long", { "content-length": "1048577" })))
+      assert.strictEqual(tagOf(long), "SerializationFailure")
+      assert.strictEqual(attempts, 1)
+    })
+  )
+
+  it.scopedLive("what collides in a beforeCommit hook too; and what the last attempt throws is thrown", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      let attempts = 0
+      const handle = runtime.handler(
+        async () => {
+          if (++attempts > 1) await db.writer`SELECT 1/0`
+          await db.beforeCommit(() => db.writer.query(collision))
+          return new Response("never stored")
+        },
+        { retry: true }
+      )
+      const thrown = yield* failure(handle(post("")))
+      assert.strictEqual(tagOf(thrown), "InvalidInput")
+      assert.strictEqual(attempts, 2)
+    })
+  )
+})
+
+describe("what promises can do", () => {
+  it.scopedLive("any number of statements at a time listen to one signal without a warning", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      const warnings: Array<string> = []
+      const onWarning = (warning: Error) => void warnings.push(warning.name)
+      yield* Effect.acquireRelease(
+        Effect.sync(() => process.on("warning", onWarning)),
+        () => Effect.sync(() => process.off("warning", onWarning))
+      )
+      const { signal } = new AbortController()
+      const twelve = <A>(one: () => PromiseLike<A>) => Promise.all(Array.from({ length: 12 }, one))
+      yield* Effect.promise(() => runtime.unitOfWork(() => twelve(() => db.writer`SELECT 1`)))
+      yield* Effect.promise(() => twelve(() => runtime.unitOfWork(() => db.writer`SELECT 1`, { signal })))
+      assert.deepStrictEqual(warnings, [])
+    })
+  )
+
+  it.scopedLive("statements, their parts, values, streams, and nothing runs that nobody awaits", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      const sql = db.writer
+      yield* Effect.promise(async () => {
+        await sql`INSERT INTO item ${sql.insert([
+          { name: "a", amount: 1 },
+          { name: "b", amount: 2 }
+        ])}`
+        void sql`DELETE FROM item`
+        const only = sql`AND amount > ${1}`
+        assert.deepStrictEqual(await sql`SELECT name FROM item WHERE ${sql.in("name", ["a", "b"])} ${only}`, [
+          { name: "b" }
+        ])
+        assert.deepStrictEqual(
+          await sql<{
+            name: string
+          }>`SELECT name FROM ${sql("item")} WHERE ${sql.and([sql`name = ${"a"}`, sql`amount = 1`])}`,
+          [{ name: "a" }]
+        )
+        assert.deepStrictEqual(await sql.query("SELECT name FROM item WHERE amount = $1", [2]), [{ name: "b" }])
+        assert.deepStrictEqual(await sql`SELECT name, amount FROM item ORDER BY name`.values(), [
+          ["a", 1],
+          ["b", 2]
+        ])
+        const seen: Array<string> = []
+        for await (const row of sql<{ n: number }>`SELECT generate_series(1, 1000) AS n`.stream()) {
+          seen.push(String(row.n))
+          if (row.n === 3) break
+        }
+        assert.deepStrictEqual(seen, ["1", "2", "3"])
+        assert.deepStrictEqual(await sql`SELECT ${sql.json({ a: 1 })}::jsonb AS json`, [{ json: { a: 1 } }])
+        const statement = sql`INSERT INTO item ${sql.insert({ name: "once" })} RETURNING name`
+        assert.deepStrictEqual([await statement, await statement], [[{ name: "once" }], [{ name: "once" }]])
+      })
+      void runtime
+    })
+  )
+
+  it.scopedLive(
+    "they reject with the failure itself, and code that throws rolls back and rejects with what it threw",
+    () =>
+      Effect.gen(function* () {
+        const { db, runtime, stored } = yield* fresh({ lazy: true })
+        const sql = db.writer
+        assert.strictEqual(tagOf(yield* failure(sql`SELECT 1/0`.then())), "InvalidInput")
+        const first = sql`SELECT 1/0`.stream()[Symbol.asyncIterator]().next()
+        assert.strictEqual(tagOf(yield* failure(first)), "InvalidInput")
+        const mine = new Error("mine")
+        const throwing = runtime.unitOfWork(async () => {
+          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`
+          throw mine
+        })
+        assert.strictEqual(yield* failure(throwing), mine)
+        const duplicate = runtime.unitOfWork(async () => {
+          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`
+          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`.then(undefined, () => {})
+        })
+        assert.strictEqual(tagOf(yield* failure(duplicate)), "RolledBackAtCommit")
+        assert.deepStrictEqual(yield* stored, [])
+      })
+  )
+
+  it.scopedLive("plain code and effects share one transaction in a unit of work, through every await", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const pid = () => db.writer<{ pid: number }>`SELECT pg_backend_pid() AS pid`.then(([row]) => row?.pid)
+      const pids = yield* Effect.promise(() =>
+        runtime.unitOfWork(async () => {
+          await runtime.runPromise(insert("effect"))
+          await db.writer`INSERT INTO item ${db.writer.insert({ name: "plain" })}`
+          const all = await Promise.all([pid(), pid(), runtime.unitOfWork(pid), db.withTransaction(pid)])
+          const other = await db.independent(pid)
+          return { one: new Set(all).size, other: all.includes(other) }
+        })
+      )
+      assert.deepStrictEqual(pids, { one: 1, other: false })
+      assert.deepStrictEqual(yield* stored, ["effect", "plain"])
+      const both = yield* Effect.promise(() => Promise.all([runtime.unitOfWork(pid), runtime.unitOfWork(pid)]))
+      assert.strictEqual(new Set(both).size, 2)
+    })
+  )
+
+  it.scopedLive("hooks, early ends, nested transactions, what reads must see, the outcome", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
+      const log: Array<string> = []
+      yield* Effect.promise(() =>
+        runtime.unitOfWork(async () => {
+          await add("early")
+          await db.afterCommit(() => void log.push("committed"))
+          await db.commit()
+          await add("dropped")
+          await db.afterRollback(async () => void log.push("rolled back"))
+          await db.rollback()
+          await add("late")
+          await db.beforeCommit(() => add("by a hook"))
+          await db
+            .withTransaction(async () => {
+              await add("undone")
+              throw new Error("no")
+            })
+            .catch(() => {})
+          const strong = await db.withConsistency(
+            Consistency.Strong(),
+            () => db.reader`SELECT pg_is_in_recovery() AS yes`
+          )
+          assert.deepStrictEqual(strong, [{ yes: false }])
+        })
+      )
+      assert.deepStrictEqual(log, ["committed", "rolled back"])
+      yield* Effect.promise(() => runtime.unitOfWork(() => add("never"), { outcome: () => "rollback" }))
+      assert.deepStrictEqual(yield* stored, ["by a hook", "early", "late"])
+    })
+  )
+
+  it.scopedLive("a signal ends what is under way and rolls back", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const controller = new AbortController()
+      const asleep = yield* Deferred.make<void>()
+      const reason = new Error("enough")
+      const unit = runtime.unitOfWork(
+        async () => {
+          await db.writer`INSERT INTO item ${db.writer.insert({ name: "x" })}`
+          Effect.runSync(Deferred.succeed(asleep, undefined))
+          await db.writer`SELECT pg_sleep(60)`
+        },
+        { signal: controller.signal }
+      )
+      const failed = failure(unit)
+      const waiting = yield* Effect.fork(failed)
+      yield* Deferred.await(asleep)
+      controller.abort(reason)
+      assert.strictEqual(yield* waiting, reason)
+      assert.deepStrictEqual(yield* stored, [])
+      const { servers } = yield* Effect.promise(() => db.status())
+      assert.isTrue(servers.every(({ reads, writes }) => reads.active + (writes?.active ?? 0) === 0))
+    })
+  )
+
+  it.scopedLive("a web request is answered again with the body that it had, and none is no unit of work", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      let left = 1
+      const add = async (request: Request) => {
+        await db.writer`INSERT INTO item ${db.writer.insert({ name: await request.text() })}`
+        if (left-- > 0) {
+          await db.writer`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+        }
+        return new Response(null, { status: 201 })
+      }
+      const headers = { "content-length": "5" }
+      const post = (body: string) => new Request("http://localhost/items", { method: "POST", body, headers })
+      const answered = yield* Effect.promise(() => runtime.handler(add, { retry: true })(post("again")))
+      assert.strictEqual(answered.status, 201)
+      left = 1
+      assert.strictEqual(tagOf(yield* failure(runtime.handler(add)(post("once")))), "SerializationFailure")
+      left = 1
+      yield* failure(runtime.handler(add, { transaction: () => "none" })(post("alone")))
+      assert.deepStrictEqual(yield* stored, ["again", "alone"])
+    })
+  )
+
+  it.scopedLive("what is to outlive a unit is called outside of it, and has one of its own", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
+      const go = yield* Deferred.make<void>()
+      const [inside, outside] = yield* Effect.promise(() =>
+        runtime.unitOfWork(
+          async () => {
+            await add("unit")
+            const later = (name: string) => async () => {
+              await Effect.runPromise(Deferred.await(go))
+              await runtime.unitOfWork(() => add(name))
+            }
+            return [later("inside")().catch(tagOf), runtime.outside(later("outside")).catch(tagOf)] as const
+          },
+          { outcome: () => "rollback" }
+        )
+      )
+      yield* Deferred.succeed(go, undefined)
+      assert.strictEqual(yield* Effect.promise(() => inside), "TransactionEnded")
+      assert.isUndefined(yield* Effect.promise(() => outside))
+      assert.deepStrictEqual(yield* stored, ["outside"])
+    })
+  )
+
+  it.scopedLive("a route that is no pattern is not kept prepared with each of its paths", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh({ lazy: true })
+      const prepared = (options: DatabaseRuntime.HandlerOptions) =>
+        Effect.promise(async () => {
+          const handler = runtime.handler(
+            async () => {
+              const rows = await db.writer<{ n: number }>`
+                SELECT count(*)::int AS n FROM pg_prepared_statements WHERE statement LIKE '%/*%'`
+              return Response.json(rows[0]?.n)
+            },
+            { sqlComment: "route", ...options }
+          )
+          const seen: Array<unknown> = []
+          for (const id of [1, 2, 3]) {
+            seen.push(await (await handler(new Request(`http://localhost/items/${id}`))).json())
+          }
+          return seen
+        })
+      assert.deepStrictEqual(yield* prepared({}), [0, 0, 0])
+      assert.deepStrictEqual(yield* prepared({ route: "/items/:id" }), [1, 1, 1])
+    })
+  )
+
+  it.scopedLive("two databases commit together, or not at all", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const both = Layer.merge(Db.layer({ writer: place.writer }), audit)
+      const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, both, { lazy: true })
+      const { audit: log, db } = runtime.databases
+      const unit = runtime.unitOfWork(async () => {
+        await db.writer`INSERT INTO item ${db.writer.insert({ name: "a" })}`
+        await runtime.runPromise(event("unlucky", 13))
+      })
+      assert.strictEqual(tagOf(yield* failure(unit)), "CommitFailed")
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), [])
+      assert.deepStrictEqual(yield* Effect.promise(async () => await log.writer`SELECT what FROM event`), [])
+      yield* Effect.promise(() => runtime.close())
+    })
+  )
+})

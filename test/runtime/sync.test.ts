@@ -1,0 +1,200 @@
+/** Code that is blocked while a thread with the databases works for it: entered once, by whoever likes, and used by many calls. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { EmbeddedPostgres } from "effect-db"
+import * as Program from "../service/program.js"
+import { freshTable, Place, soon, stored } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { makeProxy } from "../support/proxy.js"
+import { query } from "../support/server.js"
+
+const place = Layer.scoped(Place, freshTable)
+
+const others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+/** The statements of others that run, or that they are idle after. */
+const seen = Effect.flatMap(Place, ({ writer }) =>
+  Effect.map(query<{ query: string; state: string }>(writer, `SELECT query, state ${others}`), (rows) =>
+    rows.map(({ query, state }) => `${state}: ${query}`)
+  )
+)
+
+/** Waits until that is so; a server process that was told to end needs its time, too. */
+const seenUntil = (isSo: (found: ReadonlyArray<string>) => boolean) =>
+  Effect.zipRight(Effect.repeat(seen, { schedule: soon, until: isSo }), seen)
+
+const nobody = Effect.tap(
+  seenUntil(({ length }) => length === 0),
+  (found) => assert.deepStrictEqual(found, [])
+)
+
+const sleeping = "active: SELECT pg_sleep(600)"
+
+/** A program that does what it is told, and what comes of it. */
+const startProgram = (url: Redacted.Redacted<string>) =>
+  Effect.map(Program.startScript("test/support/sync.ts", [], { DATABASE_URL: Redacted.value(url) }), (program) => {
+    let count = 0
+    const begin = (command: string) =>
+      Effect.as(program.type(`${command}\n`), program.line(new RegExp(`^${++count}: (.*)$`, "m")))
+    return {
+      ...program,
+      /** Hands it the command; the effect inside waits for what comes of it. */
+      begin,
+      does: (command: string) => Effect.flatten(begin(command))
+    }
+  })
+
+const started = Effect.flatMap(Place, ({ writer }) => startProgram(writer))
+
+const opened = Effect.tap(started, ({ does }) => does("open"))
+
+describe("code that cannot wait", { timeout: Program.patience }, () => {
+  it.scopedLive(
+    "it enters once, and again inside; every call uses the one connection; the last to leave closes it",
+    () =>
+      Effect.gen(function* () {
+        const { does, ended, leave } = yield* started
+        const closed = 'failed: DatabaseClosed: DatabaseClosed: database "app": it is'
+        assert.strictEqual(yield* does("session"), `${closed} not open yet - wait for \`open()\` before the first use`)
+        yield* does("open")
+        const session = yield* does("session")
+        assert.match(session, /^\d+$/)
+        yield* does("open")
+        assert.strictEqual(yield* does("session"), session)
+        yield* does("close")
+        assert.strictEqual(yield* does("session"), session)
+        yield* does("add milk eggs bread")
+        assert.strictEqual((yield* seen).length, 1)
+        yield* does("close")
+        // the program and its thread are still there
+        yield* nobody
+        assert.strictEqual(yield* does("session"), `${closed} closed - use it only while its layer is open`)
+        yield* does("open")
+        assert.notStrictEqual(yield* does("session"), session)
+        yield* does("close")
+        yield* nobody
+        yield* leave
+        const { code, stderr } = yield* ended
+        assert.deepStrictEqual({ code, stderr }, { code: 0, stderr: "" })
+        assert.deepStrictEqual(yield* stored, ["bread", "eggs", "milk"])
+      }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("a failure arrives as what it is, and what its call, or its unit, had stored is rolled back", () =>
+    Effect.gen(function* () {
+      const { does } = yield* opened
+      yield* does("add milk")
+      const violation = /^failed: UniqueViolation: .*database "app" at \S+: duplicate key value violates/
+      assert.match(yield* does("add milk"), violation)
+      assert.strictEqual(yield* does("addAndFail eggs"), "failed: RangeError: no more than that")
+      assert.match(yield* does("unit eggs bread milk"), violation)
+      assert.strictEqual(yield* does("thrown eggs"), "failed: TypeError: of the caller itself")
+      // one in another is a part of it
+      assert.match(yield* does("nested eggs bread milk"), violation)
+      // also where its failure is caught, for its half must not be stored
+      assert.match(yield* does("caught eggs bread"), /^failed: RolledBackAtCommit: .*its caller rolls it back/)
+      assert.deepStrictEqual(yield* stored, ["milk"])
+      assert.strictEqual(yield* does("nested eggs bread"), "undefined")
+      assert.deepStrictEqual(yield* stored, ["bread", "eggs", "milk"])
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("whoever would be blocked for good fails instead", () =>
+    Effect.gen(function* () {
+      const { does } = yield* opened
+      assert.match(yield* does("blockItself"), /^failed: BlocksItself: the thread that answers would wait for itself/)
+      assert.match(yield* does("unsendable"), /^failed: DataCloneError: .* could not be cloned/)
+      assert.match(yield* does("unsendableArgument"), /^failed: DataCloneError: .* could not be cloned/)
+      // an argument that asks itself is answered first
+      assert.strictEqual(yield* does("askWhileAsking"), "undefined")
+      assert.deepStrictEqual(yield* stored, [`by ${yield* does("session")}`])
+      assert.strictEqual(yield* does("break"), "failed: Error: a bug")
+      yield* nobody
+      assert.match(yield* does("unit milk"), /^failed: ThreadEnded: the thread that has the databases has ended/)
+      assert.strictEqual(yield* does("close"), "undefined")
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("Ctrl-C breaks off what it is blocked for, which is rolled back, and nothing else", () =>
+    Effect.gen(function* () {
+      const { begin, does, signal } = yield* opened
+      for (const command of ["addAndSleep milk", "sleepInUnit eggs milk"]) {
+        const result = yield* begin(command)
+        yield* seenUntil((found) => found.includes(sleeping))
+        yield* signal("SIGINT")
+        assert.strictEqual(yield* result, "failed: Interrupted: interrupted by Ctrl-C")
+        yield* seenUntil((found) => !found.includes(sleeping))
+        assert.deepStrictEqual(yield* stored, [])
+      }
+      yield* does("add bread")
+      assert.deepStrictEqual(yield* stored, ["bread"])
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("Ctrl-C ends a program with 130, when all is rolled back and closed", () =>
+    Effect.gen(function* () {
+      const { begin, ended, leave, signal } = yield* started
+      const done = yield* begin("program milk")
+      yield* seenUntil((found) => found.includes(sleeping))
+      yield* signal("SIGINT")
+      yield* done
+      yield* nobody
+      yield* leave
+      const { code, stderr } = yield* ended
+      assert.deepStrictEqual({ code, stderr }, { code: 130, stderr: "" })
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("a second Ctrl-C waits for nothing, and so does the end by another signal", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const frozen = yield* startProgram(proxy.url)
+      yield* frozen.does("open")
+      const held = yield* proxy.when(({ bytes }) => bytes.includes("pg_sleep"), "freeze")
+      yield* frozen.begin("addAndSleep milk")
+      yield* held
+      // nobody answers that either
+      const asked = yield* proxy.when(({ type }) => type === "cancel", "freeze")
+      yield* frozen.signal("SIGINT")
+      yield* asked
+      yield* frozen.signal("SIGINT")
+      assert.strictEqual((yield* frozen.ended).code, "SIGINT")
+
+      const { begin, ended, signal } = yield* opened
+      // the server has not heard of the end of the other one, which has the milk
+      yield* begin("addAndSleep eggs")
+      yield* seenUntil((found) => found.includes(sleeping))
+      yield* signal("SIGTERM")
+      assert.strictEqual((yield* ended).code, "SIGTERM")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive(
+    "a server that is gone between two calls is told by its name; when it is back, the next call works",
+    () =>
+      Effect.gen(function* () {
+        const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })
+        const url = primary.url("app")
+        yield* query(url, "CREATE TABLE item (name text UNIQUE)")
+        const { does } = yield* startProgram(url)
+        yield* does("open")
+        yield* does("add milk")
+        yield* primary.stop
+        const gone = yield* does("add eggs")
+        assert.match(gone, /^failed: (ConnectFailed|Disconnected): .*database "app" at \S+:/)
+        assert.notInclude(gone, new URL(Redacted.value(url)).password)
+        yield* primary.start
+        assert.strictEqual(yield* does("add bread"), "undefined")
+        assert.deepStrictEqual(yield* query(url, "SELECT name FROM item ORDER BY name"), [
+          { name: "bread" },
+          { name: "milk" }
+        ])
+        yield* does("close")
+      })
+  )
+})

@@ -1,0 +1,524 @@
+/**
+ * What goes wrong with plain clients, as functions of a client: `plain-client.test.ts` asserts what the plain client makes of each,
+ * `known-failures.test.ts` what effect-db does. The numbers are those of the table in the README.
+ */
+import * as Migrator from "@effect/sql/Migrator"
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as SqlResolver from "@effect/sql/SqlResolver"
+import type { PgClient } from "@effect/sql-pg/PgClient"
+import * as Array from "effect/Array"
+import * as Deferred from "effect/Deferred"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/TestClock"
+import pg from "pg"
+import { withRealClock } from "../../../src/internal/embedded/realClock.js"
+import { startChild } from "../child.js"
+import { type Message, makeProxy, type Proxy, sends } from "../proxy.js"
+import type { Role } from "../roles.js"
+import { freshDatabase, query } from "../server.js"
+
+/** A database of a scenario, for looking at it from outside. */
+export interface Place {
+  readonly name: string
+  readonly writer: Redacted.Redacted<string>
+}
+
+/** A new database with the tables of the scenarios. */
+export const freshTables = Effect.tap(freshDatabase, ({ writer }) =>
+  query(
+    writer,
+    `CREATE TABLE item (name text PRIMARY KEY);
+     CREATE TABLE part (item text CONSTRAINT part_item REFERENCES item DEFERRABLE INITIALLY DEFERRED)`
+  )
+)
+
+/** The names in `item`, as somebody else sees them. */
+export const stored = ({ writer }: Place): Effect.Effect<ReadonlyArray<string>> =>
+  Effect.map(query<{ name: string }>(writer, "SELECT name FROM item ORDER BY name"), (rows) =>
+    rows.map(({ name }) => name)
+  )
+
+/** Ends a backend from outside, and waits until it is gone. */
+const kill = ({ writer }: Place, pid: number): Effect.Effect<void> =>
+  Effect.asVoid(query(writer, "SELECT pg_terminate_backend($1, 10000)", [pid]))
+
+const soon = Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(2000))
+
+/** How an effect has ended when `bound` is over, if it has. It is not interrupted then: that may be what takes so long. */
+const within = <A, E, R>(
+  bound: Duration.DurationInput,
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<Option.Option<Exit.Exit<A, E>>, never, R> =>
+  Effect.flatMap(Effect.forkDaemon(self), (fiber) => withRealClock(Effect.timeoutOption(Fiber.await(fiber), bound)))
+
+/** Waits until the server runs a statement with these words. */
+const running = ({ name, writer }: Place, words: string) =>
+  query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE $2", [
+    name,
+    `%${words}%`
+  ]).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }), withRealClock)
+
+/** Runs an effect while a transaction holds a connection, which is the only one in these scenarios. */
+const whileHeld = <A, E, R>(sql: PgClient, self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const held = yield* Deferred.make<void>()
+    const release = yield* Deferred.make<void>()
+    const holder = yield* Effect.fork(
+      sql.withTransaction(
+        Effect.zipRight(
+          insert(sql, "held"),
+          Effect.zipRight(Deferred.succeed(held, undefined), Deferred.await(release))
+        )
+      )
+    )
+    yield* Deferred.await(held)
+    const result = yield* self
+    yield* Deferred.succeed(release, undefined)
+    yield* Fiber.join(holder)
+    return result
+  })
+
+const insert = (sql: PgClient, name: string) => sql`INSERT INTO item ${sql.insert({ name })}`
+
+/** Which database a statement runs in, and on which connection. */
+export interface Where {
+  readonly database: string
+  readonly pid: number
+}
+
+export const where = (sql: PgClient): Effect.Effect<Where | undefined, SqlError> =>
+  Effect.map(sql<Where>`SELECT current_database() AS database, pg_backend_pid() AS pid`, ([row]) => row)
+
+/** 1. Inside of a transaction of `a` a statement of `b`. */
+export const statementOfAnother = (a: PgClient, b: PgClient) =>
+  a.withTransaction(Effect.all({ a: where(a), b: where(b) }))
+
+/** 2. A transaction of `b` inside of a transaction of `a`, which then fails. */
+export const transactionOfAnother = (a: PgClient, b: PgClient) =>
+  a.withTransaction(
+    Effect.zipRight(insert(a, "a"), Effect.zipRight(b.withTransaction(insert(b, "b")), Effect.fail("no" as const)))
+  )
+
+/** 3. A transaction whose COMMIT the server refuses: its row refers to one that is not there. */
+export const commitRefused = (sql: PgClient) =>
+  sql.withTransaction(Effect.zipRight(insert(sql, "x"), sql`INSERT INTO part ${sql.insert({ item: "missing" })}`))
+
+/** 4. The server ends the backend of a transaction, between two statements. */
+export const backendKilled = (sql: PgClient, place: Place) =>
+  sql.withTransaction(
+    Effect.gen(function* () {
+      yield* insert(sql, "before")
+      yield* kill(place, (yield* where(sql))?.pid ?? 0)
+      yield* insert(sql, "after")
+    })
+  )
+
+/** 5. A transaction of one statement; its connection is cut where BEGIN is sent. */
+export const oneInsert = (sql: PgClient) => sql.withTransaction(insert(sql, "x"))
+
+/** 6. A statement fails, its failure is ignored, the transaction commits. */
+export const failureIgnored = (sql: PgClient) =>
+  sql.withTransaction(
+    Effect.gen(function* () {
+      yield* insert(sql, "x")
+      yield* Effect.ignore(insert(sql, "x"))
+    })
+  )
+
+/** 7. Two nested transactions at once in one: the first keeps its row, the second fails. Gives how they ended. */
+export const siblings = (sql: PgClient) =>
+  sql.withTransaction(
+    Effect.all(
+      [
+        Effect.exit(sql.withTransaction(Effect.asVoid(insert(sql, "kept")))),
+        Effect.exit(sql.withTransaction(Effect.zipRight(insert(sql, "undone"), Effect.fail("no" as const))))
+      ],
+      { concurrency: "unbounded" }
+    )
+  )
+
+/** 8. 200 nested transactions one after the other; gives how many transaction ids are locked then. */
+export const manyNested = (sql: PgClient) =>
+  sql.withTransaction(
+    Effect.gen(function* () {
+      yield* Effect.forEach(Array.range(1, 200), (n) => sql.withTransaction(insert(sql, `row ${n}`)), {
+        discard: true
+      })
+      const [row] = yield* sql<{
+        held: number
+      }>`SELECT count(*)::int AS held FROM pg_locks WHERE locktype = 'transactionid' AND pid = pg_backend_pid()`
+      return row?.held
+    })
+  )
+
+/** 9. The only connection is in use, and a transaction is given 300 ms. Gives how it has ended a second after that. */
+export const fullPool = (sql: PgClient) =>
+  whileHeld(
+    sql,
+    within("1300 millis", Effect.timeout(sql.withTransaction(Effect.asVoid(insert(sql, "x"))), "300 millis"))
+  )
+
+/** 10. A fiber outlives its transaction and inserts while another one is open on that connection, which then fails. */
+export const daemon = (sql: PgClient) =>
+  Effect.gen(function* () {
+    const later = yield* Deferred.make<void>()
+    const late = yield* sql.withTransaction(
+      Effect.zipRight(
+        insert(sql, "first"),
+        Effect.forkDaemon(Effect.zipRight(Deferred.await(later), Effect.asVoid(insert(sql, "late"))))
+      )
+    )
+    const ended = yield* Deferred.make<Exit.Exit<void, SqlError>>()
+    yield* Effect.ignore(
+      sql.withTransaction(
+        Effect.gen(function* () {
+          yield* insert(sql, "second")
+          yield* Deferred.succeed(later, undefined)
+          yield* Deferred.succeed(ended, yield* Fiber.await(late))
+          yield* Effect.fail("no")
+        })
+      )
+    )
+    return yield* Deferred.await(ended)
+  })
+
+/**
+ * 11. A statement is interrupted and ends by itself, while its cancel is held up on the network for more than 5 s; it arrives when another
+ * fiber's statement runs. Gives how that one ended. With `TestClock`.
+ */
+export const lateCancel = (sql: PgClient, place: Place, proxy: Proxy, isCancel: (message: Message) => boolean) =>
+  Effect.gen(function* () {
+    const heldUp = yield* proxy.when(isCancel, "freeze")
+    const first = yield* Effect.fork(sql`SELECT pg_sleep(0.3), 'first'`)
+    yield* running(place, "first")
+    const interrupting = yield* Effect.fork(Fiber.interrupt(first))
+    yield* heldUp
+    yield* TestClock.adjust("5 seconds")
+    yield* Fiber.join(interrupting)
+    const other = yield* Effect.fork(sql`SELECT pg_sleep(0.5), 'other'`)
+    yield* running(place, "other")
+    yield* proxy.thaw
+    return yield* Fiber.await(other)
+  })
+
+/** 12. A statement on the only connection is interrupted. Gives how that has ended a second later. */
+export const interruptInFullPool = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const slow = yield* Effect.fork(sql`SELECT pg_sleep(60), 'slow'`)
+    yield* running(place, "slow")
+    return yield* within("1 second", Fiber.interrupt(slow))
+  })
+
+/** 13. What waits for the only connection is interrupted, then that comes free. Gives how the next statement has ended a second later. */
+const givesUpWaiting = (sql: PgClient, waits: Effect.Effect<unknown, SqlError>) =>
+  Effect.gen(function* () {
+    yield* whileHeld(
+      sql,
+      Effect.gen(function* () {
+        const waiting = yield* Effect.fork(waits)
+        // it asks for a connection as soon as it runs
+        yield* Effect.yieldNow()
+        yield* Fiber.interrupt(waiting)
+      })
+    )
+    return yield* within("1 second", Effect.asVoid(insert(sql, "next")))
+  })
+
+export const streamGivesUp = (sql: PgClient) => givesUpWaiting(sql, Stream.runDrain(sql`SELECT 1`.stream))
+
+export const reserveGivesUp = (sql: PgClient) => givesUpWaiting(sql, Effect.scoped(sql.reserve))
+
+/** 14. The backend dies in the middle of a stream. Gives how the stream has ended a second later. */
+export const backendDiesInStream = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const dead = yield* Deferred.make<void>()
+    const stream = sql<{ pid: number }>`SELECT pg_backend_pid() AS pid FROM generate_series(1, 1000)`.stream
+    const once = (pid: number) => Effect.zipRight(kill(place, pid), Deferred.succeed(dead, undefined))
+    const reading = yield* Effect.forkDaemon(
+      Stream.runForEach(stream, ({ pid }) => Effect.unlessEffect(once(pid), Deferred.isDone(dead)))
+    )
+    yield* Deferred.await(dead)
+    return yield* within("1 second", Fiber.join(reading))
+  })
+
+/** 15. For each row of a stream a statement, all in one transaction; the rows are more than are fetched at once. */
+export const queryInStream = (sql: PgClient) =>
+  sql.withTransaction(
+    sql<{ name: string }>`SELECT 'row ' || n AS name FROM generate_series(1, 200) AS n`.stream.pipe(
+      Stream.runForEach(({ name }) => insert(sql, name))
+    )
+  )
+
+/** 16. A connection goes silent under a statement, which is given 300 ms. Gives how the next statement ends, which is given a second. */
+export const halfOpen = (sql: PgClient, proxy: Proxy) =>
+  Effect.gen(function* () {
+    yield* proxy.when(sends("'lost'"), "freeze")
+    yield* Effect.exit(Effect.timeout(sql`SELECT 'lost'`, "300 millis"))
+    return yield* Effect.exit(Effect.timeout(where(sql), "1 second"))
+  })
+
+/** 17. The same inside of a transaction, which is given 300 ms. Gives how it has ended a second after that. */
+export const halfOpenTransaction = (sql: PgClient, proxy: Proxy) =>
+  Effect.gen(function* () {
+    yield* proxy.when(sends("'lost'"), "freeze")
+    const transaction = sql.withTransaction(Effect.zipRight(insert(sql, "x"), Effect.asVoid(sql`SELECT 'lost'`)))
+    return yield* within("1300 millis", Effect.timeout(transaction, "300 millis"))
+  })
+
+/** Hears a channel in the background, for as long as the scope lasts. */
+const listen = (sql: PgClient, channel: string) =>
+  Effect.gen(function* () {
+    const heard: Array<string> = []
+    const fiber = yield* Effect.forkScoped(
+      Stream.runForEach(sql.listen(channel), (payload) => Effect.sync(() => void heard.push(payload)))
+    )
+    return { heard, fiber }
+  })
+
+/** Waits until a listener has heard something; what `again` does is done again each time. */
+const until = (heard: ReadonlyArray<string>, payload: string, again: Effect.Effect<unknown> = Effect.void) =>
+  Effect.repeat(again, { schedule: soon, until: () => heard.includes(payload) })
+
+/** 18. What a listener hears of NOTIFY: outside of a transaction, inside of one, inside of one that is rolled back. */
+export const notifications = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const fromOutside = (payload: string) => query(place.writer, "SELECT pg_notify('news', $1)", [payload])
+    const { heard } = yield* listen(sql, "news")
+    yield* until(heard, "ready", fromOutside("ready"))
+    yield* sql.notify("news", "plain")
+    yield* sql.withTransaction(
+      Effect.gen(function* () {
+        yield* sql.notify("news", "inside")
+        yield* fromOutside("before the commit")
+        yield* until(heard, "before the commit")
+      })
+    )
+    yield* Effect.ignore(
+      sql.withTransaction(Effect.zipRight(sql.notify("news", "rolled back"), Effect.fail("no" as const)))
+    )
+    yield* fromOutside("last")
+    yield* until(heard, "last")
+    return heard.filter((payload) => payload !== "ready")
+  }).pipe(Effect.scoped)
+
+/**
+ * 19. The backend of the one who listens to `news` is killed, and then something is said until it is heard, or for a second. Gives what
+ * was heard, and how the listener ended, if it did.
+ */
+export const listenerKilled = <E, R>(listening: Stream.Stream<string, E, R>, place: Place) =>
+  Effect.gen(function* () {
+    const heard: Array<string> = []
+    const say = (payload: string) => query(place.writer, "SELECT pg_notify('news', $1)", [payload])
+    const fiber = yield* Effect.forkScoped(
+      Stream.runForEach(listening, (one) => Effect.sync(() => void heard.push(one)))
+    )
+    yield* until(heard, "ready", say("ready"))
+    const [listener] = yield* query<{ pid: number }>(
+      place.writer,
+      "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%'",
+      [place.name]
+    )
+    yield* kill(place, listener?.pid ?? 0)
+    const ended = yield* Effect.raceFirst(Effect.exit(Fiber.join(fiber)), until(heard, "after", say("after"))).pipe(
+      Effect.timeoutOption("1 second")
+    )
+    return {
+      heard: heard.filter((one, i) => one !== "ready" && heard.indexOf(one) === i),
+      ended: Option.filter(ended, Exit.isExit)
+    }
+  }).pipe(Effect.scoped)
+
+/** 20. Two listen to a channel and one of them stops; gives what the other still hears. */
+export const oneListenerStops = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const say = (payload: string) =>
+      query(place.writer, "SELECT pg_notify('news', $1), pg_notify('other', $1)", [payload])
+    const stays = yield* listen(sql, "news")
+    const stops = yield* listen(sql, "news")
+    // hears on the same connection, so that what it has heard the others must have heard before
+    const witness = yield* listen(sql, "other")
+    for (const { heard } of [stays, stops, witness]) yield* until(heard, "ready", say("ready"))
+    yield* Fiber.interrupt(stops.fiber)
+    yield* say("news")
+    yield* say("end")
+    yield* until(witness.heard, "end")
+    return stays.heard.filter((payload) => payload !== "ready")
+  }).pipe(Effect.scoped)
+
+/**
+ * 21. The server ends the idle connection of a program that then goes on; gives how the program has ended. See `fixtures/idleClient.ts`.
+ */
+export const idleConnectionEnded = (which: "plain" | "effect-db") =>
+  Effect.gen(function* () {
+    const place = yield* freshTables
+    const program = yield* startChild("idleClient", [which], place.writer)
+    const pid = yield* program.line
+    yield* kill(place, Number(pid))
+    yield* program.tell
+    return yield* program.ended
+  }).pipe(Effect.scoped)
+
+/**
+ * 22. The server accepts and never answers while a client is opened. Gives how that has ended an hour of `TestClock` and a second later.
+ */
+export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Effect.Effect<A, E, Scope.Scope>) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshTables
+    const proxy = yield* makeProxy(writer)
+    yield* proxy.freeze
+    const opening = yield* Effect.forkDaemon(Effect.scoped(open(proxy.url)))
+    yield* withRealClock(Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections > 0 }))
+    yield* TestClock.adjust("1 hour")
+    return yield* within("1 second", Fiber.join(opening))
+  })
+
+/** 23. A connection is idle for a moment. Gives the connections before and after. */
+export const idleForAMoment = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const before = yield* where(sql)
+    yield* query(place.writer, "SELECT pg_sleep(0.2)")
+    const after = yield* where(sql)
+    return [before?.pid, after?.pid] as const
+  })
+
+/** 27. A statement is interrupted while another one runs beside it; gives which of the two go on, as the server sees it. */
+export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
+  Effect.gen(function* () {
+    const running = Effect.map(
+      query<{ name: string }>(
+        place.writer,
+        `SELECT substring(query from 'AS (\\w+)') AS name FROM pg_stat_activity
+         WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep%' ORDER BY name`
+      ),
+      (rows) => rows.map(({ name }) => name)
+    )
+    const until = (names: ReadonlyArray<string>) =>
+      Effect.repeat(running, { schedule: soon, until: (_) => _.join() === names.join() })
+    yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS bystander`)
+    yield* until(["bystander"])
+    const interrupted = yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS interrupted`)
+    yield* until(["bystander", "interrupted"])
+    yield* Fiber.interrupt(interrupted)
+    // a statement that was told to stop may take a moment; one that was not sleeps on
+    yield* Effect.repeat(running, {
+      schedule: Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(100)),
+      until: (names) => !names.includes("interrupted")
+    })
+    return yield* running
+  })
+
+/** 28. What the server says of the transaction that it is asked in. */
+export const settings = (sql: PgClient) =>
+  Effect.map(
+    sql<{ setting: string }>`SELECT current_setting(name) AS setting FROM unnest(ARRAY[
+      'transaction_isolation', 'transaction_read_only', 'transaction_deferrable', 'statement_timeout', 'lock_timeout'
+    ]) AS name`,
+    (rows) => rows.map(({ setting }) => setting)
+  )
+
+/** 29. A role's password is changed while a connection is in use; the next statement needs another one. */
+export const passwordChanges = (sql: PgClient, role: Role) =>
+  Effect.scoped(Effect.zipRight(sql.reserve, Effect.zipRight(role.rotate, where(sql))))
+
+/** 30. Two transactions at once insert three rows each, and ask for them one by one, batched by one resolver. */
+export const batches = (sql: PgClient) =>
+  Effect.gen(function* () {
+    let statements = 0
+    const resolver = yield* SqlResolver.findById("Item", {
+      Id: Schema.String,
+      Result: Schema.Struct({ name: Schema.String, pid: Schema.Number }),
+      ResultId: ({ name }) => name,
+      execute: (names) => {
+        statements++
+        return sql`SELECT name, pg_backend_pid() AS pid FROM item WHERE ${sql.in("name", names)}`
+      }
+    })
+    const arrived = [yield* Deferred.make<void>(), yield* Deferred.make<void>()] as const
+    const transaction = (title: string, mine: Deferred.Deferred<void>, other: Deferred.Deferred<void>) =>
+      sql.withTransaction(
+        Effect.gen(function* () {
+          const names = [1, 2, 3].map((n) => `${title} ${n}`)
+          yield* sql`INSERT INTO item ${sql.insert(names.map((name) => ({ name })))}`
+          const own = (yield* where(sql))?.pid
+          yield* Deferred.succeed(mine, undefined)
+          yield* Deferred.await(other)
+          const found = yield* Effect.forEach(names, resolver.execute, { batching: true, concurrency: "unbounded" })
+          return { names, own, seen: Array.getSomes(found) }
+        })
+      )
+    const transactions = yield* Effect.all(
+      [transaction("a", arrived[0], arrived[1]), transaction("b", arrived[1], arrived[0])],
+      { batching: true, concurrency: "unbounded" }
+    )
+    return { transactions, statements }
+  })
+
+const migrations = {
+  "1_first": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE first (id int)`),
+  "2_second": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE second (id int)`)
+}
+
+/** 25. Several sessions migrate a new database at once: `held` of them have seen that nothing is there before the first creates anything. */
+export const migrateAtOnce = <E>(
+  { writer }: Place,
+  sessions: ReadonlyArray<(loader: Migrator.Loader) => Effect.Effect<unknown, E>>,
+  held: number
+) =>
+  Effect.gen(function* () {
+    const blocker = yield* Effect.acquireRelease(
+      Effect.promise(async () => {
+        const client = new pg.Client(Redacted.value(writer))
+        await client.connect()
+        await client.query("BEGIN; CREATE TABLE effect_sql_migrations (id int)")
+        return client
+      }),
+      (client) => Effect.promise(() => client.end())
+    )
+    const ends = yield* Effect.forEach(sessions, (migrate) =>
+      Effect.fork(Effect.exit(migrate(Migrator.fromRecord(migrations))))
+    )
+    yield* Effect.repeat(
+      query<{ pid: number }>(
+        writer,
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+      ),
+      { schedule: soon, until: (waiting) => waiting.length >= held }
+    )
+    yield* Effect.promise(() => blocker.query("ROLLBACK"))
+    return yield* Effect.forEach(ends, Fiber.join)
+  })
+
+/** 26. A migration with a lower id than those that were applied is added later. Gives what became of it, and whether it was applied. */
+export const lowerIdLater = <A, E>({ writer }: Place, migrate: (loader: Migrator.Loader) => Effect.Effect<A, E>) =>
+  Effect.gen(function* () {
+    yield* migrate(Migrator.fromRecord({ "2_second": migrations["2_second"] }))
+    const exit = yield* Effect.exit(migrate(Migrator.fromRecord(migrations)))
+    const [row] = yield* query<{ there: boolean }>(writer, "SELECT to_regclass('first') IS NOT NULL AS there")
+    return { exit, isApplied: row?.there }
+  })
+
+/** 31. A reserved connection is given back in a transaction that nobody has ended; the next caller, who has one of its own, commits. */
+export const leftOpen = (sql: PgClient) =>
+  Effect.gen(function* () {
+    yield* Effect.scoped(
+      Effect.gen(function* () {
+        const connection = yield* sql.reserve
+        for (const statement of ["BEGIN", "INSERT INTO item VALUES ('left open')"]) {
+          yield* connection.executeUnprepared(statement, [], undefined)
+        }
+      })
+    )
+    const seen = yield* sql<{ name: string }>`SELECT name FROM item`
+    yield* sql.withTransaction(sql`INSERT INTO item VALUES ('next')`)
+    return seen.map(({ name }) => name)
+  })

@@ -1,0 +1,191 @@
+/** The end of a pool: what is in use gets its time, nothing new begins, and nothing is left. */
+import { SqlClient } from "@effect/sql/SqlClient"
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import { Db, insert, Place, stored } from "../../databases.js"
+import type { Proxy } from "../../proxy.js"
+import { query } from "../../server.js"
+import { connects, eventually, failure, figures, hold, once, openToClose, pid, settled, type Way } from "./way.js"
+
+/** How long an effect takes, in ms. */
+const took = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.suspend(() => {
+    const start = performance.now()
+    return Effect.map(self, () => performance.now() - start)
+  })
+
+/** Nobody is connected any more; the network may take a moment to say so. */
+const isEmpty = (wire: Proxy) =>
+  eventually(
+    Effect.sync(() => wire.connections),
+    (n) => n === 0
+  )
+
+export const closing = (way: Way): void => {
+  const one = { maxConnections: 1, startup: "lazy" } as const
+
+  it.scopedLive("what is in use at the end gets its time; who comes later is told that it is closed", () =>
+    Effect.gen(function* () {
+      const { close, context, wire } = yield* openToClose(way, { maxConnections: 2, shutdownTimeout: "20 seconds" })
+      yield* Effect.gen(function* () {
+        const letGo = yield* Deferred.make<void>()
+        const arrived = yield* Deferred.make<void>()
+        const work = yield* insert("first").pipe(
+          Effect.zipRight(Deferred.succeed(arrived, undefined)),
+          Effect.zipRight(Deferred.await(letGo)),
+          Effect.zipRight(insert("last")),
+          Db.withTransaction(),
+          Effect.fork
+        )
+        yield* Deferred.await(arrived)
+        const closed = yield* Effect.fork(close)
+        yield* failure(
+          "DatabaseClosed",
+          eventually(Effect.zipRight(pid, figures), () => false)
+        )
+        yield* Deferred.succeed(letGo, undefined)
+        yield* Fiber.join(work)
+        yield* Fiber.join(closed)
+        assert.deepStrictEqual(yield* stored, ["first", "last"])
+        yield* isEmpty(wire)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("what takes longer than shutdownTimeout is cut: Disconnected, undone", () =>
+    Effect.gen(function* () {
+      const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const count = way.strategy === "pooled" ? 3 : 1
+        const later = Effect.unsafeMakeLatch(false)
+        const works = [
+          sql`SELECT pg_sleep(1000)`,
+          Db.withTransaction(Effect.zipRight(insert("a"), sql`SELECT pg_sleep(1000)`)),
+          Db.withTransaction(Effect.zipRight(insert("b"), Effect.zipRight(later.await, insert("c"))))
+        ].slice(0, count)
+        const fibers = yield* Effect.forEach(works, (work) => Effect.fork(failure("Disconnected", work)))
+        yield* settled({ active: count, connecting: 0 })
+        assert.isBelow(yield* took(close), 3000)
+        yield* later.open
+        for (const { outcome } of yield* Fiber.joinAll(fibers)) assert.strictEqual(outcome, "undone")
+        assert.deepStrictEqual(yield* stored, [])
+        yield* isEmpty(wire)
+      }).pipe(Effect.provide(context), Effect.provide(once))
+    })
+  )
+
+  it.scopedLive("a network that is silent does not hold up the end", () =>
+    Effect.gen(function* () {
+      const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
+      yield* Effect.gen(function* () {
+        const idle = way.strategy === "pooled" ? yield* hold : undefined
+        const work = yield* Effect.fork(failure("Disconnected", Db.withTransaction(Effect.zipRight(pid, Effect.never))))
+        yield* settled({ active: idle === undefined ? 1 : 2, connecting: 0 })
+        if (idle !== undefined) yield* idle.release
+        yield* wire.freeze
+        assert.isBelow(yield* took(close), 3000)
+        yield* Fiber.interrupt(work)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("who waits at the end is told at once", () =>
+    Effect.gen(function* () {
+      const { close, context } = yield* openToClose(way, { ...one, shutdownTimeout: "20 seconds" })
+      yield* Effect.gen(function* () {
+        const holder = yield* hold
+        const waiter = yield* Effect.fork(failure("DatabaseClosed", pid))
+        yield* settled({ waiting: 1 })
+        const closed = yield* Effect.fork(close)
+        yield* Fiber.join(waiter)
+        assert.isTrue(Exit.isSuccess(yield* holder.release))
+        yield* Fiber.join(closed)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("a connect under way is given up at the end", () =>
+    Effect.gen(function* () {
+      const { close, context, wire } = yield* openToClose(way, { ...one, connectTimeout: "20 seconds" })
+      yield* Effect.gen(function* () {
+        const asked = yield* wire.when(connects, "freeze")
+        const waiter = yield* Effect.fork(failure("DatabaseClosed", pid))
+        yield* asked
+        assert.isBelow(yield* took(close), 3000)
+        yield* Fiber.join(waiter)
+        yield* isEmpty(wire)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
+    it.scopedLive(`nobody waits for ${task} at the end: it is stopped`, () => {
+      const arrived = Effect.unsafeMakeLatch(false)
+      const stopped = Effect.unsafeMakeLatch(false)
+      const slow = Effect.onInterrupt(Effect.zipRight(arrived.open, Effect.never), () => stopped.open)
+      return Effect.gen(function* () {
+        const { close, context, wire } = yield* openToClose(way, {
+          ...one,
+          [task]: slow,
+          connectTimeout: "20 seconds",
+          shutdownTimeout: "20 seconds"
+        })
+        yield* Effect.gen(function* () {
+          const waiter = yield* Effect.fork(Effect.exit(pid))
+          yield* arrived.await
+          assert.isBelow(yield* took(close), 3000)
+          yield* stopped.await
+          yield* Fiber.join(waiter)
+          yield* isEmpty(wire)
+        }).pipe(Effect.provide(context))
+      })
+    })
+  }
+
+  for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
+    it.scopedLive(`a statement of ${task} that is under way at the end is cancelled on the server`, () =>
+      Effect.gen(function* () {
+        const { close, context } = yield* openToClose(way, {
+          ...one,
+          [task]: Effect.flatMap(SqlClient, (sql) => sql`SELECT 1 FROM pg_sleep(60) AS long`),
+          connectTimeout: "20 seconds"
+        })
+        yield* Effect.gen(function* () {
+          const { name, writer } = yield* Place
+          const running = query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE '%AS long'", [
+            name
+          ])
+          const waiter = yield* Effect.fork(Effect.exit(pid))
+          yield* eventually(running, (all) => all.length === 1)
+          yield* close
+          yield* Fiber.join(waiter)
+          yield* eventually(running, (all) => all.length === 0)
+        }).pipe(Effect.provide(context))
+      })
+    )
+  }
+
+  it.scopedLive("nothing is opened any more after the end", () =>
+    Effect.gen(function* () {
+      const { close, context, wire } = yield* openToClose(way, { maxConnections: 1, minConnections: 1 })
+      yield* Effect.gen(function* () {
+        const { writer } = yield* Place
+        yield* settled({ idle: 1 })
+        yield* wire.refuse
+        yield* wire.cut
+        // it is being tried again
+        yield* eventually(figures, ({ lastConnectFailure }) => lastConnectFailure !== undefined)
+        yield* close
+        yield* wire.accept
+        const { accepted } = wire
+        // longer than it would wait for the next attempt, one of the first
+        yield* query(writer, "SELECT pg_sleep(0.6)")
+        assert.strictEqual(wire.accepted, accepted)
+      }).pipe(Effect.provide(context))
+    })
+  )
+}

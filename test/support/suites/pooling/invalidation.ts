@@ -1,0 +1,269 @@
+/** Connections that are not to be used any more: at their next checkout, or now. */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import { Db, insert, Place, stored } from "../../databases.js"
+import { sends } from "../../proxy.js"
+import { query } from "../../server.js"
+import {
+  connects,
+  eventually,
+  failure,
+  figures,
+  hold,
+  once,
+  only,
+  open,
+  openOverWire,
+  pid,
+  processes,
+  settled,
+  told,
+  type Way,
+  Wire,
+  warmUp,
+  watch
+} from "./way.js"
+
+const sleep = Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_sleep(1000)`)
+
+/** Waits until the server is at a statement. */
+const isRunning = (text: string) =>
+  Effect.flatMap(Place, ({ name, writer }) =>
+    eventually(
+      query(
+        writer,
+        "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE $2 AND pid <> pg_backend_pid()",
+        [name, `%${text}%`]
+      ),
+      (rows) => rows.length === 1
+    )
+  )
+
+export const invalidation = (way: Way): void => {
+  const isPooled = way.strategy === "pooled"
+  const modes = ["soft", "hard"] as const
+
+  it.scopedLive("soft: an idle connection is replaced at its next checkout", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const first = yield* pid
+      assert.strictEqual(yield* Db.invalidate(), 1)
+      assert.strictEqual((yield* figures).idle, 1)
+      assert.notStrictEqual(yield* pid, first)
+      const [closed] = yield* told(facts, "Closed")
+      assert.strictEqual(closed?.reason, "invalidated")
+      assert.deepStrictEqual(
+        only(facts, "Invalidated").map(({ connections, mode }) => [mode, connections]),
+        [["soft", 1]]
+      )
+    }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
+  )
+
+  it.scopedLive("soft: work in progress goes on, and its connection is closed when it comes back", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const holder = yield* hold
+      assert.strictEqual(yield* Db.invalidate(), 1)
+      assert.isTrue(Exit.isSuccess(yield* holder.release))
+      assert.notStrictEqual(yield* pid, holder.pid)
+      assert.deepStrictEqual(
+        (yield* told(facts, "Closed")).map(({ processId, reason }) => [processId, reason]),
+        [[holder.pid, "invalidated"]]
+      )
+    }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
+  )
+
+  it.scopedLive("hard: an idle connection is closed at once", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      yield* pid
+      assert.strictEqual(yield* Db.invalidate({ mode: "hard" }), 1)
+      yield* eventually(processes, (all) => all.length === 0)
+      const [closed] = yield* told(facts, "Closed")
+      assert.strictEqual(closed?.reason, "invalidated")
+      assert.strictEqual((yield* figures).total, 0)
+    }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
+  )
+
+  it.scopedLive("hard: a transaction between two statements fails with Disconnected, undone", () =>
+    Effect.gen(function* () {
+      const error = yield* insert("lost").pipe(
+        Effect.zipRight(Db.invalidate({ mode: "hard" })),
+        Effect.zipRight(insert("after")),
+        Db.withTransaction(),
+        (self) => failure("Disconnected", self)
+      )
+      assert.strictEqual(error.outcome, "undone")
+      yield* insert("next")
+      assert.deepStrictEqual(yield* stored, ["next"])
+    }).pipe(Effect.provide([open(way, { maxConnections: 1 }), once]))
+  )
+
+  for (const [what, work] of [
+    ["a statement", sleep],
+    ["a statement of a transaction", Db.withTransaction(Effect.zipRight(insert("lost"), sleep))],
+    ["the first statement of a transaction", Db.withTransaction(sleep)]
+  ] as const) {
+    it.scopedLive(`hard: ${what} that is under way is cancelled and fails with Disconnected, undone`, () =>
+      Effect.gen(function* () {
+        const facts = yield* watch
+        const fiber = yield* Effect.fork(failure("Disconnected", work))
+        yield* isRunning("pg_sleep")
+        yield* Db.invalidate({ mode: "hard" })
+        const { message, outcome } = yield* Fiber.join(fiber)
+        assert.strictEqual(outcome, "undone")
+        assert.include(message, "invalidated")
+        yield* eventually(processes, (all) => all.length === 0)
+        yield* insert("next")
+        assert.deepStrictEqual(yield* stored, ["next"])
+        assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "invalidated")
+      }).pipe(Effect.provide([open(way, { maxConnections: 1, startup: "lazy" }), once]))
+    )
+  }
+
+  it.scopedLive("hard: a COMMIT that is cancelled undoes its transaction, and nobody calls that unknown", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      yield* query(
+        writer,
+        `CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1000); RETURN NULL; END';
+         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW EXECUTE FUNCTION slow()`
+      )
+      const fiber = yield* Effect.fork(failure("Disconnected", Db.withTransaction(insert("lost"))))
+      yield* isRunning("COMMIT")
+      yield* Db.invalidate({ mode: "hard" })
+      assert.strictEqual((yield* Fiber.join(fiber)).outcome, "undone")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide([open(way, { maxConnections: 1, startup: "lazy" }), once]))
+  )
+
+  it.scopedLive("hard: a statement that gets no answer fails within a second, in doubt", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      const sent = yield* wire.when(sends("INSERT"), "freeze")
+      const fiber = yield* Effect.fork(failure("Disconnected", insert("a")))
+      yield* sent
+      const start = performance.now()
+      yield* Db.invalidate({ mode: "hard" })
+      assert.strictEqual((yield* Fiber.join(fiber)).outcome, "inDoubt")
+      assert.isBelow(performance.now() - start, 2000)
+      yield* insert("b")
+    }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1 }), once]))
+  )
+
+  if (isPooled) {
+    for (const mode of modes) {
+      it.scopedLive(`${mode}: of one connection; the others stay`, () =>
+        Effect.gen(function* () {
+          const facts = yield* watch
+          const [first = 0, second = 0] = yield* warmUp(2)
+          assert.strictEqual(yield* Db.invalidate({ mode, processId: first }), 1)
+          assert.strictEqual(yield* Db.invalidate({ mode, processId: first, server: "elsewhere:1" }), 0)
+          const after = yield* warmUp(2)
+          assert.include(after, second)
+          assert.notInclude(after, first)
+          yield* told(facts, "Closed")
+          assert.deepStrictEqual(
+            only(facts, "Closed").map(({ processId, reason }) => [processId, reason]),
+            [[first, "invalidated"]]
+          )
+        }).pipe(Effect.provide(open(way, { maxConnections: 2, startup: "lazy" })))
+      )
+
+      it.scopedLive(`${mode}: of all that are older than a moment; the others stay`, () =>
+        Effect.gen(function* () {
+          const { writer } = yield* Place
+          const older = yield* hold
+          yield* query(writer, "SELECT pg_sleep(1)")
+          const younger = yield* hold
+          yield* Effect.all([older.release, younger.release])
+          const olderThan = "500 millis"
+          assert.strictEqual(yield* Db.invalidate({ mode, olderThan, processId: younger.pid }), 0)
+          assert.strictEqual(yield* Db.invalidate({ mode, olderThan }), 1)
+          const after = yield* warmUp(2)
+          assert.include(after, younger.pid)
+          assert.notInclude(after, older.pid)
+        }).pipe(Effect.provide(open(way, { maxConnections: 2, startup: "lazy" })))
+      )
+
+      it.scopedLive(`${mode}: of the whole pool`, () =>
+        Effect.gen(function* () {
+          const before = yield* warmUp(3)
+          assert.strictEqual(yield* Db.invalidate({ mode }), 3)
+          for (const process of yield* warmUp(3)) assert.notInclude(before, process)
+        }).pipe(Effect.provide(open(way, { maxConnections: 3, startup: "lazy" })))
+      )
+    }
+  }
+
+  for (const mode of modes) {
+    it.scopedLive(`${mode}: a connection that was being opened meanwhile does not join`, () =>
+      Effect.gen(function* () {
+        const wire = yield* Wire
+        const facts = yield* watch
+        const asked = yield* wire.when(connects, "freeze")
+        const fiber = yield* Effect.fork(pid)
+        yield* asked
+        assert.strictEqual(yield* Db.invalidate({ mode }), 0)
+        yield* wire.thaw
+        const served = yield* Fiber.join(fiber)
+        const [closed] = yield* told(facts, "Closed")
+        assert.strictEqual(closed?.reason, "invalidated")
+        assert.notStrictEqual(closed?.processId, served)
+        assert.lengthOf(only(facts, "Connected"), 2)
+      }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
+    )
+
+    it.scopedLive(`${mode}: a connection that is asked for a sign of life is not handed out, and nobody fails`, () =>
+      Effect.gen(function* () {
+        const wire = yield* Wire
+        const facts = yield* watch
+        const first = yield* pid
+        const asked = yield* wire.when(({ from }) => from === "client", "freeze")
+        const fiber = yield* Effect.fork(pid)
+        yield* asked
+        assert.strictEqual(yield* Db.invalidate({ mode }), 1)
+        yield* wire.thaw
+        assert.notStrictEqual(yield* Fiber.join(fiber), first)
+        assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "invalidated")
+      }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, validateAfterIdle: 0 }), once]))
+    )
+
+    for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
+      it.scopedLive(`${mode}: a connection that is in ${task} is not used any more, and nobody fails`, () => {
+        const latch = Effect.unsafeMakeLatch(true)
+        const arrived = Effect.unsafeMakeLatch(false)
+        return Effect.gen(function* () {
+          const facts = yield* watch
+          yield* latch.close
+          if (task === "resetOnReturn") yield* pid
+          const fiber = yield* Effect.fork(pid)
+          yield* arrived.await
+          yield* settled({ waiting: 1 })
+          const [first] = yield* processes
+          assert.strictEqual(yield* Db.invalidate({ mode }), 1)
+          yield* latch.open
+          assert.notStrictEqual(yield* Fiber.join(fiber), first)
+          const closed = yield* told(facts, "Closed")
+          assert.deepStrictEqual(
+            closed.map(({ processId, reason }) => [processId, reason]),
+            [[first, "invalidated"]]
+          )
+          assert.isEmpty(only(facts, "ConnectFailed"))
+        }).pipe(
+          Effect.provide([
+            open(way, {
+              maxConnections: 1,
+              startup: "lazy",
+              [task]: Effect.zipRight(arrived.open, latch.await)
+            }),
+            once
+          ])
+        )
+      })
+    }
+  }
+}

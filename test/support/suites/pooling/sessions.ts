@@ -1,0 +1,391 @@
+/** What is done with a session when its connection is made, handed out and given back. */
+import { SqlClient } from "@effect/sql/SqlClient"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import type { Database } from "effect-db"
+import { Db, fresh, insert, Place, stored } from "../../databases.js"
+import { sends } from "../../proxy.js"
+import { query } from "../../server.js"
+import {
+  eventually,
+  failure,
+  figures,
+  kill,
+  once,
+  only,
+  open,
+  openOverWire,
+  pid,
+  processes,
+  settled,
+  told,
+  type Way,
+  Wire,
+  warmUp,
+  watch
+} from "./way.js"
+
+const run = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
+
+/** One value that the server gives on the connection of the pool's turn. */
+const ask = (text: string) =>
+  Effect.flatMap(Db.writer, (sql) =>
+    Effect.map(sql.unsafe<{ value: unknown }>(`SELECT ${text} AS value`).unprepared, (rows) => rows[0]?.value)
+  )
+
+const count = (what: string) => ask(`(SELECT count(*)::int FROM ${what})`)
+
+const setting = (name: string) => ask(`current_setting('${name}')`)
+
+class Refused extends Error {
+  override readonly message = "not this one"
+}
+
+export const sessions = (way: Way): void => {
+  const one = { maxConnections: 1 }
+
+  it.scopedLive("a transaction that was left open by hand is rolled back: its connection does not go back", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const sql = yield* Db.writer
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const connection = yield* sql.reserve
+          yield* connection.executeUnprepared("BEGIN", [], undefined)
+          yield* connection.executeUnprepared("INSERT INTO item (name) VALUES ('open')", [], undefined)
+        })
+      )
+      yield* insert("next")
+      assert.deepStrictEqual(yield* stored, ["next"])
+      assert.deepStrictEqual(
+        (yield* told(facts, "Closed")).map(({ reason }) => reason),
+        ["dirty"]
+      )
+    }).pipe(Effect.provide(open(way, one)))
+  )
+
+  it.scopedLive("discardAll leaves nothing of a session: settings, temporary tables, locks, prepared statements", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const first = yield* pid
+      const select = (n: number) => sql`SELECT ${n}::int AS n`
+      yield* select(1)
+      yield* sql`SET statement_timeout = 4321`
+      assert.strictEqual(yield* setting("statement_timeout"), "0")
+      yield* sql`CREATE TEMP TABLE left_behind (id int)`
+      assert.strictEqual(yield* ask("to_regclass('pg_temp.left_behind')"), null)
+      yield* sql`SELECT pg_advisory_lock(42)`
+      assert.strictEqual(yield* count("pg_locks WHERE locktype = 'advisory' AND objid = 42"), 0)
+      assert.strictEqual(yield* count("pg_prepared_statements"), 0)
+      // what the connection knows of its prepared statements went with them
+      assert.deepStrictEqual(yield* select(2), [{ n: 2 }])
+      assert.deepStrictEqual(yield* select(3), [{ n: 3 }])
+      assert.strictEqual(yield* pid, first)
+    }).pipe(Effect.provide(open(way, { ...one, resetOnReturn: "discardAll" })))
+  )
+
+  it.scopedLive("discardAll keeps what onConnect has set", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(yield* setting("search_path"), "special")
+      const sql = yield* Db.writer
+      yield* sql`SET search_path = other`
+      assert.strictEqual(yield* setting("search_path"), "special")
+    }).pipe(
+      Effect.provide(open(way, { ...one, resetOnReturn: "discardAll", onConnect: run("SET search_path = special") }))
+    )
+  )
+
+  it.scopedLive("an effect can reset a session", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const sql = yield* Db.writer
+      const first = yield* pid
+      yield* sql`SET search_path = other`
+      assert.notStrictEqual(yield* setting("search_path"), "other")
+      assert.strictEqual(yield* pid, first)
+      assert.isNotEmpty(yield* told(facts, "Reset"))
+    }).pipe(Effect.provide(open(way, { ...one, resetOnReturn: run("RESET search_path") })))
+  )
+
+  const resets: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, SqlClient>]> = [
+    ["a reset that fails", Effect.fail(new Refused())],
+    ["a reset whose statement fails", run("SELECT 1 / 0")],
+    ["a reset that dies", Effect.die(new Refused())],
+    ["a reset that never ends", Effect.never],
+    ["a reset that never ends and cannot be interrupted", Effect.uninterruptible(Effect.never)],
+    ["a reset whose statement never ends", run("SELECT pg_sleep(1000)")],
+    ["a reset that leaves a transaction open", run("BEGIN")]
+  ]
+  for (const [what, resetOnReturn] of resets) {
+    it.scopedLive(`${what} closes the connection, within connectTimeout`, () =>
+      Effect.gen(function* () {
+        const facts = yield* watch
+        const first = yield* pid
+        const second = yield* pid
+        if (way.route.hasSessions) assert.notStrictEqual(second, first)
+        const [closed] = yield* told(facts, "Closed")
+        assert.strictEqual(closed?.reason, "dirty")
+        yield* settled({ active: 0, waiting: 0 })
+      }).pipe(
+        Effect.provide(
+          open(way, {
+            ...one,
+            resetOnReturn,
+            connectTimeout: "300 millis",
+            acquireTimeout: "5 seconds",
+            startup: "lazy"
+          })
+        )
+      )
+    )
+  }
+
+  it.scopedLive("a discardAll that gets no answer closes the connection, within connectTimeout", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.when(sends("DISCARD ALL"), "freeze")
+      yield* insert("a")
+      yield* insert("b")
+      assert.deepStrictEqual(yield* stored, ["a", "b"])
+    }).pipe(
+      Effect.provide(
+        openOverWire(way, { ...one, resetOnReturn: "discardAll", connectTimeout: "300 millis", startup: "lazy" })
+      )
+    )
+  )
+
+  if (way.strategy === "pooled") {
+    it.scopedLive("a reset that takes long holds nobody up for whom another connection is idle", () => {
+      const latch = Effect.unsafeMakeLatch(true)
+      return Effect.gen(function* () {
+        yield* warmUp(2)
+        yield* settled({ idle: 2 })
+        yield* latch.close
+        yield* insert("a")
+        assert.strictEqual((yield* figures).active, 1)
+        yield* insert("b")
+        assert.deepStrictEqual(yield* stored, ["a", "b"])
+        yield* latch.open
+      }).pipe(
+        Effect.provide(
+          open(way, {
+            maxConnections: 2,
+            resetOnReturn: latch.await,
+            validateAfterIdle: 0,
+            acquireTimeout: "3 seconds",
+            connectTimeout: "20 seconds",
+            startup: "lazy"
+          })
+        )
+      )
+    })
+  }
+
+  it.scopedLive("onConnect prepares each new connection, once, before it is used", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(yield* setting("search_path"), "special")
+      assert.strictEqual(yield* setting("search_path"), "special")
+      const sql = yield* Db.writer
+      yield* sql`SET search_path = other`
+      assert.strictEqual(yield* setting("search_path"), "other")
+      yield* Db.invalidate()
+      assert.strictEqual(yield* setting("search_path"), "special")
+    }).pipe(Effect.provide(open(way, { ...one, onConnect: run("SET search_path = special") })))
+  )
+
+  const refusals: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, SqlClient>, string]> = [
+    ["fails", Effect.fail(new Refused()), "not this one"],
+    ["has a statement that fails", run("SELECT 1 / 0"), "division by zero"],
+    ["dies", Effect.die(new Refused()), "not this one"],
+    ["never ends", Effect.never, "it was not done within 300 ms"],
+    ["has a statement that never ends", run("SELECT pg_sleep(1000)"), "it was not done within 300 ms"],
+    ["leaves a transaction open", run("BEGIN"), "in a transaction"]
+  ]
+  for (const [what, onConnect, words] of refusals) {
+    it.scopedLive(`an onConnect that ${what} is ConnectFailed, setup, saying why, for all who wait`, () =>
+      Effect.gen(function* () {
+        const wire = yield* Wire
+        const errors = yield* Effect.all([failure("ConnectFailed", pid), failure("ConnectFailed", pid)], {
+          concurrency: "unbounded"
+        })
+        for (const error of errors) {
+          assert.strictEqual(error.reason, "setup")
+          assert.include(error.message, words)
+        }
+        yield* settled({ total: 0, active: 0, connecting: 0, waiting: 0 })
+        // it is a few attempts and not an endless number of them; a cancel request is a connect, too
+        assert.isBelow(wire.accepted, 8)
+      }).pipe(Effect.provide(openOverWire(way, { onConnect, connectTimeout: "300 millis", startup: "lazy" })))
+    )
+  }
+
+  it.scopedLive("a start at which onConnect fails says so", () =>
+    Effect.gen(function* () {
+      const error = yield* failure(
+        "ConnectFailed",
+        Effect.scoped(
+          Effect.gen(function* () {
+            const { writer } = yield* Place
+            const options: Database.Options = { writer, strategy: way.strategy, onConnect: Effect.fail(new Refused()) }
+            yield* Layer.build(Db.layer(options))
+          })
+        )
+      )
+      assert.strictEqual(error.reason, "setup")
+      assert.include(error.message, "not this one")
+    }).pipe(Effect.provide(fresh({ startup: "lazy" })))
+  )
+
+  it.scopedLive("a connection that is lost in onConnect is a connect that failed, and the next one is tried", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.when(sends("SET search_path"), "cut")
+      assert.strictEqual(yield* setting("search_path"), "special")
+    }).pipe(Effect.provide(openOverWire(way, { ...one, onConnect: run("SET search_path = special"), startup: "lazy" })))
+  )
+
+  if (way.route.hasSessions) {
+    it.scopedLive("a connection that is lost while onConnect waits for something else is a connect that failed", () => {
+      const latch = Effect.unsafeMakeLatch(false)
+      return Effect.gen(function* () {
+        const waiter = yield* Effect.fork(failure("ConnectFailed", pid))
+        const [process] = yield* eventually(processes, (all) => all.length === 1)
+        yield* kill(process ?? 0)
+        assert.strictEqual((yield* Fiber.join(waiter)).reason, "unreachable")
+        yield* latch.open
+        assert.isAbove(yield* pid, 0)
+      }).pipe(
+        Effect.provide([
+          open(way, { ...one, onConnect: latch.await, connectTimeout: "20 seconds", startup: "lazy" }),
+          once
+        ])
+      )
+    })
+  }
+
+  it.scopedLive("onCheckout sees each connection before it is handed out, on that connection", () => {
+    const seen: Array<unknown> = []
+    const onCheckout = Effect.tap(run("SELECT pg_backend_pid() AS pid"), ([row]) => Effect.sync(() => seen.push(row)))
+    return Effect.gen(function* () {
+      const given = [yield* pid, yield* pid, yield* Db.withTransaction(pid)]
+      if (way.route.hasSessions) {
+        assert.deepStrictEqual(
+          seen,
+          given.map((process) => ({ pid: process }))
+        )
+      } else assert.lengthOf(seen, 3)
+    }).pipe(Effect.provide(open(way, { ...one, onCheckout, startup: "lazy" })))
+  })
+
+  it.scopedLive("a checkout that onCheckout refuses gets another connection; the refused one is closed", () => {
+    let refuses = false
+    const onCheckout = Effect.suspend(() => {
+      const isRefused = refuses
+      refuses = false
+      return isRefused ? Effect.fail(new Refused()) : Effect.void
+    })
+    return Effect.gen(function* () {
+      const facts = yield* watch
+      const first = yield* pid
+      refuses = true
+      const second = yield* pid
+      if (way.route.hasSessions) assert.notStrictEqual(second, first)
+      assert.deepStrictEqual(
+        (yield* told(facts, "Closed")).map(({ reason }) => reason),
+        ["vetoed"]
+      )
+      assert.isEmpty(only(facts, "ConnectFailed"))
+    }).pipe(Effect.provide(open(way, { ...one, onCheckout })))
+  })
+
+  it.scopedLive("an onCheckout that refuses a connection that was kept warm costs nobody his checkout", () => {
+    let refuses = false
+    const onCheckout = Effect.suspend(() => {
+      const isRefused = refuses
+      refuses = false
+      return isRefused ? Effect.fail(new Refused()) : Effect.void
+    })
+    return Effect.gen(function* () {
+      const facts = yield* watch
+      yield* settled({ idle: 1 })
+      yield* Db.invalidate({ mode: "hard" })
+      yield* told(facts, "Connected")
+      yield* settled({ idle: 1 })
+      // that one has never been used
+      refuses = true
+      assert.isAbove(yield* pid, 0)
+      assert.isFalse(refuses)
+    }).pipe(Effect.provide([open(way, { ...one, minConnections: 1, onCheckout }), once]))
+  })
+
+  it.scopedLive("an onCheckout that refuses new connections, too, is ConnectFailed, setup, and no endless loop", () => {
+    let refuses = false
+    const onCheckout = Effect.suspend(() => (refuses ? Effect.fail(new Refused()) : Effect.void))
+    return Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* pid
+      refuses = true
+      const error = yield* failure("ConnectFailed", pid)
+      assert.strictEqual(error.reason, "setup")
+      assert.instanceOf(error.cause, Refused)
+      assert.isBelow(wire.accepted, 6)
+      yield* settled({ total: 0, waiting: 0 })
+    }).pipe(Effect.provide(openOverWire(way, { ...one, onCheckout })))
+  })
+
+  it.scopedLive("an onCheckout that never ends is bounded by connectTimeout", () =>
+    Effect.gen(function* () {
+      const error = yield* failure("ConnectFailed", pid)
+      assert.strictEqual(error.reason, "setup")
+      assert.include(error.message, "it was not done within 200 ms")
+    }).pipe(
+      Effect.provide(open(way, { ...one, onCheckout: Effect.never, connectTimeout: "200 millis", startup: "lazy" }))
+    )
+  )
+
+  it.scopedLive("what outlives its time with a session does not touch it any more", () => {
+    const latch = Effect.unsafeMakeLatch(false)
+    const late = Effect.zipRight(latch.await, Effect.exit(run("INSERT INTO item (name) VALUES ('late')")))
+    let fiber: Fiber.RuntimeFiber<Exit.Exit<unknown, unknown>> | undefined
+    const onConnect = Effect.map(Effect.forkDaemon(late), (forked) => {
+      fiber = forked
+    })
+    return Effect.gen(function* () {
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("ours")
+          yield* latch.open
+          const exit = fiber === undefined ? assert.fail("it was not done") : yield* Fiber.join(fiber)
+          yield* failure("TransactionEnded", exit)
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["ours"])
+    }).pipe(Effect.provide(open(way, { ...one, onConnect, startup: "lazy" })))
+  })
+
+  it.scopedLive("what is done with sessions has nothing to do with the transaction inside of which it happens", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const inner = Db.layer({
+            writer,
+            onConnect: run("INSERT INTO item (name) VALUES ('setup')"),
+            startup: "lazy"
+          })
+          const outer = yield* Db.writer
+          yield* Effect.ignore(
+            outer.withTransaction(
+              Effect.zipRight(insert("outer"), Effect.zipRight(Effect.provide(pid, inner), Effect.fail("no")))
+            )
+          )
+        })
+      )
+      const rows = yield* query<{ name: string }>(writer, "SELECT name FROM item")
+      assert.deepStrictEqual(rows, [{ name: "setup" }])
+    }).pipe(Effect.provide(open(way)))
+  )
+}

@@ -1,0 +1,153 @@
+/** Pools that keep no connection, or let only one be used. */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
+import { Db, fresh, insert, stored } from "../../databases.js"
+import {
+  eventually,
+  failure,
+  figures,
+  hold,
+  holdAll,
+  once,
+  open,
+  openOverWire,
+  pid,
+  processes,
+  settled,
+  told,
+  type Way,
+  Wire,
+  watch
+} from "./way.js"
+
+export const strategies = (way: Way): void => {
+  const none = { strategy: "none" } as const
+
+  it.scopedLive("none: each checkout has a connection of its own, closed after it", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const all = [yield* pid, yield* pid, yield* Db.withTransaction(Effect.zipRight(pid, pid))]
+      assert.strictEqual(new Set(all).size, 3)
+      const closed = yield* told(facts, "Closed", 3)
+      assert.deepStrictEqual(
+        closed.map(({ processId, reason }) => [processId, reason]),
+        all.map((process) => [process, "excess"])
+      )
+      yield* eventually(processes, (left) => left.length === 0)
+      assert.strictEqual((yield* figures).total, 0)
+    }).pipe(Effect.provide(open(way, { ...none, startup: "lazy" })))
+  )
+
+  it.scopedLive("none: nobody waits for another's connection, up to maxConnections; the next one waits in turn", () =>
+    Effect.gen(function* () {
+      const holders = yield* holdAll(4)
+      assert.strictEqual(new Set(holders.map((holder) => holder.pid)).size, 4)
+      const waiter = yield* Effect.fork(pid)
+      yield* settled({ total: 4, waiting: 1 })
+      const [first, ...others] = holders
+      if (first !== undefined) yield* first.release
+      const served = yield* Fiber.join(waiter)
+      for (const { pid: process } of holders) assert.notStrictEqual(served, process)
+      for (const { release } of others) yield* release
+      yield* settled({ total: 0 })
+    }).pipe(Effect.provide(open(way, { ...none, maxConnections: 4 })))
+  )
+
+  it.scopedLive("none: a connection that comes after its waiter gave up is closed", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      const facts = yield* watch
+      const asked = yield* wire.when(({ type }) => type === "startup", "freeze")
+      const fiber = yield* Effect.fork(insert("nobody"))
+      yield* asked
+      yield* Fiber.interrupt(fiber)
+      yield* wire.thaw
+      assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "excess")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(openOverWire(way, { ...none, startup: "lazy" })))
+  )
+
+  it.scopedLive("single: work that holds the connection and waits for it is told that this would be for ever", () =>
+    Effect.gen(function* () {
+      const error = yield* failure(
+        "PoolSelfDeadlock",
+        Db.withTransaction(Effect.zipRight(insert("a"), Db.independent(pid)))
+      )
+      assert.include(error.message, "1")
+      yield* insert("b")
+      assert.deepStrictEqual(yield* stored, ["b"])
+    }).pipe(Effect.provide([open({ ...way, strategy: "single" }), once]))
+  )
+
+  it.scopedLive("a pool whose connections are all held by those who wait for one more says so at once", () =>
+    Effect.gen(function* () {
+      const inner = Db.withTransaction(pid, { propagation: "requiresNew" })
+      const nested = (name: string) => Db.withTransaction(Effect.zipRight(insert(name), inner))
+      const holder = yield* hold
+      const first = yield* Effect.fork(Effect.exit(nested("a")))
+      yield* settled({ active: 2, waiting: 1 })
+      // another one who waits with empty hands is no reason to give up
+      const patient = yield* Effect.fork(pid)
+      yield* settled({ waiting: 2 })
+      yield* holder.release
+      assert.strictEqual((yield* Fiber.join(first))._tag, "Success")
+      assert.isAbove(yield* Fiber.join(patient), 0)
+      const both = yield* Effect.all([Effect.exit(nested("b")), Effect.exit(nested("c"))], { concurrency: 2 })
+      assert.isTrue(both.some((exit) => exit._tag === "Success"))
+      yield* settled({ active: 0, waiting: 0 })
+    }).pipe(Effect.provide([open(way, { maxConnections: 2 }), once]))
+  )
+
+  it.scopedLive("assertSingle: a second checkout fails at once, naming the fiber and the place of the first", () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      const first = yield* Effect.fork(
+        Db.withTransaction(Effect.zipRight(insert("a"), Effect.zipRight(Effect.never, insert("b"))))
+      )
+      yield* told(facts, "CheckedOut")
+      const error = yield* failure("PoolExhausted", pid)
+      assert.strictEqual(error.reason, "single")
+      assert.strictEqual(error.oldestLoan?.fiber, FiberId.threadName(first.id()))
+      assert.include(error.message, "strategies.ts")
+      assert.include(error.message, `fiber ${error.oldestLoan?.fiber}`)
+      assert.lengthOf(yield* told(facts, "Exhausted"), 1)
+      yield* Fiber.interrupt(first)
+      yield* settled({ active: 0 })
+      yield* insert("next")
+      assert.deepStrictEqual(yield* stored, ["next"])
+    }).pipe(Effect.provide([open(way, { strategy: "assertSingle", maxConnections: 1 }), once]))
+  )
+
+  it.scopedLive("assertSingle: who waits for the connect is the first, too", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      const asked = yield* wire.when(({ type }) => type === "startup", "freeze")
+      const first = yield* Effect.fork(insert("a"))
+      yield* asked
+      const error = yield* failure("PoolExhausted", pid)
+      assert.strictEqual(error.reason, "single")
+      assert.include(error.message, "databases.ts")
+      yield* wire.thaw
+      yield* Fiber.join(first)
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide([openOverWire(way, { strategy: "assertSingle", maxConnections: 1, startup: "lazy" }), once]))
+  )
+
+  it.scopedLive("assertSingle: one after the other is fine, also inside of one transaction", () =>
+    Effect.gen(function* () {
+      const first = yield* pid
+      const [second, third] = yield* Db.withTransaction(Effect.all([pid, Db.withTransaction(pid)], { concurrency: 2 }))
+      assert.deepStrictEqual([second, third], [first, first])
+    }).pipe(Effect.provide(open(way, { strategy: "assertSingle", maxConnections: 1 })))
+  )
+
+  it.scopedLive("assertSingle: looking at a server at the start is no checkout of the program's", () =>
+    Effect.gen(function* () {
+      const reader = yield* Db.reader
+      // the start goes on while the reader is looked at
+      assert.deepStrictEqual(yield* reader`SELECT 1 AS n`, [{ n: 1 }])
+    }).pipe(Effect.provide([fresh({ strategy: "assertSingle" }), once]))
+  )
+}

@@ -1,0 +1,135 @@
+/** Connections that were idle are asked for a sign of life: when, and what becomes of those that give none. */
+import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import { Db, insert, Place, stored } from "../../databases.js"
+import { query, terminateBackends } from "../../server.js"
+import {
+  eventually,
+  figures,
+  halfOpen,
+  only,
+  open,
+  openOverWire,
+  pid,
+  settled,
+  told,
+  type Way,
+  Wire,
+  warmUp,
+  watch
+} from "./way.js"
+
+export const validation = (way: Way): void => {
+  const count = way.strategy === "pooled" ? 3 : 1
+  const { hasSessions } = way.route
+  // a pooler may take as long as a connect for a sign of life: it answers when it has a server free
+  const patient = { startup: "lazy", validateAfterIdle: 0, connectTimeout: "1 second" } as const
+
+  /** How many round trips an effect takes. */
+  const roundTrips = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      const before = wire.roundTrips
+      yield* self
+      return wire.roundTrips - before
+    })
+
+  it.scopedLive(
+    "a connection is asked for a sign of life only when it was idle for longer than validateAfterIdle",
+    () =>
+      Effect.gen(function* () {
+        const { writer } = yield* Place
+        yield* pid
+        assert.strictEqual(yield* roundTrips(pid), 1)
+        yield* query(writer, "SELECT pg_sleep(0.11)")
+        assert.strictEqual(yield* roundTrips(pid), 2)
+        // the statement itself was a sign of life
+        assert.strictEqual(yield* roundTrips(pid), 1)
+      }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
+  )
+
+  it.scopedLive("a connection that is new is not asked", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(yield* roundTrips(pid), 1)
+    }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: 0, startup: "lazy" })))
+  )
+
+  it.scopedLive("validateAfterIdle 0 asks each time, infinity never", () =>
+    Effect.gen(function* () {
+      const twice = Effect.zipRight(pid, roundTrips(pid))
+      assert.strictEqual(yield* Effect.provide(twice, openOverWire(way, { validateAfterIdle: 0 })), 2)
+      assert.strictEqual(yield* Effect.provide(twice, openOverWire(way, { validateAfterIdle: Duration.infinity })), 1)
+    })
+  )
+
+  if (hasSessions) {
+    it.scopedLive(
+      "a connection that was silent for long in somebody's hands is asked before the next waiter has it",
+      () =>
+        Effect.gen(function* () {
+          const { writer } = yield* Place
+          const sql = yield* Db.writer
+          const scope = yield* Scope.make()
+          const connection = yield* Scope.extend(sql.reserve, scope)
+          yield* connection.execute("SELECT 1", [], undefined)
+          const waiter = yield* Effect.fork(pid)
+          yield* settled({ waiting: 1 })
+          yield* query(writer, "SELECT pg_sleep(0.11)")
+          const trips = yield* roundTrips(Effect.zipRight(Scope.close(scope, Exit.void), Fiber.join(waiter)))
+          assert.strictEqual(trips, 2)
+        }).pipe(Effect.provide(openOverWire(way, { maxConnections: 1, validateAfterIdle: "100 millis" })))
+    )
+
+    it.scopedLive(`${count} killed idle connections give ${count} new connects and no failure`, () =>
+      Effect.gen(function* () {
+        const { name } = yield* Place
+        const facts = yield* watch
+        const before = yield* warmUp(count)
+        yield* told(facts, "Connected", count)
+        yield* terminateBackends(name)
+        const after = yield* warmUp(count)
+        for (const process of after) assert.notInclude(before, process)
+        assert.lengthOf(yield* told(facts, "Connected", 2 * count), 2 * count)
+        assert.isEmpty(only(facts, "ConnectFailed"))
+      }).pipe(Effect.provide(open(way, { maxConnections: count, startup: "lazy" })))
+    )
+  }
+
+  it.scopedLive(`${count} half-open idle connections are replaced at once, without a failure`, () =>
+    Effect.gen(function* () {
+      const facts = yield* watch
+      yield* warmUp(count)
+      yield* told(facts, "Connected", count)
+      yield* halfOpen
+      const start = performance.now()
+      yield* Effect.forEach(Array.from({ length: count }), (_, i) => insert(`row ${i}`), { concurrency: "unbounded" })
+      // a sign of life may take a second
+      assert.isBelow(performance.now() - start, 2000)
+      assert.lengthOf(yield* stored, count)
+      for (const { reason } of yield* told(facts, "Closed", count)) assert.strictEqual(reason, "invalid")
+      assert.isEmpty(only(facts, "ConnectFailed"))
+    }).pipe(Effect.provide(openOverWire(way, { ...patient, maxConnections: count })))
+  )
+
+  if (way.strategy === "pooled") {
+    it.scopedLive(
+      "a sign of life that does not come replaces every older connection at once, not one after the other",
+      () =>
+        Effect.gen(function* () {
+          const facts = yield* watch
+          yield* warmUp(6)
+          yield* halfOpen
+          const start = performance.now()
+          yield* insert("one")
+          assert.isBelow(performance.now() - start, 2000)
+          assert.lengthOf(yield* told(facts, "Closed", 6), 6)
+          assert.lengthOf(only(facts, "Connected"), 7)
+          assert.strictEqual((yield* eventually(figures, ({ total }) => total === 1)).idle, 1)
+        }).pipe(Effect.provide(openOverWire(way, { ...patient, maxConnections: 6 })))
+    )
+  }
+}

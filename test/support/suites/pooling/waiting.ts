@@ -1,0 +1,360 @@
+/** Those who wait for a connection: in which order, until when, and what they are told. */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import type { Database } from "effect-db"
+import { Db, insert, stored } from "../../databases.js"
+import {
+  connects,
+  eventually,
+  failure,
+  figures,
+  hold,
+  kill,
+  once,
+  only,
+  open,
+  openOverWire,
+  pid,
+  settled,
+  type Way,
+  Wire,
+  warmUp,
+  watch
+} from "./way.js"
+
+/** What somebody can be waiting for who has asked for a connection. */
+const phases = (): ReadonlyArray<{
+  readonly name: string
+  readonly options: Partial<Database.Options>
+  /** Makes the next who asks wait; the effect inside waits until he does, and gives what ends the wait. */
+  readonly stop: Effect.Effect<Effect.Effect<Effect.Effect<unknown>>, never, Db | Wire>
+}> => {
+  const gate = () => {
+    const latch = Effect.unsafeMakeLatch(true)
+    const arrived = Effect.unsafeMakeLatch(false)
+    return {
+      task: Effect.zipRight(arrived.open, latch.await),
+      close: Effect.as(Effect.zipRight(latch.close, arrived.close), Effect.as(arrived.await, latch.open))
+    }
+  }
+  const waits = Effect.asVoid(settled({ waiting: 1 }))
+  const [connect, checkout, reset] = [gate(), gate(), gate()]
+  return [
+    {
+      name: "in the queue",
+      options: {},
+      stop: Effect.gen(function* () {
+        const database = yield* Db
+        const { release } = yield* hold
+        return Effect.as(Effect.provideService(waits, Db, database), release)
+      })
+    },
+    {
+      name: "for a connect",
+      options: { startup: "lazy" },
+      stop: Effect.gen(function* () {
+        const wire = yield* Wire
+        return Effect.as(yield* wire.when(connects, "freeze"), wire.thaw)
+      })
+    },
+    {
+      name: "for a sign of life",
+      options: { validateAfterIdle: 0 },
+      stop: Effect.gen(function* () {
+        const wire = yield* Wire
+        return Effect.as(yield* wire.when(({ from }) => from === "client", "freeze"), wire.thaw)
+      })
+    },
+    { name: "for onConnect", options: { startup: "lazy", onConnect: connect.task }, stop: connect.close },
+    { name: "for onCheckout", options: { onCheckout: checkout.task }, stop: checkout.close },
+    {
+      name: "for what is done on return",
+      options: { resetOnReturn: reset.task },
+      stop: Effect.gen(function* () {
+        const unblock = yield* reset.close
+        const database = yield* Db
+        yield* Effect.ignore(pid)
+        return Effect.zipLeft(unblock, Effect.provideService(waits, Db, database))
+      })
+    }
+  ]
+}
+
+export const waiting = (way: Way): void => {
+  it.scopedLive("waiters are served in the order in which they came", () =>
+    Effect.gen(function* () {
+      const order: Array<number> = []
+      const holder = yield* hold
+      const waiters = yield* Effect.forEach([1, 2, 3, 4, 5], (n) =>
+        Effect.zipLeft(
+          Effect.fork(Effect.tap(n % 2 === 0 ? pid : Db.withTransaction(pid), () => Effect.sync(() => order.push(n)))),
+          settled({ waiting: n })
+        )
+      )
+      yield* holder.release
+      yield* Fiber.joinAll(waiters)
+      assert.deepStrictEqual(order, [1, 2, 3, 4, 5])
+    }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
+  )
+
+  it.scopedLive("a waiter is served when the connection that he waits for is invalidated", () =>
+    Effect.gen(function* () {
+      const holder = yield* hold
+      const waiter = yield* Effect.fork(pid)
+      yield* settled({ waiting: 1 })
+      yield* Db.invalidate({ mode: "hard" })
+      const served = yield* Fiber.join(waiter)
+      if (way.route.hasSessions) assert.notStrictEqual(served, holder.pid)
+      yield* holder.release
+    }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
+  )
+
+  if (way.route.hasSessions) {
+    it.scopedLive("a waiter is served when the server ends the connection that he waits for", () =>
+      Effect.gen(function* () {
+        const holder = yield* hold
+        const waiter = yield* Effect.fork(pid)
+        yield* settled({ waiting: 1 })
+        yield* kill(holder.pid)
+        assert.notStrictEqual(yield* Fiber.join(waiter), holder.pid)
+        yield* holder.release
+      }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
+    )
+  }
+
+  it.scopedLive("a waiter is served when the connect for the one before him fails", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      const asked = yield* wire.when(connects, "freeze")
+      const first = yield* Effect.fork(failure("ConnectFailed", insert("first")))
+      yield* asked
+      const second = yield* Effect.fork(insert("second"))
+      yield* settled({ waiting: 2 })
+      yield* wire.cut
+      yield* Fiber.join(first)
+      yield* Fiber.join(second)
+      assert.deepStrictEqual(yield* stored, ["second"])
+    }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
+  )
+
+  it.scopedLive("who came after a connect was begun does not fail with it", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      const asked = yield* wire.when(connects, "freeze")
+      const first = yield* Effect.fork(insert("first"))
+      yield* asked
+      yield* Fiber.interrupt(first)
+      const second = yield* Effect.fork(insert("second"))
+      yield* settled({ waiting: 1 })
+      yield* wire.cut
+      yield* Fiber.join(second)
+      assert.deepStrictEqual(yield* stored, ["second"])
+    }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
+  )
+
+  it.scopedLive("nobody times out early", () =>
+    Effect.gen(function* () {
+      const holder = yield* hold
+      for (let i = 0; i < 10; i++) {
+        const start = performance.now()
+        const { waited } = yield* failure("PoolExhausted", pid)
+        assert.isAtLeast(performance.now() - start, 33.3)
+        assert.isAtLeast(waited, 33)
+      }
+      yield* holder.release
+    }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: 33.3 })))
+  )
+
+  it.scopedLive("a timeout says how many connections are open, in use and idle, and how many wait", () =>
+    Effect.gen(function* () {
+      const holder = yield* hold
+      const other = yield* Effect.fork(failure("PoolExhausted", pid))
+      yield* settled({ waiting: 1 })
+      const error = yield* failure("PoolExhausted", pid)
+      const { active, idle, reason, total } = error
+      assert.deepStrictEqual({ active, idle, reason, total }, { active: 1, idle: 0, reason: "timeout", total: 1 })
+      assert.strictEqual((yield* Fiber.join(other)).waiting, 2)
+      assert.include(error.message, "(total 1, active 1, idle 0, waiting 1)")
+      assert.include(error.message, "hold connections for less time")
+      // nobody has noted down who holds what
+      assert.strictEqual(error.oldestLoan, undefined)
+      assert.strictEqual(error.lastConnectFailure, undefined)
+      assert.strictEqual(error.connecting, undefined)
+      yield* holder.release
+    }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis" })))
+  )
+
+  it.scopedLive("a timeout says how the last connect failed", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.refuse
+      const { cause } = yield* failure("ConnectFailed", pid)
+      yield* wire.accept
+      yield* wire.freeze
+      const error = yield* failure("PoolExhausted", pid)
+      assert.strictEqual(error.lastConnectFailure, cause instanceof Error ? cause.message : undefined)
+      assert.include(error.message, `the last connect failed: ${error.lastConnectFailure}`)
+      // nothing is open, so holding connections for less time would not help
+      assert.include(error.message, "the server may not answer")
+    }).pipe(
+      Effect.provide([openOverWire(way, { maxConnections: 1, acquireTimeout: "50 millis", startup: "lazy" }), once])
+    )
+  )
+
+  it.scopedLive("a timeout says how many connects are under way, and for how long", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.freeze
+      const { connecting, message, waited } = yield* failure("PoolExhausted", pid)
+      assert.strictEqual(connecting?.count, 1)
+      assert.closeTo(connecting?.longest ?? 0, waited, 50)
+      assert.include(message, `connects under way: 1, the first for ${Math.round(connecting?.longest ?? 0)} ms so far`)
+      assert.strictEqual((yield* figures).connecting, 1)
+    }).pipe(
+      Effect.provide([
+        openOverWire(way, {
+          maxConnections: 1,
+          acquireTimeout: "50 millis",
+          connectTimeout: "20 seconds",
+          startup: "lazy"
+        }),
+        once
+      ])
+    )
+  )
+
+  it.scopedLive("everybody is told in time where every connect hangs, and there may be no more of them", () =>
+    Effect.gen(function* () {
+      const wire = yield* Wire
+      yield* wire.freeze
+      const fibers = yield* Effect.forEach(Array.from({ length: 20 }), () => Effect.fork(failure("PoolExhausted", pid)))
+      const most = way.strategy === "pooled" ? 4 : 1
+      for (const { connecting, waited } of yield* Fiber.joinAll(fibers)) {
+        assert.isAtLeast(waited, 800)
+        assert.isBelow(waited, 1300)
+        assert.strictEqual(connecting?.count, most)
+      }
+    }).pipe(
+      Effect.provide([
+        openOverWire(way, {
+          maxConnections: 4,
+          acquireTimeout: "800 millis",
+          connectTimeout: "20 seconds",
+          startup: "lazy"
+        }),
+        once
+      ])
+    )
+  )
+
+  it.scopedLive("a timeout says who has held a connection for longest, where that is noted down", () =>
+    Effect.gen(function* () {
+      const holder = yield* hold
+      const { message, oldestLoan } = yield* failure("PoolExhausted", pid)
+      assert.include(oldestLoan?.place, "way.ts")
+      assert.match(oldestLoan?.fiber ?? "", /^#\d+$/)
+      assert.isAtLeast(oldestLoan?.held ?? 0, 50)
+      assert.include(message, `by fiber ${oldestLoan?.fiber} at ${oldestLoan?.place}`)
+      yield* holder.release
+    }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis", leakThreshold: "1 hour" })))
+  )
+
+  for (const phase of phases()) {
+    if (phase.name === "in the queue" || phase.name === "for a connect") continue
+    it.scopedLive(
+      `what is done for a waiter who left while he waited ${phase.name} counts as in use, and ends in time`,
+      () =>
+        Effect.gen(function* () {
+          const stopped = yield* phase.stop
+          const waiter = yield* Effect.fork(insert("nobody"))
+          const unblock = yield* stopped
+          yield* Fiber.interrupt(waiter)
+          const before = performance.now()
+          const { active, idle, total, waiting } = yield* figures
+          assert.deepStrictEqual({ active, idle, total, waiting }, { active: 1, idle: 0, total: 1, waiting: 0 })
+          // the next one waits for that, for there may be no other connection; then he has the same done for him
+          const next = yield* Effect.fork(Effect.exit(insert("next")))
+          let most = 0
+          const look = Effect.map(figures, (seen) => {
+            most = Math.max(most, seen.total)
+            return seen.active + seen.waiting
+          })
+          yield* eventually(look, (left) => left === 0)
+          assert.isBelow(performance.now() - before, 3500)
+          assert.strictEqual(most, 1)
+          yield* unblock
+          const exit = yield* Fiber.join(next)
+          if (Exit.isFailure(exit)) {
+            assert.strictEqual((yield* failure("ConnectFailed", exit)).reason, "setup")
+            yield* insert("next")
+          }
+          assert.deepStrictEqual(yield* stored, ["next"])
+        }).pipe(
+          Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", ...phase.options }), once])
+        )
+    )
+  }
+
+  if (way.strategy === "pooled") {
+    it.scopedLive("what is done for a waiter who left holds up nobody while another connection is idle", () => {
+      const arrived = Effect.unsafeMakeLatch(false)
+      let isFirst = false
+      const onCheckout = Effect.suspend(() => {
+        const hangs = isFirst
+        isFirst = false
+        return hangs ? Effect.zipRight(arrived.open, Effect.never) : Effect.void
+      })
+      return Effect.gen(function* () {
+        yield* warmUp(2)
+        yield* settled({ idle: 2 })
+        isFirst = true
+        const waiter = yield* Effect.fork(insert("nobody"))
+        yield* arrived.await
+        yield* Fiber.interrupt(waiter)
+        yield* insert("next")
+        assert.deepStrictEqual(yield* stored, ["next"])
+        assert.strictEqual((yield* figures).active, 1)
+      }).pipe(
+        Effect.provide(open(way, { maxConnections: 2, onCheckout, connectTimeout: "5 seconds", startup: "lazy" }))
+      )
+    })
+  }
+
+  // who comes next has that long, too, for a login, which by way of a pooler is two
+  const acquireTimeout = way.route.hasSessions ? "250 millis" : "500 millis"
+
+  for (const how of ["interrupted", "timed out"] as const) {
+    for (const phase of phases()) {
+      it.scopedLive(`a waiter who is ${how} while he waits ${phase.name} leaves nothing behind`, () =>
+        Effect.gen(function* () {
+          const facts = yield* watch
+          const stopped = yield* phase.stop
+          const waiter = yield* Effect.fork(insert("nobody"))
+          const unblock = yield* stopped
+          if (how === "interrupted") yield* Fiber.interrupt(waiter)
+          else yield* failure("PoolExhausted", Fiber.join(waiter))
+          assert.strictEqual((yield* figures).waiting, 0)
+          yield* unblock
+          yield* insert("next")
+          assert.deepStrictEqual(yield* stored, ["next"])
+          yield* settled({ active: 0, waiting: 0, connecting: 0 })
+          yield* eventually(
+            Effect.sync(() => [only(facts, "CheckedOut").length, only(facts, "CheckedIn").length] as const),
+            ([out, back]) => out > 0 && out === back
+          )
+        }).pipe(
+          Effect.provide([
+            openOverWire(way, {
+              maxConnections: 1,
+              ...phase.options,
+              ...(how === "timed out" ? { acquireTimeout } : {})
+            }),
+            once
+          ])
+        )
+      )
+    }
+  }
+}

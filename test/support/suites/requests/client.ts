@@ -1,0 +1,106 @@
+/** Who sends requests to a site, and looks at what they have left. */
+import * as http from "node:http"
+import * as net from "node:net"
+import * as Effect from "effect/Effect"
+import { events } from "../../audit.js"
+import { idle as returned } from "../../databases.js"
+import { query } from "../../server.js"
+import { Site } from "./site.js"
+
+/** What is sent where a commit has failed. */
+export const problem = "application/problem+json"
+
+export const post = (path: string, headers: Readonly<Record<string, string>> = {}) =>
+  Effect.flatMap(Site, ({ port }) =>
+    Effect.promise((signal) =>
+      fetch(`http://127.0.0.1:${port}${path}`, { method: "POST", redirect: "manual", headers, signal })
+    )
+  )
+
+export const textOf = (response: Response) => Effect.promise(() => response.text())
+
+export const listOf = (response: Response) =>
+  Effect.map(textOf(response), (text) => {
+    const list: unknown = JSON.parse(text)
+    return Array.isArray(list) ? list : []
+  })
+
+/** The rows that a handler has left, as somebody else sees them. */
+export const stored = (handler: string) =>
+  Effect.flatMap(Site, ({ writer }) =>
+    Effect.map(
+      query<{ name: string }>(writer, "SELECT name FROM item WHERE name LIKE $1 ORDER BY name", [`${handler}%`]),
+      (rows) => rows.map(({ name }) => name)
+    )
+  )
+
+export const noted = Effect.flatMap(Site, ({ run }) => run(Effect.orDie(events)))
+
+/** Nothing is checked out any more. */
+export const idle = Effect.flatMap(Site, ({ run }) => run(returned))
+
+/** What came back. */
+interface Answered {
+  readonly status: number | undefined
+  readonly headers: http.IncomingHttpHeaders
+  readonly body: Buffer
+  /** Whether its connection had served another request before. */
+  readonly reused: boolean
+}
+
+/** Sends a request by hand, for what `fetch` does for itself. */
+export const send = (
+  options: http.RequestOptions,
+  prepare: (request: http.ClientRequest) => void = (request) => request.end()
+): Effect.Effect<Answered, never, Site> =>
+  Effect.flatMap(Site, ({ port }) =>
+    Effect.promise(
+      () =>
+        new Promise<Answered>((resolve, reject) => {
+          const request = http.request({ host: "127.0.0.1", port, method: "POST", ...options })
+          request.once("error", reject)
+          request.once("response", (response) => {
+            const parts: Array<Buffer> = []
+            response.once("error", reject)
+            response.on("data", (part: Buffer) => parts.push(part))
+            response.once("end", () =>
+              resolve({
+                status: response.statusCode,
+                headers: response.headers,
+                body: Buffer.concat(parts),
+                reused: request.reusedSocket
+              })
+            )
+          })
+          prepare(request)
+        })
+    )
+  )
+
+/** Sends a request that nobody waits for; the effect inside goes away. */
+export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never, Site> =>
+  Effect.map(Site, ({ port }) => {
+    const request = http.request({ host: "127.0.0.1", port, method: "POST", path: `/checked/${handler}` })
+    request.on("error", () => {})
+    request.end()
+    return Effect.sync(() => void request.destroy())
+  })
+
+/** Writes several requests on one connection, none of which waits for an answer, and gives the statuses of the answers. */
+export const atOnce = (paths: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<number>, never, Site> =>
+  Effect.flatMap(Site, ({ port }) =>
+    Effect.async((resume) => {
+      let text = ""
+      const socket = net.connect(port, "127.0.0.1")
+      socket.setEncoding("latin1").on("data", (part: string) => {
+        text += part
+      })
+      socket.once("error", (error) => resume(Effect.die(error)))
+      socket.once("close", () =>
+        resume(Effect.succeed([...text.matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status]) => Number(status))))
+      )
+      const head = (path: string) => `POST ${path} HTTP/1.1\r\nhost: here\r\ncontent-length: 0\r\n`
+      socket.write(`${paths.map(head).join("\r\n")}connection: close\r\n\r\n`)
+      return Effect.sync(() => socket.destroy())
+    })
+  )

@@ -1,0 +1,103 @@
+/** A server that listens, with its databases. */
+import { HttpServer } from "@effect/platform"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
+import { DatabaseRuntime } from "effect-db"
+import { audit } from "../../audit.js"
+import { Audit, Db, freshTable } from "../../databases.js"
+import { makeProxy, type Proxy } from "../../proxy.js"
+import { query } from "../../server.js"
+import { type Handlers, makeHandlers, type Runtime } from "./plain.js"
+
+export class Site extends Context.Tag("test/Site")<
+  Site,
+  {
+    /** Where it listens. */
+    readonly port: number
+    /** Runs something on the databases that its handlers use. */
+    readonly run: <A, E>(self: Effect.Effect<A, E, Db | Audit>) => Effect.Effect<A, E>
+    /** The database, past everything. */
+    readonly writer: Redacted.Redacted<string>
+    /** What the handlers reach the primary by. */
+    readonly front: Proxy
+    /** Another way to it. */
+    readonly other: Proxy
+  }
+>() {}
+
+/** A framework's server, and how it is stopped. */
+export interface Listening {
+  readonly port: number
+  readonly close: () => Promise<void>
+}
+
+/** The parts of a server, by the prefix of their paths: how their units of work are to end. */
+export const parts: ReadonlyArray<{
+  readonly prefix: `/${string}`
+  readonly checkFirst: boolean
+  /** Where the tenant of a request is told, by its header: around the unit of work, or inside of it. */
+  readonly tenants: "around" | "inside"
+}> = [
+  { prefix: "/checked", checkFirst: true, tenants: "around" },
+  { prefix: "/unchecked", checkFirst: false, tenants: "inside" }
+]
+
+/** The header that says whose a request is; without it, it is nobody's. */
+export const tenantHeader = "x-tenant"
+
+/** Serves `POST <prefix>/<name>` for each of the parts and each handler. */
+export type Serve = (runtime: Runtime, handlers: Handlers) => Promise<Listening>
+
+const place = Effect.gen(function* () {
+  const { reader, writer } = yield* freshTable
+  yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
+  for (const schema of ["tenant", "other"]) {
+    yield* query(writer, `CREATE SCHEMA ${schema}`)
+    yield* query(writer, `CREATE TABLE ${schema}.item (LIKE item INCLUDING ALL)`)
+  }
+  const front = yield* makeProxy(writer)
+  const other = yield* makeProxy(writer)
+  return { writer, front, other, layer: Layer.merge(Db.layer({ writer: front.url, readers: [reader] }), audit) }
+})
+
+/** With a framework's server. */
+export const plainSite = (serve: Serve): Layer.Layer<Site> =>
+  Layer.scoped(
+    Site,
+    Effect.gen(function* () {
+      const { layer, ...rest } = yield* place
+      const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, layer)
+      yield* Effect.acquireRelease(
+        Effect.promise(() => runtime.open()),
+        () => Effect.promise(() => runtime.close())
+      )
+      const { port } = yield* Effect.acquireRelease(
+        Effect.promise(() => serve(runtime, makeHandlers(runtime))),
+        ({ close }) => Effect.promise(close)
+      )
+      // what the handlers are refused is what the handlers' databases refuse
+      return {
+        ...rest,
+        port,
+        run: (self) => Effect.tryPromise({ try: () => runtime.runPromise(self), catch: unsafeE })
+      }
+    })
+  )
+
+// `runPromise` rejects with nothing but what the effect fails with, or dies of
+const unsafeE = (error: unknown) => error as never
+
+/** With the Effect server. */
+export const effectSite = (serve: Layer.Layer<HttpServer.HttpServer, unknown, Db | Audit>): Layer.Layer<Site> =>
+  Layer.scoped(
+    Site,
+    Effect.gen(function* () {
+      const { layer, ...rest } = yield* place
+      const context = yield* Layer.build(Layer.provideMerge(serve, layer))
+      const { address } = Context.get(context, HttpServer.HttpServer)
+      const port = address._tag === "TcpAddress" ? address.port : 0
+      return { ...rest, port, run: (self) => Effect.provide(self, context) }
+    })
+  ).pipe(Layer.orDie)

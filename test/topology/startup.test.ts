@@ -1,0 +1,314 @@
+import * as net from "node:net"
+import { inspect } from "node:util"
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import { type Database, DatabaseError } from "effect-db"
+import { describe } from "vitest"
+import { Audit, Db, soon } from "../support/databases.js"
+import { freshDatabase, query } from "../support/server.js"
+
+const secret = "s3cr3t-w0rd"
+
+/** A port on which somebody accepts and never answers. */
+const silent = Effect.acquireRelease(
+  Effect.async<net.Server>((resume) => {
+    const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+  }),
+  (server) => Effect.sync(() => server.close())
+).pipe(Effect.map((server) => (server.address() as net.AddressInfo).port))
+
+/** A port on which nobody listens. */
+const closed = Effect.scoped(silent)
+
+const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
+  const changed = new URL(Redacted.value(url))
+  change(changed)
+  return Redacted.make(changed.href)
+}
+
+/** Opens a database that cannot be opened, within its timeout and a second, and gives the failure and all that was said. */
+const failure = (options: Database.Options) =>
+  Effect.gen(function* () {
+    const said: Array<string> = []
+    const logger = Logger.make(({ cause, message }) => void said.push(inspect(message), Cause.pretty(cause)))
+    const exit = yield* Layer.build(Db.layer({ connectTimeout: "1 second", ...options })).pipe(
+      Effect.scoped,
+      Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+      Effect.timeout("2 seconds"),
+      Effect.exit
+    )
+    assert.isTrue(Exit.isFailure(exit))
+    const error = Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
+    const all = [
+      ...said,
+      inspect(exit, { depth: 10 }),
+      inspect(error, { depth: 10, showHidden: true }),
+      String(error),
+      JSON.stringify(error)
+    ]
+    for (const text of all) assert.notInclude(text, secret)
+    assert.isTrue(DatabaseError.isDatabaseError(error))
+    return error as DatabaseError.DatabaseError
+  })
+
+const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "ConnectFailed" ? error.reason : error._tag)
+
+describe("start-up", () => {
+  it.scopedLive("a wrong password, user or database, a closed port, a wrong host: ConnectFailed with its reason", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const port = yield* closed
+      const { host } = new URL(Redacted.value(writer))
+      const cases = [
+        [
+          changed(writer, (url) => {
+            url.password = secret
+          }),
+          "authentication",
+          host
+        ],
+        [
+          changed(writer, (url) => {
+            url.username = "nobody_here"
+          }),
+          "authentication",
+          host
+        ],
+        [
+          changed(writer, (url) => {
+            url.pathname = "/not_there"
+          }),
+          "noSuchDatabase",
+          host
+        ],
+        [
+          changed(writer, (url) => {
+            url.port = String(port)
+          }),
+          "unreachable",
+          `127.0.0.1:${port}`
+        ],
+        [
+          changed(writer, (url) => {
+            url.host = "no-such-host.invalid:5432"
+          }),
+          "unreachable",
+          "no-such-host.invalid:5432"
+        ]
+      ] as const
+      for (const [url, reason, server] of cases) {
+        const error = yield* failure({ writer: url })
+        assert.strictEqual(reasonOf(error), reason)
+        assert.include(error.message, `database "app" at ${server}`)
+      }
+      assert.isNotEmpty(name)
+    })
+  )
+
+  it.scopedLive("a server that accepts and never answers is unresponsive, within the timeout", () =>
+    Effect.gen(function* () {
+      const port = yield* silent
+      const error = yield* failure({ writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`) })
+      assert.strictEqual(reasonOf(error), "unresponsive")
+      assert.include(error.message, `127.0.0.1:${port}`)
+    })
+  )
+
+  it.scopedLive("a server without TLS is refused where TLS is asked for", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const error = yield* failure({
+        writer: changed(writer, (url) => void url.searchParams.set("sslmode", "require"))
+      })
+      assert.strictEqual(reasonOf(error), "tls")
+    })
+  )
+
+  it.scopedLive("a malformed URL or setting is ConfigInvalid, naming the setting and never the secret", () =>
+    Effect.gen(function* () {
+      const good = Redacted.make(`postgres://me:${secret}@127.0.0.1:1/app`)
+      const cases: ReadonlyArray<readonly [Database.Options, string]> = [
+        [{ writer: Redacted.make("") }, "writer"],
+        [{ writer: Redacted.make(secret) }, "writer"],
+        [{ writer: Redacted.make(`http://me:${secret}@host/app`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host:port/app`) }, "writer (port)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer (port)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@/app`) }, "writer (host)"],
+        [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer (sslmode)"],
+        [{ writer: Redacted.make(`postgres://me:12/${secret}@host/app`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:12@host/app?${secret}=${secret}`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:12@host/app?sslmode=${secret}`) }, "writer (sslmode)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?gssencmode=require`) }, "writer (gssencmode)"],
+        [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
+        [{ writer: good, maxConnections: 0 }, "maxConnections"],
+        [{ writer: good, maxConnections: 2, minConnections: 3 }, "minConnections"],
+        [{ writer: good, connectTimeout: "Infinity" as never }, "connectTimeout"],
+        [{ writer: good, applicationName: "a\0b" }, "applicationName"],
+        [{ writer: { host: "", database: "app", username: "me" } }, "writer.host"],
+        [{ writer: { host: "h", port: 1.5, database: "app", username: "me" } }, "writer.port"]
+      ]
+      for (const [options, setting] of cases) {
+        const error = yield* failure(options)
+        assert.strictEqual(error._tag, "ConfigInvalid", inspect(error))
+        assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, setting)
+        assert.include(error.message, 'database "app"')
+      }
+    })
+  )
+
+  it.scopedLive(
+    "a dead reader does not stop the start: it is reported, marked down, and the primary serves reads, read-only",
+    () =>
+      Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        yield* query(writer, "CREATE TABLE item (name text)")
+        const port = yield* closed
+        const said: Array<string> = []
+        const logger = Logger.make(({ message }) => void said.push(inspect(message)))
+        const dead = changed(writer, (url) => {
+          url.port = String(port)
+        })
+        yield* Effect.gen(function* () {
+          yield* Effect.repeat(Db.status, { schedule: soon, until: (_) => _.servers[1]?.up === false })
+          const { servers } = yield* Db.status
+          assert.deepStrictEqual(
+            servers.map((_) => [_.role, _.up]),
+            [
+              ["writer", true],
+              ["reader", false]
+            ]
+          )
+          const reader = yield* Db.reader
+          assert.deepStrictEqual(yield* reader`SELECT 1 AS n`, [{ n: 1 }])
+          const refused = yield* reader`INSERT INTO item VALUES ('x')`.pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(refused._tag, "ReadOnlyViolation")
+        }).pipe(
+          Effect.provide(
+            Db.layer({ writer, readers: [dead] }).pipe(Layer.provide(Logger.replace(Logger.defaultLogger, logger)))
+          )
+        )
+        assert.isTrue(said.some((text) => text.includes(`127.0.0.1:${port}`) && text.includes("left out")))
+      })
+  )
+
+  it.scopedLive("lazy opens nothing before the first statement", () =>
+    Effect.gen(function* () {
+      const port = yield* closed
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const error = yield* sql`SELECT 1`.pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(reasonOf(error), "unreachable")
+      }).pipe(
+        Effect.provide(
+          Db.layer({
+            writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`),
+            startup: "lazy",
+            acquireTimeout: "300 millis"
+          })
+        )
+      )
+    })
+  )
+
+  it.scopedLive("when one of two databases cannot be opened, the other is closed again", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const port = yield* closed
+      const both = Layer.merge(
+        Db.layer({ writer }),
+        Audit.layer({
+          writer: Redacted.make(`postgres://me:x@127.0.0.1:${port}/audit`),
+          connectTimeout: "300 millis"
+        })
+      )
+      const error = yield* Effect.flip(Effect.scoped(Layer.build(both)))
+      assert.include(error.message, 'database "audit"')
+      const left = query<{ n: number }>(
+        writer,
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
+        [name]
+      )
+      yield* Effect.repeat(left, { schedule: soon, until: (rows) => rows[0]?.n === 0 })
+    })
+  )
+
+  it.scopedLive("settings come from Config", () =>
+    Effect.gen(function* () {
+      const { reader, writer } = yield* freshDatabase
+      const live = Db.layerConfig({
+        writer: Config.redacted("DATABASE_URL"),
+        readers: Config.array(Config.redacted(), "DATABASE_READER_URLS").pipe(Config.withDefault([])),
+        maxConnections: Config.integer("DATABASE_MAX").pipe(Config.withDefault(3))
+      })
+      const env = new Map([
+        ["DATABASE_URL", Redacted.value(writer)],
+        ["DATABASE_READER_URLS", Redacted.value(reader)]
+      ])
+      const { servers } = yield* Db.status.pipe(
+        Effect.provide(live),
+        Effect.withConfigProvider(ConfigProvider.fromMap(env))
+      )
+      assert.deepStrictEqual(
+        servers.map((_) => [_.role, _.writes?.max ?? _.reads.max]),
+        [
+          ["writer", 3],
+          ["reader", 3]
+        ]
+      )
+      const missing = yield* Effect.flip(
+        Db.status.pipe(Effect.provide(live), Effect.withConfigProvider(ConfigProvider.fromMap(new Map())))
+      )
+      assert.include(String(missing), "DATABASE_URL")
+    })
+  )
+
+  it.scopedLive("after the layer is released every socket is closed and a client says so", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const client = yield* Effect.provide(
+        Effect.tap(Db.writer, (sql) => sql`SELECT 1`),
+        Db.layer({ writer })
+      )
+      const error = yield* client`SELECT 1`.pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "DatabaseClosed")
+      const left = query<{ n: number }>(
+        writer,
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
+        [name]
+      )
+      yield* Effect.repeat(left, { schedule: soon, until: (rows) => rows[0]?.n === 0 })
+    })
+  )
+
+  it.scopedLive("release gives work in flight its time, then cuts it off", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(Db.layer({ writer, shutdownTimeout: "300 millis" }), scope)
+      const sql = yield* Effect.provide(Db.writer, context)
+      const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
+      const cut = yield* Effect.fork(sql`SELECT pg_sleep(60)`.pipe(DatabaseError.refine, Effect.flip))
+      const sleeping = query<{ n: number }>(
+        writer,
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'SELECT pg_sleep%' AND state = 'active'",
+        [name]
+      )
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 2 })
+      yield* Scope.close(scope, Exit.void)
+      yield* Fiber.join(done)
+      const error = yield* Fiber.join(cut)
+      assert.include(["Disconnected", "StatementTimeout"], error._tag)
+      assert.strictEqual((yield* sleeping)[0]?.n, 0)
+    })
+  )
+})

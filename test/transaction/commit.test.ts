@@ -1,0 +1,178 @@
+/**
+ * The end of a transaction on a network that fails: what is stored, what is said, and how long it takes.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import { type Database, DatabaseError } from "effect-db"
+import { describe } from "vitest"
+import { Db } from "../support/databases.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
+
+/** A database behind a proxy, with a table `item`. */
+const given = (options: Partial<Database.Options> = {}) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshDatabase
+    yield* query(writer, "CREATE TABLE item (name text)")
+    const proxy = yield* makeProxy(writer)
+    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...options }))
+    const insert = (row: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${row})`)
+    const stored = Effect.map(query<{ name: string }>(writer, "SELECT name FROM item ORDER BY name"), (rows) =>
+      rows.map((row) => row.name)
+    )
+    return { proxy, context: Context.pick(Db)(context), insert, stored }
+  })
+
+/** Long enough for a bound of one second, short enough to notice that there is none. */
+const bound = "4 seconds"
+
+describe("the end of a transaction", () => {
+  it.scopedLive("the connection is lost before COMMIT arrives: CommitOutcomeUnknown, nothing is stored", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given()
+      yield* proxy.when(sends("COMMIT"), "cut")
+      const error = yield* Db.withTransaction(insert("a")).pipe(
+        Effect.provide(context),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+      assert.deepStrictEqual(yield* stored, [])
+    })
+  )
+
+  it.scopedLive(
+    "the connection is lost before its answer arrives: CommitOutcomeUnknown, it is stored, and never replayed",
+    () =>
+      Effect.gen(function* () {
+        const { context, insert, proxy, stored } = yield* given()
+        const hooks: Array<string> = []
+        yield* proxy.when(answers("COMMIT"), "cut")
+        const error = yield* insert("a").pipe(
+          Effect.zipRight(Db.afterCommit(Effect.sync(() => void hooks.push("committed")))),
+          Effect.zipRight(Db.afterRollback(Effect.sync(() => void hooks.push("rolled back")))),
+          Db.withTransaction({ retry: true }),
+          Effect.provide(context),
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+        assert.deepStrictEqual(yield* stored, ["a"])
+        assert.deepStrictEqual(hooks, [])
+      })
+  )
+
+  it.scopedLive("a transaction that only reads has nothing to be in doubt about", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given()
+      yield* proxy.when(answers("COMMIT"), "cut")
+      const read = Effect.flatMap(Db.writer, (sql) => sql`SELECT * FROM item`)
+      const error = yield* read.pipe(
+        Db.withTransaction({ access: "read only" }),
+        Effect.provide(context),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      // and so it may be replayed
+      yield* proxy.when(answers("COMMIT"), "cut")
+      assert.deepStrictEqual(
+        yield* read.pipe(Db.withTransaction({ access: "read only", retry: true }), Effect.provide(context)),
+        []
+      )
+    })
+  )
+
+  it.scopedLive("an interruption after COMMIT was sent waits for the answer: it is stored, and the hooks run", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given()
+      const hooks: Array<string> = []
+      const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+      const fiber = yield* Effect.fork(
+        insert("a").pipe(
+          Effect.zipRight(Db.afterCommit(Effect.sync(() => void hooks.push("committed")))),
+          Db.withTransaction(),
+          Effect.provide(context)
+        )
+      )
+      yield* committing
+      const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+      yield* Effect.yieldNow()
+      yield* proxy.thaw
+      const exit = yield* Fiber.join(interrupting)
+      assert.isTrue(Exit.isInterrupted(exit))
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(hooks, ["committed"])
+    })
+  )
+
+  it.scopedLive("an interruption during a COMMIT that is never answered settles within its bound", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
+      const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+      const fiber = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("a")), context))
+      yield* committing
+      const exit = yield* Fiber.interrupt(fiber).pipe(Effect.timeout(bound))
+      assert.isTrue(Exit.isInterrupted(exit))
+      yield* Effect.provide(insert("next"), context)
+      assert.deepStrictEqual(yield* stored, ["next"])
+    })
+  )
+
+  it.scopedLive(
+    "a ROLLBACK that is never answered settles within its bound, and the first failure is the one that is seen",
+    () =>
+      Effect.gen(function* () {
+        const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
+        yield* proxy.when(sends("ROLLBACK"), "freeze")
+        const error = yield* Effect.zipRight(insert("a"), Effect.fail("mine")).pipe(
+          Db.withTransaction(),
+          Effect.provide(context),
+          Effect.timeout(bound),
+          Effect.flip
+        )
+        assert.strictEqual(error, "mine")
+        yield* Effect.provide(insert("next"), context)
+        assert.deepStrictEqual(yield* stored, ["next"])
+      })
+  )
+
+  it.scopedLive("an interruption of a statement that is never answered settles at once", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
+      const sent = yield* proxy.when(sends("INSERT"), "freeze")
+      const fiber = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("a")), context))
+      yield* sent
+      yield* Fiber.interrupt(fiber).pipe(Effect.timeout(bound))
+      yield* Effect.provide(insert("next"), context)
+      assert.deepStrictEqual(yield* stored, ["next"])
+    })
+  )
+
+  it.scopedLive("round trips: n + 1 for a transaction of n statements, 1 for a single one, 0 for none", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy } = yield* given()
+      const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>
+        Effect.gen(function* () {
+          const before = proxy.roundTrips
+          yield* Effect.provide(self, context)
+          return proxy.roundTrips - before
+        })
+      const sql = yield* Effect.provide(Db.writer, context)
+      assert.strictEqual(yield* trips(insert("a")), 1)
+      assert.strictEqual(yield* trips(sql`SELECT 1`), 1)
+      assert.strictEqual(yield* trips(Db.withTransaction(Effect.void)), 0)
+      assert.strictEqual(yield* trips(Db.withTransaction(insert("b"))), 2)
+      assert.strictEqual(yield* trips(Db.withTransaction(Effect.all([insert("c"), insert("d"), sql`SELECT 1`]))), 4)
+      assert.strictEqual(
+        yield* trips(Db.withTransaction(insert("e"), { isolation: "serializable", statementTimeout: "1 second" })),
+        2
+      )
+      assert.strictEqual(yield* trips(Db.withTransaction(Db.withTransaction(insert("f")))), 3)
+    })
+  )
+})

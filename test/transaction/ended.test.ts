@@ -1,0 +1,151 @@
+/**
+ * A transaction that a statement in it ends: by COMMIT or ROLLBACK, with or without another one begun at once.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { DatabaseError, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit, event, events } from "../support/audit.js"
+import { Db, fresh, freshTable, insert, Place, stored } from "../support/databases.js"
+import { answers, makeProxy } from "../support/proxy.js"
+
+const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
+
+const note = run("INSERT INTO item (name) VALUES (gen_random_uuid())")
+
+const collide = run("DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$")
+
+const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
+
+/** How a failure says that a statement has ended the transaction. */
+const endedBy = (error: unknown) =>
+  DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded" ? error.by : String(error)
+
+describe("a transaction that a statement in it ends", () => {
+  for (const text of ["COMMIT AND CHAIN", "END AND CHAIN", "COMMIT; BEGIN", "COMMIT; START TRANSACTION", "COMMIT"]) {
+    it.scopedLive(`by ${text} fails with TransactionEnded, and is not run again though it collides later`, () =>
+      Effect.gen(function* () {
+        let runs = 0
+        const work = Effect.gen(function* () {
+          runs++
+          yield* note
+          yield* run(text)
+          yield* collide
+        })
+        assert.strictEqual(endedBy(yield* errorOf(Db.withTransaction(work, { retry: true }))), "COMMIT")
+        assert.strictEqual(endedBy(yield* errorOf(UnitOfWork.run(work, { retry: true }))), "COMMIT")
+        assert.strictEqual(runs, 2)
+        assert.strictEqual((yield* stored).length, 2)
+        yield* insert("next")
+      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+  }
+
+  for (const text of ["ROLLBACK AND CHAIN", "ABORT WORK AND CHAIN", "ROLLBACK; BEGIN", "ROLLBACK /* TO */ AND CHAIN"]) {
+    it.scopedLive(`by ${text} stores nothing of what follows`, () =>
+      Effect.gen(function* () {
+        const work = Effect.all([note, Effect.ignore(run(text)), Effect.ignore(insert("second half"))])
+        assert.strictEqual(endedBy(yield* errorOf(Db.withTransaction(work))), "ROLLBACK")
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(fresh()))
+    )
+  }
+
+  it.scopedLive("by ROLLBACK with a write behind it in one text is not run again: the write is stored already", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const work = Effect.suspend(() => {
+        runs++
+        return Effect.all([
+          note,
+          Effect.ignore(Db.withTransaction(collide)),
+          Effect.ignore(run("ROLLBACK; INSERT INTO item (name) VALUES (gen_random_uuid())")),
+          collide
+        ])
+      })
+      for (const whole of [Db.withTransaction(work, { retry: true }), UnitOfWork.run(work, { retry: true })]) {
+        assert.strictEqual(endedBy(yield* errorOf(whole)), "ROLLBACK")
+      }
+      assert.strictEqual(runs, 2)
+      assert.lengthOf(yield* stored, 2)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("by a savepoint of its own goes on: ROLLBACK TO ends nothing, nor does a second BEGIN", () =>
+    Effect.gen(function* () {
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("a")
+          yield* run("SAVEPOINT mine")
+          yield* insert("b")
+          yield* run("ROLLBACK TO mine")
+          yield* run("ROLLBACK WORK TO SAVEPOINT mine")
+          yield* run("BEGIN")
+          yield* run("INSERT INTO item (name) VALUES ('; COMMIT AND CHAIN'); ROLLBACK TO mine; SELECT 1")
+          yield* insert("c")
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["a", "c"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is noticed in a text that fails after its COMMIT, in a nested transaction and in a stream", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      for (const statement of [
+        run("COMMIT; BEGIN; SELECT 1 / 0"),
+        Db.withTransaction(Effect.zipRight(note, run("COMMIT AND CHAIN"))),
+        Stream.runDrain(sql.unsafe("COMMIT AND CHAIN").stream)
+      ]) {
+        const error = yield* errorOf(Db.withTransaction(Effect.zipRight(note, statement), { retry: true }))
+        assert.strictEqual(endedBy(error), "COMMIT")
+      }
+      assert.strictEqual((yield* stored).length, 4)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is not run again for a failure of another database, or of its own, once something is stored", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const collision = Effect.fail(
+        new DatabaseError.SerializationFailure({ database: "audit", server: "", cause: new Error("collision") })
+      )
+      const unit = Effect.suspend(() => {
+        runs++
+        return Effect.all([note, event("x"), Effect.ignore(run("COMMIT AND CHAIN")), collision])
+      })
+      assert.strictEqual((yield* errorOf(UnitOfWork.run(unit, { retry: true })))._tag, "SerializationFailure")
+      const own = Effect.suspend(() => {
+        runs++
+        return Effect.all([note, Effect.ignore(run("COMMIT AND CHAIN")), Db.independent(Db.withTransaction(collide))])
+      })
+      assert.strictEqual((yield* errorOf(Db.withTransaction(own, { retry: true })))._tag, "SerializationFailure")
+      assert.strictEqual(runs, 2)
+      assert.strictEqual((yield* stored).length, 2)
+      assert.deepStrictEqual(yield* events, [])
+    }).pipe(Effect.provide(audit), Effect.provide(fresh()))
+  )
+
+  for (const text of ["COMMIT", "SELECT 1; COMMIT"]) {
+    it.scopedLive(`by ${text}, whose answer is lost, is in doubt and not run again`, () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy(place.writer)
+        let runs = 0
+        const work = Effect.gen(function* () {
+          runs++
+          yield* note
+          yield* proxy.when(answers("COMMIT"), "cut")
+          yield* run(text)
+        })
+        const error = yield* errorOf(Db.withTransaction(work, { retry: true })).pipe(
+          Effect.provide(Db.layer({ writer: proxy.url }))
+        )
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+        assert.strictEqual(runs, 1)
+        assert.strictEqual((yield* Effect.provideService(stored, Place, place)).length, 1)
+      })
+    )
+  }
+})

@@ -1,0 +1,433 @@
+/**
+ * A statement that the program interrupts and then goes on: in a transaction, in a nested one, on a reserved connection, in a sandbox, and
+ * what becomes of its connection.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
+import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { behindBouncer, freshPooled, hasBouncer } from "../support/bouncer.js"
+import { active, Db, fresh, freshTable, idle, insert, Place, soon, stored } from "../support/databases.js"
+import { makeProxy, sends } from "../support/proxy.js"
+import { query } from "../support/server.js"
+
+const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
+
+const long = "SELECT 1 FROM pg_sleep(1000) AS long"
+
+/** The processes that run the long statement, when there are so many. */
+const running = (count: number) =>
+  Effect.flatMap(Place, ({ name, writer }) => {
+    const look = query<{ pid: number }>(
+      writer,
+      "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND datname = $1 AND query LIKE '%AS long'",
+      [name]
+    )
+    return Effect.repeat(look, { schedule: soon, until: (rows) => rows.length === count }).pipe(
+      Effect.zipRight(look),
+      Effect.map((rows) => rows.map(({ pid }) => pid))
+    )
+  })
+
+/** Runs what holds a long statement, and interrupts it when the server is at that. */
+const interrupted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const fiber = yield* Effect.fork(self)
+    const [pid] = yield* running(1)
+    yield* Fiber.interrupt(fiber)
+    return pid
+  })
+
+const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => (row as { pid: number }).pid)
+
+const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
+
+describe("a statement that the program interrupts, in a transaction", () => {
+  it.scopedLive("ends the transaction with an error that names the statement, and nothing of it runs again", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      let later: unknown
+      const work = Effect.gen(function* () {
+        runs++
+        yield* insert("first")
+        yield* interrupted(run(long))
+        later = yield* errorOf(insert("second"))
+        yield* insert("third")
+      })
+      for (const whole of [
+        errorOf(UnitOfWork.run(work, { retry: true })),
+        errorOf(Db.withTransaction(work, { retry: true }))
+      ]) {
+        const error = yield* whole
+        assert.strictEqual(error, later)
+        assert.strictEqual(error._tag === "TransactionInterrupted" && error.statement, long)
+        assert.include(error.message, `the program interrupted a statement of the transaction`)
+        assert.include(error.message, long)
+        assert.isFalse(RetryPolicy.isReplayable(error))
+      }
+      assert.strictEqual(runs, 2)
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("by a timeout that the program takes for an answer, fails the transaction at its end", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const work = Effect.gen(function* () {
+        runs++
+        yield* insert("first")
+        assert.isTrue(Option.isNone(yield* Effect.timeoutOption(run(long), "100 millis")))
+      })
+      const error = yield* errorOf(UnitOfWork.run(work, { retry: true }))
+      assert.strictEqual(error._tag, "TransactionInterrupted")
+      assert.strictEqual(runs, 1)
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is named by its place in the program where call sites are noted down", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const error = yield* errorOf(
+        Db.withTransaction(Effect.zipRight(interrupted(sql`SELECT 1 FROM pg_sleep(1000) AS long`), insert("x")))
+      )
+      assert.include(error._tag === "TransactionInterrupted" ? error.callSite : "", "interrupted.test.ts")
+      assert.include(error.message, "interrupted.test.ts")
+    }).pipe(Effect.provide(fresh({ leakThreshold: "1 minute" })))
+  )
+
+  it.scopedLive("fails those that wait for their turn, and the connection stays", () =>
+    Effect.gen(function* () {
+      const before = yield* pid
+      const error = yield* errorOf(
+        Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("first")
+            const slow = yield* Effect.fork(run(long))
+            yield* running(1)
+            const waiting = yield* Effect.fork(errorOf(insert("second")))
+            yield* Effect.yieldNow()
+            yield* Fiber.interrupt(slow)
+            assert.strictEqual((yield* Fiber.join(waiting))._tag, "TransactionInterrupted")
+          })
+        )
+      )
+      assert.strictEqual(error._tag, "TransactionInterrupted")
+      assert.strictEqual(yield* pid, before)
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+
+  const ways = {
+    "as its only statement": run(long),
+    "as its second statement": Effect.zipRight(insert("inner"), run(long)),
+    "in a nested one of its own": Db.withTransaction(
+      Effect.zipRight(insert("inner"), Db.withTransaction(Effect.zipRight(insert("innermost"), run(long))))
+    ),
+    "as a stream": Stream.runDrain(Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(long).stream))),
+    "as several commands": run(`INSERT INTO item (name) VALUES ('inner'); ${long}`)
+  }
+  for (const [name, statements] of Object.entries(ways)) {
+    it.scopedLive(`undoes the nested transaction only, if that is interrupted: ${name}`, () =>
+      Effect.gen(function* () {
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            yield* interrupted(Db.withTransaction(statements))
+            yield* insert("after")
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["after", "outer"])
+      }).pipe(Effect.provide(fresh()))
+    )
+  }
+
+  it.scopedLive("undoes the nested transaction only, if that goes on, and the error says so", () =>
+    Effect.gen(function* () {
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          for (const last of [insert("lost"), Effect.void]) {
+            const inner = Effect.all([insert("inner"), interrupted(run(long)), last])
+            assert.strictEqual((yield* errorOf(Db.withTransaction(inner)))._tag, "TransactionInterrupted")
+          }
+          yield* Db.withTransaction(
+            Effect.ignore(Db.withTransaction(Effect.zipRight(interrupted(run(long)), insert("innermost"))))
+          )
+          yield* Db.withTransaction(insert("after"))
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["after", "outer"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is undone alone, if it is one of a reader in a writer's transaction", () =>
+    Effect.gen(function* () {
+      const reader = yield* Db.reader
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          yield* interrupted(reader.unsafe(long))
+          assert.strictEqual((yield* reader`SELECT name FROM item`).length, 1)
+          yield* insert("after")
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["after", "outer"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("undoes the whole, if the server does not take the cancel in time", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* Effect.gen(function* () {
+        let runs = 0
+        const work = Effect.gen(function* () {
+          runs++
+          yield* insert("outer")
+          yield* proxy.when(({ type }) => type === "cancel", "freeze", 2)
+          yield* interrupted(Db.withTransaction(run(long)))
+          yield* insert("after")
+        })
+        const error = yield* errorOf(Db.withTransaction(work, { retry: true }))
+        assert.strictEqual(error._tag, "TransactionInterrupted")
+        assert.strictEqual(runs, 1)
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(Layer.merge(Db.layer({ writer: proxy.url }), Layer.succeed(Place, place))))
+    })
+  )
+})
+
+describe("the connection of an interrupted statement", () => {
+  it.scopedLive("is kept: 200 interruptions, ten at a time, are served by about ten processes of the server", () =>
+    Effect.gen(function* () {
+      const pids = new Set<number>()
+      for (let round = 0; round < 20; round++) {
+        const fibers = yield* Effect.forEach(Array.from({ length: 10 }), () => Effect.fork(run(long)))
+        for (const pid of yield* running(10)) pids.add(pid)
+        yield* Fiber.interruptAll(fibers)
+      }
+      assert.isAtMost(pids.size, 12)
+      yield* idle
+    }).pipe(Effect.provide(fresh({ maxConnections: 10 })))
+  )
+
+  it.scopedLive("is kept after a statement of a reader, of a unit, of a stream, and of a reserved connection", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const reader = yield* Db.reader
+      const reserved = Effect.scoped(
+        Effect.flatMap(sql.reserve, (connection) => connection.execute(long, [], undefined))
+      )
+      for (const statement of [
+        run(long),
+        run(`SELECT 1; ${long}`),
+        UnitOfWork.run(run(long)),
+        Stream.runDrain(sql.unsafe(long).stream),
+        reserved,
+        Db.withSchema(run(long), "public")
+      ]) {
+        const before = yield* pid
+        assert.strictEqual(yield* interrupted(statement), before)
+        yield* idle
+        assert.strictEqual(yield* pid, before)
+      }
+      const before = yield* reader`SELECT pg_backend_pid()`
+      const reservedReader = Effect.scoped(
+        Effect.flatMap(reader.reserve, (connection) => connection.execute(long, [], undefined))
+      )
+      for (const statement of [reader.unsafe(long), reservedReader]) {
+        yield* interrupted(statement)
+        yield* idle
+        assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
+      }
+    }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
+  )
+
+  it.scopedLive("is kept where the scope of a reserved reader ends while its interrupted statement is undone", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* Effect.gen(function* () {
+        const reader = yield* Db.reader
+        const before = yield* reader`SELECT pg_backend_pid()`
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const connection = yield* reader.reserve
+            const undone = yield* proxy.when(sends("ROLLBACK"), "freeze")
+            yield* interrupted(connection.execute(long, [], undefined))
+            yield* undone
+          })
+        )
+        yield* proxy.thaw
+        assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
+      }).pipe(
+        Effect.provide(
+          Layer.merge(Db.layer({ writer: proxy.url, readers: [], maxConnections: 1 }), Layer.succeed(Place, place))
+        )
+      )
+    })
+  )
+
+  const lock = "SELECT pg_advisory_lock_shared(1) AS long"
+  const ends = {
+    "has ended by itself before its cancel": ["late", lock],
+    "was refused before its cancel": [
+      "late",
+      "DO $$BEGIN PERFORM pg_advisory_lock_shared(1); RAISE 'no' USING ERRCODE = '57014'; END$$ -- AS long"
+    ],
+    "is refused for its cancel in another language": [
+      "at once",
+      `DO $$BEGIN PERFORM pg_advisory_lock_shared(1); EXCEPTION WHEN query_canceled THEN
+        RAISE 'wegen Benutzeranfrage abgebrochen' USING ERRCODE = '57014'; END$$ -- AS long`
+    ]
+  } as const
+  for (const [how, [comes, text]] of Object.entries(ends)) {
+    it.scopedLive(`is kept if its statement ${how}`, () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy(place.writer)
+        const other = yield* Layer.build(Db.layer({ writer: place.writer }))
+        const { reserve } = yield* Effect.provide(Db.writer, other)
+        const holder = yield* reserve
+        yield* holder.execute("SELECT pg_advisory_lock(1)", [], undefined)
+        yield* Effect.gen(function* () {
+          const before = yield* pid
+          const trips = proxy.roundTrips
+          const fiber = yield* Effect.fork(run(text))
+          yield* running(1)
+          const sent = yield* proxy.when(({ type }) => type === "cancel", comes === "late" ? "freeze" : "pass")
+          yield* Fiber.interrupt(fiber)
+          yield* sent
+          if (comes === "late") yield* holder.execute("SELECT pg_advisory_unlock(1)", [], undefined)
+          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.roundTrips > trips })
+          yield* proxy.thaw
+          assert.strictEqual(yield* pid, before)
+        }).pipe(
+          Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
+        )
+      })
+    )
+  }
+
+  it.scopedLive("runs nothing of a statement that was interrupted at the BEGIN before it", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* Effect.gen(function* () {
+        const before = yield* pid
+        const text = "INSERT INTO item (name) VALUES ('a'); INSERT INTO item (name) VALUES ('b')"
+        for (const self of [Db.withSchema(run(text), "public"), Db.withTransaction(run(text))]) {
+          const trips = proxy.roundTrips
+          const begun = yield* proxy.when(sends("BEGIN"), "freeze")
+          const cancelled = yield* proxy.when(({ type }) => type === "cancel", "pass")
+          const fiber = yield* Effect.fork(self)
+          yield* begun
+          const leaving = yield* Effect.fork(Fiber.interrupt(fiber))
+          yield* cancelled
+          yield* proxy.thaw
+          yield* Fiber.join(leaving)
+          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.roundTrips > trips })
+          assert.strictEqual(yield* pid, before)
+        }
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(
+        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
+      )
+    })
+  )
+
+  it.scopedLive("is not used again while its cancel is on its way, though the statement has ended with 57014", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* Effect.gen(function* () {
+        const before = yield* pid
+        const fiber = yield* Effect.fork(run(long))
+        yield* running(1)
+        const held = yield* proxy.when(({ type }) => type === "cancel", "freeze", 2)
+        yield* Fiber.interrupt(fiber)
+        yield* held
+        // in the words in which it answers our own cancel, too
+        yield* query(place.writer, "SELECT pg_cancel_backend($1)", [before])
+        const other = yield* Effect.fork(run("SELECT pg_backend_pid() AS pid FROM pg_sleep(0.5) AS long"))
+        const [next] = yield* running(1)
+        assert.notStrictEqual(next, before)
+        yield* proxy.thaw
+        assert.deepStrictEqual(yield* Fiber.join(other), [{ pid: next }])
+      }).pipe(
+        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 2 }), Layer.succeed(Place, place)))
+      )
+    })
+  )
+
+  it.scopedLive(`${behindBouncer} is never kept: a pooler may pass a cancel on late`, (context) =>
+    Effect.gen(function* () {
+      if (!hasBouncer) return context.skip()
+      yield* interrupted(run(long))
+      const { servers } = yield* Db.status
+      assert.strictEqual(servers[0]?.writes?.idle, 0)
+      yield* insert("next")
+      assert.deepStrictEqual(yield* stored, ["next"])
+    }).pipe(Effect.provide(freshPooled({ maxConnections: 1 })))
+  )
+})
+
+describe("a reserved connection", () => {
+  it.scopedLive(
+    "is as good as before after an interrupted statement, also in a transaction that is begun by hand",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const connection = yield* sql.reserve
+            const execute = (text: string) => connection.execute(text, [], undefined)
+            const [before] = yield* execute("SELECT pg_backend_pid()")
+            yield* interrupted(execute(long))
+            assert.deepStrictEqual(yield* execute("SELECT pg_backend_pid()"), [before])
+            yield* execute("BEGIN")
+            yield* execute("INSERT INTO item (name) VALUES ('a')")
+            yield* interrupted(execute(long))
+            const error = yield* errorOf(execute("SELECT 1"))
+            assert.strictEqual(error._tag === "QueryFailed" && error.sqlState, "25P02")
+            yield* execute("ROLLBACK")
+            yield* execute("INSERT INTO item (name) VALUES ('b')")
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["b"])
+      }).pipe(Effect.provide(fresh()))
+  )
+})
+
+describe("a sandbox of TestDatabase", () => {
+  it.scopedLive("goes on after an interrupted statement, of a writer, a reader, a transaction and a nested one", () =>
+    Effect.gen(function* () {
+      const sandbox = Effect.gen(function* () {
+        const reader = yield* Db.reader
+        yield* insert("a")
+        yield* interrupted(run(long))
+        yield* interrupted(run(`INSERT INTO item (name) VALUES ('x'); ${long}`))
+        yield* interrupted(reader.unsafe(long))
+        yield* interrupted(Db.withTransaction(Effect.zipRight(insert("x"), run(long))))
+        const inner = Db.withTransaction(Effect.all([insert("x"), interrupted(run(long)), insert("y")]))
+        assert.strictEqual((yield* errorOf(inner))._tag, "TransactionInterrupted")
+        yield* UnitOfWork.run(Effect.zipRight(insert("b"), interrupted(Db.withTransaction(run(long)))))
+        yield* interrupted(Stream.runDrain(Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(long).stream))))
+        const names = yield* reader<{ name: string }>`SELECT name FROM item ORDER BY name`
+        assert.deepStrictEqual(
+          names.map(({ name }) => name),
+          ["a", "b"]
+        )
+      })
+      yield* Effect.provide(sandbox, TestDatabase.layer(Db))
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+})

@@ -1,0 +1,611 @@
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { DatabaseError, type Observation, Transaction } from "effect-db"
+import { describe } from "vitest"
+import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { query, terminateBackends } from "../support/server.js"
+
+const pid = Effect.flatMap(Db.writer, (sql) =>
+  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid)
+)
+
+const setting = (name: string) =>
+  Effect.flatMap(Db.writer, (sql) =>
+    Effect.map(sql<{ value: string }>`SELECT current_setting(${name}) AS value`, (rows) => rows[0]?.value)
+  )
+
+describe("Transaction", () => {
+  it("options become data, then text", () => {
+    assert.deepStrictEqual(Transaction.beginSql({}), ["BEGIN"])
+    assert.deepStrictEqual(
+      Transaction.beginSql({
+        isolation: "serializable",
+        access: "read only",
+        deferrable: true,
+        statementTimeout: "1 second",
+        lockTimeout: 20
+      }),
+      [
+        "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE",
+        "SET LOCAL statement_timeout = 1000",
+        "SET LOCAL lock_timeout = 20"
+      ]
+    )
+  })
+
+  it.scopedLive("an option that only a program without types can give is neither sent nor ignored", () =>
+    Effect.gen(function* () {
+      const isolation = "serializable; DROP TABLE item" as "serializable"
+      const exit = yield* Effect.exit(Db.withTransaction(insert("a"), { isolation }))
+      assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a success commits, a failure rolls back, a defect and an interruption too", () =>
+    Effect.gen(function* () {
+      yield* Db.withTransaction(insert("kept"))
+      const failed = yield* Effect.exit(Db.withTransaction(Effect.zipRight(insert("failed"), Effect.fail("no"))))
+      assert.deepStrictEqual(failed, Exit.fail("no"))
+      const died = yield* Effect.exit(Db.withTransaction(Effect.zipRight(insert("died"), Effect.die("bug"))))
+      assert.isTrue(Exit.isFailure(died) && Cause.isDie(died.cause))
+      const inserted = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        Db.withTransaction(
+          Effect.zipRight(insert("interrupted"), Effect.zipRight(Deferred.succeed(inserted, undefined), Effect.never))
+        )
+      )
+      yield* Deferred.await(inserted)
+      yield* Fiber.interrupt(fiber)
+      assert.deepStrictEqual(yield* stored, ["kept"])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a transaction without statements takes no connection", () =>
+    Effect.gen(function* () {
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* Db.writer
+          yield* Db.withTransaction(Effect.void)
+          assert.strictEqual(yield* active, 0)
+        })
+      )
+      const { servers } = yield* Db.status
+      assert.deepStrictEqual(
+        servers.map(({ writes }) => writes?.total ?? 0),
+        [0, 0]
+      )
+    }).pipe(Effect.provide(fresh({ startup: "lazy" })))
+  )
+
+  it.scopedLive("isolation, access, deferrable and timeouts reach the server, and end with the transaction", () =>
+    Effect.gen(function* () {
+      const inside = yield* Db.withTransaction(
+        Effect.all([
+          setting("transaction_isolation"),
+          setting("transaction_read_only"),
+          setting("transaction_deferrable"),
+          setting("statement_timeout"),
+          setting("lock_timeout")
+        ]),
+        {
+          isolation: "serializable",
+          access: "read only",
+          deferrable: true,
+          statementTimeout: "2 seconds",
+          lockTimeout: "1 second"
+        }
+      )
+      assert.deepStrictEqual(inside, ["serializable", "on", "on", "2s", "1s"])
+      assert.strictEqual(yield* setting("statement_timeout"), "0")
+      const refused = yield* insert("x").pipe(
+        Db.withTransaction({ access: "read only" }),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(refused._tag, "ReadOnlyViolation")
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+
+  it.scopedLive("the server's limits are failures of their own", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const slow = yield* sql`SELECT pg_sleep(30)`.pipe(
+        Db.withTransaction({ statementTimeout: "50 millis" }),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(slow._tag, "StatementTimeout")
+      const locked = yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* sql`LOCK TABLE item`
+          return yield* insert("x").pipe(
+            Db.withTransaction({ propagation: "requiresNew", lockTimeout: "50 millis" }),
+            DatabaseError.refine,
+            Effect.flip
+          )
+        })
+      )
+      assert.strictEqual(locked._tag, "LockTimeout")
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  describe("nested", () => {
+    it.scopedLive("an inner failure that is caught undoes the inner part only", () =>
+      Effect.gen(function* () {
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("inner"), Effect.fail("no"))))
+            yield* Effect.ignore(Db.withTransaction(insert("outer")))
+            yield* Db.withTransaction(insert("second"))
+            assert.strictEqual(yield* Db.withTransaction(pid), yield* pid)
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["outer", "second"])
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("the first statement may be three levels down", () =>
+      Effect.gen(function* () {
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* Effect.ignore(
+              Db.withTransaction(Effect.zipRight(Db.withTransaction(insert("lost")), Effect.fail("no")))
+            )
+            yield* Db.withTransaction(Db.withTransaction(insert("deep")))
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["deep"])
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive(
+      "an ignored failure inside a savepoint is RolledBackAtCommit of the savepoint, and the rest goes on",
+      () =>
+        Effect.gen(function* () {
+          yield* insert("taken")
+          yield* Db.withTransaction(
+            Effect.gen(function* () {
+              const inner = yield* Effect.flip(Db.withTransaction(Effect.ignore(insert("taken"))))
+              assert.strictEqual(inner._tag, "RolledBackAtCommit")
+              yield* insert("after")
+            })
+          )
+          assert.deepStrictEqual(yield* stored, ["after", "taken"])
+        }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("limits of a savepoint end with it", () =>
+      Effect.gen(function* () {
+        const seen = yield* Db.withTransaction(
+          Effect.all([
+            setting("statement_timeout"),
+            Db.withTransaction(setting("statement_timeout"), { statementTimeout: "3 seconds" }),
+            setting("statement_timeout"),
+            Effect.zipRight(pid, setting("lock_timeout"))
+          ]),
+          { lockTimeout: "4 seconds" }
+        )
+        assert.deepStrictEqual(seen, ["0", "3s", "0", "4s"])
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("five fibers in one transaction: one connection, all rows", () =>
+      Effect.gen(function* () {
+        const pids = yield* Db.withTransaction(
+          Effect.forEach([1, 2, 3, 4, 5], (n) => Effect.zipRight(insert(`row ${n}`), pid), {
+            concurrency: "unbounded"
+          })
+        )
+        assert.strictEqual(new Set(pids).size, 1)
+        assert.strictEqual((yield* stored).length, 5)
+      }).pipe(Effect.provide(fresh()))
+    )
+  })
+
+  describe("propagation", () => {
+    it.scopedLive(
+      "required joins, requiresNew does not, supports and notSupported and never and mandatory do as they say",
+      () =>
+        Effect.gen(function* () {
+          const [outer, joined, fresh_, supported, outside] = yield* Db.withTransaction(
+            Effect.all([
+              pid,
+              Db.withTransaction(pid, { propagation: "required" }),
+              Db.withTransaction(pid, { propagation: "requiresNew" }),
+              Db.withTransaction(pid, { propagation: "supports" }),
+              Db.withTransaction(pid, { propagation: "notSupported" })
+            ])
+          )
+          assert.strictEqual(joined, outer)
+          assert.strictEqual(supported, outer)
+          assert.notStrictEqual(fresh_, outer)
+          assert.notStrictEqual(outside, outer)
+          const never = yield* Effect.flip(
+            Db.withTransaction(Db.withTransaction(Effect.void, { propagation: "never" }))
+          )
+          assert.strictEqual(never._tag, "PropagationRefused")
+          const mandatory = yield* Effect.flip(Db.withTransaction(Effect.void, { propagation: "mandatory" }))
+          assert.strictEqual(mandatory._tag, "PropagationRefused")
+          // outside of a transaction nothing is rolled back
+          yield* Effect.ignore(
+            Effect.zipRight(insert("plain"), Effect.fail("no")).pipe(Db.withTransaction({ propagation: "supports" }))
+          )
+          assert.deepStrictEqual(yield* stored, ["plain"])
+        }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("joining with another isolation or access is OptionsConflict", () =>
+      Effect.gen(function* () {
+        for (const options of [{ isolation: "serializable" }, { access: "read only" }] as const) {
+          const error = yield* Effect.flip(Db.withTransaction(Db.withTransaction(Effect.void, options)))
+          assert.strictEqual(error._tag, "OptionsConflict")
+        }
+        yield* Db.withTransaction(Db.withTransaction(insert("same"), { isolation: "serializable" }), {
+          isolation: "serializable"
+        })
+        assert.deepStrictEqual(yield* stored, ["same"])
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("a new transaction that would wait for its own connection fails at once", () =>
+      Effect.gen(function* () {
+        const error = yield* Db.withTransaction(
+          Effect.zipRight(
+            insert("outer"),
+            insert("inner").pipe(Db.withTransaction({ propagation: "requiresNew" }), DatabaseError.refine, Effect.flip)
+          )
+        )
+        assert.strictEqual(error._tag, "PoolSelfDeadlock")
+        const independent = yield* Db.withTransaction(
+          Effect.zipRight(insert("outer 2"), insert("inner").pipe(Db.independent, DatabaseError.refine, Effect.flip))
+        )
+        assert.strictEqual(independent._tag, "PoolSelfDeadlock")
+        const sql = yield* Db.reader
+        const read = sql`SELECT 1`
+        const reader = yield* sql
+          .withTransaction(Effect.zipRight(read, read.pipe(Db.independent, DatabaseError.refine, Effect.flip)))
+          .pipe(DatabaseError.refine)
+        assert.strictEqual(reader._tag, "PoolSelfDeadlock")
+        assert.deepStrictEqual(yield* stored, ["outer", "outer 2"])
+      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+  })
+
+  describe("hooks", () => {
+    it.scopedLive("run once, in order, after the end of the outermost; those of an undone savepoint are dropped", () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (text: string) => Effect.sync(() => void log.push(text))
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("a")
+            yield* Db.beforeCommit(note("before 1"))
+            yield* Db.afterCommit(
+              Effect.gen(function* () {
+                assert.strictEqual(yield* active, 0)
+                assert.deepStrictEqual(yield* stored, ["a", "b"])
+                yield* note("after 1")
+              })
+            )
+            yield* Db.afterRollback(note("rollback outer"))
+            yield* Effect.ignore(
+              Db.withTransaction(
+                Effect.gen(function* () {
+                  yield* insert("undone")
+                  yield* Db.afterCommit(note("dropped"))
+                  yield* Db.beforeCommit(note("dropped"))
+                  yield* Db.afterRollback(note("undone inside"))
+                  return yield* Effect.fail("no")
+                })
+              )
+            )
+            yield* Db.withTransaction(Effect.zipRight(insert("b"), Db.afterCommit(note("after 2"))))
+            assert.deepStrictEqual(log, [])
+          })
+        )
+        assert.deepStrictEqual(log, ["before 1", "after 1", "undone inside", "after 2"])
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive(
+      "beforeCommit is inside and may veto; one that fails after the end is reported and the rest still run",
+      () =>
+        Effect.gen(function* () {
+          const log: Array<string> = []
+          const note = (text: string) => Effect.sync(() => void log.push(text))
+          const vetoed = yield* Db.withTransaction(
+            Effect.gen(function* () {
+              yield* insert("x")
+              yield* Db.afterRollback(note("rolled back"))
+              yield* Db.beforeCommit(Effect.zipRight(insert("hook"), Effect.fail("not today")))
+            })
+          ).pipe(Effect.flip)
+          assert.strictEqual(vetoed._tag, "CommitVetoed")
+          assert.deepStrictEqual(yield* stored, [])
+          const failures: Array<Observation.Observation> = []
+          const listening = yield* Effect.fork(
+            Db.observations.pipe(
+              Stream.filter((observation) => observation._tag === "HookFailed"),
+              Stream.take(1),
+              Stream.runForEach((observation) => Effect.sync(() => void failures.push(observation)))
+            )
+          )
+          yield* Effect.yieldNow()
+          yield* Db.withTransaction(
+            Effect.gen(function* () {
+              yield* insert("y")
+              yield* Db.afterCommit(Effect.die("hook bug"))
+              yield* Db.afterCommit(note("second"))
+            })
+          )
+          yield* Fiber.join(listening)
+          assert.deepStrictEqual(log, ["rolled back", "second"])
+          assert.strictEqual(failures[0]?._tag, "HookFailed")
+          assert.deepStrictEqual(yield* stored, ["y"])
+        }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive(
+      "outside of a transaction everything is committed: afterCommit runs at once, afterRollback never",
+      () =>
+        Effect.gen(function* () {
+          const log: Array<string> = []
+          yield* Db.afterCommit(Effect.sync(() => void log.push("commit")))
+          yield* Db.afterRollback(Effect.sync(() => void log.push("rollback")))
+          assert.deepStrictEqual(log, ["commit"])
+        }).pipe(Effect.provide(fresh()))
+    )
+  })
+
+  describe("retry", () => {
+    it.scopedLive("serialization failures are replayed as a whole, only when asked for", () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* sql`INSERT INTO item (name, amount) VALUES ('counter', 0)`
+        const race = (retry: boolean) =>
+          Effect.gen(function* () {
+            const both = yield* Deferred.make<void>()
+            let runs = 0
+            // the first two runs have both read before either writes, so one of them has to fail
+            const add = Effect.gen(function* () {
+              const [row] = yield* sql<{ amount: number }>`SELECT amount FROM item WHERE name = 'counter'`
+              if (++runs === 2) yield* Deferred.succeed(both, undefined)
+              yield* Deferred.await(both)
+              yield* sql`UPDATE item SET amount = ${(row?.amount ?? 0) + 1} WHERE name = 'counter'`
+            })
+            const once = Db.withTransaction(add, { isolation: "serializable", retry })
+            const results = yield* Effect.all(
+              [Effect.either(DatabaseError.refine(once)), Effect.either(DatabaseError.refine(once))],
+              {
+                concurrency: 2
+              }
+            )
+            const [row] = yield* sql<{ amount: number }>`SELECT amount FROM item WHERE name = 'counter'`
+            return {
+              runs,
+              amount: row?.amount,
+              failures: results.flatMap((_) => (_._tag === "Left" ? [_.left._tag] : []))
+            }
+          })
+        assert.deepStrictEqual(yield* race(true), { runs: 3, amount: 2, failures: [] })
+        assert.deepStrictEqual(yield* race(false), { runs: 2, amount: 3, failures: ["SerializationFailure"] })
+      }).pipe(Effect.provide(fresh({ maxConnections: 8 })))
+    )
+
+    it.scopedLive("a transaction whose backend was killed is replayed and stored once", () =>
+      Effect.gen(function* () {
+        const { name } = yield* Place
+        let runs = 0
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("once")
+            if (runs++ === 0) yield* terminateBackends(name)
+            yield* insert("twice")
+          }),
+          { retry: true }
+        )
+        assert.strictEqual(runs, 2)
+        assert.deepStrictEqual(yield* stored, ["once", "twice"])
+      }).pipe(Effect.provide(fresh()))
+    )
+  })
+
+  describe("streams", () => {
+    it.scopedLive("hold a portal while other statements of the transaction run in between", () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const seen = yield* Db.withTransaction(
+          sql<{ n: number }>`SELECT n FROM generate_series(1, 1000) AS n`.stream.pipe(
+            Stream.mapEffect(({ n }) => (n % 100 === 0 ? Effect.as(insert(`row ${n}`), n) : Effect.succeed(n))),
+            Stream.runCollect
+          )
+        )
+        assert.deepStrictEqual(
+          Chunk.toReadonlyArray(seen),
+          Array.from({ length: 1000 }, (_, i) => i + 1)
+        )
+        assert.strictEqual((yield* stored).length, 10)
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("outside of a transaction have one of their own, that ends with them however they end", () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const numbers = sql<{ n: number }>`SELECT n FROM generate_series(1, 1000) AS n`.stream
+        assert.strictEqual(yield* Stream.runCount(numbers), 1000)
+        assert.strictEqual(yield* numbers.pipe(Stream.take(10), Stream.runCount), 10)
+        assert.strictEqual(yield* active, 0)
+        const inserted = sql`INSERT INTO item (name) SELECT 'n' || n FROM generate_series(1, 300) AS n RETURNING name`
+          .stream
+        yield* inserted.pipe(Stream.take(5), Stream.runDrain)
+        assert.strictEqual((yield* stored).length, 300)
+        yield* Effect.ignore(
+          inserted.pipe(
+            Stream.mapEffect(() => Effect.fail("no")),
+            Stream.runDrain
+          )
+        )
+        const failing = yield* sql`SELECT 1 / (500 - n) FROM generate_series(1, 1000) AS n`.stream.pipe(
+          Stream.runDrain,
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(failing._tag, "InvalidInput")
+        assert.strictEqual(yield* active, 0)
+        assert.strictEqual((yield* stored).length, 300)
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("of a reader run on the replica, or fenced in inside of a writing transaction", () =>
+      Effect.gen(function* () {
+        const reader = yield* Db.reader
+        const [row] = yield* reader<{ yes: boolean }>`SELECT pg_is_in_recovery() AS yes`.stream.pipe(
+          Stream.runCollect,
+          Effect.map(Chunk.toReadonlyArray)
+        )
+        assert.strictEqual(row?.yes, true)
+        const error = yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("written")
+            assert.strictEqual(yield* Stream.runCount(reader`SELECT * FROM item`.stream), 1)
+            const refused = yield* reader`INSERT INTO item (name) VALUES ('no') RETURNING id`.stream.pipe(
+              Stream.runDrain,
+              DatabaseError.refine,
+              Effect.flip
+            )
+            yield* insert("goes on")
+            return refused
+          })
+        )
+        assert.strictEqual(error._tag, "ReadOnlyViolation")
+        assert.deepStrictEqual(yield* stored, ["goes on", "written"])
+      }).pipe(Effect.provide(fresh()))
+    )
+  })
+
+  describe("interruption", () => {
+    it.scopedLive("of a statement settles at once, undoes the transaction, and the pool goes on", () =>
+      Effect.gen(function* () {
+        const { name, writer } = yield* Place
+        const sql = yield* Db.writer
+        const fiber = yield* Effect.fork(
+          Db.withTransaction(Effect.zipRight(insert("undone"), sql`SELECT pg_sleep(60)`))
+        )
+        const sleeping = query<{ n: number }>(
+          writer,
+          "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE '%pg_sleep%' AND pid <> pg_backend_pid() AND state = 'active'",
+          [name]
+        ).pipe(Effect.map((rows) => rows[0]?.n))
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 1 })
+        yield* Fiber.interrupt(fiber)
+        // the server has been told to stop, too
+        yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 0 })
+        yield* insert("next")
+        assert.deepStrictEqual(yield* stored, ["next"])
+      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+
+    it.scopedLive("of a statement that waits for its turn or a connection sends nothing and leaks nothing", () =>
+      Effect.gen(function* () {
+        const held = yield* Deferred.make<void>()
+        const release = yield* Deferred.make<void>()
+        const holder = yield* Effect.fork(
+          Db.withTransaction(
+            Effect.zipRight(insert("held"), Effect.zipRight(Deferred.succeed(held, undefined), Deferred.await(release)))
+          )
+        )
+        yield* Deferred.await(held)
+        const waiting = yield* Effect.fork(Db.withTransaction(insert("waits")))
+        yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.waiting === 1 })
+        yield* Fiber.interrupt(waiting)
+        yield* Deferred.succeed(release, undefined)
+        yield* Fiber.join(holder)
+        assert.deepStrictEqual(yield* stored, ["held"])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+  })
+
+  describe("what a statement must not do", () => {
+    it.scopedLive("a COMMIT or ROLLBACK by hand is noticed: nothing that follows runs without a transaction", () =>
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        for (const end of [sql`COMMIT`, sql`ROLLBACK`, sql`SELECT 1; COMMIT; SELECT 2`]) {
+          const error = yield* Effect.all([insert("before"), Effect.either(end), insert("after")]).pipe(
+            Db.withTransaction(),
+            DatabaseError.refine,
+            Effect.flip
+          )
+          assert.strictEqual(error._tag, "TransactionEnded")
+          yield* sql`DELETE FROM item WHERE name = 'before'`
+          assert.deepStrictEqual(yield* stored, [])
+        }
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("a writer's statement in a reader's savepoint is in it, and refused", () =>
+      Effect.gen(function* () {
+        const reader = yield* Db.reader
+        const error = yield* Effect.zipRight(
+          insert("a"),
+          reader.withTransaction(Effect.zipRight(reader`SELECT 1`, insert("b")))
+        ).pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "ReadOnlyViolation")
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(fresh()))
+    )
+
+    it.scopedLive("a nested transaction that waits for what runs beside it does not wait for ever", () =>
+      Effect.gen(function* () {
+        const error = yield* Effect.gen(function* () {
+          const go = yield* Deferred.make<void>()
+          const beside = yield* Effect.fork(
+            Effect.zipRight(Deferred.await(go), insert("beside").pipe(DatabaseError.refine))
+          )
+          yield* Db.withTransaction(Effect.all([insert("nested"), Deferred.succeed(go, undefined), Fiber.join(beside)]))
+        }).pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "TransactionBusy")
+        assert.deepStrictEqual(yield* stored, [])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(fresh({ acquireTimeout: "200 millis" })))
+    )
+
+    it.scopedLive("three transactions inside of each other on a pool of two fail at once", () =>
+      Effect.gen(function* () {
+        const apart = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+          Db.withTransaction(self, { propagation: "requiresNew" })
+        const error = yield* Effect.zipRight(insert("1"), apart(Effect.zipRight(insert("2"), apart(insert("3"))))).pipe(
+          apart,
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "PoolSelfDeadlock")
+      }).pipe(Effect.provide(fresh({ maxConnections: 2 })))
+    )
+
+    it.scopedLive("open transactions show in the status, with their label and age", () =>
+      Effect.gen(function* () {
+        const { transactions } = yield* Effect.zipRight(insert("a"), Db.status).pipe(
+          Db.withTransaction({ label: "adding" })
+        )
+        assert.deepStrictEqual(
+          transactions.map(({ label }) => label),
+          ["adding"]
+        )
+        assert.deepStrictEqual((yield* Db.status).transactions, [])
+      }).pipe(Effect.provide(fresh()))
+    )
+  })
+})

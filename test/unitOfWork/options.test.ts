@@ -1,0 +1,643 @@
+import { setImmediate } from "node:timers/promises"
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
+import { Database, DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit, event, events } from "../support/audit.js"
+import { Audit, active, Db, fresh, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
+
+const both = Layer.merge(fresh(), audit)
+
+const show = (what: string) => Effect.map(Db.writer, (sql) => sql.unsafe<Record<string, string>>(`SHOW ${what}`))
+
+/** What the server says of the current transaction. */
+const setting = (what: string) => Effect.map(Effect.flatten(show(what)), ([row]) => row?.[what])
+
+/** Everything that is observed of `Db` while an effect runs. */
+const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const facts: Array<Observation.Observation> = []
+    const listening = yield* Deferred.make<void>()
+    const fiber = yield* Effect.forkScoped(
+      Db.observations.pipe(
+        Stream.tap((fact) => Effect.sync(() => facts.push(fact))),
+        Stream.tap(() => Deferred.succeed(listening, undefined)),
+        Stream.runDrain
+      )
+    )
+    // a statement of nobody's shows that somebody listens
+    const knock = Effect.zipRight(
+      Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
+      Deferred.poll(listening)
+    )
+    yield* Effect.repeat(knock, { until: (heard) => heard._tag === "Some" })
+    yield* self
+    yield* Fiber.interrupt(fiber)
+    return facts
+  })
+
+describe("the settings of a unit of work", () => {
+  it.scopedLive("its transactions are as it says, those of one database as is said for that one", () =>
+    Effect.gen(function* () {
+      const seen = yield* UnitOfWork.run(
+        Effect.all([
+          setting("transaction_isolation"),
+          setting("statement_timeout"),
+          Effect.map(
+            Effect.flatMap(
+              Audit.writer,
+              (sql) => sql<{ a: string; b: string }>`
+              SELECT current_setting('transaction_isolation') AS a, current_setting('statement_timeout') AS b`
+            ),
+            ([row]) => [row?.a, row?.b]
+          )
+        ]),
+        {
+          transaction: { isolation: "repeatable read", statementTimeout: "3 seconds" },
+          databases: [UnitOfWork.on(Audit, { isolation: "serializable" })]
+        }
+      )
+      assert.deepStrictEqual(seen, ["repeatable read", "3s", ["serializable", "3s"]])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive(
+    "a part that joins says what it needs, before the first statement; after it only what is so already",
+    () =>
+      Effect.gen(function* () {
+        const serializable = { transaction: { isolation: "serializable" } } as const
+        yield* UnitOfWork.run(
+          Effect.gen(function* () {
+            assert.strictEqual(yield* UnitOfWork.run(setting("transaction_isolation"), serializable), "serializable")
+            assert.strictEqual(yield* UnitOfWork.run(setting("transaction_isolation"), serializable), "serializable")
+            const refused = yield* UnitOfWork.run(insert("never"), { transaction: { access: "read only" } }).pipe(
+              DatabaseError.refine,
+              Effect.flip
+            )
+            assert.strictEqual(refused._tag === "OptionsConflict" && refused.option, "access")
+            yield* insert("kept")
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["kept"])
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a read-only unit refuses writes", () =>
+    Effect.gen(function* () {
+      const error = yield* UnitOfWork.run(insert("x"), { transaction: { access: "read only" } }).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "ReadOnlyViolation")
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("work that only reads, a statement at a time, uses no transaction", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const begun: Array<string> = []
+      yield* proxy.when((message) => {
+        if (sends("BEGIN")(message)) begun.push(message.bytes.toString("latin1"))
+        return false
+      }, "pass")
+      const { reader } = yield* Place
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.reader
+        yield* UnitOfWork.run(Effect.zipRight(sql`SELECT 1`, sql`SELECT 2`))
+        assert.deepStrictEqual(begun, [])
+        yield* UnitOfWork.run(insert("a"))
+        assert.strictEqual(begun.length, 1)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, readers: [reader] })))
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
+describe("the end of a unit on several databases", () => {
+  it.scopedLive("a deferred constraint of a later one is found before the first is committed: nothing is stored", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const error = yield* UnitOfWork.run(
+        Effect.all([
+          insert("first"),
+          event("second", 13),
+          Db.afterRollback(Effect.sync(() => void log.push("app"))),
+          Audit.afterRollback(Effect.sync(() => void log.push("audit")))
+        ])
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "CommitFailed")
+      assert.strictEqual(error.database, "audit")
+      assert.deepStrictEqual(log.sort(), ["app", "audit"])
+      assert.deepStrictEqual(yield* stored, [])
+      assert.deepStrictEqual(yield* events, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive(
+    "settings that only a program without types can give for a database with nothing but hooks undo all",
+    () =>
+      Effect.gen(function* () {
+        for (const outcome of ["commit", "rollback"] as const) {
+          const exit = yield* UnitOfWork.run(Effect.zipRight(insert(outcome), Audit.afterCommit(Effect.void)), {
+            outcome: () => outcome,
+            databases: [UnitOfWork.on(Audit, { isolation: "none" as "serializable" })]
+          }).pipe(Effect.exit)
+          assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+          assert.strictEqual(yield* active, 0)
+        }
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a later one that a failed statement has aborted is found, too", () =>
+    Effect.gen(function* () {
+      const error = yield* UnitOfWork.run(
+        Effect.all([
+          insert("first"),
+          event("second"),
+          Effect.ignore(Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1/0`))
+        ])
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "RolledBackAtCommit")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a later one whose connection is gone is found, too", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE event (what text, amount int)")
+      const proxy = yield* makeProxy(writer)
+      const error = yield* UnitOfWork.run(Effect.all([insert("first"), event("second"), proxy.cut])).pipe(
+        Effect.provide(Audit.layer({ writer: proxy.url })),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("one whose connection goes while another is still checked is found, too", () =>
+    Effect.gen(function* () {
+      class Third extends Database.Service<Third>()("third") {}
+      const behindProxy = Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        yield* query(writer, "CREATE TABLE event (what text, amount int)")
+        return { writer, proxy: yield* makeProxy(writer) }
+      })
+      const { proxy: second, writer: audited } = yield* behindProxy
+      const { proxy: third } = yield* behindProxy
+      const checked = yield* second.when(answers("SET CONSTRAINTS"), "pass")
+      const checking = yield* third.when(answers("SET CONSTRAINTS"), "freeze")
+      const work = Effect.all([
+        insert("first"),
+        event("second"),
+        Effect.flatMap(Third.writer, (sql) => sql`INSERT INTO event VALUES ('third')`)
+      ])
+      const error = yield* Effect.gen(function* () {
+        const unit = yield* Effect.fork(Effect.flip(DatabaseError.refine(UnitOfWork.run(work))))
+        yield* Effect.all([checked, checking])
+        yield* second.cut
+        // the server hears of it as the client does
+        const others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        yield* Effect.repeat(query(audited, others), { schedule: soon, until: (rows) => rows.length === 0 })
+        yield* third.thaw
+        return yield* Fiber.join(unit)
+      }).pipe(Effect.provide([Audit.layer({ writer: second.url }), Third.layer({ writer: third.url })]))
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("an interruption while they are checked undoes all", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE event (what text, amount int)")
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        const checking = yield* proxy.when(sends("SET CONSTRAINTS"), "freeze")
+        const unit = yield* Effect.fork(UnitOfWork.run(Effect.zipRight(insert("first"), event("second"))))
+        yield* checking
+        yield* Fiber.interrupt(unit)
+        assert.deepStrictEqual(yield* stored, [])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("an interruption at any moment between the check and the last COMMIT stores all or nothing", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE event (what text, amount int)")
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        for (let turns = 0; turns < 24; turns++) {
+          const checked = yield* proxy.when(answers("SET CONSTRAINTS"), "pass")
+          const unit = yield* Effect.fork(UnitOfWork.run(Effect.zipRight(insert(`n${turns}`), event(`n${turns}`))))
+          yield* checked
+          for (let turn = 0; turn < turns; turn++) yield* Effect.promise(() => setImmediate())
+          yield* Fiber.interrupt(unit)
+          assert.deepStrictEqual([...(yield* stored)].sort(), [...(yield* events)].sort())
+          assert.strictEqual(yield* active, 0)
+        }
+      }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  /** The order in which the servers were told to commit. */
+  const order = (options: UnitOfWork.Options<unknown, unknown>) =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE item (name text)")
+      const second = yield* freshDatabase
+      yield* query(second.writer, "CREATE TABLE event (what text, amount int)")
+      const log: Array<string> = []
+      const told = (name: string, url: typeof writer) =>
+        Effect.tap(makeProxy(url), (proxy) =>
+          proxy.when((message) => {
+            if (sends("COMMIT")(message)) log.push(name)
+            return false
+          }, "pass")
+        )
+      const one = yield* told("app", writer)
+      const two = yield* told("audit", second.writer)
+      yield* UnitOfWork.run(Effect.zipRight(insert("a"), event("b")), options).pipe(
+        Effect.provide([Db.layer({ writer: one.url }), Audit.layer({ writer: two.url })])
+      )
+      return log
+    })
+
+  it.scopedLive("what may well be refused is committed first, else in the order of first use, or as given", () =>
+    Effect.gen(function* () {
+      assert.deepStrictEqual(yield* order({}), ["app", "audit"])
+      const serializable = [UnitOfWork.on(Audit, { isolation: "serializable" })]
+      assert.deepStrictEqual(yield* order({ databases: serializable }), ["audit", "app"])
+      assert.deepStrictEqual(yield* order({ databases: serializable, order: "touched" }), ["app", "audit"])
+      assert.deepStrictEqual(yield* order({ order: [Audit] }), ["audit", "app"])
+      assert.deepStrictEqual(yield* order({ order: [Db, Audit] }), ["app", "audit"])
+    })
+  )
+})
+
+describe("hooks of a unit of work", () => {
+  it.scopedLive("one that is registered before the first statement waits for the end of the unit", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const hooks = (name: string) =>
+        Effect.all([
+          Db.afterCommit(Effect.sync(() => void log.push(`${name} committed`))),
+          Db.afterRollback(Effect.sync(() => void log.push(`${name} rolled back`)))
+        ])
+      yield* UnitOfWork.run(Effect.zipRight(hooks("a"), insert("a")))
+      yield* Effect.ignore(UnitOfWork.run(Effect.all([hooks("b"), insert("b"), Effect.fail("no")])))
+      // and where there is no statement at all
+      yield* UnitOfWork.run(hooks("c"))
+      yield* Effect.ignore(UnitOfWork.run(Effect.zipRight(hooks("d"), Effect.fail("no"))))
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.zipRight(
+            insert("e"),
+            Effect.zipRight(Audit.afterCommit(Effect.sync(() => void log.push("e committed"))), Effect.fail("no"))
+          )
+        )
+      )
+      assert.deepStrictEqual(log, ["a committed", "b rolled back", "c committed", "d rolled back"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("each runs once whenever the interruption comes: before COMMIT, or in one of them", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const tell = (what: string) => Effect.sync(() => void log.push(what))
+      const arrived = yield* Deferred.make<void>()
+      const stay = Effect.zipRight(Deferred.succeed(arrived, undefined), Effect.never)
+      const vetoing = yield* Effect.fork(
+        UnitOfWork.run(
+          Effect.all([
+            insert("a"),
+            Db.afterRollback(tell("first rolled back")),
+            Db.afterRollback(tell("second rolled back")),
+            Db.beforeCommit(stay)
+          ])
+        )
+      )
+      yield* Deferred.await(arrived)
+      yield* Fiber.interrupt(vetoing)
+      const entered = yield* Deferred.make<void>()
+      const committing = yield* Effect.fork(
+        UnitOfWork.run(
+          Effect.all([
+            insert("b"),
+            event("e"),
+            Db.afterCommit(Effect.zipRight(Deferred.succeed(entered, undefined), Effect.never)),
+            Db.afterCommit(tell("committed")),
+            Audit.afterCommit(tell("audit committed"))
+          ])
+        )
+      )
+      yield* Deferred.await(entered)
+      yield* Fiber.interrupt(committing)
+      assert.deepStrictEqual(log, ["first rolled back", "second rolled back", "committed", "audit committed"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("it is no reason to read from the primary", () =>
+    Effect.gen(function* () {
+      const standby = yield* UnitOfWork.run(
+        Effect.zipRight(
+          Db.afterCommit(Effect.void),
+          Effect.flatMap(Db.reader, (sql) => sql<{ yes: boolean }>`SELECT pg_is_in_recovery() AS yes`)
+        )
+      )
+      assert.deepStrictEqual(standby, [{ yes: true }])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a veto before the first statement of its database undoes the others", () =>
+    Effect.gen(function* () {
+      const error = yield* UnitOfWork.run(Effect.zipRight(Audit.beforeCommit(Effect.fail("no")), insert("a"))).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "CommitVetoed")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(both))
+  )
+})
+
+describe("a unit of work that is ended early, on all databases", () => {
+  it.scopedLive("commit stores, rollback undoes, and the next statements begin anew", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.commit
+      yield* UnitOfWork.rollback
+      const log: Array<string> = []
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("early")
+            yield* event("early")
+            yield* Db.afterCommit(Effect.sync(() => void log.push("committed")))
+            yield* UnitOfWork.commit
+            assert.deepStrictEqual(log, ["committed"])
+            yield* insert("undone")
+            yield* event("undone")
+            yield* UnitOfWork.rollback
+            yield* insert("late")
+            yield* event("late")
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      assert.deepStrictEqual(yield* stored, ["early"])
+      assert.deepStrictEqual(yield* events, ["early"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("not from inside of a transaction that was begun by hand", () =>
+    Effect.gen(function* () {
+      const refused = yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("x"), UnitOfWork.commit))).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(refused._tag, "PropagationRefused")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
+describe("outside of a unit of work", () => {
+  it.scopedLive("what is forked with `outside` outlives the unit, and is stored whatever becomes of it", () =>
+    Effect.gen(function* () {
+      const ended = yield* Deferred.make<void>()
+      const fiber = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("unit")
+          return yield* Effect.forkDaemon(
+            UnitOfWork.outside(Effect.zipRight(Deferred.await(ended), UnitOfWork.run(insert("background"))))
+          )
+        }),
+        { outcome: () => "rollback" }
+      )
+      yield* Deferred.succeed(ended, undefined)
+      yield* Fiber.join(fiber)
+      assert.deepStrictEqual(yield* stored, ["background"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a detached stream is read after the unit's end", () =>
+    Effect.gen(function* () {
+      const names = Stream.unwrap(Effect.map(Db.writer, (sql) => sql<{ name: string }>`SELECT name FROM item`.stream))
+      const stream = yield* UnitOfWork.run(Effect.zipRight(insert("a"), UnitOfWork.detach(names)))
+      assert.deepStrictEqual(Chunk.toReadonlyArray(yield* Stream.runCollect(stream)), [{ name: "a" }])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
+describe("a unit of work that is run again", () => {
+  /** Fails in a savepoint, as a transaction does that met another one. */
+  const alwaysCollides = Db.withTransaction(
+    Effect.flatMap(
+      Db.writer,
+      (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+    )
+  )
+
+  /** Fails once as a transaction does that met another one. */
+  const collide = Effect.suspend(() => {
+    let left = 1
+    return Effect.suspend(() =>
+      left-- > 0
+        ? Effect.flatMap(
+            Db.writer,
+            (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+          )
+        : Effect.void
+    ).pipe(Effect.succeed)
+  })
+
+  it.scopedLive("all of it, on every database, in new transactions", () =>
+    Effect.gen(function* () {
+      const once = yield* collide
+      let attempts = 0
+      const work = Effect.all([Effect.sync(() => attempts++), event("e"), insert("a"), once])
+      const facts = yield* observed(UnitOfWork.run(work, { retry: true }))
+      assert.strictEqual(attempts, 2)
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["e"])
+      assert.strictEqual(facts.filter((fact) => fact._tag === "Retried" && fact.what === "transaction").length, 1)
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("not without being asked to, nor where the policy says never, nor for a failure of its own", () =>
+    Effect.gen(function* () {
+      for (const [failure, self] of [
+        ["SerializationFailure", (work: Effect.Effect<unknown, never, Db>) => UnitOfWork.run(work)],
+        [
+          "SerializationFailure",
+          (work: Effect.Effect<unknown, never, Db>) =>
+            RetryPolicy.with(UnitOfWork.run(work, { retry: true }), RetryPolicy.never)
+        ]
+      ] as const) {
+        const once = yield* collide
+        // the types of the two ways to run differ in nothing that counts here
+        const error = yield* self(once as unknown as Effect.Effect<unknown, never, Db>).pipe(
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, failure)
+      }
+      let attempts = 0
+      const own = Effect.suspend(() =>
+        Effect.zipRight(
+          Effect.sync(() => attempts++),
+          Effect.fail("mine" as const)
+        )
+      )
+      assert.strictEqual(yield* Effect.flip(UnitOfWork.run(own, { retry: true })), "mine")
+      assert.strictEqual(attempts, 1)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("not where a part was committed early", () =>
+    Effect.gen(function* () {
+      const once = yield* collide
+      const error = yield* UnitOfWork.run(Effect.all([insert("early"), Db.commit, once]), { retry: true }).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "SerializationFailure")
+      assert.deepStrictEqual(yield* stored, ["early"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive(
+    "not where a part of it is in a transaction that is open around it; one independent of that is a whole",
+    () =>
+      Effect.gen(function* () {
+        let attempts = 0
+        const unit = Effect.suspend(() =>
+          insert(`attempt ${++attempts}`).pipe(
+            Effect.zipRight(Db.independent(insert("own"))),
+            Effect.zipRight(alwaysCollides)
+          )
+        ).pipe(UnitOfWork.run({ retry: true }))
+        const inside = yield* Db.withTransaction(unit).pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(inside._tag, "SerializationFailure")
+        assert.strictEqual(attempts, 1)
+        assert.deepStrictEqual(yield* stored, ["own"])
+        const once = yield* collide
+        const onItsOwn = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), once))
+        yield* onItsOwn.pipe(UnitOfWork.run({ retry: true }), Db.independent, Db.withTransaction())
+        assert.deepStrictEqual(yield* stored, ["attempt 3", "own"])
+      }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("also inside of another database's transaction that it does not use", () =>
+    Effect.gen(function* () {
+      const once = yield* collide
+      yield* Audit.withTransaction(
+        Effect.zipRight(event("around"), UnitOfWork.run(Effect.zipRight(insert("a"), once), { retry: true }))
+      )
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["around"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("not where its outcome has stored what was done before the failure", () =>
+    Effect.gen(function* () {
+      let attempts = 0
+      const work = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), alwaysCollides))
+      const error = yield* UnitOfWork.run(work, { retry: true, outcome: () => "commit" }).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "SerializationFailure")
+      assert.deepStrictEqual(yield* stored, ["attempt 1"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("not where nobody knows whether an early commit has stored a part", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      yield* proxy.when(answers("COMMIT"), "cut")
+      let attempts = 0
+      const work = Effect.suspend(() =>
+        insert(`attempt ${++attempts}`).pipe(
+          Effect.zipRight(Effect.ignore(Db.commit)),
+          Effect.zipRight(Effect.ignore(insert("later"))),
+          Effect.zipRight(alwaysCollides)
+        )
+      )
+      const error = yield* UnitOfWork.run(work, { retry: true }).pipe(
+        DatabaseError.refine,
+        Effect.flip,
+        Effect.provide(Db.layer({ writer: proxy.url }))
+      )
+      assert.strictEqual(error._tag, "SerializationFailure")
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["attempt 1"])
+    })
+  )
+})
+
+describe("what a unit of work is for", () => {
+  const activity = Effect.flatMap(
+    Db.writer,
+    (sql) => sql<{ name: string; query: string }>`
+      SELECT application_name AS name, query FROM pg_stat_activity WHERE pid = pg_backend_pid()`
+  )
+
+  it.scopedLive("observations, status, pg_stat_activity and the statements say it, for as long as it lasts", () =>
+    Effect.gen(function* () {
+      const work = {
+        label: "nightly",
+        applicationName: "night'ly\\é",
+        comment: { job: "a b'*/", n: "1", none: undefined }
+      }
+      const facts = yield* observed(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            const [row] = yield* activity
+            assert.strictEqual(row?.name, "night'ly??")
+            assert.include(row?.query, "/*job='a%20b%27*%2F',n='1'*/")
+            const { transactions } = yield* Db.status
+            assert.deepStrictEqual(
+              transactions.map(({ label }) => label),
+              ["nightly"]
+            )
+            const reader = yield* Db.independent(
+              Effect.flatMap(
+                Db.reader,
+                (sql) => sql<{ query: string }>`
+              SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()`
+              )
+            )
+            assert.include(reader[0]?.query, "job=")
+          }),
+          { work }
+        )
+      )
+      const labels = facts.flatMap((fact) =>
+        "label" in fact && fact.label !== undefined ? [[fact._tag, fact.label]] : []
+      )
+      assert.deepInclude(labels, ["CheckedOut", "nightly"])
+      assert.deepInclude(labels, ["TransactionEnded", "nightly"])
+      const [after] = yield* activity
+      assert.strictEqual(after?.name, "effect-db")
+      assert.notInclude(after?.query, "job=")
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  )
+})

@@ -1,0 +1,570 @@
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
+import { DatabaseError, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { audit, event, events } from "../support/audit.js"
+import { Audit, active, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
+
+const pid = Effect.flatMap(Db.writer, (sql) =>
+  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid)
+)
+
+const both = Layer.merge(fresh(), audit)
+
+/** A second database behind a proxy. */
+const behindProxy = Effect.gen(function* () {
+  const { writer } = yield* freshDatabase
+  yield* query(writer, "CREATE TABLE event (what text, amount int)")
+  return { writer, proxy: yield* makeProxy(writer) }
+})
+
+describe("UnitOfWork", () => {
+  it.scopedLive("commits every database touched, or none", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Effect.zipRight(insert("a"), event("a added")))
+      yield* Effect.ignore(
+        UnitOfWork.run(Effect.zipRight(insert("b"), Effect.zipRight(event("b added"), Effect.fail("no"))))
+      )
+      yield* Effect.exit(
+        UnitOfWork.run(Effect.zipRight(insert("c"), Effect.zipRight(event("c added"), Effect.die("no"))))
+      )
+      const touched = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        UnitOfWork.run(Effect.all([insert("d"), event("d added"), Deferred.succeed(touched, undefined), Effect.never]))
+      )
+      yield* Deferred.await(touched)
+      yield* Fiber.interrupt(fiber)
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["a added"])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a unit that touches no database takes no connection", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Effect.zipRight(Db.writer, Db.reader))
+      const { servers } = yield* Db.status
+      assert.isTrue(servers.every(({ reads, writes }) => reads.total + (writes?.total ?? 0) === 0))
+    }).pipe(Effect.provide(fresh({ startup: "lazy" })))
+  )
+
+  it.scopedLive("the outcome may be chosen by the exit", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(insert("undone"), { outcome: () => "rollback" })
+      const exit = yield* Effect.exit(
+        UnitOfWork.run(Effect.zipRight(insert("kept"), Effect.fail("but stored")), { outcome: () => "commit" })
+      )
+      assert.deepStrictEqual(exit, Exit.fail("but stored"))
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("what is independent of a unit is one whole by withTransaction and by runNew", () =>
+    Effect.gen(function* () {
+      const two = (name: string) => Effect.zipRight(insert(`${name} 1`), insert(`${name} 2`))
+      const undone = Effect.zipRight(insert("undone"), Effect.fail("no"))
+      yield* Effect.all([
+        insert("outer"),
+        Db.independent(Db.withTransaction(two("a"))),
+        Db.independent(UnitOfWork.runNew(two("b"))),
+        Effect.ignore(Db.independent(Db.withTransaction(undone))),
+        Effect.ignore(Db.independent(UnitOfWork.runNew(undone))),
+        Effect.fail("no")
+      ]).pipe(UnitOfWork.run(), Effect.ignore)
+      assert.deepStrictEqual(yield* stored, ["a 1", "a 2", "b 1", "b 2"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a nested run joins, runNew does not", () =>
+    Effect.gen(function* () {
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            const outer = yield* pid
+            assert.strictEqual(yield* UnitOfWork.run(Effect.zipRight(insert("joined"), pid)), outer)
+            assert.notStrictEqual(yield* UnitOfWork.runNew(Effect.zipRight(insert("new"), pid)), outer)
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      assert.deepStrictEqual(yield* stored, ["new"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("first uses that race share one transaction, also from five fibers", () =>
+    Effect.gen(function* () {
+      const pids = yield* UnitOfWork.run(
+        Effect.forEach([1, 2, 3, 4, 5], (n) => Effect.zipRight(insert(`row ${n}`), pid), { concurrency: 5 })
+      )
+      assert.strictEqual(new Set(pids).size, 1)
+      assert.strictEqual((yield* stored).length, 5)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive(
+    "what was committed early stays, what was rolled back early is gone, the next statement begins anew",
+    () =>
+      Effect.gen(function* () {
+        yield* Effect.ignore(
+          UnitOfWork.run(
+            Effect.gen(function* () {
+              yield* insert("early")
+              yield* Db.commit
+              yield* insert("dropped")
+              yield* Db.rollback
+              yield* insert("late")
+              return yield* Effect.fail("no")
+            })
+          )
+        )
+        assert.deepStrictEqual(yield* stored, ["early"])
+        yield* Db.commit
+        const refused = yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("x"), Db.commit))).pipe(
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(refused._tag, "PropagationRefused")
+        assert.deepStrictEqual(yield* stored, ["early"])
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("independent work stays when the unit fails", () =>
+    Effect.gen(function* () {
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("unit")
+            yield* Db.independent(insert("independent"))
+            yield* Db.independent(Db.withTransaction(insert("independent transaction")))
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      assert.deepStrictEqual(yield* stored, ["independent", "independent transaction"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("reads go to the replica until the unit has written, then see what it wrote", () =>
+    Effect.gen(function* () {
+      const standby = Effect.flatMap(Db.reader, (sql) =>
+        Effect.map(
+          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
+          (rows) => rows[0]
+        )
+      )
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          assert.deepStrictEqual(yield* standby, { yes: true, n: 0 })
+          yield* insert("a")
+          assert.deepStrictEqual(yield* standby, { yes: false, n: 1 })
+          const reader = yield* Db.reader
+          const refused = yield* reader`DELETE FROM item`.pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(refused._tag, "ReadOnlyViolation")
+          // the refusal is the reader's own affair
+          yield* insert("b")
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["a", "b"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a later commit that fails after an earlier one is PartialCommit and says which", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("first")
+          const undone = Db.afterRollback(Effect.sync(() => void log.push("savepoint rolled back")))
+          yield* Effect.ignore(Db.withTransaction(Effect.zipRight(undone, Effect.fail("no"))))
+          yield* event("second", 13)
+          yield* Db.afterCommit(Effect.sync(() => void log.push("all committed")))
+          yield* Audit.afterRollback(Effect.sync(() => void log.push("audit rolled back")))
+        }),
+        { checkFirst: false }
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "PartialCommit")
+      if (error._tag === "PartialCommit") {
+        assert.deepStrictEqual(error.committed, ["app"])
+        assert.strictEqual(error.failed, "audit")
+        assert.deepStrictEqual(error.rolledBack, [])
+      }
+      assert.deepStrictEqual(log, ["audit rolled back", "savepoint rolled back"])
+      assert.deepStrictEqual(yield* stored, ["first"])
+      assert.deepStrictEqual(yield* events, [])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("the first commit that fails rolls the others back: nothing is stored", () =>
+    Effect.gen(function* () {
+      const error = yield* UnitOfWork.run(Effect.zipRight(event("first", 13), insert("second"))).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag, "CommitFailed")
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a beforeCommit hook may be the first to touch a database", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Effect.zipRight(insert("a"), Db.beforeCommit(event("a added"))))
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["a added"])
+      const vetoed = yield* UnitOfWork.run(
+        Effect.all([insert("b"), event("b added"), Db.beforeCommit(Effect.fail("no"))])
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(vetoed._tag, "CommitVetoed")
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* events, ["a added"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a fiber that outlives its unit gets TransactionEnded, on a database touched before or not", () =>
+    Effect.gen(function* () {
+      const go = yield* Deferred.make<void>()
+      const late = (work: Effect.Effect<unknown, unknown, Db | Audit>) =>
+        Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.flip(work)))
+      const fibers = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("in time")
+          return [
+            yield* late(DatabaseError.refine(insert("late"))),
+            yield* late(DatabaseError.refine(event("late")))
+          ] as const
+        })
+      )
+      yield* Deferred.succeed(go, undefined)
+      for (const fiber of fibers) {
+        const error = yield* Fiber.join(fiber)
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded")
+      }
+      assert.deepStrictEqual(yield* stored, ["in time"])
+      assert.deepStrictEqual(yield* events, [])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a fiber that outlives its unit cannot end it once more, and is not told that it has", () =>
+    Effect.gen(function* () {
+      for (const outcome of ["commit", "rollback"] as const) {
+        const go = yield* Deferred.make<void>()
+        const fiber = yield* UnitOfWork.run(
+          Effect.zipRight(
+            insert(outcome),
+            Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.flip(UnitOfWork.commit)))
+          ),
+          { outcome: () => outcome }
+        )
+        yield* Deferred.succeed(go, undefined)
+        const error = yield* Fiber.join(fiber)
+        assert.strictEqual(error._tag, "TransactionEnded")
+      }
+      assert.deepStrictEqual(yield* stored, ["commit"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("nor one who comes while it ends: he is told at once, and what is under way goes on", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const ended: Array<string> = []
+      yield* Effect.gen(function* () {
+        yield* Db.observations.pipe(
+          Stream.runForEach((fact) =>
+            Effect.sync(() => void (fact._tag === "TransactionEnded" && ended.push(fact.outcome)))
+          ),
+          Effect.forkScoped
+        )
+        yield* Effect.yieldNow()
+        for (const outcome of ["commit", "rollback"] as const) {
+          for (const late of ["commit", "rollback"] as const) {
+            const ending = yield* proxy.when(sends(outcome.toUpperCase()), "freeze")
+            const go = yield* Deferred.make<void>()
+            const unit = yield* UnitOfWork.run(
+              Effect.zipRight(
+                insert(`${outcome}, ${late}`),
+                Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.either(UnitOfWork[late])))
+              ),
+              { outcome: () => outcome }
+            ).pipe(Effect.fork)
+            yield* ending
+            yield* Deferred.succeed(go, undefined)
+            yield* Effect.yieldNow()
+            yield* proxy.thaw
+            const fiber = yield* Fiber.join(unit)
+            // who joins it would be in that unit himself
+            const exit = yield* Effect.timeout(Fiber.await(fiber), "3 seconds")
+            const told = yield* exit
+            assert.strictEqual(told._tag === "Left" && told.left._tag, "TransactionEnded", `${outcome}, ${late}`)
+          }
+        }
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+      assert.deepStrictEqual(ended, ["committed", "committed", "rolledBack", "rolledBack"])
+      assert.deepStrictEqual(yield* stored, ["commit, commit", "commit, rollback"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("what is rolled back beneath a hook of a commit is not said to be stored", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      const inHook = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("a")
+          yield* Db.beforeCommit(Effect.zipRight(Deferred.succeed(inHook, undefined), Deferred.await(go)))
+          yield* Db.afterCommit(note("committed"))
+          yield* Db.afterRollback(note("rolled back"))
+          const commit = yield* Effect.fork(Effect.either(UnitOfWork.commit))
+          yield* Deferred.await(inHook)
+          yield* UnitOfWork.rollback
+          yield* Deferred.succeed(go, undefined)
+          return yield* Fiber.join(commit)
+        })
+      )
+      assert.strictEqual(error._tag === "Left" && error.left._tag, "TransactionEnded")
+      assert.deepStrictEqual(log, ["rolled back"])
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a unit is committed once at a time: nobody commits while a hook of another end may still veto", () =>
+    Effect.gen(function* () {
+      const error = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          const inHook = yield* Deferred.make<void>()
+          const go = yield* Deferred.make<void>()
+          yield* insert("a")
+          yield* Db.beforeCommit(
+            Deferred.succeed(inHook, undefined).pipe(
+              Effect.zipRight(Deferred.await(go)),
+              Effect.zipRight(Effect.fail("no"))
+            )
+          )
+          const first = yield* Effect.forkDaemon(Effect.flip(UnitOfWork.commit))
+          yield* Deferred.await(inHook)
+          const second = yield* Effect.flip(Db.commit)
+          assert.strictEqual(second._tag, "TransactionBusy")
+          // the end of the unit comes first, and waits for the hook
+          yield* Effect.forkDaemon(Effect.zipRight(Effect.yieldNow(), Deferred.succeed(go, undefined)))
+          return first
+        })
+      ).pipe(Effect.flatMap(Fiber.join))
+      assert.strictEqual(error._tag, "CommitVetoed")
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("one database may be committed early while hooks of another one's commit run", () =>
+    Effect.gen(function* () {
+      const inHook = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const work = Effect.gen(function* () {
+        yield* insert("a")
+        yield* event("b")
+        yield* Db.beforeCommit(Effect.zipRight(Deferred.succeed(inHook, undefined), Deferred.await(go)))
+        const first = yield* Effect.fork(Db.commit)
+        yield* Deferred.await(inHook)
+        yield* Audit.commit
+        assert.deepStrictEqual([yield* stored, yield* events], [[], ["b"]])
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.join(first)
+        return yield* Effect.fail("no")
+      })
+      assert.strictEqual(yield* Effect.flip(UnitOfWork.run(work)), "no")
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("while a fork commits a part, the unit does not end well before that, nor is it run again", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const proxy = yield* makeProxy(writer)
+      const collide = Effect.flatMap(
+        Audit.writer,
+        (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+      )
+      let attempts = 0
+      const unit = (last: Effect.Effect<unknown, unknown, Audit>) =>
+        Effect.gen(function* () {
+          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+          const sent = yield* Deferred.make<void>()
+          const work = Effect.gen(function* () {
+            yield* insert(`attempt ${++attempts}`)
+            yield* Effect.forkDaemon(UnitOfWork.commit)
+            yield* committing
+            yield* Effect.ensuring(last, Deferred.succeed(sent, undefined))
+          })
+          const fiber = yield* Effect.fork(Effect.exit(UnitOfWork.run(work, { retry: true })))
+          yield* Deferred.await(sent)
+          // a COMMIT of the other database, which nothing holds up, would be answered before this is
+          const early = yield* Effect.zipRight(Effect.repeatN(events, 20), Fiber.poll(fiber))
+          yield* proxy.thaw
+          return [early._tag, yield* Fiber.join(fiber)] as const
+        })
+      yield* Effect.gen(function* () {
+        const [early, exit] = yield* unit(event("done"))
+        assert.deepStrictEqual([early, exit._tag], ["None", "Success"])
+        assert.deepStrictEqual(yield* stored, ["attempt 1"])
+        const [, failed] = yield* unit(collide)
+        assert.strictEqual(failed._tag, "Failure")
+        assert.strictEqual(attempts, 2)
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(both))
+  )
+
+  it.scopedLive("a unit that is interrupted is not committed beneath a hook either, whatever its outcome", () =>
+    Effect.gen(function* () {
+      const inHook = yield* Deferred.make<Fiber.Fiber<unknown, unknown>>()
+      const go = yield* Deferred.make<void>()
+      const work = Effect.gen(function* () {
+        yield* insert("a")
+        const begun = yield* Deferred.make<void>()
+        yield* Db.beforeCommit(
+          Deferred.succeed(begun, undefined).pipe(
+            Effect.zipRight(Deferred.await(go)),
+            Effect.zipRight(Effect.fail("no"))
+          )
+        )
+        const commit = yield* Effect.forkDaemon(UnitOfWork.commit)
+        yield* Deferred.await(begun)
+        yield* Deferred.succeed(inHook, commit)
+        return yield* Effect.never
+      })
+      const unit = yield* Effect.fork(UnitOfWork.run(work, { outcome: () => "commit" }))
+      const commit = yield* Deferred.await(inHook)
+      yield* Fiber.interrupt(unit)
+      yield* Deferred.succeed(go, undefined)
+      assert.isTrue(Exit.isFailure(yield* Fiber.await(commit)))
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a transaction inside of a unit is a savepoint of the unit's", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("outer")
+          yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("inner"), Effect.fail("no"))))
+          assert.strictEqual(yield* active, 1)
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["outer"])
+      assert.isNotEmpty(name)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive(
+    "an interruption during the first COMMIT does not leave a half behind: the rest are committed, too",
+    () =>
+      Effect.gen(function* () {
+        const { proxy, writer } = yield* behindProxy
+        yield* Effect.gen(function* () {
+          const log: Array<string> = []
+          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+          const fiber = yield* Effect.fork(
+            UnitOfWork.run(
+              Effect.all([
+                event("first"),
+                insert("second"),
+                Audit.afterCommit(Effect.sync(() => void log.push("after")))
+              ])
+            )
+          )
+          yield* committing
+          const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+          yield* Effect.yieldNow()
+          yield* proxy.thaw
+          assert.isTrue(Exit.isInterrupted(yield* Fiber.join(interrupting)))
+          assert.deepStrictEqual(yield* query(writer, "SELECT what FROM event"), [{ what: "first" }])
+          assert.deepStrictEqual(yield* stored, ["second"])
+          assert.deepStrictEqual(log, ["after"])
+        }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+      }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("what a fiber begins while the unit commits is TransactionEnded, and holds nothing", () =>
+    Effect.gen(function* () {
+      const { proxy, writer } = yield* behindProxy
+      yield* Effect.gen(function* () {
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const late = Effect.zipRight(committing, insert("late")).pipe(DatabaseError.refine, Effect.flip)
+        const unit = yield* Effect.fork(
+          UnitOfWork.run(Effect.zipRight(event("in time"), Effect.forkDaemon(Effect.tap(late, () => proxy.thaw))))
+        )
+        const error = yield* Effect.flatMap(Fiber.join(unit), Fiber.join)
+        assert.strictEqual(error._tag, "TransactionEnded")
+        assert.deepStrictEqual(yield* query(writer, "SELECT what FROM event"), [{ what: "in time" }])
+        assert.deepStrictEqual(yield* stored, [])
+        assert.strictEqual(yield* active, 0)
+      }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a lost answer to a later COMMIT is PartialCommit, with an unknown outcome", () =>
+    Effect.gen(function* () {
+      const { proxy } = yield* behindProxy
+      yield* proxy.when(answers("COMMIT"), "cut")
+      const error = yield* UnitOfWork.run(Effect.zipRight(insert("first"), event("second"))).pipe(
+        Effect.provide(Audit.layer({ writer: proxy.url })),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag === "PartialCommit" && error.outcome, "unknown")
+      assert.include(error.message, "may have or not")
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("after an early commit reads see what was committed", () =>
+    Effect.gen(function* () {
+      const standby = Effect.flatMap(Db.reader, (sql) =>
+        Effect.map(
+          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
+          (rows) => rows[0]
+        )
+      )
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          assert.strictEqual((yield* standby)?.yes, true)
+          yield* insert("a")
+          yield* Db.commit
+          assert.deepStrictEqual(yield* standby, { yes: false, n: 1 })
+        })
+      )
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a fault in the function that chooses the outcome rolls back and is seen", () =>
+    Effect.gen(function* () {
+      const outcome = () => {
+        throw new Error("a bug")
+      }
+      const exit = yield* Effect.exit(UnitOfWork.run(insert("undone"), { outcome }))
+      assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a hook of a nested transaction runs in the one that commits", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("a"), Db.beforeCommit(insert("from the hook")))))
+      yield* Db.withTransaction(Db.withTransaction(Effect.zipRight(insert("b"), Db.beforeCommit(insert("another")))))
+      assert.deepStrictEqual(yield* stored, ["a", "another", "b", "from the hook"])
+    }).pipe(Effect.provide(fresh()))
+  )
+})
