@@ -55,8 +55,10 @@ const noOptions: Options = {}
 const none: ReadonlyArray<never> = []
 
 /** Tells whether what a transaction has done is stored, or may be. */
-export const mayBeStored = ({ level, stores }: Transaction): boolean =>
-  level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
+export const mayBeStored = (transaction: Transaction): boolean => {
+  const { level, stores } = transaction
+  return level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
+}
 
 export class Unit extends Carrier {
   // made with their first entries: most requests of many programs touch no database
