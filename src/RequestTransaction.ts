@@ -36,7 +36,7 @@ import { makeReplayable } from "./internal/http/replayableRequest.js"
 import { type LabeledRequest, type LabelOptions, makeLabeler } from "./internal/http/requestLabel.js"
 import { Route } from "./internal/http/routeTag.js"
 import { type ReadYourWrites, type RequestSession, SessionTokens, sessionOf } from "./internal/http/sessionCookie.js"
-import { type Carrier, currentContext } from "./internal/transaction/context.js"
+import { currentContext, type TransactionContext } from "./internal/transaction/context.js"
 import { slotOf } from "./internal/transaction/contextSlot.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
@@ -182,7 +182,7 @@ const settingsFor = (
 const openingFor = (
   { ask, ending, fixed, options }: Plan,
   request: Request,
-  around: Carrier | undefined,
+  around: TransactionContext | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
 ): UnitOfWork.Opening => ({
   around,
@@ -200,7 +200,7 @@ const refuse = (plan: Plan, conflict: OptionsConflict): Effect.Effect<Response> 
 const demand = (
   { fixed, options }: Plan,
   request: Request,
-  around: Carrier,
+  around: TransactionContext,
   unit: Unit,
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
@@ -501,7 +501,7 @@ const openFor = (
   { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
   handle: UnitOfWork.Handle,
   end: (response: Response) => Effect.Effect<Response>
-): Effect.Effect<Carrier["slot"]> => {
+): Effect.Effect<TransactionContext["slot"]> => {
   const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
     handle.endUntouched() ? Effect.succeed(response) : end(response)
   )
@@ -525,7 +525,7 @@ const openForAgain = (
   fresh: () => Request,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
   restore: Restore
-): Effect.Effect<Carrier["slot"]> => {
+): Effect.Effect<TransactionContext["slot"]> => {
   const outside = fiber.currentContext
   // what the router has made for this request: the body is read once
   outside.unsafeMap.set(HttpServerRequest.HttpServerRequest.key, fresh())

@@ -2,7 +2,7 @@
  * What a piece of work is for, as those hear of it who look at the database from outside: in observations, in `pg_stat_activity`, in the
  * server's log.
  */
-import type { Request } from "../../Connection.js"
+import type { Request } from "../connection/connection.js"
 
 /** What a piece of work is for. */
 export interface WorkLabel {

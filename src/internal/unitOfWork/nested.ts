@@ -4,11 +4,13 @@
  */
 import type * as Fiber from "effect/Fiber"
 import { OptionsConflict } from "../../DatabaseError.js"
-import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
-import type { Carrier, Kind, Retry } from "../transaction/context.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
+import type { Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hooks.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
+import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
 import { type Describe, type Order, Unit, type UnitOptions, type UnitOutcome, type Waiting } from "./unitOfWork.js"
 
 export class NestedUnit extends Unit {
@@ -19,7 +21,7 @@ export class NestedUnit extends Unit {
   constructor(
     /** The fiber that runs it. */
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    private readonly outside: Carrier,
+    private readonly outside: TransactionContext,
     ending: UnitOutcome,
     describe: Describe | undefined,
     name: PartName
@@ -32,7 +34,7 @@ export class NestedUnit extends Unit {
     return true
   }
 
-  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.ownOf(origin) : undefined
     if (own !== undefined) return own
     const around = this.outside.find(origin, kind)

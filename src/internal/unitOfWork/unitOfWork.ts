@@ -5,15 +5,17 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import type { Connection } from "../../Connection.js"
 import { OptionsConflict, type StatementError, TransactionBusy } from "../../DatabaseError.js"
-import type { Options, Origin, Transaction } from "../../Transaction.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
+import type { Connection } from "../connection/connection.js"
 import type { WorkLabel } from "../statement/workLabel.js"
-import { Carrier, type Kind, type ReadMemory, type Retry } from "../transaction/context.js"
+import { type ReadMemory, type Retry, TransactionContext } from "../transaction/context.js"
 import type { Hook } from "../transaction/hooks.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
 import { optionsConflict, raiseIsolation } from "../transaction/propagation.js"
+import type { Origin, Transaction } from "../transaction/transaction.js"
 
 /** How a unit's transactions are to be. */
 export type UnitSettings = Omit<Options, "propagation" | "retry">
@@ -60,7 +62,7 @@ export const mayBeStored = (transaction: Transaction): boolean => {
   return level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 }
 
-export class Unit extends Carrier {
+export class Unit extends TransactionContext {
   // made with their first entries: most requests of many programs touch no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, Waiting> | undefined = undefined
@@ -81,9 +83,9 @@ export class Unit extends Carrier {
   private turns: FifoLock | undefined = undefined
 
   constructor(
-    parent: Carrier | undefined,
+    parent: TransactionContext | undefined,
     /** What was there before, where this unit does not see it. */
-    private readonly behind: Carrier | undefined,
+    private readonly behind: TransactionContext | undefined,
     private rules: UnitOptions | undefined,
     public ending: UnitOutcome,
     private readonly describe: Describe | undefined,
@@ -162,7 +164,7 @@ export class Unit extends Carrier {
     return this.transactions?.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
   }
 
-  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.transactions?.get(origin) : undefined
     if (own !== undefined) return own
     const around = super.find(origin, kind)
