@@ -41,7 +41,7 @@ import { slotOf } from "./internal/transaction/contextSlot.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
 import { reasonOf, retrySchedule, takeRetry } from "./internal/unitOfWork/retry.js"
-import type { Unit } from "./internal/unitOfWork/unitOfWork.js"
+import { joinableUnitOf, type Unit } from "./internal/unitOfWork/unitOfWork.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -435,8 +435,9 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
-      if (around?.joinable !== undefined) {
-        const conflict = demand(plan, request, around, around.joinable, settings)
+      const unit = joinableUnitOf(around)
+      if (around !== undefined && unit !== undefined) {
+        const conflict = demand(plan, request, around, unit, settings)
         if (conflict !== undefined) return refuse(plan, conflict)
         const describe = makeLabeler(request, plan.ask, options)
         const name = { label: describe(fiber)?.label, site: undefined }
@@ -612,7 +613,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const { outcome, transaction } = options
       const settings = typeof transaction === "function" ? transaction(request) : transaction
-      const unit = around?.joinable
+      const unit = joinableUnitOf(around)
       if (around !== undefined && unit !== undefined) {
         // an attempt of this runs the route again, and this with it
         if (attempts.has(unit)) return Effect.succeed(around.slot)

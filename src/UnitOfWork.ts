@@ -26,7 +26,7 @@ import type { Restore } from "./internal/concurrency/cancellable.js"
 import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
 import { type CallSite, callSiteOfPart } from "./internal/observability/callSite.js"
-import type { WorkLabel } from "./internal/statement/workLabel.js"
+import type { Describe, WorkLabel } from "./internal/statement/workLabel.js"
 import { rollbackAll } from "./internal/transaction/completion.js"
 import { currentContext, type TransactionContext } from "./internal/transaction/context.js"
 import { slotOf, withoutSlot } from "./internal/transaction/contextSlot.js"
@@ -39,12 +39,13 @@ import { NestedUnit } from "./internal/unitOfWork/nested.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
 import { retryUnit } from "./internal/unitOfWork/retry.js"
 import {
-  type Describe,
+  joinableUnitOf,
   type Order,
   Unit,
   type UnitOptions,
   type UnitOutcome,
-  type UnitSettings
+  type UnitSettings,
+  unitOf
 } from "./internal/unitOfWork/unitOfWork.js"
 
 /**
@@ -477,9 +478,10 @@ export const run: {
       const unknown = unknownOf(options)
       if (unknown !== undefined) return Effect.fail(unknown)
       const ambient = currentContext(fiber)
-      return ambient?.joinable === undefined
+      const unit = joinableUnitOf(ambient)
+      return ambient === undefined || unit === undefined
         ? begin(self, ambient, true, options, told(options), site)
-        : join(self, ambient, ambient.joinable, options, { label, site }, told(options))
+        : join(self, ambient, unit, options, { label, site }, told(options))
     })
   }
 )
@@ -496,9 +498,10 @@ export const runDescribed = <A, E, R>(
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
     const ambient = currentContext(fiber)
-    return ambient?.joinable === undefined
+    const unit = joinableUnitOf(ambient)
+    return ambient === undefined || unit === undefined
       ? begin(self, ambient, true, options, describe, undefined, true)
-      : join(self, ambient, ambient.joinable, options, { label: describe(fiber)?.label, site: undefined }, describe)
+      : join(self, ambient, unit, options, { label: describe(fiber)?.label, site: undefined }, describe)
   })
 
 /**
@@ -587,7 +590,7 @@ export const nested: {
       const ambient = currentContext(fiber)
       if (ambient === undefined) return begin(self, ambient, true, options, told(options), site)
       // a savepoint that fails after another was released would leave a half, so all are looked at first
-      const ending = { ...(ambient.unit?.ending ?? endingOf({})), checked: true }
+      const ending = { ...(unitOf(ambient)?.ending ?? endingOf({})), checked: true }
       const unit = new NestedUnit(fiber, ambient, ending, told(options), { label, site })
       return runIn(self, new OpenNested(unit), options)
     })
@@ -673,7 +676,7 @@ const endSome = (
     Effect.withFiberRuntime((fiber) => {
       const ambient = currentContext(fiber)
       if (ambient === undefined) return Effect.void
-      const { unit } = ambient
+      const unit = unitOf(ambient)
       if (unit === undefined) {
         const open = byHand(ambient)
         return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))

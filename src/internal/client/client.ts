@@ -12,7 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
 import type { Client } from "../../Copy.js"
-import { type TransactionError, toSqlError } from "../../DatabaseError.js"
+import { NotificationInvalid, type TransactionError, toSqlError } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
 import type { Options } from "../../Transaction.js"
 import { type CallSite, callSite } from "../observability/callSite.js"
@@ -144,8 +144,10 @@ export const make = (
       listen,
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {
-          const invalid = checkMessage(engine.database, channel, payload)
-          if (invalid !== undefined) return Effect.fail(toSqlError(invalid))
+          const invalid = checkMessage(channel, payload)
+          if (invalid !== undefined) {
+            return Effect.fail(toSqlError(new NotificationInvalid({ database: engine.database, ...invalid })))
+          }
           return Effect.asVoid(constructor`SELECT pg_notify(${channel}, ${payload})`.raw)
         })
     }

@@ -45,7 +45,7 @@ import type { JoinedPart } from "../transaction/joinedPart.js"
 import type { StatementIsolation } from "../transaction/level.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { reasonOf, retrySchedule, retryTransaction } from "../unitOfWork/retry.js"
-import { mayBeStored } from "../unitOfWork/unitOfWork.js"
+import { mayBeStored, unitOf } from "../unitOfWork/unitOfWork.js"
 import { RetryBudget } from "./retryBudget.js"
 import { makePause } from "./statementRetry.js"
 
@@ -272,7 +272,7 @@ export class Executor implements Origin {
     label: string | undefined,
     ambient: TransactionContext | undefined
   ): TransactionSpan | undefined {
-    return beginSpan(fiber, this.attributes, label, ambient?.unit?.attempt ?? 1)
+    return beginSpan(fiber, this.attributes, label, unitOf(ambient)?.attempt ?? 1)
   }
 
   /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */

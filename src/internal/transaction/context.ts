@@ -20,7 +20,6 @@ import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection as DbConnection } from "../connection/connection.js"
 import type { SchemaScopes } from "../sql/schemaScopes.js"
 import type { WorkLabel } from "../statement/workLabel.js"
-import type { Unit } from "../unitOfWork/unitOfWork.js"
 import type { Hook } from "./hooks.js"
 import type { JoinedPart } from "./joinedPart.js"
 import type { Origin, Transaction } from "./transaction.js"
@@ -77,16 +76,6 @@ export abstract class TransactionContext implements Connection {
   /** Whose turn it is among the nested parts that run side by side in this. */
   get siblings(): FifoLock {
     return this.parent?.siblings ?? new FifoLock()
-  }
-
-  /** The unit of work that this is part of. */
-  get unit(): Unit | undefined {
-    return this.parent?.unit
-  }
-
-  /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
-  get joinable(): Unit | undefined {
-    return this.parent?.joinable
   }
 
   /** What the work is for, if anybody has said so. */
@@ -261,7 +250,7 @@ export class ScopedContext extends TransactionContext {
   }
 }
 
-/** A ambient in which one database has no transaction, and no unit of work opens one. */
+/** A context in which one database has no transaction, and no unit of work opens one. */
 export class OutsideContext extends TransactionContext {
   constructor(
     parent: TransactionContext | undefined,
@@ -272,10 +261,6 @@ export class OutsideContext extends TransactionContext {
 
   override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return origin === this.origin ? "none" : super.find(origin, kind)
-  }
-
-  override get joinable(): undefined {
-    return undefined
   }
 
   override get transaction(): Transaction | undefined {

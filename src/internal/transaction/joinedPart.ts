@@ -4,8 +4,7 @@
  */
 import type * as Fiber from "effect/Fiber"
 import type { CallSite } from "../observability/callSite.js"
-import type { WorkLabel } from "../statement/workLabel.js"
-import type { Describe } from "../unitOfWork/unitOfWork.js"
+import type { Describe, WorkLabel } from "../statement/workLabel.js"
 import { TransactionContext } from "./context.js"
 import type { UndoneReason } from "./level.js"
 import type { Transaction } from "./transaction.js"

@@ -1,6 +1,7 @@
 /**
  * Runs an effect in a transaction, from its beginning to its end, or outside of all.
  */
+
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -9,7 +10,7 @@ import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../../DatabaseError.js"
-import type { Describe } from "../unitOfWork/unitOfWork.js"
+import type { Describe } from "../statement/workLabel.js"
 import { commitAndRunHooks, rollback, runBeforeCommitHooks } from "./completion.js"
 import { currentContext, OpenContext, OutsideContext, type TransactionContext } from "./context.js"
 import { slotOf } from "./contextSlot.js"

@@ -10,8 +10,8 @@ import type { Role } from "../../Topology.js"
 import type { Options } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
-import type { WorkLabel } from "../statement/workLabel.js"
-import { type ReadMemory, type Retry, TransactionContext } from "../transaction/context.js"
+import type { Describe, WorkLabel } from "../statement/workLabel.js"
+import { OutsideContext, type ReadMemory, type Retry, TransactionContext } from "../transaction/context.js"
 import type { Hook } from "../transaction/hooks.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
 import { optionsConflict, raiseIsolation } from "../transaction/propagation.js"
@@ -37,9 +37,6 @@ export interface UnitOutcome {
   /** Has nested transactions that forks have left open be undone, instead of being waited for. */
   readonly leavesForks: boolean
 }
-
-/** Tells what the work is for; a route, say, is known only inside of it. */
-export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => WorkLabel | undefined
 
 /** An end of transactions of a unit that is under way: their hooks, which may still veto, and the commits. */
 export interface End {
@@ -146,14 +143,6 @@ export class Unit extends TransactionContext {
   /** It has ended in rollback: what is open around it must not keep its part of the work. */
   undoJoined(cause: unknown): void {
     this.joined?.undo(cause)
-  }
-
-  override get unit(): Unit {
-    return this
-  }
-
-  override get joinable(): Unit {
-    return this
   }
 
   override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): WorkLabel | undefined {
@@ -392,4 +381,19 @@ export class Unit extends TransactionContext {
     const own = this.rules.databases.get(database)
     return own === undefined ? (this.rules.all ?? noOptions) : { ...this.rules.all, ...own }
   }
+}
+
+/** Returns the innermost unit of work of a context. */
+export const unitOf = (context: TransactionContext | undefined): Unit | undefined => {
+  for (let one = context; one !== undefined; one = one.parent) if (one instanceof Unit) return one
+  return undefined
+}
+
+/** Returns the unit of work that a part joins: none if a database was left out on purpose in between. */
+export const joinableUnitOf = (context: TransactionContext | undefined): Unit | undefined => {
+  for (let one = context; one !== undefined; one = one.parent) {
+    if (one instanceof Unit) return one
+    if (one instanceof OutsideContext) return undefined
+  }
+  return undefined
 }
