@@ -10,7 +10,7 @@ import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { type RanStatement, statementLines } from "./internal/sql/excerpt.js"
-import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice } from "./SqlState.js"
+import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice, tlsAdvice } from "./SqlState.js"
 
 /**
  * @since 0.1.0
@@ -113,7 +113,6 @@ const connectAdvice = {
   unreachable: "nothing answers there: check host, port and network, and that the server runs",
   unresponsive: "it accepts connections and does not answer in time: the server may be stopped or overloaded",
   authentication: "it refuses the user or password: check the credentials and pg_hba.conf",
-  tls: "TLS could not be established: check the certificate, or say what you want in `ssl`",
   tooManyConnections: "it has no connection left: lower maxConnections or raise max_connections",
   startingUp: "it is starting up, shutting down or recovering: try again later",
   noSuchDatabase: "it has no database of that name: create it or correct the URL",
@@ -126,6 +125,13 @@ const connectAdvice = {
   protocol:
     "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
 } as const
+
+/** The code of an error, or of its cause: where several hosts were tried that is the last one's. */
+const codeOf = (cause: unknown): string | undefined => {
+  const inner = Predicate.hasProperty(cause, "cause") ? cause.cause : undefined
+  const found = [cause, inner].find((one) => Predicate.hasProperty(one, "code"))
+  return Predicate.hasProperty(found, "code") && typeof found.code === "string" ? found.code : undefined
+}
 
 /**
  * No connection could be made.
@@ -154,7 +160,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: cannot connect (${this.reason})${said(this.cause)} - ${connectAdvice[this.reason]}`
+    const advice = this.reason === "tls" ? tlsAdvice(codeOf(this.cause)) : connectAdvice[this.reason]
+    return `${at(this)}: cannot connect (${this.reason})${said(this.cause)} - ${advice}`
   }
 }
 

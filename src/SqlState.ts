@@ -157,6 +157,33 @@ export const cancelAdvice = (message: string): string => {
   return message.includes("user request") ? cancelled : `${raise}; or ${cancelled}`
 }
 
+/** The codes of a certificate of which no authority is known that could have issued it. */
+const unknownAuthority: ReadonlySet<string> = new Set([
+  "DEPTH_ZERO_SELF_SIGNED_CERT",
+  "SELF_SIGNED_CERT_IN_CHAIN",
+  "UNABLE_TO_GET_ISSUER_CERT",
+  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+  "CERT_UNTRUSTED"
+])
+
+/**
+ * The advice for a connection without TLS, by the code of Node's error.
+ *
+ * @internal
+ */
+export const tlsAdvice = (code: string | undefined): string => {
+  if (code !== undefined && unknownAuthority.has(code)) {
+    return (
+      "the authority of its certificate is not known here: give that one's certificate by sslrootcert=FILE in the URL, or by ssl: { ca }; " +
+      "sslmode=no-verify, or ssl: { rejectUnauthorized: false }, encrypts without a check"
+    )
+  }
+  return code === "ERR_TLS_CERT_ALTNAME_INVALID"
+    ? "connect by a name of its certificate, or check the chain alone by sslmode=verify-ca"
+    : "TLS could not be established: check the certificate, or say what you want by sslmode in the URL, or by `ssl`"
+}
+
 /**
  * The advice for a lock that was not free.
  *

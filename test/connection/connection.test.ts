@@ -337,19 +337,22 @@ describe("Connection", () => {
           }),
           (listener) => Effect.sync(() => listener.close())
         )
-      const failure = (answer: Buffer) =>
+      const failure = (answer: Buffer, ssl = false) =>
         Effect.gen(function* () {
           const listener = yield* server(answer)
           const { port } = listener.address() as net.AddressInfo // of a TCP server it is never a string
-          const writer = { host: "127.0.0.1", port, database: "app", username: "me" }
+          const writer = { host: "127.0.0.1", port, database: "app", username: "me", ssl }
           const error = yield* Effect.flip(Layer.build(Db.layer({ writer, connectTimeout: "300 millis" })))
+          if (answer.includes("HTTP")) assert.include(error.message, "it is no PostgreSQL server")
           return error._tag === "ConnectFailed" ? error.reason : error._tag
         })
       // it wants a login by GSSAPI, which the driver does not know
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 7])), "authentication")
       // a message of a kind that has a text, without one
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "protocol")
-      assert.strictEqual(yield* failure(Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")), "protocol")
+      const http = Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")
+      assert.strictEqual(yield* failure(http), "protocol")
+      assert.strictEqual(yield* failure(http, true), "protocol")
     })
   )
 

@@ -90,10 +90,17 @@ describe("TLS of a connection string", () => {
         const { message, reason } = yield* failure(text(`${elsewhere} sslmode=${mode}`))
         assert.strictEqual(reason, "tls")
         assert.include(message, "db.example.com")
+        assert.include(message, "connect by a name of its certificate, or check the chain alone by sslmode=verify-ca")
       }
       for (const parameters of ["sslmode=verify-ca", "sslmode=require", "sslrootcert=system"]) {
-        assert.strictEqual((yield* failure(text(`host=localhost ${parameters}`))).reason, "tls", parameters)
+        const { message, reason } = yield* failure(text(`host=localhost ${parameters}`))
+        assert.strictEqual(reason, "tls", parameters)
+        assert.include(message, "give that one's certificate by sslrootcert=FILE in the URL, or by ssl: { ca }")
+        assert.include(message, "sslmode=no-verify")
       }
+      // of several hosts the words name each, and the advice is the same
+      const { message } = yield* failure(text(`host=localhost,localhost sslmode=require`))
+      assert.include(message, "sslrootcert=FILE")
       assert.isTrue((yield* session(text("host=localhost sslmode=no-verify")))?.ssl)
     })
   )

@@ -92,6 +92,24 @@ describe("a check of messages", () => {
     }
   })
 
+  it("a first message that is none of a login is said to come from no PostgreSQL server", () => {
+    const http = Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")
+    for (const pieces of cuts(http)) {
+      expect(look(pieces).violation).toBe(
+        "the server broke PostgreSQL's protocol: it began with HTTP, so it is no PostgreSQL server"
+      )
+    }
+    for (const bytes of [Buffer.from("SSH-2.0-OpenSSH_9.2\r\n"), talk.row(["1"])]) {
+      for (const pieces of cuts(bytes)) {
+        expect(look(pieces).violation).toMatch(/it began with .*, so it is probably no PostgreSQL server$/)
+      }
+    }
+    // what comes after the first message of a login is of one that speaks the protocol
+    for (const pieces of cuts(Buffer.concat([talk.login[0] ?? http, http]))) {
+      expect(look(pieces).violation).not.toContain("no PostgreSQL server")
+    }
+  })
+
   it("the notices of one exchange are counted together, and anew in the next", () => {
     const some = Array.from({ length: 10 }, () => talk.notice("so"))
     expect(look([login, ...some, talk.ready, ...some, talk.ready]).violation).toBeUndefined()

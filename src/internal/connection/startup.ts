@@ -48,9 +48,17 @@ interface LoginOptions {
 /** The driver's words for a server that asks for more iterations than it may. */
 const tooManyIterations = /iteration count (\d+) exceeds/
 
+/** The driver's words for a server that answers the request for TLS with neither yes nor no. */
+const noAnswerToTls = "There was an error establishing an SSL connection"
+
 /** Why a connect failed, in the words of an error. */
 const failureOf = (error: Error): ConnectFailure => {
   if (error instanceof ProtocolViolation) return { reason: "protocol", error }
+  if (error.message === noAnswerToTls) {
+    const what =
+      "answered the request for TLS with neither yes nor no, so it is no PostgreSQL server, or cannot serve now"
+    return { reason: "protocol", error: new ProtocolViolation(what) }
+  }
   const asked = tooManyIterations.exec(error.message)?.[1]
   if (asked !== undefined) {
     const words = `its SCRAM takes ${asked} iterations, more than maxScramIterations allows: raise that, if the server is yours`

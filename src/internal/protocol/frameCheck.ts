@@ -55,16 +55,33 @@ const ofLogin: ReadonlySet<number> = new Set([
   letters.readyForQuery
 ])
 
+/** Describes a message by its header. */
+const headerOf = (type: number, length: number): string => {
+  const name = names.get(type)
+  return `${name === undefined ? `an unknown message (0x${type.toString(16)})` : `a message (${name})`} of ${length} bytes`
+}
+
 /** Checks for messages that come beside an answer; their sizes are added up until the server is ready again. */
 const isRemark = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
 
 const nothing = Buffer.alloc(0)
 
+/** The least length that four printable characters make. */
+const leastText = 0x20202020
+
+/** Checks whether a first message is one of another protocol. */
+const isOther = (type: number, length: number): boolean =>
+  !ofLogin.has(type) || length > (most[type] ?? 0) || length >= leastText
+
+/** The first bytes of an answer by HTTP, as many as a header has. */
+const http = Buffer.from("HTTP/")
+
 /** The check of one connection. It begins with the login. */
 export class FrameCheck {
   /** The fault of the last chunk; nothing is to be read after it. */
   violation: ProtocolViolation | undefined = undefined
+  private hasBegun = false
   private isLoggedIn = false
   private isAuthenticated = false
   /** Bytes that are left for a login, or for the remarks of an exchange. */
@@ -173,10 +190,9 @@ export class FrameCheck {
 
   /** Checks whether a message may come now, with this length. */
   private isDue(type: number, length: number): boolean {
+    if (!this.hasBegun && isOther(type, length)) return this.beginsOtherwise(type, length)
     if (!(length >= (least[type] ?? 0) && length <= (most[type] ?? 0))) {
-      const name = names.get(type)
-      const what = name === undefined ? `an unknown message (0x${type.toString(16)})` : `a message (${name})`
-      return this.violates(`${what} of ${length} bytes`)
+      return this.violates(headerOf(type, length))
     }
     if (!this.isLoggedIn) return this.isDueAtLogin(type, length)
     const { maxNoticeBytes, maxRowBytes } = this.limits
@@ -191,9 +207,18 @@ export class FrameCheck {
     return !isOver || this.violates(`a message of a login (${names.get(type)}) after its end`)
   }
 
+  /** The first message is none of a login: on a port of another protocol its letter and length are text. */
+  private beginsOtherwise(type: number, length: number): false {
+    if (type === http[0] && length === http.readUInt32BE(1)) {
+      return this.violates("began with HTTP, so it is no PostgreSQL server")
+    }
+    return this.violates(`began with ${headerOf(type, length)}, so it is probably no PostgreSQL server`)
+  }
+
   private isDueAtLogin(type: number, length: number): boolean {
     const isEarly = !this.isAuthenticated && (type === letters.readyForQuery || type === letters.backendKeyData)
     if (isEarly || !ofLogin.has(type)) return this.violates(`a message that is not due in a login (${names.get(type)})`)
+    this.hasBegun = true
     this.budget -= length
     const { maxStartupBytes } = this.limits
     return this.budget >= 0 || this.violates(`more bytes in a login than maxStartupBytes, ${maxStartupBytes}`)
@@ -213,7 +238,7 @@ export class FrameCheck {
   }
 
   private violates(what: string): false {
-    this.violation = new ProtocolViolation(`sent ${what}`)
+    this.violation = new ProtocolViolation(this.hasBegun ? `sent ${what}` : what)
     return false
   }
 }
