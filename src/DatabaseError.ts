@@ -51,6 +51,14 @@ const refused = {
   hint: Schema.optional(Schema.String)
 }
 
+/** Of failures after which the work may be run again. */
+const replayable = {
+  /**
+   * Set if it was run again in vain: how often it has run, and what ended that, its `schedule` or the `budget` of the database for retries.
+   */
+  retried: Schema.optional(Schema.Struct({ attempts: Schema.Number, endedBy: Schema.Literal("schedule", "budget") }))
+}
+
 const violation = {
   ...refused,
   schema: Schema.optional(Schema.String),
@@ -70,6 +78,17 @@ const refusal = (
     }
 ): string => `${at(self)}${said(self.cause)}${self.hint === undefined ? "" : ` - ${self.hint}`}${statementLines(self)}`
 
+/**
+ * How often work was run in vain, and what ended that: its `schedule`, or the `budget` of the database for retries.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export interface Retried {
+  readonly attempts: number
+  readonly endedBy: "schedule" | "budget"
+}
+
 const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 
 /**
@@ -85,6 +104,33 @@ const said = (cause: unknown): string => {
   if (!Predicate.hasProperty(cause, "message") || typeof cause.message !== "string" || cause.message === "") return ""
   const lines = isDatabaseError(cause) && "sql" in cause ? statementLines(cause) : ""
   return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
+}
+
+/** Puts into words how often work was run in vain. */
+const attempts = ({ retried }: { readonly retried?: Retried | undefined }): string => {
+  if (retried === undefined) return ""
+  const count = `${retried.attempts} attempt${retried.attempts === 1 ? "" : "s"}`
+  return ` after ${count}${retried.endedBy === "budget" ? ", and the retry budget of the database is used up" : ""}`
+}
+
+const collisionAdvice = {
+  schedule:
+    "let fewer transactions write the same rows at a time, or lock the rows first, or give `retry` a longer schedule",
+  budget: "the server fails much of what runs: run it again later, or raise `budget` of the RetryPolicy"
+} as const
+
+/** The message of a transaction that has collided with another one. */
+const collision = (
+  self: { readonly database: string; readonly server: string } & RanStatement & {
+      readonly cause?: unknown
+      readonly retried?: Retried | undefined
+    }
+): string => {
+  const advice =
+    self.retried === undefined
+      ? "run the whole transaction again, or give it { retry }"
+      : collisionAdvice[self.retried.endedBy]
+  return `${at(self)}${said(self.cause)}${attempts(self)} - ${advice}${statementLines(self)}`
 }
 
 /** Puts into words the failure of the program's own code: an error, or any other value. */
@@ -256,11 +302,12 @@ const outcomeAdvice = {
  */
 export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Disconnected")("Disconnected", {
   ...ran,
+  ...replayable,
   outcome: OutcomeSchema
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost${said(this.cause)} - ${outcomeAdvice[this.outcome]}${statementLines(this)}`
+    return `${at(this)}: the connection was lost${said(this.cause)}${attempts(this)} - ${outcomeAdvice[this.outcome]}${statementLines(this)}`
   }
 }
 
@@ -353,11 +400,11 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
  */
 export class SerializationFailure extends Schema.TaggedError<SerializationFailure>("effect-db/SerializationFailure")(
   "SerializationFailure",
-  refused
+  { ...refused, ...replayable }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }${statementLines(this)}`
+    return collision(this)
   }
 }
 
@@ -369,11 +416,11 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
  */
 export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effect-db/DeadlockDetected")(
   "DeadlockDetected",
-  { ...refused, detail: Schema.optional(Schema.String) }
+  { ...refused, ...replayable, detail: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - run the whole transaction again, or give it { retry }${statementLines(this)}`
+    return collision(this)
   }
 }
 
@@ -449,10 +496,15 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 }
 
 /** With the SQLSTATE, and with the server's hint or else our own. */
-const withState = (self: Parameters<typeof refusal>[0] & { readonly sqlState?: string | undefined }): string => {
+const withState = (
+  self: Parameters<typeof refusal>[0] & {
+    readonly sqlState?: string | undefined
+    readonly retried?: Retried | undefined
+  }
+): string => {
   const state = self.sqlState === undefined ? "" : ` (${self.sqlState})`
   const hint = self.hint ?? (self.sqlState === undefined ? undefined : stateAdvice(self.sqlState))
-  return `${at(self)}${said(self.cause)}${state}${hint === undefined ? "" : ` - ${hint}`}${statementLines(self)}`
+  return `${at(self)}${said(self.cause)}${state}${attempts(self)}${hint === undefined ? "" : ` - ${hint}`}${statementLines(self)}`
 }
 
 /**
@@ -482,6 +534,7 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
  */
 export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/QueryFailed")("QueryFailed", {
   ...violation,
+  ...replayable,
   sqlState: Schema.optional(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -1194,7 +1247,9 @@ export const toProblem = (error: DatabaseError): Problem => {
     case "DeadlockDetected":
       return collided
     case "QueryFailed":
-      return error.sqlState !== undefined && isStalePlan(error.sqlState, said(error.cause)) ? collided : notStored
+      return error.sqlState !== undefined && isStalePlan(error.sqlState, said(error.cause))
+        ? collided
+        : ofStatement(error)
     case "CommitFailed":
     case "CommitVetoed":
     case "RolledBackAtCommit":

@@ -146,6 +146,18 @@ export type Observation = Data.TaggedEnum<{
     readonly attempt: number
     readonly message: string
   }
+  /**
+   * What was tried again has failed for the last time, although another attempt might go better: its schedule has ended, or the budget of the
+   * database for retries is used up.
+   */
+  RetryExhausted: {
+    readonly database: string
+    readonly what: "acquire" | "statement" | "transaction"
+    /** How often it has run in all. */
+    readonly attempts: number
+    readonly endedBy: "schedule" | "budget"
+    readonly message: string
+  }
   /** A transaction has ended; `unknown` where the answer to its COMMIT did not come, also because its caller waited no longer. */
   TransactionEnded: {
     readonly database: string

@@ -20,7 +20,7 @@ import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as RuntimeFlags from "effect/RuntimeFlags"
-import * as Schedule from "effect/Schedule"
+import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { withSession } from "./Consistency.js"
 import { type DatabaseError, OptionsConflict } from "./DatabaseError.js"
@@ -40,7 +40,7 @@ import { currentContext, type TransactionContext } from "./internal/transaction/
 import { slotOf } from "./internal/transaction/contextSlot.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
-import { reasonOf, retrySchedule, takeRetry } from "./internal/unitOfWork/retry.js"
+import { reasonOf, replayableUnit, retryTransaction } from "./internal/unitOfWork/retry.js"
 import { joinableUnitOf, type Unit } from "./internal/unitOfWork/unitOfWork.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -211,10 +211,14 @@ const demand = (
   return UnitOfWork.demand(around, unit, rules, { checkFirst, order, retry: asked })
 }
 
-/** A request was not stored: why another attempt may go better, if it may, and what is answered unless there is one. */
+/**
+ * A request was not stored: why another attempt may go better, if it may, what its handler or end has failed with, and what is answered
+ * unless there is another attempt.
+ */
 class Unstored<E> {
   constructor(
     readonly reason: unknown,
+    readonly failure: Cause.Cause<unknown>,
     readonly otherwise: Effect.Effect<Response, E>
   ) {}
 }
@@ -237,9 +241,9 @@ const endBy = <E, E1>(
   restore: Restore
 ): Effect.Effect<Response, E1> => {
   const answer = (reason?: unknown) => {
-    if (!Cause.isEmpty(cause)) return settle(new Unstored(reason, Effect.failCause(cause)))
+    if (!Cause.isEmpty(cause)) return settle(new Unstored(reason, cause, Effect.failCause(cause)))
     const answered = Effect.succeed(response)
-    return reason === undefined ? answered : settle(new Unstored(reason, answered))
+    return reason === undefined ? answered : settle(new Unstored(reason, cause, answered))
   }
   if (handle.endUntouched()) return answer()
   const { onCommitFailed = commitFailed, outcome = byStatus } = options
@@ -252,7 +256,7 @@ const endBy = <E, E1>(
   return Effect.matchEffect(handle.end(decided, restore), {
     onFailure: (error) => {
       const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
-      return settle(new Unstored(error, otherwise))
+      return settle(new Unstored(error, Cause.fail(error), otherwise))
     },
     onSuccess: () => answer(decided === "rollback" ? reasonOf(handle.unit.failures, cause) : undefined)
   })
@@ -269,9 +273,9 @@ const endByFailure = <E, E1>(
 ): Effect.Effect<Response, E1> => {
   const otherwise = Effect.failCause(cause)
   // where this has ended the unit already its response is on its way, and must stay the only one
-  if (handle.hasEnded) return settle(new Unstored(undefined, otherwise))
+  if (handle.hasEnded) return settle(new Unstored(undefined, cause, otherwise))
   const rollback = Effect.suspend(() =>
-    Effect.zipRight(undo(handle), settle(new Unstored(reasonOf(handle.unit.failures, cause), otherwise)))
+    Effect.zipRight(undo(handle), settle(new Unstored(reasonOf(handle.unit.failures, cause), cause, otherwise)))
   )
   const encoded = responseOf(outside, cause)
   return encoded === undefined
@@ -347,17 +351,22 @@ const repeatedly = <E, R>(
   restore: Restore
 ): Effect.Effect<Response, E, R> => {
   let handle: UnitOfWork.Handle | undefined
-  let attempts = 0
   const next = Effect.suspend(() => {
     const begun = attempt()
     handle = begun.handle
     return begun.answer
   })
-  const last = Effect.retry(Effect.uninterruptible(next), {
-    schedule: Schedule.mapInput(retrySchedule(asked, policy), ({ reason }: Unstored<E>) => reason),
-    while: ({ reason }) => handle !== undefined && takeRetry(handle.unit, reason, ++attempts, policy)
-  })
-  return Effect.catchAll(restore(last), answerIt)
+  const reasonFor = (exit: Exit.Exit<Response, Unstored<E>>) => {
+    if (handle === undefined || Exit.isSuccess(exit)) return undefined
+    const { unit } = handle
+    return Option.match(Cause.failureOption(exit.cause), {
+      onNone: () => undefined,
+      onSome: ({ failure, reason }) => replayableUnit(unit, reason, failure)
+    })
+  }
+  const transactions = () => handle?.unit.begun ?? []
+  const last = retryTransaction(restore, Effect.uninterruptible(next), reasonFor, transactions, asked, policy)
+  return Effect.catchAll(Effect.uninterruptible(last), answerIt)
 }
 
 /** Opens the unit of an attempt: a part of it may ask for another one. */

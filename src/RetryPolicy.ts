@@ -14,7 +14,6 @@
  */
 
 import * as Context from "effect/Context"
-import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FiberRef from "effect/FiberRef"
 import { dual } from "effect/Function"
@@ -24,7 +23,9 @@ import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
 import { isStalePlan, isTransient } from "./SqlState.js"
 
 /**
- * How many attempts beyond the first a database may make, all callers together: `burst` at once, and `perSecond` more with time.
+ * How many attempts beyond the first a database may make, all callers together: `burst` at once, and `perSecond` more with time. What a
+ * transaction, unit of work, request or statement has taken it gives back when it succeeds, or when its own code fails it after the database
+ * has done all that it asked for.
  *
  * @since 0.1.0
  * @category models
@@ -53,14 +54,12 @@ export interface Policy {
    */
   readonly listen: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * Keeps a failing server from being hammered: without budget the failure is passed on at once. An attempt that found no connection takes
-   * nothing of it, for a pool connects for all its callers together.
+   * Keeps a failing server from being hammered: without budget the failure is passed on at once, and says so. An attempt that found no
+   * connection takes nothing of it, for a pool connects for all its callers together; and what succeeds in the end gives back what it has
+   * taken, so that collisions on a server that is well do not use it up.
    */
   readonly budget: Budget
 }
-
-const backoff = (base: Duration.DurationInput, times: number): Schedule.Schedule<unknown, DatabaseError> =>
-  Schedule.exponential(base, 2).pipe(Schedule.jittered, Schedule.intersect(Schedule.recurs(times)))
 
 /** Not an exponential with a limit: after some thousand attempts it would be infinite first. */
 const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknown, DatabaseError> =>
@@ -69,17 +68,20 @@ const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknow
     Schedule.jitteredWith({ min: 0.5, max: 1 })
   )
 
+const backoff = (base: number, times: number): Schedule.Schedule<unknown, DatabaseError> =>
+  Schedule.intersect(backoffForEver(base, 1000), Schedule.recurs(times))
+
 /**
- * The default: exponential with jitter; up to 1 s and until `acquireTimeout` for what was not sent, 3 times for a statement, 10 times for a
- * transaction; of all callers together 200 at once and 50 a second. Listening again: from 50 ms up to 5 s, for ever.
+ * The default: exponential with jitter, with pauses up to 1 s; until `acquireTimeout` for what was not sent, 3 times for a statement, 10 times
+ * for a transaction; of all callers together 200 at once and 50 a second. Listening again: from 50 ms up to 5 s, for ever.
  *
  * @since 0.1.0
  * @category policies
  */
 export const defaultPolicy: Policy = {
   acquire: backoffForEver(50, 1000),
-  statement: backoff("20 millis", 3),
-  transaction: backoff("10 millis", 10),
+  statement: backoff(20, 3),
+  transaction: backoff(10, 10),
   listen: backoffForEver(50, 5000),
   budget: { burst: 200, perSecond: 50 }
 }
@@ -101,6 +103,19 @@ export const never: Policy = {
 /**
  * The policy in force. Without a layer it is {@link defaultPolicy}.
  *
+ * `budget` bounds the attempts of all callers of a database together. A failure that ends with "and the retry budget of the database is used
+ * up" comes of a server that fails much of what runs; the budget is to be raised where many callers may fail at once and go better a moment
+ * later.
+ *
+ * @example
+ * import { RetryPolicy } from "effect-db"
+ *
+ * export const RetriesLive = RetryPolicy.layer({
+ *   ...RetryPolicy.defaultPolicy,
+ *   budget: { burst: 1000, perSecond: 200 }
+ * })
+ *
+ * @see {@link with} for another policy of one effect
  * @since 0.1.0
  * @category services
  */

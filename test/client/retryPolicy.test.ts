@@ -26,4 +26,33 @@ describe("RetryPolicy", () => {
       assert.isAbove(new Set(pauses).size, attempts / 3)
     })
   )
+
+  for (const [name, base, times] of [
+    ["transaction", 10, 10],
+    ["statement", 20, 3]
+  ] as const) {
+    it.effect(
+      `a ${name} is tried again ${times} times, after ${base / 2} to ${base} ms first, never after more than 1 s`,
+      () =>
+        Effect.gen(function* () {
+          const all: Array<number> = []
+          for (let n = 0; n < 20; n++) {
+            const pauses = yield* Schedule.run(
+              Schedule.delays(RetryPolicy.defaultPolicy[name]),
+              0,
+              Array.from({ length: times + 1 }, () => lost)
+            ).pipe(Effect.map((some) => Chunk.toReadonlyArray(some).map(Duration.toMillis)))
+            // the last one is that of the end
+            assert.lengthOf(pauses, times + 1)
+            for (const [i, pause] of pauses.slice(0, -1).entries()) {
+              const longest = Math.min(1000, base * 2 ** i)
+              assert.isAtLeast(pause, longest / 2)
+              assert.isAtMost(pause, longest)
+              all.push(pause)
+            }
+          }
+          assert.isAbove(new Set(all).size, all.length / 3)
+        })
+    )
+  }
 })

@@ -7,13 +7,12 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
-import type * as Schedule from "effect/Schedule"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../../Consistency.js"
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import {
   type DatabaseError,
-  fromUnknown,
   QueryFailed,
+  type Retried,
   SchemaInvalid,
   type StatementError,
   toSqlError
@@ -26,7 +25,7 @@ import type { Options } from "../../Transaction.js"
 import { cancellable } from "../concurrency/cancellable.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
-import { type ErrorLocation, withLocation } from "../connection/statementError.js"
+import { type ErrorLocation, noteRetried, withLocation } from "../connection/statementError.js"
 import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
 import { Borrower } from "../pool/borrower.js"
@@ -38,22 +37,22 @@ import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server, Topology } from "../topology/topology.js"
 import type { ConnectionLender } from "../transaction/connectionHolder.js"
-import { currentContext, type ReadMemory, type TransactionContext } from "../transaction/context.js"
+import { currentContext, type ReadMemory, type Retry, type TransactionContext } from "../transaction/context.js"
 import { causalSessionOf, scoped } from "../transaction/contextSlot.js"
 import { endingStatementIn } from "../transaction/endingStatement.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
 import type { StatementIsolation } from "../transaction/level.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
-import { reasonOf, retrySchedule, retryTransaction } from "../unitOfWork/retry.js"
+import { reasonOf, replayable, retryTransaction } from "../unitOfWork/retry.js"
 import { mayBeStored, unitOf } from "../unitOfWork/unitOfWork.js"
 import { RetryBudget } from "./retryBudget.js"
-import { makePause } from "./statementRetry.js"
+import { makeStatementRetry } from "./statementRetry.js"
 
 /** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
 type Go = (done: OnStatement, deadline: number) => () => void
 
 /** Whether a failure allows another attempt. `refusals` is how many attempts have been refused by a server for good so far. */
-export type Retried = (error: DatabaseError, refusals: number) => boolean
+export type MayRetry = (error: DatabaseError, refusals: number) => boolean
 
 /** Goes on after a failed attempt; `deadline` is until when it had to find a connection. */
 type Failed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
@@ -146,7 +145,7 @@ export class Executor implements Origin {
    * Whether a read that failed may be tried again. A server that refuses for good refuses the next time, too, but another one may not: each
    * is asked once.
    */
-  readonly readsAgain: Retried = (error, refusals) => {
+  readonly readsAgain: MayRetry = (error, refusals) => {
     if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
     if (error._tag === "Disconnected") return error.outcome !== "inDoubt"
     // a standby cancels reads that stand in the way of what it replays
@@ -299,7 +298,7 @@ export class Executor implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     go: Go,
     read: (flight: Exchange) => A,
-    again: Retried
+    again: MayRetry
   ): Effect.Effect<A, SqlError> {
     const told = (error: StatementError) => toSqlError(withLocation(error, locationOf(fiber)))
     return this.start(go, undefined, read, (first, deadline) => {
@@ -316,7 +315,7 @@ export class Executor implements Origin {
   again<A, E extends DatabaseError>(
     self: Effect.Effect<A, E>,
     deadline: number,
-    again: Retried = isNotSent
+    again: MayRetry = isNotSent
   ): Effect.Effect<A, E> {
     const attempt = (_: E, __: number, failed: Failed<A, E>) =>
       Effect.catchAll(self, (error) => failed(error, deadline))
@@ -330,19 +329,22 @@ export class Executor implements Origin {
   /** Goes on after a failed attempt, with the policy's pauses, for as long as the failures allow it. */
   private retry<A, E extends DatabaseError>(
     policy: Policy,
-    again: Retried,
+    again: MayRetry,
     first: E,
     firstDeadline: number,
     attempt: (last: E, deadline: number, failed: Failed<A, E>) => Effect.Effect<A, E>
   ): Effect.Effect<A, E> {
-    return Effect.flatMap(makePause(policy, this.budget, this.topology.outageWaiters), (pause) => {
+    return Effect.flatMap(makeStatementRetry(policy, this.budget, this.topology.outageWaiters), (retry) => {
       let attempts = 0
       let refusals = 0
       const failed: Failed<A, E> = (error, deadline) => {
         if (error._tag === "ConnectFailed" && !isAway(error)) refusals++
         if (!again(error, refusals)) return Effect.fail(error)
-        return Effect.flatMap(pause(error, deadline), (goesOn) => {
-          if (!goesOn) return Effect.fail(error)
+        return Effect.flatMap(retry.pause(error, deadline), (goesOn) => {
+          if (!goesOn) {
+            this.exhausted(error, { attempts: attempts + 1, endedBy: retry.endedBy() })
+            return Effect.fail(error)
+          }
           this.retried(isNotSent(error) ? "acquire" : "statement", ++attempts, error.message)
           return attempt(error, deadline, (next, until) =>
             // that no connection became free says less than why there was none
@@ -352,7 +354,7 @@ export class Executor implements Origin {
           )
         })
       }
-      return failed(first, firstDeadline)
+      return Effect.tap(failed(first, firstDeadline), () => retry.giveBack())
     })
   }
 
@@ -377,34 +379,43 @@ export class Executor implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     begin: () => Transaction,
     once: (transaction: Transaction) => Effect.Effect<A, E, R>,
-    asked: true | Schedule.Schedule<unknown, DatabaseError>
+    asked: Retry
   ): Effect.Effect<A, E, R> {
-    let attempt = 0
     let transaction: Transaction | undefined
     const next = Effect.suspend(() => {
       transaction = begin()
       return once(transaction)
     })
+    // what failed on another database is not mended by running this one again
+    const origin = (database: string) => (database === this.database ? this : undefined)
     const reasonFor = (exit: Exit.Exit<A, E>) =>
-      Exit.isFailure(exit) ? reasonOf(transaction?.failures ?? none, exit.cause) : undefined
+      Exit.isSuccess(exit) || transaction === undefined || mayBeStored(transaction)
+        ? undefined
+        : replayable(reasonOf(transaction.failures, exit.cause), origin, exit.cause)
     const policy = Context.get(fiber.currentContext, RetryPolicy)
-    const take = (reason: unknown) => {
-      if (transaction === undefined || mayBeStored(transaction)) return false
-      const known = fromUnknown(reason)
-      // what failed on another database is not mended by running this one again
-      return known.database === this.database && this.takeReplay(policy, ++attempt, known)
-    }
+    const transactions = () => (transaction === undefined ? none : [transaction])
     return Effect.uninterruptibleMask((restore) =>
-      retryTransaction(restore, next, reasonFor, retrySchedule(asked, policy), take)
+      retryTransaction(restore, next, reasonFor, transactions, asked, policy)
     )
   }
 
   takeReplay(policy: Policy, attempt: number, error: DatabaseError): boolean {
-    // its caller has waited for a connection for as long as one may
-    if (error._tag === "ConnectFailed") return false
     const isLeft = this.budget.take(policy.budget)
     if (isLeft) this.retried("transaction", attempt, error.message)
     return isLeft
+  }
+
+  giveBackReplays({ budget }: Policy, count: number): void {
+    this.budget.giveBack(count, budget)
+  }
+
+  /** Says of a statement's last failure that it was tried again in vain. One that found no connection says how long it has waited. */
+  private exhausted(error: DatabaseError, retried: Retried): void {
+    if (error._tag === "ConnectFailed" || (retried.attempts === 1 && retried.endedBy === "schedule")) return
+    noteRetried(error, retried)
+    const what = isNotSent(error) ? "acquire" : "statement"
+    const { database } = this
+    this.observer.observe(Observation.RetryExhausted({ database, what, ...retried, message: error.message }))
   }
 
   private retried(what: "acquire" | "statement" | "transaction", attempt: number, message: string): void {

@@ -5,7 +5,10 @@
 import type { Budget } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 
-/** A bucket of tokens that fills with time, looked at only when something is tried again. */
+/**
+ * A bucket of tokens that fills with time, looked at only when something is tried again. What has succeeded in the end gives back what it
+ * has taken: collisions of callers whose work gets done do not use the bucket up, an outage, in which nothing succeeds, does.
+ */
 export class RetryBudget {
   private tokens: number | undefined
   private filledAt = 0
@@ -19,5 +22,10 @@ export class RetryBudget {
     if (this.tokens < 1) return false
     this.tokens--
     return true
+  }
+
+  /** Gives attempts back, up to the most that there may be; of callers with another policy nothing is taken away. */
+  giveBack(count: number, { burst }: Budget): void {
+    if (this.tokens !== undefined) this.tokens = Math.max(this.tokens, Math.min(burst, this.tokens + count))
   }
 }

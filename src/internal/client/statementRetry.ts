@@ -8,14 +8,21 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import type { DatabaseError } from "../../DatabaseError.js"
+import type { DatabaseError, Retried } from "../../DatabaseError.js"
 import { isNotSent, type Policy } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 import type { OutageWaiters } from "../pool/outageWaiters.js"
 import type { RetryBudget } from "./retryBudget.js"
 
-/** Pauses after a failure; gives whether there is to be another attempt. `deadline` is until when a connection must have been found. */
-export type Pause = (error: DatabaseError, deadline: number) => Effect.Effect<boolean>
+/** The attempts of one statement, or of one checkout. */
+export interface StatementRetry {
+  /** Pauses after a failure; gives whether there is to be another attempt. `deadline` is until when a connection must have been found. */
+  readonly pause: (error: DatabaseError, deadline: number) => Effect.Effect<boolean>
+  /** What has ended the attempts. */
+  readonly endedBy: () => Retried["endedBy"]
+  /** Gives back what was taken from the budget, for the statement has succeeded. */
+  readonly giveBack: () => void
+}
 
 /** Ends a schedule where its next delay would go past the deadline: a caller that cannot be served before it fails at once, with the reason. */
 const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>
@@ -24,22 +31,40 @@ const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => nu
 const no = Effect.succeed(false)
 const yes = Effect.succeed(true)
 
-/** Begins the pauses of one statement. */
-export const makePause = (policy: Policy, budget: RetryBudget, waiters: OutageWaiters): Effect.Effect<Pause> =>
+/** Begins the attempts of one statement. */
+export const makeStatementRetry = (
+  policy: Policy,
+  budget: RetryBudget,
+  waiters: OutageWaiters
+): Effect.Effect<StatementRetry> =>
   Effect.gen(function* () {
     let until = Number.POSITIVE_INFINITY
     let isLast = false
-    const acquire = yield* Schedule.driver(before(policy.acquire, () => until))
-    const statement = yield* Schedule.driver(policy.statement)
+    let taken = 0
+    let endedBy: Retried["endedBy"] = "schedule"
+    const take = () => {
+      const isLeft = budget.take(policy.budget)
+      if (isLeft) taken++
+      else endedBy = "budget"
+      return isLeft
+    }
+    // a schedule that has ended takes nothing of the budget
+    const acquire = yield* Schedule.driver(
+      // a caller that only waits costs the server nothing: its pool connects for all of them together
+      Schedule.whileInput(
+        before(policy.acquire, () => until),
+        ({ _tag }) => _tag === "ConnectFailed" || take()
+      )
+    )
+    const statement = yield* Schedule.driver(Schedule.whileInput(policy.statement, take))
     const goesOn = Effect.match({ onFailure: () => false, onSuccess: () => true })
-    // a caller that only waits costs the server nothing: its pool connects for all of them together
     const wait = (error: DatabaseError) =>
       Effect.acquireUseRelease(
         Effect.sync(() => waiters.enter()),
         () => goesOn(acquire.next(error)),
         () => Effect.sync(() => waiters.leave())
       )
-    return (error, deadline) => {
+    const pause: StatementRetry["pause"] = (error, deadline) => {
       if (isLast) return no
       if (error._tag === "ConnectFailed") {
         until = deadline
@@ -48,11 +73,11 @@ export const makePause = (policy: Policy, budget: RetryBudget, waiters: OutageWa
         isLast = true
         return yes
       }
-      if (!budget.take(policy.budget)) return no
       if (isNotSent(error)) {
         until = deadline
         return goesOn(acquire.next(error))
       }
       return Effect.zipRight(acquire.reset, goesOn(statement.next(error)))
     }
+    return { pause, endedBy: () => endedBy, giveBack: () => budget.giveBack(taken, policy.budget) }
   })

@@ -2,19 +2,24 @@
  * A driver's failure as the error that a program sees.
  */
 
+import { SqlError } from "@effect/sql/SqlError"
+import * as Predicate from "effect/Predicate"
 import {
   CheckViolation,
   ConnectFailed,
+  type DatabaseError,
   DeadlockDetected,
   Disconnected,
   ExclusionViolation,
   ForeignKeyViolation,
   IdleTransactionTimeout,
   InvalidInput,
+  isDatabaseError,
   LockTimeout,
   NotNullViolation,
   QueryFailed,
   ReadOnlyViolation,
+  type Retried,
   SerializationFailure,
   type StatementError,
   StatementTimeout,
@@ -42,9 +47,10 @@ const present = <K extends string>(error: ServerError, keys: ReadonlyArray<K & k
   return out
 }
 
-const staleHint =
-  "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared " +
-  "anew: run the whole transaction again, or give it { retry }"
+const stale =
+  "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared anew"
+const staleHint = `${stale}: run the whole transaction again, or give it { retry }`
+const staleAgainHint = `${stale}: tables or types change all the time, or a pooler is in between`
 
 /**
  * Keeps what may hold values out of what prints an error. It stays readable for a program that asks for it: with
@@ -136,6 +142,36 @@ export const withLocation = (error: StatementError, location: string | undefined
     Object.defineProperty(error, "location", { value: location, enumerable: true })
   }
   return error
+}
+
+/** Tells if a failure has room for how often its work was run. */
+const hasRetried = (error: unknown): error is DatabaseError =>
+  isDatabaseError(error) &&
+  (error._tag === "SerializationFailure" ||
+    error._tag === "DeadlockDetected" ||
+    error._tag === "Disconnected" ||
+    (error._tag === "QueryFailed" && (error.hint === staleHint || error.hint === staleAgainHint)))
+
+/**
+ * Notes in a failure how often its work was run in vain, also where it is the cause of another one; tells if it is one of this library that
+ * can say so. It is noted down in place: a program has made errors of its own around it, which stay as they are.
+ */
+export const noteRetried = (failure: unknown, retried: Retried): boolean => {
+  const chain: Array<unknown> = []
+  for (let one = failure; Predicate.isObject(one) && !chain.includes(one); one = "cause" in one ? one.cause : undefined)
+    chain.push(one)
+  const noted = chain.filter(hasRetried)
+  for (const error of noted) {
+    const more = error._tag === "QueryFailed" ? { retried, hint: staleAgainHint } : { retried }
+    for (const [key, value] of Object.entries(more))
+      Object.defineProperty(error, key, { value, enumerable: true, configurable: true, writable: true })
+  }
+  // what the ecosystem's error says is a copy of what ours says
+  if (noted.length > 0)
+    for (const one of chain)
+      if (one instanceof SqlError && isDatabaseError(one.cause))
+        Object.defineProperty(one, "message", { value: one.cause.message, configurable: true, writable: true })
+  return noted.length > 0
 }
 
 const words = (cause: unknown): string => (cause instanceof Error ? (cause.message.split("\n")[0] ?? "") : "")

@@ -64,6 +64,11 @@ const line: (observation: Observation) => Line = Observation.$match({
   MarkedDown: ({ message }) => warning(`the server is left out: ${message}`),
   MarkedUp: () => info("the server takes part again"),
   Retried: ({ attempt, message, what }) => info(`${what} is tried again (${attempt}): ${message}`),
+  RetryExhausted: ({ attempts, endedBy, message, what }) =>
+    warning(
+      `${what} is not tried again after ${attempts} attempt${attempts === 1 ? "" : "s"}` +
+        `${endedBy === "budget" ? ", for the retry budget is used up" : ""}: ${message}`
+    ),
   TransactionEnded: ({ label, outcome, took }) =>
     debug(`transaction${label === undefined ? "" : ` "${label}"`} ${ends[outcome]} after ${ms(took)}`),
   // an error in the log already, whether there is an echo or not

@@ -33,8 +33,10 @@ export interface Origin {
   readonly limits?: Limits | undefined
   /** Every transaction is a savepoint inside of this one, which is never committed. */
   readonly sandbox?: Transaction | undefined
-  /** @internal Takes one more attempt of a whole from what is allowed in all, and tells of it. */
+  /** @internal Takes one more attempt of a whole from the budget for retries, and tells of it. */
   readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
+  /** @internal Gives attempts back to the budget. */
+  readonly giveBackReplays: (policy: Policy, count: number) => void
   /** @internal Begins a span of a transaction, or of a savepoint, if a tracer is set. */
   readonly span: (
     fiber: Fiber.RuntimeFiber<unknown, unknown>,

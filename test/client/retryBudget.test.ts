@@ -1,0 +1,65 @@
+/** The budget of retries alone, by virtual time. */
+import { assert, describe, it, vi } from "vitest"
+import { RetryBudget } from "../../src/internal/client/retryBudget.js"
+
+const policy = { burst: 4, perSecond: 0 }
+
+/** Takes until nothing is left; returns how many attempts there were. */
+const takeAll = (budget: RetryBudget, of = policy): number => {
+  let taken = 0
+  while (budget.take(of)) taken++
+  return taken
+}
+
+describe("a budget of retries", () => {
+  it("is used up by attempts of which nothing is given back", () => {
+    const budget = new RetryBudget()
+    assert.strictEqual(takeAll(budget), 4)
+    assert.isFalse(budget.take(policy))
+  })
+
+  it("has again what a caller gives back, and no more", () => {
+    const budget = new RetryBudget()
+    takeAll(budget)
+    budget.giveBack(3, policy)
+    assert.strictEqual(takeAll(budget), 3)
+  })
+
+  it("lasts for any number of callers that take some and give them back, in whatever order", () => {
+    const budget = new RetryBudget()
+    const open: Array<number> = []
+    for (let n = 0; n < 1000; n++) {
+      // two callers at a time, with two attempts each
+      if (open.length === 2) budget.giveBack(open.splice(n % 2, 1)[0] ?? 0, policy)
+      assert.isTrue(budget.take(policy) && budget.take(policy), `caller ${n}`)
+      open.push(2)
+    }
+  })
+
+  it("never has more than its most, although it has filled with time before callers give back", () => {
+    vi.useFakeTimers({ toFake: ["performance"] })
+    try {
+      const budget = new RetryBudget()
+      const filling = { burst: 4, perSecond: 4 }
+      assert.strictEqual(takeAll(budget, filling), 4)
+      vi.advanceTimersByTime(2000)
+      assert.strictEqual(takeAll(budget, filling), 4)
+      budget.giveBack(4, filling)
+      budget.giveBack(4, filling)
+      assert.strictEqual(takeAll(budget, filling), 4)
+      // given back before it is seen that time has filled it
+      vi.advanceTimersByTime(2000)
+      budget.giveBack(3, filling)
+      assert.strictEqual(takeAll(budget, filling), 4)
+    } finally {
+      vi.useRealTimers()
+    }
+  })
+
+  it("loses nothing to a caller whose policy allows less than is left", () => {
+    const budget = new RetryBudget()
+    assert.isTrue(budget.take(policy))
+    budget.giveBack(1, { burst: 1, perSecond: 0 })
+    assert.strictEqual(takeAll(budget), 3)
+  })
+})
