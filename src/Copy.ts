@@ -18,7 +18,7 @@ import type * as Stream from "effect/Stream"
  */
 export interface Format {
   /**
-   * The format of the lines.
+   * The format of the lines. The byte order mark with which CSV in UTF-8 may begin, as spreadsheets write it, is dropped.
    *
    * @default "text"
    */

@@ -163,6 +163,37 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive(
+    "copyFrom drops the byte order mark at the start of CSV in UTF-8, as spreadsheets write it, and no other",
+    () =>
+      Effect.gen(function* () {
+        const mark = "\uFEFF"
+        const csv = Buffer.from(`${mark}name,amount\na,1\n${mark}b,2\n`)
+        const matched = { format: "csv", header: "match" } as const
+        for (const pieces of [
+          [csv],
+          [csv.toString()],
+          Array.from(csv, (_, i) => csv.subarray(i, i + 1)),
+          ["", mark, "name,amount\na,1\n", `${mark}b,2\n`]
+        ]) {
+          yield* look("TRUNCATE item")
+          expect(yield* copy(Stream.fromIterable<Copy.Row>(pieces), matched)).toBe(2)
+          expect(yield* stored).toEqual(["a", `${mark}b`])
+        }
+        // what a row, text of another format or another encoding begins with is data
+        yield* look("TRUNCATE item")
+        yield* copy(given([`${mark}row`, 1], `${mark}after,2\n`), { format: "csv" })
+        yield* copy(given(`${mark}text\t3\n`))
+        yield* copy(given(Buffer.from("\xEF\xBB\xBFlatin,4\n", "latin1")), { format: "csv", encoding: "LATIN1" })
+        yield* copy(given(Buffer.from([0xef]), Buffer.from([0xbc, 0xa1]), ",5\n"), { format: "csv" })
+        expect([...(yield* stored)].sort()).toEqual(
+          [`${mark}row`, `${mark}after`, `${mark}text`, "ï»¿latin", "\uFF21"].sort()
+        )
+        // less than a mark is data, too, and here no UTF-8
+        expect((yield* failure(copy(given(Buffer.from([0xef, 0xbb])), { format: "csv" })))._tag).toBe("CopyFailed")
+      }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("copyFrom is a part of the transaction that is open, and one of its own where none is", () =>
     Effect.gen(function* () {
       const sql = yield* writer

@@ -11,6 +11,8 @@ export interface LineFormat {
   readonly null?: string | undefined
   readonly quote?: string | undefined
   readonly escape?: string | undefined
+  /** Of bytes; a text is always UTF-8. */
+  readonly encoding?: string | undefined
 }
 
 /** The failure of a row that cannot be written: its number, counted from 1, and its column. */
@@ -56,6 +58,11 @@ const csvField = (delimiter: string, nullText: string, quote: string, escape: st
       : text
 }
 
+/** The first bytes of CSV as spreadsheets write it in UTF-8; to the server they are a part of the first field. */
+const byteOrderMark = Buffer.from("\uFEFF")
+
+const isUtf8 = (encoding: string | undefined): boolean => encoding === undefined || /^utf[-_ ]?8$/i.test(encoding)
+
 const isRecord = (row: unknown): row is Readonly<Record<string, unknown>> => typeof row === "object" && row !== null
 
 /** A writer of the data of a COPY, out of rows and of parts that are text already. */
@@ -69,6 +76,8 @@ export class RowWriter {
   private readonly nullText: string
   private readonly field: Field
   private isBegun = false
+  /** The start of the data, as long as it may be a part of a byte order mark; `undefined` once the rest follows. */
+  private start: Uint8Array | undefined
 
   constructor(
     private readonly columns: ReadonlyArray<string>,
@@ -77,6 +86,7 @@ export class RowWriter {
     private readonly header: ReadonlyArray<string> | undefined
   ) {
     const isCsv = format.format === "csv"
+    this.start = isCsv && isUtf8(format.encoding) ? byteOrderMark.subarray(0, 0) : undefined
     this.delimiter = format.delimiter ?? (isCsv ? "," : "\t")
     this.nullText = format.null ?? (isCsv ? "" : "\\N")
     const quote = format.quote ?? '"'
@@ -94,9 +104,10 @@ export class RowWriter {
   add(given: unknown): void {
     if (typeof given === "string" || given instanceof Uint8Array) {
       this.endLines()
-      this.push(typeof given === "string" ? Buffer.from(given) : given)
+      this.push(this.withoutMark(typeof given === "string" ? Buffer.from(given) : given))
       return
     }
+    this.endStart()
     if (!this.isBegun && this.header !== undefined) this.lines += this.line(this.header)
     this.isBegun = true
     this.rows++
@@ -105,6 +116,7 @@ export class RowWriter {
 
   /** Takes the data that is there. */
   take(): Uint8Array {
+    this.endStart()
     this.endLines()
     const { parts } = this
     this.parts = []
@@ -156,6 +168,22 @@ export class RowWriter {
     }
     if (wire === null || wire === undefined) return undefined
     return Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire)
+  }
+
+  /** Returns a piece of the data without the byte order mark, which may come in pieces. */
+  private withoutMark(piece: Uint8Array): Uint8Array {
+    if (this.start === undefined) return piece
+    const all = this.start.length === 0 ? piece : Buffer.concat([this.start, piece])
+    const isPart = byteOrderMark.subarray(0, all.length).equals(all.subarray(0, byteOrderMark.length))
+    this.start = isPart && all.length < byteOrderMark.length ? all : undefined
+    if (this.start !== undefined) return byteOrderMark.subarray(0, 0)
+    return isPart ? all.subarray(byteOrderMark.length) : all
+  }
+
+  /** Notes that no byte order mark can follow: what seemed to be the start of one is data. */
+  private endStart(): void {
+    if (this.start !== undefined) this.push(this.start)
+    this.start = undefined
   }
 
   private endLines(): void {

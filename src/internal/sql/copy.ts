@@ -11,7 +11,6 @@ import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 export interface Format extends LineFormat {
   readonly header?: boolean | "match" | undefined
-  readonly encoding?: string | undefined
 }
 
 const headers = new Map<unknown, string>([
