@@ -155,9 +155,12 @@ const byDatabase = Order.mapInput(Order.string, ({ database }: { readonly databa
 
 const migrate = Migrator.make({})
 
-const said = (cause: unknown): string => {
+/** Puts a failure into words, without its database and server if it is of the same. */
+const said = (cause: unknown, place: Place): string => {
   const error = Predicate.isTagged(cause, "SqlError") ? fromUnknown(cause) : cause
-  return Predicate.hasProperty(error, "message") ? String(error.message) : String(error)
+  const message = Predicate.hasProperty(error, "message") ? String(error.message) : String(error)
+  const prefix = `${at(place)}: `
+  return message.startsWith(prefix) ? message.slice(prefix.length) : message
 }
 
 /** Returns the fault of a list of migrations, beside a table of the applied ones. */
@@ -308,7 +311,8 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
         ? fail({
             reason: "failed",
             migrations,
-            detail: `${error.message}: ${said(error.cause)} - nothing of this run is stored`,
+            // the words of the cause end with lines about its statement
+            detail: `${error.message}, and nothing of this run is stored: ${said(error.cause, place(open))}`,
             cause: error.cause
           })
         : fail({ reason: "import", migrations, detail: error.message, cause: error })

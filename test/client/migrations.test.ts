@@ -114,7 +114,11 @@ describe("migrations", () => {
         Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "2_wrong": "INSERT INTO nowhere VALUES (1)" }) })
       )
       expect([error.reason, error.migrations]).toEqual(["failed", ["2_wrong"]])
-      expect(error.message).toContain('relation "nowhere" does not exist')
+      expect(error.message).toMatch(
+        /^database "app" at \S+:\d+: Migration "2_wrong" failed, and nothing of this run is stored: relation "nowhere" does not exist \(42P01\)\n/
+      )
+      expect(error.message.match(/database "app"/g)).toHaveLength(1)
+      expect(error.message).toMatch(/\^$/)
       expect(yield* isThere("ran")).toBe(false)
       expect(yield* isThere("effect_sql_migrations")).toBe(false)
     }).pipe(Effect.provide(unsettled))
