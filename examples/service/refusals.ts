@@ -1,14 +1,8 @@
+import type { IncomingMessage } from "node:http"
 import { isIP } from "node:net"
-import {
-  FileSystem,
-  type Headers,
-  HttpApiSchema,
-  type HttpApp,
-  HttpIncomingMessage,
-  HttpServerRequest,
-  HttpServerResponse
-} from "@effect/platform"
-import { Config, Effect, Option, Schema } from "effect"
+import { type Headers, HttpApiSchema, type HttpApp, HttpServerRequest, HttpServerResponse } from "@effect/platform"
+import { NodeHttpServerRequest } from "@effect/platform-node"
+import { Config, Effect, Schema } from "effect"
 
 const mostBytes = 1_000_000
 
@@ -27,13 +21,47 @@ export class CrossSite extends Schema.TaggedError<CrossSite>()(
 const respond = (status: number, error: TooLong | CrossSite) =>
   Effect.succeed(HttpServerResponse.unsafeJson({ _tag: error._tag, message: error.message }, { status }))
 
-/** Refuses what is too long before it is read; what does not say how long it is ends when it is too long. */
-export const notTooLong = (app: HttpApp.Default) =>
-  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
-    Number(headers["content-length"] ?? 0) > mostBytes
-      ? respond(413, new TooLong({ message: `the body is longer than ${mostBytes} bytes` }))
-      : Effect.provideService(app, HttpIncomingMessage.MaxBodySize, Option.some(FileSystem.Size(mostBytes)))
-  )
+/** The methods whose handlers read a body. */
+const takeBodies = new Set(["POST", "PUT", "PATCH"])
+
+const tooLong = respond(413, new TooLong({ message: `the body is longer than ${mostBytes} bytes` }))
+
+/** Reads a body up to the limit. What is left of a longer one is discarded as it comes, so that the client reads the answer. */
+const readBody = (source: IncomingMessage) =>
+  Effect.async<Buffer, "TooLong">((resume) => {
+    const pieces: Array<Buffer> = []
+    let size = 0
+    const take = (piece: Buffer) => {
+      size += piece.length
+      pieces.push(piece)
+      if (size > mostBytes) end(Effect.fail("TooLong"))
+    }
+    const all = () => end(Effect.sync(() => Buffer.concat(pieces)))
+    // a client that goes away interrupts the request
+    const gone = () => end(Effect.never)
+    const discard = () => void source.off("data", take).off("end", all).resume()
+    const end = (result: Effect.Effect<Buffer, "TooLong">) => {
+      discard()
+      resume(result)
+    }
+    source.on("data", take).on("end", all).on("error", gone)
+    return Effect.sync(discard)
+  })
+
+/** Refuses what is too long: by its length before it is read, else when it is too long, with an answer instead of the end of its connection. */
+export const notTooLong = (app: HttpApp.Default): HttpApp.Default =>
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => {
+    const { headers, method, url } = request
+    if (Number(headers["content-length"] ?? 0) > mostBytes) return tooLong
+    if (headers["transfer-encoding"] === undefined || !takeBodies.has(method)) return app
+    return Effect.matchEffect(readBody(NodeHttpServerRequest.toIncomingMessage(request)), {
+      onFailure: () => tooLong,
+      onSuccess: (body) => {
+        const read = HttpServerRequest.fromWeb(new Request("http://localhost", { method, body }))
+        return Effect.provideService(app, HttpServerRequest.HttpServerRequest, read.modify({ headers, url }))
+      }
+    })
+  })
 
 /** Nothing here takes files, which would be written down before anything else is known of them. */
 export const notInParts = (app: HttpApp.Default) =>

@@ -297,6 +297,56 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         expect(yield* send("POST", "/todos", { title: "x".repeat(1_000_000) })).toMatchObject({ status: 413 })
       })
     )
+
+    describe("a body that does not say how long it is", () => {
+      const json = { "content-type": "application/json" }
+      const agent = new Http1.Agent({ keepAlive: true, maxSockets: 1 })
+
+      /** Sends a body in pieces, without its length, and goes on with that until it is all sent, whatever the answer. */
+      const inPieces = (pieces: ReadonlyArray<string>, path = "/todos", method = "POST") =>
+        Effect.flatMap(Service, ({ url }) =>
+          Effect.async<{ readonly status: number | undefined; readonly body: unknown; readonly port: number }>(
+            (resume) => {
+              const request = Http1.request(`${url}${path}`, { agent, method, headers: json }, (response) => {
+                const port = response.socket.localPort ?? 0
+                let text = ""
+                response.setEncoding("utf8").on("data", (piece: string) => {
+                  text += piece
+                })
+                response.on("end", () => {
+                  resume(Effect.succeed({ status: response.statusCode, body: JSON.parse(text), port }))
+                })
+              })
+              request.on("error", (error) => resume(Effect.die(error)))
+              for (const piece of pieces) request.write(piece)
+              request.end()
+            }
+          )
+        )
+
+      it.effect("is 413 in JSON where it is far too long, on a connection that is kept", () =>
+        Effect.gen(function* () {
+          const long = ['{"title":"', ...Array.from({ length: 40 }, () => "x".repeat(100_000)), '"}']
+          const refused = yield* inPieces(long)
+          expect(refused).toMatchObject({
+            status: 413,
+            body: { _tag: "TooLong", message: "the body is longer than 1000000 bytes" }
+          })
+          const next = yield* inPieces(['{"id":"pieces-1","tit', 'le":"in pieces, ', 'ü"}'])
+          expect(next).toMatchObject({ status: 201, body: { title: "in pieces, ü" }, port: refused.port })
+          expect(yield* todo("pieces-1")).toEqual([{ title: "in pieces, ü", done: false }])
+          expect(yield* inPieces(["{}"], "/todos/pieces-1", "PATCH")).toMatchObject({ status: 400 })
+        })
+      )
+
+      it.effect("is taken up to the limit, and no further", () =>
+        Effect.gen(function* () {
+          const of = (bytes: number) => [`{"title":"a"}${" ".repeat(bytes - 13)}`]
+          expect(yield* inPieces(of(1_000_000))).toMatchObject({ status: 201 })
+          expect(yield* inPieces(of(1_000_001))).toMatchObject({ status: 413 })
+        })
+      )
+    })
   })
 
   describe("a request that fails stores nothing in either database:", () => {
