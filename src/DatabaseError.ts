@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import { isReadOnly } from "./internal/sql/commands.js"
 import { type RanStatement, statementLines } from "./internal/sql/excerpt.js"
 import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice, tlsAdvice } from "./SqlState.js"
 
@@ -1194,6 +1195,7 @@ export interface Problem {
 const problem = (status: Problem["status"], title: string): Problem => ({ type: "about:blank", title, status })
 
 const notStored = problem(500, "The request could not be stored")
+const failed = problem(500, "The request failed")
 const inDoubt = problem(
   503,
   "The database was lost while the request was stored: look whether it is there before you send it again"
@@ -1255,9 +1257,13 @@ export const toProblem = (error: DatabaseError): Problem => {
     case "RolledBackAtCommit":
       return isDatabaseError(error.cause) ? toProblem(error.cause) : notStored
     default:
-      return notStored
+      return ofStatement(error)
   }
 }
+
+/** Returns the answer to a request that the program has to catch the failure of: if a read has failed, storing was not what failed. */
+const ofStatement = (error: DatabaseError): Problem =>
+  "sql" in error && error.sql !== undefined && isReadOnly(error.sql) ? failed : notStored
 
 /**
  * Returns the web response to a request that a failure of a database has ended: {@link toProblem} as `application/problem+json`. For

@@ -83,7 +83,27 @@ describe("DatabaseError", () => {
       [new DatabaseError.LockTimeout({ ...place, limit }), 503, "too busy"],
       [refused(unique), 500, "could not be stored"],
       [unique, 500, "could not be stored"],
-      [new DatabaseError.QueryFailed({ ...place, sqlState: "42601" }), 500, "could not be stored"]
+      [new DatabaseError.QueryFailed({ ...place, sqlState: "42601" }), 500, "could not be stored"],
+      ...[
+        "SELECT 1 / 0",
+        "/* report */ WITH a AS (SELECT 1) SELECT * FROM a",
+        "TABLE item",
+        "VALUES (1 / 0)",
+        "SHOW nothing"
+      ].map(
+        (sql) =>
+          [new DatabaseError.InvalidInput({ ...place, sqlState: "22012", sql }), 500, '"The request failed"'] as const
+      ),
+      ...[
+        "INSERT INTO item SELECT 1 / 0",
+        "WITH a AS (DELETE FROM item RETURNING 1 / 0) SELECT * FROM a",
+        "SELECT 1 INTO item",
+        "SELECT 1; UPDATE item SET amount = 1 / 0",
+        "CALL p()"
+      ].map(
+        (sql) =>
+          [new DatabaseError.InvalidInput({ ...place, sqlState: "22012", sql }), 500, "could not be stored"] as const
+      )
     ]
     for (const [error, status, says] of statuses) {
       const response = DatabaseError.toResponse(error)

@@ -46,6 +46,14 @@ const tokenEnd = (text: string, piece: string, next: number): number => {
 /** How many words tell commands apart: `ROLLBACK WORK TO SAVEPOINT` has the most. */
 const longestHead = 4
 
+/** The commands that store nothing by themselves; a word of {@link writes} may make them store something. */
+const reads = /^(SELECT|WITH|VALUES|TABLE|SHOW)\b/
+const writes = /\b(insert|update|delete|merge|into)\b/i
+
+/** Checks whether a text can only read, apart from what its functions do; it says no where that is not sure. */
+export const isReadOnly = (text: string): boolean =>
+  !writes.test(text) && commandsIn(text).every((command) => reads.test(command))
+
 /**
  * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A semicolon inside of a body without
  * quotes (`BEGIN ATOMIC`) begins a command here, too, so what is found is more than there may be, never less. Reads no further than `most`
