@@ -47,12 +47,12 @@ export const runAutocommit = (
       const asking = new TokenRecorder(database, [session])
       // several commands in one text may have stored something in any way
       if (taken.broken !== undefined || request.simple) {
-        if (failure === undefined || isReceived(failure)) asking.stored(undefined)
+        if (failure === undefined || isReceived(failure)) asking.recordWrite(undefined)
         return conclude(failure, flight)
       }
       // also of what has failed: a procedure may have stored something before
       queryPositionWithin(taken, positionTimeout, (answer) => {
-        asking.stored(answer)
+        asking.recordWrite(answer)
         conclude(failure, flight)
       })
     }
@@ -74,7 +74,7 @@ export const runAutocommit = (
     if (settled) return
     isLeft = true
     // it may be stored all the same
-    if (session !== undefined) new TokenRecorder(database, [session]).stored(undefined)
+    if (session !== undefined) new TokenRecorder(database, [session]).recordWrite(undefined)
     connection.cancel()
   }
 }

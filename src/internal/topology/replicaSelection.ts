@@ -195,7 +195,7 @@ export class ReplicaSelection implements ConnectionSource {
     this.giveUp = () => connection.abort("cancelled")
     // the read that follows would have to wait for this server, too
     queryPosition(connection, (answer) => {
-      if (answer !== undefined) asking.stored(answer)
+      if (answer !== undefined) asking.recordWrite(answer)
       if (connection.broken === undefined) return hand(connection)
       this.checkin(connection)
       step()
