@@ -112,8 +112,8 @@ export class Topology {
       name: server.name,
       role: server.role,
       up: server.isUp(now),
-      writes: server.writes?.figures,
-      reads: server.reads.figures
+      writes: server.writes?.stats,
+      reads: server.reads.stats
     }))
   }
 
