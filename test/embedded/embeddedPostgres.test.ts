@@ -636,7 +636,7 @@ describe("a program", () => {
       const child = yield* Effect.acquireRelease(
         Effect.sync(() =>
           spawn(process.execPath, ["--import", "tsx", script, mode], {
-            cwd: path.resolve(path.dirname(script), "../../.."),
+            cwd: path.resolve(path.dirname(script), "../.."),
             stdio: ["ignore", "pipe", "inherit"],
             // of its own group, so that a Ctrl-C can be played on it
             detached: true,
