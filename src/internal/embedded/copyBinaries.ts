@@ -17,7 +17,7 @@ const isLink = (u: unknown): u is Link =>
   typeof u.target === "string"
 
 // A link costs nothing, but shares owner and mode with the original, which is not ours to change.
-const place = async (from: string, to: string, program: boolean) => {
+const linkOrCopy = async (from: string, to: string, program: boolean) => {
   const needed = program ? 0o555 : 0o444
   const { mode } = await fs.stat(from)
   if ((mode & needed) === needed) {
@@ -40,12 +40,12 @@ const copy = async (from: string, to: string, program: boolean): Promise<void> =
     const target = path.join(to, entry.name)
     if (entry.isDirectory()) await copy(source, target, program || entry.name === "bin")
     else if (entry.isSymbolicLink()) await fs.symlink(await fs.readlink(source), target)
-    else await place(source, target, program)
+    else await linkOrCopy(source, target, program)
   }
 }
 
 // npm packages cannot hold symbolic links: an install script makes them, unless such scripts are not run.
-const relink = async (native: string) => {
+const makeSymlinks = async (native: string) => {
   const text = await fs.readFile(path.join(native, "pg-symlinks.json"), "utf8").catch(() => "[]")
   const found: unknown = JSON.parse(text)
   for (const { source, target } of Array.isArray(found) ? found.filter(isLink) : []) {
@@ -60,7 +60,7 @@ export const copyBinaries = (native: string, to: string): Effect.Effect<void, Co
   Effect.tryPromise({
     try: async () => {
       await copy(native, to, false)
-      await relink(to)
+      await makeSymlinks(to)
     },
     catch: (cause) => new CommandFailed({ reason: `it could not be copied: ${cause}`, output: [], cause })
     // a promise would go on by itself, while the folder is being removed

@@ -12,7 +12,7 @@ export interface Cluster {
   readonly password: string
 }
 
-const refuse = (what: string) => (cause: CommandFailed) =>
+const initializeError = (what: string) => (cause: CommandFailed) =>
   new EmbeddedPostgresError({
     operation: "initialize",
     reason: `${what}: ${cause.reason}`,
@@ -44,7 +44,7 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
           "--no-instructions"
         ],
         { cwd: cluster.folder, user: cluster.user }
-      ).pipe(Effect.mapError(refuse("the data folder could not be made"))),
+      ).pipe(Effect.mapError(initializeError("the data folder could not be made"))),
     () => Effect.ignore(Folder.remove(pwfile))
   )
   yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
@@ -55,12 +55,12 @@ export const copy = (cluster: Cluster, from: string, to: string) =>
   Effect.zipRight(
     Folder.makeData(to, cluster.user),
     run("cp", ["-Rp", `${from}/.`, to], { cwd: cluster.folder, user: cluster.user }).pipe(
-      Effect.mapError(refuse("the data folder could not be copied"))
+      Effect.mapError(initializeError("the data folder could not be copied"))
     )
   )
 
 /** Makes a copied data folder that of a standby. */
-export const follow = (cluster: Cluster, data: string, primary: string) =>
+export const makeStandby = (cluster: Cluster, data: string, primary: string) =>
   Effect.zipRight(
     Folder.append(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),
     Folder.create(path.join(data, "standby.signal"), "", cluster.user)

@@ -54,7 +54,7 @@ export const members = (data: string): ReadonlyArray<Member> => {
 }
 
 // stopped, or dead and not fetched by its parent yet
-const still = (member: Member): boolean => /^[TtZX]/.test(member.state)
+const isStopped = (member: Member): boolean => /^[TtZX]/.test(member.state)
 
 /**
  * Stops every process, the postmaster first so that no child is born meanwhile. Ends when all of them stand still,
@@ -63,7 +63,7 @@ const still = (member: Member): boolean => /^[TtZX]/.test(member.state)
 export const freeze = (postmaster: number, data: string, tries = 500): Effect.Effect<boolean> =>
   Effect.suspend(() => {
     signal(postmaster, "SIGSTOP")
-    const moving = members(data).filter((member) => !still(member))
+    const moving = members(data).filter((member) => !isStopped(member))
     for (const member of moving) signal(member.pid, "SIGSTOP")
     if (moving.length === 0 || tries === 0) return Effect.succeed(moving.length === 0)
     // a process notices the signal when it next enters the kernel; its state is the only place that tells

@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { Server } from "./server.js"
 
-const position = (primary: Server) =>
+const currentPosition = (primary: Server) =>
   primary.session("awaitReplicas", (query) =>
     Effect.gen(function* () {
       // waits for the disk, so for all before it too, also commits that did not wait; but not for a standby itself
@@ -14,7 +14,7 @@ const position = (primary: Server) =>
   )
 
 // a standby tells nobody what it has replayed, so it has to be asked; one that was promoted follows nobody any more
-const replayed = (replica: Server, lsn: unknown) =>
+const awaitReplayed = (replica: Server, lsn: unknown) =>
   replica.session("awaitReplicas", (query) =>
     query("SELECT NOT pg_is_in_recovery() OR coalesce(pg_last_wal_replay_lsn() >= $1::pg_lsn, false) AS done", [
       lsn
@@ -24,7 +24,10 @@ const replayed = (replica: Server, lsn: unknown) =>
 /** Ends when every running replica has replayed what the primary has committed by now. */
 export const awaitReplicas = (primary: Server, replicas: ReadonlyArray<Server>) =>
   Effect.gen(function* () {
-    const lsn = yield* position(primary)
+    const lsn = yield* currentPosition(primary)
     const running = yield* Effect.filter(replicas, (replica) => replica.isRunning)
-    yield* Effect.forEach(running, (replica) => replayed(replica, lsn), { concurrency: "unbounded", discard: true })
+    yield* Effect.forEach(running, (replica) => awaitReplayed(replica, lsn), {
+      concurrency: "unbounded",
+      discard: true
+    })
   })

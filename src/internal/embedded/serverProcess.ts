@@ -18,8 +18,8 @@ export interface Options {
   readonly startTimeout: Duration.DurationInput
 }
 
-const kept = 200
-const shown = 20
+const keptLines = 200
+const reportedLines = 20
 
 /** One server's process: there is at most one at a time, and none after the scope. */
 export const make = Effect.fnUntraced(function* (options: Options) {
@@ -35,11 +35,11 @@ export const make = Effect.fnUntraced(function* (options: Options) {
 
   /** The server did not do it: what it wrote may say why. */
   const fail = (operation: Operation, reason: string, cause?: unknown) =>
-    new EmbeddedPostgresError({ operation, server: name, reason, logs: lines.slice(-shown), cause })
+    new EmbeddedPostgresError({ operation, server: name, reason, logs: lines.slice(-reportedLines), cause })
 
   const hear = (line: string) => {
     lines.push(line.replaceAll(cluster.password, "<redacted>"))
-    if (lines.length > kept) lines.shift()
+    if (lines.length > keptLines) lines.shift()
     if (/could not bind .*Address already in use/.test(line)) portTaken = true
   }
 

@@ -6,32 +6,32 @@ import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
 
 /** How long it may take for a sign of life, in ms. */
-const longestPing = 1000
+const pingTimeout = 1000
 
 /** What whoever uses it is told. */
-interface User {
+interface ListenCallbacks {
   /** It is gone, or silent. Told at least once, with what happened first. */
-  readonly lost: (line: ListenConnection, error: Error) => void
+  readonly onLost: (line: ListenConnection, error: Error) => void
   /** It has answered, and can be asked again. */
-  readonly idle: (line: ListenConnection) => void
+  readonly onIdle: (line: ListenConnection) => void
 }
 
 export class ListenConnection {
   /** The channels that it hears. */
-  readonly heard = new Set<string>()
+  readonly channels = new Set<string>()
   /** A channel that somebody waits for to see whether anything is heard at all. */
-  echo: { readonly channel: string; readonly heard: () => void } | undefined
+  probe: { readonly channel: string; readonly channels: () => void } | undefined
   /** Whether it is known to hear what others send. */
-  sound = false
-  private beat: clock.Timer | undefined
+  isVerified = false
+  private heartbeatTimer: clock.Timer | undefined
 
   constructor(
     readonly connection: Connection,
-    private readonly patience: number,
-    private readonly heartbeat: number,
-    private readonly user: User
+    private readonly commandTimeout: number,
+    private readonly heartbeatInterval: number,
+    private readonly callbacks: ListenCallbacks
   ) {
-    this.rest()
+    this.scheduleHeartbeat()
   }
 
   get busy(): boolean {
@@ -43,14 +43,14 @@ export class ListenConnection {
     text: string,
     done: (failure: Exclude<Failure, { _tag: "lost" }> | undefined, flight: Exchange) => void
   ): void {
-    this.within(this.patience, text.slice(0, text.indexOf(" ")), (settle) =>
+    this.withTimeout(this.commandTimeout, text.slice(0, text.indexOf(" ")), (settle) =>
       this.connection.run(
         [],
         { text, values: [], rows: "object", prepare: false, simple: true },
         [],
         (failure, flight) => {
           settle()
-          if (failure?._tag === "lost") return this.user.lost(this, failure.error)
+          if (failure?._tag === "lost") return this.callbacks.onLost(this, failure.error)
           done(failure, flight)
         }
       )
@@ -58,15 +58,15 @@ export class ListenConnection {
   }
 
   /** Asks for no more signs of life. */
-  leave(): void {
-    clock.clear(this.beat)
-    this.beat = undefined
+  stopHeartbeat(): void {
+    clock.clear(this.heartbeatTimer)
+    this.heartbeatTimer = undefined
   }
 
-  private within(patience: number, what: string, go: (settle: () => void) => void): void {
+  private withTimeout(patience: number, what: string, go: (settle: () => void) => void): void {
     let last: clock.Immediate | undefined
     const giveUp = () => {
-      this.user.lost(this, new Error(`no answer to ${what} within ${patience} ms`))
+      this.callbacks.onLost(this, new Error(`no answer to ${what} within ${patience} ms`))
       this.connection.destroy("broken")
     }
     const impatient = clock.timer(patience, () => {
@@ -79,23 +79,23 @@ export class ListenConnection {
     })
   }
 
-  private rest(): void {
-    if (!Number.isFinite(this.heartbeat)) return
-    this.beat = clock.timer(this.heartbeat, () => this.ping())
+  private scheduleHeartbeat(): void {
+    if (!Number.isFinite(this.heartbeatInterval)) return
+    this.heartbeatTimer = clock.timer(this.heartbeatInterval, () => this.ping())
     // a socket keeps the process alive, what asks about it need not
-    this.beat.unref()
+    this.heartbeatTimer.unref()
   }
 
   private ping(): void {
     // what is under way is a sign of life, or the end
-    if (this.busy) return this.rest()
-    this.within(longestPing, "a sign of life", (settle) =>
+    if (this.busy) return this.scheduleHeartbeat()
+    this.withTimeout(pingTimeout, "a sign of life", (settle) =>
       this.connection.ping((failure) => {
         settle()
-        if (failure?._tag === "lost") return this.user.lost(this, failure.error)
-        if (this.beat === undefined) return
-        this.rest()
-        this.user.idle(this)
+        if (failure?._tag === "lost") return this.callbacks.onLost(this, failure.error)
+        if (this.heartbeatTimer === undefined) return
+        this.scheduleHeartbeat()
+        this.callbacks.onIdle(this)
       })
     )
   }

@@ -8,18 +8,18 @@ import type { ConnectFailure, Connection, Failure } from "../connection/connecti
 import type { ListenConnection } from "./connection.js"
 
 /** What came of it; `silent` says that the message was sent and did not come. */
-type Result =
+type ProbeResult =
   | { readonly _tag: "heard" }
   | { readonly _tag: "silent" }
   | { readonly _tag: "unreachable"; readonly failure: ConnectFailure }
   | { readonly _tag: "failed"; readonly failure: Failure }
 
 /** Sends a message from another connection and waits for it on this one; the returned function gives up. */
-const probe = (
+const probeByNotify = (
   line: ListenConnection,
   connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
   patience: number,
-  done: (result: Result) => void
+  done: (result: ProbeResult) => void
 ): (() => void) => {
   const channel = `effect_db_${randomUUID()}`
   let giveUp = () => {}
@@ -29,16 +29,16 @@ const probe = (
     over = true
     giveUp()
     clock.clear(impatient)
-    line.echo = undefined
+    line.probe = undefined
     // it is unlistened to with the channels that nobody wants any more
-    line.heard.add(channel)
+    line.channels.add(channel)
   }
-  const settle = (result: Result) => {
+  const settle = (result: ProbeResult) => {
     if (over) return
     stop()
     done(result)
   }
-  const within = (result: Result) => {
+  const within = (result: ProbeResult) => {
     clock.clear(impatient)
     impatient = clock.timer(patience, () => settle(result))
   }
@@ -52,7 +52,7 @@ const probe = (
       if (!over) within({ _tag: "silent" })
     })
   }
-  line.echo = { channel, heard: () => settle({ _tag: "heard" }) }
+  line.probe = { channel, channels: () => settle({ _tag: "heard" }) }
   line.command(`LISTEN "${channel}"`, (failure) => {
     if (over) return
     if (failure !== undefined) return settle({ _tag: "failed", failure })
@@ -69,7 +69,7 @@ export const probeDelivery = (
   line: ListenConnection,
   connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
   patience: number,
-  done: (result: Result) => void
+  done: (result: ProbeResult) => void
 ): (() => void) => {
   // a standby does not listen
   if (line.connection.parameter("in_hot_standby") === "on") {
@@ -87,7 +87,7 @@ export const probeDelivery = (
     const row = flight.results[0]?.rows[0]
     if (row !== undefined && "pid" in row && row.pid === String(line.connection.processId))
       return done({ _tag: "heard" })
-    stop = probe(line, connect, patience, done)
+    stop = probeByNotify(line, connect, patience, done)
   })
   return () => stop()
 }

@@ -13,156 +13,156 @@ import type { ListenConnection } from "./connection.js"
 import { probeDelivery } from "./deliveryProbe.js"
 
 /** What is heard. */
-interface Message {
+interface ReceivedMessage {
   readonly channel: string
   readonly payload: string
   readonly processId: number
 }
 
 /** What it is done for. */
-interface Heir {
+interface HandoverCallbacks {
   readonly connect: (
     done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
   ) => () => void
   /** Makes a connection one that listens. */
-  readonly line: (connection: Connection) => ListenConnection
-  readonly patience: number
+  readonly makeListening: (connection: Connection) => ListenConnection
+  readonly timeout: number
   /** The channels that are to be heard. */
-  readonly wanted: () => Iterable<string>
+  readonly channels: () => Iterable<string>
   /** All that can be done without the old connection is done; it is `cross` that comes next, when that one is free. */
-  readonly ready: () => void
+  readonly onReady: () => void
   /** It is over: the next connection listens, and has heard these already. */
-  readonly succeeded: (next: ListenConnection, kept: ReadonlyArray<Message>) => void
+  readonly onSucceeded: (next: ListenConnection, kept: ReadonlyArray<ReceivedMessage>) => void
   /** It was not possible, and the old connection goes on. */
-  readonly failed: () => void
+  readonly onFailed: () => void
   /** It was not possible, and something may have been missed. */
-  readonly missed: (error: Error) => void
+  readonly onMissed: (error: Error) => void
 }
 
-export const quoted = (command: string, channels: Iterable<string>): string =>
+export const channelCommands = (command: string, channels: Iterable<string>): string =>
   Array.from(channels, (channel) => `${command} ${quoteIdentifier(channel)}`).join("; ")
 
 export class Handover {
   private next: ListenConnection | undefined
   private readonly mark = `effect_db_${randomUUID()}`
-  private readonly kept: Array<Message> = []
+  private readonly buffered: Array<ReceivedMessage> = []
   private isReady = false
-  private crossing = false
+  private isMarking = false
   /** Where the mark was heard, and whether the old connection is free again after it has sent it. */
-  private readonly past = { old: false, next: false, sent: false }
-  private isOver = false
+  private readonly passed = { old: false, next: false, sent: false }
+  private isDone = false
   private stop: () => void
 
   constructor(
     private readonly old: ListenConnection,
-    private readonly heir: Heir
+    private readonly callbacks: HandoverCallbacks
   ) {
-    this.stop = heir.connect((_, connection) => {
+    this.stop = callbacks.connect((_, connection) => {
       if (connection === undefined) return this.fail(new Error("no other connection could be made"))
-      const next = heir.line(connection)
+      const next = callbacks.makeListening(connection)
       this.next = next
-      this.stop = probeDelivery(next, heir.connect, heir.patience, ({ _tag }) => {
+      this.stop = probeDelivery(next, callbacks.connect, callbacks.timeout, ({ _tag }) => {
         this.stop = () => {}
-        if (_tag === "heard") this.catchUp(next)
+        if (_tag === "heard") this.listenToMissing(next)
         else this.fail(new Error("the other connection hears nothing"))
       })
     })
   }
 
   /** Whether the old connection has a mark to listen to, and is to be asked for nothing else. */
-  get isCrossing(): boolean {
-    return this.crossing
+  get isSendingMark(): boolean {
+    return this.isMarking
   }
 
   /** Whether it is about this connection. */
-  concerns(line: ListenConnection): boolean {
+  isNext(line: ListenConnection): boolean {
     return this.next === line
   }
 
   /** Sets the mark. To be called when the old connection is free and hears what is wanted. */
-  cross(): void {
+  sendMark(): void {
     const { next, old } = this
-    if (!this.isReady || this.crossing || next === undefined) return
+    if (!this.isReady || this.isMarking || next === undefined) return
     // another channel has come meanwhile
     if (this.missing(next).length > 0) {
       // one that is asked for a sign of life is free soon, and says so
-      if (!next.busy) this.catchUp(next)
+      if (!next.busy) this.listenToMissing(next)
       return
     }
-    this.crossing = true
-    const { patience } = this.heir
-    this.stop = clock.later(patience, () => this.fail(new Error(`no message came within ${patience} ms`)))
+    this.isMarking = true
+    const { timeout } = this.callbacks
+    this.stop = clock.later(timeout, () => this.fail(new Error(`no message came within ${timeout} ms`)))
     const isRefused = (failure: { readonly error: Error } | undefined): boolean => {
       if (failure !== undefined) this.fail(failure.error)
-      return this.isOver
+      return this.isDone
     }
-    old.command(quoted("LISTEN", [this.mark]), (failure) => {
+    old.command(channelCommands("LISTEN", [this.mark]), (failure) => {
       if (isRefused(failure)) return
-      old.heard.add(this.mark)
-      old.command(quoted("NOTIFY", [this.mark]), (failure) => {
+      old.channels.add(this.mark)
+      old.command(channelCommands("NOTIFY", [this.mark]), (failure) => {
         if (isRefused(failure)) return
-        this.past.sent = true
-        this.settle()
+        this.passed.sent = true
+        this.completeIfPassed()
       })
     })
   }
 
   /** A message on the old connection; gives whether it counts. */
-  fromOld(channel: string): boolean {
-    if (channel !== this.mark) return !this.past.old
-    this.past.old = true
-    this.settle()
+  onOldMessage(channel: string): boolean {
+    if (channel !== this.mark) return !this.passed.old
+    this.passed.old = true
+    this.completeIfPassed()
     return false
   }
 
-  fromNext(message: Message): void {
+  onNextMessage(message: ReceivedMessage): void {
     if (message.channel === this.mark) {
-      this.past.next = true
-      this.settle()
-    } else if (this.past.next) this.kept.push(message)
+      this.passed.next = true
+      this.completeIfPassed()
+    } else if (this.passed.next) this.buffered.push(message)
   }
 
   /** The next connection is of no use. */
   fail(error: Error): void {
-    if (this.isOver) return
-    this.leave()
-    if (this.past.old) this.heir.missed(error)
-    else this.heir.failed()
+    if (this.isDone) return
+    this.cancel()
+    if (this.passed.old) this.callbacks.onMissed(error)
+    else this.callbacks.onFailed()
   }
 
   /** Gives up. */
-  leave(): void {
-    this.end()
-    this.next?.leave()
+  cancel(): void {
+    this.finish()
+    this.next?.stopHeartbeat()
     this.next?.connection.end("excess")
   }
 
   private missing(next: ListenConnection): ReadonlyArray<string> {
-    return [...this.heir.wanted(), this.mark].filter((channel) => !next.heard.has(channel))
+    return [...this.callbacks.channels(), this.mark].filter((channel) => !next.channels.has(channel))
   }
 
-  private catchUp(next: ListenConnection): void {
+  private listenToMissing(next: ListenConnection): void {
     this.isReady = false
     const channels = this.missing(next)
-    next.command(quoted("LISTEN", channels), (failure) => {
-      if (this.isOver) return
+    next.command(channelCommands("LISTEN", channels), (failure) => {
+      if (this.isDone) return
       if (failure !== undefined) return this.fail(failure.error)
-      for (const channel of channels) next.heard.add(channel)
+      for (const channel of channels) next.channels.add(channel)
       this.isReady = true
-      this.heir.ready()
+      this.callbacks.onReady()
     })
   }
 
-  private settle(): void {
-    const { kept, next } = this
-    const { past } = this
-    if (this.isOver || next === undefined || !past.old || !past.next || !past.sent) return
-    this.end()
-    this.heir.succeeded(next, kept)
+  private completeIfPassed(): void {
+    const { buffered, next } = this
+    const { passed } = this
+    if (this.isDone || next === undefined || !passed.old || !passed.next || !passed.sent) return
+    this.finish()
+    this.callbacks.onSucceeded(next, buffered)
   }
 
-  private end(): void {
-    this.isOver = true
+  private finish(): void {
+    this.isDone = true
     this.stop()
   }
 }

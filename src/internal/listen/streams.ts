@@ -26,7 +26,7 @@ import { requiresSessionMode } from "../client/requireSessionMode.js"
 import * as clock from "../concurrency/clock.js"
 import type { Invalidation } from "../pool/pool.js"
 import { checkChannel } from "../sql/notifyLimits.js"
-import { ListenManager, type Pauses } from "./manager.js"
+import { ListenManager, type RetryPauses } from "./manager.js"
 import { Subscriber } from "./subscriber.js"
 
 /** How many messages wait for a consumer, unless it says otherwise. */
@@ -46,7 +46,7 @@ export interface Listen {
 
 const pausesOf =
   (schedule: Schedule.Schedule<unknown, DatabaseError>, runtime: Runtime.Runtime<never>) =>
-  (announce: (pause: number) => void): Pauses => {
+  (announce: (pause: number) => void): RetryPauses => {
     const announced = Schedule.modifyDelay(schedule, (_, pause) => {
       announce(Duration.toMillis(pause))
       return pause
@@ -77,7 +77,7 @@ const join = (engine: Executor, channels: ListenManager, listener: Subscriber): 
     const deadline = engine.deadline()
     const attempt = Effect.async<void, ListenError>((resume) => {
       const impatient = clock.timer(deadline - clock.now(), () => {
-        channels.leave(listener)
+        channels.remove(listener)
         const cause = new Error(`nothing can be heard after ${pool.acquireTimeout} ms`)
         resume(Effect.fail(new ConnectFailed({ database, server: writer.name, reason: "unresponsive", cause })))
       })
@@ -85,16 +85,16 @@ const join = (engine: Executor, channels: ListenManager, listener: Subscriber): 
         clock.clear(impatient)
         resume(error === undefined ? Effect.void : Effect.fail(error))
       }
-      channels.join(listener)
+      channels.add(listener)
       return Effect.sync(() => {
         clock.clear(impatient)
-        channels.leave(listener)
+        channels.remove(listener)
       })
     })
     return engine.again(attempt, deadline)
   })
 
-const hear = (
+const notificationsOf = (
   engine: Executor,
   channels: ListenManager,
   listener: Subscriber
@@ -103,14 +103,14 @@ const hear = (
     if (listener.state === "joining") {
       return Effect.zipRight(Effect.mapError(join(engine, channels, listener), Option.some), pull)
     }
-    const heard = listener.take()
+    const heard = listener.drain()
     if (heard.length > 0) return Effect.succeed(Chunk.unsafeFromArray(heard))
     if (listener.failure !== undefined) return Effect.fail(Option.some(listener.failure))
-    return Effect.zipRight(listener.heard, pull)
+    return Effect.zipRight(listener.awaitChange, pull)
   })
   return Stream.unwrapScoped(
     Effect.as(
-      Effect.addFinalizer(() => Effect.sync(() => channels.leave(listener))),
+      Effect.addFinalizer(() => Effect.sync(() => channels.remove(listener))),
       Stream.repeatEffectChunkOption(pull)
     )
   )
@@ -133,7 +133,7 @@ export const makeListen = (engine: Executor): Effect.Effect<Listen, never, Scope
         if (config.session.mode !== "session") return Stream.fail(requiresSessionMode(config.name, "listen"))
         const invalid = checkChannel(channel)
         if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
-        return hear(engine, channels, new Subscriber(channel, bufferSize, toleratesGaps))
+        return notificationsOf(engine, channels, new Subscriber(channel, bufferSize, toleratesGaps))
       })
     return {
       invalidate: (which) => channels.invalidate(which),

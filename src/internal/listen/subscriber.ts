@@ -26,13 +26,13 @@ export class Subscriber {
 
   constructor(
     readonly channel: string,
-    private readonly size: number,
+    private readonly capacity: number,
     /** Whether its consumer can be told of a gap; if not, a gap is the end. */
     readonly toleratesGaps: boolean
   ) {}
 
   /** Waits until there is something to take, or the end. */
-  readonly heard: Effect.Effect<void> = Effect.async((resume) => {
+  readonly awaitChange: Effect.Effect<void> = Effect.async((resume) => {
     // it may have come since the last look
     if (this.buffer.length > 0 || this.failure !== undefined) return resume(Effect.void)
     this.wake = () => resume(Effect.void)
@@ -42,11 +42,11 @@ export class Subscriber {
   })
 
   /** Takes all that was heard. What was dropped is said last: it is in the tables by now. */
-  take(): ReadonlyArray<Notification> {
+  drain(): ReadonlyArray<Notification> {
     const taken = this.buffer
     this.buffer = []
     if (this.dropped > 0) {
-      const message = `${this.dropped} messages did not fit into the buffer of ${this.size}`
+      const message = `${this.dropped} messages did not fit into the buffer of ${this.capacity}`
       taken.push(Notification.Gap({ channel: this.channel, reason: "overflow", message }))
       this.dropped = 0
     }
@@ -54,29 +54,29 @@ export class Subscriber {
   }
 
   /** From here on it hears. `missed` says why it may have missed something. */
-  hears(missed = ""): void {
+  onListening(missed = ""): void {
     const { channel, state } = this
     this.state = "hearing"
     if (state === "joining") {
-      this.add(Notification.Listening({ channel }))
+      this.push(Notification.Listening({ channel }))
       this.onJoined(undefined)
       // a gap that is still to be taken is said after this one was: one is enough
     } else if (state === "deaf" && this.dropped === 0 && this.buffer.at(-1)?._tag !== "Gap") {
-      this.add(Notification.Gap({ channel, reason: "disconnected", message: missed }))
+      this.push(Notification.Gap({ channel, reason: "disconnected", message: missed }))
     }
   }
 
   /** A message has arrived. Gives whether it is the first that does not fit. */
-  offer(payload: string, processId: number): boolean {
+  receive(payload: string, processId: number): boolean {
     if (this.state !== "hearing") return false
     // the buffer stays full until it is taken, and so what is dropped is one hole, at its end
-    if (!(this.buffer.length < this.size)) return this.dropped++ === 0
-    this.add(Notification.Message({ channel: this.channel, payload, processId }))
+    if (!(this.buffer.length < this.capacity)) return this.dropped++ === 0
+    this.push(Notification.Message({ channel: this.channel, payload, processId }))
     return false
   }
 
   /** It did not get as far as to hear anything. */
-  refuse(error: ListenError): void {
+  reject(error: ListenError): void {
     this.onJoined(error)
   }
 
@@ -86,7 +86,7 @@ export class Subscriber {
     this.wake()
   }
 
-  private add(notification: Notification): void {
+  private push(notification: Notification): void {
     this.buffer.push(notification)
     this.wake()
   }

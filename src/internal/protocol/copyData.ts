@@ -10,9 +10,9 @@ import * as wire from "./messages.js"
 export interface CopySocket {
   readonly stream: Socket
   /** The server is to send something now: its silence counts. */
-  readonly waits: () => void
+  readonly awaitServer: () => void
   /** The program is to do something now: the silence of the server means nothing. */
-  readonly rests: () => void
+  readonly awaitProgram: () => void
 }
 
 /** The size of a message that is sent, and of the data that is kept until it is taken, in bytes. */
@@ -23,9 +23,9 @@ const nothing = () => {}
 /** The data of a COPY FROM STDIN. */
 export class CopyIn {
   readonly _tag = "in"
-  private line: CopySocket | undefined
+  private connection: CopySocket | undefined
   private state: "waiting" | "sent" | "open" | "ended" = "waiting"
-  private refusal: string | undefined
+  private failReason: string | undefined
   private onOpen = nothing
 
   /** Whether the server waits for data. */
@@ -35,15 +35,15 @@ export class CopyIn {
 
   /** Notes that the command is sent. */
   send(line: CopySocket): void {
-    this.line = line
+    this.connection = line
     this.state = "sent"
   }
 
   /** Notes that the server waits for data. */
   open(): void {
     this.state = "open"
-    if (this.refusal !== undefined) return this.fail(this.refusal)
-    this.line?.rests()
+    if (this.failReason !== undefined) return this.fail(this.failReason)
+    this.connection?.awaitProgram()
     this.onOpen()
   }
 
@@ -63,8 +63,8 @@ export class CopyIn {
 
   /** Sends data. After the end it is dropped, as the server would drop it. */
   write(bytes: Uint8Array): void {
-    if (this.state !== "open" || this.line === undefined) return
-    const { stream } = this.line
+    if (this.state !== "open" || this.connection === undefined) return
+    const { stream } = this.connection
     stream.cork()
     for (let at = 0; at < bytes.length; at += blockSize) {
       const part = bytes.subarray(at, at + blockSize)
@@ -78,40 +78,41 @@ export class CopyIn {
    * Calls back when more may be sent. The returned function takes that back. It is never called at once: a socket that takes all that
    * it is given says so before anything else in this process has had its turn.
    */
-  whenTaken(then: () => void): () => void {
-    const { line } = this
+  whenWritable(then: () => void): () => void {
+    const { connection } = this
     let soon: clock.Immediate | undefined
     const drained = () => {
-      line?.rests()
+      connection?.awaitProgram()
       soon = clock.immediate(then)
     }
-    if (line === undefined || this.state !== "open" || !line.stream.writableNeedDrain) soon = clock.immediate(then)
+    if (connection === undefined || this.state !== "open" || !connection.stream.writableNeedDrain)
+      soon = clock.immediate(then)
     else {
-      line.waits()
-      line.stream.once("drain", drained)
+      connection.awaitServer()
+      connection.stream.once("drain", drained)
     }
     return () => {
-      line?.stream.off("drain", drained)
+      connection?.stream.off("drain", drained)
       clock.clearImmediate(soon)
     }
   }
 
   /** Tells the server that all has been sent. */
   finish(): void {
-    this.last(wire.copyDone)
+    this.writeLast(wire.copyDone)
   }
 
   /** Tells the server that there is nothing more and nothing of it is to be stored; as soon as it listens. */
   fail(reason: string): void {
-    this.refusal = reason
-    this.last(wire.copyFail(reason))
+    this.failReason = reason
+    this.writeLast(wire.copyFail(reason))
   }
 
-  private last(message: Buffer): void {
-    if (this.state !== "open" || this.line === undefined) return
+  private writeLast(message: Buffer): void {
+    if (this.state !== "open" || this.connection === undefined) return
     this.state = "sent"
-    this.line.waits()
-    this.line.stream.write(message)
+    this.connection.awaitServer()
+    this.connection.stream.write(message)
   }
 }
 
@@ -120,17 +121,17 @@ export class CopyOut {
   readonly _tag = "out"
   /** Whether the server has, or may have, begun with it. */
   isSent = false
-  private line: CopySocket | undefined
+  private connection: CopySocket | undefined
   private blocks: Array<Buffer> = []
   private size = 0
   private isPaused = false
-  private isDropped = false
+  private isDiscarded = false
   private isEnded = false
-  private taker: ((block: Buffer | undefined) => void) | undefined
+  private reader: ((block: Buffer | undefined) => void) | undefined
 
   /** Notes that the command is sent. */
   send(line: CopySocket): void {
-    this.line = line
+    this.connection = line
     this.isSent = true
     // it may be sent again on another connection, when the first was lost before anything had run
     this.isEnded = false
@@ -139,63 +140,63 @@ export class CopyOut {
 
   /** Takes a part that has arrived: a row, or several. */
   receive(part: Buffer): void {
-    if (this.isDropped) return
+    if (this.isDiscarded) return
     // the parser uses its buffer again
     this.blocks.push(Buffer.from(part))
     this.size += part.length
     // other messages of the same chunk are taken along
-    if (this.blocks.length === 1 && this.taker !== undefined) queueMicrotask(() => this.give())
+    if (this.blocks.length === 1 && this.reader !== undefined) queueMicrotask(() => this.deliver())
     if (this.size < blockSize || this.isPaused || this.isEnded) return
     this.isPaused = true
-    this.line?.stream.pause()
-    this.line?.rests()
+    this.connection?.stream.pause()
+    this.connection?.awaitProgram()
   }
 
   /** Notes that the exchange is answered: the connection is read again, also while data waits for the consumer. */
-  answered(): void {
+  onAnswered(): void {
     this.isEnded = true
     if (!this.isPaused) return
     this.isPaused = false
-    this.line?.stream.resume()
+    this.connection?.stream.resume()
   }
 
   /** Notes that nothing more comes, after success or failure. */
   end(): void {
     this.isEnded = true
-    this.give()
+    this.deliver()
   }
 
   /** Calls back with the data that has arrived, or, after the end, with nothing. The returned function takes that back. */
-  take(then: (block: Buffer | undefined) => void): () => void {
-    this.taker = then
-    this.give()
+  read(then: (block: Buffer | undefined) => void): () => void {
+    this.reader = then
+    this.deliver()
     return () => {
-      this.taker = undefined
+      this.reader = undefined
     }
   }
 
   /** Drops all data that still comes. */
-  drop(): void {
-    this.isDropped = true
+  discard(): void {
+    this.isDiscarded = true
     this.blocks = []
-    this.goOn()
+    this.resume()
   }
 
-  private give(): void {
-    const { blocks, taker } = this
-    if (taker === undefined || (blocks.length === 0 && !this.isEnded)) return
-    this.taker = undefined
+  private deliver(): void {
+    const { blocks, reader } = this
+    if (reader === undefined || (blocks.length === 0 && !this.isEnded)) return
+    this.reader = undefined
     this.blocks = []
     this.size = 0
-    this.goOn()
-    taker(blocks.length === 0 ? undefined : Buffer.concat(blocks))
+    this.resume()
+    reader(blocks.length === 0 ? undefined : Buffer.concat(blocks))
   }
 
-  private goOn(): void {
+  private resume(): void {
     if (!this.isPaused) return
     this.isPaused = false
-    this.line?.waits()
-    this.line?.stream.resume()
+    this.connection?.awaitServer()
+    this.connection?.stream.resume()
   }
 }
 

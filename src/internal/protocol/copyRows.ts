@@ -93,7 +93,7 @@ export class RowWriter {
   /** Adds a row, as an array or an object, or a piece of text or bytes as it is. Throws `RowInvalid`. */
   add(given: unknown): void {
     if (typeof given === "string" || given instanceof Uint8Array) {
-      this.endLines()
+      this.flushLines()
       this.push(typeof given === "string" ? Buffer.from(given) : given)
       return
     }
@@ -104,8 +104,8 @@ export class RowWriter {
   }
 
   /** Takes the data that is there. */
-  take(): Uint8Array {
-    this.endLines()
+  drain(): Uint8Array {
+    this.flushLines()
     const { parts } = this
     this.parts = []
     this.size = 0
@@ -158,7 +158,7 @@ export class RowWriter {
     return Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire)
   }
 
-  private endLines(): void {
+  private flushLines(): void {
     if (this.lines === "") return
     this.push(Buffer.from(this.lines))
     this.lines = ""

@@ -4,7 +4,7 @@
 
 import * as clock from "../concurrency/clock.js"
 import type { Copy } from "./copyData.js"
-import type { Shown } from "./inlinedText.js"
+import type { DisplayedStatement } from "./inlinedText.js"
 import {
   type Client,
   type Field,
@@ -16,7 +16,7 @@ import {
 } from "./pgDriver.js"
 import { ProtocolViolation } from "./protocolLimits.js"
 import { makeRowDecoder, type ObjectRow, type RowDecoder } from "./rowDecoder.js"
-import type { Prepared } from "./statementCache.js"
+import type { PreparedStatement } from "./statementCache.js"
 import type { TypeNames } from "./typeNames.js"
 
 /** What a statement gave. */
@@ -32,7 +32,7 @@ export interface Result {
 export interface RequestedStatement {
   readonly text: string
   /** What errors show in place of the text. */
-  readonly shown?: Shown | undefined
+  readonly shown?: DisplayedStatement | undefined
   /** The handle it was asked of. */
   readonly kind?: "reader" | "writer" | undefined
   /** Where it was written, while call sites are followed. */
@@ -53,7 +53,7 @@ export type Failure =
       readonly _tag: "refused"
       readonly error: ServerError
       readonly acknowledged: number
-      readonly asked?: RequestedStatement | undefined
+      readonly statement?: RequestedStatement | undefined
       /** Whether the server, or the session, takes no writes at all. */
       readonly takesNoWrites?: boolean | undefined
     }
@@ -63,13 +63,13 @@ export type Failure =
       readonly sent: boolean
       readonly undone?: true
       readonly acknowledged: number
-      readonly asked?: RequestedStatement | undefined
+      readonly statement?: RequestedStatement | undefined
     }
   | {
       readonly _tag: "unsendable"
       readonly error: Error
       readonly acknowledged: number
-      readonly asked?: RequestedStatement | undefined
+      readonly statement?: RequestedStatement | undefined
     }
 
 /** Called once, when the server is ready for the next flight, or when the connection is lost. */
@@ -93,33 +93,33 @@ export class ExchangeRequest {
   isRaw = false
   /** Several commands in one text, by the simple protocol. */
   simple = false
-  prepared: Prepared | undefined = undefined
+  prepared: PreparedStatement | undefined = undefined
   /** The columns, where they are known and the server is not asked for them. */
-  shape: RowDecoder | undefined = undefined
+  decoder: RowDecoder | undefined = undefined
   /** The source, or the sink, of the data of a COPY. */
   copy: Copy | undefined = undefined
   /** The pool's own doing, which the program has not asked for. */
-  isUpkeep = false
+  isMaintenance = false
   /** It undoes what has failed. */
   isUndo = false
   /** Whether it proves the server's role. */
-  proves = false
-  asked: RequestedStatement | undefined = undefined
+  provesRole = false
+  statement: RequestedStatement | undefined = undefined
 
   constructor(
     readonly bytes: () => Buffer,
-    readonly done: OnExchange
+    readonly onDone: OnExchange
   ) {}
 }
 
 /** A result whose rows are as the server has written them, until the types of its columns are known. */
-interface Unread {
+interface UndecodedResult {
   readonly result: Result
   readonly fields: ReadonlyArray<Field>
 }
 
 /** The data of a refused COPY that is read, so that its connection may be kept, in bytes. */
-const longestDropped = 1_048_576
+const maxDroppedBytes = 1_048_576
 
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
@@ -128,7 +128,7 @@ const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, r
 
 /** A flight, as node-postgres sees it. */
 export class Exchange implements Query {
-  readonly since = clock.now()
+  readonly startedAt = clock.now()
   /** Completed commands, the steps before and after the statement among them. */
   acknowledged = 0
   /** Completed parses, in the same order. */
@@ -136,35 +136,35 @@ export class Exchange implements Query {
   /** Completed binds. */
   bound = 0
   /** What the last step before the statement was answered with. */
-  lead = ""
+  precedingTag = ""
   /** Whether a portal has more rows. */
   suspended = false
   /** Whether it was interrupted and its cancel is not seen to have hit it: what was to follow it is not wanted. */
   isStopped = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
-  private several: Array<Result> | undefined = undefined
-  shape: RowDecoder | undefined
+  private completedResults: Array<Result> | undefined = undefined
+  decoder: RowDecoder | undefined
   private bytes: Buffer | undefined
-  private refusal: ServerError | undefined
-  private unreadable: Error | undefined
-  private unread: Array<Unread> | undefined
+  private serverError: ServerError | undefined
+  private localError: Error | undefined
+  private undecoded: Array<UndecodedResult> | undefined
   /** The data of a refused COPY so far, in bytes. */
-  private dropped = 0
+  private droppedBytes = 0
 
   constructor(
     private readonly client: Client,
-    readonly plan: ExchangeRequest,
+    readonly request: ExchangeRequest,
     private readonly onLost: (flight: Exchange, error: Error) => void,
     private readonly types?: TypeNames | undefined
   ) {
-    this.shape = plan.shape
+    this.decoder = request.decoder
   }
 
   /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
   prepare(): Error | undefined {
     try {
-      this.bytes = this.plan.bytes()
+      this.bytes = this.request.bytes()
       return undefined
     } catch (cause) {
       return toError(cause)
@@ -173,25 +173,26 @@ export class Exchange implements Query {
 
   /** The results of a text with several commands. */
   get results(): ReadonlyArray<Result> {
-    return this.several ?? noResults
+    return this.completedResults ?? noResults
   }
 
   /** How it failed, if it did, once the server is ready again. */
   failure(): Failure | undefined {
-    const { acknowledged, asked, refusal, unreadable } = this
-    if (unreadable !== undefined) return { _tag: "unsendable", error: unreadable, acknowledged, asked: this.plan.asked }
-    if (refusal !== undefined) return { _tag: "refused", error: refusal, acknowledged, asked }
+    const { acknowledged, statement, serverError, localError } = this
+    if (localError !== undefined)
+      return { _tag: "unsendable", error: localError, acknowledged, statement: this.request.statement }
+    if (serverError !== undefined) return { _tag: "refused", error: serverError, acknowledged, statement }
     return undefined
   }
 
   /** The statement, if the server is at it. */
-  get asked(): RequestedStatement | undefined {
-    return this.isStatement() ? this.plan.asked : undefined
+  get statement(): RequestedStatement | undefined {
+    return this.isStatement() ? this.request.statement : undefined
   }
 
   /** Whether every command has an answer. If the server is ready before, its answers would be taken for those of the next exchange. */
   get isAnswered(): boolean {
-    const { after, before, main, simple } = this.plan
+    const { after, before, main, simple } = this.request
     const answered = this.acknowledged + (this.suspended ? 1 : 0)
     return simple ? answered > 0 : answered === before + main + after
   }
@@ -203,66 +204,66 @@ export class Exchange implements Query {
 
   /** The numbers of the types whose names have to be looked up before the rows can be read. */
   get unknownTypes(): ReadonlyArray<number> {
-    const fields = this.unread?.flatMap((one) => one.fields) ?? noFields
+    const fields = this.undecoded?.flatMap((one) => one.fields) ?? noFields
     return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
   }
 
   /** Reads the rows that waited for the names of their types. */
-  readLate(): void {
-    const { unread } = this
-    this.unread = undefined
-    for (const { fields, result } of unread ?? []) {
+  decodePending(): void {
+    const { undecoded } = this
+    this.undecoded = undefined
+    for (const { fields, result } of undecoded ?? []) {
       const rows = result.rows as Array<ReadonlyArray<string | null>>
       result.rows = []
       result.fields = fields
       this.describe(fields)
-      for (const row of rows) this.read(result, row)
+      for (const row of rows) this.decode(result, row)
     }
   }
 
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
-    if (this.plan.isRaw) return
+    if (this.request.isRaw) return
     if (this.types !== undefined && this.types.unknown(message.fields).length > 0) {
-      this.unread ??= []
-      this.unread.push({ result: this.result, fields: message.fields })
+      this.undecoded ??= []
+      this.undecoded.push({ result: this.result, fields: message.fields })
     } else this.describe(message.fields)
   }
 
   private describe(fields: ReadonlyArray<Field>): void {
     try {
-      this.shape = makeRowDecoder(this.client, fields, this.types)
+      this.decoder = makeRowDecoder(this.client, fields, this.types)
     } catch (cause) {
       // the types are the user's, so may be the fault in them
-      this.unreadable = toError(cause)
+      this.localError = toError(cause)
       return
     }
-    if (this.plan.prepared !== undefined) this.plan.prepared.shape = this.shape
+    if (this.request.prepared !== undefined) this.request.prepared.decoder = this.decoder
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
-    if (this.unreadable !== undefined || !this.isStatement()) return
-    if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
-    else this.read(this.result, message.fields)
+    if (this.localError !== undefined || !this.isStatement()) return
+    if (this.request.isRaw || this.undecoded?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
+    else this.decode(this.result, message.fields)
   }
 
-  private read(result: Result, values: ReadonlyArray<string | null>): void {
-    const shape = this.shape
-    if (this.unreadable !== undefined || (shape === undefined && !this.plan.isDescribed)) return
+  private decode(result: Result, values: ReadonlyArray<string | null>): void {
+    const shape = this.decoder
+    if (this.localError !== undefined || (shape === undefined && !this.request.isDescribed)) return
     // read by other columns it would be a wrong answer
     if (shape?.fields.length !== values.length) {
       const due = shape === undefined ? "none" : shape.fields.length
-      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
-      return this.onLost(this, this.unreadable)
+      this.localError = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      return this.onLost(this, this.localError)
     }
     try {
-      result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
+      result.rows.push(this.request.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
-      this.unreadable = toError(cause)
+      this.localError = toError(cause)
     }
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
-    if (this.acknowledged === this.plan.before - 1) this.lead = message.text
+    if (this.acknowledged === this.request.before - 1) this.precedingTag = message.text
     if (this.isStatement()) {
       const result = this.result
       const { text } = message
@@ -276,12 +277,12 @@ export class Exchange implements Query {
         if (last > first && text.indexOf(" ", first + 1) === last) result.oid = Number(text.slice(first + 1, last))
         if (!Number.isNaN(rows)) result.rowCount = rows
       }
-      if (this.shape !== undefined) result.fields = this.shape.fields
-      if (this.plan.simple) {
-        this.several ??= []
-        this.several.push(result)
+      if (this.decoder !== undefined) result.fields = this.decoder.fields
+      if (this.request.simple) {
+        this.completedResults ??= []
+        this.completedResults.push(result)
         this.result = blankResult()
-        this.shape = undefined
+        this.decoder = undefined
       }
     }
     this.acknowledged++
@@ -300,38 +301,39 @@ export class Exchange implements Query {
   }
 
   handleCopyInResponse(protocol: Protocol): void {
-    const { copy } = this.plan
+    const { copy } = this.request
     if (copy?._tag === "in") return copy.open()
-    this.unreadable = new Error(
+    this.localError = new Error(
       "COPY ... FROM STDIN has no data as a statement - use sql.copyFrom(table, columns, rows)"
     )
     // what follows in this flight would be taken for the data that is copied
-    if (this.plan.after > 0) return this.onLost(this, this.unreadable)
-    protocol.sendCopyFail(this.unreadable.message)
+    if (this.request.after > 0) return this.onLost(this, this.localError)
+    protocol.sendCopyFail(this.localError.message)
     // in copy mode the server has swallowed the Sync of an extended flight
-    if (!this.plan.simple) protocol.sync()
+    if (!this.request.simple) protocol.sync()
   }
 
   /** Notes that the server is going to send the data of a COPY. */
   handleCopyOutResponse(): void {
-    if (this.plan.copy?._tag === "out") return
-    this.unreadable = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
+    if (this.request.copy?._tag === "out") return
+    this.localError = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
   }
 
   handleCopyData({ chunk }: { readonly chunk: Buffer }): void {
-    const { copy } = this.plan
+    const { copy } = this.request
     if (copy?._tag === "out") return copy.receive(chunk)
-    this.dropped += chunk.length
+    this.droppedBytes += chunk.length
     // a refused COPY is not read to its end
-    if (this.dropped > longestDropped) this.onLost(this, this.unreadable ?? new Error("data of a COPY came unasked"))
+    if (this.droppedBytes > maxDroppedBytes)
+      this.onLost(this, this.localError ?? new Error("data of a COPY came unasked"))
   }
 
   handleError(error: Error): void {
-    if (isServerError(error) && error.severity !== "FATAL" && error.severity !== "PANIC") this.refusal = error
+    if (isServerError(error) && error.severity !== "FATAL" && error.severity !== "PANIC") this.serverError = error
     else this.onLost(this, error)
   }
 
   private isStatement(): boolean {
-    return this.plan.simple || this.acknowledged === this.plan.before
+    return this.request.simple || this.acknowledged === this.request.before
   }
 }

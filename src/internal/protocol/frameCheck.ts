@@ -3,7 +3,7 @@
  * its body has the structure of its type. One pass over the headers of each chunk; nothing is copied but small messages that are cut.
  */
 
-import { isWellFormed, letters, RowInPieces } from "./messageStructure.js"
+import { isWellFormed, letters, PartialRow } from "./messageStructure.js"
 import { type ProtocolLimits, ProtocolViolation } from "./protocolLimits.js"
 
 /** Bytes of a message's letter and length. */
@@ -46,7 +46,7 @@ for (const [type, from, to] of bounds) {
 }
 
 /** Messages that are due in a login. */
-const ofLogin: ReadonlySet<number> = new Set([
+const loginMessages: ReadonlySet<number> = new Set([
   letters.authentication,
   letters.parameterStatus,
   letters.backendKeyData,
@@ -56,7 +56,7 @@ const ofLogin: ReadonlySet<number> = new Set([
 ])
 
 /** Checks for messages that come beside an answer; their sizes are added up until the server is ready again. */
-const isRemark = (type: number): boolean =>
+const countsAsNotice = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
 
 const nothing = Buffer.alloc(0)
@@ -73,11 +73,11 @@ export class FrameCheck {
   private type = 0
   private length = 0
   private headerBytes = 0
-  private left = 0
-  private row: RowInPieces | undefined = undefined
+  private remaining = 0
+  private row: PartialRow | undefined = undefined
   /** Its body, where it is not a row: as much as has arrived. */
-  private held = nothing
-  private heldBytes = 0
+  private body = nothing
+  private bodyBytes = 0
 
   constructor(private readonly limits: ProtocolLimits) {
     this.budget = limits.maxStartupBytes
@@ -86,10 +86,10 @@ export class FrameCheck {
   /** Checks a chunk; returns how many of its bytes may be read: all, or those of the messages before the faulty one. */
   check(chunk: Buffer): number {
     const end = chunk.length
-    let at = this.left > 0 || this.headerBytes > 0 ? this.continue(chunk) : 0
+    let at = this.remaining > 0 || this.headerBytes > 0 ? this.resumeMessage(chunk) : 0
     while (at < end && this.violation === undefined) {
       if (at + header > end) {
-        for (let i = at; i < end; i++) this.takeHeader(chunk[i] ?? 0)
+        for (let i = at; i < end; i++) this.addHeaderByte(chunk[i] ?? 0)
         return end
       }
       const type = chunk[at] ?? 0
@@ -98,77 +98,77 @@ export class FrameCheck {
       const next = at + 1 + length
       if (!this.isDue(type, length)) return at
       if (next > end) {
-        this.cut(type, length)
-        this.takeBody(chunk, body, end)
+        this.beginPartial(type, length)
+        this.addBody(chunk, body, end)
         return this.violation === undefined ? end : at
       }
-      if (!isWellFormed(type, chunk, body, next)) return this.malformed(type, length, at)
-      if (type !== letters.dataRow) this.passed(type, chunk, body)
+      if (!isWellFormed(type, chunk, body, next)) return this.rejectMalformed(type, length, at)
+      if (type !== letters.dataRow) this.onValid(type, chunk, body)
       at = next
     }
     return at
   }
 
   /** Goes on with a message that was cut; returns where the next one begins, or 0 if this one is faulty. */
-  private continue(chunk: Buffer): number {
+  private resumeMessage(chunk: Buffer): number {
     let at = 0
     while (this.headerBytes > 0 && at < chunk.length) {
-      this.takeHeader(chunk[at++] ?? 0)
+      this.addHeaderByte(chunk[at++] ?? 0)
       if (this.headerBytes < header) continue
       this.headerBytes = 0
       const { length, type } = this
       if (!this.isDue(type, length)) return 0
-      this.cut(type, length)
-      if (this.left === 0) this.finish()
+      this.beginPartial(type, length)
+      if (this.remaining === 0) this.finish()
     }
-    if (this.left === 0) return this.violation === undefined ? at : 0
-    const to = Math.min(chunk.length, at + this.left)
-    this.takeBody(chunk, at, to)
+    if (this.remaining === 0) return this.violation === undefined ? at : 0
+    const to = Math.min(chunk.length, at + this.remaining)
+    this.addBody(chunk, at, to)
     return this.violation === undefined ? to : 0
   }
 
-  private takeHeader(byte: number): void {
+  private addHeaderByte(byte: number): void {
     if (this.headerBytes++ === 0) {
       this.type = byte
       this.length = 0
     } else this.length = this.length * 256 + byte
   }
 
-  private cut(type: number, length: number): void {
+  private beginPartial(type: number, length: number): void {
     this.type = type
     this.length = length
-    this.left = length - 4
-    this.row = type === letters.dataRow ? new RowInPieces() : undefined
+    this.remaining = length - 4
+    this.row = type === letters.dataRow ? new PartialRow() : undefined
   }
 
-  private takeBody(chunk: Buffer, from: number, to: number): void {
-    this.left -= to - from
+  private addBody(chunk: Buffer, from: number, to: number): void {
+    this.remaining -= to - from
     if (this.row !== undefined) {
-      if (!this.row.take(chunk, from, to)) return void this.malformed(this.type, this.length, 0)
-    } else if (this.type !== letters.copyData) this.hold(chunk, from, to)
-    if (this.left === 0) this.finish()
+      if (!this.row.add(chunk, from, to)) return void this.rejectMalformed(this.type, this.length, 0)
+    } else if (this.type !== letters.copyData) this.bufferBody(chunk, from, to)
+    if (this.remaining === 0) this.finish()
   }
 
   /** Keeps a piece of a body: in a buffer that grows with what arrives, and not with what was announced. */
-  private hold(chunk: Buffer, from: number, to: number): void {
-    const size = this.heldBytes + to - from
-    if (size > this.held.length) {
-      const larger = Buffer.allocUnsafe(Math.min(this.length, Math.max(size, 2 * this.held.length)))
-      this.held.copy(larger, 0, 0, this.heldBytes)
-      this.held = larger
+  private bufferBody(chunk: Buffer, from: number, to: number): void {
+    const size = this.bodyBytes + to - from
+    if (size > this.body.length) {
+      const larger = Buffer.allocUnsafe(Math.min(this.length, Math.max(size, 2 * this.body.length)))
+      this.body.copy(larger, 0, 0, this.bodyBytes)
+      this.body = larger
     }
-    chunk.copy(this.held, this.heldBytes, from, to)
-    this.heldBytes = size
+    chunk.copy(this.body, this.bodyBytes, from, to)
+    this.bodyBytes = size
   }
 
   /** Checks a message that was cut, when its last byte has arrived. */
   private finish(): void {
-    const { held, heldBytes, length, row, type } = this
+    const { body, bodyBytes, length, row, type } = this
     this.row = undefined
-    this.held = nothing
-    this.heldBytes = 0
-    if (row === undefined ? isWellFormed(type, held, 0, heldBytes) : row.isWhole) this.passed(type, held, 0)
-    else this.malformed(type, length, 0)
+    this.body = nothing
+    this.bodyBytes = 0
+    if (row === undefined ? isWellFormed(type, body, 0, bodyBytes) : row.isWhole) this.onValid(type, body, 0)
+    else this.rejectMalformed(type, length, 0)
   }
 
   /** Checks whether a message may come now, with this length. */
@@ -176,43 +176,44 @@ export class FrameCheck {
     if (!(length >= (least[type] ?? 0) && length <= (most[type] ?? 0))) {
       const name = names.get(type)
       const what = name === undefined ? `an unknown message (0x${type.toString(16)})` : `a message (${name})`
-      return this.violates(`${what} of ${length} bytes`)
+      return this.reject(`${what} of ${length} bytes`)
     }
     if (!this.isLoggedIn) return this.isDueAtLogin(type, length)
     const { maxNoticeBytes, maxRowBytes } = this.limits
     if (type === letters.dataRow || type === letters.copyData) {
-      return length <= maxRowBytes || this.violates(`a row of ${length} bytes, and maxRowBytes is ${maxRowBytes}`)
+      return length <= maxRowBytes || this.reject(`a row of ${length} bytes, and maxRowBytes is ${maxRowBytes}`)
     }
-    if (isRemark(type)) {
+    if (countsAsNotice(type)) {
       this.budget -= length
-      return this.budget >= 0 || this.violates(`more notices in one answer than maxNoticeBytes, ${maxNoticeBytes}`)
+      return this.budget >= 0 || this.reject(`more notices in one answer than maxNoticeBytes, ${maxNoticeBytes}`)
     }
     const isOver = type === letters.authentication || type === letters.backendKeyData
-    return !isOver || this.violates(`a message of a login (${names.get(type)}) after its end`)
+    return !isOver || this.reject(`a message of a login (${names.get(type)}) after its end`)
   }
 
   private isDueAtLogin(type: number, length: number): boolean {
     const isEarly = !this.isAuthenticated && (type === letters.readyForQuery || type === letters.backendKeyData)
-    if (isEarly || !ofLogin.has(type)) return this.violates(`a message that is not due in a login (${names.get(type)})`)
+    if (isEarly || !loginMessages.has(type))
+      return this.reject(`a message that is not due in a login (${names.get(type)})`)
     this.budget -= length
     const { maxStartupBytes } = this.limits
-    return this.budget >= 0 || this.violates(`more bytes in a login than maxStartupBytes, ${maxStartupBytes}`)
+    return this.budget >= 0 || this.reject(`more bytes in a login than maxStartupBytes, ${maxStartupBytes}`)
   }
 
   /** Notes down what a message changes. */
-  private passed(type: number, bytes: Buffer, from: number): void {
+  private onValid(type: number, bytes: Buffer, from: number): void {
     if (type === letters.readyForQuery) {
       this.isLoggedIn = true
       this.budget = this.limits.maxNoticeBytes
     } else if (type === letters.authentication && bytes.readInt32BE(from) === 0) this.isAuthenticated = true
   }
 
-  private malformed(type: number, length: number, at: number): number {
-    this.violates(`a malformed message (${names.get(type)}) of ${length} bytes`)
+  private rejectMalformed(type: number, length: number, at: number): number {
+    this.reject(`a malformed message (${names.get(type)}) of ${length} bytes`)
     return at
   }
 
-  private violates(what: string): false {
+  private reject(what: string): false {
     this.violation = new ProtocolViolation(`sent ${what}`)
     return false
   }

@@ -3,7 +3,7 @@
  */
 
 /** A statement as errors show it. */
-export interface Shown {
+export interface DisplayedStatement {
   readonly shown: string
   /** Turns a position in the text that was sent into the one in the text that is shown; both count characters, from 1. */
   readonly positionOf: (position: number) => number
@@ -19,7 +19,7 @@ interface Part {
 export const plain = (text: string): Part => ({ sent: text, shown: text })
 
 /** A statement with its values written into it. */
-export class Inlined implements Shown {
+export class Inlined implements DisplayedStatement {
   readonly sent: string
   readonly shown: string
 

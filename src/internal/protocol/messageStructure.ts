@@ -86,7 +86,7 @@ const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
 }
 
 /** A row that arrives in pieces. Nothing of it is kept: a row may be large. */
-export class RowInPieces {
+export class PartialRow {
   /** Columns that are still to come; -1 before their number is known. */
   private columns = -1
   /** Bytes of the value under way. */
@@ -95,7 +95,7 @@ export class RowInPieces {
   private wordBytes = 0
 
   /** Takes the next piece; returns whether it fits. */
-  take(bytes: Buffer, from: number, to: number): boolean {
+  add(bytes: Buffer, from: number, to: number): boolean {
     let at = from
     while (at < to) {
       if (this.value > 0) {
@@ -103,7 +103,7 @@ export class RowInPieces {
         this.value -= taken
         at += taken
       } else if (this.columns === 0) return false
-      else if (!this.takeByte(bytes[at++] ?? 0)) return false
+      else if (!this.addByte(bytes[at++] ?? 0)) return false
     }
     return true
   }
@@ -112,7 +112,7 @@ export class RowInPieces {
     return this.columns === 0 && this.value === 0
   }
 
-  private takeByte(byte: number): boolean {
+  private addByte(byte: number): boolean {
     this.word = (this.word << 8) | byte
     this.wordBytes++
     const { word } = this

@@ -7,9 +7,9 @@ import { parameter } from "./parameterEncoder.js"
 /** One command without parameters and rows, ready to send. */
 export interface Step {
   /** Among others in one flight: parse, bind, execute, all unnamed. */
-  readonly among: Buffer
+  readonly extended: Buffer
   /** On its own: the simple protocol, half as many messages each way. */
-  readonly alone: Buffer
+  readonly simple: Buffer
 }
 
 const sync = serialize.sync()
@@ -34,8 +34,8 @@ export const constantStep = (text: string): Step => {
 
 /** A step of any text. */
 export const step = (text: string): Step => ({
-  among: Buffer.concat([serialize.parse({ text }), serialize.bind({}), execute]),
-  alone: serialize.query(text)
+  extended: Buffer.concat([serialize.parse({ text }), serialize.bind({}), execute]),
+  simple: serialize.query(text)
 })
 
 const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
@@ -45,7 +45,7 @@ const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>)
 }
 
 /** How the main statement of a flight is sent. */
-export interface Main {
+export interface MainStatement {
   readonly text: string
   readonly values: ReadonlyArray<unknown>
   /** The prepared statement's name on the server, empty for none. */
@@ -57,21 +57,21 @@ export interface Main {
 }
 
 /** A whole flight that ends with the one Sync: if a step fails, the server skips what follows it. */
-export const exchange = (before: ReadonlyArray<Step>, main: Main, after: ReadonlyArray<Step>): Buffer => {
+export const exchange = (before: ReadonlyArray<Step>, main: MainStatement, after: ReadonlyArray<Step>): Buffer => {
   const bound = bind(main.name, "", main.values)
   if (before.length === 0 && after.length === 0 && !main.parse && !main.describe) {
     return Buffer.concat([bound, executeAndSync])
   }
   const parts: Array<Buffer> = []
   for (const name of main.close()) parts.push(serialize.close({ type: "S", name }))
-  for (const one of before) parts.push(one.among)
+  for (const one of before) parts.push(one.extended)
   if (main.parse) parts.push(serialize.parse({ text: main.text, name: main.name }))
   parts.push(bound)
   if (main.describe) parts.push(describePortal)
   if (after.length === 0) parts.push(executeAndSync)
   else {
     parts.push(execute)
-    for (const one of after) parts.push(one.among)
+    for (const one of after) parts.push(one.extended)
     parts.push(sync)
   }
   return Buffer.concat(parts)
@@ -80,7 +80,7 @@ export const exchange = (before: ReadonlyArray<Step>, main: Main, after: Readonl
 /** Only steps: a BEGIN, a COMMIT, a ROLLBACK TO with its RELEASE. */
 export const steps = (all: ReadonlyArray<Step>): Buffer => {
   const [only] = all
-  return all.length === 1 && only !== undefined ? only.alone : Buffer.concat([...all.map((one) => one.among), sync])
+  return all.length === 1 && only !== undefined ? only.simple : Buffer.concat([...all.map((one) => one.extended), sync])
 }
 
 /** Opens a named portal and fetches its first rows. */
@@ -92,7 +92,7 @@ export const openPortal = (
   rows: number
 ): Buffer =>
   Buffer.concat([
-    ...before.map((one) => one.among),
+    ...before.map((one) => one.extended),
     serialize.parse({ text }),
     bind("", portal, values),
     serialize.describe({ type: "P", name: portal }),
@@ -102,7 +102,7 @@ export const openPortal = (
 
 /** Fetches the next rows of an open portal. */
 export const fetchPortal = (before: ReadonlyArray<Step>, portal: string, rows: number): Buffer =>
-  Buffer.concat([...before.map((one) => one.among), serialize.execute({ portal, rows }), sync])
+  Buffer.concat([...before.map((one) => one.extended), serialize.execute({ portal, rows }), sync])
 
 /** Closes a portal; one that is closed already is no error. */
 export const closePortal = (portal: string): Buffer =>

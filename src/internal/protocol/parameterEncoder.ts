@@ -9,7 +9,7 @@ import * as Redacted from "effect/Redacted"
 import { prepareValue } from "./pgDriver.js"
 
 /** The words of a `Redacted` in JSON, which are also the sign that there may be one. */
-const hidden = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
+const redactedText = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
 
@@ -23,7 +23,7 @@ export const isPlain = (value: unknown): value is Readonly<Record<string, unknow
 const hasJson = (value: unknown): value is { readonly toJSON: (key: string) => unknown } =>
   isObject(value) && "toJSON" in value && typeof value.toJSON === "function"
 
-const open = (value: unknown): unknown => {
+const reveal = (value: unknown): unknown => {
   let opened = value
   while (Redacted.isRedacted(opened)) opened = Redacted.value(opened)
   return opened
@@ -53,11 +53,11 @@ const itself = (value: unknown): unknown => value
 const stringify = (value: unknown, rename?: ((key: string) => string) | undefined): string => {
   const plain = JSON.stringify(value)
   if (plain === undefined) throw new Error(`a ${typeof value} has no JSON`)
-  if (rename === undefined && !plain.includes(hidden)) return plain
+  if (rename === undefined && !plain.includes(redactedText)) return plain
   // `this` is the object that has the key: `json` is what its `toJSON` has made of the value already
   return JSON.stringify(value, function (this: Readonly<Record<string, unknown>>, key: string, json: unknown) {
     const held = this[key]
-    const opened = Redacted.isRedacted(held) ? open(held) : json
+    const opened = Redacted.isRedacted(held) ? reveal(held) : json
     const shown = opened !== json && hasJson(opened) ? opened.toJSON(key) : opened
     return rename !== undefined && isPlain(shown) ? renamed(shown, rename, itself) : shown
   })
@@ -72,7 +72,7 @@ export class Json {
 
   /** Returns the text of the JSON. node-postgres looks for a method of this name, also inside of an array. */
   toPostgres(): string {
-    return stringify(open(this.value), this.rename)
+    return stringify(reveal(this.value), this.rename)
   }
 
   /** Returns the value, for programs that print their statements. */
@@ -113,7 +113,7 @@ const dateText = (date: Date): string => {
 const hasOwnForm = (value: object): value is { readonly toPostgres: (write: (value: unknown) => unknown) => unknown } =>
   "toPostgres" in value && typeof value.toPostgres === "function"
 
-const objectToWire = (value: object): unknown => {
+const encodeObject = (value: object): unknown => {
   if (Redacted.isRedacted(value)) return parameter(Redacted.value(value))
   if (Array.isArray(value)) return prepareValue(value.some(isObject) ? value.map(element) : value)
   if (isDate(value)) return dateText(value)
@@ -133,4 +133,4 @@ const element = (value: unknown): unknown => {
 }
 
 /** Returns a value as the server reads it. */
-export const parameter = (value: unknown): unknown => (isObject(value) ? objectToWire(value) : prepareValue(value))
+export const parameter = (value: unknown): unknown => (isObject(value) ? encodeObject(value) : prepareValue(value))

@@ -154,7 +154,7 @@ export const makeClient = (given: ClientOptions): Client => {
   // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
   const client = Object.assign(new pg.Client(config) as unknown as Omit<Client, "transport">, { transport: stream })
   isolateDriver(client, { user, options })
-  guard(client.connection, limits)
+  checkMessages(client.connection, limits)
   return client
 }
 
@@ -162,7 +162,7 @@ export const makeClient = (given: ClientOptions): Client => {
  * Checks what arrives before the driver reads it. What breaks the protocol, or cannot be read, is an error of that socket: the driver would
  * read on for ever, or throw out of the socket's event, which would end the process.
  */
-const guard = (protocol: Protocol, limits: ProtocolLimits): void => {
+const checkMessages = (protocol: Protocol, limits: ProtocolLimits): void => {
   const attach = protocol.attachListeners
   protocol.attachListeners = (stream) => {
     const reader = new EventEmitter()

@@ -38,7 +38,7 @@ export const tlsOptions = (
   { isDirectTls = false, sendsServerName = true }: TlsSettings = {}
 ): Tls.ConnectionOptions => {
   const isKnown: unknown = ssl === true || (typeof ssl === "object" && ssl !== null)
-  if (!isKnown) throw unusable(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)
+  if (!isKnown) throw unusableTls(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)
   const given: Tls.ConnectionOptions = ssl === true ? {} : ssl
   const { key, passphrase, pfx, rejectUnauthorized = true, secureContext } = given
   return {
@@ -67,8 +67,8 @@ const makeContext = (options: Tls.SecureContextOptions): Tls.SecureContext => {
   try {
     return Tls.createSecureContext(options)
   } catch (cause) {
-    throw unusable(cause instanceof Error ? cause.message : String(cause))
+    throw unusableTls(cause instanceof Error ? cause.message : String(cause))
   }
 }
 
-const unusable = (why: string) => new Error(`TLS cannot be used as it is set: ${why}`)
+const unusableTls = (why: string) => new Error(`TLS cannot be used as it is set: ${why}`)

@@ -24,18 +24,22 @@ LEFT JOIN pg_catalog.pg_namespace en ON en.oid = e.typnamespace
 WHERE t.oid = ANY ($1::pg_catalog.oid[])`
 
 /** A row of the lookup, as the server writes it. */
-export type FoundType = ReadonlyArray<string | null>
+export type TypeRow = ReadonlyArray<string | null>
 
 /** Reads `text[]`, whose number is the same on every server; the published list of numbers has no arrays. */
 
 /** What is in an array, and in the arrays in it. */
-const each = (value: unknown, parse: Parser): unknown =>
-  Array.isArray(value) ? value.map((one) => each(one, parse)) : typeof value === "string" ? parse(value) : value
+const parseElements = (value: unknown, parse: Parser): unknown =>
+  Array.isArray(value)
+    ? value.map((one) => parseElements(one, parse))
+    : typeof value === "string"
+      ? parse(value)
+      : value
 
 const parseArray =
   (parse: Parser): Parser =>
   (text) =>
-    each(readTextArray(text), parse)
+    parseElements(readTextArray(text), parse)
 
 /** The types of one server that were met so far. */
 export class TypeNames {
@@ -55,21 +59,21 @@ export class TypeNames {
   }
 
   /** Learns what the lookup of some numbers has found; one that was not found is dropped by now, and has none. */
-  learn(asked: ReadonlyArray<number>, found: ReadonlyArray<FoundType>): void {
+  addLookup(asked: ReadonlyArray<number>, found: ReadonlyArray<TypeRow>): void {
     for (const oid of asked) this.known.set(oid, undefined)
     for (const [oid, name, schema, element, elementSchema] of found) {
-      const own = this.named(name, schema)
-      const ofElement = own === undefined ? this.named(element, elementSchema) : undefined
+      const own = this.byTypeName(name, schema)
+      const ofElement = own === undefined ? this.byTypeName(element, elementSchema) : undefined
       this.known.set(Number(oid), ofElement === undefined ? own : parseArray(ofElement))
     }
   }
 
   /** Forgets all: names may mean other types from now on. */
-  forget(): void {
+  clear(): void {
     this.known.clear()
   }
 
-  private named(name: string | null | undefined, schema: string | null | undefined): Parser | undefined {
+  private byTypeName(name: string | null | undefined, schema: string | null | undefined): Parser | undefined {
     if (name === null || name === undefined) return undefined
     const key = [`${schema}.${name}`, name].find((_) => Object.hasOwn(this.byName, _))
     return key === undefined ? undefined : this.byName[key]

@@ -21,13 +21,13 @@ const headers = new Map<unknown, string>([
 ])
 
 /** Returns the word of an option. A program without types may give anything, which must neither become SQL nor be ignored. */
-const word = (option: string, given: unknown, known: ReadonlyMap<unknown, string>): string => {
+const keyword = (option: string, given: unknown, known: ReadonlyMap<unknown, string>): string => {
   const found = known.get(given)
   if (found !== undefined) return found
   throw new Error(`the ${option} of a COPY is one of ${[...known.keys()].join(", ")}`)
 }
 
-const text = (option: string, given: unknown): string => {
+const textOption = (option: string, given: unknown): string => {
   if (typeof given === "string") return quoteLiteral(given)
   throw new Error(`the ${option} of a COPY is a text`)
 }
@@ -46,12 +46,12 @@ const withOptions = ({
   null: nullText,
   quote
 }: Format) => {
-  const options = [`FORMAT ${word("format", format, formats)}`, `ENCODING ${text("encoding", encoding)}`]
-  if (delimiter !== undefined) options.push(`DELIMITER ${text("delimiter", delimiter)}`)
-  if (nullText !== undefined) options.push(`NULL ${text("null", nullText)}`)
-  if (header !== undefined) options.push(`HEADER ${word("header", header, headers)}`)
-  if (quote !== undefined) options.push(`QUOTE ${text("quote", quote)}`)
-  if (escape !== undefined) options.push(`ESCAPE ${text("escape", escape)}`)
+  const options = [`FORMAT ${keyword("format", format, formats)}`, `ENCODING ${textOption("encoding", encoding)}`]
+  if (delimiter !== undefined) options.push(`DELIMITER ${textOption("delimiter", delimiter)}`)
+  if (nullText !== undefined) options.push(`NULL ${textOption("null", nullText)}`)
+  if (header !== undefined) options.push(`HEADER ${keyword("header", header, headers)}`)
+  if (quote !== undefined) options.push(`QUOTE ${textOption("quote", quote)}`)
+  if (escape !== undefined) options.push(`ESCAPE ${textOption("escape", escape)}`)
   return `WITH (${options.join(", ")})`
 }
 

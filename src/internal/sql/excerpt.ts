@@ -3,7 +3,7 @@
  */
 
 /** What an error knows of its statement. */
-export interface RanStatement {
+export interface FailedStatement {
   readonly sql?: string | undefined
   readonly position?: number | undefined
   readonly where?: string | undefined
@@ -11,22 +11,22 @@ export interface RanStatement {
 }
 
 /** How much of one line is shown, in characters. */
-const widest = 100
+const maxLineWidth = 100
 
 /** How much of a text without a mark is shown. */
-const longest = 200
+const maxTextLength = 200
 
 /** What is written behind the word `password`: in quotes, in the doubled ones of a text in a text, or in a connection string without any. */
 const passwords = /(\bpassword\s*=?\s*(?:E|U&)?)(''[^']+''|'(?:''|\\.|[^'\\])*'|[^\s'$(),;][^\s'),;]*)/gi
 
-const stars = (text: string): string => "*".repeat(text.length)
+const masked = (text: string): string => "*".repeat(text.length)
 
 /**
  * Returns the text of a statement without the passwords that are written in it, each character of one a star: positions stay right.
  */
 export const withoutPasswords = (sql: string): string =>
   sql.replace(passwords, (_, before: string, password: string) =>
-    password.startsWith("'") ? `${before}'${stars(password.slice(1, -1))}'` : before + stars(password)
+    password.startsWith("'") ? `${before}'${masked(password.slice(1, -1))}'` : before + masked(password)
   )
 
 /** The server counts characters, this language counts half of some as one. */
@@ -36,32 +36,32 @@ const indexOf = (text: string, position: number): number => {
   return index
 }
 
-const cut = (text: string, from: number, to: number): string =>
+const shortened = (text: string, from: number, to: number): string =>
   `${from > 0 ? "... " : ""}${text.slice(Math.max(0, from), to)}${to < text.length ? " ..." : ""}`
 
 /** The line of a text with a position in it, and a mark below. */
-const marked = (sql: string, position: number): ReadonlyArray<string> => {
+const markedLine = (sql: string, position: number): ReadonlyArray<string> => {
   const at = indexOf(sql, position)
   const start = sql.lastIndexOf("\n", at - 1) + 1
   const end = sql.indexOf("\n", at)
   const line = sql.slice(start, end < 0 ? undefined : end).replace(/\s/g, " ")
-  const from = line.length <= widest ? 0 : Math.max(0, at - start - widest / 2)
+  const from = line.length <= maxLineWidth ? 0 : Math.max(0, at - start - maxLineWidth / 2)
   const label = `LINE ${sql.slice(0, start).split("\n").length}: `
   const before = label + (from > 0 ? "... " : "") + line.slice(from, at - start)
-  return [label + cut(line, from, from + widest), `${" ".repeat([...before].length)}^`]
+  return [label + shortened(line, from, from + maxLineWidth), `${" ".repeat([...before].length)}^`]
 }
 
 const oneLine = (sql: string): string => {
   const line = sql
-    .slice(0, 2 * longest)
+    .slice(0, 2 * maxTextLength)
     .trim()
     .replace(/\s+/g, " ")
-  return line.length > longest || sql.length > 2 * longest ? `${line.slice(0, longest)} ...` : line
+  return line.length > maxTextLength || sql.length > 2 * maxTextLength ? `${line.slice(0, maxTextLength)} ...` : line
 }
 
 /** Returns the lines that an error's message ends with: its statement, what the server was doing, and the place in the program. */
-export const statementLines = ({ location, position, sql, where }: RanStatement): string => {
-  const lines = sql === undefined ? [] : position === undefined ? [`in: ${oneLine(sql)}`] : marked(sql, position)
+export const statementLines = ({ location, position, sql, where }: FailedStatement): string => {
+  const lines = sql === undefined ? [] : position === undefined ? [`in: ${oneLine(sql)}`] : markedLine(sql, position)
   return [
     ...lines,
     ...(where === undefined ? [] : [`where: ${where.replaceAll("\n", ", ")}`]),

@@ -20,21 +20,21 @@ const substituted = /^(\$user|pg_temp(_\d+)?)$/
 // what a schema has of its own must not be taken for these, even where its path has `pg_catalog` behind it
 const get = "pg_catalog.current_setting"
 const set = "pg_catalog.set_config"
-const path = "'search_path'"
-const before = "'effect_db.search_path'"
+const searchPath = "'search_path'"
+const savedPath = "'effect_db.search_path'"
 
 /** What was there before, behind a sign that tells it from nothing. */
-const kept = `${get}(${before}, true)`
-const isKept = `pg_catalog.starts_with(${kept}, '=')`
+const saved = `${get}(${savedPath}, true)`
+const isSaved = `pg_catalog.starts_with(${saved}, '=')`
 
 /** Keeps what is there, unless something is kept already. It is an argument of the other, so it comes first. */
-const keep = `${set}(${before}, CASE WHEN ${isKept} THEN ${kept} ELSE pg_catalog.concat('=', ${get}(${path})) END, true)`
+const saveCurrent = `${set}(${savedPath}, CASE WHEN ${isSaved} THEN ${saved} ELSE pg_catalog.concat('=', ${get}(${searchPath})) END, true)`
 
-const giveBack = `${set}(${path}, CASE WHEN ${isKept} THEN pg_catalog.substr(${kept}, 2) ELSE ${get}(${path}) END, true)`
+const restoreSaved = `${set}(${searchPath}, CASE WHEN ${isSaved} THEN pg_catalog.substr(${saved}, 2) ELSE ${get}(${searchPath}) END, true)`
 
 /** Gives back what was there before the first scope, and does nothing where there was none. */
-export const leaveSearchPath: ReadonlyArray<Step> = [
-  constantStep(`SELECT ${set}(${before}, pg_catalog.left(${giveBack}, 0), true)`)
+export const restoreSearchPath: ReadonlyArray<Step> = [
+  constantStep(`SELECT ${set}(${savedPath}, pg_catalog.left(${restoreSaved}, 0), true)`)
 ]
 
 /** The schemas of a scope. */
@@ -42,31 +42,33 @@ export class SearchPath {
   /** As the server has it. */
   readonly text: string
   /** Why it cannot be sent, if it cannot. */
-  readonly fault: string | undefined
-  private alone: Step | undefined
-  private inside: ReadonlyArray<Step> | undefined
+  readonly rejectionReason: string | undefined
+  private autocommitStep: Step | undefined
+  private transactionSteps: ReadonlyArray<Step> | undefined
 
   constructor(schemas: string | ReadonlyArray<string>) {
-    this.fault = faultOf(schemas)
+    this.rejectionReason = rejectionReasonOf(schemas)
     const names = typeof schemas === "string" ? [schemas] : schemas
-    this.text = this.fault === undefined ? names.map(quoteIdentifier).join(", ") : ""
+    this.text = this.rejectionReason === undefined ? names.map(quoteIdentifier).join(", ") : ""
   }
 
   /** For a transaction that has nothing else in it. */
-  get forOne(): Step {
-    this.alone ??= step(`SET LOCAL search_path TO ${this.text}`)
-    return this.alone
+  get forAutocommit(): Step {
+    this.autocommitStep ??= step(`SET LOCAL search_path TO ${this.text}`)
+    return this.autocommitStep
   }
 
   /** For a statement among others. */
-  get amongOthers(): ReadonlyArray<Step> {
-    this.inside ??= [step(`SELECT ${set}(${path}, ${quoteLiteral(this.text)}, ${keep} IS NOT NULL)`)]
-    return this.inside
+  get forTransaction(): ReadonlyArray<Step> {
+    this.transactionSteps ??= [
+      step(`SELECT ${set}(${searchPath}, ${quoteLiteral(this.text)}, ${saveCurrent} IS NOT NULL)`)
+    ]
+    return this.transactionSteps
   }
 }
 
 /** A program without types may give anything, such as a header that is not there. */
-const faultOf = (schemas: unknown): string | undefined => {
+const rejectionReasonOf = (schemas: unknown): string | undefined => {
   const names: ReadonlyArray<unknown> = Array.isArray(schemas) ? schemas : [schemas]
   if (names.length === 0) return "an empty list"
   for (const name of names) {

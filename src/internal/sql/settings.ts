@@ -10,10 +10,11 @@ export interface Limits {
 }
 
 /** As many as a setting of the server may be. */
-const longest = 2_147_483_647
+const maxMillis = 2_147_483_647
 
 /** A limit as the server takes it: in whole milliseconds. Zero, and so infinity, is none; a fraction must not become none. */
-export const wholeMillis = (limit: number): number => (Number.isFinite(limit) ? Math.min(Math.ceil(limit), longest) : 0)
+export const wholeMillis = (limit: number): number =>
+  Number.isFinite(limit) ? Math.min(Math.ceil(limit), maxMillis) : 0
 
 /** As the server's settings. */
 export const settings = (limits: Limits): ReadonlyArray<readonly [name: string, millis: number]> => {

@@ -28,7 +28,7 @@ export const autocommitGuard = (
 ): ReadonlyArray<Step> => {
   const own = ofSession(connection, session, readOnly, text)
   if (path === undefined) return own
-  return own.length === 0 ? [begin, path.forOne] : [...own, path.forOne]
+  return own.length === 0 ? [begin, path.forAutocommit] : [...own, path.forAutocommit]
 }
 
 const ofSession = (
