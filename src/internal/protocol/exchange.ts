@@ -1,5 +1,6 @@
 /**
- * One or more commands that are sent in one write and answered together, and how the answer is collected.
+ * An exchange: commands that are sent in one write and answered together, and the results that are
+ * collected from the answer.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -19,7 +20,7 @@ import { makeRowDecoder, type ObjectRow, type RowDecoder } from "./rowDecoder.js
 import type { PreparedStatement } from "./statementCache.js"
 import type { TypeNames } from "./typeNames.js"
 
-/** What a statement gave. */
+/** Result of a statement. */
 export interface Result {
   command: string | null
   rowCount: number | null
@@ -28,25 +29,26 @@ export interface Result {
   fields: ReadonlyArray<Field>
 }
 
-/** What a flight was asked to run, for errors. */
+/** Statement of an exchange, as errors report it. */
 export interface RequestedStatement {
   readonly text: string
-  /** What errors show in place of the text. */
+  /** The form that errors show in place of the text. */
   readonly shown?: DisplayedStatement | undefined
-  /** The handle it was asked of. */
+  /** The handle that the program has used. */
   readonly kind?: "reader" | "writer" | undefined
-  /** Where it was written, while call sites are followed. */
+  /** The call site, if call sites are recorded. */
   readonly site?: { readonly place: string | undefined } | undefined
 }
 
 /**
- * How a flight failed. `acknowledged` counts the commands that the server had completed before, `asked` is the statement
- * that it failed with: none where that was a step around it.
+ * Failure of an exchange. `acknowledged` counts the commands that the server had completed before,
+ * `statement` is the one that failed, or `undefined` if a step around it did.
  *
- * - `refused`: the server said no; the connection is fine.
- * - `lost`: the connection is gone; `sent` says whether anything was handed to the socket, `undone` that the server has said that nothing
- *   is left of it.
- * - `unsendable`: the statement could not be written, or its rows could not be read: a parameter or a type's parser threw.
+ * - `refused`: the server has sent an error; the connection is usable.
+ * - `lost`: the connection is lost. `sent` is true if anything was written to the socket, `undone` if
+ *   the server has reported that it kept no effect.
+ * - `unsendable`: the statement could not be written, or its rows could not be read, because the
+ *   conversion of a parameter or the parser of a type threw.
  */
 export type Failure =
   | {
@@ -54,7 +56,7 @@ export type Failure =
       readonly error: ServerError
       readonly acknowledged: number
       readonly statement?: RequestedStatement | undefined
-      /** Whether the server, or the session, takes no writes at all. */
+      /** True if the server, or the session, takes no writes at all. */
       readonly takesNoWrites?: boolean | undefined
     }
   | {
@@ -72,37 +74,38 @@ export type Failure =
       readonly statement?: RequestedStatement | undefined
     }
 
-/** Called once, when the server is ready for the next flight, or when the connection is lost. */
-export type OnExchange = (failure: Failure | undefined, flight: Exchange) => void
+/** Callback that is called once, when the server is ready for the next exchange or the connection is lost. */
+export type OnExchange = (failure: Failure | undefined, exchange: Exchange) => void
 
 /**
- * What to send and how to read the answer. It holds on to the whole operation, so it is a class and no object literal, for the reason that
- * `cancellable` gives; and with one shape for all of them it is read faster.
+ * Request of an exchange: the messages to send, and the way to read the answer. It holds on to the
+ * whole operation, so it is a class and no object literal, for the reason that `cancellable` gives;
+ * and V8 reads objects faster that all have one shape.
  */
 export class ExchangeRequest {
-  /** How many steps come before the statement; their rows are nobody's. */
+  /** The number of steps before the statement; their rows are discarded. */
   before = 0
-  /** How many come after it. */
+  /** The number of steps after the statement. */
   after = 0
-  /** Number of commands between these two: 0 if the server is only asked whether it is ready. */
+  /** The number of commands between these two: 0 for a Sync alone. */
   main = 1
-  /** Whether its rows are described. The rows of a step are not, and are dropped. */
+  /** True if the server describes the rows. Those of a step are not described, and are discarded. */
   isDescribed = true
   asArrays = false
-  /** Its rows are as the server writes them, whatever the program reads its own with. */
+  /** True if rows keep the texts of the server, regardless of the parsers of the program. */
   isRaw = false
-  /** Several commands in one text, by the simple protocol. */
+  /** True for a text with several commands, by the simple protocol. */
   simple = false
   prepared: PreparedStatement | undefined = undefined
-  /** The columns, where they are known and the server is not asked for them. */
+  /** The decoder of the rows, if the columns are known and the server does not describe them. */
   decoder: RowDecoder | undefined = undefined
-  /** The source, or the sink, of the data of a COPY. */
+  /** The data of a COPY, in either direction. */
   copy: Copy | undefined = undefined
-  /** The pool's own doing, which the program has not asked for. */
+  /** True if the exchange is one of the pool and not of the program. */
   isMaintenance = false
-  /** It undoes what has failed. */
+  /** True if the exchange rolls back after a failure. */
   isUndo = false
-  /** Whether it proves the server's role. */
+  /** True if success proves the role of the server. */
   provesRole = false
   statement: RequestedStatement | undefined = undefined
 
@@ -112,13 +115,13 @@ export class ExchangeRequest {
   ) {}
 }
 
-/** A result whose rows are as the server has written them, until the types of its columns are known. */
+/** Result whose rows are not decoded until the types of its columns are known. */
 interface UndecodedResult {
   readonly result: Result
   readonly fields: ReadonlyArray<Field>
 }
 
-/** The data of a refused COPY that is read, so that its connection may be kept, in bytes. */
+/** The longest data of a rejected COPY that is read in order to keep the connection, in bytes. */
 const maxDroppedBytes = 1_048_576
 
 const noFields: ReadonlyArray<never> = []
@@ -126,20 +129,20 @@ const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
 
-/** A flight, as node-postgres sees it. */
+/** Exchange, as node-postgres calls it back. */
 export class Exchange implements Query {
   readonly startedAt = clock.now()
-  /** Completed commands, the steps before and after the statement among them. */
+  /** The number of completed commands, including the steps before and after the statement. */
   acknowledged = 0
-  /** Completed parses, in the same order. */
+  /** The number of completed parses, in the same order. */
   parsed = 0
-  /** Completed binds. */
+  /** The number of completed binds. */
   bound = 0
-  /** What the last step before the statement was answered with. */
+  /** The command tag of the last step before the statement. */
   precedingTag = ""
-  /** Whether a portal has more rows. */
+  /** True if a portal has more rows. */
   suspended = false
-  /** Whether it was interrupted and its cancel is not seen to have hit it: what was to follow it is not wanted. */
+  /** True if it was interrupted and its cancel had no visible effect; further steps must not be sent. */
   isStopped = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
@@ -149,19 +152,22 @@ export class Exchange implements Query {
   private serverError: ServerError | undefined
   private localError: Error | undefined
   private undecoded: Array<UndecodedResult> | undefined
-  /** The data of a refused COPY so far, in bytes. */
+  /** The size of the data of a rejected COPY so far, in bytes. */
   private droppedBytes = 0
 
   constructor(
     private readonly client: Client,
     readonly request: ExchangeRequest,
-    private readonly onLost: (flight: Exchange, error: Error) => void,
+    private readonly onLost: (exchange: Exchange, error: Error) => void,
     private readonly types?: TypeNames | undefined
   ) {
     this.decoder = request.decoder
   }
 
-  /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
+  /**
+   * Encodes the messages. Returns the error of a parameter without a text form or of an impossible
+   * statement; nothing is sent then.
+   */
   prepare(): Error | undefined {
     try {
       this.bytes = this.request.bytes()
@@ -171,12 +177,12 @@ export class Exchange implements Query {
     }
   }
 
-  /** The results of a text with several commands. */
+  /** Returns the results of a text with several commands. */
   get results(): ReadonlyArray<Result> {
     return this.completedResults ?? noResults
   }
 
-  /** How it failed, if it did, once the server is ready again. */
+  /** Returns the failure, if there is one, when the server is ready again. */
   failure(): Failure | undefined {
     const { acknowledged, statement, serverError, localError } = this
     if (localError !== undefined)
@@ -185,12 +191,15 @@ export class Exchange implements Query {
     return undefined
   }
 
-  /** The statement, if the server is at it. */
+  /** Returns the statement, if the server is running it. */
   get statement(): RequestedStatement | undefined {
     return this.isStatement() ? this.request.statement : undefined
   }
 
-  /** Whether every command has an answer. If the server is ready before, its answers would be taken for those of the next exchange. */
+  /**
+   * Checks that every command has an answer. If the server is ready before, its later answers would
+   * be taken for those of the next exchange.
+   */
   get isAnswered(): boolean {
     const { after, before, main, simple } = this.request
     const answered = this.acknowledged + (this.suspended ? 1 : 0)
@@ -202,13 +211,13 @@ export class Exchange implements Query {
     return null
   }
 
-  /** The numbers of the types whose names have to be looked up before the rows can be read. */
+  /** Returns the OIDs of the types whose names must be looked up before the rows can be decoded. */
   get unknownTypes(): ReadonlyArray<number> {
-    const fields = this.undecoded?.flatMap((one) => one.fields) ?? noFields
+    const fields = this.undecoded?.flatMap(({ fields }) => fields) ?? noFields
     return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
   }
 
-  /** Reads the rows that waited for the names of their types. */
+  /** Decodes the rows that waited for the names of their types. */
   decodePending(): void {
     const { undecoded } = this
     this.undecoded = undefined
@@ -233,7 +242,7 @@ export class Exchange implements Query {
     try {
       this.decoder = makeRowDecoder(this.client, fields, this.types)
     } catch (cause) {
-      // the types are the user's, so may be the fault in them
+      // the parsers belong to the program and may throw
       this.localError = toError(cause)
       return
     }
@@ -249,10 +258,10 @@ export class Exchange implements Query {
   private decode(result: Result, values: ReadonlyArray<string | null>): void {
     const shape = this.decoder
     if (this.localError !== undefined || (shape === undefined && !this.request.isDescribed)) return
-    // read by other columns it would be a wrong answer
+    // a row that is decoded by the columns of another result would be a wrong answer
     if (shape?.fields.length !== values.length) {
-      const due = shape === undefined ? "none" : shape.fields.length
-      this.localError = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
+      const expected = shape === undefined ? "none" : shape.fields.length
+      this.localError = new ProtocolViolation(`sent a row of ${values.length} columns; ${expected} were due`)
       return this.onLost(this, this.localError)
     }
     try {
@@ -297,7 +306,7 @@ export class Exchange implements Query {
   }
 
   handleReadyForQuery(): void {
-    // the connection listens to the protocol itself, so that it hears of the end of a refused flight too
+    // the connection handles this event of the protocol itself, which covers rejected exchanges too
   }
 
   handleCopyInResponse(protocol: Protocol): void {
@@ -306,14 +315,14 @@ export class Exchange implements Query {
     this.localError = new Error(
       "COPY ... FROM STDIN has no data as a statement - use sql.copyFrom(table, columns, rows)"
     )
-    // what follows in this flight would be taken for the data that is copied
+    // the server would read the following messages of this exchange as data of the COPY
     if (this.request.after > 0) return this.onLost(this, this.localError)
     protocol.sendCopyFail(this.localError.message)
-    // in copy mode the server has swallowed the Sync of an extended flight
+    // in copy mode the server ignores the Sync that an extended exchange has sent already
     if (!this.request.simple) protocol.sync()
   }
 
-  /** Notes that the server is going to send the data of a COPY. */
+  /** Rejects the data of a COPY that was sent as a statement. */
   handleCopyOutResponse(): void {
     if (this.request.copy?._tag === "out") return
     this.localError = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
@@ -323,7 +332,7 @@ export class Exchange implements Query {
     const { copy } = this.request
     if (copy?._tag === "out") return copy.receive(chunk)
     this.droppedBytes += chunk.length
-    // a refused COPY is not read to its end
+    // a long COPY is not read to its end
     if (this.droppedBytes > maxDroppedBytes)
       this.onLost(this, this.localError ?? new Error("data of a COPY came unasked"))
   }

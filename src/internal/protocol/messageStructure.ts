@@ -1,6 +1,6 @@
 /**
- * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: where a text has no end it reads on, into the
- * next message or for ever.
+ * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: if
+ * a text has no end it reads on, into the next message or for ever.
  */
 
 /** The letters of the server's messages. */
@@ -42,7 +42,7 @@ const isTexts = (bytes: Buffer, from: number, to: number, count: number): boolea
   return at === to
 }
 
-/** Checks for texts that are not empty, such as the fields of a notice, and a NUL after the last of them. */
+/** Checks for a list of texts that are not empty, such as the fields of a notice, with a NUL at its end. */
 const isList = (bytes: Buffer, from: number, to: number): boolean => {
   let at = from
   while (at >= 0 && at < to) {
@@ -52,7 +52,7 @@ const isList = (bytes: Buffer, from: number, to: number): boolean => {
   return false
 }
 
-/** The largest number that node-postgres reads as one of columns. */
+/** The largest number of columns: node-postgres reads larger ones as negative. */
 const mostColumns = 0x7fff
 
 const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
@@ -85,16 +85,16 @@ const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
   return at === to
 }
 
-/** A row that arrives in pieces. Nothing of it is kept: a row may be large. */
+/** Row that arrives in parts. No part is kept, because a row may be large. */
 export class PartialRow {
-  /** Columns that are still to come; -1 before their number is known. */
+  /** The number of columns that are still to come; -1 before it is known. */
   private columns = -1
-  /** Bytes of the value under way. */
+  /** The number of bytes of the current value that are still to come. */
   private value = 0
   private word = 0
   private wordBytes = 0
 
-  /** Takes the next piece; returns whether it fits. */
+  /** Adds the next part; returns false if it does not fit the structure of a row. */
   add(bytes: Buffer, from: number, to: number): boolean {
     let at = from
     while (at < to) {
@@ -130,11 +130,11 @@ export class PartialRow {
   }
 }
 
-/** Checks an Authentication message; the driver refuses the kinds that are not here. */
+/** Checks an Authentication message; the driver rejects the kinds that are not here. */
 const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
   const size = to - from
   switch (bytes.readInt32BE(from)) {
-    // it is done; a password in clear text
+    // AuthenticationOk; a password in clear text
     case 0:
     case 3:
       return size === 4

@@ -1,5 +1,5 @@
 /**
- * Bounds for what a server may send.
+ * Bounds for the messages of a server, and the error of a message that breaks the protocol.
  */
 
 /**
@@ -19,11 +19,11 @@ export interface ProtocolLimits {
   readonly maxScramIterations: number
 }
 
-/** A message that is malformed, not due, or larger than its bound. */
+/** Error of a message that is malformed, not due, or larger than its bound. */
 export class ProtocolViolation extends Error {
   override readonly name = "ProtocolViolation"
 
-  constructor(what: string) {
-    super(`the server broke PostgreSQL's protocol: it ${what}`)
+  constructor(violation: string) {
+    super(`the server broke PostgreSQL's protocol: it ${violation}`)
   }
 }

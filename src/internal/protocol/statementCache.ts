@@ -1,26 +1,35 @@
 /**
- * The prepared statements of one connection: by text and by where its names are looked up, bounded, the one used longest ago goes first.
+ * The prepared statements of one connection, by text and search path. The cache is bounded and
+ * removes the least recently used first.
  */
 import type { RowDecoder } from "./rowDecoder.js"
 
-/** A statement as its connection knows it. */
+/** Prepared statement of one connection. */
 export interface PreparedStatement {
   readonly name: string
-  /** Whether the server has parsed it. */
+  /** True if the server has parsed it. */
   parsed: boolean
-  /** Its columns, once the server has described them; they cannot change without an error. */
+  /** Its columns, when the server has described them; they cannot change without an error. */
   decoder: RowDecoder | undefined
-  /** When it was used last, in uses of any. */
+  /** The value of the use counter at its last use. */
   lastUse: number
 }
 
+/** The length of a text from which it is unlikely to be used again, in characters. */
 const maxTextLength = 16_384
 
-/** @internal */
+/**
+ * Cache of prepared statements.
+ *
+ * @internal
+ */
 export class StatementCache {
-  /** Those whose names are looked up where the session does. */
+  /** The statements with the search path of the session. */
   private readonly inSessionPath = new Map<string, PreparedStatement>()
-  /** The same text means something else where its names are those of another schema, and its parameters and columns have other types. */
+  /**
+   * The statements with other search paths. In another schema, the names of a text mean other tables,
+   * and its parameters and columns have other types.
+   */
   private byPath: Map<string, Map<string, PreparedStatement>> | undefined = undefined
   private toClose: Array<string> = []
   private size = 0
@@ -29,34 +38,38 @@ export class StatementCache {
 
   constructor(private readonly limit: number) {}
 
-  /** The statement of this text, or nothing where it is not worth a name: no room, or a text so long that it is likely one of a kind. */
+  /**
+   * Returns the prepared statement of a text; `undefined` if the cache is disabled, or the text is so
+   * long that it is unlikely to be used again.
+   */
   getOrAdd(text: string, path: string | undefined): PreparedStatement | undefined {
     const known = this.inPath(path)?.get(text)
     if (known !== undefined) {
-      // noted down and not moved to the end: a map that is always written to is always being copied
+      // a counter and no move to the end of the map: V8 copies a map again and again if entries are
+      // deleted and added all the time
       known.lastUse = ++this.uses
       return known
     }
     if (this.limit === 0 || text.length > maxTextLength) return undefined
-    const fresh: PreparedStatement = {
+    const created: PreparedStatement = {
       name: `s${++this.created}`,
       parsed: false,
       decoder: undefined,
       lastUse: ++this.uses
     }
-    this.add(text, path, fresh)
+    this.add(text, path, created)
     if (++this.size > this.limit) this.removeLeastRecentlyUsed()
-    return fresh
+    return created
   }
 
-  /** Forgets one statement, and closes it on the server with the next flight. */
+  /** Removes a statement, and closes it on the server with the next exchange. */
   remove(text: string, path: string | undefined): void {
-    const some = this.inPath(path)
-    const known = some?.get(text)
-    if (some === undefined || known === undefined) return
-    some.delete(text)
+    const statements = this.inPath(path)
+    const known = statements?.get(text)
+    if (statements === undefined || known === undefined) return
+    statements.delete(text)
     this.size--
-    if (path !== undefined && some.size === 0) this.byPath?.delete(path)
+    if (path !== undefined && statements.size === 0) this.byPath?.delete(path)
     if (known.parsed) this.toClose.push(known.name)
   }
 
@@ -64,47 +77,47 @@ export class StatementCache {
     return path === undefined ? this.inSessionPath : this.byPath?.get(path)
   }
 
-  private add(text: string, path: string | undefined, fresh: PreparedStatement): void {
-    const some = this.inPath(path)
-    if (some !== undefined) some.set(text, fresh)
+  private add(text: string, path: string | undefined, created: PreparedStatement): void {
+    const statements = this.inPath(path)
+    if (statements !== undefined) statements.set(text, created)
     else if (path !== undefined) {
       this.byPath ??= new Map()
-      this.byPath.set(path, new Map([[text, fresh]]))
+      this.byPath.set(path, new Map([[text, created]]))
     }
   }
 
-  /** All of them, by where their names are looked up. */
-  private get all(): ReadonlyArray<readonly [path: string | undefined, some: Map<string, PreparedStatement>]> {
+  /** Returns all statements by search path. */
+  private get all(): ReadonlyArray<readonly [path: string | undefined, statements: Map<string, PreparedStatement>]> {
     return [[undefined, this.inSessionPath], ...(this.byPath ?? none)]
   }
 
-  /** Forgets the one used longest ago. Whoever makes room this way is about to have a statement parsed, which takes far longer. */
+  /** Removes the least recently used statement. The search is short compared with the parse that follows. */
   private removeLeastRecentlyUsed(): void {
     let oldest: string | undefined
-    let where: string | undefined
+    let oldestPath: string | undefined
     let least = Number.POSITIVE_INFINITY
-    for (const [path, some] of this.all) {
-      for (const [text, { lastUse }] of some) {
+    for (const [path, statements] of this.all) {
+      for (const [text, { lastUse }] of statements) {
         if (lastUse >= least) continue
         oldest = text
-        where = path
+        oldestPath = path
         least = lastUse
       }
     }
-    if (oldest !== undefined) this.remove(oldest, where)
+    if (oldest !== undefined) this.remove(oldest, oldestPath)
   }
 
-  /** Forgets all: after a change of the schema, plans made before it may be refused. */
+  /** Removes all statements: after a change of the schema the server may reject earlier plans. */
   removeAll(): void {
-    for (const [, some] of this.all) {
-      for (const known of some.values()) if (known.parsed) this.toClose.push(known.name)
+    for (const [, statements] of this.all) {
+      for (const known of statements.values()) if (known.parsed) this.toClose.push(known.name)
     }
     this.inSessionPath.clear()
     this.byPath = undefined
     this.size = 0
   }
 
-  /** What the next flight has to close. */
+  /** Removes and returns the names that the next exchange has to close. */
   drainToClose(): ReadonlyArray<string> {
     if (this.toClose.length === 0) return none
     const names = this.toClose
