@@ -1,54 +1,56 @@
 /**
- * How one connection that listens takes over from another, so that nothing is missed and nothing is heard twice.
+ * The handover from one listening connection to another, without a missed or repeated message.
  *
- * The server hands out messages in one order, the same for all who listen. Both listen to all channels before a mark is sent that both
- * hear: what comes before it counts on the old connection, what comes after it on the next.
+ * The server delivers messages in one order, the same for all sessions. Both connections listen to
+ * all channels before a mark is sent that both receive: the old connection counts for the messages
+ * before the mark, the next one for those after it.
  */
 
 import { randomUUID } from "node:crypto"
 import * as clock from "../concurrency/clock.js"
-import type { ConnectFailure, Connection } from "../connection/connection.js"
+import type { Connection } from "../connection/connection.js"
 import { quoteIdentifier } from "../sql/quote.js"
 import type { ListenConnection } from "./connection.js"
-import { probeDelivery } from "./deliveryProbe.js"
+import { type ConnectAnother, probeDelivery } from "./deliveryProbe.js"
 
-/** What is heard. */
+/** Message that a connection has received. */
 interface ReceivedMessage {
   readonly channel: string
   readonly payload: string
   readonly processId: number
 }
 
-/** What it is done for. */
+/** Means and callbacks of a handover. */
 interface HandoverCallbacks {
-  readonly connect: (
-    done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
-  ) => () => void
+  readonly connect: ConnectAnother
   /** Makes a connection one that listens. */
   readonly makeListening: (connection: Connection) => ListenConnection
+  /** The timeout of each step, in ms. */
   readonly timeout: number
-  /** The channels that are to be heard. */
+  /** Returns the channels that have listeners. */
   readonly channels: () => Iterable<string>
-  /** All that can be done without the old connection is done; it is `cross` that comes next, when that one is free. */
+  /** The next step, `sendMark`, needs the old connection and waits until that is free. */
   readonly onReady: () => void
-  /** It is over: the next connection listens, and has heard these already. */
-  readonly onSucceeded: (next: ListenConnection, kept: ReadonlyArray<ReceivedMessage>) => void
-  /** It was not possible, and the old connection goes on. */
+  /** The next connection listens, and has received these messages since the mark. */
+  readonly onSucceeded: (next: ListenConnection, buffered: ReadonlyArray<ReceivedMessage>) => void
+  /** The handover has failed, and the old connection goes on. */
   readonly onFailed: () => void
-  /** It was not possible, and something may have been missed. */
+  /** The handover has failed after the mark, and messages may be missed. */
   readonly onMissed: (error: Error) => void
 }
 
+/** Returns one text with a command for each channel. */
 export const channelCommands = (command: string, channels: Iterable<string>): string =>
   Array.from(channels, (channel) => `${command} ${quoteIdentifier(channel)}`).join("; ")
 
+/** Handover to a connection that is made for it. */
 export class Handover {
   private next: ListenConnection | undefined
   private readonly mark = `effect_db_${randomUUID()}`
   private readonly buffered: Array<ReceivedMessage> = []
   private isReady = false
   private isMarking = false
-  /** Where the mark was heard, and whether the old connection is free again after it has sent it. */
+  /** Which connections have received the mark, and if the old one is free after sending it. */
   private readonly passed = { old: false, next: false, sent: false }
   private isDone = false
   private stop: () => void
@@ -63,51 +65,51 @@ export class Handover {
       this.next = next
       this.stop = probeDelivery(next, callbacks.connect, callbacks.timeout, ({ _tag }) => {
         this.stop = () => {}
-        if (_tag === "heard") this.listenToMissing(next)
+        if (_tag === "delivered") this.listenToMissing(next)
         else this.fail(new Error("the other connection hears nothing"))
       })
     })
   }
 
-  /** Whether the old connection has a mark to listen to, and is to be asked for nothing else. */
+  /** True if the old connection sends or awaits the mark, and must run no other command. */
   get isSendingMark(): boolean {
     return this.isMarking
   }
 
-  /** Whether it is about this connection. */
-  isNext(line: ListenConnection): boolean {
-    return this.next === line
+  /** Checks if this is the connection that the handover leads to. */
+  isNext(listening: ListenConnection): boolean {
+    return this.next === listening
   }
 
-  /** Sets the mark. To be called when the old connection is free and hears what is wanted. */
+  /** Sends the mark. The old connection must be free and listen to all channels with listeners. */
   sendMark(): void {
     const { next, old } = this
     if (!this.isReady || this.isMarking || next === undefined) return
-    // another channel has come meanwhile
+    // a listener of another channel has come since the last LISTEN
     if (this.missing(next).length > 0) {
-      // one that is asked for a sign of life is free soon, and says so
+      // a connection that is busy with a heartbeat is free soon, and then reports that it is idle
       if (!next.busy) this.listenToMissing(next)
       return
     }
     this.isMarking = true
     const { timeout } = this.callbacks
     this.stop = clock.later(timeout, () => this.fail(new Error(`no message came within ${timeout} ms`)))
-    const isRefused = (failure: { readonly error: Error } | undefined): boolean => {
+    const isRejected = (failure: { readonly error: Error } | undefined): boolean => {
       if (failure !== undefined) this.fail(failure.error)
       return this.isDone
     }
     old.command(channelCommands("LISTEN", [this.mark]), (failure) => {
-      if (isRefused(failure)) return
+      if (isRejected(failure)) return
       old.channels.add(this.mark)
       old.command(channelCommands("NOTIFY", [this.mark]), (failure) => {
-        if (isRefused(failure)) return
+        if (isRejected(failure)) return
         this.passed.sent = true
         this.completeIfPassed()
       })
     })
   }
 
-  /** A message on the old connection; gives whether it counts. */
+  /** Takes note of a message on the old connection; returns true if that message counts. */
   onOldMessage(channel: string): boolean {
     if (channel !== this.mark) return !this.passed.old
     this.passed.old = true
@@ -115,6 +117,7 @@ export class Handover {
     return false
   }
 
+  /** Buffers a message on the next connection if it comes after the mark. */
   onNextMessage(message: ReceivedMessage): void {
     if (message.channel === this.mark) {
       this.passed.next = true
@@ -122,7 +125,7 @@ export class Handover {
     } else if (this.passed.next) this.buffered.push(message)
   }
 
-  /** The next connection is of no use. */
+  /** Fails the handover and closes the next connection. */
   fail(error: Error): void {
     if (this.isDone) return
     this.cancel()
@@ -130,7 +133,7 @@ export class Handover {
     else this.callbacks.onFailed()
   }
 
-  /** Gives up. */
+  /** Closes the next connection without a callback. */
   cancel(): void {
     this.finish()
     this.next?.stopHeartbeat()
@@ -154,8 +157,7 @@ export class Handover {
   }
 
   private completeIfPassed(): void {
-    const { buffered, next } = this
-    const { passed } = this
+    const { buffered, next, passed } = this
     if (this.isDone || next === undefined || !passed.old || !passed.next || !passed.sent) return
     this.finish()
     this.callbacks.onSucceeded(next, buffered)

@@ -1,9 +1,9 @@
 /**
- * LISTEN: one connection for all channels of a database, opened with the first listener, closed with the last, and made anew when it is
- * lost.
+ * The listening connection of a database: one for all channels, opened with the first listener,
+ * closed with the last, and replaced when it is lost.
  *
- * Listeners join and leave at once; the connection follows what they want when it can. So no listener waits for another, and none that
- * leaves waits for the network.
+ * Listeners are added and removed at once; the connection is brought up to date with them when it is
+ * free. So no listener waits for another, and none that leaves waits for the network.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
@@ -32,34 +32,35 @@ import { channelCommands, Handover } from "./handover.js"
 import type { Subscriber } from "./subscriber.js"
 
 /**
- * The pauses of one outage, before each attempt but that of a newcomer. `go` is called after the pause, with `false` where there is to
- * be no attempt any more; the returned function gives up.
+ * Pauses of one outage, before each attempt but that for a new listener. `callback` is called after
+ * the pause, with `false` if there is to be no further attempt; the returned function cancels.
  */
 export interface RetryPauses {
-  readonly next: (error: StatementError, go: (again: boolean) => void) => () => void
+  readonly next: (error: StatementError, callback: (isRetried: boolean) => void) => () => void
 }
 
-/** From the loss of the connection until every channel is listened to again. */
+/** Time from the loss of the connection until the next one listens to the channels. */
 interface Outage {
   readonly since: number
   readonly pauses: RetryPauses
-  /** What happened first. */
+  /** The message of the first failure. */
   readonly firstMessage: string
-  /** What happened last. */
+  /** The last failure. */
   lastError: StatementError
   attempts: number
 }
 
 const none: ReadonlyArray<never> = []
 
-/** The longest goodbye, in ms. */
+/** The timeout of closing the sockets, in ms. */
 const maxCloseTime = 1000
 
+/** Keeper of the listening connection and its listeners. */
 export class ListenManager {
   private readonly listeners = new Map<string, Set<Subscriber>>()
   private listening: ListenConnection | undefined
   private outage: Outage | undefined
-  /** What gives up the connect, the look whether anything is heard, or the pause that is under way. */
+  /** Each cancels the connect, the delivery probe or the retry pause that is under way. */
   private cancelConnect: (() => void) | undefined
   private cancelProbe: (() => void) | undefined
   private cancelPause: (() => void) | undefined
@@ -69,11 +70,11 @@ export class ListenManager {
   private onEmpty = () => {}
   private readonly owner: Owner
   private readonly location: ErrorLocation
-  /** How another connection takes over from the one that listens, while it does. */
+  /** The handover to another connection, while there is one. */
   private handover: Handover | undefined
-  /** What ends the pause until the next one may. */
+  /** Cancels the delay before the next handover. */
   private cancelHandoverDelay: (() => void) | undefined
-  /** Connections that were begun earlier are not wanted any more. */
+  /** Connections whose connect was started before this time are invalid. */
   private invalidBefore = Number.NEGATIVE_INFINITY
   private readonly stopFollowingCredentials: () => void
 
@@ -81,8 +82,8 @@ export class ListenManager {
     private readonly config: DatabaseConfig,
     private readonly credentials: CredentialSource,
     private readonly observer: Observer,
-    /** Begins the pauses of an outage; `announce` is told how long each is going to be, in ms. */
-    private readonly pauses: (announce: (pause: number) => void) => RetryPauses
+    /** Begins the pauses of an outage; `onPause` gets the length of each before it begins, in ms. */
+    private readonly pauses: (onPause: (pause: number) => void) => RetryPauses
   ) {
     this.location = { database: config.name, server: config.writer.name }
     this.stopFollowingCredentials = credentials.follow(() => this.synchronize())
@@ -97,7 +98,7 @@ export class ListenManager {
     }
   }
 
-  /** A listener wants to hear. It is told when it does, or why it cannot. */
+  /** Adds a listener. Its `onJoined` is called when it receives messages, or with the error. */
   add(listener: Subscriber): void {
     const { channel } = listener
     if (this.isClosing) return listener.reject(new DatabaseClosed(this.location))
@@ -105,12 +106,12 @@ export class ListenManager {
     if (others === undefined) this.listeners.set(channel, new Set([listener]))
     else others.add(listener)
     if (this.listening?.channels.has(channel) === true) listener.onListening()
-    // who comes new does not wait for a pause to end, nor does anybody who connects for a statement
+    // a new listener does not wait for the end of a retry pause, as no caller of a statement does
     else if (this.listening === undefined) this.connectNow()
     else this.synchronize()
   }
 
-  /** A listener wants to hear no more. */
+  /** Removes a listener. */
   remove(listener: Subscriber): void {
     const others = this.listeners.get(listener.channel)
     if (others === undefined || !others.delete(listener)) return
@@ -118,45 +119,51 @@ export class ListenManager {
     this.synchronize()
   }
 
-  /** Gives up the connection if it is meant, at once or when another has taken over; gives how many it were. */
+  /**
+   * Evicts the connections that an invalidation matches, at once or after the handover to another;
+   * returns their number.
+   */
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
     const { listening } = this
-    const meant = markForEviction(this.openConnections, before, processId)
-    if (mode === "hard" && listening !== undefined && meant.includes(listening.connection)) {
+    const matched = markForEviction(this.openConnections, before, processId)
+    if (mode === "hard" && listening !== undefined && matched.includes(listening.connection)) {
       this.onLost(listening, new Error("the connection was invalidated"), "invalidated")
     } else this.synchronize()
-    return meant.length
+    return matched.length
   }
 
-  /** Ends every listener, and calls back when all sockets are closed. */
-  close(timeout: number, done: () => void): void {
+  /** Fails all listeners, and calls back when all sockets are closed. */
+  close(timeout: number, callback: () => void): void {
     this.isClosing = true
     this.stopFollowingCredentials()
     this.cancelHandoverDelay?.()
     this.disconnect("shutdown")
     this.failAll(() => new DatabaseClosed(this.location))
-    const impatient = clock.timer(Math.min(timeout, maxCloseTime), () => {
+    const timer = clock.timer(Math.min(timeout, maxCloseTime), () => {
       for (const connection of this.openConnections) connection.destroy("shutdown")
     })
     this.onEmpty = () => {
-      clock.clear(impatient)
-      done()
+      clock.clear(timer)
+      callback()
     }
     if (this.openConnections.size === 0) this.onEmpty()
   }
 
-  /** Does the next thing that makes the connection hear what the listeners want to hear, if it is free. */
+  /** Runs the next command that brings the connection up to date with the listeners, if it is free. */
   private synchronize(): void {
     if (this.listeners.size === 0) return this.disconnect("idle")
     const { listening } = this
     if (listening === undefined || !listening.isVerified || listening.busy || this.handover?.isSendingMark === true)
       return
     const missing = [...this.listeners.keys()].filter((channel) => !listening.channels.has(channel))
-    // those who have heard before hear again all at once: the commands of one text are one transaction
-    const returning = missing.filter((channel) => this.listenersOf(channel).some(({ state }) => state === "deaf"))
+    // the channels of disconnected listeners return all at once: the commands of one text are one
+    // transaction
+    const returning = missing.filter((channel) =>
+      this.listenersOf(channel).some(({ state }) => state === "disconnected")
+    )
     if (returning.length > 0) return this.listen(listening, returning)
-    // a refusal of a new one is its own
+    // the LISTEN of a new channel goes alone, so that an error of the server concerns that channel only
     if (missing.length > 0) return this.listen(listening, missing.slice(0, 1))
     const left = [...listening.channels].filter((channel) => !this.listeners.has(channel))
     if (left.length > 0) {
@@ -168,26 +175,26 @@ export class ListenManager {
       this.startHandover(listening)
   }
 
-  /** Whether a connection is to make room for another: it was made with old credentials, or somebody has asked for it. */
+  /** Checks if a connection is to be replaced: its credentials are old, or it was invalidated. */
   private isOutdated({ generation, retireAt }: Connection): boolean {
     return generation < this.credentials.generation || retireAt <= clock.now()
   }
 
-  /** Makes another connection and goes over to it. */
-  private startHandover(line: ListenConnection): void {
-    this.handover = new Handover(line, {
-      connect: (done) => this.connect(done),
+  /** Makes another connection and begins the handover to it. */
+  private startHandover(listening: ListenConnection): void {
+    this.handover = new Handover(listening, {
+      connect: (callback) => this.connect(callback),
       makeListening: (connection) => this.makeListening(connection),
       timeout: this.config.pool.connectTimeout,
       channels: () => this.listeners.keys(),
       onReady: () => this.synchronize(),
-      onSucceeded: (next, kept) => {
+      onSucceeded: (next, buffered) => {
         this.onHandoverEnd()
-        const reason = line.connection.retireAs === "invalidated" ? "invalidated" : "oldCredentials"
-        this.closeListening(line, reason)
+        const reason = listening.connection.retireAs === "invalidated" ? "invalidated" : "oldCredentials"
+        this.closeListening(listening, reason)
         this.listening = next
         next.isVerified = true
-        for (const { channel, payload, processId } of kept) this.onMessage(next, channel, payload, processId)
+        for (const { channel, payload, processId } of buffered) this.onMessage(next, channel, payload, processId)
         this.synchronize()
       },
       onFailed: () => {
@@ -196,12 +203,15 @@ export class ListenManager {
       },
       onMissed: (error) => {
         this.onHandoverEnd()
-        this.onLost(line, error)
+        this.onLost(listening, error)
       }
     })
   }
 
-  /** The next succession has to wait, whatever came of this one: credentials may be other ones with each connection that is made. */
+  /**
+   * Delays the next handover, also after a success: a source of credentials may return others for
+   * each connection, and handovers would never end.
+   */
   private onHandoverEnd(): void {
     this.handover = undefined
     this.cancelHandoverDelay = clock.later(this.config.pool.connectTimeout, () => {
@@ -215,26 +225,26 @@ export class ListenManager {
     return listeners === undefined ? none : [...listeners]
   }
 
-  private listen(line: ListenConnection, channels: ReadonlyArray<string>): void {
-    line.command(channelCommands("LISTEN", channels), (failure) => {
-      if (this.listening !== line) return
+  private listen(listening: ListenConnection, channels: ReadonlyArray<string>): void {
+    listening.command(channelCommands("LISTEN", channels), (failure) => {
+      if (this.listening !== listening) return
       if (failure === undefined) {
-        this.onListening(line, channels)
+        this.onListening(listening, channels)
         return this.synchronize()
       }
       const error = toStatementError(this.location, failure, "notSent")
       const newcomers = channels.flatMap((channel) => this.listenersOf(channel))
-      if (newcomers.some(({ state }) => state === "deaf")) return this.closeAfterFailure(line, error)
+      if (newcomers.some(({ state }) => state === "disconnected")) return this.closeAfterFailure(listening, error)
       for (const listener of newcomers) this.rejectListener(listener, error)
       this.synchronize()
     })
   }
 
-  /** The server listens to these channels. */
-  private onListening(line: ListenConnection, channels: ReadonlyArray<string>): void {
+  /** Takes note of channels that the server's session listens to. */
+  private onListening(listening: ListenConnection, channels: ReadonlyArray<string>): void {
     const { outage } = this
     for (const channel of channels) {
-      line.channels.add(channel)
+      listening.channels.add(channel)
       for (const listener of this.listenersOf(channel)) listener.onListening(outage?.firstMessage)
     }
     if (outage === undefined) return
@@ -243,11 +253,11 @@ export class ListenManager {
     this.observe(() => Observation.ListenRestored({ ...this.location, attempts, took: clock.now() - since }))
   }
 
-  private onMessage(line: ListenConnection, channel: string, payload: string, processId: number): void {
-    if (line.probe?.channel === channel) return line.probe.channels()
+  private onMessage(listening: ListenConnection, channel: string, payload: string, processId: number): void {
+    if (listening.probe?.channel === channel) return listening.probe.onMessage()
     const { handover } = this
-    if (handover?.isNext(line) === true) return handover.onNextMessage({ channel, payload, processId })
-    if (this.listening !== line || handover?.onOldMessage(channel) === false) return
+    if (handover?.isNext(listening) === true) return handover.onNextMessage({ channel, payload, processId })
+    if (this.listening !== listening || handover?.onOldMessage(channel) === false) return
     for (const listener of this.listeners.get(channel) ?? none) {
       if (!listener.receive(payload, processId)) continue
       this.observe(() => Observation.ListenOverflowed({ database: this.location.database, channel }))
@@ -257,27 +267,30 @@ export class ListenManager {
     }
   }
 
-  private connect(done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void): () => void {
+  private connect(
+    callback: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
+  ): () => void {
     const { pool, session, writer: server } = this.config
-    const opening = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
+    const options = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
     const attempt = (isFirst: boolean): (() => void) => {
-      const begun = clock.now()
-      return connect(opening, this.owner, (failure, connection) => {
+      const startedAt = clock.now()
+      return connect(options, this.owner, (failure, connection) => {
         if (connection !== undefined) {
           this.openConnections.add(connection)
-          if (begun <= this.invalidBefore) connection.retireAt = begun
-          // once: where each connection has other credentials, two who connect at the same time would never be done
+          if (startedAt <= this.invalidBefore) connection.retireAt = startedAt
+          // once: if each connection gets other credentials, two callers that connect at the same time would
+          // outdate each other without end
           if (isFirst && this.isOutdated(connection)) {
-            connection.end(connection.retireAt === begun ? "invalidated" : "oldCredentials")
-            giveUp = attempt(false)
+            connection.end(connection.retireAt === startedAt ? "invalidated" : "oldCredentials")
+            cancel = attempt(false)
             return
           }
         }
-        done(failure, connection)
+        callback(failure, connection)
       })
     }
-    let giveUp = attempt(true)
-    return () => giveUp()
+    let cancel = attempt(true)
+    return () => cancel()
   }
 
   private connectNow(): void {
@@ -299,36 +312,36 @@ export class ListenManager {
 
   private makeListening(connection: Connection): ListenConnection {
     const { listenHeartbeat, pool } = this.config
-    const line = new ListenConnection(connection, pool.connectTimeout, listenHeartbeat, {
-      onLost: (line, error) => this.onLost(line, error),
+    const listening = new ListenConnection(connection, pool.connectTimeout, listenHeartbeat, {
+      onLost: (listening, error) => this.onLost(listening, error),
       onIdle: () => this.synchronize()
     })
-    connection.onNotification((channel, payload, processId) => this.onMessage(line, channel, payload, processId))
-    return line
+    connection.onNotification((channel, payload, processId) => this.onMessage(listening, channel, payload, processId))
+    return listening
   }
 
   private onConnected(connection: Connection): void {
-    const line = this.makeListening(connection)
-    this.listening = line
+    const listening = this.makeListening(connection)
+    this.listening = listening
     this.cancelProbe = probeDelivery(
-      line,
-      (done) => this.connect(done),
+      listening,
+      (callback) => this.connect(callback),
       this.config.pool.connectTimeout,
       (result) => {
         this.cancelProbe = undefined
-        if (this.listening !== line) return
+        if (this.listening !== listening) return
         switch (result._tag) {
-          case "heard":
-            line.isVerified = true
+          case "delivered":
+            listening.isVerified = true
             return this.synchronize()
-          // a pooler that gives each transaction another session leaves those who listen deaf
-          case "silent":
+          // a pooler in transaction mode gives each transaction another session, so no message arrives
+          case "undelivered":
             this.disconnect("invalid")
             return this.failAll(() => this.poolerCannotListen())
           case "unreachable":
-            return this.closeAfterFailure(line, this.connectFailed(result.failure))
+            return this.closeAfterFailure(listening, this.connectFailed(result.failure))
           case "failed":
-            return this.closeAfterFailure(line, toStatementError(this.location, result.failure, "notSent"))
+            return this.closeAfterFailure(listening, toStatementError(this.location, result.failure, "notSent"))
         }
       }
     )
@@ -343,28 +356,28 @@ export class ListenManager {
     })
   }
 
-  /** The connection is of no use. */
-  private closeAfterFailure(line: ListenConnection, error: StatementError): void {
-    if (this.listening !== line) return
-    this.closeListening(line, "invalid")
+  /** Closes a connection after a failed command, and begins an outage. */
+  private closeAfterFailure(listening: ListenConnection, error: StatementError): void {
+    if (this.listening !== listening) return
+    this.closeListening(listening, "invalid")
     this.onFailure(error)
   }
 
-  private onLost(line: ListenConnection, cause: Error, reason: "broken" | "invalidated" = "broken"): void {
-    if (this.handover?.isNext(line) === true) return this.handover.fail(cause)
-    if (this.listening !== line) return
-    this.closeListening(line, reason)
-    const { processId } = line.connection
+  private onLost(listening: ListenConnection, cause: Error, reason: "broken" | "invalidated" = "broken"): void {
+    if (this.handover?.isNext(listening) === true) return this.handover.fail(cause)
+    if (this.listening !== listening) return
+    this.closeListening(listening, reason)
+    const { processId } = listening.connection
     this.observe(() => Observation.ListenLost({ ...this.location, processId, message: cause.message }))
     this.onFailure(new Disconnected({ ...this.location, cause, outcome: "notSent" }), cause.message)
   }
 
-  /** There is no connection, for now. */
+  /** Begins or continues an outage: fails the listeners that take no gap, and schedules a retry. */
   private onFailure(error: StatementError, message: string = error.message): void {
     for (const channel of this.listeners.keys()) {
       for (const listener of this.listenersOf(channel)) {
         if (listener.state === "joining") this.rejectListener(listener, error)
-        else if (listener.toleratesGaps) listener.state = "deaf"
+        else if (listener.toleratesGaps) listener.state = "disconnected"
         else {
           listener.fail(new ListenFailed({ ...this.location, channel, reason: "disconnected", cause: error }))
           this.remove(listener)
@@ -381,14 +394,14 @@ export class ListenManager {
       attempts: 0
     }
     this.outage.lastError = error
-    const giveUp = () =>
+    const fail = () =>
       this.failAll((channel) => new ListenFailed({ ...this.location, channel, reason: "disconnected", cause: error }))
-    // what a person must mend is not waited for
-    if (error._tag === "ConnectFailed" && !isNotSent(error)) return giveUp()
-    this.cancelPause = this.outage.pauses.next(error, (again) => {
+    // an error that needs a change of the configuration is not retried
+    if (error._tag === "ConnectFailed" && !isNotSent(error)) return fail()
+    this.cancelPause = this.outage.pauses.next(error, (isRetried) => {
       this.cancelPause = undefined
-      if (again) this.connectNow()
-      else giveUp()
+      if (isRetried) this.connectNow()
+      else fail()
     })
   }
 
@@ -427,15 +440,15 @@ export class ListenManager {
     if (this.listening !== undefined) this.closeListening(this.listening, reason)
   }
 
-  private closeListening(line: ListenConnection, reason: CloseReason): void {
+  private closeListening(listening: ListenConnection, reason: CloseReason): void {
     this.listening = undefined
     this.cancelProbe?.()
     this.cancelProbe = undefined
     this.handover?.cancel()
     this.handover = undefined
-    line.stopHeartbeat()
-    if (reason === "broken") line.connection.destroy(reason)
-    else line.connection.end(reason)
+    listening.stopHeartbeat()
+    if (reason === "broken") listening.connection.destroy(reason)
+    else listening.connection.end(reason)
   }
 
   private observe(make: () => Observation): void {
