@@ -4,7 +4,9 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 
-/** Function that `uninterruptibleMask` passes: it gives an effect the interruptibility from outside. */
+/**
+ * Function that `uninterruptibleMask` passes: it gives an effect the interruptibility from outside.
+ */
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /**

@@ -34,8 +34,8 @@ export const rollbackTimeout = { default: 750, interrupted: 400, unbounded: Numb
 const longestTimer = 2_147_483_647
 
 /**
- * Sets a timer for any delay, infinity included: a delay beyond Node's maximum is divided into equal
- * rounds of one timer.
+ * Sets a timer for any delay, infinity included: a delay beyond Node's maximum is divided into
+ * equal rounds of one timer.
  */
 export const timer = (millis: number, callback: () => void): Timer => {
   if (millis <= longestTimer) return setTimeout(callback, Math.max(0, millis))

@@ -34,7 +34,8 @@ export class FifoLock {
   /** Releases the lock and calls the next waiter. */
   release(): void {
     this.held = false
-    // a waiter that releases at once calls this again: the loop keeps a long queue from growing the stack
+    // a waiter that releases at once calls this again: the loop keeps a long queue from growing the
+    // stack
     const { waiters } = this
     if (this.isReleasing || waiters === undefined) return
     this.isReleasing = true

@@ -89,7 +89,8 @@ export class ListenConnection {
   }
 
   private ping(): void {
-    // the answer to a running command proves that the server is alive, and its timeout that it is not
+    // the answer to a running command proves that the server is alive, and its timeout that it is
+    // not
     if (this.busy) return this.scheduleHeartbeat()
     this.withTimeout(pingTimeout, "a sign of life", (stopTimeout) =>
       this.connection.ping((failure) => {

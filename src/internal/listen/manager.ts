@@ -2,8 +2,8 @@
  * The listening connection of a database: one for all channels, opened with the first listener,
  * closed with the last, and replaced when it is lost.
  *
- * Listeners are added and removed at once; the connection is brought up to date with them when it is
- * free. So no listener waits for another, and none that leaves waits for the network.
+ * Listeners are added and removed at once; the connection is brought up to date with them when it
+ * is free. So no listener waits for another, and none that leaves waits for the network.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
@@ -82,7 +82,9 @@ export class ListenManager {
     private readonly config: DatabaseConfig,
     private readonly credentials: CredentialSource,
     private readonly observer: Observer,
-    /** Begins the pauses of an outage; `onPause` gets the length of each before it begins, in ms. */
+    /**
+     * Begins the pauses of an outage; `onPause` gets the length of each before it begins, in ms.
+     */
     private readonly pauses: (onPause: (pause: number) => void) => RetryPauses
   ) {
     this.location = { database: config.name, server: config.writer.name }
@@ -150,7 +152,9 @@ export class ListenManager {
     if (this.openConnections.size === 0) this.onEmpty()
   }
 
-  /** Runs the next command that brings the connection up to date with the listeners, if it is free. */
+  /**
+   * Runs the next command that brings the connection up to date with the listeners, if it is free.
+   */
   private synchronize(): void {
     if (this.listeners.size === 0) return this.disconnect("idle")
     const { listening } = this
@@ -163,7 +167,8 @@ export class ListenManager {
       this.listenersOf(channel).some(({ state }) => state === "disconnected")
     )
     if (returning.length > 0) return this.listen(listening, returning)
-    // the LISTEN of a new channel goes alone, so that an error of the server concerns that channel only
+    // the LISTEN of a new channel goes alone, so that an error of the server concerns that channel
+    // only
     if (missing.length > 0) return this.listen(listening, missing.slice(0, 1))
     const left = [...listening.channels].filter((channel) => !this.listeners.has(channel))
     if (left.length > 0) {
@@ -278,8 +283,8 @@ export class ListenManager {
         if (connection !== undefined) {
           this.openConnections.add(connection)
           if (startedAt <= this.invalidBefore) connection.retireAt = startedAt
-          // once: if each connection gets other credentials, two callers that connect at the same time would
-          // outdate each other without end
+          // once: if each connection gets other credentials, two callers that connect at the same
+          // time would outdate each other without end
           if (isFirst && this.isOutdated(connection)) {
             connection.end(connection.retireAt === startedAt ? "invalidated" : "oldCredentials")
             cancel = attempt(false)
@@ -334,7 +339,8 @@ export class ListenManager {
           case "delivered":
             listening.isVerified = true
             return this.synchronize()
-          // a pooler in transaction mode gives each transaction another session, so no message arrives
+          // a pooler in transaction mode gives each transaction another session, so no message
+          // arrives
           case "undelivered":
             this.disconnect("invalid")
             return this.failAll(() => this.poolerCannotListen())

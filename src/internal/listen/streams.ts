@@ -55,8 +55,9 @@ const pausesOf =
     return {
       next: (error, callback) => {
         let isCancelled = false
-        // yields so that the callback comes after this call has returned; and is interruptible, because
-        // the fiber that opened the database may have been uninterruptible when the runtime was taken
+        // yields so that the callback comes after this call has returned; and is interruptible,
+        // because the fiber that opened the database may have been uninterruptible when the runtime
+        // was taken
         const pause = Effect.interruptible(Effect.zipRight(Effect.yieldNow(), driver.next(error)))
         const cancel = Runtime.runCallback(runtime, pause, {
           onExit: (exit) => {

@@ -76,8 +76,8 @@ export class CopyIn {
   }
 
   /**
-   * Calls back when more may be sent. The returned function cancels. The callback is never called at
-   * once: a socket that is never full would keep the rest of the process from running.
+   * Calls back when more may be sent. The returned function cancels. The callback is never called
+   * at once: a socket that is never full would keep the rest of the process from running.
    */
   whenWritable(callback: () => void): () => void {
     const { connection } = this
@@ -104,8 +104,8 @@ export class CopyIn {
   }
 
   /**
-   * Sends the message that makes the server store none of the data, at once or when the server waits
-   * for data.
+   * Sends the message that makes the server store none of the data, at once or when the server
+   * waits for data.
    */
   fail(reason: string): void {
     this.failReason = reason

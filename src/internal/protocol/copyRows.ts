@@ -90,7 +90,9 @@ export class RowWriter {
     return this.size + this.lines.length >= blockSize
   }
 
-  /** Adds a row, as an array or an object, or a part of text or bytes as it is. Throws `RowInvalid`. */
+  /**
+   * Adds a row, as an array or an object, or a part of text or bytes as it is. Throws `RowInvalid`.
+   */
   add(row: unknown): void {
     if (typeof row === "string" || row instanceof Uint8Array) {
       this.flushLines()

@@ -74,7 +74,10 @@ export type Failure =
       readonly statement?: RequestedStatement | undefined
     }
 
-/** Callback that is called once, when the server is ready for the next exchange or the connection is lost. */
+/**
+ * Callback that is called once, when the server is ready for the next exchange or the connection is
+ * lost.
+ */
 export type OnExchange = (failure: Failure | undefined, exchange: Exchange) => void
 
 /**
@@ -89,7 +92,9 @@ export class ExchangeRequest {
   after = 0
   /** The number of commands between these two: 0 for a Sync alone. */
   main = 1
-  /** True if the server describes the rows. Those of a step are not described, and are discarded. */
+  /**
+   * True if the server describes the rows. Those of a step are not described, and are discarded.
+   */
   isDescribed = true
   asArrays = false
   /** True if rows keep the texts of the server, regardless of the parsers of the program. */
@@ -142,7 +147,10 @@ export class Exchange implements Query {
   precedingTag = ""
   /** True if a portal has more rows. */
   suspended = false
-  /** True if it was interrupted and its cancel had no visible effect; further steps must not be sent. */
+  /**
+   * True if it was interrupted and its cancel had no visible effect; further steps must not be
+   * sent.
+   */
   isStopped = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()

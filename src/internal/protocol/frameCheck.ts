@@ -56,7 +56,9 @@ const loginMessages: ReadonlySet<number> = new Set([
   letters.readyForQuery
 ])
 
-/** Checks for messages that come beside an answer; their sum is limited until the server is ready. */
+/**
+ * Checks for messages that come beside an answer; their sum is limited until the server is ready.
+ */
 const countsAsNotice = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
 
@@ -85,7 +87,9 @@ export class FrameCheck {
     this.budget = limits.maxStartupBytes
   }
 
-  /** Checks a chunk; returns the number of bytes that may be read: those before the faulty message. */
+  /**
+   * Checks a chunk; returns the number of bytes that may be read: those before the faulty message.
+   */
   check(chunk: Buffer): number {
     const end = chunk.length
     let at = this.remaining > 0 || this.headerBytes > 0 ? this.resumeMessage(chunk) : 0
@@ -151,7 +155,9 @@ export class FrameCheck {
     if (this.remaining === 0) this.finish()
   }
 
-  /** Adds a part of a body to a buffer that grows with the received bytes, not the announced length. */
+  /**
+   * Adds a part of a body to a buffer that grows with the received bytes, not the announced length.
+   */
   private bufferBody(chunk: Buffer, from: number, to: number): void {
     const size = this.bodyBytes + to - from
     if (size > this.body.length) {

@@ -1,12 +1,14 @@
 /**
- * Statements that take no parameters: values are written into the text, and errors show `$1` in their
- * place.
+ * Statements that take no parameters: values are written into the text, and errors show `$1` in
+ * their place.
  */
 
 /** Statement as errors show it. */
 export interface DisplayedStatement {
   readonly shown: string
-  /** Converts a position in the sent text to one in the shown text; both count characters, from 1. */
+  /**
+   * Converts a position in the sent text to one in the shown text; both count characters, from 1.
+   */
   readonly positionOf: (position: number) => number
 }
 

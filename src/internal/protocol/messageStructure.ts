@@ -30,7 +30,10 @@ export const letters = {
 
 const int16 = (bytes: Buffer, at: number): number => ((bytes[at] ?? 0) << 8) | (bytes[at + 1] ?? 0)
 
-/** Returns the position after the text that begins at `at` and its NUL, or -1 if the text has no end before `to`. */
+/**
+ * Returns the position after the text that begins at `at` and its NUL, or -1 if the text has no end
+ * before `to`.
+ */
 const afterText = (bytes: Buffer, at: number, to: number): number => {
   for (let end = at; end < to; end++) if (bytes[end] === 0) return end + 1
   return -1
@@ -42,7 +45,10 @@ const isTexts = (bytes: Buffer, from: number, to: number, count: number): boolea
   return at === to
 }
 
-/** Checks for a list of texts that are not empty, such as the fields of a notice, with a NUL at its end. */
+/**
+ * Checks for a list of texts that are not empty, such as the fields of a notice, with a NUL at its
+ * end.
+ */
 const isList = (bytes: Buffer, from: number, to: number): boolean => {
   let at = from
   while (at >= 0 && at < to) {
@@ -151,7 +157,10 @@ const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
 
 const statuses = [0x49, 0x54, 0x45]
 
-/** Checks whether a body has the structure of its type. Its length must be within the bounds of the type. */
+/**
+ * Checks that a body has the structure of its type. Its length must be within the bounds of the
+ * type.
+ */
 export const isWellFormed = (type: number, bytes: Buffer, from: number, to: number): boolean => {
   switch (type) {
     case letters.dataRow:

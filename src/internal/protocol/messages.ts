@@ -8,7 +8,9 @@ import { parameter } from "./parameterEncoder.js"
 export interface Step {
   /** The form among other commands of an exchange: parse, bind, execute, all unnamed. */
   readonly extended: Buffer
-  /** The form for an exchange of its own: the simple protocol needs half as many messages each way. */
+  /**
+   * The form for an exchange of its own: the simple protocol needs half as many messages each way.
+   */
   readonly simple: Buffer
 }
 

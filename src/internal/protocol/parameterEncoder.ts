@@ -50,8 +50,8 @@ export const renamed = (
 const itself = (value: unknown): unknown => value
 
 /**
- * Returns the JSON of a value with its secrets revealed and, if keys have other names in the database,
- * with those.
+ * Returns the JSON of a value with its secrets revealed and, if keys have other names in the
+ * database, with those.
  */
 const stringify = (value: unknown, rename?: ((key: string) => string) | undefined): string => {
   const plain = JSON.stringify(value)
@@ -66,14 +66,20 @@ const stringify = (value: unknown, rename?: ((key: string) => string) | undefine
   })
 }
 
-/** Value that is stored as JSON: an array does not become one of the server, and `null` is that of JSON. */
+/**
+ * Value that is stored as JSON: an array does not become one of the server, and `null` is that of
+ * JSON.
+ */
 export class Json {
   constructor(
     private readonly value: unknown,
     private readonly rename: ((key: string) => string) | undefined
   ) {}
 
-  /** Returns the text of the JSON. node-postgres calls a method of this name, also inside of an array. */
+  /**
+   * Returns the text of the JSON. node-postgres calls a method of this name, also inside of an
+   * array.
+   */
   toPostgres(): string {
     return stringify(reveal(this.value), this.rename)
   }
@@ -103,8 +109,8 @@ const fragmentId = Symbol.for("@effect/sql/Fragment")
 const digits = (value: number, length = 2): string => String(value).padStart(length, "0")
 
 /**
- * Returns the text of a date in the time zone of this process, which a `timestamp` or `date` stores,
- * with its offset.
+ * Returns the text of a date in the time zone of this process, which a `timestamp` or `date`
+ * stores, with its offset.
  */
 const dateText = (date: Date): string => {
   if (Number.isNaN(date.getTime())) throw new Error("a Date that is invalid cannot be sent")

@@ -1,6 +1,6 @@
 /**
  * The parts of node-postgres that this library uses, with types for those that its published types
- * leave out.
+ * leave out. No other layer imports `pg`, but for `embedded`, which stands beside them.
  */
 import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
@@ -110,7 +110,10 @@ const noPassword = () => {
   throw new Error("it asks for a password, and none was given")
 }
 
-/** The settings that the driver takes from the environment or its defaults if they are missing or empty. */
+/**
+ * The settings that the driver takes from the environment or its defaults if they are missing or
+ * empty.
+ */
 const unset = {
   replication: undefined,
   fallback_application_name: undefined,
@@ -120,7 +123,10 @@ const unset = {
   query_timeout: false
 }
 
-/** Removes the settings of a client that come from the environment or from the defaults of the driver. */
+/**
+ * Removes the settings of a client that come from the environment or from the defaults of the
+ * driver.
+ */
 export const isolateDriver = (client: object, given: { readonly user: string; readonly options: string }): void => {
   // the published type lacks them
   const { connectionParameters } = client as { readonly connectionParameters: object }
@@ -128,7 +134,10 @@ export const isolateDriver = (client: object, given: { readonly user: string; re
   Object.assign(client, { binary: false })
 }
 
-/** Creates a client that is not connected yet. Throws if options are invalid, such as a malformed TLS key. */
+/**
+ * Creates a client that is not connected yet. Throws if options are invalid, such as a malformed
+ * TLS key.
+ */
 export const makeClient = (given: ClientOptions): Client => {
   const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
   // the published type lacks `scramMaxIterations`
@@ -152,7 +161,8 @@ export const makeClient = (given: ClientOptions): Client => {
     scramMaxIterations: limits.maxScramIterations,
     ...(types === undefined ? {} : { types })
   }
-  // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
+  // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`,
+  // which the class has
   const client = Object.assign(new pg.Client(config) as unknown as Omit<Client, "transport">, { transport: stream })
   isolateDriver(client, { user, options })
   checkMessages(client.connection, limits)
@@ -196,8 +206,8 @@ export const escapeIdentifier = (name: string): string => pg.escapeIdentifier(na
 export const escapeLiteral = (text: string): string => pg.escapeLiteral(text)
 
 /**
- * Converts a value to the text or bytes of a parameter. Dates must not be passed: their text depends
- * on `pg.defaults`.
+ * Converts a value to the text or bytes of a parameter. Dates must not be passed: their text
+ * depends on `pg.defaults`.
  */
 export const prepareValue: (value: unknown) => unknown =
   // @types/pg lacks `utils`, which pg exports for this purpose

@@ -3,7 +3,8 @@
  */
 
 /**
- * Bounds for the messages of a server. A server that exceeds one loses its connection: `Disconnected`, or `ConnectFailed` at login.
+ * Bounds for the messages of a server. A server that exceeds one loses its connection:
+ * `Disconnected`, or `ConnectFailed` at login.
  *
  * @since 0.2.0
  * @category models
@@ -13,7 +14,10 @@ export interface ProtocolLimits {
   readonly maxRowBytes: number
   /** All notices, errors and reported settings in the answer to one exchange, in bytes. */
   readonly maxNoticeBytes: number
-  /** All messages of a login together, in bytes; and all settings that a server reports in the life of a connection. */
+  /**
+   * All messages of a login together, in bytes; and all settings that a server reports in the life
+   * of a connection.
+   */
   readonly maxStartupBytes: number
   /** The iterations of SCRAM that a server may ask for; each costs time at login. */
   readonly maxScramIterations: number

@@ -16,8 +16,8 @@ export interface RowDecoder {
 }
 
 /**
- * Creates the decoder of rows with these columns. It uses the parsers by the names of types, or else
- * those of the client.
+ * Creates the decoder of rows with these columns. It uses the parsers by the names of types, or
+ * else those of the client.
  */
 export const makeRowDecoder = (
   client: Client,
@@ -27,8 +27,8 @@ export const makeRowDecoder = (
   const names = fields.map((field) => field.name)
   const parsers = fields.map(({ dataTypeID }) => types?.parser(dataTypeID) ?? client.getTypeParser(dataTypeID, "text"))
   const size = fields.length
-  // `fromEntries` makes a column "__proto__" an own property; V8 keeps an object without a prototype as
-  // a dictionary, which is slower to copy
+  // `fromEntries` makes a column "__proto__" an own property; V8 keeps an object without a
+  // prototype as a dictionary, which is slower to copy
   const blank: ObjectRow = Object.fromEntries(names.map((name) => [name, null]))
   const parse = (values: ReadonlyArray<string | null>, i: number): unknown => {
     const value = values[i]

@@ -1,8 +1,8 @@
 /**
  * The stream of a connection: a socket that is connected here, or a stream of the program.
  *
- * The driver calls `connect` with a host of its own, which the streams here ignore, so that the name
- * in the settings stays the one that a certificate is compared with.
+ * The driver calls `connect` with a host of its own, which the streams here ignore, so that the
+ * name in the settings stays the one that a certificate is compared with.
  */
 
 import * as Net from "node:net"
@@ -19,7 +19,9 @@ export const socketTo = (target: SocketTarget): Net.Socket => {
   return Object.assign(socket, { connect: () => connect(target) })
 }
 
-/** Creates a `connect` that reports an open stream as connected, as a socket does after connecting. */
+/**
+ * Creates a `connect` that reports an open stream as connected, as a socket does after connecting.
+ */
 const connectAtOnce = (stream: Duplex) => () => {
   queueMicrotask(() => stream.emit("connect"))
   return stream
@@ -57,7 +59,8 @@ class StreamSocket extends Duplex {
 
   override _destroy(error: Error | null, callback: (error: Error | null) => void): void {
     this.inner.destroy()
-    // TLS over this stream reports its own error, such as a wrong name, in the turn after it has destroyed the stream
+    // TLS over this stream reports its own error, such as a wrong name, in the turn after it has
+    // destroyed the stream
     clock.immediate(() => callback(error))
   }
 
@@ -86,7 +89,9 @@ const call = (stream: Duplex, name: "ref" | "unref"): void => {
   if (typeof member === "function") member.call(stream)
 }
 
-/** Returns a connected stream of the program, for the driver. Throws if it is closed or no stream. */
+/**
+ * Returns a connected stream of the program, for the driver. Throws if it is closed or no stream.
+ */
 export const connectedStream = (given: unknown): Net.Socket => {
   if (!(given instanceof Duplex)) throw new Error("the socket is no stream to read and write")
   if (given.destroyed) throw new Error("the socket is closed already")

@@ -27,8 +27,8 @@ export class StatementCache {
   /** The statements with the search path of the session. */
   private readonly inSessionPath = new Map<string, PreparedStatement>()
   /**
-   * The statements with other search paths. In another schema, the names of a text mean other tables,
-   * and its parameters and columns have other types.
+   * The statements with other search paths. In another schema, the names of a text mean other
+   * tables, and its parameters and columns have other types.
    */
   private byPath: Map<string, Map<string, PreparedStatement>> | undefined = undefined
   private toClose: Array<string> = []
@@ -39,8 +39,8 @@ export class StatementCache {
   constructor(private readonly limit: number) {}
 
   /**
-   * Returns the prepared statement of a text; `undefined` if the cache is disabled, or the text is so
-   * long that it is unlikely to be used again.
+   * Returns the prepared statement of a text; `undefined` if the cache is disabled, or the text is
+   * so long that it is unlikely to be used again.
    */
   getOrAdd(text: string, path: string | undefined): PreparedStatement | undefined {
     const known = this.inPath(path)?.get(text)
@@ -91,7 +91,10 @@ export class StatementCache {
     return [[undefined, this.inSessionPath], ...(this.byPath ?? none)]
   }
 
-  /** Removes the least recently used statement. The search is short compared with the parse that follows. */
+  /**
+   * Removes the least recently used statement. The search is short compared with the parse that
+   * follows.
+   */
   private removeLeastRecentlyUsed(): void {
     let oldest: string | undefined
     let oldestPath: string | undefined

@@ -1,7 +1,7 @@
 /**
- * Parsers of types by name. A server assigns an OID when it creates a type, so that a name has other
- * OIDs on other servers and, after a drop and another create, on the same one. The name of an OID is
- * looked up when it occurs for the first time.
+ * Parsers of types by name. A server assigns an OID when it creates a type, so that a name has
+ * other OIDs on other servers and, after a drop and another create, on the same one. The name of an
+ * OID is looked up when it occurs for the first time.
  */
 
 import type { Field } from "./pgDriver.js"
@@ -57,7 +57,9 @@ export class TypeNames {
     return this.known.get(oid)
   }
 
-  /** Adds the result of a lookup. A type that was not found has been dropped, and gets no parser. */
+  /**
+   * Adds the result of a lookup. A type that was not found has been dropped, and gets no parser.
+   */
   addLookup(oids: ReadonlyArray<number>, rows: ReadonlyArray<TypeRow>): void {
     for (const oid of oids) this.known.set(oid, undefined)
     for (const [oid, name, schema, element, elementSchema] of rows) {

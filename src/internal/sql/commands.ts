@@ -17,7 +17,10 @@ const after = (text: string, from: number, searched: string): number => {
   return found < 0 ? text.length : found + searched.length
 }
 
-/** Returns the index after the string that `inside` is in, whose backslashes escape the next character. */
+/**
+ * Returns the index after the string that `inside` is in, whose backslashes escape the next
+ * character.
+ */
 const escapedEnd = (text: string, inside: number): number => {
   let at = inside
   while (at < text.length && text[at] !== "'") at += text[at] === "\\" ? 2 : 1
@@ -38,8 +41,8 @@ const commentEnd = (text: string, inside: number): number => {
 }
 
 /**
- * Returns the index after a token that begins with `piece`. A doubled quote counts as the end of one
- * string and the beginning of the next.
+ * Returns the index after a token that begins with `piece`. A doubled quote counts as the end of
+ * one string and the beginning of the next.
  */
 const tokenEnd = (text: string, piece: string, next: number): number => {
   if (piece === "--") return after(text, next, "\n")
@@ -54,8 +57,8 @@ const longestHead = 4
 
 /**
  * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A
- * semicolon inside of a body without quotes (`BEGIN ATOMIC`) begins a command here, too, so the list
- * may have more commands than the text, never fewer. Reads no further than `most` commands.
+ * semicolon inside of a body without quotes (`BEGIN ATOMIC`) begins a command here, too, so the
+ * list may have more commands than the text, never fewer. Reads no further than `most` commands.
  */
 export const commandsIn = (text: string, most = Number.POSITIVE_INFINITY): ReadonlyArray<string> => {
   const commands: Array<string> = []

@@ -87,8 +87,8 @@ export interface ErrorPosition {
 }
 
 /**
- * Returns the position in its data at which a COPY has failed. The server reports it in a line of the
- * error's context, in its own language: `COPY item, line 3, column amount: "x"`.
+ * Returns the position in its data at which a COPY has failed. The server reports it in a line of
+ * the error's context, in its own language: `COPY item, line 3, column amount: "x"`.
  */
 export const errorPosition = (
   context: string,

@@ -18,8 +18,8 @@ const maxLineWidth = 100
 const maxTextLength = 200
 
 /**
- * The value after the word `password`: in quotes, in the doubled quotes of a text in a text, or without
- * quotes as in a connection string.
+ * The value after the word `password`: in quotes, in the doubled quotes of a text in a text, or
+ * without quotes as in a connection string.
  */
 const passwords = /(\bpassword\s*=?\s*(?:E|U&)?)(''[^']+''|'(?:''|\\.|[^'\\])*'|[^\s'$(),;][^\s'),;]*)/gi
 
@@ -34,7 +34,9 @@ export const withoutPasswords = (sql: string): string =>
     password.startsWith("'") ? `${before}'${masked(password.slice(1, -1))}'` : before + masked(password)
   )
 
-/** Converts a position to an index: the server counts characters, JavaScript counts UTF-16 units. */
+/**
+ * Converts a position to an index: the server counts characters, JavaScript counts UTF-16 units.
+ */
 const indexOf = (text: string, position: number): number => {
   let index = 0
   for (let n = 1; n < position && index < text.length; n++) index += (text.codePointAt(index) ?? 0) > 0xffff ? 2 : 1
@@ -79,7 +81,9 @@ export const statementLines = ({ location, position, sql, where }: FailedStateme
     .join("")
 }
 
-/** The lines of a context that hold no values; other lines, and the rest of these, may show some. */
+/**
+ * The lines of a context that hold no values; other lines, and the rest of these, may show some.
+ */
 const contexts: ReadonlyArray<RegExp> = [
   /^(?:PL\/\w+|SQL) function .+ (?:line \d+ at .+|statement \d+|during \w+)$/,
   /^while \w+ (?:index )?tuple \(\d+,\d+\) in relation .+$/,

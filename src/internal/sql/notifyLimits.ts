@@ -9,7 +9,9 @@ const longestChannel = 63
 /** The longest message, in bytes. */
 const longestPayload = 7999
 
-/** Part of a notification that the server rejects: the given value in words, and the expected one. */
+/**
+ * Part of a notification that the server rejects: the given value in words, and the expected one.
+ */
 export interface InvalidPart {
   readonly part: "channel" | "payload"
   readonly given: string

@@ -17,7 +17,9 @@ export class SchemaScopes {
     private readonly tenants: ByDatabase
   ) {}
 
-  /** Returns the search path for the statements of a database; `undefined` leaves it to the session. */
+  /**
+   * Returns the search path for the statements of a database; `undefined` leaves it to the session.
+   */
   find(database: string): SearchPath | undefined {
     return this.tenants.get(database) ?? this.tenant ?? this.schemas.get(database)
   }

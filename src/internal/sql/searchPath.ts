@@ -5,16 +5,18 @@
  * transaction of several statements only its end or the rollback of a savepoint resets it, and the
  * path before may be a setting of the session or one that the program has made by hand. So the
  * server keeps that path itself: the command that sets the path of a scope saves the current one in
- * the variable `effect_db.search_path`, if that is empty, and a statement outside of scopes restores
- * it from there. A rollback undoes both together, so this library does not have to know the path
- * before.
+ * the variable `effect_db.search_path`, if that is empty, and a statement outside of scopes
+ * restores it from there. A rollback undoes both together, so this library does not have to know
+ * the path before.
  */
 
 import { constantStep, type Step, step } from "../protocol/messages.js"
 import { invalidNameReason } from "./nameLimits.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
-/** The longest name, in bytes. The server cuts a longer one, and the rest may name another schema. */
+/**
+ * The longest name, in bytes. The server cuts a longer one, and the rest may name another schema.
+ */
 const longestName = 63
 
 /**
@@ -23,7 +25,8 @@ const longestName = 63
  */
 const substituted = /^(\$user|pg_temp(_\d+)?)$/
 
-// qualified: a schema may have functions of these names, and its path may have `pg_catalog` behind it
+// qualified: a schema may have functions of these names, and its path may have `pg_catalog` behind
+// it
 const get = "pg_catalog.current_setting"
 const set = "pg_catalog.set_config"
 const searchPath = "'search_path'"
