@@ -63,6 +63,9 @@ const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCAT
 /** How long a cancel may take to be passed on by a pooler, in ms: PgBouncer gives up after ten seconds. */
 const longestPooledCancel = 15_000
 
+/** The largest number of a process on Linux; macOS and Windows stay below it. */
+const largestProcessId = 4_194_304
+
 /** How long a server has to answer a statement that it was asked to cancel, in ms. */
 const longestCancel = 1000
 
@@ -129,6 +132,8 @@ export class Connection {
   doubtsRole = false
   /** Whether its last exchange has proved that its server takes writes. */
   private isProved = false
+  /** The number of writes in a row that were refused as those of a standby are, with a proof of the role between them. */
+  private refusedWrites = 0
   private flight: Exchange | undefined = undefined
   /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
   private cancellation: Cancellation | undefined = undefined
@@ -358,7 +363,12 @@ export class Connection {
   private prove(done: OnExchange, proved: () => void): void {
     const plan = new ExchangeRequest(
       () => roleProof.simple,
-      (failure, flight) => (failure === undefined && !flight.isStopped ? proved() : done(failure, flight))
+      (failure, flight) => {
+        if (failure === undefined && !flight.isStopped) return proved()
+        // nothing of what was to follow was sent
+        flight.acknowledged = 0
+        done(failure?._tag === "lost" ? { ...failure, sent: false, acknowledged: 0 } : failure, flight)
+      }
     )
     plan.isDescribed = false
     plan.provesRole = true
@@ -504,8 +514,17 @@ export class Connection {
       (failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message))
     if (!cancellation.isOver) this.broken ??= "cancelled"
     else if (isConfirmed) this.cancellation = undefined
-    else return this.probe(cancellation, flight, failure)
+    else if (this.isOnServer) return this.probe(cancellation, flight, failure)
+    else this.broken ??= "cancelled"
     this.finish(flight, failure)
+  }
+
+  /**
+   * Checks if the process of the session can be one of PostgreSQL's own. Poolers, in session mode too, send a random number in its place; they
+   * may pass a cancel on after they have closed its socket, and it would hit the next statement.
+   */
+  private get isOnServer(): boolean {
+    return this.processId > 0 && this.processId <= largestProcessId
   }
 
   /**
@@ -636,15 +655,21 @@ export class Connection {
     const wasProved = this.isProved
     this.isProved = flight.request.provesRole && failure === undefined
     if (this.isProved) this.doubtsRole = false
-    if (failure?._tag !== "refused") return failure
+    if (failure?._tag !== "refused") {
+      if (!flight.request.provesRole) this.refusedWrites = 0
+      return failure
+    }
     if (flight.request.provesRole && isUnproved(failure.error.code ?? "")) {
       this.broken ??= "wrongRole"
       return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
     }
     if (isWriteRefused(failure)) {
       if (this.takesNoWrites && !this.isPooled) this.broken ??= "wrongRole"
-      // it may be the program's own doing; right after a proof it is taken for that
-      else if (this.isPooled && !wasProved) this.doubtsRole = true
+      // it may be the program's own doing; right after two proofs, which a pooler may have given to other servers, it is taken for that
+      else if (this.isPooled && (!wasProved || this.refusedWrites < 2)) {
+        this.doubtsRole = true
+        this.refusedWrites = wasProved ? this.refusedWrites + 1 : 1
+      }
     }
     return failure
   }
