@@ -156,7 +156,7 @@ export const commitAndQueryPosition = (
     const isAnswered = exchange.acknowledged >= commitSteps.length
     const status = failure === undefined ? decodeStatus(exchange) : undefined
     // a failure after the answer to COMMIT cannot undo it
-    callback(isAnswered ? undefined : failure, { isCommitted: exchange.lead !== "ROLLBACK", status })
+    callback(isAnswered ? undefined : failure, { isCommitted: exchange.precedingTag !== "ROLLBACK", status })
   })
 
 /**

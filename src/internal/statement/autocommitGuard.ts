@@ -34,7 +34,7 @@ export const autocommitGuard = (
 ): ReadonlyArray<Step> => {
   const guard = sessionGuard(connection, session, readOnly, text)
   if (path === undefined) return guard
-  return guard.length === 0 ? [begin, path.forOne] : [...guard, path.forOne]
+  return guard.length === 0 ? [begin, path.forAutocommit] : [...guard, path.forAutocommit]
 }
 
 const sessionGuard = (
