@@ -358,7 +358,11 @@ export class Connection {
   private prove(done: OnExchange, proved: () => void): void {
     const plan = new ExchangeRequest(
       () => roleProof.alone,
-      (failure, flight) => (failure === undefined && !flight.isStopped ? proved() : done(failure, flight))
+      (failure, flight) => {
+        if (failure === undefined && !flight.isStopped) return proved()
+        // what waits for the proof was not sent
+        done(failure?._tag === "lost" ? { ...failure, sent: false } : failure, flight)
+      }
     )
     plan.isDescribed = false
     plan.proves = true

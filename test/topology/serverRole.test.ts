@@ -14,7 +14,7 @@ import { behind, failure, until } from "../support/behind.js"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
 import { directory } from "../support/directory.js"
-import { makeProxy } from "../support/proxy.js"
+import { makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { eventually, figures, only, watch } from "../support/suites/pooling/way.js"
 
@@ -263,6 +263,31 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 }))
       )
     })
+  )
+
+  it.scopedLive(
+    "a statement is sent again if its connection is lost at the proof before it: nothing of it was sent",
+    () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const bouncer = yield* makeBouncer(place.writer)
+        const proxy = yield* makeProxy(bouncer.url)
+        yield* Effect.gen(function* () {
+          // a refused write makes the role doubtful
+          yield* failure(Db.withTransaction(insert("no"), { access: "read only" }))
+          const isCut = yield* proxy.when(sends("pg_is_in_recovery"), "cut")
+          yield* insert("once")
+          yield* isCut
+          assert.deepStrictEqual(yield* stored, ["once"])
+        }).pipe(
+          Effect.provide(
+            Layer.merge(
+              Db.layer({ writer: proxy.url, mode: "transactionPooler", maxConnections: 1 }),
+              Layer.succeed(Place, place)
+            )
+          )
+        )
+      })
   )
 
   it.scopedLive(
