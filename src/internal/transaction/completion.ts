@@ -111,16 +111,21 @@ export const rollback = (transaction: Transaction, restore: Restore | undefined)
     return transaction.hasHooks ? Effect.zipRight(rolledBack, runAfterHooks([transaction], restore)) : rolledBack
   })
 
-/** Rolls back all at once, then runs the hooks of all, in the order in which they were registered. */
+/**
+ * Rolls back all at once, then runs the hooks of all, in the order in which they were registered; with those of what was to be committed with
+ * them, and is.
+ */
 export const rollbackAll = (
   transactions: ReadonlyArray<Transaction>,
-  restore: Restore | undefined
+  restore: Restore | undefined,
+  committed: ReadonlyArray<Transaction> = []
 ): Effect.Effect<void> => {
   const rolledBack = Effect.forEach(transactions, (transaction) => rollBack(transaction, restore), {
     discard: true,
     concurrency: "unbounded"
   })
-  return Effect.zipRight(rolledBack, runAfterHooks(transactions, restore))
+  const isWhole = committed.length === 0
+  return Effect.zipRight(rolledBack, runAfterHooks([...committed, ...transactions], restore, isWhole))
 }
 
 const outcomes = {

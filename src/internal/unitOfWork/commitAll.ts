@@ -147,8 +147,7 @@ const commitAll = (
         undoReleased(done, cause)
         const hearing = left || gone !== undefined ? undefined : restore
         // a savepoint that was undone in what is committed is undone all the same
-        const hooks = runAfterHooks(done, hearing, false)
-        return Effect.zipRight(Effect.zipRight(rollbackAll(rest, hearing), hooks), Effect.failCause(failure))
+        return Effect.zipRight(rollbackAll(rest, hearing, done), Effect.failCause(failure))
       }
     })
   }
