@@ -22,8 +22,6 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Client from "./Client.js"
-import type { Connection } from "./Connection.js"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import type * as Copy from "./Copy.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
@@ -35,30 +33,33 @@ import {
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
+import * as Client from "./internal/client/client.js"
 import { Executor } from "./internal/client/executor.js"
 import { makeLifecycleHooks } from "./internal/client/lifecycleHooks.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
 import * as clock from "./internal/concurrency/clock.js"
 import { configured } from "./internal/config/configured.js"
+import type { Connection } from "./internal/connection/connection.js"
 import { makeCredentialSource } from "./internal/connection/credentials.js"
 import { type Listen, makeListen } from "./internal/listen/streams.js"
 import { callSite, callSiteOfPart, recordCallSites } from "./internal/observability/callSite.js"
 import { makeLogger } from "./internal/observability/logger.js"
+import type { Pool } from "./internal/pool/pool.js"
 import { schemaChange } from "./internal/sql/schemaScopes.js"
 import { proveRole } from "./internal/topology/serverRole.js"
+import { Topology } from "./internal/topology/topology.js"
 import { reportBeforeInterrupt } from "./internal/topology/verify.js"
 import { rollback } from "./internal/transaction/completion.js"
-import { contextOf, type Kind } from "./internal/transaction/context.js"
+import { contextOf } from "./internal/transaction/context.js"
 import { inScopes } from "./internal/transaction/contextSlot.js"
 import { type RegisteredHook, registerHook } from "./internal/transaction/hooks.js"
 import { runIndependent } from "./internal/transaction/withTransaction.js"
 import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
-import type { Pool } from "./Pool.js"
 import { Router } from "./Router.js"
 import { type ConnectReason, isNotYet } from "./SqlState.js"
 import type { Schema } from "./Tenant.js"
-import { type OpenTransaction, type ServerStatus, Topology } from "./Topology.js"
+import type { OpenTransaction, Role, ServerStatus } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -403,7 +404,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     return database
   }
   const opened = Effect.map(tag, own)
-  const client = (kind: Kind | "any") => Effect.map(tag, (database) => own(database)[kind])
+  const client = (kind: Role | "any") => Effect.map(tag, (database) => own(database)[kind])
   const hook =
     (kind: RegisteredHook) =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>

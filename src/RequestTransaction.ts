@@ -36,12 +36,12 @@ import { makeReplayable } from "./internal/http/replayableRequest.js"
 import { type LabeledRequest, type LabelOptions, makeLabeler } from "./internal/http/requestLabel.js"
 import { Route } from "./internal/http/routeTag.js"
 import { type ReadYourWrites, type RequestSession, SessionTokens, sessionOf } from "./internal/http/sessionCookie.js"
-import { type Carrier, currentContext } from "./internal/transaction/context.js"
+import { currentContext, type TransactionContext } from "./internal/transaction/context.js"
 import { slotOf } from "./internal/transaction/contextSlot.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
 import { reasonOf, retrySchedule, takeRetry } from "./internal/unitOfWork/retry.js"
-import type { Unit } from "./internal/unitOfWork/unitOfWork.js"
+import { joinableUnitOf, type Unit } from "./internal/unitOfWork/unitOfWork.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -182,7 +182,7 @@ const settingsFor = (
 const openingFor = (
   { ask, ending, fixed, options }: Plan,
   request: Request,
-  around: Carrier | undefined,
+  around: TransactionContext | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
 ): UnitOfWork.Opening => ({
   around,
@@ -200,7 +200,7 @@ const refuse = (plan: Plan, conflict: OptionsConflict): Effect.Effect<Response> 
 const demand = (
   { fixed, options }: Plan,
   request: Request,
-  around: Carrier,
+  around: TransactionContext,
   unit: Unit,
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
@@ -435,8 +435,9 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
-      if (around?.joinable !== undefined) {
-        const conflict = demand(plan, request, around, around.joinable, settings)
+      const unit = joinableUnitOf(around)
+      if (around !== undefined && unit !== undefined) {
+        const conflict = demand(plan, request, around, unit, settings)
         if (conflict !== undefined) return refuse(plan, conflict)
         const describe = makeLabeler(request, plan.ask, options)
         const name = { label: describe(fiber)?.label, site: undefined }
@@ -501,7 +502,7 @@ const openFor = (
   { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
   handle: UnitOfWork.Handle,
   end: (response: Response) => Effect.Effect<Response>
-): Effect.Effect<Carrier["slot"]> => {
+): Effect.Effect<TransactionContext["slot"]> => {
   const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
     handle.endUntouched() ? Effect.succeed(response) : end(response)
   )
@@ -525,7 +526,7 @@ const openForAgain = (
   fresh: () => Request,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
   restore: Restore
-): Effect.Effect<Carrier["slot"]> => {
+): Effect.Effect<TransactionContext["slot"]> => {
   const outside = fiber.currentContext
   // what the router has made for this request: the body is read once
   outside.unsafeMap.set(HttpServerRequest.HttpServerRequest.key, fresh())
@@ -612,7 +613,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const { outcome, transaction } = options
       const settings = typeof transaction === "function" ? transaction(request) : transaction
-      const unit = around?.joinable
+      const unit = joinableUnitOf(around)
       if (around !== undefined && unit !== undefined) {
         // an attempt of this runs the route again, and this with it
         if (attempts.has(unit)) return Effect.succeed(around.slot)

@@ -1,87 +1,17 @@
 /**
- * Which servers a database has, their role, and whether they are well.
+ * The servers of a database and its open transactions, as `Db.status` reports them.
  *
  * @since 0.1.0
  */
-
-import type { DatabaseConfig, ServerConfig } from "./DatabaseConfig.js"
-import * as clock from "./internal/concurrency/clock.js"
-import type { CredentialSource } from "./internal/connection/credentials.js"
-import { OutageWaiters } from "./internal/pool/outageWaiters.js"
-import { Observation, type Observer } from "./Observation.js"
-import { type Figures, Pool, type SessionTasks } from "./Pool.js"
+import type { PoolStats } from "./Pool.js"
 
 /**
+ * The purpose of a server: the writer takes writes, a reader serves reads that need not see the latest of them.
+ *
  * @since 0.1.0
  * @category models
  */
 export type Role = "writer" | "reader"
-
-/**
- * One server of a database, with a pool for each purpose it serves.
- *
- * @since 0.1.0
- * @category models
- */
-export class Server {
-  /** Sessions that may write; of the writer only. */
-  readonly writes: Pool | undefined
-  /** Sessions that refuse writes. */
-  readonly reads: Pool
-  private downUntil = 0
-
-  constructor(
-    private readonly config: DatabaseConfig,
-    readonly server: ServerConfig,
-    readonly role: Role,
-    /** Where its users and passwords come from. */
-    readonly credentials: CredentialSource,
-    tasks: SessionTasks,
-    private readonly observer: Observer,
-    outageWaiters: OutageWaiters
-  ) {
-    const { name: database } = config
-    const pool = { ...config.pool, connectTimeout: server.connectTimeout }
-    const session = { ...config.session, ...server.own }
-    const common = { database, server, session, credentials, tasks, observer, outageWaiters }
-    this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
-    this.reads = new Pool({
-      ...common,
-      // the primary's read-only pool is for when there is no replica: nothing is kept warm for that
-      pool: role === "writer" ? { ...pool, minConnections: 0 } : pool,
-      readOnly: true,
-      onHealth: role === "reader" ? (healthy, message) => this.noteHealth(healthy, message) : undefined
-    })
-    credentials.follow((generation) =>
-      observer.observe(Observation.CredentialsRotated({ database, server: server.name, generation }))
-    )
-  }
-
-  get name(): string {
-    return this.server.name
-  }
-
-  /** Whether it takes part in routing. One that failed is left out for `readerRetryDelay`, then tried again. */
-  isUp(now: number): boolean {
-    return now >= this.downUntil
-  }
-
-  get pools(): ReadonlyArray<Pool> {
-    return this.writes === undefined ? [this.reads] : [this.writes, this.reads]
-  }
-
-  private noteHealth(healthy: boolean, message: string): void {
-    const wasDown = this.downUntil > 0
-    const place = { database: this.config.name, server: this.name }
-    if (healthy) {
-      this.downUntil = 0
-      if (wasDown) this.observer.observe(Observation.MarkedUp(place))
-    } else {
-      this.downUntil = clock.now() + this.config.readerRetryDelay
-      if (!wasDown) this.observer.observe(Observation.MarkedDown({ ...place, message }))
-    }
-  }
-}
 
 /**
  * A server's figures at one moment.
@@ -94,8 +24,8 @@ export interface ServerStatus {
   readonly role: Role
   readonly up: boolean
   /** The pool of sessions that may write; of the writer only. */
-  readonly writes: Figures | undefined
-  readonly reads: Figures
+  readonly writes: PoolStats | undefined
+  readonly reads: PoolStats
 }
 
 /**
@@ -108,56 +38,4 @@ export interface OpenTransaction {
   readonly server: string
   readonly label: string | undefined
   readonly age: number
-}
-
-/**
- * The servers of one database.
- *
- * @since 0.1.0
- * @category models
- */
-export class Topology {
-  readonly writer: Server
-  readonly readers: ReadonlyArray<Server>
-  /** @internal */ readonly outageWaiters: OutageWaiters
-
-  constructor(
-    config: DatabaseConfig,
-    credentials: (server: ServerConfig) => CredentialSource,
-    tasks: SessionTasks,
-    observer: Observer
-  ) {
-    this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
-    const make = (server: ServerConfig, role: Role) =>
-      new Server(config, server, role, credentials(server), tasks, observer, this.outageWaiters)
-    this.writer = make(config.writer, "writer")
-    this.readers = config.readers.map((server) => make(server, "reader"))
-  }
-
-  get servers(): ReadonlyArray<Server> {
-    return [this.writer, ...this.readers]
-  }
-
-  get status(): ReadonlyArray<ServerStatus> {
-    const now = clock.now()
-    return this.servers.map((server) => ({
-      name: server.name,
-      role: server.role,
-      up: server.isUp(now),
-      writes: server.writes?.figures,
-      reads: server.reads.figures
-    }))
-  }
-
-  /** Closes every pool; `done` is called when all sockets are closed. */
-  close(timeout: number, done: () => void): void {
-    const pools = this.servers.flatMap((server) => server.pools)
-    let left = pools.length
-    for (const pool of pools) {
-      pool.close(timeout, () => {
-        left--
-        if (left === 0) done()
-      })
-    }
-  }
 }

@@ -26,26 +26,27 @@ import type { Restore } from "./internal/concurrency/cancellable.js"
 import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
 import { type CallSite, callSiteOfPart } from "./internal/observability/callSite.js"
-import type { WorkLabel } from "./internal/statement/workLabel.js"
+import type { Describe, WorkLabel } from "./internal/statement/workLabel.js"
 import { rollbackAll } from "./internal/transaction/completion.js"
-import { type Carrier, currentContext } from "./internal/transaction/context.js"
+import { currentContext, type TransactionContext } from "./internal/transaction/context.js"
 import { slotOf, withoutSlot } from "./internal/transaction/contextSlot.js"
 import type { PartName } from "./internal/transaction/joinedPart.js"
 import { retryRefused } from "./internal/transaction/propagation.js"
+import type { Origin, Transaction } from "./internal/transaction/transaction.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { finish } from "./internal/unitOfWork/commitAll.js"
 import { NestedUnit } from "./internal/unitOfWork/nested.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
 import { retryUnit } from "./internal/unitOfWork/retry.js"
 import {
-  type Describe,
+  joinableUnitOf,
   type Order,
   Unit,
   type UnitOptions,
   type UnitOutcome,
-  type UnitSettings
+  type UnitSettings,
+  unitOf
 } from "./internal/unitOfWork/unitOfWork.js"
-import type { Origin, Transaction } from "./Transaction.js"
 
 /**
  * @since 0.1.0
@@ -178,7 +179,7 @@ export interface Handle {
 /** @internal What a unit is opened with. */
 export interface Opening {
   /** What is there around it. */
-  readonly around: Carrier | undefined
+  readonly around: TransactionContext | undefined
   /** Whether it sees the transactions that are open around it. */
   readonly joins: boolean
   readonly rules: UnitOptions | undefined
@@ -228,7 +229,7 @@ class OpenUnit implements Handle {
       }
       if (outcome === "commit") {
         const committed = finish(
-          { unit, carrier: unit, all: () => unit.all, isEarly: false, close },
+          { unit, ambient: unit, all: () => unit.all, isEarly: false, close },
           unit.ending,
           restore
         )
@@ -345,7 +346,7 @@ const runIn = <A, E, R>(
 
 const begin = <A, E, R>(
   self: Effect.Effect<A, E, R>,
-  around: Carrier | undefined,
+  around: TransactionContext | undefined,
   joins: boolean,
   options: Options<A, E>,
   describe: Describe | undefined,
@@ -406,7 +407,7 @@ const told = ({ work }: Pick<Options<never, never>, "work">): Describe | undefin
  * @internal
  */
 export const demand = (
-  carrier: Carrier,
+  ambient: TransactionContext,
   unit: Unit,
   rules: UnitOptions | undefined,
   { checkFirst, order, retry = false }: Pick<Options<never, never>, "checkFirst" | "order" | "retry">
@@ -415,7 +416,7 @@ export const demand = (
   if (takeRules instanceof OptionsConflict) return takeRules
   const takeEnding = unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
   if (takeEnding instanceof OptionsConflict) return takeEnding
-  if (retry !== false && !carrier.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
+  if (retry !== false && !ambient.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
   takeRules?.()
   takeEnding()
   return undefined
@@ -424,15 +425,15 @@ export const demand = (
 /** A part of a unit of work: its end is left to the whole, but what it asks for must be so. */
 const join = <A, E, R>(
   self: Effect.Effect<A, E, R>,
-  carrier: Carrier,
+  ambient: TransactionContext,
   unit: Unit,
   options: Options<A, E>,
   name: PartName,
   describe: Describe | undefined
 ): Effect.Effect<A, E | OptionsConflict, R> => {
-  const conflict = demand(carrier, unit, rulesOf(options), options)
+  const conflict = demand(ambient, unit, rulesOf(options), options)
   if (conflict !== undefined) return Effect.fail(conflict)
-  return runAsPart(self, carrier, name, { describe }, (exit) => decide(options, exit))
+  return runAsPart(self, ambient, name, { describe }, (exit) => decide(options, exit))
 }
 
 /**
@@ -476,10 +477,11 @@ export const run: {
     return Effect.withFiberRuntime((fiber) => {
       const unknown = unknownOf(options)
       if (unknown !== undefined) return Effect.fail(unknown)
-      const carrier = currentContext(fiber)
-      return carrier?.joinable === undefined
-        ? begin(self, carrier, true, options, told(options), site)
-        : join(self, carrier, carrier.joinable, options, { label, site }, told(options))
+      const ambient = currentContext(fiber)
+      const unit = joinableUnitOf(ambient)
+      return ambient === undefined || unit === undefined
+        ? begin(self, ambient, true, options, told(options), site)
+        : join(self, ambient, unit, options, { label, site }, told(options))
     })
   }
 )
@@ -495,10 +497,11 @@ export const runDescribed = <A, E, R>(
   describe: Describe
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const carrier = currentContext(fiber)
-    return carrier?.joinable === undefined
-      ? begin(self, carrier, true, options, describe, undefined, true)
-      : join(self, carrier, carrier.joinable, options, { label: describe(fiber)?.label, site: undefined }, describe)
+    const ambient = currentContext(fiber)
+    const unit = joinableUnitOf(ambient)
+    return ambient === undefined || unit === undefined
+      ? begin(self, ambient, true, options, describe, undefined, true)
+      : join(self, ambient, unit, options, { label: describe(fiber)?.label, site: undefined }, describe)
   })
 
 /**
@@ -584,11 +587,11 @@ export const nested: {
     return Effect.withFiberRuntime((fiber) => {
       const unknown = unknownOption("", options, nestedOptions)
       if (unknown !== undefined) return Effect.fail(unknown)
-      const carrier = currentContext(fiber)
-      if (carrier === undefined) return begin(self, carrier, true, options, told(options), site)
+      const ambient = currentContext(fiber)
+      if (ambient === undefined) return begin(self, ambient, true, options, told(options), site)
       // a savepoint that fails after another was released would leave a half, so all are looked at first
-      const ending = { ...(carrier.unit?.ending ?? endingOf({})), checked: true }
-      const unit = new NestedUnit(fiber, carrier, ending, told(options), { label, site })
+      const ending = { ...(unitOf(ambient)?.ending ?? endingOf({})), checked: true }
+      const unit = new NestedUnit(fiber, ambient, ending, told(options), { label, site })
       return runIn(self, new OpenNested(unit), options)
     })
   }
@@ -652,7 +655,7 @@ export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Str
 const none: ReadonlyArray<never> = []
 
 /** Which transactions of a unit of work are meant; or why they cannot be ended from here. */
-type Choose = (carrier: Carrier, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
+type Choose = (ambient: TransactionContext, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
 
 const nowhere: Pick<Origin, "database"> = { database: "" }
 
@@ -667,19 +670,19 @@ const endSome = (
   outcome: Outcome,
   database: Pick<Origin, "database"> | undefined,
   choose: Choose,
-  byHand: (carrier: Carrier) => Transaction | undefined
+  byHand: (ambient: TransactionContext) => Transaction | undefined
 ): Effect.Effect<void, TransactionError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
-      const carrier = currentContext(fiber)
-      if (carrier === undefined) return Effect.void
-      const { unit } = carrier
+      const ambient = currentContext(fiber)
+      if (ambient === undefined) return Effect.void
+      const unit = unitOf(ambient)
       if (unit === undefined) {
-        const open = byHand(carrier)
+        const open = byHand(ambient)
         return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
       }
       if (unit.isNested) return Effect.fail(refuse(database ?? unit.begun[0]?.origin ?? nowhere, outcome))
-      const chosen = choose(carrier, unit)
+      const chosen = choose(ambient, unit)
       if (chosen instanceof PropagationRefused) return Effect.fail(chosen)
       const [first] = chosen
       if (first === undefined) {
@@ -700,10 +703,10 @@ const endSome = (
         for (const transaction of all) unit.forget(transaction)
       }
       const all = () => {
-        const now = choose(carrier, unit)
+        const now = choose(ambient, unit)
         return now instanceof PropagationRefused ? chosen : now
       }
-      return Effect.tap(finish({ unit, carrier, all, isEarly: true, close }, unit.ending, restore), () =>
+      return Effect.tap(finish({ unit, ambient, all, isEarly: true, close }, unit.ending, restore), () =>
         Effect.sync(() => unit.stored(true))
       )
     })
@@ -714,13 +717,13 @@ const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSome(
     outcome,
     undefined,
-    (carrier, unit) => {
-      const { transaction } = carrier
+    (ambient, unit) => {
+      const { transaction } = ambient
       if (transaction !== undefined) return refuse(transaction.origin, outcome)
       // work that was sent outside on purpose is not meant
-      return unit.all.filter((own) => carrier.find(own.origin, "writer") === own)
+      return unit.all.filter((own) => ambient.find(own.origin, "writer") === own)
     },
-    (carrier) => carrier.transaction
+    (ambient) => ambient.transaction
   )
 
 /**
@@ -750,12 +753,12 @@ export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, 
   endSome(
     outcome,
     origin,
-    (carrier, unit) => {
-      const found = carrier.find(origin, "writer")
+    (ambient, unit) => {
+      const found = ambient.find(origin, "writer")
       if (found === "none") return none
       const own = unit.own(origin)
       if (found !== undefined && found !== own) return refuse(origin, outcome)
       return own === undefined ? none : [own]
     },
-    (carrier) => (carrier.find(origin, "writer") === "none" ? undefined : carrier.around(origin))
+    (ambient) => (ambient.find(origin, "writer") === "none" ? undefined : ambient.around(origin))
   )

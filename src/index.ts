@@ -1,5 +1,3 @@
-export * as Client from "./Client.js"
-export * as Connection from "./Connection.js"
 export * as Consistency from "./Consistency.js"
 export * as Copy from "./Copy.js"
 export * as Database from "./Database.js"

@@ -7,69 +7,57 @@ import { describe, expect, it } from "vitest"
 const root = fileURLToPath(new URL("../", import.meta.url))
 
 /**
- * The public modules by floor, the first floor first. A module uses lower floors only.
- *
- * Files in `internal/` have no floor: they are part of whoever imports them, and what they reach counts as reached by that module.
+ * The folders of `src/internal` and the public modules, bottom first. A file imports from its own folder and from the layers before its own,
+ * for types, too.
  */
-const floors: ReadonlyArray<ReadonlyArray<string>> = [
-  ["SqlState", "Observation", "Notification", "Consistency", "Copy"],
-  ["DatabaseError"],
-  ["DatabaseConfig", "RetryPolicy", "Connection"],
-  ["Pool", "EmbeddedPostgres", "Tenant"],
-  ["Topology", "Transaction"],
-  ["Router", "UnitOfWork"],
-  ["Client"],
-  ["Database", "RequestTransaction"],
-  ["TestDatabase", "DatabaseRuntime", "Migrations"]
+const layers: ReadonlyArray<string> = [
+  "SqlState Observation Notification Copy Router",
+  "concurrency",
+  "protocol",
+  "sql",
+  "DatabaseError",
+  "Consistency Pool RetryPolicy Transaction",
+  "Topology",
+  "observability",
+  "config",
+  "DatabaseConfig",
+  "connection",
+  "consistency pool",
+  "topology",
+  "statement",
+  "transaction",
+  "unitOfWork Tenant",
+  "UnitOfWork",
+  "client http",
+  "listen",
+  "Database RequestTransaction",
+  "runtime",
+  "DatabaseRuntime Migrations TestDatabase"
 ]
 
-/** Public modules that know the types of another one on their own floor. */
-const neighbours = [
-  // what to connect to is said in the words of the settings
-  "Connection -> DatabaseConfig"
-]
+/** Layers that stand beside the others, and import only the lowest of them. */
+const beside: ReadonlyArray<string> = ["embedded", "EmbeddedPostgres"]
 
-/** Files that know each other's types. None of them needs the other to be loaded first. */
-const typeCircles = [
-  // the carrier maps names to transactions, a unit of work is one, and a transaction stands in a carrier
-  [
-    "Transaction",
-    "internal/transaction/context",
-    "internal/transaction/hooks",
-    "internal/transaction/propagation",
-    "internal/transaction/contextSlot",
-    "internal/transaction/joinedPart",
-    "internal/unitOfWork/unitOfWork"
-  ]
-]
-
-/** Who imports which package. `effect`, `@effect/sql` and `node:` are free. */
+/** The files that import each package. `effect`, `@effect/sql` and `node:` are free. */
 const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/experimental": [
-    "Client",
     "Database",
     "TestDatabase",
+    "internal/client/client",
     "internal/client/lifecycleHooks",
     "internal/transaction/invalidations"
   ],
-  // HTTP is nobody else's business
   "@effect/platform": [
     "RequestTransaction",
-    "internal/http/replayableRequest",
     "internal/http/apiErrors",
     "internal/http/describeRequest",
     "internal/http/enterUnitOfWork",
+    "internal/http/replayableRequest",
     "internal/http/routeTag"
   ],
-  "@effect/sql-pg": ["Client", "Copy", "Database", "DatabaseConfig", "internal/client/clientConfig"],
-  // the server of tests is steered by sessions of its own, below everything that it is there to test
-  pg: [
-    "internal/protocol/pgDriver",
-    "internal/embedded/adminSession",
-    "internal/sql/quote",
-    "internal/protocol/parameterEncoder",
-    "internal/protocol/typeNames"
-  ],
+  "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/clientConfig"],
+  // the embedded server is administered by sessions of its own, apart from what it is there to test
+  pg: ["internal/embedded/adminSession", "internal/protocol/pgDriver"],
   "pg-protocol": ["internal/protocol/messages"]
 }
 
@@ -122,45 +110,9 @@ const imports: ReadonlyArray<Import> = [...sources].flatMap(([from, text]) =>
 
 const isInternal = (name: string): boolean => name.startsWith("internal/")
 const modules = [...sources.keys()].filter((name) => !isInternal(name) && name !== "index")
-// what lies in the folder of a module is part of the module
-const owner = (name: string): string => name.split("/")[0] ?? name
-const floorOf = (name: string): number => floors.findIndex((floor) => floor.includes(owner(name))) + 1
-
-const uses = (name: string, which: (one: Import) => boolean): ReadonlyArray<string> =>
-  imports.filter((one) => one.from === name && one.local && which(one)).map((one) => one.to)
-
-const atRuntime = (one: Import): boolean => !one.typeOnly
-const always = (): boolean => true
-
-/** The public modules that a file leads to, directly or through internal ones, with the way. */
-const reached = (name: string, way: ReadonlyArray<string> = [name]): ReadonlyArray<ReadonlyArray<string>> =>
-  uses(name, atRuntime).flatMap((next) =>
-    !isInternal(next) ? [[...way, next]] : way.includes(next) ? [] : reached(next, [...way, next])
-  )
-
-/** Everything that a file leads to. */
-const closure = (name: string, which: (one: Import) => boolean): ReadonlySet<string> => {
-  const seen = new Set<string>()
-  const visit = (from: string) => {
-    for (const next of uses(from, which)) {
-      if (!seen.has(next)) {
-        seen.add(next)
-        visit(next)
-      }
-    }
-  }
-  visit(name)
-  return seen
-}
-
-/** The groups of files that lead to one another. */
-const circles = (which: (one: Import) => boolean): ReadonlyArray<ReadonlyArray<string>> => {
-  const leads = new Map([...sources.keys()].map((name) => [name, closure(name, which)]))
-  const groups = [...leads].flatMap(([name, to]) =>
-    to.has(name) ? [[...to].filter((other) => leads.get(other)?.has(name)).sort()] : []
-  )
-  return groups.filter((group, index) => groups.findIndex((other) => other[0] === group[0]) === index)
-}
+/** Returns the folder of an internal file, or the name of a public module. */
+const roomOf = (name: string): string => (isInternal(name) ? (name.split("/")[1] ?? name) : name)
+const layerOf = (name: string): number => layers.findIndex((layer) => layer.split(" ").includes(roomOf(name)))
 
 /** Each place in `src` where a pattern occurs, as `file: text`. */
 const occurrences = (pattern: RegExp, except: ReadonlyArray<string> = []): ReadonlyArray<string> =>
@@ -168,34 +120,22 @@ const occurrences = (pattern: RegExp, except: ReadonlyArray<string> = []): Reado
     except.includes(name) ? [] : [...text.matchAll(pattern)].map((match) => `${name}: ${match[0]}`)
   )
 
-describe("floors", () => {
-  it("every public module has a floor, and no other name has one", () => {
-    expect([...new Set(modules.map(owner))].sort()).toEqual(floors.flat().sort())
+describe("layers", () => {
+  it("internal files are in the folder of a layer, and every public module has one", () => {
+    const rooms = [...new Set([...sources.keys()].filter((name) => name !== "index").map(roomOf))]
+    expect(rooms.sort()).toEqual([...layers.flatMap((layer) => layer.split(" ")), ...beside].sort())
+    expect([...sources.keys()].filter((name) => /^internal\/[^/]+$/.test(name))).toEqual([])
   })
 
-  it("a module uses lower floors only, also through internal files", () => {
-    const wrong = modules.flatMap((name) =>
-      reached(name).filter(
-        (way) => floorOf(way.at(-1) ?? "") >= floorOf(name) && owner(way.at(-1) ?? "") !== owner(name)
-      )
-    )
-    expect(wrong.map((way) => way.join(" -> "))).toEqual([])
-  })
-
-  it("a module takes types from no higher floor, and from its own only where that is listed", () => {
-    const direct = imports.filter((one) => one.local && modules.includes(one.from) && modules.includes(one.to))
-    const apart = direct.filter((one) => owner(one.from) !== owner(one.to))
-    const show = (some: ReadonlyArray<Import>) => some.map((one) => `${one.from} -> ${one.to}`)
-    expect(show(apart.filter((one) => floorOf(one.to) > floorOf(one.from)))).toEqual([])
-    expect(show(apart.filter((one) => floorOf(one.to) === floorOf(one.from)))).toEqual(neighbours)
-  })
-
-  it("no file leads back to itself at run time", () => {
-    expect(circles(atRuntime)).toEqual([])
-  })
-
-  it("types go in circles only where that is listed", () => {
-    expect(circles(always)).toEqual(typeCircles)
+  it("a file imports from its own folder and from lower layers, for types, too", () => {
+    const isAllowed = ({ from, to }: Import): boolean =>
+      roomOf(from) === roomOf(to) ||
+      from === "index" ||
+      (beside.includes(roomOf(from))
+        ? [...beside, "protocol"].includes(roomOf(to))
+        : layerOf(to) >= 0 && layerOf(to) < layerOf(from))
+    const wrong = imports.filter((one) => one.local && !isAllowed(one))
+    expect(wrong.map(({ from, to }) => `${from} -> ${to}`)).toEqual([])
   })
 
   it("every import is written at the top of its file, where this test sees it", () => {
@@ -216,8 +156,11 @@ describe("secrets of one file", () => {
     ).toEqual([])
   })
 
-  it("timers are set in one file, which knows how long Node's may be", () => {
-    expect(occurrences(/\bset(?:Timeout|Interval)\s*\(/g, ["internal/concurrency/clock"])).toEqual([])
+  it("time, timers and random numbers come from one file, which a simulation can replace", () => {
+    const timeSource =
+      /(?<!clock\.)\b(?:(?:set|clear)(?:Timeout|Interval|Immediate)\s*\(|performance\.|Date\.now\b|new Date\(\)|Math\.random\b|hrtime\b)/g
+    const places = occurrences(timeSource, ["internal/concurrency/clock"])
+    expect(places.filter((place) => !beside.includes(roomOf(place.split(":")[0] ?? "")))).toEqual([])
   })
 
   it("each package is imported only where it is listed", () => {

@@ -3,6 +3,7 @@ import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -142,6 +143,30 @@ describe("the login of a writer", () => {
   )
 })
 
+describe("the proof of the role behind a pooler", () => {
+  it.scopedLive("a write whose connection is lost during the proof was not sent, and is tried again", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      const db = Db.layer({ writer: proxy.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 })
+      const writes: Record<string, Effect.Effect<unknown, unknown, Db>> = {
+        alone: insert("alone"),
+        copied: Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["copied"]))),
+        transaction: Db.withTransaction(insert("transaction"))
+      }
+      for (const [name, write] of Object.entries(writes)) {
+        yield* proxy.when(sends("pg_is_in_recovery"), "cut")
+        const exit = yield* Effect.exit(Effect.provide(write, db))
+        assert.isTrue(Exit.isSuccess(exit), `${name}: ${inspect(exit)}`)
+      }
+      yield* proxy.when(sends("pg_is_in_recovery"), "cut")
+      const error = yield* failure(Effect.provide(RetryPolicy.with(insert("never"), RetryPolicy.never), db))
+      assert.isTrue(error._tag === "Disconnected" && error.outcome === "notSent", inspect(error))
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["alone", "copied", "transaction"])
+    })
+  )
+})
+
 describe("a server that is made read-only while it is used", () => {
   /** Runs a test with a server of its own. */
   const alone = <A, E>(
@@ -263,31 +288,6 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 }))
       )
     })
-  )
-
-  it.scopedLive(
-    "a statement is sent again if its connection is lost at the proof before it: nothing of it was sent",
-    () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const bouncer = yield* makeBouncer(place.writer)
-        const proxy = yield* makeProxy(bouncer.url)
-        yield* Effect.gen(function* () {
-          // a refused write makes the role doubtful
-          yield* failure(Db.withTransaction(insert("no"), { access: "read only" }))
-          const isCut = yield* proxy.when(sends("pg_is_in_recovery"), "cut")
-          yield* insert("once")
-          yield* isCut
-          assert.deepStrictEqual(yield* stored, ["once"])
-        }).pipe(
-          Effect.provide(
-            Layer.merge(
-              Db.layer({ writer: proxy.url, mode: "transactionPooler", maxConnections: 1 }),
-              Layer.succeed(Place, place)
-            )
-          )
-        )
-      })
   )
 
   it.scopedLive(

@@ -6,8 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
-import { DatabaseError, type Observation, Transaction } from "effect-db"
+import { DatabaseError, type Observation } from "effect-db"
 import { describe } from "vitest"
+import { beginSql } from "../../src/internal/transaction/begin.js"
 import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
 import { query, terminateBackends } from "../support/server.js"
 
@@ -22,9 +23,9 @@ const setting = (name: string) =>
 
 describe("Transaction", () => {
   it("options become data, then text", () => {
-    assert.deepStrictEqual(Transaction.beginSql({}), ["BEGIN"])
+    assert.deepStrictEqual(beginSql({}), ["BEGIN"])
     assert.deepStrictEqual(
-      Transaction.beginSql({
+      beginSql({
         isolation: "serializable",
         access: "read only",
         deferrable: true,

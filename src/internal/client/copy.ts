@@ -12,7 +12,6 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Request } from "../../Connection.js"
 import type { Copy, Options, Row } from "../../Copy.js"
 import {
   CopyFailed,
@@ -23,11 +22,13 @@ import {
   toSqlError
 } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
-import { nest, type Transaction, type Options as TransactionOptions } from "../../Transaction.js"
+import type { Role } from "../../Topology.js"
+import type { Options as TransactionOptions } from "../../Transaction.js"
 import type { Restore } from "../concurrency/cancellable.js"
 import * as clock from "../concurrency/clock.js"
 import type { KnownNames } from "../config/knownNames.js"
 import { unknownOption } from "../config/unknownOption.js"
+import type { Request } from "../connection/connection.js"
 import { callSite } from "../observability/callSite.js"
 import { CopyIn, CopyOut, type Copy as Data } from "../protocol/copyData.js"
 import { RowInvalid, RowWriter } from "../protocol/copyRows.js"
@@ -35,8 +36,9 @@ import { isServerError } from "../protocol/pgDriver.js"
 import { copyFromSql, copyToSql, errorPosition, inlined } from "../sql/copy.js"
 import { withComment } from "../statement/workLabel.js"
 import { commitUninterruptibly, isSavepoint, rollback, sendCommit } from "../transaction/completion.js"
-import { type Carrier, currentContext, type Kind } from "../transaction/context.js"
+import { currentContext, type TransactionContext } from "../transaction/context.js"
 import { scoped } from "../transaction/contextSlot.js"
+import { nest, type Transaction } from "../transaction/transaction.js"
 import { makeInliner } from "./compiler.js"
 import { type Executor, locationOf } from "./executor.js"
 
@@ -97,7 +99,7 @@ const known: KnownNames<Options> = {
 /** Makes the members of a client for COPY. `rename` turns a name of the program into one of the database. */
 export const makeCopy = (
   engine: Executor,
-  kind: Kind,
+  kind: Role,
   rename: ((name: string) => string) | undefined,
   transformJson: boolean
 ): Copy => {
@@ -108,16 +110,21 @@ export const makeCopy = (
   const misused = (cause: unknown): SqlError => toSqlError(new QueryFailed({ database, server: "", cause }))
 
   /** Begins a savepoint of the open transaction, or a transaction of its own. A reader's is read-only, also in a writer's. */
-  const begin = (fiber: AnyFiber, carrier: Carrier | undefined, around: Transaction | undefined, options: Options) => {
+  const begin = (
+    fiber: AnyFiber,
+    ambient: TransactionContext | undefined,
+    around: Transaction | undefined,
+    options: Options
+  ) => {
     const { statementTimeout } = options
     const asked: TransactionOptions = {
       ...(statementTimeout === undefined ? {} : { statementTimeout }),
       ...(kind === "reader" ? { access: "read only" } : {})
     }
     if (around !== undefined) return nest(engine, around, kind, around, asked)
-    const memory = carrier?.memory(engine)
+    const memory = ambient?.memory(engine)
     if (memory !== undefined && kind === "writer") memory.written = true
-    return engine.begin(kind, asked, fiber, carrier)
+    return engine.begin(kind, asked, fiber, ambient)
   }
 
   /**
@@ -149,12 +156,12 @@ export const makeCopy = (
   const start = (fiber: AnyFiber, asked: Request, data: Data, options: Options): Effect.Effect<UnderWay, SqlError> => {
     const unknown = unknownOption(database, options, known)
     if (unknown !== undefined) return Effect.fail(toSqlError(unknown))
-    const carrier = currentContext(fiber)
-    const request = scoped(fiber.currentContext, carrier, database, withComment(asked, carrier?.work(fiber)))
+    const ambient = currentContext(fiber)
+    const request = scoped(fiber.currentContext, ambient, database, withComment(asked, ambient?.work(fiber)))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
-    const around = engine.transactionFor(fiber, carrier, kind)
-    const transaction = begin(fiber, carrier, around, options)
-    if (kind === "writer") engine.witness(fiber, carrier, transaction)
+    const around = engine.transactionFor(fiber, ambient, kind)
+    const transaction = begin(fiber, ambient, around, options)
+    if (kind === "writer") engine.witness(fiber, ambient, transaction)
     const attempt = engine.attempt(
       fiber,
       (done) => transaction.level.copy(request, data, done),
@@ -162,7 +169,7 @@ export const makeCopy = (
       isNotSent
     )
     const noted = Effect.sync(() => {
-      if (around !== undefined && kind === "writer" && transaction.level.touched) carrier?.part(around)?.note(around)
+      if (around !== undefined && kind === "writer" && transaction.level.touched) ambient?.part(around)?.note(around)
     })
     return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
       transaction,

@@ -8,7 +8,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
-import type { Connection, Exchange, Request } from "../../Connection.js"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../../Consistency.js"
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import {
@@ -20,30 +19,33 @@ import {
   toSqlError
 } from "../../DatabaseError.js"
 import { Observation, type Observer } from "../../Observation.js"
-import type { Pool } from "../../Pool.js"
 import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Choose } from "../../Router.js"
-import type { OpenTransaction, Server, Topology } from "../../Topology.js"
-import { begin, type Options, type Origin, type Transaction } from "../../Transaction.js"
+import type { OpenTransaction, Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
 import { cancellable } from "../concurrency/cancellable.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection, Exchange, Request } from "../connection/connection.js"
 import { type ErrorLocation, withLocation } from "../connection/statementError.js"
 import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
 import { Borrower } from "../pool/borrower.js"
+import type { Pool } from "../pool/pool.js"
 import type { Limits } from "../sql/settings.js"
 import { type OnStatement, runAutocommit } from "../statement/autocommit.js"
 import { type WorkLabel, withComment } from "../statement/workLabel.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
+import type { Server, Topology } from "../topology/topology.js"
 import type { ConnectionLender } from "../transaction/connectionHolder.js"
-import { type Carrier, currentContext, type Kind, type ReadMemory } from "../transaction/context.js"
+import { currentContext, type ReadMemory, type TransactionContext } from "../transaction/context.js"
 import { causalSessionOf, scoped } from "../transaction/contextSlot.js"
 import { endingStatementIn } from "../transaction/endingStatement.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
 import type { StatementIsolation } from "../transaction/level.js"
+import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { reasonOf, retrySchedule, retryTransaction } from "../unitOfWork/retry.js"
-import { mayBeStored } from "../unitOfWork/unitOfWork.js"
+import { mayBeStored, unitOf } from "../unitOfWork/unitOfWork.js"
 import { RetryBudget } from "./retryBudget.js"
 import { makePause } from "./statementRetry.js"
 
@@ -181,34 +183,34 @@ export class Executor implements Origin {
   /** Runs a statement of a fiber where it belongs. */
   run<A>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    kind: Kind,
+    kind: Role,
     asked: Request,
     read: (flight: Exchange) => A
   ): Effect.Effect<A, SqlError> {
-    const carrier = currentContext(fiber)
-    const work = carrier?.work(fiber)
-    const request = scoped(fiber.currentContext, carrier, this.database, withComment(asked, work))
+    const ambient = currentContext(fiber)
+    const work = ambient?.work(fiber)
+    const request = scoped(fiber.currentContext, ambient, this.database, withComment(asked, work))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
     const ender = this.endsSandbox(request)
     if (ender !== undefined) return Effect.fail(toSqlError(ender))
-    const transaction = this.transactionFor(fiber, carrier, kind, request.site, work)
+    const transaction = this.transactionFor(fiber, ambient, kind, request.site, work)
     if (transaction !== undefined) {
       const fence = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
-      if (kind === "writer") this.witness(fiber, carrier, transaction)
-      const part = kind === "writer" ? carrier?.part(transaction) : undefined
+      if (kind === "writer") this.witness(fiber, ambient, transaction)
+      const part = kind === "writer" ? ambient?.part(transaction) : undefined
       return this.attempt(fiber, inTransaction(transaction, request, fence, part), read, isNotSent)
     }
     if (this.sandbox !== undefined) {
-      const around = carrier?.around(this) ?? this.sandbox
+      const around = ambient?.around(this) ?? this.sandbox
       const go = inTransaction(around, request, kind === "reader" ? "readOnly" : "savepoint")
       return this.attempt(fiber, go, read, isNotSent)
     }
-    const held = carrier?.held(this) ?? none
-    const memory = carrier?.memory(this)
+    const held = ambient?.held(this) ?? none
+    const memory = ambient?.memory(this)
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
-      ? this.attempt(fiber, this.onWriter(fiber, carrier, work, request, held), read, retriesOnWriter(fiber))
-      : this.attempt(fiber, this.onReader(fiber, carrier, work, request, held), read, this.readsAgain)
+      ? this.attempt(fiber, this.onWriter(fiber, ambient, work, request, held), read, retriesOnWriter(fiber))
+      : this.attempt(fiber, this.onReader(fiber, ambient, work, request, held), read, this.readsAgain)
   }
 
   /** Returns the refusal of a statement that would end the one transaction of a sandbox, and store it. */
@@ -222,44 +224,44 @@ export class Executor implements Origin {
   /** The transaction that a statement belongs to; in a unit of work a writer's statement begins one. */
   transactionFor(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
-    kind: Kind,
+    ambient: TransactionContext | undefined,
+    kind: Role,
     site?: CallSite | undefined,
     work?: WorkLabel | undefined
   ): Transaction | undefined {
-    if (carrier === undefined) return undefined
+    if (ambient === undefined) return undefined
     if (kind === "reader") {
-      const reading = carrier.find(this, "reader")
+      const reading = ambient.find(this, "reader")
       if (reading !== undefined && reading !== "none") return reading
       if (this.consistency(fiber)?._tag === "Eventual") return undefined
     }
-    const found = carrier.find(this, "writer")
+    const found = ambient.find(this, "writer")
     if (found === "none") return undefined
     // what was written there is undone, so there is nothing to see
     if (kind === "reader" && found?.level.isVacated) return undefined
     return (
       found ??
       (kind === "writer"
-        ? carrier.open(this, (options) => this.begin("writer", options, fiber, carrier, site, work))
+        ? ambient.open(this, (options) => this.begin("writer", options, fiber, ambient, site, work))
         : undefined)
     )
   }
 
   /** A new transaction, outside of any other. */
   begin(
-    kind: Kind,
+    kind: Role,
     options: Options,
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
+    ambient: TransactionContext | undefined,
     site?: CallSite | undefined,
-    work = carrier?.work(fiber)
+    work = ambient?.work(fiber)
   ): Transaction {
     const asked = named(options, work)
-    const held = () => carrier?.held(this) ?? none
-    const pick = this.picker(kind, fiber, carrier)
-    const span = this.span(fiber, asked.label, carrier)
+    const held = () => ambient?.held(this) ?? none
+    const pick = this.picker(kind, fiber, ambient)
+    const span = this.span(fiber, asked.label, ambient)
     const lender = new PoolLender(this, pick, held, asked.label, this.borrower(fiber, site, work), span)
-    const transaction = begin(this, kind, lender, asked, carrier)
+    const transaction = begin(this, kind, lender, asked, ambient)
     transaction.span = span
     return transaction
   }
@@ -268,24 +270,28 @@ export class Executor implements Origin {
   span(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     label: string | undefined,
-    carrier: Carrier | undefined
+    ambient: TransactionContext | undefined
   ): TransactionSpan | undefined {
-    return beginSpan(fiber, this.attributes, label, carrier?.unit?.attempt ?? 1)
+    return beginSpan(fiber, this.attributes, label, unitOf(ambient)?.attempt ?? 1)
   }
 
   /** What a fiber writes in a transaction is its session's own, if it is in one. In a sandbox nothing is ever stored. */
-  witness(fiber: Fiber.RuntimeFiber<unknown, unknown>, carrier: Carrier | undefined, transaction: Transaction): void {
-    const session = causalSessionOf(fiber.currentContext, carrier)
+  witness(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    ambient: TransactionContext | undefined,
+    transaction: Transaction
+  ): void {
+    const session = causalSessionOf(fiber.currentContext, ambient)
     if (session !== undefined && this.sandbox === undefined) transaction.level.link.witness(session)
   }
 
   /** Chooses where a connection comes from; called again, for another attempt, another server where one fits. */
   picker(
-    kind: Kind,
+    kind: Role,
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined
+    ambient: TransactionContext | undefined
   ): () => ConnectionSource {
-    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, carrier, carrier?.memory(this))
+    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, ambient, ambient?.memory(this))
   }
 
   /** Tries once and, where it failed in a way that allows it, again by the policy. */
@@ -448,24 +454,24 @@ export class Executor implements Origin {
 
   private onWriter(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
+    ambient: TransactionContext | undefined,
     work: WorkLabel | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
     const who = this.borrower(fiber, request.site, work)
-    const session = causalSessionOf(fiber.currentContext, carrier)
+    const session = causalSessionOf(fiber.currentContext, ambient)
     return (done, deadline) => runAutocommit(this.writes, deadline, held, request, "inDoubt", who, session, done)
   }
 
   private onReader(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
+    ambient: TransactionContext | undefined,
     work: WorkLabel | undefined,
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
-    const pick = this.readerPicker(fiber, carrier, carrier?.memory(this))
+    const pick = this.readerPicker(fiber, ambient, ambient?.memory(this))
     const who = this.borrower(fiber, request.site, work)
     return (done, deadline) => runAutocommit(pick(), deadline, held, request, "undone", who, undefined, done)
   }
@@ -476,13 +482,13 @@ export class Executor implements Origin {
    */
   private readerPicker(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
+    ambient: TransactionContext | undefined,
     memory: ReadMemory | undefined
   ): () => ConnectionSource {
     const { readers, writer } = this.topology
     if (readers.length === 0) return () => writer.reads
     const consistency = this.consistency(fiber)
-    const session = causalSessionOf(fiber.currentContext, carrier)
+    const session = causalSessionOf(fiber.currentContext, ambient)
     const given = new Set<Server>()
     const next = () => {
       const now = clock.now()

@@ -7,16 +7,17 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Connection, Failure, OnExchange } from "../../Connection.js"
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import { SchemaInvalid, type StatementError, TransactionEnded, toSqlError } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
 import type { Outcome } from "../../SqlState.js"
+import type { Role } from "../../Topology.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
+import type { Connection, Failure, OnExchange } from "../connection/connection.js"
 import { afterFirst, type ErrorLocation, toStatementError } from "../connection/statementError.js"
 import type { CallSite } from "../observability/callSite.js"
 import type { ConnectionSource, OnCheckout, SourceError } from "../topology/connectionSource.js"
-import { currentContext, type Kind } from "../transaction/context.js"
+import { currentContext } from "../transaction/context.js"
 import { causalSessionOf, scopesOf } from "../transaction/contextSlot.js"
 import type { Executor } from "./executor.js"
 import { runReadOnly } from "./reservedReader.js"
@@ -88,19 +89,19 @@ export const refuseSchemaScopes = (engine: Executor, context: Context.Context<ne
 /** Checks a connection out for a scope. */
 export const makeReserve = (
   engine: Executor,
-  kind: Kind,
+  kind: Role,
   site: CallSite | undefined
 ): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     const refusal = refuseSchemaScopes(engine, fiber.currentContext)
     if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
-    const carrier = currentContext(fiber)
-    const holding = carrier?.held(engine) ?? none
-    const pick = engine.picker(kind, fiber, carrier)
-    const who = engine.borrower(fiber, site, carrier?.work(fiber))
+    const ambient = currentContext(fiber)
+    const holding = ambient?.held(engine) ?? none
+    const pick = engine.picker(kind, fiber, ambient)
+    const who = engine.borrower(fiber, site, ambient?.work(fiber))
     const deadline = engine.deadline()
     // what is done on it by hand is seen by nobody
-    const session = kind === "writer" ? causalSessionOf(fiber.currentContext, carrier) : undefined
+    const session = kind === "writer" ? causalSessionOf(fiber.currentContext, ambient) : undefined
     let giveSessionBack = () => {}
     let taken: { readonly pool: ConnectionSource; readonly connection: Connection } | undefined
     let ended = false

@@ -2,8 +2,9 @@
  * A session that a reader has for itself. Its statements are in no transaction of ours, so what keeps it from writing goes around each one,
  * and behind each BEGIN of the program.
  */
-import type { Connection, OnExchange, Request } from "../../Connection.js"
+
 import type { SessionConfig } from "../../DatabaseConfig.js"
+import type { Connection, OnExchange, Request } from "../connection/connection.js"
 import { constantStep } from "../protocol/messages.js"
 import { commandsIn } from "../sql/commands.js"
 import { autocommitGuard, runGuarded } from "../statement/autocommitGuard.js"

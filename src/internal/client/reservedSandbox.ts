@@ -9,13 +9,14 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Exchange } from "../../Connection.js"
 import { type TransactionError, toSqlError } from "../../DatabaseError.js"
-import type { Transaction } from "../../Transaction.js"
+import type { Role } from "../../Topology.js"
+import type { Exchange } from "../connection/connection.js"
 import { commandsIn } from "../sql/commands.js"
 import { rollback, sendCommit } from "../transaction/completion.js"
-import { contextOf, currentContext, type Kind, TransactionContext } from "../transaction/context.js"
+import { contextOf, currentContext, OpenContext } from "../transaction/context.js"
 import { slotOf } from "../transaction/contextSlot.js"
+import type { Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
 import { refuseSchemaScopes } from "./reserve.js"
 import { makeStream } from "./rowStream.js"
@@ -30,7 +31,7 @@ const answered = (command: string): Exchange =>
   ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Exchange
 
 /** Reserves a connection of a sandbox for a scope; a transaction that is open on it is undone with the scope. */
-export const makeSandboxReserve = (engine: Executor, kind: Kind): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
+export const makeSandboxReserve = (engine: Executor, kind: Role): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     const refusal = refuseSchemaScopes(engine, fiber.currentContext)
     if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
@@ -61,7 +62,7 @@ export const makeSandboxReserve = (engine: Executor, kind: Kind): Effect.Effect<
     const inside = (context: Context.Context<never>): Context.Context<never> =>
       own === undefined
         ? context
-        : Context.add(context, TransactionConnection, slotOf(context, new TransactionContext(contextOf(context), own)))
+        : Context.add(context, TransactionConnection, slotOf(context, new OpenContext(contextOf(context), own)))
     const run: Run = (request, read) =>
       Effect.withFiberRuntime((fiber) => {
         const refusal = refuseSchemaScopes(engine, fiber.currentContext)

@@ -8,17 +8,18 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Exchange, Request } from "../../Connection.js"
 import { SchemaInvalid, toSqlError } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
-import type { Transaction } from "../../Transaction.js"
+import type { Role } from "../../Topology.js"
+import type { Exchange, Request } from "../connection/connection.js"
 import { hasTracer } from "../observability/transactionSpan.js"
 import { PortalFetcher } from "../statement/portalFetcher.js"
 import { withComment } from "../statement/workLabel.js"
 import { commitUninterruptibly, rollback, sendCommit } from "../transaction/completion.js"
-import { currentContext, type Kind } from "../transaction/context.js"
+import { currentContext } from "../transaction/context.js"
 import { scoped } from "../transaction/contextSlot.js"
 import type { Portal } from "../transaction/level.js"
+import type { Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
 import type { TransformRows } from "./sqlConnection.js"
 import { reportServer } from "./statementSpan.js"
@@ -122,21 +123,21 @@ const portalStream = (
 
 /** The rows of a statement wherever it belongs. */
 export const makeStream =
-  (engine: Executor, kind: Kind) =>
+  (engine: Executor, kind: Role) =>
   (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
         const asked = hasTracer(fiber) ? reportServer(fiber, made) : made
-        const carrier = currentContext(fiber)
-        const request = scoped(fiber.currentContext, carrier, engine.database, withComment(asked, carrier?.work(fiber)))
+        const ambient = currentContext(fiber)
+        const request = scoped(fiber.currentContext, ambient, engine.database, withComment(asked, ambient?.work(fiber)))
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
         const ender = engine.endsSandbox(request)
         if (ender !== undefined) return Effect.fail(toSqlError(ender))
-        const found = engine.transactionFor(fiber, carrier, kind)
+        const found = engine.transactionFor(fiber, ambient, kind)
         if (found !== undefined) {
-          if (kind === "writer") engine.witness(fiber, carrier, found)
+          if (kind === "writer") engine.witness(fiber, ambient, found)
           if (kind === "writer" || found.readOnly) {
-            const part = kind === "writer" ? carrier?.part(found) : undefined
+            const part = kind === "writer" ? ambient?.part(found) : undefined
             return portalStream(engine, found, request, transformRows, "shared", () => part?.note(found))
           }
           // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
@@ -145,8 +146,8 @@ export const makeStream =
             Stream.fromChunk
           )
         }
-        const own = engine.begin(kind, {}, fiber, carrier)
-        if (kind === "writer") engine.witness(fiber, carrier, own)
+        const own = engine.begin(kind, {}, fiber, ambient)
+        if (kind === "writer") engine.witness(fiber, ambient, own)
         return portalStream(engine, own, request, transformRows, "own", () => {})
       })
     )

@@ -5,9 +5,9 @@ import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
-import type { Exchange, Request } from "../../Connection.js"
+import type { Role } from "../../Topology.js"
+import type { Exchange, Request } from "../connection/connection.js"
 import type { CallSite } from "../observability/callSite.js"
-import type { Kind } from "../transaction/context.js"
 
 /** What the client does with the rows of a statement. */
 export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
@@ -16,7 +16,7 @@ export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => Reado
 export type Run = <A>(request: Request, read: (flight: Exchange) => A) => Effect.Effect<A, SqlError>
 
 /** Several commands in one text go by the simple protocol; a statement with a semicolon in a string may, too. */
-const isSimple = (kind: Kind, sql: string, values: ReadonlyArray<unknown>): boolean => {
+const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): boolean => {
   if (kind === "reader" || values.length > 0) return false
   const first = sql.indexOf(";")
   return first >= 0 && sql.slice(first + 1).trim() !== ""
@@ -27,7 +27,7 @@ class PlainRequest implements Request {
   readonly simple: boolean
 
   constructor(
-    readonly kind: Kind,
+    readonly kind: Role,
     readonly text: string,
     readonly values: ReadonlyArray<unknown>,
     readonly prepare: boolean,
@@ -53,7 +53,7 @@ const reading = (transformRows: TransformRows) =>
 const rawOf = (flight: Exchange): unknown => (several(flight) ? flight.results : only(flight))
 
 /** The request for the rows of a statement, and how they are read. */
-export const makeRows = (kind: Kind, transformRows: TransformRows) => ({
+export const makeRows = (kind: Role, transformRows: TransformRows) => ({
   read: reading(transformRows),
   request: (sql: string, params: ReadonlyArray<unknown>, site: CallSite | undefined) =>
     new PlainRequest(kind, sql, params, true, "object", site)
@@ -61,7 +61,7 @@ export const makeRows = (kind: Kind, transformRows: TransformRows) => ({
 
 /** The ecosystem's connection over a way to run. */
 export const makeSqlConnection = (
-  kind: Kind,
+  kind: Role,
   run: Run,
   stream: (request: Request, transformRows: TransformRows) => Stream.Stream<object, SqlError>
 ): SqlConnection => ({

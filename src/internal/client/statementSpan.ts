@@ -10,7 +10,7 @@ import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import type * as Tracer from "effect/Tracer"
-import type { Request } from "../../Connection.js"
+import type { Request } from "../connection/connection.js"
 import { endpoint } from "../observability/transactionSpan.js"
 
 /** The span of the statement that is run, once there is one. */

@@ -4,11 +4,11 @@
 
 import * as Cause from "effect/Cause"
 import * as Redacted from "effect/Redacted"
-import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
 import type { Connector, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { toError } from "../protocol/pgDriver.js"
 import { connectedStream } from "../protocol/socket.js"
+import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
 import type { DialOptions } from "./destination.js"
 import { connectFirst } from "./hosts.js"

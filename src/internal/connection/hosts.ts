@@ -4,12 +4,12 @@
 
 import * as Dns from "node:dns"
 import * as Net from "node:net"
-import { type ConnectFailure, type Connection, connect, type Owner } from "../../Connection.js"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { isLocal } from "../config/hosts.js"
 import type { SecondSocket } from "./cancelRequest.js"
 import { mayPass } from "./connectFailure.js"
+import { type ConnectFailure, type Connection, connect, type Owner } from "./connection.js"
 import type { Login } from "./credentials.js"
 import { type Destination, prepareDestination } from "./destination.js"
 import { checkTargetSession } from "./targetSession.js"

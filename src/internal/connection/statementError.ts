@@ -1,7 +1,7 @@
 /**
  * A driver's failure as the error that a program sees.
  */
-import type { Failure } from "../../Connection.js"
+
 import {
   CheckViolation,
   ConnectFailed,
@@ -24,6 +24,7 @@ import { isAborted, isStalePlan, lossMeaning, type Outcome, refusalMeaning } fro
 import type { RequestedStatement } from "../protocol/exchange.js"
 import type { ServerError } from "../protocol/pgDriver.js"
 import { contextOf, withoutPasswords } from "../sql/excerpt.js"
+import type { Failure } from "./connection.js"
 
 /** Which database and server a failure is about. */
 export interface ErrorLocation {

@@ -2,11 +2,11 @@
  * The check of a session against `target_session_attrs`.
  */
 
-import type { Connection } from "../../Connection.js"
 import type { TargetSessionAttrs } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure } from "./connectFailure.js"
+import type { Connection } from "./connection.js"
 import { codeOf } from "./statementError.js"
 
 /** The properties of a session that decide. */

@@ -2,9 +2,9 @@
  * What a server says of how far it is, what that is a token of, and whether it is far enough.
  */
 
-import type { Connection, Request } from "../../Connection.js"
 import { type Session, Token } from "../../Consistency.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection, Request } from "../connection/connection.js"
 import type { Exchange } from "../protocol/exchange.js"
 import { constantStep, type Step } from "../protocol/messages.js"
 import { isLsn, type Position, parseLsn } from "../sql/lsn.js"

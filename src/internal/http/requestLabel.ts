@@ -3,8 +3,7 @@
  */
 import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
-import type { WorkLabel } from "../statement/workLabel.js"
-import type { Describe } from "../unitOfWork/unitOfWork.js"
+import type { Describe, WorkLabel } from "../statement/workLabel.js"
 
 /** A request, as far as its statements tell of it. */
 export interface LabeledRequest {

@@ -2,8 +2,8 @@
  * A connection that listens. Whatever it is asked is answered within its time, or it counts as lost.
  */
 
-import type { Connection, Exchange, Failure } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection, Exchange, Failure } from "../connection/connection.js"
 
 /** How long it may take for a sign of life, in ms. */
 const longestPing = 1000

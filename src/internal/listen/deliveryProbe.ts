@@ -3,8 +3,8 @@
  */
 
 import { randomUUID } from "node:crypto"
-import type { ConnectFailure, Connection, Failure } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
+import type { ConnectFailure, Connection, Failure } from "../connection/connection.js"
 import type { ListenConnection } from "./connection.js"
 
 /** What came of it; `silent` says that the message was sent and did not come. */

@@ -6,8 +6,8 @@
  */
 
 import { randomUUID } from "node:crypto"
-import type { ConnectFailure, Connection } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
+import type { ConnectFailure, Connection } from "../connection/connection.js"
 import { quoteIdentifier } from "../sql/quote.js"
 import type { ListenConnection } from "./connection.js"
 import { probeDelivery } from "./deliveryProbe.js"

@@ -6,7 +6,6 @@
  * leaves waits for the network.
  */
 
-import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import {
   ConfigInvalid,
@@ -18,14 +17,15 @@ import {
   type StatementError
 } from "../../DatabaseError.js"
 import { type CloseReason, Observation, type Observer } from "../../Observation.js"
-import type { Invalidation } from "../../Pool.js"
 import { isNotSent } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 import { connect } from "../connection/connect.js"
 import { permanence } from "../connection/connectFailure.js"
+import type { ConnectFailure, Connection, Owner } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { type ErrorLocation, toStatementError } from "../connection/statementError.js"
 import { markForEviction } from "../pool/eviction.js"
+import type { Invalidation } from "../pool/pool.js"
 import { ListenConnection } from "./connection.js"
 import { probeDelivery } from "./deliveryProbe.js"
 import { Handover, quoted } from "./handover.js"

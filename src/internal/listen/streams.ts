@@ -12,13 +12,19 @@ import * as Runtime from "effect/Runtime"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { ConnectFailed, type DatabaseError, type ListenError, toSqlError } from "../../DatabaseError.js"
+import {
+  ConnectFailed,
+  type DatabaseError,
+  type ListenError,
+  NotificationInvalid,
+  toSqlError
+} from "../../DatabaseError.js"
 import type { Notification } from "../../Notification.js"
-import type { Invalidation } from "../../Pool.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Executor } from "../client/executor.js"
 import { requiresSessionMode } from "../client/requireSessionMode.js"
 import * as clock from "../concurrency/clock.js"
+import type { Invalidation } from "../pool/pool.js"
 import { checkChannel } from "../sql/notifyLimits.js"
 import { ListenManager, type Pauses } from "./manager.js"
 import { Subscriber } from "./subscriber.js"
@@ -124,9 +130,9 @@ export const makeListen = (engine: Executor): Effect.Effect<Listen, never, Scope
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
       Stream.suspend(() => {
-        const hasSessions = config.session.mode === "session"
-        const invalid = hasSessions ? checkChannel(config.name, channel) : requiresSessionMode(config.name, "listen")
-        if (invalid !== undefined) return Stream.fail(invalid)
+        if (config.session.mode !== "session") return Stream.fail(requiresSessionMode(config.name, "listen"))
+        const invalid = checkChannel(channel)
+        if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
         return hear(engine, channels, new Subscriber(channel, bufferSize, toleratesGaps))
       })
     return {

@@ -10,7 +10,6 @@ import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import * as HashMap from "effect/HashMap"
 import * as Tracer from "effect/Tracer"
-import type { ServerConfig } from "../../DatabaseConfig.js"
 
 type AnyFiber = Fiber.RuntimeFiber<unknown, unknown>
 
@@ -22,8 +21,13 @@ const silentTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
 /** Whether spans of a fiber go anywhere. */
 export const hasTracer = (fiber: AnyFiber): boolean => fiber.currentTracer !== silentTracer
 
-/** The server, in OpenTelemetry's words. */
-export const endpoint = ({ host, port }: ServerConfig): Attributes => [
+interface Endpoint {
+  readonly host: string
+  readonly port: number
+}
+
+/** Returns the attributes that name a server, by OpenTelemetry's conventions. */
+export const endpoint = ({ host, port }: Endpoint): Attributes => [
   ["server.address", host],
   ["server.port", port]
 ]
@@ -44,7 +48,7 @@ export class TransactionSpan {
   }
 
   /** It has its connection, after so many ms: BEGIN goes with its first statement. */
-  begins(server: ServerConfig, waited: number): void {
+  begins(server: Endpoint, waited: number): void {
     for (const [name, value] of endpoint(server)) this.span.attribute(name, value)
     this.event("begin", { "effect_db.connection.wait": waited })
   }

@@ -2,9 +2,9 @@
  * What is known of a server that could not be connected to, and when it is asked again.
  */
 
-import type { ConnectFailure } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
 import { mayPass } from "../connection/connectFailure.js"
+import type { ConnectFailure } from "../connection/connection.js"
 
 /**
  * After how long it is asked again, in ms: twice as long each time. Where callers can do without, for connections are open, it may be long;

@@ -2,8 +2,8 @@
  * Connections in the hands of what is done with them at points of their life: each task ends once, in time, whatever it does.
  */
 
-import type { Connection } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
 
 /**
  * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed. The returned

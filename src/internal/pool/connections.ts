@@ -2,10 +2,10 @@
  * The connections of a pool, idle or in use: which is next, which has had its time, which has to show that it is alive.
  */
 
-import type { Connection } from "../../Connection.js"
 import type { PoolConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
 import { markForEviction } from "./eviction.js"
 
 /** The part of a lifetime over which ends are spread, so that connections made together do not die together. */

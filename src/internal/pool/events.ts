@@ -1,9 +1,10 @@
 /**
  * What a pool tells: to observers what happens, to the meter how often and for how long.
  */
-import type { ConnectFailure, Connection } from "../../Connection.js"
+
 import type { PoolExhausted } from "../../DatabaseError.js"
 import { type CloseReason, Observation, type Observer } from "../../Observation.js"
+import type { ConnectFailure, Connection } from "../connection/connection.js"
 import type { ErrorLocation } from "../connection/statementError.js"
 import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Notice } from "../protocol/pgDriver.js"

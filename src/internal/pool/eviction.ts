@@ -1,7 +1,7 @@
 /**
  * Which connections an invalidation means, and that they have had their time.
  */
-import type { Connection } from "../../Connection.js"
+import type { Connection } from "../connection/connection.js"
 
 /** Marks those that were opened before a moment, or the one of a server process, as not to be handed out any more; gives them. */
 export const markForEviction = (

@@ -2,8 +2,8 @@
  * Who holds which connection, since when: kept only where somebody asked for it, by `leakThreshold` or `assertSingle`.
  */
 
-import type { Connection } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
 import type { Borrower } from "./borrower.js"
 
 export interface Checkout {

@@ -2,9 +2,9 @@
  * The connects that are under way. One that takes so long that nobody counts on it any more is late.
  */
 
-import type { ConnectFailure, Connection, Owner } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
 import { type ConnectOptions, connect } from "../connection/connect.js"
+import type { ConnectFailure, Connection, Owner } from "../connection/connection.js"
 
 type OnConnect = (start: number, failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 

@@ -1,8 +1,9 @@
 /**
  * Whether a connection may be handed out: one that may be dead is asked for a sign of life, then what the settings ask for is done.
  */
-import type { Connection } from "../../Connection.js"
+
 import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
+import type { Connection } from "../connection/connection.js"
 import type { Connections } from "./connections.js"
 import type { ConnectionTasks, SessionTask } from "./connectionTasks.js"
 

@@ -3,8 +3,8 @@
  * if he gave up.
  */
 
-import type { Connection } from "../../Connection.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
 import type { Borrower } from "./borrower.js"
 import type { LoadShedding } from "./loadShedding.js"
 

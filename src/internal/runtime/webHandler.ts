@@ -1,6 +1,7 @@
 /**
  * A unit of work around whatever answers a web request with a web response: Hono, Next.js, fetch handlers.
  */
+
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -17,7 +18,7 @@ import {
   type SessionTokens,
   sessionOf
 } from "../http/sessionCookie.js"
-import type { Describe } from "../unitOfWork/unitOfWork.js"
+import type { Describe } from "../statement/workLabel.js"
 import { runPlain } from "./asyncContext.js"
 
 /** How requests are run. */

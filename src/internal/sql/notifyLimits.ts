@@ -1,33 +1,29 @@
 /**
- * What NOTIFY can carry, seen before anything is sent: LISTEN would cut a long name short, and hear nothing.
+ * Limits of NOTIFY, checked before anything is sent: LISTEN would cut a long name, and receive nothing.
  */
-import { NotificationInvalid } from "../../DatabaseError.js"
 import { invalidNameReason } from "./nameLimits.js"
 
-/** In bytes. */
+/** The longest name of a channel, in bytes. */
 const longestChannel = 63
+/** The longest message, in bytes. */
 const longestPayload = 7999
 
-/** What is wrong with the name of a channel. */
-export const checkChannel = (database: string, channel: string): NotificationInvalid | undefined => {
-  const given = invalidNameReason(channel, 1, longestChannel)
-  return given === undefined
-    ? undefined
-    : new NotificationInvalid({ database, part: "channel", given, expected: `1 to ${longestChannel} bytes of text` })
+/** A part of a notification that the server cannot carry: the given value in words, and the expected one. */
+export interface InvalidPart {
+  readonly part: "channel" | "payload"
+  readonly given: string
+  readonly expected: string
 }
 
-/** What is wrong with a message. */
-export const checkMessage = (database: string, channel: string, payload: string): NotificationInvalid | undefined => {
+/** Checks the name of a channel. */
+export const checkChannel = (channel: string): InvalidPart | undefined => {
+  const given = invalidNameReason(channel, 1, longestChannel)
+  return given === undefined ? undefined : { part: "channel", given, expected: `1 to ${longestChannel} bytes of text` }
+}
+
+/** Checks a message and the name of its channel. */
+export const checkMessage = (channel: string, payload: string): InvalidPart | undefined => {
   const given = invalidNameReason(payload, 0, longestPayload)
-  return (
-    checkChannel(database, channel) ??
-    (given === undefined
-      ? undefined
-      : new NotificationInvalid({
-          database,
-          part: "payload",
-          given,
-          expected: `at most ${longestPayload} bytes of text; put what is longer into a table and send its key`
-        }))
-  )
+  const expected = `at most ${longestPayload} bytes of text; put what is longer into a table and send its key`
+  return checkChannel(channel) ?? (given === undefined ? undefined : { part: "payload", given, expected })
 }

@@ -1,10 +1,11 @@
 /**
  * A statement on its own, outside of any transaction: a connection for it, and what is around it there.
  */
-import type { Connection, Exchange, Failure, OnExchange, Request } from "../../Connection.js"
+
 import type { Session } from "../../Consistency.js"
 import type { StatementError } from "../../DatabaseError.js"
 import { isUnserved } from "../../SqlState.js"
+import type { Connection, Exchange, Failure, OnExchange, Request } from "../connection/connection.js"
 import { codeOf, toStatementError, wrongRole } from "../connection/statementError.js"
 import { positionTimeout, queryPositionWithin, TokenRecorder } from "../consistency/walPosition.js"
 import type { Borrower } from "../pool/borrower.js"

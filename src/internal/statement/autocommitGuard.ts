@@ -1,8 +1,9 @@
 /**
  * What goes around a single statement, outside of any transaction, where its session does not do enough.
  */
-import type { Connection, OnExchange, Request } from "../../Connection.js"
+
 import type { SessionConfig } from "../../DatabaseConfig.js"
+import type { Connection, OnExchange, Request } from "../connection/connection.js"
 import { isStaleRefusal } from "../connection/statementError.js"
 import { constantStep, type Step } from "../protocol/messages.js"
 import { isCopy } from "../sql/copy.js"

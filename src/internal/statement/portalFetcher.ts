@@ -2,9 +2,9 @@
  * The parts of a stream's rows, fetched one after the other. Who stops waiting for one has not stopped it: it goes to who asks next.
  */
 
-import type { Exchange } from "../../Connection.js"
 import type { StatementError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
+import type { Exchange } from "../connection/connection.js"
 
 type OnFetched = (error: StatementError | undefined, flight: Exchange | undefined) => void
 

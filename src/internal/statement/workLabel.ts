@@ -2,7 +2,8 @@
  * What a piece of work is for, as those hear of it who look at the database from outside: in observations, in `pg_stat_activity`, in the
  * server's log.
  */
-import type { Request } from "../../Connection.js"
+import type * as Fiber from "effect/Fiber"
+import type { Request } from "../connection/connection.js"
 
 /** What a piece of work is for. */
 export interface WorkLabel {
@@ -45,3 +46,6 @@ export const labelSql = (applicationName: string): string =>
     .replace(/[^ -~]|\\/g, "?")
     .slice(0, longestName)
     .replaceAll("'", "''")}'`
+
+/** Describes the work of a fiber. The route of a request, for example, is known only inside of the work. */
+export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => WorkLabel | undefined

@@ -1,10 +1,12 @@
 /**
  * Where a connection comes from: a pool, or a search among several.
  */
-import type { Connection } from "../../Connection.js"
+
 import type { NoReplicaCaughtUp, TokenFromLostTimeline } from "../../DatabaseError.js"
-import type { CheckoutError, PoolOptions } from "../../Pool.js"
+import type { CheckoutError } from "../../Pool.js"
+import type { Connection } from "../connection/connection.js"
 import type { Borrower } from "../pool/borrower.js"
+import type { PoolOptions } from "../pool/pool.js"
 
 /** Why there is no connection. Nothing of what it was for has been sent. */
 export type SourceError = CheckoutError | NoReplicaCaughtUp | TokenFromLostTimeline

@@ -3,13 +3,12 @@
  * connection has seen of a server holds for as long as that connection does, whatever becomes of the server.
  */
 
-import type { Connection } from "../../Connection.js"
 import type { Session, Token } from "../../Consistency.js"
 import { NoReplicaCaughtUp, TokenFromLostTimeline } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
-import type { CheckoutError, Pool, PoolOptions } from "../../Pool.js"
-import type { Server } from "../../Topology.js"
+import type { CheckoutError } from "../../Pool.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
 import {
   type Freshness,
   judgeFreshness,
@@ -19,7 +18,9 @@ import {
   TokenRecorder
 } from "../consistency/walPosition.js"
 import type { Borrower } from "../pool/borrower.js"
+import type { Pool, PoolOptions } from "../pool/pool.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
+import type { Server } from "./topology.js"
 
 /** What a read is to see, and what is done where no replica has it. */
 export interface ReadRequirement {

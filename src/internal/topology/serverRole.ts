@@ -2,9 +2,9 @@
  * Whether a server has the role that its pool is for.
  */
 
-import type { Connection } from "../../Connection.js"
 import { type ConnectReason, connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
 import { codeOf } from "../connection/statementError.js"
 
 /** Why a server is not the one that was meant. */

@@ -5,10 +5,10 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import { CommitVetoed, TransactionBusy, type TransactionError } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
-import type { Transaction } from "../../Transaction.js"
 import { cancellableWithin, type Restore } from "../concurrency/cancellable.js"
-import type { Carrier } from "./context.js"
+import type { TransactionContext } from "./context.js"
 import { runAfterHooks } from "./hooks.js"
+import type { Transaction } from "./transaction.js"
 
 /** Tells whether the end of a transaction is left to that of another. */
 export const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
@@ -158,7 +158,7 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
  */
 export const runBeforeCommitHooks = (
   open: () => ReadonlyArray<Transaction>,
-  carrier: Carrier,
+  ambient: TransactionContext,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> =>
   Effect.suspend(() => {
@@ -174,7 +174,7 @@ export const runBeforeCommitHooks = (
       hooks,
       ({ hook, transaction }) =>
         Effect.catchAllCause(
-          restore === undefined ? hook.run(carrier.slot) : restore(hook.run(carrier.slot)),
+          restore === undefined ? hook.run(ambient.slot) : restore(hook.run(ambient.slot)),
           (cause) =>
             Cause.isInterruptedOnly(cause)
               ? Effect.interrupt
@@ -191,6 +191,6 @@ export const runBeforeCommitHooks = (
           }),
           Effect.failCause(cause)
         ),
-      onSuccess: () => runBeforeCommitHooks(open, carrier, restore)
+      onSuccess: () => runBeforeCommitHooks(open, ambient, restore)
     })
   })

@@ -1,9 +1,10 @@
 /**
  * The one connection of a transaction: borrowed with its first statement, given back with its end, or lost in between.
  */
-import type { Connection, Failure } from "../../Connection.js"
+
 import type { Session } from "../../Consistency.js"
 import { Disconnected, type StatementError } from "../../DatabaseError.js"
+import type { Connection, Failure } from "../connection/connection.js"
 import { type ErrorLocation, toStatementError } from "../connection/statementError.js"
 import { TokenRecorder } from "../consistency/walPosition.js"
 import type { Step } from "../protocol/messages.js"

@@ -12,19 +12,17 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
-import type { Connection as DbConnection } from "../../Connection.js"
 import type { Session } from "../../Consistency.js"
 import { type DatabaseError, ForeignClient, toSqlError } from "../../DatabaseError.js"
-import type { Options, Origin, Transaction } from "../../Transaction.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
+import type { Connection as DbConnection } from "../connection/connection.js"
 import type { SchemaScopes } from "../sql/schemaScopes.js"
 import type { WorkLabel } from "../statement/workLabel.js"
-import type { Unit } from "../unitOfWork/unitOfWork.js"
 import type { Hook } from "./hooks.js"
 import type { JoinedPart } from "./joinedPart.js"
-
-/** Whether a transaction is on the primary, or on whatever serves readers. */
-export type Kind = "writer" | "reader"
+import type { Origin, Transaction } from "./transaction.js"
 
 /** When a whole is run again. */
 export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
@@ -35,28 +33,28 @@ const blank: readonly unknown[] = [undefined, 0]
  * A copy instead of a literal: once most of what an array's literal makes has outlived a collection, V8 makes all of it among what is old,
  * where it keeps a whole request until the next full collection, long after its end.
  */
-const slotOf = (carrier: Carrier): readonly [Carrier, number] => {
+const slotOf = (ambient: TransactionContext): readonly [TransactionContext, number] => {
   const pair = blank.slice()
-  pair[0] = carrier
+  pair[0] = ambient
   // an array that is not written as a literal has no type for each place
-  return pair as unknown as readonly [Carrier, number]
+  return pair as unknown as readonly [TransactionContext, number]
 }
 
 const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
 
 /** The open transactions that a piece of work sees. */
-export abstract class Carrier implements Connection {
-  /** What is put into the slot: one object for one carrier, so that batches know each other. */
-  readonly slot: readonly [Carrier, number] = slotOf(this)
+export abstract class TransactionContext implements Connection {
+  /** What is put into the slot: one object for one ambient, so that batches know each other. */
+  readonly slot: readonly [TransactionContext, number] = slotOf(this)
 
   constructor(
-    readonly parent: Carrier | undefined,
+    readonly parent: TransactionContext | undefined,
     /** Whose connection somebody else's client would get. */
     readonly owner: string
   ) {}
 
   /** The innermost transaction of a database; `"none"` where work was sent outside of all on purpose. */
-  find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+  find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return this.parent?.find(origin, kind)
   }
 
@@ -78,16 +76,6 @@ export abstract class Carrier implements Connection {
   /** Whose turn it is among the nested parts that run side by side in this. */
   get siblings(): FifoLock {
     return this.parent?.siblings ?? new FifoLock()
-  }
-
-  /** The unit of work that this is part of. */
-  get unit(): Unit | undefined {
-    return this.parent?.unit
-  }
-
-  /** The unit of work that another one joins, which does not where a database was left out on purpose in between. */
-  get joinable(): Unit | undefined {
-    return this.parent?.joinable
   }
 
   /** What the work is for, if anybody has said so. */
@@ -144,7 +132,7 @@ export abstract class Carrier implements Connection {
   }
 
   /** What is put into the slot by who is in another session. */
-  inSession(session: Session): Carrier["slot"] {
+  inSession(session: Session): TransactionContext["slot"] {
     return new ScopedContext(this, undefined, session).slot
   }
 
@@ -185,12 +173,12 @@ export interface ReadMemory {
 
 const none: ReadonlyArray<never> = []
 
-/** A carrier with one transaction more. */
-export class TransactionContext extends Carrier {
+/** A ambient with one transaction more. */
+export class OpenContext extends TransactionContext {
   private turns: FifoLock | undefined
 
   constructor(
-    parent: Carrier | undefined,
+    parent: TransactionContext | undefined,
     private readonly own: Transaction
   ) {
     super(parent, own.origin.database)
@@ -205,7 +193,7 @@ export class TransactionContext extends Carrier {
     return this.turns
   }
 
-  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const { transaction } = this
     if (transaction.origin !== origin) return super.find(origin, kind)
     // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
@@ -243,10 +231,10 @@ export class TransactionContext extends Carrier {
   }
 }
 
-/** A carrier for who is in schema scopes, or in a session. */
-export class ScopedContext extends Carrier {
+/** A ambient for who is in schema scopes, or in a session. */
+export class ScopedContext extends TransactionContext {
   constructor(
-    parent: Carrier,
+    parent: TransactionContext,
     private readonly ownScopes: SchemaScopes | undefined,
     private readonly ownSession: Session | undefined
   ) {
@@ -262,21 +250,17 @@ export class ScopedContext extends Carrier {
   }
 }
 
-/** A carrier in which one database has no transaction, and no unit of work opens one. */
-export class OutsideContext extends Carrier {
+/** A context in which one database has no transaction, and no unit of work opens one. */
+export class OutsideContext extends TransactionContext {
   constructor(
-    parent: Carrier | undefined,
+    parent: TransactionContext | undefined,
     private readonly origin: Origin
   ) {
     super(parent, origin.database)
   }
 
-  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return origin === this.origin ? "none" : super.find(origin, kind)
-  }
-
-  override get joinable(): undefined {
-    return undefined
   }
 
   override get transaction(): Transaction | undefined {
@@ -303,12 +287,12 @@ export class OutsideContext extends Carrier {
   }
 }
 
-/** The carrier of a context, if the slot is ours. */
-export const contextOf = (context: Context.Context<never>): Carrier | undefined => {
+/** The ambient of a context, if the slot is ours. */
+export const contextOf = (context: Context.Context<never>): TransactionContext | undefined => {
   const slot: unknown = context.unsafeMap.get(TransactionConnection.key)
-  return Array.isArray(slot) && slot[0] instanceof Carrier ? slot[0] : undefined
+  return Array.isArray(slot) && slot[0] instanceof TransactionContext ? slot[0] : undefined
 }
 
-/** The carrier of a fiber, if the slot is ours. */
-export const currentContext = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Carrier | undefined =>
+/** The ambient of a fiber, if the slot is ours. */
+export const currentContext = (fiber: Fiber.RuntimeFiber<unknown, unknown>): TransactionContext | undefined =>
   contextOf(fiber.currentContext)

@@ -6,32 +6,34 @@
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type { Request } from "../../Connection.js"
 import { CurrentSession, type Session } from "../../Consistency.js"
 import { SchemaInvalid } from "../../DatabaseError.js"
+import type { Request } from "../connection/connection.js"
 import { CurrentScopes, type SchemaScopes, type ScopeChange } from "../sql/schemaScopes.js"
-import { type Carrier, contextOf, ScopedContext } from "./context.js"
+import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
 
-/** The scopes of a place whose carrier is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
-const scopesAt = (context: Context.Context<never>, carrier: Carrier | undefined): SchemaScopes | undefined =>
-  carrier?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
+/** The scopes of a place whose ambient is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
+const scopesAt = (context: Context.Context<never>, ambient: TransactionContext | undefined): SchemaScopes | undefined =>
+  ambient?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
 
 /** The scopes of a place, where there are any. */
 export const scopesOf = (context: Context.Context<never>): SchemaScopes | undefined =>
   scopesAt(context, contextOf(context))
 
-/** The session of a place whose carrier is known, if it is in one. */
-export const causalSessionOf = (context: Context.Context<never>, carrier: Carrier | undefined): Session | undefined =>
-  carrier?.session ?? context.unsafeMap.get(CurrentSession.key)
+/** The session of a place whose ambient is known, if it is in one. */
+export const causalSessionOf = (
+  context: Context.Context<never>,
+  ambient: TransactionContext | undefined
+): Session | undefined => ambient?.session ?? context.unsafeMap.get(CurrentSession.key)
 
-/** What a place has in the transaction slot when a carrier is its own. */
-export const slotOf = (context: Context.Context<never>, carrier: Carrier): Carrier["slot"] => {
+/** What a place has in the transaction slot when a ambient is its own. */
+export const slotOf = (context: Context.Context<never>, ambient: TransactionContext): TransactionContext["slot"] => {
   const around = contextOf(context)
   const scopes = scopesAt(context, around)
   const session = causalSessionOf(context, around)
   const isSaid =
-    (scopes === undefined || scopes === carrier.scopes) && (session === undefined || session === carrier.session)
-  return isSaid ? carrier.slot : new ScopedContext(carrier, scopes, session).slot
+    (scopes === undefined || scopes === ambient.scopes) && (session === undefined || session === ambient.session)
+  return isSaid ? ambient.slot : new ScopedContext(ambient, scopes, session).slot
 }
 
 /** A context outside of all that is in the transaction slot, but for its scopes. */
@@ -46,12 +48,12 @@ export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> 
 export const withChange = <R>(context: Context.Context<R>, change: ScopeChange): Context.Context<R> => {
   // what is looked at is no part of R
   const plain = context as Context.Context<never>
-  const carrier = contextOf(plain)
-  const scopes = change(scopesAt(plain, carrier) ?? Context.get(context, CurrentScopes))
+  const ambient = contextOf(plain)
+  const scopes = change(scopesAt(plain, ambient) ?? Context.get(context, CurrentScopes))
   const inside = Context.add(context, CurrentScopes, scopes)
-  return carrier === undefined
+  return ambient === undefined
     ? inside
-    : Context.add(inside, TransactionConnection, new ScopedContext(carrier, scopes, undefined).slot)
+    : Context.add(inside, TransactionConnection, new ScopedContext(ambient, scopes, undefined).slot)
 }
 
 /** Runs an effect in other scopes. */
@@ -61,11 +63,11 @@ export const inScopes = <A, E, R>(self: Effect.Effect<A, E, R>, change: ScopeCha
 /** A statement as it is to be sent from a place, or why it cannot be. */
 export const scoped = (
   context: Context.Context<never>,
-  carrier: Carrier | undefined,
+  ambient: TransactionContext | undefined,
   database: string,
   request: Request
 ): Request | SchemaInvalid => {
-  const path = scopesAt(context, carrier)?.find(database)
+  const path = scopesAt(context, ambient)?.find(database)
   if (path === undefined) return request
   if (path.fault === undefined) return { ...request, path }
   return new SchemaInvalid({

@@ -7,20 +7,22 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import { Observation } from "../../Observation.js"
-import type { Options, Origin, Transaction } from "../../Transaction.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
 import type { Restore } from "../concurrency/cancellable.js"
 import type { WorkLabel } from "../statement/workLabel.js"
-import { type Carrier, currentContext, type Kind } from "./context.js"
+import { currentContext, type TransactionContext } from "./context.js"
 import { slotOf, withoutSlot } from "./contextSlot.js"
 import type { LevelState } from "./level.js"
+import type { Origin, Transaction } from "./transaction.js"
 
 /** An origin that begins transactions. */
 export interface TransactionFactory extends Origin {
   readonly begin: (
-    kind: Kind,
+    kind: Role,
     options: Options,
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    carrier: Carrier | undefined,
+    ambient: TransactionContext | undefined,
     site: undefined,
     work: WorkLabel | undefined
   ) => Transaction
@@ -41,7 +43,7 @@ export interface Hook {
   /** Of all hooks: hooks of several databases run in the order in which they were registered. */
   readonly order: number
   /** What it does, in the context in which it was registered but for the transaction slot. */
-  readonly run: (slot: Carrier["slot"] | undefined) => Effect.Effect<unknown, unknown>
+  readonly run: (slot: TransactionContext["slot"] | undefined) => Effect.Effect<unknown, unknown>
 }
 
 /** Returns a hook as it is left to the transaction around its own, when that is kept or undone; `undefined` if it is dropped with it. */
@@ -127,8 +129,8 @@ export const registerHook = <E, R>(
   hook: Effect.Effect<unknown, E, R>
 ): Effect.Effect<void, never, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const carrier = currentContext(fiber)
-    const found = carrier?.find(origin, "writer")
+    const ambient = currentContext(fiber)
+    const found = ambient?.find(origin, "writer")
     const around = fiber.currentContext
     // R is in the fiber's context, because this effect asks for it
     const context = withoutSlot(around as Context.Context<R>)
@@ -146,9 +148,9 @@ export const registerHook = <E, R>(
       return Effect.void
     }
     // what names it may throw: here it is seen, at the end it would keep the others from theirs
-    const work = carrier?.work(fiber)
-    const begin = (options: Options) => origin.begin("writer", options, fiber, carrier, undefined, work)
-    if (found === undefined && carrier?.addHook(origin, registered, begin) === true) return Effect.void
+    const work = ambient?.work(fiber)
+    const begin = (options: Options) => origin.begin("writer", options, fiber, ambient, undefined, work)
+    if (found === undefined && ambient?.addHook(origin, registered, begin) === true) return Effect.void
     const state = found === undefined || found === "none" ? "committed" : found.level.state
     return isDue(kind, state) ? report(origin, registered) : Effect.void
   })

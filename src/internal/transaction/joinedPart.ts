@@ -3,12 +3,11 @@
  * that ended in rollback.
  */
 import type * as Fiber from "effect/Fiber"
-import type { Transaction } from "../../Transaction.js"
 import type { CallSite } from "../observability/callSite.js"
-import type { WorkLabel } from "../statement/workLabel.js"
-import type { Describe } from "../unitOfWork/unitOfWork.js"
-import { Carrier } from "./context.js"
+import type { Describe, WorkLabel } from "../statement/workLabel.js"
+import { TransactionContext } from "./context.js"
 import type { UndoneReason } from "./level.js"
+import type { Transaction } from "./transaction.js"
 
 /** The name of a part: its label, else the place where it is written. */
 export interface PartName {
@@ -24,7 +23,7 @@ export class JoinedPart {
 
   constructor(
     /** The context that it has joined. */
-    private readonly around: Carrier | undefined,
+    private readonly around: TransactionContext | undefined,
     private readonly name: PartName | undefined
   ) {}
 
@@ -47,9 +46,9 @@ export class JoinedPart {
 }
 
 /** A context in which statements belong to a part as well. */
-export class PartContext extends Carrier {
+export class PartContext extends TransactionContext {
   constructor(
-    parent: Carrier,
+    parent: TransactionContext,
     private readonly own: JoinedPart,
     /** The database that it has joined a transaction of; `undefined` is all of them. */
     private readonly database: Transaction["origin"] | undefined,

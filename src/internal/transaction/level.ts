@@ -5,7 +5,6 @@
  * or a nested level from its first statement to its end. Nothing is sent before the first statement.
  */
 
-import type { Connection, Exchange, Failure, OnExchange, Request } from "../../Connection.js"
 import {
   CommitFailed,
   CommitOutcomeUnknown,
@@ -18,6 +17,7 @@ import {
 } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
+import type { Connection, Exchange, Failure, OnExchange, Request } from "../connection/connection.js"
 import { afterFirst, isStaleRefusal, textOf, toStatementError, wrongRole } from "../connection/statementError.js"
 import { commitAndQueryPosition } from "../consistency/walPosition.js"
 import type { Copy } from "../protocol/copyData.js"
@@ -46,7 +46,7 @@ export interface UndoneReason {
 }
 
 /** What a level needs before its first statement can run; a class, for the reason that `cancellable` gives. */
-class Opening {
+class PendingBegin {
   constructor(
     readonly level: Level,
     readonly steps: ReadonlyArray<wire.Step>
@@ -57,7 +57,7 @@ type Ready = (
   error: StatementError | undefined,
   connection: Connection | undefined,
   /** From the outside in. */
-  opening: ReadonlyArray<Opening>
+  opening: ReadonlyArray<PendingBegin>
 ) => void
 
 /** What was undone on the server after a statement had failed: nothing, the statement by its fence, or all that was opened with it. */
@@ -74,7 +74,7 @@ const checkNow = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
 const readOnlyStep = wire.constantStep("SET LOCAL transaction_read_only = on")
 
 /** All that comes before a statement. Most often there is one list of steps, or none, and that is it. */
-const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Step>): ReadonlyArray<wire.Step> => {
+const stepsOf = (opening: ReadonlyArray<PendingBegin>, before: ReadonlyArray<wire.Step>): ReadonlyArray<wire.Step> => {
   const [outermost] = opening
   if (outermost === undefined) return before
   if (opening.length === 1 && before.length === 0) return outermost.steps
@@ -82,7 +82,7 @@ const stepsOf = (opening: ReadonlyArray<Opening>, before: ReadonlyArray<wire.Ste
 }
 
 /** Whether a transaction begins here. */
-const isOutermost = ([first]: ReadonlyArray<Opening>): boolean =>
+const isOutermost = ([first]: ReadonlyArray<PendingBegin>): boolean =>
   first !== undefined && first.level.parent === undefined && !first.level.isOpened
 
 /** Builds the failure of a transaction whose connection goes: on another server it may go better. */
@@ -106,7 +106,7 @@ const savepoint = () => {
 }
 
 /** The beginning of a level. */
-export interface OpenedPortal {
+export interface LevelSettings {
   /** The steps that open it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
   readonly begin: ReadonlyArray<wire.Step>
   /** The steps that put the settings back when a savepoint is released. */
@@ -146,7 +146,7 @@ export class Level {
   constructor(
     readonly link: ConnectionHolder,
     readonly parent: Level | undefined,
-    private opening: OpenedPortal
+    private opening: LevelSettings
   ) {
     this.mark = parent === undefined ? undefined : savepoint()
   }
@@ -167,7 +167,7 @@ export class Level {
   }
 
   /** Has it begin otherwise, before anything of it was sent. */
-  plan(opening: OpenedPortal): void {
+  plan(opening: LevelSettings): void {
     this.opening = opening
   }
 
@@ -518,7 +518,7 @@ export class Level {
     onSent: () => void,
     exchange: (
       connection: Connection,
-      opening: ReadonlyArray<Opening>,
+      opening: ReadonlyArray<PendingBegin>,
       settle: (failure: Failure | undefined, flight: Exchange, undone?: Undoing) => void
     ) => void
   ): () => void {
@@ -596,7 +596,7 @@ export class Level {
     failure: Failure | undefined,
     flight: Exchange,
     text: string,
-    opening: ReadonlyArray<Opening>,
+    opening: ReadonlyArray<PendingBegin>,
     isAborted: boolean,
     connection: Connection,
     interruption: TransactionInterrupted | undefined
@@ -648,7 +648,7 @@ export class Level {
   }
 
   /** Marks the levels whose opening the server has acknowledged. */
-  private acknowledge(opening: ReadonlyArray<Opening>, acknowledged: number): void {
+  private acknowledge(opening: ReadonlyArray<PendingBegin>, acknowledged: number): void {
     let left = acknowledged
     for (const { level, steps } of opening) {
       if (left > 0) {
@@ -661,7 +661,7 @@ export class Level {
   }
 
   /** Undoes the opening of the levels that the server did not open. */
-  private close(opening: ReadonlyArray<Opening>): void {
+  private close(opening: ReadonlyArray<PendingBegin>): void {
     for (let i = opening.length - 1; i >= 0; i--) {
       const level = opening[i]?.level
       if (level === undefined || level.opened) continue
@@ -725,7 +725,7 @@ export class Level {
         this.giveUpOpening = undefined
         const { begin } = this.opening
         const steps = this.mark === undefined ? begin : [this.mark.set, ...begin]
-        ready(undefined, connection, opening.concat(new Opening(this, steps)))
+        ready(undefined, connection, opening.concat(new PendingBegin(this, steps)))
       }
       const goAbove = () => (this.parent === undefined ? this.borrow(above) : this.parent.reach(above, this))
       let leave = nothing

@@ -3,7 +3,8 @@
  */
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
-import type { Isolation, Options, Origin, Transaction } from "../../Transaction.js"
+import type { Isolation, Options } from "../../Transaction.js"
+import type { Origin, Transaction } from "./transaction.js"
 
 const effective = { isolation: "read committed", access: "read write" } as const
 

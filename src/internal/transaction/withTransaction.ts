@@ -1,6 +1,7 @@
 /**
  * Runs an effect in a transaction, from its beginning to its end, or outside of all.
  */
+
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -9,12 +10,12 @@ import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../../DatabaseError.js"
-import type { Origin, Transaction } from "../../Transaction.js"
-import type { Describe } from "../unitOfWork/unitOfWork.js"
+import type { Describe } from "../statement/workLabel.js"
 import { commitAndRunHooks, rollback, runBeforeCommitHooks } from "./completion.js"
-import { type Carrier, currentContext, OutsideContext, TransactionContext } from "./context.js"
+import { currentContext, OpenContext, OutsideContext, type TransactionContext } from "./context.js"
 import { slotOf } from "./contextSlot.js"
 import { JoinedPart, PartContext, type PartName } from "./joinedPart.js"
+import type { Origin, Transaction } from "./transaction.js"
 
 /**
  * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
@@ -23,14 +24,14 @@ import { JoinedPart, PartContext, type PartName } from "./joinedPart.js"
  */
 export const runInTransaction = <A, E, R, X>(
   self: Effect.Effect<A, E, R>,
-  carrier: Carrier | undefined,
+  ambient: TransactionContext | undefined,
   transaction: Transaction,
   wrap: (error: TransactionError) => X
 ): Effect.Effect<A, E | X, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
-      const inside = new TransactionContext(carrier, transaction)
+      const inside = new OpenContext(ambient, transaction)
       const { span } = transaction
       const around = span === undefined ? outside : Context.add(outside, Tracer.ParentSpan, span.span)
       const leave = FiberRef.set(FiberRef.currentContext, outside)
@@ -49,7 +50,7 @@ export const runInTransaction = <A, E, R, X>(
           (value) => {
             const keeping = commitAndRunHooks(transaction, restore, wrap)
             const { level, outer } = transaction
-            const part = outer === undefined ? undefined : carrier?.part(outer)
+            const part = outer === undefined ? undefined : ambient?.part(outer)
             const noted =
               part === undefined || outer === undefined
                 ? keeping
@@ -86,7 +87,7 @@ export interface PartOf {
  */
 export const runAsPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,
-  carrier: Carrier,
+  ambient: TransactionContext,
   name: PartName,
   of: PartOf,
   decide: (exit: Exit.Exit<A, E>) => Exit.Exit<"commit" | "rollback">
@@ -94,8 +95,8 @@ export const runAsPart = <A, E, R>(
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime((fiber) => {
       const outside = fiber.currentContext
-      const part = new JoinedPart(carrier, name)
-      const slot = slotOf(outside, new PartContext(carrier, part, of.database, of.describe))
+      const part = new JoinedPart(ambient, name)
+      const slot = slotOf(outside, new PartContext(ambient, part, of.database, of.describe))
       return Effect.zipRight(
         FiberRef.set(FiberRef.currentContext, Context.add(outside, TransactionConnection, slot)),
         Effect.flatMap(Effect.exit(restore(self)), (exit) => {
@@ -112,8 +113,8 @@ export const runAsPart = <A, E, R>(
 /** Runs an effect outside of every transaction of one database. */
 export const runIndependent = <A, E, R>(self: Effect.Effect<A, E, R>, origin: Origin): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const carrier = currentContext(fiber)
-    if (carrier === undefined) return self
-    const slot = slotOf(fiber.currentContext, new OutsideContext(carrier, origin))
+    const ambient = currentContext(fiber)
+    if (ambient === undefined) return self
+    const slot = slotOf(fiber.currentContext, new OutsideContext(ambient, origin))
     return Effect.locally(self, FiberRef.currentContext, Context.add(fiber.currentContext, TransactionConnection, slot))
   })

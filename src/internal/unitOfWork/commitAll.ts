@@ -8,7 +8,6 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../../DatabaseError.js"
-import type { Transaction } from "../../Transaction.js"
 import type { Restore } from "../concurrency/cancellable.js"
 import {
   checkConstraints,
@@ -19,8 +18,9 @@ import {
   runBeforeCommitHooks,
   sendCommit
 } from "../transaction/completion.js"
-import type { Carrier } from "../transaction/context.js"
+import type { TransactionContext } from "../transaction/context.js"
 import { runAfterHooks } from "../transaction/hooks.js"
+import type { Transaction } from "../transaction/transaction.js"
 import type { Order, Unit, UnitOutcome } from "./unitOfWork.js"
 
 /** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
@@ -158,7 +158,7 @@ const commitAll = (
 export interface CommitGroup {
   readonly unit: Unit
   /** Where the hooks run. */
-  readonly carrier: Carrier
+  readonly ambient: TransactionContext
   readonly all: () => ReadonlyArray<Transaction>
   /** Whether the unit goes on after it. */
   readonly isEarly: boolean
@@ -171,7 +171,7 @@ export interface CommitGroup {
  * run at once, and not to be interrupted.
  */
 export const finish = (
-  { all, carrier, close, isEarly, unit }: CommitGroup,
+  { all, ambient, close, isEarly, unit }: CommitGroup,
   { checked, leavesForks, order }: UnitOutcome,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
@@ -217,7 +217,7 @@ export const finish = (
   })
   const isAsked = hasHooks && begun.every(({ level }) => level.undone === undefined)
   return Effect.ensuring(
-    isAsked ? Effect.zipRight(runBeforeCommitHooks(transactions, carrier, restore), agreed) : agreed,
+    isAsked ? Effect.zipRight(runBeforeCommitHooks(transactions, ambient, restore), agreed) : agreed,
     over
   )
 }

@@ -2,14 +2,18 @@
  * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
  * on a database that no unit would begin, it begins itself, as a unit of work does.
  */
+
 import type * as Fiber from "effect/Fiber"
 import { OptionsConflict } from "../../DatabaseError.js"
-import { nest, type Options, type Origin, type Transaction } from "../../Transaction.js"
-import type { Carrier, Kind, Retry } from "../transaction/context.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
+import type { Describe } from "../statement/workLabel.js"
+import type { Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hooks.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
-import { type Describe, type Order, Unit, type UnitOptions, type UnitOutcome, type Waiting } from "./unitOfWork.js"
+import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
+import { type Order, Unit, type UnitOptions, type UnitOutcome, unitOf, type Waiting } from "./unitOfWork.js"
 
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
@@ -19,7 +23,7 @@ export class NestedUnit extends Unit {
   constructor(
     /** The fiber that runs it. */
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    private readonly outside: Carrier,
+    private readonly outside: TransactionContext,
     ending: UnitOutcome,
     describe: Describe | undefined,
     name: PartName
@@ -32,7 +36,7 @@ export class NestedUnit extends Unit {
     return true
   }
 
-  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.ownOf(origin) : undefined
     if (own !== undefined) return own
     const around = this.outside.find(origin, kind)
@@ -54,7 +58,7 @@ export class NestedUnit extends Unit {
   override demand(rules: UnitOptions): OptionsConflict | (() => void) {
     const own = super.demand(rules)
     if (own instanceof OptionsConflict) return own
-    const around = this.outside.unit?.demand(rules)
+    const around = unitOf(this.outside)?.demand(rules)
     if (around instanceof OptionsConflict) return around
     return () => {
       own()
@@ -63,7 +67,7 @@ export class NestedUnit extends Unit {
   }
 
   override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
-    const { unit } = this.outside
+    const unit = unitOf(this.outside)
     return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
   }
 

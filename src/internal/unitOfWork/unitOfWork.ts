@@ -5,15 +5,17 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import type { Connection } from "../../Connection.js"
 import { OptionsConflict, type StatementError, TransactionBusy } from "../../DatabaseError.js"
-import type { Options, Origin, Transaction } from "../../Transaction.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
-import type { WorkLabel } from "../statement/workLabel.js"
-import { Carrier, type Kind, type ReadMemory, type Retry } from "../transaction/context.js"
+import type { Connection } from "../connection/connection.js"
+import type { Describe, WorkLabel } from "../statement/workLabel.js"
+import { OutsideContext, type ReadMemory, type Retry, TransactionContext } from "../transaction/context.js"
 import type { Hook } from "../transaction/hooks.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
 import { optionsConflict, raiseIsolation } from "../transaction/propagation.js"
+import type { Origin, Transaction } from "../transaction/transaction.js"
 
 /** How a unit's transactions are to be. */
 export type UnitSettings = Omit<Options, "propagation" | "retry">
@@ -36,9 +38,6 @@ export interface UnitOutcome {
   readonly leavesForks: boolean
 }
 
-/** Tells what the work is for; a route, say, is known only inside of it. */
-export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => WorkLabel | undefined
-
 /** An end of transactions of a unit that is under way: their hooks, which may still veto, and the commits. */
 export interface End {
   readonly transactions: () => ReadonlyArray<Transaction>
@@ -60,7 +59,7 @@ export const mayBeStored = (transaction: Transaction): boolean => {
   return level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 }
 
-export class Unit extends Carrier {
+export class Unit extends TransactionContext {
   // made with their first entries: most requests of many programs touch no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, Waiting> | undefined = undefined
@@ -81,9 +80,9 @@ export class Unit extends Carrier {
   private turns: FifoLock | undefined = undefined
 
   constructor(
-    parent: Carrier | undefined,
+    parent: TransactionContext | undefined,
     /** What was there before, where this unit does not see it. */
-    private readonly behind: Carrier | undefined,
+    private readonly behind: TransactionContext | undefined,
     private rules: UnitOptions | undefined,
     public ending: UnitOutcome,
     private readonly describe: Describe | undefined,
@@ -146,14 +145,6 @@ export class Unit extends Carrier {
     this.joined?.undo(cause)
   }
 
-  override get unit(): Unit {
-    return this
-  }
-
-  override get joinable(): Unit {
-    return this
-  }
-
   override work(fiber: Fiber.RuntimeFiber<unknown, unknown>): WorkLabel | undefined {
     return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
   }
@@ -162,7 +153,7 @@ export class Unit extends Carrier {
     return this.transactions?.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
   }
 
-  override find(origin: Origin, kind: Kind): Transaction | "none" | undefined {
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.transactions?.get(origin) : undefined
     if (own !== undefined) return own
     const around = super.find(origin, kind)
@@ -390,4 +381,19 @@ export class Unit extends Carrier {
     const own = this.rules.databases.get(database)
     return own === undefined ? (this.rules.all ?? noOptions) : { ...this.rules.all, ...own }
   }
+}
+
+/** Returns the innermost unit of work of a context. */
+export const unitOf = (context: TransactionContext | undefined): Unit | undefined => {
+  for (let one = context; one !== undefined; one = one.parent) if (one instanceof Unit) return one
+  return undefined
+}
+
+/** Returns the unit of work that a part joins: none if a database was left out on purpose in between. */
+export const joinableUnitOf = (context: TransactionContext | undefined): Unit | undefined => {
+  for (let one = context; one !== undefined; one = one.parent) {
+    if (one instanceof Unit) return one
+    if (one instanceof OutsideContext) return undefined
+  }
+  return undefined
 }

@@ -5,7 +5,7 @@ import * as Array from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import type { Connection } from "../../../../src/Connection.js"
+import type { Connection } from "../../../../src/internal/connection/connection.js"
 import { Audit, Db, Place } from "../../databases.js"
 import { query, terminateBackends } from "../../server.js"
 import {

@@ -4,30 +4,30 @@
  * @since 0.1.0
  */
 
-import type { SessionConfig } from "./DatabaseConfig.js"
-import * as clock from "./internal/concurrency/clock.js"
-import { queryActivity } from "./internal/connection/backendActivity.js"
-import { Cancellation } from "./internal/connection/cancellation.js"
-import { isAlive, type SecondSocket, secondSocket, sendCancel } from "./internal/connection/cancelRequest.js"
-import type { ConnectFailure } from "./internal/connection/connectFailure.js"
-import type { Login } from "./internal/connection/credentials.js"
-import type { Destination } from "./internal/connection/destination.js"
-import { startup } from "./internal/connection/startup.js"
-import { Watchdog } from "./internal/connection/watchdog.js"
-import type { CallSite } from "./internal/observability/callSite.js"
-import type { Copy } from "./internal/protocol/copyData.js"
-import { Exchange, ExchangeRequest, type Failure, type OnExchange, type Result } from "./internal/protocol/exchange.js"
-import type { Shown } from "./internal/protocol/inlinedText.js"
-import * as wire from "./internal/protocol/messages.js"
-import { type Client, isServerError, type Notice } from "./internal/protocol/pgDriver.js"
-import { ProtocolViolation } from "./internal/protocol/protocolLimits.js"
-import { noColumns } from "./internal/protocol/rowDecoder.js"
-import { StatementCache } from "./internal/protocol/statementCache.js"
-import { isByName, lookupSql, type TypeNames, typeNames } from "./internal/protocol/typeNames.js"
-import type { Position } from "./internal/sql/lsn.js"
-import type { SearchPath } from "./internal/sql/searchPath.js"
-import type { CloseReason } from "./Observation.js"
-import { isCancelled, isStalePlan, isUnproved, meaning } from "./SqlState.js"
+import type { SessionConfig } from "../../DatabaseConfig.js"
+import type { CloseReason } from "../../Observation.js"
+import { isCancelled, isStalePlan, isUnproved, meaning } from "../../SqlState.js"
+import * as clock from "../concurrency/clock.js"
+import type { CallSite } from "../observability/callSite.js"
+import type { Copy } from "../protocol/copyData.js"
+import { Exchange, ExchangeRequest, type Failure, type OnExchange, type Result } from "../protocol/exchange.js"
+import type { Shown } from "../protocol/inlinedText.js"
+import * as wire from "../protocol/messages.js"
+import { type Client, isServerError, type Notice } from "../protocol/pgDriver.js"
+import { ProtocolViolation } from "../protocol/protocolLimits.js"
+import { noColumns } from "../protocol/rowDecoder.js"
+import { StatementCache } from "../protocol/statementCache.js"
+import { isByName, lookupSql, type TypeNames, typeNames } from "../protocol/typeNames.js"
+import type { Position } from "../sql/lsn.js"
+import type { SearchPath } from "../sql/searchPath.js"
+import { queryActivity } from "./backendActivity.js"
+import { Cancellation } from "./cancellation.js"
+import { isAlive, type SecondSocket, secondSocket, sendCancel } from "./cancelRequest.js"
+import type { ConnectFailure } from "./connectFailure.js"
+import type { Login } from "./credentials.js"
+import type { Destination } from "./destination.js"
+import { startup } from "./startup.js"
+import { Watchdog } from "./watchdog.js"
 
 export type { ConnectFailure, Exchange, Failure, OnExchange, Result }
 
@@ -62,6 +62,9 @@ const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCAT
 
 /** How long a cancel may take to be passed on by a pooler, in ms: PgBouncer gives up after ten seconds. */
 const longestPooledCancel = 15_000
+
+/** The largest number of a process on Linux; macOS and Windows stay below it. */
+const largestProcessId = 4_194_304
 
 /** How long a server has to answer a statement that it was asked to cancel, in ms. */
 const longestCancel = 1000
@@ -129,6 +132,8 @@ export class Connection {
   doubtsRole = false
   /** Whether its last exchange has proved that its server takes writes. */
   private isProved = false
+  /** The number of writes in a row that were refused as those of a standby are, with a proof of the role between them. */
+  private refusedWrites = 0
   private flight: Exchange | undefined = undefined
   /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
   private cancellation: Cancellation | undefined = undefined
@@ -360,8 +365,9 @@ export class Connection {
       () => roleProof.alone,
       (failure, flight) => {
         if (failure === undefined && !flight.isStopped) return proved()
-        // what waits for the proof was not sent
-        done(failure?._tag === "lost" ? { ...failure, sent: false } : failure, flight)
+        // nothing of what was to follow was sent
+        flight.acknowledged = 0
+        done(failure?._tag === "lost" ? { ...failure, sent: false, acknowledged: 0 } : failure, flight)
       }
     )
     plan.isDescribed = false
@@ -508,8 +514,17 @@ export class Connection {
       (failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message))
     if (!cancellation.isOver) this.broken ??= "cancelled"
     else if (isConfirmed) this.cancellation = undefined
-    else return this.probe(cancellation, flight, failure)
+    else if (this.isOnServer) return this.probe(cancellation, flight, failure)
+    else this.broken ??= "cancelled"
     this.finish(flight, failure)
+  }
+
+  /**
+   * Checks if the process of the session can be one of PostgreSQL's own. Poolers, in session mode too, send a random number in its place; they
+   * may pass a cancel on after they have closed its socket, and it would hit the next statement.
+   */
+  private get isOnServer(): boolean {
+    return this.processId > 0 && this.processId <= largestProcessId
   }
 
   /**
@@ -632,15 +647,21 @@ export class Connection {
     const wasProved = this.isProved
     this.isProved = flight.plan.proves && failure === undefined
     if (this.isProved) this.doubtsRole = false
-    if (failure?._tag !== "refused") return failure
+    if (failure?._tag !== "refused") {
+      if (!flight.plan.proves) this.refusedWrites = 0
+      return failure
+    }
     if (flight.plan.proves && isUnproved(failure.error.code ?? "")) {
       this.broken ??= "wrongRole"
       return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
     }
     if (isWriteRefused(failure)) {
       if (this.takesNoWrites && !this.isPooled) this.broken ??= "wrongRole"
-      // it may be the program's own doing; right after a proof it is taken for that
-      else if (this.isPooled && !wasProved) this.doubtsRole = true
+      // it may be the program's own doing; right after two proofs, which a pooler may have given to other servers, it is taken for that
+      else if (this.isPooled && (!wasProved || this.refusedWrites < 2)) {
+        this.doubtsRole = true
+        this.refusedWrites = wasProved ? this.refusedWrites + 1 : 1
+      }
     }
     return failure
   }

@@ -11,29 +11,31 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
-import type { Client } from "./Copy.js"
-import { type TransactionError, toSqlError } from "./DatabaseError.js"
-import { clientConfig } from "./internal/client/clientConfig.js"
-import { json, makeCompiler } from "./internal/client/compiler.js"
-import { makeCopy } from "./internal/client/copy.js"
-import type { Executor } from "./internal/client/executor.js"
-import { renameRows } from "./internal/client/nameTransforms.js"
-import { requiresSessionMode } from "./internal/client/requireSessionMode.js"
-import { makeReserve } from "./internal/client/reserve.js"
-import { makeSandboxReserve } from "./internal/client/reservedSandbox.js"
-import { makeStream } from "./internal/client/rowStream.js"
-import { makeRows, makeSqlConnection } from "./internal/client/sqlConnection.js"
-import { makeStatementConstructor } from "./internal/client/sqlStatement.js"
-import { reportServer } from "./internal/client/statementSpan.js"
-import { type CallSite, callSite } from "./internal/observability/callSite.js"
-import { endpoint, hasTracer } from "./internal/observability/transactionSpan.js"
-import { checkMessage } from "./internal/sql/notifyLimits.js"
-import { currentContext, type Kind } from "./internal/transaction/context.js"
-import { deferInvalidations, outliving } from "./internal/transaction/invalidations.js"
-import { decidePropagation, raiseIsolation, retryRefused, rootOf } from "./internal/transaction/propagation.js"
-import { runAsPart, runIndependent, runInTransaction } from "./internal/transaction/withTransaction.js"
-import { unknownOfTransaction } from "./internal/unitOfWork/optionNames.js"
-import { nest, type Options } from "./Transaction.js"
+import type { Client } from "../../Copy.js"
+import { NotificationInvalid, type TransactionError, toSqlError } from "../../DatabaseError.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
+import { type CallSite, callSite } from "../observability/callSite.js"
+import { endpoint, hasTracer } from "../observability/transactionSpan.js"
+import { checkMessage } from "../sql/notifyLimits.js"
+import { currentContext } from "../transaction/context.js"
+import { deferInvalidations, outliving } from "../transaction/invalidations.js"
+import { decidePropagation, raiseIsolation, retryRefused, rootOf } from "../transaction/propagation.js"
+import { nest } from "../transaction/transaction.js"
+import { runAsPart, runIndependent, runInTransaction } from "../transaction/withTransaction.js"
+import { unknownOfTransaction } from "../unitOfWork/optionNames.js"
+import { clientConfig } from "./clientConfig.js"
+import { json, makeCompiler } from "./compiler.js"
+import { makeCopy } from "./copy.js"
+import type { Executor } from "./executor.js"
+import { renameRows } from "./nameTransforms.js"
+import { requiresSessionMode } from "./requireSessionMode.js"
+import { makeReserve } from "./reserve.js"
+import { makeSandboxReserve } from "./reservedSandbox.js"
+import { makeStream } from "./rowStream.js"
+import { makeRows, makeSqlConnection } from "./sqlConnection.js"
+import { makeStatementConstructor } from "./sqlStatement.js"
+import { reportServer } from "./statementSpan.js"
 
 const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
@@ -45,7 +47,7 @@ const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollba
  */
 export const withTransaction = <A, E, R, X>(
   engine: Executor,
-  kind: Kind,
+  kind: Role,
   self: Effect.Effect<A, E, R>,
   options: Options,
   wrap: (error: TransactionError) => X,
@@ -54,19 +56,19 @@ export const withTransaction = <A, E, R, X>(
   Effect.withFiberRuntime((fiber) => {
     const unknown = unknownOfTransaction(engine.database, options)
     if (unknown !== undefined) return Effect.fail(wrap(unknown))
-    const carrier = currentContext(fiber)
-    const current = engine.transactionFor(fiber, carrier, kind, site)
+    const ambient = currentContext(fiber)
+    const current = engine.transactionFor(fiber, ambient, kind, site)
     const chosen = decidePropagation(engine, current, options)
     const { label, retry = false } = options
     if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest")) {
-      const isTaken = retry === false || carrier?.takeRetry(rootOf(current), retry) === true
+      const isTaken = retry === false || ambient?.takeRetry(rootOf(current), retry) === true
       // what is refused changes nothing
       if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(engine.database)))
       raiseIsolation(current, options, chosen._tag === "join")
     }
     switch (chosen._tag) {
       case "join":
-        return carrier === undefined ? self : runAsPart(self, carrier, { label, site }, { database: engine }, byExit)
+        return ambient === undefined ? self : runAsPart(self, ambient, { label, site }, { database: engine }, byExit)
       case "outside":
         return runIndependent(self, engine)
       case "refuse":
@@ -74,19 +76,19 @@ export const withTransaction = <A, E, R, X>(
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
         const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
-        nested.span = engine.span(fiber, options.label, carrier)
-        return runInTransaction(self, carrier, nested, wrap)
+        nested.span = engine.span(fiber, options.label, ambient)
+        return runInTransaction(self, ambient, nested, wrap)
       }
       case "begin": {
         let attempt = 0
         const next = () => {
-          const transaction = engine.begin(kind, options, fiber, carrier, site)
+          const transaction = engine.begin(kind, options, fiber, ambient, site)
           if (++attempt > 1) transaction.span?.tries(attempt)
           return transaction
         }
         return retry === false
-          ? Effect.suspend(() => runInTransaction(self, carrier, next(), wrap))
-          : engine.replay(fiber, next, (transaction) => runInTransaction(self, carrier, transaction, wrap), retry)
+          ? Effect.suspend(() => runInTransaction(self, ambient, next(), wrap))
+          : engine.replay(fiber, next, (transaction) => runInTransaction(self, ambient, transaction, wrap), retry)
       }
     }
   })
@@ -98,7 +100,7 @@ export const withTransaction = <A, E, R, X>(
  */
 export const make = (
   engine: Executor,
-  kind: Kind,
+  kind: Role,
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
@@ -142,8 +144,10 @@ export const make = (
       listen,
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {
-          const invalid = checkMessage(engine.database, channel, payload)
-          if (invalid !== undefined) return Effect.fail(toSqlError(invalid))
+          const invalid = checkMessage(channel, payload)
+          if (invalid !== undefined) {
+            return Effect.fail(toSqlError(new NotificationInvalid({ database: engine.database, ...invalid })))
+          }
           return Effect.asVoid(constructor`SELECT pg_notify(${channel}, ${payload})`.raw)
         })
     }

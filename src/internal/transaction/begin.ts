@@ -1,0 +1,44 @@
+/**
+ * The commands that begin a transaction with its options.
+ */
+import * as Duration from "effect/Duration"
+import type { Access, Isolation, Options } from "../../Transaction.js"
+import { setLocal } from "../sql/settings.js"
+import { labelSql } from "../statement/workLabel.js"
+
+const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
+const accesses: ReadonlyArray<Access> = ["read write", "read only"]
+
+/** What a program without types gives for an option must neither become SQL nor be ignored: it is a fault of the program. */
+const word = <A extends string>(option: string, given: A | undefined, all: ReadonlyArray<A>, prefix = ""): string => {
+  if (given === undefined) return ""
+  if (all.includes(given)) return `${prefix}${given.toUpperCase()}`
+  throw new TypeError(`the ${option} of a transaction is one of ${all.join(", ")}`)
+}
+
+/** Returns the commands that begin a transaction. */
+export const beginSql = (options: Options): ReadonlyArray<string> => {
+  const begin = [
+    "BEGIN",
+    word("isolation", options.isolation, isolations, "ISOLATION LEVEL "),
+    word("access", options.access, accesses),
+    options.deferrable === undefined ? "" : options.deferrable ? "DEFERRABLE" : "NOT DEFERRABLE"
+  ]
+  return [begin.filter((part) => part !== "").join(" "), ...limitsSql(options)]
+}
+
+/** Returns the commands that set the limits and the name of a transaction. */
+export const limitsSql = (options: Options): ReadonlyArray<string> => {
+  const limits = setLocal({
+    statementTimeout: millis(options.statementTimeout),
+    lockTimeout: millis(options.lockTimeout)
+  })
+  return options.applicationName === undefined ? limits : [...limits, labelSql(options.applicationName)]
+}
+
+const millis = (duration: Duration.DurationInput | undefined): number | undefined =>
+  duration === undefined ? undefined : Duration.toMillis(duration)
+
+/** Returns the limit of statements in a transaction, in ms. */
+export const limitOf = ({ statementTimeout }: Options): number | undefined =>
+  statementTimeout === undefined ? undefined : millis(statementTimeout)
