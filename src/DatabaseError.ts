@@ -591,7 +591,8 @@ const longestExcerpt = 200
 
 /**
  * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`, and went on. What the statement did is
- * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole.
+ * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole. Where the
+ * end of a nested one was interrupted, its savepoint is released already, and the transaction around it is rolled back.
  *
  * It never runs again by `retry`: the next run would be interrupted in the same way.
  *

@@ -310,16 +310,19 @@ export class Level {
 
   /**
    * Keeps what was done. The returned function is for a caller who cannot wait: before COMMIT was sent it gives up, after that it
-   * waits for the answer within a bound; it calls back when `state` is known.
+   * waits for the answer within a bound; it calls back when `state` is known. `takesBack` is for one that takes a savepoint for undone then.
    */
-  commit(done: (error: TransactionError | undefined) => void): (settled: () => void) => void {
+  commit(done: (error: TransactionError | undefined) => void): (settled: () => void, takesBack: boolean) => void {
     this.ending = true
     let sent = false
     let answered = false
+    let isTakenBack = false
     let onAnswer = nothing
     const finish = (state: LevelState, error: TransactionError | undefined) => {
       this.state = state
       answered = true
+      // before the turn passes: a COMMIT may wait for it
+      if (isTakenBack) this.takeBack()
       this.leave()
       done(error)
       onAnswer()
@@ -375,8 +378,12 @@ export class Level {
         })
       }
     })
-    return (settled) => {
-      if (answered) return settled()
+    return (settled, takesBack) => {
+      isTakenBack = takesBack
+      if (answered) {
+        if (takesBack) this.takeBack()
+        return settled()
+      }
       if (!sent) {
         leaveQueue()
         return settled()
@@ -387,6 +394,13 @@ export class Level {
         settled()
       }
     }
+  }
+
+  /** Has what is around a savepoint end in rollback, for it is released, cannot be undone alone any more, and is taken for undone. */
+  takeBack(): void {
+    const { link, parent, state } = this
+    if (state !== "committed" || !this.touched || this.readOnly) return
+    parent?.interrupt(new TransactionInterrupted({ ...link.place, statement: "RELEASE SAVEPOINT" }))
   }
 
   /**
