@@ -346,7 +346,7 @@ export class Level {
         const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
         const refused = (failure: Failure) => {
           const [state, error] = this.commitFailure(failure)
-          if (state === "unknown") asking?.committed(undefined)
+          if (state === "unknown") asking?.recordCommit(undefined)
           finish(state, error)
         }
         const ended = (isKept: boolean) =>
@@ -358,10 +358,10 @@ export class Level {
             ended(flight.result.command !== "ROLLBACK")
           })
         } else {
-          commitAndQueryPosition(connection, (failure, { answer, isKept }) => {
+          commitAndQueryPosition(connection, (failure, { status, isCommitted }) => {
             if (failure !== undefined) return refused(failure)
-            if (isKept) asking.committed(answer)
-            ended(isKept)
+            if (isCommitted) asking.recordCommit(status)
+            ended(isCommitted)
           })
         }
       } else {
@@ -524,7 +524,7 @@ export class Level {
       exchange(connection, opening, (failure, flight, undone = "nothing") => {
         settled = true
         // what has ended it may have begun another one
-        if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
+        if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.recordCommit(undefined)
         const all = opening.length
         const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
         // nothing of it has run: as if there had been no BEGIN
@@ -621,7 +621,7 @@ export class Level {
     const { link } = this
     // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
     link.mayHaveStored ||= by !== "ROLLBACK"
-    link.asking?.committed(undefined)
+    link.asking?.recordCommit(undefined)
     const cause = failure === undefined ? undefined : toStatementError(link.place, failure, "undone")
     link.die(
       new TransactionEnded({
