@@ -196,16 +196,17 @@ const openingFor = (
 const refuse = (plan: Plan, conflict: OptionsConflict): Effect.Effect<Response> =>
   Effect.as(Effect.logError(conflict.message), (plan.options.onCommitFailed ?? commitFailed)(conflict))
 
-/** Has the unit of work that is open around a request take what the options ask for. */
+/** Has the unit of work that is open around a request, or else the transactions, take what the options ask for. */
 const demand = (
   { fixed, options }: Plan,
   request: Request,
   around: TransactionContext,
-  unit: Unit,
+  unit: Unit | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
   const { checkFirst, databases, order, retry } = options
   const rules = fixed ?? UnitOfWork.rulesOf({ databases, transaction })
+  if (unit === undefined) return UnitOfWork.demandAround(around, rules)
   // a request that cannot be kept is answered once in a unit of its own, too
   const asked = isKeepable(request.method, (name) => request.headers[name], request.source) ? retry : undefined
   return UnitOfWork.demand(around, unit, rules, { checkFirst, order, retry: asked })
@@ -436,9 +437,9 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const settings = settingsFor(plan, request)
       if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
       const unit = joinableUnitOf(around)
+      const conflict = around === undefined ? undefined : demand(plan, request, around, unit, settings)
+      if (conflict !== undefined) return refuse(plan, conflict)
       if (around !== undefined && unit !== undefined) {
-        const conflict = demand(plan, request, around, unit, settings)
-        if (conflict !== undefined) return refuse(plan, conflict)
         const describe = makeLabeler(request, plan.ask, options)
         const name = { label: describe(fiber)?.label, site: undefined }
         return runAsPart(app, around, name, { describe }, (exit) => decide(options, exit))
@@ -620,6 +621,8 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
         const conflict = outcome === undefined ? demand(plan, request, around, unit, settings) : otherOutcome
         return conflict === undefined ? Effect.succeed(around.slot) : Effect.flatMap(refuse(plan, conflict), Effect.die)
       }
+      const conflict = around === undefined ? undefined : demand(plan, request, around, undefined, settings)
+      if (conflict !== undefined) return Effect.flatMap(refuse(plan, conflict), Effect.die)
       const opening = openingFor(plan, request, around, settings)
       const routed: RouteContext | undefined = unsafeMap.get(Route.key)
       const isOnce = retry === undefined || retry === false || routed === undefined
