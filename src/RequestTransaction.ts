@@ -20,7 +20,7 @@ import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as RuntimeFlags from "effect/RuntimeFlags"
-import * as Schedule from "effect/Schedule"
+import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { withSession } from "./Consistency.js"
 import { type DatabaseError, OptionsConflict } from "./DatabaseError.js"
@@ -40,7 +40,7 @@ import { currentContext, type TransactionContext } from "./internal/transaction/
 import { slotOf } from "./internal/transaction/contextSlot.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
-import { reasonOf, retrySchedule, takeRetry } from "./internal/unitOfWork/retry.js"
+import { reasonOf, retrySchedule, retryTransaction, takeRetry } from "./internal/unitOfWork/retry.js"
 import { joinableUnitOf, type Unit } from "./internal/unitOfWork/unitOfWork.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -354,11 +354,12 @@ const repeatedly = <E, R>(
     handle = begun.handle
     return begun.answer
   })
-  const last = Effect.retry(Effect.uninterruptible(next), {
-    schedule: Schedule.mapInput(retrySchedule(asked, policy), ({ reason }: Unstored<E>) => reason),
-    while: ({ reason }) => handle !== undefined && takeRetry(handle.unit, reason, ++attempts, policy)
-  })
-  return Effect.catchAll(restore(last), answerIt)
+  const reasonFor = (exit: Exit.Exit<Response, Unstored<E>>): unknown =>
+    Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause))?.reason : undefined
+  const take = (reason: unknown) => handle !== undefined && takeRetry(handle.unit, reason, ++attempts, policy)
+  const last = retryTransaction(restore, Effect.uninterruptible(next), reasonFor, retrySchedule(asked, policy), take)
+  // uninterruptible, it handles a failure beside an interruption: what has become of the request is told when its client has left, too
+  return Effect.uninterruptible(Effect.catchAll(last, answerIt))
 }
 
 /** Opens the unit of an attempt: a part of it may ask for another one. */
