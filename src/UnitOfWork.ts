@@ -230,12 +230,19 @@ class OpenUnit implements Handle {
         if (!unit.hasPending && !all.some((transaction) => transaction.hasHooks)) return committed
         return Effect.onExit(committed, (exit) =>
           Effect.sync(() => {
-            if (Exit.isSuccess(exit) || unit.hasStored) unit.stored(false)
+            if (Exit.isSuccess(exit) || unit.keepsPart) unit.stored(false)
           })
         )
       }
       close()
-      return rollbackAll(all, restore)
+      const undone = rollbackAll(all, restore)
+      // what was committed before is stored all the same
+      return unit.hasPending && unit.keepsPart
+        ? Effect.ensuring(
+            undone,
+            Effect.sync(() => unit.stored(false))
+          )
+        : undone
     })
   }
 

@@ -108,9 +108,9 @@ export class Unit extends TransactionContext {
     return true
   }
 
-  /** Forgets what was left to the time when it is stored, because all that it was about is undone. */
+  /** Forgets what was left to the time when it is stored, if all that it may be about is undone. */
   dropPending(): void {
-    if (this.transactions === undefined || this.transactions.size === 0) this.pending = undefined
+    if (!this.hasKept && (this.transactions === undefined || this.transactions.size === 0)) this.pending = undefined
   }
 
   override get isOver(): boolean {
@@ -127,9 +127,9 @@ export class Unit extends TransactionContext {
     if (!isEarly) this.pending = undefined
   }
 
-  /** Tells whether one of its transactions is stored, or may be. */
-  get hasStored(): boolean {
-    return this.begun.some(mayBeStored)
+  /** Tells whether a part of it is stored, or may be, or is left to what is open around it. */
+  get keepsPart(): boolean {
+    return this.hasKept || this.begun.some(mayBeStored)
   }
 
   /** Of what is open around it, it is a part. */
@@ -275,8 +275,7 @@ export class Unit extends TransactionContext {
 
   /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
-    if (this.hasKept || this.isEnding) return true
-    return this.hasStored
+    return this.isEnding || this.keepsPart
   }
 
   /** Whether an end of some of its transactions is under way. */
