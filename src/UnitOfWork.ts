@@ -515,6 +515,8 @@ export const runDescribed = <A, E, R>(
   describe: Describe
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfSettings(options)
+    if (unknown !== undefined) return Effect.fail(unknown)
     const ambient = currentContext(fiber)
     const unit = joinableUnitOf(ambient)
     return ambient === undefined || unit === undefined
