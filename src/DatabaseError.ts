@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
-import { type RanStatement, statementLines } from "./internal/sql/excerpt.js"
+import { type FailedStatement, statementLines } from "./internal/sql/excerpt.js"
 import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice } from "./SqlState.js"
 
 /**
@@ -64,7 +64,7 @@ const violation = {
 const limited = { ...refused, /** What the server said, with the limit. */ limit: Schema.String }
 
 const refusal = (
-  self: { readonly database: string; readonly server: string } & RanStatement & {
+  self: { readonly database: string; readonly server: string } & FailedStatement & {
       readonly hint?: string | undefined
       readonly cause?: unknown
     }

@@ -1,13 +1,5 @@
 import { isIP } from "node:net"
-import {
-  FileSystem,
-  type Headers,
-  HttpApiSchema,
-  type HttpApp,
-  HttpIncomingMessage,
-  HttpServerRequest,
-  HttpServerResponse
-} from "@effect/platform"
+import { type Headers, HttpApiSchema, type HttpApp, HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Config, Effect, Option, Schema } from "effect"
 
 const mostBytes = 1_000_000
@@ -27,13 +19,22 @@ export class CrossSite extends Schema.TaggedError<CrossSite>()(
 const respond = (status: number, error: TooLong | CrossSite) =>
   Effect.succeed(HttpServerResponse.unsafeJson({ _tag: error._tag, message: error.message }, { status }))
 
-/** Refuses what is too long before it is read; what does not say how long it is ends when it is too long. */
+/**
+ * Refuses a body that is too long before it is read, and one that does not say its length: `@effect/platform-node` closes the connection
+ * without an answer where a chunked body exceeds the limit.
+ */
 export const notTooLong = (app: HttpApp.Default) =>
-  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
-    Number(headers["content-length"] ?? 0) > mostBytes
-      ? respond(413, new TooLong({ message: `the body is longer than ${mostBytes} bytes` }))
-      : Effect.provideService(app, HttpIncomingMessage.MaxBodySize, Option.some(FileSystem.Size(mostBytes)))
-  )
+  Effect.gen(function* () {
+    const { headers } = yield* HttpServerRequest.HttpServerRequest
+    if (Number(headers["content-length"] ?? 0) > mostBytes) {
+      return yield* respond(413, new TooLong({ message: `the body is longer than ${mostBytes} bytes` }))
+    }
+    if (headers["transfer-encoding"] !== undefined) {
+      const message = "the body must come with its content-length"
+      return HttpServerResponse.unsafeJson({ _tag: "NoLength", message }, { status: 411 })
+    }
+    return yield* HttpServerRequest.withMaxBodySize(app, Option.some(mostBytes))
+  })
 
 /** Nothing here takes files, which would be written down before anything else is known of them. */
 export const notInParts = (app: HttpApp.Default) =>

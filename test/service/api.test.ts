@@ -297,6 +297,23 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         expect(yield* send("POST", "/todos", { title: "x".repeat(1_000_000) })).toMatchObject({ status: 413 })
       })
     )
+
+    it.effect("a chunked body, which says no length, is 411", () =>
+      Effect.gen(function* () {
+        const chunked = (text: string) =>
+          send("POST", "/todos", undefined, {
+            body: new Blob([text]).stream(),
+            duplex: "half",
+            headers: { "content-type": "application/json" }
+          })
+        for (const title of ["milk", "x".repeat(1_000_000)]) {
+          expect(yield* chunked(JSON.stringify({ title }))).toMatchObject({
+            status: 411,
+            body: { message: "the body must come with its content-length" }
+          })
+        }
+      })
+    )
   })
 
   describe("a request that fails stores nothing in either database:", () => {

@@ -175,7 +175,7 @@ export const makeCopy = (
     Effect.suspend(() => {
       const isAnswered = data._tag === "in" && data.isOpen ? endsWithin(copying, longestRest) : Effect.void
       if (data._tag === "in") data.fail("the data ends here, and nothing of it is to be stored")
-      else data.drop()
+      else data.discard()
       return isAnswered.pipe(
         Effect.zipRight(Fiber.interrupt(copying)),
         Effect.zipRight(Effect.suspend(() => rollback(transaction, restore)))
@@ -226,9 +226,9 @@ export const makeCopy = (
       const header = options.header === true || options.header === "match" ? columns.map(named) : undefined
       const writer = new RowWriter(columns, options, header)
       let bytes = 0
-      const taken = Effect.async<void>((resume) => Effect.sync(data.whenTaken(() => resume(Effect.void))))
+      const taken = Effect.async<void>((resume) => Effect.sync(data.whenWritable(() => resume(Effect.void))))
       const flush = Effect.suspend(() => {
-        const block = writer.take()
+        const block = writer.drain()
         if (block.length === 0) return Effect.void
         bytes += block.length
         data.write(block)
@@ -289,7 +289,7 @@ export const makeCopy = (
     let bytes = 0
     let isOver = false
     const next = Effect.async<Buffer | undefined>((resume) =>
-      Effect.sync(data.take((block) => resume(Effect.succeed(block))))
+      Effect.sync(data.read((block) => resume(Effect.succeed(block))))
     )
     const end = Effect.zipRight(outcomeOf(underWay.copying), underWay.keep).pipe(
       Effect.tap(() => {
@@ -311,7 +311,7 @@ export const makeCopy = (
         const { copying, transaction } = underWay
         if (!data.isSent || Exit.isFailure(exit)) return stop(underWay, data, undefined)
         // the consumer has had enough: if the rest comes soon, the connection and the writes of the query are kept
-        data.drop()
+        data.discard()
         return Effect.flatMap(endsWithin(copying, longestRest), (hasEnded) =>
           hasEnded && transaction.level.state === "open" && copying.unsafePoll()?._tag === "Success"
             ? Effect.catchAll(underWay.keep, (error) => Effect.logError(error.message))

@@ -85,7 +85,7 @@ const rollBack = (transaction: Transaction, restore: Restore | undefined): Effec
           observe(transaction)
           resume(Effect.void)
         },
-        restore === undefined ? "hurried" : "usual"
+        restore === undefined ? "interrupted" : "default"
       )
     )
   })
