@@ -762,6 +762,8 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     const where = this.database === "" ? "" : `${at(this)}: `
+    if (this.option === "outcome")
+      return `${where}${this.inner} with an outcome of its own has joined ${this.outer}, which ends it - give outcome to the middleware around it, or remove one of the two`
     return this.option === "retry"
       ? `${where}a part with retry has joined what cannot be run again - give retry to the whole, or use propagation "requiresNew"`
       : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +

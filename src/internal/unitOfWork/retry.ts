@@ -56,9 +56,12 @@ export const retryTransaction = <A, E, R>(
       const reason = reasonFor(exit)
       if (reason === undefined) return exit
       return Effect.matchCauseEffect(restore(driver.next(reason)), {
-        // the schedule has ended, or the pause was interrupted
+        // the schedule has ended, or the pause was interrupted: what the attempt has failed with, such as an unknown outcome, is kept
         onFailure: (cause) =>
-          Either.match(Cause.failureOrCause(cause), { onLeft: () => exit, onRight: Effect.failCause }),
+          Either.match(Cause.failureOrCause(cause), {
+            onLeft: () => exit,
+            onRight: (gone) => Effect.failCause(Exit.isFailure(exit) ? Cause.sequential(exit.cause, gone) : gone)
+          }),
         onSuccess: () => attempt
       })
     }
