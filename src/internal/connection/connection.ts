@@ -29,7 +29,7 @@ import type { Destination } from "./destination.js"
 import { startup } from "./startup.js"
 import { Watchdog } from "./watchdog.js"
 
-export type { ConnectFailure, Exchange, Failure, OnExchange, Result }
+export type { ConnectFailure, Exchange, Failure, OnExchange }
 
 /**
  * A statement to send.
