@@ -10,7 +10,7 @@ import { isCancelled, isStalePlan, isUnproved, meaning } from "../../SqlState.js
 import * as clock from "../concurrency/clock.js"
 import type { CallSite } from "../observability/callSite.js"
 import type { Copy } from "../protocol/copyData.js"
-import { Exchange, ExchangeRequest, type Failure, type OnExchange, type Result } from "../protocol/exchange.js"
+import { Exchange, ExchangeRequest, type Failure, type OnExchange } from "../protocol/exchange.js"
 import type { DisplayedStatement } from "../protocol/inlinedText.js"
 import * as wire from "../protocol/messages.js"
 import { type Client, isServerError, type Notice } from "../protocol/pgDriver.js"
