@@ -14,6 +14,14 @@ import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } 
 /** Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can hold them. */
 const stricter = ["a malformed URL", "a URL with an encoding that is not UTF-8"]
 
+/** Those of the table. libpq connects to a host that is the rest of a password. */
+const refusedByUs = [
+  "postgres://h/app?user=a@b",
+  "postgres://me:pa/ss@h/app",
+  "postgres://me:se@cret@h/app",
+  "postgres://me@corp:cret@h/app"
+]
+
 /** Reads a connection string: as libpq would answer, or the reason of a refusal that is ours alone. */
 const ours = (text: string): Answer | string => {
   try {
@@ -46,7 +54,7 @@ const libraries = [
 describe("a connection string", () => {
   it.each(table)("%j is read as libpq 18 reads it", (text, answer) => {
     const read = ours(text)
-    if (typeof read === "string") assert.include(["postgres://h/app?user=a@b", "postgres://me:pa/ss@h/app"], text)
+    if (typeof read === "string") assert.include(refusedByUs, text)
     else assert.deepStrictEqual(read, answer)
   })
 
@@ -133,7 +141,49 @@ describe("a server", () => {
     const heroku = at("postgres://u:p@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d")
     assert.strictEqual(heroku.ssl, true)
     const prisma = refusal("postgresql://me:pw@h:5432/app?schema=public&connection_limit=5")
-    assert.deepStrictEqual([prisma.setting, prisma.expected.includes("Db.withSchema")], ["writer (schema)", true])
+    assert.strictEqual(prisma.setting, "writer (schema, connection_limit)")
+    assert.include(prisma.expected, "schema: `Db.withSchema`, or options=-c%20search_path%3D... in the URL")
+    assert.include(prisma.expected, "connection_limit: the option `maxConnections`")
+  })
+
+  it("is refused when its URL has an @ in a host, which comes of an @ in a user or password", () => {
+    for (const url of [
+      "postgres://me:se@s3cret@db.example.com/app",
+      "postgres://me@corp:s3cret@localhost/app",
+      "postgres://me:se@s3cret@[::1]:5432/app",
+      "postgres://me:se@a,s3cret@b/app"
+    ]) {
+      const { expected, given, message, setting } = refusal(url)
+      assert.deepStrictEqual([setting, given], ["writer", "a malformed URL"], url)
+      assert.include(expected, "%40 for an @ in the user or password")
+      assert.notInclude(message, "s3cret")
+    }
+  })
+
+  it("is refused when a host of a parameter has an @, but for the folder of a socket", () => {
+    for (const text of [
+      "host=s3cret@h user=me",
+      "postgres://me@/app?host=s3cret%40h",
+      "postgres://me@s3cret%40h/app"
+    ]) {
+      const { given, message, setting } = refusal(text)
+      assert.deepStrictEqual([setting, given], ["writer (host)", "a host with an @"], text)
+      assert.notInclude(message, "s3cret")
+    }
+    const parts = DatabaseConfig.make("app", { writer: { host: "s3cret@h", database: "app", username: "me" } })
+    assert.notInclude(Either.getOrThrow(Either.flip(parts)).message, "s3cret")
+    assert.strictEqual(at("host=/tmp/a@b user=me").host, "/tmp/a@b")
+    assert.strictEqual(at("postgres://me@%2Ftmp%2Fa%40b/app").host, "/tmp/a@b")
+  })
+
+  it("is read without the line break after a URL, and refused with one inside of it", () => {
+    for (const url of ["postgres://me@h/app\n", "postgres://me@h/app\r\n", "\n postgres://me@h/app \t\n"]) {
+      assert.strictEqual(at(url).database, "app")
+    }
+    assert.strictEqual(at("postgres://me@h/app?application_name=a\n").own.applicationName, "a")
+    const { given, message } = refusal("postgres://me:s3cret@h/app\n?sslmode=disable")
+    assert.strictEqual(given, "a URL with a line break")
+    assert.notInclude(message, "s3cret")
   })
 
   it("is refused with the forms that it may have, if it is empty as an unset variable of the environment is", () => {
@@ -332,6 +382,31 @@ describe("a parameter", () => {
   ])("%s is refused with the name that is meant", (name, instead) => {
     const { expected, setting } = refusal(`postgres://me@h/app?${name}=1`)
     assert.deepStrictEqual([setting, expected], [`writer (${name})`, instead])
+  })
+
+  it("is refused together with all others that are not known, each with what is meant", () => {
+    const { expected, given, setting } = refusal(
+      "postgres://me@h/app?schema=a&sslmod=require&pool_timeout=1&s3cretxyz=1"
+    )
+    assert.strictEqual(setting, "writer (schema, sslmod, pool_timeout)")
+    assert.strictEqual(given, "a list of parameters that are not known")
+    assert.strictEqual(
+      expected,
+      "schema: `Db.withSchema`, or options=-c%20search_path%3D... in the URL; sslmod: sslmode; " +
+        "pool_timeout: the option `acquireTimeout`; of one more, which may be a part of a password: libpq's parameters only"
+    )
+    const many = refusal("postgres://me@h/app?s3cretxyz=1&s3cretqqq=1")
+    assert.deepStrictEqual([many.setting, many.given], ["writer", "a connection string with 2 unknown parameters"])
+    assert.notInclude(many.message, "s3cret")
+    const twice = refusal("postgres://me@h/app?schema=a&schema=b")
+    assert.deepStrictEqual([twice.setting, twice.given], ["writer (schema)", "a parameter of another tool"])
+  })
+
+  it("that is not supported is refused together with all others that are not", () => {
+    const { expected, given, setting } = refusal("host=h user=me krbsrvname=x requirepeer=postgres")
+    assert.deepStrictEqual([setting, given], ["writer (krbsrvname, requirepeer)", "not supported"])
+    assert.include(expected, "krbsrvname: it is for GSSAPI")
+    assert.include(expected, "requirepeer: Node cannot ask")
   })
 
   it("that is like no other is refused without its name, which may be a part of a password", () => {

@@ -9,12 +9,17 @@ import { collect, type Parameters } from "./parameterNames.js"
 const forms =
   "a URL like postgres://user:password@host:5432/database, or a keyword string like host=a dbname=app user=me"
 
-/** Reads a connection string as libpq does. */
+/** Reads a connection string as libpq does, except for blanks and line breaks around a URL. */
 export const parseConnectionString = (setting: string, text: string): Parameters => {
   // its parts may be secrets, so none of it is shown
   if (text === "") throw new Invalid(setting, "empty", forms)
   if (text.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
-  if (isUri(text)) return collect(setting, parseUri(setting, text))
+  // a file or variable often ends in a line break, which libpq would take for a part of the last value
+  const trimmed = text.trim()
+  if (isUri(trimmed)) {
+    if (/[\r\n]/.test(trimmed)) throw new Invalid(setting, "a URL with a line break", "a URL on one line")
+    return collect(setting, parseUri(setting, trimmed))
+  }
   if (/^[a-z][a-z0-9+.-]*:/i.test(text) || !text.includes("=")) {
     throw new Invalid(setting, "neither a postgres:// URL nor a keyword string", forms)
   }

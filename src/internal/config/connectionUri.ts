@@ -2,7 +2,8 @@
  * Connection URIs, read as libpq 18 reads them: `postgres://user:password@host:port,host:port/dbname?parameter=value`.
  *
  * The reading is libpq's own, character by character, because URLs in the wild rely on it: several hosts, a `?` in a password, spaces
- * around a value. An error shows no text of the URL, for a mistake moves parts of a password to other places.
+ * around a value. An error shows no text of the URL, for a mistake moves parts of a password to other places. What can only be such a mistake
+ * is refused, although libpq reads it: a / in the credentials, and an @ in a host.
  */
 import { Invalid } from "./optionParsers.js"
 
@@ -84,6 +85,10 @@ export const parseUri = (setting: string, uri: string): ReadonlyArray<Pair> => {
     throw new Invalid(setting, "a malformed URL", `${uriForm}, with %40 for an @ and %3F for a ? elsewhere`)
   }
   const { end, host, port } = readHosts(setting, text, credentials.length)
+  // libpq ends the credentials at the first @, and looks up the rest of a password as a host
+  if (`${host}${port}`.includes("@")) {
+    throw new Invalid(setting, "a malformed URL", `${uriForm}, with %40 for an @ in the user or password`)
+  }
   const [dbname = "", ...query] = text.slice(end).split("?")
   const pairs: ReadonlyArray<Pair> = [
     ["user", user],

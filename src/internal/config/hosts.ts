@@ -85,6 +85,14 @@ export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): Re
     if (host.startsWith("@")) {
       throw new Invalid(setting, "an abstract Unix socket", "a host, or the folder of a Unix socket")
     }
+    // part of a password, where it was written into a URL as it is
+    if (host.includes("@") && !isSocket({ host })) {
+      throw new Invalid(
+        setting,
+        "a host with an @",
+        "the name of a host; in a URL, %40 for an @ in the user or password"
+      )
+    }
     const at = ports[ports.length > 1 ? i : 0] ?? 5432
     return { name: nameOf(host, at), host, address, port: at }
   })

@@ -96,7 +96,7 @@ const others: ReadonlyMap<string, string> = new Map([
   // Prisma
   ["connection_limit", "the option `maxConnections`"],
   ["pool_timeout", "the option `acquireTimeout`"],
-  ["schema", "`Db.withSchema`, or options=-c search_path=... in the URL"],
+  ["schema", "`Db.withSchema`, or options=-c%20search_path%3D... in the URL"],
   ["socket_timeout", "the option `statementTimeout`"],
   ["statement_cache_size", "the option `preparedStatements`, 0 for none"],
   ["sslaccept", "sslmode: verify-full for strict, no-verify for accept_invalid_certs"],
@@ -114,8 +114,8 @@ const others: ReadonlyMap<string, string> = new Map([
   ["query_timeout", "the option `statementTimeout`"],
   ["max", "the option `maxConnections`"],
   // JDBC, Npgsql, SQLAlchemy, pgx, hosts of databases
-  ["currentSchema", "options=-c search_path=... in the URL, or `Db.withSchema`"],
-  ["search_path", "options=-c search_path=... in the URL, or `Db.withSchema`"],
+  ["currentSchema", "options=-c%20search_path%3D... in the URL, or `Db.withSchema`"],
+  ["search_path", "options=-c%20search_path%3D... in the URL, or `Db.withSchema`"],
   ["database", "dbname"],
   ["username", "user"],
   ["loginTimeout", "connect_timeout, or the option `connectTimeout`"],
@@ -139,34 +139,65 @@ export const libpqNames: ReadonlySet<string> = new Set(libpq.keys())
 
 const names = [...libpq.keys(), ...own]
 
+/** Why a parameter is refused. Without a name it is like no other: it may be a part of a password, and is not shown. */
+interface Refused {
+  readonly name: string | undefined
+  readonly given: string
+  readonly expected: string
+}
+
 /**
- * Collects parameters, the last of each name, and refuses unknown ones. A name that is like no other is not shown: it may be a part of a
- * password.
+ * Collects parameters, the last of each name, and refuses unknown ones, all at once.
  */
 export const collect = (setting: string, pairs: Iterable<Pair>): Parameters => {
   const parameters = new Map<string, string>()
+  const unknown = new Map<string, Refused>()
   for (const [name, value] of pairs) {
     // libpq keeps what its versions before 8.0 had
     if (name === "requiressl") parameters.set("sslmode", value.startsWith("1") ? "require" : "prefer")
     else if (names.includes(name)) parameters.set(name, value)
-    else throw unknown(setting, name)
+    else unknown.set(name, asUnknown(name))
   }
+  refuse(setting, [...unknown.values()], "a list of parameters that are not known")
   return parameters
 }
 
-/** Refuses parameters that ask for what cannot be done. */
+/** Refuses parameters that ask for what cannot be done, all at once. */
 export const refuseUnsupported = (setting: string, parameters: Parameters): void => {
-  for (const [name, value] of parameters) {
-    const reason = libpq.get(name)?.(value)
-    if (reason !== undefined) throw new Invalid(`${setting} (${name})`, "not supported", reason)
-  }
+  const given = "not supported"
+  const refused = [...parameters].flatMap(([name, value]): ReadonlyArray<Refused> => {
+    const expected = libpq.get(name)?.(value)
+    return expected === undefined ? [] : [{ name, given, expected }]
+  })
+  refuse(setting, refused, given)
 }
 
-const unknown = (setting: string, name: string): Invalid => {
+const onlyLibpq = "libpq's parameters only"
+
+const asUnknown = (name: string): Refused => {
   const instead = others.get(name)
-  if (instead !== undefined) return new Invalid(`${setting} (${name})`, "a parameter of another tool", instead)
+  if (instead !== undefined) return { name, given: "a parameter of another tool", expected: instead }
   const near = nearestName(name, names)
   return near === undefined
-    ? new Invalid(setting, "a connection string with an unknown parameter", "libpq's parameters only")
-    : new Invalid(`${setting} (${name})`, "an unknown parameter", near)
+    ? { name: undefined, given: "a connection string with an unknown parameter", expected: onlyLibpq }
+    : { name, given: "an unknown parameter", expected: near }
+}
+
+/** Throws the refusal of some parameters, if there are any; `given` is what is said of several. */
+const refuse = (setting: string, refused: ReadonlyArray<Refused>, given: string): void => {
+  const named = refused.filter(({ name }) => name !== undefined)
+  const nameless = refused.length - named.length
+  const [first] = refused
+  if (first === undefined) return
+  const whole = named.length === 0 ? setting : `${setting} (${named.map(({ name }) => name).join(", ")})`
+  if (refused.length === 1) throw new Invalid(whole, first.given, first.expected)
+  if (named.length === 0) {
+    throw new Invalid(setting, `a connection string with ${nameless} unknown parameters`, onlyLibpq)
+  }
+  const expected = named.map(({ expected, name }) => `${name}: ${expected}`)
+  if (nameless > 0) {
+    const which = nameless === 1 ? "of one more, which" : `of ${nameless} more, which`
+    expected.push(`${which} may be a part of a password: ${onlyLibpq}`)
+  }
+  throw new Invalid(whole, given, expected.join("; "))
 }
