@@ -7,8 +7,9 @@ import * as Todos from "./todos.js"
 
 const milk = { title: "milk", done: false }
 
-// The server is started once for the block. What is provided to a test is a sandbox of its own.
-layer(DatabasesLive, { timeout: "1 minute" })("todos", (it) => {
+// The server is started once for the block, and each test is provided with a sandbox of its own. Without the test services the clock is
+// the real one: under a TestClock no pause of a retry and no timeout ends.
+layer(DatabasesLive, { timeout: "1 minute", excludeTestServices: true })("todos", (it) => {
   const sandbox = Effect.provide(TestDatabase.layer(Db))
 
   it.effect("are stored in their order", () =>

@@ -10,7 +10,7 @@ import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { isReadOnly } from "./internal/sql/commands.js"
-import { type RanStatement, statementLines } from "./internal/sql/excerpt.js"
+import { type FailedStatement, statementLines } from "./internal/sql/excerpt.js"
 import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice, tlsAdvice } from "./SqlState.js"
 
 /**
@@ -73,7 +73,7 @@ const violation = {
 const limited = { ...refused, /** What the server said, with the limit. */ limit: Schema.String }
 
 const refusal = (
-  self: { readonly database: string; readonly server: string } & RanStatement & {
+  self: { readonly database: string; readonly server: string } & FailedStatement & {
       readonly hint?: string | undefined
       readonly cause?: unknown
     }
@@ -122,7 +122,7 @@ const collisionAdvice = {
 
 /** The message of a transaction that has collided with another one. */
 const collision = (
-  self: { readonly database: string; readonly server: string } & RanStatement & {
+  self: { readonly database: string; readonly server: string } & FailedStatement & {
       readonly cause?: unknown
       readonly retried?: Retried | undefined
     }
@@ -652,7 +652,8 @@ const longestExcerpt = 200
 
 /**
  * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`, and went on. What the statement did is
- * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole.
+ * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole. Where the
+ * end of a nested one was interrupted, its savepoint is released already, and the transaction around it is rolled back.
  *
  * It never runs again by `retry`: the next run would be interrupted in the same way.
  *
@@ -822,6 +823,8 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     const where = this.database === "" ? "" : `${at(this)}: `
+    if (this.option === "outcome")
+      return `${where}${this.inner} with an outcome of its own has joined ${this.outer}, which ends it - give outcome to the middleware around it, or remove one of the two`
     return this.option === "retry"
       ? `${where}a part with retry has joined what cannot be run again - give retry to the whole, or use propagation "requiresNew"`
       : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +

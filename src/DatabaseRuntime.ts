@@ -13,7 +13,9 @@ import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "./Consistency.js"
-import { DatabaseClosed, isDatabaseError, refine } from "./DatabaseError.js"
+import { type ConfigInvalid, DatabaseClosed, isDatabaseError, refine } from "./DatabaseError.js"
+import type { KnownNames } from "./internal/config/knownNames.js"
+import { unknownOption } from "./internal/config/unknownOption.js"
 import { problemOf } from "./internal/http/problemDetails.js"
 import { SessionTokens } from "./internal/http/sessionCookie.js"
 import { trace } from "./internal/observability/callSite.js"
@@ -26,11 +28,16 @@ import {
   runOutside,
   runPlain
 } from "./internal/runtime/asyncContext.js"
-import { asError, inUnit, type NodeOptions } from "./internal/runtime/nodeMiddleware.js"
+import { asError, inUnit, type NodeOptions, unknownOfNode } from "./internal/runtime/nodeMiddleware.js"
 import { type DatabaseTag, makePromiseDatabase, type PromiseDatabase } from "./internal/runtime/promiseDatabase.js"
 import type { PromiseClient, PromiseQuery } from "./internal/runtime/promiseQuery.js"
 import { RefCounted } from "./internal/runtime/refCounted.js"
-import { answerInSession, type HandlerOptions, refusalResponse } from "./internal/runtime/webHandler.js"
+import {
+  answerInSession,
+  type HandlerOptions,
+  refusalResponse,
+  unknownOfHandler
+} from "./internal/runtime/webHandler.js"
 import { tenantChange } from "./internal/sql/schemaScopes.js"
 import type * as Tenant from "./Tenant.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -195,6 +202,13 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
 const tokensOf = ({ readYourWrites }: Pick<NodeOptions, "readYourWrites">): SessionTokens | undefined =>
   readYourWrites === undefined ? undefined : new SessionTokens(readYourWrites)
 
+const known: KnownNames<Options> = { lazy: true }
+
+/** Throws the refusal of options that a program without types has mistyped. */
+const refuseUnknown = (unknown: ConfigInvalid | undefined): void => {
+  if (unknown !== undefined) throw unknown
+}
+
 const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 
 /** What failed, itself: not the machinery around it. */
@@ -245,6 +259,7 @@ export const make = <R, E, const D extends Databases<R>>(
   layer: Layer.Layer<R, E>,
   options: Options = {}
 ): DatabaseRuntime<D, R> => {
+  refuseUnknown(unknownOption("", options, known))
   const names = Object.values(databases).map(({ databaseName }) => databaseName)
   const counted = new RefCounted(
     async () => {
@@ -312,6 +327,7 @@ export const make = <R, E, const D extends Databases<R>>(
     withTenant: (schema, code, options = {}) => inPlainScopes(tenantChange(schema, options.databases), code),
     withSession: (session, code) => runPromise(withSession(runPlain(code), session)),
     middleware: (options = {}) => {
+      refuseUnknown(unknownOfNode(options))
       const tokens = tokensOf(options)
       return (request, response, next) =>
         void runPromise(
@@ -320,6 +336,7 @@ export const make = <R, E, const D extends Databases<R>>(
         ).catch((error) => next(asError(error)))
     },
     handler: (handle, options = {}) => {
+      refuseUnknown(unknownOfHandler(options))
       const tokens = tokensOf(options)
       return (request, ...rest) => {
         const answer = answerInSession(request, (fresh) => handle(fresh, ...rest), options, tokens)

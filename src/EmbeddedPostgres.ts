@@ -182,7 +182,7 @@ const start = (options: EmbeddedPostgres.Options) =>
       standbys,
       (name) =>
         Effect.zipRight(
-          DataFolder.follow(
+          DataFolder.makeStandby(
             cluster,
             path.join(folder, name),
             Settings.conninfo({ port: primary.port, password, name })

@@ -23,7 +23,7 @@ import * as RuntimeFlags from "effect/RuntimeFlags"
 import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { withSession } from "./Consistency.js"
-import { type DatabaseError, OptionsConflict } from "./DatabaseError.js"
+import { type ConfigInvalid, type DatabaseError, OptionsConflict } from "./DatabaseError.js"
 import type { Restore } from "./internal/concurrency/cancellable.js"
 import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
@@ -193,19 +193,20 @@ const openingFor = (
 })
 
 /** Answers a request that joins a unit of work which cannot be as its options ask. */
-const refuse = (plan: Plan, conflict: OptionsConflict): Effect.Effect<Response> =>
+const refuse = (plan: Plan, conflict: ConfigInvalid | OptionsConflict): Effect.Effect<Response> =>
   Effect.as(Effect.logError(conflict.message), (plan.options.onCommitFailed ?? commitFailed)(conflict))
 
-/** Has the unit of work that is open around a request take what the options ask for. */
+/** Has the unit of work that is open around a request, or else the transactions, take what the options ask for. */
 const demand = (
   { fixed, options }: Plan,
   request: Request,
   around: TransactionContext,
-  unit: Unit,
+  unit: Unit | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
   const { checkFirst, databases, order, retry } = options
   const rules = fixed ?? UnitOfWork.rulesOf({ databases, transaction })
+  if (unit === undefined) return UnitOfWork.demandAround(around, rules)
   // a request that cannot be kept is answered once in a unit of its own, too
   const asked = isKeepable(request.method, (name) => request.headers[name], request.source) ? retry : undefined
   return UnitOfWork.demand(around, unit, rules, { checkFirst, order, retry: asked })
@@ -366,7 +367,8 @@ const repeatedly = <E, R>(
   }
   const transactions = () => handle?.unit.begun ?? []
   const last = retryTransaction(restore, Effect.uninterruptible(next), reasonFor, transactions, asked, policy)
-  return Effect.catchAll(Effect.uninterruptible(last), answerIt)
+  // uninterruptible, it handles a failure beside an interruption: what has become of the request is told when its client has left, too
+  return Effect.uninterruptible(Effect.catchAll(last, answerIt))
 }
 
 /** Opens the unit of an attempt: a part of it may ask for another one. */
@@ -444,10 +446,12 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const settings = settingsFor(plan, request)
       if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
+      const unknown = unknownOfSettings({ transaction: settings })
+      if (unknown !== undefined) return refuse(plan, unknown)
       const unit = joinableUnitOf(around)
+      const conflict = around === undefined ? undefined : demand(plan, request, around, unit, settings)
+      if (conflict !== undefined) return refuse(plan, conflict)
       if (around !== undefined && unit !== undefined) {
-        const conflict = demand(plan, request, around, unit, settings)
-        if (conflict !== undefined) return refuse(plan, conflict)
         const describe = makeLabeler(request, plan.ask, options)
         const name = { label: describe(fiber)?.label, site: undefined }
         return runAsPart(app, around, name, { describe }, (exit) => decide(options, exit))
@@ -498,13 +502,14 @@ export interface ApiOptions extends Omit<Options, "transaction"> {
 }
 
 /** The refusal of an outcome where a request ends with a unit of work around it, before its response is known here. */
-const otherOutcome = new OptionsConflict({
-  database: "",
-  server: "",
-  option: "outcome",
-  outer: "that of the unit of work around",
-  inner: "its own"
-})
+const otherOutcome = (): OptionsConflict =>
+  new OptionsConflict({
+    database: "",
+    server: "",
+    option: "outcome",
+    outer: "the unit of work around",
+    inner: "a request"
+  })
 
 /** Opens the unit of a request whose response ends it by `end`, and gives what its handler finds in the transaction slot. */
 const openFor = (
@@ -622,13 +627,17 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest.HttpServerRequest)
       const { outcome, transaction } = options
       const settings = typeof transaction === "function" ? transaction(request) : transaction
+      const unknown = unknownOfSettings({ transaction: settings })
+      if (unknown !== undefined) return Effect.flatMap(refuse(plan, unknown), Effect.die)
       const unit = joinableUnitOf(around)
       if (around !== undefined && unit !== undefined) {
         // an attempt of this runs the route again, and this with it
         if (attempts.has(unit)) return Effect.succeed(around.slot)
-        const conflict = outcome === undefined ? demand(plan, request, around, unit, settings) : otherOutcome
+        const conflict = outcome === undefined ? demand(plan, request, around, unit, settings) : otherOutcome()
         return conflict === undefined ? Effect.succeed(around.slot) : Effect.flatMap(refuse(plan, conflict), Effect.die)
       }
+      const conflict = around === undefined ? undefined : demand(plan, request, around, undefined, settings)
+      if (conflict !== undefined) return Effect.flatMap(refuse(plan, conflict), Effect.die)
       const opening = openingFor(plan, request, around, settings)
       const routed: RouteContext | undefined = unsafeMap.get(Route.key)
       const isOnce = retry === undefined || retry === false || routed === undefined

@@ -121,13 +121,14 @@ export const refusalMeaning = (sqlState: string, message: string): Meaning => {
 
 /**
  * Whether a pooler ended a connection before any server had seen what was sent last: all its server connections were in use for too long,
- * or the one that it chose was gone.
+ * the one that it chose was gone, or it could not log in to a server.
  *
  * @since 0.1.0
  * @category classification
  */
 export const isUnserved = (sqlState: string, message: string): boolean =>
-  sqlState === poolerState && /^(query_wait_timeout|invalid server parameter)/.test(message)
+  sqlState === poolerState &&
+  /^(?:query_wait_timeout|invalid server parameter)|\(server_login_retry\)|^pgbouncer cannot connect/.test(message)
 
 /**
  * Whether a statement was refused only because one before it in the transaction had failed.

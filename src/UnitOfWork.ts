@@ -33,20 +33,13 @@ import { slotOf, withoutSlot } from "./internal/transaction/contextSlot.js"
 import type { PartName } from "./internal/transaction/joinedPart.js"
 import { retryRefused } from "./internal/transaction/propagation.js"
 import type { Origin, Transaction } from "./internal/transaction/transaction.js"
+import { mergeSettings, type UnitOptions, type UnitSettings } from "./internal/transaction/unitOptions.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
 import { finish } from "./internal/unitOfWork/commitAll.js"
 import { NestedUnit } from "./internal/unitOfWork/nested.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
 import { retryUnit } from "./internal/unitOfWork/retry.js"
-import {
-  joinableUnitOf,
-  type Order,
-  Unit,
-  type UnitOptions,
-  type UnitOutcome,
-  type UnitSettings,
-  unitOf
-} from "./internal/unitOfWork/unitOfWork.js"
+import { joinableUnitOf, type Order, Unit, type UnitOutcome, unitOf } from "./internal/unitOfWork/unitOfWork.js"
 
 /**
  * @since 0.1.0
@@ -237,12 +230,19 @@ class OpenUnit implements Handle {
         if (!unit.hasPending && !all.some((transaction) => transaction.hasHooks)) return committed
         return Effect.onExit(committed, (exit) =>
           Effect.sync(() => {
-            if (Exit.isSuccess(exit) || unit.hasStored) unit.stored(false)
+            if (Exit.isSuccess(exit) || unit.keepsPart) unit.stored(false)
           })
         )
       }
       close()
-      return rollbackAll(all, restore)
+      const undone = rollbackAll(all, restore)
+      // what was committed before is stored all the same
+      return unit.hasPending && unit.keepsPart
+        ? Effect.ensuring(
+            undone,
+            Effect.sync(() => unit.stored(false))
+          )
+        : undone
     })
   }
 
@@ -281,13 +281,13 @@ class OpenNested extends OpenUnit {
 /** @internal The rules that options ask for, if any. */
 export const rulesOf = ({
   databases,
-  transaction
+  transaction = {}
 }: Pick<Options<never, never>, "databases" | "transaction">): UnitOptions | undefined =>
-  transaction === undefined && databases === undefined
+  Object.keys(transaction).length === 0 && databases === undefined
     ? undefined
     : {
         all: transaction,
-        databases: new Map(databases?.map(({ database, settings }) => [database, settings]))
+        databases: new Map(databases?.map(({ database, settings }) => [database, mergeSettings(transaction, settings)]))
       }
 
 /** @internal How a unit ends by its options; that of a request does not wait for forks. */
@@ -354,10 +354,13 @@ const begin = <A, E, R>(
   isRequest = false
 ): Effect.Effect<A, E | TransactionError, R> => {
   const { retry } = options
+  const rules = rulesOf(options)
+  const conflict = joins ? demandAround(around, rules) : undefined
+  if (conflict !== undefined) return Effect.fail(conflict)
   const opening: Opening = {
     around,
     joins,
-    rules: rulesOf(options),
+    rules,
     ending: endingOf(options, isRequest),
     describe,
     name: { label: options.work?.label, site }
@@ -412,13 +415,28 @@ export const demand = (
   rules: UnitOptions | undefined,
   { checkFirst, order, retry = false }: Pick<Options<never, never>, "checkFirst" | "order" | "retry">
 ): OptionsConflict | undefined => {
-  const takeRules = rules === undefined ? undefined : unit.demand(rules)
+  const takeRules = rules === undefined ? undefined : ambient.demand(rules, true)
   if (takeRules instanceof OptionsConflict) return takeRules
   const takeEnding = unit.demandEnding(order === undefined ? undefined : orderOf(order), checkFirst)
   if (takeEnding instanceof OptionsConflict) return takeEnding
   if (retry !== false && !ambient.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
   takeRules?.()
   takeEnding()
+  return undefined
+}
+
+/**
+ * Has the transactions that are open around a unit of work, and that it joins, take what it asks for.
+ *
+ * @internal
+ */
+export const demandAround = (
+  around: TransactionContext | undefined,
+  rules: UnitOptions | undefined
+): OptionsConflict | undefined => {
+  const take = rules === undefined ? undefined : around?.demand(rules, true)
+  if (take instanceof OptionsConflict) return take
+  take?.()
   return undefined
 }
 
@@ -497,6 +515,8 @@ export const runDescribed = <A, E, R>(
   describe: Describe
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfSettings(options)
+    if (unknown !== undefined) return Effect.fail(unknown)
     const ambient = currentContext(fiber)
     const unit = joinableUnitOf(ambient)
     return ambient === undefined || unit === undefined

@@ -35,16 +35,33 @@ const anchors = (file: string): ReadonlyArray<string> =>
   )
 
 describe("documents", () => {
-  it.each([
-    ["README.md", "## Errors"],
-    ["examples/guides/errors.md", "## Tags"]
-  ])("%s has every tag of a failure in its table", (file, heading) => {
+  it("errors.md says of every tag of a failure when it comes and what to do", () => {
     assert.isAbove(tags.length, 30)
-    const table = section(file, heading)
+    const rows = section("examples/guides/errors.md", "## Tags")
+      .split("\n")
+      .map((line) => line.split(/ +\| +|^\| +| +\|$/).filter((cell) => cell !== ""))
     assert.deepStrictEqual(
-      tags.filter((tag) => !table.includes(`\`${tag}\``)),
+      tags.filter((tag) => rows.filter((cells) => cells.length === 3 && cells[0]?.includes(`\`${tag}\``)).length !== 1),
       []
     )
+  })
+
+  it("README.md has at most 14 kB, and no line over 120 characters outside of tables", () => {
+    const readme = read("README.md")
+    assert.isAtMost(Buffer.byteLength(readme), 14_000)
+    assert.deepStrictEqual(
+      readme.split("\n").filter((line) => line.length > 120 && !line.startsWith("|")),
+      []
+    )
+  })
+
+  it("README.md has one program and a link to more in each section of its tour", () => {
+    const sections = section("README.md", "## Tour").split(/^### /m).slice(1)
+    assert.isAbove(sections.length, 5)
+    for (const text of sections) {
+      assert.strictEqual(text.split("```ts").length, 2, text)
+      assert.match(text, /\nMore: \[[^\]]+\]\(examples\/guides\/[^)]+\)(?:.|\n)*$/)
+    }
   })
 
   it.each([

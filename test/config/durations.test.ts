@@ -70,7 +70,7 @@ describe("a timer", () => {
     overload.isOverloaded = true
     const now = performance.now()
     waiters.add(new Waiter(now, Number.POSITIVE_INFINITY, [], undefined, undefined))
-    waiters.turnsAway(now)
+    waiters.rejectsArrival(now)
     const set = vi.spyOn(globalThis, "setTimeout")
     vi.advanceTimersByTime(1000)
     assert.strictEqual(set.mock.calls.length, 0)

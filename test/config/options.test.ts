@@ -43,7 +43,7 @@ describe("DatabaseConfig", () => {
     assert.deepStrictEqual(at("postgres://me@db/app?sslmode=no-verify").ssl, { rejectUnauthorized: false })
   })
 
-  it("has the defaults that the README states", () => {
+  it("has the defaults that examples/guides/settings.md states", () => {
     const { echo, listenHeartbeat, pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
       writer: { host: "localhost", database: "app", username: "me" }
     })

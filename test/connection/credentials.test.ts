@@ -262,7 +262,7 @@ describe("credentials", () => {
       for (const connection of [...old, current]) stock.add(connection)
       const aged = current.retireAt
       const before = performance.now()
-      stock.retireOlder(2)
+      stock.retireOldCredentials(2)
       const after = performance.now()
       const ends = old.map((connection) => connection.retireAt).sort((x, y) => x - y)
       assert.strictEqual(new Set(ends).size, old.length)
@@ -273,11 +273,11 @@ describe("credentials", () => {
       // eight ends at random in half a minute: that all are within a second is as likely as six wins in a lottery
       assert.isAbove((ends.at(-1) ?? 0) - (ends[0] ?? 0), 1000)
       for (const [i, end] of ends.entries()) {
-        assert.strictEqual(old.filter((connection) => stock.due(connection, end) !== undefined).length, i)
+        assert.strictEqual(old.filter((connection) => stock.retirementReason(connection, end) !== undefined).length, i)
       }
       assert.deepStrictEqual([current.retireAt, current.retireAs], [aged, "aged"])
       // a further rotation gives nobody more time
-      stock.retireOlder(3)
+      stock.retireOldCredentials(3)
       assert.deepStrictEqual(
         old.map((connection) => connection.retireAt).sort((x, y) => x - y),
         ends

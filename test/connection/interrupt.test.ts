@@ -50,6 +50,8 @@ interface Way {
 }
 
 const dead: ReadonlyArray<Network> = ["half-open", "frozen server"]
+/** A server that stands still does not come to the end of a COPY. */
+const copying: ReadonlyArray<Network> = ["half-open", "slow"]
 
 const statement = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
 
@@ -58,6 +60,8 @@ const slow = ({ at, long }: Trouble) =>
   Effect.zipRight(at(sends("long")), statement(`INSERT INTO item SELECT 'slow' FROM pg_sleep(${long}) AS long`))
 const insert = statement("INSERT INTO item VALUES ('row')")
 const rows = (text: string) => Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(text).stream))
+const copyIn = (name: string) => Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make([name])))
+const copyOut = Stream.unwrap(Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1 FROM generate_series(1, 3)`)))
 /** Fetched in several parts, of which the second takes long. */
 const many = (long: number) =>
   rows(`SELECT CASE n WHEN 200 THEN pg_sleep(${long}) END FROM generate_series(1, 1000) AS n`)
@@ -138,6 +142,27 @@ const ways: ReadonlyArray<Way> = [
         }),
         { order: [Audit] }
       )
+  },
+  {
+    name: "the COMMIT of a copyFrom",
+    run: ({ at }) => Effect.zipRight(at(sends("COMMIT")), copyIn("late")),
+    on: copying,
+    inDoubt: true
+  },
+  {
+    name: "the COMMIT of a copyTo",
+    run: ({ at }) => Effect.zipRight(at(sends("COMMIT")), Stream.runDrain(copyOut)),
+    on: ["half-open"]
+  },
+  {
+    name: "the COMMIT of a copyTo whose consumer has had enough",
+    run: ({ at }) => Effect.zipRight(at(sends("COMMIT")), Stream.runDrain(Stream.take(copyOut, 1))),
+    on: ["half-open"]
+  },
+  {
+    name: "the release of the savepoint of a copyFrom",
+    run: ({ at }) => Db.withTransaction(Effect.all([insert, at(sends("RELEASE")), copyIn("late")])),
+    on: ["half-open"]
   },
   {
     name: "ROLLBACK",

@@ -1,6 +1,6 @@
 /**
- * What goes wrong with plain clients and what becomes of it here, row by row of the README's table. `plainClient.test.ts` shows the
- * plain client in the same scenarios.
+ * Scenarios in which plain clients fail, row by row of the table in `examples/guides/sql-pg.md`. `plainClient.test.ts` shows the plain client
+ * in the same scenarios.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import { assert, describe, it } from "@effect/vitest"

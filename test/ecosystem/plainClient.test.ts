@@ -1,6 +1,6 @@
 /**
  * What the plain `@effect/sql-pg` client makes of the scenarios in which `knownFailures.test.ts` shows effect-db. A test that fails
- * here is good news: a new version has mended that row of the README's table.
+ * here is good news: a new version has mended that row of the table in examples/guides/sql-pg.md.
  */
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"

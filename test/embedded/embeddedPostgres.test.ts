@@ -32,11 +32,11 @@ const taken = vi.hoisted((): { ports: Array<number> } => ({ ports: [] }))
 // Ports that look free and are taken a moment later cannot be had otherwise. All the rest is real.
 vi.mock("../../src/internal/embedded/freePort.js", async (original) => {
   const ports = await original<typeof Ports>()
-  const free: typeof Ports.freePort = Effect.suspend(() => {
+  const freePort: typeof Ports.freePort = Effect.suspend(() => {
     const port = taken.ports.pop()
     return port === undefined ? ports.freePort : Effect.succeed(port)
   })
-  return { ...ports, free }
+  return { ...ports, freePort }
 })
 
 const make = (options: EmbeddedPostgres.Options = {}) => Embedded.make({ directory: memory, ...options })
@@ -636,7 +636,7 @@ describe("a program", () => {
       const child = yield* Effect.acquireRelease(
         Effect.sync(() =>
           spawn(process.execPath, ["--import", "tsx", script, mode], {
-            cwd: path.resolve(path.dirname(script), "../../.."),
+            cwd: path.resolve(path.dirname(script), "../.."),
             stdio: ["ignore", "pipe", "inherit"],
             // of its own group, so that a Ctrl-C can be played on it
             detached: true,

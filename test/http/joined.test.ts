@@ -1,6 +1,8 @@
 /**
  * A request whose unit of work is open around it already: the options of its own middleware are taken by that unit, or refused.
  */
+import { once } from "node:events"
+import type { AddressInfo } from "node:net"
 import {
   HttpApi,
   HttpApiBuilder,
@@ -15,8 +17,10 @@ import { NodeHttpServer } from "@effect/platform-node"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import { RequestTransaction, UnitOfWork } from "effect-db"
+import { DatabaseRuntime, RequestTransaction, UnitOfWork } from "effect-db"
+import express from "express"
 import { describe } from "vitest"
 import { audit } from "../support/audit.js"
 import { Audit, Db, fresh, insert, stored } from "../support/databases.js"
@@ -147,8 +151,15 @@ describe("a request in a unit of work that is open", () => {
 
   it.scopedLive("is refused for an outcome of its RequestTransaction.Api: it ends with the unit", () =>
     Effect.gen(function* () {
-      yield* ways["RequestTransaction.Api"]({ outcome: () => "commit" }, {})
-      assert.strictEqual((yield* post("/isolation")).status, 500)
+      const refused: Array<unknown> = []
+      const onCommitFailed = (error: unknown) => {
+        refused.push(error)
+        return HttpServerResponse.empty({ status: 500 })
+      }
+      yield* ways["RequestTransaction.Api"]({ outcome: () => "commit", onCommitFailed }, {})
+      for (const _ of [1, 2]) assert.strictEqual((yield* post("/isolation")).status, 500)
+      assert.include(String(refused[0]), "give outcome to the middleware around it")
+      assert.notStrictEqual(refused[0], refused[1])
     }).pipe(Effect.provide(place))
   )
 
@@ -163,4 +174,58 @@ describe("a request in a unit of work that is open", () => {
       assert.deepStrictEqual(yield* stored, ["kept"])
     }).pipe(Effect.provide(place))
   )
+
+  const inRuntime = <A>(
+    use: (
+      runtime: DatabaseRuntime.DatabaseRuntime<{ readonly db: typeof Db }, Db>,
+      add: () => Promise<void>
+    ) => Promise<A>
+  ) =>
+    Effect.flatMap(Effect.context<Db>(), (context) =>
+      Effect.promise(async () => {
+        await using runtime = DatabaseRuntime.make({ db: Db }, Layer.succeedContext(context), { lazy: true })
+        return await use(runtime, () => runtime.runPromise(Effect.asVoid(insert("kept"))))
+      })
+    )
+
+  for (const session of [false, true]) {
+    const readYourWrites = session ? { secret: Redacted.make("s".repeat(32)) } : undefined
+    it.scopedLive(`is outside of it with the setting none of a runtime's middleware, in a session: ${session}`, () =>
+      Effect.gen(function* () {
+        const status = yield* inRuntime(async (runtime, add) => {
+          const app = express()
+          app.use(runtime.middleware())
+          const outside = runtime.middleware({ transaction: () => "none", readYourWrites })
+          app.post("/", outside, (_, response) => {
+            void add().then(() => response.status(500).end())
+          })
+          const server = app.listen(0, "127.0.0.1")
+          await once(server, "listening")
+          const { port } = server.address() as AddressInfo
+          const { status } = await fetch(`http://127.0.0.1:${port}/`, { method: "POST" })
+          server.closeAllConnections()
+          server.close()
+          return status
+        })
+        assert.deepStrictEqual([status, yield* stored], [500, ["kept"]])
+      }).pipe(Effect.provide(place))
+    )
+
+    it.scopedLive(`is outside of it with the setting none of a runtime's handler, in a session: ${session}`, () =>
+      Effect.gen(function* () {
+        const status = yield* inRuntime(async (runtime, add) => {
+          const inner = runtime.handler(
+            async () => {
+              await add()
+              return new Response(null, { status: 500 })
+            },
+            { transaction: () => "none", readYourWrites }
+          )
+          const { status } = await runtime.handler(inner)(new Request("http://localhost/", { method: "POST" }))
+          return status
+        })
+        assert.deepStrictEqual([status, yield* stored], [500, ["kept"]])
+      }).pipe(Effect.provide(place))
+    )
+  }
 })

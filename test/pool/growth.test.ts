@@ -44,19 +44,26 @@ class Spike {
     this.idle = this.total
     this.growth = new Growth(
       () => {
-        const coming = this.connecting - this.late
+        const pending = this.connecting - this.late
         const room = trial.max - this.total - this.connecting
-        const busy = this.total - this.idle
-        return { waiting: this.waiting, wanted: this.waiting - coming, room, busy, coming, isEmpty: this.total === 0 }
+        const active = this.total - this.idle
+        return {
+          waiting: this.waiting,
+          wanted: this.waiting - pending,
+          room,
+          active,
+          pending,
+          isEmpty: this.total === 0
+        }
       },
       () => this.open(),
       false
     )
-    if (this.total > 0 || trial.wasOpen === true) this.growth.connected(trial.connect)
+    if (this.total > 0 || trial.wasOpen === true) this.growth.onConnected(trial.connect)
     for (let i = 0; i < callers; i++) {
       this.waiting++
       this.serve()
-      this.growth.ask()
+      this.growth.openIfNeeded()
     }
   }
 
@@ -64,12 +71,12 @@ class Spike {
     while (this.idle > 0 && this.waiting > 0) {
       this.idle--
       this.waiting--
-      if (isBack) this.growth.serve()
+      if (isBack) this.growth.onServed()
       setTimeout(() => {
         this.idle++
         if (this.trial.isSteady === true) this.waiting++
         this.serve(true)
-        this.growth.ask()
+        this.growth.openIfNeeded()
       }, this.trial.use)
     }
   }
@@ -79,15 +86,15 @@ class Spike {
     if (this.begun++ < (this.trial.hanging ?? 0)) {
       setTimeout(() => {
         this.late++
-        this.growth.ask()
-      }, this.growth.hope + 1)
+        this.growth.openIfNeeded()
+      }, this.growth.expectedConnectTime + 1)
       return
     }
     setTimeout(() => {
       this.connecting--
       this.total++
       this.idle++
-      this.growth.connected(this.trial.connect)
+      this.growth.onConnected(this.trial.connect)
       this.serve()
     }, this.trial.connect)
   }
@@ -160,16 +167,16 @@ describe("connects that hang", () => {
 
 describe("a pool that is about to look whether more are needed", () => {
   it("looks once, not twice, when a connection comes just then", () => {
-    const waiting = { waiting: 9, wanted: 9, room: 9, busy: 0, coming: 0, isEmpty: true }
+    const waiting = { waiting: 9, wanted: 9, room: 9, active: 0, pending: 0, isEmpty: true }
     const growth = new Growth(
       () => waiting,
       () => {},
       false
     )
-    growth.ask()
+    growth.openIfNeeded()
     // what has arrived is read between the time for a look and the look
     for (let i = 0; i < 3; i++) vi.advanceTimersToNextTimer()
-    growth.connected(5)
+    growth.onConnected(5)
     assert.strictEqual(vi.getTimerCount(), 1)
     vi.advanceTimersToNextTimer()
     growth.stop()

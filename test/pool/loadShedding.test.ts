@@ -62,7 +62,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
       const since = queue[head]
       if (since === undefined) break
       head++
-      overload.serve(now, now - since, queue.length - head)
+      overload.onServed(now, now - since, queue.length - head)
       busyUntil[i] = now + service
       waits.push({ at: now - begin, waited: now - since })
       settled++
@@ -70,13 +70,13 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
     for (let n = 0; n < coming; n++) {
       const i = queue.length === head ? take() : -1
       if (i >= 0) {
-        overload.ease()
+        overload.onImmediateCheckout()
         busyUntil[i] = now + service
         waits.push({ at: now - begin, waited: 0 })
         settled++
       } else {
         queue.push(now)
-        overload.arrive(now, queue.length - head)
+        overload.onArrival(now, queue.length - head)
         shedOld()
       }
     }

@@ -9,7 +9,7 @@ const open = () => {
   let told = () => {}
   const waiters = new WaitQueue<string>(new LoadShedding(Number.POSITIVE_INFINITY, 1), (waiter) => {
     if (!waiters.remove(waiter)) return
-    away.push(waiter.settle)
+    away.push(waiter.callback)
     assert.isAtLeast(performance.now(), waiter.deadline)
     if (waiters.size === 0) told()
   })
@@ -52,13 +52,13 @@ describe("waiters", () => {
     assert(a && b && c && d)
     assert.isTrue(waiters.remove(b))
     assert.isFalse(waiters.remove(b))
-    assert.strictEqual(waiters.take(performance.now()), a)
+    assert.strictEqual(waiters.removeFirst(performance.now()), a)
     assert.isTrue(waiters.remove(d))
     assert.deepStrictEqual([...waiters], [c])
     const e = come("e", 10_000)
     assert.deepStrictEqual(waiters.clear(), [c, e])
     assert.strictEqual(waiters.size, 0)
-    assert.isUndefined(waiters.take(performance.now()))
+    assert.isUndefined(waiters.removeFirst(performance.now()))
   })
 
   it("who waits keeps the process alive, and an empty queue does not", () => {

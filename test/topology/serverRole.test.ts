@@ -3,6 +3,7 @@ import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -14,7 +15,7 @@ import { behind, failure, until } from "../support/behind.js"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
 import { directory } from "../support/directory.js"
-import { makeProxy } from "../support/proxy.js"
+import { makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { eventually, figures, only, watch } from "../support/suites/pooling/way.js"
 
@@ -139,6 +140,30 @@ describe("the login of a writer", () => {
         yield* until(() => only(facts, "Closed").filter(({ reason }) => reason === "wrongRole").length >= 2)
       })
     )
+  )
+})
+
+describe("the proof of the role behind a pooler", () => {
+  it.scopedLive("a write whose connection is lost during the proof was not sent, and is tried again", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const proxy = yield* makeProxy(place.writer)
+      const db = Db.layer({ writer: proxy.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 })
+      const writes: Record<string, Effect.Effect<unknown, unknown, Db>> = {
+        alone: insert("alone"),
+        copied: Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["copied"]))),
+        transaction: Db.withTransaction(insert("transaction"))
+      }
+      for (const [name, write] of Object.entries(writes)) {
+        yield* proxy.when(sends("pg_is_in_recovery"), "cut")
+        const exit = yield* Effect.exit(Effect.provide(write, db))
+        assert.isTrue(Exit.isSuccess(exit), `${name}: ${inspect(exit)}`)
+      }
+      yield* proxy.when(sends("pg_is_in_recovery"), "cut")
+      const error = yield* failure(Effect.provide(RetryPolicy.with(insert("never"), RetryPolicy.never), db))
+      assert.isTrue(error._tag === "Disconnected" && error.outcome === "notSent", inspect(error))
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["alone", "copied", "transaction"])
+    })
   )
 })
 

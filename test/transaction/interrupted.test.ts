@@ -4,15 +4,18 @@
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
+import { audit, event, events } from "../support/audit.js"
+import { behind } from "../support/behind.js"
 import { behindBouncer, freshPooled, hasBouncer } from "../support/bouncer.js"
-import { active, Db, fresh, freshTable, idle, insert, Place, soon, stored } from "../support/databases.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { Audit, active, Db, fresh, freshTable, idle, insert, Place, soon, stored } from "../support/databases.js"
+import { answers, makeProxy, type Proxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
 const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
@@ -201,6 +204,113 @@ describe("a statement that the program interrupts, in a transaction", () => {
         assert.deepStrictEqual(yield* stored, [])
       }).pipe(Effect.provide(Layer.merge(Db.layer({ writer: proxy.url }), Layer.succeed(Place, place))))
     })
+  )
+})
+
+describe("a nested transaction that the program interrupts while it is released", () => {
+  /** Runs a part, and interrupts it with the answer to its RELEASE on its way. */
+  const released = <A, E, R>(proxy: Proxy, part: Effect.Effect<A, E, R>) =>
+    Effect.gen(function* () {
+      const sent = yield* proxy.when(answers("RELEASE"), "freeze")
+      const fiber = yield* Effect.fork(part)
+      yield* sent
+      yield* Fiber.interruptFork(fiber)
+      yield* Effect.zipRight(Effect.yieldNow(), proxy.thaw)
+      assert.isTrue(Exit.isInterrupted(yield* Fiber.await(fiber)))
+    })
+
+  const parts: Readonly<Record<string, Effect.Effect<unknown, unknown, Db>>> = {
+    "Db.withTransaction": Db.withTransaction(insert("undone")),
+    "UnitOfWork.nested": UnitOfWork.nested(insert("undone")),
+    copyFrom: Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["undone"])))
+  }
+  for (const [name, part] of Object.entries(parts)) {
+    it.scopedLive(`has what is around it rolled back, for it can not be undone alone any more: ${name}`, () =>
+      behind({ maxConnections: 1 }, (proxy) =>
+        Effect.gen(function* () {
+          let runs = 0
+          const work = Effect.gen(function* () {
+            runs++
+            yield* insert("outer")
+            yield* released(proxy, part)
+          })
+          const before = yield* pid
+          for (const whole of [UnitOfWork.run(work, { retry: true }), Db.withTransaction(work, { retry: true })]) {
+            assert.strictEqual((yield* errorOf(whole))._tag, "TransactionInterrupted")
+          }
+          assert.strictEqual(runs, 2)
+          const next = yield* errorOf(Db.withTransaction(Effect.zipRight(released(proxy, part), insert("later"))))
+          assert.strictEqual(next._tag, "TransactionInterrupted")
+          assert.deepStrictEqual(yield* stored, [])
+          assert.strictEqual(yield* pid, before)
+        })
+      )
+    )
+  }
+
+  it.scopedLive("is kept, if it is that of a copyTo, whose rows are all read", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
+        const copy = Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1`))
+        const work = Effect.zipRight(insert("outer"), released(proxy, Stream.runDrain(Stream.unwrap(copy))))
+        yield* Db.withTransaction(Effect.zipRight(work, insert("after")))
+        assert.deepStrictEqual(yield* stored, ["after", "outer"])
+      })
+    )
+  )
+
+  it.scopedLive("has the nested one around it undone alone", () =>
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
+        yield* UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            const part = Effect.zipRight(insert("middle"), released(proxy, UnitOfWork.nested(insert("undone"))))
+            assert.strictEqual((yield* errorOf(UnitOfWork.nested(part)))._tag, "TransactionInterrupted")
+            yield* insert("after")
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["after", "outer"])
+      })
+    )
+  )
+
+  it.scopedLive("has all databases of its unit rolled back", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
+        const part = UnitOfWork.nested(Effect.zipRight(insert("undone"), event("undone")))
+        const work = Effect.zipRight(event("outer"), released(proxy, part))
+        assert.strictEqual((yield* errorOf(UnitOfWork.run(work)))._tag, "TransactionInterrupted")
+        // transactions by hand that end one after the other
+        const byHand = Db.withTransaction(Effect.ignore(Audit.withTransaction(released(proxy, part))))
+        assert.strictEqual((yield* errorOf(byHand))._tag, "TransactionInterrupted")
+        assert.deepStrictEqual([yield* stored, yield* events], [[], []])
+      }).pipe(Effect.provide(audit))
+    )
+  )
+
+  it.scopedLive("drops its hooks, but for afterRollback", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (text: string) => Effect.sync(() => void log.push(text))
+        const part = UnitOfWork.nested(
+          Effect.all([insert("undone"), Db.afterCommit(note("committed")), Db.afterRollback(note("rolled back"))])
+        )
+        assert.strictEqual((yield* errorOf(UnitOfWork.run(released(proxy, part))))._tag, "TransactionInterrupted")
+        assert.deepStrictEqual(log, ["rolled back"])
+      })
+    )
+  )
+
+  it.scopedLive("is kept with another database that it has committed, for that is stored", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
+        const part = UnitOfWork.nested(Effect.zipRight(insert("kept"), event("kept")))
+        yield* Db.withTransaction(Effect.zipRight(insert("outer"), released(proxy, part)))
+        assert.deepStrictEqual([yield* stored, yield* events], [["kept", "outer"], ["kept"]])
+      }).pipe(Effect.provide(audit))
+    )
   )
 })
 

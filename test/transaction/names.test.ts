@@ -1,10 +1,12 @@
 /**
  * Options with a name that is not known, as only a program without types can give: they are refused with the nearest name.
  */
+import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { DatabaseError, Migrations, RequestTransaction, UnitOfWork } from "effect-db"
+import { DatabaseError, DatabaseRuntime, Migrations, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Db, fresh, insert, stored } from "../support/databases.js"
 
@@ -38,6 +40,50 @@ describe("an option whose name is not known", () => {
         assert.deepStrictEqual([given, named], [setting, `"${expected}"`])
       }
       assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it("of a runtime, its middleware or its handler is thrown where that is made", () => {
+    const make = (options: object) => DatabaseRuntime.make({ db: Db }, fresh(), options)
+    const runtime = make({})
+    const handle = () => new Response()
+    const calls: ReadonlyArray<readonly [() => unknown, string]> = [
+      [() => make(untyped({ lasy: true })), "lazy"],
+      [() => runtime.middleware(untyped({ outcom: () => "commit" })), "outcome"],
+      [() => runtime.middleware({ transaction: untyped({ isolaton: "serializable" }) }), "isolation"],
+      [() => runtime.handler(handle, untyped({ retrry: true })), "retry"],
+      [() => runtime.handler(handle, { transaction: untyped({ isolaton: "serializable" }) }), "isolation"]
+    ]
+    for (const [call, expected] of calls) assert.throws(call, `expected "${expected}"`)
+  })
+
+  it.scopedLive("of settings by request is refused before the handler runs", () =>
+    Effect.gen(function* () {
+      const transaction = () => untyped({ isolaton: "serializable" })
+      const refused: Array<string> = []
+      const middleware = RequestTransaction.middleware({
+        transaction,
+        onCommitFailed: ({ _tag }) => {
+          refused.push(_tag)
+          return HttpServerResponse.empty({ status: 500 })
+        }
+      })
+      const request = HttpServerRequest.fromWeb(new Request("http://localhost/"))
+      const { status } = yield* middleware(Effect.as(insert("a"), HttpServerResponse.empty())).pipe(
+        Effect.provideService(HttpServerRequest.HttpServerRequest, request),
+        Effect.scoped
+      )
+      assert.deepStrictEqual([status, refused], [500, ["ConfigInvalid"]])
+      const runtime = DatabaseRuntime.make({ db: Db }, Layer.succeedContext(yield* Effect.context<Db>()), {
+        lazy: true
+      })
+      const handle = runtime.handler(() => runtime.runPromise(Effect.as(insert("b"), new Response())), { transaction })
+      const error = yield* Effect.flip(
+        Effect.tryPromise({ try: () => handle(new Request("http://localhost/")), catch: (error) => error })
+      )
+      assert.include(String(error), 'expected "isolation"')
+      assert.deepStrictEqual(yield* stored, [])
+      yield* Effect.promise(() => runtime.close())
     }).pipe(Effect.provide(fresh()))
   )
 

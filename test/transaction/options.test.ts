@@ -102,17 +102,134 @@ describe("the isolation that a part asks for", () => {
   )
 })
 
+describe("what a part asks for of transactions that are not begun", () => {
+  const onDb = (settings: UnitOfWork.UnitSettings) => ({ databases: [UnitOfWork.on(Db, settings)] })
+  const all = (transaction: UnitOfWork.UnitSettings) => ({ transaction })
+  const lower = { isolation: "read committed" } as const
+  const readOnly = { access: "read only" } as const
+  const readWrite = { access: "read write" } as const
+
+  const refusals: ReadonlyArray<
+    readonly [string, UnitOfWork.Options<unknown, unknown>, UnitOfWork.Options<unknown, unknown>]
+  > = [
+    ["isolation", all(serializable), all(lower)],
+    ["isolation", all(serializable), onDb(lower)],
+    ["isolation", onDb(serializable), all(lower)],
+    ["isolation", onDb(serializable), onDb(lower)],
+    ["access", all(readOnly), all(readWrite)],
+    ["access", onDb(readOnly), all(readWrite)],
+    ["access", {}, all(readOnly)],
+    ["access", {}, onDb(readOnly)]
+  ]
+
+  it.scopedLive("is refused if it lowers their isolation or changes their access, also in a nested part", () =>
+    Effect.gen(function* () {
+      for (const [option, outer, inner] of refusals) {
+        const part = UnitOfWork.run(insert("refused"), inner)
+        for (const whole of [part, UnitOfWork.nested(part), UnitOfWork.nested(UnitOfWork.nested(part))]) {
+          yield* conflict(option, UnitOfWork.run(whole, outer))
+        }
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("changes nothing of the unit if it is refused", () =>
+    Effect.gen(function* () {
+      const part = Effect.ignore(UnitOfWork.run(insert("refused"), all({ ...readOnly, ...serializable })))
+      for (const [name, first] of [
+        ["joined", part],
+        ["nested", UnitOfWork.nested(part)]
+      ] as const) {
+        assert.strictEqual(yield* UnitOfWork.run(Effect.zipRight(first, isolation)), "read committed")
+        yield* UnitOfWork.run(Effect.zipRight(first, insert(name)))
+      }
+      assert.deepStrictEqual(yield* stored, ["joined", "nested"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("does not lift the guard of a GET from a request that is read-only", () =>
+    Effect.gen(function* () {
+      const write = Effect.as(insert("refused"), HttpServerResponse.empty())
+      const router = HttpRouter.empty.pipe(
+        HttpRouter.get("/", RequestTransaction.middleware({ transaction: readWrite })(write))
+      )
+      const { readOnlyWhenSafe } = RequestTransaction
+      const guard = RequestTransaction.middleware({ transaction: readOnlyWhenSafe })
+      yield* Layer.build(HttpServer.serve(HttpRouter.use(router, guard)))
+      assert.strictEqual((yield* HttpClient.get("/")).status, 500)
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
+  )
+
+  it.scopedLive("raises their isolation, whether it is said for all databases or for one", () =>
+    Effect.gen(function* () {
+      for (const outer of [{}, all(lower), onDb(lower)]) {
+        for (const inner of [all(serializable), onDb(serializable)]) {
+          const part = UnitOfWork.run(isolation, inner)
+          for (const whole of [part, UnitOfWork.nested(part)]) {
+            const seen = yield* UnitOfWork.run(Effect.zip(whole, isolation), outer)
+            assert.deepStrictEqual(seen, ["serializable", "serializable"])
+          }
+        }
+      }
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("adds to the settings of a database, as in a transaction that is begun and has sent nothing", () =>
+    Effect.gen(function* () {
+      const seen = Effect.all([isolation, setting("lock_timeout"), setting("statement_timeout")])
+      const part = UnitOfWork.run(seen, onDb({ ...serializable, statementTimeout: "7 seconds" }))
+      for (const whole of [part, Effect.zipRight(Db.withTransaction(Effect.void), part)]) {
+        for (const outer of [onDb({ lockTimeout: "3 seconds" }), all({ lockTimeout: "3 seconds" })]) {
+          const within = UnitOfWork.run(Effect.zip(whole, seen), outer)
+          assert.deepStrictEqual(yield* within, [
+            ["serializable", "3s", "7s"],
+            ["serializable", "3s", "7s"]
+          ])
+        }
+      }
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is a limit of the nested part alone that it joins", () =>
+    Effect.gen(function* () {
+      const part = UnitOfWork.nested(UnitOfWork.run(setting("lock_timeout"), all({ lockTimeout: "3 seconds" })))
+      const timeouts = Effect.zip(part, setting("lock_timeout"))
+      assert.deepStrictEqual(yield* UnitOfWork.run(timeouts), ["3s", "0"])
+      assert.deepStrictEqual(yield* UnitOfWork.run(timeouts, all({ lockTimeout: "5 seconds" })), ["3s", "5s"])
+      assert.deepStrictEqual(yield* Db.withTransaction(timeouts), ["3s", "0"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("is asked of a transaction around that was begun by hand, too", () =>
+    Effect.gen(function* () {
+      const asked = UnitOfWork.run(insert("refused"), all(serializable))
+      for (const part of [asked, UnitOfWork.run(asked), UnitOfWork.nested(asked)]) {
+        yield* conflict("isolation", Db.withTransaction(part))
+      }
+      yield* conflict("access", Db.withTransaction(UnitOfWork.run(insert("refused"), onDb(readWrite)), readOnly))
+      yield* Db.withTransaction(UnitOfWork.run(insert("equal"), all(serializable)), serializable)
+      // of a database that is left out it is no concern
+      yield* Db.withTransaction(Db.independent(UnitOfWork.run(insert("own"), all(serializable))))
+      assert.deepStrictEqual([...(yield* stored)].sort(), ["equal", "own"])
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
 describe("other settings that a part asks for", () => {
   it.scopedLive("are those of the transaction that it joins, if that has sent nothing yet", () =>
     Effect.gen(function* () {
-      const options: Transaction.Options = {
-        propagation: "required",
+      const options: UnitOfWork.UnitSettings = {
         statementTimeout: "7 seconds",
         lockTimeout: "3 seconds",
         applicationName: "the part"
       }
       const all = Effect.all([setting("statement_timeout"), setting("lock_timeout"), setting("application_name")])
-      for (const part of [Db.withTransaction(all, options), UnitOfWork.run(all, { transaction: options })]) {
+      for (const part of [
+        Db.withTransaction(all, { ...options, propagation: "required" }),
+        UnitOfWork.run(all, { transaction: options })
+      ]) {
         const within = Effect.zipRight(Db.withTransaction(Effect.void), part)
         assert.deepStrictEqual(yield* UnitOfWork.run(within), ["7s", "3s", "the part"])
       }

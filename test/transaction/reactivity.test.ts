@@ -151,6 +151,35 @@ describe("an invalidation", () => {
     }).pipe(Effect.provide(place))
   )
 
+  it.scopedLive("about what is stored already, or kept around, is not dropped by a rollback by hand", () =>
+    Effect.gen(function* () {
+      const { next } = yield* watch("sql.reactiveMailbox")
+      const committed = (name: string) => Reactivity.mutation(Effect.zipRight(insert(name), Db.commit), ["items"])
+      yield* UnitOfWork.run(Effect.all([committed("a"), insert("undone"), Db.rollback]))
+      assert.deepStrictEqual(yield* next, ["a"])
+      yield* UnitOfWork.run(Effect.all([committed("b"), UnitOfWork.rollback]))
+      assert.deepStrictEqual(yield* next, ["a", "b"])
+      yield* Db.withTransaction(
+        UnitOfWork.run(Effect.all([insert("c"), Reactivity.invalidate(["items"]), Audit.rollback]))
+      )
+      assert.deepStrictEqual(yield* next, ["a", "b", "c"])
+    }).pipe(Effect.provide(place))
+  )
+
+  it.scopedLive("about what is stored already is not dropped by the failure of the rest of the unit", () =>
+    Effect.gen(function* () {
+      const { next, runs } = yield* watch("sql.reactiveMailbox")
+      const committed = Reactivity.mutation(Effect.zipRight(insert("a"), Db.commit), ["items"])
+      yield* Effect.ignore(UnitOfWork.run(Effect.all([committed, insert("undone"), Effect.fail("x")])))
+      assert.deepStrictEqual(yield* next, ["a"])
+      // what is undone with a transaction around is not stored
+      const part = UnitOfWork.run(Effect.zipRight(add("undone"), Effect.fail("x")))
+      yield* Effect.ignore(Db.withTransaction(Effect.ignore(part)))
+      yield* names
+      assert.strictEqual(runs(), 2)
+    }).pipe(Effect.provide(place))
+  )
+
   type Late = Fiber.RuntimeFiber<void>
 
   interface Whole {

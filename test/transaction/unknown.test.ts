@@ -1,6 +1,7 @@
 /**
  * A COMMIT whose answer does not come: what a program learns of it, also where it has stopped waiting.
  */
+import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
@@ -10,7 +11,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { DatabaseError, DatabaseRuntime, type Observation, UnitOfWork } from "effect-db"
+import { DatabaseError, DatabaseRuntime, type Observation, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "../support/audit.js"
 import { Audit, Db, fresh, freshTable, insert, stored } from "../support/databases.js"
@@ -44,6 +45,11 @@ const ended = Effect.gen(function* () {
   yield* Effect.yieldNow()
   return seen
 })
+
+const collide = Effect.flatMap(
+  Db.writer,
+  (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
+)
 
 /** The failures of a cause, beside its interruption. */
 const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
@@ -91,6 +97,49 @@ describe("a COMMIT without an answer", () => {
     )
   }
 
+  for (const [name, whole] of retried) {
+    it.scopedLive(`an interruption of ${name} during COMMIT, after a savepoint has collided, holds it, too`, () =>
+      Effect.gen(function* () {
+        const { context, proxy } = yield* behindProxy
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const work = whole(Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a")))
+        const fiber = yield* Effect.fork(Effect.provide(work, context))
+        yield* committing
+        const exit = yield* Fiber.interrupt(fiber)
+        assert.isTrue(Exit.isFailure(exit) && Cause.isInterrupted(exit.cause))
+        assert.deepStrictEqual(Exit.isFailure(exit) ? tags(exit.cause) : [], ["CommitOutcomeUnknown"])
+      })
+    )
+  }
+
+  for (const retry of [false, true]) {
+    it.scopedLive(`of a request whose client has left is told to onCommitFailed, with retry ${retry}`, () =>
+      Effect.gen(function* () {
+        const { context, proxy } = yield* behindProxy
+        const told: Array<string> = []
+        const middleware = RequestTransaction.middleware({
+          retry,
+          onCommitFailed: ({ _tag }) => {
+            told.push(_tag)
+            return HttpServerResponse.empty({ status: 504 })
+          }
+        })
+        const handler = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a"))
+        const request = HttpServerRequest.fromWeb(new Request("http://localhost/", { method: "POST" }))
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const fiber = yield* middleware(Effect.as(handler, HttpServerResponse.empty())).pipe(
+          Effect.provideService(HttpServerRequest.HttpServerRequest, request),
+          Effect.provide(context),
+          Effect.scoped,
+          Effect.fork
+        )
+        yield* committing
+        assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+        assert.deepStrictEqual(told, ["CommitOutcomeUnknown"])
+      })
+    )
+  }
+
   it.scopedLive("a timeout during a COMMIT that is stored later: afterUnknown runs and an observation tells", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* behindProxy
@@ -114,10 +163,6 @@ describe("a COMMIT without an answer", () => {
   it.scopedLive("is not run again by retry, also where an undone savepoint has collided before", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* behindProxy
-      const collide = Effect.flatMap(
-        Db.writer,
-        (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
-      )
       for (const [name, whole] of retried) {
         yield* proxy.when(answers("COMMIT"), "cut")
         const work = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert(name))

@@ -197,7 +197,7 @@ describe("UnitOfWork", () => {
         assert.strictEqual(error.failed, "audit")
         assert.deepStrictEqual(error.rolledBack, [])
       }
-      assert.deepStrictEqual(log, ["audit rolled back", "savepoint rolled back"])
+      assert.deepStrictEqual(log, ["savepoint rolled back", "audit rolled back"])
       assert.deepStrictEqual(yield* stored, ["first"])
       assert.deepStrictEqual(yield* events, [])
     }).pipe(Effect.provide(both))
@@ -514,6 +514,34 @@ describe("UnitOfWork", () => {
       }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
     }).pipe(Effect.provide(fresh()))
   )
+
+  for (const [name, touch] of [
+    ["nothing but hooks", Effect.void],
+    ["only read", Effect.flatMap(Audit.writer, (sql) => sql`SELECT what FROM event`)]
+  ] as const) {
+    it.scopedLive(`a database that has ${name} runs its afterRollback, if a later one can not be committed`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (text: string) => Effect.sync(() => void log.push(text))
+        const work = Effect.all([
+          touch,
+          Audit.afterRollback(note("audit: rolled back")),
+          Audit.afterCommit(note("audit: committed")),
+          Db.afterRollback(note("rolled back")),
+          insert("undone"),
+          Effect.ignore(Effect.flatMap(Db.writer, (sql) => sql`SELECT 1/0`))
+        ])
+        const databases = [UnitOfWork.on(Audit, { access: "read only" })]
+        const error = yield* UnitOfWork.run(work, { order: [Audit, Db], databases }).pipe(
+          DatabaseError.refine,
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "RolledBackAtCommit")
+        assert.deepStrictEqual(log, ["audit: rolled back", "rolled back"])
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(both))
+    )
+  }
 
   it.scopedLive("a lost answer to a later COMMIT is PartialCommit, with an unknown outcome", () =>
     Effect.gen(function* () {

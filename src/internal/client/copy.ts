@@ -35,7 +35,7 @@ import { RowInvalid, RowWriter } from "../protocol/copyRows.js"
 import { isServerError } from "../protocol/pgDriver.js"
 import { copyFromSql, copyToSql, errorPosition, inlined } from "../sql/copy.js"
 import { withComment } from "../statement/workLabel.js"
-import { commitAndRunHooks, rollback } from "../transaction/completion.js"
+import { commitUninterruptibly, isSavepoint, rollback, sendCommit } from "../transaction/completion.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import { scoped } from "../transaction/contextSlot.js"
 import { nest, type Transaction } from "../transaction/transaction.js"
@@ -48,8 +48,8 @@ type AnyFiber = Fiber.RuntimeFiber<unknown, unknown>
 interface UnderWay {
   readonly transaction: Transaction
   readonly copying: Fiber.RuntimeFiber<number, SqlError>
-  /** Ends the transaction as a success. */
-  readonly keep: Effect.Effect<void, SqlError>
+  /** Ends the transaction as a success, in a hurry where `restore` is not given. */
+  readonly keep: (restore: Restore | undefined) => Effect.Effect<void, SqlError>
 }
 
 /** Builds the failure of data that is refused, with its place. */
@@ -127,6 +127,22 @@ export const makeCopy = (
     return engine.begin(kind, asked, fiber, ambient)
   }
 
+  /**
+   * Stores what a COPY has done, or leaves it to the transaction around it; undoes it if that fails. A `copyFrom` whose caller leaves meanwhile
+   * is taken for undone; the rows of a `copyTo` are all read by then.
+   */
+  const commit = (transaction: Transaction, data: Data, restore: Restore | undefined): Effect.Effect<void, SqlError> =>
+    Effect.catchAllCause(
+      restore === undefined
+        ? commitUninterruptibly(transaction)
+        : sendCommit(transaction, restore, data._tag === "in" && isSavepoint(transaction)),
+      (cause) =>
+        Effect.zipRight(
+          rollback(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+          Effect.failCause(Cause.map(cause, toSqlError))
+        )
+    )
+
   /** Makes the request of a COPY. */
   const requestOf = (asked: Pick<Request, "text" | "shown" | "site" | "simple">): Request => ({
     ...asked,
@@ -158,12 +174,11 @@ export const makeCopy = (
     return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
       transaction,
       copying,
-      keep: Effect.uninterruptibleMask((restore) =>
+      keep: (restore) =>
         // a reader's settings for its statement are undone with the savepoint
         kind === "reader" && transaction.level.parent !== undefined
           ? rollback(transaction, restore)
-          : Effect.zipRight(commitAndRunHooks(transaction, restore, toSqlError), noted)
-      )
+          : Effect.zipRight(commit(transaction, data, restore), noted)
     }))
   }
 
@@ -175,7 +190,7 @@ export const makeCopy = (
     Effect.suspend(() => {
       const isAnswered = data._tag === "in" && data.isOpen ? endsWithin(copying, longestRest) : Effect.void
       if (data._tag === "in") data.fail("the data ends here, and nothing of it is to be stored")
-      else data.drop()
+      else data.discard()
       return isAnswered.pipe(
         Effect.zipRight(Fiber.interrupt(copying)),
         Effect.zipRight(Effect.suspend(() => rollback(transaction, restore)))
@@ -226,9 +241,9 @@ export const makeCopy = (
       const header = options.header === true || options.header === "match" ? columns.map(named) : undefined
       const writer = new RowWriter(columns, options, header)
       let bytes = 0
-      const taken = Effect.async<void>((resume) => Effect.sync(data.whenTaken(() => resume(Effect.void))))
+      const taken = Effect.async<void>((resume) => Effect.sync(data.whenWritable(() => resume(Effect.void))))
       const flush = Effect.suspend(() => {
-        const block = writer.take()
+        const block = writer.drain()
         if (block.length === 0) return Effect.void
         bytes += block.length
         data.write(block)
@@ -278,7 +293,7 @@ export const makeCopy = (
             Effect.failCause(cause)
           )
         )
-        yield* underWay.keep
+        yield* underWay.keep(restore)
         return stored
       })
     )
@@ -289,9 +304,9 @@ export const makeCopy = (
     let bytes = 0
     let isOver = false
     const next = Effect.async<Buffer | undefined>((resume) =>
-      Effect.sync(data.take((block) => resume(Effect.succeed(block))))
+      Effect.sync(data.read((block) => resume(Effect.succeed(block))))
     )
-    const end = Effect.zipRight(outcomeOf(underWay.copying), underWay.keep).pipe(
+    const end = Effect.zipRight(outcomeOf(underWay.copying), Effect.uninterruptibleMask(underWay.keep)).pipe(
       Effect.tap(() => {
         isOver = true
       }),
@@ -311,10 +326,10 @@ export const makeCopy = (
         const { copying, transaction } = underWay
         if (!data.isSent || Exit.isFailure(exit)) return stop(underWay, data, undefined)
         // the consumer has had enough: if the rest comes soon, the connection and the writes of the query are kept
-        data.drop()
+        data.discard()
         return Effect.flatMap(endsWithin(copying, longestRest), (hasEnded) =>
           hasEnded && transaction.level.state === "open" && copying.unsafePoll()?._tag === "Success"
-            ? Effect.catchAll(underWay.keep, (error) => Effect.logError(error.message))
+            ? Effect.catchAll(underWay.keep(undefined), (error) => Effect.logError(error.message))
             : stop(underWay, data, undefined)
         )
       })

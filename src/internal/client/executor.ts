@@ -520,7 +520,7 @@ export class Executor implements Origin {
       if (wanted === "everything" || (memory?.reader === writer.name && !mayFail)) return writer.reads
       return wanted === "nothing"
         ? remember(next())
-        : new ReplicaSelection({ next, primary: writer, found: remember }, wanted)
+        : new ReplicaSelection({ next, primary: writer, onFound: remember }, wanted)
     }
   }
 

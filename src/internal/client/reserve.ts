@@ -47,15 +47,15 @@ export const makeRun = (
       let sent = false
       let settled = false
       let isLeft = false
-      const leave = turns.take(() => {
+      const leave = turns.acquire(() => {
         if (hasEnded()) {
-          turns.pass()
+          turns.release()
           return resume(Effect.fail(toSqlError(new TransactionEnded({ ...place, cause: scopeEnded }))))
         }
         sent = true
         const finish: OnExchange = (failure, flight) => {
           settled = true
-          turns.pass()
+          turns.release()
           if (connection.status !== "E") first = undefined
           const outcome = failure?._tag === "lost" && !failure.sent ? "notSent" : "inDoubt"
           resume(

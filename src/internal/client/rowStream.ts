@@ -94,7 +94,7 @@ const portalStream = (
             Option.some
           )
     )
-    const settle = Effect.async<boolean>((resume) => fetches.settle(longestFetch, (_) => resume(Effect.succeed(_))))
+    const settle = Effect.async<boolean>((resume) => fetches.drain(longestFetch, (_) => resume(Effect.succeed(_))))
     const close = (isOver: boolean) =>
       Effect.async<void>((resume) => {
         if (portal === undefined || ended) return resume(Effect.void)

@@ -1,47 +1,53 @@
 /**
- * Who may use something that only one may use at a time: first come, first served.
+ * A lock that callers get in the order in which they have asked for it.
  */
-export class FifoLock {
-  private taken = false
-  private passing = false
-  /** Made when somebody has to wait, which in most transactions nobody ever does. */
-  private queue: Set<() => void> | undefined
 
-  get isTaken(): boolean {
-    return this.taken
+/** Lock with one holder at a time and a queue of waiters. */
+export class FifoLock {
+  private held = false
+  private isReleasing = false
+  /** Waiters in order, made for the first of them: most transactions never have one. */
+  private waiters: Set<() => void> | undefined
+
+  get isHeld(): boolean {
+    return this.held
   }
 
-  /** Calls `start` when it is its turn, at once where nobody is before it. The returned function leaves the queue. */
-  take(start: () => void): () => void {
-    if (!this.taken && (this.queue === undefined || this.queue.size === 0)) {
-      this.taken = true
+  /**
+   * Calls `start` when the caller holds the lock, at once if no waiter is before it. The returned
+   * function leaves the queue.
+   */
+  acquire(start: () => void): () => void {
+    if (!this.held && (this.waiters === undefined || this.waiters.size === 0)) {
+      this.held = true
       start()
       return nothing
     }
-    this.queue ??= new Set()
-    const { queue } = this
-    queue.add(start)
+    this.waiters ??= new Set()
+    const { waiters } = this
+    waiters.add(start)
     return () => {
-      queue.delete(start)
+      waiters.delete(start)
     }
   }
 
-  /** Ends a turn. */
-  pass(): void {
-    this.taken = false
-    // a turn that ends at once comes back here: a loop, so that a long queue does not grow the stack
-    const { queue } = this
-    if (this.passing || queue === undefined) return
-    this.passing = true
+  /** Releases the lock and calls the next waiter. */
+  release(): void {
+    this.held = false
+    // a waiter that releases at once calls this again: the loop keeps a long queue from growing the
+    // stack
+    const { waiters } = this
+    if (this.isReleasing || waiters === undefined) return
+    this.isReleasing = true
     try {
-      for (const next of queue) {
-        queue.delete(next)
-        this.taken = true
+      for (const next of waiters) {
+        waiters.delete(next)
+        this.held = true
         next()
-        if (this.taken) break
+        if (this.held) break
       }
     } finally {
-      this.passing = false
+      this.isReleasing = false
     }
   }
 }

@@ -51,7 +51,7 @@ const ask = (client: Client, processId: number, told: (doing: BackendState) => v
   const flight = new Exchange(client, plan, () => settle("unknown"))
   stream.unref()
   client.on("end", () => settle("unknown"))
-  client.connection.on("readyForQuery", () => flight.plan.done(flight.failure(), flight))
+  client.connection.on("readyForQuery", () => flight.request.onDone(flight.failure(), flight))
   if (flight.prepare() === undefined) client.query(flight)
   return () => {
     if (isOver) return

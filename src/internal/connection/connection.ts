@@ -10,8 +10,8 @@ import { isCancelled, isStalePlan, isUnproved, meaning } from "../../SqlState.js
 import * as clock from "../concurrency/clock.js"
 import type { CallSite } from "../observability/callSite.js"
 import type { Copy } from "../protocol/copyData.js"
-import { Exchange, ExchangeRequest, type Failure, type OnExchange, type Result } from "../protocol/exchange.js"
-import type { Shown } from "../protocol/inlinedText.js"
+import { Exchange, ExchangeRequest, type Failure, type OnExchange } from "../protocol/exchange.js"
+import type { DisplayedStatement } from "../protocol/inlinedText.js"
 import * as wire from "../protocol/messages.js"
 import { type Client, isServerError, type Notice } from "../protocol/pgDriver.js"
 import { ProtocolViolation } from "../protocol/protocolLimits.js"
@@ -29,7 +29,7 @@ import type { Destination } from "./destination.js"
 import { startup } from "./startup.js"
 import { Watchdog } from "./watchdog.js"
 
-export type { ConnectFailure, Exchange, Failure, OnExchange, Result }
+export type { ConnectFailure, Exchange, Failure, OnExchange }
 
 /**
  * A statement to send.
@@ -46,7 +46,7 @@ export interface Request {
   readonly served?: ((server: Destination) => void) | undefined
   readonly text: string
   /** What errors show in place of the text, where values are written into that. */
-  readonly shown?: Shown | undefined
+  readonly shown?: DisplayedStatement | undefined
   readonly values: ReadonlyArray<unknown>
   /** As objects by the names of their columns, as arrays, or as arrays of what the server has written, read by nobody. */
   readonly rows: "object" | "array" | "raw"
@@ -62,6 +62,9 @@ const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCAT
 
 /** How long a cancel may take to be passed on by a pooler, in ms: PgBouncer gives up after ten seconds. */
 const longestPooledCancel = 15_000
+
+/** The largest number of a process on Linux; macOS and Windows stay below it. */
+const largestProcessId = 4_194_304
 
 /** How long a server has to answer a statement that it was asked to cancel, in ms. */
 const longestCancel = 1000
@@ -129,6 +132,8 @@ export class Connection {
   doubtsRole = false
   /** Whether its last exchange has proved that its server takes writes. */
   private isProved = false
+  /** The number of writes in a row that were refused as those of a standby are, with a proof of the role between them. */
+  private refusedWrites = 0
   private flight: Exchange | undefined = undefined
   /** The cancel requests of the flight under way; of the last one where the connection is not kept. */
   private cancellation: Cancellation | undefined = undefined
@@ -230,7 +235,7 @@ export class Connection {
 
   /** Whether its statement was interrupted or is undone, and it is not known yet whether it can be used again. */
   get isStopping(): boolean {
-    return this.broken === undefined && (this.cancellation !== undefined || this.flight?.plan.isUndo === true)
+    return this.broken === undefined && (this.cancellation !== undefined || this.flight?.request.isUndo === true)
   }
 
   /** Whether it can be used, now or when its statement has ended: it is neither on its way out, nor may it be after an interruption. */
@@ -247,13 +252,13 @@ export class Connection {
       const plan = new ExchangeRequest(() => wire.simple(checked(text)), done)
       plan.asArrays = request.rows === "array"
       plan.simple = true
-      plan.asked = request
+      plan.statement = request
       return this.fly(plan)
     }
     const path = request.path?.text
-    const prepared = request.prepare ? this.statements.take(text, path) : undefined
+    const prepared = request.prepare ? this.statements.getOrAdd(text, path) : undefined
     const parse = prepared === undefined || !prepared.parsed
-    const shape = prepared?.shape
+    const shape = prepared?.decoder
     const plan = new ExchangeRequest(
       () =>
         wire.exchange(
@@ -264,26 +269,26 @@ export class Connection {
             name: prepared?.name ?? "",
             parse,
             describe: shape === undefined,
-            close: () => this.statements.takeToClose()
+            close: () => this.statements.drainToClose()
           },
           after
         ),
       (failure, flight) => {
         if (prepared !== undefined && !prepared.parsed) {
           if (flight.parsed > before.length) prepared.parsed = true
-          else this.statements.drop(text, path)
+          else this.statements.remove(text, path)
         }
         if (failure === undefined) {
           // a statement without rows is described by silence, and need not be asked about again
-          if (prepared !== undefined) prepared.shape ??= noColumns
+          if (prepared !== undefined) prepared.decoder ??= noColumns
           if (schemaCommands.has(flight.result.command ?? "")) {
-            this.statements.dropAll()
-            this.types?.forget()
+            this.statements.removeAll()
+            this.types?.clear()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
           // refused before it was bound, so nothing of it ran, and what has changed may have been under any other
-          if (flight.bound === before.length) this.statements.dropAll()
-          else this.statements.drop(text, path)
+          if (flight.bound === before.length) this.statements.removeAll()
+          else this.statements.remove(text, path)
           // no transaction is harmed: it may be prepared again at once
           if (flight.bound === 0 && this.status === "I" && !parse && !flight.isStopped)
             return this.run(before, request, after, done)
@@ -291,14 +296,14 @@ export class Connection {
         done(failure, flight)
       }
     )
-    plan.asked = request
+    plan.statement = request
     plan.before = before.length
     plan.after = after.length
     plan.asArrays = request.rows === "array"
     plan.isRaw = request.rows === "raw"
-    plan.isUpkeep = plan.isRaw && before.length === 0
+    plan.isMaintenance = plan.isRaw && before.length === 0
     plan.prepared = prepared
-    plan.shape = shape
+    plan.decoder = shape
     this.fly(plan)
   }
 
@@ -317,17 +322,17 @@ export class Connection {
       },
       (failure, flight) => {
         if (copy._tag === "in") copy.end()
-        else copy.answered()
+        else copy.onAnswered()
         done(failure, flight)
       }
     )
-    plan.asked = request
+    plan.statement = request
     plan.before = before.length
     plan.copy = copy
     copy.send({
       stream: this.client.connection.stream,
-      waits: () => this.watch(),
-      rests: () => this.silence.answered()
+      awaitServer: () => this.watch(),
+      awaitProgram: () => this.silence.answered()
     })
     this.fly(plan)
   }
@@ -357,18 +362,23 @@ export class Connection {
    */
   private prove(done: OnExchange, proved: () => void): void {
     const plan = new ExchangeRequest(
-      () => roleProof.alone,
-      (failure, flight) => (failure === undefined && !flight.isStopped ? proved() : done(failure, flight))
+      () => roleProof.simple,
+      (failure, flight) => {
+        if (failure === undefined && !flight.isStopped) return proved()
+        // nothing of what was to follow was sent
+        flight.acknowledged = 0
+        done(failure?._tag === "lost" ? { ...failure, sent: false, acknowledged: 0 } : failure, flight)
+      }
     )
     plan.isDescribed = false
-    plan.proves = true
-    plan.isUpkeep = true
+    plan.provesRole = true
+    plan.isMaintenance = true
     this.fly(plan)
   }
 
   /** Sends steps that undo something that has failed. Who waits for the failure waits for them, too: without an answer it is closed. */
   undo(all: ReadonlyArray<wire.Step>, done: OnExchange): void {
-    const stop = clock.later(clock.rollbackTimeout.usual, () => this.destroy("broken"))
+    const stop = clock.later(clock.rollbackTimeout.default, () => this.destroy("broken"))
     this.flySteps(all, true, (failure, flight) => {
       stop()
       done(failure, flight)
@@ -388,7 +398,7 @@ export class Connection {
   ping(done: OnExchange): void {
     const plan = new ExchangeRequest(() => wire.syncOnly, done)
     plan.main = 0
-    plan.isUpkeep = true
+    plan.isMaintenance = true
     this.fly(plan)
   }
 
@@ -405,7 +415,7 @@ export class Connection {
       () => wire.openPortal(before, portal, checked(request.text), request.values, size),
       done
     )
-    plan.asked = request
+    plan.statement = request
     plan.before = before.length
     this.fly(plan)
   }
@@ -419,9 +429,9 @@ export class Connection {
     done: OnExchange
   ): void {
     const plan = new ExchangeRequest(() => wire.fetchPortal(before, portal, size), done)
-    plan.asked = opened.plan.asked
+    plan.statement = opened.request.statement
     plan.before = before.length
-    plan.shape = opened.shape
+    plan.decoder = opened.decoder
     this.fly(plan)
   }
 
@@ -447,7 +457,7 @@ export class Connection {
    */
   cancel(): void {
     // what undoes something has a limit of its own, and is still wanted
-    if (this.flight === undefined || this.flight.plan.isUndo || this.isHeldBack) return
+    if (this.flight === undefined || this.flight.request.isUndo || this.isHeldBack) return
     if (this.isPooled) this.abort("cancelled")
     else this.stop("cancelled")
   }
@@ -504,8 +514,17 @@ export class Connection {
       (failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message))
     if (!cancellation.isOver) this.broken ??= "cancelled"
     else if (isConfirmed) this.cancellation = undefined
-    else return this.probe(cancellation, flight, failure)
+    else if (this.isOnServer) return this.probe(cancellation, flight, failure)
+    else this.broken ??= "cancelled"
     this.finish(flight, failure)
+  }
+
+  /**
+   * Checks if the process of the session can be one of PostgreSQL's own. Poolers, in session mode too, send a random number in its place; they
+   * may pass a cancel on after they have closed its socket, and it would hit the next statement.
+   */
+  private get isOnServer(): boolean {
+    return this.processId > 0 && this.processId <= largestProcessId
   }
 
   /**
@@ -569,7 +588,7 @@ export class Connection {
     const flight = new Exchange(this.client, plan, this.flightLost, this.types)
     const failure = this.refusal(flight)
     // not before this call has returned: the next who waits for a connection is called from there, and he may fail in the same way
-    if (failure !== undefined) return queueMicrotask(() => plan.done(failure, flight))
+    if (failure !== undefined) return queueMicrotask(() => plan.onDone(failure, flight))
     this.flight = flight
     this.watch()
     this.client.query(flight)
@@ -585,10 +604,18 @@ export class Connection {
   /** Why a flight does not even begin, if so. */
   private refusal(flight: Exchange): Failure | undefined {
     if (this.broken !== undefined || this.closed) {
-      return { _tag: "lost", error: this.loss ?? lostError(), sent: false, acknowledged: 0, asked: flight.asked }
+      return {
+        _tag: "lost",
+        error: this.loss ?? lostError(),
+        sent: false,
+        acknowledged: 0,
+        statement: flight.statement
+      }
     }
     const error = this.flight === undefined ? flight.prepare() : new Error("the connection is in use by somebody else")
-    return error === undefined ? undefined : { _tag: "unsendable", error, acknowledged: 0, asked: flight.plan.asked }
+    return error === undefined
+      ? undefined
+      : { _tag: "unsendable", error, acknowledged: 0, statement: flight.request.statement }
   }
 
   private readonly flightLost = (flight: Exchange, error: Error): void => {
@@ -626,17 +653,23 @@ export class Connection {
   private checkRole(flight: Exchange, failure: Failure | undefined): Failure | undefined {
     if (!this.isForWrites) return failure
     const wasProved = this.isProved
-    this.isProved = flight.plan.proves && failure === undefined
+    this.isProved = flight.request.provesRole && failure === undefined
     if (this.isProved) this.doubtsRole = false
-    if (failure?._tag !== "refused") return failure
-    if (flight.plan.proves && isUnproved(failure.error.code ?? "")) {
+    if (failure?._tag !== "refused") {
+      if (!flight.request.provesRole) this.refusedWrites = 0
+      return failure
+    }
+    if (flight.request.provesRole && isUnproved(failure.error.code ?? "")) {
       this.broken ??= "wrongRole"
       return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
     }
     if (isWriteRefused(failure)) {
       if (this.takesNoWrites && !this.isPooled) this.broken ??= "wrongRole"
-      // it may be the program's own doing; right after a proof it is taken for that
-      else if (this.isPooled && !wasProved) this.doubtsRole = true
+      // it may be the program's own doing; right after two proofs, which a pooler may have given to other servers, it is taken for that
+      else if (this.isPooled && (!wasProved || this.refusedWrites < 2)) {
+        this.doubtsRole = true
+        this.refusedWrites = wasProved ? this.refusedWrites + 1 : 1
+      }
     }
     return failure
   }
@@ -656,7 +689,7 @@ export class Connection {
 
   private settle(flight: Exchange, failure: Failure | undefined): void {
     this.report(flight, this.lastAnswer, failure)
-    flight.plan.done(failure, flight)
+    flight.request.onDone(failure, flight)
     const { onStopped } = this
     // what was around the statement may be undone in an exchange of its own; a lost connection goes back by itself
     if (onStopped === undefined || this.flight !== undefined) return
@@ -673,7 +706,7 @@ export class Connection {
         none
       )
     // what a writer has done outside of a transaction stays, whatever becomes of the lookup
-    const isStored = this.status === "I" && flight.plan.asked?.kind !== "reader"
+    const isStored = this.status === "I" && flight.request.statement?.kind !== "reader"
     const plan = new ExchangeRequest(bytes, (failure, found) => {
       if (failure !== undefined) {
         return this.settle(
@@ -682,12 +715,12 @@ export class Connection {
         )
       }
       // rows of a raw flight are as the server has written them
-      types.learn(unknown, found.result.rows as Array<ReadonlyArray<string | null>>)
-      flight.readLate()
+      types.addLookup(unknown, found.result.rows as Array<ReadonlyArray<string | null>>)
+      flight.decodePending()
       this.settle(flight, flight.failure())
     })
     plan.isRaw = true
-    plan.isUpkeep = true
+    plan.isMaintenance = true
     this.fly(plan)
   }
 
@@ -700,19 +733,25 @@ export class Connection {
     this.silence.answered()
     if (before === undefined) {
       // what answers there next may be another server
-      this.types?.forget()
+      this.types?.clear()
       this.owner.lost(this, error)
     }
     this.client.connection.stream.destroy()
     if (flight === undefined) return this.onLost?.(error)
-    const failure: Failure = { _tag: "lost", error, sent: true, acknowledged: flight.acknowledged, asked: flight.asked }
+    const failure: Failure = {
+      _tag: "lost",
+      error,
+      sent: true,
+      acknowledged: flight.acknowledged,
+      statement: flight.statement
+    }
     this.report(flight, clock.now(), failure)
-    flight.plan.done(failure, flight)
+    flight.request.onDone(failure, flight)
   }
 
   private report(flight: Exchange, now: number, failure: Failure | undefined): void {
-    if (flight.plan.isUpkeep) return
-    this.owner.operated?.(now - flight.since, failure === undefined ? undefined : errorType(failure))
+    if (flight.request.isMaintenance) return
+    this.owner.operated?.(now - flight.startedAt, failure === undefined ? undefined : errorType(failure))
   }
 
   private close(): void {
@@ -749,18 +788,18 @@ const cutShort = (failure: Failure, reason: CloseReason): Failure =>
         sent: true,
         undone: true,
         acknowledged: failure.acknowledged,
-        asked: failure.asked
+        statement: failure.statement
       }
     : failure
 
 /** Builds the failure of a statement that was done and whose rows cannot be read: it must not be told as refused, undone or not sent. */
-const unread = ({ _tag, error }: Failure, { acknowledged, plan: { asked } }: Exchange): Failure => {
+const unread = ({ _tag, error }: Failure, { acknowledged, request: { statement } }: Exchange): Failure => {
   const why = "the statement was done, but its rows cannot be read, for the names of their types could not be looked up"
   // without its code, which would mean something else
   const told = new Error(`${why}: ${error.message}`, { cause: error })
   return _tag === "lost"
-    ? { _tag, error: told, sent: true, acknowledged, asked }
-    : { _tag: "unsendable", error: told, acknowledged, asked }
+    ? { _tag, error: told, sent: true, acknowledged, statement }
+    : { _tag: "unsendable", error: told, acknowledged, statement }
 }
 
 const checked = (text: string): string => {

@@ -67,23 +67,23 @@ const discreet = (error: ServerError): ServerError => {
 export const textOf = ({ shown, text }: RequestedStatement): string => withoutPasswords(shown?.shown ?? text)
 
 /** What is known of the statement that failed. */
-const statementOf = ({ asked }: Failure) => {
-  if (asked === undefined) return {}
-  const sql = textOf(asked)
-  const location = asked.site?.place
+const statementOf = ({ statement }: Failure) => {
+  if (statement === undefined) return {}
+  const sql = textOf(statement)
+  const location = statement.site?.place
   return location === undefined ? { sql } : { sql, location }
 }
 
 const refused = (place: ErrorLocation, failure: Extract<Failure, { readonly _tag: "refused" }>): StatementError => {
-  const { asked, error, takesNoWrites } = failure
+  const { statement, error, takesNoWrites } = failure
   const sent = Number(error.position)
-  const position = asked?.shown?.positionOf(sent) ?? sent
+  const position = statement?.shown?.positionOf(sent) ?? sent
   const where = contextOf(error.where)
   const common = {
     ...place,
     cause: discreet(error),
     ...statementOf(failure),
-    ...(asked === undefined || Number.isNaN(sent) ? {} : { position }),
+    ...(statement === undefined || Number.isNaN(sent) ? {} : { position }),
     ...(where === undefined ? {} : { where }),
     ...present(error, ["hint"])
   }
@@ -112,7 +112,7 @@ const refused = (place: ErrorLocation, failure: Extract<Failure, { readonly _tag
     case "IdleTransactionTimeout":
       return new IdleTransactionTimeout({ ...common, limit: error.message })
     case "ReadOnlyViolation": {
-      const reason = asked?.kind === "reader" ? "reader" : takesNoWrites === true ? "server" : "transaction"
+      const reason = statement?.kind === "reader" ? "reader" : takesNoWrites === true ? "server" : "transaction"
       return new ReadOnlyViolation({ ...common, reason })
     }
     case "InvalidInput":

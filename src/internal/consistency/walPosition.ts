@@ -1,5 +1,6 @@
 /**
- * What a server says of how far it is, what that is a token of, and whether it is far enough.
+ * WAL positions of servers, the tokens that are made of them, and the check of a position against
+ * tokens.
  */
 
 import { type Session, Token } from "../../Consistency.js"
@@ -10,13 +11,16 @@ import { constantStep, type Step } from "../protocol/messages.js"
 import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
 
 /**
- * Asks a server how far it is, a primary or a standby. The timeline is read after the position, never before: a standby may go over to
- * another one in between, and then what was read before would be taken for a part of it. `OFFSET 0` keeps the two apart. A receiver that
- * does not stream says which timeline it was on, while the server may replay another one from an archive.
+ * The query of a server's position, on a primary or a standby. The timeline is read after the
+ * position, never before: a standby may switch to another timeline in between, and the new position
+ * would then be taken for a part of the old timeline. `OFFSET 0` keeps the planner from merging the
+ * two. A WAL receiver that does not stream reports the timeline that it was on, while the server
+ * may replay another from an archive, so only a streaming receiver counts.
  *
- * `pg_last_wal_replay_lsn` is no proof alone: after a failover another history may have got that far.
+ * `pg_last_wal_replay_lsn` alone is no proof: after a failover another history may have reached the
+ * same position.
  */
-const question: Request = {
+const positionQuery: Request = {
   text: `SELECT s.system_identifier, p.lsn,
   CASE WHEN p.standby THEN NULL ELSE pg_catalog.pg_walfile_name(p.lsn) END,
   (SELECT r.received_tli FROM pg_catalog.pg_stat_wal_receiver r
@@ -27,179 +31,216 @@ FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_l
   CASE WHEN r.standby THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END AS flushed
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r OFFSET 0) p, pg_catalog.pg_control_system() s`,
   values: [],
-  // what a program reads its columns with is no matter of this one
+  // the type parsers of the program must not change these columns
   rows: "raw",
   prepare: true,
   simple: false
 }
 
-/** Before COMMIT: how it is going to be, and whether there is anything to store, for a `SET LOCAL` is forgotten by it. */
-const beforeCommit: Step = constantStep(
+/**
+ * The step before COMMIT that notes `synchronous_commit`, which COMMIT resets if it was SET LOCAL,
+ * and the transaction's id. Without an id there is nothing to commit.
+ */
+const commitNoteStep: Step = constantStep(
   `SELECT pg_catalog.set_config('effect_db.commit', pg_catalog.concat(pg_catalog.current_setting('synchronous_commit'), ' ',
   pg_catalog.pg_current_xact_id_if_assigned()), false)`
 )
 
-/** Where the last record ends, of where the next one is going to begin: at the end of a page its header is between. */
-const endOf = (lsn: bigint, page: number): bigint => {
-  if (!(page > 0)) return lsn
-  const into = lsn % BigInt(page)
-  return into === 24n || into === 40n ? lsn - into : lsn
+/**
+ * Returns the end of the last record, given the start of the next: at the start of a page, the page
+ * header is between the two.
+ */
+const recordEnd = (lsn: bigint, pageSize: number): bigint => {
+  if (!(pageSize > 0)) return lsn
+  const offset = lsn % BigInt(pageSize)
+  return offset === 24n || offset === 40n ? lsn - offset : lsn
 }
 
-/** The first eight digits of the name of a part of the log. */
-const timelineOf = (file: string): number => Number.parseInt(file.slice(0, 8), 16)
+/** Returns the timeline: the first eight digits of the name of a WAL file. */
+const timelineOf = (walFile: string): number => Number.parseInt(walFile.slice(0, 8), 16)
 
-/** What a server has answered. */
+/** The answer of a server to the position query. */
 export interface WalStatus {
   readonly position: Position
-  /** What it had on its disk. */
+  /** The position up to which its WAL is on disk. */
   readonly flushed: bigint | undefined
-  /** What {@link beforeCommit} has noted last. */
-  readonly commit: string
-  readonly page: number
+  /** The last note of {@link commitNoteStep}. */
+  readonly commitNote: string
+  readonly pageSize: number
 }
 
-const lsnIn = (text: unknown): bigint | undefined =>
+const toLsn = (text: unknown): bigint | undefined =>
   typeof text === "string" && isLsn(text) ? parseLsn(text) : undefined
 
-const textIn = (text: unknown): string => (typeof text === "string" ? text : "")
+const toText = (text: unknown): string => (typeof text === "string" ? text : "")
 
-const read = (flight: Exchange): WalStatus | undefined => {
-  const row = flight.result.rows[0]
-  const [systemId, at, file, followed, flushed, commit, page]: ReadonlyArray<unknown> = Array.isArray(row) ? row : []
-  const lsn = lsnIn(at)
+const decodeStatus = (exchange: Exchange): WalStatus | undefined => {
+  const row = exchange.result.rows[0]
+  const [systemId, lsnText, walFile, receivedTimeline, flushed, commitNote, pageSize]: ReadonlyArray<unknown> =
+    Array.isArray(row) ? row : []
+  const lsn = toLsn(lsnText)
   if (typeof systemId !== "string" || lsn === undefined) return undefined
   const timeline =
-    typeof file === "string" ? timelineOf(file) : typeof followed === "string" ? Number(followed) : undefined
+    typeof walFile === "string"
+      ? timelineOf(walFile)
+      : typeof receivedTimeline === "string"
+        ? Number(receivedTimeline)
+        : undefined
   return {
     position: { systemId, lsn, timeline },
-    flushed: lsnIn(flushed),
-    commit: textIn(commit),
-    page: Number(textIn(page))
+    flushed: toLsn(flushed),
+    commitNote: toText(commitNote),
+    pageSize: Number(toText(pageSize))
   }
 }
 
-/** Asks a connection; without an answer there is none. */
-export const queryPosition = (connection: Connection, told: (answer: WalStatus | undefined) => void): void =>
-  connection.run(none, question, none, (failure, flight) => told(failure === undefined ? read(flight) : undefined))
+/** Queries the position on a connection; `callback` receives `undefined` without an answer. */
+export const queryPosition = (connection: Connection, callback: (status: WalStatus | undefined) => void): void =>
+  connection.run(none, positionQuery, none, (failure, exchange) =>
+    callback(failure === undefined ? decodeStatus(exchange) : undefined)
+  )
 
-/** How long a server has to answer, in ms, that can be done without. */
+/** The time that a server has to answer a query that can be done without, in ms. */
 export const positionTimeout = 1000
 
-/** Asks a connection, which is closed where it does not answer in time; the returned function gives up. */
+/**
+ * Queries the position on a connection, and aborts the connection if the server does not answer in
+ * time; the returned function aborts it at once.
+ */
 export const queryPositionWithin = (
   connection: Connection,
-  patience: number,
-  told: (answer: WalStatus | undefined) => void
+  timeout: number,
+  callback: (status: WalStatus | undefined) => void
 ): (() => void) => {
-  let isTold = false
-  const tell: typeof told = (answer) => {
-    if (isTold) return
-    isTold = true
-    clock.clear(impatient)
-    told(answer)
+  let isDone = false
+  const finish: typeof callback = (status) => {
+    if (isDone) return
+    isDone = true
+    clock.clear(timer)
+    callback(status)
   }
   const abort = () => {
     connection.abort("cancelled")
-    tell(undefined)
+    finish(undefined)
   }
-  const impatient = clock.timer(patience, abort)
-  queryPosition(connection, tell)
+  const timer = clock.timer(timeout, abort)
+  queryPosition(connection, finish)
   return abort
 }
 
 const none: ReadonlyArray<never> = []
 
-/** What the COMMIT of a transaction with witnesses has brought: what it was answered, and where the server was after it. */
-export interface Committed {
-  readonly isKept: boolean
-  readonly answer: WalStatus | undefined
+/**
+ * The result of a COMMIT with a position query: if it was committed and not rolled back, and the
+ * server's status after it.
+ */
+export interface CommitResult {
+  readonly isCommitted: boolean
+  readonly status: WalStatus | undefined
 }
 
-const commitAndSay = [beforeCommit, constantStep("COMMIT")]
+const commitSteps = [commitNoteStep, constantStep("COMMIT")]
 
-/** Behind a pooler the session is everybody's, and nothing is left in it. */
-const forget = [constantStep("RESET effect_db.commit")]
+/** behind a pooler, other clients share the session, so nothing is left in it */
+const resetSteps = [constantStep("RESET effect_db.commit")]
 
-/** Commits, and asks in the same flight. `done` is told of a failure only where the COMMIT was not answered. */
+/**
+ * Commits and queries the position in the same exchange. `callback` receives a failure only if the
+ * COMMIT was not answered.
+ */
 export const commitAndQueryPosition = (
   connection: Connection,
-  done: (failure: Parameters<Parameters<Connection["steps"]>[1]>[0], committed: Committed) => void
+  callback: (failure: Parameters<Parameters<Connection["steps"]>[1]>[0], result: CommitResult) => void
 ): void =>
-  connection.run(commitAndSay, question, connection.isPooled ? forget : none, (failure, flight) => {
-    const isAnswered = flight.acknowledged >= commitAndSay.length
-    const answer = failure === undefined ? read(flight) : undefined
-    // whatever comes after its answer cannot undo it
-    done(isAnswered ? undefined : failure, { isKept: flight.lead !== "ROLLBACK", answer })
+  connection.run(commitSteps, positionQuery, connection.isPooled ? resetSteps : none, (failure, exchange) => {
+    const isAnswered = exchange.acknowledged >= commitSteps.length
+    const status = failure === undefined ? decodeStatus(exchange) : undefined
+    // a failure after the answer to COMMIT cannot undo it
+    callback(isAnswered ? undefined : failure, { isCommitted: exchange.precedingTag !== "ROLLBACK", status })
   })
 
 /**
- * A place after what was stored. What a COMMIT has waited for is on the disk, which a replica may have; of any other it is only known that it
- * is before where the next record begins, which may be far beyond what anybody sends before somebody else commits.
+ * Returns a token that covers a write. A COMMIT that has waited for its flush is on disk, so a
+ * replica may have received it. Any other write is only known to be before the start of the next
+ * record, which may be far beyond the WAL that the server sends before another commit.
  */
-const tokenOf = (database: string, { flushed, page, position }: WalStatus, isOnDisk: boolean): Token | undefined => {
+const tokenOf = (
+  database: string,
+  { flushed, pageSize, position }: WalStatus,
+  isOnDisk: boolean
+): Token | undefined => {
   const { systemId, timeline } = position
   if (timeline === undefined) return undefined
-  const lsn = isOnDisk && flushed !== undefined ? flushed : endOf(position.lsn, page)
-  // made of what was checked when it was read
+  const lsn = isOnDisk && flushed !== undefined ? flushed : recordEnd(position.lsn, pageSize)
+  // made of values that were checked when they were decoded
   return new Token({ database, systemId, timeline, lsn }, { disableValidation: true })
 }
 
-/** Asks for sessions: what is answered counts as of now. */
+/**
+ * Recorder of tokens for causal sessions. The answer to a query counts as of the construction of
+ * the recorder.
+ */
 export class TokenRecorder {
-  private readonly asked: ReadonlyArray<readonly [session: Session, at: number]>
+  private readonly sessions: ReadonlyArray<readonly [session: Session, askedAt: number]>
 
   constructor(
     private readonly database: string,
     sessions: Iterable<Session>
   ) {
-    this.asked = Array.from(sessions, (session) => [session, session.ask()] as const)
+    this.sessions = Array.from(sessions, (session) => [session, session.ask()] as const)
   }
 
-  /** What a COMMIT has stored; it may be nothing. */
-  committed(answer: WalStatus | undefined): void {
-    const [synchronous = "", xid = ""] = answer?.commit.split(" ") ?? []
-    if (answer !== undefined && synchronous !== "" && xid === "") return
+  /**
+   * Records the token of a COMMIT, unless it had nothing to commit. Without a status its position
+   * counts as unknown.
+   */
+  recordCommit(status: WalStatus | undefined): void {
+    const [synchronous = "", xid = ""] = status?.commitNote.split(" ") ?? []
+    if (status !== undefined && synchronous !== "" && xid === "") return
     const isOnDisk = synchronous !== "" && synchronous !== "off"
-    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, isOnDisk))
+    this.record(status === undefined ? undefined : tokenOf(this.database, status, isOnDisk))
   }
 
-  /** What was stored in a way that nobody has seen. */
-  stored(answer: WalStatus | undefined): void {
-    this.note(answer === undefined ? undefined : tokenOf(this.database, answer, false))
+  /**
+   * Records a token after a write that was not observed. Without a status its position counts as
+   * unknown.
+   */
+  recordWrite(status: WalStatus | undefined): void {
+    this.record(status === undefined ? undefined : tokenOf(this.database, status, false))
   }
 
-  private note(token: Token | undefined): void {
-    for (const [session, at] of this.asked) session.note(this.database, token, at)
+  private record(token: Token | undefined): void {
+    for (const [session, askedAt] of this.sessions) session.note(this.database, token, askedAt)
   }
 }
 
 /**
- * Whether a server has what a token tells of.
+ * The relation of a server to a token.
  *
- * - `caughtUp`: it has.
- * - `behind`: it is on its way there.
- * - `unproved`: it does not say which history it is in.
- * - `lost`: its history is another one, by a failover or because it is another cluster.
+ * - `caughtUp`: the server has the writes that the token covers.
+ * - `behind`: the server is in the same history, or an earlier part of it, and has not reached the
+ *   token.
+ * - `unproved`: the server does not report its history.
+ * - `lost`: the server has another history, after a failover or because it is another cluster.
  */
 export type Freshness = "caughtUp" | "behind" | "unproved" | "lost"
 
-const judgeOne = ({ lsn, systemId, timeline }: Position, database: string, token: Token): Freshness => {
+const judgeToken = ({ lsn, systemId, timeline }: Position, database: string, token: Token): Freshness => {
   if (database !== token.database || systemId !== token.systemId) return "lost"
   if (timeline === undefined) return "unproved"
   if (timeline > token.timeline) return "lost"
   return timeline === token.timeline && lsn >= token.lsn ? "caughtUp" : "behind"
 }
 
-const worse: ReadonlyArray<Freshness> = ["lost", "unproved", "behind"]
+const worstFirst: ReadonlyArray<Freshness> = ["lost", "unproved", "behind"]
 
-/** The same for all of several tokens. */
+/** Returns the worst relation of a position to several tokens. */
 export const judgeFreshness = (
   position: Position | undefined,
   database: string,
   tokens: ReadonlyArray<Token>
 ): Freshness => {
   if (position === undefined) return "unproved"
-  const all = tokens.map((token) => judgeOne(position, database, token))
-  return worse.find((verdict) => all.includes(verdict)) ?? "caughtUp"
+  const all = tokens.map((token) => judgeToken(position, database, token))
+  return worstFirst.find((freshness) => all.includes(freshness)) ?? "caughtUp"
 }

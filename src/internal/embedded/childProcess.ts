@@ -1,3 +1,6 @@
+/**
+ * Child processes: start, signals, and programs that run to their end.
+ */
 import { type ChildProcess, spawn } from "node:child_process"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -5,25 +8,28 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import { withinRealTime } from "./realClock.js"
 
-/** The operating system user that runs PostgreSQL where node itself runs as root. */
+/** Operating system user that runs PostgreSQL if Node itself runs as root. */
 export interface Identity {
   readonly name: string
   readonly uid: number
   readonly gid: number
 }
 
+/** Working directory and user of a process. */
 export interface ProcessLocation {
   readonly cwd: string
   readonly user?: Identity | undefined
 }
 
+/** Error of a program that did not start or did not succeed. */
 export class CommandFailed extends Data.TaggedError("CommandFailed")<{
   readonly reason: string
   readonly output: ReadonlyArray<string>
   readonly cause?: unknown
 }> {}
 
-// Nothing else is inherited: PG* and LC_* variables would change what the server does, and others may be secrets.
+// Only these are inherited: PG* and LC_* variables would change the behaviour of the server, and
+// others may be secrets.
 const inherited = ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
 
 const environment = (): Record<string, string> => {
@@ -38,8 +44,8 @@ const environment = (): Record<string, string> => {
 const lines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).filter((line) => line !== "")
 
 /**
- * Starts a process in a session of its own, so that the terminal's Ctrl-C does not reach it. `attach` runs before
- * the process can have said anything, so no event is missed.
+ * Starts a process in a session of its own, so that the terminal's Ctrl-C does not reach it.
+ * `attach` runs before any event of the process, so it misses none.
  */
 export const launch = <A>(
   file: string,
@@ -67,12 +73,14 @@ export const launch = <A>(
       child.once("error", fail)
       if (child.pid !== undefined) resume(Effect.succeed(attach(child, child.pid)))
     } catch (cause) {
-      // some refusals are thrown (EPERM), others arrive as an event (ENOENT, EACCES)
+      // `spawn` throws some errors (EPERM) and emits others as an event (ENOENT, EACCES)
       fail(cause)
     }
   }).pipe(Effect.uninterruptible)
 
-/** Sends a signal (0 only asks); `false` where there is no such process any more. */
+/**
+ * Sends a signal, or with 0 only checks the process; returns `false` if there is no such process.
+ */
 export const signal = (pid: number, name: NodeJS.Signals | 0): boolean => {
   try {
     return process.kill(pid, name)
@@ -81,15 +89,18 @@ export const signal = (pid: number, name: NodeJS.Signals | 0): boolean => {
   }
 }
 
-/** Runs a tool to its end and gives what it wrote; an interruption kills it, with its children, and waits for that. */
+/**
+ * Runs a program to its end and returns its output. An interruption kills it, with its children,
+ * and waits for that.
+ */
 export const run = (
   file: string,
   args: ReadonlyArray<string>,
-  where: ProcessLocation
+  location: ProcessLocation
 ): Effect.Effect<string, CommandFailed> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(
-      launch(file, args, { ...where, stdio: ["ignore", "pipe", "pipe"] }, (child, pid) => {
+      launch(file, args, { ...location, stdio: ["ignore", "pipe", "pipe"] }, (child, pid) => {
         const ended = Deferred.unsafeMake<string, CommandFailed>(FiberId.none)
         const written: Array<string> = []
         child.stdout?.setEncoding("utf8").on("data", (text: string) => written.push(text))

@@ -1,3 +1,6 @@
+/**
+ * A copy of the PostgreSQL programs that every user can run.
+ */
 import * as fs from "node:fs/promises"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
@@ -16,15 +19,16 @@ const isLink = (u: unknown): u is Link =>
   "target" in u &&
   typeof u.target === "string"
 
-// A link costs nothing, but shares owner and mode with the original, which is not ours to change.
-const place = async (from: string, to: string, program: boolean) => {
+// A hard link costs no space, but shares owner and mode with the original, which must not change.
+const linkOrCopy = async (from: string, to: string, program: boolean) => {
   const needed = program ? 0o555 : 0o444
   const { mode } = await fs.stat(from)
   if ((mode & needed) === needed) {
     try {
       return await fs.link(from, to)
     } catch {
-      // another file system, or links to other users' files are forbidden: a copy does
+      // the file is copied if it is on another file system, or if links to files of other users are
+      // forbidden
     }
   }
   await fs.copyFile(from, to)
@@ -33,35 +37,36 @@ const place = async (from: string, to: string, program: boolean) => {
 
 const copy = async (from: string, to: string, program: boolean): Promise<void> => {
   await fs.mkdir(to)
-  // said afterwards, since mkdir listens to the umask
+  // set afterwards, since the umask changes the mode of mkdir
   await fs.chmod(to, 0o755)
   for (const entry of await fs.readdir(from, { withFileTypes: true })) {
     const source = path.join(from, entry.name)
     const target = path.join(to, entry.name)
     if (entry.isDirectory()) await copy(source, target, program || entry.name === "bin")
     else if (entry.isSymbolicLink()) await fs.symlink(await fs.readlink(source), target)
-    else await place(source, target, program)
+    else await linkOrCopy(source, target, program)
   }
 }
 
-// npm packages cannot hold symbolic links: an install script makes them, unless such scripts are not run.
-const relink = async (native: string) => {
+// npm packages cannot hold symbolic links: an install script makes them, unless scripts are
+// disabled.
+const makeSymlinks = async (native: string) => {
   const text = await fs.readFile(path.join(native, "pg-symlinks.json"), "utf8").catch(() => "[]")
   const found: unknown = JSON.parse(text)
   for (const { source, target } of Array.isArray(found) ? found.filter(isLink) : []) {
-    const at = path.resolve(native, "..", target)
-    await fs.rm(at, { force: true })
-    await fs.symlink(path.relative(path.dirname(target), source), at)
+    const link = path.resolve(native, "..", target)
+    await fs.rm(link, { force: true })
+    await fs.symlink(path.relative(path.dirname(target), source), link)
   }
 }
 
-/** Makes `to` a folder of programs that every user can run, out of `native`, with hard links where possible. */
+/** Copies `native` to `to` so that every user can run its programs, with hard links if possible. */
 export const copyBinaries = (native: string, to: string): Effect.Effect<void, CommandFailed> =>
   Effect.tryPromise({
     try: async () => {
       await copy(native, to, false)
-      await relink(to)
+      await makeSymlinks(to)
     },
     catch: (cause) => new CommandFailed({ reason: `it could not be copied: ${cause}`, output: [], cause })
-    // a promise would go on by itself, while the folder is being removed
+    // uninterruptible, because the promise would go on while the folder is removed
   }).pipe(Effect.uninterruptible)

@@ -1,3 +1,6 @@
+/**
+ * The data folders of a primary and its standbys.
+ */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type { Binaries } from "./binaries.js"
@@ -5,6 +8,7 @@ import { type CommandFailed, type Identity, run } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
 import * as Folder from "./tempDirectory.js"
 
+/** Files, user and password that the servers of a cluster share. */
 export interface Cluster {
   readonly folder: string
   readonly binaries: Binaries
@@ -12,14 +16,14 @@ export interface Cluster {
   readonly password: string
 }
 
-const refuse = (what: string) => (cause: CommandFailed) =>
+const initializeError = (failed: string) => (cause: CommandFailed) =>
   new EmbeddedPostgresError({
     operation: "initialize",
-    reason: `${what}: ${cause.reason}`,
+    reason: `${failed}: ${cause.reason}`,
     logs: cause.output.slice(-20)
   })
 
-/** Makes the data folder of the primary, not started yet. */
+/** Creates the data folder of the primary without starting a server. */
 export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: string, configuration: string) {
   const pwfile = path.join(cluster.folder, "pwfile")
   yield* Folder.makeData(data, cluster.user)
@@ -35,32 +39,33 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
           "--auth=scram-sha-256",
           "--encoding=UTF8",
           "--locale=C",
-          // the server's own idea of Unicode: the same everywhere, whatever locales the machine has
+          // the Unicode rules of the server itself, which do not depend on the locales of the
+          // machine
           "--locale-provider=builtin",
           "--builtin-locale=C.UTF-8",
-          // for initdb's own server too: killed, it would leave a segment in /dev/shm
+          // also for the server that initdb runs: if killed, it would leave a segment in /dev/shm
           "--set=dynamic_shared_memory_type=mmap",
           "--no-sync",
           "--no-instructions"
         ],
         { cwd: cluster.folder, user: cluster.user }
-      ).pipe(Effect.mapError(refuse("the data folder could not be made"))),
+      ).pipe(Effect.mapError(initializeError("the data folder could not be made"))),
     () => Effect.ignore(Folder.remove(pwfile))
   )
   yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
 })
 
-/** Copies the data folder of a server that does not run. */
+/** Copies the data folder of a stopped server. */
 export const copy = (cluster: Cluster, from: string, to: string) =>
   Effect.zipRight(
     Folder.makeData(to, cluster.user),
     run("cp", ["-Rp", `${from}/.`, to], { cwd: cluster.folder, user: cluster.user }).pipe(
-      Effect.mapError(refuse("the data folder could not be copied"))
+      Effect.mapError(initializeError("the data folder could not be copied"))
     )
   )
 
-/** Makes a copied data folder that of a standby. */
-export const follow = (cluster: Cluster, data: string, primary: string) =>
+/** Turns a copied data folder into that of a standby. */
+export const makeStandby = (cluster: Cluster, data: string, primary: string) =>
   Effect.zipRight(
     Folder.append(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),
     Folder.create(path.join(data, "standby.signal"), "", cluster.user)

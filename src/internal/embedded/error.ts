@@ -1,10 +1,13 @@
+/**
+ * The error of embedded servers.
+ */
 import * as Schema from "effect/Schema"
 
 /**
- * An embedded server could not do what it was asked.
+ * Error of an operation on an embedded server.
  *
- * `reason` says what happened and what to do about it, `logs` are the last lines that the server wrote. Neither
- * they nor `cause` hold the cluster's password.
+ * `reason` says what happened and what to do about it, `logs` are the last lines that the server
+ * wrote. Neither they nor `cause` hold the cluster's password.
  *
  * @since 0.1.0
  * @category errors
@@ -45,10 +48,11 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
   }
 ) {
   override get message(): string {
-    const where = this.server === undefined ? "" : ` (${this.server})`
+    const server = this.server === undefined ? "" : ` (${this.server})`
     const logs = this.logs.length === 0 ? "" : `\n  ${this.logs.join("\n  ")}`
-    return `EmbeddedPostgres ${this.operation}${where}: ${this.reason}${logs}`
+    return `EmbeddedPostgres ${this.operation}${server}: ${this.reason}${logs}`
   }
 }
 
+/** Name of an operation. */
 export type Operation = EmbeddedPostgresError["operation"]

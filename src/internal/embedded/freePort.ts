@@ -1,3 +1,6 @@
+/**
+ * The choice of a free TCP port.
+ */
 import { randomInt } from "node:crypto"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
@@ -13,8 +16,9 @@ const listen = (port: number): Effect.Effect<number, Error> =>
   })
 
 /**
- * A port that is free now. It is taken from below the range that outgoing connections use: from within, a client that
- * keeps trying a stopped server can be given that very port as its own, and the server could not come back to it.
+ * Returns a port that is free now, from below the range of outgoing connections. Inside that range,
+ * a client that retries a stopped server may get the port of that server as its own, and the server
+ * could not start on it again.
  */
 export const freePort: Effect.Effect<number, Error> = Effect.sync(() => randomInt(15_000, 32_000)).pipe(
   Effect.flatMap(listen),

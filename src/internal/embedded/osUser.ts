@@ -1,3 +1,6 @@
+/**
+ * The operating system user of embedded servers.
+ */
 import * as Effect from "effect/Effect"
 import { type Identity, run } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
@@ -7,7 +10,10 @@ const lookup = (name: string) =>
     concurrency: 2
   }).pipe(Effect.map(([uid, gid]): Identity => ({ name, uid: Number(uid), gid: Number(gid) })))
 
-/** PostgreSQL refuses to run as root, so root lends it an unprivileged user that is already there; else it is ours. */
+/**
+ * Finds the user that runs PostgreSQL: an existing unprivileged one if Node runs as root, because
+ * PostgreSQL refuses to run as root, or else `undefined` for the current user.
+ */
 export const unprivilegedUser: Effect.Effect<Identity | undefined, EmbeddedPostgresError> = Effect.suspend(() =>
   process.getuid?.() === 0
     ? lookup("postgres").pipe(

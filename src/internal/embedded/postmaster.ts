@@ -1,3 +1,6 @@
+/**
+ * The postmaster process of an embedded server.
+ */
 import * as net from "node:net"
 import { createInterface } from "node:readline"
 import * as Deferred from "effect/Deferred"
@@ -6,29 +9,32 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { type CommandFailed, launch, type ProcessLocation } from "./childProcess.js"
 
-/** It ended before it got there. */
+/** Failure of a wait for a server that has ended. */
 export const Ended = "Ended"
 
-/** A running server: its first process, and what can be seen of it from outside. */
+/** Running server: its first process, and its state as its output and exit show it. */
 export interface Postmaster {
   readonly pid: number
-  /** Its port is its own. */
+  /** Done when the server listens on its port. */
   readonly listening: Deferred.Deferred<void, typeof Ended>
-  /** It takes connections. */
+  /** Done when the server accepts connections. */
   readonly ready: Deferred.Deferred<void, typeof Ended>
-  /** Every process that shared its standard error is gone: the postmaster and its children. */
+  /**
+   * Done when all processes that share its standard error have ended: the postmaster and its
+   * children.
+   */
   readonly ended: Deferred.Deferred<void>
   readonly alive: () => boolean
 }
 
-/** Starts `postgres`. Every line that it writes goes to `onLine`, before anything that follows from it. */
+/** Starts `postgres`. Each line of its output goes to `onLine` before it changes the state. */
 export const start = (
   postgres: string,
   args: ReadonlyArray<string>,
-  where: ProcessLocation,
+  location: ProcessLocation,
   onLine: (line: string) => void
 ): Effect.Effect<Postmaster, CommandFailed> =>
-  launch(postgres, args, { ...where, stdio: ["ignore", "ignore", "pipe"] }, (child, pid) => {
+  launch(postgres, args, { ...location, stdio: ["ignore", "ignore", "pipe"] }, (child, pid) => {
     const listening = Deferred.unsafeMake<void, typeof Ended>(FiberId.none)
     const ready = Deferred.unsafeMake<void, typeof Ended>(FiberId.none)
     const ended = Deferred.unsafeMake<void>(FiberId.none)
@@ -37,7 +43,7 @@ export const start = (
       createInterface({ input: stderr }).on("line", (line) => {
         onLine(line)
         if (/listening on IPv4 address/.test(line)) Deferred.unsafeDone(listening, Exit.void)
-        // a standby says "ready to accept read-only connections"
+        // a standby logs "ready to accept read-only connections"
         if (/database system is ready to accept .*connections/.test(line)) Deferred.unsafeDone(ready, Exit.void)
       })
     }
@@ -46,7 +52,8 @@ export const start = (
       Deferred.unsafeDone(ready, Exit.fail(Ended))
       Deferred.unsafeDone(ended, Exit.void)
     })
-    // a program that ends without closing its scope must be able to end; its watchdog does the rest
+    // a program that does not close its scope must be able to end; the watchdog then stops the
+    // server
     child.unref()
     if (stderr instanceof net.Socket) stderr.unref()
     return { pid, listening, ready, ended, alive: () => child.exitCode === null && child.signalCode === null }

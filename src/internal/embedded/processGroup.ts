@@ -1,16 +1,20 @@
+/**
+ * The processes of an embedded server, and signals to all of them.
+ *
+ * They carry the mark of the server in their command lines: the postmaster as its data folder, the
+ * children as `cluster_name` in their titles. Unlike the parent's id the mark stays after the end
+ * of the postmaster, and unlike the working directory every user may read it.
+ */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { signal } from "./childProcess.js"
 import { withRealClock } from "./realClock.js"
 
-// A server's processes carry its mark in their command lines: the postmaster as its data folder, the children as
-// `cluster_name` in their titles. Unlike the parent's id it is still there when the postmaster is not, and unlike the
-// working directory every user may read it.
-
-/** The mark of a server, for its `cluster_name`; its data folder ends in it too. */
+/** Returns the mark of a server, for its `cluster_name`; its data folder ends in it too. */
 export const mark = (data: string): string => data.split("/").slice(-2).join("/")
 
+/** Process of a server. */
 interface Member {
   readonly pid: number
   readonly state: string
@@ -39,7 +43,7 @@ const fromPs = (): ReadonlyArray<Member> =>
         : [{ pid: Number(pid), state, command }]
     })
 
-/** The processes of the server in `data`, as far as they run. */
+/** Returns the running processes of the server in `data`. */
 export const members = (data: string): ReadonlyArray<Member> => {
   const all =
     process.platform === "linux"
@@ -48,29 +52,29 @@ export const members = (data: string): ReadonlyArray<Member> => {
           .filter((name) => /^\d+$/.test(name))
           .flatMap(fromProc)
       : fromPs()
-  // replica-1 is no replica-10
+  // the mark of replica-1 must not match replica-10
   const marked = new RegExp(`${mark(data)}(?!\\d)`)
   return all.filter((member) => marked.test(member.command))
 }
 
-// stopped, or dead and not fetched by its parent yet
-const still = (member: Member): boolean => /^[TtZX]/.test(member.state)
+// stopped, or a zombie that its parent has not reaped yet
+const isStopped = (member: Member): boolean => /^[TtZX]/.test(member.state)
 
 /**
- * Stops every process, the postmaster first so that no child is born meanwhile. Ends when all of them stand still,
- * with `false` where some did not within about a second.
+ * Stops all processes, the postmaster first so that it starts no child meanwhile. Returns true when
+ * all are stopped, or false if some were not within about a second.
  */
 export const freeze = (postmaster: number, data: string, tries = 500): Effect.Effect<boolean> =>
   Effect.suspend(() => {
     signal(postmaster, "SIGSTOP")
-    const moving = members(data).filter((member) => !still(member))
-    for (const member of moving) signal(member.pid, "SIGSTOP")
-    if (moving.length === 0 || tries === 0) return Effect.succeed(moving.length === 0)
-    // a process notices the signal when it next enters the kernel; its state is the only place that tells
+    const running = members(data).filter((member) => !isStopped(member))
+    for (const member of running) signal(member.pid, "SIGSTOP")
+    if (running.length === 0 || tries === 0) return Effect.succeed(running.length === 0)
+    // polled: a process stops when it next enters the kernel, and only its state shows that
     return Effect.zipRight(withRealClock(Effect.sleep("1 millis")), freeze(postmaster, data, tries - 1))
   })
 
-/** Lets every process go on, the postmaster last. */
+/** Continues all processes, the postmaster last. */
 export const thaw = (postmaster: number, data: string): Effect.Effect<void> =>
   Effect.sync(() => {
     const found = members(data)
@@ -81,7 +85,7 @@ export const thaw = (postmaster: number, data: string): Effect.Effect<void> =>
 const isGone = (pid: number): boolean => {
   if (process.platform !== "linux") return !signal(pid, 0)
   try {
-    // dead, and nobody fetches it: containers often have no init that would
+    // a zombie that stays: containers often have no init that reaps orphans
     return /\) [ZX]/.test(fs.readFileSync(`/proc/${pid}/stat`, "utf8"))
   } catch {
     return true
@@ -90,18 +94,18 @@ const isGone = (pid: number): boolean => {
 
 const awaitGone = (pids: ReadonlyArray<number>): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const left = pids.filter((pid) => !isGone(pid))
-    // they are nobody's children any more, so no event tells
-    return left.length === 0 ? Effect.void : Effect.zipRight(Effect.sleep("1 millis"), awaitGone(left))
+    const remaining = pids.filter((pid) => !isGone(pid))
+    // polled: the processes are no children of this one, so their exit emits no event
+    return remaining.length === 0 ? Effect.void : Effect.zipRight(Effect.sleep("1 millis"), awaitGone(remaining))
   })
 
-/** Kills every process, frozen and orphaned ones too, and waits, within a bound, until they are gone. */
+/** Kills all processes, frozen and orphaned ones too, and waits, within a bound, for their end. */
 export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
   Effect.suspend(() => {
-    // held first: a postmaster that sees a child die would start others
+    // stopped first: a postmaster starts other children when one dies
     for (const { pid } of members(data)) if (pid === postmaster) signal(pid, "SIGSTOP")
     const pids = members(data).map((member) => member.pid)
-    // each leads a group, in which there may be a command that it runs
+    // the whole group of each: it may contain a command that the process runs
     for (const pid of pids) if (!signal(-pid, "SIGKILL")) signal(pid, "SIGKILL")
     return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, withRealClock)
   })

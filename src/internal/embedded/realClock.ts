@@ -1,3 +1,6 @@
+/**
+ * The real clock, for waits on processes.
+ */
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
@@ -6,13 +9,17 @@ import * as Option from "effect/Option"
 
 const clock = Clock.make()
 
-/** A process lives in real time, so under a `TestClock` too its bounds and polls must run on the real one. */
+/**
+ * Runs an effect on the real clock. Processes run in real time, so their timeouts and polls need
+ * the real clock also under a `TestClock`.
+ */
 export const withRealClock = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withClock(self, clock)
 
 /**
- * Whether `deferred` was done in time. The wait is interruptible even where the caller is not: else `timeout` would
- * wait for a loser that cannot be interrupted, and there would be no bound.
+ * Waits for `deferred`; returns true if it was done in time. The wait is interruptible even if the
+ * caller is not: `timeout` waits for the interruption of the loser, so the bound would have no
+ * effect.
  */
 export const withinRealTime = <A, E>(
   deferred: Deferred.Deferred<A, E>,

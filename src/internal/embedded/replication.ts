@@ -1,11 +1,15 @@
+/**
+ * The wait for replicas to catch up with their primary.
+ */
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { Server } from "./server.js"
 
-const position = (primary: Server) =>
+const currentPosition = (primary: Server) =>
   primary.session("awaitReplicas", (query) =>
     Effect.gen(function* () {
-      // waits for the disk, so for all before it too, also commits that did not wait; but not for a standby itself
+      // `local` waits for the disk, which covers earlier commits that did not wait, and for no
+      // standby
       yield* query("SET synchronous_commit = local")
       yield* query("SELECT pg_logical_emit_message(true, 'effect-db', '')")
       const [row] = yield* query("SELECT pg_current_wal_lsn()::text AS lsn")
@@ -13,18 +17,22 @@ const position = (primary: Server) =>
     })
   )
 
-// a standby tells nobody what it has replayed, so it has to be asked; one that was promoted follows nobody any more
-const replayed = (replica: Server, lsn: unknown) =>
+// polled: a standby does not announce its replay position; a promoted one has no primary and is
+// done
+const awaitReplayed = (replica: Server, lsn: unknown) =>
   replica.session("awaitReplicas", (query) =>
     query("SELECT NOT pg_is_in_recovery() OR coalesce(pg_last_wal_replay_lsn() >= $1::pg_lsn, false) AS done", [
       lsn
     ]).pipe(Effect.repeat({ until: ([row]) => row?.done === true, schedule: Schedule.spaced("3 millis") }))
   )
 
-/** Ends when every running replica has replayed what the primary has committed by now. */
+/** Waits until all running replicas have replayed the present commits of the primary. */
 export const awaitReplicas = (primary: Server, replicas: ReadonlyArray<Server>) =>
   Effect.gen(function* () {
-    const lsn = yield* position(primary)
+    const lsn = yield* currentPosition(primary)
     const running = yield* Effect.filter(replicas, (replica) => replica.isRunning)
-    yield* Effect.forEach(running, (replica) => replayed(replica, lsn), { concurrency: "unbounded", discard: true })
+    yield* Effect.forEach(running, (replica) => awaitReplayed(replica, lsn), {
+      concurrency: "unbounded",
+      discard: true
+    })
   })

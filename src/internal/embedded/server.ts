@@ -1,16 +1,22 @@
+/**
+ * An embedded server: its operations, one at a time.
+ */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Sql from "./adminSession.js"
 import { signal } from "./childProcess.js"
 import type { EmbeddedPostgresError, Operation } from "./error.js"
-import * as Family from "./processGroup.js"
+import * as ProcessGroup from "./processGroup.js"
 import { withinRealTime, withRealClock } from "./realClock.js"
 import * as Instance from "./serverProcess.js"
 
+/** Embedded server. */
 export type Server = Effect.Effect.Success<ReturnType<typeof open>>
 
-/** Starts a server and gives it as soon as it has its port; it takes connections when `ready` ends. */
+/**
+ * Starts a server and returns it when it has its port; it accepts connections when `ready` ends.
+ */
 export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   const { cluster, data, name } = options
   const instance = yield* Instance.make(options)
@@ -58,7 +64,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   const thaw = Effect.suspend(() => {
     const process = instance.running()
     frozen = false
-    return process === undefined ? Effect.void : Family.thaw(process.pid, data)
+    return process === undefined ? Effect.void : ProcessGroup.thaw(process.pid, data)
   })
 
   const stop = Effect.suspend(() => {
@@ -67,7 +73,8 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     signal(process.pid, "SIGINT")
     return thaw.pipe(
       Effect.zipRight(withinRealTime(process.ended, "10 seconds")),
-      // a primary waits for its standbys to have everything, and one of them may be frozen
+      // a primary waits until its standbys have received all of its WAL, and a standby may be
+      // frozen
       Effect.flatMap((ended) => (ended ? Effect.void : instance.halt)),
       Effect.filterOrFail(
         () => instance.running() === undefined,
@@ -94,9 +101,9 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
         frozen = true
       })
     ),
-    Effect.flatMap((process) => Family.freeze(process.pid, data)),
+    Effect.flatMap((process) => ProcessGroup.freeze(process.pid, data)),
     Effect.filterOrFail(
-      (still) => still,
+      (isFrozen) => isFrozen,
       () => fail("freeze", "some of its processes do not stand still")
     ),
     Effect.asVoid

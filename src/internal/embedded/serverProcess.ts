@@ -1,3 +1,6 @@
+/**
+ * The process of an embedded server: start, port, log and end.
+ */
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -7,9 +10,10 @@ import { EmbeddedPostgresError, type Operation } from "./error.js"
 import * as Ports from "./freePort.js"
 import * as Settings from "./postgresqlConf.js"
 import * as Postmaster from "./postmaster.js"
-import * as Family from "./processGroup.js"
+import * as ProcessGroup from "./processGroup.js"
 import { withinRealTime } from "./realClock.js"
 
+/** Options of a server. */
 export interface Options {
   readonly cluster: Cluster
   readonly name: string
@@ -18,10 +22,12 @@ export interface Options {
   readonly startTimeout: Duration.DurationInput
 }
 
-const kept = 200
-const shown = 20
+/** The number of lines of its output that are kept. */
+const keptLines = 200
+/** The number of lines in an error. */
+const reportedLines = 20
 
-/** One server's process: there is at most one at a time, and none after the scope. */
+/** Creates the keeper of a server's process: at most one at a time, and none after the scope. */
 export const make = Effect.fnUntraced(function* (options: Options) {
   const { cluster, data, name } = options
   const lines: Array<string> = []
@@ -29,17 +35,19 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   let portTaken = false
   let released = false
 
-  /** The call was wrong: its reason says it all. */
+  /** Creates the error of an invalid call, which needs no lines of the server. */
   const refuse = (operation: Operation, reason: string, cause?: unknown) =>
     new EmbeddedPostgresError({ operation, server: name, reason, logs: [], cause })
 
-  /** The server did not do it: what it wrote may say why. */
+  /**
+   * Creates the error of a server that has failed, with its last lines, which may give the reason.
+   */
   const fail = (operation: Operation, reason: string, cause?: unknown) =>
-    new EmbeddedPostgresError({ operation, server: name, reason, logs: lines.slice(-shown), cause })
+    new EmbeddedPostgresError({ operation, server: name, reason, logs: lines.slice(-reportedLines), cause })
 
-  const hear = (line: string) => {
+  const onLine = (line: string) => {
     lines.push(line.replaceAll(cluster.password, "<redacted>"))
-    if (lines.length > kept) lines.shift()
+    if (lines.length > keptLines) lines.shift()
     if (/could not bind .*Address already in use/.test(line)) portTaken = true
   }
 
@@ -47,8 +55,8 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     Effect.suspend(() => {
       if (released) return Effect.fail(refuse("start", "the cluster has been released"))
       portTaken = false
-      const args = ["-D", data, ...Settings.fixed(port, Family.mark(data))]
-      return Postmaster.start(cluster.binaries.postgres, args, { cwd: data, user: cluster.user }, hear).pipe(
+      const args = ["-D", data, ...Settings.fixed(port, ProcessGroup.mark(data))]
+      return Postmaster.start(cluster.binaries.postgres, args, { cwd: data, user: cluster.user }, onLine).pipe(
         Effect.mapBoth({
           onFailure: (failed) => fail("start", failed.reason, failed.cause),
           onSuccess: (postmaster) => {
@@ -59,7 +67,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
       )
     }).pipe(Effect.uninterruptible)
 
-  const reach = (port: number, step: Deferred.Deferred<void, typeof Postmaster.Ended>) =>
+  const awaitStep = (port: number, step: Deferred.Deferred<void, typeof Postmaster.Ended>) =>
     Deferred.await(step).pipe(
       Effect.mapError(() =>
         fail(
@@ -78,15 +86,18 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   const destroy = Effect.suspend(() =>
     current === undefined
       ? Effect.void
-      : Effect.zipRight(Family.kill(current.pid, data), withinRealTime(current.ended, "5 seconds"))
+      : Effect.zipRight(ProcessGroup.kill(current.pid, data), withinRealTime(current.ended, "5 seconds"))
   )
 
-  /** Ends it without a checkpoint, by force after a bound. What was committed is there after a later start. */
+  /**
+   * Ends the process without a checkpoint, and kills it after a bound. Commits are recovered from
+   * the WAL by a later start.
+   */
   const halt = Effect.suspend(() => {
     if (current === undefined) return Effect.void
     const postmaster = current
     if (postmaster.alive()) signal(postmaster.pid, "SIGQUIT")
-    return Family.thaw(postmaster.pid, data).pipe(
+    return ProcessGroup.thaw(postmaster.pid, data).pipe(
       Effect.zipRight(withinRealTime(postmaster.ended, "3 seconds")),
       Effect.flatMap((ended) => (ended ? Effect.void : destroy))
     )
@@ -94,12 +105,12 @@ export const make = Effect.fnUntraced(function* (options: Options) {
 
   const freePort = Effect.mapError(Ports.freePort, (cause) => refuse("start", `no free port: ${cause.message}`, cause))
 
-  const claim = (port: number, more: number): Effect.Effect<number, EmbeddedPostgresError> =>
-    Effect.flatMap(spawn(port), (postmaster) => Effect.as(reach(port, postmaster.listening), port)).pipe(
-      // looked free, and was taken by somebody else meanwhile
+  const startOn = (port: number, retries: number): Effect.Effect<number, EmbeddedPostgresError> =>
+    Effect.flatMap(spawn(port), (postmaster) => Effect.as(awaitStep(port, postmaster.listening), port)).pipe(
+      // another program has taken the port since the check that it was free
       Effect.catchIf(
-        () => portTaken && more > 0,
-        () => Effect.flatMap(freePort, (next) => claim(next, more - 1))
+        () => portTaken && retries > 0,
+        () => Effect.flatMap(freePort, (next) => startOn(next, retries - 1))
       )
     )
 
@@ -110,11 +121,11 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     })
   )
   const port = yield* options.port === undefined
-    ? Effect.flatMap(freePort, (first) => claim(first, 10))
-    : claim(options.port, 0)
+    ? Effect.flatMap(freePort, (first) => startOn(first, 10))
+    : startOn(options.port, 0)
 
   const ready = Effect.suspend(() =>
-    current === undefined ? Effect.fail(refuse("start", "it is not running")) : reach(port, current.ready)
+    current === undefined ? Effect.fail(refuse("start", "it is not running")) : awaitStep(port, current.ready)
   )
 
   return {
@@ -122,10 +133,10 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     refuse,
     fail,
     logs: Effect.sync(() => [...lines]),
-    /** The process, while it runs. */
+    /** Returns the process, while it runs. */
     running: () => (current?.alive() === true ? current : undefined),
     ready,
-    // the children of a postmaster that died by itself may still be there
+    // `destroy` first: children of a postmaster that has crashed may still run
     start: destroy.pipe(
       Effect.zipRight(spawn(port)),
       Effect.zipRight(ready),

@@ -1,3 +1,6 @@
+/**
+ * The folder of a cluster, and files in it that are safe to write as root.
+ */
 import { randomBytes } from "node:crypto"
 import { constants, type Stats } from "node:fs"
 import * as fs from "node:fs/promises"
@@ -8,25 +11,28 @@ import type { Identity } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
 import { guard } from "./watchdog.js"
 
-// Not interruptible: a promise would go on by itself, while the folder is being removed.
-const attempt = <A>(what: string, run: () => Promise<A>): Effect.Effect<A, EmbeddedPostgresError> =>
+// Uninterruptible, because the promise would go on while the folder is removed.
+const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, EmbeddedPostgresError> =>
   Effect.tryPromise({
     try: run,
     catch: (cause) =>
       new EmbeddedPostgresError({
         operation: "initialize",
-        reason: `${what}: ${cause instanceof Error ? cause.message : String(cause)}`,
+        reason: `${failed}: ${cause instanceof Error ? cause.message : String(cause)}`,
         logs: [],
         cause
       })
   }).pipe(Effect.uninterruptible)
 
-// In the folders of the server's user a link may stand in the place of a file that root is going to write.
+// In a folder of its own, the server's user may put a link in place of a file that root will write.
 
-/** Writes a new file that only the server's user can read. It is given away by its handle, when it is written. */
+/**
+ * Writes a new file that only the server's user can read. Its owner changes, by handle, after the
+ * write.
+ */
 export const create = (file: string, text: string, user: Identity | undefined) =>
   attempt(`${file} could not be written`, async () => {
-    // O_EXCL follows no link, and takes no file that is there
+    // O_EXCL follows no link, and fails if the file exists
     const handle = await fs.open(file, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600)
     try {
       await handle.writeFile(text)
@@ -36,10 +42,10 @@ export const create = (file: string, text: string, user: Identity | undefined) =
     }
   })
 
-/** Appends to a file of the server's user. A link, or a file of another user, is refused. */
+/** Appends to a file of the server's user. Fails for a link or a file of another user. */
 export const append = (file: string, text: string, user: Identity | undefined) =>
   attempt(`${file} could not be written`, async () => {
-    // without O_NONBLOCK a pipe would hold this up
+    // without O_NONBLOCK the open of a pipe would block
     const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW | constants.O_NONBLOCK
     const handle = await fs.open(file, flags)
     try {
@@ -52,7 +58,7 @@ export const append = (file: string, text: string, user: Identity | undefined) =
     }
   })
 
-/** Makes an empty folder for a server's data, which is its user's own. */
+/** Creates an empty folder for the data of a server, owned by its user. */
 export const makeData = (folder: string, user: Identity | undefined) =>
   attempt(`${folder} could not be made`, async () => {
     await fs.mkdir(folder, { mode: 0o700 })
@@ -62,14 +68,16 @@ export const makeData = (folder: string, user: Identity | undefined) =>
 /** Removes a file, if it is there. */
 export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
 
-/** Checks whether a user may replace the files of a folder. */
+/** Checks that a user may replace the files of a folder. */
 const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {
   if (uid === user.uid) return true
   const isSticky = (mode & 0o1000) !== 0
   return !isSticky && ((mode & 0o002) !== 0 || ((mode & 0o020) !== 0 && gid === user.gid))
 }
 
-/** Checks that the server's user can change no folder above: files are written by their paths. */
+/**
+ * Checks that the server's user cannot change any folder above, because files are written by path.
+ */
 const checkAbove = async (folder: string, user: Identity): Promise<void> => {
   if (isChangedBy(user, await fs.stat(folder))) {
     throw new Error(`OS user ${user.name} can change ${folder}: choose a directory that it cannot, such as /tmp`)
@@ -78,8 +86,8 @@ const checkAbove = async (folder: string, user: Identity): Promise<void> => {
 }
 
 /**
- * A new folder in `parent` that goes with the scope, or with node, whichever ends first. It stays our own: `user` may only enter it, and has
- * folders of its own inside.
+ * Creates a folder in `parent` that is removed with the scope, or with Node, whichever ends first.
+ * It keeps its owner: `user` may only enter it, and has folders of its own inside.
  */
 export const make = (
   parent: string,
@@ -92,7 +100,7 @@ export const make = (
       return real
     })
     const folder = path.join(real, `effect-db-${randomBytes(6).toString("hex")}`)
-    // first: there must be no moment at which a folder exists that would not be removed
+    // the watchdog first, so that it removes the folder from the moment on that it exists
     yield* guard(folder, user)
     yield* attempt(`no folder could be made in ${real}`, () => fs.mkdir(folder, { mode: 0o700 }))
     if (user !== undefined) {

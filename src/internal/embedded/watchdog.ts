@@ -1,3 +1,6 @@
+/**
+ * The watchdog of a cluster, which removes it also after a crash of Node.
+ */
 import * as net from "node:net"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -7,16 +10,17 @@ import { type Identity, launch, signal } from "./childProcess.js"
 import { EmbeddedPostgresError } from "./error.js"
 import { withinRealTime } from "./realClock.js"
 
-// Both read the end of their input when node is gone, however it went.
+// Both scripts read the end of their input when Node has ended, however it ended.
 const wait = `
 trap '' HUP INT TERM
 read -r _
 [ -d "$1" ] || exit 0
 `
 
-// The cluster's processes are found by the folder's name in their command lines (see family.ts), so a stranger with a
-// recycled process id is never hit. A server ends by itself when it is told; tools are killed, since initdb would first
-// remove the pid file that names the shared memory of its own server. Then the data folders are emptied.
+// The processes of the cluster are found by the name of its folder in their command lines (see
+// processGroup.ts), so another process with a recycled id is never signalled. A server ends by
+// itself after QUIT; other programs are killed, since initdb would first remove the pid file that
+// names the shared memory of its own server. Then the data folders are emptied.
 const end = `
 marker=\${1##*/}
 members() {
@@ -58,7 +62,7 @@ for data in "$1"/*; do
 done
 `
 
-// The files of a data folder are not touched here: root would follow the links of its user.
+// The files of a data folder are left to the other script: root would follow the links of its user.
 const sweep = `
 tries=0
 while [ -d "$1" ] && [ $tries -lt 100 ]; do
@@ -83,10 +87,11 @@ const watch = (
         const ended = Deferred.unsafeMake<void>(FiberId.none)
         child.once("close", () => Deferred.unsafeDone(ended, Effect.void))
         child.unref()
-        // else the pipe alone would keep node alive
+        // without this the pipe alone would keep Node alive
         if (child.stdin instanceof net.Socket) child.stdin.unref()
         child.stdin?.on("error", () => {
-          // it was killed by somebody; what it guards against has to happen as well before that matters
+          // the shell was killed from outside; that matters only if Node also ends without closing
+          // its scope
         })
         return { end: Effect.sync(() => child.stdin?.end()), ended, pid }
       }
@@ -104,8 +109,9 @@ const watch = (
   )
 
 /**
- * A small shell beside node that ends the cluster in `folder` and removes it, with the scope, and when node dies without doing so, even
- * by SIGKILL. If the servers run as another user, a shell of that user ends and removes them.
+ * Starts a shell that ends the cluster in `folder` and removes it, with the scope, and when Node
+ * ends without closing the scope, even by SIGKILL. If the servers run as another user, a shell of
+ * that user ends and removes them.
  */
 export const guard = (
   folder: string,
@@ -113,5 +119,5 @@ export const guard = (
 ): Effect.Effect<void, EmbeddedPostgresError, Scope.Scope> =>
   user === undefined
     ? watch(end + sweep, folder, undefined)
-    : // with the scope the last one ends first
+    : // finalizers run in reverse order: the servers end before the folder is removed
       Effect.zipRight(watch(sweep, folder, undefined), watch(end, folder, user))

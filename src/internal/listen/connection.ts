@@ -1,101 +1,104 @@
 /**
- * A connection that listens. Whatever it is asked is answered within its time, or it counts as lost.
+ * The connection that runs LISTEN. Every command and heartbeat has a timeout; when it passes, the
+ * connection counts as lost.
  */
 
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
 
-/** How long it may take for a sign of life, in ms. */
-const longestPing = 1000
+/** The timeout of a heartbeat, in ms. */
+const pingTimeout = 1000
 
-/** What whoever uses it is told. */
-interface User {
-  /** It is gone, or silent. Told at least once, with what happened first. */
-  readonly lost: (line: ListenConnection, error: Error) => void
-  /** It has answered, and can be asked again. */
-  readonly idle: (line: ListenConnection) => void
+/** Callbacks of a listening connection. */
+interface ListenCallbacks {
+  /** The connection is lost or has timed out. Called at least once, first with the first cause. */
+  readonly onLost: (listening: ListenConnection, error: Error) => void
+  /** A heartbeat was answered, and the connection is free for a command. */
+  readonly onIdle: (listening: ListenConnection) => void
 }
 
+/** Connection that listens to channels. */
 export class ListenConnection {
-  /** The channels that it hears. */
-  readonly heard = new Set<string>()
-  /** A channel that somebody waits for to see whether anything is heard at all. */
-  echo: { readonly channel: string; readonly heard: () => void } | undefined
-  /** Whether it is known to hear what others send. */
-  sound = false
-  private beat: clock.Timer | undefined
+  /** The channels that the server's session listens to. */
+  readonly channels = new Set<string>()
+  /** The channel of a probe that waits to see if any message arrives at all. */
+  probe: { readonly channel: string; readonly onMessage: () => void } | undefined
+  /** True if the connection is known to receive messages of others. */
+  isVerified = false
+  private heartbeatTimer: clock.Timer | undefined
 
   constructor(
     readonly connection: Connection,
-    private readonly patience: number,
-    private readonly heartbeat: number,
-    private readonly user: User
+    private readonly commandTimeout: number,
+    private readonly heartbeatInterval: number,
+    private readonly callbacks: ListenCallbacks
   ) {
-    this.rest()
+    this.scheduleHeartbeat()
   }
 
   get busy(): boolean {
     return this.connection.busy
   }
 
-  /** Runs a command, one at a time. Where it is lost, only its user is told. */
+  /** Runs a command, one at a time. A loss is reported by `onLost` alone and not by `callback`. */
   command(
     text: string,
-    done: (failure: Exclude<Failure, { _tag: "lost" }> | undefined, flight: Exchange) => void
+    callback: (failure: Exclude<Failure, { _tag: "lost" }> | undefined, exchange: Exchange) => void
   ): void {
-    this.within(this.patience, text.slice(0, text.indexOf(" ")), (settle) =>
+    this.withTimeout(this.commandTimeout, text.slice(0, text.indexOf(" ")), (stopTimeout) =>
       this.connection.run(
         [],
         { text, values: [], rows: "object", prepare: false, simple: true },
         [],
-        (failure, flight) => {
-          settle()
-          if (failure?._tag === "lost") return this.user.lost(this, failure.error)
-          done(failure, flight)
+        (failure, exchange) => {
+          stopTimeout()
+          if (failure?._tag === "lost") return this.callbacks.onLost(this, failure.error)
+          callback(failure, exchange)
         }
       )
     )
   }
 
-  /** Asks for no more signs of life. */
-  leave(): void {
-    clock.clear(this.beat)
-    this.beat = undefined
+  /** Stops the heartbeats. */
+  stopHeartbeat(): void {
+    clock.clear(this.heartbeatTimer)
+    this.heartbeatTimer = undefined
   }
 
-  private within(patience: number, what: string, go: (settle: () => void) => void): void {
-    let last: clock.Immediate | undefined
-    const giveUp = () => {
-      this.user.lost(this, new Error(`no answer to ${what} within ${patience} ms`))
+  private withTimeout(timeout: number, awaited: string, start: (stopTimeout: () => void) => void): void {
+    let pending: clock.Immediate | undefined
+    const onTimeout = () => {
+      this.callbacks.onLost(this, new Error(`no answer to ${awaited} within ${timeout} ms`))
       this.connection.destroy("broken")
     }
-    const impatient = clock.timer(patience, () => {
-      // a program that was busy itself looks once more whether the answer is there
-      last = clock.immediate(giveUp)
+    const timer = clock.timer(timeout, () => {
+      // a process that was busy itself reads the pending input first: the answer may be in it
+      pending = clock.immediate(onTimeout)
     })
-    go(() => {
-      clock.clear(impatient)
-      clock.clearImmediate(last)
+    start(() => {
+      clock.clear(timer)
+      clock.clearImmediate(pending)
     })
   }
 
-  private rest(): void {
-    if (!Number.isFinite(this.heartbeat)) return
-    this.beat = clock.timer(this.heartbeat, () => this.ping())
-    // a socket keeps the process alive, what asks about it need not
-    this.beat.unref()
+  private scheduleHeartbeat(): void {
+    if (!Number.isFinite(this.heartbeatInterval)) return
+    this.heartbeatTimer = clock.timer(this.heartbeatInterval, () => this.ping())
+    // the socket keeps the process alive, the heartbeat need not
+    this.heartbeatTimer.unref()
   }
 
   private ping(): void {
-    // what is under way is a sign of life, or the end
-    if (this.busy) return this.rest()
-    this.within(longestPing, "a sign of life", (settle) =>
+    // the answer to a running command proves that the server is alive, and its timeout that it is
+    // not
+    if (this.busy) return this.scheduleHeartbeat()
+    this.withTimeout(pingTimeout, "a sign of life", (stopTimeout) =>
       this.connection.ping((failure) => {
-        settle()
-        if (failure?._tag === "lost") return this.user.lost(this, failure.error)
-        if (this.beat === undefined) return
-        this.rest()
-        this.user.idle(this)
+        stopTimeout()
+        if (failure?._tag === "lost") return this.callbacks.onLost(this, failure.error)
+        if (this.heartbeatTimer === undefined) return
+        this.scheduleHeartbeat()
+        this.callbacks.onIdle(this)
       })
     )
   }

@@ -1,5 +1,5 @@
 /**
- * Whether a connection hears what another one sends.
+ * The probe that proves that a listening connection receives messages which another one sends.
  */
 
 import { randomUUID } from "node:crypto"
@@ -7,87 +7,99 @@ import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure, Connection, Failure } from "../connection/connection.js"
 import type { ListenConnection } from "./connection.js"
 
-/** What came of it; `silent` says that the message was sent and did not come. */
-type Result =
-  | { readonly _tag: "heard" }
-  | { readonly _tag: "silent" }
+/** Result of a probe; `undelivered` means that the message was sent and did not arrive. */
+type ProbeResult =
+  | { readonly _tag: "delivered" }
+  | { readonly _tag: "undelivered" }
   | { readonly _tag: "unreachable"; readonly failure: ConnectFailure }
   | { readonly _tag: "failed"; readonly failure: Failure }
 
-/** Sends a message from another connection and waits for it on this one; the returned function gives up. */
-const probe = (
-  line: ListenConnection,
-  connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
-  patience: number,
-  done: (result: Result) => void
+/** Function that makes another connection and calls back; the returned function cancels. */
+export type ConnectAnother = (
+  callback: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
+) => () => void
+
+/**
+ * Sends a message from another connection and waits for it on this one. The returned function
+ * cancels.
+ */
+const probeByNotify = (
+  listening: ListenConnection,
+  connect: ConnectAnother,
+  timeout: number,
+  callback: (result: ProbeResult) => void
 ): (() => void) => {
   const channel = `effect_db_${randomUUID()}`
-  let giveUp = () => {}
-  let impatient: clock.Timer | undefined
-  let over = false
+  let stopSender = () => {}
+  let timer: clock.Timer | undefined
+  let isDone = false
   const stop = () => {
-    over = true
-    giveUp()
-    clock.clear(impatient)
-    line.echo = undefined
-    // it is unlistened to with the channels that nobody wants any more
-    line.heard.add(channel)
+    isDone = true
+    stopSender()
+    clock.clear(timer)
+    listening.probe = undefined
+    // in this set, the channel is removed by the next UNLISTEN of channels without listeners
+    listening.channels.add(channel)
   }
-  const settle = (result: Result) => {
-    if (over) return
+  const complete = (result: ProbeResult) => {
+    if (isDone) return
     stop()
-    done(result)
+    callback(result)
   }
-  const within = (result: Result) => {
-    clock.clear(impatient)
-    impatient = clock.timer(patience, () => settle(result))
+  const completeAfterTimeout = (result: ProbeResult) => {
+    clock.clear(timer)
+    timer = clock.timer(timeout, () => complete(result))
   }
   const send = (sender: Connection) => {
-    giveUp = () => sender.end("excess")
-    const error = new Error(`no answer to NOTIFY within ${patience} ms`)
-    within({ _tag: "failed", failure: { _tag: "lost", error, sent: true, acknowledged: 0 } })
+    stopSender = () => sender.end("excess")
+    const error = new Error(`no answer to NOTIFY within ${timeout} ms`)
+    completeAfterTimeout({ _tag: "failed", failure: { _tag: "lost", error, sent: true, acknowledged: 0 } })
     const text = `SELECT pg_notify('${channel}', '')`
     sender.run([], { text, values: [], rows: "object", prepare: false, simple: true }, [], (failure) => {
-      if (failure !== undefined) return settle({ _tag: "failed", failure })
-      if (!over) within({ _tag: "silent" })
+      if (failure !== undefined) return complete({ _tag: "failed", failure })
+      if (!isDone) completeAfterTimeout({ _tag: "undelivered" })
     })
   }
-  line.echo = { channel, heard: () => settle({ _tag: "heard" }) }
-  line.command(`LISTEN "${channel}"`, (failure) => {
-    if (over) return
-    if (failure !== undefined) return settle({ _tag: "failed", failure })
-    giveUp = connect((failure, connection) => {
-      if (failure !== undefined) settle({ _tag: "unreachable", failure })
+  listening.probe = { channel, onMessage: () => complete({ _tag: "delivered" }) }
+  listening.command(`LISTEN "${channel}"`, (failure) => {
+    if (isDone) return
+    if (failure !== undefined) return complete({ _tag: "failed", failure })
+    stopSender = connect((failure, connection) => {
+      if (failure !== undefined) complete({ _tag: "unreachable", failure })
       else if (connection !== undefined) send(connection)
     })
   })
   return stop
 }
 
-/** Whether a connection hears what others send; one that leads straight to a primary does. The returned function gives up. */
+/**
+ * Checks that a connection receives messages which others send. A connection whose server process
+ * is the one that its startup named leads straight to a primary, which needs no message. The
+ * returned function cancels.
+ */
 export const probeDelivery = (
-  line: ListenConnection,
-  connect: (done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void) => () => void,
-  patience: number,
-  done: (result: Result) => void
+  listening: ListenConnection,
+  connect: ConnectAnother,
+  timeout: number,
+  callback: (result: ProbeResult) => void
 ): (() => void) => {
-  // a standby does not listen
-  if (line.connection.parameter("in_hot_standby") === "on") {
+  // PostgreSQL rejects LISTEN during recovery
+  if (listening.connection.parameter("in_hot_standby") === "on") {
     const error = new Error("it is a standby")
-    done({ _tag: "unreachable", failure: { reason: "wrongRole", error } })
+    callback({ _tag: "unreachable", failure: { reason: "wrongRole", error } })
     return () => {}
   }
-  let isOver = false
+  let isCancelled = false
   let stop = () => {
-    isOver = true
+    isCancelled = true
   }
-  line.command("SELECT pg_backend_pid()::text AS pid", (failure, flight) => {
-    if (isOver) return
-    if (failure !== undefined) return done({ _tag: "failed", failure })
-    const row = flight.results[0]?.rows[0]
-    if (row !== undefined && "pid" in row && row.pid === String(line.connection.processId))
-      return done({ _tag: "heard" })
-    stop = probe(line, connect, patience, done)
+  listening.command("SELECT pg_backend_pid()::text AS pid", (failure, exchange) => {
+    if (isCancelled) return
+    if (failure !== undefined) return callback({ _tag: "failed", failure })
+    const row = exchange.results[0]?.rows[0]
+    if (row !== undefined && "pid" in row && row.pid === String(listening.connection.processId))
+      return callback({ _tag: "delivered" })
+    stop = probeByNotify(listening, connect, timeout, callback)
   })
   return () => stop()
 }

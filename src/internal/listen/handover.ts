@@ -1,168 +1,170 @@
 /**
- * How one connection that listens takes over from another, so that nothing is missed and nothing is heard twice.
+ * The handover from one listening connection to another, without a missed or repeated message.
  *
- * The server hands out messages in one order, the same for all who listen. Both listen to all channels before a mark is sent that both
- * hear: what comes before it counts on the old connection, what comes after it on the next.
+ * The server delivers messages in one order, the same for all sessions. Both connections listen to
+ * all channels before a mark is sent that both receive: the old connection counts for the messages
+ * before the mark, the next one for those after it.
  */
 
 import { randomUUID } from "node:crypto"
 import * as clock from "../concurrency/clock.js"
-import type { ConnectFailure, Connection } from "../connection/connection.js"
+import type { Connection } from "../connection/connection.js"
 import { quoteIdentifier } from "../sql/quote.js"
 import type { ListenConnection } from "./connection.js"
-import { probeDelivery } from "./deliveryProbe.js"
+import { type ConnectAnother, probeDelivery } from "./deliveryProbe.js"
 
-/** What is heard. */
-interface Message {
+/** Message that a connection has received. */
+interface ReceivedMessage {
   readonly channel: string
   readonly payload: string
   readonly processId: number
 }
 
-/** What it is done for. */
-interface Heir {
-  readonly connect: (
-    done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
-  ) => () => void
+/** Means and callbacks of a handover. */
+interface HandoverCallbacks {
+  readonly connect: ConnectAnother
   /** Makes a connection one that listens. */
-  readonly line: (connection: Connection) => ListenConnection
-  readonly patience: number
-  /** The channels that are to be heard. */
-  readonly wanted: () => Iterable<string>
-  /** All that can be done without the old connection is done; it is `cross` that comes next, when that one is free. */
-  readonly ready: () => void
-  /** It is over: the next connection listens, and has heard these already. */
-  readonly succeeded: (next: ListenConnection, kept: ReadonlyArray<Message>) => void
-  /** It was not possible, and the old connection goes on. */
-  readonly failed: () => void
-  /** It was not possible, and something may have been missed. */
-  readonly missed: (error: Error) => void
+  readonly makeListening: (connection: Connection) => ListenConnection
+  /** The timeout of each step, in ms. */
+  readonly timeout: number
+  /** Returns the channels that have listeners. */
+  readonly channels: () => Iterable<string>
+  /** The next step, `sendMark`, needs the old connection and waits until that is free. */
+  readonly onReady: () => void
+  /** The next connection listens, and has received these messages since the mark. */
+  readonly onSucceeded: (next: ListenConnection, buffered: ReadonlyArray<ReceivedMessage>) => void
+  /** The handover has failed, and the old connection goes on. */
+  readonly onFailed: () => void
+  /** The handover has failed after the mark, and messages may be missed. */
+  readonly onMissed: (error: Error) => void
 }
 
-export const quoted = (command: string, channels: Iterable<string>): string =>
+/** Returns one text with a command for each channel. */
+export const channelCommands = (command: string, channels: Iterable<string>): string =>
   Array.from(channels, (channel) => `${command} ${quoteIdentifier(channel)}`).join("; ")
 
+/** Handover to a connection that is made for it. */
 export class Handover {
   private next: ListenConnection | undefined
   private readonly mark = `effect_db_${randomUUID()}`
-  private readonly kept: Array<Message> = []
+  private readonly buffered: Array<ReceivedMessage> = []
   private isReady = false
-  private crossing = false
-  /** Where the mark was heard, and whether the old connection is free again after it has sent it. */
-  private readonly past = { old: false, next: false, sent: false }
-  private isOver = false
+  private isMarking = false
+  /** Which connections have received the mark, and if the old one is free after sending it. */
+  private readonly passed = { old: false, next: false, sent: false }
+  private isDone = false
   private stop: () => void
 
   constructor(
     private readonly old: ListenConnection,
-    private readonly heir: Heir
+    private readonly callbacks: HandoverCallbacks
   ) {
-    this.stop = heir.connect((_, connection) => {
+    this.stop = callbacks.connect((_, connection) => {
       if (connection === undefined) return this.fail(new Error("no other connection could be made"))
-      const next = heir.line(connection)
+      const next = callbacks.makeListening(connection)
       this.next = next
-      this.stop = probeDelivery(next, heir.connect, heir.patience, ({ _tag }) => {
+      this.stop = probeDelivery(next, callbacks.connect, callbacks.timeout, ({ _tag }) => {
         this.stop = () => {}
-        if (_tag === "heard") this.catchUp(next)
+        if (_tag === "delivered") this.listenToMissing(next)
         else this.fail(new Error("the other connection hears nothing"))
       })
     })
   }
 
-  /** Whether the old connection has a mark to listen to, and is to be asked for nothing else. */
-  get isCrossing(): boolean {
-    return this.crossing
+  /** True if the old connection sends or awaits the mark, and must run no other command. */
+  get isSendingMark(): boolean {
+    return this.isMarking
   }
 
-  /** Whether it is about this connection. */
-  concerns(line: ListenConnection): boolean {
-    return this.next === line
+  /** Checks if this is the connection that the handover leads to. */
+  isNext(listening: ListenConnection): boolean {
+    return this.next === listening
   }
 
-  /** Sets the mark. To be called when the old connection is free and hears what is wanted. */
-  cross(): void {
+  /** Sends the mark. The old connection must be free and listen to all channels with listeners. */
+  sendMark(): void {
     const { next, old } = this
-    if (!this.isReady || this.crossing || next === undefined) return
-    // another channel has come meanwhile
+    if (!this.isReady || this.isMarking || next === undefined) return
+    // a listener of another channel has come since the last LISTEN
     if (this.missing(next).length > 0) {
-      // one that is asked for a sign of life is free soon, and says so
-      if (!next.busy) this.catchUp(next)
+      // a connection that is busy with a heartbeat is free soon, and then reports that it is idle
+      if (!next.busy) this.listenToMissing(next)
       return
     }
-    this.crossing = true
-    const { patience } = this.heir
-    this.stop = clock.later(patience, () => this.fail(new Error(`no message came within ${patience} ms`)))
-    const isRefused = (failure: { readonly error: Error } | undefined): boolean => {
+    this.isMarking = true
+    const { timeout } = this.callbacks
+    this.stop = clock.later(timeout, () => this.fail(new Error(`no message came within ${timeout} ms`)))
+    const isRejected = (failure: { readonly error: Error } | undefined): boolean => {
       if (failure !== undefined) this.fail(failure.error)
-      return this.isOver
+      return this.isDone
     }
-    old.command(quoted("LISTEN", [this.mark]), (failure) => {
-      if (isRefused(failure)) return
-      old.heard.add(this.mark)
-      old.command(quoted("NOTIFY", [this.mark]), (failure) => {
-        if (isRefused(failure)) return
-        this.past.sent = true
-        this.settle()
+    old.command(channelCommands("LISTEN", [this.mark]), (failure) => {
+      if (isRejected(failure)) return
+      old.channels.add(this.mark)
+      old.command(channelCommands("NOTIFY", [this.mark]), (failure) => {
+        if (isRejected(failure)) return
+        this.passed.sent = true
+        this.completeIfPassed()
       })
     })
   }
 
-  /** A message on the old connection; gives whether it counts. */
-  fromOld(channel: string): boolean {
-    if (channel !== this.mark) return !this.past.old
-    this.past.old = true
-    this.settle()
+  /** Takes note of a message on the old connection; returns true if that message counts. */
+  onOldMessage(channel: string): boolean {
+    if (channel !== this.mark) return !this.passed.old
+    this.passed.old = true
+    this.completeIfPassed()
     return false
   }
 
-  fromNext(message: Message): void {
+  /** Buffers a message on the next connection if it comes after the mark. */
+  onNextMessage(message: ReceivedMessage): void {
     if (message.channel === this.mark) {
-      this.past.next = true
-      this.settle()
-    } else if (this.past.next) this.kept.push(message)
+      this.passed.next = true
+      this.completeIfPassed()
+    } else if (this.passed.next) this.buffered.push(message)
   }
 
-  /** The next connection is of no use. */
+  /** Fails the handover and closes the next connection. */
   fail(error: Error): void {
-    if (this.isOver) return
-    this.leave()
-    if (this.past.old) this.heir.missed(error)
-    else this.heir.failed()
+    if (this.isDone) return
+    this.cancel()
+    if (this.passed.old) this.callbacks.onMissed(error)
+    else this.callbacks.onFailed()
   }
 
-  /** Gives up. */
-  leave(): void {
-    this.end()
-    this.next?.leave()
+  /** Closes the next connection without a callback. */
+  cancel(): void {
+    this.finish()
+    this.next?.stopHeartbeat()
     this.next?.connection.end("excess")
   }
 
   private missing(next: ListenConnection): ReadonlyArray<string> {
-    return [...this.heir.wanted(), this.mark].filter((channel) => !next.heard.has(channel))
+    return [...this.callbacks.channels(), this.mark].filter((channel) => !next.channels.has(channel))
   }
 
-  private catchUp(next: ListenConnection): void {
+  private listenToMissing(next: ListenConnection): void {
     this.isReady = false
     const channels = this.missing(next)
-    next.command(quoted("LISTEN", channels), (failure) => {
-      if (this.isOver) return
+    next.command(channelCommands("LISTEN", channels), (failure) => {
+      if (this.isDone) return
       if (failure !== undefined) return this.fail(failure.error)
-      for (const channel of channels) next.heard.add(channel)
+      for (const channel of channels) next.channels.add(channel)
       this.isReady = true
-      this.heir.ready()
+      this.callbacks.onReady()
     })
   }
 
-  private settle(): void {
-    const { kept, next } = this
-    const { past } = this
-    if (this.isOver || next === undefined || !past.old || !past.next || !past.sent) return
-    this.end()
-    this.heir.succeeded(next, kept)
+  private completeIfPassed(): void {
+    const { buffered, next, passed } = this
+    if (this.isDone || next === undefined || !passed.old || !passed.next || !passed.sent) return
+    this.finish()
+    this.callbacks.onSucceeded(next, buffered)
   }
 
-  private end(): void {
-    this.isOver = true
+  private finish(): void {
+    this.isDone = true
     this.stop()
   }
 }

@@ -1,9 +1,9 @@
 /**
- * LISTEN: one connection for all channels of a database, opened with the first listener, closed with the last, and made anew when it is
- * lost.
+ * The listening connection of a database: one for all channels, opened with the first listener,
+ * closed with the last, and replaced when it is lost.
  *
- * Listeners join and leave at once; the connection follows what they want when it can. So no listener waits for another, and none that
- * leaves waits for the network.
+ * Listeners are added and removed at once; the connection is brought up to date with them when it
+ * is free. So no listener waits for another, and none that leaves waits for the network.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
@@ -28,406 +28,433 @@ import { markForEviction } from "../pool/eviction.js"
 import type { Invalidation } from "../pool/pool.js"
 import { ListenConnection } from "./connection.js"
 import { probeDelivery } from "./deliveryProbe.js"
-import { Handover, quoted } from "./handover.js"
+import { channelCommands, Handover } from "./handover.js"
 import type { Subscriber } from "./subscriber.js"
 
 /**
- * The pauses of one outage, before each attempt but that of a newcomer. `go` is called after the pause, with `false` where there is to
- * be no attempt any more; the returned function gives up.
+ * Pauses of one outage, before each attempt but that for a new listener. `callback` is called after
+ * the pause, with `false` if there is to be no further attempt; the returned function cancels.
  */
-export interface Pauses {
-  readonly next: (error: StatementError, go: (again: boolean) => void) => () => void
+export interface RetryPauses {
+  readonly next: (error: StatementError, callback: (isRetried: boolean) => void) => () => void
 }
 
-/** From the loss of the connection until every channel is listened to again. */
+/** Time from the loss of the connection until the next one listens to the channels. */
 interface Outage {
   readonly since: number
-  readonly pauses: Pauses
-  /** What happened first. */
-  readonly message: string
-  /** What happened last. */
-  error: StatementError
+  readonly pauses: RetryPauses
+  /** The message of the first failure. */
+  readonly firstMessage: string
+  /** The last failure. */
+  lastError: StatementError
   attempts: number
 }
 
 const none: ReadonlyArray<never> = []
 
-/** The longest goodbye, in ms. */
-const longestGoodbye = 1000
+/** The timeout of closing the sockets, in ms. */
+const maxCloseTime = 1000
 
+/** Keeper of the listening connection and its listeners. */
 export class ListenManager {
   private readonly listeners = new Map<string, Set<Subscriber>>()
-  private line: ListenConnection | undefined
+  private listening: ListenConnection | undefined
   private outage: Outage | undefined
-  /** What gives up the connect, the look whether anything is heard, or the pause that is under way. */
-  private connecting: (() => void) | undefined
-  private probing: (() => void) | undefined
-  private pausing: (() => void) | undefined
+  /** Each cancels the connect, the delivery probe or the retry pause that is under way. */
+  private cancelConnect: (() => void) | undefined
+  private cancelProbe: (() => void) | undefined
+  private cancelPause: (() => void) | undefined
   /** All connections whose sockets are not closed yet. */
-  private readonly open = new Set<Connection>()
-  private closing = false
+  private readonly openConnections = new Set<Connection>()
+  private isClosing = false
   private onEmpty = () => {}
   private readonly owner: Owner
-  private readonly place: ErrorLocation
-  /** How another connection takes over from the one that listens, while it does. */
-  private succession: Handover | undefined
-  /** What ends the pause until the next one may. */
-  private resting: (() => void) | undefined
-  /** Connections that were begun earlier are not wanted any more. */
+  private readonly location: ErrorLocation
+  /** The handover to another connection, while there is one. */
+  private handover: Handover | undefined
+  /** Cancels the delay before the next handover. */
+  private cancelHandoverDelay: (() => void) | undefined
+  /** Connections whose connect was started before this time are invalid. */
   private invalidBefore = Number.NEGATIVE_INFINITY
-  private readonly unfollow: () => void
+  private readonly stopFollowingCredentials: () => void
 
   constructor(
     private readonly config: DatabaseConfig,
     private readonly credentials: CredentialSource,
     private readonly observer: Observer,
-    /** Begins the pauses of an outage; `announce` is told how long each is going to be, in ms. */
-    private readonly pauses: (announce: (pause: number) => void) => Pauses
+    /**
+     * Begins the pauses of an outage; `onPause` gets the length of each before it begins, in ms.
+     */
+    private readonly pauses: (onPause: (pause: number) => void) => RetryPauses
   ) {
-    this.place = { database: config.name, server: config.writer.name }
-    this.unfollow = credentials.follow(() => this.follow())
+    this.location = { database: config.name, server: config.writer.name }
+    this.stopFollowingCredentials = credentials.follow(() => this.synchronize())
     this.owner = {
       lost: (connection, error) => {
-        if (this.line?.connection === connection) this.lost(this.line, error)
+        if (this.listening?.connection === connection) this.onLost(this.listening, error)
       },
       closed: (connection) => {
-        this.open.delete(connection)
-        if (this.open.size === 0) this.onEmpty()
+        this.openConnections.delete(connection)
+        if (this.openConnections.size === 0) this.onEmpty()
       }
     }
   }
 
-  /** A listener wants to hear. It is told when it does, or why it cannot. */
-  join(listener: Subscriber): void {
+  /** Adds a listener. Its `onJoined` is called when it receives messages, or with the error. */
+  add(listener: Subscriber): void {
     const { channel } = listener
-    if (this.closing) return listener.refuse(new DatabaseClosed(this.place))
+    if (this.isClosing) return listener.reject(new DatabaseClosed(this.location))
     const others = this.listeners.get(channel)
     if (others === undefined) this.listeners.set(channel, new Set([listener]))
     else others.add(listener)
-    if (this.line?.heard.has(channel) === true) listener.hears()
-    // who comes new does not wait for a pause to end, nor does anybody who connects for a statement
-    else if (this.line === undefined) this.dial()
-    else this.follow()
+    if (this.listening?.channels.has(channel) === true) listener.onListening()
+    // a new listener does not wait for the end of a retry pause, as no caller of a statement does
+    else if (this.listening === undefined) this.connectNow()
+    else this.synchronize()
   }
 
-  /** A listener wants to hear no more. */
-  leave(listener: Subscriber): void {
+  /** Removes a listener. */
+  remove(listener: Subscriber): void {
     const others = this.listeners.get(listener.channel)
     if (others === undefined || !others.delete(listener)) return
     if (others.size === 0) this.listeners.delete(listener.channel)
-    this.follow()
+    this.synchronize()
   }
 
-  /** Gives up the connection if it is meant, at once or when another has taken over; gives how many it were. */
+  /**
+   * Evicts the connections that an invalidation matches, at once or after the handover to another;
+   * returns their number.
+   */
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
-    const { line } = this
-    const meant = markForEviction(this.open, before, processId)
-    if (mode === "hard" && line !== undefined && meant.includes(line.connection)) {
-      this.lost(line, new Error("the connection was invalidated"), "invalidated")
-    } else this.follow()
-    return meant.length
+    const { listening } = this
+    const matched = markForEviction(this.openConnections, before, processId)
+    if (mode === "hard" && listening !== undefined && matched.includes(listening.connection)) {
+      this.onLost(listening, new Error("the connection was invalidated"), "invalidated")
+    } else this.synchronize()
+    return matched.length
   }
 
-  /** Ends every listener, and calls back when all sockets are closed. */
-  close(timeout: number, done: () => void): void {
-    this.closing = true
-    this.unfollow()
-    this.resting?.()
-    this.hangUp("shutdown")
-    this.end(() => new DatabaseClosed(this.place))
-    const impatient = clock.timer(Math.min(timeout, longestGoodbye), () => {
-      for (const connection of this.open) connection.destroy("shutdown")
+  /** Fails all listeners, and calls back when all sockets are closed. */
+  close(timeout: number, callback: () => void): void {
+    this.isClosing = true
+    this.stopFollowingCredentials()
+    this.cancelHandoverDelay?.()
+    this.disconnect("shutdown")
+    this.failAll(() => new DatabaseClosed(this.location))
+    const timer = clock.timer(Math.min(timeout, maxCloseTime), () => {
+      for (const connection of this.openConnections) connection.destroy("shutdown")
     })
     this.onEmpty = () => {
-      clock.clear(impatient)
-      done()
+      clock.clear(timer)
+      callback()
     }
-    if (this.open.size === 0) this.onEmpty()
+    if (this.openConnections.size === 0) this.onEmpty()
   }
 
-  /** Does the next thing that makes the connection hear what the listeners want to hear, if it is free. */
-  private follow(): void {
-    if (this.listeners.size === 0) return this.hangUp("idle")
-    const { line } = this
-    if (line === undefined || !line.sound || line.busy || this.succession?.isCrossing === true) return
-    const missing = [...this.listeners.keys()].filter((channel) => !line.heard.has(channel))
-    // those who have heard before hear again all at once: the commands of one text are one transaction
-    const returning = missing.filter((channel) => this.on(channel).some(({ state }) => state === "deaf"))
-    if (returning.length > 0) return this.listen(line, returning)
-    // a refusal of a new one is its own
-    if (missing.length > 0) return this.listen(line, missing.slice(0, 1))
-    const left = [...line.heard].filter((channel) => !this.listeners.has(channel))
+  /**
+   * Runs the next command that brings the connection up to date with the listeners, if it is free.
+   */
+  private synchronize(): void {
+    if (this.listeners.size === 0) return this.disconnect("idle")
+    const { listening } = this
+    if (listening === undefined || !listening.isVerified || listening.busy || this.handover?.isSendingMark === true)
+      return
+    const missing = [...this.listeners.keys()].filter((channel) => !listening.channels.has(channel))
+    // the channels of disconnected listeners return all at once: the commands of one text are one
+    // transaction
+    const returning = missing.filter((channel) =>
+      this.listenersOf(channel).some(({ state }) => state === "disconnected")
+    )
+    if (returning.length > 0) return this.listen(listening, returning)
+    // the LISTEN of a new channel goes alone, so that an error of the server concerns that channel
+    // only
+    if (missing.length > 0) return this.listen(listening, missing.slice(0, 1))
+    const left = [...listening.channels].filter((channel) => !this.listeners.has(channel))
     if (left.length > 0) {
-      for (const channel of left) line.heard.delete(channel)
-      return line.command(quoted("UNLISTEN", left), () => this.follow())
+      for (const channel of left) listening.channels.delete(channel)
+      return listening.command(channelCommands("UNLISTEN", left), () => this.synchronize())
     }
-    if (this.succession !== undefined) this.succession.cross()
-    else if (this.resting === undefined && this.isOutdated(line.connection)) this.succeed(line)
+    if (this.handover !== undefined) this.handover.sendMark()
+    else if (this.cancelHandoverDelay === undefined && this.isOutdated(listening.connection))
+      this.startHandover(listening)
   }
 
-  /** Whether a connection is to make room for another: it was made with old credentials, or somebody has asked for it. */
+  /** Checks if a connection is to be replaced: its credentials are old, or it was invalidated. */
   private isOutdated({ generation, retireAt }: Connection): boolean {
     return generation < this.credentials.generation || retireAt <= clock.now()
   }
 
-  /** Makes another connection and goes over to it. */
-  private succeed(line: ListenConnection): void {
-    this.succession = new Handover(line, {
-      connect: (done) => this.connect(done),
-      line: (connection) => this.makeLine(connection),
-      patience: this.config.pool.connectTimeout,
-      wanted: () => this.listeners.keys(),
-      ready: () => this.follow(),
-      succeeded: (next, kept) => {
-        this.settled()
-        const reason = line.connection.retireAs === "invalidated" ? "invalidated" : "oldCredentials"
-        this.drop(line, reason)
-        this.line = next
-        next.sound = true
-        for (const { channel, payload, processId } of kept) this.heard(next, channel, payload, processId)
-        this.follow()
+  /** Makes another connection and begins the handover to it. */
+  private startHandover(listening: ListenConnection): void {
+    this.handover = new Handover(listening, {
+      connect: (callback) => this.connect(callback),
+      makeListening: (connection) => this.makeListening(connection),
+      timeout: this.config.pool.connectTimeout,
+      channels: () => this.listeners.keys(),
+      onReady: () => this.synchronize(),
+      onSucceeded: (next, buffered) => {
+        this.onHandoverEnd()
+        const reason = listening.connection.retireAs === "invalidated" ? "invalidated" : "oldCredentials"
+        this.closeListening(listening, reason)
+        this.listening = next
+        next.isVerified = true
+        for (const { channel, payload, processId } of buffered) this.onMessage(next, channel, payload, processId)
+        this.synchronize()
       },
-      failed: () => {
-        this.settled()
-        this.follow()
+      onFailed: () => {
+        this.onHandoverEnd()
+        this.synchronize()
       },
-      missed: (error) => {
-        this.settled()
-        this.lost(line, error)
+      onMissed: (error) => {
+        this.onHandoverEnd()
+        this.onLost(listening, error)
       }
     })
   }
 
-  /** The next succession has to wait, whatever came of this one: credentials may be other ones with each connection that is made. */
-  private settled(): void {
-    this.succession = undefined
-    this.resting = clock.later(this.config.pool.connectTimeout, () => {
-      this.resting = undefined
-      this.follow()
+  /**
+   * Delays the next handover, also after a success: a source of credentials may return others for
+   * each connection, and handovers would never end.
+   */
+  private onHandoverEnd(): void {
+    this.handover = undefined
+    this.cancelHandoverDelay = clock.later(this.config.pool.connectTimeout, () => {
+      this.cancelHandoverDelay = undefined
+      this.synchronize()
     })
   }
 
-  private on(channel: string): ReadonlyArray<Subscriber> {
+  private listenersOf(channel: string): ReadonlyArray<Subscriber> {
     const listeners = this.listeners.get(channel)
     return listeners === undefined ? none : [...listeners]
   }
 
-  private listen(line: ListenConnection, channels: ReadonlyArray<string>): void {
-    line.command(quoted("LISTEN", channels), (failure) => {
-      if (this.line !== line) return
+  private listen(listening: ListenConnection, channels: ReadonlyArray<string>): void {
+    listening.command(channelCommands("LISTEN", channels), (failure) => {
+      if (this.listening !== listening) return
       if (failure === undefined) {
-        this.confirm(line, channels)
-        return this.follow()
+        this.onListening(listening, channels)
+        return this.synchronize()
       }
-      const error = toStatementError(this.place, failure, "notSent")
-      const newcomers = channels.flatMap((channel) => this.on(channel))
-      if (newcomers.some(({ state }) => state === "deaf")) return this.giveUp(line, error)
-      for (const listener of newcomers) this.refuse(listener, error)
-      this.follow()
+      const error = toStatementError(this.location, failure, "notSent")
+      const newcomers = channels.flatMap((channel) => this.listenersOf(channel))
+      if (newcomers.some(({ state }) => state === "disconnected")) return this.closeAfterFailure(listening, error)
+      for (const listener of newcomers) this.rejectListener(listener, error)
+      this.synchronize()
     })
   }
 
-  /** The server listens to these channels. */
-  private confirm(line: ListenConnection, channels: ReadonlyArray<string>): void {
+  /** Takes note of channels that the server's session listens to. */
+  private onListening(listening: ListenConnection, channels: ReadonlyArray<string>): void {
     const { outage } = this
     for (const channel of channels) {
-      line.heard.add(channel)
-      for (const listener of this.on(channel)) listener.hears(outage?.message)
+      listening.channels.add(channel)
+      for (const listener of this.listenersOf(channel)) listener.onListening(outage?.firstMessage)
     }
     if (outage === undefined) return
     this.outage = undefined
     const { attempts, since } = outage
-    this.observe(() => Observation.ListenRestored({ ...this.place, attempts, took: clock.now() - since }))
+    this.observe(() => Observation.ListenRestored({ ...this.location, attempts, took: clock.now() - since }))
   }
 
-  private heard(line: ListenConnection, channel: string, payload: string, processId: number): void {
-    if (line.echo?.channel === channel) return line.echo.heard()
-    const { succession } = this
-    if (succession?.concerns(line) === true) return succession.fromNext({ channel, payload, processId })
-    if (this.line !== line || succession?.fromOld(channel) === false) return
+  private onMessage(listening: ListenConnection, channel: string, payload: string, processId: number): void {
+    if (listening.probe?.channel === channel) return listening.probe.onMessage()
+    const { handover } = this
+    if (handover?.isNext(listening) === true) return handover.onNextMessage({ channel, payload, processId })
+    if (this.listening !== listening || handover?.onOldMessage(channel) === false) return
     for (const listener of this.listeners.get(channel) ?? none) {
-      if (!listener.offer(payload, processId)) continue
-      this.observe(() => Observation.ListenOverflowed({ database: this.place.database, channel }))
+      if (!listener.receive(payload, processId)) continue
+      this.observe(() => Observation.ListenOverflowed({ database: this.location.database, channel }))
       if (listener.toleratesGaps) continue
-      listener.fail(new ListenFailed({ ...this.place, channel, reason: "overflow" }))
-      this.leave(listener)
+      listener.fail(new ListenFailed({ ...this.location, channel, reason: "overflow" }))
+      this.remove(listener)
     }
   }
 
-  private connect(done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void): () => void {
+  private connect(
+    callback: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
+  ): () => void {
     const { pool, session, writer: server } = this.config
-    const opening = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
+    const options = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
     const attempt = (isFirst: boolean): (() => void) => {
-      const begun = clock.now()
-      return connect(opening, this.owner, (failure, connection) => {
+      const startedAt = clock.now()
+      return connect(options, this.owner, (failure, connection) => {
         if (connection !== undefined) {
-          this.open.add(connection)
-          if (begun <= this.invalidBefore) connection.retireAt = begun
-          // once: where each connection has other credentials, two who connect at the same time would never be done
+          this.openConnections.add(connection)
+          if (startedAt <= this.invalidBefore) connection.retireAt = startedAt
+          // once: if each connection gets other credentials, two callers that connect at the same
+          // time would outdate each other without end
           if (isFirst && this.isOutdated(connection)) {
-            connection.end(connection.retireAt === begun ? "invalidated" : "oldCredentials")
-            giveUp = attempt(false)
+            connection.end(connection.retireAt === startedAt ? "invalidated" : "oldCredentials")
+            cancel = attempt(false)
             return
           }
         }
-        done(failure, connection)
+        callback(failure, connection)
       })
     }
-    let giveUp = attempt(true)
-    return () => giveUp()
+    let cancel = attempt(true)
+    return () => cancel()
   }
 
-  private dial(): void {
-    if (this.connecting !== undefined) return
-    this.pausing?.()
-    this.pausing = undefined
+  private connectNow(): void {
+    if (this.cancelConnect !== undefined) return
+    this.cancelPause?.()
+    this.cancelPause = undefined
     if (this.outage !== undefined) this.outage.attempts++
-    this.connecting = this.connect((failure, connection) => {
-      this.connecting = undefined
-      if (connection !== undefined) return this.opened(connection)
-      if (failure !== undefined) this.failed(this.connectFailed(failure))
+    this.cancelConnect = this.connect((failure, connection) => {
+      this.cancelConnect = undefined
+      if (connection !== undefined) return this.onConnected(connection)
+      if (failure !== undefined) this.onFailure(this.connectFailed(failure))
     })
   }
 
   private connectFailed(failure: ConnectFailure): ConnectFailed {
     const { error, reason } = failure
-    return new ConnectFailed({ ...this.place, reason, cause: error, ...permanence(failure) })
+    return new ConnectFailed({ ...this.location, reason, cause: error, ...permanence(failure) })
   }
 
-  private makeLine(connection: Connection): ListenConnection {
+  private makeListening(connection: Connection): ListenConnection {
     const { listenHeartbeat, pool } = this.config
-    const line = new ListenConnection(connection, pool.connectTimeout, listenHeartbeat, {
-      lost: (line, error) => this.lost(line, error),
-      idle: () => this.follow()
+    const listening = new ListenConnection(connection, pool.connectTimeout, listenHeartbeat, {
+      onLost: (listening, error) => this.onLost(listening, error),
+      onIdle: () => this.synchronize()
     })
-    connection.onNotification((channel, payload, processId) => this.heard(line, channel, payload, processId))
-    return line
+    connection.onNotification((channel, payload, processId) => this.onMessage(listening, channel, payload, processId))
+    return listening
   }
 
-  private opened(connection: Connection): void {
-    const line = this.makeLine(connection)
-    this.line = line
-    this.probing = probeDelivery(
-      line,
-      (done) => this.connect(done),
+  private onConnected(connection: Connection): void {
+    const listening = this.makeListening(connection)
+    this.listening = listening
+    this.cancelProbe = probeDelivery(
+      listening,
+      (callback) => this.connect(callback),
       this.config.pool.connectTimeout,
       (result) => {
-        this.probing = undefined
-        if (this.line !== line) return
+        this.cancelProbe = undefined
+        if (this.listening !== listening) return
         switch (result._tag) {
-          case "heard":
-            line.sound = true
-            return this.follow()
-          // a pooler that gives each transaction another session leaves those who listen deaf
-          case "silent":
-            this.hangUp("invalid")
-            return this.end(() => this.deafening())
+          case "delivered":
+            listening.isVerified = true
+            return this.synchronize()
+          // a pooler in transaction mode gives each transaction another session, so no message
+          // arrives
+          case "undelivered":
+            this.disconnect("invalid")
+            return this.failAll(() => this.poolerCannotListen())
           case "unreachable":
-            return this.giveUp(line, this.connectFailed(result.failure))
+            return this.closeAfterFailure(listening, this.connectFailed(result.failure))
           case "failed":
-            return this.giveUp(line, toStatementError(this.place, result.failure, "notSent"))
+            return this.closeAfterFailure(listening, toStatementError(this.location, result.failure, "notSent"))
         }
       }
     )
   }
 
-  private deafening(): ConfigInvalid {
+  private poolerCannotListen(): ConfigInvalid {
     return new ConfigInvalid({
-      database: this.place.database,
+      database: this.location.database,
       setting: "writer",
       given: "a pooler that gives each transaction another session, where nothing is heard",
       expected: "the server's own address, or a pooler that keeps sessions, for LISTEN"
     })
   }
 
-  /** The connection is of no use. */
-  private giveUp(line: ListenConnection, error: StatementError): void {
-    if (this.line !== line) return
-    this.drop(line, "invalid")
-    this.failed(error)
+  /** Closes a connection after a failed command, and begins an outage. */
+  private closeAfterFailure(listening: ListenConnection, error: StatementError): void {
+    if (this.listening !== listening) return
+    this.closeListening(listening, "invalid")
+    this.onFailure(error)
   }
 
-  private lost(line: ListenConnection, cause: Error, reason: "broken" | "invalidated" = "broken"): void {
-    if (this.succession?.concerns(line) === true) return this.succession.fail(cause)
-    if (this.line !== line) return
-    this.drop(line, reason)
-    const { processId } = line.connection
-    this.observe(() => Observation.ListenLost({ ...this.place, processId, message: cause.message }))
-    this.failed(new Disconnected({ ...this.place, cause, outcome: "notSent" }), cause.message)
+  private onLost(listening: ListenConnection, cause: Error, reason: "broken" | "invalidated" = "broken"): void {
+    if (this.handover?.isNext(listening) === true) return this.handover.fail(cause)
+    if (this.listening !== listening) return
+    this.closeListening(listening, reason)
+    const { processId } = listening.connection
+    this.observe(() => Observation.ListenLost({ ...this.location, processId, message: cause.message }))
+    this.onFailure(new Disconnected({ ...this.location, cause, outcome: "notSent" }), cause.message)
   }
 
-  /** There is no connection, for now. */
-  private failed(error: StatementError, message: string = error.message): void {
+  /** Begins or continues an outage: fails the listeners that take no gap, and schedules a retry. */
+  private onFailure(error: StatementError, message: string = error.message): void {
     for (const channel of this.listeners.keys()) {
-      for (const listener of this.on(channel)) {
-        if (listener.state === "joining") this.refuse(listener, error)
-        else if (listener.toleratesGaps) listener.state = "deaf"
+      for (const listener of this.listenersOf(channel)) {
+        if (listener.state === "joining") this.rejectListener(listener, error)
+        else if (listener.toleratesGaps) listener.state = "disconnected"
         else {
-          listener.fail(new ListenFailed({ ...this.place, channel, reason: "disconnected", cause: error }))
-          this.leave(listener)
+          listener.fail(new ListenFailed({ ...this.location, channel, reason: "disconnected", cause: error }))
+          this.remove(listener)
         }
       }
     }
     if (this.listeners.size === 0) return
     const since = clock.now()
-    this.outage ??= { since, pauses: this.pauses((pause) => this.announce(pause)), message, error, attempts: 0 }
-    this.outage.error = error
-    const giveUp = () =>
-      this.end((channel) => new ListenFailed({ ...this.place, channel, reason: "disconnected", cause: error }))
-    // what a person must mend is not waited for
-    if (error._tag === "ConnectFailed" && !isNotSent(error)) return giveUp()
-    this.pausing = this.outage.pauses.next(error, (again) => {
-      this.pausing = undefined
-      if (again) this.dial()
-      else giveUp()
+    this.outage ??= {
+      since,
+      pauses: this.pauses((pause) => this.reportRetry(pause)),
+      firstMessage: message,
+      lastError: error,
+      attempts: 0
+    }
+    this.outage.lastError = error
+    const fail = () =>
+      this.failAll((channel) => new ListenFailed({ ...this.location, channel, reason: "disconnected", cause: error }))
+    // an error that needs a change of the configuration is not retried
+    if (error._tag === "ConnectFailed" && !isNotSent(error)) return fail()
+    this.cancelPause = this.outage.pauses.next(error, (isRetried) => {
+      this.cancelPause = undefined
+      if (isRetried) this.connectNow()
+      else fail()
     })
   }
 
-  private announce(pause: number): void {
+  private reportRetry(pause: number): void {
     const { outage } = this
     if (outage === undefined) return
-    const { attempts, error } = outage
+    const { attempts, lastError } = outage
     this.observe(() =>
-      Observation.ListenRetried({ ...this.place, attempt: attempts + 1, pause, message: error.message })
+      Observation.ListenRetried({ ...this.location, attempt: attempts + 1, pause, message: lastError.message })
     )
   }
 
-  private refuse(listener: Subscriber, error: ListenError): void {
-    this.leave(listener)
-    listener.refuse(error)
+  private rejectListener(listener: Subscriber, error: ListenError): void {
+    this.remove(listener)
+    listener.reject(error)
   }
 
-  private end(error: (channel: string) => ListenError): void {
+  private failAll(error: (channel: string) => ListenError): void {
     const all = [...this.listeners]
     this.listeners.clear()
     for (const [channel, listeners] of all) {
       for (const listener of listeners) {
-        if (listener.state === "joining") listener.refuse(error(channel))
+        if (listener.state === "joining") listener.reject(error(channel))
         else listener.fail(error(channel))
       }
     }
-    this.follow()
+    this.synchronize()
   }
 
-  private hangUp(reason: CloseReason): void {
-    this.connecting?.()
-    this.connecting = undefined
-    this.pausing?.()
-    this.pausing = undefined
+  private disconnect(reason: CloseReason): void {
+    this.cancelConnect?.()
+    this.cancelConnect = undefined
+    this.cancelPause?.()
+    this.cancelPause = undefined
     this.outage = undefined
-    if (this.line !== undefined) this.drop(this.line, reason)
+    if (this.listening !== undefined) this.closeListening(this.listening, reason)
   }
 
-  private drop(line: ListenConnection, reason: CloseReason): void {
-    this.line = undefined
-    this.probing?.()
-    this.probing = undefined
-    this.succession?.leave()
-    this.succession = undefined
-    line.leave()
-    if (reason === "broken") line.connection.destroy(reason)
-    else line.connection.end(reason)
+  private closeListening(listening: ListenConnection, reason: CloseReason): void {
+    this.listening = undefined
+    this.cancelProbe?.()
+    this.cancelProbe = undefined
+    this.handover?.cancel()
+    this.handover = undefined
+    listening.stopHeartbeat()
+    if (reason === "broken") listening.connection.destroy(reason)
+    else listening.connection.end(reason)
   }
 
   private observe(make: () => Observation): void {

@@ -1,5 +1,5 @@
 /**
- * What listeners of a database are given: streams.
+ * Streams of the notifications and payloads of a channel.
  */
 
 import type { SqlError } from "@effect/sql/SqlError"
@@ -26,122 +26,130 @@ import { requiresSessionMode } from "../client/requireSessionMode.js"
 import * as clock from "../concurrency/clock.js"
 import type { Invalidation } from "../pool/pool.js"
 import { checkChannel } from "../sql/notifyLimits.js"
-import { ListenManager, type Pauses } from "./manager.js"
+import { ListenManager, type RetryPauses } from "./manager.js"
 import { Subscriber } from "./subscriber.js"
 
-/** How many messages wait for a consumer, unless it says otherwise. */
+/** The default for the number of messages that wait for a consumer. */
 const defaultBufferSize = 4096
 
-/** How the channels of a database are listened to. */
+/** Streams over the listening connection of a database. */
 export interface Listen {
   readonly notifications: (
     channel: string,
     options?: { readonly bufferSize?: number | undefined }
   ) => Stream.Stream<Notification, ListenError>
-  /** Only what was said; a gap has no place in it, so it is the end, as a failure. */
+  /** The payloads alone. They leave no room for a gap, so a gap fails the stream. */
   readonly payloads: (channel: string) => Stream.Stream<string, SqlError>
-  /** Gives up the connection, where it is meant; gives how many it were. */
+  /** Evicts the connections that an invalidation matches; returns their number. */
   readonly invalidate: (which: Invalidation) => number
 }
 
 const pausesOf =
   (schedule: Schedule.Schedule<unknown, DatabaseError>, runtime: Runtime.Runtime<never>) =>
-  (announce: (pause: number) => void): Pauses => {
-    const announced = Schedule.modifyDelay(schedule, (_, pause) => {
-      announce(Duration.toMillis(pause))
+  (onPause: (pause: number) => void): RetryPauses => {
+    const observed = Schedule.modifyDelay(schedule, (_, pause) => {
+      onPause(Duration.toMillis(pause))
       return pause
     })
-    const driver = Runtime.runSync(runtime, Schedule.driver(announced))
+    const driver = Runtime.runSync(runtime, Schedule.driver(observed))
     return {
-      next: (error, go) => {
-        let over = false
-        // not before this call has returned; and who opens the database may not be interruptible at that moment
+      next: (error, callback) => {
+        let isCancelled = false
+        // yields so that the callback comes after this call has returned; and is interruptible,
+        // because the fiber that opened the database may have been uninterruptible when the runtime
+        // was taken
         const pause = Effect.interruptible(Effect.zipRight(Effect.yieldNow(), driver.next(error)))
         const cancel = Runtime.runCallback(runtime, pause, {
           onExit: (exit) => {
-            if (!over) go(Exit.isSuccess(exit))
+            if (!isCancelled) callback(Exit.isSuccess(exit))
           }
         })
         return () => {
-          over = true
+          isCancelled = true
           cancel()
         }
       }
     }
   }
 
-/** Joins, again by the policy where that may help, within the time that a statement has for its connection. */
-const join = (engine: Executor, channels: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
+/**
+ * Adds a listener, and retries by the policy, within the time that a statement has to get a
+ * connection.
+ */
+const join = (executor: Executor, manager: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {
-    const { name: database, pool, writer } = engine.config
-    const deadline = engine.deadline()
+    const { name: database, pool, writer } = executor.config
+    const deadline = executor.deadline()
     const attempt = Effect.async<void, ListenError>((resume) => {
-      const impatient = clock.timer(deadline - clock.now(), () => {
-        channels.leave(listener)
+      const timer = clock.timer(deadline - clock.now(), () => {
+        manager.remove(listener)
         const cause = new Error(`nothing can be heard after ${pool.acquireTimeout} ms`)
         resume(Effect.fail(new ConnectFailed({ database, server: writer.name, reason: "unresponsive", cause })))
       })
       listener.onJoined = (error) => {
-        clock.clear(impatient)
+        clock.clear(timer)
         resume(error === undefined ? Effect.void : Effect.fail(error))
       }
-      channels.join(listener)
+      manager.add(listener)
       return Effect.sync(() => {
-        clock.clear(impatient)
-        channels.leave(listener)
+        clock.clear(timer)
+        manager.remove(listener)
       })
     })
-    return engine.again(attempt, deadline)
+    return executor.again(attempt, deadline)
   })
 
-const hear = (
-  engine: Executor,
-  channels: ListenManager,
+const notificationsOf = (
+  executor: Executor,
+  manager: ListenManager,
   listener: Subscriber
 ): Stream.Stream<Notification, ListenError> => {
   const pull: Effect.Effect<Chunk.Chunk<Notification>, Option.Option<ListenError>> = Effect.suspend(() => {
     if (listener.state === "joining") {
-      return Effect.zipRight(Effect.mapError(join(engine, channels, listener), Option.some), pull)
+      return Effect.zipRight(Effect.mapError(join(executor, manager, listener), Option.some), pull)
     }
-    const heard = listener.take()
-    if (heard.length > 0) return Effect.succeed(Chunk.unsafeFromArray(heard))
+    const drained = listener.drain()
+    if (drained.length > 0) return Effect.succeed(Chunk.unsafeFromArray(drained))
     if (listener.failure !== undefined) return Effect.fail(Option.some(listener.failure))
-    return Effect.zipRight(listener.heard, pull)
+    return Effect.zipRight(listener.awaitChange, pull)
   })
   return Stream.unwrapScoped(
     Effect.as(
-      Effect.addFinalizer(() => Effect.sync(() => channels.leave(listener))),
+      Effect.addFinalizer(() => Effect.sync(() => manager.remove(listener))),
       Stream.repeatEffectChunkOption(pull)
     )
   )
 }
 
-/** The listening connection of a database, for as long as the scope lasts. */
-export const makeListen = (engine: Executor): Effect.Effect<Listen, never, Scope.Scope> =>
+/** Creates the listening connection of a database, for as long as the scope lasts. */
+export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Scope.Scope> =>
   Effect.gen(function* () {
-    const { config, observer } = engine
+    const { config, observer } = executor
     const runtime = yield* Effect.runtime()
     const policy = yield* RetryPolicy
-    const channels = yield* Effect.acquireRelease(
+    const manager = yield* Effect.acquireRelease(
       Effect.sync(
-        () => new ListenManager(config, engine.topology.writer.credentials, observer, pausesOf(policy.listen, runtime))
+        () =>
+          new ListenManager(config, executor.topology.writer.credentials, observer, pausesOf(policy.listen, runtime))
       ),
-      (channels) => Effect.async<void>((resume) => channels.close(config.shutdownTimeout, () => resume(Effect.void)))
+      (manager) => Effect.async<void>((resume) => manager.close(config.shutdownTimeout, () => resume(Effect.void)))
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
       Stream.suspend(() => {
         if (config.session.mode !== "session") return Stream.fail(requiresSessionMode(config.name, "listen"))
         const invalid = checkChannel(channel)
         if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
-        return hear(engine, channels, new Subscriber(channel, bufferSize, toleratesGaps))
+        return notificationsOf(executor, manager, new Subscriber(channel, bufferSize, toleratesGaps))
       })
     return {
-      invalidate: (which) => channels.invalidate(which),
+      invalidate: (which) => manager.invalidate(which),
       notifications: (channel, { bufferSize = defaultBufferSize } = {}) =>
         listen(channel, Math.max(1, bufferSize), true),
       payloads: (channel) =>
         listen(channel, defaultBufferSize, false).pipe(
-          Stream.filterMap((heard) => (heard._tag === "Message" ? Option.some(heard.payload) : Option.none())),
+          Stream.filterMap((notification) =>
+            notification._tag === "Message" ? Option.some(notification.payload) : Option.none()
+          ),
           Stream.mapError(toSqlError)
         )
     }

@@ -1,24 +1,27 @@
 /**
- * One listener of a channel: what it has heard and nobody has taken yet.
+ * A listener of a channel, with the notifications that wait for its consumer.
  */
 import * as Effect from "effect/Effect"
 import type { ListenError } from "../../DatabaseError.js"
 import { Notification } from "../../Notification.js"
 
 /**
- * - `joining`: the channel is not listened to yet.
- * - `hearing`: every message arrives.
- * - `deaf`: the connection is lost.
+ * State of a listener.
+ *
+ * - `joining`: the connection does not listen to the channel yet.
+ * - `listening`: every message arrives.
+ * - `disconnected`: the connection is lost.
  */
-type State = "joining" | "hearing" | "deaf"
+type State = "joining" | "listening" | "disconnected"
 
 const nothing = () => {}
 
+/** Listener of a channel. */
 export class Subscriber {
   state: State = "joining"
-  /** Told once per attempt to join how that went. */
+  /** Called once per attempt to join, with the error if it has failed. */
   onJoined: (error: ListenError | undefined) => void = nothing
-  /** What is raised when all that was heard is taken. */
+  /** The failure that the consumer gets after the buffered notifications. */
   failure: ListenError | undefined
   private buffer: Array<Notification> = []
   private dropped = 0
@@ -26,14 +29,14 @@ export class Subscriber {
 
   constructor(
     readonly channel: string,
-    private readonly size: number,
-    /** Whether its consumer can be told of a gap; if not, a gap is the end. */
+    private readonly capacity: number,
+    /** True if the consumer takes gaps as notifications; for others a gap is a failure. */
     readonly toleratesGaps: boolean
   ) {}
 
-  /** Waits until there is something to take, or the end. */
-  readonly heard: Effect.Effect<void> = Effect.async((resume) => {
-    // it may have come since the last look
+  /** Waits for a notification in the buffer, or for a failure. */
+  readonly awaitChange: Effect.Effect<void> = Effect.async((resume) => {
+    // a notification may have arrived since the last `drain`
     if (this.buffer.length > 0 || this.failure !== undefined) return resume(Effect.void)
     this.wake = () => resume(Effect.void)
     return Effect.sync(() => {
@@ -41,52 +44,55 @@ export class Subscriber {
     })
   })
 
-  /** Takes all that was heard. What was dropped is said last: it is in the tables by now. */
-  take(): ReadonlyArray<Notification> {
-    const taken = this.buffer
+  /**
+   * Removes and returns all notifications. The gap of dropped messages comes last: the dropped ones
+   * came after the buffered ones. A reader that reacts to the gap finds their writes in the tables.
+   */
+  drain(): ReadonlyArray<Notification> {
+    const drained = this.buffer
     this.buffer = []
     if (this.dropped > 0) {
-      const message = `${this.dropped} messages did not fit into the buffer of ${this.size}`
-      taken.push(Notification.Gap({ channel: this.channel, reason: "overflow", message }))
+      const message = `${this.dropped} messages did not fit into the buffer of ${this.capacity}`
+      drained.push(Notification.Gap({ channel: this.channel, reason: "overflow", message }))
       this.dropped = 0
     }
-    return taken
+    return drained
   }
 
-  /** From here on it hears. `missed` says why it may have missed something. */
-  hears(missed = ""): void {
+  /** Marks the listener as listening. `cause` is the reason of a gap since the last message. */
+  onListening(cause = ""): void {
     const { channel, state } = this
-    this.state = "hearing"
+    this.state = "listening"
     if (state === "joining") {
-      this.add(Notification.Listening({ channel }))
+      this.push(Notification.Listening({ channel }))
       this.onJoined(undefined)
-      // a gap that is still to be taken is said after this one was: one is enough
-    } else if (state === "deaf" && this.dropped === 0 && this.buffer.at(-1)?._tag !== "Gap") {
-      this.add(Notification.Gap({ channel, reason: "disconnected", message: missed }))
+      // a gap that waits in the buffer, or for the end of it, covers this one: one gap is enough
+    } else if (state === "disconnected" && this.dropped === 0 && this.buffer.at(-1)?._tag !== "Gap") {
+      this.push(Notification.Gap({ channel, reason: "disconnected", message: cause }))
     }
   }
 
-  /** A message has arrived. Gives whether it is the first that does not fit. */
-  offer(payload: string, processId: number): boolean {
-    if (this.state !== "hearing") return false
-    // the buffer stays full until it is taken, and so what is dropped is one hole, at its end
-    if (!(this.buffer.length < this.size)) return this.dropped++ === 0
-    this.add(Notification.Message({ channel: this.channel, payload, processId }))
+  /** Buffers a message; returns true if it is the first that does not fit. */
+  receive(payload: string, processId: number): boolean {
+    if (this.state !== "listening") return false
+    // the buffer stays full until it is drained, so the dropped messages are one gap, at its end
+    if (!(this.buffer.length < this.capacity)) return this.dropped++ === 0
+    this.push(Notification.Message({ channel: this.channel, payload, processId }))
     return false
   }
 
-  /** It did not get as far as to hear anything. */
-  refuse(error: ListenError): void {
+  /** Fails the attempt to join. */
+  reject(error: ListenError): void {
     this.onJoined(error)
   }
 
-  /** The end, after what was heard. */
+  /** Ends the listener with a failure, after the buffered notifications. */
   fail(error: ListenError): void {
     this.failure ??= error
     this.wake()
   }
 
-  private add(notification: Notification): void {
+  private push(notification: Notification): void {
     this.buffer.push(notification)
     this.wake()
   }

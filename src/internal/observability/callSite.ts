@@ -4,7 +4,7 @@
 import { fileURLToPath } from "node:url"
 import * as Context from "effect/Context"
 
-const ours = fileURLToPath(new URL("..", import.meta.url))
+const ours = fileURLToPath(new URL("../..", import.meta.url))
 
 const isForeign = (line: string): boolean =>
   !line.includes(ours) && !/node_modules[\\/](@effect[\\/]|effect[\\/]|effect-db[\\/])|\(?node:/.test(line)

@@ -1,13 +1,16 @@
 import * as FiberId from "effect/FiberId"
 import type { CallSite } from "../observability/callSite.js"
 
-/** Who asks for a connection; put into words only when somebody reads it. */
+/**
+ * The caller of a checkout. Its fields are formatted only when they are read, as most checkouts are
+ * never reported.
+ */
 export class Borrower {
   constructor(
     private readonly id: FiberId.FiberId,
     private readonly span: string | undefined,
     private readonly site: CallSite | undefined,
-    /** What it is for. */
+    /** The label of the work that the connection is for. */
     readonly label: string | undefined
   ) {}
 
@@ -15,8 +18,10 @@ export class Borrower {
     return FiberId.threadName(this.id)
   }
 
-  /** Where in the program; else in which span. */
-  get place(): string | undefined {
+  /**
+   * Returns the location in the program or, if call sites are not recorded, the name of the span.
+   */
+  get location(): string | undefined {
     return this.site?.place ?? this.span
   }
 }

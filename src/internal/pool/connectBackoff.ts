@@ -1,58 +1,66 @@
-/**
- * What is known of a server that could not be connected to, and when it is asked again.
- */
+/** The last failure to connect to a server, and the pause before the next attempt. */
 
 import * as clock from "../concurrency/clock.js"
 import { mayPass } from "../connection/connectFailure.js"
 import type { ConnectFailure } from "../connection/connection.js"
 
 /**
- * After how long it is asked again, in ms: twice as long each time. Where callers can do without, for connections are open, it may be long;
- * where they wait for nothing else, one attempt stands for all of them, and the next one comes soon.
+ * Pauses before the next attempt, in ms; each one is twice as long as the one before. If
+ * connections are open (`spare`), callers can do without a new one, so the pause may be long. If
+ * none is open (`needed`), one attempt stands for all callers that wait, so the next one follows
+ * soon.
  */
 const pauses = { shortest: 100, longest: { spare: 1000, needed: 250 } }
 
-/** How long load shedding rests, in ms: in an outage and after it a queue says nothing of what the pool can serve. */
+/**
+ * Pause of load shedding after an outage, in ms: during and right after it, the queue says nothing
+ * about the throughput of the pool.
+ */
 export const initialPause = 1000
 
 export class ConnectBackoff {
-  /** The last failure to connect, if there was one since the last success. */
-  last: ConnectFailure | undefined
-  /** Whether the server lets in no more, so that waiters have to do with what is open. */
-  isShut = false
+  /** The last failure to connect; `undefined` if there was none since the last success. */
+  lastFailure: ConnectFailure | undefined
+  /**
+   * True if the server accepts no more connections, so that waiters depend on those that are open.
+   */
+  isRejecting = false
   private failures = 0
   private timer: clock.Timer | undefined
 
-  constructor(private readonly askAgain: () => void) {}
+  constructor(private readonly retry: () => void) {}
 
-  /** Whether it is waited for before the server is asked again. */
+  /** Checks if the pause before the next attempt is running. */
   get isPausing(): boolean {
     return this.timer !== undefined
   }
 
-  /** Whether the server is away, and may come back by itself. */
+  /** Checks if the server is unavailable for a reason that may pass by itself. */
   get isAway(): boolean {
-    return this.last !== undefined && mayPass(this.last)
+    return this.lastFailure !== undefined && mayPass(this.lastFailure)
   }
 
-  /** A connect failed, `isSoon` as by a server that says no. */
-  failed(failure: ConnectFailure, isSoon: boolean, need: keyof typeof pauses.longest): void {
-    this.last = failure
-    this.isShut = isSoon || (failure.reason !== "unreachable" && failure.reason !== "unresponsive")
+  /**
+   * Records a failed connect and begins the pause, unless it is running. `isImmediate` marks a
+   * failure within the expected connect time, as of a server that rejects the connection.
+   */
+  onFailure(failure: ConnectFailure, isImmediate: boolean, need: keyof typeof pauses.longest): void {
+    this.lastFailure = failure
+    this.isRejecting = isImmediate || (failure.reason !== "unreachable" && failure.reason !== "unresponsive")
     if (this.timer !== undefined) return
     const pause = Math.min(pauses.shortest * 2 ** this.failures++, pauses.longest[need])
     this.timer = clock.timer(pause, () => {
       this.timer = undefined
-      this.isShut = false
-      this.askAgain()
+      this.isRejecting = false
+      this.retry()
     })
     this.timer.unref()
   }
 
-  /** A connect succeeded. */
-  over(): void {
-    this.last = undefined
-    this.isShut = false
+  /** Records a successful connect: the next pause is the shortest again. */
+  onSuccess(): void {
+    this.lastFailure = undefined
+    this.isRejecting = false
     this.failures = 0
   }
 

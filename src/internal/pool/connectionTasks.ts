@@ -1,47 +1,60 @@
 /**
- * Connections in the hands of what is done with them at points of their life: each task ends once, in time, whatever it does.
+ * Tasks that run on a connection at points of its life, such as `onConnect`: each ends once, and
+ * within its timeout.
  */
 
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 
 /**
- * Something to be done with a connection at a point of its life. It calls back once; after a failure the connection is closed. The returned
- * function stops it, when it has taken too long or its connection is gone.
+ * A task that runs on a connection at a point of its life. It calls back once; after a failure the
+ * connection is closed. The returned function stops the task, after a timeout or when its
+ * connection is closed.
  *
  * @since 0.1.0
  * @category models
  */
-export type SessionTask = (connection: Connection, done: (failure: Error | undefined) => void) => () => void
+export type SessionTask = (connection: Connection, callback: (failure: Error | undefined) => void) => () => void
 
 const nothing = () => {}
 
 export class ConnectionTasks {
-  /** How to end the task that has a connection. */
-  private readonly ends = new Map<Connection, (failure: Error) => void>()
+  /** The function that ends the task of each connection. */
+  private readonly pending = new Map<Connection, (failure: Error) => void>()
 
-  /** Lets a task have a connection. `done` is called once, in time; a connection that is closed meanwhile is a failure. */
-  perform(task: SessionTask, connection: Connection, limit: number, done: (failure: Error | undefined) => void): void {
-    let stop = nothing
-    const end = (failure: Error | undefined) => {
-      if (this.ends.get(connection) !== end) return
-      this.ends.delete(connection)
-      takeBack()
-      done(failure)
-      if (failure !== undefined) stop()
+  /**
+   * Runs a task on a connection. `callback` is called once, within the timeout; if the connection
+   * is closed meanwhile, with a failure.
+   */
+  run(
+    task: SessionTask,
+    connection: Connection,
+    timeout: number,
+    callback: (failure: Error | undefined) => void
+  ): void {
+    let cancel = nothing
+    const finish = (failure: Error | undefined) => {
+      if (this.pending.get(connection) !== finish) return
+      this.pending.delete(connection)
+      cancelTimeout()
+      callback(failure)
+      if (failure !== undefined) cancel()
     }
-    const takeBack = clock.later(limit, () => end(new Error(`it was not done within ${limit} ms`)))
-    this.ends.set(connection, end)
-    stop = task(connection, end)
+    const cancelTimeout = clock.later(timeout, () => finish(new Error(`it was not done within ${timeout} ms`)))
+    this.pending.set(connection, finish)
+    cancel = task(connection, finish)
   }
 
-  /** A connection is gone, and with it what was being done. */
-  closed(connection: Connection): void {
-    this.ends.get(connection)?.(new Error("its connection was closed"))
+  /** Fails the task of a connection that was closed. */
+  onConnectionClosed(connection: Connection): void {
+    this.pending.get(connection)?.(new Error("its connection was closed"))
   }
 
-  /** Nobody waits for what is being made ready; a statement of that is cancelled. */
+  /**
+   * Aborts the connections with a running task: no caller waits for them. A running statement is
+   * cancelled.
+   */
   shutDown(): void {
-    for (const connection of this.ends.keys()) connection.abort("shutdown")
+    for (const connection of this.pending.keys()) connection.abort("shutdown")
   }
 }

@@ -1,5 +1,6 @@
 /**
- * The connections of a pool, idle or in use: which is next, which has had its time, which has to show that it is alive.
+ * The connections of a pool, idle or in use: the order of their use, their retirement, and which
+ * ones must be validated.
  */
 
 import type { PoolConfig } from "../../DatabaseConfig.js"
@@ -8,44 +9,50 @@ import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import { markForEviction } from "./eviction.js"
 
-/** The part of a lifetime over which ends are spread, so that connections made together do not die together. */
-const jitter = 0.025
+/**
+ * The share of a lifetime over which retirements are spread, so that connections opened together
+ * are not closed together.
+ */
+const lifetimeJitter = 0.025
 
-const longestSweep = 30_000
+const maxSweepInterval = 30_000
 
 export class Connections {
   readonly all = new Set<Connection>()
-  /** The one that came back last is at the end. */
+  /** Idle connections; the one that was checked in last is at the end. */
   readonly idle: Array<Connection> = []
-  /** Connections that last answered before this moment have to show that they are alive. */
+  /** Connections that last received an answer before this moment must be validated. */
   private suspectBefore = 0
-  /** Connections that were retired for what another one has found. */
+  /** Connections that were retired because another one had found a fault of their server. */
   private readonly retired = new WeakSet<Connection>()
   private sweeper: clock.Timer | undefined
   private sweepAt = Number.POSITIVE_INFINITY
 
   constructor(private readonly config: PoolConfig) {}
 
-  /** How many are not on their way out, nor may be after an interruption. */
-  get open(): number {
-    let open = 0
-    for (const connection of this.all) if (connection.isUsable) open++
-    return open
+  /**
+   * Returns the number of connections that can be used: neither closing, nor possibly closing after
+   * an interruption.
+   */
+  get openCount(): number {
+    let count = 0
+    for (const connection of this.all) if (connection.isUsable) count++
+    return count
   }
 
-  /** Whether there are more than that. */
-  isOver(most: number): boolean {
-    return this.all.size > most && this.open > most
+  /** Checks if more connections than `limit` can be used. */
+  exceeds(limit: number): boolean {
+    return this.all.size > limit && this.openCount > limit
   }
 
-  /** A new connection, in use until it is put back. */
+  /** Adds a new connection. It counts as in use until {@link addIdle}. */
   add(connection: Connection): void {
     this.all.add(connection)
-    connection.retireAt = connection.createdAt + this.config.maxLifetime * (1 - clock.random() * jitter)
+    connection.retireAt = connection.createdAt + this.config.maxLifetime * (1 - clock.random() * lifetimeJitter)
   }
 
-  /** Takes a connection off the idle ones. */
-  take(connection: Connection): void {
+  /** Removes a connection from the idle ones. */
+  remove(connection: Connection): void {
     const { idle } = this
     if (this.config.idleExit) connection.keepProcess(true)
     if (idle[idle.length - 1] === connection) idle.pop()
@@ -55,31 +62,36 @@ export class Connections {
     }
   }
 
-  /** Makes a connection idle. */
-  put(connection: Connection): void {
+  /** Adds a connection to the idle ones. */
+  addIdle(connection: Connection): void {
     this.idle.push(connection)
     if (this.config.idleExit) connection.keepProcess(false)
     if (this.sweeper === undefined || connection.retireAs !== "aged") {
-      this.sweepWithin(Math.min(this.period, connection.retireAt - clock.now()))
+      this.sweepWithin(Math.min(this.sweepInterval, connection.retireAt - clock.now()))
     }
   }
 
-  /** The idle connection whose turn it is; those that have had their time are closed on the way. It stays idle until it is taken. */
-  next(now: number): Connection | undefined {
+  /**
+   * Returns the idle connection to use next, and closes those that are due for retirement on the
+   * way. The connection stays idle until {@link remove}.
+   */
+  peekIdle(now: number): Connection | undefined {
     const { idle } = this
     while (idle.length > 0) {
       const connection = this.config.order === "lifo" ? idle[idle.length - 1] : idle[0]
       if (connection === undefined) return undefined
-      const due = this.due(connection, now)
-      if (due === undefined) return connection
-      this.take(connection)
-      connection.end(due)
+      const reason = this.retirementReason(connection, now)
+      if (reason === undefined) return connection
+      this.remove(connection)
+      connection.end(reason)
     }
     return undefined
   }
 
-  /** Why a connection must not be handed out any more, if so. */
-  due(connection: Connection, now: number): CloseReason | undefined {
+  /**
+   * Returns the reason if a connection is due for retirement and must not be checked out any more.
+   */
+  retirementReason(connection: Connection, now: number): CloseReason | undefined {
     return now > connection.retireAt ? connection.retireAs : undefined
   }
 
@@ -87,55 +99,66 @@ export class Connections {
     return connection.lastAnswer <= this.suspectBefore || now - connection.lastAnswer > this.config.validateAfterIdle
   }
 
-  /** A connection was lost, so others may be. */
+  /** Marks all connections for validation: one was lost, so others may be. */
   suspectAll(): void {
     this.suspectBefore = clock.now()
   }
 
-  /** Those that have been silent since then are not asked one by one. */
+  /**
+   * Marks all connections for validation, and closes the idle ones that have received nothing since
+   * then: validating them one by one would cost a timeout for each.
+   */
   discardSilent(since: number): void {
     this.suspectAll()
     for (const connection of [...this.idle]) {
       if (connection.lastAnswer > since) continue
-      this.take(connection)
+      this.remove(connection)
       connection.destroy("invalid")
     }
   }
 
-  /** Ends those that were opened before a moment, or the one of a server process: as `mode` says. Gives how many it meant. */
+  /**
+   * Closes the connections that were opened before a moment, or that of a server process, as `mode`
+   * says. Returns the number of matches.
+   */
   invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
-    const meant = markForEviction(this.all, before, processId)
-    for (const connection of meant) {
+    const matches = markForEviction(this.all, before, processId)
+    for (const connection of matches) {
       if (mode === "soft") continue
       if (this.idle.includes(connection)) {
-        this.take(connection)
+        this.remove(connection)
         connection.end("invalidated")
       } else connection.abort("invalidated")
     }
-    return meant.length
+    return matches.length
   }
 
   /**
-   * Retires all connections because one has found that its server takes no writes: idle ones end now, those in use when they come back.
-   * One that was retired before finds nothing by its end, or its end would retire what was opened meanwhile, and so on without an end.
+   * Retires all connections because one (`source`) has found that its server takes no writes: idle
+   * ones are closed now, those in use at their checkin. A source that was itself retired before is
+   * ignored: its end would retire connections that were opened meanwhile, and theirs the next ones,
+   * without an end.
    */
-  retireAll(reason: CloseReason, found?: Connection | undefined): void {
-    if (found !== undefined && this.retired.has(found)) return
+  retireAll(reason: CloseReason, source?: Connection | undefined): void {
+    if (source !== undefined && this.retired.has(source)) return
     for (const connection of [...this.all]) {
       if (connection.broken !== undefined) continue
       this.retired.add(connection)
       connection.retireAt = Number.NEGATIVE_INFINITY
       connection.retireAs = reason
       if (!this.idle.includes(connection)) continue
-      this.take(connection)
+      this.remove(connection)
       connection.end(reason)
     }
   }
 
-  /** Ends those that are older than a generation of credentials, not all at once and none that is in use. */
-  retireOlder(generation: number): void {
+  /**
+   * Retires the connections that are older than a generation of credentials: spread over time, and
+   * none while it is in use.
+   */
+  retireOldCredentials(generation: number): void {
     const now = clock.now()
-    const spread = Math.min(this.config.maxLifetime * jitter, longestSweep)
+    const spread = Math.min(this.config.maxLifetime * lifetimeJitter, maxSweepInterval)
     for (const connection of this.all) {
       if (connection.generation >= generation || connection.retireAs !== "aged") continue
       connection.retireAt = Math.min(connection.retireAt, now + clock.random() * spread)
@@ -148,10 +171,10 @@ export class Connections {
     clock.clear(this.sweeper)
   }
 
-  /** How often idle connections are looked at. */
-  private get period(): number {
+  /** Returns the interval between two sweeps of the idle connections. */
+  private get sweepInterval(): number {
     const shortest = Math.min(this.config.idleTimeout, this.config.maxLifetime)
-    return Number.isFinite(shortest) ? Math.min(Math.max(shortest / 4, 10), longestSweep) : Number.POSITIVE_INFINITY
+    return Number.isFinite(shortest) ? Math.min(Math.max(shortest / 4, 10), maxSweepInterval) : Number.POSITIVE_INFINITY
   }
 
   private sweepWithin(millis: number): void {
@@ -168,17 +191,17 @@ export class Connections {
 
   private sweep(): void {
     const now = clock.now()
-    let spare = this.open - this.config.minConnections
-    let next = this.period
+    let spare = this.openCount - this.config.minConnections
+    let next = this.sweepInterval
     for (const connection of [...this.idle]) {
       const isIdle = spare > 0 && now - connection.lastAnswer > this.config.idleTimeout
-      const reason = this.due(connection, now) ?? (isIdle ? "idle" : undefined)
+      const reason = this.retirementReason(connection, now) ?? (isIdle ? "idle" : undefined)
       if (reason === undefined) {
         next = Math.min(next, Math.max(10, connection.retireAt - now))
         continue
       }
       spare--
-      this.take(connection)
+      this.remove(connection)
       connection.end(reason)
     }
     if (this.idle.length > 0) this.sweepWithin(next)

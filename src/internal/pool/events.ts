@@ -1,6 +1,4 @@
-/**
- * What a pool tells: to observers what happens, to the meter how often and for how long.
- */
+/** The events of a pool: observations for the observers, counts and durations for the metrics. */
 
 import type { PoolExhausted } from "../../DatabaseError.js"
 import { type CloseReason, Observation, type Observer } from "../../Observation.js"
@@ -14,65 +12,68 @@ export class PoolEvents {
   private hasConnected = false
 
   constructor(
-    private readonly place: ErrorLocation,
+    private readonly location: ErrorLocation,
     private readonly observer: Observer,
-    private readonly meter: PoolMetrics
+    private readonly metrics: PoolMetrics
   ) {}
 
   connected({ processId }: Connection, took: number): void {
     const isFirst = !this.hasConnected
     this.hasConnected = true
-    this.meter.created(took)
-    this.observe(() => Observation.Connected({ ...this.place, processId, took, isFirst }))
+    this.metrics.created(took)
+    this.observe(() => Observation.Connected({ ...this.location, processId, took, isFirst }))
   }
 
   connectFailed({ error, reason }: ConnectFailure): void {
-    this.observe(() => Observation.ConnectFailed({ ...this.place, reason, message: error.message }))
+    this.observe(() => Observation.ConnectFailed({ ...this.location, reason, message: error.message }))
   }
 
   checkedOut({ processId }: Connection, waited: number, label: string | undefined): void {
-    this.meter.waited(waited)
-    // without a closure: this is the hot path
-    if (this.observer.active) this.observer.observe(Observation.CheckedOut({ ...this.place, processId, waited, label }))
+    this.metrics.waited(waited)
+    // without a closure, for this is the hot path
+    if (this.observer.active)
+      this.observer.observe(Observation.CheckedOut({ ...this.location, processId, waited, label }))
   }
 
   checkedIn({ processId }: Connection, used: number): void {
-    this.meter.used(used)
-    if (this.observer.active) this.observer.observe(Observation.CheckedIn({ ...this.place, processId, used }))
+    this.metrics.used(used)
+    if (this.observer.active) this.observer.observe(Observation.CheckedIn({ ...this.location, processId, used }))
   }
 
   exhausted(reason: PoolExhausted["reason"], waited: number): void {
-    if (reason !== "single") this.meter.timedOut()
-    this.observe(() => Observation.Exhausted({ ...this.place, reason, waited }))
+    if (reason !== "single") this.metrics.timedOut()
+    this.observe(() => Observation.Exhausted({ ...this.location, reason, waited }))
   }
 
   reset({ processId }: Connection): void {
-    this.observe(() => Observation.Reset({ ...this.place, processId }))
+    this.observe(() => Observation.Reset({ ...this.location, processId }))
   }
 
   invalidated(mode: "soft" | "hard", connections: number): void {
-    this.observe(() => Observation.Invalidated({ ...this.place, mode, connections }))
+    this.observe(() => Observation.Invalidated({ ...this.location, mode, connections }))
   }
 
   lost({ processId }: Connection, error: Error): void {
-    this.observe(() => Observation.Lost({ ...this.place, processId, message: error.message }))
+    this.observe(() => Observation.Lost({ ...this.location, processId, message: error.message }))
   }
 
   noticed({ processId }: Connection, notice: Notice): void {
     const { code: sqlState = "", detail, hint, message = "", severity = "" } = notice
-    this.observe(() => Observation.Noticed({ ...this.place, processId, severity, sqlState, message, detail, hint }))
+    this.observe(() => Observation.Noticed({ ...this.location, processId, severity, sqlState, message, detail, hint }))
   }
 
   closed({ processId }: Connection, reason: CloseReason): void {
-    this.observe(() => Observation.Closed({ ...this.place, processId, reason }))
+    this.observe(() => Observation.Closed({ ...this.location, processId, reason }))
   }
 
-  /** Told whether anybody listens or not. */
-  leaked({ processId }: Connection, held: number, who: Borrower | undefined): void {
-    this.observer.observe(Observation.Leaked({ ...this.place, processId, held, fiber: who?.fiber, place: who?.place }))
+  /** Reports a leak, also without subscribers: the observer logs it. */
+  leaked({ processId }: Connection, held: number, borrower: Borrower | undefined): void {
+    this.observer.observe(
+      Observation.Leaked({ ...this.location, processId, held, fiber: borrower?.fiber, place: borrower?.location })
+    )
   }
 
-  private observe(make: () => Observation): void {
-    if (this.observer.active) this.observer.observe(make())
+  private observe(build: () => Observation): void {
+    if (this.observer.active) this.observer.observe(build())
   }
 }

@@ -1,23 +1,24 @@
-/**
- * Which connections an invalidation means, and that they have had their time.
- */
+/** Eviction of the connections that an invalidation matches. */
 import type { Connection } from "../connection/connection.js"
 
-/** Marks those that were opened before a moment, or the one of a server process, as not to be handed out any more; gives them. */
+/**
+ * Marks the connections that were opened before a moment, or that of a server process, for
+ * eviction, so that they are not checked out any more. Returns them.
+ */
 export const markForEviction = (
   all: Iterable<Connection>,
   before: number,
   processId: number | undefined
 ): ReadonlyArray<Connection> => {
-  const meant = [...all].filter(
+  const matches = [...all].filter(
     (connection) =>
       connection.broken === undefined &&
       connection.createdAt <= before &&
       (processId === undefined || connection.processId === processId)
   )
-  for (const connection of meant) {
+  for (const connection of matches) {
     connection.retireAt = Number.NEGATIVE_INFINITY
     connection.retireAs = "invalidated"
   }
-  return meant
+  return matches
 }

@@ -1,6 +1,4 @@
-/**
- * What somebody is told who gets no connection.
- */
+/** The `PoolExhausted` error, built without a stack. */
 
 import { PoolExhausted } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
@@ -8,31 +6,35 @@ import type { Checkout } from "./leakDetection.js"
 
 type Fields = ConstructorParameters<typeof PoolExhausted>[0]
 
-/** What is always known. */
-type Known = Pick<Fields, "database" | "server" | "reason" | "waited" | "total" | "active" | "idle" | "waiting">
+/** The fields that are always present. */
+type PoolState = Pick<Fields, "database" | "server" | "reason" | "waited" | "total" | "active" | "idle" | "waiting">
 
-/** `oldest` is who holds a connection for longest. */
+/** Builds the error. `oldest` is the checkout that has been held for longest. */
 export const exhaustedError = (
-  known: Known,
+  state: PoolState,
   connecting: Fields["connecting"],
   lastConnectFailure: string | undefined,
   oldest: Checkout | undefined
 ): PoolExhausted => {
-  // under overload these are many, and the stack of a callback tells nobody anything
+  // load shedding makes many of these, and the stack of a callback has no frame of the caller
   const { stackTraceLimit } = Error
   Error.stackTraceLimit = 0
   const error = new PoolExhausted(
     {
-      ...known,
+      ...state,
       ...(connecting === undefined ? {} : { connecting }),
       ...(lastConnectFailure === undefined ? {} : { lastConnectFailure }),
       ...(oldest === undefined
         ? {}
         : {
-            oldestLoan: { held: clock.now() - oldest.since, fiber: oldest.who?.fiber, place: oldest.who?.place }
+            oldestLoan: {
+              held: clock.now() - oldest.since,
+              fiber: oldest.borrower?.fiber,
+              place: oldest.borrower?.location
+            }
           })
     },
-    // the values are our own
+    // the values come from the pool itself
     { disableValidation: true }
   )
   Error.stackTraceLimit = stackTraceLimit

@@ -1,151 +1,160 @@
 /**
- * When more connections are opened for those who wait: one at once, then, as long as somebody waits, twice as many every few
- * milliseconds. Nothing is opened while the queue is likely to be served before a new connection would be there.
+ * Growth of a pool: when connections are opened for waiters. The first is opened at once; then,
+ * while waiters are left, twice as many every few milliseconds. None is opened while the queue is
+ * likely to drain before a new connection would be ready.
  *
- * Where there is no connection yet, there is nothing to tell by how soon the queue will be served: then only a few are opened until the
- * first of them is there.
+ * Without any connection there is no measure of how fast the queue drains, so only a few are opened
+ * until the first is ready.
  *
- * A queue that is served fast and yet does not end is no spike: then connections are opened one after the other.
+ * A queue that drains fast and yet does not end is no spike: connections are then opened one after
+ * the other.
  *
- * A connect that takes much longer than usual holds up nobody: what was sent into a dead network never comes.
+ * A connect that takes much longer than usual is no longer counted on, for a packet into a dead
+ * network gets no answer.
  *
- * So a spike of short statements does not fill a pool, a slow connect does not hold up the others, and a pool whose connections are
- * all in long use is full within a moment.
+ * So a spike of short statements does not fill a pool, a slow connect does not delay the others,
+ * and a pool whose connections are all in long use is full within a moment.
  */
 import * as clock from "../concurrency/clock.js"
 
-/** After how long it looks again, in ms. */
-const pause = 10
+/** The interval between two checks, in ms. */
+const checkInterval = 10
 
-/** For how long the queue is watched before it tells anything: that part of what a connect takes. */
-const enough = 1 / 3
+/** The share of the time of a connect for which the queue is observed before its speed is used. */
+const observationShare = 1 / 3
 
-/** For how long there may be a queue before it is a standing one: so many times what a connect takes. */
-const standing = 2
+/** The age from which a queue is a standing one, in times of a connect. */
+const standingQueueFactor = 2
 
-/** How long a connect may take before nobody counts on it any more: so many times as long as usual, and at least so many ms. */
-const overdue = { times: 3, least: 250 }
+/**
+ * The age from which a connect is late and no longer counted on: so many times the usual time, and
+ * at least so many ms.
+ */
+const lateConnect = { times: 3, least: 250 }
 
-/** How many connects may be under way while there is no connection to tell by whether more are needed. */
-const few = 3
+/** The most connects at a time while there is no connection to measure the queue by. */
+const maxBlindConnects = 3
 
 export interface Demand {
-  /** How many wait. */
+  /** The number of waiters. */
   readonly waiting: number
-  /** For how many of them no connection is on its way. */
+  /** The number of waiters without a connection on its way to them. */
   readonly wanted: number
-  /** How many connections may be opened. */
+  /** The number of connections that may still be opened. */
   readonly room: number
-  /** How many connections are in use. */
-  readonly busy: number
-  /** How many connects are under way that may still be counted on. */
-  readonly coming: number
-  /** Whether there is no connection yet that could serve anybody. */
+  /** The number of connections in use. */
+  readonly active: number
+  /** The number of pending connects that are not late. */
+  readonly pending: number
+  /** True if there is no connection yet that a waiter could get. */
   readonly isEmpty: boolean
 }
 
-const isCalledFor = ({ room, wanted }: Demand): boolean => room > 0 && wanted > 0
+const isNeeded = ({ room, wanted }: Demand): boolean => room > 0 && wanted > 0
 
 export class Growth {
-  /** Takes the next look back, if there is to be one. */
-  private takeBack: (() => void) | undefined
+  /** Cancels the next check, if one is scheduled. */
+  private cancelCheck: (() => void) | undefined
   private step = 1
-  private lookedAt = 0
-  /** Since when somebody could have been served, and somebody has waited all the time. */
+  private checkedAt = 0
+  /** The moment since which there was a connection and a queue all the time. */
   private queueSince = 0
-  /** Whether nobody could be served when it looked last. */
+  /** True if there was no connection at the last check. */
   private wasEmpty = false
-  /** How many were served over the last `observed` ms. */
-  private served = 0
-  private observed = 0
-  /** How long a connect takes, in ms. */
+  /** The number of waiters that got a connection over the last {@link observedMillis}. */
+  private servedCount = 0
+  private observedMillis = 0
+  /** The time of a connect, in ms; 0 before the first. */
   private connectTime = 0
 
   constructor(
     private readonly demand: () => Demand,
     private readonly open: () => void,
-    /** Nobody gives a connection back, so everybody needs a new one. */
+    /** True if no connection is reused, so that each waiter needs a new one. */
     private readonly isEager: boolean
   ) {}
 
-  /** Somebody waits. */
-  ask(): void {
-    if (this.takeBack !== undefined || !isCalledFor(this.demand())) return
+  /**
+   * Opens connections if there are waiters that need them, and schedules the checks that open more.
+   */
+  openIfNeeded(): void {
+    if (this.cancelCheck !== undefined || !isNeeded(this.demand())) return
     this.step = 1
-    this.served = 0
-    this.observed = 0
-    this.watch()
-    this.lookAgain()
-    if (this.isEager) while (isCalledFor(this.demand())) this.open()
+    this.servedCount = 0
+    this.observedMillis = 0
+    this.beginObservation()
+    this.scheduleCheck()
+    if (this.isEager) while (isNeeded(this.demand())) this.open()
     else this.open()
   }
 
-  /** Somebody who waited was served by a connection that came back. */
-  serve(): void {
-    this.served++
+  /** Counts a waiter that got a connection which was checked in. */
+  onServed(): void {
+    this.servedCount++
   }
 
-  connected(took: number): void {
-    // one that was held up by an outage says little about the next
+  onConnected(took: number): void {
+    // a connect that an outage has delayed says little about the next one
     const isUsual = this.connectTime === 0 || took < this.connectTime
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
-    if (!this.wasEmpty || this.takeBack === undefined) return
-    // the time before says nothing of how fast the queue is served
-    this.watch()
-    this.takeBack()
-    this.lookAgain()
+    if (!this.wasEmpty || this.cancelCheck === undefined) return
+    // the time without a connection says nothing about how fast the queue drains
+    this.beginObservation()
+    this.cancelCheck()
+    this.scheduleCheck()
   }
 
-  /** For how long a connect is likely to come still, in ms. */
-  get hope(): number {
-    return Math.max(overdue.least, overdue.times * this.connectTime)
+  /** Returns the time after which a connect is late, in ms. */
+  get expectedConnectTime(): number {
+    return Math.max(lateConnect.least, lateConnect.times * this.connectTime)
   }
 
   stop(): void {
-    this.takeBack?.()
-    this.takeBack = undefined
+    this.cancelCheck?.()
+    this.cancelCheck = undefined
   }
 
-  private watch(): void {
+  private beginObservation(): void {
     this.wasEmpty = false
-    this.lookedAt = clock.now()
-    this.queueSince = this.lookedAt
+    this.checkedAt = clock.now()
+    this.queueSince = this.checkedAt
   }
 
-  private lookAgain(): void {
-    this.takeBack = clock.later(pause, () => this.look())
+  private scheduleCheck(): void {
+    this.cancelCheck = clock.later(checkInterval, () => this.check())
   }
 
-  private look(): void {
-    this.takeBack = undefined
+  private check(): void {
+    this.cancelCheck = undefined
     const demand = this.demand()
-    if (!isCalledFor(demand)) return
-    const { busy, coming, isEmpty, room, waiting, wanted } = demand
+    if (!isNeeded(demand)) return
+    const { active, pending, isEmpty, room, waiting, wanted } = demand
     this.wasEmpty = isEmpty
     if (isEmpty) {
-      this.lookAgain()
-      return this.openMany(Math.min(wanted, room, few - coming))
+      this.scheduleCheck()
+      return this.openMany(Math.min(wanted, room, maxBlindConnects - pending))
     }
     const now = clock.now()
-    this.observed += now - this.lookedAt
-    this.lookedAt = now
-    if (this.observed < this.connectTime * enough) return this.lookAgain()
-    // for as long as a connect takes, those in use are expected back any moment; after that only what was seen counts
-    const expected = this.observed < this.connectTime ? this.served + busy : this.served
-    const drained = expected === 0 ? Number.POSITIVE_INFINITY : (waiting / expected) * this.observed
-    if (this.observed > 2 * this.connectTime) {
-      this.observed /= 2
-      this.served /= 2
+    this.observedMillis += now - this.checkedAt
+    this.checkedAt = now
+    if (this.observedMillis < this.connectTime * observationShare) return this.scheduleCheck()
+    // during the time of one connect, all connections in use are expected back; after it only the
+    // measured speed counts
+    const expected = this.observedMillis < this.connectTime ? this.servedCount + active : this.servedCount
+    const drainMillis = expected === 0 ? Number.POSITIVE_INFINITY : (waiting / expected) * this.observedMillis
+    if (this.observedMillis > 2 * this.connectTime) {
+      this.observedMillis /= 2
+      this.servedCount /= 2
     }
-    this.lookAgain()
-    if (drained <= this.connectTime) {
-      if (coming === 0 && now - this.queueSince > this.connectTime * standing) this.open()
+    this.scheduleCheck()
+    if (drainMillis <= this.connectTime) {
+      if (pending === 0 && now - this.queueSince > this.connectTime * standingQueueFactor) this.open()
       return
     }
     this.step *= 2
-    // who will have been served by the time when a new connection is there needs none
-    const servedByThen = Math.floor((waiting * this.connectTime) / drained)
-    this.openMany(Math.min(this.step, room, wanted - servedByThen))
+    // waiters that get a connection before a new one would be ready do not need it
+    const servedMeanwhile = Math.floor((waiting * this.connectTime) / drainMillis)
+    this.openMany(Math.min(this.step, room, wanted - servedMeanwhile))
   }
 
   private openMany(count: number): void {

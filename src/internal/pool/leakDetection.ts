@@ -1,5 +1,6 @@
 /**
- * Who holds which connection, since when: kept only where somebody asked for it, by `leakThreshold` or `assertSingle`.
+ * The open checkouts with their callers, and the report of leaks: kept only with `leakThreshold` or
+ * `assertSingle`.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -8,62 +9,63 @@ import type { Borrower } from "./borrower.js"
 
 export interface Checkout {
   readonly since: number
-  readonly who: Borrower | undefined
+  readonly borrower: Borrower | undefined
 }
 
 export class LeakDetection {
-  /** By the time at which they were made. */
-  private readonly loans = new Map<Connection, Checkout>()
-  private readonly told = new WeakSet<Connection>()
+  /** Checkouts in the order in which they began. */
+  private readonly checkouts = new Map<Connection, Checkout>()
+  private readonly reported = new WeakSet<Connection>()
   private timer: clock.Timer | undefined
 
   constructor(
     private readonly threshold: number,
-    private readonly tell: (connection: Connection, held: number, who: Borrower | undefined) => void
+    private readonly onLeak: (connection: Connection, held: number, borrower: Borrower | undefined) => void
   ) {}
 
   get oldest(): Checkout | undefined {
-    // one that is on its way out, or whose statement was interrupted, is nobody's any more
-    for (const [connection, loan] of this.loans) if (connection.isUsable) return loan
+    // a connection that is closing, or whose statement was interrupted, has no caller any more
+    for (const [connection, checkout] of this.checkouts) if (connection.isUsable) return checkout
     return undefined
   }
 
-  add(connection: Connection, now: number, who: Borrower | undefined): void {
-    this.loans.set(connection, { since: now, who })
-    if (this.timer === undefined && Number.isFinite(this.threshold)) this.wait(this.threshold)
+  add(connection: Connection, now: number, borrower: Borrower | undefined): void {
+    this.checkouts.set(connection, { since: now, borrower })
+    if (this.timer === undefined && Number.isFinite(this.threshold)) this.scheduleCheck(this.threshold)
   }
 
   remove(connection: Connection): void {
-    this.loans.delete(connection)
-    this.told.delete(connection)
+    this.checkouts.delete(connection)
+    this.reported.delete(connection)
   }
 
   stop(): void {
     clock.clear(this.timer)
   }
 
-  private wait(millis: number): void {
-    this.timer = clock.timer(millis, () => this.look())
+  private scheduleCheck(millis: number): void {
+    this.timer = clock.timer(millis, () => this.check())
     this.timer.unref()
   }
 
-  /** Tells of those that are held for too long, once each. */
-  private look(): void {
+  /** Reports each connection that has been held for too long, once per checkout. */
+  private check(): void {
     this.timer = undefined
     const now = clock.now()
-    let isStopping = false
-    for (const [connection, loan] of this.loans) {
-      if (connection.broken !== undefined || this.told.has(connection)) continue
-      // given up, and closed or given back within a second; or in a transaction that goes on
+    let hasStopping = false
+    for (const [connection, checkout] of this.checkouts) {
+      if (connection.broken !== undefined || this.reported.has(connection)) continue
+      // an interrupted caller's connection is closed or checked in within a second, or its
+      // transaction goes on
       if (connection.isStopping) {
-        isStopping = true
+        hasStopping = true
         continue
       }
-      const left = loan.since + this.threshold - now
-      if (left > 0) return this.wait(Math.ceil(left))
-      this.told.add(connection)
-      this.tell(connection, now - loan.since, loan.who)
+      const left = checkout.since + this.threshold - now
+      if (left > 0) return this.scheduleCheck(Math.ceil(left))
+      this.reported.add(connection)
+      this.onLeak(connection, now - checkout.since, checkout.borrower)
     }
-    if (isStopping) this.wait(this.threshold)
+    if (hasStopping) this.scheduleCheck(this.threshold)
   }
 }

@@ -1,144 +1,154 @@
 /**
- * When a pool is overloaded, that is, when it has a standing queue that only grows; and how long the queue may be then.
+ * Detection of an overload, that is, of a standing queue that only grows; and the limit of the
+ * queue during one.
  *
- * Time is cut into windows. A window is slow if nobody in it got a connection within the target. A pool is overloaded once, over slow
- * windows, the queue has become longer than ever again and again, by ten times the connections in all, the first two times left out; and it
- * stays so for as long as clearly more callers come than are served. A burst that drains, or a fixed number of fibers that wait for each
- * other, makes the queue longer than ever once, or twice where a window ends in between, and is thereby never taken for an overload.
+ * Time is divided into windows. A window is slow if no caller got a connection in it within the
+ * target. A pool is overloaded if over slow windows the queue has set new records of length again
+ * and again, and has grown by ten times the connections since the second record; and it stays
+ * overloaded while clearly more callers arrive than are served. A burst that drains, or a fixed
+ * number of fibers that wait for each other, sets one record, or two if a window ends in between,
+ * and so never counts as an overload.
  *
- * While it is overloaded only as many queue as are likely to be served within the target. A process that is short of time itself may be
- * late with that, so those who queue are sent away only after twice the target.
+ * During an overload only as many callers may queue as are likely to be served within the target. A
+ * process that is short of CPU itself may be late with that, so waiters are rejected only after
+ * twice the target.
  */
 
-/** A window, in targets. */
+/** The length of a window, in targets. */
 const targetsPerWindow = 5
 
-/** How many times the queue may become longer than ever before that is more than a step. */
-const steps = 2
+/** The number of records that a queue may set in a mere step. */
+const maxSteps = 2
 
-/** How much the queue must have grown after that, per connection. */
+/** The growth of the queue after those steps that makes an overload, per connection. */
 const growthPerConnection = 10
 
-/** How many more must come than are served. */
-const excess = 1.1
+/** The ratio of arrivals to served callers that counts as an excess. */
+const excessRatio = 1.1
 
-/** After how many windows without news what was seen before does not count any more. */
-const memory = 4
+/** The number of windows without news after which earlier ones no longer count. */
+const memoryWindows = 4
 
 export class LoadShedding {
   isOverloaded = false
-  /** How many may queue. */
-  room = Number.POSITIVE_INFINITY
-  /** How long they may queue, in ms. */
-  readonly patience: number
-  private readonly window: number
-  private start = 0
+  /** The most callers that may queue. */
+  maxWaiters = Number.POSITIVE_INFINITY
+  /** The longest time for which they may queue, in ms. */
+  readonly maxWait: number
+  private readonly windowMillis: number
+  private windowStart = 0
   private arrived = 0
   private served = 0
   private isSlow = true
   private waiting = 0
   /** The longest queue at the end of a slow window. */
-  private longest = 0
-  /** How many times that was a longer one than before, and how long it was when these were no more than steps. */
+  private longestQueue = 0
+  /**
+   * The number of records of the queue's length, and the length at the last record that may still
+   * be a step.
+   */
   private records = 0
-  private base = 0
-  /** Until when no queue counts. */
-  private restsUntil = 0
-  /** For how many windows there was no news: no record, or no excess while it is overloaded. */
-  private quiet = 0
+  private baseQueue = 0
+  /** The moment until which no queue counts. */
+  private suspendedUntil = 0
+  /**
+   * The number of windows without news: without a record or, during an overload, without an excess.
+   */
+  private quietWindows = 0
 
   constructor(
     private readonly target: number,
     private readonly connections: number
   ) {
-    this.patience = 2 * target
-    this.window = target * targetsPerWindow
+    this.maxWait = 2 * target
+    this.windowMillis = target * targetsPerWindow
   }
 
-  /** Whether it is overloaded by now; it may be long since anybody came. */
-  isStill(now: number): boolean {
-    this.turn(now)
+  /** Checks for an overload at this moment; the last arrival may be long ago. */
+  isOverloadedAt(now: number): boolean {
+    this.advance(now)
     return this.isOverloaded
   }
 
-  /** Ends an overload, and takes no queue for one before that moment. */
-  rest(until: number): void {
-    this.forget()
-    this.room = Number.POSITIVE_INFINITY
-    this.restsUntil = until
+  /** Ends an overload, and lets no queue count as one before that moment. */
+  suspendUntil(until: number): void {
+    this.reset()
+    this.maxWaiters = Number.POSITIVE_INFINITY
+    this.suspendedUntil = until
   }
 
-  /** Somebody was served at once: there is no standing queue. */
-  ease(): void {
+  /** Records a caller that got a connection at once: there is no standing queue. */
+  onImmediateCheckout(): void {
     this.isSlow = false
   }
 
-  /** Somebody is about to queue; so many do already. */
-  arrive(now: number, waiting: number): void {
-    this.turn(now)
+  /** Records a caller that is about to queue behind `waiting` others. */
+  onArrival(now: number, waiting: number): void {
+    this.advance(now)
     this.arrived++
     this.waiting = waiting
   }
 
-  /** Somebody who waited got a connection; so many are left. */
-  serve(now: number, waited: number, waiting: number): void {
-    this.turn(now)
+  /** Records a waiter that got a connection, with `waiting` left in the queue. */
+  onServed(now: number, waited: number, waiting: number): void {
+    this.advance(now)
     this.served++
     this.waiting = waiting
     if (waited <= this.target) this.isSlow = false
   }
 
-  private turn(now: number): void {
-    const age = now - this.start
-    if (now < this.restsUntil) return this.begin(now)
-    if (age < this.window) return
-    // nobody came for a whole window
-    if (age >= 2 * this.window) this.forget()
-    else if (this.isOverloaded) this.lookForEnd()
-    else if (!this.isSlow) this.forget()
-    // without anybody served nothing is known of what the pool can do: then it is stuck, and each has a deadline of his own
-    else if (this.served > 0) this.lookForGrowth()
-    this.room = this.isOverloaded
+  private advance(now: number): void {
+    const age = now - this.windowStart
+    if (now < this.suspendedUntil) return this.beginWindow(now)
+    if (age < this.windowMillis) return
+    // no caller arrived for a whole window
+    if (age >= 2 * this.windowMillis) this.reset()
+    else if (this.isOverloaded) this.checkEnd()
+    else if (!this.isSlow) this.reset()
+    // if no waiter is served, the throughput is unknown: the pool is stuck, and each waiter has a
+    // deadline
+    else if (this.served > 0) this.checkGrowth()
+    this.maxWaiters = this.isOverloaded
       ? Math.max(this.connections, (this.served / age) * this.target)
       : Number.POSITIVE_INFINITY
-    this.begin(now)
+    this.beginWindow(now)
   }
 
   /** Begins a window. */
-  private begin(now: number): void {
-    this.start = now
+  private beginWindow(now: number): void {
+    this.windowStart = now
     this.arrived = 0
     this.served = 0
     this.isSlow = true
   }
 
   private get isExcess(): boolean {
-    return this.arrived > this.served * excess
+    return this.arrived > this.served * excessRatio
   }
 
-  private lookForEnd(): void {
-    this.quiet = this.isExcess ? 0 : this.quiet + 1
-    if (this.quiet === memory) this.forget()
+  private checkEnd(): void {
+    this.quietWindows = this.isExcess ? 0 : this.quietWindows + 1
+    if (this.quietWindows === memoryWindows) this.reset()
   }
 
-  private lookForGrowth(): void {
-    // as many as there are connections come and go together
-    if (this.waiting <= this.longest + this.connections) {
-      this.quiet++
-      if (this.quiet === memory) this.records = 0
+  private checkGrowth(): void {
+    // as many callers as there are connections arrive and leave together
+    if (this.waiting <= this.longestQueue + this.connections) {
+      this.quietWindows++
+      if (this.quietWindows === memoryWindows) this.records = 0
       return
     }
-    this.quiet = 0
-    this.longest = this.waiting
+    this.quietWindows = 0
+    this.longestQueue = this.waiting
     this.records++
-    if (this.records <= steps) this.base = this.waiting
-    else this.isOverloaded = this.isExcess && this.waiting - this.base > this.connections * growthPerConnection
+    if (this.records <= maxSteps) this.baseQueue = this.waiting
+    else this.isOverloaded = this.isExcess && this.waiting - this.baseQueue > this.connections * growthPerConnection
   }
 
-  private forget(): void {
+  private reset(): void {
     this.isOverloaded = false
-    this.longest = 0
+    this.longestQueue = 0
     this.records = 0
-    this.quiet = 0
+    this.quietWindows = 0
   }
 }

@@ -1,5 +1,6 @@
 /**
- * The connects that are under way. One that takes so long that nobody counts on it any more is late.
+ * The connects that are under way. A connect is late, and no longer counted on, after a multiple of
+ * the usual time.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -9,15 +10,15 @@ import type { ConnectFailure, Connection, Owner } from "../connection/connection
 type OnConnect = (start: number, failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 
 export class PendingConnects {
-  /** How to give up each of them, and when it was begun. */
+  /** The start of each connect, by the function that cancels it. */
   private readonly all = new Map<() => void, number>()
 
   constructor(
-    private readonly opening: ConnectOptions,
+    private readonly options: ConnectOptions,
     private readonly owner: Owner,
-    /** For how long a connect is counted on, in ms. */
-    private readonly hope: () => number,
-    /** Called when the one that has been under way for longest is late. */
+    /** Returns the time after which a connect is late, in ms. */
+    private readonly expectedConnectTime: () => number,
+    /** Called when the connect that began first is late. */
     private readonly onLate: () => void
   ) {}
 
@@ -25,49 +26,53 @@ export class PendingConnects {
     return this.all.size
   }
 
-  /** How many are late. */
-  get late(): number {
-    const since = clock.now() - this.hope()
-    let late = 0
-    for (const start of this.all.values()) if (start <= since) late++
-    return late
+  /** Returns the number of late connects. */
+  get lateCount(): number {
+    const since = clock.now() - this.expectedConnectTime()
+    let count = 0
+    for (const start of this.all.values()) if (start <= since) count++
+    return count
   }
 
-  /** How many there are, and for how long the first has been under way; if there are any. */
+  /** Returns the number of connects and the age of the first in ms, if there are any. */
   get progress(): { readonly count: number; readonly longest: number } | undefined {
     for (const start of this.all.values()) return { count: this.all.size, longest: clock.now() - start }
     return undefined
   }
 
-  /** Begins one. `done` is called once, not before this has returned, unless it is given up. */
-  begin(done: OnConnect): void {
+  /**
+   * Begins a connect. `callback` is called once, not before this call returns, and never after
+   * {@link cancelAll}.
+   */
+  begin(callback: OnConnect): void {
     const start = clock.now()
-    const stop = connect(this.opening, this.owner, (failure, connection) => {
-      takeBack()
-      this.all.delete(giveUp)
-      done(start, failure, connection)
+    const cancelConnect = connect(this.options, this.owner, (failure, connection) => {
+      cancelWatch()
+      this.all.delete(cancel)
+      callback(start, failure, connection)
     })
-    let takeBack: () => void
+    let cancelWatch: () => void
     const watch = (millis: number) => {
-      takeBack = clock.later(millis, () => {
-        // others may have shown since that it takes longer
-        const left = start + this.hope() - clock.now()
-        if (left >= 0) return watch(left + 1)
-        // one that takes for ever holds up nobody, not even the one for whom it was begun; where all do, more of them would be no help
+      cancelWatch = clock.later(millis, () => {
+        // other connects may have shown since then that they take longer
+        const remaining = start + this.expectedConnectTime() - clock.now()
+        if (remaining >= 0) return watch(remaining + 1)
+        // a late connect delays no waiter, not even its own, for another is opened; if all are
+        // late, more of them would not help, so only the oldest counts
         const [oldest] = this.all.keys()
-        if (oldest === giveUp) this.onLate()
+        if (oldest === cancel) this.onLate()
       })
     }
-    watch(this.hope() + 1)
-    const giveUp = () => {
-      takeBack()
-      stop()
+    watch(this.expectedConnectTime() + 1)
+    const cancel = () => {
+      cancelWatch()
+      cancelConnect()
     }
-    this.all.set(giveUp, start)
+    this.all.set(cancel, start)
   }
 
-  giveUp(): void {
-    for (const giveUp of this.all.keys()) giveUp()
+  cancelAll(): void {
+    for (const cancel of this.all.keys()) cancel()
     this.all.clear()
   }
 }

@@ -1,7 +1,12 @@
 /**
- * The connections to one server for one purpose: who gets one, how many there are, when they live and die.
+ * The connections to one server for one purpose: their number, their assignment to callers, and
+ * their life.
  *
- * Callbacks, not fibers: a checkout of an idle connection is a few plain function calls.
+ * A connection is connecting, initializing (`onConnect`), idle, validating, active, returning
+ * (`onReturn`), idle again or closed.
+ *
+ * Checkouts use callbacks, not fibers, so that the checkout of an idle connection is a few plain
+ * function calls.
  *
  * @since 0.1.0
  */
@@ -33,7 +38,7 @@ import { Waiter, WaitQueue } from "./waitQueue.js"
 export type { SessionTask }
 
 /**
- * Called once with a connection or a failure, unless the checkout was given up.
+ * A callback that receives a connection or a failure, once, unless the checkout was cancelled.
  *
  * @since 0.1.0
  * @category models
@@ -41,22 +46,22 @@ export type { SessionTask }
 export type OnCheckout = (error: CheckoutError | undefined, connection: Connection | undefined) => void
 
 /**
- * What is done with connections where the settings ask for it.
+ * The tasks that the options define for points of a connection's life.
  *
  * @since 0.1.0
  * @category models
  */
 export interface SessionTasks {
-  /** Before a new connection is handed out for the first time. */
+  /** Runs before a new connection is checked out for the first time. */
   readonly onConnect?: SessionTask | undefined
-  /** Before each checkout. */
+  /** Runs before each checkout. */
   readonly onCheckout?: SessionTask | undefined
-  /** After each checkin. */
+  /** Runs after each checkin. */
   readonly onReturn?: SessionTask | undefined
 }
 
 /**
- * What a pool is made of.
+ * The options of a pool.
  *
  * @since 0.1.0
  * @category models
@@ -68,27 +73,30 @@ export interface PoolOptions {
   readonly session: SessionConfig
   readonly credentials: CredentialSource
   readonly tasks: SessionTasks
-  /** Whether its sessions refuse writes. */
+  /** True if the sessions refuse writes. */
   readonly readOnly: boolean
   readonly observer: Observer
   /** @internal The callers of the database that wait while a server is away. */
   readonly outageWaiters: OutageWaiters
-  /** Told whenever a connection was made, or could not be made. */
+  /** Called after each successful or failed connect. */
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }
 
 /**
- * Which connections an invalidation means.
+ * The connections that an invalidation closes.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Invalidation {
-  /** `"soft"`: closed at their next checkout, or when they come back. `"hard"`: now, also those in use. */
+  /**
+   * `"soft"`: closes them at their next checkout or checkin. `"hard"`: closes them now, also those
+   * in use.
+   */
   readonly mode: "soft" | "hard"
-  /** Only those opened before this moment of `performance.now()`. */
+  /** Limits it to connections opened before this moment of `performance.now()`. */
   readonly before: number
-  /** Only the one of this server process. */
+  /** Limits it to the connection of this server process. */
   readonly processId?: number | undefined
 }
 
@@ -101,44 +109,46 @@ const nothing = () => {}
  * @category models
  */
 export class Pool {
-  private readonly stock: Connections
+  private readonly connections: Connections
   private readonly waiters: WaitQueue<OnCheckout>
   private readonly growth: Growth
-  private readonly loans: LeakDetection | undefined
-  private readonly meter: PoolMetrics
-  private readonly connects: PendingConnects
+  private readonly checkouts: LeakDetection | undefined
+  private readonly metrics: PoolMetrics
+  private readonly pendingConnects: PendingConnects
   private readonly tasks = new ConnectionTasks()
-  private readonly fitness: Validation
-  private readonly outage = new ConnectBackoff(() => this.grow())
-  /** How many connections are on their way to a waiter, but are looked at first. */
-  private preparing = 0
-  /** How many are new, and have something done with them first. */
-  private arriving = 0
+  private readonly validation: Validation
+  private readonly backoff = new ConnectBackoff(() => this.grow())
+  /** The number of connections that are being validated for a waiter. */
+  private validatingCount = 0
+  /** The number of new connections that run `onConnect`. */
+  private initializingCount = 0
   private onEmpty: (() => void) | undefined
-  /** What was begun before this moment does not join. */
+  /** Connects that began before this moment are closed when they are ready. */
   private invalidBefore = Number.NEGATIVE_INFINITY
-  private readonly place: ErrorLocation
-  private readonly journal: PoolEvents
+  private readonly location: ErrorLocation
+  private readonly events: PoolEvents
 
   constructor(readonly options: PoolOptions) {
     const { credentials, pool, readOnly, server, session, tasks } = options
-    this.place = { database: options.database, server: server.name }
+    this.location = { database: options.database, server: server.name }
     const { leakThreshold, maxConnections, queueTarget, strategy } = pool
-    this.stock = new Connections(pool)
-    this.fitness = new Validation(this.stock, this.tasks, pool, session, tasks.onCheckout)
-    this.waiters = new WaitQueue(new LoadShedding(queueTarget, maxConnections), (waiter, why) =>
-      this.fail(waiter, this.exhausted(why, waiter.since))
+    this.connections = new Connections(pool)
+    this.validation = new Validation(this.connections, this.tasks, pool, session, tasks.onCheckout)
+    this.waiters = new WaitQueue(new LoadShedding(queueTarget, maxConnections), (waiter, reason) =>
+      this.failWaiter(waiter, this.exhausted(reason, waiter.since))
     )
     this.growth = new Growth(
       () => this.demand,
-      () => this.open(),
+      () => this.openConnection(),
       strategy === "none"
     )
-    this.loans =
+    this.checkouts =
       Number.isFinite(leakThreshold) || strategy === "assertSingle"
-        ? new LeakDetection(leakThreshold, (connection, held, who) => this.journal.leaked(connection, held, who))
+        ? new LeakDetection(leakThreshold, (connection, held, borrower) =>
+            this.events.leaked(connection, held, borrower)
+          )
         : undefined
-    this.meter = makePoolMetrics(
+    this.metrics = makePoolMetrics(
       {
         database: options.database,
         purpose: readOnly ? "reads" : "writes",
@@ -146,208 +156,225 @@ export class Pool {
         idleMin: pool.minConnections,
         idleMax: strategy === "none" ? 0 : maxConnections
       },
-      () => ({ ...this.figures, max: this.limit })
+      () => ({ ...this.stats, max: this.maxTotal })
     )
-    this.journal = new PoolEvents(this.place, options.observer, this.meter)
-    options.outageWaiters.add(() => (this.isOut ? this.waiters.size : 0))
-    credentials.follow((generation) => this.stock.retireOlder(generation))
+    this.events = new PoolEvents(this.location, options.observer, this.metrics)
+    options.outageWaiters.add(() => (this.isInOutage ? this.waiters.size : 0))
+    credentials.follow((generation) => this.connections.retireOldCredentials(generation))
     const owner: Owner = {
-      operated: this.meter.operated,
-      noticed: (connection, notice) => this.journal.noticed(connection, notice),
+      operated: this.metrics.operated,
+      noticed: (connection, notice) => this.events.noticed(connection, notice),
       lost: (connection, error) => {
-        this.stock.suspectAll()
-        this.stock.take(connection)
-        this.journal.lost(connection, error)
-        if (this.stock.open === 0) this.waiters.rest(clock.now() + initialPause)
+        this.connections.suspectAll()
+        this.connections.remove(connection)
+        this.events.lost(connection, error)
+        if (this.connections.openCount === 0) this.waiters.suspendSheddingUntil(clock.now() + initialPause)
       },
       closed: (connection, reason) => {
-        this.stock.take(connection)
-        this.stock.all.delete(connection)
-        this.loans?.remove(connection)
-        this.journal.closed(connection, reason)
-        this.tasks.closed(connection)
-        if (reason === "wrongRole") this.stock.retireAll(reason, connection)
+        this.connections.remove(connection)
+        this.connections.all.delete(connection)
+        this.checkouts?.remove(connection)
+        this.events.closed(connection, reason)
+        this.tasks.onConnectionClosed(connection)
+        if (reason === "wrongRole") this.connections.retireAll(reason, connection)
         if (this.onEmpty === undefined) this.grow()
-        else if (this.stock.all.size === 0) this.onEmpty()
+        else if (this.connections.all.size === 0) this.onEmpty()
       }
     }
-    this.connects = new PendingConnects(
+    this.pendingConnects = new PendingConnects(
       { credentials, readOnly, server, session, timeout: pool.connectTimeout },
       owner,
-      () => this.growth.hope,
-      () => this.growth.ask()
+      () => this.growth.expectedConnectTime,
+      () => this.growth.openIfNeeded()
     )
   }
 
-  /** Opens what `minConnections` asks for. */
+  /** Opens the connections that `minConnections` requires. */
   warm(): void {
     this.grow()
   }
 
-  /** What a choice among servers goes by. */
+  /** Returns the number of connections in use and waiters, by which a server is chosen. */
   get load(): number {
-    return this.stock.all.size - this.stock.idle.length + this.waiters.size
+    return this.connections.all.size - this.connections.idle.length + this.waiters.size
   }
 
-  /** The figures of this moment. */
-  get figures(): PoolStats {
+  /** Returns the figures of this moment. */
+  get stats(): PoolStats {
     const { maxConnections, maxOverflow, minConnections } = this.options.pool
-    const idle = this.stock.idle.length
+    const idle = this.connections.idle.length
     return {
       min: minConnections,
       max: maxConnections,
       maxOverflow,
-      total: this.stock.all.size,
-      // one that is on its way out is open still, but nobody's
-      active: this.stock.open - idle,
+      total: this.connections.all.size,
+      // a connection that is closing is still open, but has no caller
+      active: this.connections.openCount - idle,
       idle,
-      connecting: this.connects.size,
+      connecting: this.pendingConnects.size,
       waiting: this.waiters.size,
       overloaded: this.waiters.isOverloaded,
-      lastConnectFailure: this.outage.last?.error.message
+      lastConnectFailure: this.backoff.lastFailure?.error.message
     }
   }
 
   /**
-   * Hands out a connection as soon as there is one: at once, in this call, where one is idle and fresh.
+   * Checks out a connection: in this call if one is idle and valid, otherwise when one is
+   * available.
    *
-   * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller holds already: where all those of
-   * the pool are held by callers who wait for one more, waiting would be for ever. Without `who` it is nobody of the program, of whom
-   * `assertSingle` takes no notice. The returned function gives up and leaks nothing.
+   * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller
+   * holds already: if all connections of the pool are held by callers that wait for another one,
+   * waiting would never end, so the checkout fails. A checkout without `borrower` belongs to the
+   * library itself, and `assertSingle` ignores it. The returned function cancels the checkout and
+   * leaks nothing.
    */
   checkout(
     deadline: number,
     holding: ReadonlyArray<Connection>,
-    settle: OnCheckout,
-    who?: Borrower | undefined
+    callback: OnCheckout,
+    borrower?: Borrower | undefined
   ): () => void {
     if (this.onEmpty !== undefined) {
-      settle(new DatabaseClosed(this.place), undefined)
+      callback(new DatabaseClosed(this.location), undefined)
       return nothing
     }
     const now = clock.now()
     if (this.waiters.size === 0) {
-      const connection = this.stock.next(now)
-      if (connection !== undefined && this.fitness.isKnown(connection, now)) {
-        this.stock.take(connection)
-        this.waiters.ease()
-        this.lend(connection, now, 0, who, settle)
+      const connection = this.connections.peekIdle(now)
+      if (connection !== undefined && this.validation.isReady(connection, now)) {
+        this.connections.remove(connection)
+        this.waiters.onImmediateCheckout()
+        this.assign(connection, now, 0, borrower, callback)
         return nothing
       }
     }
-    const refusal = this.refusal(holding, who, now)
-    if (refusal !== undefined) {
-      settle(refusal, undefined)
+    const error = this.rejectionReason(holding, borrower, now)
+    if (error !== undefined) {
+      callback(error, undefined)
       return nothing
     }
-    const waiter = new Waiter(now, deadline, holding, who, settle)
+    const waiter = new Waiter(now, deadline, holding, borrower, callback)
     this.waiters.add(waiter)
-    // an idle one is better than one that is being looked at for somebody who has left: that may take its time
-    this.serve(1)
+    // an idle connection is assigned before one that is still being validated for a cancelled
+    // caller, for validation may take its time
+    this.matchWaiters(1)
     return () => void this.waiters.remove(waiter)
   }
 
-  /** Takes a connection back: the next waiter's, or idle, or closed where it is not as it was handed out. */
+  /**
+   * Checks in a connection. It is assigned to the next waiter, kept idle, or closed if it is not in
+   * the state in which it was checked out; after an interruption that is decided when its statement
+   * has stopped.
+   */
   checkin(connection: Connection): void {
     const now = clock.now()
-    this.loans?.remove(connection)
-    this.journal.checkedIn(connection, now - connection.takenAt)
-    if (!connection.isStopping) return this.receive(connection, now)
-    connection.onStopped = () => this.receive(connection, clock.now())
+    this.checkouts?.remove(connection)
+    this.events.checkedIn(connection, now - connection.takenAt)
+    if (!connection.isStopping) return this.finishCheckin(connection, now)
+    connection.onStopped = () => this.finishCheckin(connection, clock.now())
   }
 
-  /** The next waiter's, or idle, or closed where it is not as it was handed out. */
-  private receive(connection: Connection, now: number): void {
+  /**
+   * Runs `onReturn` and releases the connection, or closes it if it is broken, busy or in a
+   * transaction.
+   */
+  private finishCheckin(connection: Connection, now: number): void {
     if (connection.broken !== undefined) {
-      // a cancelled one is still busy: it closes itself when the server has answered
+      // a cancelled connection is still busy, and closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)
       return
     }
-    // the server is told to stop what nobody waits for any more
+    // the server is asked to cancel a statement that no caller waits for
     if (connection.busy || connection.status !== "I") return connection.abort("dirty")
     const { onReturn } = this.options.tasks
-    if (onReturn === undefined || this.onEmpty !== undefined) return this.offer(connection, now)
-    this.tasks.perform(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
+    if (onReturn === undefined || this.onEmpty !== undefined) return this.release(connection, now)
+    this.tasks.run(onReturn, connection, this.options.pool.connectTimeout, (failure) => {
       if (failure !== undefined) return connection.destroy("dirty")
-      this.journal.reset(connection)
-      this.offer(connection, clock.now())
+      this.events.reset(connection)
+      this.release(connection, clock.now())
     })
   }
 
-  /** Closes connections that are open; gives how many it meant. */
+  /** Invalidates connections that are open. Returns the number of matches. */
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
-    const meant = this.stock.invalidate(mode, before, processId)
-    this.journal.invalidated(mode, meant)
-    return meant
+    const matches = this.connections.invalidate(mode, before, processId)
+    this.events.invalidated(mode, matches)
+    return matches
   }
 
-  /** No new checkouts; waits for what is in use until `timeout` ms have passed, then cuts it off. `done` is called when all is closed. */
-  close(timeout: number, done: () => void): void {
+  /**
+   * Refuses new checkouts, waits up to `timeout` ms for connections in use, then aborts them.
+   * `callback` is called when all connections are closed.
+   */
+  close(timeout: number, callback: () => void): void {
     const cutOff = clock.timer(timeout, () => {
-      for (const connection of this.stock.all) connection.abort("shutdown")
+      for (const connection of this.connections.all) connection.abort("shutdown")
     })
     this.onEmpty = () => {
       clock.clear(cutOff)
       this.onEmpty = nothing
-      this.meter.close()
-      done()
+      this.metrics.close()
+      callback()
     }
     this.growth.stop()
-    this.stock.stop()
-    this.loans?.stop()
-    this.outage.stop()
-    this.connects.giveUp()
-    for (const waiter of this.waiters.clear()) waiter.settle(new DatabaseClosed(this.place), undefined)
+    this.connections.stop()
+    this.checkouts?.stop()
+    this.backoff.stop()
+    this.pendingConnects.cancelAll()
+    for (const waiter of this.waiters.clear()) waiter.callback(new DatabaseClosed(this.location), undefined)
     this.tasks.shutDown()
-    for (const connection of this.stock.idle.splice(0)) connection.end("shutdown")
-    if (this.stock.all.size === 0) this.onEmpty()
+    for (const connection of this.connections.idle.splice(0)) connection.end("shutdown")
+    if (this.connections.all.size === 0) this.onEmpty()
   }
 
-  /** The most connections that there may ever be. */
-  private get limit(): number {
+  /** Returns the most connections that there may be at a time. */
+  private get maxTotal(): number {
     return this.options.pool.maxConnections + this.options.pool.maxOverflow
   }
 
-  /** Checks if the server is away and no connection is left, so that callers wait for nothing but its return. */
-  private get isOut(): boolean {
-    return this.outage.isAway && this.stock.open === 0
+  /**
+   * Checks if the server is away and no connection is left, so that callers wait for nothing but
+   * its return.
+   */
+  private get isInOutage(): boolean {
+    return this.backoff.isAway && this.connections.openCount === 0
   }
 
   private get demand(): Demand {
     const waiting = this.waiters.size
-    const connecting = this.connects.size
-    const room = this.limit - this.stock.all.size - connecting
-    // asked for whoever waits, so the answer of a full pool is a short way
-    if (room <= 0) return { waiting, wanted: 0, room, busy: 0, coming: 0, isEmpty: false }
-    const { open } = this.stock
-    const busy = open - this.stock.idle.length
-    const coming = this.arriving + connecting - this.connects.late
-    const isResting = this.outage.isPausing && (open > 0 ? this.outage.isShut : this.outage.isAway)
-    const wanted = isResting ? 0 : waiting - this.preparing - coming
-    return { waiting, wanted, room, busy, coming, isEmpty: open <= this.arriving }
+    const connecting = this.pendingConnects.size
+    const room = this.maxTotal - this.connections.all.size - connecting
+    // evaluated for each waiter, so a full pool takes the short way
+    if (room <= 0) return { waiting, wanted: 0, room, active: 0, pending: 0, isEmpty: false }
+    const { openCount } = this.connections
+    const active = openCount - this.connections.idle.length
+    const pending = this.initializingCount + connecting - this.pendingConnects.lateCount
+    const isPaused = this.backoff.isPausing && (openCount > 0 ? this.backoff.isRejecting : this.backoff.isAway)
+    const wanted = isPaused ? 0 : waiting - this.validatingCount - pending
+    return { waiting, wanted, room, active, pending, isEmpty: openCount <= this.initializingCount }
   }
 
-  /** Why a caller cannot even wait, if so. */
-  private refusal(
+  /** Returns the error for a caller that must not be queued, or `undefined`. */
+  private rejectionReason(
     holding: ReadonlyArray<Connection>,
-    who: Borrower | undefined,
+    borrower: Borrower | undefined,
     now: number
   ): CheckoutError | undefined {
     const { maxConnections, strategy } = this.options.pool
-    if (strategy === "assertSingle" && who !== undefined && this.first !== undefined) {
+    if (strategy === "assertSingle" && borrower !== undefined && this.soleCheckout !== undefined) {
       return this.exhausted("single", now)
     }
-    if (this.wouldDeadlock(holding)) return new PoolSelfDeadlock({ ...this.place, maxConnections })
-    if (this.isOut && !this.options.outageWaiters.hasRoom) {
+    if (this.wouldDeadlock(holding)) return new PoolSelfDeadlock({ ...this.location, maxConnections })
+    if (this.isInOutage && !this.options.outageWaiters.hasRoom) {
       return this.exhausted("outage", now)
     }
-    return this.waiters.turnsAway(now) ? this.exhausted("shed", now) : undefined
+    return this.waiters.rejectsArrival(now) ? this.exhausted("shed", now) : undefined
   }
 
   private wouldDeadlock(holding: ReadonlyArray<Connection>): boolean {
-    const { all, idle } = this.stock
-    if (holding.length === 0 || idle.length > 0 || all.size < this.limit) return false
+    const { all, idle } = this.connections
+    if (holding.length === 0 || idle.length > 0 || all.size < this.maxTotal) return false
     const stuck = new Set(holding)
     for (const waiter of this.waiters) for (const held of waiter.holding) stuck.add(held)
     for (const connection of all) if (!stuck.has(connection)) return false
@@ -355,168 +382,193 @@ export class Pool {
   }
 
   private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
-    const { active, idle, lastConnectFailure, total, waiting } = this.figures
+    const { active, idle, lastConnectFailure, total, waiting } = this.stats
     const waited = clock.now() - since
-    this.journal.exhausted(reason, waited)
+    this.events.exhausted(reason, waited)
     return exhaustedError(
-      { ...this.place, reason, waited, total, active, idle, waiting },
-      this.connects.progress,
+      { ...this.location, reason, waited, total, active, idle, waiting },
+      this.pendingConnects.progress,
       lastConnectFailure,
-      reason === "single" ? this.first : this.loans?.oldest
+      reason === "single" ? this.soleCheckout : this.checkouts?.oldest
     )
   }
 
-  /** Who has the connection that only one may have, or is about to. */
-  private get first(): Checkout | undefined {
-    const loan = this.loans?.oldest
-    if (loan?.who !== undefined) return loan
-    for (const waiter of this.waiters) if (waiter.who !== undefined) return waiter
+  /**
+   * Returns the checkout in progress, else the first waiter: `assertSingle` allows one caller at a
+   * time.
+   */
+  private get soleCheckout(): Checkout | undefined {
+    const checkout = this.checkouts?.oldest
+    if (checkout?.borrower !== undefined) return checkout
+    for (const waiter of this.waiters) if (waiter.borrower !== undefined) return waiter
     return undefined
   }
 
-  private fail(waiter: Waiter<OnCheckout>, error: CheckoutError): void {
-    if (this.waiters.remove(waiter)) waiter.settle(error, undefined)
+  private failWaiter(waiter: Waiter<OnCheckout>, error: CheckoutError): void {
+    if (this.waiters.remove(waiter)) waiter.callback(error, undefined)
   }
 
-  private lend(
+  private assign(
     connection: Connection,
     now: number,
     waited: number,
-    who: Borrower | undefined,
-    settle: OnCheckout
+    borrower: Borrower | undefined,
+    callback: OnCheckout
   ): void {
     connection.takenAt = now
-    this.loans?.add(connection, now, who)
-    this.journal.checkedOut(connection, waited, who?.label)
-    settle(undefined, connection)
+    this.checkouts?.add(connection, now, borrower)
+    this.events.checkedOut(connection, waited, borrower?.label)
+    callback(undefined, connection)
   }
 
-  /** Gives a connection that is known to be good to the waiter who waited longest, or makes it idle. */
-  private give(connection: Connection, now: number): void {
-    const waiter = this.waiters.take(now)
-    if (waiter === undefined) return this.offer(connection, now)
-    // what a new connection does at once says nothing of how soon those in use come back
-    if (connection.takenAt > 0) this.growth.serve()
-    this.lend(connection, now, now - waiter.since, waiter.who, waiter.settle)
+  /**
+   * Assigns a validated connection to the waiter that has waited longest, or releases it if none is
+   * left.
+   */
+  private assignToNextWaiter(connection: Connection, now: number): void {
+    const waiter = this.waiters.removeFirst(now)
+    if (waiter === undefined) return this.release(connection, now)
+    // the first use of a new connection says nothing about how soon those in use are checked in
+    if (connection.takenAt > 0) this.growth.onServed()
+    this.assign(connection, now, now - waiter.since, waiter.borrower, waiter.callback)
   }
 
-  /** A connection that nobody has: the next waiter's, or idle, or closed where it is one too many. */
-  private offer(connection: Connection, now: number, isNew = false): void {
+  /**
+   * Returns a connection to the pool: assigns it to the next waiter, keeps it idle, or closes it if
+   * it is excess or due for retirement.
+   */
+  private release(connection: Connection, now: number, isNew = false): void {
     if (connection.broken !== undefined) return
     if (this.onEmpty !== undefined) return connection.end("shutdown")
     const { maxConnections, strategy } = this.options.pool
-    const due = this.stock.due(connection, now)
-    if (due !== undefined) return connection.end(due)
+    const reason = this.connections.retirementReason(connection, now)
+    if (reason !== undefined) return connection.end(reason)
     if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
-    if (this.waiters.size > 0) return this.hand(connection, now, isNew)
-    if (strategy === "none" || this.stock.isOver(maxConnections)) return connection.end("excess")
-    this.stock.put(connection)
+    if (this.waiters.size > 0) return this.validateThenAssign(connection, now, isNew)
+    if (strategy === "none" || this.connections.exceeds(maxConnections)) return connection.end("excess")
+    this.connections.addIdle(connection)
   }
 
-  /** Brings idle connections and waiters together, at least so many if there are, and opens connections for the rest. */
-  private serve(least = 0): void {
-    for (let handed = 0; handed < least || this.waiters.size > this.preparing; handed++) {
+  /**
+   * Matches idle connections with waiters, at least `minimum` of them if as many are idle, and
+   * opens connections for the rest.
+   */
+  private matchWaiters(minimum = 0): void {
+    for (let count = 0; count < minimum || this.waiters.size > this.validatingCount; count++) {
       const now = clock.now()
-      const connection = this.stock.next(now)
+      const connection = this.connections.peekIdle(now)
       if (connection === undefined) break
-      this.stock.take(connection)
-      this.hand(connection, now, false)
+      this.connections.remove(connection)
+      this.validateThenAssign(connection, now, false)
     }
     this.grow()
   }
 
-  /** Gives a connection to a waiter, at once or when it has shown that it is fit for that. */
-  private hand(connection: Connection, now: number, isNew: boolean): void {
-    if (this.fitness.isKnown(connection, now, isNew)) return this.give(connection, now)
-    this.preparing++
-    this.fitness.look(connection, now, isNew, (verdict) => {
-      this.preparing--
-      if (verdict._tag === "fit") {
+  /**
+   * Assigns a connection to a waiter: at once, or after it was validated and `onCheckout` has run.
+   */
+  private validateThenAssign(connection: Connection, now: number, isNew: boolean): void {
+    if (this.validation.isReady(connection, now, isNew)) return this.assignToNextWaiter(connection, now)
+    this.validatingCount++
+    this.validation.validate(connection, now, isNew, (result) => {
+      this.validatingCount--
+      if (result._tag === "valid") {
         const now = clock.now()
-        const due = this.stock.due(connection, now)
-        // it may have been invalidated meanwhile
+        const reason = this.connections.retirementReason(connection, now)
+        // the connection may have been invalidated meanwhile
         if (connection.broken === undefined) {
-          if (due === undefined) return this.give(connection, now)
-          connection.end(due)
+          if (reason === undefined) return this.assignToNextWaiter(connection, now)
+          connection.end(reason)
         }
-      } else if (verdict._tag === "dead") {
-        // one that was closed on request says nothing of the others
-        if (connection.broken === undefined || connection.broken === "broken") this.stock.discardSilent(now)
+      } else if (result._tag === "dead") {
+        // a connection that was closed on request says nothing about the others
+        if (connection.broken === undefined || connection.broken === "broken") this.connections.discardSilent(now)
         connection.destroy("invalid")
-      } else if (isNew) this.reject(connection, verdict.error, connection.createdAt)
+      } else if (isNew) this.rejectNew(connection, result.error, connection.createdAt)
       else connection.destroy("vetoed")
-      this.serve()
+      this.matchWaiters()
     })
   }
 
-  /** Opens connections for those who wait, and those that are kept warm. */
+  /** Opens connections for the waiters and for `minConnections`. */
   private grow(): void {
     if (this.onEmpty !== undefined) return
-    this.growth.ask()
+    this.growth.openIfNeeded()
     const { minConnections } = this.options.pool
-    while (!this.outage.isPausing && this.stock.all.size + this.connects.size < minConnections) this.open()
+    while (!this.backoff.isPausing && this.connections.all.size + this.pendingConnects.size < minConnections)
+      this.openConnection()
   }
 
-  private open(): void {
+  private openConnection(): void {
     const { pool, tasks } = this.options
-    this.connects.begin((start, failure, connection) => {
-      if (failure !== undefined) return this.failed(failure, start)
+    this.pendingConnects.begin((start, failure, connection) => {
+      if (failure !== undefined) return this.onConnectFailed(failure, start)
       if (connection === undefined) return
-      this.stock.add(connection)
-      if (tasks.onConnect === undefined) return this.opened(connection, start)
-      this.arriving++
-      this.tasks.perform(tasks.onConnect, connection, pool.connectTimeout, (error) => {
-        this.arriving--
-        if (error === undefined) this.opened(connection, start)
-        else this.reject(connection, error, start)
+      this.connections.add(connection)
+      if (tasks.onConnect === undefined) return this.onConnected(connection, start)
+      this.initializingCount++
+      this.tasks.run(tasks.onConnect, connection, pool.connectTimeout, (error) => {
+        this.initializingCount--
+        if (error === undefined) this.onConnected(connection, start)
+        else this.rejectNew(connection, error, start)
       })
     })
   }
 
-  private opened(connection: Connection, start: number): void {
+  private onConnected(connection: Connection, start: number): void {
     const now = clock.now()
-    if (this.outage.isAway) this.waiters.rest(now + initialPause)
-    this.outage.over()
-    this.growth.connected(now - start)
-    this.journal.connected(connection, now - start)
+    if (this.backoff.isAway) this.waiters.suspendSheddingUntil(now + initialPause)
+    this.backoff.onSuccess()
+    this.growth.onConnected(now - start)
+    this.events.connected(connection, now - start)
     this.options.onHealth?.(true, "connected")
-    // begun before, come after: it is of the old kind all the same
+    // this connect began before the invalidation, or with the old credentials
     if (start < this.invalidBefore) connection.end("invalidated")
     else if (connection.generation < this.options.credentials.generation) connection.end("oldCredentials")
-    else this.offer(connection, now, true)
+    else this.release(connection, now, true)
   }
 
-  /** A new connection is of no use. The next one would be of none, either, unless it was lost or closed on request. */
-  private reject(connection: Connection, error: Error, start: number): void {
+  /**
+   * Closes a new connection that cannot be used. The next connection would fail as well, so this
+   * fails the waiters, unless the connection was lost, which another attempt may mend. A connection
+   * that was invalidated, or closed with the pool, counts as no failure.
+   */
+  private rejectNew(connection: Connection, error: Error, start: number): void {
     const { broken } = connection
     connection.destroy("vetoed")
-    if (broken === "broken") this.failed({ reason: "unreachable", error }, start)
-    else if (broken === "wrongRole") this.failed({ reason: "wrongRole", error }, start)
-    else if (broken !== "invalidated" && broken !== "shutdown") this.failed({ reason: "setup", error })
+    if (broken === "broken") this.onConnectFailed({ reason: "unreachable", error }, start)
+    else if (broken === "wrongRole") this.onConnectFailed({ reason: "wrongRole", error }, start)
+    else if (broken !== "invalidated" && broken !== "shutdown") this.onConnectFailed({ reason: "setup", error })
   }
 
-  /** `start` is when the connect was begun: it was not tried for a caller that came after that. */
-  private failed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
+  /**
+   * Fails the waiters that a failed connect stands for. `start` is when the connect began: it was
+   * not made for callers that arrived later.
+   */
+  private onConnectFailed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
     if (this.onEmpty !== undefined) return
     const { reason } = failure
     const now = clock.now()
-    // its name leads elsewhere now: what is open may be on a server that is the writer no more
-    if (reason === "wrongRole") this.stock.retireAll(reason)
-    const isEmpty = this.stock.open === 0
-    const error = new ConnectFailed({ ...this.place, reason, cause: failure.error, ...permanence(failure) })
-    this.outage.failed(failure, now - start < this.growth.hope, isEmpty ? "needed" : "spare")
-    this.journal.connectFailed(failure)
-    // where connections are open, a server that lets in no more, and says so soon, is no reason to fail those whom they can serve
-    if (this.outage.isShut && !isEmpty) return
+    // the name leads to another server now, so open connections may be on one that is no longer the
+    // primary
+    if (reason === "wrongRole") this.connections.retireAll(reason)
+    const isEmpty = this.connections.openCount === 0
+    const error = new ConnectFailed({ ...this.location, reason, cause: failure.error, ...permanence(failure) })
+    this.backoff.onFailure(failure, now - start < this.growth.expectedConnectTime, isEmpty ? "needed" : "spare")
+    this.events.connectFailed(failure)
+    // if connections are open, waiters can use them, so a server that only rejects further ones at
+    // once fails no waiter
+    if (this.backoff.isRejecting && !isEmpty) return
     this.options.onHealth?.(false, failure.error.message)
-    if (isEmpty) this.waiters.rest(now + initialPause)
-    // what a person must mend fails all who wait; with nothing open it was tried for all who had come, else for the first of them
-    const all = !mayPass(failure)
+    if (isEmpty) this.waiters.suspendSheddingUntil(now + initialPause)
+    // a permanent failure fails all waiters; another one fails those that waited when the connect
+    // began, or only the first of them if connections are open
+    const isPermanent = !mayPass(failure)
     for (const waiter of [...this.waiters]) {
-      if (!all && waiter.since > start) break
-      this.fail(waiter, error)
-      if (!all && !isEmpty) break
+      if (!isPermanent && waiter.since > start) break
+      this.failWaiter(waiter, error)
+      if (!isPermanent && !isEmpty) break
     }
-    this.growth.ask()
+    this.growth.openIfNeeded()
   }
 }

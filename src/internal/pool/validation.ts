@@ -1,5 +1,5 @@
 /**
- * Whether a connection may be handed out: one that may be dead is asked for a sign of life, then what the settings ask for is done.
+ * Validation before a checkout: a connection that may be dead is pinged, then `onCheckout` runs.
  */
 
 import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
@@ -7,53 +7,56 @@ import type { Connection } from "../connection/connection.js"
 import type { Connections } from "./connections.js"
 import type { ConnectionTasks, SessionTask } from "./connectionTasks.js"
 
-/** How long a connection may take for a sign of life, in ms. */
-const longestPing = 1000
+/** The longest timeout of a ping, in ms. */
+const maxPingTimeout = 1000
 
-/** Asks for a sign of life. */
-const ping: SessionTask = (connection, done) => {
-  connection.ping((failure) => done(failure?.error))
+/** Pings the server. */
+const ping: SessionTask = (connection, callback) => {
+  connection.ping((failure) => callback(failure?.error))
   return () => {}
 }
 
-/** What a look at a connection has shown. */
+/** The result of a validation. */
 export type ValidationResult =
-  | { readonly _tag: "fit" }
-  /** It gave no sign of life. */
+  | { readonly _tag: "valid" }
+  /** The connection did not answer the ping. */
   | { readonly _tag: "dead" }
   | { readonly _tag: "vetoed"; readonly error: Error }
 
-const fit: ValidationResult = { _tag: "fit" }
+const valid: ValidationResult = { _tag: "valid" }
 const dead: ValidationResult = { _tag: "dead" }
 
 export class Validation {
-  /** How long it may take for a sign of life, in ms. */
-  private readonly patience: number
+  /** The timeout of a ping, in ms. */
+  private readonly pingTimeout: number
 
   constructor(
-    private readonly stock: Connections,
+    private readonly connections: Connections,
     private readonly tasks: ConnectionTasks,
-    private readonly pool: PoolConfig,
+    private readonly config: PoolConfig,
     session: SessionConfig,
     private readonly onCheckout: SessionTask | undefined
   ) {
-    // a pooler answers when it has a server free
-    this.patience = session.mode === "session" ? Math.min(pool.connectTimeout, longestPing) : pool.connectTimeout
+    // a pooler answers only when it has a free server connection
+    this.pingTimeout =
+      session.mode === "session" ? Math.min(config.connectTimeout, maxPingTimeout) : config.connectTimeout
   }
 
-  /** Whether nothing has to be done first. */
-  isKnown(connection: Connection, now: number, isNew = false): boolean {
-    return this.onCheckout === undefined && (isNew || !this.stock.isSuspect(connection, now))
+  /** Checks if a connection can be assigned without a ping and without `onCheckout`. */
+  isReady(connection: Connection, now: number, isNew = false): boolean {
+    return this.onCheckout === undefined && (isNew || !this.connections.isSuspect(connection, now))
   }
 
-  look(connection: Connection, now: number, isNew: boolean, done: (verdict: ValidationResult) => void): void {
-    const admit = () => {
-      if (this.onCheckout === undefined) return done(fit)
-      this.tasks.perform(this.onCheckout, connection, this.pool.connectTimeout, (error) =>
-        done(error === undefined ? fit : { _tag: "vetoed", error })
+  validate(connection: Connection, now: number, isNew: boolean, callback: (result: ValidationResult) => void): void {
+    const runOnCheckout = () => {
+      if (this.onCheckout === undefined) return callback(valid)
+      this.tasks.run(this.onCheckout, connection, this.config.connectTimeout, (error) =>
+        callback(error === undefined ? valid : { _tag: "vetoed", error })
       )
     }
-    if (isNew || !this.stock.isSuspect(connection, now)) return admit()
-    this.tasks.perform(ping, connection, this.patience, (failure) => (failure === undefined ? admit() : done(dead)))
+    if (isNew || !this.connections.isSuspect(connection, now)) return runOnCheckout()
+    this.tasks.run(ping, connection, this.pingTimeout, (failure) =>
+      failure === undefined ? runOnCheckout() : callback(dead)
+    )
   }
 }

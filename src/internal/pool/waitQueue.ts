@@ -1,6 +1,6 @@
 /**
- * Those who wait for a connection, in the order in which they came. Each is called once: with a connection, with a failure, or never
- * if he gave up.
+ * The waiters of a pool in the order of their arrival. Each is called back once, with a connection
+ * or a failure, or never if it was cancelled.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -8,87 +8,96 @@ import type { Connection } from "../connection/connection.js"
 import type { Borrower } from "./borrower.js"
 import type { LoadShedding } from "./loadShedding.js"
 
-/** A place in the queue. It holds on to a whole operation, so it is a class and no object literal, for the reason that `cancellable` gives. */
-export class Waiter<Settle> {
+/**
+ * A waiter. It retains a whole operation, so it is a class and no object literal; `cancellable`
+ * explains why V8 keeps such literals for long.
+ */
+export class Waiter<Callback> {
   /** @internal */ isQueued = false
-  /** @internal */ previous: Waiter<Settle> | undefined = undefined
-  /** @internal */ next: Waiter<Settle> | undefined = undefined
+  /** @internal */ previous: Waiter<Callback> | undefined = undefined
+  /** @internal */ next: Waiter<Callback> | undefined = undefined
 
   constructor(
     readonly since: number,
-    /** Until when he waits. */
+    /** The moment until which the caller waits. */
     readonly deadline: number,
     readonly holding: ReadonlyArray<Connection>,
-    /** Who it is, where somebody wants to know. */
-    readonly who: Borrower | undefined,
-    readonly settle: Settle
+    /** The caller, if leaks, `assertSingle` or observers need it. */
+    readonly borrower: Borrower | undefined,
+    readonly callback: Callback
   ) {}
 }
 
-/** Why somebody is sent away: his time is over, or there are too many. */
-type SentAway = "timeout" | "shed"
+/** The reason to reject a waiter: its deadline has passed, or the queue is too long. */
+type WaiterRejection = "timeout" | "shed"
 
-export class WaitQueue<Settle> {
-  // linked to each other: a map that is always written to is always being copied
-  private first: Waiter<Settle> | undefined
-  private last: Waiter<Settle> | undefined
+export class WaitQueue<Callback> {
+  // linked to each other, for V8 copies a map that is always written to again and again
+  private first: Waiter<Callback> | undefined
+  private last: Waiter<Callback> | undefined
   private count = 0
-  /** One for all, for whoever has to go first; it goes on its own way while others come and go. */
+  /**
+   * One timer for all waiters, set for the earliest deadline; it is not set again when others
+   * arrive and leave.
+   */
   private timer: clock.Timer | undefined
   private timerAt = Number.POSITIVE_INFINITY
-  private shedder: clock.Timer | undefined
+  private shedTimer: clock.Timer | undefined
 
   constructor(
-    private readonly overload: LoadShedding,
-    private readonly sendAway: (waiter: Waiter<Settle>, why: SentAway) => void
+    private readonly loadShedding: LoadShedding,
+    private readonly rejectWaiter: (waiter: Waiter<Callback>, reason: WaiterRejection) => void
   ) {}
 
   get size(): number {
     return this.count
   }
 
-  /** Whether more come than can be served, at this moment. */
+  /** Checks if more callers arrive than can be served, at this moment. */
   get isOverloaded(): boolean {
-    return this.overload.isStill(clock.now())
+    return this.loadShedding.isOverloadedAt(clock.now())
   }
 
-  *[Symbol.iterator](): Iterator<Waiter<Settle>> {
+  *[Symbol.iterator](): Iterator<Waiter<Callback>> {
     for (let waiter = this.first; waiter !== undefined; waiter = waiter.next) yield waiter
   }
 
-  /** Somebody got a connection without waiting. */
-  ease(): void {
-    this.overload.ease()
+  /** Records a caller that got a connection without waiting. */
+  onImmediateCheckout(): void {
+    this.loadShedding.onImmediateCheckout()
   }
 
-  /** Sends nobody away because of a long queue before that moment. */
-  rest(until: number): void {
-    clock.clear(this.shedder)
-    this.overload.rest(until)
+  /** Rejects no waiter because of a long queue before that moment. */
+  suspendSheddingUntil(until: number): void {
+    clock.clear(this.shedTimer)
+    this.loadShedding.suspendUntil(until)
   }
 
-  /** Whether somebody who comes now has to be sent away at once. */
-  turnsAway(now: number): boolean {
-    this.overload.arrive(now, this.size)
-    if (this.overload.isOverloaded) this.shed(now)
-    return this.size >= this.overload.room
+  /**
+   * Records an arrival, rejects waiters that have queued for too long, and returns true if the
+   * arriving caller must be rejected as well.
+   */
+  rejectsArrival(now: number): boolean {
+    this.loadShedding.onArrival(now, this.size)
+    if (this.loadShedding.isOverloaded) this.shed(now)
+    return this.size >= this.loadShedding.maxWaiters
   }
 
-  /** Puts somebody at the end of the queue. */
-  add(waiter: Waiter<Settle>): void {
+  /** Adds a waiter at the end of the queue. */
+  add(waiter: Waiter<Callback>): void {
     waiter.isQueued = true
     waiter.previous = this.last
     if (this.last === undefined) this.first = waiter
     else this.last.next = waiter
     this.last = waiter
     this.count++
-    if (waiter.deadline < this.timerAt) this.wake(waiter.deadline, waiter.since)
-    // who waits keeps the process alive
+    if (waiter.deadline < this.timerAt) this.scheduleTimeout(waiter.deadline, waiter.since)
+    // a waiter keeps the process alive
     else if (this.count === 1) this.timer?.ref()
   }
 
-  /** Takes somebody out of the queue; tells whether he was still there. */
-  remove(waiter: Waiter<Settle>): boolean {
+  /** Removes a waiter. Returns true if it was still in the queue. */
+  remove(waiter: Waiter<Callback>): boolean {
     if (!waiter.isQueued) return false
     const { next, previous } = waiter
     if (previous === undefined) this.first = next
@@ -103,19 +112,19 @@ export class WaitQueue<Settle> {
     return true
   }
 
-  /** Takes out the one who waited longest, to be served. */
-  take(now: number): Waiter<Settle> | undefined {
-    if (this.overload.isOverloaded) this.shed(now)
+  /** Removes and returns the waiter that has waited longest, which gets a connection. */
+  removeFirst(now: number): Waiter<Callback> | undefined {
+    if (this.loadShedding.isOverloaded) this.shed(now)
     const waiter = this.first
     if (waiter === undefined) return undefined
     this.remove(waiter)
-    this.overload.serve(now, now - waiter.since, this.size)
+    this.loadShedding.onServed(now, now - waiter.since, this.size)
     return waiter
   }
 
-  /** Takes out all. */
-  clear(): ReadonlyArray<Waiter<Settle>> {
-    clock.clear(this.shedder)
+  /** Removes and returns all waiters. */
+  clear(): ReadonlyArray<Waiter<Callback>> {
+    clock.clear(this.shedTimer)
     clock.clear(this.timer)
     this.timer = undefined
     this.timerAt = Number.POSITIVE_INFINITY
@@ -124,40 +133,40 @@ export class WaitQueue<Settle> {
     return all
   }
 
-  private wake(deadline: number, now: number): void {
+  private scheduleTimeout(deadline: number, now: number): void {
     clock.clear(this.timer)
     this.timerAt = deadline
-    // a timer counts whole milliseconds from a clock of whole ones, so it may come one too early
-    this.timer = clock.timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.look())
+    // a timer counts whole milliseconds of a clock in whole ones, so it may fire one too early
+    this.timer = clock.timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.rejectTimedOut())
   }
 
-  /** Sends away those whose time is over, and comes back for the next. */
-  private look(): void {
+  /** Rejects the waiters whose deadline has passed, and sets the timer for the next. */
+  private rejectTimedOut(): void {
     this.timer = undefined
     this.timerAt = Number.POSITIVE_INFINITY
     const now = clock.now()
-    const late: Array<Waiter<Settle>> = []
+    const timedOut: Array<Waiter<Callback>> = []
     let next = Number.POSITIVE_INFINITY
     for (const waiter of this) {
-      if (waiter.deadline <= now) late.push(waiter)
+      if (waiter.deadline <= now) timedOut.push(waiter)
       else next = Math.min(next, waiter.deadline)
     }
-    if (next < Number.POSITIVE_INFINITY) this.wake(next, now)
-    for (const waiter of late) this.sendAway(waiter, "timeout")
+    if (next < Number.POSITIVE_INFINITY) this.scheduleTimeout(next, now)
+    for (const waiter of timedOut) this.rejectWaiter(waiter, "timeout")
   }
 
-  /** Sends away those who have queued for too long, and comes back for the next. */
+  /** Rejects the waiters that have queued for too long, and sets a timer for the next. */
   private shed(now: number): void {
-    clock.clear(this.shedder)
+    clock.clear(this.shedTimer)
     for (let waiter = this.first; waiter !== undefined; waiter = this.first) {
-      const left = waiter.since + this.overload.patience - now
-      if (left > 0) {
-        this.shedder = clock.timer(left, () => {
-          if (this.overload.isOverloaded) this.shed(clock.now())
+      const remaining = waiter.since + this.loadShedding.maxWait - now
+      if (remaining > 0) {
+        this.shedTimer = clock.timer(remaining, () => {
+          if (this.loadShedding.isOverloaded) this.shed(clock.now())
         })
         return
       }
-      this.sendAway(waiter, "shed")
+      this.rejectWaiter(waiter, "shed")
     }
   }
 }

@@ -1,203 +1,211 @@
 /**
- * The data of a COPY, which goes between the messages of its exchange, as fast as the slower side takes it.
+ * The data of a COPY, which goes between the messages of its exchange, as fast as the slower side
+ * reads it.
  */
 
 import type { Socket } from "node:net"
 import * as clock from "../concurrency/clock.js"
-import * as wire from "./messages.js"
+import * as messages from "./messages.js"
 
-/** The connection, as far as a COPY needs it. */
+/** Connection, as far as a COPY needs it. */
 export interface CopySocket {
   readonly stream: Socket
-  /** The server is to send something now: its silence counts. */
-  readonly waits: () => void
-  /** The program is to do something now: the silence of the server means nothing. */
-  readonly rests: () => void
+  /** The server is to send or read something next: its silence counts against the watchdog. */
+  readonly awaitServer: () => void
+  /** The program is to do something next: the silence of the server does not count. */
+  readonly awaitProgram: () => void
 }
 
-/** The size of a message that is sent, and of the data that is kept until it is taken, in bytes. */
+/** The size of a sent message, and of the received data that is buffered, in bytes. */
 export const blockSize = 65_536
 
 const nothing = () => {}
 
-/** The data of a COPY FROM STDIN. */
+/** Data of a COPY FROM STDIN. */
 export class CopyIn {
   readonly _tag = "in"
-  private line: CopySocket | undefined
+  private connection: CopySocket | undefined
   private state: "waiting" | "sent" | "open" | "ended" = "waiting"
-  private refusal: string | undefined
+  private failReason: string | undefined
   private onOpen = nothing
 
-  /** Whether the server waits for data. */
+  /** True if the server waits for data. */
   get isOpen(): boolean {
     return this.state === "open"
   }
 
-  /** Notes that the command is sent. */
-  send(line: CopySocket): void {
-    this.line = line
+  /** Marks the command as sent. */
+  send(connection: CopySocket): void {
+    this.connection = connection
     this.state = "sent"
   }
 
-  /** Notes that the server waits for data. */
+  /** Marks the server as waiting for data. */
   open(): void {
     this.state = "open"
-    if (this.refusal !== undefined) return this.fail(this.refusal)
-    this.line?.rests()
+    if (this.failReason !== undefined) return this.fail(this.failReason)
+    this.connection?.awaitProgram()
     this.onOpen()
   }
 
-  /** Notes that the exchange has ended. */
+  /** Marks the exchange as ended. */
   end(): void {
     this.state = "ended"
   }
 
-  /** Calls back when the server waits for data. The returned function takes that back. */
-  whenOpen(then: () => void): () => void {
-    if (this.state === "open") then()
-    else this.onOpen = then
+  /** Calls back when the server waits for data. The returned function cancels. */
+  whenOpen(callback: () => void): () => void {
+    if (this.state === "open") callback()
+    else this.onOpen = callback
     return () => {
       this.onOpen = nothing
     }
   }
 
-  /** Sends data. After the end it is dropped, as the server would drop it. */
+  /** Sends data. After the end the data is discarded, as the server would discard it. */
   write(bytes: Uint8Array): void {
-    if (this.state !== "open" || this.line === undefined) return
-    const { stream } = this.line
+    if (this.state !== "open" || this.connection === undefined) return
+    const { stream } = this.connection
     stream.cork()
     for (let at = 0; at < bytes.length; at += blockSize) {
       const part = bytes.subarray(at, at + blockSize)
-      stream.write(wire.copyHead(part.length))
+      stream.write(messages.copyHead(part.length))
       stream.write(part)
     }
     stream.uncork()
   }
 
   /**
-   * Calls back when more may be sent. The returned function takes that back. It is never called at once: a socket that takes all that
-   * it is given says so before anything else in this process has had its turn.
+   * Calls back when more may be sent. The returned function cancels. The callback is never called
+   * at once: a socket that is never full would keep the rest of the process from running.
    */
-  whenTaken(then: () => void): () => void {
-    const { line } = this
-    let soon: clock.Immediate | undefined
-    const drained = () => {
-      line?.rests()
-      soon = clock.immediate(then)
+  whenWritable(callback: () => void): () => void {
+    const { connection } = this
+    let pending: clock.Immediate | undefined
+    const onDrain = () => {
+      connection?.awaitProgram()
+      pending = clock.immediate(callback)
     }
-    if (line === undefined || this.state !== "open" || !line.stream.writableNeedDrain) soon = clock.immediate(then)
+    if (connection === undefined || this.state !== "open" || !connection.stream.writableNeedDrain)
+      pending = clock.immediate(callback)
     else {
-      line.waits()
-      line.stream.once("drain", drained)
+      connection.awaitServer()
+      connection.stream.once("drain", onDrain)
     }
     return () => {
-      line?.stream.off("drain", drained)
-      clock.clearImmediate(soon)
+      connection?.stream.off("drain", onDrain)
+      clock.clearImmediate(pending)
     }
   }
 
-  /** Tells the server that all has been sent. */
+  /** Sends the message that ends the data. */
   finish(): void {
-    this.last(wire.copyDone)
+    this.writeLast(messages.copyDone)
   }
 
-  /** Tells the server that there is nothing more and nothing of it is to be stored; as soon as it listens. */
+  /**
+   * Sends the message that makes the server store none of the data, at once or when the server
+   * waits for data.
+   */
   fail(reason: string): void {
-    this.refusal = reason
-    this.last(wire.copyFail(reason))
+    this.failReason = reason
+    this.writeLast(messages.copyFail(reason))
   }
 
-  private last(message: Buffer): void {
-    if (this.state !== "open" || this.line === undefined) return
+  private writeLast(message: Buffer): void {
+    if (this.state !== "open" || this.connection === undefined) return
     this.state = "sent"
-    this.line.waits()
-    this.line.stream.write(message)
+    this.connection.awaitServer()
+    this.connection.stream.write(message)
   }
 }
 
-/** The data of a COPY TO STDOUT. */
+/** Data of a COPY TO STDOUT. */
 export class CopyOut {
   readonly _tag = "out"
-  /** Whether the server has, or may have, begun with it. */
+  /** True if the server may have begun to send data. */
   isSent = false
-  private line: CopySocket | undefined
+  private connection: CopySocket | undefined
   private blocks: Array<Buffer> = []
   private size = 0
   private isPaused = false
-  private isDropped = false
+  private isDiscarded = false
   private isEnded = false
-  private taker: ((block: Buffer | undefined) => void) | undefined
+  private reader: ((block: Buffer | undefined) => void) | undefined
 
-  /** Notes that the command is sent. */
-  send(line: CopySocket): void {
-    this.line = line
+  /** Marks the command as sent. */
+  send(connection: CopySocket): void {
+    this.connection = connection
     this.isSent = true
-    // it may be sent again on another connection, when the first was lost before anything had run
+    // the command is sent again on another connection if the first was lost before the command ran
     this.isEnded = false
     this.isPaused = false
   }
 
-  /** Takes a part that has arrived: a row, or several. */
+  /** Buffers a part that has arrived: one row, or several. */
   receive(part: Buffer): void {
-    if (this.isDropped) return
-    // the parser uses its buffer again
+    if (this.isDiscarded) return
+    // copied, because the parser reuses its buffer
     this.blocks.push(Buffer.from(part))
     this.size += part.length
-    // other messages of the same chunk are taken along
-    if (this.blocks.length === 1 && this.taker !== undefined) queueMicrotask(() => this.give())
+    // deferred, so that the reader gets all messages of a chunk at once
+    if (this.blocks.length === 1 && this.reader !== undefined) queueMicrotask(() => this.deliver())
     if (this.size < blockSize || this.isPaused || this.isEnded) return
     this.isPaused = true
-    this.line?.stream.pause()
-    this.line?.rests()
+    this.connection?.stream.pause()
+    this.connection?.awaitProgram()
   }
 
-  /** Notes that the exchange is answered: the connection is read again, also while data waits for the consumer. */
-  answered(): void {
+  /** Resumes reading after the answer to the exchange, also while data waits for the reader. */
+  onAnswered(): void {
     this.isEnded = true
     if (!this.isPaused) return
     this.isPaused = false
-    this.line?.stream.resume()
+    this.connection?.stream.resume()
   }
 
-  /** Notes that nothing more comes, after success or failure. */
+  /** Marks the data as complete, after success or failure. */
   end(): void {
     this.isEnded = true
-    this.give()
+    this.deliver()
   }
 
-  /** Calls back with the data that has arrived, or, after the end, with nothing. The returned function takes that back. */
-  take(then: (block: Buffer | undefined) => void): () => void {
-    this.taker = then
-    this.give()
+  /**
+   * Calls back with the data that has arrived, or with `undefined` after the end. The returned
+   * function cancels.
+   */
+  read(callback: (block: Buffer | undefined) => void): () => void {
+    this.reader = callback
+    this.deliver()
     return () => {
-      this.taker = undefined
+      this.reader = undefined
     }
   }
 
-  /** Drops all data that still comes. */
-  drop(): void {
-    this.isDropped = true
+  /** Discards the data that is buffered or still arrives. */
+  discard(): void {
+    this.isDiscarded = true
     this.blocks = []
-    this.goOn()
+    this.resume()
   }
 
-  private give(): void {
-    const { blocks, taker } = this
-    if (taker === undefined || (blocks.length === 0 && !this.isEnded)) return
-    this.taker = undefined
+  private deliver(): void {
+    const { blocks, reader } = this
+    if (reader === undefined || (blocks.length === 0 && !this.isEnded)) return
+    this.reader = undefined
     this.blocks = []
     this.size = 0
-    this.goOn()
-    taker(blocks.length === 0 ? undefined : Buffer.concat(blocks))
+    this.resume()
+    reader(blocks.length === 0 ? undefined : Buffer.concat(blocks))
   }
 
-  private goOn(): void {
+  private resume(): void {
     if (!this.isPaused) return
     this.isPaused = false
-    this.line?.waits()
-    this.line?.stream.resume()
+    this.connection?.awaitServer()
+    this.connection?.stream.resume()
   }
 }
 
-/** The data of a COPY, in one direction or the other. */
+/** Data of a COPY, in one direction or the other. */
 export type Copy = CopyIn | CopyOut

@@ -1,10 +1,10 @@
 /**
- * The rows of a program as lines of a COPY.
+ * A writer of rows as lines of a COPY.
  */
 import { blockSize } from "./copyData.js"
 import { parameter } from "./parameterEncoder.js"
 
-/** The form of lines; an option that is left out has PostgreSQL's own default. */
+/** Format of lines; PostgreSQL's default holds for a missing option. */
 export interface LineFormat {
   readonly format?: "text" | "csv" | undefined
   readonly delimiter?: string | undefined
@@ -15,7 +15,7 @@ export interface LineFormat {
   readonly encoding?: string | undefined
 }
 
-/** The failure of a row that cannot be written: its number, counted from 1, and its column. */
+/** Error of a row that cannot be written, with its number, counted from 1, and its column. */
 export class RowInvalid extends Error {
   constructor(
     readonly row: number,
@@ -37,13 +37,13 @@ const letters: Readonly<Record<string, string>> = {
 
 const quotedForRegExp = (text: string): string => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")
 
-/** A function that writes a text as a field; `undefined` if it would be read as NULL. */
+/** Function that writes a text as a field; `undefined` if the server would read it as NULL. */
 type Field = (text: string) => string | undefined
 
 const textField = (delimiter: string, nullText: string): Field => {
   const special = new RegExp(`[\\\\\\b\\f\\n\\r\\t\\v${quotedForRegExp(delimiter)}]`, "g")
   return (text) => {
-    const escaped = text.replace(special, (one) => letters[one] ?? `\\${one}`)
+    const escaped = text.replace(special, (char) => letters[char] ?? `\\${char}`)
     return escaped === nullText ? undefined : escaped
   }
 }
@@ -52,9 +52,9 @@ const csvField = (delimiter: string, nullText: string, quote: string, escape: st
   const special = new RegExp(`[\\n\\r${quotedForRegExp(delimiter + quote + escape)}]`)
   const inside = new RegExp(`[${quotedForRegExp(quote + escape)}]`, "g")
   return (text) =>
-    // a line of \. alone would be the end
+    // the server reads a line of \. alone as the end of the data
     text === "" || text === nullText || text === "\\." || special.test(text)
-      ? quote + text.replace(inside, (one) => escape + one) + quote
+      ? quote + text.replace(inside, (char) => escape + char) + quote
       : text
 }
 
@@ -65,9 +65,9 @@ const isUtf8 = (encoding: string | undefined): boolean => encoding === undefined
 
 const isRecord = (row: unknown): row is Readonly<Record<string, unknown>> => typeof row === "object" && row !== null
 
-/** A writer of the data of a COPY, out of rows and of parts that are text already. */
+/** Writer of the data of a COPY, from rows and from parts that are text already. */
 export class RowWriter {
-  /** The number of rows so far; text that was written already is not counted. */
+  /** The number of rows so far, without those in parts that were text already. */
   rows = 0
   private parts: Array<Uint8Array> = []
   private size = 0
@@ -82,7 +82,7 @@ export class RowWriter {
   constructor(
     private readonly columns: ReadonlyArray<string>,
     format: LineFormat,
-    /** The names of the columns as a first line. */
+    /** The names of the columns for the first line, if it is wanted. */
     private readonly header: ReadonlyArray<string> | undefined
   ) {
     const isCsv = format.format === "csv"
@@ -95,29 +95,31 @@ export class RowWriter {
       : textField(this.delimiter, this.nullText)
   }
 
-  /** Checks whether there is enough for a message. */
+  /** True if there is enough data for a message. */
   get isFull(): boolean {
     return this.size + this.lines.length >= blockSize
   }
 
-  /** Adds a row, as an array or an object, or a piece of text or bytes as it is. Throws `RowInvalid`. */
-  add(given: unknown): void {
-    if (typeof given === "string" || given instanceof Uint8Array) {
-      this.endLines()
-      this.push(this.withoutMark(typeof given === "string" ? Buffer.from(given) : given))
+  /**
+   * Adds a row, as an array or an object, or a part of text or bytes as it is. Throws `RowInvalid`.
+   */
+  add(row: unknown): void {
+    if (typeof row === "string" || row instanceof Uint8Array) {
+      this.flushLines()
+      this.push(this.withoutMark(typeof row === "string" ? Buffer.from(row) : row))
       return
     }
     this.endStart()
     if (!this.isBegun && this.header !== undefined) this.lines += this.line(this.header)
     this.isBegun = true
     this.rows++
-    this.lines += this.line(this.values(given))
+    this.lines += this.line(this.values(row))
   }
 
-  /** Takes the data that is there. */
-  take(): Uint8Array {
+  /** Removes and returns the data so far. */
+  drain(): Uint8Array {
     this.endStart()
-    this.endLines()
+    this.flushLines()
     const { parts } = this
     this.parts = []
     this.size = 0
@@ -186,7 +188,7 @@ export class RowWriter {
     this.start = undefined
   }
 
-  private endLines(): void {
+  private flushLines(): void {
     if (this.lines === "") return
     this.push(Buffer.from(this.lines))
     this.lines = ""

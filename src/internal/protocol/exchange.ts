@@ -1,10 +1,11 @@
 /**
- * One or more commands that are sent in one write and answered together, and how the answer is collected.
+ * An exchange: commands that are sent in one write and answered together, and the results that are
+ * collected from the answer.
  */
 
 import * as clock from "../concurrency/clock.js"
 import type { Copy } from "./copyData.js"
-import type { Shown } from "./inlinedText.js"
+import type { DisplayedStatement } from "./inlinedText.js"
 import {
   type Client,
   type Field,
@@ -16,10 +17,10 @@ import {
 } from "./pgDriver.js"
 import { ProtocolViolation } from "./protocolLimits.js"
 import { makeRowDecoder, type ObjectRow, type RowDecoder } from "./rowDecoder.js"
-import type { Prepared } from "./statementCache.js"
+import type { PreparedStatement } from "./statementCache.js"
 import type { TypeNames } from "./typeNames.js"
 
-/** What a statement gave. */
+/** Result of a statement. */
 export interface Result {
   command: string | null
   rowCount: number | null
@@ -28,33 +29,34 @@ export interface Result {
   fields: ReadonlyArray<Field>
 }
 
-/** What a flight was asked to run, for errors. */
+/** Statement of an exchange, as errors report it. */
 export interface RequestedStatement {
   readonly text: string
-  /** What errors show in place of the text. */
-  readonly shown?: Shown | undefined
-  /** The handle it was asked of. */
+  /** The form that errors show in place of the text. */
+  readonly shown?: DisplayedStatement | undefined
+  /** The handle that the program has used. */
   readonly kind?: "reader" | "writer" | undefined
-  /** Where it was written, while call sites are followed. */
+  /** The call site, if call sites are recorded. */
   readonly site?: { readonly place: string | undefined } | undefined
 }
 
 /**
- * How a flight failed. `acknowledged` counts the commands that the server had completed before, `asked` is the statement
- * that it failed with: none where that was a step around it.
+ * Failure of an exchange. `acknowledged` counts the commands that the server had completed before,
+ * `statement` is the one that failed, or `undefined` if a step around it did.
  *
- * - `refused`: the server said no; the connection is fine.
- * - `lost`: the connection is gone; `sent` says whether anything was handed to the socket, `undone` that the server has said that nothing
- *   is left of it.
- * - `unsendable`: the statement could not be written, or its rows could not be read: a parameter or a type's parser threw.
+ * - `refused`: the server has sent an error; the connection is usable.
+ * - `lost`: the connection is lost. `sent` is true if anything was written to the socket, `undone` if
+ *   the server has reported that it kept no effect.
+ * - `unsendable`: the statement could not be written, or its rows could not be read, because the
+ *   conversion of a parameter or the parser of a type threw.
  */
 export type Failure =
   | {
       readonly _tag: "refused"
       readonly error: ServerError
       readonly acknowledged: number
-      readonly asked?: RequestedStatement | undefined
-      /** Whether the server, or the session, takes no writes at all. */
+      readonly statement?: RequestedStatement | undefined
+      /** True if the server, or the session, takes no writes at all. */
       readonly takesNoWrites?: boolean | undefined
     }
   | {
@@ -63,135 +65,151 @@ export type Failure =
       readonly sent: boolean
       readonly undone?: true
       readonly acknowledged: number
-      readonly asked?: RequestedStatement | undefined
+      readonly statement?: RequestedStatement | undefined
     }
   | {
       readonly _tag: "unsendable"
       readonly error: Error
       readonly acknowledged: number
-      readonly asked?: RequestedStatement | undefined
+      readonly statement?: RequestedStatement | undefined
     }
 
-/** Called once, when the server is ready for the next flight, or when the connection is lost. */
-export type OnExchange = (failure: Failure | undefined, flight: Exchange) => void
+/**
+ * Callback that is called once, when the server is ready for the next exchange or the connection is
+ * lost.
+ */
+export type OnExchange = (failure: Failure | undefined, exchange: Exchange) => void
 
 /**
- * What to send and how to read the answer. It holds on to the whole operation, so it is a class and no object literal, for the reason that
- * `cancellable` gives; and with one shape for all of them it is read faster.
+ * Request of an exchange: the messages to send, and the way to read the answer. It holds on to the
+ * whole operation, so it is a class and no object literal, for the reason that `cancellable` gives;
+ * and V8 reads objects faster that all have one shape.
  */
 export class ExchangeRequest {
-  /** How many steps come before the statement; their rows are nobody's. */
+  /** The number of steps before the statement; their rows are discarded. */
   before = 0
-  /** How many come after it. */
+  /** The number of steps after the statement. */
   after = 0
-  /** Number of commands between these two: 0 if the server is only asked whether it is ready. */
+  /** The number of commands between these two: 0 for a Sync alone. */
   main = 1
-  /** Whether its rows are described. The rows of a step are not, and are dropped. */
+  /**
+   * True if the server describes the rows. Those of a step are not described, and are discarded.
+   */
   isDescribed = true
   asArrays = false
-  /** Its rows are as the server writes them, whatever the program reads its own with. */
+  /** True if rows keep the texts of the server, regardless of the parsers of the program. */
   isRaw = false
-  /** Several commands in one text, by the simple protocol. */
+  /** True for a text with several commands, by the simple protocol. */
   simple = false
-  prepared: Prepared | undefined = undefined
-  /** The columns, where they are known and the server is not asked for them. */
-  shape: RowDecoder | undefined = undefined
-  /** The source, or the sink, of the data of a COPY. */
+  prepared: PreparedStatement | undefined = undefined
+  /** The decoder of the rows, if the columns are known and the server does not describe them. */
+  decoder: RowDecoder | undefined = undefined
+  /** The data of a COPY, in either direction. */
   copy: Copy | undefined = undefined
-  /** The pool's own doing, which the program has not asked for. */
-  isUpkeep = false
-  /** It undoes what has failed. */
+  /** True if the exchange is one of the pool and not of the program. */
+  isMaintenance = false
+  /** True if the exchange rolls back after a failure. */
   isUndo = false
-  /** Whether it proves the server's role. */
-  proves = false
-  asked: RequestedStatement | undefined = undefined
+  /** True if success proves the role of the server. */
+  provesRole = false
+  statement: RequestedStatement | undefined = undefined
 
   constructor(
     readonly bytes: () => Buffer,
-    readonly done: OnExchange
+    readonly onDone: OnExchange
   ) {}
 }
 
-/** A result whose rows are as the server has written them, until the types of its columns are known. */
-interface Unread {
+/** Result whose rows are not decoded until the types of its columns are known. */
+interface UndecodedResult {
   readonly result: Result
   readonly fields: ReadonlyArray<Field>
 }
 
-/** The data of a refused COPY that is read, so that its connection may be kept, in bytes. */
-const longestDropped = 1_048_576
+/** The longest data of a rejected COPY that is read in order to keep the connection, in bytes. */
+const maxDroppedBytes = 1_048_576
 
 const noFields: ReadonlyArray<never> = []
 const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
 
-/** A flight, as node-postgres sees it. */
+/** Exchange, as node-postgres calls it back. */
 export class Exchange implements Query {
-  readonly since = clock.now()
-  /** Completed commands, the steps before and after the statement among them. */
+  readonly startedAt = clock.now()
+  /** The number of completed commands, including the steps before and after the statement. */
   acknowledged = 0
-  /** Completed parses, in the same order. */
+  /** The number of completed parses, in the same order. */
   parsed = 0
-  /** Completed binds. */
+  /** The number of completed binds. */
   bound = 0
-  /** What the last step before the statement was answered with. */
-  lead = ""
-  /** Whether a portal has more rows. */
+  /** The command tag of the last step before the statement. */
+  precedingTag = ""
+  /** True if a portal has more rows. */
   suspended = false
-  /** Whether it was interrupted and its cancel is not seen to have hit it: what was to follow it is not wanted. */
+  /**
+   * True if it was interrupted and its cancel had no visible effect; further steps must not be
+   * sent.
+   */
   isStopped = false
   /** The result of the statement; of a text with several commands, that of the last. */
   result: Result = blankResult()
-  private several: Array<Result> | undefined = undefined
-  shape: RowDecoder | undefined
+  private completedResults: Array<Result> | undefined = undefined
+  decoder: RowDecoder | undefined
   private bytes: Buffer | undefined
-  private refusal: ServerError | undefined
-  private unreadable: Error | undefined
-  private unread: Array<Unread> | undefined
-  /** The data of a refused COPY so far, in bytes. */
-  private dropped = 0
+  private serverError: ServerError | undefined
+  private localError: Error | undefined
+  private undecoded: Array<UndecodedResult> | undefined
+  /** The size of the data of a rejected COPY so far, in bytes. */
+  private droppedBytes = 0
 
   constructor(
     private readonly client: Client,
-    readonly plan: ExchangeRequest,
-    private readonly onLost: (flight: Exchange, error: Error) => void,
+    readonly request: ExchangeRequest,
+    private readonly onLost: (exchange: Exchange, error: Error) => void,
     private readonly types?: TypeNames | undefined
   ) {
-    this.shape = plan.shape
+    this.decoder = request.decoder
   }
 
-  /** Makes the bytes; a parameter without a text form, or an impossible statement, is an error and nothing is sent. */
+  /**
+   * Encodes the messages. Returns the error of a parameter without a text form or of an impossible
+   * statement; nothing is sent then.
+   */
   prepare(): Error | undefined {
     try {
-      this.bytes = this.plan.bytes()
+      this.bytes = this.request.bytes()
       return undefined
     } catch (cause) {
       return toError(cause)
     }
   }
 
-  /** The results of a text with several commands. */
+  /** Returns the results of a text with several commands. */
   get results(): ReadonlyArray<Result> {
-    return this.several ?? noResults
+    return this.completedResults ?? noResults
   }
 
-  /** How it failed, if it did, once the server is ready again. */
+  /** Returns the failure, if there is one, when the server is ready again. */
   failure(): Failure | undefined {
-    const { acknowledged, asked, refusal, unreadable } = this
-    if (unreadable !== undefined) return { _tag: "unsendable", error: unreadable, acknowledged, asked: this.plan.asked }
-    if (refusal !== undefined) return { _tag: "refused", error: refusal, acknowledged, asked }
+    const { acknowledged, statement, serverError, localError } = this
+    if (localError !== undefined)
+      return { _tag: "unsendable", error: localError, acknowledged, statement: this.request.statement }
+    if (serverError !== undefined) return { _tag: "refused", error: serverError, acknowledged, statement }
     return undefined
   }
 
-  /** The statement, if the server is at it. */
-  get asked(): RequestedStatement | undefined {
-    return this.isStatement() ? this.plan.asked : undefined
+  /** Returns the statement, if the server is running it. */
+  get statement(): RequestedStatement | undefined {
+    return this.isStatement() ? this.request.statement : undefined
   }
 
-  /** Whether every command has an answer. If the server is ready before, its answers would be taken for those of the next exchange. */
+  /**
+   * Checks that every command has an answer. If the server is ready before, its later answers would
+   * be taken for those of the next exchange.
+   */
   get isAnswered(): boolean {
-    const { after, before, main, simple } = this.plan
+    const { after, before, main, simple } = this.request
     const answered = this.acknowledged + (this.suspended ? 1 : 0)
     return simple ? answered > 0 : answered === before + main + after
   }
@@ -201,68 +219,68 @@ export class Exchange implements Query {
     return null
   }
 
-  /** The numbers of the types whose names have to be looked up before the rows can be read. */
+  /** Returns the OIDs of the types whose names must be looked up before the rows can be decoded. */
   get unknownTypes(): ReadonlyArray<number> {
-    const fields = this.unread?.flatMap((one) => one.fields) ?? noFields
+    const fields = this.undecoded?.flatMap(({ fields }) => fields) ?? noFields
     return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
   }
 
-  /** Reads the rows that waited for the names of their types. */
-  readLate(): void {
-    const { unread } = this
-    this.unread = undefined
-    for (const { fields, result } of unread ?? []) {
+  /** Decodes the rows that waited for the names of their types. */
+  decodePending(): void {
+    const { undecoded } = this
+    this.undecoded = undefined
+    for (const { fields, result } of undecoded ?? []) {
       const rows = result.rows as Array<ReadonlyArray<string | null>>
       result.rows = []
       result.fields = fields
       this.describe(fields)
-      for (const row of rows) this.read(result, row)
+      for (const row of rows) this.decode(result, row)
     }
   }
 
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
-    if (this.plan.isRaw) return
+    if (this.request.isRaw) return
     if (this.types !== undefined && this.types.unknown(message.fields).length > 0) {
-      this.unread ??= []
-      this.unread.push({ result: this.result, fields: message.fields })
+      this.undecoded ??= []
+      this.undecoded.push({ result: this.result, fields: message.fields })
     } else this.describe(message.fields)
   }
 
   private describe(fields: ReadonlyArray<Field>): void {
     try {
-      this.shape = makeRowDecoder(this.client, fields, this.types)
+      this.decoder = makeRowDecoder(this.client, fields, this.types)
     } catch (cause) {
-      // the types are the user's, so may be the fault in them
-      this.unreadable = toError(cause)
+      // the parsers belong to the program and may throw
+      this.localError = toError(cause)
       return
     }
-    if (this.plan.prepared !== undefined) this.plan.prepared.shape = this.shape
+    if (this.request.prepared !== undefined) this.request.prepared.decoder = this.decoder
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
-    if (this.unreadable !== undefined || !this.isStatement()) return
-    if (this.plan.isRaw || this.unread?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
-    else this.read(this.result, message.fields)
+    if (this.localError !== undefined || !this.isStatement()) return
+    if (this.request.isRaw || this.undecoded?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
+    else this.decode(this.result, message.fields)
   }
 
-  private read(result: Result, values: ReadonlyArray<string | null>): void {
-    const shape = this.shape
-    if (this.unreadable !== undefined || (shape === undefined && !this.plan.isDescribed)) return
-    // read by other columns it would be a wrong answer
+  private decode(result: Result, values: ReadonlyArray<string | null>): void {
+    const shape = this.decoder
+    if (this.localError !== undefined || (shape === undefined && !this.request.isDescribed)) return
+    // a row that is decoded by the columns of another result would be a wrong answer
     if (shape?.fields.length !== values.length) {
-      const due = shape === undefined ? "none" : shape.fields.length
-      this.unreadable = new ProtocolViolation(`sent a row of ${values.length} columns; ${due} were due`)
-      return this.onLost(this, this.unreadable)
+      const expected = shape === undefined ? "none" : shape.fields.length
+      this.localError = new ProtocolViolation(`sent a row of ${values.length} columns; ${expected} were due`)
+      return this.onLost(this, this.localError)
     }
     try {
-      result.rows.push(this.plan.asArrays ? shape.array(values) : shape.object(values))
+      result.rows.push(this.request.asArrays ? shape.array(values) : shape.object(values))
     } catch (cause) {
-      this.unreadable = toError(cause)
+      this.localError = toError(cause)
     }
   }
 
   handleCommandComplete(message: { readonly text: string }): void {
-    if (this.acknowledged === this.plan.before - 1) this.lead = message.text
+    if (this.acknowledged === this.request.before - 1) this.precedingTag = message.text
     if (this.isStatement()) {
       const result = this.result
       const { text } = message
@@ -276,12 +294,12 @@ export class Exchange implements Query {
         if (last > first && text.indexOf(" ", first + 1) === last) result.oid = Number(text.slice(first + 1, last))
         if (!Number.isNaN(rows)) result.rowCount = rows
       }
-      if (this.shape !== undefined) result.fields = this.shape.fields
-      if (this.plan.simple) {
-        this.several ??= []
-        this.several.push(result)
+      if (this.decoder !== undefined) result.fields = this.decoder.fields
+      if (this.request.simple) {
+        this.completedResults ??= []
+        this.completedResults.push(result)
         this.result = blankResult()
-        this.shape = undefined
+        this.decoder = undefined
       }
     }
     this.acknowledged++
@@ -296,42 +314,43 @@ export class Exchange implements Query {
   }
 
   handleReadyForQuery(): void {
-    // the connection listens to the protocol itself, so that it hears of the end of a refused flight too
+    // the connection handles this event of the protocol itself, which covers rejected exchanges too
   }
 
   handleCopyInResponse(protocol: Protocol): void {
-    const { copy } = this.plan
+    const { copy } = this.request
     if (copy?._tag === "in") return copy.open()
-    this.unreadable = new Error(
+    this.localError = new Error(
       "COPY ... FROM STDIN has no data as a statement - use sql.copyFrom(table, columns, rows)"
     )
-    // what follows in this flight would be taken for the data that is copied
-    if (this.plan.after > 0) return this.onLost(this, this.unreadable)
-    protocol.sendCopyFail(this.unreadable.message)
-    // in copy mode the server has swallowed the Sync of an extended flight
-    if (!this.plan.simple) protocol.sync()
+    // the server would read the following messages of this exchange as data of the COPY
+    if (this.request.after > 0) return this.onLost(this, this.localError)
+    protocol.sendCopyFail(this.localError.message)
+    // in copy mode the server ignores the Sync that an extended exchange has sent already
+    if (!this.request.simple) protocol.sync()
   }
 
-  /** Notes that the server is going to send the data of a COPY. */
+  /** Rejects the data of a COPY that was sent as a statement. */
   handleCopyOutResponse(): void {
-    if (this.plan.copy?._tag === "out") return
-    this.unreadable = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
+    if (this.request.copy?._tag === "out") return
+    this.localError = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
   }
 
   handleCopyData({ chunk }: { readonly chunk: Buffer }): void {
-    const { copy } = this.plan
+    const { copy } = this.request
     if (copy?._tag === "out") return copy.receive(chunk)
-    this.dropped += chunk.length
-    // a refused COPY is not read to its end
-    if (this.dropped > longestDropped) this.onLost(this, this.unreadable ?? new Error("data of a COPY came unasked"))
+    this.droppedBytes += chunk.length
+    // a long COPY is not read to its end
+    if (this.droppedBytes > maxDroppedBytes)
+      this.onLost(this, this.localError ?? new Error("data of a COPY came unasked"))
   }
 
   handleError(error: Error): void {
-    if (isServerError(error) && error.severity !== "FATAL" && error.severity !== "PANIC") this.refusal = error
+    if (isServerError(error) && error.severity !== "FATAL" && error.severity !== "PANIC") this.serverError = error
     else this.onLost(this, error)
   }
 
   private isStatement(): boolean {
-    return this.plan.simple || this.acknowledged === this.plan.before
+    return this.request.simple || this.acknowledged === this.request.before
   }
 }

@@ -1,15 +1,16 @@
 /**
- * A check of everything that a server sends, before the driver's parser sees it: which messages are due, how long each may be, and whether
- * its body has the structure of its type. One pass over the headers of each chunk; nothing is copied but small messages that are cut.
+ * The check of all bytes that a server sends, before the parser of the driver reads them: which
+ * messages are due, the length of each, and the structure of its body. It makes one pass over the
+ * headers of each chunk, and copies nothing but small messages that arrive in several chunks.
  */
 
-import { isWellFormed, letters, RowInPieces } from "./messageStructure.js"
+import { isWellFormed, letters, PartialRow } from "./messageStructure.js"
 import { type ProtocolLimits, ProtocolViolation } from "./protocolLimits.js"
 
-/** Bytes of a message's letter and length. */
+/** The size of the letter and the length of a message, in bytes. */
 const header = 5
 
-/** The bounds of a length, which counts itself; those of rows and notices are settings. */
+/** The bounds of each length, which includes itself; those of rows and notices are settings. */
 const bounds: ReadonlyArray<readonly [type: keyof typeof letters, least: number, most: number]> = [
   ["authentication", 8, 65_536],
   ["parameterStatus", 6, Number.POSITIVE_INFINITY],
@@ -22,7 +23,7 @@ const bounds: ReadonlyArray<readonly [type: keyof typeof letters, least: number,
   ["dataRow", 6, Number.POSITIVE_INFINITY],
   ["parameterDescription", 6, 6 + 4 * 65_535],
   ["commandComplete", 5, 65_536],
-  // a payload has up to 8000 bytes, or four times as many where the server was built with larger pages
+  // a payload has up to 8000 bytes, or four times as many if the server was built with larger pages
   ["notification", 10, 65_536],
   ["copyIn", 7, 7 + 2 * 65_535],
   ["copyOut", 7, 7 + 2 * 65_535],
@@ -38,15 +39,15 @@ const bounds: ReadonlyArray<readonly [type: keyof typeof letters, least: number,
 
 const names = new Map(bounds.map(([type]) => [letters[type] as number, type]))
 const least = new Float64Array(256)
-// an unknown letter may have no length
+// no length is valid for an unknown letter
 const most = new Float64Array(256).fill(-1)
 for (const [type, from, to] of bounds) {
   least[letters[type]] = from
   most[letters[type]] = to
 }
 
-/** Messages that are due in a login. */
-const ofLogin: ReadonlySet<number> = new Set([
+/** The messages that are due in a login. */
+const loginMessages: ReadonlySet<number> = new Set([
   letters.authentication,
   letters.parameterStatus,
   letters.backendKeyData,
@@ -61,8 +62,10 @@ const headerOf = (type: number, length: number): string => {
   return `${name === undefined ? `an unknown message (0x${type.toString(16)})` : `a message (${name})`} of ${length} bytes`
 }
 
-/** Checks for messages that come beside an answer; their sizes are added up until the server is ready again. */
-const isRemark = (type: number): boolean =>
+/**
+ * Checks for messages that come beside an answer; their sum is limited until the server is ready.
+ */
+const countsAsNotice = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
 
 const nothing = Buffer.alloc(0)
@@ -72,41 +75,44 @@ const leastText = 0x20202020
 
 /** Checks whether a first message is one of another protocol. */
 const isOther = (type: number, length: number): boolean =>
-  !ofLogin.has(type) || length > (most[type] ?? 0) || length >= leastText
+  !loginMessages.has(type) || length > (most[type] ?? 0) || length >= leastText
 
 /** The first bytes of an answer by HTTP, as many as a header has. */
 const http = Buffer.from("HTTP/")
 
-/** The check of one connection. It begins with the login. */
+/** Check of one connection, beginning with its login. */
 export class FrameCheck {
-  /** The fault of the last chunk; nothing is to be read after it. */
+  /** The violation in the last chunk; nothing after it may be read. */
   violation: ProtocolViolation | undefined = undefined
   private hasBegun = false
   private isLoggedIn = false
   private isAuthenticated = false
-  /** Bytes that are left for a login, or for the remarks of an exchange. */
+  /** The number of bytes that are left for the login, or for the notices of an exchange. */
   private budget: number
-  /** The message that is cut: its letter and length, as far as they have arrived, and how many bytes of its body are to come. */
+  /** The letter and length of a partial message, as far as they have arrived. */
   private type = 0
   private length = 0
   private headerBytes = 0
-  private left = 0
-  private row: RowInPieces | undefined = undefined
-  /** Its body, where it is not a row: as much as has arrived. */
-  private held = nothing
-  private heldBytes = 0
+  /** The number of bytes of its body that are to come. */
+  private remaining = 0
+  private row: PartialRow | undefined = undefined
+  /** The part of its body that has arrived, unless the message is a row. */
+  private body = nothing
+  private bodyBytes = 0
 
   constructor(private readonly limits: ProtocolLimits) {
     this.budget = limits.maxStartupBytes
   }
 
-  /** Checks a chunk; returns how many of its bytes may be read: all, or those of the messages before the faulty one. */
+  /**
+   * Checks a chunk; returns the number of bytes that may be read: those before the faulty message.
+   */
   check(chunk: Buffer): number {
     const end = chunk.length
-    let at = this.left > 0 || this.headerBytes > 0 ? this.continue(chunk) : 0
+    let at = this.remaining > 0 || this.headerBytes > 0 ? this.resumeMessage(chunk) : 0
     while (at < end && this.violation === undefined) {
       if (at + header > end) {
-        for (let i = at; i < end; i++) this.takeHeader(chunk[i] ?? 0)
+        for (let i = at; i < end; i++) this.addHeaderByte(chunk[i] ?? 0)
         return end
       }
       const type = chunk[at] ?? 0
@@ -115,129 +121,132 @@ export class FrameCheck {
       const next = at + 1 + length
       if (!this.isDue(type, length)) return at
       if (next > end) {
-        this.cut(type, length)
-        this.takeBody(chunk, body, end)
+        this.beginPartial(type, length)
+        this.addBody(chunk, body, end)
         return this.violation === undefined ? end : at
       }
-      if (!isWellFormed(type, chunk, body, next)) return this.malformed(type, length, at)
-      if (type !== letters.dataRow) this.passed(type, chunk, body)
+      if (!isWellFormed(type, chunk, body, next)) return this.rejectMalformed(type, length, at)
+      if (type !== letters.dataRow) this.onValid(type, chunk, body)
       at = next
     }
     return at
   }
 
-  /** Goes on with a message that was cut; returns where the next one begins, or 0 if this one is faulty. */
-  private continue(chunk: Buffer): number {
+  /** Continues a partial message; returns the start of the next one, or 0 if this one is faulty. */
+  private resumeMessage(chunk: Buffer): number {
     let at = 0
     while (this.headerBytes > 0 && at < chunk.length) {
-      this.takeHeader(chunk[at++] ?? 0)
+      this.addHeaderByte(chunk[at++] ?? 0)
       if (this.headerBytes < header) continue
       this.headerBytes = 0
       const { length, type } = this
       if (!this.isDue(type, length)) return 0
-      this.cut(type, length)
-      if (this.left === 0) this.finish()
+      this.beginPartial(type, length)
+      if (this.remaining === 0) this.finish()
     }
-    if (this.left === 0) return this.violation === undefined ? at : 0
-    const to = Math.min(chunk.length, at + this.left)
-    this.takeBody(chunk, at, to)
+    if (this.remaining === 0) return this.violation === undefined ? at : 0
+    const to = Math.min(chunk.length, at + this.remaining)
+    this.addBody(chunk, at, to)
     return this.violation === undefined ? to : 0
   }
 
-  private takeHeader(byte: number): void {
+  private addHeaderByte(byte: number): void {
     if (this.headerBytes++ === 0) {
       this.type = byte
       this.length = 0
     } else this.length = this.length * 256 + byte
   }
 
-  private cut(type: number, length: number): void {
+  private beginPartial(type: number, length: number): void {
     this.type = type
     this.length = length
-    this.left = length - 4
-    this.row = type === letters.dataRow ? new RowInPieces() : undefined
+    this.remaining = length - 4
+    this.row = type === letters.dataRow ? new PartialRow() : undefined
   }
 
-  private takeBody(chunk: Buffer, from: number, to: number): void {
-    this.left -= to - from
+  private addBody(chunk: Buffer, from: number, to: number): void {
+    this.remaining -= to - from
     if (this.row !== undefined) {
-      if (!this.row.take(chunk, from, to)) return void this.malformed(this.type, this.length, 0)
-    } else if (this.type !== letters.copyData) this.hold(chunk, from, to)
-    if (this.left === 0) this.finish()
+      if (!this.row.add(chunk, from, to)) return void this.rejectMalformed(this.type, this.length, 0)
+    } else if (this.type !== letters.copyData) this.bufferBody(chunk, from, to)
+    if (this.remaining === 0) this.finish()
   }
 
-  /** Keeps a piece of a body: in a buffer that grows with what arrives, and not with what was announced. */
-  private hold(chunk: Buffer, from: number, to: number): void {
-    const size = this.heldBytes + to - from
-    if (size > this.held.length) {
-      const larger = Buffer.allocUnsafe(Math.min(this.length, Math.max(size, 2 * this.held.length)))
-      this.held.copy(larger, 0, 0, this.heldBytes)
-      this.held = larger
+  /**
+   * Adds a part of a body to a buffer that grows with the received bytes, not the announced length.
+   */
+  private bufferBody(chunk: Buffer, from: number, to: number): void {
+    const size = this.bodyBytes + to - from
+    if (size > this.body.length) {
+      const larger = Buffer.allocUnsafe(Math.min(this.length, Math.max(size, 2 * this.body.length)))
+      this.body.copy(larger, 0, 0, this.bodyBytes)
+      this.body = larger
     }
-    chunk.copy(this.held, this.heldBytes, from, to)
-    this.heldBytes = size
+    chunk.copy(this.body, this.bodyBytes, from, to)
+    this.bodyBytes = size
   }
 
-  /** Checks a message that was cut, when its last byte has arrived. */
+  /** Checks a partial message when its last byte has arrived. */
   private finish(): void {
-    const { held, heldBytes, length, row, type } = this
+    const { body, bodyBytes, length, row, type } = this
     this.row = undefined
-    this.held = nothing
-    this.heldBytes = 0
-    if (row === undefined ? isWellFormed(type, held, 0, heldBytes) : row.isWhole) this.passed(type, held, 0)
-    else this.malformed(type, length, 0)
+    this.body = nothing
+    this.bodyBytes = 0
+    if (row === undefined ? isWellFormed(type, body, 0, bodyBytes) : row.isWhole) this.onValid(type, body, 0)
+    else this.rejectMalformed(type, length, 0)
   }
 
-  /** Checks whether a message may come now, with this length. */
+  /** Checks that a message of this length is due. */
   private isDue(type: number, length: number): boolean {
     if (!this.hasBegun && isOther(type, length)) return this.beginsOtherwise(type, length)
     if (!(length >= (least[type] ?? 0) && length <= (most[type] ?? 0))) {
-      return this.violates(headerOf(type, length))
+      return this.reject(headerOf(type, length))
     }
     if (!this.isLoggedIn) return this.isDueAtLogin(type, length)
     const { maxNoticeBytes, maxRowBytes } = this.limits
     if (type === letters.dataRow || type === letters.copyData) {
-      return length <= maxRowBytes || this.violates(`a row of ${length} bytes, and maxRowBytes is ${maxRowBytes}`)
+      return length <= maxRowBytes || this.reject(`a row of ${length} bytes, and maxRowBytes is ${maxRowBytes}`)
     }
-    if (isRemark(type)) {
+    if (countsAsNotice(type)) {
       this.budget -= length
-      return this.budget >= 0 || this.violates(`more notices in one answer than maxNoticeBytes, ${maxNoticeBytes}`)
+      return this.budget >= 0 || this.reject(`more notices in one answer than maxNoticeBytes, ${maxNoticeBytes}`)
     }
-    const isOver = type === letters.authentication || type === letters.backendKeyData
-    return !isOver || this.violates(`a message of a login (${names.get(type)}) after its end`)
+    const isLoginOnly = type === letters.authentication || type === letters.backendKeyData
+    return !isLoginOnly || this.reject(`a message of a login (${names.get(type)}) after its end`)
   }
 
   /** The first message is none of a login: on a port of another protocol its letter and length are text. */
   private beginsOtherwise(type: number, length: number): false {
     if (type === http[0] && length === http.readUInt32BE(1)) {
-      return this.violates("began with HTTP, so it is no PostgreSQL server")
+      return this.reject("began with HTTP, so it is no PostgreSQL server")
     }
-    return this.violates(`began with ${headerOf(type, length)}, so it is probably no PostgreSQL server`)
+    return this.reject(`began with ${headerOf(type, length)}, so it is probably no PostgreSQL server`)
   }
 
   private isDueAtLogin(type: number, length: number): boolean {
     const isEarly = !this.isAuthenticated && (type === letters.readyForQuery || type === letters.backendKeyData)
-    if (isEarly || !ofLogin.has(type)) return this.violates(`a message that is not due in a login (${names.get(type)})`)
+    if (isEarly || !loginMessages.has(type))
+      return this.reject(`a message that is not due in a login (${names.get(type)})`)
     this.hasBegun = true
     this.budget -= length
     const { maxStartupBytes } = this.limits
-    return this.budget >= 0 || this.violates(`more bytes in a login than maxStartupBytes, ${maxStartupBytes}`)
+    return this.budget >= 0 || this.reject(`more bytes in a login than maxStartupBytes, ${maxStartupBytes}`)
   }
 
-  /** Notes down what a message changes. */
-  private passed(type: number, bytes: Buffer, from: number): void {
+  /** Updates the state after a valid message. */
+  private onValid(type: number, bytes: Buffer, from: number): void {
     if (type === letters.readyForQuery) {
       this.isLoggedIn = true
       this.budget = this.limits.maxNoticeBytes
     } else if (type === letters.authentication && bytes.readInt32BE(from) === 0) this.isAuthenticated = true
   }
 
-  private malformed(type: number, length: number, at: number): number {
-    this.violates(`a malformed message (${names.get(type)}) of ${length} bytes`)
+  private rejectMalformed(type: number, length: number, at: number): number {
+    this.reject(`a malformed message (${names.get(type)}) of ${length} bytes`)
     return at
   }
 
-  private violates(what: string): false {
+  private reject(what: string): false {
     this.violation = new ProtocolViolation(this.hasBegun ? `sent ${what}` : what)
     return false
   }

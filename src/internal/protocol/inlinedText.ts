@@ -1,25 +1,28 @@
 /**
- * A statement that takes no parameters: its values are written into it, and an error shows it with `$1` in their place.
+ * Statements that take no parameters: values are written into the text, and errors show `$1` in
+ * their place.
  */
 
-/** A statement as errors show it. */
-export interface Shown {
+/** Statement as errors show it. */
+export interface DisplayedStatement {
   readonly shown: string
-  /** Turns a position in the text that was sent into the one in the text that is shown; both count characters, from 1. */
+  /**
+   * Converts a position in the sent text to one in the shown text; both count characters, from 1.
+   */
   readonly positionOf: (position: number) => number
 }
 
-/** A piece of a statement, as it is sent and as it is shown. */
+/** Part of a statement, as it is sent and as it is shown. */
 interface Part {
   readonly sent: string
   readonly shown: string
 }
 
-/** Makes a piece that holds no value. */
+/** Creates a part without a value. */
 export const plain = (text: string): Part => ({ sent: text, shown: text })
 
-/** A statement with its values written into it. */
-export class Inlined implements Shown {
+/** Statement with its values written into it. */
+export class Inlined implements DisplayedStatement {
   readonly sent: string
   readonly shown: string
 
@@ -33,7 +36,7 @@ export class Inlined implements Shown {
     let before = 0
     for (const { sent, shown } of this.parts) {
       const length = [...sent].length
-      // in the middle of a value it is the place of that
+      // a position inside of a value becomes the one of its `$1`
       if (left < length) return before + 1 + (sent === shown ? left : 0)
       left -= length
       before += [...shown].length

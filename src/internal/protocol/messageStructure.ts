@@ -1,6 +1,6 @@
 /**
- * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: where a text has no end it reads on, into the
- * next message or for ever.
+ * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: if
+ * a text has no end it reads on, into the next message or for ever.
  */
 
 /** The letters of the server's messages. */
@@ -30,7 +30,10 @@ export const letters = {
 
 const int16 = (bytes: Buffer, at: number): number => ((bytes[at] ?? 0) << 8) | (bytes[at + 1] ?? 0)
 
-/** Returns the position after the text that begins at `at` and its NUL, or -1 if the text has no end before `to`. */
+/**
+ * Returns the position after the text that begins at `at` and its NUL, or -1 if the text has no end
+ * before `to`.
+ */
 const afterText = (bytes: Buffer, at: number, to: number): number => {
   for (let end = at; end < to; end++) if (bytes[end] === 0) return end + 1
   return -1
@@ -42,7 +45,10 @@ const isTexts = (bytes: Buffer, from: number, to: number, count: number): boolea
   return at === to
 }
 
-/** Checks for texts that are not empty, such as the fields of a notice, and a NUL after the last of them. */
+/**
+ * Checks for a list of texts that are not empty, such as the fields of a notice, with a NUL at its
+ * end.
+ */
 const isList = (bytes: Buffer, from: number, to: number): boolean => {
   let at = from
   while (at >= 0 && at < to) {
@@ -52,7 +58,7 @@ const isList = (bytes: Buffer, from: number, to: number): boolean => {
   return false
 }
 
-/** The largest number that node-postgres reads as one of columns. */
+/** The largest number of columns: node-postgres reads larger ones as negative. */
 const mostColumns = 0x7fff
 
 const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
@@ -85,17 +91,17 @@ const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
   return at === to
 }
 
-/** A row that arrives in pieces. Nothing of it is kept: a row may be large. */
-export class RowInPieces {
-  /** Columns that are still to come; -1 before their number is known. */
+/** Row that arrives in parts. No part is kept, because a row may be large. */
+export class PartialRow {
+  /** The number of columns that are still to come; -1 before it is known. */
   private columns = -1
-  /** Bytes of the value under way. */
+  /** The number of bytes of the current value that are still to come. */
   private value = 0
   private word = 0
   private wordBytes = 0
 
-  /** Takes the next piece; returns whether it fits. */
-  take(bytes: Buffer, from: number, to: number): boolean {
+  /** Adds the next part; returns false if it does not fit the structure of a row. */
+  add(bytes: Buffer, from: number, to: number): boolean {
     let at = from
     while (at < to) {
       if (this.value > 0) {
@@ -103,7 +109,7 @@ export class RowInPieces {
         this.value -= taken
         at += taken
       } else if (this.columns === 0) return false
-      else if (!this.takeByte(bytes[at++] ?? 0)) return false
+      else if (!this.addByte(bytes[at++] ?? 0)) return false
     }
     return true
   }
@@ -112,7 +118,7 @@ export class RowInPieces {
     return this.columns === 0 && this.value === 0
   }
 
-  private takeByte(byte: number): boolean {
+  private addByte(byte: number): boolean {
     this.word = (this.word << 8) | byte
     this.wordBytes++
     const { word } = this
@@ -130,11 +136,11 @@ export class RowInPieces {
   }
 }
 
-/** Checks an Authentication message; the driver refuses the kinds that are not here. */
+/** Checks an Authentication message; the driver rejects the kinds that are not here. */
 const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
   const size = to - from
   switch (bytes.readInt32BE(from)) {
-    // it is done; a password in clear text
+    // AuthenticationOk; a password in clear text
     case 0:
     case 3:
       return size === 4
@@ -151,7 +157,10 @@ const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
 
 const statuses = [0x49, 0x54, 0x45]
 
-/** Checks whether a body has the structure of its type. Its length must be within the bounds of the type. */
+/**
+ * Checks that a body has the structure of its type. Its length must be within the bounds of the
+ * type.
+ */
 export const isWellFormed = (type: number, bytes: Buffer, from: number, to: number): boolean => {
   switch (type) {
     case letters.dataRow:

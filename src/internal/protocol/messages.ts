@@ -1,15 +1,17 @@
 /**
- * What is written to the server: whole messages as buffers, so that a flight of several is one write.
+ * The messages for the server, as buffers, so that an exchange of several is one write.
  */
 import { serialize } from "pg-protocol"
 import { parameter } from "./parameterEncoder.js"
 
-/** One command without parameters and rows, ready to send. */
+/** Command without parameters and rows, ready to send. */
 export interface Step {
-  /** Among others in one flight: parse, bind, execute, all unnamed. */
-  readonly among: Buffer
-  /** On its own: the simple protocol, half as many messages each way. */
-  readonly alone: Buffer
+  /** The form among other commands of an exchange: parse, bind, execute, all unnamed. */
+  readonly extended: Buffer
+  /**
+   * The form for an exchange of its own: the simple protocol needs half as many messages each way.
+   */
+  readonly simple: Buffer
 }
 
 const sync = serialize.sync()
@@ -22,68 +24,70 @@ export const syncOnly: Buffer = sync
 
 const constants = new Map<string, Step>()
 
-/** A step whose text is one of few: made once. */
+/** Returns the step of a constant text, which is created once. */
 export const constantStep = (text: string): Step => {
-  let made = constants.get(text)
-  if (made === undefined) {
-    made = step(text)
-    constants.set(text, made)
+  let known = constants.get(text)
+  if (known === undefined) {
+    known = step(text)
+    constants.set(text, known)
   }
-  return made
+  return known
 }
 
-/** A step of any text. */
+/** Creates a step of any text. */
 export const step = (text: string): Step => ({
-  among: Buffer.concat([serialize.parse({ text }), serialize.bind({}), execute]),
-  alone: serialize.query(text)
+  extended: Buffer.concat([serialize.parse({ text }), serialize.bind({}), execute]),
+  simple: serialize.query(text)
 })
 
 const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
   if (values.length > 65_535) throw new Error(`${values.length} parameters; the protocol allows 65535`)
-  // the serializer's own types leave no room for a read-only array; it only reads
+  // the types of the serializer demand a mutable array, which it only reads
   return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: parameter })
 }
 
-/** How the main statement of a flight is sent. */
-export interface Main {
+/** Statement of an exchange, with the messages that it needs. */
+export interface MainStatement {
   readonly text: string
   readonly values: ReadonlyArray<unknown>
-  /** The prepared statement's name on the server, empty for none. */
+  /** The name of the prepared statement on the server, empty for none. */
   readonly name: string
   readonly parse: boolean
   readonly describe: boolean
-  /** The names of prepared statements to close first. */
+  /** Returns the names of prepared statements to close first. */
   readonly close: () => ReadonlyArray<string>
 }
 
-/** A whole flight that ends with the one Sync: if a step fails, the server skips what follows it. */
-export const exchange = (before: ReadonlyArray<Step>, main: Main, after: ReadonlyArray<Step>): Buffer => {
+/** Encodes an exchange with one Sync at its end: if a step fails, the server skips the rest. */
+export const exchange = (before: ReadonlyArray<Step>, main: MainStatement, after: ReadonlyArray<Step>): Buffer => {
   const bound = bind(main.name, "", main.values)
   if (before.length === 0 && after.length === 0 && !main.parse && !main.describe) {
     return Buffer.concat([bound, executeAndSync])
   }
   const parts: Array<Buffer> = []
   for (const name of main.close()) parts.push(serialize.close({ type: "S", name }))
-  for (const one of before) parts.push(one.among)
+  for (const { extended } of before) parts.push(extended)
   if (main.parse) parts.push(serialize.parse({ text: main.text, name: main.name }))
   parts.push(bound)
   if (main.describe) parts.push(describePortal)
   if (after.length === 0) parts.push(executeAndSync)
   else {
     parts.push(execute)
-    for (const one of after) parts.push(one.among)
+    for (const { extended } of after) parts.push(extended)
     parts.push(sync)
   }
   return Buffer.concat(parts)
 }
 
-/** Only steps: a BEGIN, a COMMIT, a ROLLBACK TO with its RELEASE. */
+/** Encodes steps alone: a BEGIN, a COMMIT, a ROLLBACK TO with its RELEASE. */
 export const steps = (all: ReadonlyArray<Step>): Buffer => {
   const [only] = all
-  return all.length === 1 && only !== undefined ? only.alone : Buffer.concat([...all.map((one) => one.among), sync])
+  return all.length === 1 && only !== undefined
+    ? only.simple
+    : Buffer.concat([...all.map(({ extended }) => extended), sync])
 }
 
-/** Opens a named portal and fetches its first rows. */
+/** Encodes the opening of a named portal and the fetch of its first rows. */
 export const openPortal = (
   before: ReadonlyArray<Step>,
   portal: string,
@@ -92,7 +96,7 @@ export const openPortal = (
   rows: number
 ): Buffer =>
   Buffer.concat([
-    ...before.map((one) => one.among),
+    ...before.map(({ extended }) => extended),
     serialize.parse({ text }),
     bind("", portal, values),
     serialize.describe({ type: "P", name: portal }),
@@ -100,18 +104,18 @@ export const openPortal = (
     sync
   ])
 
-/** Fetches the next rows of an open portal. */
+/** Encodes the fetch of the next rows of an open portal. */
 export const fetchPortal = (before: ReadonlyArray<Step>, portal: string, rows: number): Buffer =>
-  Buffer.concat([...before.map((one) => one.among), serialize.execute({ portal, rows }), sync])
+  Buffer.concat([...before.map(({ extended }) => extended), serialize.execute({ portal, rows }), sync])
 
-/** Closes a portal; one that is closed already is no error. */
+/** Encodes the closing of a portal; the server reports no error if it is closed already. */
 export const closePortal = (portal: string): Buffer =>
   Buffer.concat([serialize.close({ type: "P", name: portal }), sync])
 
-/** Several commands in one text, by the simple protocol. */
+/** Encodes a text with several commands, by the simple protocol. */
 export const simple = (text: string): Buffer => serialize.query(text)
 
-/** Returns the head of a message with data of a COPY. */
+/** Encodes the header of a message with data of a COPY. */
 export const copyHead = (length: number): Buffer => {
   const head = Buffer.allocUnsafe(5)
   head[0] = 0x64
@@ -119,14 +123,14 @@ export const copyHead = (length: number): Buffer => {
   return head
 }
 
-/** Tells the server that a COPY has all of its data. */
+/** The message that ends the data of a COPY. */
 export const copyDone: Buffer = serialize.copyDone()
 
-/** Tells the server that there is no more data for a COPY, and that nothing of it is to be stored. */
+/** Encodes the message that fails a COPY, so that the server stores none of its data. */
 export const copyFail = (reason: string): Buffer => serialize.copyFail(reason)
 
-/** Asks the server, on a socket of its own, to cancel what a backend is doing. */
+/** Encodes the request, on a socket of its own, to cancel the command of a backend. */
 export const cancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)
 
-/** Asks the server, before anything else on a socket, whether it takes TLS. */
+/** The request for TLS, the first message on a socket. */
 export const sslRequest: Buffer = serialize.requestSsl()

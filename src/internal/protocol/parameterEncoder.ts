@@ -1,19 +1,19 @@
 /**
- * The values of a statement as the server reads them.
+ * The encoder of the values of a statement.
  *
- * Secrets are opened here and nowhere before: up to the bytes of a message a `Redacted` stays one, so that no statement, error or span
- * that shows its parameters shows what is in it.
+ * Secrets are revealed here and not before: up to the bytes of a message a `Redacted` stays one, so
+ * that no statement, error or span that shows its parameters shows the secret.
  */
 import { isDate } from "node:util/types"
 import * as Redacted from "effect/Redacted"
 import { prepareValue } from "./pgDriver.js"
 
-/** The words of a `Redacted` in JSON, which are also the sign that there may be one. */
-const hidden = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
+/** The JSON text of a `Redacted`; a text that contains it may have a secret to reveal. */
+const redactedText = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
 
-/** Whether a value is an object of keys and nothing else, as JSON has them. */
+/** Checks that a value is an object without a class, as JSON has them. */
 export const isPlain = (value: unknown): value is Readonly<Record<string, unknown>> => {
   if (!isObject(value)) return false
   const prototype: unknown = Object.getPrototypeOf(value)
@@ -23,56 +23,65 @@ export const isPlain = (value: unknown): value is Readonly<Record<string, unknow
 const hasJson = (value: unknown): value is { readonly toJSON: (key: string) => unknown } =>
   isObject(value) && "toJSON" in value && typeof value.toJSON === "function"
 
-const open = (value: unknown): unknown => {
-  let opened = value
-  while (Redacted.isRedacted(opened)) opened = Redacted.value(opened)
-  return opened
+const reveal = (value: unknown): unknown => {
+  let revealed = value
+  while (Redacted.isRedacted(revealed)) revealed = Redacted.value(revealed)
+  return revealed
 }
 
-/** Returns an object with other keys, and what `inside` makes of its values. */
+/** Returns an object with renamed keys, and with values mapped by `map`. */
 export const renamed = (
   value: Readonly<Record<string, unknown>>,
   rename: (key: string) => string,
-  inside: (value: unknown) => unknown
+  map: (value: unknown) => unknown
 ): Record<string, unknown> => {
   const other: Record<string, unknown> = {}
   for (const key in value) {
     const name = rename(key)
-    const made = inside(value[key])
-    // assigned it would be the prototype, and no key
+    const mapped = map(value[key])
+    // an assignment would set the prototype and no key
     if (name === "__proto__")
-      Object.defineProperty(other, name, { value: made, enumerable: true, writable: true, configurable: true })
-    else other[name] = made
+      Object.defineProperty(other, name, { value: mapped, enumerable: true, writable: true, configurable: true })
+    else other[name] = mapped
   }
   return other
 }
 
 const itself = (value: unknown): unknown => value
 
-/** The JSON of a value with what is redacted in it opened and, where the keys of objects have other names in the database, with those. */
+/**
+ * Returns the JSON of a value with its secrets revealed and, if keys have other names in the
+ * database, with those.
+ */
 const stringify = (value: unknown, rename?: ((key: string) => string) | undefined): string => {
   const plain = JSON.stringify(value)
   if (plain === undefined) throw new Error(`a ${typeof value} has no JSON`)
-  if (rename === undefined && !plain.includes(hidden)) return plain
-  // `this` is the object that has the key: `json` is what its `toJSON` has made of the value already
+  if (rename === undefined && !plain.includes(redactedText)) return plain
+  // `this` has the original value; `json` is the result of its `toJSON`, which has run already
   return JSON.stringify(value, function (this: Readonly<Record<string, unknown>>, key: string, json: unknown) {
     const held = this[key]
-    const opened = Redacted.isRedacted(held) ? open(held) : json
-    const shown = opened !== json && hasJson(opened) ? opened.toJSON(key) : opened
+    const revealed = Redacted.isRedacted(held) ? reveal(held) : json
+    const shown = revealed !== json && hasJson(revealed) ? revealed.toJSON(key) : revealed
     return rename !== undefined && isPlain(shown) ? renamed(shown, rename, itself) : shown
   })
 }
 
-/** A value that is stored as JSON, whatever it is: an array is no array of the server, and `null` is JSON's. */
+/**
+ * Value that is stored as JSON: an array does not become one of the server, and `null` is that of
+ * JSON.
+ */
 export class Json {
   constructor(
     private readonly value: unknown,
     private readonly rename: ((key: string) => string) | undefined
   ) {}
 
-  /** Returns the text of the JSON. node-postgres looks for a method of this name, also inside of an array. */
+  /**
+   * Returns the text of the JSON. node-postgres calls a method of this name, also inside of an
+   * array.
+   */
   toPostgres(): string {
-    return stringify(open(this.value), this.rename)
+    return stringify(reveal(this.value), this.rename)
   }
 
   /** Returns the value, for programs that print their statements. */
@@ -81,7 +90,7 @@ export class Json {
   }
 }
 
-/** The place of a value in a statement that cannot be written: sending it fails, with the reason. */
+/** Placeholder of a value that cannot be sent: sending the statement fails with the reason. */
 export class Unsendable {
   constructor(private readonly reason: string) {}
 
@@ -94,12 +103,15 @@ export class Unsendable {
   }
 }
 
-/** The mark of the parts of statements in @effect/sql, which this layer does not import. */
+/** The type id of fragments of @effect/sql, which this layer does not import. */
 const fragmentId = Symbol.for("@effect/sql/Fragment")
 
 const digits = (value: number, length = 2): string => String(value).padStart(length, "0")
 
-/** Returns a date as the server reads it: by the clock of this process, which is what a `timestamp` or `date` stores, with its offset. */
+/**
+ * Returns the text of a date in the time zone of this process, which a `timestamp` or `date`
+ * stores, with its offset.
+ */
 const dateText = (date: Date): string => {
   if (Number.isNaN(date.getTime())) throw new Error("a Date that is invalid cannot be sent")
   const year = date.getFullYear()
@@ -113,7 +125,7 @@ const dateText = (date: Date): string => {
 const hasOwnForm = (value: object): value is { readonly toPostgres: (write: (value: unknown) => unknown) => unknown } =>
   "toPostgres" in value && typeof value.toPostgres === "function"
 
-const objectToWire = (value: object): unknown => {
+const encodeObject = (value: object): unknown => {
   if (Redacted.isRedacted(value)) return parameter(Redacted.value(value))
   if (Array.isArray(value)) return prepareValue(value.some(isObject) ? value.map(element) : value)
   if (isDate(value)) return dateText(value)
@@ -121,7 +133,7 @@ const objectToWire = (value: object): unknown => {
   return ArrayBuffer.isView(value) ? prepareValue(value) : stringify(value)
 }
 
-/** An element of an array; node-postgres puts it into the text of the array. */
+/** Encodes an element of an array; node-postgres puts it into the text of the array. */
 const element = (value: unknown): unknown => {
   if (!isObject(value)) return value
   if (Redacted.isRedacted(value)) return element(Redacted.value(value))
@@ -132,5 +144,5 @@ const element = (value: unknown): unknown => {
   return parameter(value)
 }
 
-/** Returns a value as the server reads it. */
-export const parameter = (value: unknown): unknown => (isObject(value) ? objectToWire(value) : prepareValue(value))
+/** Encodes a value as the text or bytes of a parameter. */
+export const parameter = (value: unknown): unknown => (isObject(value) ? encodeObject(value) : prepareValue(value))

@@ -1,5 +1,6 @@
 /**
- * The parts of node-postgres that this library uses, with types for those that its published types leave out. No other file imports `pg`.
+ * The parts of node-postgres that this library uses, with types for those that its published types
+ * leave out. No other layer imports `pg`, but for `embedded`, which stands beside them.
  */
 import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
@@ -9,16 +10,16 @@ import { FrameCheck } from "./frameCheck.js"
 import type { ProtocolLimits } from "./protocolLimits.js"
 import { type TlsSettings, tlsOptions } from "./tlsOptions.js"
 
-/** The protocol object below a client: it emits one event per message of the server. */
+/** Protocol object below a client, which emits one event per message of the server. */
 export interface Protocol extends EventEmitter {
   readonly stream: Socket
-  /** Reads the messages that arrive; called for the socket, or for the TLS that was put over it. */
+  /** Begins to read messages; called for the socket, or for the TLS that was put over it. */
   attachListeners: (stream: EventEmitter) => void
   readonly sendCopyFail: (message: string) => void
   readonly sync: () => void
 }
 
-/** What the server said when it refused something, field by field. */
+/** Error message of the server, field by field. */
 export interface ServerError extends Error {
   readonly severity?: string
   readonly code?: string
@@ -33,7 +34,7 @@ export interface ServerError extends Error {
   readonly constraint?: string
 }
 
-/** What the server said beside its answers, such as a warning. */
+/** Notice of the server, such as a warning. */
 export interface Notice {
   readonly message?: string | undefined
   readonly severity?: string | undefined
@@ -42,7 +43,7 @@ export interface Notice {
   readonly hint?: string | undefined
 }
 
-/** A column of a result. */
+/** Column of a result. */
 export interface Field {
   readonly name: string
   readonly tableID: number
@@ -53,7 +54,7 @@ export interface Field {
   readonly format: string
 }
 
-/** What node-postgres calls back on the object that is being queried. */
+/** Callbacks that node-postgres runs on a submitted query. */
 export interface Query {
   readonly submit: (protocol: Protocol) => Error | null
   readonly handleRowDescription: (message: { readonly fields: ReadonlyArray<Field> }) => void
@@ -67,10 +68,10 @@ export interface Query {
   readonly handleError: (error: Error) => void
 }
 
-/** A client with the members that the types leave out. */
+/** Client with the members that the published types leave out. */
 export interface Client extends EventEmitter {
   readonly connection: Protocol
-  /** The stream to the server, which is beneath TLS where there is any. */
+  /** The stream to the server, below TLS if there is any. */
   readonly transport: Socket
   readonly processID: number | null
   readonly secretKey: number | null
@@ -81,35 +82,38 @@ export interface Client extends EventEmitter {
   readonly getTypeParser: (oid: number, format: "text") => (value: string) => unknown
 }
 
-/** The whole configuration of a client; nothing comes from the environment or from the driver's own defaults. */
+/** Options of a client; none comes from the environment or from the defaults of the driver. */
 export interface ClientOptions {
-  /** Connects by itself, to wherever it leads; the driver has no say in it. */
+  /** The stream, which connects by itself: the driver does not choose the target. */
   readonly stream: Socket
-  /** The name that the server's certificate is to have. */
+  /** The name that the certificate of the server must have. */
   readonly host: string
   /** The beginning of TLS. */
   readonly tls: TlsSettings
-  /** True if the server is to prove that TLS ends at it. */
+  /** True if the server must prove by channel binding that TLS ends at it. */
   readonly bindsChannel: boolean
   readonly database: string
   readonly user: string
   readonly password: string | undefined
   readonly ssl: boolean | ConnectionOptions
   readonly applicationName: string
-  /** Settings of the session, as a server takes them at login. */
+  /** The settings of the session, in the form of the startup message. */
   readonly options: string
-  /** After how many ms of silence TCP asks whether the other side is there. */
+  /** The idle time before TCP sends the first keep-alive probe, in ms. */
   readonly keepAlive: number | undefined
   readonly types: pg.CustomTypesConfig | undefined
   readonly limits: ProtocolLimits
 }
 
-/** Thrown by a client whose server asks for a password. */
+/** Throws the error of a client without a password whose server asks for one. */
 const noPassword = () => {
   throw new Error("it asks for a password, and none was given")
 }
 
-/** What the driver would take from the environment, or from its own defaults, where it is left out or empty. */
+/**
+ * The settings that the driver takes from the environment or its defaults if they are missing or
+ * empty.
+ */
 const unset = {
   replication: undefined,
   fallback_application_name: undefined,
@@ -119,7 +123,10 @@ const unset = {
   query_timeout: false
 }
 
-/** Removes from a client the settings that come from the environment or from the driver's own defaults. */
+/**
+ * Removes the settings of a client that come from the environment or from the defaults of the
+ * driver.
+ */
 export const isolateDriver = (client: object, given: { readonly user: string; readonly options: string }): void => {
   // the published type lacks them
   const { connectionParameters } = client as { readonly connectionParameters: object }
@@ -127,18 +134,21 @@ export const isolateDriver = (client: object, given: { readonly user: string; re
   Object.assign(client, { binary: false })
 }
 
-/** Creates a client that is not connected yet. Throws where the options make no sense, such as a TLS key that is none. */
+/**
+ * Creates a client that is not connected yet. Throws if options are invalid, such as a malformed
+ * TLS key.
+ */
 export const makeClient = (given: ClientOptions): Client => {
   const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
-  // the published type lacks the last one
+  // the published type lacks `scramMaxIterations`
   const config: pg.ClientConfig & { readonly scramMaxIterations: number } = {
-    // an address, for the driver puts a name in place of the one that TLS is to have
+    // an address: the driver would use a name in place of the one that TLS is to check
     host: "0.0.0.0",
     port: 1,
     stream: () => stream,
     database: given.database,
     user,
-    // without one, or with an empty one, the driver looks for one in the environment and in a file
+    // without a password, or with an empty one, the driver reads the environment and a file
     password: password || noPassword,
     ssl: ssl === false ? false : tlsOptions(ssl, host, tls),
     sslnegotiation: ssl !== false && tls.isDirectTls ? "direct" : "postgres",
@@ -151,28 +161,30 @@ export const makeClient = (given: ClientOptions): Client => {
     scramMaxIterations: limits.maxScramIterations,
     ...(types === undefined ? {} : { types })
   }
-  // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`, which the class has
+  // the published type lacks `connection`, `processID`, `secretKey` and `getTransactionStatus`,
+  // which the class has
   const client = Object.assign(new pg.Client(config) as unknown as Omit<Client, "transport">, { transport: stream })
   isolateDriver(client, { user, options })
-  guard(client.connection, limits)
+  checkMessages(client.connection, limits)
   return client
 }
 
 /**
- * Checks what arrives before the driver reads it. What breaks the protocol, or cannot be read, is an error of that socket: the driver would
- * read on for ever, or throw out of the socket's event, which would end the process.
+ * Checks messages before the driver reads them. A message that breaks the protocol, or cannot be
+ * read, is an error of its socket: the driver would read on for ever, or throw out of the event of
+ * the socket, which would end the process.
  */
-const guard = (protocol: Protocol, limits: ProtocolLimits): void => {
+const checkMessages = (protocol: Protocol, limits: ProtocolLimits): void => {
   const attach = protocol.attachListeners
   protocol.attachListeners = (stream) => {
     const reader = new EventEmitter()
     attach.call(protocol, reader)
     const frames = new FrameCheck(limits)
     stream.on("data", (chunk: Buffer) => {
-      const sound = frames.check(chunk)
+      const valid = frames.check(chunk)
       try {
-        // what came before the fault is an answer, such as that of a COMMIT
-        if (sound > 0) reader.emit("data", sound === chunk.length ? chunk : chunk.subarray(0, sound))
+        // the messages before the faulty one are answers, such as that to a COMMIT
+        if (valid > 0) reader.emit("data", valid === chunk.length ? chunk : chunk.subarray(0, valid))
       } catch (cause) {
         return void protocol.stream.destroy(toError(cause))
       }
@@ -181,10 +193,10 @@ const guard = (protocol: Protocol, limits: ProtocolLimits): void => {
   }
 }
 
-/** Whether an error came from the server as a message, and not from the socket. */
+/** Checks that an error is a message of the server and not a failure of the socket. */
 export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError
 
-/** Returns what was thrown, as an error. */
+/** Returns a thrown value as an error. */
 export const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
 
 /** Quotes a name as an identifier. The name holds no NUL. */
@@ -193,12 +205,18 @@ export const escapeIdentifier = (name: string): string => pg.escapeIdentifier(na
 /** Quotes a text as a literal. */
 export const escapeLiteral = (text: string): string => pg.escapeLiteral(text)
 
-/** Converts a value to the text or bytes of a parameter. Dates are not given to it: how it writes them depends on `pg.defaults`. */
+/**
+ * Converts a value to the text or bytes of a parameter. Dates must not be passed: their text
+ * depends on `pg.defaults`.
+ */
 export const prepareValue: (value: unknown) => unknown =
-  // @types/pg does not know `utils`, which pg exports for exactly this
+  // @types/pg lacks `utils`, which pg exports for this purpose
   (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
 
-/** Reads the text of an array of texts, the type 1009. */
+/**
+ * Reads the text of a `text[]`, the type 1009, whose OID is the same on every server. The published
+ * list of OIDs has no arrays.
+ */
 export const readTextArray: (text: string) => unknown = pg.types.getTypeParser(
   1009 as Parameters<typeof pg.types.getTypeParser>[0],
   "text"

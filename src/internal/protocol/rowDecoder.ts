@@ -1,20 +1,24 @@
 /**
- * How rows are read: the columns of a statement and the parsers of their types, made once per prepared statement.
+ * The decoder of rows: the columns of a statement and the parsers of their types, made once per
+ * prepared statement.
  */
 import type { Client, Field } from "./pgDriver.js"
 import type { TypeNames } from "./typeNames.js"
 
-/** A row by column names. */
+/** Row by column names. */
 export type ObjectRow = Record<string, unknown>
 
-/** The columns of a result. */
+/** Columns of a result, and the functions that decode its rows. */
 export interface RowDecoder {
   readonly fields: ReadonlyArray<Field>
   readonly object: (values: ReadonlyArray<string | null>) => ObjectRow
   readonly array: (values: ReadonlyArray<string | null>) => ReadonlyArray<unknown>
 }
 
-/** The shape of a result with these columns, read with the parsers of their types' names or else with those of this client. */
+/**
+ * Creates the decoder of rows with these columns. It uses the parsers by the names of types, or
+ * else those of the client.
+ */
 export const makeRowDecoder = (
   client: Client,
   fields: ReadonlyArray<Field>,
@@ -23,7 +27,8 @@ export const makeRowDecoder = (
   const names = fields.map((field) => field.name)
   const parsers = fields.map(({ dataTypeID }) => types?.parser(dataTypeID) ?? client.getTypeParser(dataTypeID, "text"))
   const size = fields.length
-  // made in a way in which a column "__proto__" is a column; an object without a prototype would be a dictionary, and so slower to copy
+  // `fromEntries` makes a column "__proto__" an own property; V8 keeps an object without a
+  // prototype as a dictionary, which is slower to copy
   const blank: ObjectRow = Object.fromEntries(names.map((name) => [name, null]))
   const parse = (values: ReadonlyArray<string | null>, i: number): unknown => {
     const value = values[i]
@@ -32,7 +37,7 @@ export const makeRowDecoder = (
   return {
     fields,
     object: (values) => {
-      // every column is there before it is assigned: one hidden class for all rows
+      // the copy has every column before it is assigned, so all rows have one hidden class
       const row = { ...blank }
       for (let i = 0; i < size; i++) {
         const name = names[i]
@@ -44,5 +49,5 @@ export const makeRowDecoder = (
   }
 }
 
-/** The shape of what has no rows. */
+/** The decoder of a result without rows. */
 export const noColumns: RowDecoder = { fields: [], object: () => ({}), array: () => [] }

@@ -1,106 +1,127 @@
 /**
- * The prepared statements of one connection: by text and by where its names are looked up, bounded, the one used longest ago goes first.
+ * The prepared statements of one connection, by text and search path. The cache is bounded and
+ * removes the least recently used first.
  */
 import type { RowDecoder } from "./rowDecoder.js"
 
-/** A statement as its connection knows it. */
-export interface Prepared {
+/** Prepared statement of one connection. */
+export interface PreparedStatement {
   readonly name: string
-  /** Whether the server has parsed it. */
+  /** True if the server has parsed it. */
   parsed: boolean
-  /** Its columns, once the server has described them; they cannot change without an error. */
-  shape: RowDecoder | undefined
-  /** When it was used last, in uses of any. */
-  used: number
+  /** Its columns, when the server has described them; they cannot change without an error. */
+  decoder: RowDecoder | undefined
+  /** The value of the use counter at its last use. */
+  lastUse: number
 }
 
-const longest = 16_384
+/** The length of a text from which it is unlikely to be used again, in characters. */
+const maxTextLength = 16_384
 
-/** @internal */
+/**
+ * Cache of prepared statements.
+ *
+ * @internal
+ */
 export class StatementCache {
-  /** Those whose names are looked up where the session does. */
-  private readonly usual = new Map<string, Prepared>()
-  /** The same text means something else where its names are those of another schema, and its parameters and columns have other types. */
-  private byPath: Map<string, Map<string, Prepared>> | undefined = undefined
+  /** The statements with the search path of the session. */
+  private readonly inSessionPath = new Map<string, PreparedStatement>()
+  /**
+   * The statements with other search paths. In another schema, the names of a text mean other
+   * tables, and its parameters and columns have other types.
+   */
+  private byPath: Map<string, Map<string, PreparedStatement>> | undefined = undefined
   private toClose: Array<string> = []
   private size = 0
-  private made = 0
+  private created = 0
   private uses = 0
 
   constructor(private readonly limit: number) {}
 
-  /** The statement of this text, or nothing where it is not worth a name: no room, or a text so long that it is likely one of a kind. */
-  take(text: string, path: string | undefined): Prepared | undefined {
-    const known = this.of(path)?.get(text)
+  /**
+   * Returns the prepared statement of a text; `undefined` if the cache is disabled, or the text is
+   * so long that it is unlikely to be used again.
+   */
+  getOrAdd(text: string, path: string | undefined): PreparedStatement | undefined {
+    const known = this.inPath(path)?.get(text)
     if (known !== undefined) {
-      // noted down and not moved to the end: a map that is always written to is always being copied
-      known.used = ++this.uses
+      // a counter and no move to the end of the map: V8 copies a map again and again if entries are
+      // deleted and added all the time
+      known.lastUse = ++this.uses
       return known
     }
-    if (this.limit === 0 || text.length > longest) return undefined
-    const fresh: Prepared = { name: `s${++this.made}`, parsed: false, shape: undefined, used: ++this.uses }
-    this.keep(text, path, fresh)
-    if (++this.size > this.limit) this.dropOldest()
-    return fresh
+    if (this.limit === 0 || text.length > maxTextLength) return undefined
+    const created: PreparedStatement = {
+      name: `s${++this.created}`,
+      parsed: false,
+      decoder: undefined,
+      lastUse: ++this.uses
+    }
+    this.add(text, path, created)
+    if (++this.size > this.limit) this.removeLeastRecentlyUsed()
+    return created
   }
 
-  /** Forgets one statement, and closes it on the server with the next flight. */
-  drop(text: string, path: string | undefined): void {
-    const some = this.of(path)
-    const known = some?.get(text)
-    if (some === undefined || known === undefined) return
-    some.delete(text)
+  /** Removes a statement, and closes it on the server with the next exchange. */
+  remove(text: string, path: string | undefined): void {
+    const statements = this.inPath(path)
+    const known = statements?.get(text)
+    if (statements === undefined || known === undefined) return
+    statements.delete(text)
     this.size--
-    if (path !== undefined && some.size === 0) this.byPath?.delete(path)
+    if (path !== undefined && statements.size === 0) this.byPath?.delete(path)
     if (known.parsed) this.toClose.push(known.name)
   }
 
-  private of(path: string | undefined): Map<string, Prepared> | undefined {
-    return path === undefined ? this.usual : this.byPath?.get(path)
+  private inPath(path: string | undefined): Map<string, PreparedStatement> | undefined {
+    return path === undefined ? this.inSessionPath : this.byPath?.get(path)
   }
 
-  private keep(text: string, path: string | undefined, fresh: Prepared): void {
-    const some = this.of(path)
-    if (some !== undefined) some.set(text, fresh)
+  private add(text: string, path: string | undefined, created: PreparedStatement): void {
+    const statements = this.inPath(path)
+    if (statements !== undefined) statements.set(text, created)
     else if (path !== undefined) {
       this.byPath ??= new Map()
-      this.byPath.set(path, new Map([[text, fresh]]))
+      this.byPath.set(path, new Map([[text, created]]))
     }
   }
 
-  /** All of them, by where their names are looked up. */
-  private get all(): ReadonlyArray<readonly [path: string | undefined, some: Map<string, Prepared>]> {
-    return [[undefined, this.usual], ...(this.byPath ?? none)]
+  /** Returns all statements by search path. */
+  private get all(): ReadonlyArray<readonly [path: string | undefined, statements: Map<string, PreparedStatement>]> {
+    return [[undefined, this.inSessionPath], ...(this.byPath ?? none)]
   }
 
-  /** Forgets the one used longest ago. Whoever makes room this way is about to have a statement parsed, which takes far longer. */
-  private dropOldest(): void {
+  /**
+   * Removes the least recently used statement. The search is short compared with the parse that
+   * follows.
+   */
+  private removeLeastRecentlyUsed(): void {
     let oldest: string | undefined
-    let where: string | undefined
+    let oldestPath: string | undefined
     let least = Number.POSITIVE_INFINITY
-    for (const [path, some] of this.all) {
-      for (const [text, { used }] of some) {
-        if (used >= least) continue
+    for (const [path, statements] of this.all) {
+      for (const [text, { lastUse }] of statements) {
+        if (lastUse >= least) continue
         oldest = text
-        where = path
-        least = used
+        oldestPath = path
+        least = lastUse
       }
     }
-    if (oldest !== undefined) this.drop(oldest, where)
+    if (oldest !== undefined) this.remove(oldest, oldestPath)
   }
 
-  /** Forgets all: after a change of the schema, plans made before it may be refused. */
-  dropAll(): void {
-    for (const [, some] of this.all) {
-      for (const known of some.values()) if (known.parsed) this.toClose.push(known.name)
+  /** Removes all statements: after a change of the schema the server may reject earlier plans. */
+  removeAll(): void {
+    for (const [, statements] of this.all) {
+      for (const known of statements.values()) if (known.parsed) this.toClose.push(known.name)
     }
-    this.usual.clear()
+    this.inSessionPath.clear()
     this.byPath = undefined
     this.size = 0
   }
 
-  /** What the next flight has to close. */
-  takeToClose(): ReadonlyArray<string> {
+  /** Removes and returns the names that the next exchange has to close. */
+  drainToClose(): ReadonlyArray<string> {
     if (this.toClose.length === 0) return none
     const names = this.toClose
     this.toClose = []

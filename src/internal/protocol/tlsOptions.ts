@@ -1,15 +1,16 @@
 /**
- * TLS options that belong to one connection, with their secrets out of sight.
+ * The TLS options of one connection, with their secrets concealed.
  */
 import { isIP } from "node:net"
 import * as Tls from "node:tls"
 
-/** Options that hold a private key or open one. */
+/** The options that hold a private key or decrypt one. */
 const secrets = ["key", "passphrase", "pfx"] as const
 
 /**
- * Copies options, so that a program's later change of its own object changes nothing. The copy has the secrets, but lists and prints none
- * of them. An object that node-postgres was given before lists no `key` either.
+ * Copies options, so that a later change of the program's object changes nothing. The copy has the
+ * secrets, but does not list or print them. node-postgres makes the `key` of an object that it has
+ * used unlisted too.
  */
 export const concealSecrets = <A extends boolean | Tls.ConnectionOptions | undefined>(ssl: A): A => {
   if (typeof ssl !== "object" || ssl === null) return ssl
@@ -20,17 +21,18 @@ export const concealSecrets = <A extends boolean | Tls.ConnectionOptions | undef
   return copy
 }
 
-/** The beginning of TLS. */
+/** Settings of the beginning of TLS. */
 export interface TlsSettings {
-  /** True if TLS begins at once, without a question. */
+  /** True if TLS begins at once, without a request for it. */
   readonly isDirectTls?: boolean
-  /** True if the host is named to the server. */
+  /** True if the client sends the name of the host (SNI). */
   readonly sendsServerName?: boolean
 }
 
 /**
- * Makes the options of one connection to `host`. Keys and certificates are read here, so what is wrong with them is thrown by this function
- * and not by a socket's event. The environment has no say in whether the server's certificate is verified.
+ * Creates the options of one connection to `host`. Keys and certificates are read here, so their
+ * errors are thrown by this function and not by an event of the socket. The environment cannot turn
+ * off the verification of the server's certificate.
  */
 export const tlsOptions = (
   ssl: true | Tls.ConnectionOptions,
@@ -38,27 +40,27 @@ export const tlsOptions = (
   { isDirectTls = false, sendsServerName = true }: TlsSettings = {}
 ): Tls.ConnectionOptions => {
   const isKnown: unknown = ssl === true || (typeof ssl === "object" && ssl !== null)
-  if (!isKnown) throw unusable(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)
+  if (!isKnown) throw unusableTls(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)
   const given: Tls.ConnectionOptions = ssl === true ? {} : ssl
   const { key, passphrase, pfx, rejectUnauthorized = true, secureContext } = given
   return {
     host,
     ...given,
-    // the context holds them
+    // `secureContext` holds these three
     key: undefined,
     passphrase: undefined,
     pfx: undefined,
     secureContext: secureContext ?? makeContext({ ...given, key, passphrase, pfx }),
     rejectUnauthorized,
-    // the server refuses TLS without a question unless the client names the protocol
+    // the server rejects TLS without a request unless the client names the protocol
     ...(isDirectTls ? { ALPNProtocols: ["postgresql"] } : {}),
-    // the certificate is compared with the name in the settings, and an address is no name to ask for
+    // the certificate is compared with the name in the settings; SNI does not allow an address
     ...serverName(given, host, sendsServerName)
   }
 }
 
 const serverName = ({ servername }: Tls.ConnectionOptions, host: string, isSent: boolean): Tls.ConnectionOptions => {
-  // undefined keeps the name that is compared, the host's, and sends none
+  // with `undefined` Node compares the name of the host, and sends none
   if (!isSent) return { servername: undefined }
   return servername === undefined && isIP(host) === 0 ? { servername: host } : {}
 }
@@ -67,8 +69,8 @@ const makeContext = (options: Tls.SecureContextOptions): Tls.SecureContext => {
   try {
     return Tls.createSecureContext(options)
   } catch (cause) {
-    throw unusable(cause instanceof Error ? cause.message : String(cause))
+    throw unusableTls(cause instanceof Error ? cause.message : String(cause))
   }
 }
 
-const unusable = (why: string) => new Error(`TLS cannot be used as it is set: ${why}`)
+const unusableTls = (reason: string) => new Error(`TLS cannot be used as it is set: ${reason}`)

@@ -8,11 +8,15 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
-import { isDatabaseError } from "../../DatabaseError.js"
+import { type ConfigInvalid, isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
+import type { KnownNames } from "../config/knownNames.js"
+import { unknownOption } from "../config/unknownOption.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
 import { type LabelOptions, makeLabeler, pathOf } from "../http/requestLabel.js"
 import { headerOf, type ReadYourWrites, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
+import { currentContext } from "../transaction/context.js"
+import { unknownOfSettings } from "../unitOfWork/optionNames.js"
 import { runPlain } from "./asyncContext.js"
 import { addHeader, HeldResponse } from "./heldResponse.js"
 
@@ -29,6 +33,24 @@ export interface NodeOptions
     | undefined
   /** Lets a client read what it has written, in its later requests too, from a replica that has it. */
   readonly readYourWrites?: ReadYourWrites | undefined
+}
+
+const known: KnownNames<NodeOptions> = {
+  outcome: true,
+  transaction: true,
+  readYourWrites: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  applicationName: true,
+  sqlComment: true
+}
+
+/** Returns the refusal of options with a name that is not known; of settings by request that is found with the request. */
+export const unknownOfNode = (options: NodeOptions): ConfigInvalid | undefined => {
+  const { databases, transaction } = options
+  const all = typeof transaction === "function" ? undefined : transaction
+  return unknownOption("", options, known) ?? unknownOfSettings({ databases, transaction: all })
 }
 
 /** The client has gone before it was answered. */
@@ -89,7 +111,10 @@ export const inUnit = (
     const settings = typeof transaction === "function" ? transaction(request) : transaction
     // whoever is around gives it back
     const session = sessionOf(fiber) === undefined ? tokens?.session((name) => headerIn(request, name)) : undefined
-    if (settings === "none" && session === undefined) return Effect.sync(() => next())
+    if (settings === "none" && session === undefined)
+      return currentContext(fiber) === undefined
+        ? Effect.sync(() => next())
+        : UnitOfWork.outside(runPlain(async () => next()))
     // also what a unit around this one stores after its end
     if (session !== undefined) session.onNews = () => addHeader(response, headerOf(session.takeReturned()))
     let held: HeldResponse | undefined
@@ -118,7 +143,7 @@ export const inUnit = (
     })
     const unit =
       settings === "none"
-        ? handled
+        ? UnitOfWork.outside(handled)
         : UnitOfWork.runDescribed(
             Effect.raceFirst(handled, closed),
             {

@@ -6,8 +6,10 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
-import { isDatabaseError } from "../../DatabaseError.js"
+import { type ConfigInvalid, isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
+import type { KnownNames } from "../config/knownNames.js"
+import { unknownOption } from "../config/unknownOption.js"
 import { isKeepable } from "../http/keepableBody.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
 import { type LabelOptions, makeLabeler } from "../http/requestLabel.js"
@@ -19,6 +21,7 @@ import {
   sessionOf
 } from "../http/sessionCookie.js"
 import type { Describe } from "../statement/workLabel.js"
+import { unknownOfSettings } from "../unitOfWork/optionNames.js"
 import { runPlain } from "./asyncContext.js"
 
 /** How requests are run. */
@@ -41,6 +44,26 @@ export interface HandlerOptions
    * body is longer than 1 MiB, does not say how long it is, or was read already. Default `false`.
    */
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
+}
+
+const known: KnownNames<HandlerOptions> = {
+  outcome: true,
+  transaction: true,
+  readYourWrites: true,
+  route: true,
+  retry: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  applicationName: true,
+  sqlComment: true
+}
+
+/** Returns the refusal of options with a name that is not known; of settings by request that is found with the request. */
+export const unknownOfHandler = (options: HandlerOptions): ConfigInvalid | undefined => {
+  const { databases, transaction } = options
+  const all = typeof transaction === "function" ? undefined : transaction
+  return unknownOption("", options, known) ?? unknownOfSettings({ databases, transaction: all })
 }
 
 const byStatus = ({ status }: Response): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
@@ -75,7 +98,7 @@ const answerInUnit = (
     const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)
     const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
-    if (settings === "none") return runPlain(() => handle(request))
+    if (settings === "none") return UnitOfWork.outside(runPlain(() => handle(request)))
     let answered: Response | undefined
     // nobody is going to read it; one that is read already is somebody else's
     const drop = () => {

@@ -1,8 +1,11 @@
 /**
- * The commands of an SQL text, as far as their first words tell them apart.
+ * The commands of an SQL text, each as its first words.
  */
 
-/** What begins a token; where it is long, {@link tokenEnd} finds its end. No part repeats without a bound: V8 keeps a stack for that. */
+/**
+ * The beginning of a token; {@link tokenEnd} finds the end of a long one. No part repeats without a
+ * bound, because V8 keeps a stack for each repetition.
+ */
 const token =
   /--|\/\*|[eE]?'|"|\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]{0,99})?\$|[A-Za-z_\x80-\uffff][\w$\x80-\uffff]{0,99}|[\s\S]/y
 
@@ -14,7 +17,10 @@ const after = (text: string, from: number, searched: string): number => {
   return found < 0 ? text.length : found + searched.length
 }
 
-/** Returns the index after the string that `inside` is in, where a backslash takes the next character along. */
+/**
+ * Returns the index after the string that `inside` is in, whose backslashes escape the next
+ * character.
+ */
 const escapedEnd = (text: string, inside: number): number => {
   let at = inside
   while (at < text.length && text[at] !== "'") at += text[at] === "\\" ? 2 : 1
@@ -34,7 +40,10 @@ const commentEnd = (text: string, inside: number): number => {
   return mark.lastIndex
 }
 
-/** Returns the index after a token that begins with `piece`. A doubled quote is the end of one string and the begin of the next. */
+/**
+ * Returns the index after a token that begins with `piece`. A doubled quote counts as the end of
+ * one string and the beginning of the next.
+ */
 const tokenEnd = (text: string, piece: string, next: number): number => {
   if (piece === "--") return after(text, next, "\n")
   if (piece === "/*") return commentEnd(text, next)
@@ -43,7 +52,7 @@ const tokenEnd = (text: string, piece: string, next: number): number => {
   return isQuote ? after(text, next, piece) : next
 }
 
-/** How many words tell commands apart: `ROLLBACK WORK TO SAVEPOINT` has the most. */
+/** The number of words that tell commands apart: `ROLLBACK WORK TO SAVEPOINT` has the most. */
 const longestHead = 4
 
 /** The commands that store nothing by themselves; a word of {@link writes} may make them store something. */
@@ -55,9 +64,9 @@ export const isReadOnly = (text: string): boolean =>
   !writes.test(text) && commandsIn(text).every((command) => reads.test(command))
 
 /**
- * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A semicolon inside of a body without
- * quotes (`BEGIN ATOMIC`) begins a command here, too, so what is found is more than there may be, never less. Reads no further than `most`
- * commands.
+ * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A
+ * semicolon inside of a body without quotes (`BEGIN ATOMIC`) begins a command here, too, so the
+ * list may have more commands than the text, never fewer. Reads no further than `most` commands.
  */
 export const commandsIn = (text: string, most = Number.POSITIVE_INFINITY): ReadonlyArray<string> => {
   const commands: Array<string> = []

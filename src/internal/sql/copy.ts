@@ -1,6 +1,6 @@
 /**
- * COPY as a command: its options become text here, and a query that it is about gets its values written into it, for COPY takes no
- * parameters.
+ * The text of COPY commands. Options become text here, and the values of a query are written into
+ * it, because COPY takes no parameters.
  */
 
 import type { LineFormat } from "../protocol/copyRows.js"
@@ -9,6 +9,7 @@ import { parameter } from "../protocol/parameterEncoder.js"
 import { commandsIn } from "./commands.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
+/** Format of the data of a COPY. */
 export interface Format extends LineFormat {
   readonly header?: boolean | "match" | undefined
 }
@@ -19,14 +20,17 @@ const headers = new Map<unknown, string>([
   ["match", "MATCH"]
 ])
 
-/** Returns the word of an option. A program without types may give anything, which must neither become SQL nor be ignored. */
-const word = (option: string, given: unknown, known: ReadonlyMap<unknown, string>): string => {
+/**
+ * Returns the keyword of an option. A program without types may pass any value, which must neither
+ * become SQL nor be ignored.
+ */
+const keyword = (option: string, given: unknown, known: ReadonlyMap<unknown, string>): string => {
   const found = known.get(given)
   if (found !== undefined) return found
   throw new Error(`the ${option} of a COPY is one of ${[...known.keys()].join(", ")}`)
 }
 
-const text = (option: string, given: unknown): string => {
+const textOption = (option: string, given: unknown): string => {
   if (typeof given === "string") return quoteLiteral(given)
   throw new Error(`the ${option} of a COPY is a text`)
 }
@@ -45,12 +49,12 @@ const withOptions = ({
   null: nullText,
   quote
 }: Format) => {
-  const options = [`FORMAT ${word("format", format, formats)}`, `ENCODING ${text("encoding", encoding)}`]
-  if (delimiter !== undefined) options.push(`DELIMITER ${text("delimiter", delimiter)}`)
-  if (nullText !== undefined) options.push(`NULL ${text("null", nullText)}`)
-  if (header !== undefined) options.push(`HEADER ${word("header", header, headers)}`)
-  if (quote !== undefined) options.push(`QUOTE ${text("quote", quote)}`)
-  if (escape !== undefined) options.push(`ESCAPE ${text("escape", escape)}`)
+  const options = [`FORMAT ${keyword("format", format, formats)}`, `ENCODING ${textOption("encoding", encoding)}`]
+  if (delimiter !== undefined) options.push(`DELIMITER ${textOption("delimiter", delimiter)}`)
+  if (nullText !== undefined) options.push(`NULL ${textOption("null", nullText)}`)
+  if (header !== undefined) options.push(`HEADER ${keyword("header", header, headers)}`)
+  if (quote !== undefined) options.push(`QUOTE ${textOption("quote", quote)}`)
+  if (escape !== undefined) options.push(`ESCAPE ${textOption("escape", escape)}`)
   return `WITH (${options.join(", ")})`
 }
 
@@ -60,11 +64,11 @@ export const copyFromSql = (table: string, columns: ReadonlyArray<string>, forma
   return `COPY ${table}${list} FROM STDIN ${withOptions(format)}`
 }
 
-/** Returns the command that sends the rows of a query. */
+/** Returns the command that reads the rows of a query. */
 export const copyToSql = (query: Inlined, format: Format): Inlined =>
   new Inlined([plain("COPY ("), ...query.parts, plain(`\n) TO STDOUT ${withOptions(format)}`)])
 
-/** Returns a value as it stands in a command that takes no parameters: the same text that would be sent as a parameter. */
+/** Returns a value as a literal, with the same text that would be sent as a parameter. */
 export const inlined = (value: unknown): string => {
   const wire = parameter(value)
   if (wire === null || wire === undefined) return "NULL"
@@ -75,15 +79,15 @@ export const inlined = (value: unknown): string => {
 export const isCopy = (statement: string): boolean =>
   /\bcopy\b/i.test(statement) && commandsIn(statement).some((command) => /^COPY\b/.test(command))
 
-/** The line and the column of a COPY, where the server names them. */
+/** Line and column of a COPY at which the server has failed. */
 export interface ErrorPosition {
   readonly line: number
   readonly column: string | undefined
 }
 
 /**
- * Returns where in its data a COPY has failed. The server says so in a line of the error's context, in its language:
- * `COPY item, line 3, column amount: "x"`.
+ * Returns the position in its data at which a COPY has failed. The server reports it in a line of
+ * the error's context, in its own language: `COPY item, line 3, column amount: "x"`.
  */
 export const errorPosition = (
   context: string,
@@ -91,9 +95,9 @@ export const errorPosition = (
   columns: ReadonlyArray<string>
 ): ErrorPosition | undefined => {
   const start = `COPY ${table}, `
-  for (const said of context.split("\n")) {
-    if (!said.startsWith(start)) continue
-    const [all, line, rest = ""] = /^\D*(\d+)(?:, \S+ (.*)|:.*|$)/s.exec(said.slice(start.length)) ?? []
+  for (const entry of context.split("\n")) {
+    if (!entry.startsWith(start)) continue
+    const [all, line, rest = ""] = /^\D*(\d+)(?:, \S+ (.*)|:.*|$)/s.exec(entry.slice(start.length)) ?? []
     if (all === undefined) continue
     const isNamed = (column: string) => rest === column || rest.startsWith(`${column}:`)
     return { line: Number(line), column: columns.find(isNamed) ?? (/^[^:]+/.exec(rest)?.[0] || undefined) }

@@ -1,67 +1,77 @@
 /**
- * A statement in the words of an error: which part of its text, where the fault is in it, and nothing secret.
+ * The excerpt of a statement in the message of an error: a part of its text, a mark at the position
+ * of the error, and no secrets.
  */
 
-/** What an error knows of its statement. */
-export interface RanStatement {
+/** Statement of an error. */
+export interface FailedStatement {
   readonly sql?: string | undefined
   readonly position?: number | undefined
   readonly where?: string | undefined
   readonly location?: string | undefined
 }
 
-/** How much of one line is shown, in characters. */
-const widest = 100
+/** The length of an excerpt of one line, in characters. */
+const maxLineWidth = 100
 
-/** How much of a text without a mark is shown. */
-const longest = 200
-
-/** What is written behind the word `password`: in quotes, in the doubled ones of a text in a text, or in a connection string without any. */
-const passwords = /(\bpassword\s*=?\s*(?:E|U&)?)(''[^']+''|'(?:''|\\.|[^'\\])*'|[^\s'$(),;][^\s'),;]*)/gi
-
-const stars = (text: string): string => "*".repeat(text.length)
+/** The length of an excerpt without a mark, in characters. */
+const maxTextLength = 200
 
 /**
- * Returns the text of a statement without the passwords that are written in it, each character of one a star: positions stay right.
+ * The value after the word `password`: in quotes, in the doubled quotes of a text in a text, or
+ * without quotes as in a connection string.
+ */
+const passwords = /(\bpassword\s*=?\s*(?:E|U&)?)(''[^']+''|'(?:''|\\.|[^'\\])*'|[^\s'$(),;][^\s'),;]*)/gi
+
+const masked = (text: string): string => "*".repeat(text.length)
+
+/**
+ * Returns the text of a statement with each character of its passwords replaced by a star, so that
+ * positions stay right.
  */
 export const withoutPasswords = (sql: string): string =>
   sql.replace(passwords, (_, before: string, password: string) =>
-    password.startsWith("'") ? `${before}'${stars(password.slice(1, -1))}'` : before + stars(password)
+    password.startsWith("'") ? `${before}'${masked(password.slice(1, -1))}'` : before + masked(password)
   )
 
-/** The server counts characters, this language counts half of some as one. */
+/**
+ * Converts a position to an index: the server counts characters, JavaScript counts UTF-16 units.
+ */
 const indexOf = (text: string, position: number): number => {
   let index = 0
   for (let n = 1; n < position && index < text.length; n++) index += (text.codePointAt(index) ?? 0) > 0xffff ? 2 : 1
   return index
 }
 
-const cut = (text: string, from: number, to: number): string =>
+const shortened = (text: string, from: number, to: number): string =>
   `${from > 0 ? "... " : ""}${text.slice(Math.max(0, from), to)}${to < text.length ? " ..." : ""}`
 
-/** The line of a text with a position in it, and a mark below. */
-const marked = (sql: string, position: number): ReadonlyArray<string> => {
+/** Returns the line of a text that has a position in it, and a line below with a mark. */
+const markedLine = (sql: string, position: number): ReadonlyArray<string> => {
   const at = indexOf(sql, position)
   const start = sql.lastIndexOf("\n", at - 1) + 1
   const end = sql.indexOf("\n", at)
   const line = sql.slice(start, end < 0 ? undefined : end).replace(/\s/g, " ")
-  const from = line.length <= widest ? 0 : Math.max(0, at - start - widest / 2)
+  const from = line.length <= maxLineWidth ? 0 : Math.max(0, at - start - maxLineWidth / 2)
   const label = `LINE ${sql.slice(0, start).split("\n").length}: `
   const before = label + (from > 0 ? "... " : "") + line.slice(from, at - start)
-  return [label + cut(line, from, from + widest), `${" ".repeat([...before].length)}^`]
+  return [label + shortened(line, from, from + maxLineWidth), `${" ".repeat([...before].length)}^`]
 }
 
 const oneLine = (sql: string): string => {
   const line = sql
-    .slice(0, 2 * longest)
+    .slice(0, 2 * maxTextLength)
     .trim()
     .replace(/\s+/g, " ")
-  return line.length > longest || sql.length > 2 * longest ? `${line.slice(0, longest)} ...` : line
+  return line.length > maxTextLength || sql.length > 2 * maxTextLength ? `${line.slice(0, maxTextLength)} ...` : line
 }
 
-/** Returns the lines that an error's message ends with: its statement, what the server was doing, and the place in the program. */
-export const statementLines = ({ location, position, sql, where }: RanStatement): string => {
-  const lines = sql === undefined ? [] : position === undefined ? [`in: ${oneLine(sql)}`] : marked(sql, position)
+/**
+ * Returns the lines at the end of an error's message: its statement, the context on the server, and
+ * the location in the program.
+ */
+export const statementLines = ({ location, position, sql, where }: FailedStatement): string => {
+  const lines = sql === undefined ? [] : position === undefined ? [`in: ${oneLine(sql)}`] : markedLine(sql, position)
   return [
     ...lines,
     ...(where === undefined ? [] : [`where: ${where.replaceAll("\n", ", ")}`]),
@@ -71,7 +81,9 @@ export const statementLines = ({ location, position, sql, where }: RanStatement)
     .join("")
 }
 
-/** Lines of a context that name what the server was doing; others, and what follows in these, may show values. */
+/**
+ * The lines of a context that hold no values; other lines, and the rest of these, may show some.
+ */
 const contexts: ReadonlyArray<RegExp> = [
   /^(?:PL\/\w+|SQL) function .+ (?:line \d+ at .+|statement \d+|during \w+)$/,
   /^while \w+ (?:index )?tuple \(\d+,\d+\) in relation .+$/,
@@ -81,10 +93,13 @@ const contexts: ReadonlyArray<RegExp> = [
 ]
 
 /**
- * Returns what the server was doing, the innermost first, without values: a context shows parameters where the server is told to log them,
- * the line of a COPY, and statements that a function has put together.
+ * Returns the context of an error on the server, the innermost first, without values. The full
+ * context shows the line of a COPY, statements that a function has put together, and parameters if
+ * the server is configured to log them.
  */
 export const contextOf = (where: string | undefined): string | undefined => {
-  const lines = (where ?? "").split("\n").flatMap((line) => contexts.flatMap((known) => known.exec(line)?.[0] ?? []))
+  const lines = (where ?? "")
+    .split("\n")
+    .flatMap((line) => contexts.flatMap((context) => context.exec(line)?.[0] ?? []))
   return lines.length === 0 ? undefined : lines.join("\n")
 }

@@ -1,11 +1,11 @@
 /**
- * Positions in the write-ahead log, which the server writes as two hexadecimal halves.
+ * Positions in the write-ahead log (LSN), which the server writes as two hexadecimal halves.
  */
 
-/** How far a server is in the history of its cluster. */
+/** Position of a server in the history of its cluster. */
 export interface Position {
   readonly systemId: string
-  /** Not known of a standby whose user may not see what it follows, or that follows nothing now. */
+  /** Unknown for a standby whose user may not see the primary, or that streams from none now. */
   readonly timeline: number | undefined
   readonly lsn: bigint
 }

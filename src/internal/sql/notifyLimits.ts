@@ -1,5 +1,6 @@
 /**
- * Limits of NOTIFY, checked before anything is sent: LISTEN would cut a long name, and receive nothing.
+ * Limits of NOTIFY, checked before anything is sent: the server cuts a long name in LISTEN, and the
+ * listener would receive nothing.
  */
 import { invalidNameReason } from "./nameLimits.js"
 
@@ -8,7 +9,9 @@ const longestChannel = 63
 /** The longest message, in bytes. */
 const longestPayload = 7999
 
-/** A part of a notification that the server cannot carry: the given value in words, and the expected one. */
+/**
+ * Part of a notification that the server rejects: the given value in words, and the expected one.
+ */
 export interface InvalidPart {
   readonly part: "channel" | "payload"
   readonly given: string

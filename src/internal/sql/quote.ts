@@ -3,7 +3,10 @@
  */
 import { escapeIdentifier, escapeLiteral } from "../protocol/pgDriver.js"
 
-/** Quotes a name as an identifier. A NUL in it is refused earlier, where the program gives the name. */
+/**
+ * Quotes a name as an identifier. A NUL in it is rejected earlier, when the program passes the
+ * name.
+ */
 export const quoteIdentifier = escapeIdentifier
 
 /** Quotes a text as a literal. */

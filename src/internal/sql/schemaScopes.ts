@@ -1,5 +1,5 @@
 /**
- * The schema scopes that are in force at one place of a program, those of single databases and those of a tenant.
+ * The schema scopes of a fiber: those of single databases and those of a tenant.
  */
 import * as Context from "effect/Context"
 import { SearchPath } from "./searchPath.js"
@@ -8,15 +8,18 @@ type ByDatabase = ReadonlyMap<string, SearchPath>
 
 const none: ByDatabase = new Map()
 
+/** Scopes that are in force together. */
 export class SchemaScopes {
   constructor(
     private readonly schemas: ByDatabase,
-    /** The tenant's, of all databases but those that have one of their own. */
+    /** The schemas of the tenant, for all databases that are not in `tenants`. */
     private readonly tenant: SearchPath | undefined,
     private readonly tenants: ByDatabase
   ) {}
 
-  /** Where the names of a database's statements are looked up; `undefined` is up to the session. */
+  /**
+   * Returns the search path for the statements of a database; `undefined` leaves it to the session.
+   */
   find(database: string): SearchPath | undefined {
     return this.tenants.get(database) ?? this.tenant ?? this.schemas.get(database)
   }
@@ -32,12 +35,12 @@ export class SchemaScopes {
   }
 }
 
-/** Both kinds are in one place, so that a statement has to look once. */
+/** Scopes of the current fiber. Both kinds are in one reference, so that a statement reads one. */
 export class CurrentScopes extends Context.Reference<CurrentScopes>()("effect-db/Tenant/Scopes", {
   defaultValue: () => new SchemaScopes(none, undefined, none)
 }) {}
 
-/** What makes other scopes of those that are in force. */
+/** Function that derives scopes from those that are in force. */
 export type ScopeChange = (scopes: SchemaScopes) => SchemaScopes
 
 export const schemaChange = (database: string, schemas: string | ReadonlyArray<string>): ScopeChange => {

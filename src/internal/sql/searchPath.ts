@@ -1,72 +1,89 @@
 /**
- * Where unqualified names are looked up: the schemas of a scope as commands of the server.
+ * The `search_path` of a schema scope, as commands for the server.
  *
- * A single statement has a transaction of its own, whose end forgets a `SET LOCAL`. In a transaction of several nothing forgets it but the
- * end or a savepoint's rollback, and what was there before may be a setting of the session, or one that the program has made by hand. So
- * the server keeps that itself: whatever sets a path for a scope puts the one before into a variable of our own, if there is none in it,
- * and who is in no scope gets it back from there. Both are undone together by whatever is undone, so nobody has to know what was.
+ * An autocommit statement has a transaction of its own, whose end resets a `SET LOCAL`. In a
+ * transaction of several statements only its end or the rollback of a savepoint resets it, and the
+ * path before may be a setting of the session or one that the program has made by hand. So the
+ * server keeps that path itself: the command that sets the path of a scope saves the current one in
+ * the variable `effect_db.search_path`, if that is empty, and a statement outside of scopes
+ * restores it from there. A rollback undoes both together, so this library does not have to know
+ * the path before.
  */
 
 import { constantStep, type Step, step } from "../protocol/messages.js"
 import { invalidNameReason } from "./nameLimits.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
-/** In bytes. The server would cut off the rest, and what is left may be the name of another schema. */
+/**
+ * The longest name, in bytes. The server cuts a longer one, and the rest may name another schema.
+ */
 const longestName = 63
 
-/** In a search path these stand for something else, however they are quoted: the user's schema, what is the session's own. */
+/**
+ * Names that a search path replaces, also if they are quoted: by the schema of the user or the
+ * temporary schema of the session.
+ */
 const substituted = /^(\$user|pg_temp(_\d+)?)$/
 
-// what a schema has of its own must not be taken for these, even where its path has `pg_catalog` behind it
+// qualified: a schema may have functions of these names, and its path may have `pg_catalog` behind
+// it
 const get = "pg_catalog.current_setting"
 const set = "pg_catalog.set_config"
-const path = "'search_path'"
-const before = "'effect_db.search_path'"
+const searchPath = "'search_path'"
+const savedPath = "'effect_db.search_path'"
 
-/** What was there before, behind a sign that tells it from nothing. */
-const kept = `${get}(${before}, true)`
-const isKept = `pg_catalog.starts_with(${kept}, '=')`
+/** The saved path, after a sign that tells an empty path from none. */
+const saved = `${get}(${savedPath}, true)`
+const isSaved = `pg_catalog.starts_with(${saved}, '=')`
 
-/** Keeps what is there, unless something is kept already. It is an argument of the other, so it comes first. */
-const keep = `${set}(${before}, CASE WHEN ${isKept} THEN ${kept} ELSE pg_catalog.concat('=', ${get}(${path})) END, true)`
+/**
+ * Saves the current path unless one is saved already. As an argument of the call that sets the new
+ * path it runs before that.
+ */
+const saveCurrent = `${set}(${savedPath}, CASE WHEN ${isSaved} THEN ${saved} ELSE pg_catalog.concat('=', ${get}(${searchPath})) END, true)`
 
-const giveBack = `${set}(${path}, CASE WHEN ${isKept} THEN pg_catalog.substr(${kept}, 2) ELSE ${get}(${path}) END, true)`
+const restoreSaved = `${set}(${searchPath}, CASE WHEN ${isSaved} THEN pg_catalog.substr(${saved}, 2) ELSE ${get}(${searchPath}) END, true)`
 
-/** Gives back what was there before the first scope, and does nothing where there was none. */
-export const leaveSearchPath: ReadonlyArray<Step> = [
-  constantStep(`SELECT ${set}(${before}, pg_catalog.left(${giveBack}, 0), true)`)
+/** Restores the path from before the first scope; does nothing if there was no scope. */
+export const restoreSearchPath: ReadonlyArray<Step> = [
+  constantStep(`SELECT ${set}(${savedPath}, pg_catalog.left(${restoreSaved}, 0), true)`)
 ]
 
-/** The schemas of a scope. */
+/** Search path of a scope. */
 export class SearchPath {
-  /** As the server has it. */
+  /** The value of the setting. */
   readonly text: string
-  /** Why it cannot be sent, if it cannot. */
-  readonly fault: string | undefined
-  private alone: Step | undefined
-  private inside: ReadonlyArray<Step> | undefined
+  /** The reason why it cannot be sent, if there is one. */
+  readonly rejectionReason: string | undefined
+  private autocommitStep: Step | undefined
+  private transactionSteps: ReadonlyArray<Step> | undefined
 
   constructor(schemas: string | ReadonlyArray<string>) {
-    this.fault = faultOf(schemas)
+    this.rejectionReason = rejectionReasonOf(schemas)
     const names = typeof schemas === "string" ? [schemas] : schemas
-    this.text = this.fault === undefined ? names.map(quoteIdentifier).join(", ") : ""
+    this.text = this.rejectionReason === undefined ? names.map(quoteIdentifier).join(", ") : ""
   }
 
-  /** For a transaction that has nothing else in it. */
-  get forOne(): Step {
-    this.alone ??= step(`SET LOCAL search_path TO ${this.text}`)
-    return this.alone
+  /** The step for a transaction of one statement. */
+  get forAutocommit(): Step {
+    this.autocommitStep ??= step(`SET LOCAL search_path TO ${this.text}`)
+    return this.autocommitStep
   }
 
-  /** For a statement among others. */
-  get amongOthers(): ReadonlyArray<Step> {
-    this.inside ??= [step(`SELECT ${set}(${path}, ${quoteLiteral(this.text)}, ${keep} IS NOT NULL)`)]
-    return this.inside
+  /** The steps for a statement in a transaction of several. */
+  get forTransaction(): ReadonlyArray<Step> {
+    this.transactionSteps ??= [
+      step(`SELECT ${set}(${searchPath}, ${quoteLiteral(this.text)}, ${saveCurrent} IS NOT NULL)`)
+    ]
+    return this.transactionSteps
   }
 }
 
-/** A program without types may give anything, such as a header that is not there. */
-const faultOf = (schemas: unknown): string | undefined => {
+/**
+ * Returns the fault of schemas. A program without types may pass any value, such as the `undefined`
+ * of a missing header.
+ */
+const rejectionReasonOf = (schemas: unknown): string | undefined => {
   const names: ReadonlyArray<unknown> = Array.isArray(schemas) ? schemas : [schemas]
   if (names.length === 0) return "an empty list"
   for (const name of names) {

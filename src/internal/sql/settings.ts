@@ -1,21 +1,25 @@
 /**
- * The limits that a server keeps: as the settings of a session, or of one transaction.
+ * Timeouts that the server enforces, as settings of a session or of one transaction.
  */
 
-/** Limits in ms; what is left out is up to the server. */
+/** Timeouts in ms; the server's own setting holds for a missing one. */
 export interface Limits {
   readonly statementTimeout?: number | undefined
   readonly lockTimeout?: number | undefined
   readonly idleInTransactionTimeout?: number | undefined
 }
 
-/** As many as a setting of the server may be. */
-const longest = 2_147_483_647
+/** The largest value that a setting of the server may have. */
+const maxMillis = 2_147_483_647
 
-/** A limit as the server takes it: in whole milliseconds. Zero, and so infinity, is none; a fraction must not become none. */
-export const wholeMillis = (limit: number): number => (Number.isFinite(limit) ? Math.min(Math.ceil(limit), longest) : 0)
+/**
+ * Returns a timeout in whole milliseconds. The server reads zero as no timeout, so infinity becomes
+ * zero, and a fraction is rounded up.
+ */
+export const wholeMillis = (limit: number): number =>
+  Number.isFinite(limit) ? Math.min(Math.ceil(limit), maxMillis) : 0
 
-/** As the server's settings. */
+/** Returns the timeouts as settings of the server. */
 export const settings = (limits: Limits): ReadonlyArray<readonly [name: string, millis: number]> => {
   const all: Array<readonly [string, number]> = []
   const set = (name: string, limit: number | undefined) => {
@@ -27,6 +31,6 @@ export const settings = (limits: Limits): ReadonlyArray<readonly [name: string, 
   return all
 }
 
-/** As commands inside of a transaction. */
+/** Returns the timeouts as commands inside of a transaction. */
 export const setLocal = (limits: Limits): ReadonlyArray<string> =>
   settings(limits).map(([name, millis]) => `SET LOCAL ${name} = ${millis}`)

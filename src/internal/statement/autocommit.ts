@@ -1,6 +1,4 @@
-/**
- * A statement on its own, outside of any transaction: a connection for it, and what is around it there.
- */
+/** An autocommit statement: its checkout, its guard and its outcome. */
 
 import type { Session } from "../../Consistency.js"
 import type { StatementError } from "../../DatabaseError.js"
@@ -12,69 +10,72 @@ import type { Borrower } from "../pool/borrower.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { autocommitGuard, runGuarded } from "./autocommitGuard.js"
 
-export type OnStatement = (error: StatementError | undefined, flight: Exchange | undefined) => void
+export type OnStatement = (error: StatementError | undefined, exchange: Exchange | undefined) => void
 
 const none: ReadonlyArray<never> = []
 
-/** Whether a server may have seen what failed. */
-const isReceived = (failure: Failure): boolean =>
+/** Checks if the server may have run the statement that failed. */
+const mayHaveRun = (failure: Failure): boolean =>
   failure._tag !== "lost" || (failure.sent && !isUnserved(codeOf(failure.error), failure.error.message))
 
 /**
- * Runs a statement on a connection from somewhere; the returned function gives it up. `lost` is what is told where the connection is lost
- * with it. A session that it writes in asks where the server is after it.
+ * Runs a statement on a connection of `pool`; the returned function cancels it. `outcomeIfLost` is
+ * the outcome that is reported if the connection is lost with the statement. A causal session that
+ * the statement may write in gets a token of the server's position after it.
  */
 export const runAutocommit = (
   pool: ConnectionSource,
   deadline: number,
-  held: ReadonlyArray<Connection>,
+  holding: ReadonlyArray<Connection>,
   request: Request,
-  lost: "inDoubt" | "undone",
-  who: Borrower | undefined,
+  outcomeIfLost: "inDoubt" | "undone",
+  borrower: Borrower | undefined,
   session: Session | undefined,
-  done: OnStatement
+  callback: OnStatement
 ): (() => void) => {
   let connection: Connection | undefined
-  let settled = false
-  let isLeft = false
+  let isFinished = false
+  let isAbandoned = false
   const { database } = pool.options
-  const settle: OnCheckout = (error, taken) => {
-    if (taken === undefined) return done(error, undefined)
-    connection = taken
-    const before = autocommitGuard(taken, pool.options.session, pool.options.readOnly, request)
-    const finish: OnExchange = (failure, flight) => {
-      if (session === undefined) return conclude(failure, flight)
-      const asking = new TokenRecorder(database, [session])
-      // several commands in one text may have stored something in any way
-      if (taken.broken !== undefined || request.simple) {
-        if (failure === undefined || isReceived(failure)) asking.stored(undefined)
-        return conclude(failure, flight)
+  const onCheckout: OnCheckout = (error, checkedOut) => {
+    if (checkedOut === undefined) return callback(error, undefined)
+    connection = checkedOut
+    const guard = autocommitGuard(checkedOut, pool.options.session, pool.options.readOnly, request)
+    const onExchange: OnExchange = (failure, exchange) => {
+      if (session === undefined) return finish(failure, exchange)
+      const recorder = new TokenRecorder(database, [session])
+      // several commands in one text may have written in any way, so the position counts as unknown
+      if (checkedOut.broken !== undefined || request.simple) {
+        if (failure === undefined || mayHaveRun(failure)) recorder.recordWrite(undefined)
+        return finish(failure, exchange)
       }
-      // also of what has failed: a procedure may have stored something before
-      queryPositionWithin(taken, positionTimeout, (answer) => {
-        asking.stored(answer)
-        conclude(failure, flight)
+      // the position is queried after a failure, too: a procedure may have committed before it
+      // failed
+      queryPositionWithin(checkedOut, positionTimeout, (status) => {
+        recorder.recordWrite(status)
+        finish(failure, exchange)
       })
     }
-    const conclude: OnExchange = (failure, flight) => {
-      settled = true
-      pool.checkin(taken)
-      if (failure === undefined) return done(undefined, flight)
-      const place = { database, server: pool.options.server.name }
-      // what a text of several commands has done before is not known
-      if (!request.simple && taken.hasWrongRole(failure)) return done(wrongRole(place, failure), undefined)
-      done(toStatementError(place, failure, isReceived(failure) ? lost : "notSent"), undefined)
+    const finish: OnExchange = (failure, exchange) => {
+      isFinished = true
+      pool.checkin(checkedOut)
+      if (failure === undefined) return callback(undefined, exchange)
+      const location = { database, server: pool.options.server.name }
+      // commands before the failed one may have run, so it is not reported as unsent to a wrong
+      // role
+      if (!request.simple && checkedOut.hasWrongRole(failure)) return callback(wrongRole(location, failure), undefined)
+      callback(toStatementError(location, failure, mayHaveRun(failure) ? outcomeIfLost : "notSent"), undefined)
     }
-    if (before.length === 0) taken.run(none, request, none, finish)
-    else runGuarded(taken, before, request, () => !isLeft, finish)
+    if (guard.length === 0) checkedOut.run(none, request, none, onExchange)
+    else runGuarded(checkedOut, guard, request, () => !isAbandoned, onExchange)
   }
-  const giveUp = pool.checkout(deadline, held, settle, who)
+  const cancelCheckout = pool.checkout(deadline, holding, onCheckout, borrower)
   return () => {
-    if (connection === undefined) return giveUp()
-    if (settled) return
-    isLeft = true
-    // it may be stored all the same
-    if (session !== undefined) new TokenRecorder(database, [session]).stored(undefined)
+    if (connection === undefined) return cancelCheckout()
+    if (isFinished) return
+    isAbandoned = true
+    // the statement may be committed all the same
+    if (session !== undefined) new TokenRecorder(database, [session]).recordWrite(undefined)
     connection.cancel()
   }
 }

@@ -1,5 +1,6 @@
 /**
- * What goes around a single statement, outside of any transaction, where its session does not do enough.
+ * Steps around an autocommit statement: BEGIN and COMMIT with settings, if its session alone does
+ * not enforce them.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -16,22 +17,27 @@ const readOnlyGuard = [beginReadOnly]
 const commit = [constantStep("COMMIT")]
 const rollback = [constantStep("ROLLBACK")]
 
-/** What cannot end the transaction that it runs in, nor change more than a transaction can. */
-const query = /^\s*(?:SELECT|WITH|VALUES|TABLE|SHOW)\b/i
+/**
+ * Matches statements that cannot end the transaction that they run in, nor change more than a
+ * transaction can.
+ */
+const harmlessQuery = /^\s*(?:SELECT|WITH|VALUES|TABLE|SHOW)\b/i
 
-/** What a single statement has before it; where there is anything, COMMIT follows it. */
+/**
+ * Returns the steps before an autocommit statement. If there are any, COMMIT follows the statement.
+ */
 export const autocommitGuard = (
   connection: Connection,
   session: SessionConfig,
   readOnly: boolean,
   { path, text }: Pick<Request, "path" | "text">
 ): ReadonlyArray<Step> => {
-  const own = ofSession(connection, session, readOnly, text)
-  if (path === undefined) return own
-  return own.length === 0 ? [begin, path.forOne] : [...own, path.forOne]
+  const guard = sessionGuard(connection, session, readOnly, text)
+  if (path === undefined) return guard
+  return guard.length === 0 ? [begin, path.forAutocommit] : [...guard, path.forAutocommit]
 }
 
-const ofSession = (
+const sessionGuard = (
   connection: Connection,
   session: SessionConfig,
   readOnly: boolean,
@@ -39,51 +45,53 @@ const ofSession = (
 ): ReadonlyArray<Step> => {
   if (session.mode === "session") {
     if (!readOnly) return none
-    // What a session forbids, code on the server can allow itself again, unless it is in a transaction. A query needs no guard on a standby,
-    // nor right after its promotion; a CALL or DO has transactions of its own then, and ALTER SYSTEM is allowed in any outside of one.
-    return connection.parameter("in_hot_standby") === "on" && query.test(text) ? none : readOnlyGuard
+    // Code on the server can lift a read-only default of the session, unless it runs in a
+    // transaction. A query needs no guard on a standby, nor right after its promotion; but then a
+    // CALL or DO has transactions of its own, and ALTER SYSTEM is allowed outside of a transaction.
+    return connection.parameter("in_hot_standby") === "on" && harmlessQuery.test(text) ? none : readOnlyGuard
   }
-  // what a pooler says of a standby may have been true before a failover, so it is not asked
+  // a pooler may report a standby from before a failover, so its `in_hot_standby` is not used
   const { lockTimeout, statementTimeout } = session
   if (lockTimeout === undefined && statementTimeout === undefined) return readOnly ? readOnlyGuard : none
   return [readOnly ? beginReadOnly : begin, ...setLocal({ lockTimeout, statementTimeout }).map(constantStep)]
 }
 
 /**
- * Sends a statement with what is around it, undoes that where it fails, and sends all once more where only a plan was stale: it is all that
- * there was, so nothing has run. `isWanted` tells whether the caller is still there.
+ * Sends a statement with its guard, and rolls back if it fails. If only a cached plan was stale,
+ * everything is sent once more: the transaction held nothing else, so nothing has run. `isAwaited`
+ * returns true while the caller still waits.
  */
 export const runGuarded = (
   connection: Connection,
-  before: ReadonlyArray<Step>,
+  guard: ReadonlyArray<Step>,
   request: Request,
-  isWanted: () => boolean,
-  done: OnExchange
+  isAwaited: () => boolean,
+  callback: OnExchange
 ): void => {
-  let isAgain = false
-  const finish: OnExchange = (failure, flight) => {
+  let isRetry = false
+  const onExchange: OnExchange = (failure, exchange) => {
     const isOpen = connection.status !== "I" && connection.broken === undefined
-    if (!isOpen || (failure === undefined && !flight.isStopped)) return done(failure, flight)
-    const mayGoBetter = !isAgain && failure !== undefined && isStaleRefusal(failure)
-    isAgain = true
+    if (!isOpen || (failure === undefined && !exchange.isStopped)) return callback(failure, exchange)
+    const isRetryable = !isRetry && failure !== undefined && isStaleRefusal(failure)
+    isRetry = true
     connection.undo(rollback, () =>
-      mayGoBetter && isWanted() ? send(connection, before, request, finish) : done(failure, flight)
+      isRetryable && isAwaited() ? send(connection, guard, request, onExchange) : callback(failure, exchange)
     )
   }
-  send(connection, before, request, finish)
+  send(connection, guard, request, onExchange)
 }
 
 /**
- * Sends all in one flight. Several commands in one text are a message that goes alone, and so is a COPY: what follows it would be taken for
- * its data.
+ * Sends the guard, the statement and COMMIT in one exchange. A simple query of several commands is
+ * sent alone, and so is a COPY: the server would take the messages after it for its data.
  */
-const send = (connection: Connection, before: ReadonlyArray<Step>, request: Request, done: OnExchange): void => {
-  if (!request.simple && !isCopy(request.text)) return connection.run(before, request, commit, done)
-  connection.steps(before, (failure, flight) => {
-    if (failure !== undefined || flight.isStopped) return done(failure, flight)
-    connection.run(none, request, none, (failure, flight) => {
-      if (failure !== undefined || flight.isStopped) return done(failure, flight)
-      connection.steps(commit, (failure) => done(failure, flight))
+const send = (connection: Connection, guard: ReadonlyArray<Step>, request: Request, callback: OnExchange): void => {
+  if (!request.simple && !isCopy(request.text)) return connection.run(guard, request, commit, callback)
+  connection.steps(guard, (failure, exchange) => {
+    if (failure !== undefined || exchange.isStopped) return callback(failure, exchange)
+    connection.run(none, request, none, (failure, exchange) => {
+      if (failure !== undefined || exchange.isStopped) return callback(failure, exchange)
+      connection.steps(commit, (failure) => callback(failure, exchange))
     })
   })
 }

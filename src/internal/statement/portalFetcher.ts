@@ -1,69 +1,76 @@
 /**
- * The parts of a stream's rows, fetched one after the other. Who stops waiting for one has not stopped it: it goes to who asks next.
+ * Fetches the batches of a portal, one at a time. Interrupting `next` does not cancel the fetch;
+ * its result goes to the next caller of `next`.
  */
 
 import type { StatementError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Exchange } from "../connection/connection.js"
 
-type OnFetched = (error: StatementError | undefined, flight: Exchange | undefined) => void
+type OnFetched = (error: StatementError | undefined, exchange: Exchange | undefined) => void
 
 const nothing = () => {}
 
 export class PortalFetcher {
-  private stop: (() => void) | undefined
-  private unseen: Parameters<OnFetched> | undefined
-  private waiting: OnFetched = nothing
+  private cancelFetch: (() => void) | undefined
+  private unclaimed: Parameters<OnFetched> | undefined
+  private callback: OnFetched = nothing
   private onIdle = nothing
 
-  constructor(private readonly fetch: (done: OnFetched) => () => void) {}
+  constructor(private readonly fetch: (callback: OnFetched) => () => void) {}
 
-  /** Fetches the next part; the returned function is for who does not wait for it any more. */
-  next(done: OnFetched): () => void {
-    const { unseen } = this
-    if (unseen !== undefined) {
-      this.unseen = undefined
-      done(...unseen)
+  /**
+   * Fetches the next batch. The returned function stops waiting for it, but does not cancel the
+   * fetch.
+   */
+  next(callback: OnFetched): () => void {
+    const { unclaimed } = this
+    if (unclaimed !== undefined) {
+      this.unclaimed = undefined
+      callback(...unclaimed)
       return nothing
     }
-    this.waiting = done
-    if (this.stop === undefined) this.start()
+    this.callback = callback
+    if (this.cancelFetch === undefined) this.start()
     return () => {
-      this.waiting = nothing
+      this.callback = nothing
     }
   }
 
-  /** Stops the fetch that is under way, and with it the transaction. */
+  /** Cancels the fetch that is under way, and with it the transaction. */
   abort(): void {
-    this.stop?.()
+    this.cancelFetch?.()
   }
 
-  /** Waits for the end of the fetch that is under way, for so many ms; then stops it. Tells whether it came to its end. */
-  settle(patience: number, done: (ended: boolean) => void): void {
-    if (this.stop === undefined) return done(true)
-    const leave = clock.later(patience, () => {
+  /**
+   * Waits up to `timeout` ms for the fetch that is under way, then cancels it. `callback` receives
+   * true if the fetch was completed.
+   */
+  drain(timeout: number, callback: (isComplete: boolean) => void): void {
+    if (this.cancelFetch === undefined) return callback(true)
+    const cancelTimeout = clock.later(timeout, () => {
       this.onIdle = nothing
       this.abort()
-      done(false)
+      callback(false)
     })
     this.onIdle = () => {
-      leave()
-      done(true)
+      cancelTimeout()
+      callback(true)
     }
   }
 
   private start(): void {
-    let isOver = false
-    const stop = this.fetch((error, flight) => {
-      isOver = true
-      this.stop = undefined
-      const { onIdle, waiting } = this
-      this.waiting = nothing
-      if (waiting === nothing) this.unseen = [error, flight]
-      else waiting(error, flight)
+    let isDone = false
+    const cancel = this.fetch((error, exchange) => {
+      isDone = true
+      this.cancelFetch = undefined
+      const { onIdle, callback } = this
+      this.callback = nothing
+      if (callback === nothing) this.unclaimed = [error, exchange]
+      else callback(error, exchange)
       onIdle()
     })
-    // it may be over at once
-    if (!isOver) this.stop = stop
+    // the fetch may be done already
+    if (!isDone) this.cancelFetch = cancel
   }
 }

@@ -1,51 +1,63 @@
 /**
- * What a piece of work is for, as those hear of it who look at the database from outside: in observations, in `pg_stat_activity`, in the
- * server's log.
+ * Labels of work for the views from outside: observations, `pg_stat_activity` and the server's log.
  */
 import type * as Fiber from "effect/Fiber"
 import type { Request } from "../connection/connection.js"
 
-/** What a piece of work is for. */
+/** The labels of a piece of work. */
 export interface WorkLabel {
-  /** In observations and in `status`. */
+  /** Its name in observations and in `status`. */
   readonly label?: string | undefined
-  /** Of its transactions, as `pg_stat_activity` shows them. */
+  /** The `application_name` of its transactions, as `pg_stat_activity` shows it. */
   readonly applicationName?: string | undefined
   /** Written behind each of its statements, as an SQL comment in the format of sqlcommenter. */
   readonly comment?: Readonly<Record<string, string | undefined>> | undefined
-  /** Whether the comment has a value that is another one each time, so that a statement with it is not worth being kept prepared. */
+  /**
+   * True if the comment has a value that differs each time, so that keeping a statement with it
+   * prepared is no use.
+   */
   readonly isUnique?: boolean | undefined
 }
 
-/** As in a URL, and the quote too: no value can end the comment, or the quotes around it. Half a character cannot be encoded. */
+/**
+ * Encodes a text as in a URL, and the quote too: no value can end the comment, or the quotes around
+ * it. A lone surrogate cannot be encoded, so it is replaced.
+ */
 const encode = (text: string): string =>
   encodeURIComponent(text.replace(/[\ud800-\udfff]/gu, "\ufffd")).replaceAll("'", "%27")
 
-/** The comment, with a space before it; empty where there is nothing to say. */
-const commentOf = (pairs: NonNullable<WorkLabel["comment"]>): string => {
-  const parts = Object.entries(pairs).flatMap(([key, value]) =>
+/** Returns the comment after a line break; empty if all fields are. */
+const commentOf = (fields: NonNullable<WorkLabel["comment"]>): string => {
+  const parts = Object.entries(fields).flatMap(([key, value]) =>
     value === undefined || value === "" ? [] : [`${encode(key)}='${encode(value)}'`]
   )
-  // after a line's comment it would be a part of that, so it has a line of its own
+  // a statement may end in a line comment, which would swallow this one, so it is on a line of its
+  // own
   return parts.length === 0 ? "" : `\n/*${parts.sort().join(",")}*/`
 }
 
-/** The same statement with the comment of its work. */
-export const withComment = (request: Request, work: WorkLabel | undefined): Request => {
-  if (work?.comment === undefined) return request
-  const text = request.text + commentOf(work.comment)
-  return { ...request, text, prepare: request.prepare && work.isUnique !== true }
+/** Returns the statement with the comment of its label. */
+export const withComment = (request: Request, label: WorkLabel | undefined): Request => {
+  if (label?.comment === undefined) return request
+  const text = request.text + commentOf(label.comment)
+  return { ...request, text, prepare: request.prepare && label.isUnique !== true }
 }
 
-/** Longer names are cut off by the server, with a notice each time. */
-const longestName = 63
+/** The longest name, in characters: the server truncates longer ones, with a notice each time. */
+const maxNameLength = 63
 
-/** The command that names a transaction, for as long as it lasts. The server shows printable ASCII only. */
+/**
+ * Returns the command that names a transaction until its end. The server shows printable ASCII
+ * only, so other characters become `?`.
+ */
 export const labelSql = (applicationName: string): string =>
   `SET LOCAL application_name = '${applicationName
     .replace(/[^ -~]|\\/g, "?")
-    .slice(0, longestName)
+    .slice(0, maxNameLength)
     .replaceAll("'", "''")}'`
 
-/** Describes the work of a fiber. The route of a request, for example, is known only inside of the work. */
+/**
+ * A function that returns the labels of a fiber's work. It is called late, for the route of a
+ * request is known only inside of the work.
+ */
 export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => WorkLabel | undefined

@@ -1,6 +1,4 @@
-/**
- * Where a connection comes from: a pool, or a search among several.
- */
+/** A source of connections: a pool, or a selection among several. */
 
 import type { NoReplicaCaughtUp, TokenFromLostTimeline } from "../../DatabaseError.js"
 import type { CheckoutError } from "../../Pool.js"
@@ -8,21 +6,21 @@ import type { Connection } from "../connection/connection.js"
 import type { Borrower } from "../pool/borrower.js"
 import type { PoolOptions } from "../pool/pool.js"
 
-/** Why there is no connection. Nothing of what it was for has been sent. */
+/** The failures of a checkout. Nothing of the caller's work has been sent in any of them. */
 export type SourceError = CheckoutError | NoReplicaCaughtUp | TokenFromLostTimeline
 
-/** Called once with a connection or a failure, unless it was given up. */
+/** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (error: SourceError | undefined, connection: Connection | undefined) => void
 
-/** As a pool gives its connections. */
+/** Checkout and checkin, as of a pool. */
 export interface ConnectionSource {
-  /** Of the server that the connection is of, when there is one. */
+  /** The options of the pool that has assigned the connection, once there is one. */
   readonly options: PoolOptions
   readonly checkout: (
     deadline: number,
     holding: ReadonlyArray<Connection>,
-    settle: OnCheckout,
-    who?: Borrower | undefined
+    callback: OnCheckout,
+    borrower?: Borrower | undefined
   ) => () => void
   readonly checkin: (connection: Connection) => void
 }

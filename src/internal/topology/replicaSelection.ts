@@ -1,6 +1,7 @@
 /**
- * The search for a replica that has what a read is to see. Each is asked on the very connection that the read is going to use: what one
- * connection has seen of a server holds for as long as that connection does, whatever becomes of the server.
+ * Selection of a replica that has the writes that a read must see. The position is queried on the
+ * very connection that the read will use: a position that a connection has seen holds for as long
+ * as that connection, whatever becomes of the server.
  */
 
 import type { Session, Token } from "../../Consistency.js"
@@ -22,56 +23,65 @@ import type { Pool, PoolOptions } from "../pool/pool.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 import type { Server } from "./topology.js"
 
-/** What a read is to see, and what is done where no replica has it. */
+/** The writes that a read must see, and the fallback if no replica has them. */
 export interface ReadRequirement {
-  /** None where something was written and nobody knows where: only the primary has that for certain. */
+  /**
+   * `undefined` if something was written at an unknown position: then only the primary is certain
+   * to have it.
+   */
   readonly tokens: readonly [Token, ...Array<Token>] | undefined
-  /** How long a replica may take to get there, in ms. */
+  /** The time that a replica has to reach the position, in ms. */
   readonly maxWait: number
   readonly otherwise: "primary" | "fail"
-  /** It gets a new token where its own is of a lost history, which nobody would catch up with, or where it has none. */
+  /**
+   * The causal session. It gets a new token if it has none, or if its own is of a lost history,
+   * which no replica would ever reach.
+   */
   readonly session: Session | undefined
 }
 
-/** The servers to search, and what is to be known of the one that was found. */
+/** The servers to select from, and the callback for the selected one. */
 export interface ReplicaCandidates {
-  /** One replica after the other, then the primary, then all over again. */
+  /** Returns one replica after the other, then the primary, then the same again. */
   readonly next: () => Server
   readonly primary: Server
-  readonly found: (server: Server) => void
+  readonly onFound: (server: Server) => void
 }
 
-/** How long to wait before the replicas are asked again, in ms: the first is most often enough. */
-const firstPause = 1
-const longestPause = 100
+/** The pause before the replicas are queried again, in ms: the shortest is most often enough. */
+const minPause = 1
+const maxPause = 100
 
 const nothing = () => {}
 
-/** Takes a connection of a server, or fails, until a moment. */
-type Take = (
+/** Checks out a connection of a server, or fails, until a moment. */
+type CheckOut = (
   server: Server,
   until: number,
   use: (connection: Connection) => void,
   fail: (error: CheckoutError | undefined) => void
 ) => void
 
-/** Goes from replica to replica, and again, until one has what is wanted, or the time is over. */
+/**
+ * Queries one replica after the other, round by round, until one has the required position or the
+ * time is over.
+ */
 export class ReplicaSelection implements ConnectionSource {
   private pool: Pool
-  /** Gives up what is under way. */
-  private giveUp = nothing
-  private isOver = false
-  private pause = firstPause
-  // of this round
+  /** Cancels the step that is under way. */
+  private cancel = nothing
+  private isDone = false
+  private pause = minPause
+  // state of the current round
   private isBehind = false
-  private lost: string | undefined = undefined
+  private lostServer: string | undefined = undefined
   private unproved: ReadonlyArray<string> = []
 
   constructor(
-    private readonly course: ReplicaCandidates,
-    private readonly wanted: ReadRequirement
+    private readonly candidates: ReplicaCandidates,
+    private readonly requirement: ReadRequirement
   ) {
-    this.pool = course.primary.reads
+    this.pool = candidates.primary.reads
   }
 
   get options(): PoolOptions {
@@ -85,128 +95,131 @@ export class ReplicaSelection implements ConnectionSource {
   checkout(
     deadline: number,
     holding: ReadonlyArray<Connection>,
-    settle: OnCheckout,
-    who?: Borrower | undefined
+    callback: OnCheckout,
+    borrower?: Borrower | undefined
   ): () => void {
     const since = clock.now()
-    // whoever is read from in the end needs time, too
-    const until = since + Math.min(this.wanted.maxWait, (deadline - since) / 2)
-    const end: OnCheckout = (error, connection) => {
-      if (this.isOver) return
-      this.isOver = true
-      settle(error, connection)
+    // the server that finally serves the read needs time, too
+    const until = since + Math.min(this.requirement.maxWait, (deadline - since) / 2)
+    const finish: OnCheckout = (error, connection) => {
+      if (this.isDone) return
+      this.isDone = true
+      callback(error, connection)
     }
-    const take: Take = (server, until, use, fail) => {
+    const checkOut: CheckOut = (server, until, use, fail) => {
       this.pool = server.reads
-      let isSettled = false
-      const giveUp = this.pool.checkout(
+      let hasResult = false
+      const cancel = this.pool.checkout(
         until,
         holding,
         (error, connection) => {
-          isSettled = true
+          hasResult = true
           if (connection !== undefined) use(connection)
           else fail(error)
         },
-        who
+        borrower
       )
-      if (!isSettled) this.giveUp = giveUp
+      if (!hasResult) this.cancel = cancel
     }
-    const hand = (server: Server) => (connection: Connection) => {
-      this.course.found(server)
-      end(undefined, connection)
+    const assign = (server: Server) => (connection: Connection) => {
+      this.candidates.onFound(server)
+      finish(undefined, connection)
     }
-    const step = (): void => {
-      if (this.isOver) return
-      const server = this.course.next()
-      if (server !== this.course.primary) {
-        const last = Math.min(deadline, Math.max(until, clock.now() + positionTimeout))
-        return this.tryReplica(server, take, hand(server), step, last)
+    const tryNext = (): void => {
+      if (this.isDone) return
+      const server = this.candidates.next()
+      if (server !== this.candidates.primary) {
+        const replicaDeadline = Math.min(deadline, Math.max(until, clock.now() + positionTimeout))
+        return this.tryReplica(server, checkOut, assign(server), tryNext, replicaDeadline)
       }
-      if (this.isBehind && clock.now() < until) return this.wait(step, until)
-      if (this.wanted.otherwise === "fail") return end(this.refusal(clock.now() - since), undefined)
-      const use = (connection: Connection) => this.renew(connection, hand(server), step)
-      take(server, deadline, use, (error) => end(error, undefined))
+      if (this.isBehind && clock.now() < until) return this.waitForNextRound(tryNext, until)
+      if (this.requirement.otherwise === "fail") return finish(this.selectionError(clock.now() - since), undefined)
+      const use = (connection: Connection) => this.renewToken(connection, assign(server), tryNext)
+      checkOut(server, deadline, use, (error) => finish(error, undefined))
     }
-    step()
+    tryNext()
     return () => {
-      if (this.isOver) return
-      this.isOver = true
-      this.giveUp()
+      if (this.isDone) return
+      this.isDone = true
+      this.cancel()
     }
   }
 
   private tryReplica(
     server: Server,
-    take: Take,
-    hand: (connection: Connection) => void,
-    step: () => void,
+    checkOut: CheckOut,
+    assign: (connection: Connection) => void,
+    tryNext: () => void,
     until: number
   ): void {
-    const { tokens } = this.wanted
+    const { tokens } = this.requirement
     const { database, session } = server.reads.options
-    if (tokens === undefined) return step()
-    // behind a pooler what is asked and what is read may be answered by two servers
+    if (tokens === undefined) return tryNext()
+    // behind a pooler, two servers may answer the position query and the read
     if (session.mode !== "session") {
       this.passOver(server, "unproved")
-      return step()
+      return tryNext()
     }
     const use = (connection: Connection) => {
-      const decide = () => {
-        const verdict = judgeFreshness(connection.position, database, tokens)
-        if (verdict === "caughtUp" && connection.broken === undefined) return hand(connection)
+      const judge = () => {
+        const freshness = judgeFreshness(connection.position, database, tokens)
+        if (freshness === "caughtUp" && connection.broken === undefined) return assign(connection)
         server.reads.checkin(connection)
-        this.passOver(server, verdict)
-        step()
+        this.passOver(server, freshness)
+        tryNext()
       }
-      if (judgeFreshness(connection.position, database, tokens) === "caughtUp") return decide()
-      this.giveUp = queryPositionWithin(connection, until - clock.now(), (answer) => {
-        connection.position = answer?.position
-        decide()
+      if (judgeFreshness(connection.position, database, tokens) === "caughtUp") return judge()
+      this.cancel = queryPositionWithin(connection, until - clock.now(), (status) => {
+        connection.position = status?.position
+        judge()
       })
     }
-    // one that has none to give in time is no better than one that is behind
-    take(server, until, use, step)
+    // a replica without a connection in time counts like one that is behind
+    checkOut(server, until, use, tryNext)
   }
 
-  private wait(step: () => void, until: number): void {
-    const waiting = clock.timer(Math.min(this.pause, until - clock.now()), step)
-    this.giveUp = () => clock.clear(waiting)
-    this.pause = Math.min(this.pause * 2, longestPause)
+  private waitForNextRound(tryNext: () => void, until: number): void {
+    const timer = clock.timer(Math.min(this.pause, until - clock.now()), tryNext)
+    this.cancel = () => clock.clear(timer)
+    this.pause = Math.min(this.pause * 2, maxPause)
     this.isBehind = false
-    this.lost = undefined
+    this.lostServer = undefined
     this.unproved = []
   }
 
-  private passOver({ name, reads }: Server, verdict: Freshness): void {
+  private passOver({ name, reads }: Server, freshness: Freshness): void {
     const { database, observer } = reads.options
-    if (verdict === "behind") this.isBehind = true
-    else if (verdict === "lost") this.lost ??= name
-    else if (verdict === "unproved") this.unproved = [...this.unproved, name]
+    if (freshness === "behind") this.isBehind = true
+    else if (freshness === "lost") this.lostServer ??= name
+    else if (freshness === "unproved") this.unproved = [...this.unproved, name]
     else return
-    observer.observe(Observation.PassedOver({ database, server: name, reason: verdict }))
+    observer.observe(Observation.PassedOver({ database, server: name, reason: freshness }))
   }
 
-  /** On the primary a session that has no token, or one of a lost history, gets one: the read that follows sees at least that. */
-  private renew(connection: Connection, hand: (connection: Connection) => void, step: () => void): void {
-    const { session, tokens } = this.wanted
+  /**
+   * Gives a causal session that has no token, or one of a lost history, a new one on the primary:
+   * the read that follows sees at least that position.
+   */
+  private renewToken(connection: Connection, assign: (connection: Connection) => void, tryNext: () => void): void {
+    const { session, tokens } = this.requirement
     const { database } = this.options
-    if (session === undefined || (tokens !== undefined && this.lost === undefined)) return hand(connection)
-    const asking = new TokenRecorder(database, [session])
-    this.giveUp = () => connection.abort("cancelled")
-    // the read that follows would have to wait for this server, too
-    queryPosition(connection, (answer) => {
-      if (answer !== undefined) asking.stored(answer)
-      if (connection.broken === undefined) return hand(connection)
+    if (session === undefined || (tokens !== undefined && this.lostServer === undefined)) return assign(connection)
+    const recorder = new TokenRecorder(database, [session])
+    this.cancel = () => connection.abort("cancelled")
+    // no timeout, for the read that follows waits for the same server
+    queryPosition(connection, (status) => {
+      if (status !== undefined) recorder.recordWrite(status)
+      if (connection.broken === undefined) return assign(connection)
       this.checkin(connection)
-      step()
+      tryNext()
     })
   }
 
-  private refusal(waited: number): NoReplicaCaughtUp | TokenFromLostTimeline {
+  private selectionError(waited: number): NoReplicaCaughtUp | TokenFromLostTimeline {
     const { database } = this.options
-    const [token] = this.wanted.tokens ?? []
-    return this.lost === undefined || token === undefined
+    const [token] = this.requirement.tokens ?? []
+    return this.lostServer === undefined || token === undefined
       ? new NoReplicaCaughtUp({ database, waited, unproved: [...this.unproved] })
-      : new TokenFromLostTimeline({ database, server: this.lost, timeline: token.timeline })
+      : new TokenFromLostTimeline({ database, server: this.lostServer, timeline: token.timeline })
   }
 }

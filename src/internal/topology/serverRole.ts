@@ -1,40 +1,39 @@
-/**
- * Whether a server has the role that its pool is for.
- */
+/** The check that a server has the role that its pool requires. */
 
 import { type ConnectReason, connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import { codeOf } from "../connection/statementError.js"
 
-/** Why a server is not the one that was meant. */
+/** The reason why a server does not have the required role, or did not answer. */
 export interface RoleMismatch {
   readonly reason: ConnectReason
   readonly cause?: Error
 }
 
-const question = { text: "SELECT 1", values: [], rows: "array", prepare: false, simple: false } as const
+const roleQuery = { text: "SELECT 1", values: [], rows: "array", prepare: false, simple: false } as const
 
 /**
- * Proves the role of a server where its login has not told it. A pooler answers a login from what it remembers, whether it has a server or
- * not, so there it takes an exchange, which is given up at the deadline.
+ * Checks the role of a server if its login has not reported it. A pooler answers a login from its
+ * memory, with or without a server connection, so this takes an exchange; at the deadline the
+ * connection is closed.
  */
 export const proveRole = (
   connection: Connection,
   deadline: number,
-  done: (mismatch: RoleMismatch | undefined) => void
+  callback: (mismatch: RoleMismatch | undefined) => void
 ): void => {
-  if (!connection.doubtsRole) return done(undefined)
-  let isLate = false
-  const impatient = clock.timer(deadline - clock.now(), () => {
-    isLate = true
+  if (!connection.doubtsRole) return callback(undefined)
+  let isTimedOut = false
+  const timer = clock.timer(deadline - clock.now(), () => {
+    isTimedOut = true
     connection.destroy("invalid")
   })
-  connection.run([], question, [], (failure) => {
-    clock.clear(impatient)
-    if (failure === undefined) return done(undefined)
+  connection.run([], roleQuery, [], (failure) => {
+    clock.clear(timer)
+    if (failure === undefined) return callback(undefined)
     const { error } = failure
-    if (connection.broken === "wrongRole") return done({ reason: "wrongRole", cause: error })
-    done({ reason: isLate ? "unresponsive" : connectReason(codeOf(error), error.message), cause: error })
+    if (connection.broken === "wrongRole") return callback({ reason: "wrongRole", cause: error })
+    callback({ reason: isTimedOut ? "unresponsive" : connectReason(codeOf(error), error.message), cause: error })
   })
 }

@@ -1,5 +1,5 @@
 /**
- * Which servers a database has, their role, and whether they are well.
+ * The servers of a database, their roles and their health.
  *
  * @since 0.1.0
  */
@@ -13,15 +13,15 @@ import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool, type SessionTasks } from "../pool/pool.js"
 
 /**
- * One server of a database, with a pool for each purpose it serves.
+ * One server of a database, with a pool for each purpose that it serves.
  *
  * @since 0.1.0
  * @category models
  */
 export class Server {
-  /** Sessions that may write; of the writer only. */
+  /** Connections for writes; of the writer only. */
   readonly writes: Pool | undefined
-  /** Sessions that refuse writes. */
+  /** Connections whose sessions refuse writes. */
   readonly reads: Pool
   private downUntil = 0
 
@@ -29,7 +29,7 @@ export class Server {
     private readonly config: DatabaseConfig,
     readonly server: ServerConfig,
     readonly role: Role,
-    /** Where its users and passwords come from. */
+    /** The source of its users and passwords. */
     readonly credentials: CredentialSource,
     tasks: SessionTasks,
     private readonly observer: Observer,
@@ -42,10 +42,11 @@ export class Server {
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({
       ...common,
-      // the primary's read-only pool is for when there is no replica: nothing is kept warm for that
+      // the read-only pool of the primary is used when there is no replica, so no connection is
+      // kept open for it
       pool: role === "writer" ? { ...pool, minConnections: 0 } : pool,
       readOnly: true,
-      onHealth: role === "reader" ? (healthy, message) => this.noteHealth(healthy, message) : undefined
+      onHealth: role === "reader" ? (healthy, message) => this.onHealth(healthy, message) : undefined
     })
     credentials.follow((generation) =>
       observer.observe(Observation.CredentialsRotated({ database, server: server.name, generation }))
@@ -56,7 +57,10 @@ export class Server {
     return this.server.name
   }
 
-  /** Whether it takes part in routing. One that failed is left out for `readerRetryDelay`, then tried again. */
+  /**
+   * Checks if the server takes part in routing. After a failure it is left out for
+   * `readerRetryDelay`, then tried again.
+   */
   isUp(now: number): boolean {
     return now >= this.downUntil
   }
@@ -65,15 +69,15 @@ export class Server {
     return this.writes === undefined ? [this.reads] : [this.writes, this.reads]
   }
 
-  private noteHealth(healthy: boolean, message: string): void {
+  private onHealth(healthy: boolean, message: string): void {
     const wasDown = this.downUntil > 0
-    const place = { database: this.config.name, server: this.name }
+    const location = { database: this.config.name, server: this.name }
     if (healthy) {
       this.downUntil = 0
-      if (wasDown) this.observer.observe(Observation.MarkedUp(place))
+      if (wasDown) this.observer.observe(Observation.MarkedUp(location))
     } else {
       this.downUntil = clock.now() + this.config.readerRetryDelay
-      if (!wasDown) this.observer.observe(Observation.MarkedDown({ ...place, message }))
+      if (!wasDown) this.observer.observe(Observation.MarkedDown({ ...location, message }))
     }
   }
 }
@@ -112,19 +116,19 @@ export class Topology {
       name: server.name,
       role: server.role,
       up: server.isUp(now),
-      writes: server.writes?.figures,
-      reads: server.reads.figures
+      writes: server.writes?.stats,
+      reads: server.reads.stats
     }))
   }
 
-  /** Closes every pool; `done` is called when all sockets are closed. */
-  close(timeout: number, done: () => void): void {
+  /** Closes all pools; `callback` is called when all sockets are closed. */
+  close(timeout: number, callback: () => void): void {
     const pools = this.servers.flatMap((server) => server.pools)
     let left = pools.length
     for (const pool of pools) {
       pool.close(timeout, () => {
         left--
-        if (left === 0) done()
+        if (left === 0) callback()
       })
     }
   }

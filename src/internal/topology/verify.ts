@@ -1,27 +1,31 @@
 /**
- * The start of one database while another one fails: it is stopped, but first it may say what is wrong with it, too.
+ * The check of a database at start that is interrupted because another database fails: its own
+ * failure is logged first.
  */
 
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as clock from "../concurrency/clock.js"
 
-/** As long as any interruption may take. */
-const patience = 1000
+/** The longest delay of the interruption, in ms. */
+const reportTimeout = 1000
 
-const aMoment = Effect.async<void>((resume) => {
-  const cancel = clock.later(patience, () => resume(Effect.void))
+const reportDeadline = Effect.async<void>((resume) => {
+  const cancel = clock.later(reportTimeout, () => resume(Effect.void))
   return Effect.sync(cancel)
 })
 
-/** When it is interrupted it goes on for up to a second; how it fails by then is logged, for there is nobody else to hear of it. */
+/**
+ * Runs an effect that, when it is interrupted, goes on for up to a second. A failure within that
+ * time is logged, for an interruption would hide it.
+ */
 export const reportBeforeInterrupt = <E extends Error>(self: Effect.Effect<void, E>): Effect.Effect<void, E> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(Effect.fork(Effect.interruptible(self)), (fiber) => {
       const reported = Effect.catchAll(Fiber.join(fiber), ({ message }) => Effect.logError(message))
       return Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
         Effect.ensuring(
-          Effect.raceFirst(Effect.interruptible(reported), Effect.interruptible(aMoment)),
+          Effect.raceFirst(Effect.interruptible(reported), Effect.interruptible(reportDeadline)),
           Fiber.interrupt(fiber)
         )
       )

@@ -10,13 +10,16 @@ import type { TransactionContext } from "./context.js"
 import { runAfterHooks } from "./hooks.js"
 import type { Transaction } from "./transaction.js"
 
+/** Tells whether the end of a transaction is left to that of another. */
+export const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
+
 /** Commits and runs the hooks; where it cannot be committed, undoes it. */
 export const commitAndRunHooks = <X>(
   transaction: Transaction,
   restore: Restore,
   wrap: (error: TransactionError) => X
 ): Effect.Effect<void, X> =>
-  Effect.matchCauseEffect(sendCommit(transaction, restore), {
+  Effect.matchCauseEffect(sendCommit(transaction, restore, isSavepoint(transaction)), {
     onFailure: (cause) =>
       Effect.zipRight(
         rollback(transaction, Cause.isInterrupted(cause) ? undefined : restore),
@@ -27,19 +30,23 @@ export const commitAndRunHooks = <X>(
 
 /**
  * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second; where none comes, its cause holds
- * `CommitOutcomeUnknown`, too.
+ * `CommitOutcomeUnknown`, too. With `takesBack` it is that of a savepoint which its caller takes for undone.
  */
-export const sendCommit = (transaction: Transaction, restore: Restore): Effect.Effect<void, TransactionError> =>
+export const sendCommit = (
+  transaction: Transaction,
+  restore: Restore,
+  takesBack = false
+): Effect.Effect<void, TransactionError> =>
   cancellableWithin(restore, (resume) => {
     const giveUp = commitLevel(transaction, resume)
-    return () => Effect.async((settled) => giveUp((unknown) => settled(unknown)))
+    return () => Effect.async((settled) => giveUp((unknown) => settled(unknown), takesBack))
   })
 
 /** Commits; the returned function gives up, and its callback gets the failure that an interrupted caller has to know, if there is one. */
 const commitLevel = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
-): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void) => void) => {
+): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void, takesBack: boolean) => void) => {
   transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
   let ended: Effect.Effect<void, TransactionError> = Effect.void
   const giveUp = transaction.level.commit((error) => {
@@ -49,7 +56,8 @@ const commitLevel = (
     ended = error === undefined ? Effect.void : Effect.fail(error)
     resume(ended)
   })
-  return (settled) => giveUp(() => settled(transaction.level.state === "unknown" ? ended : Effect.void))
+  return (settled, takesBack) =>
+    giveUp(() => settled(transaction.level.state === "unknown" ? ended : Effect.void), takesBack)
 }
 
 /**
@@ -62,15 +70,19 @@ export const checkConstraints = (transaction: Transaction): Effect.Effect<void, 
   })
 
 /**
- * Commits for a caller who is not there any more, within a second: it cannot be interrupted, and it does not wait for a turn.
+ * Commits for a caller who is not there any more, within a second: it cannot be interrupted, and it does not wait for a turn. `takesBack` is
+ * as for {@link sendCommit}.
  */
-export const commitUninterruptibly = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
+export const commitUninterruptibly = (
+  transaction: Transaction,
+  takesBack = false
+): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
     const { level } = transaction
     const giveUp = commitLevel(transaction, resume)
     giveUp(() => {
       if (level.state === "open") resume(Effect.fail(new TransactionBusy({ ...level.link.place, waited: 0 })))
-    })
+    }, takesBack)
   })
 
 /** Rolls back what is still open; in a hurry where `restore` is not given. */
@@ -85,7 +97,7 @@ const rollBack = (transaction: Transaction, restore: Restore | undefined): Effec
           observe(transaction)
           resume(Effect.void)
         },
-        restore === undefined ? "hurried" : "usual"
+        restore === undefined ? "interrupted" : "default"
       )
     )
   })
@@ -99,16 +111,21 @@ export const rollback = (transaction: Transaction, restore: Restore | undefined)
     return transaction.hasHooks ? Effect.zipRight(rolledBack, runAfterHooks([transaction], restore)) : rolledBack
   })
 
-/** Rolls back all at once, then runs the hooks of all, in the order in which they were registered. */
+/**
+ * Rolls back all at once, then runs the hooks of all, in the order in which they were registered; with those of what was to be committed with
+ * them, and is.
+ */
 export const rollbackAll = (
   transactions: ReadonlyArray<Transaction>,
-  restore: Restore | undefined
+  restore: Restore | undefined,
+  committed: ReadonlyArray<Transaction> = []
 ): Effect.Effect<void> => {
   const rolledBack = Effect.forEach(transactions, (transaction) => rollBack(transaction, restore), {
     discard: true,
     concurrency: "unbounded"
   })
-  return Effect.zipRight(rolledBack, runAfterHooks(transactions, restore))
+  const isWhole = committed.length === 0
+  return Effect.zipRight(rolledBack, runAfterHooks([...committed, ...transactions], restore, isWhole))
 }
 
 const outcomes = {

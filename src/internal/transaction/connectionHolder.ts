@@ -8,7 +8,7 @@ import type { Connection, Failure } from "../connection/connection.js"
 import { type ErrorLocation, toStatementError } from "../connection/statementError.js"
 import { TokenRecorder } from "../consistency/walPosition.js"
 import type { Step } from "../protocol/messages.js"
-import { leaveSearchPath, type SearchPath } from "../sql/searchPath.js"
+import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
 import type { OnCheckout } from "../topology/connectionSource.js"
 
 /** Where a transaction gets its connection from, and gives it back to. */
@@ -54,10 +54,10 @@ export class ConnectionHolder {
     const { connection, isScoped } = this
     // it would be refused, and with it what may mend that; so is any other statement
     if (connection?.status === "E") return none
-    if (path === undefined) return isScoped ? leaveSearchPath : none
+    if (path === undefined) return isScoped ? restoreSearchPath : none
     this.isScoped = true
     // the first keeps what was there before, which may have the same text
-    return isScoped && connection?.looksUpIn(path) === true ? none : path.amongOthers
+    return isScoped && connection?.looksUpIn(path) === true ? none : path.forTransaction
   }
 
   /** What is written here is a session's own. */

@@ -13,7 +13,7 @@ import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { Session } from "../../Consistency.js"
-import { type DatabaseError, ForeignClient, toSqlError } from "../../DatabaseError.js"
+import { type DatabaseError, ForeignClient, OptionsConflict, toSqlError } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
 import type { Options } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
@@ -22,10 +22,17 @@ import type { SchemaScopes } from "../sql/schemaScopes.js"
 import type { WorkLabel } from "../statement/workLabel.js"
 import type { Hook } from "./hooks.js"
 import type { JoinedPart } from "./joinedPart.js"
+import { optionsConflict, raiseIsolation } from "./propagation.js"
 import type { Origin, Transaction } from "./transaction.js"
+import { settingsOf, type UnitOptions, withoutDatabase } from "./unitOptions.js"
 
 /** When a whole is run again. */
 export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
+
+/** The answer to what a part asks for: its refusal, or what takes it. */
+export type Demanded = OptionsConflict | (() => void)
+
+const takeNothing = () => {}
 
 const blank: readonly unknown[] = [undefined, 0]
 
@@ -104,6 +111,19 @@ export abstract class TransactionContext implements Connection {
    */
   takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.parent?.takeRetry(transaction, asked) ?? false
+  }
+
+  /**
+   * Checks what a part asks for, of the transactions that are open here and of those that are begun from now on. A part that is nested, and
+   * does not join, has limits of its own.
+   */
+  demand(rules: UnitOptions, joins: boolean): Demanded {
+    return this.parent?.demand(rules, joins) ?? takeNothing
+  }
+
+  /** Tells whether writes to a database of this name belong to a transaction that was begun by hand. */
+  hasOpen(database: string): boolean {
+    return this.parent?.hasOpen(database) ?? false
   }
 
   /** Leaves something to be done to the time when what is done here is stored, or may be; tells whether it was taken. */
@@ -205,6 +225,24 @@ export class OpenContext extends TransactionContext {
     return transaction === this.own ? undefined : super.part(transaction)
   }
 
+  override demand(rules: UnitOptions, joins: boolean): Demanded {
+    const { own } = this
+    if (own.base !== "writer") return super.demand(rules, joins)
+    const asked = settingsOf(rules, own.origin.database)
+    const error = optionsConflict(own, asked, joins)
+    if (error !== undefined) return error
+    const takeAround = super.demand(withoutDatabase(rules, own.origin.database), joins)
+    if (takeAround instanceof OptionsConflict) return takeAround
+    return () => {
+      raiseIsolation(own, asked, joins)
+      takeAround()
+    }
+  }
+
+  override hasOpen(database: string): boolean {
+    return (this.own.base === "writer" && this.own.origin.database === database) || super.hasOpen(database)
+  }
+
   override whenStored(action: () => void): boolean {
     // a savepoint that has ended has left its work to what is around it
     if (this.isOver) return this.own.outer !== undefined && super.whenStored(action)
@@ -284,6 +322,14 @@ export class OutsideContext extends TransactionContext {
 
   override takesHooks(origin: Origin): boolean {
     return origin !== this.origin && super.takesHooks(origin)
+  }
+
+  override demand(rules: UnitOptions, joins: boolean): Demanded {
+    return super.demand(withoutDatabase(rules, this.origin.database), joins)
+  }
+
+  override hasOpen(database: string): boolean {
+    return database !== this.origin.database && super.hasOpen(database)
   }
 }
 

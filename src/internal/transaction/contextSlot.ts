@@ -69,10 +69,10 @@ export const scoped = (
 ): Request | SchemaInvalid => {
   const path = scopesAt(context, ambient)?.find(database)
   if (path === undefined) return request
-  if (path.fault === undefined) return { ...request, path }
+  if (path.rejectionReason === undefined) return { ...request, path }
   return new SchemaInvalid({
     database,
-    given: path.fault,
+    given: path.rejectionReason,
     expected: "one name, or more, of 1 to 63 bytes of text each"
   })
 }

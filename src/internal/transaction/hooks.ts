@@ -58,10 +58,9 @@ const due = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook> =>
     return none
   }
   if (state === "unknown") return transaction.takeHooks("afterUnknown", "afterEnd", "whenStored")
-  if (state === "committed")
-    return isWhole
-      ? transaction.takeHooks("afterCommit", "afterEnd", "whenStored")
-      : transaction.takeHooks("afterEnd", "whenStored")
+  if (state === "committed" && isWhole) return transaction.takeHooks("afterCommit", "afterEnd", "whenStored")
+  if (state === "committed" && transaction.stores) return transaction.takeHooks("afterEnd", "whenStored")
+  // what has stored nothing is undone with the rest
   return transaction.takeHooks("afterRollback", "afterEnd")
 }
 

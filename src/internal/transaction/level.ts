@@ -163,7 +163,7 @@ export class Level {
 
   /** Tells whether nothing of it was sent, nor is about to be. */
   get isUnsent(): boolean {
-    return !this.opened && !this.turns.isTaken && this.state === "open"
+    return !this.opened && !this.turns.isHeld && this.state === "open"
   }
 
   /** Has it begin otherwise, before anything of it was sent. */
@@ -284,7 +284,7 @@ export class Level {
     }
     const finish = (error: TransactionError | undefined) => {
       settled = true
-      this.turns.pass()
+      this.turns.release()
       done(error)
     }
     const leave = this.takeLast(refuse, () => {
@@ -310,16 +310,19 @@ export class Level {
 
   /**
    * Keeps what was done. The returned function is for a caller who cannot wait: before COMMIT was sent it gives up, after that it
-   * waits for the answer within a bound; it calls back when `state` is known.
+   * waits for the answer within a bound; it calls back when `state` is known. `takesBack` is for one that takes a savepoint for undone then.
    */
-  commit(done: (error: TransactionError | undefined) => void): (settled: () => void) => void {
+  commit(done: (error: TransactionError | undefined) => void): (settled: () => void, takesBack: boolean) => void {
     this.ending = true
     let sent = false
     let answered = false
+    let isTakenBack = false
     let onAnswer = nothing
     const finish = (state: LevelState, error: TransactionError | undefined) => {
       this.state = state
       answered = true
+      // before the turn passes: a COMMIT may wait for it
+      if (isTakenBack) this.takeBack()
       this.leave()
       done(error)
       onAnswer()
@@ -334,7 +337,7 @@ export class Level {
       // somebody else has ended it, perhaps otherwise
       if (this.state !== "open") {
         answered = true
-        this.turns.pass()
+        this.turns.release()
         return done(new TransactionEnded(place))
       }
       sent = gone !== undefined || this.opened
@@ -346,7 +349,7 @@ export class Level {
         const asking = this.readOnly || connection.status === "E" ? undefined : this.link.asking
         const refused = (failure: Failure) => {
           const [state, error] = this.commitFailure(failure)
-          if (state === "unknown") asking?.committed(undefined)
+          if (state === "unknown") asking?.recordCommit(undefined)
           finish(state, error)
         }
         const ended = (isKept: boolean) =>
@@ -358,10 +361,10 @@ export class Level {
             ended(flight.result.command !== "ROLLBACK")
           })
         } else {
-          commitAndQueryPosition(connection, (failure, { answer, isKept }) => {
+          commitAndQueryPosition(connection, (failure, { status, isCommitted }) => {
             if (failure !== undefined) return refused(failure)
-            if (isKept) asking.committed(answer)
-            ended(isKept)
+            if (isCommitted) asking.recordCommit(status)
+            ended(isCommitted)
           })
         }
       } else {
@@ -375,8 +378,12 @@ export class Level {
         })
       }
     })
-    return (settled) => {
-      if (answered) return settled()
+    return (settled, takesBack) => {
+      isTakenBack = takesBack
+      if (answered) {
+        if (takesBack) this.takeBack()
+        return settled()
+      }
       if (!sent) {
         leaveQueue()
         return settled()
@@ -389,6 +396,13 @@ export class Level {
     }
   }
 
+  /** Has what is around a savepoint end in rollback, for it is released, cannot be undone alone any more, and is taken for undone. */
+  takeBack(): void {
+    const { link, parent, state } = this
+    if (state !== "committed" || !this.touched || this.readOnly) return
+    parent?.interrupt(new TransactionInterrupted({ ...link.place, statement: "RELEASE SAVEPOINT" }))
+  }
+
   /**
    * Undoes the nested levels that are open in it, the innermost first. A statement that is under way in them is waited for, by what is to
    * come after it as well.
@@ -396,11 +410,11 @@ export class Level {
   leaveNested(): void {
     const open: Array<Level> = []
     for (let level = this.nested; level !== undefined; level = level.nested) open.unshift(level)
-    for (const level of open) level.rollback(nothing, "patient")
+    for (const level of open) level.rollback(nothing, "unbounded")
   }
 
   /** Undoes what was done. It does not fail: where the server does not answer in time, the connection is closed, which undoes it too. */
-  rollback(done: () => void, pace: keyof typeof clock.rollbackTimeout = "usual"): void {
+  rollback(done: () => void, pace: keyof typeof clock.rollbackTimeout = "default"): void {
     this.ending = true
     if (this.state !== "open") return done()
     let isOver = false
@@ -428,10 +442,10 @@ export class Level {
       this.link.abort("ROLLBACK was not possible in time", this.interrupted)
       finish()
     })
-    this.turns.take(() => {
+    this.turns.acquire(() => {
       // somebody else has ended it
       if (this.state !== "open") {
-        this.turns.pass()
+        this.turns.release()
         return over()
       }
       this.revert(this.outermostUndone(), finish)
@@ -488,7 +502,7 @@ export class Level {
   private leave(): void {
     const wasOpened = this.opened
     this.opened = false
-    this.turns.pass()
+    this.turns.release()
     if (this.parent === undefined) this.link.giveBack()
     else if (wasOpened) this.parent.passFromNested()
   }
@@ -524,7 +538,7 @@ export class Level {
       exchange(connection, opening, (failure, flight, undone = "nothing") => {
         settled = true
         // what has ended it may have begun another one
-        if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.committed(undefined)
+        if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.recordCommit(undefined)
         const all = opening.length
         const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
         // nothing of it has run: as if there had been no BEGIN
@@ -543,7 +557,7 @@ export class Level {
               interruption
             )
         if (all > 0) this.close(opening)
-        this.turns.pass()
+        this.turns.release()
         done(error, error === undefined ? flight : undefined)
       })
     })
@@ -621,7 +635,7 @@ export class Level {
     const { link } = this
     // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
     link.mayHaveStored ||= by !== "ROLLBACK"
-    link.asking?.committed(undefined)
+    link.asking?.recordCommit(undefined)
     const cause = failure === undefined ? undefined : toStatementError(link.place, failure, "undone")
     link.die(
       new TransactionEnded({
@@ -658,7 +672,7 @@ export class Level {
 
   private passFromNested(): void {
     this.nested = undefined
-    this.turns.pass()
+    this.turns.release()
   }
 
   /** The outermost level that has nothing in it but this nested part: undone as a whole, it leaves nothing behind, not even a snapshot. */
@@ -693,7 +707,7 @@ export class Level {
     let leaveAbove = nothing
     let stopWaiting = nothing
     let isWaiting = true
-    const leaveQueue = this.turns.take(() => {
+    const leaveQueue = this.turns.acquire(() => {
       isWaiting = false
       stopWaiting()
       const fail = (error: StatementError) => {
@@ -743,7 +757,7 @@ export class Level {
   private passUnopened(): void {
     this.giveUpOpening = undefined
     this.nested = undefined
-    this.turns.pass()
+    this.turns.release()
   }
 
   /**
@@ -753,7 +767,7 @@ export class Level {
   private takeLast(refuse: (error: StatementError) => void, start: () => void): () => void {
     let isWaiting = true
     let stop = nothing
-    const leave = this.turns.take(() => {
+    const leave = this.turns.acquire(() => {
       isWaiting = false
       stop()
       start()
@@ -866,7 +880,7 @@ export class Portal {
    */
   close(isOver: boolean, done: () => void): void {
     let sent: Connection | undefined
-    const stop = clock.later(clock.rollbackTimeout[isOver ? "hurried" : "usual"], () => {
+    const stop = clock.later(clock.rollbackTimeout[isOver ? "interrupted" : "default"], () => {
       if (sent === undefined) leave()
       else if (isOver) sent.destroy("broken")
       done()

@@ -20,7 +20,7 @@ export class NestedGate {
       return nothing
     }
     this.waiting.add(start)
-    this.leaveQueue ??= this.siblings.take(() => {
+    this.leaveQueue ??= this.siblings.acquire(() => {
       this.isInside = true
       for (const next of this.waiting) next()
       this.waiting.clear()
@@ -32,7 +32,7 @@ export class NestedGate {
 
   /** Ends the turn of the part, or stops waiting for it. */
   leave(): void {
-    if (this.isInside) this.siblings.pass()
+    if (this.isInside) this.siblings.release()
     else this.leaveQueue?.()
     this.isInside = false
   }

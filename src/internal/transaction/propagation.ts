@@ -5,10 +5,14 @@ import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
 import type { Isolation, Options } from "../../Transaction.js"
 import type { Origin, Transaction } from "./transaction.js"
+import { mergeSettings, type UnitSettings } from "./unitOptions.js"
 
 const effective = { isolation: "read committed", access: "read write" } as const
 
 const strength: Readonly<Record<Isolation, number>> = { "read committed": 0, "repeatable read": 1, serializable: 2 }
+
+const isHigher = (asked: Isolation | undefined, around: Isolation): asked is Isolation =>
+  asked !== undefined && strength[asked] > strength[around]
 
 /** Returns the setting of a transaction, or of the nearest one around it that has it. */
 const said = <K extends "isolation" | "access">(outer: Transaction, option: K): NonNullable<Options[K]> => {
@@ -45,11 +49,7 @@ const taken = (
 ) => {
   const root = rootOf(outer)
   // one that was begun by hand is as its program has said
-  const isRaised =
-    isolation !== undefined &&
-    strength[isolation] > strength[said(outer, "isolation")] &&
-    root.isOfUnit &&
-    root.level.isUnsent
+  const isRaised = isHigher(isolation, said(outer, "isolation")) && root.isOfUnit && root.level.isUnsent
   return { isolation: isRaised ? isolation : undefined, rest: joins && outer.level.isUnsent ? rest : undefined }
 }
 
@@ -70,6 +70,29 @@ export const optionsConflict = (outer: Transaction, options: Options, joins: boo
     if (isAsked && inner !== around) return new OptionsConflict({ database, server: "", option, outer: around, inner })
   }
   return undefined
+}
+
+/** Why the transactions that a unit of work will begin cannot be as a part asks: as for one that is begun, and has sent nothing. */
+export const settingsConflict = (
+  database: string,
+  around: UnitSettings,
+  asked: UnitSettings
+): OptionsConflict | undefined => {
+  for (const option of ["isolation", "access"] as const) {
+    const inner = asked[option]
+    const outer = around[option] ?? effective[option]
+    const isRaised = option === "isolation" && isHigher(asked.isolation, around.isolation ?? effective.isolation)
+    if (inner !== undefined && inner !== outer && !isRaised)
+      return new OptionsConflict({ database, server: "", option, outer, inner })
+  }
+  return undefined
+}
+
+/** Returns the settings of transactions that a unit of work will begin, as a part asks where that is no conflict. */
+export const raiseSettings = (around: UnitSettings, asked: UnitSettings, joins: boolean): UnitSettings => {
+  const { access: _, isolation, label, ...rest } = asked
+  const limits = joins ? mergeSettings(around, { ...rest, label: around.label ?? label }) : around
+  return isHigher(isolation, around.isolation ?? effective.isolation) ? { ...limits, isolation } : limits
 }
 
 /** Builds the refusal of a part's retry by a whole that cannot be run again. */

@@ -13,6 +13,7 @@ import {
   checkConstraints,
   commitAndRunHooks,
   commitUninterruptibly,
+  isSavepoint,
   rollbackAll,
   runBeforeCommitHooks,
   sendCommit
@@ -39,8 +40,6 @@ const byRisk = (transactions: ReadonlyArray<Transaction>, order: Order): Readonl
   return [...transactions].sort((a, b) => place(a) - place(b))
 }
 
-const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
-
 /** Returns the order of the ends: savepoints come last, because they can still be undone when a COMMIT has failed. */
 const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
   if (transactions.length < 2) return transactions
@@ -57,6 +56,9 @@ const undoReleased = (done: ReadonlyArray<Transaction>, cause: Cause.Cause<Trans
   }
 }
 
+const areStored = (committed: ReadonlyArray<Transaction>): ReadonlyArray<Transaction> =>
+  committed.filter((_) => _.stores && !isSavepoint(_))
+
 const names = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
 
 /** Says what is stored, where some databases have committed before one did not. */
@@ -66,7 +68,7 @@ const partial = (
   rest: ReadonlyArray<Transaction>,
   cause: Cause.Cause<TransactionError>
 ): Cause.Cause<TransactionError> => {
-  const stored = committed.filter((_) => _.stores && !isSavepoint(_))
+  const stored = areStored(committed)
   if (stored.length === 0) return cause
   const error = Cause.failureOption(cause)
   const failure = Cause.fail(
@@ -111,7 +113,8 @@ const checkAll = (
 
 /**
  * Commits one after the other; a failure rolls the rest back and says what is stored already. An interruption is heard only before the
- * first is committed: after that the rest follow, within a second each, so that nobody leaves a half behind by going away.
+ * first is committed: after that the rest follow, within a second each, so that nobody leaves a half behind by going away. Where all of
+ * them are savepoints, what is around them ends in rollback then, for their caller takes them for undone.
  */
 const commitAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -119,12 +122,19 @@ const commitAll = (
 ): Effect.Effect<void, TransactionError> => {
   const step = (i: number, gone: Cause.Cause<TransactionError> | undefined): Effect.Effect<void, TransactionError> => {
     const transaction = transactions[i]
+    const takesBack = areStored(transactions.slice(0, i)).length === 0
     if (transaction === undefined) {
+      // those that were released before their caller left
+      if (gone !== undefined && takesBack) for (const { level } of transactions.filter(isSavepoint)) level.takeBack()
       const hooks = runAfterHooks(transactions, gone === undefined ? restore : undefined)
       return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
     }
     const soon = restore === undefined || gone !== undefined
-    return Effect.matchCauseEffect(soon ? commitUninterruptibly(transaction) : sendCommit(transaction, restore), {
+    const isUndone = takesBack && isSavepoint(transaction)
+    const ended = soon
+      ? commitUninterruptibly(transaction, isUndone && gone !== undefined)
+      : sendCommit(transaction, restore, isUndone)
+    return Effect.matchCauseEffect(ended, {
       onSuccess: () => step(i + 1, gone),
       onFailure: (cause) => {
         const { state } = transaction.level
@@ -137,8 +147,7 @@ const commitAll = (
         undoReleased(done, cause)
         const hearing = left || gone !== undefined ? undefined : restore
         // a savepoint that was undone in what is committed is undone all the same
-        const hooks = runAfterHooks(done, hearing, false)
-        return Effect.zipRight(Effect.zipRight(rollbackAll(rest, hearing), hooks), Effect.failCause(failure))
+        return Effect.zipRight(rollbackAll(rest, hearing, done), Effect.failCause(failure))
       }
     })
   }

@@ -4,16 +4,16 @@
  */
 
 import type * as Fiber from "effect/Fiber"
-import { OptionsConflict } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
 import type { Options } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
-import type { Retry, TransactionContext } from "../transaction/context.js"
+import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hooks.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import { type Order, Unit, type UnitOptions, type UnitOutcome, unitOf, type Waiting } from "./unitOfWork.js"
+import { mergeSettings, type UnitSettings } from "../transaction/unitOptions.js"
+import { joinableUnitOf, type Order, Unit, type UnitOutcome, unitOf, type Waiting } from "./unitOfWork.js"
 
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
@@ -54,19 +54,16 @@ export class NestedUnit extends Unit {
     return this.outside.takeRetry(transaction, asked)
   }
 
-  /** Asks the same of the unit around, which begins the transactions of this part. */
-  override demand(rules: UnitOptions): OptionsConflict | (() => void) {
-    const own = super.demand(rules)
-    if (own instanceof OptionsConflict) return own
-    const around = unitOf(this.outside)?.demand(rules)
-    if (around instanceof OptionsConflict) return around
-    return () => {
-      own()
-      around?.()
-    }
+  /** A unit around it begins its transactions, so their isolation and access are those of that. */
+  override settingsFor(database: string | undefined): UnitSettings {
+    const own = super.settingsFor(database)
+    const unit = joinableUnitOf(this.outside)
+    if (unit === undefined) return own
+    const { access, isolation } = unit.settingsFor(database)
+    return mergeSettings(own, { access, isolation })
   }
 
-  override demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
+  override demandEnding(order: Order | undefined, checked: boolean | undefined): Demanded {
     const unit = unitOf(this.outside)
     return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
   }
@@ -104,7 +101,9 @@ export class NestedUnit extends Unit {
 
   private nestIn(around: Transaction): Transaction {
     const label = this.name?.label
-    const nested = nest(around.origin, around, "writer", around, label === undefined ? {} : { label })
+    const { applicationName, lockTimeout, statementTimeout } = super.settingsFor(around.origin.database)
+    const own = mergeSettings({}, { label, applicationName, lockTimeout, statementTimeout })
+    const nested = nest(around.origin, around, "writer", around, own)
     nested.level.gate = this.gate
     nested.span = around.origin.span(this.fiber, label, this.outside)
     this.add(nested)

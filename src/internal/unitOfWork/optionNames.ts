@@ -5,7 +5,7 @@ import type { ConfigInvalid } from "../../DatabaseError.js"
 import type { Options } from "../../Transaction.js"
 import type { KnownNames } from "../config/knownNames.js"
 import { unknownOption } from "../config/unknownOption.js"
-import type { UnitSettings } from "./unitOfWork.js"
+import type { UnitSettings } from "../transaction/unitOptions.js"
 
 const settings: KnownNames<UnitSettings> = {
   isolation: true,

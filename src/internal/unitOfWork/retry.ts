@@ -121,11 +121,11 @@ export const retryTransaction = <A, E, R>(
           return exit
         }
         return Effect.matchCauseEffect(restore(driver.next(reason)), {
-          // the schedule has ended, or the pause was interrupted
+          // the schedule has ended, or the pause was interrupted: what the attempt has failed with, such as an unknown outcome, is kept
           onFailure: (cause) =>
             Either.match(Cause.failureOrCause(cause), {
               onLeft: () => Effect.zipRight(attempts.end(reason), exit),
-              onRight: Effect.failCause
+              onRight: (gone) => Effect.failCause(Exit.isFailure(exit) ? Cause.sequential(exit.cause, gone) : gone)
             }),
           onSuccess: () => attempt
         })

@@ -11,20 +11,18 @@ import type { Options } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
 import type { Describe, WorkLabel } from "../statement/workLabel.js"
-import { OutsideContext, type ReadMemory, type Retry, TransactionContext } from "../transaction/context.js"
+import {
+  type Demanded,
+  OutsideContext,
+  type ReadMemory,
+  type Retry,
+  TransactionContext
+} from "../transaction/context.js"
 import type { Hook } from "../transaction/hooks.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
-import { optionsConflict, raiseIsolation } from "../transaction/propagation.js"
+import { optionsConflict, raiseIsolation, raiseSettings, settingsConflict } from "../transaction/propagation.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
-
-/** How a unit's transactions are to be. */
-export type UnitSettings = Omit<Options, "propagation" | "retry">
-
-/** For all databases, and by the names of single ones. */
-export interface UnitOptions {
-  readonly all: UnitSettings | undefined
-  readonly databases: ReadonlyMap<string, UnitSettings>
-}
+import { settingsOf, type UnitOptions, type UnitSettings } from "../transaction/unitOptions.js"
 
 /** By which the order of commits is chosen: a list of names is the order itself, those that it leaves out come after it. */
 export type Order = "safest" | "touched" | ReadonlyArray<string>
@@ -50,8 +48,9 @@ export interface Waiting {
   readonly hooks: Array<Hook>
 }
 
-const noOptions: Options = {}
+const noSettings: UnitSettings = {}
 const none: ReadonlyArray<never> = []
+const noRules: UnitOptions = { all: noSettings, databases: new Map() }
 
 /** Tells whether what a transaction has done is stored, or may be. */
 export const mayBeStored = (transaction: Transaction): boolean => {
@@ -109,9 +108,9 @@ export class Unit extends TransactionContext {
     return true
   }
 
-  /** Forgets what was left to the time when it is stored, because all that it was about is undone. */
+  /** Forgets what was left to the time when it is stored, if all that it may be about is undone. */
   dropPending(): void {
-    if (this.transactions === undefined || this.transactions.size === 0) this.pending = undefined
+    if (!this.hasKept && (this.transactions === undefined || this.transactions.size === 0)) this.pending = undefined
   }
 
   override get isOver(): boolean {
@@ -128,9 +127,9 @@ export class Unit extends TransactionContext {
     if (!isEarly) this.pending = undefined
   }
 
-  /** Tells whether one of its transactions is stored, or may be. */
-  get hasStored(): boolean {
-    return this.begun.some(mayBeStored)
+  /** Tells whether a part of it is stored, or may be, or is left to what is open around it. */
+  get keepsPart(): boolean {
+    return this.hasKept || this.begun.some(mayBeStored)
   }
 
   /** Of what is open around it, it is a part. */
@@ -170,7 +169,7 @@ export class Unit extends TransactionContext {
       this.hasKept = true
       return around
     }
-    const transaction = begin(this.optionsFor(origin.database))
+    const transaction = begin(this.settingsFor(origin.database))
     this.add(transaction)
     return transaction
   }
@@ -276,8 +275,7 @@ export class Unit extends TransactionContext {
 
   /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
   get hasCommitted(): boolean {
-    if (this.hasKept || this.isEnding) return true
-    return this.hasStored
+    return this.isEnding || this.keepsPart
   }
 
   /** Whether an end of some of its transactions is under way. */
@@ -330,30 +328,37 @@ export class Unit extends TransactionContext {
     this.hasKept ||= mayBeStored(transaction)
   }
 
-  /**
-   * Checks what a part of the work asks for, of all that is begun from now on; what is begun already must not be otherwise. Returns the
-   * refusal, or what takes it.
-   */
-  demand(rules: UnitOptions): OptionsConflict | (() => void) {
-    const asked = [...(this.transactions?.values() ?? [])].flatMap((transaction) => {
-      const options = rules.databases.get(transaction.origin.database) ?? rules.all
-      return options === undefined ? [] : [{ transaction, options }]
-    })
-    for (const { options, transaction } of asked) {
-      const error = optionsConflict(transaction, options, true)
+  /** What is begun already, and what is not, is asked in the same way. */
+  override demand(rules: UnitOptions, joins: boolean): Demanded {
+    const takeAround = super.demand(rules, joins && !this.isNested)
+    if (takeAround instanceof OptionsConflict) return takeAround
+    const { begun } = this
+    for (const transaction of begun) {
+      const error = optionsConflict(transaction, settingsOf(rules, transaction.origin.database), joins)
+      if (error !== undefined) return error
+    }
+    const named = new Set([...(this.rules?.databases.keys() ?? none), ...rules.databases.keys()])
+    const all = [undefined, ...[...named].filter((database) => this.parent?.hasOpen(database) !== true)]
+    for (const database of all) {
+      const error = settingsConflict(database ?? "", this.settingsFor(database), settingsOf(rules, database))
       if (error !== undefined) return error
     }
     return () => {
-      for (const { options, transaction } of asked) raiseIsolation(transaction, options, true)
+      takeAround()
+      for (const transaction of begun)
+        raiseIsolation(transaction, settingsOf(rules, transaction.origin.database), joins)
+      const own = this.rules ?? noRules
+      const raised = (database: string | undefined) =>
+        raiseSettings(settingsOf(own, database), settingsOf(rules, database), joins)
       this.rules = {
-        all: rules.all === undefined ? this.rules?.all : { ...this.rules?.all, ...rules.all },
-        databases: new Map([...(this.rules?.databases ?? []), ...rules.databases])
+        all: raised(undefined),
+        databases: new Map([...named].map((database) => [database, raised(database)]))
       }
     }
   }
 
   /** Checks what a part asks of the end: an order where the unit has none of its own, and a check. Returns as {@link demand}. */
-  demandEnding(order: Order | undefined, checked: boolean | undefined): OptionsConflict | (() => void) {
+  demandEnding(order: Order | undefined, checked: boolean | undefined): Demanded {
     const { ending } = this
     if (order !== undefined && ending.order !== "safest" && String(order) !== String(ending.order))
       return this.refuse("order", String(ending.order), String(order))
@@ -376,10 +381,9 @@ export class Unit extends TransactionContext {
     return new OptionsConflict({ database, server: "", option, outer, inner })
   }
 
-  private optionsFor(database: string): Options {
-    if (this.rules === undefined) return noOptions
-    const own = this.rules.databases.get(database)
-    return own === undefined ? (this.rules.all ?? noOptions) : { ...this.rules.all, ...own }
+  /** Returns the settings of a transaction that it begins on a database; without a name, on all that have none of their own. */
+  settingsFor(database: string | undefined): UnitSettings {
+    return this.rules === undefined ? noSettings : settingsOf(this.rules, database)
   }
 }
 

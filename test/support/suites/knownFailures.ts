@@ -1,6 +1,6 @@
 /**
  * What goes wrong with plain clients, as functions of a client: `plain-client.test.ts` asserts what the plain client makes of each,
- * `known-failures.test.ts` what effect-db does. The numbers are those of the table in the README.
+ * `known-failures.test.ts` what effect-db does. The numbers are those of the table in `examples/guides/sql-pg.md`.
  */
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
