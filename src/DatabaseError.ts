@@ -55,7 +55,7 @@ const refused = {
 /** Of failures after which the work may be run again. */
 const replayable = {
   /**
-   * Set if it was run again in vain: how often it has run, and what ended that, its `schedule` or the `budget` of the database for retries.
+   * Set if the work was run again in vain: the number of attempts, and what ended them, the `schedule` or the `budget` of the database.
    */
   retried: Schema.optional(Schema.Struct({ attempts: Schema.Number, endedBy: Schema.Literal("schedule", "budget") }))
 }
@@ -80,7 +80,7 @@ const refusal = (
 ): string => `${at(self)}${said(self.cause)}${self.hint === undefined ? "" : ` - ${self.hint}`}${statementLines(self)}`
 
 /**
- * How often work was run in vain, and what ended that: its `schedule`, or the `budget` of the database for retries.
+ * The number of attempts that failed, and what ended them: the `schedule` of the retry, or the `budget` of the database for retries.
  *
  * @since 0.2.0
  * @category models

@@ -153,7 +153,7 @@ export type Observation = Data.TaggedEnum<{
   RetryExhausted: {
     readonly database: string
     readonly what: "acquire" | "statement" | "transaction"
-    /** How often it has run in all. */
+    /** The number of all attempts, the first among them. */
     readonly attempts: number
     readonly endedBy: "schedule" | "budget"
     readonly message: string

@@ -23,9 +23,9 @@ import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
 import { isStalePlan, isTransient } from "./SqlState.js"
 
 /**
- * How many attempts beyond the first a database may make, all callers together: `burst` at once, and `perSecond` more with time. What a
- * transaction, unit of work, request or statement has taken it gives back when it succeeds, or when its own code fails it after the database
- * has done all that it asked for.
+ * Attempts beyond the first that a database may make, all callers together: `burst` at once, and `perSecond` more with time. A transaction,
+ * unit of work, request or statement gives back what it has taken when it succeeds, or when its own code fails after the database has done
+ * all that it was asked for.
  *
  * @since 0.1.0
  * @category models
