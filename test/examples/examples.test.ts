@@ -238,7 +238,8 @@ describe.concurrent("examples", () => {
           expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
         }
       }),
-    patience
+    // five programs, one after the other
+    2 * patience
   )
 
   it.scopedLive(
