@@ -27,7 +27,7 @@ const add = (title: string, losses: number) => {
 }
 
 const program = Effect.gen(function* () {
-  // An idle connection is lost: it is replaced, and nobody notices.
+  // An idle connection is lost: it is replaced, and no statement fails.
   const [ours, theirs] = yield* Db.withTransaction(
     Effect.gen(function* () {
       const ours = yield* pid

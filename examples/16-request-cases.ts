@@ -1,4 +1,4 @@
-/** What a request leaves behind, and what its client is told, case by case; the last three are those in which others lose something. */
+/** Requests and their results, case by case: the rows that are stored and the response. In the last three, other programs lose something. */
 import { HttpApp, HttpServerResponse } from "@effect/platform"
 import { Console, Effect, Fiber, Logger, LogLevel } from "effect"
 import { RequestTransaction, UnitOfWork } from "effect-db"
@@ -14,7 +14,7 @@ const addAndFail = Effect.zipRight(add, Effect.fail("undone"))
 const event = Effect.flatMap(Audit.writer, (log) => log`INSERT INTO event VALUES ('added', 'the same')`)
 const answer = (status: number) => HttpServerResponse.empty({ status })
 
-/** What a handler does, one after the other, and how it ends. */
+/** The steps of a handler in their order, and its end. */
 const cases: Record<string, readonly [Step<unknown>[], Step<HttpServerResponse.HttpServerResponse>]> = {
   "an insert": [[add], answer(200)],
   "a redirection": [[add], answer(304)],

@@ -1,4 +1,4 @@
-/** What the examples with plain handlers answer a failure with: no word of what the database said. */
+/** Responses to failures in the examples with plain handlers. They hold no text of the database. */
 import { ParseResult } from "effect"
 import { DatabaseError } from "effect-db"
 

@@ -1,4 +1,4 @@
-/** How the examples are run: what fails is one line, and Ctrl-C is an end like any other. */
+/** Runs the examples: a failure is printed as one line, and Ctrl-C closes every resource. */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import { Cause, Console, Effect, Exit } from "effect"
 import { DatabaseError } from "effect-db"

@@ -1,4 +1,4 @@
-/** What the examples with a server have in common: where they listen, and the requests that they send to themselves with `--once`. */
+/** Shared parts of the examples with a server: the address that they listen on, and the requests that they send to themselves with `--once`. */
 import { once } from "node:events"
 import type { Server } from "node:http"
 import type { AddressInfo } from "node:net"
@@ -14,7 +14,7 @@ export const port = portOf(process.env.PORT || "0")
 export const host = process.env.HOST || "127.0.0.1"
 export const isOnce = process.argv.includes("--once")
 
-/** What the last response that had a cookie asked to be brought back. */
+/** The cookie of the last response that had one. */
 let cookie = ""
 
 const ask = async (url: string, method: string, path: string, body?: object): Promise<void> => {
@@ -40,14 +40,14 @@ export const serveUntil = async (signal: AbortSignal, url: string): Promise<void
   else if (!signal.aborted) await once(signal, "abort")
 }
 
-/** Where a server listens, when it does. */
+/** The address of a server that is listening. */
 export const listening = async (server: Server): Promise<string> => {
   if (!server.listening) await once(server, "listening")
   // a server that listens on a port has such an address
   return `http://localhost:${(server.address() as AddressInfo).port}`
 }
 
-/** Whoever is not answered in 5 seconds is cut off: what was done for him is rolled back. */
+/** Closes the connections of requests that have no answer after 5 seconds: their work is rolled back. */
 export const hurry = (server: Server): void => void setTimeout(() => server.closeAllConnections(), 5000).unref()
 
 /** Takes no more requests, and waits for those that are there. */

@@ -23,7 +23,7 @@ const urls = (replicas: number) =>
     }
   })
 
-/** Whoever reads the settings below this layer finds them. */
+/** Makes the settings available to every layer built on this one. */
 export const server = ({ replicas = 0 } = {}) =>
   Layer.unwrapScoped(
     Effect.map(urls(replicas), ({ audit, readers, writer }) => {

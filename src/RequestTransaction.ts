@@ -229,7 +229,7 @@ type Settle<E, E1> = (unstored: Unstored<E>) => Effect.Effect<Response, E1>
 
 const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => otherwise
 
-/** A rollback does not fail. */
+/** Rolls a unit back. That cannot fail: a connection that does not answer is closed, which rolls back, too. */
 const undo = (handle: UnitOfWork.Handle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
 /** Ends the unit of a request by its response, which `cause` is encoded to if it is not empty. */
@@ -587,6 +587,7 @@ const openForAgain = (
             FiberRef.get(HttpApp.currentPreResponseHandlers),
             Option.match({
               onNone: () => Effect.succeed(response),
+              // the errors of the route have no room for its failure, and the platform answers either with 500
               onSome: (handler) => Effect.orDie(handler(request, response))
             })
           )

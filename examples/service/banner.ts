@@ -2,7 +2,7 @@ import { HttpServer } from "@effect/platform"
 import { Console, Effect } from "effect"
 import { Servers, shown } from "./servers.js"
 
-/** Where the service is reached. */
+/** The addresses of the service. */
 export const baseUrl = HttpServer.HttpServer.pipe(
   Effect.map(({ address }) =>
     address._tag === "TcpAddress"

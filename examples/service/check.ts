@@ -4,7 +4,7 @@ import type { Ledger } from "./ledger.js"
 import type { Airport } from "./records.js"
 import { direct, on, type Server, Servers } from "./servers.js"
 
-/** What a look at the databases has brought to light. */
+/** The result of a look at the databases. */
 export interface Finding {
   readonly line: string
   readonly problems: ReadonlyArray<string>

@@ -8,7 +8,7 @@ import { Airport } from "./records.js"
 /** The number of problems that are kept. A file with more of them is not read to its end, which may be far away. */
 const mostProblems = 1000
 
-/** What is wrong with a file, each with its line. */
+/** The faults of a file, each with its line. */
 export class CsvInvalid extends Data.TaggedError("CsvInvalid")<{
   readonly file: string
   readonly problems: ReadonlyArray<string>
@@ -23,12 +23,12 @@ export class CsvInvalid extends Data.TaggedError("CsvInvalid")<{
 
 export interface Row {
   readonly airport: Airport
-  /** How far the file has been read, in bytes. */
+  /** The position that the file has been read to, in bytes. */
   readonly bytes: number
 }
 
 interface Line {
-  /** Where it begins, counted as editors do. */
+  /** The line that it begins on, counted as editors do. */
   readonly at: number
   readonly fields: ReadonlyArray<string>
   readonly bytes: number
@@ -51,7 +51,7 @@ const shown = (text: string): string => JSON.stringify(text.length > 100 ? `${te
 
 const breaks = (text: string): number => text.split(/\r\n|\n|\r/).length - 1
 
-/** What the parser makes of a file's bytes; how many fields there have to be is for us to say. Fails with what is wrong. */
+/** Parses the bytes of a file into records; the number of fields is checked later. Fails with the fault of the file. */
 const lines = (file: string): Stream.Stream<Line, string> =>
   Stream.suspend(() => {
     let next = 1

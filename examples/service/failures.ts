@@ -4,7 +4,7 @@ import { DatabaseError, RetryPolicy } from "effect-db"
 import { Audit } from "./databases.js"
 
 /**
- * What became of a change that was answered with an error.
+ * The outcome of a change that was answered with an error.
  *
  * - `no`: nothing is stored; send it again.
  * - `partly`: the change is not stored, though its audit event is or may be; send it again.
@@ -64,7 +64,7 @@ const passing = new Set<DatabaseError.DatabaseError["_tag"]>([
   "IdleTransactionTimeout"
 ])
 
-/** What the client hears of a database's failure. What the server said stays in the log. */
+/** The part of a database failure that the client receives. The server's own text stays in the log. */
 export const fromDatabase = (error: DatabaseError.DatabaseError): Unavailable | Broken =>
   passing.has(error._tag) || RetryPolicy.isReplayable(error) ? Unavailable.because(error._tag, stored(error)) : broken
 

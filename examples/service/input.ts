@@ -1,6 +1,6 @@
 import { Schema } from "effect"
 
-/** What is said of a value that is not what it should be, in whatever way. */
+/** The message for an invalid value of any kind. */
 export const expected = (what: string) => ({ message: () => ({ message: `expected ${what}`, override: true }) })
 
 /** Text as Postgres can store it, and give back as it was. */

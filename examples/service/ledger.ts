@@ -5,7 +5,7 @@ export interface Attempt {
   readonly request: string
   /** The change it asked for; none where it only reads. */
   readonly change: { readonly what: Event["what"]; readonly subject: string } | undefined
-  /** What was answered, or found out by looking. A change that is stored partly is undone, though its event may be there. */
+  /** The outcome of a change, as answered or as found in the database. A change that is stored partly is undone, though its event may be there. */
   readonly outcome: "acknowledged" | "found stored" | "found not stored" | "stored partly" | "not stored"
 }
 
@@ -14,14 +14,14 @@ export interface TodoState {
   readonly done: boolean
 }
 
-/** What the service has said to its clients: the truth that the databases are held against. */
+/** The answers of the service to its clients. The databases are compared with them. */
 export class Ledger {
   readonly attempts: Array<Attempt> = []
   /** Every todo that was ever stored; `undefined` where it is deleted. */
   readonly todos = new Map<string, TodoState | undefined>()
   readonly served = new Map<string, number>()
   readonly errors = new Map<string, number>()
-  /** What must not happen: a request without an end, an answer that contradicts another one. */
+  /** The violations: a request without an end, an answer that contradicts another one. */
   readonly failures: Array<string> = []
   succeeded = 0
 

@@ -9,7 +9,7 @@ export const concurrency = 8
 const mostAttempts = 20
 const pause = Schedule.intersect(Schedule.spaced("100 millis"), Schedule.recurs(mostAttempts))
 
-/** What an error says about a change: it is not there, it may be there, or the service does not want it at all. */
+/** The meaning of an error for a change: it is not stored, it may be stored, or the service refuses it. */
 const meaning = (error: Tasks.Failure): Unavailable["stored"] | "refused" =>
   error instanceof Unavailable
     ? error.stored
@@ -37,7 +37,7 @@ export const run = (options: {
         Effect.map(change.isStored)
       )
 
-    /** What became of one attempt. Fails where the service refuses the request: sent again it would be no better. */
+    /** Sends one attempt and returns its outcome. Fails if the service refuses the request: another attempt would be refused, too. */
     const attempt = (task: Tasks.Task, request: string) =>
       task.send(request).pipe(
         Effect.map(([, response]): Attempt["outcome"] => {

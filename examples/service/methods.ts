@@ -1,7 +1,7 @@
 import { HttpApiBuilder, type HttpServerRequest } from "@effect/platform"
 import { Chunk, Effect } from "effect"
 
-/** Whether a path is one of a route such as `/todos/:id`. */
+/** Checks if a path matches a route such as `/todos/:id`. */
 const matches = (route: ReadonlyArray<string>, path: ReadonlyArray<string>): boolean =>
   route.length === path.length && route.every((part, i) => part === path[i] || (part.startsWith(":") && path[i] !== ""))
 

@@ -20,7 +20,7 @@ export interface Acts {
   readonly state: Effect.Effect<typeof State.Type>
 }
 
-/** What a visitor may do to the servers, to watch the service go on. Nobody may do it to servers that are somebody's. */
+/** Actions of a visitor on the servers, which show that the service goes on. They are refused for servers that the service has not started. */
 export class Playground extends Context.Tag("example/Playground")<Playground, Option.Option<Acts>>() {}
 
 export const none = Layer.succeed(Playground, Option.none())

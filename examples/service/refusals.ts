@@ -84,7 +84,7 @@ const names = Config.string("ALLOWED_HOSTS").pipe(
 )
 
 /**
- * Whether a name is one of this service. Any site may have a name of its own lead to this address, and to a browser its page is then one of
+ * Checks if a name is one of this service. Any site may have a name of its own lead to this address, and to a browser its page is then one of
  * ours; but an address is no name, and `localhost` is nobody's.
  */
 const isOurs = (host: string, allowed: ReadonlyArray<string>): boolean => {

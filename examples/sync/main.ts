@@ -1,8 +1,8 @@
-/** How a program that blocks is run. */
+/** Runs a program that blocks. */
 import { explain } from "../main.js"
 import { Interrupted } from "./start.js"
 
-/** What fails is one line. It listens to no signal, for it could not be told of one: Ctrl-C breaks off what it waits for, or ends it. */
+/** Prints a failure as one line. Listens to no signal, for a blocked thread receives none: Ctrl-C ends the call that it waits for, or the program. */
 export const main = (program: () => void): void => {
   try {
     program()

@@ -1,4 +1,4 @@
-/** What two threads say to each other, when one of them is blocked until the other has answered. */
+/** Messages between two threads of which one is blocked until the other has answered. */
 import type { MessagePort } from "node:worker_threads"
 import { Schema } from "effect"
 import { DatabaseError } from "effect-db"
@@ -22,7 +22,7 @@ const exported: ReadonlyArray<unknown> = Object.values(DatabaseError)
 /** On the way an error loses its class and its fields: those of databases get them back, others are left with name and message. */
 export const Failure = Schema.Union(...exported.filter(isError), BlocksItself, Schema.Defect)
 
-/** What the thread that answers is given. `bell` is memory of both: who is blocked can look at nothing else. */
+/** The data of the thread that answers. `bell` is memory of both threads: a blocked thread can look at nothing else. */
 export interface Given {
   readonly bell: Int32Array
   readonly port: MessagePort

@@ -479,6 +479,7 @@ describe("the connection of an interrupted statement", () => {
 
   it.scopedLive(`${behindBouncer} is never kept: a pooler may pass a cancel on late`, (context) =>
     Effect.gen(function* () {
+      // without PgBouncer, which only `npm run test:cluster` installs, there is no connection of one
       if (!hasBouncer) return context.skip()
       yield* interrupted(run(long))
       const { servers } = yield* Db.status

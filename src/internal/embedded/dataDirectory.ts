@@ -50,6 +50,7 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
         ],
         { cwd: cluster.folder, user: cluster.user }
       ).pipe(Effect.mapError(initializeError("the data folder could not be made"))),
+    // the whole folder is removed with the server, and the file is readable by its user alone
     () => Effect.ignore(Folder.remove(pwfile))
   )
   yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
