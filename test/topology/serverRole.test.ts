@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type Database, DatabaseError, EmbeddedPostgres, RetryPolicy, UnitOfWork } from "effect-db"
+import { type Database, DatabaseError, EmbeddedPostgres, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { behind, failure, until } from "../support/behind.js"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
@@ -163,6 +163,22 @@ describe("the proof of the role behind a pooler", () => {
       const error = yield* failure(Effect.provide(RetryPolicy.with(insert("never"), RetryPolicy.never), db))
       assert.isTrue(error._tag === "Disconnected" && error.outcome === "notSent", inspect(error))
       assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["alone", "copied", "transaction"])
+    })
+  )
+
+  it.scopedLive("a reader's refused write in a writing transaction does not put the server's role in doubt", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const db = Db.layer({ writer: place.writer, mode: "transactionPooler", maxConnections: 1 })
+      const refused = Effect.flatMap(Db.reader, (sql) => failure(sql`DELETE FROM item`))
+      const run = Db.withTransaction(Effect.zipLeft(refused, insert("stored")))
+      const sandboxed = Effect.provide(refused, TestDatabase.layer(Db))
+      const errors = yield* Effect.provide(Effect.all([run, sandboxed]), db)
+      assert.deepStrictEqual(
+        errors.map(({ _tag }) => _tag),
+        ["ReadOnlyViolation", "ReadOnlyViolation"]
+      )
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["stored"])
     })
   )
 })

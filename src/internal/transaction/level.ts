@@ -540,7 +540,9 @@ export class Level {
         // what has ended it may have begun another one
         if (flight.result.command === "COMMIT" || flight.results.length > 0) this.link.asking?.recordCommit(undefined)
         const all = opening.length
-        const isMisled = failure !== undefined && !this.readOnly && connection.hasWrongRole(failure)
+        // the refusal of what was to read only says nothing of the server's role
+        const expectsRefusal = this.readOnly || (fence === "readOnly" && connection.broken === undefined)
+        const isMisled = failure !== undefined && !expectsRefusal && connection.hasWrongRole(failure)
         // nothing of it has run: as if there had been no BEGIN
         const isUnfit = isMisled && isOutermost(opening)
         if (all > 0) this.acknowledge(opening, isUnfit || undone === "opening" ? 0 : flight.acknowledged)
