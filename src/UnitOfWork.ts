@@ -709,11 +709,12 @@ const endSome = (
         if (outcome === "rollback") unit.dropPending()
         return Effect.void
       }
-      const { place } = first.level.link
+      const { location } = first.level.holder
       // they are being ended with the unit, or were
-      if (unit.hasEnded) return Effect.fail(new TransactionEnded(place))
+      if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
       // somebody else, or whoever calls the hook that this comes from, is ending them
-      if (outcome === "commit" && unit.isEndOf(chosen)) return Effect.fail(new TransactionBusy({ ...place, waited: 0 }))
+      if (outcome === "commit" && unit.isEndOf(chosen))
+        return Effect.fail(new TransactionBusy({ ...location, waited: 0 }))
       if (outcome === "rollback") {
         for (const transaction of chosen) unit.forget(transaction)
         unit.dropPending()

@@ -36,12 +36,13 @@ import { type WorkLabel, withComment } from "../statement/workLabel.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server, Topology } from "../topology/topology.js"
-import type { ConnectionLender } from "../transaction/connectionHolder.js"
+import type { ConnectionProvider } from "../transaction/connectionHolder.js"
 import { currentContext, type ReadMemory, type Retry, type TransactionContext } from "../transaction/context.js"
 import { causalSessionOf, scoped } from "../transaction/contextSlot.js"
 import { endingStatementIn } from "../transaction/endingStatement.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
-import type { StatementIsolation } from "../transaction/level.js"
+import { runStatement } from "../transaction/levelStatement.js"
+import type { StatementIsolation } from "../transaction/savepoint.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { reasonOf, replayable, retryTransaction } from "../unitOfWork/retry.js"
 import { mayBeStored, unitOf } from "../unitOfWork/unitOfWork.js"
@@ -60,7 +61,7 @@ type Failed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
 const none: ReadonlyArray<never> = []
 
 /** A server's pool, as a transaction sees it. */
-class PoolLender implements ConnectionLender {
+class PoolLender implements ConnectionProvider {
   /** When it got its connection. */
   since = 0
   /** Where it is among those that have one. */
@@ -77,11 +78,11 @@ class PoolLender implements ConnectionLender {
     private readonly span: TransactionSpan | undefined
   ) {}
 
-  get patience(): number {
+  get busyTimeout(): number {
     return this.engine.config.pool.acquireTimeout
   }
 
-  get place(): ErrorLocation {
+  get location(): ErrorLocation {
     return { database: this.engine.config.name, server: this.source?.options.server.name ?? "" }
   }
 
@@ -161,7 +162,7 @@ export class Executor implements Origin {
   get transactions(): ReadonlyArray<OpenTransaction> {
     const now = clock.now()
     return this.opened
-      .map(({ label, place, since }) => ({ server: place.server, label, age: now - since }))
+      .map(({ label, location, since }) => ({ server: location.server, label, age: now - since }))
       .sort((a, b) => b.age - a.age)
   }
 
@@ -237,7 +238,7 @@ export class Executor implements Origin {
     const found = ambient.find(this, "writer")
     if (found === "none") return undefined
     // what was written there is undone, so there is nothing to see
-    if (kind === "reader" && found?.level.isVacated) return undefined
+    if (kind === "reader" && found?.level.presence === "undone") return undefined
     return (
       found ??
       (kind === "writer"
@@ -281,7 +282,7 @@ export class Executor implements Origin {
     transaction: Transaction
   ): void {
     const session = causalSessionOf(fiber.currentContext, ambient)
-    if (session !== undefined && this.sandbox === undefined) transaction.level.link.witness(session)
+    if (session !== undefined && this.sandbox === undefined) transaction.level.holder.addSession(session)
   }
 
   /** Chooses where a connection comes from; called again, for another attempt, another server where one fits. */
@@ -558,7 +559,7 @@ const named = (options: Options, work: WorkLabel | undefined): Options =>
 const inTransaction =
   (transaction: Transaction, request: Request, fence: StatementIsolation, part?: JoinedPart | undefined): Go =>
   (done) =>
-    transaction.level.run(request, fence, done, part === undefined ? undefined : () => part.note(transaction))
+    runStatement(transaction.level, request, fence, done, part === undefined ? undefined : () => part.note(transaction))
 
 /** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
 const readFrom = <A>(flight: Exchange, read: (flight: Exchange) => A): Effect.Effect<A> => {

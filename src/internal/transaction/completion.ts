@@ -8,6 +8,8 @@ import { Observation } from "../../Observation.js"
 import { cancellableWithin, type Restore } from "../concurrency/cancellable.js"
 import type { TransactionContext } from "./context.js"
 import { runAfterHooks } from "./hooks.js"
+import { checkLevel, commitLevel } from "./levelCommit.js"
+import { rollbackLevel } from "./levelRollback.js"
 import type { Transaction } from "./transaction.js"
 
 /** Tells whether the end of a transaction is left to that of another. */
@@ -38,18 +40,18 @@ export const sendCommit = (
   takesBack = false
 ): Effect.Effect<void, TransactionError> =>
   cancellableWithin(restore, (resume) => {
-    const giveUp = commitLevel(transaction, resume)
+    const giveUp = startCommit(transaction, resume)
     return () => Effect.async((settled) => giveUp((unknown) => settled(unknown), takesBack))
   })
 
 /** Commits; the returned function gives up, and its callback gets the failure that an interrupted caller has to know, if there is one. */
-const commitLevel = (
+const startCommit = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
 ): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void, takesBack: boolean) => void) => {
   transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
   let ended: Effect.Effect<void, TransactionError> = Effect.void
-  const giveUp = transaction.level.commit((error) => {
+  const giveUp = commitLevel(transaction.level, (error) => {
     const { state } = transaction.level
     // one that somebody else has ended was told of then
     if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
@@ -65,7 +67,9 @@ const commitLevel = (
  */
 export const checkConstraints = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
-    const giveUp = transaction.level.check((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
+    const giveUp = checkLevel(transaction.level, (error) =>
+      resume(error === undefined ? Effect.void : Effect.fail(error))
+    )
     return Effect.sync(giveUp)
   })
 
@@ -79,9 +83,9 @@ export const commitUninterruptibly = (
 ): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
     const { level } = transaction
-    const giveUp = commitLevel(transaction, resume)
+    const giveUp = startCommit(transaction, resume)
     giveUp(() => {
-      if (level.state === "open") resume(Effect.fail(new TransactionBusy({ ...level.link.place, waited: 0 })))
+      if (level.state === "open") resume(Effect.fail(new TransactionBusy({ ...level.holder.location, waited: 0 })))
     }, takesBack)
   })
 
@@ -92,7 +96,8 @@ const rollBack = (transaction: Transaction, restore: Restore | undefined): Effec
     if (level.state !== "open") return Effect.void
     transaction.span?.ends("rollback")
     return Effect.async<void>((resume) =>
-      level.rollback(
+      rollbackLevel(
+        level,
         () => {
           observe(transaction)
           resume(Effect.void)
@@ -140,7 +145,7 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
   const { level, options, origin } = transaction
   transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return
-  const { database, server } = level.link.place
+  const { database, server } = level.holder.location
   origin.observer.observe(
     Observation.TransactionEnded({
       database,
@@ -178,7 +183,7 @@ export const runBeforeCommitHooks = (
           (cause) =>
             Cause.isInterruptedOnly(cause)
               ? Effect.interrupt
-              : Effect.fail(new CommitVetoed({ ...transaction.level.link.place, cause: Cause.squash(cause) }))
+              : Effect.fail(new CommitVetoed({ ...transaction.level.holder.location, cause: Cause.squash(cause) }))
         ),
       { discard: true }
     )

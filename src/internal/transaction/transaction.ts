@@ -15,10 +15,11 @@ import type { TransactionSpan } from "../observability/transactionSpan.js"
 import * as wire from "../protocol/messages.js"
 import { type Limits, setLocal } from "../sql/settings.js"
 import { beginSql, limitOf, limitsSql } from "./begin.js"
-import { ConnectionHolder, type ConnectionLender } from "./connectionHolder.js"
+import { ConnectionHolder, type ConnectionProvider } from "./connectionHolder.js"
 import type { TransactionContext } from "./context.js"
 import { type Hook, type HookKind, passedOn } from "./hooks.js"
-import { Level, type LevelSettings } from "./level.js"
+import { Level } from "./level.js"
+import type { LevelSettings } from "./pendingBegin.js"
 
 /**
  * Where the transactions of one opened database begin. Its identity tells databases apart.
@@ -86,7 +87,8 @@ export class Transaction {
     const given = Object.fromEntries(Object.entries(more).filter(([_, value]) => value !== undefined))
     this.settings = { ...this.settings, ...given }
     const { around, kind, origin, settings } = this
-    this.level.plan(around === undefined ? opening(origin, kind, settings) : nesting(around, settings))
+    this.level.settings =
+      around === undefined ? transactionSettings(origin, kind, settings) : savepointSettings(around, settings)
   }
 
   /** When it began, in ms since then. */
@@ -106,8 +108,8 @@ export class Transaction {
 
   /** @internal Why it may have been undone, for all that its statements know. */
   get failures(): ReadonlyArray<StatementError> {
-    const { failedBy, link } = this.level
-    return failedBy === undefined ? link.failures : [failedBy, ...link.failures]
+    const { failedBy, holder } = this.level
+    return failedBy === undefined ? holder.failures : [failedBy, ...holder.failures]
   }
 
   /** @internal */
@@ -148,7 +150,7 @@ export class Transaction {
 export const begin = (
   origin: Origin,
   kind: Role,
-  lender: ConnectionLender,
+  provider: ConnectionProvider,
   asked: Options,
   ambient: TransactionContext | undefined
 ): Transaction => {
@@ -156,12 +158,12 @@ export const begin = (
   if (origin.sandbox !== undefined)
     return nest(origin, ambient?.around(origin) ?? origin.sandbox, kind, undefined, asked)
   const options = withLimits(kind === "reader" ? { ...asked, access: "read only" } : asked, origin.limits)
-  const level = new Level(new ConnectionHolder(lender), undefined, opening(origin, kind, options))
+  const level = new Level(new ConnectionHolder(provider), undefined, transactionSettings(origin, kind, options))
   return new Transaction(origin, kind, level, undefined, options)
 }
 
 /** Plans the beginning of a transaction that is no savepoint. */
-const opening = (origin: Origin, kind: Role, options: Options): LevelSettings => {
+const transactionSettings = (origin: Origin, kind: Role, options: Options): LevelSettings => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
@@ -200,12 +202,12 @@ export const nest = (
 ): Transaction => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const effective = { applicationName, lockTimeout, statementTimeout, ...options }
-  const level = new Level(around.level.link, around.level, nesting(around, options))
+  const level = new Level(around.level.holder, around.level, savepointSettings(around, options))
   return new Transaction(origin, kind, level, outer, effective, around)
 }
 
 /** Plans the beginning of a savepoint, and the steps that put the settings around it back. */
-const nesting = (around: Transaction, options: Options): LevelSettings => {
+const savepointSettings = (around: Transaction, options: Options): LevelSettings => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const limits = limitsSql(options)
   const readOnly = options.access === "read only" || around.readOnly

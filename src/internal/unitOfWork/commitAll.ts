@@ -20,6 +20,8 @@ import {
 } from "../transaction/completion.js"
 import type { TransactionContext } from "../transaction/context.js"
 import { runAfterHooks } from "../transaction/hooks.js"
+import { rolledBackAtCommit } from "../transaction/levelFailure.js"
+import { rollbackNested } from "../transaction/levelRollback.js"
 import type { Transaction } from "../transaction/transaction.js"
 import type { Order, Unit, UnitOutcome } from "./unitOfWork.js"
 
@@ -73,7 +75,7 @@ const partial = (
   const error = Cause.failureOption(cause)
   const failure = Cause.fail(
     new PartialCommit({
-      ...failed.level.link.place,
+      ...failed.level.holder.location,
       ...(error._tag === "None" ? {} : { cause: error.value }),
       committed: names(stored),
       failed: failed.origin.database,
@@ -99,7 +101,7 @@ const checkAll = (
     Effect.forEach(storing.slice(1), (_) => Effect.exit(checkConstraints(_)), { concurrency: "unbounded" }),
     (exits) => {
       // one that has passed may have lost its connection while another was still checked
-      const lost = storing.map(({ level }) => level.link.lost).find((error) => error !== undefined)
+      const lost = storing.map(({ level }) => level.holder.lost).find((error) => error !== undefined)
       return exits.find(Exit.isFailure) ?? (lost === undefined ? Effect.void : Effect.fail(lost))
     }
   )
@@ -125,7 +127,8 @@ const commitAll = (
     const takesBack = areStored(transactions.slice(0, i)).length === 0
     if (transaction === undefined) {
       // those that were released before their caller left
-      if (gone !== undefined && takesBack) for (const { level } of transactions.filter(isSavepoint)) level.takeBack()
+      if (gone !== undefined && takesBack)
+        for (const { level } of transactions.filter(isSavepoint)) level.undoReleased()
       const hooks = runAfterHooks(transactions, gone === undefined ? restore : undefined)
       return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
     }
@@ -176,7 +179,7 @@ export const finish = (
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
   const leaveForks = (transactions: ReadonlyArray<Transaction>) => {
-    if (leavesForks && !isEarly) for (const { level } of transactions) level.leaveNested()
+    if (leavesForks && !isEarly) for (const { level } of transactions) rollbackNested(level)
   }
   const commits = (transactions: ReadonlyArray<Transaction>) => {
     const ordered = inOrder(transactions, order)
@@ -184,7 +187,7 @@ export const finish = (
     leaveForks(ordered)
     const undone = ordered.find(({ level }) => level.undone !== undefined)
     if (undone !== undefined)
-      return Effect.zipRight(rollbackAll(ordered, restore), Effect.fail(undone.level.rolledBackAtCommit()))
+      return Effect.zipRight(rollbackAll(ordered, restore), Effect.fail(rolledBackAtCommit(undone.level)))
     const [only] = ordered
     if (only !== undefined && ordered.length === 1 && restore !== undefined)
       return commitAndRunHooks(only, restore, identity)

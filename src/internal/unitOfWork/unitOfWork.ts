@@ -20,6 +20,7 @@ import {
 } from "../transaction/context.js"
 import type { Hook } from "../transaction/hooks.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
+import { rollbackLevel } from "../transaction/levelRollback.js"
 import { optionsConflict, raiseIsolation, raiseSettings, settingsConflict } from "../transaction/propagation.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
 import { settingsOf, type UnitOptions, type UnitSettings } from "../transaction/unitOptions.js"
@@ -55,7 +56,7 @@ const noRules: UnitOptions = { all: noSettings, databases: new Map() }
 /** Tells whether what a transaction has done is stored, or may be. */
 export const mayBeStored = (transaction: Transaction): boolean => {
   const { level, stores } = transaction
-  return level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
+  return level.holder.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 }
 
 export class Unit extends TransactionContext {
@@ -181,7 +182,7 @@ export class Unit extends TransactionContext {
     // a fiber that outlives the unit must not begin what nobody will end
     if (this.ended) {
       transaction.span?.end("rolledBack", undefined)
-      return level.rollback(() => {})
+      return rollbackLevel(level, () => {})
     }
     this.transactions ??= new Map()
     this.transactions.set(origin, transaction)
@@ -288,10 +289,10 @@ export class Unit extends TransactionContext {
     const over = Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
     const [first] = [...(this.ends ?? none)].flatMap(({ transactions }) => transactions())
     if (first === undefined) return over
-    const { lender, place } = first.level.link
+    const { location, provider } = first.level.holder
     return Effect.timeoutFail(over, {
-      duration: lender.patience,
-      onTimeout: () => new TransactionBusy({ ...place, waited: lender.patience })
+      duration: provider.busyTimeout,
+      onTimeout: () => new TransactionBusy({ ...location, waited: provider.busyTimeout })
     })
   }
 
