@@ -54,6 +54,7 @@ import { contextOf } from "./internal/transaction/context.js"
 import { inScopes } from "./internal/transaction/contextSlot.js"
 import { type RegisteredHook, registerHook } from "./internal/transaction/hooks.js"
 import { runIndependent } from "./internal/transaction/withTransaction.js"
+import { endEarly } from "./internal/unitOfWork/endEarly.js"
 import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import { Router } from "./Router.js"
@@ -61,7 +62,7 @@ import { type ConnectReason, isNotYet } from "./SqlState.js"
 import type { Schema } from "./Tenant.js"
 import type { OpenTransaction, Role, ServerStatus } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
-import * as UnitOfWork from "./UnitOfWork.js"
+import type * as UnitOfWork from "./UnitOfWork.js"
 
 /**
  * The settings of a database.
@@ -446,8 +447,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
     afterUnknown: hook("afterUnknown"),
-    commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
-    rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
+    commit: Effect.flatMap(opened, ({ engine }) => endEarly(engine, "commit")),
+    rollback: Effect.flatMap(opened, ({ engine }) => endEarly(engine, "rollback")),
     independent: (self) => Effect.flatMap(opened, ({ engine }) => runIndependent(self, engine)),
     listen: (channel, options) =>
       Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),

@@ -123,7 +123,7 @@ export const makeCopy = (
       ...(kind === "reader" ? { access: "read only" } : {})
     }
     if (around !== undefined) return nest(engine, around, kind, around, asked)
-    const memory = ambient?.memory(engine)
+    const memory = ambient?.readAffinity(engine)
     if (memory !== undefined && kind === "writer") memory.written = true
     return engine.begin(kind, asked, fiber, ambient)
   }

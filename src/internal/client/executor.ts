@@ -21,7 +21,7 @@ import { Observation, type Observer } from "../../Observation.js"
 import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Choose } from "../../Router.js"
 import type { OpenTransaction, Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, WorkLabel } from "../../Transaction.js"
 import { cancellable } from "../concurrency/cancellable.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
@@ -32,12 +32,12 @@ import { Borrower } from "../pool/borrower.js"
 import type { Pool } from "../pool/pool.js"
 import type { Limits } from "../sql/settings.js"
 import { type OnStatement, runAutocommit } from "../statement/autocommit.js"
-import { type WorkLabel, withComment } from "../statement/workLabel.js"
+import { withComment } from "../statement/workLabel.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server, Topology } from "../topology/topology.js"
 import type { ConnectionProvider } from "../transaction/connectionHolder.js"
-import { currentContext, type ReadMemory, type Retry, type TransactionContext } from "../transaction/context.js"
+import { currentContext, type ReadAffinity, type Retry, type TransactionContext } from "../transaction/context.js"
 import { causalSessionOf, scoped } from "../transaction/contextSlot.js"
 import { endingStatementIn } from "../transaction/endingStatement.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
@@ -206,7 +206,7 @@ export class Executor implements Origin {
       return this.attempt(fiber, go, read, isNotSent)
     }
     const held = ambient?.held(this) ?? none
-    const memory = ambient?.memory(this)
+    const memory = ambient?.readAffinity(this)
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
       ? this.attempt(fiber, this.onWriter(fiber, ambient, work, request, held), read, retriesOnWriter(fiber))
@@ -231,11 +231,11 @@ export class Executor implements Origin {
   ): Transaction | undefined {
     if (ambient === undefined) return undefined
     if (kind === "reader") {
-      const reading = ambient.find(this, "reader")
+      const reading = ambient.enlist(this, "reader")
       if (reading !== undefined && reading !== "none") return reading
       if (this.consistency(fiber)?._tag === "Eventual") return undefined
     }
-    const found = ambient.find(this, "writer")
+    const found = ambient.enlist(this, "writer")
     if (found === "none") return undefined
     // what was written there is undone, so there is nothing to see
     if (kind === "reader" && found?.level.presence === "undone") return undefined
@@ -291,7 +291,7 @@ export class Executor implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     ambient: TransactionContext | undefined
   ): () => ConnectionSource {
-    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, ambient, ambient?.memory(this))
+    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, ambient, ambient?.readAffinity(this))
   }
 
   /** Tries once and, where it failed in a way that allows it, again by the policy. */
@@ -437,7 +437,7 @@ export class Executor implements Origin {
   private wanted(
     consistency: Consistency | undefined,
     session: Session | undefined,
-    memory: ReadMemory | undefined
+    memory: ReadAffinity | undefined
   ): "nothing" | "everything" | ReadRequirement {
     if (consistency?._tag === "Eventual") return "nothing"
     if (consistency?._tag === "Strong" || memory?.written === true) return "everything"
@@ -483,7 +483,7 @@ export class Executor implements Origin {
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
-    const pick = this.readerPicker(fiber, ambient, ambient?.memory(this))
+    const pick = this.readerPicker(fiber, ambient, ambient?.readAffinity(this))
     const who = this.borrower(fiber, request.site, work)
     return (done, deadline) => runAutocommit(pick(), deadline, held, request, "undone", who, undefined, done)
   }
@@ -495,7 +495,7 @@ export class Executor implements Origin {
   private readerPicker(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     ambient: TransactionContext | undefined,
-    memory: ReadMemory | undefined
+    memory: ReadAffinity | undefined
   ): () => ConnectionSource {
     const { readers, writer } = this.topology
     if (readers.length === 0) return () => writer.reads

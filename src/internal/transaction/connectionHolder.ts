@@ -67,8 +67,8 @@ export class ConnectionHolder {
     this.sessions.add(session)
   }
 
-  /** Returns a recorder for the causal sessions of the transaction, if there are any; the time of the question is now. */
-  get tokenRecorder(): TokenRecorder | undefined {
+  /** Creates a recorder for the causal sessions of the transaction, if it has any; tokens count as of now. */
+  recordTokens(): TokenRecorder | undefined {
     return this.sessions === undefined ? undefined : new TokenRecorder(this.location.database, this.sessions)
   }
 

@@ -15,16 +15,15 @@ import * as Stream from "effect/Stream"
 import type { Session } from "../../Consistency.js"
 import { type DatabaseError, ForeignClient, OptionsConflict, toSqlError } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, WorkLabel } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection as DbConnection } from "../connection/connection.js"
 import type { SchemaScopes } from "../sql/schemaScopes.js"
-import type { WorkLabel } from "../statement/workLabel.js"
 import type { Hook } from "./hooks.js"
 import type { JoinedPart } from "./joinedPart.js"
 import { optionsConflict, raiseIsolation } from "./propagation.js"
+import { type SettingsByDatabase, settingsOf, withoutDatabase } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
-import { settingsOf, type UnitOptions, withoutDatabase } from "./unitOptions.js"
 
 /** When a whole is run again. */
 export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
@@ -60,9 +59,17 @@ export abstract class TransactionContext implements Connection {
     readonly owner: string
   ) {}
 
-  /** The innermost transaction of a database; `"none"` where work was sent outside of all on purpose. */
+  /** Returns the innermost transaction of a database; `"none"` if work is outside of all on purpose. */
   find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return this.parent?.find(origin, kind)
+  }
+
+  /**
+   * Returns the transaction that a statement or hook of a database belongs to, as {@link find}. A unit of
+   * work notes that it is used, and a nested part sets its savepoint in it.
+   */
+  enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return this.parent?.enlist(origin, kind)
   }
 
   /** Begins a transaction in the unit of work that this is part of, if there is one. */
@@ -80,9 +87,9 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.takesHooks(origin) ?? false
   }
 
-  /** Whose turn it is among the nested parts that run side by side in this. */
-  get siblings(): FifoLock {
-    return this.parent?.siblings ?? new FifoLock()
+  /** The lock of the nested parts that run side by side in it. */
+  get siblingLock(): FifoLock {
+    return this.parent?.siblingLock ?? new FifoLock()
   }
 
   /** What the work is for, if anybody has said so. */
@@ -117,7 +124,7 @@ export abstract class TransactionContext implements Connection {
    * Checks what a part asks for, of the transactions that are open here and of those that are begun from now on. A part that is nested, and
    * does not join, has limits of its own.
    */
-  demand(rules: UnitOptions, joins: boolean): Demanded {
+  demand(rules: SettingsByDatabase, joins: boolean): Demanded {
     return this.parent?.demand(rules, joins) ?? takeNothing
   }
 
@@ -136,9 +143,9 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.isOver ?? false
   }
 
-  /** What the unit of work remembers of a database, if there is a unit. */
-  memory(origin: Origin): ReadMemory | undefined {
-    return this.parent?.memory(origin)
+  /** Returns the read affinity of the unit of work to the servers of a database, if there is a unit. */
+  readAffinity(origin: Origin): ReadAffinity | undefined {
+    return this.parent?.readAffinity(origin)
   }
 
   /** The schema scopes of who has put this, or what is around it, into the slot. */
@@ -183,11 +190,11 @@ export abstract class TransactionContext implements Connection {
   }
 }
 
-/** What a unit of work remembers of a database between statements. */
-export interface ReadMemory {
+/** Affinity of the reads of a unit of work to the servers of a database. */
+export interface ReadAffinity {
   /** The name of the server that has served its reads. */
   reader: string | undefined
-  /** Whether it has committed something already, which a replica may not have yet. */
+  /** Whether the unit has committed a write already, which a replica may not have yet. */
   written: boolean
 }
 
@@ -195,7 +202,7 @@ const none: ReadonlyArray<never> = []
 
 /** A ambient with one transaction more. */
 export class OpenContext extends TransactionContext {
-  private turns: FifoLock | undefined
+  private nestedLock: FifoLock | undefined
 
   constructor(
     parent: TransactionContext | undefined,
@@ -208,24 +215,30 @@ export class OpenContext extends TransactionContext {
     return this.own
   }
 
-  override get siblings(): FifoLock {
-    this.turns ??= new FifoLock()
-    return this.turns
+  override get siblingLock(): FifoLock {
+    this.nestedLock ??= new FifoLock()
+    return this.nestedLock
   }
 
   override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    const { transaction } = this
-    if (transaction.origin !== origin) return super.find(origin, kind)
-    // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
-    const isWithin = kind === "writer" && transaction.base === "writer"
-    return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
+    return this.serves(origin, kind) ? this.own : super.find(origin, kind)
+  }
+
+  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return this.serves(origin, kind) ? this.own : super.enlist(origin, kind)
+  }
+
+  private serves(origin: Origin, kind: Role): boolean {
+    const { own } = this
+    // a level nested in a writer's transaction holds its lock, so a writer's statement belongs there, too
+    return own.origin === origin && (own.kind === kind || (kind === "writer" && own.base === "writer"))
   }
 
   override part(transaction: Transaction): JoinedPart | undefined {
     return transaction === this.own ? undefined : super.part(transaction)
   }
 
-  override demand(rules: UnitOptions, joins: boolean): Demanded {
+  override demand(rules: SettingsByDatabase, joins: boolean): Demanded {
     const { own } = this
     if (own.base !== "writer") return super.demand(rules, joins)
     const asked = settingsOf(rules, own.origin.database)
@@ -301,6 +314,10 @@ export class OutsideContext extends TransactionContext {
     return origin === this.origin ? "none" : super.find(origin, kind)
   }
 
+  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return origin === this.origin ? "none" : super.enlist(origin, kind)
+  }
+
   override get transaction(): Transaction | undefined {
     const around = super.transaction
     return around?.origin === this.origin ? undefined : around
@@ -324,7 +341,7 @@ export class OutsideContext extends TransactionContext {
     return origin !== this.origin && super.takesHooks(origin)
   }
 
-  override demand(rules: UnitOptions, joins: boolean): Demanded {
+  override demand(rules: SettingsByDatabase, joins: boolean): Demanded {
     return super.demand(withoutDatabase(rules, this.origin.database), joins)
   }
 

@@ -8,9 +8,8 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import { Observation } from "../../Observation.js"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, WorkLabel } from "../../Transaction.js"
 import type { Restore } from "../concurrency/cancellable.js"
-import type { WorkLabel } from "../statement/workLabel.js"
 import { currentContext, type TransactionContext } from "./context.js"
 import { slotOf, withoutSlot } from "./contextSlot.js"
 import type { LevelState } from "./level.js"
@@ -130,7 +129,7 @@ export const registerHook = <E, R>(
 ): Effect.Effect<void, never, R> =>
   Effect.withFiberRuntime((fiber) => {
     const ambient = currentContext(fiber)
-    const found = ambient?.find(origin, "writer")
+    const found = ambient?.enlist(origin, "writer")
     const around = fiber.currentContext
     // R is in the fiber's context, because this effect asks for it
     const context = withoutSlot(around as Context.Context<R>)

@@ -127,7 +127,7 @@ type OnCommitted = (state: LevelState, error: TransactionError | undefined) => v
 
 const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): void => {
   // an aborted transaction stores nothing
-  const recorder = level.readOnly || connection.status === "E" ? undefined : level.holder.tokenRecorder
+  const recorder = level.readOnly || connection.status === "E" ? undefined : level.holder.recordTokens()
   const refused = (failure: Failure) => {
     const [state, error] = commitFailure(level, failure)
     if (state === "unknown") recorder?.recordCommit(undefined)

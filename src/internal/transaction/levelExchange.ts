@@ -61,7 +61,7 @@ export const exchangeIn = (
       const { holder } = level
       // a statement that has ended the transaction may have begun another one
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)
-        holder.tokenRecorder?.recordCommit(undefined)
+        holder.recordTokens()?.recordCommit(undefined)
       // a refused write says nothing of the server's role if the transaction is read-only anyway
       const expectsRefusal = level.readOnly || (isolation === "readOnly" && connection.broken === undefined)
       const hasWrongRole = failure !== undefined && !expectsRefusal && connection.hasWrongRole(failure)

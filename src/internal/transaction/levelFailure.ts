@@ -86,7 +86,7 @@ const markEnded = (
 ): StatementError | undefined => {
   // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
   holder.mayHaveStored ||= by !== "ROLLBACK"
-  holder.tokenRecorder?.recordCommit(undefined)
+  holder.recordTokens()?.recordCommit(undefined)
   const cause = failure === undefined ? undefined : toStatementError(holder.location, failure, "undone")
   holder.markLost(
     new TransactionEnded({

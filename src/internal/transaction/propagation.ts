@@ -3,9 +3,9 @@
  */
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
-import type { Isolation, Options } from "../../Transaction.js"
+import type { Isolation, Options, Settings } from "../../Transaction.js"
+import { mergeSettings } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
-import { mergeSettings, type UnitSettings } from "./unitOptions.js"
 
 const effective = { isolation: "read committed", access: "read write" } as const
 
@@ -73,11 +73,7 @@ export const optionsConflict = (outer: Transaction, options: Options, joins: boo
 }
 
 /** Why the transactions that a unit of work will begin cannot be as a part asks: as for one that is begun, and has sent nothing. */
-export const settingsConflict = (
-  database: string,
-  around: UnitSettings,
-  asked: UnitSettings
-): OptionsConflict | undefined => {
+export const settingsConflict = (database: string, around: Settings, asked: Settings): OptionsConflict | undefined => {
   for (const option of ["isolation", "access"] as const) {
     const inner = asked[option]
     const outer = around[option] ?? effective[option]
@@ -89,7 +85,7 @@ export const settingsConflict = (
 }
 
 /** Returns the settings of transactions that a unit of work will begin, as a part asks where that is no conflict. */
-export const raiseSettings = (around: UnitSettings, asked: UnitSettings, joins: boolean): UnitSettings => {
+export const raiseSettings = (around: Settings, asked: Settings, joins: boolean): Settings => {
   const { access: _, isolation, label, ...rest } = asked
   const limits = joins ? mergeSettings(around, { ...rest, label: around.label ?? label }) : around
   return isHigher(isolation, around.isolation ?? effective.isolation) ? { ...limits, isolation } : limits

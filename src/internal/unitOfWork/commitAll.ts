@@ -2,10 +2,8 @@
  * The end of several transactions: checked together, committed one after the other, or undone.
  */
 import * as Cause from "effect/Cause"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as FiberId from "effect/FiberId"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../../DatabaseError.js"
 import type { Restore } from "../concurrency/cancellable.js"
@@ -23,7 +21,7 @@ import { runAfterHooks } from "../transaction/hooks.js"
 import { rolledBackAtCommit } from "../transaction/levelFailure.js"
 import { rollbackNested } from "../transaction/levelRollback.js"
 import type { Transaction } from "../transaction/transaction.js"
-import type { Order, Unit, UnitOutcome } from "./unitOfWork.js"
+import type { CompletionOptions, Order, Unit } from "./unitOfWork.js"
 
 /** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
 const risk = ({ options, readOnly }: Transaction): number =>
@@ -157,70 +155,75 @@ const commitAll = (
   return Effect.suspend(() => step(0, undefined))
 }
 
-/** What is to be committed together. */
+/** Transactions that are committed together. */
 export interface CommitGroup {
   readonly unit: Unit
-  /** Where the hooks run. */
-  readonly ambient: TransactionContext
-  readonly all: () => ReadonlyArray<Transaction>
+  /** The transaction context that the hooks run in. */
+  readonly context: TransactionContext
+  /** Returns the transactions; those that have nothing but hooks begin with it. */
+  readonly beginAll: () => ReadonlyArray<Transaction>
   /** Whether the unit goes on after it. */
   readonly isEarly: boolean
-  /** Called with them when all hooks have agreed: from now on nothing may be begun in it. If it is early, or has hooks, also when it is over. */
+  /**
+   * Called with the transactions when all hooks have agreed: from then on none may begin. If it is early
+   * or has hooks, it is called again at the end.
+   */
   readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
 /**
- * Runs the hooks that may veto, which may touch further databases, then commits all. The end begins with the call, so what it gives is to be
- * run at once, and not to be interrupted.
+ * Runs the `beforeCommit` hooks, which may touch further databases, then commits all. To be run where it
+ * cannot be interrupted.
  */
 export const finish = (
-  { all, ambient, close, isEarly, unit }: CommitGroup,
-  { checked, leavesForks, order }: UnitOutcome,
+  { beginAll, close, context, isEarly, unit }: CommitGroup,
+  { checked, leavesForks, order }: CompletionOptions,
   restore: Restore | undefined
-): Effect.Effect<void, TransactionError> => {
-  const leaveForks = (transactions: ReadonlyArray<Transaction>) => {
-    if (leavesForks && !isEarly) for (const { level } of transactions) rollbackNested(level)
-  }
-  const commits = (transactions: ReadonlyArray<Transaction>) => {
-    const ordered = inOrder(transactions, order)
-    close(ordered)
-    leaveForks(ordered)
-    const undone = ordered.find(({ level }) => level.undone !== undefined)
-    if (undone !== undefined)
-      return Effect.zipRight(rollbackAll(ordered, restore), Effect.fail(rolledBackAtCommit(undone.level)))
-    const [only] = ordered
-    if (only !== undefined && ordered.length === 1 && restore !== undefined)
-      return commitAndRunHooks(only, restore, identity)
-    const commits = commitAll(ordered, restore)
-    return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), commits) : commits
-  }
-  const begun = all()
-  const hasHooks = begun.some((transaction) => transaction.hasHooks)
-  if (!hasHooks && !isEarly) return commits(begun)
-  // hooks have statements of their own, which must not wait for them either
-  leaveForks(begun)
-  const seen = new Set(begun)
-  let isAgreed = false
-  // a hook may be the first to touch a database; and what somebody rolls back meanwhile is not stored, so this is no success
-  const transactions = () => {
-    if (!isAgreed) for (const transaction of all()) seen.add(transaction)
-    return [...seen]
-  }
-  const end = { transactions, over: Deferred.unsafeMake<void>(FiberId.none) }
-  unit.beginEnd(end)
-  const agreed = Effect.suspend(() => {
-    const ending = transactions()
-    isAgreed = true
-    return commits(ending)
+): Effect.Effect<void, TransactionError> =>
+  Effect.suspend(() => {
+    const leaveForks = (transactions: ReadonlyArray<Transaction>) => {
+      if (leavesForks && !isEarly) for (const { level } of transactions) rollbackNested(level)
+    }
+    const commit = (transactions: ReadonlyArray<Transaction>) => {
+      const ordered = inOrder(transactions, order)
+      close(ordered)
+      leaveForks(ordered)
+      const undone = ordered.find(({ level }) => level.undone !== undefined)
+      if (undone !== undefined)
+        return Effect.zipRight(rollbackAll(ordered, restore), Effect.fail(rolledBackAtCommit(undone.level)))
+      const [only] = ordered
+      if (only !== undefined && ordered.length === 1 && restore !== undefined)
+        return commitAndRunHooks(only, restore, identity)
+      const committed = commitAll(ordered, restore)
+      return checked && ordered.length > 1 ? Effect.zipRight(checkAll(ordered, restore), committed) : committed
+    }
+    const begun = beginAll()
+    const hasHooks = begun.some((transaction) => transaction.hasHooks)
+    if (!hasHooks && !isEarly) return commit(begun)
+    // hooks have statements of their own, which must not wait for forks either
+    leaveForks(begun)
+    const seen = new Set(begun)
+    let isAgreed = false
+    // a hook may be the first to touch a database; a transaction that is rolled back meanwhile stays in the
+    // set, because it is not stored and the end is no success
+    const transactions = () => {
+      if (!isAgreed) for (const transaction of beginAll()) seen.add(transaction)
+      return [...seen]
+    }
+    const end = unit.beginEnd(transactions)
+    const agreed = Effect.suspend(() => {
+      const ending = transactions()
+      isAgreed = true
+      return commit(ending)
+    })
+    // a hook that fails, or is interrupted, ends it as well
+    const over = Effect.sync(() => {
+      close([...seen])
+      unit.endIsOver(end)
+    })
+    const runsHooks = hasHooks && begun.every(({ level }) => level.undone === undefined)
+    return Effect.ensuring(
+      runsHooks ? Effect.zipRight(runBeforeCommitHooks(transactions, context, restore), agreed) : agreed,
+      over
+    )
   })
-  // a hook that fails, or is interrupted, ends it as well
-  const over = Effect.suspend(() => {
-    close([...seen])
-    return unit.endIsOver(end)
-  })
-  const isAsked = hasHooks && begun.every(({ level }) => level.undone === undefined)
-  return Effect.ensuring(
-    isAsked ? Effect.zipRight(runBeforeCommitHooks(transactions, ambient, restore), agreed) : agreed,
-    over
-  )
-}

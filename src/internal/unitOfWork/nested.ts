@@ -5,41 +5,42 @@
 
 import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, Settings } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hooks.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
+import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import { mergeSettings, type UnitSettings } from "../transaction/unitOptions.js"
-import { joinableUnitOf, type Order, Unit, type UnitOutcome, unitOf, type Waiting } from "./unitOfWork.js"
+import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type WaitingHooks } from "./unitOfWork.js"
 
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
   /** The hooks without a transaction that the unit around takes when this part has ended. */
-  private heldHooks: ReadonlyArray<readonly [Origin, Waiting]> = []
+  private heldHooks: ReadonlyArray<readonly [Origin, WaitingHooks]> = []
 
   constructor(
     /** The fiber that runs it. */
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
     private readonly outside: TransactionContext,
-    ending: UnitOutcome,
+    completion: CompletionOptions,
     describe: Describe | undefined,
     name: PartName
   ) {
-    super(outside, undefined, undefined, ending, describe, name)
-    this.gate = new NestedGate(outside.siblings)
+    super(outside, undefined, undefined, completion, describe, name)
+    this.gate = new NestedGate(outside.siblingLock)
   }
 
   override get isNested(): boolean {
     return true
   }
 
-  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
+  /** Sets the savepoint of the part in the transaction around it. */
+  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.ownOf(origin) : undefined
     if (own !== undefined) return own
-    const around = this.outside.find(origin, kind)
+    const around = this.outside.enlist(origin, kind)
     if (around === undefined || around === "none") return undefined
     return kind === "writer" ? this.nestIn(around) : around
   }
@@ -55,7 +56,7 @@ export class NestedUnit extends Unit {
   }
 
   /** A unit around it begins its transactions, so their isolation and access are those of that. */
-  override settingsFor(database: string | undefined): UnitSettings {
+  override settingsFor(database: string | undefined): Settings {
     const own = super.settingsFor(database)
     const unit = joinableUnitOf(this.outside)
     if (unit === undefined) return own
@@ -63,9 +64,9 @@ export class NestedUnit extends Unit {
     return mergeSettings(own, { access, isolation })
   }
 
-  override demandEnding(order: Order | undefined, checked: boolean | undefined): Demanded {
+  override demandCompletion(order: Order | undefined, checked: boolean | undefined): Demanded {
     const unit = unitOf(this.outside)
-    return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
+    return unit === undefined ? super.demandCompletion(order, checked) : unit.demandCompletion(order, checked)
   }
 
   /**
