@@ -279,7 +279,7 @@ export interface Invalidate {
  * @since 0.1.0
  * @category models
  */
-export interface Statics<Self> {
+export interface Members<Self> {
   /** Opens the database for as long as the layer lives, then drains and closes it. */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
   /** The same, with settings from `Config`, beside others as plain values. */
@@ -380,7 +380,7 @@ export interface Statics<Self> {
  * @since 0.1.0
  * @category models
  */
-export interface Class<Self, Name extends string> extends Context.Tag<Self, Database>, Statics<Self> {
+export interface Class<Self, Name extends string> extends Context.Tag<Self, Database>, Members<Self> {
   new (_: never): Context.TagClassShape<`effect-db/Database/${Name}`, Database>
   readonly databaseName: Name
 }
@@ -389,7 +389,7 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
 const joins = ({ propagation }: Transaction.Options): boolean =>
   propagation === "required" || propagation === "mandatory" || propagation === "supports"
 
-const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
+const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Members<Self> => {
   const named = new NamedClass(name)
   const scoped = (options: Options) =>
     Layer.scoped(
@@ -398,7 +398,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
         Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
       )
     ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
-  const layerConfig: Statics<Self>["layerConfig"] = (config) =>
+  const layerConfig: Members<Self>["layerConfig"] = (config) =>
     Layer.unwrapEffect(Effect.map(configured<Options>(config), scoped))
   const own = (database: Database): Database => {
     checkOwner(named, database.owner)
@@ -505,7 +505,7 @@ export const Service =
   <Self>() =>
   <const Name extends string>(name: Name): Class<Self, Name> => {
     const tag = Context.Tag(`effect-db/Database/${name}`)<Self, Database>()
-    return Object.assign(tag, { databaseName: name, ...statics<Self>(tag, name) })
+    return Object.assign(tag, { databaseName: name, ...membersOf<Self>(tag, name) })
   }
 
 /**

@@ -445,7 +445,7 @@ export class Executor implements Origin {
     const known = session?.known.get(this.database)
     if (asked === undefined && known === undefined) return "nothing"
     const otherwise = asked?.otherwise ?? "primary"
-    const maxWait = asked === undefined ? (session?.maxWait ?? 0) : waitOf(asked.maxWait)
+    const maxWait = asked === undefined ? (session?.maxWaitMillis ?? 0) : waitOf(asked.maxWait)
     const common = { session, otherwise, maxWait }
     if (known === "unknown") return { ...common, tokens: undefined }
     if (asked === undefined) return known === undefined ? "nothing" : { ...common, tokens: [known] }

@@ -110,7 +110,7 @@ export const makeReserve = (
       const settle: OnCheckout = (error, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
-          if (session !== undefined) giveSessionBack = session.lend(engine.database)
+          if (session !== undefined) giveSessionBack = session.beginUnreported(engine.database)
           resume(Effect.succeed(taken))
         } else if (error !== undefined) resume(Effect.fail(error))
       }
