@@ -17,7 +17,7 @@ import { type Limits, setLocal } from "../sql/settings.js"
 import { beginSql, limitOf, limitsSql } from "./begin.js"
 import { ConnectionHolder, type ConnectionProvider } from "./connectionHolder.js"
 import type { TransactionContext } from "./context.js"
-import { type Hook, type HookKind, passedOn } from "./hooks.js"
+import { type Hook, type HookKind, passedOn } from "./hook.js"
 import { Level } from "./level.js"
 import type { LevelSettings } from "./pendingBegin.js"
 

@@ -12,9 +12,10 @@ import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../../DatabaseError.js"
 import type { Describe } from "../statement/workLabel.js"
 import { commitAndRunHooks, rollback, runBeforeCommitHooks } from "./completion.js"
-import { currentContext, OpenContext, OutsideContext, type TransactionContext } from "./context.js"
+import { currentContext, type TransactionContext } from "./context.js"
 import { slotOf } from "./contextSlot.js"
 import { JoinedPart, PartContext, type PartName } from "./joinedPart.js"
+import { OpenContext, OutsideContext } from "./openContext.js"
 import type { Origin, Transaction } from "./transaction.js"
 
 /**

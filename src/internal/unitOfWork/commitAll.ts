@@ -7,6 +7,7 @@ import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../../DatabaseError.js"
 import type { Restore } from "../concurrency/cancellable.js"
+import { runAfterHooks } from "../transaction/afterHooks.js"
 import {
   checkConstraints,
   commitAndRunHooks,
@@ -17,7 +18,6 @@ import {
   sendCommit
 } from "../transaction/completion.js"
 import type { TransactionContext } from "../transaction/context.js"
-import { runAfterHooks } from "../transaction/hooks.js"
 import { rolledBackAtCommit } from "../transaction/levelFailure.js"
 import { rollbackNested } from "../transaction/levelRollback.js"
 import type { Transaction } from "../transaction/transaction.js"

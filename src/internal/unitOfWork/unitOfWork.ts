@@ -10,16 +10,11 @@ import type { Options, Settings, WorkLabel } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
 import type { Describe } from "../statement/workLabel.js"
-import {
-  type Demanded,
-  OutsideContext,
-  type ReadAffinity,
-  type Retry,
-  TransactionContext
-} from "../transaction/context.js"
-import type { Hook } from "../transaction/hooks.js"
+import { type Demanded, type ReadAffinity, type Retry, TransactionContext } from "../transaction/context.js"
+import type { Hook } from "../transaction/hook.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
 import { rollbackLevel } from "../transaction/levelRollback.js"
+import { OutsideContext } from "../transaction/openContext.js"
 import { raiseIsolation } from "../transaction/propagation.js"
 import { type SettingsByDatabase, settingsOf } from "../transaction/settingsByDatabase.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
