@@ -136,7 +136,7 @@ export interface WorkLabel {
   /** Fields of a comment behind each of its statements, in the format of sqlcommenter. */
   readonly comment?: Readonly<Record<string, string | undefined>> | undefined
   /**
-   * Whether the comment has a value that differs each time, so that a statement with it is not
+   * True if the comment has a value that differs each time, so that a statement with it is not
    * prepared.
    *
    * @default false

@@ -14,7 +14,7 @@ import type { OnCheckout } from "../topology/connectionSource.js"
 /** Source of the connection of a transaction. */
 export interface ConnectionProvider {
   readonly location: ErrorLocation
-  /** How long a statement waits for a nested transaction to end, in ms. */
+  /** The longest wait of a statement for a nested transaction to end, in ms. */
   readonly busyTimeout: number
   readonly checkout: (settle: OnCheckout) => () => void
   readonly checkin: (connection: Connection) => void
@@ -27,17 +27,17 @@ export class ConnectionHolder {
   connection: Connection | undefined = undefined
   /** The reason why the transaction cannot go on; everything in it is undone. */
   lost: StatementError | undefined = undefined
-  /** Whether this side has given the transaction up, as when a statement was interrupted. */
+  /** True if this side has given the transaction up, as when a statement was interrupted. */
   private isAborted = false
   /** The first collision with another transaction, also of a savepoint that was undone since: only the whole can be retried. */
   private conflict: StatementError | undefined
-  /** Whether a statement has, or may have, stored the work before it, so that the work must not be repeated. */
+  /** True if a statement has, or may have, stored the work before it, so that the work must not be repeated. */
   mayHaveStored = false
   /** The causal sessions that have written in the transaction: its COMMIT gives them a token. */
   private sessions: Set<Session> | undefined
   /** Callbacks of the waiters for a lock, called when the transaction cannot go on. */
   private lossCallbacks: Set<(error: StatementError) => void> | undefined
-  /** Whether any of its statements had a search path of its own. */
+  /** True if any of its statements had a search path of its own. */
   private hasSearchPath = false
 
   constructor(readonly provider: ConnectionProvider) {}
@@ -72,7 +72,7 @@ export class ConnectionHolder {
     return this.sessions === undefined ? undefined : new TokenRecorder(this.location.database, this.sessions)
   }
 
-  /** Why the transaction may have been undone, as far as its statements know. */
+  /** The reasons why the transaction may have been undone, as far as its statements know. */
   get failures(): ReadonlyArray<StatementError> {
     const { conflict, isAborted, lost } = this
     return [conflict, isAborted ? undefined : lost].filter((error) => error !== undefined)

@@ -1,6 +1,6 @@
 /**
- * Statements of a program that end the transaction around them. The server reports each command by its tag. Only a tag `ROLLBACK` needs the
- * text as well: `ROLLBACK TO SAVEPOINT`, which ends nothing, has the same one.
+ * Statements of a program that end the transaction around them. The server reports each command by its tag.
+ * Only the tag `ROLLBACK` needs the text as well: `ROLLBACK TO SAVEPOINT`, which ends nothing, has the same.
  */
 import type { Exchange } from "../protocol/exchange.js"
 import { commandsIn } from "../sql/commands.js"
@@ -11,7 +11,7 @@ export type EndingStatement = "COMMIT" | "ROLLBACK"
 const commits = /^(?:COMMIT|END|PREPARE TRANSACTION)\b/
 const savepointRollback = /^ROLLBACK(?: WORK| TRANSACTION)? TO\b/
 
-/** Returns the command of a statement that has ended the transaction, if one has; another one may have begun at once. */
+/** Returns the command of a statement that has ended the transaction, if there is one; another transaction may have begun at once. */
 export const endingStatementOf = ({ result, results }: Exchange, text: string): EndingStatement | undefined => {
   let rollbacks = 0
   for (const { command } of results.length === 0 ? [result] : results) {

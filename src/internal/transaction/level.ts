@@ -53,7 +53,7 @@ export class Level {
   hasOwnWork = false
   /** Held by the statement under way, or by the nested level that has begun. */
   readonly lock = new FifoLock()
-  /** Whether the caller of the statement under way was interrupted. */
+  /** True if the caller of the statement under way was interrupted. */
   isCallerGone = false
   /** Fails the statement that is about to begin it, of which nothing was sent. */
   cancelBegin: ((error: StatementError) => void) | undefined = undefined
@@ -71,7 +71,7 @@ export class Level {
     this.savepoint = parent === undefined ? undefined : makeSavepoint()
   }
 
-  /** Whether the server refuses writes in it. */
+  /** True if the server refuses writes in it. */
   get readOnly(): boolean {
     return this.settings.readOnly
   }
@@ -81,17 +81,17 @@ export class Level {
     return this.settings.limit
   }
 
-  /** Whether the server has it open. */
+  /** True while the server has it open. */
   get isBegun(): boolean {
     return this.presence === "begun"
   }
 
-  /** Whether the server has executed statements of it that were not all undone. */
+  /** True if the server has executed statements of it, and has not undone all of them. */
   get touched(): boolean {
     return this.presence === "begun" || this.presence === "ended"
   }
 
-  /** Whether nothing of it was sent, nor is about to be. */
+  /** True if nothing of it was sent, or is about to be. */
   get isUnsent(): boolean {
     return !this.isBegun && !this.lock.isHeld && this.state === "open"
   }

@@ -14,7 +14,7 @@ import { revert } from "./levelRollback.js"
 import type { Savepoint } from "./savepoint.js"
 
 /**
- * How long a COMMIT may take whose caller was interrupted, in ms. An interruption waits for the end of
+ * The timeout of a COMMIT whose caller was interrupted, in ms. An interruption waits for the end of
  * a transaction and, if there are several, for one COMMIT and the ROLLBACK of the others, all within
  * a second, also on a dead network.
  */

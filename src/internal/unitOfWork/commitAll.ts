@@ -1,5 +1,6 @@
 /**
- * The end of several transactions: checked together, committed one after the other, or undone.
+ * The end of several transactions: they are checked together, then committed one after the other, or rolled
+ * back.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -21,72 +22,47 @@ import type { TransactionContext } from "../transaction/context.js"
 import { rolledBackAtCommit } from "../transaction/levelFailure.js"
 import { rollbackNested } from "../transaction/levelRollback.js"
 import type { Transaction } from "../transaction/transaction.js"
-import type { CompletionOptions, Order, Unit } from "./unitOfWork.js"
+import { inCommitOrder } from "./commitOrder.js"
+import type { CompletionOptions, Unit } from "./unitOfWork.js"
 
-/** A COMMIT of serializable work may well be refused, others hardly ever; and a read-only one loses nothing. */
-const risk = ({ options, readOnly }: Transaction): number =>
-  readOnly ? 2 : options.isolation === "serializable" ? 0 : 1
-
-/** The order of commits. The first may fail without harm, so what is likely to fail comes first. */
-const byRisk = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
-  if (order === "touched") return transactions
-  const place =
-    order === "safest"
-      ? risk
-      : ({ origin }: Transaction) => {
-          const at = order.indexOf(origin.database)
-          return at < 0 ? order.length : at
-        }
-  return [...transactions].sort((a, b) => place(a) - place(b))
-}
-
-/** Returns the order of the ends: savepoints come last, because they can still be undone when a COMMIT has failed. */
-const inOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
-  if (transactions.length < 2) return transactions
-  const ordered = byRisk(transactions, order)
-  return ordered.some(isSavepoint)
-    ? [...ordered].sort((a, b) => Number(isSavepoint(a)) - Number(isSavepoint(b)))
-    : ordered
-}
-
-/** Makes what is around released savepoints end in rollback, because the end of their part has failed. */
+/** Makes the transactions around released savepoints end in rollback, because the end of their part has failed. */
 const undoReleased = (done: ReadonlyArray<Transaction>, cause: Cause.Cause<TransactionError>): void => {
   for (const { options, outer } of done) {
     outer?.level.markUndone({ part: options.label ?? "nested, over several databases", cause: Cause.squash(cause) })
   }
 }
 
-const areStored = (committed: ReadonlyArray<Transaction>): ReadonlyArray<Transaction> =>
+const storedOf = (committed: ReadonlyArray<Transaction>): ReadonlyArray<Transaction> =>
   committed.filter((_) => _.stores && !isSavepoint(_))
 
-const names = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
+const namesOf = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
 
-/** Says what is stored, where some databases have committed before one did not. */
-const partial = (
+/** Returns the cause of a failed COMMIT; as `PartialCommit` if databases before it are stored. */
+const withPartialCommit = (
   committed: ReadonlyArray<Transaction>,
   failed: Transaction,
   rest: ReadonlyArray<Transaction>,
   cause: Cause.Cause<TransactionError>
 ): Cause.Cause<TransactionError> => {
-  const stored = areStored(committed)
+  const stored = storedOf(committed)
   if (stored.length === 0) return cause
   const error = Cause.failureOption(cause)
   const failure = Cause.fail(
     new PartialCommit({
       ...failed.level.holder.location,
       ...(error._tag === "None" ? {} : { cause: error.value }),
-      committed: names(stored),
+      committed: namesOf(stored),
       failed: failed.origin.database,
       outcome: failed.level.state === "unknown" ? "unknown" : "rolledBack",
-      rolledBack: names(rest)
+      rolledBack: namesOf(rest)
     })
   )
   return Cause.isInterrupted(cause) ? Cause.sequential(Cause.stripFailures(cause), failure) : failure
 }
 
 /**
- * What can be known before the first COMMIT, about all but that first one: a constraint that is checked late, a transaction that a failed
- * statement has aborted, a connection that is gone. Then nothing is stored, instead of a part.
+ * Checks all transactions but the first before any COMMIT: a deferred constraint, a transaction that a failed
+ * statement has aborted and a lost connection undo everything then, instead of a part.
  */
 const checkAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -94,11 +70,11 @@ const checkAll = (
 ): Effect.Effect<void, TransactionError> => {
   const storing = transactions.filter((_) => _.stores)
   if (storing.length < 2) return Effect.void
-  // to the end of each: an interrupted one would cost its connection
+  // each is awaited, because an interrupted check would cost its connection
   const checks = Effect.flatMap(
     Effect.forEach(storing.slice(1), (_) => Effect.exit(checkConstraints(_)), { concurrency: "unbounded" }),
     (exits) => {
-      // one that has passed may have lost its connection while another was still checked
+      // a transaction that has passed may have lost its connection while another was still checked
       const lost = storing.map(({ level }) => level.holder.lost).find((error) => error !== undefined)
       return exits.find(Exit.isFailure) ?? (lost === undefined ? Effect.void : Effect.fail(lost))
     }
@@ -112,43 +88,47 @@ const checkAll = (
 }
 
 /**
- * Commits one after the other; a failure rolls the rest back and says what is stored already. An interruption is heard only before the
- * first is committed: after that the rest follow, within a second each, so that nobody leaves a half behind by going away. Where all of
- * them are savepoints, what is around them ends in rollback then, for their caller takes them for undone.
+ * Commits one after the other; a failure rolls the rest back and names the databases that are stored already.
+ *
+ * An interruption has an effect only before the first COMMIT: after that the rest follow, within a second
+ * each, so that an interrupted caller leaves no half behind. If all of them are savepoints, the transactions
+ * around them end in rollback then, because the caller takes the savepoints for undone.
  */
 const commitAll = (
   transactions: ReadonlyArray<Transaction>,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> => {
-  const step = (i: number, gone: Cause.Cause<TransactionError> | undefined): Effect.Effect<void, TransactionError> => {
+  const step = (
+    i: number,
+    interruption: Cause.Cause<TransactionError> | undefined
+  ): Effect.Effect<void, TransactionError> => {
     const transaction = transactions[i]
-    const takesBack = areStored(transactions.slice(0, i)).length === 0
+    const isNothingStored = storedOf(transactions.slice(0, i)).length === 0
     if (transaction === undefined) {
-      // those that were released before their caller left
-      if (gone !== undefined && takesBack)
+      // savepoints that were released before their caller was interrupted
+      if (interruption !== undefined && isNothingStored)
         for (const { level } of transactions.filter(isSavepoint)) level.undoReleased()
-      const hooks = runAfterHooks(transactions, gone === undefined ? restore : undefined)
-      return gone === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(gone))
+      const hooks = runAfterHooks(transactions, interruption === undefined ? restore : undefined)
+      return interruption === undefined ? hooks : Effect.zipRight(hooks, Effect.failCause(interruption))
     }
-    const soon = restore === undefined || gone !== undefined
-    const isUndone = takesBack && isSavepoint(transaction)
-    const ended = soon
-      ? commitUninterruptibly(transaction, isUndone && gone !== undefined)
-      : sendCommit(transaction, restore, isUndone)
+    const isUninterruptible = restore === undefined || interruption !== undefined
+    const countsAsUndone = isNothingStored && isSavepoint(transaction)
+    const ended = isUninterruptible
+      ? commitUninterruptibly(transaction, countsAsUndone && interruption !== undefined)
+      : sendCommit(transaction, restore, countsAsUndone)
     return Effect.matchCauseEffect(ended, {
-      onSuccess: () => step(i + 1, gone),
+      onSuccess: () => step(i + 1, interruption),
       onFailure: (cause) => {
         const { state } = transaction.level
-        const left = Cause.isInterrupted(cause)
-        if (left && state === "committed") return step(i + 1, cause)
-        if (left && state === "open" && i > 0 && !soon) return step(i, cause)
+        const isInterrupted = Cause.isInterrupted(cause)
+        if (isInterrupted && state === "committed") return step(i + 1, cause)
+        if (isInterrupted && state === "open" && i > 0 && !isUninterruptible) return step(i, cause)
         const done = transactions.slice(0, i)
         const rest = transactions.slice(i)
-        const failure = partial(done, transaction, rest.slice(1), cause)
+        const failure = withPartialCommit(done, transaction, rest.slice(1), cause)
         undoReleased(done, cause)
-        const hearing = left || gone !== undefined ? undefined : restore
-        // a savepoint that was undone in what is committed is undone all the same
-        return Effect.zipRight(rollbackAll(rest, hearing, done), Effect.failCause(failure))
+        const interruptible = isInterrupted || interruption !== undefined ? undefined : restore
+        return Effect.zipRight(rollbackAll(rest, interruptible, done), Effect.failCause(failure))
       }
     })
   }
@@ -185,7 +165,7 @@ export const finish = (
       if (leavesForks && !isEarly) for (const { level } of transactions) rollbackNested(level)
     }
     const commit = (transactions: ReadonlyArray<Transaction>) => {
-      const ordered = inOrder(transactions, order)
+      const ordered = inCommitOrder(transactions, order)
       close(ordered)
       leaveForks(ordered)
       const undone = ordered.find(({ level }) => level.undone !== undefined)

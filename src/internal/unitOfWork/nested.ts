@@ -1,6 +1,7 @@
 /**
- * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
- * on a database that no unit would begin, it begins itself, as a unit of work does.
+ * A nested part of a unit of work, or of a transaction, which can fail alone: a savepoint on each database
+ * that it touches. On a database without a transaction around it and without a unit that would begin one, it
+ * begins a transaction of its own, as a unit of work does.
  */
 
 import type * as Fiber from "effect/Fiber"
@@ -17,11 +18,10 @@ import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type 
 
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
-  /** The hooks without a transaction that the unit around takes when this part has ended. */
+  /** The hooks without a transaction that the unit around takes at the end of the part. */
   private heldHooks: ReadonlyArray<readonly [Origin, WaitingHooks]> = []
 
   constructor(
-    /** The fiber that runs it. */
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
     private readonly outside: TransactionContext,
     completion: CompletionOptions,
@@ -50,12 +50,12 @@ export class NestedUnit extends Unit {
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
 
-  /** Leaves it to the whole: a part that ends with savepoints is not run again by itself. */
+  /** Leaves retries to the whole: a nested part is not run again by itself. */
   override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.outside.takeRetry(transaction, asked)
   }
 
-  /** A unit around it begins its transactions, so their isolation and access are those of that. */
+  /** Returns settings with the isolation and access of the unit around, if that begins its transactions. */
   override settingsFor(database: string | undefined): Settings {
     const own = super.settingsFor(database)
     const unit = joinableUnitOf(this.outside)
@@ -70,14 +70,14 @@ export class NestedUnit extends Unit {
   }
 
   /**
-   * Holds back the hooks for which there is no transaction, if a unit around takes them: its end would begin one for them. Where there is no
-   * unit, or it is left out on purpose, this is the outermost, and they are its own.
+   * Holds back the hooks without a transaction that a unit around will take: the end of the part would begin
+   * a transaction for them. If no unit takes them, the part is the outermost, and they are its own.
    */
   holdHooks(): void {
     this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]
   }
 
-  /** Leaves the hooks that were held back to the unit around, as those of its savepoints are. */
+  /** Leaves the hooks that were held back to the unit around, as hooks of savepoints are. */
   passHooksOn(isKept: boolean): void {
     for (const [origin, { begin, hooks }] of this.heldHooks) {
       for (const hook of hooks) {
@@ -88,14 +88,14 @@ export class NestedUnit extends Unit {
     this.heldHooks = []
   }
 
-  /** Tells the part that it is in, if it is in one, of what it has kept. */
+  /** Notes in the part around it, if there is one, that it has sent a writer's statement. */
   noteKept(): void {
     for (const { level, outer } of this.begun) {
       if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
     }
   }
 
-  /** The next part may take its turn. */
+  /** Ends its turn among the parts beside it. */
   leave(): void {
     this.gate.leave()
   }

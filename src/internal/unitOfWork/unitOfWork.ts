@@ -1,6 +1,6 @@
 /**
- * A unit of work as its statements see it: the transactions that it has begun, how those are to be that it will begin, and what it
- * remembers of each database.
+ * A unit of work as the transaction context of its statements: the transactions that it has begun, the
+ * settings of those that it will begin, and its read affinity.
  */
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
@@ -43,14 +43,15 @@ const noSettings: Settings = {}
 const none: ReadonlyArray<never> = []
 const noSettingsByDatabase: SettingsByDatabase = { all: noSettings, databases: new Map() }
 
-/** Tells whether what a transaction has done is stored, or may be. */
+/** Checks whether the work of a transaction is stored, or may be. */
 export const mayBeStored = (transaction: Transaction): boolean => {
   const { level, stores } = transaction
   return level.holder.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 }
 
+/** A unit of work. */
 export class Unit extends TransactionContext {
-  // made with their first entries: most requests of many programs touch no database
+  // created with their first entries: many requests touch no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, WaitingHooks> | undefined = undefined
   private affinities: Map<Origin, ReadAffinity> | undefined = undefined
@@ -58,20 +59,20 @@ export class Unit extends TransactionContext {
   /** The number of the attempt, if the work is run again. */
   attempt = 1
   private ends: EndsUnderWay | undefined = undefined
-  /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
+  /** True if a part of the work remains after a rollback: it is, or may be, stored, or is in a transaction around the unit. */
   private hasKept = false
   private joined: JoinedPart | undefined = undefined
-  /** Actions that are left to the time when it is stored. */
+  /** Actions that wait until the work is stored. */
   private pending: Array<() => void> | undefined = undefined
   /** Set if it can be run again as a whole. */
   canRunAgain = false
-  /** The schedule by which a part of it asks for that. */
+  /** The schedule of attempts that a part of it has asked for. */
   askedRetry: Retry | undefined = undefined
   private nestedLock: FifoLock | undefined = undefined
 
   constructor(
     parent: TransactionContext | undefined,
-    /** What was there before, where this unit does not see it. */
+    /** The context around it, if the unit does not see its transactions. */
     private readonly behind: TransactionContext | undefined,
     private settings: SettingsByDatabase | undefined,
     public completion: CompletionOptions,
@@ -81,7 +82,7 @@ export class Unit extends TransactionContext {
     super(parent, "of a unit of work")
   }
 
-  /** Tells whether it is a part that ends with savepoints. */
+  /** True for a nested part, which ends with savepoints. */
   get isNested(): boolean {
     return false
   }
@@ -92,14 +93,14 @@ export class Unit extends TransactionContext {
   }
 
   override whenStored(action: () => void): boolean {
-    // what a fiber does that outlives it is about what it has left to the whole around it
+    // a fiber that outlives the unit acts on work that the unit has left to the whole around it
     if (this.ended) return super.whenStored(action)
     this.pending ??= []
     this.pending.push(action)
     return true
   }
 
-  /** Forgets what was left to the time when it is stored, if all that it may be about is undone. */
+  /** Drops the deferred actions, if all the work that they may concern is undone. */
   dropPending(): void {
     if (!this.hasKept && (this.transactions === undefined || this.transactions.size === 0)) this.pending = undefined
   }
@@ -112,25 +113,24 @@ export class Unit extends TransactionContext {
     return this.pending !== undefined
   }
 
-  /** Does what was left to the time when it is stored; an early commit stores only a part, so the end does it again. */
+  /** Runs the deferred actions; an early commit stores only a part of the work, so the end runs them again. */
   stored(isEarly: boolean): void {
     for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
     if (!isEarly) this.pending = undefined
   }
 
-  /** Tells whether a part of it is stored, or may be, or is left to what is open around it. */
+  /** True if a part of the work is stored, or may be, or is in a transaction around the unit. */
   get keepsPart(): boolean {
     return this.hasKept || this.begun.some(mayBeStored)
   }
 
-  /** Of what is open around it, it is a part. */
   override part(transaction: Transaction): JoinedPart | undefined {
     if (this.transactions?.get(transaction.origin) === transaction) return undefined
     this.joined ??= new JoinedPart(this.parent, this.name)
     return this.joined
   }
 
-  /** It has ended in rollback: what is open around it must not keep its part of the work. */
+  /** Makes the transactions around it, in which it has written, end in rollback. */
   undoJoined(cause: unknown): void {
     this.joined?.undo(cause)
   }
@@ -161,7 +161,7 @@ export class Unit extends TransactionContext {
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
-    // of a database that is not left out, a unit around this one has the transaction
+    // a unit around this one has the transaction, unless work is outside of its database on purpose
     const around = super.open(origin, begin)
     if (around !== undefined) {
       this.hasKept = true
@@ -172,11 +172,11 @@ export class Unit extends TransactionContext {
     return transaction
   }
 
-  /** Has a transaction be its own, with the hooks that have waited for it. */
+  /** Adds a transaction of its own, with the hooks that have waited for it. */
   protected add(transaction: Transaction): void {
     const { level, origin } = transaction
     transaction.isOfUnit = true
-    // a fiber that outlives the unit must not begin what nobody will end
+    // a fiber that outlives the unit must not begin a transaction that never ends
     if (this.ended) {
       transaction.span?.end("rolledBack", undefined)
       return rollbackLevel(level, () => {})
@@ -188,12 +188,12 @@ export class Unit extends TransactionContext {
     for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
   }
 
-  /** Its own transaction on a database, if that is begun. */
+  /** Returns its own transaction on a database, if that has begun. */
   protected ownOf(origin: Origin): Transaction | undefined {
     return this.transactions?.get(origin)
   }
 
-  /** Takes the hooks for which there is no transaction yet, of some databases. */
+  /** Takes the hooks without a transaction, of some databases. */
   protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, WaitingHooks]> {
     const all = [...(this.waiting ?? none)].filter(([origin]) => isMeant(origin))
     for (const [origin] of all) this.waiting?.delete(origin)
@@ -205,7 +205,7 @@ export class Unit extends TransactionContext {
     return !this.ended
   }
 
-  /** A hook is no reason to begin a transaction, which reads would have to join. */
+  /** Keeps a hook without a transaction until one begins: reads would have to join a transaction that begins for a hook. */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
     const own = this.transactions?.get(origin)
@@ -255,28 +255,28 @@ export class Unit extends TransactionContext {
     return this.transactions?.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
   }
 
-  /** The database of a name, if anything was done there. */
+  /** Returns the database of a name, if the unit has used it. */
   origin(database: string): Origin | undefined {
     const known = [...(this.transactions?.keys() ?? []), ...(this.affinities?.keys() ?? [])]
     return known.find((origin) => origin.database === database)
   }
 
-  /** Why its transactions may have been undone, for all that their statements know. */
+  /** The reasons why its transactions may have been undone, as far as their statements know. */
   get failures(): ReadonlyArray<StatementError> {
     return this.begun.flatMap(({ failures }) => failures)
   }
 
-  /** Whether nothing was begun in it, nor is anything to be done at its end. */
+  /** True if nothing has begun in it, and nothing is left to do at its end. */
   get isUntouched(): boolean {
     return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
-  /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
+  /** True if a part of the work is stored, or may be, or is in a transaction around it: it cannot be run again as a whole. */
   get hasCommitted(): boolean {
     return this.isEnding || this.keepsPart
   }
 
-  /** Whether an end of some of its transactions is under way. */
+  /** True while an end of some of its transactions is under way. */
   get isEnding(): boolean {
     return this.ends !== undefined && this.ends.size > 0
   }
@@ -302,17 +302,17 @@ export class Unit extends TransactionContext {
     this.ends?.over(end)
   }
 
-  /** Whether its end has begun, and nothing that happens in it can have a part in that. */
+  /** True after its end has begun: no further work can be part of it. */
   get hasEnded(): boolean {
     return this.ended
   }
 
-  /** From now on nothing can be begun in it. */
+  /** Ends it: nothing can begin in it any more. */
   end(): void {
     this.ended = true
   }
 
-  /** Its transaction on a database is over; the next statement begins another. */
+  /** Forgets a transaction that has ended; the next statement on its database begins another. */
   forget(transaction: Transaction): void {
     if (this.transactions?.get(transaction.origin) === transaction) this.transactions.delete(transaction.origin)
     if (!transaction.level.touched) return
