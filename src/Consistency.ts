@@ -33,8 +33,8 @@ const Lsn = Schema.transform(
  * A position in the history of a database: a server that has reached it has everything that was
  * committed before the token was taken.
  *
- * A token does not expire. A server has reached it or not, and a history that branched off before it,
- * as after a failover, is refused with `TokenFromLostTimeline`.
+ * A token does not expire. A server has reached it or not, and a history that branched off before
+ * it, as after a failover, is refused with `TokenFromLostTimeline`.
  *
  * @example
  * ```ts
@@ -63,12 +63,13 @@ export class Token extends Schema.Class<Token>("effect-db/Token")({
  * The consistency of a read.
  *
  * - `Strong`: everything that the primary has committed; the read goes to the primary.
- * - `ReadYourWrites`, the default: at least the writes of the unit of work and of the {@link Session}
- *   around it.
- * - `AtLeast`: at least everything that the token proves, and the writes of `ReadYourWrites`. A replica
- *   that is behind gets `maxWait` to catch up, 50 ms by default, and a replica that does not answer
- *   one second. After that the primary is read or, with `otherwise: "fail"`, the read fails with
- *   `NoReplicaCaughtUp` or `TokenFromLostTimeline`. A database without replicas reads its primary.
+ * - `ReadYourWrites`, the default: at least the writes of the unit of work and of the
+ *   {@link Session} around it.
+ * - `AtLeast`: at least everything that the token proves, and the writes of `ReadYourWrites`. A
+ *   replica that is behind gets `maxWait` to catch up, 50 ms by default, and a replica that does
+ *   not answer one second. After that the primary is read or, with `otherwise: "fail"`, the read
+ *   fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`. A database without replicas reads
+ *   its primary.
  * - `Eventual`: the data of any replica.
  *
  * @see `Db.withConsistency`, which sets it for an effect
@@ -121,20 +122,23 @@ const defaultMaxWaitMillis = 50
 export const waitOf = (maxWait: Duration.DurationInput | undefined): number =>
   maxWait === undefined ? defaultMaxWaitMillis : Duration.toMillis(maxWait)
 
-/** Checks whether a token proves everything that another one does: it is later in the same history. */
+/**
+ * Checks whether a token proves everything that another one does: it is later in the same history.
+ */
 const isAfter = (one: Token, other: Token): boolean =>
   one.systemId === other.systemId &&
   (one.timeline > other.timeline || (one.timeline === other.timeline && one.lsn >= other.lsn))
 
 /**
- * A causal session: the writes of a piece of work that its later parts must see, in other units of work,
- * after the end of a request, or in another process.
+ * A causal session: the writes of a piece of work that its later parts must see, in other units of
+ * work, after the end of a request, or in another process.
  *
- * Each COMMIT in it gives it a token, and each read by `ReadYourWrites` in it sees at least what its
- * tokens prove. It keeps the newest token of each database, or `"unknown"` after a write whose position
- * could not be determined; then the primary is read, and reports its position. A transaction of a reader
- * sees what was known at its first statement. A session inside of another one is independent: the
- * session around it, that of a request included, does not learn of its writes.
+ * Each COMMIT in it gives it a token, and each read by `ReadYourWrites` in it sees at least what
+ * its tokens prove. It keeps the newest token of each database, or `"unknown"` after a write whose
+ * position could not be determined; then the primary is read, and reports its position. A
+ * transaction of a reader sees what was known at its first statement. A session inside of another
+ * one is independent: the session around it, that of a request included, does not learn of its
+ * writes.
  *
  * @see {@link makeSession} and {@link decodeSession} create it
  * @see {@link withSession} runs an effect in it
@@ -157,7 +161,10 @@ export class Session {
   /** The number of writers that do not report their writes, by database. */
   private readonly unreported = new Map<string, number>()
 
-  /** Creates a session; programs use {@link makeSession}. `load` returns its first tokens when they are needed. */
+  /**
+   * Creates a session; programs use {@link makeSession}. `load` returns its first tokens when they
+   * are needed.
+   */
   constructor(
     private readonly load: () => Iterable<readonly [database: string, Token | "unknown"]>,
     maxWaitMillis: number
@@ -175,7 +182,10 @@ export class Session {
     return ++this.clock
   }
 
-  /** @internal Notes a write; `token` is a position after it, if known, that was asked for at that time. */
+  /**
+   * @internal Notes a write; `token` is a position after it, if known, that was asked for at that
+   * time.
+   */
   note(database: string, token: Token | undefined, asked: number): void {
     const before = this.all.get(database)
     if (token === undefined) this.unknownSince.set(database, ++this.clock)
@@ -266,7 +276,8 @@ export class CurrentSession extends Context.Reference<CurrentSession>()("effect-
 }) {}
 
 /**
- * Runs an effect in a causal session: its reads see the earlier writes of the session, on any server.
+ * Runs an effect in a causal session: its reads see the earlier writes of the session, on any
+ * server.
  *
  * @see `RequestTransaction.readYourWrites`, which keeps a session for each client of a server
  * @example
@@ -300,7 +311,10 @@ export const withSession: {
     })
 )
 
-/** Value of the transaction slot by which `SqlResolver` keeps the session: it passes on nothing else of a context. */
+/**
+ * Value of the transaction slot by which `SqlResolver` keeps the session: it passes on nothing else
+ * of a context.
+ */
 type OwnSlot = readonly [
   { readonly inSession: (session: Session) => Context.Tag.Service<typeof TransactionConnection> }
 ]
@@ -335,8 +349,9 @@ const decodeToken = (part: string): Either.Either<readonly [string, Token | "unk
 /**
  * Encodes a session as a short text, for a header, a cookie or the field of a job.
  *
- * The text is printable ASCII without spaces and quotes; commas separate the databases. A client that
- * changes it can make reads slower or older, so a text that comes back from outside must be signed.
+ * The text is printable ASCII without spaces and quotes; commas separate the databases. A client
+ * that changes it can make reads slower or older, so a text that comes back from outside must be
+ * signed.
  *
  * @see {@link decodeSession}
  * @example
@@ -353,8 +368,8 @@ export const encodeSession = (session: Session): string =>
   [...session.known].map(([database, token]) => encodeToken(database, token)).join(",")
 
 /**
- * Decodes a session from the text of {@link encodeSession}. An empty text gives a session without tokens,
- * any other text that is not of that form a `ParseError`.
+ * Decodes a session from the text of {@link encodeSession}. An empty text gives a session without
+ * tokens, any other text that is not of that form a `ParseError`.
  *
  * @example
  * ```ts

@@ -1,5 +1,6 @@
 /**
- * The policy of retries: a service with a default, which says when and how often failed work runs again.
+ * The policy of retries: a service with a default, which says when and how often failed work runs
+ * again.
  *
  * | failed | by default |
  * |---|---|
@@ -23,11 +24,11 @@ import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
 import { isStalePlan, isTransient } from "./SqlState.js"
 
 /**
- * The budget of retries of a database: the attempts beyond the first that all its callers together may
- * make.
+ * The budget of retries of a database: the attempts beyond the first that all its callers together
+ * may make.
  *
- * A transaction, unit of work, request or statement returns its attempts to the budget when it succeeds,
- * or when its own code fails after the database has executed all its statements.
+ * A transaction, unit of work, request or statement returns its attempts to the budget when it
+ * succeeds, or when its own code fails after the database has executed all its statements.
  *
  * @since 0.1.0
  * @category models
@@ -40,8 +41,8 @@ export interface Budget {
 }
 
 /**
- * The schedules of retries, and their budget. The input of a schedule is the failure; a schedule that
- * ends passes the failure on.
+ * The schedules of retries, and their budget. The input of a schedule is the failure; a schedule
+ * that ends passes the failure on.
  *
  * @see {@link defaultPolicy} for the values by default
  * @since 0.1.0
@@ -49,28 +50,35 @@ export interface Budget {
  */
 export interface Policy {
   /**
-   * For attempts of which nothing was sent: no connection was found, or it was lost before the answer to
-   * BEGIN. At most `maxOutageWaiters` callers wait at a time.
+   * For attempts of which nothing was sent: no connection was found, or it was lost before the
+   * answer to BEGIN. At most `maxOutageWaiters` callers wait at a time.
    */
   readonly acquire: Schedule.Schedule<unknown, DatabaseError>
-  /** For a statement outside of a transaction that may run twice: of a reader, or in {@link idempotent}. */
+  /**
+   * For a statement outside of a transaction that may run twice: of a reader, or in
+   * {@link idempotent}.
+   */
   readonly statement: Schedule.Schedule<unknown, DatabaseError>
   /** For a whole transaction or unit of work with `{ retry: true }`. */
   readonly transaction: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * For listening after its connection was lost. One connection listens for all of a database, so the
-   * policy in force when the database is opened holds.
+   * For listening after its connection was lost. One connection listens for all of a database, so
+   * the policy in force when the database is opened holds.
    */
   readonly listen: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * The bound for all callers of a database, so that retries do not add to the load of a server that
-   * fails. Without budget a failure is passed on at once, and its message says so. An attempt that found
-   * no connection takes nothing of it, because a pool connects for all its callers together.
+   * The bound for all callers of a database, so that retries do not add to the load of a server
+   * that fails. Without budget a failure is passed on at once, and its message says so. An attempt
+   * that found no connection takes nothing of it, because a pool connects for all its callers
+   * together.
    */
   readonly budget: Budget
 }
 
-/** Doubles its pauses up to a bound by itself: `Schedule.exponential` would reach infinity after some thousand attempts. */
+/**
+ * Doubles its pauses up to a bound by itself: `Schedule.exponential` would reach infinity after
+ * some thousand attempts.
+ */
 const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknown, DatabaseError> =>
   Schedule.unfold(base, (pause) => Math.min(2 * pause, longest)).pipe(
     Schedule.addDelay((pause) => pause),
@@ -121,8 +129,9 @@ export const never: Policy = {
 /**
  * The policy in force; without a layer it is {@link defaultPolicy}.
  *
- * A failure that ends with "and the retry budget of the database is used up" comes from a server that fails
- * much of its work. Raise the budget if many callers may fail at once and succeed a moment later.
+ * A failure that ends with "and the retry budget of the database is used up" comes from a server
+ * that fails much of its work. Raise the budget if many callers may fail at once and succeed a
+ * moment later.
  *
  * @see {@link layer} for the policy of a program
  * @see {@link with} for the policy of one effect
@@ -198,8 +207,8 @@ export {
 export const idempotentRef: FiberRef.FiberRef<boolean> = FiberRef.unsafeMake(false)
 
 /**
- * Marks every statement of an effect as one that may run twice, so that a statement whose connection was
- * lost runs again, also on the writer.
+ * Marks every statement of an effect as one that may run twice, so that a statement whose
+ * connection was lost runs again, also on the writer.
  *
  * It does not apply inside of transactions: they run again as a whole, with `{ retry }`.
  *
@@ -234,8 +243,8 @@ export const isNotSent = (error: DatabaseError): boolean =>
   (error._tag === "Disconnected" && error.outcome === "notSent")
 
 /**
- * Checks whether a prepared statement was refused because its plan is stale. Its next run prepares it
- * again.
+ * Checks whether a prepared statement was refused because its plan is stale. Its next run prepares
+ * it again.
  *
  * @internal
  */
@@ -245,7 +254,8 @@ export const isStale = (error: DatabaseError): boolean =>
   isStalePlan(error.sqlState, error.cause instanceof Error ? error.cause.message : "")
 
 /**
- * Checks whether a transaction with this failure is undone, and another attempt as a whole may succeed.
+ * Checks whether a transaction with this failure is undone, and another attempt as a whole may
+ * succeed.
  *
  * It accepts any failure, such as a `SqlError` around a database error.
  *

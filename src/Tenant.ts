@@ -33,27 +33,28 @@ export interface Options {
 }
 
 /**
- * Runs an effect as the work of one tenant: the unqualified names of all its statements are looked up in
- * the schema of the tenant.
+ * Runs an effect as the work of one tenant: the unqualified names of all its statements are looked
+ * up in the schema of the tenant.
  *
- * The schema comes before that of every `withSchema`, inside or outside; of several tenants the innermost
- * counts. A qualified name in a statement is looked up in its own schema.
+ * The schema comes before that of every `withSchema`, inside or outside; of several tenants the
+ * innermost counts. A qualified name in a statement is looked up in its own schema.
  *
- * - **Statements, not connections.** A statement outside of a transaction is sent in a transaction of its
- *   own, in one exchange. In a transaction each statement sees the schema that it runs in, and a statement
- *   outside of `withTenant` the one before. The session of the server keeps nothing.
- * - **Scope.** Forked fibers, registered hooks and `UnitOfWork.outside` are in it. Plain code that an effect
- *   runs is not, unless a `DatabaseRuntime` runs it, which has a `withTenant` of its own.
+ * - **Statements, not connections.** A statement outside of a transaction is sent in a transaction
+ *   of its own, in one exchange. In a transaction each statement sees the schema that it runs in,
+ *   and a statement outside of `withTenant` the one before. The session of the server keeps
+ *   nothing.
+ * - **Scope.** Forked fibers, registered hooks and `UnitOfWork.outside` are in it. Plain code that
+ *   an effect runs is not, unless a `DatabaseRuntime` runs it, which has a `withTenant` of its own.
  * - **Batches.** A batch runs in the scope of the fiber that waits for it: put `withTenant` around
- *   `Effect.forEach` with `batching`, not inside. Create data loaders and request caches for each tenant,
- *   for they are shared by all that use them.
- * - **Refused commands.** Commands that cannot run in a transaction, such as `VACUUM`, are refused by the
- *   server.
+ *   `Effect.forEach` with `batching`, not inside. Create data loaders and request caches for each
+ *   tenant, for they are shared by all that use them.
+ * - **Refused commands.** Commands that cannot run in a transaction, such as `VACUUM`, are refused
+ *   by the server.
  *
- * Each statement fails with `SchemaInvalid`, before anything is sent, if a name cannot be that of a schema:
- * if it is empty, longer than 63 bytes, has a NUL, or is `$user` or `pg_temp`. So does `reserve`, because
- * the transactions of a reserved connection are not known here. A schema that does not exist has no
- * tables, so statements fail with `QueryFailed`.
+ * Each statement fails with `SchemaInvalid`, before anything is sent, if a name cannot be that of a
+ * schema: if it is empty, longer than 63 bytes, has a NUL, or is `$user` or `pg_temp`. So does
+ * `reserve`, because the transactions of a reserved connection are not known here. A schema that
+ * does not exist has no tables, so statements fail with `QueryFailed`.
  *
  * @see `Db.withSchema` for one database, and below that of a tenant
  * @example

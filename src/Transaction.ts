@@ -42,9 +42,9 @@ export type Access = "read write" | "read only"
  * | `notSupported` | runs outside of it | runs without a transaction |
  * | `never` | fails with `PropagationRefused` | runs without a transaction |
  *
- * A part that joins and ends in rollback after it has sent a writer's statement makes the whole fail
- * with `RolledBackAtCommit`. A savepoint that ends in rollback does not. The module `UnitOfWork`
- * compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
+ * A part that joins and ends in rollback after it has sent a writer's statement makes the whole
+ * fail with `RolledBackAtCommit`. A savepoint that ends in rollback does not. The module
+ * `UnitOfWork` compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
  *
  * @since 0.1.0
  * @category options
@@ -76,8 +76,8 @@ export interface Settings {
   /** The name in observations, spans and `Db.status`. */
   readonly label?: string | undefined
   /**
-   * The `application_name` of the session while the transaction lasts, as `pg_stat_activity` and the
-   * server's log show it: printable ASCII of at most 63 characters.
+   * The `application_name` of the session while the transaction lasts, as `pg_stat_activity` and
+   * the server's log show it: printable ASCII of at most 63 characters.
    */
   readonly applicationName?: string | undefined
 }
@@ -107,15 +107,15 @@ export interface Options extends Settings {
   /** @default "nested" */
   readonly propagation?: Propagation | undefined
   /**
-   * Runs the whole transaction again, from its start, if all of it is undone and another attempt may
-   * succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
+   * Runs the whole transaction again, from its start, if all of it is undone and another attempt
+   * may succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
    * `RetryPolicy`.
    *
-   * The failures of its statements decide, also if the work has turned them into an error of its own
-   * or a defect. An interrupted transaction is not run again. Only the outermost transaction is run
-   * again, for failures of its own database; its work elsewhere, transactions of other databases
-   * included, is repeated. Inside of a unit of work the unit is run again. A part that joins a whole
-   * which cannot be run again fails with `OptionsConflict`.
+   * The failures of its statements decide, also if the work has turned them into an error of its
+   * own or a defect. An interrupted transaction is not run again. Only the outermost transaction is
+   * run again, for failures of its own database; its work elsewhere, transactions of other
+   * databases included, is repeated. Inside of a unit of work the unit is run again. A part that
+   * joins a whole which cannot be run again fails with `OptionsConflict`.
    *
    * @default false
    */

@@ -18,8 +18,9 @@
  * | {@link detach} | no transaction; it takes a stream that is read after the unit | no | no |
  * | `Database.isolate` | the connections of a client of another library | no | no |
  *
- * New transactions and statements outside of all use connections of their own, while the work around
- * them holds others. The pool fails such a checkout with `PoolSelfDeadlock` if it could never succeed.
+ * New transactions and statements outside of all use connections of their own, while the work
+ * around them holds others. The pool fails such a checkout with `PoolSelfDeadlock` if it could
+ * never succeed.
  *
  * @since 0.1.0
  */
@@ -106,8 +107,8 @@ export interface Options<A, E> {
   /**
    * The order of commits of several databases.
    *
-   * - `"safest"`: the COMMIT that is least likely to fail comes last: serializable transactions first,
-   *   read-only ones last, others in the order in which they began.
+   * - `"safest"`: the COMMIT that is least likely to fail comes last: serializable transactions
+   *   first, read-only ones last, others in the order in which they began.
    * - `"touched"`: the order in which they began.
    * - a list: its order; databases that are not in it follow.
    *
@@ -115,26 +116,30 @@ export interface Options<A, E> {
    */
   readonly order?: "safest" | "touched" | ReadonlyArray<Named> | undefined
   /**
-   * Checks deferred constraints of all databases but the first before any COMMIT, at the same time and
-   * in one round trip. A constraint that fails then undoes everything; without the check it could fail
-   * after another database has committed, as `PartialCommit`.
+   * Checks deferred constraints of all databases but the first before any COMMIT, at the same time
+   * and in one round trip. A constraint that fails then undoes everything; without the check it
+   * could fail after another database has committed, as `PartialCommit`.
    *
    * @default true
    */
   readonly checkFirst?: boolean | undefined
   /**
-   * Runs the whole unit again, from its start, if all of it is undone and another attempt may succeed:
-   * after a serialization failure, a deadlock or a lost connection. `true` follows the `RetryPolicy`.
+   * Runs the whole unit again, from its start, if all of it is undone and another attempt may
+   * succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
+   * `RetryPolicy`.
    *
-   * The failures of its statements decide, also if the work has turned them into an error of its own, a
-   * defect or a rollback. An interrupted unit is not run again, nor one of which a part is stored, by
-   * `Db.commit` or in another database, or is in a transaction around it. A part that joins asks for
-   * another attempt of the whole; if the whole cannot be run again, it fails with `OptionsConflict`.
+   * The failures of its statements decide, also if the work has turned them into an error of its
+   * own, a defect or a rollback. An interrupted unit is not run again, nor one of which a part is
+   * stored, by `Db.commit` or in another database, or is in a transaction around it. A part that
+   * joins asks for another attempt of the whole; if the whole cannot be run again, it fails with
+   * `OptionsConflict`.
    *
    * @default false
    */
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
-  /** Names of the work in observations, in `Db.status`, in `pg_stat_activity` and behind statements. */
+  /**
+   * Names of the work in observations, in `Db.status`, in `pg_stat_activity` and behind statements.
+   */
   readonly work?: WorkLabel | undefined
 }
 
@@ -188,11 +193,11 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
 })
 
 /**
- * Runs an effect as one unit of work: each database that it touches gets one transaction, and at the
- * end all commit, or all roll back.
+ * Runs an effect as one unit of work: each database that it touches gets one transaction, and at
+ * the end all commit, or all roll back.
  *
- * Inside of another unit, or of a transaction, it joins that and leaves the end to it. A part that joins
- * and ends in rollback after it has sent a writer's statement makes the whole fail with
+ * Inside of another unit, or of a transaction, it joins that and leaves the end to it. A part that
+ * joins and ends in rollback after it has sent a writer's statement makes the whole fail with
  * `RolledBackAtCommit`.
  *
  * Commits follow one another, after a check of all databases: see {@link Options}. It adds these
@@ -225,7 +230,8 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
  * @category combinators
  */
 export const run: {
-  // a pipe checks against the last overload, so an uncalled `run` does not compile there, and its error says how
+  // a pipe checks against the last overload, so an uncalled `run` does not compile there, and its
+  // error says how
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
   <A, E>(
     options?: Options<A, E> & Called<"UnitOfWork.run()">
@@ -239,9 +245,9 @@ export const run: {
 /**
  * Runs an effect in a new unit of work, even inside of another one.
  *
- * The two units do not share transactions: each commits or rolls back on its own and holds connections
- * of its own. It fails with `PoolSelfDeadlock` if the pool has no connection left because the unit
- * around it holds them all, and otherwise as {@link run} does.
+ * The two units do not share transactions: each commits or rolls back on its own and holds
+ * connections of its own. It fails with `PoolSelfDeadlock` if the pool has no connection left
+ * because the unit around it holds them all, and otherwise as {@link run} does.
  *
  * @see {@link run} joins the unit around it instead
  * @see {@link outside} runs without a unit
@@ -275,16 +281,16 @@ export const runNew: {
 )
 
 /**
- * Runs an effect as a part of a unit of work, or of a transaction, that can fail alone: if it fails, its
- * work is undone on every database, by savepoints, and the whole goes on.
+ * Runs an effect as a part of a unit of work, or of a transaction, that can fail alone: if it
+ * fails, its work is undone on every database, by savepoints, and the whole goes on.
  *
  * A part that succeeds is kept, and stored with the whole. Outside of all it is a unit of its own.
  *
- * - A savepoint is set in the exchange of the first statement on its database; a part without statements
- *   costs nothing. If an undone part was the first to touch a database, its transaction is as if it had
- *   not begun.
- * - Parts that run side by side take turns, each from its first statement to its end, so one must not
- *   wait for another: after `acquireTimeout` that is `TransactionBusy`.
+ * - A savepoint is set in the exchange of the first statement on its database; a part without
+ *   statements costs nothing. If an undone part was the first to touch a database, its transaction
+ *   is as if it had not begun.
+ * - Parts that run side by side take turns, each from its first statement to its end, so one must
+ *   not wait for another: after `acquireTimeout` that is `TransactionBusy`.
  * - Hooks of an undone part are dropped, except `afterRollback`.
  * - `commit` and `rollback` in it are `PropagationRefused`.
  *
@@ -332,9 +338,9 @@ export const nested: {
 /**
  * Runs an effect outside of every unit of work and every transaction, of all databases.
  *
- * Its statements run on connections of their own and do not see uncommitted work around it. A fiber that
- * is forked in a unit and outlives it belongs in here, or in {@link runNew}: in the ended unit its
- * statements would fail with `TransactionEnded`.
+ * Its statements run on connections of their own and do not see uncommitted work around it. A fiber
+ * that is forked in a unit and outlives it belongs in here, or in {@link runNew}: in the ended unit
+ * its statements would fail with `TransactionEnded`.
  *
  * @see {@link runNew} for a unit of its own
  * @see {@link detach} for a stream
@@ -359,8 +365,8 @@ export const outside = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A,
 /**
  * Returns a stream with the services of here, outside of every unit of work.
  *
- * It is for the body of a response, which is read after the unit has ended. In the unit, such a stream
- * would fail with `TransactionEnded`.
+ * It is for the body of a response, which is read after the unit has ended. In the unit, such a
+ * stream would fail with `TransactionEnded`.
  *
  * @see {@link outside} for an effect
  * @example
@@ -392,8 +398,8 @@ export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Str
  * transaction.
  *
  * Without a unit it does nothing. It fails with `PropagationRefused` in a transaction that
- * `withTransaction` has begun and in {@link nested}, with `TransactionBusy` while the same transactions
- * are being committed, and otherwise as the end of {@link run} does.
+ * `withTransaction` has begun and in {@link nested}, with `TransactionBusy` while the same
+ * transactions are being committed, and otherwise as the end of {@link run} does.
  *
  * @see {@link rollback}
  * @example
@@ -419,8 +425,8 @@ export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Str
 export const commit: Effect.Effect<void, TransactionError> = endAll("commit")
 
 /**
- * Rolls back the work of the unit so far, on every database; the next statement on each begins another
- * transaction.
+ * Rolls back the work of the unit so far, on every database; the next statement on each begins
+ * another transaction.
  *
  * Without a unit it does nothing. It fails with `PropagationRefused` in a transaction that
  * `withTransaction` has begun and in {@link nested}.

@@ -25,8 +25,8 @@ const takeDue = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook
 }
 
 /**
- * Runs the hooks that follow the end of transactions, in the order of their registration, or leaves them to
- * the transactions around. It does not fail: failures of hooks are reported.
+ * Runs the hooks that follow the end of transactions, in the order of their registration, or leaves
+ * them to the transactions around. It does not fail: failures of hooks are reported.
  */
 export const runAfterHooks = (
   transactions: ReadonlyArray<Transaction>,

@@ -9,7 +9,10 @@ import { labelSql } from "../statement/workLabel.js"
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
 const accesses: ReadonlyArray<Access> = ["read write", "read only"]
 
-/** Returns the keywords of an option. A value that a program without types gives must neither become SQL nor be ignored. */
+/**
+ * Returns the keywords of an option. A value that a program without types gives must neither become
+ * SQL nor be ignored.
+ */
 const keywords = <A extends string>(
   option: string,
   given: A | undefined,

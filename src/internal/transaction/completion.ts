@@ -12,7 +12,10 @@ import { checkLevel, commitLevel } from "./levelCommit.js"
 import { rollbackLevel } from "./levelRollback.js"
 import type { Transaction } from "./transaction.js"
 
-/** Checks whether a transaction is a savepoint of the program, whose work is stored with the transaction around it. */
+/**
+ * Checks whether a transaction is a savepoint of the program, whose work is stored with the
+ * transaction around it.
+ */
 export const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
 
 /** Commits a transaction and runs its hooks; if it cannot be committed, rolls it back. */
@@ -31,9 +34,9 @@ export const commitAndRunHooks = <X>(
   })
 
 /**
- * Sends COMMIT, or RELEASE for a savepoint. An interruption after it was sent waits up to a second for the
- * answer; without an answer its cause has `CommitOutcomeUnknown`, too. With `countsAsUndone` an interrupted
- * caller takes a savepoint for undone, also if it was released.
+ * Sends COMMIT, or RELEASE for a savepoint. An interruption after it was sent waits up to a second
+ * for the answer; without an answer its cause has `CommitOutcomeUnknown`, too. With
+ * `countsAsUndone` an interrupted caller takes a savepoint for undone, also if it was released.
  */
 export const sendCommit = (
   transaction: Transaction,
@@ -45,7 +48,10 @@ export const sendCommit = (
     return () => Effect.async((settled) => giveUp((unknown) => settled(unknown), countsAsUndone))
   })
 
-/** Commits; the returned function gives up, and calls back with the failure that an interrupted caller must know, if there is one. */
+/**
+ * Commits; the returned function gives up, and calls back with the failure that an interrupted
+ * caller must know, if there is one.
+ */
 const startCommit = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
@@ -75,8 +81,8 @@ export const checkConstraints = (transaction: Transaction): Effect.Effect<void, 
   })
 
 /**
- * Commits for a caller that was interrupted, within a second: it cannot be interrupted itself and does not
- * wait for the lock of the level. `countsAsUndone` is as for {@link sendCommit}.
+ * Commits for a caller that was interrupted, within a second: it cannot be interrupted itself and
+ * does not wait for the lock of the level. `countsAsUndone` is as for {@link sendCommit}.
  */
 export const commitUninterruptibly = (
   transaction: Transaction,
@@ -90,7 +96,10 @@ export const commitUninterruptibly = (
     }, countsAsUndone)
   })
 
-/** Rolls back a transaction that is open; without `restore` the caller was interrupted, and the timeout is shorter. */
+/**
+ * Rolls back a transaction that is open; without `restore` the caller was interrupted, and the
+ * timeout is shorter.
+ */
 const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { level } = transaction
@@ -109,7 +118,8 @@ const rollBack = (transaction: Transaction, restore: Restore | undefined): Effec
   })
 
 /**
- * Rolls back a transaction that is open and runs the hooks of its end, interruptibly with `restore`.
+ * Rolls back a transaction that is open and runs the hooks of its end, interruptibly with
+ * `restore`.
  */
 export const rollback = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
@@ -118,8 +128,8 @@ export const rollback = (transaction: Transaction, restore: Restore | undefined)
   })
 
 /**
- * Rolls back all at the same time, then runs the hooks of all in the order of their registration, with those
- * of the transactions of the group that were committed.
+ * Rolls back all at the same time, then runs the hooks of all in the order of their registration,
+ * with those of the transactions of the group that were committed.
  */
 export const rollbackAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -159,8 +169,8 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
 }
 
 /**
- * Runs the `beforeCommit` hooks, and those that they register, also on databases that they are the first to
- * touch. If one fails, all transactions are rolled back.
+ * Runs the `beforeCommit` hooks, and those that they register, also on databases that they are the
+ * first to touch. If one fails, all transactions are rolled back.
  */
 export const runBeforeCommitHooks = (
   open: () => ReadonlyArray<Transaction>,

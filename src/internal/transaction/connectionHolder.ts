@@ -1,6 +1,6 @@
 /**
- * The one connection of a transaction: checked out with its first statement and checked in at its end,
- * or lost in between.
+ * The one connection of a transaction: checked out with its first statement and checked in at its
+ * end, or lost in between.
  */
 import type { Session } from "../../Consistency.js"
 import { Disconnected, type StatementError } from "../../DatabaseError.js"
@@ -29,9 +29,15 @@ export class ConnectionHolder {
   lost: StatementError | undefined = undefined
   /** True if this side has given the transaction up, as when a statement was interrupted. */
   private isAborted = false
-  /** The first collision with another transaction, also of a savepoint that was undone since: only the whole can be retried. */
+  /**
+   * The first collision with another transaction, also of a savepoint that was undone since: only
+   * the whole can be retried.
+   */
   private conflict: StatementError | undefined
-  /** True if a statement has, or may have, stored the work before it, so that the work must not be repeated. */
+  /**
+   * True if a statement has, or may have, stored the work before it, so that the work must not be
+   * repeated.
+   */
   mayHaveStored = false
   /** The causal sessions that have written in the transaction: its COMMIT gives them a token. */
   private sessions: Set<Session> | undefined
@@ -47,9 +53,9 @@ export class ConnectionHolder {
   }
 
   /**
-   * Returns the steps before a statement that set its search path. After the first search path nothing is
-   * known of the setting that a statement or savepoint has left, so each statement sets it again, unless
-   * the server reports it.
+   * Returns the steps before a statement that set its search path. After the first search path
+   * nothing is known of the setting that a statement or savepoint has left, so each statement sets
+   * it again, unless the server reports it.
    */
   searchPathSteps(path: SearchPath | undefined): ReadonlyArray<Step> {
     const { connection, hasSearchPath } = this
@@ -67,7 +73,10 @@ export class ConnectionHolder {
     this.sessions.add(session)
   }
 
-  /** Creates a recorder for the causal sessions of the transaction, if it has any; tokens count as of now. */
+  /**
+   * Creates a recorder for the causal sessions of the transaction, if it has any; tokens count as
+   * of now.
+   */
   recordTokens(): TokenRecorder | undefined {
     return this.sessions === undefined ? undefined : new TokenRecorder(this.location.database, this.sessions)
   }
@@ -78,7 +87,10 @@ export class ConnectionHolder {
     return [conflict, isAborted ? undefined : lost].filter((error) => error !== undefined)
   }
 
-  /** Notes the failure for which the server has aborted a level, if it is a collision with another transaction. */
+  /**
+   * Notes the failure for which the server has aborted a level, if it is a collision with another
+   * transaction.
+   */
   noteConflict(error: StatementError): void {
     if (error._tag === "SerializationFailure" || error._tag === "DeadlockDetected") this.conflict ??= error
   }

@@ -1,10 +1,10 @@
 /**
- * The transaction context: the transactions and units of work around a statement. It is the value of
- * `@effect/sql`'s transaction slot while one of them is open.
+ * The transaction context: the transactions and units of work around a statement. It is the value
+ * of `@effect/sql`'s transaction slot while one of them is open.
  *
  * A client of another library takes the first part of the slot for its own connection, so that part
- * refuses every statement. Clients of this library look their transactions up in it. `SqlResolver` copies
- * the slot, so batched requests of one transaction share it.
+ * refuses every statement. Clients of this library look their transactions up in it. `SqlResolver`
+ * copies the slot, so batched requests of one transaction share it.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
@@ -45,9 +45,9 @@ const takeNothing = () => {}
 const blank: readonly unknown[] = [undefined, 0]
 
 /**
- * Creates the value of the slot, as a copy instead of a literal. Once most of the arrays of a literal have
- * outlived a collection, V8 allocates all of them in the old generation, where they keep a whole request
- * in memory until the next full collection.
+ * Creates the value of the slot, as a copy instead of a literal. Once most of the arrays of a
+ * literal have outlived a collection, V8 allocates all of them in the old generation, where they
+ * keep a whole request in memory until the next full collection.
  */
 const makeSlot = (context: TransactionContext): readonly [TransactionContext, number] => {
   const pair = blank.slice()
@@ -66,14 +66,16 @@ export abstract class TransactionContext implements Connection {
     readonly owner: string
   ) {}
 
-  /** Returns the innermost transaction of a database; `"none"` if work is outside of all on purpose. */
+  /**
+   * Returns the innermost transaction of a database; `"none"` if work is outside of all on purpose.
+   */
   find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return this.parent?.find(origin, kind)
   }
 
   /**
-   * Returns the transaction that a statement or hook of a database belongs to, as {@link find}. A unit of
-   * work notes that it is used, and a nested part sets its savepoint in it.
+   * Returns the transaction that a statement or hook of a database belongs to, as {@link find}. A
+   * unit of work notes that it is used, and a nested part sets its savepoint in it.
    */
   enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return this.parent?.enlist(origin, kind)
@@ -84,7 +86,10 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.open(origin, begin)
   }
 
-  /** Adds a hook to the unit of work around, for a transaction that has not begun; returns false if there is no unit. */
+  /**
+   * Adds a hook to the unit of work around, for a transaction that has not begun; returns false if
+   * there is no unit.
+   */
   addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     return this.parent?.addHook(origin, hook, begin) ?? false
   }
@@ -109,7 +114,10 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.around(origin)
   }
 
-  /** The innermost transaction of any database that ends on its own, unless work is outside of it on purpose. */
+  /**
+   * The innermost transaction of any database that ends on its own, unless work is outside of it on
+   * purpose.
+   */
   get transaction(): Transaction | undefined {
     return this.parent?.transaction
   }
@@ -120,22 +128,25 @@ export abstract class TransactionContext implements Connection {
   }
 
   /**
-   * Requests further attempts of the whole of an outermost transaction, or of the unit of work, for a part
-   * of it. Returns false if the whole cannot be run again.
+   * Requests further attempts of the whole of an outermost transaction, or of the unit of work, for
+   * a part of it. Returns false if the whole cannot be run again.
    */
   takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.parent?.takeRetry(transaction, asked) ?? false
   }
 
   /**
-   * Checks the settings that a part asks for, of the transactions that are open here and of those that begin
-   * later. A nested part, which does not join, has limits of its own.
+   * Checks the settings that a part asks for, of the transactions that are open here and of those
+   * that begin later. A nested part, which does not join, has limits of its own.
    */
   demand(settings: SettingsByDatabase, joins: boolean): Demanded {
     return this.parent?.demand(settings, joins) ?? takeNothing
   }
 
-  /** Checks whether writes to a database of this name belong to a transaction that `withTransaction` has begun. */
+  /**
+   * Checks whether writes to a database of this name belong to a transaction that `withTransaction`
+   * has begun.
+   */
   hasOpen(database: string): boolean {
     return this.parent?.hasOpen(database) ?? false
   }
@@ -145,12 +156,16 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.whenStored(action) ?? false
   }
 
-  /** True after the end of the transaction or unit; a fiber that outlives it still has the context. */
+  /**
+   * True after the end of the transaction or unit; a fiber that outlives it still has the context.
+   */
   get isOver(): boolean {
     return this.parent?.isOver ?? false
   }
 
-  /** Returns the read affinity of the unit of work to the servers of a database, if there is a unit. */
+  /**
+   * Returns the read affinity of the unit of work to the servers of a database, if there is a unit.
+   */
   readAffinity(origin: Origin): ReadAffinity | undefined {
     return this.parent?.readAffinity(origin)
   }
@@ -188,7 +203,8 @@ export abstract class TransactionContext implements Connection {
   }
 
   executeUnprepared(sql: string): Effect.Effect<ReadonlyArray<never>, SqlError> {
-    // after its savepoint was refused another client rolls back to it all the same, and dies if that fails
+    // after its savepoint was refused another client rolls back to it all the same, and dies if
+    // that fails
     return sql.startsWith("ROLLBACK") ? Effect.succeed(none) : this.execute()
   }
 

@@ -1,8 +1,8 @@
 /**
  * The schema scopes and the causal session of a fiber, in its context and in the transaction slot.
  *
- * `SqlResolver` passes on the slot and nothing else, so the slot has both with it; its values are as new as
- * those of the context, or newer.
+ * `SqlResolver` passes on the slot and nothing else, so the slot has both with it; its values are
+ * as new as those of the context, or newer.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
@@ -13,7 +13,10 @@ import type { Request } from "../connection/connection.js"
 import { CurrentScopes, type SchemaScopes, type ScopeChange } from "../sql/schemaScopes.js"
 import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
 
-/** Returns the scopes of a context, if it has any. Without scopes this look-up is their only cost for a statement. */
+/**
+ * Returns the scopes of a context, if it has any. Without scopes this look-up is their only cost
+ * for a statement.
+ */
 const scopesIn = (context: Context.Context<never>, ambient: TransactionContext | undefined): SchemaScopes | undefined =>
   ambient?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
 
@@ -27,7 +30,10 @@ export const causalSessionOf = (
   ambient: TransactionContext | undefined
 ): Session | undefined => ambient?.session ?? context.unsafeMap.get(CurrentSession.key)
 
-/** Returns the value of the slot that puts a transaction context into a context, and keeps its scopes and session. */
+/**
+ * Returns the value of the slot that puts a transaction context into a context, and keeps its
+ * scopes and session.
+ */
 export const slotOf = (context: Context.Context<never>, ambient: TransactionContext): TransactionContext["slot"] => {
   const around = contextOf(context)
   const scopes = scopesIn(context, around)

@@ -8,8 +8,8 @@ import type { TransactionContext } from "./context.js"
 export type RegisteredHook = "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown"
 
 /**
- * All kinds. `afterEnd` is an `afterRollback` of an undone savepoint, which waits for the end of the whole;
- * `whenStored` runs if the work is stored, or may be, regardless of other databases.
+ * All kinds. `afterEnd` is an `afterRollback` of an undone savepoint, which waits for the end of
+ * the whole; `whenStored` runs if the work is stored, or may be, regardless of other databases.
  */
 export type HookKind = RegisteredHook | "afterEnd" | "whenStored"
 
@@ -22,6 +22,9 @@ export interface Hook {
   readonly run: (slot: TransactionContext["slot"] | undefined) => Effect.Effect<unknown, unknown>
 }
 
-/** Returns a hook as it is left to the transaction around a savepoint that is kept or undone; `undefined` if it is dropped. */
+/**
+ * Returns a hook as it is left to the transaction around a savepoint that is kept or undone;
+ * `undefined` if it is dropped.
+ */
 export const passedOn = (hook: Hook, isKept: boolean): Hook | undefined =>
   isKept ? hook : hook.kind === "afterRollback" || hook.kind === "afterEnd" ? { ...hook, kind: "afterEnd" } : undefined

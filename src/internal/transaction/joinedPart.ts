@@ -1,6 +1,6 @@
 /**
- * A part that has joined a transaction or a unit of work: its end is left to the whole, which must not store
- * the half of a part that ended in rollback.
+ * A part that has joined a transaction or a unit of work: its end is left to the whole, which must
+ * not store the half of a part that ended in rollback.
  */
 import type * as Fiber from "effect/Fiber"
 import type { WorkLabel } from "../../Transaction.js"
@@ -28,7 +28,10 @@ export class JoinedPart {
     private readonly name: PartName | undefined
   ) {}
 
-  /** Notes that a writer's statement was sent in a transaction; that of a fork may be sent after the end of the part. */
+  /**
+   * Notes that a writer's statement was sent in a transaction; that of a fork may be sent after the
+   * end of the part.
+   */
   note(transaction: Transaction): void {
     if (this.undone === undefined) {
       this.sent ??= new Set()
@@ -37,7 +40,10 @@ export class JoinedPart {
     this.around?.part(transaction)?.note(transaction)
   }
 
-  /** Ends it in rollback, with the failure that has caused it: transactions with its statements must not be stored. */
+  /**
+   * Ends it in rollback, with the failure that has caused it: transactions with its statements must
+   * not be stored.
+   */
   undo(cause: unknown): void {
     const part = this.name?.label ?? this.name?.site?.place ?? "without a label"
     this.undone = { part, ...(cause === undefined ? {} : { cause }) }

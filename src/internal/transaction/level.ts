@@ -2,8 +2,8 @@
  * A level: one transaction of one database as its server sees it, or a savepoint inside of it.
  * Callbacks, no fibers.
  *
- * At each level there is one exchange at a time: that of a statement, or those of a nested level from
- * its first statement to its end. Nothing is sent before the first statement.
+ * At each level there is one exchange at a time: that of a statement, or those of a nested level
+ * from its first statement to its end. Nothing is sent before the first statement.
  *
  * This file has the state of a level and its transitions; `levelLock`, `levelExchange`,
  * `levelCommit` and `levelRollback` have the exchanges with the server that lead to them.
@@ -21,8 +21,8 @@ import { makeSavepoint, type Savepoint } from "./savepoint.js"
 export type LevelState = "open" | "committed" | "rolledBack" | "failed" | "unknown"
 
 /**
- * Presence of a level on its server. `undone`: everything that was ever in it is undone, and the server
- * has forgotten it, as before its first statement; the next statement begins it again.
+ * Presence of a level on its server. `undone`: everything that was ever in it is undone, and the
+ * server has forgotten it, as before its first statement; the next statement begins it again.
  */
 export type LevelPresence = "unsent" | "begun" | "undone" | "ended"
 
@@ -41,7 +41,10 @@ export class Level {
   presence: LevelPresence = "unsent"
   /** The first failure after which the server refuses further statements. */
   failedBy: StatementError | undefined = undefined
-  /** The interruption of a statement that the savepoint can only be undone after; the levels around it go on. */
+  /**
+   * The interruption of a statement that the savepoint can only be undone after; the levels around
+   * it go on.
+   */
   interrupted: TransactionInterrupted | undefined = undefined
   /** The first part of it that ended in rollback: the level cannot be kept. */
   undone: UndoneReason | undefined = undefined
@@ -123,8 +126,8 @@ export class Level {
   }
 
   /**
-   * Makes the level around a released savepoint end in rollback: the savepoint cannot be undone alone
-   * any more, and its caller takes it for undone.
+   * Makes the level around a released savepoint end in rollback: the savepoint cannot be undone
+   * alone any more, and its caller takes it for undone.
    */
   undoReleased(): void {
     const { holder, parent, state } = this

@@ -1,5 +1,6 @@
 /**
- * The end of a level that is to be kept: the check before a COMMIT, COMMIT, and RELEASE of a savepoint.
+ * The end of a level that is to be kept: the check before a COMMIT, COMMIT, and RELEASE of a
+ * savepoint.
  */
 import { TransactionEnded, type TransactionError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
@@ -15,8 +16,8 @@ import type { Savepoint } from "./savepoint.js"
 
 /**
  * The timeout of a COMMIT whose caller was interrupted, in ms. An interruption waits for the end of
- * a transaction and, if there are several, for one COMMIT and the ROLLBACK of the others, all within
- * a second, also on a dead network.
+ * a transaction and, if there are several, for one COMMIT and the ROLLBACK of the others, all
+ * within a second, also on a dead network.
  */
 const interruptedCommitTimeout = 500
 
@@ -27,8 +28,8 @@ const nothing = () => {}
 type OnEnd = (error: TransactionError | undefined) => void
 
 /**
- * Lets the server check now what it would check at COMMIT; a savepoint has no such checks. The returned
- * function gives up.
+ * Lets the server check now what it would check at COMMIT; a savepoint has no such checks. The
+ * returned function gives up.
  */
 export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
   const { holder } = level
@@ -65,9 +66,9 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
 }
 
 /**
- * Commits a level. The returned function is for a caller that cannot wait: it gives up if COMMIT was not
- * sent, else it waits for the answer within a bound; it calls back when `state` is known. With
- * `countsAsUndone` the caller takes a savepoint for undone, also if it is released.
+ * Commits a level. The returned function is for a caller that cannot wait: it gives up if COMMIT
+ * was not sent, else it waits for the answer within a bound; it calls back when `state` is known.
+ * With `countsAsUndone` the caller takes a savepoint for undone, also if it is released.
  */
 export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, countsAsUndone: boolean) => void) => {
   const { holder } = level

@@ -1,5 +1,6 @@
 /**
- * One exchange of a level with its server, from the lock of the level to the judgement of a failure.
+ * One exchange of a level with its server, from the lock of the level to the judgement of a
+ * failure.
  */
 import { type StatementError, TransactionInterrupted } from "../../DatabaseError.js"
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
@@ -22,7 +23,9 @@ export type UndonePart = "nothing" | "statement" | "begun"
 /** Callback of the exchange itself. */
 export type Settle = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
 
-/** Builds the failure of a transaction whose connection is given up: another server may execute it. */
+/**
+ * Builds the failure of a transaction whose connection is given up: another server may execute it.
+ */
 const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
   _tag: "lost",
   error,
@@ -32,8 +35,9 @@ const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
 })
 
 /**
- * Sends one statement of a level. The returned function leaves the queue or, if the statement was sent,
- * cancels it: after that the level can only be undone, unless the statement has a savepoint of its own.
+ * Sends one statement of a level. The returned function leaves the queue or, if the statement was
+ * sent, cancels it: after that the level can only be undone, unless the statement has a savepoint
+ * of its own.
  */
 export const exchangeIn = (
   level: Level,

@@ -18,8 +18,8 @@ import type { Level, LevelState } from "./level.js"
 import type { PendingBegin } from "./pendingBegin.js"
 
 /**
- * Returns the error of a statement that has failed or has ended the transaction, and marks the level
- * accordingly.
+ * Returns the error of a statement that has failed or has ended the transaction, and marks the
+ * level accordingly.
  */
 export const judge = (
   level: Level,
@@ -33,7 +33,8 @@ export const judge = (
 ): StatementError | undefined => {
   const { holder } = level
   if (interruption !== undefined) markInterrupted(level, interruption, connection, isAborted)
-  // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done twice
+  // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done
+  // twice
   const outermost = pending[0]?.level
   const hasTransaction = outermost === undefined || outermost.parent !== undefined || outermost.isBegun
   if (!hasTransaction)
@@ -61,7 +62,10 @@ export const judge = (
   return error
 }
 
-/** Marks the consequence of an interrupted statement: a lost connection, or a level that the server has aborted. */
+/**
+ * Marks the consequence of an interrupted statement: a lost connection, or a level that the server
+ * has aborted.
+ */
 const markInterrupted = (
   level: Level,
   error: TransactionInterrupted,

@@ -1,6 +1,6 @@
 /**
- * The lock of a level: a statement takes it for its exchange, and before that the locks of the levels
- * that begin with it; the end of a level takes it for good.
+ * The lock of a level: a statement takes it for its exchange, and before that the locks of the
+ * levels that begin with it; the end of a level takes it for good.
  */
 import { type StatementError, TransactionBusy, TransactionEnded } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
@@ -9,7 +9,10 @@ import type { Level } from "./level.js"
 import type { NestedGate } from "./nestedGate.js"
 import { PendingBegin } from "./pendingBegin.js"
 
-/** Callback of an acquired level: its connection, and the levels that begin with the statement, from the outside in. */
+/**
+ * Callback of an acquired level: its connection, and the levels that begin with the statement, from
+ * the outside in.
+ */
 type OnAcquired = (
   error: StatementError | undefined,
   connection: Connection | undefined,
@@ -21,8 +24,8 @@ const nothing = () => {}
 
 /**
  * Acquires the lock of a level and, if it has not begun, those of the levels around it and a
- * connection; those stay held for as long as the level is open. `nested` is the level that asks. The
- * returned function gives up.
+ * connection; those stay held for as long as the level is open. `nested` is the level that asks.
+ * The returned function gives up.
  */
 export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level): (() => void) => {
   const { blockedBy } = level
@@ -155,7 +158,10 @@ const passGate = (
   }
 }
 
-/** Fails a waiter after `busyTimeout`, or when the connection is lost. The returned function stops that. */
+/**
+ * Fails a waiter after `busyTimeout`, or when the connection is lost. The returned function stops
+ * that.
+ */
 const watchEnd = ({ holder }: Level, fail: (error: StatementError) => void): (() => void) => {
   const { busyTimeout } = holder.provider
   const timer = clock.timer(busyTimeout, () => fail(new TransactionBusy({ ...holder.location, waited: busyTimeout })))

@@ -8,8 +8,8 @@ import type { Level } from "./level.js"
 const nothing = () => {}
 
 /**
- * Rolls a level back. This does not fail: if the server does not answer in time, the connection is closed,
- * which undoes the transaction as well.
+ * Rolls a level back. This does not fail: if the server does not answer in time, the connection is
+ * closed, which undoes the transaction as well.
  */
 export const rollbackLevel = (
   level: Level,
@@ -37,7 +37,8 @@ export const rollbackLevel = (
   // the connection is lost, so the nested level that holds the lock may keep it for long
   if (holder.lost !== undefined && level.nested !== undefined) return finish()
   rollbackNested(level)
-  // a statement that was not sent yet, as one at the gate of its part, may wait for long, and must not run any more
+  // a statement that was not sent yet, as one at the gate of its part, may wait for long, and must
+  // not run any more
   level.cancelBegin?.(new TransactionEnded(holder.location))
   stop = clock.later(clock.rollbackTimeout[pace], () => {
     // the holder of the lock, a statement or a nested level, loses its connection
@@ -55,8 +56,8 @@ export const rollbackLevel = (
 }
 
 /**
- * Rolls back the nested levels that are open in a level, the innermost first. Their statements under way
- * are waited for, also by the statements that follow.
+ * Rolls back the nested levels that are open in a level, the innermost first. Their statements
+ * under way are waited for, also by the statements that follow.
  */
 export const rollbackNested = (level: Level): void => {
   const open: Array<Level> = []
@@ -65,8 +66,8 @@ export const rollbackNested = (level: Level): void => {
 }
 
 /**
- * Undoes a level on the server, together with the levels around it up to `outermost`. If the connection is
- * lost, all of it is undone already.
+ * Undoes a level on the server, together with the levels around it up to `outermost`. If the
+ * connection is lost, all of it is undone already.
  */
 export const revert = (level: Level, outermost: Level, done: () => void): void => {
   const { holder } = level
@@ -81,7 +82,10 @@ export const revert = (level: Level, outermost: Level, done: () => void): void =
   })
 }
 
-/** Returns the outermost level with nothing in it but a nested part: undone with the part, it leaves not even a snapshot. */
+/**
+ * Returns the outermost level with nothing in it but a nested part: undone with the part, it leaves
+ * not even a snapshot.
+ */
 const outermostToUndo = (part: Level): Level => {
   let level = part
   if (part.gate === undefined) return level
@@ -89,7 +93,10 @@ const outermostToUndo = (part: Level): Level => {
   return level
 }
 
-/** Marks the undone levels around a level as not begun, and releases what they hold; the next statement begins them again. */
+/**
+ * Marks the undone levels around a level as not begun, and releases what they hold; the next
+ * statement begins them again.
+ */
 const forgetAround = (level: Level, outermost: Level): void => {
   const all: Array<Level> = []
   for (let around = level.parent; around !== undefined; around = around === outermost ? undefined : around.parent) {

@@ -1,5 +1,6 @@
 /**
- * Statements of a level: the steps before and after each, and what is repeated or undone when it fails.
+ * Statements of a level: the steps before and after each, and what is repeated or undone when it
+ * fails.
  */
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
 import { isStaleRefusal } from "../connection/statementError.js"
@@ -14,7 +15,9 @@ import { makeSavepoint, type StatementIsolation, stepsAfter, stepsBefore } from 
 const none: ReadonlyArray<never> = []
 const nothing = () => {}
 
-/** Runs a statement; the returned function gives it up, and the transaction with it if it was sent. */
+/**
+ * Runs a statement; the returned function gives it up, and the transaction with it if it was sent.
+ */
 export const runStatement = (
   level: Level,
   request: Request,
@@ -66,7 +69,10 @@ export const runStatement = (
     runFirst(level, connection, pending, first, settle, runAlone)
   })
 
-/** Runs a COPY whose data is in `copy`; the returned function gives it up, and the transaction with it if it was sent. */
+/**
+ * Runs a COPY whose data is in `copy`; the returned function gives it up, and the transaction with
+ * it if it was sent.
+ */
 export const runCopy = (level: Level, request: Request, copy: Copy, done: OnStatement): (() => void) =>
   exchangeIn(level, request, "none", done, nothing, (connection, pending, settle) => {
     const first = withOwnSteps(pending, level.holder.searchPathSteps(request.path))
@@ -74,7 +80,10 @@ export const runCopy = (level: Level, request: Request, copy: Copy, done: OnStat
     runFirst(level, connection, pending, first, settle, () => connection.copy(none, request, copy, settle))
   })
 
-/** Runs the steps before a statement in an exchange of their own, then the statement, unless its caller was interrupted. */
+/**
+ * Runs the steps before a statement in an exchange of their own, then the statement, unless its
+ * caller was interrupted.
+ */
 const runFirst = (
   level: Level,
   connection: Connection,

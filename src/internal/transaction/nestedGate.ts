@@ -1,7 +1,7 @@
 /**
  * The turn of a nested part among those that run side by side. A part takes its turn with its first
- * statement and keeps it to its end, on all databases: with a turn for each database two parts could
- * wait for each other.
+ * statement and keeps it to its end, on all databases: with a turn for each database two parts
+ * could wait for each other.
  */
 import type { FifoLock } from "../concurrency/fifoLock.js"
 
@@ -14,7 +14,10 @@ export class NestedGate {
 
   constructor(private readonly siblingLock: FifoLock) {}
 
-  /** Calls `start` when the part has its turn, at once if it has it already. The returned function stops waiting. */
+  /**
+   * Calls `start` when the part has its turn, at once if it has it already. The returned function
+   * stops waiting.
+   */
   enter(start: () => void): () => void {
     if (this.isInside) {
       start()

@@ -46,7 +46,8 @@ export class OpenContext extends TransactionContext {
 
   private serves(origin: Origin, kind: Role): boolean {
     const { own } = this
-    // a level nested in a writer's transaction holds its lock, so a writer's statement belongs there, too
+    // a level nested in a writer's transaction holds its lock, so a writer's statement belongs
+    // there, too
     return own.origin === origin && (own.kind === kind || (kind === "writer" && own.base === "writer"))
   }
 
@@ -121,7 +122,8 @@ export class OutsideContext extends TransactionContext {
   }
 
   override whenStored(action: () => void): boolean {
-    // the action may concern work that is stored already, or work that is stored with the transactions around
+    // the action may concern work that is stored already, or work that is stored with the
+    // transactions around
     super.whenStored(action)
     return false
   }

@@ -7,7 +7,10 @@ import type { Level } from "./level.js"
 
 /** Plan of the beginning and end of a level. */
 export interface LevelSettings {
-  /** The steps that begin it: BEGIN and the settings of the transaction; of a savepoint only the settings. */
+  /**
+   * The steps that begin it: BEGIN and the settings of the transaction; of a savepoint only the
+   * settings.
+   */
   readonly begin: ReadonlyArray<Step>
   /** The steps that restore the settings around a savepoint when it is released. */
   readonly restore: ReadonlyArray<Step>

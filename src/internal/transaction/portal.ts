@@ -1,5 +1,6 @@
 /**
- * Portals: the rows of a statement in batches, while other statements of the transaction run in between.
+ * Portals: the rows of a statement in batches, while other statements of the transaction run in
+ * between.
  */
 import type { StatementError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
@@ -10,7 +11,10 @@ import { withOwnSteps } from "./pendingBegin.js"
 
 const nothing = () => {}
 
-/** Opens a portal and fetches its first rows; the returned function gives up, and the transaction with it if it was sent. */
+/**
+ * Opens a portal and fetches its first rows; the returned function gives up, and the transaction
+ * with it if it was sent.
+ */
 export const openPortal = (
   level: Level,
   request: Request,
@@ -55,9 +59,10 @@ export class Portal {
   }
 
   /**
-   * Closes it before its last row. It ends with its transaction at the latest, so `done` is called within
-   * a second in any case. If `isOver`, the transaction is not expected to go on, and a connection that does
-   * not answer is closed, so that the end of the transaction does not wait again.
+   * Closes it before its last row. It ends with its transaction at the latest, so `done` is called
+   * within a second in any case. If `isOver`, the transaction is not expected to go on, and a
+   * connection that does not answer is closed, so that the end of the transaction does not wait
+   * again.
    */
   close(isOver: boolean, done: () => void): void {
     const { level, name, request } = this

@@ -1,7 +1,7 @@
 /**
  * Propagation: the decision of a `withTransaction` when there is a transaction of the same database
- * already, or none, and the conflicts of its options with that transaction. All functions but the last
- * to change a transaction, `raiseIsolation`, are pure.
+ * already, or none, and the conflicts of its options with that transaction. All functions but the
+ * last to change a transaction, `raiseIsolation`, are pure.
  */
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
@@ -43,7 +43,10 @@ const others: Readonly<Record<string, (options: Options) => string>> = {
   applicationName: ({ applicationName = "" }) => applicationName
 }
 
-/** Selects the settings of a part that a transaction can take, because it has sent nothing yet. A nested part has settings of its own, except isolation. */
+/**
+ * Selects the settings of a part that a transaction can take, because it has sent nothing yet. A
+ * nested part has settings of its own, except isolation.
+ */
 const taken = (
   outer: Transaction,
   { access: _, isolation, label, propagation, retry, ...rest }: Options,
@@ -55,7 +58,10 @@ const taken = (
   return { isolation: isRaised ? isolation : undefined, rest: joins && outer.level.isUnsent ? rest : undefined }
 }
 
-/** Returns the conflict of a part's options with the transaction that it joins or is nested in, if there is one. */
+/**
+ * Returns the conflict of a part's options with the transaction that it joins or is nested in, if
+ * there is one.
+ */
 export const optionsConflict = (outer: Transaction, options: Options, joins: boolean): OptionsConflict | undefined => {
   const { database } = outer.origin
   const { isolation, rest } = taken(outer, options, joins)
@@ -74,7 +80,10 @@ export const optionsConflict = (outer: Transaction, options: Options, joins: boo
   return undefined
 }
 
-/** Returns the conflict of a part's settings with those of a unit of work, for transactions that it has not begun. */
+/**
+ * Returns the conflict of a part's settings with those of a unit of work, for transactions that it
+ * has not begun.
+ */
 export const settingsConflict = (database: string, around: Settings, asked: Settings): OptionsConflict | undefined => {
   for (const option of ["isolation", "access"] as const) {
     const inner = asked[option]
@@ -86,7 +95,9 @@ export const settingsConflict = (database: string, around: Settings, asked: Sett
   return undefined
 }
 
-/** Returns the settings of a unit of work after it has taken those of a part, which do not conflict. */
+/**
+ * Returns the settings of a unit of work after it has taken those of a part, which do not conflict.
+ */
 export const raiseSettings = (around: Settings, asked: Settings, joins: boolean): Settings => {
   const { access: _, isolation, label, ...rest } = asked
   const limits = joins ? mergeSettings(around, { ...rest, label: around.label ?? label }) : around

@@ -35,8 +35,8 @@ const isDue = (kind: RegisteredHook, state: LevelState): boolean => {
 }
 
 /**
- * Registers a hook with the innermost transaction of a database, or with the unit of work that will begin
- * one. Without either everything counts as committed, so `afterCommit` runs at once.
+ * Registers a hook with the innermost transaction of a database, or with the unit of work that will
+ * begin one. Without either everything counts as committed, so `afterCommit` runs at once.
  */
 export const registerHook = <E, R>(
   origin: TransactionFactory,
@@ -62,7 +62,8 @@ export const registerHook = <E, R>(
       found.addHook(registered)
       return Effect.void
     }
-    // the user's function for labels may throw: here its fault is seen, at the end it would stop the other hooks
+    // the user's function for labels may throw: here its fault is seen, at the end it would stop
+    // the other hooks
     const work = ambient?.work(fiber)
     const begin = (options: Options) => origin.begin("writer", options, fiber, ambient, undefined, work)
     if (found === undefined && ambient?.addHook(origin, registered, begin) === true) return Effect.void

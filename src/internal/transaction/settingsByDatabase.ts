@@ -3,7 +3,9 @@
  */
 import type { Settings } from "../../Transaction.js"
 
-/** Settings for all databases, and by the names of single ones, where they include those for all. */
+/**
+ * Settings for all databases, and by the names of single ones, where they include those for all.
+ */
 export interface SettingsByDatabase {
   readonly all: Settings
   readonly databases: ReadonlyMap<string, Settings>

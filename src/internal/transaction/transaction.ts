@@ -1,6 +1,6 @@
 /**
- * A transaction of one database, or a savepoint of the program inside of one: its options, settings and
- * hooks.
+ * A transaction of one database, or a savepoint of the program inside of one: its options, settings
+ * and hooks.
  */
 
 import type * as Fiber from "effect/Fiber"
@@ -24,9 +24,15 @@ import type { LevelSettings } from "./pendingBegin.js"
 export interface Origin {
   readonly database: string
   readonly observer: Observer
-  /** The limits that each transaction sets itself, if sessions cannot have them, as behind a transaction pooler. */
+  /**
+   * The limits that each transaction sets itself, if sessions cannot have them, as behind a
+   * transaction pooler.
+   */
   readonly limits?: Limits | undefined
-  /** The transaction of a sandbox, which is never committed: every other one is a savepoint inside of it. */
+  /**
+   * The transaction of a sandbox, which is never committed: every other one is a savepoint inside
+   * of it.
+   */
   readonly sandbox?: Transaction | undefined
   /** Takes one more attempt of a whole from the retry budget, and reports it. */
   readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
@@ -139,8 +145,8 @@ export const begin = (
   asked: Options,
   ambient: TransactionContext | undefined
 ): Transaction => {
-  // in a sandbox each statement of a reader has a savepoint of its own, because statements of a writer may run between
-  // them, as they may outside of a sandbox
+  // in a sandbox each statement of a reader has a savepoint of its own, because statements of a
+  // writer may run between them, as they may outside of a sandbox
   if (origin.sandbox !== undefined)
     return nest(origin, ambient?.around(origin) ?? origin.sandbox, kind, undefined, asked)
   const options = withLimits(kind === "reader" ? { ...asked, access: "read only" } : asked, origin.limits)
@@ -165,7 +171,9 @@ const transactionSettings = (origin: Origin, kind: Role, options: Options): Leve
   return { begin, restore: none, readOnly, limit: limitOf(options) }
 }
 
-/** Returns options with the limits that a session would have, unless they have limits of their own. */
+/**
+ * Returns options with the limits that a session would have, unless they have limits of their own.
+ */
 const withLimits = (options: Options, limits: Limits | undefined): Options =>
   limits === undefined
     ? options
@@ -178,7 +186,10 @@ const withLimits = (options: Options, limits: Limits | undefined): Options =>
 const idleLimit = ({ idleInTransactionTimeout }: Limits): ReadonlyArray<wire.Step> =>
   setLocal({ idleInTransactionTimeout }).map(wire.constantStep)
 
-/** Begins a savepoint inside of a transaction. `outer` is the transaction of the program around it, if there is one. */
+/**
+ * Begins a savepoint inside of a transaction. `outer` is the transaction of the program around it,
+ * if there is one.
+ */
 export const nest = (
   origin: Origin,
   around: Transaction,

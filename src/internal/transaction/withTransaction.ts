@@ -18,11 +18,11 @@ import { OpenContext, OutsideContext } from "./openContext.js"
 import type { Origin, Transaction } from "./transaction.js"
 
 /**
- * Runs an effect in a transaction and ends it by the exit of the effect. `wrap` converts the failures of the
- * transaction itself.
+ * Runs an effect in a transaction and ends it by the exit of the effect. `wrap` converts the
+ * failures of the transaction itself.
  *
- * Values that live as long as a transaction are kept in closures, not in object literals, for the reason that
- * `cancellable` gives.
+ * Values that live as long as a transaction are kept in closures, not in object literals, for the
+ * reason that `cancellable` gives.
  */
 export const runInTransaction = <A, E, R, X>(
   self: Effect.Effect<A, E, R>,
@@ -84,8 +84,9 @@ export interface PartOf {
 }
 
 /**
- * Runs an effect as a part of the transaction or unit of work around it. `decide` returns the end of the part:
- * a rollback makes the whole end in rollback, too, if the part has sent a writer's statement.
+ * Runs an effect as a part of the transaction or unit of work around it. `decide` returns the end
+ * of the part: a rollback makes the whole end in rollback, too, if the part has sent a writer's
+ * statement.
  */
 export const runAsPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,

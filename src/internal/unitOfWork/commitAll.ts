@@ -1,6 +1,6 @@
 /**
- * The end of several transactions: they are checked together, then committed one after the other, or rolled
- * back.
+ * The end of several transactions: they are checked together, then committed one after the other,
+ * or rolled back.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -25,7 +25,10 @@ import type { Transaction } from "../transaction/transaction.js"
 import { inCommitOrder } from "./commitOrder.js"
 import type { CompletionOptions, Unit } from "./unitOfWork.js"
 
-/** Makes the transactions around released savepoints end in rollback, because the end of their part has failed. */
+/**
+ * Makes the transactions around released savepoints end in rollback, because the end of their part
+ * has failed.
+ */
 const undoReleased = (done: ReadonlyArray<Transaction>, cause: Cause.Cause<TransactionError>): void => {
   for (const { options, outer } of done) {
     outer?.level.markUndone({ part: options.label ?? "nested, over several databases", cause: Cause.squash(cause) })
@@ -61,8 +64,9 @@ const withPartialCommit = (
 }
 
 /**
- * Checks all transactions but the first before any COMMIT: a deferred constraint, a transaction that a failed
- * statement has aborted and a lost connection undo everything then, instead of a part.
+ * Checks all transactions but the first before any COMMIT: a deferred constraint, a transaction
+ * that a failed statement has aborted and a lost connection undo everything then, instead of a
+ * part.
  */
 const checkAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -88,11 +92,13 @@ const checkAll = (
 }
 
 /**
- * Commits one after the other; a failure rolls the rest back and names the databases that are stored already.
+ * Commits one after the other; a failure rolls the rest back and names the databases that are
+ * stored already.
  *
- * An interruption has an effect only before the first COMMIT: after that the rest follow, within a second
- * each, so that an interrupted caller leaves no half behind. If all of them are savepoints, the transactions
- * around them end in rollback then, because the caller takes the savepoints for undone.
+ * An interruption has an effect only before the first COMMIT: after that the rest follow, within a
+ * second each, so that an interrupted caller leaves no half behind. If all of them are savepoints,
+ * the transactions around them end in rollback then, because the caller takes the savepoints for
+ * undone.
  */
 const commitAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -142,18 +148,18 @@ export interface CommitGroup {
   readonly context: TransactionContext
   /** Returns the transactions; those that have nothing but hooks begin with it. */
   readonly beginAll: () => ReadonlyArray<Transaction>
-  /** Whether the unit goes on after it. */
+  /** True if the unit goes on after it. */
   readonly isEarly: boolean
   /**
-   * Called with the transactions when all hooks have agreed: from then on none may begin. If it is early
-   * or has hooks, it is called again at the end.
+   * Called with the transactions when all hooks have agreed: from then on none may begin. If it is
+   * early or has hooks, it is called again at the end.
    */
   readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
 /**
- * Runs the `beforeCommit` hooks, which may touch further databases, then commits all. To be run where it
- * cannot be interrupted.
+ * Runs the `beforeCommit` hooks, which may touch further databases, then commits all. To be run
+ * where it cannot be interrupted.
  */
 export const finish = (
   { beginAll, close, context, isEarly, unit }: CommitGroup,
@@ -184,8 +190,8 @@ export const finish = (
     leaveForks(begun)
     const seen = new Set(begun)
     let isAgreed = false
-    // a hook may be the first to touch a database; a transaction that is rolled back meanwhile stays in the
-    // set, because it is not stored and the end is no success
+    // a hook may be the first to touch a database; a transaction that is rolled back meanwhile
+    // stays in the set, because it is not stored and the end is no success
     const transactions = () => {
       if (!isAgreed) for (const transaction of beginAll()) seen.add(transaction)
       return [...seen]

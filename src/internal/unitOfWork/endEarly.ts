@@ -1,5 +1,6 @@
 /**
- * Ends by hand: COMMIT or ROLLBACK of transactions of the unit of work around, which goes on after it.
+ * Ends by hand: COMMIT or ROLLBACK of transactions of the unit of work around, which goes on after
+ * it.
  */
 import * as Effect from "effect/Effect"
 import { PropagationRefused, TransactionBusy, TransactionEnded, type TransactionError } from "../../DatabaseError.js"
@@ -17,7 +18,10 @@ const nowhere: Pick<Origin, "database"> = { database: "" }
 interface Selection {
   /** The database that is meant; `undefined` is all of them. */
   readonly database: Pick<Origin, "database"> | undefined
-  /** Returns the transactions of a unit, which begins those that have nothing but hooks; or why they cannot be ended here. */
+  /**
+   * Returns the transactions of a unit, which begins those that have nothing but hooks; or why they
+   * cannot be ended here.
+   */
   readonly take: (context: TransactionContext, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
   /** Returns the transaction that is open where there is no unit, and must not be ended by hand. */
   readonly withoutUnit: (context: TransactionContext) => Transaction | undefined
@@ -71,7 +75,10 @@ const endSelected = (
     })
   )
 
-/** Ends the transactions of all databases of the unit of work; the next statement on each begins another. */
+/**
+ * Ends the transactions of all databases of the unit of work; the next statement on each begins
+ * another.
+ */
 export const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSelected(outcome, {
     database: undefined,
@@ -84,7 +91,10 @@ export const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> 
     withoutUnit: (context) => context.transaction
   })
 
-/** Ends the transaction that the unit of work has open on one database; the next statement begins another. */
+/**
+ * Ends the transaction that the unit of work has open on one database; the next statement begins
+ * another.
+ */
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSelected(outcome, {
     database: origin,

@@ -1,6 +1,6 @@
 /**
- * The ends of transactions of a unit that are under way: their hooks, which may still refuse, and the
- * commits.
+ * The ends of transactions of a unit that are under way: their hooks, which may still refuse, and
+ * the commits.
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -40,7 +40,10 @@ export class EndsUnderWay {
     return [...this.all].some((end) => end.transactions().some((one) => transactions.includes(one)))
   }
 
-  /** Completes when all ends of now are over, or fails after `busyTimeout`, as a statement behind a nested transaction. */
+  /**
+   * Completes when all ends of now are over, or fails after `busyTimeout`, as a statement behind a
+   * nested transaction.
+   */
   get settled(): Effect.Effect<void, TransactionBusy> {
     return Effect.suspend(() => {
       const all = [...this.all]

@@ -1,5 +1,6 @@
 /**
- * The handle of an open unit of work: it ends the unit, once, by the outcome that its caller decides.
+ * The handle of an open unit of work: it ends the unit, once, by the outcome that its caller
+ * decides.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -20,7 +21,7 @@ import { type CompletionOptions, Unit } from "./unitOfWork.js"
 export interface UnitHandle {
   readonly unit: Unit
   readonly hasEnded: boolean
-  /** Whether it was ended by a rollback that was asked for. */
+  /** True if a rollback that was asked for has ended it. */
   readonly isRolledBack: boolean
   /** Ends the unit at once if nothing was done in it; returns whether it has ended now. */
   readonly endUntouched: () => boolean
@@ -32,7 +33,7 @@ export interface UnitHandle {
 export interface UnitPlan {
   /** The transaction context around it. */
   readonly around: TransactionContext | undefined
-  /** Whether it sees the transactions that are open around it. */
+  /** True if it sees the transactions that are open around it. */
   readonly joins: boolean
   readonly settings: SettingsByDatabase | undefined
   readonly completion: CompletionOptions
@@ -41,11 +42,15 @@ export interface UnitPlan {
   readonly name?: PartName | undefined
 }
 
-/** Opens a unit of work. Nothing is sent, and no connection checked out, before its first statement. */
+/**
+ * Opens a unit of work. Nothing is sent, and no connection checked out, before its first statement.
+ */
 export const openUnit = ({ around, completion, describe, joins, name, settings }: UnitPlan): UnitHandle =>
   new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, settings, completion, describe, name))
 
-/** Returns the handle of a nested part, which leaves its hooks to the unit or transaction around it. */
+/**
+ * Returns the handle of a nested part, which leaves its hooks to the unit or transaction around it.
+ */
 export const nestedHandle = (unit: NestedUnit): UnitHandle => new OpenNested(unit)
 
 class OpenUnit implements UnitHandle {
@@ -62,8 +67,9 @@ class OpenUnit implements UnitHandle {
     return Effect.suspend(() => {
       if (this.endUntouched()) return Effect.void
       const { unit } = this
-      // an early commit of a fork ends before the whole does: otherwise the whole could be committed under
-      // hooks of the fork that still refuse, or be reported as a success that fails later
+      // an early commit of a fork ends before the whole does: otherwise the whole could be
+      // committed under hooks of the fork that still refuse, or be reported as a success that fails
+      // later
       if (outcome === "commit" && unit.isEnding) {
         if (restore === undefined) return this.end("rollback", undefined)
         return Effect.matchCauseEffect(restore(unit.settled), {

@@ -1,7 +1,7 @@
 /**
- * A nested part of a unit of work, or of a transaction, which can fail alone: a savepoint on each database
- * that it touches. On a database without a transaction around it and without a unit that would begin one, it
- * begins a transaction of its own, as a unit of work does.
+ * A nested part of a unit of work, or of a transaction, which can fail alone: a savepoint on each
+ * database that it touches. On a database without a transaction around it and without a unit that
+ * would begin one, it begins a transaction of its own, as a unit of work does.
  */
 
 import type * as Fiber from "effect/Fiber"
@@ -55,7 +55,10 @@ export class NestedUnit extends Unit {
     return this.outside.takeRetry(transaction, asked)
   }
 
-  /** Returns settings with the isolation and access of the unit around, if that begins its transactions. */
+  /**
+   * Returns settings with the isolation and access of the unit around, if that begins its
+   * transactions.
+   */
   override settingsFor(database: string | undefined): Settings {
     const own = super.settingsFor(database)
     const unit = joinableUnitOf(this.outside)
@@ -70,8 +73,9 @@ export class NestedUnit extends Unit {
   }
 
   /**
-   * Holds back the hooks without a transaction that a unit around will take: the end of the part would begin
-   * a transaction for them. If no unit takes them, the part is the outermost, and they are its own.
+   * Holds back the hooks without a transaction that a unit around will take: the end of the part
+   * would begin a transaction for them. If no unit takes them, the part is the outermost, and they
+   * are its own.
    */
   holdHooks(): void {
     this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]

@@ -60,7 +60,10 @@ export const completionOptions = ({ checkFirst, order }: EndOptions, isRequest =
 export const describeWork = ({ work }: { readonly work?: WorkLabel | undefined }): Describe | undefined =>
   work === undefined ? undefined : () => work
 
-/** Decides how a unit ends; a fault in the function of the options rolls back, and is the failure of the unit. */
+/**
+ * Decides how a unit ends; a fault in the function of the options rolls back, and is the failure of
+ * the unit.
+ */
 export const decide = <A, E>(options: NestedOptions<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<Outcome> => {
   try {
     return Exit.succeed(options.outcome?.(exit) ?? (Exit.isSuccess(exit) ? "commit" : "rollback"))

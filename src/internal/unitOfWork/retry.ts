@@ -1,6 +1,6 @@
 /**
- * Retries of whole transactions and units of work: they run again if all of the work is undone, and another
- * attempt may succeed.
+ * Retries of whole transactions and units of work: they run again if all of the work is undone, and
+ * another attempt may succeed.
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -18,9 +18,9 @@ import type { Origin, Transaction } from "../transaction/transaction.js"
 import type { Unit } from "./unitOfWork.js"
 
 /**
- * Returns the failure for which another attempt of the work may succeed: of a statement of its transactions,
- * also if the work has turned it into another failure, or of the work itself. Interrupted work is not run
- * again.
+ * Returns the failure for which another attempt of the work may succeed: of a statement of its
+ * transactions, also if the work has turned it into another failure, or of the work itself.
+ * Interrupted work is not run again.
  */
 export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Cause<unknown>): unknown => {
   const failures = [...Cause.failures(cause)]
@@ -30,14 +30,20 @@ export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Caus
   return [...known, ...failures, ...Cause.defects(cause)].find(isReplayable)
 }
 
-/** A failure after which another attempt may succeed, with the database whose budget it takes and the cause for the caller. */
+/**
+ * A failure after which another attempt may succeed, with the database whose budget it takes and
+ * the cause for the caller.
+ */
 export interface Replayable {
   readonly error: DatabaseError
   readonly origin: Origin
   readonly cause: Cause.Cause<unknown>
 }
 
-/** Returns the failure after which work runs again, if it may. A caller that found no connection has waited long enough. */
+/**
+ * Returns the failure after which work runs again, if it may. A caller that found no connection has
+ * waited long enough.
+ */
 export const replayable = (
   reason: unknown,
   origin: (database: string) => Origin | undefined,
@@ -49,18 +55,26 @@ export const replayable = (
   return found === undefined ? undefined : { error, origin: found, cause }
 }
 
-/** Returns the failure after which a unit runs again, if it may, because nothing of it is stored. */
+/**
+ * Returns the failure after which a unit runs again, if it may, because nothing of it is stored.
+ */
 export const replayableUnit = (unit: Unit, reason: unknown, cause: Cause.Cause<unknown>): Replayable | undefined =>
   unit.hasCommitted || !isReplayable(reason) ? undefined : replayable(reason, (name) => unit.origin(name), cause)
 
-/** Checks whether servers have executed all statements of an attempt, although its own code may have failed. */
+/**
+ * Checks whether servers have executed all statements of an attempt, although its own code may have
+ * failed.
+ */
 const isServed = (exit: Exit.Exit<unknown, unknown>, transactions: ReadonlyArray<Transaction>): boolean =>
   Exit.isSuccess(exit) ||
   (!Cause.isInterrupted(exit.cause) &&
     transactions.some(({ level }) => level.touched) &&
     transactions.every(({ failures }) => failures.length === 0))
 
-/** The attempts of one whole: they are taken from the budgets of databases, and returned if the whole succeeds. */
+/**
+ * The attempts of one whole: they are taken from the budgets of databases, and returned if the
+ * whole succeeds.
+ */
 class Attempts {
   private count = 1
   private endedBy: Retried["endedBy"] = "schedule"
@@ -84,7 +98,10 @@ class Attempts {
     this.taken.clear()
   }
 
-  /** Reports that there is no further attempt: in the failure, if it is of this library, else in the log. */
+  /**
+   * Reports that there is no further attempt: in the failure, if it is of this library, else in the
+   * log.
+   */
   end({ cause, error, origin }: Replayable): Effect.Effect<void> {
     const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
     noteRetried(error, retried)
@@ -97,10 +114,10 @@ class Attempts {
 }
 
 /**
- * Runs work for as long as it ends with a reason to run it again, and schedule and budget grant another
- * attempt; `first` is the exit of an attempt before. To be run where it cannot be interrupted: an
- * interruptible handler would lose the failures beside an interruption. `restore` is for the work and the
- * pauses; `transactions` returns those of the last attempt.
+ * Runs work for as long as it ends with a reason to run it again, and schedule and budget grant
+ * another attempt; `first` is the exit of an attempt before. To be run where it cannot be
+ * interrupted: an interruptible handler would lose the failures beside an interruption. `restore`
+ * is for the work and the pauses; `transactions` returns those of the last attempt.
  */
 export const retryTransaction = <A, E, R>(
   restore: Restore,
@@ -124,7 +141,8 @@ export const retryTransaction = <A, E, R>(
           return exit
         }
         return Effect.matchCauseEffect(restore(driver.next(reason)), {
-          // the schedule has ended, or the pause was interrupted: the failure of the attempt, such as an unknown outcome, is kept
+          // the schedule has ended, or the pause was interrupted: the failure of the attempt, such
+          // as an unknown outcome, is kept
           onFailure: (cause) =>
             Either.match(Cause.failureOrCause(cause), {
               onLeft: () => Effect.zipRight(attempts.end(reason), exit),
@@ -145,7 +163,10 @@ interface Opened {
   readonly isRolledBack: boolean
 }
 
-/** Runs each attempt in a new unit, as {@link retryTransaction}; `failed` is the first attempt, if it has failed already. */
+/**
+ * Runs each attempt in a new unit, as {@link retryTransaction}; `failed` is the first attempt, if
+ * it has failed already.
+ */
 export const retryUnit = <O extends Opened, A, E, R>(
   restore: Restore,
   open: () => O,

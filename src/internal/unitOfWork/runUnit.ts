@@ -89,7 +89,8 @@ export const runNested = <A, E, R>(
     if (unknown !== undefined) return Effect.fail(unknown)
     const context = currentContext(fiber)
     if (context === undefined) return runInNewUnit(self, context, true, options, describeWork(options), site)
-    // a savepoint that fails after another was released would leave a half, so all are checked first
+    // a savepoint that fails after another was released would leave a half, so all are checked
+    // first
     const completion = { ...(unitOf(context)?.completion ?? completionOptions({})), checked: true }
     const unit = new NestedUnit(fiber, context, completion, describeWork(options), { label, site })
     return runIn(self, nestedHandle(unit), options)
@@ -113,7 +114,9 @@ export const demandOfUnit = (
   return undefined
 }
 
-/** Lets the transactions that are open around a unit of work, and that it joins, take its settings. */
+/**
+ * Lets the transactions that are open around a unit of work, and that it joins, take its settings.
+ */
 export const demandAround = (
   around: TransactionContext | undefined,
   settings: SettingsByDatabase | undefined
@@ -198,7 +201,10 @@ const runInNewUnit = <A, E, R>(
   })
 }
 
-/** Runs a part of a unit of work: its end is left to the whole, which takes its options or refuses them. */
+/**
+ * Runs a part of a unit of work: its end is left to the whole, which takes its options or refuses
+ * them.
+ */
 const runJoined = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   context: TransactionContext,

@@ -1,6 +1,6 @@
 /**
- * A unit of work as the transaction context of its statements: the transactions that it has begun, the
- * settings of those that it will begin, and its read affinity.
+ * A unit of work as the transaction context of its statements: the transactions that it has begun,
+ * the settings of those that it will begin, and its read affinity.
  */
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
@@ -21,15 +21,20 @@ import type { Origin, Transaction } from "../transaction/transaction.js"
 import { conflictOfBegun, conflictOfSettings, raiseAll } from "./demands.js"
 import { type End, EndsUnderWay } from "./endsUnderWay.js"
 
-/** Rule for the order of commits: a list of names is the order itself, other databases follow them. */
+/**
+ * Rule for the order of commits: a list of names is the order itself, other databases follow them.
+ */
 export type Order = "safest" | "touched" | ReadonlyArray<string>
 
 /** Options of the completion of a group of transactions. */
 export interface CompletionOptions {
   readonly order: Order
-  /** Whether each server checks what it would check at COMMIT before the first is committed. */
+  /** True if each server checks its deferred constraints before the first COMMIT. */
   readonly checked: boolean
-  /** Whether nested transactions that forks have left open are rolled back at once, instead of waited for. */
+  /**
+   * True if nested transactions that forks have left open are rolled back at once, instead of
+   * waited for.
+   */
   readonly leavesForks: boolean
 }
 
@@ -59,7 +64,10 @@ export class Unit extends TransactionContext {
   /** The number of the attempt, if the work is run again. */
   attempt = 1
   private ends: EndsUnderWay | undefined = undefined
-  /** True if a part of the work remains after a rollback: it is, or may be, stored, or is in a transaction around the unit. */
+  /**
+   * True if a part of the work remains after a rollback: it is, or may be, stored, or is in a
+   * transaction around the unit.
+   */
   private hasKept = false
   private joined: JoinedPart | undefined = undefined
   /** Actions that wait until the work is stored. */
@@ -113,7 +121,10 @@ export class Unit extends TransactionContext {
     return this.pending !== undefined
   }
 
-  /** Runs the deferred actions; an early commit stores only a part of the work, so the end runs them again. */
+  /**
+   * Runs the deferred actions; an early commit stores only a part of the work, so the end runs them
+   * again.
+   */
   stored(isEarly: boolean): void {
     for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
     if (!isEarly) this.pending = undefined
@@ -205,7 +216,10 @@ export class Unit extends TransactionContext {
     return !this.ended
   }
 
-  /** Keeps a hook without a transaction until one begins: reads would have to join a transaction that begins for a hook. */
+  /**
+   * Keeps a hook without a transaction until one begins: reads would have to join a transaction
+   * that begins for a hook.
+   */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
     const own = this.transactions?.get(origin)
@@ -238,7 +252,10 @@ export class Unit extends TransactionContext {
     return known
   }
 
-  /** Begins the transactions that have nothing but hooks, and returns all, in the order in which they have begun. */
+  /**
+   * Begins the transactions that have nothing but hooks, and returns all, in the order in which
+   * they have begun.
+   */
   beginAll(): ReadonlyArray<Transaction> {
     if (this.waiting !== undefined) for (const [origin, { begin }] of [...this.waiting]) this.open(origin, begin)
     return this.begun
@@ -271,7 +288,10 @@ export class Unit extends TransactionContext {
     return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
-  /** True if a part of the work is stored, or may be, or is in a transaction around it: it cannot be run again as a whole. */
+  /**
+   * True if a part of the work is stored, or may be, or is in a transaction around it: it cannot be
+   * run again as a whole.
+   */
   get hasCommitted(): boolean {
     return this.isEnding || this.keepsPart
   }
@@ -320,7 +340,10 @@ export class Unit extends TransactionContext {
     this.hasKept ||= mayBeStored(transaction)
   }
 
-  /** Checks the transactions that have begun, and the settings of those that have not, by the same rules. */
+  /**
+   * Checks the transactions that have begun, and the settings of those that have not, by the same
+   * rules.
+   */
   override demand(asked: SettingsByDatabase, joins: boolean): Demanded {
     const takeAround = super.demand(asked, joins && !this.isNested)
     if (takeAround instanceof OptionsConflict) return takeAround
@@ -362,7 +385,10 @@ export class Unit extends TransactionContext {
     return new OptionsConflict({ database, server: "", option, outer, inner })
   }
 
-  /** Returns the settings of a transaction that it begins on a database; without a name, on all that have none of their own. */
+  /**
+   * Returns the settings of a transaction that it begins on a database; without a name, on all that
+   * have none of their own.
+   */
   settingsFor(database: string | undefined): Settings {
     return this.settings === undefined ? noSettings : settingsOf(this.settings, database)
   }
@@ -374,7 +400,10 @@ export const unitOf = (context: TransactionContext | undefined): Unit | undefine
   return undefined
 }
 
-/** Returns the unit of work that a part joins: none if a database was left out on purpose in between. */
+/**
+ * Returns the unit of work that a part joins: none if a database was left out on purpose in
+ * between.
+ */
 export const joinableUnitOf = (context: TransactionContext | undefined): Unit | undefined => {
   for (let one = context; one !== undefined; one = one.parent) {
     if (one instanceof Unit) return one
