@@ -13,7 +13,7 @@ const root = fileURLToPath(new URL("../../", import.meta.url))
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
 
 /** For tests that start it several times, on a machine that has other things to do. */
-export const patience = 60_000
+export const patience = 120_000
 
 export interface Ended {
   readonly code: number | NodeJS.Signals | null
