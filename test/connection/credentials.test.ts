@@ -32,6 +32,7 @@ import { type Database, DatabaseConfig, DatabaseError, type Observation, RetryPo
 import { describe } from "vitest"
 import { type Connection, connect } from "../../src/internal/connection/connection.js"
 import { Connections } from "../../src/internal/pool/connections.js"
+import { Secret } from "../../src/internal/protocol/secret.js"
 import { Audit, Db, soon } from "../support/databases.js"
 import { makeProxy } from "../support/proxy.js"
 import { anonymous, freshRole, Provider, type Role } from "../support/roles.js"
@@ -250,7 +251,8 @@ describe("credentials", () => {
           Effect.async<Connection>((resume) => {
             const owner = { lost: () => {}, closed: () => {} }
             const { password, username } = server
-            const credentials = { username, password, generation }
+            const secret = password && new Secret(Redacted.value(password))
+            const credentials = { username, password: secret, generation }
             connect(server, session, { timeout: 5000, readOnly: false, owner, credentials }, (error, connection) =>
               resume(connection === undefined ? Effect.die(error) : Effect.succeed(connection))
             )

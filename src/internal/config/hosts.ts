@@ -1,7 +1,8 @@
 /**
  * The hosts of a server: libpq's lists of names, addresses and ports, taken together.
  */
-import { BlockList, isIP } from "node:net"
+import { isIP } from "node:net"
+import { isSocket } from "./localHost.js"
 import { Invalid, integer, port, text } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
 
@@ -19,21 +20,6 @@ export interface Host {
   /** The address to connect to, if the name is not to be looked up: libpq's `hostaddr`. */
   readonly address: string | undefined
   readonly port: number
-}
-
-/** Tells if a host is the folder of a Unix socket. */
-export const isSocket = ({ host }: Pick<Host, "host">): boolean => host.startsWith("/")
-
-const loopback = new BlockList()
-loopback.addSubnet("127.0.0.0", 8)
-loopback.addAddress("::1", "ipv6")
-
-/** Tells if a host is this machine. A name may lead anywhere, except for `localhost`. */
-export const isLocal = (host: Pick<Host, "host" | "address">): boolean => {
-  const place = host.address ?? host.host
-  if (isSocket(host) || place === "localhost") return true
-  const family = isIP(place)
-  return family !== 0 && loopback.check(place, family === 4 ? "ipv4" : "ipv6")
 }
 
 const nameOf = (host: string, at: number): string => {

@@ -3,7 +3,8 @@
  */
 import * as Redacted from "effect/Redacted"
 import { concealSecrets } from "../protocol/tlsOptions.js"
-import { type Host, hostsOf, isSocket } from "./hosts.js"
+import { type Host, hostsOf } from "./hosts.js"
+import { isSocket } from "./localHost.js"
 import { effect, flag, Invalid, oneOf, text } from "./optionParsers.js"
 import { type AuthMethod, parseRequireAuth } from "./requireAuth.js"
 import { type Connector, read, type ServerInput, type ServerParts, type TargetSessionAttrs } from "./serverInput.js"

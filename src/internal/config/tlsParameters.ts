@@ -3,7 +3,8 @@
  */
 import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
-import { type Host, isLocal, isSocket } from "./hosts.js"
+import type { Host } from "./hosts.js"
+import { isLocal, isSocket } from "./localHost.js"
 import { Invalid, oneOf } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
 import type { Ssl } from "./sslOption.js"

@@ -4,7 +4,7 @@
  */
 import type { EventEmitter } from "node:events"
 import type { AuthMethod, ServerConfig } from "../../DatabaseConfig.js"
-import { isLocal } from "../config/hosts.js"
+import { isLocal } from "../config/localHost.js"
 import type { Destination } from "./destination.js"
 
 /** The ways to authenticate, by the driver's names of the messages that ask for them. */

@@ -2,11 +2,12 @@
  * What a process of the server is doing, as the server tells in another session of the same user.
  */
 
-import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
+import type { SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { Exchange, ExchangeRequest } from "../protocol/exchange.js"
 import * as wire from "../protocol/messages.js"
 import type { Client } from "../protocol/pgDriver.js"
+import type { ProvidedCredentials } from "./credentials.js"
 import type { Destination } from "./destination.js"
 import { startup } from "./startup.js"
 import type { BackendState } from "./watchdog.js"
@@ -65,7 +66,7 @@ const ask = (client: Client, processId: number, told: (doing: BackendState) => v
 export const queryActivity = (
   server: Destination,
   session: SessionConfig,
-  credentials: Credentials,
+  credentials: ProvidedCredentials,
   processId: number,
   told: (doing: BackendState) => void
 ): (() => void) => {

@@ -4,15 +4,16 @@
 
 import type * as Net from "node:net"
 import type { ConnectionOptions } from "node:tls"
-import * as Redacted from "effect/Redacted"
 import type { Endpoint, ServerConfig, TlsFiles } from "../../DatabaseConfig.js"
 import { type ConnectReason, isMissingFile } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
-import { isSocket } from "../config/hosts.js"
+import { isSocket } from "../config/localHost.js"
 import { findPassword } from "../config/passfile.js"
+import { Secret } from "../protocol/secret.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import type { ConnectFailure } from "./connectFailure.js"
-import { type Login, PasswordFileError } from "./credentials.js"
+import type { Login } from "./credentials.js"
+import { PasswordFileError } from "./passwordFile.js"
 import { isLasting, readTextFile } from "./textFile.js"
 
 /** Opens a stream of the program; the returned function gives up. */
@@ -57,21 +58,24 @@ const readTls = async (parameter: string, file: string | undefined): Promise<str
 }
 
 /** Adds what TLS files hold to Node's options. They are read each time, for certificates are replaced. */
-const withFiles = async (ssl: true | ConnectionOptions, files: TlsFiles): Promise<ConnectionOptions> => {
+const withFiles = async (
+  ssl: true | ConnectionOptions,
+  files: TlsFiles,
+  passphrase: Secret | undefined
+): Promise<ConnectionOptions> => {
   const [ca, cert, key, crl] = await Promise.all([
     readTls("sslrootcert", files.sslrootcert),
     readTls("sslcert", files.sslcert),
     readTls("sslkey", files.sslkey),
     readTls("sslcrl", files.sslcrl)
   ])
-  const passphrase = files.sslpassword === undefined ? undefined : Redacted.value(files.sslpassword)
   return {
     ...(ssl === true ? {} : ssl),
     ...(ca === undefined ? {} : { ca }),
     ...(cert === undefined ? {} : { cert }),
     ...(key === undefined ? {} : { key }),
     ...(crl === undefined ? {} : { crl }),
-    ...(passphrase === undefined ? {} : { passphrase })
+    ...(passphrase === undefined ? {} : { passphrase: passphrase.reveal() })
   }
 }
 
@@ -98,14 +102,14 @@ const needsFiles = ({ passfile, ssl, tlsFiles }: Destination, { password }: Logi
 
 const readFiles = async (destination: Destination, credentials: Login): Promise<Prepared> => {
   const { passfile, ssl, tlsFiles } = destination
-  const { password, username } = credentials
+  const { password, tlsPassphrase, username } = credentials
   const [tls, found] = await Promise.all([
-    tlsFiles === undefined || ssl === false ? ssl : withFiles(ssl, tlsFiles),
+    tlsFiles === undefined || ssl === false ? ssl : withFiles(ssl, tlsFiles, tlsPassphrase),
     passfile === undefined || password !== undefined ? undefined : passwordIn(passfile, destination, username)
   ])
   return {
     destination: { ...destination, ssl: tls },
-    credentials: found ? { ...credentials, password: Redacted.make(found) } : credentials
+    credentials: found ? { ...credentials, password: new Secret(found) } : credentials
   }
 }
 

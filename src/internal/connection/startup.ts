@@ -3,8 +3,7 @@
  */
 
 import type { Socket } from "node:net"
-import * as Redacted from "effect/Redacted"
-import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
+import type { SessionConfig } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import { type Client, makeClient, type Notice, toError } from "../protocol/pgDriver.js"
@@ -14,6 +13,7 @@ import { isByName } from "../protocol/typeNames.js"
 import { settings } from "../sql/settings.js"
 import { watchAuthentication } from "./authentication.js"
 import type { ConnectFailure } from "./connectFailure.js"
+import type { ProvidedCredentials } from "./credentials.js"
 import { addressOf, type Destination, type DialOptions } from "./destination.js"
 
 /** How many notices of a login are passed on: a server may send any number. */
@@ -42,7 +42,7 @@ type Done = (failure: ConnectFailure | undefined, loggedIn: LoggedIn | undefined
 interface LoginOptions {
   readonly timeout: number
   readonly readOnly: boolean
-  readonly credentials: Credentials
+  readonly credentials: ProvidedCredentials
 }
 
 /** The driver's words for a server that asks for more iterations than it may. */
@@ -161,7 +161,7 @@ const open = (
     bindsChannel: server.bindsChannel,
     database: server.database,
     user: username,
-    password: password === undefined ? undefined : Redacted.value(password),
+    password: password?.reveal(),
     ssl: server.ssl,
     applicationName: session.applicationName,
     options: sessionOptions(session, readOnly),

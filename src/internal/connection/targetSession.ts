@@ -7,7 +7,7 @@ import { connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { Connection } from "./connection.js"
-import { codeOf } from "./statementError.js"
+import { codeOf } from "./statementFailure.js"
 
 /** The properties of a session that decide. */
 interface Kind {

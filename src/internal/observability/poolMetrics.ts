@@ -47,6 +47,9 @@ export interface PoolMetrics {
   readonly close: () => void
 }
 
+/** Function that begins to count for a pool. `levels` returns the current figures of the pool. */
+export type MakePoolMetrics = (pool: MeteredPool, levels: () => PoolLevels) => PoolMetrics
+
 type Labels = ReadonlyArray<MetricLabel.MetricLabel>
 
 type Count = MetricHook.MetricHook.Counter<number>
@@ -145,7 +148,7 @@ const failure = (error: string): Labels => {
  * Its name, as `db.client.connection.pool.name`, is `app writes localhost:5432/todos`: the database as the program calls it, the purpose
  * of the pool, the server, and the database as the server calls it.
  */
-export const makePoolMetrics = (pool: MeteredPool, levels: () => PoolLevels): PoolMetrics => {
+export const makePoolMetrics: MakePoolMetrics = (pool, levels) => {
   const { database, idleMax, idleMin, purpose, server } = pool
   const name = MetricLabel.make(
     "db.client.connection.pool.name",
