@@ -30,7 +30,8 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { type Database, DatabaseConfig, DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { type Connection, connect } from "../../src/internal/connection/connection.js"
+import type { Connection } from "../../src/internal/connection/connection.js"
+import { openConnection } from "../../src/internal/connection/openConnection.js"
 import { Connections } from "../../src/internal/pool/connections.js"
 import { Secret } from "../../src/internal/protocol/secret.js"
 import { Audit, Db, soon } from "../support/databases.js"
@@ -253,8 +254,11 @@ describe("credentials", () => {
             const { password, username } = server
             const secret = password && new Secret(Redacted.value(password))
             const credentials = { username, password: secret, generation }
-            connect(server, session, { timeout: 5000, readOnly: false, owner, credentials }, (error, connection) =>
-              resume(connection === undefined ? Effect.die(error) : Effect.succeed(connection))
+            openConnection(
+              server,
+              session,
+              { timeout: 5000, readOnly: false, owner, credentials },
+              (error, connection) => resume(connection === undefined ? Effect.die(error) : Effect.succeed(connection))
             )
           }),
           (connection) => Effect.sync(() => connection.destroy("shutdown"))

@@ -9,9 +9,10 @@ import * as clock from "../concurrency/clock.js"
 import { isLocal } from "../config/localHost.js"
 import type { SecondSocket } from "./cancelRequest.js"
 import { mayPass } from "./connectFailure.js"
-import { type ConnectFailure, type Connection, connect, type Owner } from "./connection.js"
+import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import type { Login } from "./credentials.js"
 import { type Destination, prepareDestination } from "./destination.js"
+import { openConnection } from "./openConnection.js"
 import { checkTargetSession } from "./targetSession.js"
 
 type Done = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
@@ -101,7 +102,7 @@ class Hosts {
       if ("reason" in outcome) return this.failed(endpoint, outcome)
       const { credentials, destination } = outcome
       const options = { timeout: Math.max(1, until - clock.now()), readOnly, owner: gated, credentials }
-      this.giveUp = connect(destination, this.session, options, (failure, connection) => {
+      this.giveUp = openConnection(destination, this.session, options, (failure, connection) => {
         if (connection === undefined) return this.failed(endpoint, failure ?? unknown)
         this.judge(endpoint, { connection, adopt: open }, until)
       })
@@ -125,7 +126,7 @@ class Hosts {
       }
       if (target === "prefer-standby" && this.spare === undefined) this.spare = candidate
       else connection.destroy("wrongRole")
-      this.lookUp(endpoint, connection.other, until, () => this.failed(endpoint, failure))
+      this.lookUp(endpoint, connection.secondSocket, until, () => this.failed(endpoint, failure))
     })
   }
 
