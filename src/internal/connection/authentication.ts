@@ -1,7 +1,7 @@
 /**
  * Rules for the authentication requests of a server: `require_auth`, `channel_binding=require`, and
- * no password in plain text to a remote host. Without these rules the server decides how much of the
- * password it receives.
+ * no password in plain text to a remote host. Without these rules the server decides how much of
+ * the password it receives.
  */
 import type { EventEmitter } from "node:events"
 import type { AuthMethod, ServerConfig } from "../../DatabaseConfig.js"
@@ -38,8 +38,8 @@ const isExposed = (server: Destination): boolean =>
   server.ssl === false && server.dial === undefined && !isLocal(server)
 
 /**
- * Watches a login. `refuse` is called in the same turn as a message that requests a forbidden method,
- * before the driver answers it, and must destroy the connection.
+ * Watches a login. `refuse` is called in the same turn as a message that requests a forbidden
+ * method, before the driver answers it, and must destroy the connection.
  */
 export const watchAuthentication = (
   protocol: EventEmitter,

@@ -16,8 +16,8 @@ import type { BackendState } from "./watchdog.js"
 const stepTimeout = 5000
 
 /**
- * Returns the query. A process that sends or receives a message is active too, although it waits for
- * the client.
+ * Returns the query. A process that sends or receives a message is active too, although it waits
+ * for the client.
  */
 const activityQuery = (processId: number): string =>
   `SELECT CASE WHEN state LIKE 'idle%' OR wait_event IN ('ClientRead', 'ClientWrite') THEN 'waiting'

@@ -37,8 +37,8 @@ export abstract class BaseConnection {
   readonly generation: number
   readonly createdAt = clock.now()
   /**
-   * The number of the server process. A pooler reports a number of its own, which is good for cancel
-   * requests only.
+   * The number of the server process. A pooler reports a number of its own, which is good for
+   * cancel requests only.
    */
   readonly processId: number
   /** True if a pooler is in between, which shares the sessions of the server. */
@@ -72,7 +72,10 @@ export abstract class BaseConnection {
   /** Checks if the socket must stay open for a cancel request that is on its way. */
   protected abstract get isPassingPooler(): boolean
 
-  /** Fails the exchange in progress, whose connection is lost. `isFirst` is false if it was to be closed anyway. */
+  /**
+   * Fails the exchange in progress, whose connection is lost. `isFirst` is false if it was to be
+   * closed anyway.
+   */
   protected abstract onLoss(error: Error, isFirst: boolean): void
 
   /** Called once, when the socket is closed. */
@@ -84,8 +87,8 @@ export abstract class BaseConnection {
   }
 
   /**
-   * Returns a setting that the server reports, such as `in_hot_standby` or `server_version`. A pooler
-   * reports settings from its memory.
+   * Returns a setting that the server reports, such as `in_hot_standby` or `server_version`. A
+   * pooler reports settings from its memory.
    */
   parameter(name: string): string | undefined {
     return this.parameters.get(name)

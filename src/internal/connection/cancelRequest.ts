@@ -12,8 +12,8 @@ import { tlsOptions } from "../protocol/tlsOptions.js"
 import { addressOf, type Destination, type DialOptions } from "./destination.js"
 
 /**
- * Target of a second socket: the very server that a connection is on. The name of the server may lead
- * elsewhere by now, and its lookup takes time.
+ * Target of a second socket: the very server that a connection is on. The name of the server may
+ * lead elsewhere by now, and its lookup takes time.
  */
 export type SecondSocket = SocketTarget | { readonly dial: DialOptions }
 
@@ -98,9 +98,9 @@ const secured = (server: Destination, ssl: true | Tls.ConnectionOptions, socket:
 
 /**
  * Sends a message, with TLS if the connection has it, and waits for the other side to close the
- * socket: PgBouncer 1.18 exits, with all its connections, if the client closes the socket of a cancel
- * request too early. `callback` is called when the socket is closed, with true if the other side has
- * closed it after the message.
+ * socket: PgBouncer 1.18 exits, with all its connections, if the client closes the socket of a
+ * cancel request too early. `callback` is called when the socket is closed, with true if the other
+ * side has closed it after the message.
  */
 export const sendCancel = (
   server: Destination,

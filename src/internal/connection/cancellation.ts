@@ -1,6 +1,6 @@
 /**
- * The cancellation of the exchange in progress. The connection is kept if no cancel request can hit a
- * later statement, and closed otherwise.
+ * The cancellation of the exchange in progress. The connection is kept if no cancel request can hit
+ * a later statement, and closed otherwise.
  */
 import type { CloseReason } from "../../Observation.js"
 import { isCancelled } from "../../SqlState.js"
@@ -31,7 +31,10 @@ export interface CancellableConnection {
   readonly processId: number
   readonly isPooled: boolean
   readonly isClosing: boolean
-  /** Sends a cancel request; calls back when its socket is closed, with true if the server has closed it. */
+  /**
+   * Sends a cancel request; calls back when its socket is closed, with true if the server has
+   * closed it.
+   */
   readonly sendCancelRequest: (timeout: number, callback: (isReceived: boolean) => void) => void
   /** Continues to read, which a COPY may have stopped. */
   readonly resume: () => void
@@ -47,7 +50,9 @@ export class Cancellation {
    * last exchange.
    */
   private attempts: CancelAttempts | undefined = undefined
-  /** True if the exchange in progress is answered, and only a cancel request may still be pending. */
+  /**
+   * True if the exchange in progress is answered, and only a cancel request may still be pending.
+   */
   isHeldBack = false
   /**
    * True while a cancel request is on its way through a pooler. The connection must stay open until
@@ -79,7 +84,8 @@ export class Cancellation {
     if (connection.isPooled) this.sendThroughPooler(reason, false)
     else {
       attempts.request(cancelTimeout)
-      // on a busy server a request can overtake its statement, and cancel nothing; or it may be lost
+      // on a busy server a request can overtake its statement, and cancel nothing; or it may be
+      // lost
       const repeat = (isLast: boolean) =>
         clock.later(repeatDelay, () => {
           if (this.attempts !== attempts || connection.exchange === undefined || this.isHeldBack) return
@@ -120,8 +126,8 @@ export class Cancellation {
 
   /**
    * Checks if the process of the session can be one of PostgreSQL. A pooler, in session mode too,
-   * reports a random number in its place. It may pass a request on after it has closed the socket of
-   * the request, which would then hit the next statement.
+   * reports a random number in its place. It may pass a request on after it has closed the socket
+   * of the request, which would then hit the next statement.
    */
   private get isOnServer(): boolean {
     const { processId } = this.connection
@@ -146,8 +152,8 @@ export class Cancellation {
   }
 
   /**
-   * Sends a request through a pooler. A statement that the pooler has not given to a server yet goes
-   * with the connection; it would run later if the connection stayed open.
+   * Sends a request through a pooler. A statement that the pooler has not given to a server yet
+   * goes with the connection; it would run later if the connection stayed open.
    */
   private sendThroughPooler(reason: CloseReason, isLast: boolean): void {
     const { connection } = this

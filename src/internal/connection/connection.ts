@@ -38,8 +38,8 @@ export interface Owner {
   /** The socket is closed. Called once, for any reason. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
   /**
-   * An exchange of the program has ended, after so many ms. It counts as one operation, whatever was
-   * in it: a statement with the BEGIN before it, a COMMIT, a batch of a stream. `error` is the
+   * An exchange of the program has ended, after so many ms. It counts as one operation, whatever
+   * was in it: a statement with the BEGIN before it, a COMMIT, a batch of a stream. `error` is the
    * SQLSTATE, or the tag of the error if the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
@@ -86,8 +86,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Checks if a failure means only that the server takes no writes, for a statement that no other one
-   * precedes: nothing has run.
+   * Checks if a failure means only that the server takes no writes, for a statement that no other
+   * one precedes: nothing has run.
    */
   hasWrongRole(failure: Failure): boolean {
     return this.role.explains(failure)
@@ -128,7 +128,8 @@ export class Connection extends ExchangeConnection {
           else this.statements.remove(text, path)
         }
         if (failure === undefined) {
-          // the server describes a statement without rows by no message, so it need not be asked again
+          // the server describes a statement without rows by no message, so it need not be asked
+          // again
           if (prepared !== undefined) prepared.decoder ??= noColumns
           if (schemaCommands.has(exchange.result.command ?? "")) {
             this.statements.removeAll()
@@ -291,7 +292,10 @@ export class Connection extends ExchangeConnection {
     this.owner.operated?.(millis, error)
   }
 
-  /** Checks if the next exchange must prove the role of the server; a transaction is too late for that. */
+  /**
+   * Checks if the next exchange must prove the role of the server; a transaction is too late for
+   * that.
+   */
   private get needsProof(): boolean {
     return this.role.isDoubted && this.status === "I"
   }
@@ -301,8 +305,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Retires the connection if its server, or a setting of its session, takes no writes any more. The
-   * statement in progress may end.
+   * Retires the connection if its server, or a setting of its session, takes no writes any more.
+   * The statement in progress may end.
    */
   private onParameter(): void {
     if (!this.role.isForWrites || this.isPooled || !this.takesNoWrites) return

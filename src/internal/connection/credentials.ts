@@ -1,8 +1,9 @@
 /**
- * User and password of a server: fixed, or requested for each physical connection, with generations.
+ * User and password of a server: fixed, or requested for each physical connection, with
+ * generations.
  *
- * A generation begins when a provider gives other credentials than before. Answers may overtake each
- * other: one that differs from the answer to a later request is of an older generation.
+ * A generation begins when a provider gives other credentials than before. Answers may overtake
+ * each other: one that differs from the answer to a later request is of an older generation.
  */
 import type { Secret } from "../protocol/secret.js"
 import type { ConnectFailure } from "./connectFailure.js"

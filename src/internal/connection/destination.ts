@@ -45,7 +45,9 @@ class UnusableFile implements ConnectFailure {
   ) {}
 }
 
-/** The largest file, in bytes. Certificate bundles of cloud providers have some hundred kilobytes. */
+/**
+ * The largest file, in bytes. Certificate bundles of cloud providers have some hundred kilobytes.
+ */
 const maxFileSize = 4_194_304
 
 const readTls = async (parameter: string, file: string | undefined): Promise<string | undefined> => {
@@ -58,7 +60,10 @@ const readTls = async (parameter: string, file: string | undefined): Promise<str
   }
 }
 
-/** Adds the contents of TLS files to Node's options. They are read each time, for they may be replaced. */
+/**
+ * Adds the contents of TLS files to Node's options. They are read each time, for they may be
+ * replaced.
+ */
 const withFiles = async (
   ssl: true | ConnectionOptions,
   files: TlsFiles,

@@ -32,8 +32,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   /** The time of the last answer. */
   lastAnswer = this.createdAt
   /**
-   * The open transaction, with the limit of its statements in ms: 0 is none, `undefined` that of the
-   * session.
+   * The open transaction, with the limit of its statements in ms: 0 is none, `undefined` that of
+   * the session.
    */
   transaction: { readonly limit: number | undefined } | undefined = undefined
   protected readonly role: RoleCheck
@@ -89,8 +89,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   }
 
   /**
-   * Checks if the connection can be used, now or after its statement: it is not closing, and will not
-   * be closed after an interruption.
+   * Checks if the connection can be used, now or after its statement: it is not closing, and will
+   * not be closed after an interruption.
    */
   get isUsable(): boolean {
     return this.broken === undefined && !this.cancellation.isActive
@@ -105,9 +105,9 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   }
 
   /**
-   * Cancels the statement in progress, for a caller that was interrupted. The exchange ends when the
-   * server has answered and no cancel request can hit a later statement; then the connection is as
-   * usable as before. If that is not certain within a second, the connection is closed. Behind a
+   * Cancels the statement in progress, for a caller that was interrupted. The exchange ends when
+   * the server has answered and no cancel request can hit a later statement; then the connection is
+   * as usable as before. If that is not certain within a second, the connection is closed. Behind a
    * pooler it is always closed, because a pooler may pass a request on to the statement of another
    * client.
    */
@@ -225,8 +225,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.report(exchange, this.lastAnswer, failure)
     exchange.request.onDone(failure, exchange)
     const { onStopped } = this
-    // the steps around the statement may be undone in an exchange of their own, and a lost connection
-    // is checked in by its owner
+    // the steps around the statement may be undone in an exchange of their own, and a lost
+    // connection is checked in by its owner
     if (onStopped === undefined || this.exchange !== undefined) return
     this.onStopped = undefined
     onStopped()

@@ -19,8 +19,8 @@ type OnConnected = (failure: ConnectFailure | undefined, connection: Connection 
 
 export interface HostOptions {
   /**
-   * The timeout for all hosts together, in ms. Each host gets an equal part of the remaining time, up
-   * to the `hostTimeout` of its server.
+   * The timeout for all hosts together, in ms. Each host gets an equal part of the remaining time,
+   * up to the `hostTimeout` of its server.
    */
   readonly timeout: number
   readonly readOnly: boolean
@@ -120,8 +120,8 @@ class HostAttempts {
   private judge(endpoint: Endpoint, candidate: Candidate, until: number): void {
     const { connection } = candidate
     const { hosts, target } = this.server
-    // behind a pooler the default targets are not checked: its one address leads to any server that the
-    // pooler chooses
+    // behind a pooler the default targets are not checked: its one address leads to any server that
+    // the pooler chooses
     const isDefault = target === "read-write" || target === "prefer-standby"
     const required = isDefault && hosts.length === 1 && connection.isPooled ? "any" : target
     this.cancelStep = () => connection.destroy("shutdown")
@@ -167,8 +167,8 @@ class HostAttempts {
   private onFailure(endpoint: Endpoint, failure: ConnectFailure): void {
     const { address, name } = endpoint
     this.failures.push([address === undefined ? name : `${name} (${address})`, failure])
-    // a permanent failure, such as a wrong password, is the same on every host, and a lockout counts
-    // the attempts
+    // a permanent failure, such as a wrong password, is the same on every host, and a lockout
+    // counts the attempts
     if (!mayPass(failure) && failure.reason !== "protocol") this.end()
     else this.next()
   }

@@ -4,8 +4,8 @@
 import { readTextFile } from "./textFile.js"
 
 /**
- * Error of a password file without a usable password. Unlike the error of a provider of the program,
- * it has no secret in it.
+ * Error of a password file without a usable password. Unlike the error of a provider of the
+ * program, it has no secret in it.
  */
 export class PasswordFileError extends Error {
   constructor(
@@ -21,7 +21,9 @@ export class PasswordFileError extends Error {
 /** The largest password file, in bytes: no password is longer. */
 const maxFileSize = 65_536
 
-/** Reads the password of a file, without a line break at its end. Rejects with `PasswordFileError`. */
+/**
+ * Reads the password of a file, without a line break at its end. Rejects with `PasswordFileError`.
+ */
 export const readPassword = async (file: string): Promise<string> => {
   try {
     const { text } = await readTextFile(file, maxFileSize)

@@ -53,8 +53,8 @@ export class RoleCheck {
 
   /**
    * Checks if a failure means only that the server takes no writes, for a statement that no other
-   * one precedes: nothing has run. Behind a pooler this is only likely, and the next exchange proves
-   * it.
+   * one precedes: nothing has run. Behind a pooler this is only likely, and the next exchange
+   * proves it.
    */
   explains(failure: Failure): boolean {
     return this.isForWrites && (this.connection.broken === "wrongRole" || (this.isDoubted && isWriteRefused(failure)))

@@ -16,8 +16,8 @@ interface SessionKind {
 }
 
 /**
- * Returns the reason to reject a session, if there is one. The sessions of a reader are read-only by
- * its own settings, which says nothing about the server.
+ * Returns the reason to reject a session, if there is one. The sessions of a reader are read-only
+ * by its own settings, which says nothing about the server.
  */
 const misfit = (
   target: TargetSessionAttrs,

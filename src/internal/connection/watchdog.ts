@@ -1,10 +1,10 @@
 /**
- * The watch over a server that has a limit for statements and is silent for longer. On a dead network
- * the error of the limit never arrives, and TCP reports the loss only after minutes.
+ * The watch over a server that has a limit for statements and is silent for longer. On a dead
+ * network the error of the limit never arrives, and TCP reports the loss only after minutes.
  *
- * The end of the limit proves nothing. Code on the server can change the limit without a report, and
- * a COMMIT, which has no limit, may wait for a standby. So before the connection is given up, other
- * sockets are used to check if the server is alive, and to query the activity of its process.
+ * The end of the limit proves nothing. Code on the server can change the limit without a report,
+ * and a COMMIT, which has no limit, may wait for a standby. So before the connection is given up,
+ * other sockets are used to check if the server is alive, and to query the activity of its process.
  */
 import * as clock from "../concurrency/clock.js"
 
@@ -33,7 +33,9 @@ export interface MonitoredConnection {
   readonly progress: () => number
   /** Checks on another socket if the server answers within `timeout` ms. */
   readonly checkAlive: (timeout: number, callback: (isAlive: boolean) => void) => void
-  /** Queries the activity of the server process in another session; the returned function cancels. */
+  /**
+   * Queries the activity of the server process in another session; the returned function cancels.
+   */
   readonly queryActivity: (callback: (state: BackendState) => void) => () => void
   /** Called when the connection is given up. */
   readonly onDead: (error: Error) => void
@@ -66,7 +68,10 @@ export class Watchdog {
 
   constructor(private readonly connection: MonitoredConnection) {}
 
-  /** Begins to await an answer. `limit` is the server's limit for a statement in ms, as far as it is known. */
+  /**
+   * Begins to await an answer. `limit` is the server's limit for a statement in ms, as far as it is
+   * known.
+   */
   onSent(limit: number): void {
     const since = clock.now()
     const due = since + limit + checkDelay

@@ -1,5 +1,6 @@
 /**
- * The provider of the credentials of a server: effects of the program, with their secrets concealed.
+ * The provider of the credentials of a server: effects of the program, with their secrets
+ * concealed.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
@@ -18,14 +19,18 @@ import { toError } from "../protocol/pgDriver.js"
 import { Secret } from "../protocol/secret.js"
 import { connectedStream } from "../protocol/socket.js"
 
-/** Function that runs an effect; `callback` is called once, unless the returned function is called before. */
+/**
+ * Function that runs an effect; `callback` is called once, unless the returned function is called
+ * before.
+ */
 type Run = <A, E>(
   effect: Effect.Effect<A, E>,
   callback: (value: A | undefined, cause: Cause.Cause<E> | undefined) => void
 ) => () => void
 
 const makeRun = (runtime: Runtime.Runtime<never>): Run => {
-  // a database may be opened inside of a transaction of another one, which the provider is no part of
+  // a database may be opened inside of a transaction of another one, which the provider is no part
+  // of
   const fork = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(TransactionConnection)))
   return (effect, callback) => {
     let isOver = false
@@ -49,12 +54,15 @@ const makeRun = (runtime: Runtime.Runtime<never>): Run => {
 const secretOf = (redacted: Redacted.Redacted<string> | undefined): Secret | undefined =>
   redacted === undefined ? undefined : new Secret(Redacted.value(redacted))
 
-/** Checks credentials of the program, which need not be of their type, such as those read from JSON. */
+/**
+ * Checks credentials of the program, which need not be of their type, such as those read from JSON.
+ */
 const checked = (given: Credentials, tlsPassphrase: Secret | undefined): ProvidedCredentials => {
   if (typeof given?.username !== "string" || given.username === "") throw new Error("no user was given")
   const password: unknown = given.password === undefined ? undefined : Redacted.value(given.password)
   if (password !== undefined && typeof password !== "string") throw new Error("the password is no text")
-  // in a message of the protocol it would end the text, and what follows would be the next parameter
+  // in a message of the protocol it would end the text, and what follows would be the next
+  // parameter
   if (`${given.username}${password ?? ""}`.includes("\0")) throw new Error("user or password holds a NUL character")
   const { username, version } = given
   return { username, password: password === undefined ? undefined : new Secret(password), version, tlsPassphrase }
@@ -75,7 +83,9 @@ const failureOf = (cause: unknown, isDynamic: boolean): ConnectFailure => {
   }
 }
 
-/** Opens streams by an effect of the program, whose failures are concealed like those of a provider. */
+/**
+ * Opens streams by an effect of the program, whose failures are concealed like those of a provider.
+ */
 const dialBy =
   (connector: Connector, run: Run): DialOptions =>
   (callback) =>

@@ -23,7 +23,10 @@ import {
 } from "../connection/statementFailure.js"
 import { toDatabaseError } from "./databaseError.js"
 
-/** Builds the error of a failed exchange. `outcome` is the outcome of the work if the connection was lost. */
+/**
+ * Builds the error of a failed exchange. `outcome` is the outcome of the work if the connection was
+ * lost.
+ */
 export const toStatementError = (location: ErrorLocation, failure: Failure, outcome: Outcome): StatementError =>
   toDatabaseError(statementFailure(location, failure, outcome))
 

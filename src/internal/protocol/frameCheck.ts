@@ -215,7 +215,10 @@ export class FrameCheck {
     return !isLoginOnly || this.reject(`a message of a login (${names.get(type)}) after its end`)
   }
 
-  /** The first message is none of a login: on a port of another protocol its letter and length are text. */
+  /**
+   * The first message is none of a login: on a port of another protocol its letter and length are
+   * text.
+   */
   private beginsOtherwise(type: number, length: number): false {
     if (type === http[0] && length === http.readUInt32BE(1)) {
       return this.reject("began with HTTP, so it is no PostgreSQL server")

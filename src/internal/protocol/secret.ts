@@ -28,8 +28,8 @@ export interface SecretType {
 let secretType: SecretType | undefined
 
 /**
- * Sets the type of secrets. The core does not know the type, because it imports nothing of Effect at
- * run time.
+ * Sets the type of secrets. The core does not know the type, because it imports nothing of Effect
+ * at run time.
  */
 export const setSecretType = (type: SecretType): void => {
   secretType = type
