@@ -23,6 +23,7 @@ import * as Sql from "./internal/embedded/adminSession.js"
 import * as Binaries from "./internal/embedded/binaries.js"
 import * as DataFolder from "./internal/embedded/dataDirectory.js"
 import { EmbeddedPostgresError } from "./internal/embedded/error.js"
+import { checkOptions, misconfigured } from "./internal/embedded/options.js"
 import * as OsUser from "./internal/embedded/osUser.js"
 import * as Settings from "./internal/embedded/postgresqlConf.js"
 import { withRealClock } from "./internal/embedded/realClock.js"
@@ -129,8 +130,6 @@ export declare namespace EmbeddedPostgres {
   }
 }
 
-const misconfigured = (reason: string) => new EmbeddedPostgresError({ operation: "configure", reason, logs: [] })
-
 const quoted = (operation: "createDatabase" | "dropDatabase" | "configure", name: string) =>
   name === "" || name.includes("\0") || Buffer.byteLength(name) > 63
     ? Effect.fail(
@@ -144,20 +143,14 @@ const quoted = (operation: "createDatabase" | "dropDatabase" | "configure", name
 
 const configuration = (options: EmbeddedPostgres.Options) =>
   Effect.gen(function* () {
+    yield* checkOptions(options)
     const replicas = options.replicas ?? 0
-    if (!Number.isInteger(replicas) || replicas < 0) {
-      return yield* misconfigured(`replicas is ${replicas}: it takes a whole number from 0`)
-    }
-    const { port } = options
-    if (port !== undefined && !(Number.isInteger(port) && port > 0 && port < 65_536)) {
-      return yield* misconfigured(`port is ${port}: it takes a whole number from 1 to 65535`)
-    }
     const databases = yield* Effect.forEach(options.databases ?? [], (name) => quoted("configure", name))
     const text = yield* Either.mapLeft(
       Settings.render({ ...Settings.defaults(replicas), ...options.settings }),
       (name) => misconfigured(`${JSON.stringify(name)} cannot be a setting, or its value cannot be one`)
     )
-    return { replicas, port, databases, text }
+    return { replicas, port: options.port, databases, text }
   })
 
 const start = (options: EmbeddedPostgres.Options) =>

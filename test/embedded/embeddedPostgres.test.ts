@@ -593,6 +593,21 @@ describe("errors", () => {
         Effect.map(Effect.flip(Effect.scoped(make(options))), (error) => error.message)
       expect(yield* message({ replicas: -1 })).toContain("replicas is -1")
       expect(yield* message({ port: 70_000 })).toContain("port is 70000")
+      // a program without types may give anything
+      const untyped = (options: unknown) =>
+        Effect.map(
+          Effect.flip(Effect.scoped(Embedded.make(options as EmbeddedPostgres.Options))),
+          (error) => error.message
+        )
+      expect(yield* untyped({ replica: 1 })).toContain("replica is no option: it takes replicas, databases")
+      expect(yield* untyped({ replicas: "1" })).toContain('replicas is "1": it takes a whole number from 0')
+      expect(yield* untyped({ databases: "app" })).toContain('databases is "app": it takes an array of names')
+      expect(yield* untyped({ databases: [null] })).toContain("it takes an array of names")
+      expect(yield* untyped({ settings: { fsync: null } })).toContain("it takes texts, numbers and booleans by name")
+      expect(yield* untyped({ startTimeout: "abc" })).toContain('startTimeout is "abc": it takes a finite duration')
+      expect(yield* untyped({ startTimeout: Number.POSITIVE_INFINITY })).toContain("startTimeout is Infinity")
+      expect(yield* untyped({ directory: 5 })).toContain("directory is 5: it takes the path of a folder")
+      expect(yield* untyped(null)).toContain("the options are no object")
       expect(yield* message({ databases: [""] })).toContain("cannot be a database's name")
       expect(yield* message({ settings: { "a = 1\nb": 1 } })).toContain("cannot be a setting")
       expect(yield* message({ directory: "/no/such/folder" })).toContain("/no/such/folder")
