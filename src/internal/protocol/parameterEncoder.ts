@@ -1,8 +1,8 @@
 /**
  * The encoder of the values of a statement.
  *
- * Secrets are revealed here and not before: up to the bytes of a message a `Redacted` stays one, so
- * that no statement, error or span that shows its parameters shows the secret.
+ * Secrets are revealed here and not before: a secret of the program stays one up to the bytes of a
+ * message, so that no statement, error or span that shows its parameters shows the secret.
  */
 import { isDate } from "node:util/types"
 import { prepareValue } from "./pgDriver.js"

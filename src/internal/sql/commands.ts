@@ -63,8 +63,8 @@ const reads = /^(SELECT|WITH|VALUES|TABLE|SHOW)\b/
 const writes = /\b(insert|update|delete|merge|into)\b/i
 
 /**
- * Checks whether a text can only read, apart from what its functions do; it says no where that is
- * not sure.
+ * Checks if a text only reads, apart from the effects of its functions. Returns false if that is
+ * uncertain.
  */
 export const isReadOnly = (text: string): boolean =>
   !writes.test(text) && commandsIn(text).every((command) => reads.test(command))
