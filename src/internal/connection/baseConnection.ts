@@ -21,7 +21,7 @@ export interface OpenedSession {
   readonly session: SessionConfig
   /** The settings that the server has reported. */
   readonly parameters: Map<string, string>
-  /** True if the session was told to refuse writes. */
+  /** True if the login has made the session refuse writes. */
   readonly refusesWrites: boolean
   readonly role: RoleSettings
   /** The credentials of the login. */

@@ -55,7 +55,7 @@ export interface Owner {
  */
 export class Connection extends ExchangeConnection {
   /** The time of the last checkout; 0 before the first. */
-  takenAt = 0
+  checkedOutAt = 0
   /** The time from which the connection is not checked out any more. */
   retireAt = Number.POSITIVE_INFINITY
   /** The reason of the retirement at that time. */

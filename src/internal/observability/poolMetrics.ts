@@ -12,7 +12,7 @@ import * as MetricLabel from "effect/MetricLabel"
 import * as MetricState from "effect/MetricState"
 
 /** The pool that is metered. */
-export interface MeteredPool {
+interface MeteredPool {
   /** The name of the database in this program. */
   readonly database: string
   readonly purpose: "writes" | "reads"

@@ -271,7 +271,7 @@ export class Pool {
   checkin(connection: Connection): void {
     const now = clock.now()
     this.checkouts?.remove(connection)
-    this.events.checkedIn(connection, now - connection.takenAt)
+    this.events.checkedIn(connection, now - connection.checkedOutAt)
     if (!connection.isStopping) return this.finishCheckin(connection, now)
     connection.onStopped = () => this.finishCheckin(connection, clock.now())
   }
@@ -417,7 +417,7 @@ export class Pool {
     borrower: Borrower | undefined,
     callback: OnCheckout
   ): void {
-    connection.takenAt = now
+    connection.checkedOutAt = now
     this.checkouts?.add(connection, now, borrower)
     this.events.checkedOut(connection, waited, borrower?.label)
     callback(undefined, connection)
@@ -431,7 +431,7 @@ export class Pool {
     const waiter = this.waiters.removeFirst(now)
     if (waiter === undefined) return this.release(connection, now)
     // the first use of a new connection says nothing about how soon those in use are checked in
-    if (connection.takenAt > 0) this.growth.onServed()
+    if (connection.checkedOutAt > 0) this.growth.onServed()
     this.assign(connection, now, now - waiter.since, waiter.borrower, waiter.callback)
   }
 
@@ -445,7 +445,7 @@ export class Pool {
     const { maxConnections, strategy } = this.options.pool
     const reason = this.connections.retirementReason(connection, now)
     if (reason !== undefined) return connection.end(reason)
-    if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
+    if (strategy === "none" && connection.checkedOutAt > 0) return connection.end("excess")
     if (this.waiters.size > 0) return this.validateThenAssign(connection, now, isNew)
     if (strategy === "none" || this.connections.exceeds(maxConnections)) return connection.end("excess")
     this.connections.addIdle(connection)

@@ -168,14 +168,14 @@ export class RowWriter {
   }
 
   private textOf(value: unknown, column: string | undefined): string | undefined {
-    let wire: unknown
+    let encoded: unknown
     try {
-      wire = parameter(value)
+      encoded = parameter(value)
     } catch (cause) {
       throw new RowInvalid(this.rows, column, cause instanceof Error ? cause.message : String(cause))
     }
-    if (wire === null || wire === undefined) return undefined
-    return Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire)
+    if (encoded === null || encoded === undefined) return undefined
+    return Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded)
   }
 
   /** Returns a piece of the data without the byte order mark, which may come in pieces. */
