@@ -29,9 +29,9 @@ const construct = <Tag extends PlainTag>(tag: Tag, failure: PlainFailures[Tag]):
 }
 
 /** Builds the error of a failure by its tag. */
-export const toDatabaseError = <Tag extends PlainTag>(failure: PlainFailure<Tag>): ErrorOf<Tag> =>
-  // the cast: the tag of a failure is that of its type, which TypeScript does not conclude
-  construct(failure._tag as Tag, failure)
+export const toDatabaseError = <Failure extends PlainFailure>(failure: Failure): ErrorOf<Failure["_tag"]> =>
+  // the casts: a failure has the fields of its tag, which TypeScript does not conclude for a union
+  construct(failure._tag as Failure["_tag"], failure as PlainFailures[Failure["_tag"]])
 
 /** Builds the error of a failure, unless it is one already. */
 export const asStatementError = (failure: PlainFailure | Errors.StatementError): Errors.StatementError =>
