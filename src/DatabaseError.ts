@@ -116,8 +116,8 @@ const attempts = ({ retried }: { readonly retried?: Retried | undefined }): stri
 
 const collisionAdvice = {
   schedule:
-    "let fewer transactions write the same rows at a time, or lock the rows first, or give `retry` a longer schedule",
-  budget: "the server fails much of what runs: run it again later, or raise `budget` of the RetryPolicy"
+    "let fewer transactions write the same rows at a time, lock the rows first, or give `retry` a longer schedule",
+  budget: "too much work fails on this database: try again later, or raise `budget` of the RetryPolicy"
 } as const
 
 /** The message of a transaction that has collided with another one. */
@@ -129,7 +129,7 @@ const collision = (
 ): string => {
   const advice =
     self.retried === undefined
-      ? "run the whole transaction again, or give it { retry }"
+      ? "run the whole transaction again, or set its option `retry`"
       : collisionAdvice[self.retried.endedBy]
   return `${at(self)}${said(self.cause)}${attempts(self)} - ${advice}${statementLines(self)}`
 }
@@ -157,20 +157,18 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }
 
 const connectAdvice = {
-  unreachable: "nothing answers there: check host, port and network, and that the server runs",
-  unresponsive: "it accepts connections and does not answer in time: the server may be stopped or overloaded",
-  authentication: "it refuses the user or password: check the credentials and pg_hba.conf",
-  tooManyConnections: "it has no connection left: lower maxConnections or raise max_connections",
-  startingUp: "it is starting up, shutting down or recovering: try again later",
-  noSuchDatabase: "it has no database of that name: create it or correct the URL",
+  unreachable: "no server answered: check host, port and network, and that the server is running",
+  unresponsive: "the server did not answer in time: it may be stopped or overloaded",
+  authentication: "the server rejected the user or password: check the credentials and pg_hba.conf",
+  tooManyConnections: "the server has no connection left: lower maxConnections or raise max_connections",
+  startingUp: "the server is starting up, shutting down or recovering: try again later",
+  noSuchDatabase: "the server has no database of that name: create it or correct the URL",
   wrongRole:
-    "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
-  poolerMode: 'a transaction pooler is in between, which has no sessions: set mode: "transactionPooler"',
-  credentials:
-    "it has no user and password to use: look at the settings, or at what `credentials` or `passwordFile` gives",
-  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
-  protocol:
-    "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
+    "the server has not the role that the settings ask for: check writer and readers, and mode if there is a pooler",
+  poolerMode: 'the address is that of a pooler in transaction mode: set mode: "transactionPooler"',
+  credentials: "there is no user or password to log in with: check the settings, `credentials` or `passwordFile`",
+  setup: "`onConnect` or `onCheckout` failed on the new connection: check what it runs",
+  protocol: "the answer is not PostgreSQL's protocol, or exceeds a limit: check host and port, and any proxy in between"
 } as const
 
 /** The code of an error, or of its cause: where several hosts were tried that is the last one's. */
@@ -214,9 +212,9 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 
 const exhaustedAdvice = {
   timeout: "hold connections for less time, or raise maxConnections",
-  shed: "more callers come than can be served: slow them down, or raise maxConnections or queueTarget",
-  single: "only one connection may be checked out at a time",
-  outage: "the server is away, and as many callers wait for it as may: try again later, or raise maxOutageWaiters"
+  shed: "the pool is overloaded: slow the callers down, or raise maxConnections or queueTarget",
+  single: "the strategy assertSingle allows one connection at a time: check it in first, or use another strategy",
+  outage: "the server is unavailable, and maxOutageWaiters callers wait for it: try again later, or raise the limit"
 } as const
 
 /**
@@ -254,18 +252,19 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
     const connects =
       connecting === undefined
         ? ""
-        : `; connects under way: ${connecting.count}, the first for ${Math.round(connecting.longest)} ms so far`
+        : `; connects in progress: ${connecting.count}, the longest for ${Math.round(connecting.longest)} ms`
     const last = this.lastConnectFailure === undefined ? "" : `; the last connect failed: ${this.lastConnectFailure}`
     const loan =
       oldestLoan === undefined
         ? ""
-        : `; one is held since ${Math.round(oldestLoan.held)} ms by fiber ${oldestLoan.fiber ?? "unknown"}` +
+        : `; the longest checkout has been held for ${Math.round(oldestLoan.held)} ms` +
+          (oldestLoan.fiber === undefined ? "" : ` by fiber ${oldestLoan.fiber}`) +
           (oldestLoan.place === undefined ? "" : ` at ${oldestLoan.place}`)
     return (
       `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
       `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${connects}${last}${loan} - ` +
       (reason === "timeout" && (active < total || total === 0)
-        ? "the server may not answer: look whether it is stopped or overloaded"
+        ? "the server may not be answering: check if it is stopped or overloaded"
         : exhaustedAdvice[reason])
     )
   }
@@ -284,15 +283,15 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return this.notYet === true
-      ? `${at(this)}: it is not open yet - wait for \`open()\` before the first use`
-      : `${at(this)}: it is closed - use it only while its layer is open`
+      ? `${at(this)} is not open yet - wait for \`open()\` before the first use`
+      : `${at(this)} is closed - use it only while its layer is open`
   }
 }
 
 const outcomeAdvice = {
-  notSent: "nothing was sent: it may be tried again",
-  undone: "what it did is undone: it may be tried again",
-  inDoubt: "nobody can tell whether it took effect: look before you try again"
+  notSent: "nothing was sent: it is safe to retry",
+  undone: "no change was kept: it is safe to retry",
+  inDoubt: "the outcome is unknown: check whether the write was applied before retrying"
 } as const
 
 /**
@@ -470,10 +469,10 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 }
 
 const readOnlyAdvice = {
-  reader: "write through the writer",
-  transaction: 'it is in a transaction with access "read only": begin that without it, or write elsewhere',
-  server:
-    "the server, or the session, takes no writes: it is a standby or set read-only, so look where the address of the writer leads, or try again"
+  reader: "run it through the writer",
+  transaction:
+    'its transaction has access "read only": begin the transaction without that option, or write in another one',
+  server: "the server is a standby, or it or the session is read-only: check the address of the writer, or try again"
 } as const
 
 /**
@@ -558,7 +557,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: COMMIT was refused, everything is rolled back${said(this.cause)}`
+    return `${at(this)}: the server refused COMMIT, so the transaction was rolled back${said(this.cause)}`
   }
 }
 
@@ -571,7 +570,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", place) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: a beforeCommit hook failed, everything is rolled back${said(this.cause)}`
+    return `${at(this)}: a beforeCommit hook failed, so the transaction was rolled back${said(this.cause)}`
   }
 }
 
@@ -592,13 +591,13 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
   override get message(): string {
     if (this.part !== undefined) {
       return (
-        `${at(this)}: everything is rolled back, because a part that had joined (${this.part}) ended in rollback` +
-        `${reason(this.cause)} - let its failure end the whole, or run it in UnitOfWork.nested to undo it alone`
+        `${at(this)}: the whole was rolled back, because a part that had joined it (${this.part}) ended in rollback` +
+        `${reason(this.cause)} - let the failure of the part fail the whole, or run the part in UnitOfWork.nested`
       )
     }
     return (
       `${at(this)}: the transaction was rolled back, because a statement in it had failed${said(this.cause)}` +
-      " - let the failure end the transaction, or put what may fail into a nested one"
+      " - let the failure end the transaction, or run a statement that may fail in a nested transaction"
     )
   }
 }
@@ -620,7 +619,7 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost during COMMIT${said(this.cause)} - look whether it is stored before you try again`
+    return `${at(this)}: the connection was lost during COMMIT${said(this.cause)} - check whether its changes are stored before retrying`
   }
 }
 
@@ -640,10 +639,11 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return this.by === undefined
-      ? `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
-          " in UnitOfWork.outside (plain code: in the runtime's outside)"
-      : `${at(this)}: a ${this.by} in one of its statements has ended the transaction, and what was done before it is ` +
-          `${this.by === "COMMIT" ? "stored" : "undone"}${said(this.cause)} - leave its end to withTransaction or the unit of work`
+      ? `${at(this)}: the transaction has ended${said(this.cause)} - join forked fibers before its end, or run work that` +
+          " outlives it in UnitOfWork.outside (with promises: in `outside` of the runtime)"
+      : `${at(this)}: a statement with ${this.by} ended the transaction, and the work before it was ` +
+          `${this.by === "COMMIT" ? "committed" : "rolled back"}${said(this.cause)} - ` +
+          "let withTransaction or the unit of work end the transaction"
   }
 }
 
@@ -675,7 +675,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
     const text = statement.length > longestExcerpt ? `${statement.slice(0, longestExcerpt)}...` : statement
     return (
       `${at(this)}: the program interrupted a statement of the transaction${callSite === undefined ? "" : ` at ${callSite}`}, ` +
-      `so it is rolled back: ${text} - put what may be interrupted, as by a timeout, into a nested transaction`
+      `so it was rolled back: ${text} - run work that may be interrupted, such as by a timeout, in a nested transaction`
     )
   }
 }
@@ -699,9 +699,9 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return this.waited === 0
-      ? `${at(this)}: it cannot be committed while something else in it is under way - wait for what runs beside it first`
-      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and what comes after it in the outer one waits for it` +
-          " - wait for forks before the end, and let a nested transaction not wait for what runs beside it"
+      ? `${at(this)}: the transaction cannot be committed while other work in it is in progress - wait for that work first`
+      : `${at(this)}: a nested transaction did not end within ${this.waited} ms, and the outer one waits for it` +
+          " - join forked fibers before the end, and let no nested transaction wait for its siblings"
   }
 }
 
@@ -726,10 +726,10 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
     const unproved =
       this.unproved.length === 0
         ? ""
-        : `; ${this.unproved.join(", ")} did not prove it: its user needs pg_read_all_stats, it has to stream, and to be reached without a pooler`
+        : `; ${this.unproved.join(", ")} did not report a position: a replica must stream, without a pooler in between, and its user needs pg_read_all_stats`
     return (
-      `database "${this.database}": no replica has what is to be read after ${Math.round(this.waited)} ms${unproved}` +
-      ` - wait for longer, or allow the primary`
+      `database "${this.database}": no replica caught up with the required position within ${Math.round(this.waited)} ms` +
+      `${unproved} - wait longer, or allow reads from the primary`
     )
   }
 }
@@ -752,8 +752,8 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return (
-      `${at(this)}: the token is of another history (timeline ${this.timeline}), or of another database` +
-      " - look whether what it tells of is there on the primary, and take a new token"
+      `${at(this)}: the token is of a lost timeline (${this.timeline}), or of another database` +
+      " - check on the primary whether the writes before the token are there, and take a new token"
     )
   }
 }
@@ -771,8 +771,8 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return (
-      `${at(this)}: another SQL client was used inside of a transaction of this database` +
-      " - wrap it in Database.isolate, or use it outside"
+      `${at(this)}: another SQL client was used inside a transaction of this database` +
+      " - wrap its use in Database.isolate, or use it outside of the transaction"
     )
   }
 }
@@ -792,13 +792,13 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
   override get message(): string {
     switch (this.propagation) {
       case "mandatory":
-        return `${at(this)}: propagation "mandatory" needs a transaction and there is none`
+        return `${at(this)}: propagation "mandatory" needs a transaction, and there is none - call it inside of one`
       case "never":
-        return `${at(this)}: propagation "never" allows no transaction and there is one`
+        return `${at(this)}: propagation "never" allows no transaction, and there is one - call it outside`
       default:
         return (
-          `${this.database === "" ? "" : `${at(this)}: `}${this.propagation} ends the transaction of a unit of work; ` +
-          "inside of withTransaction and of UnitOfWork.nested only its end does that"
+          `${this.database === "" ? "" : `${at(this)}: `}${this.propagation} ends the transactions of a unit of work - ` +
+          "inside of withTransaction and of UnitOfWork.nested, let the effect succeed or fail instead"
         )
     }
   }
@@ -824,11 +824,11 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
   override get message(): string {
     const where = this.database === "" ? "" : `${at(this)}: `
     if (this.option === "outcome")
-      return `${where}${this.inner} with an outcome of its own has joined ${this.outer}, which ends it - give outcome to the middleware around it, or remove one of the two`
+      return `${where}${this.inner} with its own outcome joined ${this.outer}, which ends it - set outcome on the outer middleware, or remove one of the two`
     return this.option === "retry"
-      ? `${where}a part with retry has joined what cannot be run again - give retry to the whole, or use propagation "requiresNew"`
+      ? `${where}a part with retry joined a whole that cannot be run again - set retry on the whole, or use propagation "requiresNew"`
       : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
-          ' - use the same option, or propagation "requiresNew"'
+          ' - use the same value, or propagation "requiresNew"'
   }
 }
 
@@ -846,7 +846,7 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return (
-      `${at(this)}: a second connection is needed while this fiber holds one and all ${this.maxConnections} are in use` +
+      `${at(this)}: a second connection is needed while this fiber holds one, and all ${this.maxConnections} are in use` +
       " - raise maxConnections, or do not nest with requiresNew or independent"
     )
   }
@@ -869,10 +869,10 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const became = this.outcome === "unknown" ? "may have or not" : "did not"
+    const became = this.outcome === "unknown" ? "may have committed or not" : "was rolled back"
     return (
-      `perhaps only a part is stored: ${this.committed.join(", ")} committed, ${this.failed} ${became}${said(this.cause)}` +
-      " - what is missing has to be made good by the program"
+      `the unit of work may be stored in part: ${this.committed.join(", ")} committed, ${this.failed} ${became}` +
+      `${said(this.cause)} - the program must repeat or undo the missing part`
     )
   }
 }
@@ -894,7 +894,7 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const what = this.part === "channel" ? "the name of a channel" : "the payload of a notification"
+    const what = this.part === "channel" ? "the channel name" : "the payload"
     return `database "${this.database}": ${what} is ${this.given}; expected ${this.expected}`
   }
 }
@@ -912,7 +912,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `database "${this.database}": the schema of a scope is ${this.given}; expected ${this.expected}`
+    return `database "${this.database}": the schema of withSchema or withTenant is ${this.given}; expected ${this.expected}`
   }
 }
 
@@ -936,13 +936,14 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
     const column = this.column === undefined ? "" : `, column ${this.column}`
     // a cause of ours names the database, too
     const reason = said(isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
-    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - nothing of it is stored${statementLines(this)}`
+    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - no row was stored${statementLines(this)}`
   }
 }
 
 const listenAdvice = {
-  disconnected: "messages may have been missed: listen again, then look at the tables",
-  overflow: "it is too slow and messages were dropped: do the work elsewhere, listen again, then look at the tables"
+  disconnected: "notifications may have been missed: listen again, then read the tables",
+  overflow:
+    "it was too slow and notifications were dropped: move slow work elsewhere, listen again, then read the tables"
 } as const
 
 /**
@@ -962,7 +963,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: a listener of "${this.channel}" cannot go on${said(this.cause)} - ${listenAdvice[this.reason]}`
+    return `${at(this)}: the listener of channel "${this.channel}" failed${said(this.cause)} - ${listenAdvice[this.reason]}`
   }
 }
 
@@ -1201,11 +1202,11 @@ const notStored = problem(500, "The request could not be stored")
 const failed = problem(500, "The request failed")
 const inDoubt = problem(
   503,
-  "The database was lost while the request was stored: look whether it is there before you send it again"
+  "The database was lost while the request was stored: check if it is stored before you send it again"
 )
-const unreachable = problem(503, "The database cannot be reached; nothing was stored: send the request again")
-const collided = problem(409, "The request collided with another one and was not stored: send it again")
-const busy = problem(503, "The database is too busy; nothing was stored: send the request again")
+const unreachable = problem(503, "The database is unavailable; nothing was stored: send the request again later")
+const collided = problem(409, "The request conflicted with another one and was not stored: send it again")
+const busy = problem(503, "The database is too busy; nothing was stored: send the request again later")
 
 /**
  * Returns what is answered to a request that a failure of a database has ended:

@@ -338,7 +338,7 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
     const done = yield* isLate ? withoutLater(sql, table, next[0], migrated) : migrated
     if (done.length === pending.length) return done
     // the Migrator takes a refused INSERT for the sign of another process, and gives up in silence
-    const detail = `the table ${table} does not take rows: look whether the user may INSERT - nothing of this run is stored`
+    const detail = `the table ${table} does not accept rows: check if the user may INSERT - nothing of this run is stored`
     return yield* fail({ reason: "failed", migrations: pending.map(nameOf), detail })
   }).pipe(refine)
 

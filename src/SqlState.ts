@@ -153,7 +153,7 @@ export const isWarning = (sqlState: string, severity: string): boolean =>
  */
 export const cancelAdvice = (message: string): string => {
   const raise = "make the statement faster, or raise statementTimeout"
-  const cancelled = "an administrator or another program has cancelled it"
+  const cancelled = "an administrator or another program cancelled it"
   if (message.includes("statement timeout")) return raise
   return message.includes("user request") ? cancelled : `${raise}; or ${cancelled}`
 }
@@ -176,13 +176,13 @@ const unknownAuthority: ReadonlySet<string> = new Set([
 export const tlsAdvice = (code: string | undefined): string => {
   if (code !== undefined && unknownAuthority.has(code)) {
     return (
-      "the authority of its certificate is not known here: give that one's certificate by sslrootcert=FILE in the URL, or by ssl: { ca }; " +
-      "sslmode=no-verify, or ssl: { rejectUnauthorized: false }, encrypts without a check"
+      "the issuer of the server's certificate is not trusted: give the issuer's certificate with sslrootcert=FILE in the URL " +
+      "or with ssl: { ca }; sslmode=no-verify or ssl: { rejectUnauthorized: false } encrypts without verification"
     )
   }
   return code === "ERR_TLS_CERT_ALTNAME_INVALID"
-    ? "connect by a name of its certificate, or check the chain alone by sslmode=verify-ca"
-    : "TLS could not be established: check the certificate, or say what you want by sslmode in the URL, or by `ssl`"
+    ? "connect by a name in the certificate, or verify the chain alone with sslmode=verify-ca"
+    : "TLS could not be established: check the certificate, and sslmode in the URL or `ssl`"
 }
 
 /**
@@ -192,7 +192,7 @@ export const tlsAdvice = (code: string | undefined): string => {
  */
 export const lockAdvice = (message: string): string => {
   const raise = "try again, or raise lockTimeout"
-  const wait = "another transaction holds it: try again, or wait for it without NOWAIT"
+  const wait = "another transaction holds the lock: try again, or omit NOWAIT to wait"
   if (message.includes("lock timeout")) return raise
   return message.startsWith("could not obtain lock") ? wait : `${raise}; or ${wait}`
 }
@@ -219,7 +219,7 @@ export const stateAdvice = (sqlState: string): string | undefined => advice.get(
 const pooled = 'a pooler in transaction mode may be in between: set mode: "transactionPooler"'
 
 const advice: ReadonlyMap<string, string> = new Map([
-  ["25P02", "let a failure end its transaction, or put what may fail into a nested one"],
+  ["25P02", "let a failed statement end its transaction, or run it in a nested transaction"],
   ["26000", pooled],
   ["42P05", pooled]
 ])

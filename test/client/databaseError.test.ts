@@ -74,11 +74,11 @@ describe("DatabaseError", () => {
       [new DatabaseError.DeadlockDetected(place), 409, "send it again"],
       [refused(collision), 409, "send it again"],
       [new DatabaseError.RolledBackAtCommit({ ...place, cause: collision }), 409, "send it again"],
-      [new DatabaseError.ConnectFailed({ ...place, reason: "unreachable" }), 503, "cannot be reached"],
-      [new DatabaseError.PoolExhausted({ ...place, ...figures, reason: "shed" }), 503, "cannot be reached"],
+      [new DatabaseError.ConnectFailed({ ...place, reason: "unreachable" }), 503, "is unavailable"],
+      [new DatabaseError.PoolExhausted({ ...place, ...figures, reason: "shed" }), 503, "is unavailable"],
       [new DatabaseError.Disconnected({ ...place, outcome: "undone" }), 503, "nothing was stored"],
-      [new DatabaseError.Disconnected({ ...place, outcome: "inDoubt" }), 503, "look whether it is there"],
-      [new DatabaseError.CommitOutcomeUnknown(place), 503, "look whether it is there"],
+      [new DatabaseError.Disconnected({ ...place, outcome: "inDoubt" }), 503, "check if it is stored"],
+      [new DatabaseError.CommitOutcomeUnknown(place), 503, "check if it is stored"],
       [new DatabaseError.StatementTimeout({ ...place, limit }), 503, "too busy"],
       [new DatabaseError.LockTimeout({ ...place, limit }), 503, "too busy"],
       [refused(unique), 500, "could not be stored"],
@@ -119,7 +119,7 @@ describe("DatabaseError", () => {
   it("messages name the database and the server, and say what to do", () => {
     assert.strictEqual(unique.message, 'database "app" at localhost:5432: duplicate key')
     const lost = new DatabaseError.Disconnected({ ...place, outcome: "inDoubt", cause: new Error("reset") })
-    assert.include(lost.message, "look before you try again")
+    assert.include(lost.message, "check whether the write was applied before retrying")
     const exhausted = new DatabaseError.PoolExhausted({
       ...place,
       reason: "timeout",

@@ -279,7 +279,7 @@ describe("a pool under load", () => {
       for (const error of failures) {
         assert.isTrue(error._tag === "PoolExhausted" && error.reason === "shed", error.message)
         if (error._tag === "PoolExhausted") assert.isBelow(error.waited, 3000)
-        assert.include(error.message, "more callers come than can be served")
+        assert.include(error.message, "the pool is overloaded")
       }
       yield* Effect.repeat(writes, { schedule: soon, until: (figures) => figures?.waiting === 0 })
       const before = failures.length

@@ -49,7 +49,7 @@ const present = <K extends string>(error: ServerError, keys: ReadonlyArray<K & k
 
 const stale =
   "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared anew"
-const staleHint = `${stale}: run the whole transaction again, or give it { retry }`
+const staleHint = `${stale}: run the whole transaction again, or set its option \`retry\``
 const staleAgainHint = `${stale}: tables or types change all the time, or a pooler is in between`
 
 /**

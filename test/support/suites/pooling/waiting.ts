@@ -197,7 +197,7 @@ export const waiting = (way: Way): void => {
       assert.strictEqual(error.lastConnectFailure, cause instanceof Error ? cause.message : undefined)
       assert.include(error.message, `the last connect failed: ${error.lastConnectFailure}`)
       // nothing is open, so holding connections for less time would not help
-      assert.include(error.message, "the server may not answer")
+      assert.include(error.message, "the server may not be answering")
     }).pipe(
       Effect.provide([openOverWire(way, { maxConnections: 1, acquireTimeout: "50 millis", startup: "lazy" }), once])
     )
@@ -210,7 +210,7 @@ export const waiting = (way: Way): void => {
       const { connecting, message, waited } = yield* failure("PoolExhausted", pid)
       assert.strictEqual(connecting?.count, 1)
       assert.closeTo(connecting?.longest ?? 0, waited, 50)
-      assert.include(message, `connects under way: 1, the first for ${Math.round(connecting?.longest ?? 0)} ms so far`)
+      assert.include(message, `connects in progress: 1, the longest for ${Math.round(connecting?.longest ?? 0)} ms`)
       assert.strictEqual((yield* figures).connecting, 1)
     }).pipe(
       Effect.provide([
