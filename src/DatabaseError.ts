@@ -9,9 +9,10 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as messages from "./internal/errors/messages.js"
+import { messageOf } from "./internal/errors/parts.js"
 import { isReadOnly } from "./internal/sql/commands.js"
-import { type FailedStatement, statementLines } from "./internal/sql/excerpt.js"
-import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice, tlsAdvice } from "./SqlState.js"
+import { isStalePlan } from "./SqlState.js"
 
 /**
  * @since 0.1.0
@@ -72,13 +73,6 @@ const violation = {
 
 const limited = { ...refused, /** What the server said, with the limit. */ limit: Schema.String }
 
-const refusal = (
-  self: { readonly database: string; readonly server: string } & FailedStatement & {
-      readonly hint?: string | undefined
-      readonly cause?: unknown
-    }
-): string => `${at(self)}${said(self.cause)}${self.hint === undefined ? "" : ` - ${self.hint}`}${statementLines(self)}`
-
 /**
  * The number of attempts that failed, and what ended them: the `schedule` of the retry, or the `budget` of the database for retries.
  *
@@ -91,51 +85,6 @@ export interface Retried {
 }
 
 const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
-
-/**
- * Where something happened, in words.
- *
- * @internal
- */
-export const at = (self: { readonly database: string; readonly server: string }): string =>
-  self.server === "" ? `database "${self.database}"` : `database "${self.database}" at ${self.server}`
-
-/** The words of a cause; of a failure of ours without the lines about its statement, which the cause itself has. */
-const said = (cause: unknown): string => {
-  if (!Predicate.hasProperty(cause, "message") || typeof cause.message !== "string" || cause.message === "") return ""
-  const lines = isDatabaseError(cause) && "sql" in cause ? statementLines(cause) : ""
-  return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
-}
-
-/** Puts into words how often work was run in vain. */
-const attempts = ({ retried }: { readonly retried?: Retried | undefined }): string => {
-  if (retried === undefined) return ""
-  const count = `${retried.attempts} attempt${retried.attempts === 1 ? "" : "s"}`
-  return ` after ${count}${retried.endedBy === "budget" ? ", and the retry budget of the database is used up" : ""}`
-}
-
-const collisionAdvice = {
-  schedule:
-    "let fewer transactions write the same rows at a time, lock the rows first, or give `retry` a longer schedule",
-  budget: "too much work fails on this database: try again later, or raise `budget` of the RetryPolicy"
-} as const
-
-/** The message of a transaction that has collided with another one. */
-const collision = (
-  self: { readonly database: string; readonly server: string } & FailedStatement & {
-      readonly cause?: unknown
-      readonly retried?: Retried | undefined
-    }
-): string => {
-  const advice =
-    self.retried === undefined
-      ? "run the whole transaction again, or set its option `retry`"
-      : collisionAdvice[self.retried.endedBy]
-  return `${at(self)}${said(self.cause)}${attempts(self)} - ${advice}${statementLines(self)}`
-}
-
-/** Puts into words the failure of the program's own code: an error, or any other value. */
-const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
 
 /**
  * A setting is wrong. `given` never holds a secret; `database` is empty where it is of no one database.
@@ -151,31 +100,8 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const whose = this.database === "" ? "" : `database "${this.database}": `
-    return `${whose}setting "${this.setting}" is ${this.given}; expected ${this.expected}`
+    return messages.configInvalid(this)
   }
-}
-
-const connectAdvice = {
-  unreachable: "no server answered: check host, port and network, and that the server is running",
-  unresponsive: "the server did not answer in time: it may be stopped or overloaded",
-  authentication: "the server rejected the user or password: check the credentials and pg_hba.conf",
-  tooManyConnections: "the server has no connection left: lower maxConnections or raise max_connections",
-  startingUp: "the server is starting up, shutting down or recovering: try again later",
-  noSuchDatabase: "the server has no database of that name: create it or correct the URL",
-  wrongRole:
-    "the server has not the role that the settings ask for: check writer and readers, and mode if there is a pooler",
-  poolerMode: 'the address is that of a pooler in transaction mode: set mode: "transactionPooler"',
-  credentials: "there is no user or password to log in with: check the settings, `credentials` or `passwordFile`",
-  setup: "`onConnect` or `onCheckout` failed on the new connection: check what it runs",
-  protocol: "the answer is not PostgreSQL's protocol, or exceeds a limit: check host and port, and any proxy in between"
-} as const
-
-/** The code of an error, or of its cause: where several hosts were tried that is the last one's. */
-const codeOf = (cause: unknown): string | undefined => {
-  const inner = Predicate.hasProperty(cause, "cause") ? cause.cause : undefined
-  const found = [cause, inner].find((one) => Predicate.hasProperty(one, "code"))
-  return Predicate.hasProperty(found, "code") && typeof found.code === "string" ? found.code : undefined
 }
 
 /**
@@ -205,17 +131,9 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const advice = this.reason === "tls" ? tlsAdvice(codeOf(this.cause)) : connectAdvice[this.reason]
-    return `${at(this)}: cannot connect (${this.reason})${said(this.cause)} - ${advice}`
+    return messages.connectFailed(this)
   }
 }
-
-const exhaustedAdvice = {
-  timeout: "hold connections for less time, or raise maxConnections",
-  shed: "the pool is overloaded: slow the callers down, or raise maxConnections or queueTarget",
-  single: "the strategy assertSingle allows one connection at a time: check it in first, or use another strategy",
-  outage: "the server is unavailable, and maxOutageWaiters callers wait for it: try again later, or raise the limit"
-} as const
 
 /**
  * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
@@ -248,25 +166,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const { active, connecting, idle, oldestLoan, reason, total, waiting } = this
-    const connects =
-      connecting === undefined
-        ? ""
-        : `; connects in progress: ${connecting.count}, the longest for ${Math.round(connecting.longest)} ms`
-    const last = this.lastConnectFailure === undefined ? "" : `; the last connect failed: ${this.lastConnectFailure}`
-    const loan =
-      oldestLoan === undefined
-        ? ""
-        : `; the longest checkout has been held for ${Math.round(oldestLoan.held)} ms` +
-          (oldestLoan.fiber === undefined ? "" : ` by fiber ${oldestLoan.fiber}`) +
-          (oldestLoan.place === undefined ? "" : ` at ${oldestLoan.place}`)
-    return (
-      `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
-      `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${connects}${last}${loan} - ` +
-      (reason === "timeout" && (active < total || total === 0)
-        ? "the server may not be answering: check if it is stopped or overloaded"
-        : exhaustedAdvice[reason])
-    )
+    return messages.poolExhausted(this)
   }
 }
 
@@ -282,17 +182,9 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return this.notYet === true
-      ? `${at(this)} is not open yet - wait for \`open()\` before the first use`
-      : `${at(this)} is closed - use it only while its layer is open`
+    return messages.databaseClosed(this)
   }
 }
-
-const outcomeAdvice = {
-  notSent: "nothing was sent: it is safe to retry",
-  undone: "no change was kept: it is safe to retry",
-  inDoubt: "the outcome is unknown: check whether the write was applied before retrying"
-} as const
 
 /**
  * A connection was lost. `outcome` says what became of the work.
@@ -307,7 +199,7 @@ export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Di
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost${said(this.cause)}${attempts(this)} - ${outcomeAdvice[this.outcome]}${statementLines(this)}`
+    return messages.disconnected(this)
   }
 }
 
@@ -323,7 +215,7 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
@@ -339,7 +231,7 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
@@ -355,7 +247,7 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
@@ -371,7 +263,7 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
@@ -387,7 +279,7 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
@@ -404,7 +296,7 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return collision(this)
+    return messages.collision(this)
   }
 }
 
@@ -420,7 +312,7 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return collision(this)
+    return messages.collision(this)
   }
 }
 
@@ -436,7 +328,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - ${cancelAdvice(this.limit)}${statementLines(this)}`
+    return messages.statementTimeout(this)
   }
 }
 
@@ -449,7 +341,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - ${lockAdvice(this.limit)}${statementLines(this)}`
+    return messages.lockTimeout(this)
   }
 }
 
@@ -464,16 +356,9 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 )("IdleTransactionTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - ${limitAdvice(this.limit)}${statementLines(this)}`
+    return messages.idleTransactionTimeout(this)
   }
 }
-
-const readOnlyAdvice = {
-  reader: "run it through the writer",
-  transaction:
-    'its transaction has access "read only": begin the transaction without that option, or write in another one',
-  server: "the server is a standby, or it or the session is read-only: check the address of the writer, or try again"
-} as const
 
 /**
  * 25006: a write where none may be. `reason` says what refuses it: the `reader`, a `transaction` that was begun read-only, or the `server`,
@@ -491,20 +376,8 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - ${readOnlyAdvice[this.reason]}${statementLines(this)}`
+    return messages.readOnlyViolation(this)
   }
-}
-
-/** With the SQLSTATE, and with the server's hint or else our own. */
-const withState = (
-  self: Parameters<typeof refusal>[0] & {
-    readonly sqlState?: string | undefined
-    readonly retried?: Retried | undefined
-  }
-): string => {
-  const state = self.sqlState === undefined ? "" : ` (${self.sqlState})`
-  const hint = self.hint ?? (self.sqlState === undefined ? undefined : stateAdvice(self.sqlState))
-  return `${at(self)}${said(self.cause)}${state}${attempts(self)}${hint === undefined ? "" : ` - ${hint}`}${statementLines(self)}`
 }
 
 /**
@@ -520,7 +393,7 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return withState(this)
+    return messages.queryFailed(this)
   }
 }
 
@@ -539,7 +412,7 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return withState(this)
+    return messages.queryFailed(this)
   }
 }
 
@@ -557,7 +430,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the server refused COMMIT, so the transaction was rolled back${said(this.cause)}`
+    return messages.commitFailed(this)
   }
 }
 
@@ -570,7 +443,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", place) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: a beforeCommit hook failed, so the transaction was rolled back${said(this.cause)}`
+    return messages.commitVetoed(this)
   }
 }
 
@@ -589,16 +462,7 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    if (this.part !== undefined) {
-      return (
-        `${at(this)}: the whole was rolled back, because a part that had joined it (${this.part}) ended in rollback` +
-        `${reason(this.cause)} - let the failure of the part fail the whole, or run the part in UnitOfWork.nested`
-      )
-    }
-    return (
-      `${at(this)}: the transaction was rolled back, because a statement in it had failed${said(this.cause)}` +
-      " - let the failure end the transaction, or run a statement that may fail in a nested transaction"
-    )
+    return messages.rolledBackAtCommit(this)
   }
 }
 
@@ -619,7 +483,7 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost during COMMIT${said(this.cause)} - check whether its changes are stored before retrying`
+    return messages.commitOutcomeUnknown(this)
   }
 }
 
@@ -638,17 +502,9 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return this.by === undefined
-      ? `${at(this)}: the transaction has ended${said(this.cause)} - join forked fibers before its end, or run work that` +
-          " outlives it in UnitOfWork.outside (with promises: in `outside` of the runtime)"
-      : `${at(this)}: a statement with ${this.by} ended the transaction, and the work before it was ` +
-          `${this.by === "COMMIT" ? "committed" : "rolled back"}${said(this.cause)} - ` +
-          "let withTransaction or the unit of work end the transaction"
+    return messages.transactionEnded(this)
   }
 }
-
-/** How much of a statement a message shows. */
-const longestExcerpt = 200
 
 /**
  * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`, and went on. What the statement did is
@@ -671,12 +527,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const { callSite, statement } = this
-    const text = statement.length > longestExcerpt ? `${statement.slice(0, longestExcerpt)}...` : statement
-    return (
-      `${at(this)}: the program interrupted a statement of the transaction${callSite === undefined ? "" : ` at ${callSite}`}, ` +
-      `so it was rolled back: ${text} - run work that may be interrupted, such as by a timeout, in a nested transaction`
-    )
+    return messages.transactionInterrupted(this)
   }
 }
 
@@ -698,10 +549,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return this.waited === 0
-      ? `${at(this)}: the transaction cannot be committed while other work in it is in progress - wait for that work first`
-      : `${at(this)}: a nested transaction did not end within ${this.waited} ms, and the outer one waits for it` +
-          " - join forked fibers before the end, and let no nested transaction wait for its siblings"
+    return messages.transactionBusy(this)
   }
 }
 
@@ -723,14 +571,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const unproved =
-      this.unproved.length === 0
-        ? ""
-        : `; ${this.unproved.join(", ")} did not report a position: a replica must stream, without a pooler in between, and its user needs pg_read_all_stats`
-    return (
-      `database "${this.database}": no replica caught up with the required position within ${Math.round(this.waited)} ms` +
-      `${unproved} - wait longer, or allow reads from the primary`
-    )
+    return messages.noReplicaCaughtUp(this)
   }
 }
 
@@ -751,10 +592,7 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: the token is of a lost timeline (${this.timeline}), or of another database` +
-      " - check on the primary whether the writes before the token are there, and take a new token"
-    )
+    return messages.tokenFromLostTimeline(this)
   }
 }
 
@@ -770,10 +608,7 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: another SQL client was used inside a transaction of this database` +
-      " - wrap its use in Database.isolate, or use it outside of the transaction"
-    )
+    return messages.foreignClient(this)
   }
 }
 
@@ -790,17 +625,7 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    switch (this.propagation) {
-      case "mandatory":
-        return `${at(this)}: propagation "mandatory" needs a transaction, and there is none - call it inside of one`
-      case "never":
-        return `${at(this)}: propagation "never" allows no transaction, and there is one - call it outside`
-      default:
-        return (
-          `${this.database === "" ? "" : `${at(this)}: `}${this.propagation} ends the transactions of a unit of work - ` +
-          "inside of withTransaction and of UnitOfWork.nested, let the effect succeed or fail instead"
-        )
-    }
+    return messages.propagationRefused(this)
   }
 }
 
@@ -822,13 +647,7 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const where = this.database === "" ? "" : `${at(this)}: `
-    if (this.option === "outcome")
-      return `${where}${this.inner} with its own outcome joined ${this.outer}, which ends it - set outcome on the outer middleware, or remove one of the two`
-    return this.option === "retry"
-      ? `${where}a part with retry joined a whole that cannot be run again - set retry on the whole, or use propagation "requiresNew"`
-      : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
-          ' - use the same value, or propagation "requiresNew"'
+    return messages.optionsConflict(this)
   }
 }
 
@@ -845,10 +664,7 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: a second connection is needed while this fiber holds one, and all ${this.maxConnections} are in use` +
-      " - raise maxConnections, or do not nest with requiresNew or independent"
-    )
+    return messages.poolSelfDeadlock(this)
   }
 }
 
@@ -869,11 +685,7 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const became = this.outcome === "unknown" ? "may have committed or not" : "was rolled back"
-    return (
-      `the unit of work may be stored in part: ${this.committed.join(", ")} committed, ${this.failed} ${became}` +
-      `${said(this.cause)} - the program must repeat or undo the missing part`
-    )
+    return messages.partialCommit(this)
   }
 }
 
@@ -894,8 +706,7 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const what = this.part === "channel" ? "the channel name" : "the payload"
-    return `database "${this.database}": ${what} is ${this.given}; expected ${this.expected}`
+    return messages.notificationInvalid(this)
   }
 }
 
@@ -912,7 +723,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `database "${this.database}": the schema of withSchema or withTenant is ${this.given}; expected ${this.expected}`
+    return messages.schemaInvalid(this)
   }
 }
 
@@ -933,18 +744,9 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const column = this.column === undefined ? "" : `, column ${this.column}`
-    // a cause of ours names the database, too
-    const reason = said(isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
-    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - no row was stored${statementLines(this)}`
+    return messages.copyFailed(this, isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
   }
 }
-
-const listenAdvice = {
-  disconnected: "notifications may have been missed: listen again, then read the tables",
-  overflow:
-    "it was too slow and notifications were dropped: move slow work elsewhere, listen again, then read the tables"
-} as const
 
 /**
  * A listener cannot go on. `cause` is how the connection was lost, where it was.
@@ -963,7 +765,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the listener of channel "${this.channel}" failed${said(this.cause)} - ${listenAdvice[this.reason]}`
+    return messages.listenFailed(this)
   }
 }
 
@@ -1253,7 +1055,7 @@ export const toProblem = (error: DatabaseError): Problem => {
     case "DeadlockDetected":
       return collided
     case "QueryFailed":
-      return error.sqlState !== undefined && isStalePlan(error.sqlState, said(error.cause))
+      return error.sqlState !== undefined && isStalePlan(error.sqlState, messageOf(error.cause))
         ? collided
         : ofStatement(error)
     case "CommitFailed":

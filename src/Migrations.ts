@@ -13,9 +13,10 @@ import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
-import { at, ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
+import { ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
 import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
+import { locationText } from "./internal/errors/parts.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 /**
@@ -115,7 +116,7 @@ export class MigrationFailed extends Schema.TaggedError<MigrationFailed>("effect
   }
 ) {
   override get message(): string {
-    return `${at(this)}: ${this.detail}`
+    return `${locationText(this)}: ${this.detail}`
   }
 }
 
@@ -159,7 +160,7 @@ const migrate = Migrator.make({})
 const said = (cause: unknown, place: Place): string => {
   const error = Predicate.isTagged(cause, "SqlError") ? fromUnknown(cause) : cause
   const message = Predicate.hasProperty(error, "message") ? String(error.message) : String(error)
-  const prefix = `${at(place)}: `
+  const prefix = `${locationText(place)}: `
   return message.startsWith(prefix) ? message.slice(prefix.length) : message
 }
 
@@ -363,7 +364,7 @@ const waiting = <A, E, R>(
         if (!(error instanceof Busy) || isReported) return Effect.void
         isReported = true
         return Effect.logInfo(
-          `${at(error.place)}: ${error.holder} is migrating; it is waited for, up to ${Duration.format(limit)}`
+          `${locationText(error.place)}: ${error.holder} is migrating; it is waited for, up to ${Duration.format(limit)}`
         )
       }),
       Effect.retry({

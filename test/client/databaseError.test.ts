@@ -81,6 +81,15 @@ describe("DatabaseError", () => {
       [new DatabaseError.CommitOutcomeUnknown(place), 503, "check if it is stored"],
       [new DatabaseError.StatementTimeout({ ...place, limit }), 503, "too busy"],
       [new DatabaseError.LockTimeout({ ...place, limit }), 503, "too busy"],
+      [
+        new DatabaseError.QueryFailed({
+          ...place,
+          sqlState: "XX000",
+          cause: new Error("cache lookup failed for type 16385")
+        }),
+        409,
+        "send it again"
+      ],
       [refused(unique), 500, "could not be stored"],
       [unique, 500, "could not be stored"],
       [new DatabaseError.QueryFailed({ ...place, sqlState: "42601" }), 500, "could not be stored"],
@@ -132,6 +141,20 @@ describe("DatabaseError", () => {
     assert.include(exhausted.message, "within 12 ms (total 2, active 2, idle 0, waiting 5)")
     assert.isTrue(DatabaseError.isDatabaseError(lost))
     assert.isFalse(DatabaseError.isDatabaseError(new Error("x")))
+  })
+
+  it("a message names a database once where its cause is of the same, and twice where it is of another", () => {
+    const sql = "INSERT INTO account VALUES ($1)"
+    const cause = new DatabaseError.UniqueViolation({ ...place, sql, cause: new Error("duplicate key") })
+    assert.strictEqual(
+      new DatabaseError.CommitFailed({ ...place, sqlState: "23505", cause }).message,
+      'database "app" at localhost:5432: the server refused COMMIT, so the transaction was rolled back: duplicate key'
+    )
+    assert.strictEqual(
+      new DatabaseError.CommitVetoed({ database: "audit", server: "localhost:5433", cause }).message,
+      'database "audit" at localhost:5433: a beforeCommit hook failed, so the transaction was rolled back: ' +
+        'database "app" at localhost:5432: duplicate key'
+    )
   })
 
   it("only what is undone for certain may be replayed", () => {
