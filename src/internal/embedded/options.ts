@@ -6,11 +6,11 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 
 /** Builds the error of an option that is wrong. */
-export const misconfigured = (reason: string): EmbeddedPostgresError =>
-  new EmbeddedPostgresError({ operation: "configure", reason, logs: [] })
+export const misconfigured = (reason: string): OperationFailed =>
+  new OperationFailed({ operation: "configure", reason, logs: [] })
 
 /** Makes an option that may be left out, with the text of what it takes. */
 const takes = <A, I>(schema: Schema.Schema<A, I>, expected: string) =>
@@ -37,7 +37,7 @@ const Options = Schema.Struct({
 const names = Object.keys(Options.fields).join(", ")
 
 /** Checks the names and the values of options. */
-export const checkOptions = (options: object): Effect.Effect<void, EmbeddedPostgresError> =>
+export const checkOptions = (options: object): Effect.Effect<void, OperationFailed> =>
   Schema.decodeUnknown(Options, { onExcessProperty: "error" })(options).pipe(
     Effect.mapError((error) => {
       const [issue] = ParseResult.ArrayFormatter.formatErrorSync(error)

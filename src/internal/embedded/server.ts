@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Sql from "./adminSession.js"
 import { signal } from "./childProcess.js"
-import type { EmbeddedPostgresError, Operation } from "./error.js"
+import type { Operation, OperationFailed } from "./error.js"
 import * as ProcessGroup from "./processGroup.js"
 import { withinRealTime, withRealClock } from "./realClock.js"
 import * as Instance from "./serverProcess.js"
@@ -39,8 +39,8 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
 
   const session = <A>(
     operation: Operation,
-    use: (query: Sql.Query) => Effect.Effect<A, Sql.SqlFailed | EmbeddedPostgresError>
-  ): Effect.Effect<A, EmbeddedPostgresError> =>
+    use: (query: Sql.Query) => Effect.Effect<A, Sql.SqlFailed | OperationFailed>
+  ): Effect.Effect<A, OperationFailed> =>
     running(operation).pipe(
       Effect.filterOrFail(
         () => !frozen,

@@ -8,15 +8,15 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Identity } from "./childProcess.js"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 import { guard } from "./watchdog.js"
 
 // Uninterruptible, because the promise would go on while the folder is removed.
-const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, EmbeddedPostgresError> =>
+const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, OperationFailed> =>
   Effect.tryPromise({
     try: run,
     catch: (cause) =>
-      new EmbeddedPostgresError({
+      new OperationFailed({
         operation: "initialize",
         reason: `${failed}: ${cause instanceof Error ? cause.message : String(cause)}`,
         logs: [],
@@ -89,10 +89,7 @@ const checkAbove = async (folder: string, user: Identity): Promise<void> => {
  * Creates a folder in `parent` that is removed with the scope, or with Node, whichever ends first.
  * It keeps its owner: `user` may only enter it, and has folders of its own inside.
  */
-export const make = (
-  parent: string,
-  user: Identity | undefined
-): Effect.Effect<string, EmbeddedPostgresError, Scope.Scope> =>
+export const make = (parent: string, user: Identity | undefined): Effect.Effect<string, OperationFailed, Scope.Scope> =>
   Effect.gen(function* () {
     const real = yield* attempt(`the directory ${parent} cannot be used`, async () => {
       const real = await fs.realpath(parent)
