@@ -1,5 +1,8 @@
 /**
- * Every failure of this library, tagged. `catchTag("UniqueViolation", ...)` works after {@link refine}.
+ * The errors of this library, each with a tag.
+ *
+ * A statement fails with `SqlError`, as each client of `@effect/sql` does. {@link refine} replaces it
+ * by the error of this module that it carries, so that `Effect.catchTag("UniqueViolation", ...)` works.
  *
  * @since 0.1.0
  */
@@ -15,49 +18,55 @@ import { isReadOnly } from "./internal/sql/commands.js"
 import { isStalePlan } from "./SqlState.js"
 
 /**
+ * Mark of every error of this library, by which {@link isDatabaseError} recognises it.
+ *
  * @since 0.1.0
  * @category type ids
  */
 export const TypeId: unique symbol = Symbol.for("~effect-db/DatabaseError")
 
 /**
+ * Type of the mark of every error of this library.
+ *
  * @since 0.1.0
  * @category type ids
  */
 export type TypeId = typeof TypeId
 
-const place = {
+const location = {
   /** The name of the database. */
   database: Schema.String,
-  /** The server, as `host:port`; empty where no server took part. */
+  /** The server, as `host:port`; empty if no server took part. */
   server: Schema.String,
-  /** What caused it, without secrets. */
+  /** The cause, without secrets. */
   cause: Schema.optional(Schema.Defect)
 }
 
-const ran = {
-  ...place,
+const statement = {
+  ...location,
   /** The text of the statement, with `$1` in place of values. */
   sql: Schema.optional(Schema.String),
-  /** The place in the program that ran it, where that is known: function, file, line and column, or the span around it. */
+  /** The location in the program, if known: function, file, line and column, or the span. */
   location: Schema.optional(Schema.String)
 }
 
-/** Fields of a refused statement, as the server names them. */
+/** Fields of a refused statement, with the server's names. */
 const refused = {
-  ...ran,
-  /** Where in the text of the statement the server has found the fault: characters, from 1. */
+  ...statement,
+  /** The position of the error in the text of the statement, in characters from 1. */
   position: Schema.optional(Schema.Number),
-  /** What the server was doing, the innermost first: functions and triggers. What may hold values is left out. */
+  /**
+   * The functions and triggers that ran on the server, the innermost first, without lines that may hold
+   * values.
+   */
   where: Schema.optional(Schema.String),
+  /** The server's advice. */
   hint: Schema.optional(Schema.String)
 }
 
-/** Of failures after which the work may be run again. */
+/** Fields of errors after which the work may be run again. */
 const replayable = {
-  /**
-   * Set if the work was run again in vain: the number of attempts, and what ended them, the `schedule` or the `budget` of the database.
-   */
+  /** Set if the work was retried without success: the number of attempts, and what ended them. */
   retried: Schema.optional(Schema.Struct({ attempts: Schema.Number, endedBy: Schema.Literal("schedule", "budget") }))
 }
 
@@ -71,10 +80,17 @@ const violation = {
   detail: Schema.optional(Schema.String)
 }
 
-const limited = { ...refused, /** What the server said, with the limit. */ limit: Schema.String }
+const limited = {
+  ...refused,
+  /** The server's message, which names the limit. */
+  limit: Schema.String
+}
 
 /**
- * The number of attempts that failed, and what ended them: the `schedule` of the retry, or the `budget` of the database for retries.
+ * Attempts that failed before an error was reported.
+ *
+ * `endedBy` is `"schedule"` if the schedule of the retry ended them, and `"budget"` if the retry
+ * budget of the database was used up.
  *
  * @since 0.2.0
  * @category models
@@ -87,7 +103,12 @@ export interface Retried {
 const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 
 /**
- * A setting is wrong. `given` never holds a secret; `database` is empty where it is of no one database.
+ * A setting that is not valid.
+ *
+ * It is raised when a layer is built, and for an option that no type check has seen. `setting` is
+ * the name of the setting, `given` describes its value and never holds a secret, `expected`
+ * describes valid values. `database` is empty if the setting belongs to no single database.
+ * Correct the setting.
  *
  * @since 0.1.0
  * @category errors
@@ -105,13 +126,19 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }
 
 /**
- * No connection could be made.
+ * A connection could not be made.
  *
+ * `reason` is the kind of failure, and `cause` the error of the network, the server or a provider;
+ * the message has advice for each reason. Nothing was sent. A transient failure is retried until
+ * `acquireTimeout`; `"authentication"`, `"noSuchDatabase"`, `"tls"`, `"setup"`, `"poolerMode"` and
+ * `"protocol"` are not.
+ *
+ * @see {@link PoolExhausted} for a pool without a free connection
  * @since 0.1.0
  * @category errors
  */
 export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/ConnectFailed")("ConnectFailed", {
-  ...place,
+  ...location,
   reason: Schema.Literal(
     "unreachable",
     "unresponsive",
@@ -126,7 +153,10 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "poolerMode",
     "protocol"
   ),
-  /** Set where another attempt meets it again, although its reason may pass: for `credentials`, a password file that others may read. */
+  /**
+   * True if another attempt would fail in the same way, although its reason is transient in general: for
+   * `credentials`, a password file that other users may read.
+   */
   permanent: Schema.optional(Schema.Boolean)
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -136,15 +166,22 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }
 
 /**
- * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
- * served (`shed`); or the server is away, and `maxOutageWaiters` callers wait for it already (`outage`); or there is one already where the
- * strategy is `assertSingle` (`single`). Times are in milliseconds.
+ * A caller got no connection from the pool. Nothing was sent.
  *
+ * - `timeout`: no connection became free within `acquireTimeout`.
+ * - `shed`: the pool is overloaded, so a caller that waited longer than `queueTarget` was
+ *   rejected.
+ * - `outage`: the server is unavailable, and `maxOutageWaiters` callers wait for it already.
+ * - `single`: the strategy `assertSingle` allows one connection at a time.
+ *
+ * The fields are the figures of the pool at that moment.
+ *
+ * @see {@link PoolSelfDeadlock} for a transaction that would wait for itself
  * @since 0.1.0
  * @category errors
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
-  ...place,
+  ...location,
   reason: Schema.Literal("timeout", "shed", "single", "outage"),
   waited: Schema.Number,
   total: Schema.Number,
@@ -171,13 +208,16 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }
 
 /**
- * The database's layer has been released, or is being released; or, where it is opened by hand, it is not open yet.
+ * The layer of the database has been released.
+ *
+ * `notYet` is true for a database that is opened by hand and is not open yet. Use a database only
+ * while its layer is open.
  *
  * @since 0.1.0
  * @category errors
  */
 export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-db/DatabaseClosed")("DatabaseClosed", {
-  ...place,
+  ...location,
   notYet: Schema.optional(Schema.Boolean)
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -187,13 +227,17 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 }
 
 /**
- * A connection was lost. `outcome` says what became of the work.
+ * The connection was lost.
  *
+ * `outcome` says what became of the work: `"notSent"` and `"undone"` are safe to retry. After
+ * `"inDoubt"` the server may have applied the statement: check whether it did before retrying.
+ *
+ * @see {@link CommitOutcomeUnknown} for a loss during COMMIT
  * @since 0.1.0
  * @category errors
  */
 export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Disconnected")("Disconnected", {
-  ...ran,
+  ...statement,
   ...replayable,
   outcome: OutcomeSchema
 }) {
@@ -204,7 +248,9 @@ export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Di
 }
 
 /**
- * 23505: a unique constraint refuses the row.
+ * SQLSTATE 23505: a unique constraint refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -220,7 +266,9 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 }
 
 /**
- * 23503: a foreign key refuses the row.
+ * SQLSTATE 23503: a foreign key refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -236,7 +284,9 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 }
 
 /**
- * 23514: a check constraint refuses the row.
+ * SQLSTATE 23514: a check constraint refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -252,7 +302,9 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 }
 
 /**
- * 23502: a column must not be null.
+ * SQLSTATE 23502: a column that must not be null has no value.
+ *
+ * `table` and `column` name the column. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -268,7 +320,9 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 }
 
 /**
- * 23P01: an exclusion constraint refuses the row.
+ * SQLSTATE 23P01: an exclusion constraint refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -284,8 +338,10 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 }
 
 /**
- * 40001, or a read that a standby has cancelled for what it had to replay: run the whole transaction again, or give it `{ retry }`. A
- * reader's statement outside of a transaction is tried again on another server first.
+ * SQLSTATE 40001, or a read that a standby cancelled because of a conflict with recovery.
+ *
+ * Run the whole transaction again, or set its option `retry`. A reader's statement outside of a
+ * transaction is first retried on another server. `retried` is set if attempts were made.
  *
  * @since 0.1.0
  * @category errors
@@ -301,7 +357,10 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
 }
 
 /**
- * 40P01: run the whole transaction again, or give it `{ retry }`.
+ * SQLSTATE 40P01: the server ended the transaction to resolve a deadlock.
+ *
+ * Run the whole transaction again, or set its option `retry`. To avoid deadlocks, lock rows in the
+ * same order everywhere.
  *
  * @since 0.1.0
  * @category errors
@@ -317,7 +376,10 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
 }
 
 /**
- * The server cancelled a statement: its `statement_timeout` passed, or an administrator asked for it.
+ * SQLSTATE 57014: the server cancelled a statement.
+ *
+ * Its `statement_timeout` passed, or an administrator cancelled the statement. Make the statement
+ * faster, or raise `statementTimeout`.
  *
  * @since 0.1.0
  * @category errors
@@ -333,7 +395,9 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 }
 
 /**
- * A lock was not free in time (`lock_timeout`, or NOWAIT).
+ * SQLSTATE 55P03: a lock was not free in time.
+ *
+ * `lock_timeout` passed, or a statement with NOWAIT met a lock. Try again, or raise `lockTimeout`.
  *
  * @since 0.1.0
  * @category errors
@@ -346,7 +410,9 @@ export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/Lock
 }
 
 /**
- * The server ended a transaction that was idle, or open, for too long. It is rolled back.
+ * The server ended a transaction that was idle or open for too long, and rolled it back.
+ *
+ * Do slow work outside of the transaction, or make the transaction shorter.
  *
  * @since 0.1.0
  * @category errors
@@ -361,8 +427,11 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 }
 
 /**
- * 25006: a write where none may be. `reason` says what refuses it: the `reader`, a `transaction` that was begun read-only, or the `server`,
- * which is a standby, or was made read-only.
+ * SQLSTATE 25006: a write was refused in a read-only transaction.
+ *
+ * - `reader`: the statement ran through a reader; run it through the writer.
+ * - `transaction`: the transaction was begun with access `"read only"`.
+ * - `server`: the server is a standby, or it or the session was made read-only.
  *
  * @since 0.1.0
  * @category errors
@@ -381,8 +450,10 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 }
 
 /**
- * Class 22: a value that the server cannot take, or cannot compute with. It is no number, date or JSON, is out of range or too long, or divides
- * by zero.
+ * SQLSTATE class 22: the server cannot use a value or compute with it.
+ *
+ * The value is no number, date or JSON, is out of range or too long, or divides by zero. Validate
+ * values before they are sent.
  *
  * @since 0.2.0
  * @category errors
@@ -398,9 +469,11 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
 }
 
 /**
- * Any other refusal of a statement. `sqlState` is absent where the statement could not even be sent.
+ * Any other refusal of a statement, with its SQLSTATE.
  *
- * What follows a failure in the same transaction is refused as well (25P02): the cause of its cause is that first failure.
+ * `sqlState` is absent if the statement could not be sent. After a failure the server refuses all
+ * later statements of the transaction with 25P02: the cause of the cause is then the first
+ * failure.
  *
  * @since 0.1.0
  * @category errors
@@ -417,7 +490,8 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
 }
 
 /**
- * The server refused COMMIT, for example for a deferred constraint. Everything is rolled back.
+ * The server refused COMMIT, for example because of a deferred constraint. The transaction was
+ * rolled back.
  *
  * `cause` is the refusal, itself a {@link DatabaseError}.
  *
@@ -425,7 +499,7 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
  * @category errors
  */
 export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/CommitFailed")("CommitFailed", {
-  ...place,
+  ...location,
   sqlState: Schema.String
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -435,12 +509,14 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 }
 
 /**
- * A `beforeCommit` hook failed, so the transaction was rolled back. `cause` is the hook's failure.
+ * A `beforeCommit` hook failed, so the transaction was rolled back.
+ *
+ * `cause` is the failure of the hook.
  *
  * @since 0.1.0
  * @category errors
  */
-export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", place) {
+export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", location) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return messages.commitVetoed(this)
@@ -448,17 +524,20 @@ export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/Co
 }
 
 /**
- * The end of a transaction kept nothing: COMMIT was answered with ROLLBACK, because a statement had failed earlier and its failure was
- * ignored; or a part that had joined the transaction ended in rollback after it had sent a writer's statement, and the whole went on.
+ * The transaction was rolled back when the program ended it with success.
  *
- * `cause` is the failure of the statement or of the part, if it was seen. `part` is the label of the part, else where it was written.
+ * Either a statement had failed earlier and the program ignored that, so the server answered
+ * COMMIT with ROLLBACK; or a part that had joined the transaction ended in rollback after it had
+ * sent a writer's statement. `cause` is the failure of the statement or the part, if it was seen,
+ * and `part` is the label of the part or else its location in the program. Let the failure end the
+ * transaction, or run work that may fail in a nested transaction.
  *
  * @since 0.1.0
  * @category errors
  */
 export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("effect-db/RolledBackAtCommit")(
   "RolledBackAtCommit",
-  { ...place, part: Schema.optional(Schema.String) }
+  { ...location, part: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
@@ -467,15 +546,19 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
 }
 
 /**
- * The connection was lost after COMMIT was handed to the socket: the transaction may be stored, or not.
+ * The connection was lost after COMMIT was sent, so the transaction may be stored or not.
  *
+ * Check whether its changes are stored before retrying. `xid`, `systemId` and `timeline` identify
+ * the transaction on the server, if they are known.
+ *
+ * @see {@link Disconnected} for a loss before COMMIT
  * @since 0.1.0
  * @category errors
  */
 export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknown>("effect-db/CommitOutcomeUnknown")(
   "CommitOutcomeUnknown",
   {
-    ...place,
+    ...location,
     xid: Schema.optional(Schema.String),
     systemId: Schema.optional(Schema.String),
     timeline: Schema.optional(Schema.Number)
@@ -488,17 +571,18 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 }
 
 /**
- * A client was used in a transaction that has ended, for example by a fiber that outlived it; or a statement has ended its own transaction.
+ * A client was used in a transaction that has ended.
  *
- * `by` is then the command of that statement: after `COMMIT` what was done before it is stored, after `ROLLBACK` it is undone. Such a
- * transaction never runs again by `retry`.
+ * A fiber outlived its transaction: join it before the end, or run it in `UnitOfWork.outside`. Or
+ * a statement of the program ended the transaction: `by` is its command. After `COMMIT` the work
+ * before it is stored, after `ROLLBACK` it is undone. `retry` never repeats such a transaction.
  *
  * @since 0.1.0
  * @category errors
  */
 export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effect-db/TransactionEnded")(
   "TransactionEnded",
-  { ...place, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
+  { ...location, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
@@ -507,11 +591,16 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 }
 
 /**
- * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`, and went on. What the statement did is
- * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole. Where the
- * end of a nested one was interrupted, its savepoint is released already, and the transaction around it is rolled back.
+ * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`,
+ * and went on.
  *
- * It never runs again by `retry`: the next run would be interrupted in the same way.
+ * The effect of the statement is unknown, so the transaction is rolled back: the innermost nested
+ * one if the server confirmed the cancel in time, and the whole otherwise. If the end of a nested
+ * transaction was interrupted, its savepoint is already released, and the transaction around it is
+ * rolled back.
+ *
+ * `retry` never repeats such a transaction, because the next attempt would be interrupted in the
+ * same way. Run work with a timeout in a nested transaction.
  *
  * @since 0.2.0
  * @category errors
@@ -519,10 +608,10 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 export class TransactionInterrupted extends Schema.TaggedError<TransactionInterrupted>(
   "effect-db/TransactionInterrupted"
 )("TransactionInterrupted", {
-  ...place,
+  ...location,
   /** The text of the statement, without the values of its parameters. */
   statement: Schema.String,
-  /** Function, file, line and column of the statement, where call sites are noted down (`leakThreshold`). */
+  /** Function, file, line and column of the statement, if call sites are recorded (`leakThreshold`). */
   callSite: Schema.optional(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -532,10 +621,11 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 }
 
 /**
- * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
- * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
- * has waited so is a rollback. `waited` is in milliseconds; it is 0 where a transaction was to be committed while something in it, or
- * another end of it, was under way.
+ * A nested transaction, or another end, kept the transaction from going on for `acquireTimeout`.
+ *
+ * Nested transactions take turns, each from its first statement to its end, so none may wait for a
+ * sibling. An end that waited this long rolls back. The time is 0 if a transaction was committed
+ * while work in it, or another end of it, was in progress. Join forked fibers before the end.
  *
  * @since 0.1.0
  * @category errors
@@ -543,7 +633,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect-db/TransactionBusy")(
   "TransactionBusy",
   {
-    ...place,
+    ...location,
     waited: Schema.Number
   }
 ) {
@@ -554,9 +644,12 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 }
 
 /**
- * No replica had what the read was to see within the time that it was given, and the primary was not to be read instead. `unproved` are the
- * servers of which it cannot be told how far they are.
+ * No replica had replayed the position that a read requires in time, and the consistency of the
+ * read excludes the primary.
  *
+ * `unproved` lists the servers that did not report a position. Wait longer, or allow the primary.
+ *
+ * @see {@link TokenFromLostTimeline} for a token that no server can satisfy
  * @since 0.1.0
  * @category errors
  */
@@ -576,8 +669,10 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 }
 
 /**
- * A token tells of a history that is not that of the database any more: there was a failover, and what the token tells of may have been lost
- * with the old primary. Or it is a token of another database.
+ * A token of a timeline that is no part of the database's history, or of another database.
+ *
+ * After a failover the writes before the token may have been lost with the old primary. Check on
+ * the primary whether they are there, and take a new token.
  *
  * @since 0.1.0
  * @category errors
@@ -585,8 +680,8 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimeline>("effect-db/TokenFromLostTimeline")(
   "TokenFromLostTimeline",
   {
-    ...place,
-    /** Of the token. */
+    ...location,
+    /** The timeline of the token. */
     timeline: Schema.Number
   }
 ) {
@@ -597,14 +692,17 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
 }
 
 /**
- * A client that is not of this library was used inside one of our transactions; it would have run on our connection.
+ * A client of another library was used inside of a transaction of this library, whose connection
+ * it would have used.
+ *
+ * Wrap its use in `Database.isolate`, or use it outside of the transaction.
  *
  * @since 0.1.0
  * @category errors
  */
 export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/ForeignClient")(
   "ForeignClient",
-  place
+  location
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
@@ -613,15 +711,17 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
 }
 
 /**
- * What was asked for is not possible here: propagation `mandatory` without a transaction, `never` inside of one, `Db.commit` and
- * `Db.rollback` inside of `withTransaction`, which ends its transaction itself.
+ * A transaction cannot begin or end as requested.
+ *
+ * Propagation `mandatory` found no transaction, or `never` found one; or `Db.commit` or
+ * `Db.rollback` was called inside of `withTransaction`, which ends its transaction itself.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("effect-db/PropagationRefused")(
   "PropagationRefused",
-  { ...place, propagation: Schema.Literal("mandatory", "never", "commit", "rollback") }
+  { ...location, propagation: Schema.Literal("mandatory", "never", "commit", "rollback") }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
@@ -630,8 +730,11 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 }
 
 /**
- * A part asks for something that the transaction, or the unit of work, which it is to join cannot be: its isolation once a statement was
- * sent, its access, a limit, the order of commits, or to be run again (`retry`).
+ * A part asks for an option that the transaction or unit of work that it joins does not have.
+ *
+ * Such options are isolation after the first statement, access, limits, the order of commits,
+ * `outcome` and `retry`. `outer` and `inner` describe the two values. Use the same value, or
+ * propagation `requiresNew`.
  *
  * @since 0.1.0
  * @category errors
@@ -639,7 +742,7 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect-db/OptionsConflict")(
   "OptionsConflict",
   {
-    ...place,
+    ...location,
     option: Schema.String,
     outer: Schema.String,
     inner: Schema.String
@@ -652,15 +755,17 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 }
 
 /**
- * A new transaction would wait for a connection of a pool whose connections are all held by transactions that wait in the
- * same way, this one's outer transaction among them.
+ * A new transaction would wait for a connection of a pool whose connections are all held by
+ * transactions that wait in the same way, among them its own outer transaction.
+ *
+ * Raise `maxConnections`, or do not nest with `requiresNew` or `independent`.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effect-db/PoolSelfDeadlock")(
   "PoolSelfDeadlock",
-  { ...place, maxConnections: Schema.Number }
+  { ...location, maxConnections: Schema.Number }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
@@ -669,17 +774,20 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 }
 
 /**
- * A unit of work over several databases ended in the middle: `committed` are stored, `rolledBack` are not, and `failed` is as `outcome`
- * says.
+ * A unit of work over several databases was committed in part.
+ *
+ * `committed` lists the databases that are stored, `rolledBack` those that are not, and `failed`
+ * is the database whose COMMIT failed, with its `outcome`. The program must repeat or undo the
+ * missing part.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/PartialCommit")("PartialCommit", {
-  ...place,
+  ...location,
   committed: Schema.Array(Schema.String),
   failed: Schema.String,
-  /** What became of the one that failed: `unknown` where the connection was lost during its COMMIT. */
+  /** The outcome of the failed COMMIT: `unknown` if the connection was lost during it. */
   outcome: Schema.Literal("rolledBack", "unknown"),
   rolledBack: Schema.Array(Schema.String)
 }) {
@@ -690,7 +798,9 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }
 
 /**
- * The name of a channel or a payload that NOTIFY cannot carry. Nothing was sent.
+ * A channel name or payload that NOTIFY cannot carry. Nothing was sent.
+ *
+ * `given` describes the value, and `expected` the limit.
  *
  * @since 0.1.0
  * @category errors
@@ -711,7 +821,10 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 }
 
 /**
- * The schema of a scope, by `withSchema` or `withTenant`, that cannot be one, or where there can be none. Nothing was sent.
+ * A schema of `withSchema` or `withTenant` that is not valid, or not possible for this use.
+ * Nothing was sent.
+ *
+ * `given` describes the value, and `expected` valid ones.
  *
  * @since 0.1.0
  * @category errors
@@ -728,17 +841,20 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
 }
 
 /**
- * The data of a COPY was refused, and nothing of it is stored. `cause` is the refusal, itself a {@link DatabaseError} where the server
- * refused it. What has no line, as a foreign key that is checked at the end, is the refusal itself instead.
+ * The data of a COPY was refused, and no row of it is stored.
+ *
+ * `cause` is the refusal, itself a {@link DatabaseError} if the server refused the data. A refusal
+ * without a line, such as that of a foreign key that is checked at the end, is reported itself
+ * instead.
  *
  * @since 0.2.0
  * @category errors
  */
 export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFailed")("CopyFailed", {
-  ...ran,
-  /** The table, as it was given. */
+  ...statement,
+  /** The table, as the program named it. */
   table: Schema.String,
-  /** The line of the data, or the row, counted from 1. */
+  /** The number of the line or row, from 1. */
   line: Schema.Number,
   column: Schema.optional(Schema.String)
 }) {
@@ -749,17 +865,20 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
 }
 
 /**
- * A listener cannot go on. `cause` is how the connection was lost, where it was.
+ * A listener ended. `cause` is the loss of its connection, if there was one.
  *
- * - `disconnected`: the connection was lost. `Db.listen` survives that, with a `Gap`, for as long as another attempt may help; the
- *   `listen` of a client does not, for a stream of payloads has no other way to say that some may have been missed.
- * - `overflow`: of the `listen` of a client only, for the same reason.
+ * - `disconnected`: the connection was lost. `Db.listen` reports that as a `Gap` and goes on while
+ *   another attempt may succeed. The `listen` of a client fails, because its stream of payloads
+ *   cannot report a gap.
+ * - `overflow`: the `listen` of a client was too slow, and notifications were dropped.
+ *
+ * Listen again, then read the tables, because notifications may have been missed.
  *
  * @since 0.1.0
  * @category errors
  */
 export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/ListenFailed")("ListenFailed", {
-  ...place,
+  ...location,
   channel: Schema.String,
   reason: Schema.Literal("disconnected", "overflow")
 }) {
@@ -770,7 +889,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 }
 
 /**
- * Every failure of this library.
+ * Union of all errors of this library.
  *
  * @since 0.1.0
  * @category models
@@ -778,7 +897,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 export type DatabaseError = StartupError | StatementError | TransactionError | ListenError | ForeignClient
 
 /**
- * What opening a database can fail with.
+ * Errors of opening a database.
  *
  * @since 0.1.0
  * @category models
@@ -786,7 +905,7 @@ export type DatabaseError = StartupError | StatementError | TransactionError | L
 export type StartupError = ConfigInvalid | ConnectFailed
 
 /**
- * What a single statement can fail with; it is the `cause` of the `SqlError` of a client.
+ * Errors of a single statement. The `SqlError` of a client has one of them as its `cause`.
  *
  * @since 0.1.0
  * @category models
@@ -819,8 +938,11 @@ export type StatementError =
   | CopyFailed
 
 /**
- * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which
- * nothing can be heard. Then: `ListenFailed`, or `DatabaseClosed` where the layer is released.
+ * Errors of a listener.
+ *
+ * Before it receives anything, it can fail as a statement does, or with `ConfigInvalid` behind a
+ * pooler that delivers no notifications. Later it can fail with `ListenFailed`, or with
+ * `DatabaseClosed` when the layer is released.
  *
  * @since 0.1.0
  * @category models
@@ -828,8 +950,10 @@ export type StatementError =
 export type ListenError = StatementError | NotificationInvalid | ConfigInvalid | ListenFailed
 
 /**
- * What beginning and ending a transaction can fail with, beside the failures of its statements. `ConfigInvalid` is for an option whose name is
- * not known, which only a program without types can give.
+ * Errors of beginning and ending a transaction, and of its statements.
+ *
+ * `ConfigInvalid` is for an option with an unknown name, which only a program without types can
+ * pass.
  *
  * @since 0.1.0
  * @category models
@@ -846,7 +970,7 @@ export type TransactionError =
   | PartialCommit
 
 /**
- * Whether a value is a failure of this library.
+ * Checks if a value is an error of this library.
  *
  * @since 0.1.0
  * @category guards
@@ -854,34 +978,38 @@ export type TransactionError =
 export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.hasProperty(u, TypeId)
 
 /**
- * The ecosystem's error around one of ours.
+ * Wraps an error in the `SqlError` of `@effect/sql`, as a client does.
  *
+ * @see {@link fromSqlError} for the reverse
  * @since 0.1.0
  * @category conversions
  */
 export const toSqlError = (error: DatabaseError): SqlError => new SqlError({ cause: error, message: error.message })
 
-/** Our failure in a chain of causes: libraries such as drizzle put errors of their own around it. */
-const inside = (cause: unknown): DatabaseError | undefined => {
+/** Finds an error of this library in a chain of causes: libraries such as drizzle wrap it in their own. */
+const findError = (cause: unknown): DatabaseError | undefined => {
   const seen = new Set<unknown>()
-  for (let one = cause; !seen.has(one); one = Predicate.hasProperty(one, "cause") ? one.cause : undefined) {
-    if (isDatabaseError(one)) return one
-    seen.add(one)
+  for (let error = cause; !seen.has(error); error = Predicate.hasProperty(error, "cause") ? error.cause : undefined) {
+    if (isDatabaseError(error)) return error
+    seen.add(error)
   }
   return undefined
 }
 
 /**
- * The failure inside of a `SqlError`, however deep; one of another client becomes `QueryFailed` of the database `"unknown"`.
+ * Returns the error of this library inside of a `SqlError`, however deep.
  *
+ * A `SqlError` of another client becomes `QueryFailed` of the database `"unknown"`.
+ *
+ * @see {@link refine} for an effect
  * @since 0.1.0
  * @category conversions
  */
 export const fromSqlError = (error: SqlError): DatabaseError =>
-  inside(error.cause) ?? new QueryFailed({ database: "unknown", server: "", cause: error.cause ?? error })
+  findError(error.cause) ?? new QueryFailed({ database: "unknown", server: "", cause: error.cause ?? error })
 
 /**
- * Any failure as one of ours.
+ * Converts any failure to an error of this library.
  *
  * @internal
  */
@@ -892,29 +1020,34 @@ export const fromUnknown = (error: unknown): DatabaseError =>
       ? error
       : new QueryFailed({ database: "unknown", server: "", cause: error })
 
-/** The failure of ours that a cause ends with: a failure, or, where there is no other, what a program has died of. */
-const refined = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | DatabaseError> => {
+/** Replaces each `SqlError` of a cause; defects of this library become failures if there is no other. */
+const refineCause = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | DatabaseError> => {
   if (Cause.isFailure(cause)) {
     return Cause.map(cause, (error) =>
       error instanceof SqlError
         ? fromSqlError(error)
-        : // whatever is not a SqlError is of the rest of E
+        : // an error that is not a SqlError belongs to the rest of E
           (error as Exclude<E, SqlError>)
     )
   }
-  const known = Array.from(Cause.defects(cause), inside)
-  const [first] = known
-  // a defect of the program itself is not to be hidden behind one of ours
-  const isOurs = first !== undefined && !known.includes(undefined)
-  // without failures it is a cause of any
-  return isOurs ? Cause.fail(first) : (cause as Cause.Cause<never>)
+  const errors = Array.from(Cause.defects(cause), findError)
+  const [first] = errors
+  // a defect of the program itself must stay visible
+  const areOurs = first !== undefined && !errors.includes(undefined)
+  // a cause without failures fits any error type
+  return areOurs ? Cause.fail(first) : (cause as Cause.Cause<never>)
 }
 
 /**
- * Replaces `SqlError` by what it says, so that a program can catch one kind of failure by its tag. What a program has died of is a failure
- * again if its cause is of this library, as where `Model` of `@effect/sql` dies of a `SqlError`.
+ * Replaces `SqlError` by the error of this library inside of it, so that a program can catch it by
+ * its tag.
  *
+ * Defects become failures again if their cause is an error of this library, because `Model` of
+ * `@effect/sql` turns each `SqlError` into a defect.
+ *
+ * @see {@link catchAll} to handle all errors of databases at once
  * @example
+ * ```ts
  * import { Effect } from "effect"
  * import { Database, DatabaseError } from "effect-db"
  *
@@ -929,20 +1062,24 @@ const refined = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | D
  *     DatabaseError.refine,
  *     Effect.catchTag("UniqueViolation", () => Effect.succeed("taken" as const))
  *   )
+ * ```
  *
- * @see {@link catchAll} to handle all failures of databases at once.
  * @since 0.1.0
  * @category combinators
  */
 export const refine = <A, E, R>(
   self: Effect.Effect<A, E, R>
 ): Effect.Effect<A, Exclude<E, SqlError> | DatabaseError, R> =>
-  Effect.catchAllCause(self, (cause) => Effect.failCause(refined(cause)))
+  Effect.catchAllCause(self, (cause) => Effect.failCause(refineCause(cause)))
 
 /**
- * Handles all failures of databases, as `SqlError` or refined, failed with or died of, and leaves the program's own failures as they are.
+ * Handles all errors of databases, failures and defects, as `SqlError` or refined, and leaves the
+ * program's own errors as they are.
  *
+ * @see {@link toResponse} for a response to a request
+ * @see {@link refine} to handle errors by their tags
  * @example
+ * ```ts
  * import { Effect, Schema } from "effect"
  * import { Database, DatabaseError } from "effect-db"
  *
@@ -957,8 +1094,8 @@ export const refine = <A, E, R>(
  *     Effect.catchTag("UniqueViolation", () => new Taken()),
  *     DatabaseError.catchAll((error) => Effect.zipRight(Effect.logError(error.message), new Unavailable()))
  *   )
+ * ```
  *
- * @see {@link toResponse} for an answer to a request.
  * @since 0.2.0
  * @category combinators
  */
@@ -981,13 +1118,14 @@ export const catchAll: {
       (error): Effect.Effect<A2, Exclude<E, SqlError | DatabaseError> | E2, R2> =>
         isDatabaseError(error)
           ? handle(error)
-          : // what is neither is of the rest of E
+          : // any other error belongs to the rest of E
             Effect.fail(error as Exclude<E, SqlError | DatabaseError>)
     )
 )
 
 /**
- * An answer to a request that a failure of a database has ended, as RFC 9457 has it. It shows nothing of what the database said.
+ * Answer to a request that failed because of a database, in the form of RFC 9457. It shows nothing
+ * of the server's message.
  *
  * @since 0.2.0
  * @category models
@@ -1011,13 +1149,15 @@ const collided = problem(409, "The request conflicted with another one and was n
 const busy = problem(503, "The database is too busy; nothing was stored: send the request again later")
 
 /**
- * Returns what is answered to a request that a failure of a database has ended:
+ * Returns the answer to a request that failed because of a database:
  *
- * - 409 where it collided with another one: it may simply be sent again;
- * - 503 where the database was lost, cannot be reached, or is too busy;
- * - 500 for all that the program has to catch, such as a violated constraint.
+ * - 409 after a conflict with another transaction: the client may send the request again;
+ * - 503 if the database was lost, is unavailable or too busy;
+ * - 500 for errors that the program should have caught, such as a violated constraint.
  *
+ * @see {@link toResponse} for a web response
  * @example
+ * ```ts
  * import { DatabaseError } from "effect-db"
  *
  * declare const reply: (status: number, body: unknown) => void
@@ -1027,8 +1167,8 @@ const busy = problem(503, "The database is too busy; nothing was stored: send th
  *   const problem = DatabaseError.toProblem(error)
  *   reply(problem.status, problem)
  * }
+ * ```
  *
- * @see {@link toResponse} for a web response.
  * @since 0.2.0
  * @category responses
  */
@@ -1057,25 +1197,27 @@ export const toProblem = (error: DatabaseError): Problem => {
     case "QueryFailed":
       return error.sqlState !== undefined && isStalePlan(error.sqlState, messageOf(error.cause))
         ? collided
-        : ofStatement(error)
+        : statementProblem(error)
     case "CommitFailed":
     case "CommitVetoed":
     case "RolledBackAtCommit":
       return isDatabaseError(error.cause) ? toProblem(error.cause) : notStored
     default:
-      return ofStatement(error)
+      return statementProblem(error)
   }
 }
 
-/** Returns the answer to a request that the program has to catch the failure of: if a read has failed, storing was not what failed. */
-const ofStatement = (error: DatabaseError): Problem =>
+/** Returns the answer for an error that the program should have caught; a read does not store anything. */
+const statementProblem = (error: DatabaseError): Problem =>
   "sql" in error && error.sql !== undefined && isReadOnly(error.sql) ? failed : notStored
 
 /**
- * Returns the web response to a request that a failure of a database has ended: {@link toProblem} as `application/problem+json`. For
- * `@effect/platform` it is `RequestTransaction.commitFailed`.
+ * Returns the web response to a request that failed because of a database: {@link toProblem} as
+ * `application/problem+json`.
  *
+ * @see `RequestTransaction.commitFailed` for a response of `@effect/platform`
  * @example
+ * ```ts
  * import { HttpServerResponse } from "@effect/platform"
  * import { Effect } from "effect"
  * import { Database, DatabaseError } from "effect-db"
@@ -1086,6 +1228,7 @@ const ofStatement = (error: DatabaseError): Problem =>
  *   Effect.flatMap((rows) => HttpServerResponse.json(rows)),
  *   DatabaseError.catchAll((error) => Effect.succeed(HttpServerResponse.fromWeb(DatabaseError.toResponse(error))))
  * )
+ * ```
  *
  * @since 0.2.0
  * @category responses
