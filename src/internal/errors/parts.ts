@@ -32,8 +32,8 @@ const isFailedStatement = (cause: unknown): cause is FailedStatement =>
   Predicate.hasProperty(cause, "sql") && typeof cause.sql === "string"
 
 /**
- * Returns the cause of an error as the continuation of its message. If the cause is an error of this
- * library, the lines about its statement are left out, and its location if it is the same.
+ * Returns the cause of an error as the continuation of its message. If the cause is an error of
+ * this library, the lines about its statement are left out, and its location if it is the same.
  */
 export const causeText = (self: Caused): string => {
   const message = messageOf(self.cause)
@@ -45,7 +45,9 @@ export const causeText = (self: Caused): string => {
   return `: ${message.slice(start, end)}`
 }
 
-/** Returns the failure of the program's own code, an error or any other value, as a continuation. */
+/**
+ * Returns the failure of the program's own code, an error or any other value, as a continuation.
+ */
 export const failureText = (self: Caused): string =>
   typeof self.cause === "string" && self.cause !== "" ? `: ${self.cause}` : causeText(self)
 

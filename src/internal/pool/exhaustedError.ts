@@ -7,7 +7,10 @@ import type { Checkout } from "./leakDetection.js"
 type Fields = ConstructorParameters<typeof PoolExhausted>[0]
 
 /** The fields that are always present. */
-type PoolState = Pick<Fields, "database" | "server" | "reason" | "waited" | "total" | "active" | "idle" | "waiting">
+type PoolState = Pick<
+  Fields,
+  "database" | "server" | "reason" | "waitedMillis" | "total" | "active" | "idle" | "waiting"
+>
 
 /** Builds the error. `oldest` is the checkout that has been held for longest. */
 export const exhaustedError = (
@@ -27,10 +30,10 @@ export const exhaustedError = (
       ...(oldest === undefined
         ? {}
         : {
-            oldestLoan: {
-              held: clock.now() - oldest.since,
+            longestCheckout: {
+              heldMillis: clock.now() - oldest.since,
               fiber: oldest.borrower?.fiber,
-              place: oldest.borrower?.location
+              location: oldest.borrower?.location
             }
           })
     },
