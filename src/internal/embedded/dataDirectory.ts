@@ -49,7 +49,7 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
           "--no-instructions"
         ],
         { cwd: cluster.folder, user: cluster.user }
-      ).pipe(Effect.mapError(initializeError("the data folder could not be made"))),
+      ).pipe(Effect.mapError(initializeError("the data folder could not be created"))),
     // the whole folder is removed with the server, and the file is readable by its user alone
     () => Effect.ignore(Folder.remove(pwfile))
   )

@@ -27,7 +27,10 @@ const keptLines = 200
 /** The number of lines in an error. */
 const reportedLines = 20
 
-/** Creates the keeper of a server's process: at most one at a time, and none after the scope. */
+/**
+ * Creates the process of a server and restarts it on demand: at most one process, and none after
+ * the scope.
+ */
 export const make = Effect.fnUntraced(function* (options: Options) {
   const { cluster, data, name } = options
   const lines: Array<string> = []
@@ -73,13 +76,13 @@ export const make = Effect.fnUntraced(function* (options: Options) {
         fail(
           "start",
           portTaken
-            ? `port ${port} is taken by another program`
-            : "it ended before it was ready; its last lines say why"
+            ? `port ${port} is in use by another program: choose another port`
+            : "the server ended before it was ready: the last lines of its log show the reason"
         )
       ),
       Effect.timeoutFail({
         duration: options.startTimeout,
-        onTimeout: () => fail("start", `it was not ready within ${Duration.format(options.startTimeout)}`)
+        onTimeout: () => fail("start", `the server was not ready within ${Duration.format(options.startTimeout)}`)
       })
     )
 
@@ -125,7 +128,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     : startOn(options.port, 0)
 
   const ready = Effect.suspend(() =>
-    current === undefined ? Effect.fail(refuse("start", "it is not running")) : awaitStep(port, current.ready)
+    current === undefined ? Effect.fail(refuse("start", "the server is not running")) : awaitStep(port, current.ready)
   )
 
   return {
