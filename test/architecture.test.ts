@@ -15,6 +15,7 @@ const layers: ReadonlyArray<string> = [
   "concurrency",
   "protocol",
   "sql",
+  "errors",
   "DatabaseError",
   "Consistency Pool RetryPolicy Transaction",
   "Topology",

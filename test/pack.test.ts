@@ -61,6 +61,9 @@ const install = async (folder: string, tarball: string) => {
   return consumer
 }
 
+/** Public modules whose declarations still import internal types; none may be added. */
+const leaksInternal = ["DatabaseConfig", "DatabaseRuntime", "RequestTransaction", "UnitOfWork"]
+
 let folder: string
 let consumer: string
 let files: ReadonlyArray<string>
@@ -93,6 +96,16 @@ describe("the tarball", () => {
       [".js", ".js.map", ".d.ts", ".d.ts.map"].map((end) => file.replace(/^src/, "dist").replace(/\.ts$/, end))
     )
     expect(files.filter((file) => file.startsWith("dist/")).sort()).toEqual(built.sort())
+  })
+
+  it("has declarations of public modules that import nothing internal", async () => {
+    const declarations = files.filter((file) => /^dist\/[^/]+\.d\.ts$/.test(file))
+    const texts = await Promise.all(
+      declarations.map((file) => fs.readFile(path.join(consumer, "node_modules/effect-db", file), "utf8"))
+    )
+    const leaking = declarations.filter((_, index) => /["']\.\/internal\//.test(texts[index] ?? ""))
+    const names = leaking.map((file) => path.basename(file, ".d.ts"))
+    expect(names.filter((name) => !leaksInternal.includes(name))).toEqual([])
   })
 })
 

@@ -168,8 +168,8 @@ export class Executor implements Origin {
   get transactions(): ReadonlyArray<OpenTransaction> {
     const now = clock.now()
     return this.opened
-      .map(({ label, place, since }) => ({ server: place.server, label, age: now - since }))
-      .sort((a, b) => b.age - a.age)
+      .map(({ label, place, since }) => ({ server: place.server, label, ageMillis: now - since }))
+      .sort((a, b) => b.ageMillis - a.ageMillis)
   }
 
   /** A transaction got its connection. */

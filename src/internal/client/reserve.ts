@@ -84,8 +84,8 @@ export const refuseSchemaScopes = (engine: Executor, context: Context.Context<ne
     ? undefined
     : new SchemaInvalid({
         database: engine.database,
-        given: "in force where a connection is reserved",
-        expected: "none there: set search_path in that session by hand"
+        given: "in effect for a reserved connection",
+        expected: "none: run SET search_path in that session"
       })
 
 /** Checks a connection out for a scope. */

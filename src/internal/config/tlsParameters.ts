@@ -55,7 +55,7 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
     throw new Invalid(
       parameter("sslmode"),
       `${mode} with sslrootcert=system`,
-      "verify-full: anyone gets such a certificate"
+      "verify-full, because any site can get such a certificate"
     )
   }
   const minVersion = versionOf(given, "ssl_min_protocol_version")

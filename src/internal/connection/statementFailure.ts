@@ -30,7 +30,7 @@ const stale =
   "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared anew"
 
 /** The hint of a failure that another attempt may mend. */
-export const staleHint = `${stale}: run the whole transaction again, or give it { retry }`
+export const staleHint = `${stale}: run the whole transaction again, or set its option \`retry\``
 
 /** The hint of a failure after retries. */
 export const staleAgainHint = `${stale}: tables or types change all the time, or a pooler is in between`

@@ -358,7 +358,7 @@ export class ListenManager {
     return new ConfigInvalid({
       database: this.location.database,
       setting: "writer",
-      given: "a pooler that gives each transaction another session, where nothing is heard",
+      given: "a pooler in transaction mode, which delivers no notifications",
       expected: "the server's own address, or a pooler that keeps sessions, for LISTEN"
     })
   }

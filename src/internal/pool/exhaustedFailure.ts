@@ -7,7 +7,10 @@ import type { Checkout } from "./leakDetection.js"
 type Exhausted = PlainFailure<"PoolExhausted">
 
 /** Fields that are always present. */
-type PoolState = Pick<Exhausted, "database" | "server" | "reason" | "waited" | "total" | "active" | "idle" | "waiting">
+type PoolState = Pick<
+  Exhausted,
+  "database" | "server" | "reason" | "waitedMillis" | "total" | "active" | "idle" | "waiting"
+>
 
 /** Builds the failure. `oldest` is the checkout that has been held for longest. */
 export const exhaustedFailure = (
@@ -23,10 +26,10 @@ export const exhaustedFailure = (
   ...(oldest === undefined
     ? {}
     : {
-        oldestLoan: {
-          held: clock.now() - oldest.since,
+        longestCheckout: {
+          heldMillis: clock.now() - oldest.since,
           fiber: oldest.borrower?.fiber,
-          place: oldest.borrower?.location
+          location: oldest.borrower?.location
         }
       })
 })

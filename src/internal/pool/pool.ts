@@ -388,7 +388,7 @@ export class Pool {
     const waited = clock.now() - since
     this.events.exhausted(reason, waited)
     return exhaustedFailure(
-      { ...this.location, reason, waited, total, active, idle, waiting },
+      { ...this.location, reason, waitedMillis: waited, total, active, idle, waiting },
       this.pendingConnects.progress,
       lastConnectFailure,
       reason === "single" ? this.soleCheckout : this.checkouts?.oldest

@@ -74,6 +74,6 @@ export const scoped = (
   return new SchemaInvalid({
     database,
     given: path.rejectionReason,
-    expected: "one name, or more, of 1 to 63 bytes of text each"
+    expected: "one or more names of 1 to 63 bytes"
   })
 }
