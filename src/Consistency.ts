@@ -186,7 +186,9 @@ export class Session {
    * @internal Notes a write; `token` is a position after it, if known, that was asked for at that
    * time.
    */
-  note(database: string, token: Token | undefined, asked: number): void {
+  note(database: string, read: ConstructorParameters<typeof Token>[0] | undefined, asked: number): void {
+    // a server's own position needs no validation
+    const token = read === undefined || read instanceof Token ? read : new Token(read, { disableValidation: true })
     const before = this.all.get(database)
     if (token === undefined) this.unknownSince.set(database, ++this.clock)
     else if (before === "unknown" && !this.isCovered(database, asked)) return

@@ -530,7 +530,7 @@ describe("errors", () => {
       const port = yield* holdPort
       const error = yield* Effect.flip(make({ port, directory, replicas: 1 }))
       expect(error).toBeInstanceOf(EmbeddedPostgresError)
-      expect(error.message).toContain(`port ${port} is taken`)
+      expect(error.message).toContain(`port ${port} is in use`)
       expect(fs.readdirSync(directory)).toEqual([])
     })
   )
@@ -560,7 +560,7 @@ describe("errors", () => {
             }),
             (server) => Effect.async<void>((resume) => void server.close(() => resume(Effect.void)))
           )
-          expect((yield* Effect.flip(primary.start)).message).toContain(`port ${port} is taken`)
+          expect((yield* Effect.flip(primary.start)).message).toContain(`port ${port} is in use`)
         })
       )
       yield* primary.start
@@ -593,8 +593,23 @@ describe("errors", () => {
         Effect.map(Effect.flip(Effect.scoped(make(options))), (error) => error.message)
       expect(yield* message({ replicas: -1 })).toContain("replicas is -1")
       expect(yield* message({ port: 70_000 })).toContain("port is 70000")
-      expect(yield* message({ databases: [""] })).toContain("cannot be a database's name")
-      expect(yield* message({ settings: { "a = 1\nb": 1 } })).toContain("cannot be a setting")
+      // a program without types may give anything
+      const untyped = (options: unknown) =>
+        Effect.map(
+          Effect.flip(Effect.scoped(Embedded.make(options as EmbeddedPostgres.Options))),
+          (error) => error.message
+        )
+      expect(yield* untyped({ replica: 1 })).toContain("replica is not an option: the options are replicas, databases")
+      expect(yield* untyped({ replicas: "1" })).toContain('replicas is "1": expected a whole number from 0')
+      expect(yield* untyped({ databases: "app" })).toContain('databases is "app": expected an array of names')
+      expect(yield* untyped({ databases: [null] })).toContain("expected an array of names")
+      expect(yield* untyped({ settings: { fsync: null } })).toContain("expected strings, numbers and booleans by name")
+      expect(yield* untyped({ startTimeout: "abc" })).toContain('startTimeout is "abc": expected a finite duration')
+      expect(yield* untyped({ startTimeout: Number.POSITIVE_INFINITY })).toContain("startTimeout is Infinity")
+      expect(yield* untyped({ directory: 5 })).toContain("directory is 5: expected the path of a folder")
+      expect(yield* untyped(null)).toContain("the options are not an object")
+      expect(yield* message({ databases: [""] })).toContain("is not a valid database name")
+      expect(yield* message({ settings: { "a = 1\nb": 1 } })).toContain("is not a valid setting")
       expect(yield* message({ directory: "/no/such/folder" })).toContain("/no/such/folder")
     })
   )

@@ -50,13 +50,13 @@ const started = Effect.flatMap(Place, ({ writer }) => startProgram(writer))
 
 const opened = Effect.tap(started, ({ does }) => does("open"))
 
-describe("code that cannot wait", { timeout: Program.patience }, () => {
+describe("code that cannot wait", () => {
   it.scopedLive(
     "it enters once, and again inside; every call uses the one connection; the last to leave closes it",
     () =>
       Effect.gen(function* () {
         const { does, ended, leave } = yield* started
-        const closed = 'failed: DatabaseClosed: DatabaseClosed: database "app": it is'
+        const closed = 'failed: DatabaseClosed: DatabaseClosed: database "app" is'
         assert.strictEqual(yield* does("session"), `${closed} not open yet - wait for \`open()\` before the first use`)
         yield* does("open")
         const session = yield* does("session")

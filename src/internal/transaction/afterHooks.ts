@@ -4,7 +4,7 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import { Observation } from "../../Observation.js"
-import type { Restore } from "../concurrency/cancellable.js"
+import type { Restore } from "../edge/cancellable.js"
 import type { Hook } from "./hook.js"
 import type { Origin, Transaction } from "./transaction.js"
 

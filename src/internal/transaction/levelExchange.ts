@@ -4,7 +4,8 @@
  */
 import { type StatementError, TransactionInterrupted } from "../../DatabaseError.js"
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
-import { textOf, wrongRole } from "../connection/statementError.js"
+import { textOf } from "../connection/statementFailure.js"
+import { wrongRole } from "../edge/statementError.js"
 import type { Level } from "./level.js"
 import { judge } from "./levelFailure.js"
 import { acquireLevel } from "./levelLock.js"

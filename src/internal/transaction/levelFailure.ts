@@ -12,7 +12,7 @@ import {
   type TransactionInterrupted
 } from "../../DatabaseError.js"
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
-import { afterFirst, toStatementError } from "../connection/statementError.js"
+import { afterFirst, toStatementError } from "../edge/statementError.js"
 import { type EndingStatement, endingStatementOf, mayCommit } from "./endingStatement.js"
 import type { Level, LevelState } from "./level.js"
 import type { PendingBegin } from "./pendingBegin.js"

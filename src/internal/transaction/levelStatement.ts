@@ -3,7 +3,7 @@
  * fails.
  */
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
-import { isStaleRefusal } from "../connection/statementError.js"
+import { isStaleRefusal } from "../connection/statementFailure.js"
 import type { Copy } from "../protocol/copyData.js"
 import type { Step } from "../protocol/messages.js"
 import { isCopy } from "../sql/copy.js"

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../../DatabaseError.js"
-import type { Restore } from "../concurrency/cancellable.js"
+import type { Restore } from "../edge/cancellable.js"
 import { runAfterHooks } from "../transaction/afterHooks.js"
 import {
   checkConstraints,

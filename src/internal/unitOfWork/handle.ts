@@ -5,7 +5,7 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { TransactionError } from "../../DatabaseError.js"
-import type { Restore } from "../concurrency/cancellable.js"
+import type { Restore } from "../edge/cancellable.js"
 import type { Describe } from "../statement/workLabel.js"
 import { rollbackAll } from "../transaction/completion.js"
 import type { TransactionContext } from "../transaction/context.js"

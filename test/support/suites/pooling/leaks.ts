@@ -201,8 +201,8 @@ export const leaks = (way: Way): void => {
   it.scopedLive("without leakThreshold nothing is noted down", () =>
     Effect.gen(function* () {
       const holder = yield* hold
-      const { oldestLoan } = yield* failure("PoolExhausted", pid)
-      assert.isUndefined(oldestLoan)
+      const { longestCheckout } = yield* failure("PoolExhausted", pid)
+      assert.isUndefined(longestCheckout)
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "30 millis" })))
   )
