@@ -40,7 +40,7 @@ describe("failures of the core", () => {
       _tag: "PoolExhausted",
       ...location,
       reason: "shed",
-      waited: 1,
+      waitedMillis: 1,
       total: 1,
       active: 1,
       idle: 0,
