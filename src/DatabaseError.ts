@@ -646,7 +646,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   "TransactionBusy",
   {
     ...location,
-    waited: Schema.Number
+    waitedMillis: Schema.Number
   }
 ) {
   readonly [TypeId]: TypeId = TypeId
@@ -669,8 +669,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
   "NoReplicaCaughtUp",
   {
     database: Schema.String,
-    /** In milliseconds. */
-    waited: Schema.Number,
+    waitedMillis: Schema.Number,
     unproved: Schema.Array(Schema.String)
   }
 ) {

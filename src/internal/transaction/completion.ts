@@ -92,7 +92,8 @@ export const commitUninterruptibly = (
     const { level } = transaction
     const giveUp = startCommit(transaction, resume)
     giveUp(() => {
-      if (level.state === "open") resume(Effect.fail(new TransactionBusy({ ...level.holder.location, waited: 0 })))
+      if (level.state === "open")
+        resume(Effect.fail(new TransactionBusy({ ...level.holder.location, waitedMillis: 0 })))
     }, countsAsUndone)
   })
 

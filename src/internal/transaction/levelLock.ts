@@ -164,7 +164,9 @@ const passGate = (
  */
 const watchEnd = ({ holder }: Level, fail: (error: StatementError) => void): (() => void) => {
   const { busyTimeout } = holder.provider
-  const timer = clock.timer(busyTimeout, () => fail(new TransactionBusy({ ...holder.location, waited: busyTimeout })))
+  const timer = clock.timer(busyTimeout, () =>
+    fail(new TransactionBusy({ ...holder.location, waitedMillis: busyTimeout }))
+  )
   const unwatch = holder.onLost(fail)
   return () => {
     clock.clear(timer)
@@ -180,7 +182,7 @@ const watchQueue = (level: Level, fail: (error: StatementError) => void): (() =>
   const { location, provider } = level.holder
   const { busyTimeout } = provider
   const check = () => {
-    if (level.nested !== undefined) fail(new TransactionBusy({ ...location, waited: busyTimeout }))
+    if (level.nested !== undefined) fail(new TransactionBusy({ ...location, waitedMillis: busyTimeout }))
     else timer = clock.timer(busyTimeout, check)
   }
   let timer = clock.timer(busyTimeout, check)

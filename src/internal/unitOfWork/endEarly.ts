@@ -56,7 +56,7 @@ const endSelected = (
       if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
       // another fiber ends them, or the end that has called this hook
       if (outcome === "commit" && unit.isEndOf(selected))
-        return Effect.fail(new TransactionBusy({ ...location, waited: 0 }))
+        return Effect.fail(new TransactionBusy({ ...location, waitedMillis: 0 }))
       const close = (all: ReadonlyArray<Transaction>) => {
         for (const transaction of all) unit.forget(transaction)
       }

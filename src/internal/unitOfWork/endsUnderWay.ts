@@ -53,7 +53,7 @@ export class EndsUnderWay {
       const { location, provider } = first.level.holder
       return Effect.timeoutFail(over, {
         duration: provider.busyTimeout,
-        onTimeout: () => new TransactionBusy({ ...location, waited: provider.busyTimeout })
+        onTimeout: () => new TransactionBusy({ ...location, waitedMillis: provider.busyTimeout })
       })
     })
   }
