@@ -19,7 +19,7 @@ export type OnStatement = (error: StatementError | undefined, exchange: Exchange
  * Part of an exchange that was undone on the server after the statement had failed: nothing, the
  * statement by its savepoint, or all levels that began with it.
  */
-export type UndonePart = "nothing" | "statement" | "begun"
+type UndonePart = "nothing" | "statement" | "begun"
 
 /** Callback of the exchange itself. */
 export type Settle = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
