@@ -34,8 +34,8 @@ const run = async (
 /** Packs a copy of the project, so that nobody else's `dist` is touched; gives the tarball and what is in it. */
 const pack = async (folder: string) => {
   const copy = path.join(folder, "project")
-  const skipped = new Set(["node_modules", "dist", ".git"].map((name) => path.join(root, name)))
-  await fs.cp(root, copy, { recursive: true, filter: (from) => !skipped.has(from) })
+  const skipped = new Set(["node_modules", "dist", "docs", ".git"])
+  await fs.cp(root, copy, { recursive: true, filter: (from) => !skipped.has(path.basename(from)) })
   await fs.symlink(path.join(root, "node_modules"), path.join(copy, "node_modules"))
   await run(copy, "npm", ["pack", "--silent", "--pack-destination", folder])
   const { version } = await json<Manifest>("package.json")

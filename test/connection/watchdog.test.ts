@@ -262,29 +262,29 @@ describe("nobody is given up who", () => {
 })
 
 describe("of a server that lives", () => {
-  /** A connection on which nothing is heard, but for what is asked on the side, at times that are the test's. */
-  const silent = (doing: BackendState) => {
+  /** A connection that receives nothing of its own; the times of the queries in other sessions are recorded. */
+  const silent = (state: BackendState) => {
     const asked: Array<number> = []
     const begun = performance.now()
-    let heard = 0
+    let progress = 0
     let givenUp: number | undefined
-    const silence = new Watchdog({
-      heard: () => heard,
-      ask: (_, told) => told(true),
-      inquire: (told) => {
+    const watchdog = new Watchdog({
+      progress: () => progress,
+      checkAlive: (_, callback) => callback(true),
+      queryActivity: (callback) => {
         asked.push(performance.now() - begun)
-        told(doing)
+        callback(state)
         return () => {}
       },
-      giveUp: () => {
+      onDead: () => {
         givenUp = performance.now() - begun
-        silence.answered()
+        watchdog.onAnswered()
       }
     })
-    silence.sent(1000)
+    watchdog.onSent(1000)
     return {
       asked,
-      hear: () => heard++,
+      receive: () => progress++,
       get givenUp() {
         return givenUp
       }
@@ -295,30 +295,30 @@ describe("of a server that lives", () => {
   afterEach(() => void vi.useRealTimers())
 
   it("a process that works is asked less and less, and never given up", () => {
-    const line = silent("works")
+    const connection = silent("working")
     vi.advanceTimersByTime(1000 + 160_000)
     assert.deepStrictEqual(
-      line.asked.map((at) => Math.round(at / 1000)),
+      connection.asked.map((at) => Math.round(at / 1000)),
       [1, 11, 22, 42, 83]
     )
-    assert.isUndefined(line.givenUp)
+    assert.isUndefined(connection.givenUp)
   })
 
   it("one that waits for us is given up when its answer has had a second to arrive, unless something is heard", () => {
-    const line = silent("waits")
+    const connection = silent("waiting")
     vi.advanceTimersByTime(2200)
-    line.hear()
+    connection.receive()
     vi.advanceTimersByTime(100 + 1250 + 900)
-    assert.isUndefined(line.givenUp)
+    assert.isUndefined(connection.givenUp)
     vi.advanceTimersByTime(200)
-    assert.isDefined(line.givenUp)
+    assert.isDefined(connection.givenUp)
   })
 
   it("one of which the server tells nothing is given up half a minute after its limit", () => {
-    const line = silent("unknown")
+    const connection = silent("unknown")
     vi.advanceTimersByTime(30_900)
-    assert.isUndefined(line.givenUp)
+    assert.isUndefined(connection.givenUp)
     vi.advanceTimersByTime(10_000)
-    assert.isDefined(line.givenUp)
+    assert.isDefined(connection.givenUp)
   })
 })

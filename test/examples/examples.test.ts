@@ -14,7 +14,6 @@ import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
 const folder = fileURLToPath(new URL("../../examples/", import.meta.url))
-const { patience } = Program
 
 /** What each prints; `{}` stands for what differs from run to run. */
 const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
@@ -167,63 +166,54 @@ describe.concurrent("examples", () => {
   })
 
   for (const [name, lines] of Object.entries(programs)) {
-    it.scopedLive(
-      name,
-      () =>
-        Effect.gen(function* () {
-          const { env } = yield* databases
-          const { code, stderr, stdout } = yield* run(name, [], env)
-          expect(stderr).toBe("")
-          expectLines(stdout, lines)
-          expect(code).toBe(0)
-        }),
-      patience
+    it.scopedLive(name, () =>
+      Effect.gen(function* () {
+        const { env } = yield* databases
+        const { code, stderr, stdout } = yield* run(name, [], env)
+        expect(stderr).toBe("")
+        expectLines(stdout, lines)
+        expect(code).toBe(0)
+      })
     )
   }
 
   for (const [name, lines] of Object.entries(servers)) {
-    it.scopedLive(
-      `${name} answers its own requests with --once`,
-      () =>
-        Effect.gen(function* () {
-          const { env } = yield* databases
-          const { code, stderr, stdout } = yield* run(name, ["--once"], env)
-          expect(stderr).toBe("")
-          expectLines(stdout, lines)
-          expect(code).toBe(0)
-        }),
-      patience
+    it.scopedLive(`${name} answers its own requests with --once`, () =>
+      Effect.gen(function* () {
+        const { env } = yield* databases
+        const { code, stderr, stdout } = yield* run(name, ["--once"], env)
+        expect(stderr).toBe("")
+        expectLines(stdout, lines)
+        expect(code).toBe(0)
+      })
     )
 
-    it.scopedLive(
-      `${name} serves until Ctrl-C; a port that is taken is one line`,
-      () =>
-        Effect.gen(function* () {
-          const { app, env } = yield* databases
-          const server = yield* Program.startScript(script(name), [], env)
-          const url = yield* server.line(/serving at (http:\S+),/)
-          const taken = yield* Effect.fork(
-            Effect.flatMap(databases, (other) => run(name, [], { ...other.env, PORT: new URL(url).port }))
-          )
-          const headers = { "content-type": "application/json" }
-          const body = JSON.stringify({ title: "bread" })
-          const send = (body: string) =>
-            Effect.promise(async () => {
-              const response = await fetch(`${url}/todos`, { method: "POST", headers, body })
-              return { status: response.status, text: await response.text() }
-            })
-          expect((yield* send(body)).status).toBe(201)
-          const again = yield* send(body)
-          expect(again.status).toBe(409)
-          expect(again.text).not.toMatch(/database|key|todo_/)
-          expect((yield* send("{")).status).toBe(400)
-          expect(yield* query(app, "SELECT title FROM todo")).toEqual([{ title: "bread" }])
-          expect((yield* taken).stderr).toMatch(/^error: listen EADDRINUSE.*\n$/)
-          expect((yield* taken).code).toBe(1)
-          yield* server.signal("SIGINT")
-          expect(yield* server.ended).toMatchObject({ code: 0, stderr: "" })
-        }),
-      patience
+    it.scopedLive(`${name} serves until Ctrl-C; a port that is taken is one line`, () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* databases
+        const server = yield* Program.startScript(script(name), [], env)
+        const url = yield* server.line(/serving at (http:\S+),/)
+        const taken = yield* Effect.fork(
+          Effect.flatMap(databases, (other) => run(name, [], { ...other.env, PORT: new URL(url).port }))
+        )
+        const headers = { "content-type": "application/json" }
+        const body = JSON.stringify({ title: "bread" })
+        const send = (body: string) =>
+          Effect.promise(async () => {
+            const response = await fetch(`${url}/todos`, { method: "POST", headers, body })
+            return { status: response.status, text: await response.text() }
+          })
+        expect((yield* send(body)).status).toBe(201)
+        const again = yield* send(body)
+        expect(again.status).toBe(409)
+        expect(again.text).not.toMatch(/database|key|todo_/)
+        expect((yield* send("{")).status).toBe(400)
+        expect(yield* query(app, "SELECT title FROM todo")).toEqual([{ title: "bread" }])
+        expect((yield* taken).stderr).toMatch(/^error: listen EADDRINUSE.*\n$/)
+        expect((yield* taken).code).toBe(1)
+        yield* server.signal("SIGINT")
+        expect(yield* server.ended).toMatchObject({ code: 0, stderr: "" })
+      })
     )
   }
 
@@ -239,122 +229,104 @@ describe.concurrent("examples", () => {
         }
       }),
     // five programs, one after the other
-    2 * patience
+    240_000
   )
 
-  it.scopedLive(
-    "an example whose server is away at its end says which tables it has left",
-    () =>
-      Effect.gen(function* () {
-        const { app, env } = yield* Program.databases
-        const proxy = yield* makeProxy(app)
-        const server = yield* Program.startScript(script("07-express"), [], {
-          ...env,
-          DATABASE_URL: Redacted.value(proxy.url)
-        })
-        yield* server.line(/serving at/)
-        yield* Effect.zipRight(proxy.refuse, proxy.cut)
-        yield* server.signal("SIGINT")
-        const { code, stderr } = yield* server.ended
-        expect(stderr).toMatch(/^error: table todo was not dropped: .*\n$/)
-        expect(code).toBe(0)
-        expect(yield* query(app, tables)).toEqual([{ relname: "todo" }])
-      }),
-    patience
+  it.scopedLive("an example whose server is away at its end says which tables it has left", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* Program.databases
+      const proxy = yield* makeProxy(app)
+      const server = yield* Program.startScript(script("07-express"), [], {
+        ...env,
+        DATABASE_URL: Redacted.value(proxy.url)
+      })
+      yield* server.line(/serving at/)
+      yield* Effect.zipRight(proxy.refuse, proxy.cut)
+      yield* server.signal("SIGINT")
+      const { code, stderr } = yield* server.ended
+      expect(stderr).toMatch(/^error: table todo was not dropped: .*\n$/)
+      expect(code).toBe(0)
+      expect(yield* query(app, tables)).toEqual([{ relname: "todo" }])
+    })
   )
 
   for (const name of Object.keys(servers)) {
     // only Linux has such a table
-    it.scopedLive.runIf(process.platform === "linux")(
-      `${name} listens on loopback alone`,
-      () =>
-        Effect.gen(function* () {
-          const { env } = yield* databases
-          const server = yield* Program.startScript(script(name), [], env)
-          const { port } = new URL(yield* server.line(/serving at (http:\S+),/))
-          const hex = Number(port).toString(16).toUpperCase().padStart(4, "0")
-          // the kernel's table of TCP sockets; state 0A is LISTEN
-          const sockets = ["tcp", "tcp6"].flatMap((table) => fs.readFileSync(`/proc/net/${table}`, "utf8").split("\n"))
-          const addresses = sockets.flatMap((line) => {
-            const [, local = "", , state] = line.trim().split(/\s+/)
-            return state === "0A" && local.endsWith(`:${hex}`) ? [local] : []
-          })
-          expect(addresses).toEqual([`0100007F:${hex}`])
-          yield* server.signal("SIGINT")
-          expect(yield* server.ended).toMatchObject({ code: 0 })
-        }),
-      patience
+    it.scopedLive.runIf(process.platform === "linux")(`${name} listens on loopback alone`, () =>
+      Effect.gen(function* () {
+        const { env } = yield* databases
+        const server = yield* Program.startScript(script(name), [], env)
+        const { port } = new URL(yield* server.line(/serving at (http:\S+),/))
+        const hex = Number(port).toString(16).toUpperCase().padStart(4, "0")
+        // the kernel's table of TCP sockets; state 0A is LISTEN
+        const sockets = ["tcp", "tcp6"].flatMap((table) => fs.readFileSync(`/proc/net/${table}`, "utf8").split("\n"))
+        const addresses = sockets.flatMap((line) => {
+          const [, local = "", , state] = line.trim().split(/\s+/)
+          return state === "0A" && local.endsWith(`:${hex}`) ? [local] : []
+        })
+        expect(addresses).toEqual([`0100007F:${hex}`])
+        yield* server.signal("SIGINT")
+        expect(yield* server.ended).toMatchObject({ code: 0 })
+      })
     )
 
-    it.scopedLive(
-      `${name} ends with Ctrl-C also where a request has no end`,
-      () =>
-        Effect.gen(function* () {
-          const { env } = yield* databases
-          const server = yield* Program.startScript(script(name), [], env)
-          const { port } = new URL(yield* server.line(/serving at (http:\S+),/))
-          const socket = yield* Effect.acquireRelease(
-            Effect.sync(() => net.connect(Number(port), "localhost")),
-            (socket) => Effect.sync(() => socket.destroy())
-          )
-          const head = "POST /todos HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 99\r\n"
-          // it is asked to go on when the request has arrived, and does not
-          socket.write(`${head}expect: 100-continue\r\n\r\n{`)
-          yield* Effect.async<void>((resume) => void socket.once("data", () => resume(Effect.void)))
-          yield* server.signal("SIGINT")
-          expect(yield* server.ended).toMatchObject({ code: 0 })
-        }),
-      patience
+    it.scopedLive(`${name} ends with Ctrl-C also where a request has no end`, () =>
+      Effect.gen(function* () {
+        const { env } = yield* databases
+        const server = yield* Program.startScript(script(name), [], env)
+        const { port } = new URL(yield* server.line(/serving at (http:\S+),/))
+        const socket = yield* Effect.acquireRelease(
+          Effect.sync(() => net.connect(Number(port), "localhost")),
+          (socket) => Effect.sync(() => socket.destroy())
+        )
+        const head = "POST /todos HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 99\r\n"
+        // it is asked to go on when the request has arrived, and does not
+        socket.write(`${head}expect: 100-continue\r\n\r\n{`)
+        yield* Effect.async<void>((resume) => void socket.once("data", () => resume(Effect.void)))
+        yield* server.signal("SIGINT")
+        expect(yield* server.ended).toMatchObject({ code: 0 })
+      })
     )
   }
 
   for (const name of ["04-reader-and-writer", "13-script", "18-sync"]) {
-    it.scopedLive(
-      `${name} brings its own servers, and takes them away`,
-      () =>
-        Effect.gen(function* () {
-          const { code, stderr, stdout } = yield* run(name, [], { TMPDIR: yield* temporary })
-          expect(stderr).toBe("")
-          expectLines(stdout, programs[name] ?? [])
-          expect(code).toBe(0)
-        }),
-      patience
+    it.scopedLive(`${name} brings its own servers, and takes them away`, () =>
+      Effect.gen(function* () {
+        const { code, stderr, stdout } = yield* run(name, [], { TMPDIR: yield* temporary })
+        expect(stderr).toBe("")
+        expectLines(stdout, programs[name] ?? [])
+        expect(code).toBe(0)
+      })
     )
   }
 
-  it.scopedLive(
-    "Ctrl-C takes them away as well",
-    () =>
-      Effect.gen(function* () {
-        const server = yield* Program.startScript(script("07-express"), [], { TMPDIR: yield* temporary })
-        yield* server.line(/serving at/)
-        yield* server.signal("SIGINT")
-        expect(yield* server.ended).toMatchObject({ code: 0, stderr: "" })
-      }),
-    patience
+  it.scopedLive("Ctrl-C takes them away as well", () =>
+    Effect.gen(function* () {
+      const server = yield* Program.startScript(script("07-express"), [], { TMPDIR: yield* temporary })
+      yield* server.line(/serving at/)
+      yield* server.signal("SIGINT")
+      expect(yield* server.ended).toMatchObject({ code: 0, stderr: "" })
+    })
   )
 
-  it.scopedLive(
-    "a load that Ctrl-C breaks off ends with 130: whoever waits for it knows that it is not done",
-    () =>
-      Effect.gen(function* () {
-        const { app, env } = yield* databases
-        const folder = yield* temporary
-        const file = path.join(folder, "todos.csv")
-        fs.writeFileSync(file, `title,done\n${Array.from({ length: 1200 }, (_, i) => `todo ${i},false`).join("\n")}\n`)
-        const pipe = `${file}.pipe`
-        execFileSync("mkfifo", [pipe])
-        // what is written is read, and more is expected
-        yield* Effect.acquireRelease(
-          Effect.sync(() => spawn("sh", ["-c", 'cat "$1" - >"$2"', "sh", file, pipe])),
-          (writer) => Effect.sync(() => writer.kill())
-        )
-        const program = yield* Program.startScript(script("15-csv-load"), [pipe], env)
-        yield* query(app, tables).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length > 0 }))
-        yield* program.signal("SIGINT")
-        expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
-      }),
-    patience
+  it.scopedLive("a load that Ctrl-C breaks off ends with 130: whoever waits for it knows that it is not done", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* databases
+      const folder = yield* temporary
+      const file = path.join(folder, "todos.csv")
+      fs.writeFileSync(file, `title,done\n${Array.from({ length: 1200 }, (_, i) => `todo ${i},false`).join("\n")}\n`)
+      const pipe = `${file}.pipe`
+      execFileSync("mkfifo", [pipe])
+      // what is written is read, and more is expected
+      yield* Effect.acquireRelease(
+        Effect.sync(() => spawn("sh", ["-c", 'cat "$1" - >"$2"', "sh", file, pipe])),
+        (writer) => Effect.sync(() => writer.kill())
+      )
+      const program = yield* Program.startScript(script("15-csv-load"), [pipe], env)
+      yield* query(app, tables).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length > 0 }))
+      yield* program.signal("SIGINT")
+      expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
+    })
   )
 
   it.scopedLive(
@@ -379,7 +351,7 @@ describe.concurrent("examples", () => {
         }
       }),
     // five programs, and a start waits some seconds for a server that refuses connections
-    2 * patience
+    240_000
   )
 
   it.scopedLive(
@@ -402,79 +374,69 @@ describe.concurrent("examples", () => {
         // once more would end it here
         yield* proxy.thaw
         expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
-      }),
-    patience
+      })
   )
 
   for (const end of ["Ctrl-D", "Ctrl-C"]) {
-    it.scopedLive(
-      `17-shell says what each line gives, what fails too, until ${end}`,
-      () =>
-        Effect.gen(function* () {
-          const { app, env } = yield* databases
-          const shell = yield* Program.startScript(script("17-shell"), [], env)
-          yield* shell.line(/connected: db, audit/)
-          const add = (title: string) => `await db.writer\`INSERT INTO todo (title) VALUES ('${title}') RETURNING id\``
-          const added = query(app, "SELECT title FROM todo")
-          yield* shell.type(`${add("milk")}\n`)
-          yield* shell.line(/{ id: 1 }/)
-          expect(yield* added).toEqual([{ title: "milk" }])
-          yield* shell.type(`await unitOfWork(async () => { ${add("eggs")}; await db.writer\`nonsense\` })\n`)
-          yield* shell.line(/QueryFailed: .*syntax error/)
-          yield* shell.type("await db.reader`SELECT title FROM todo`.then((rows) => 'found ' + rows.length)\n")
-          yield* shell.line(/found 1/)
-          expect(yield* added).toEqual([{ title: "milk" }])
-          yield* end === "Ctrl-D" ? shell.leave : shell.signal("SIGINT")
-          expect(yield* shell.ended).toMatchObject({ code: 0, stderr: "" })
-        }),
-      patience
+    it.scopedLive(`17-shell says what each line gives, what fails too, until ${end}`, () =>
+      Effect.gen(function* () {
+        const { app, env } = yield* databases
+        const shell = yield* Program.startScript(script("17-shell"), [], env)
+        yield* shell.line(/connected: db, audit/)
+        const add = (title: string) => `await db.writer\`INSERT INTO todo (title) VALUES ('${title}') RETURNING id\``
+        const added = query(app, "SELECT title FROM todo")
+        yield* shell.type(`${add("milk")}\n`)
+        yield* shell.line(/{ id: 1 }/)
+        expect(yield* added).toEqual([{ title: "milk" }])
+        yield* shell.type(`await unitOfWork(async () => { ${add("eggs")}; await db.writer\`nonsense\` })\n`)
+        yield* shell.line(/QueryFailed: .*syntax error/)
+        yield* shell.type("await db.reader`SELECT title FROM todo`.then((rows) => 'found ' + rows.length)\n")
+        yield* shell.line(/found 1/)
+        expect(yield* added).toEqual([{ title: "milk" }])
+        yield* end === "Ctrl-D" ? shell.leave : shell.signal("SIGINT")
+        expect(yield* shell.ended).toMatchObject({ code: 0, stderr: "" })
+      })
     )
   }
 
-  it.scopedLive(
-    "17-shell ends with Ctrl-C also where it is still connecting, or a statement has no end",
-    () =>
-      Effect.gen(function* () {
-        const { app, env } = yield* databases
-        const proxy = yield* makeProxy(app)
-        const connecting = yield* proxy.when(({ type }) => type === "startup", "freeze")
-        const slow = { ...env, DATABASE_URL: Redacted.value(proxy.url) }
-        const first = yield* Program.startScript(script("17-shell"), [], slow)
-        yield* first.meanwhile(connecting)
-        yield* first.signal("SIGINT")
-        yield* proxy.thaw
-        expect(yield* first.ended).toEqual({ code: 0, stdout: "", stderr: "" })
+  it.scopedLive("17-shell ends with Ctrl-C also where it is still connecting, or a statement has no end", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* databases
+      const proxy = yield* makeProxy(app)
+      const connecting = yield* proxy.when(({ type }) => type === "startup", "freeze")
+      const slow = { ...env, DATABASE_URL: Redacted.value(proxy.url) }
+      const first = yield* Program.startScript(script("17-shell"), [], slow)
+      yield* first.meanwhile(connecting)
+      yield* first.signal("SIGINT")
+      yield* proxy.thaw
+      expect(yield* first.ended).toEqual({ code: 0, stdout: "", stderr: "" })
 
-        const second = yield* Program.startScript(script("17-shell"), [], env)
-        yield* second.line(/connected/)
-        yield* second.type("await db.writer`SELECT pg_sleep(600)`\n")
-        const running =
-          "SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND datname = current_database()"
-        yield* query(app, running).pipe(Effect.repeat({ schedule: soon, until: ({ length }) => length > 0 }))
-        yield* second.signal("SIGINT")
-        expect(yield* second.ended).toMatchObject({ code: 0, stderr: "" })
-      }),
-    patience
+      const second = yield* Program.startScript(script("17-shell"), [], env)
+      yield* second.line(/connected/)
+      yield* second.type("await db.writer`SELECT pg_sleep(600)`\n")
+      const running =
+        "SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND datname = current_database()"
+      yield* query(app, running).pipe(Effect.repeat({ schedule: soon, until: ({ length }) => length > 0 }))
+      yield* second.signal("SIGINT")
+      expect(yield* second.ended).toMatchObject({ code: 0, stderr: "" })
+    })
   )
 
-  it.scopedLive(
-    "a line that the model refuses is named, and nothing of its file is stored",
-    () =>
-      Effect.gen(function* () {
-        const { env } = yield* databases
-        const file = path.join(yield* temporary, "wrong.csv")
-        const cases = [
-          ["title,done\nmilk,false\neggs,perhaps\n", "line 3: done: expected true or false"],
-          ["title\nmilk\n", "line 2: done: is missing"],
-          ["", "line 1: expected a header, and todos below"]
-        ] as const
-        for (const [text, problem] of cases) {
-          fs.writeFileSync(file, text)
-          const { code, stderr, stdout } = yield* run("15-csv-load", [file], env)
-          expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
-          expect(stderr).toBe(`error: ${file}, ${problem}; nothing of it is stored\n`)
-        }
-      }),
-    patience
+  it.scopedLive("a line that the model refuses is named, and nothing of its file is stored", () =>
+    Effect.gen(function* () {
+      const { env } = yield* databases
+      const file = path.join(yield* temporary, "wrong.csv")
+      const cases = [
+        ["title,done\nmilk,false\neggs,perhaps\n", "line 3: done: expected true or false"],
+        ["title\nmilk\n", "line 2: done: is missing"],
+        ["", "line 1: expected a header, and todos below"]
+      ] as const
+      for (const [text, problem] of cases) {
+        fs.writeFileSync(file, text)
+        const { code, stderr, stdout } = yield* run("15-csv-load", [file], env)
+        expect({ code, stdout }).toEqual({ code: 1, stdout: "" })
+        expect(stderr).toBe(`error: ${file}, ${problem}; nothing of it is stored\n`)
+      }
+    })
   )
 })

@@ -50,7 +50,7 @@ const started = Effect.flatMap(Place, ({ writer }) => startProgram(writer))
 
 const opened = Effect.tap(started, ({ does }) => does("open"))
 
-describe("code that cannot wait", { timeout: Program.patience }, () => {
+describe("code that cannot wait", () => {
   it.scopedLive(
     "it enters once, and again inside; every call uses the one connection; the last to leave closes it",
     () =>

@@ -23,46 +23,37 @@ const proves = (stdout: string, rows: string) => {
 }
 
 describe("--once", () => {
-  it.scopedLive(
-    "proves itself on embedded servers, and leaves nothing",
-    () =>
-      Effect.gen(function* () {
-        const folder = fs.mkdtempSync(`${directory}/service-once-`)
-        fs.chmodSync(folder, 0o755)
-        yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
-        const { code, stderr, stdout } = yield* Program.run(["--once"], { TMPDIR: folder })
+  it.scopedLive("proves itself on embedded servers, and leaves nothing", () =>
+    Effect.gen(function* () {
+      const folder = fs.mkdtempSync(`${directory}/service-once-`)
+      fs.chmodSync(folder, 0o755)
+      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+      const { code, stderr, stdout } = yield* Program.run(["--once"], { TMPDIR: folder })
+      expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
+      proves(stdout, "3,376")
+      expect(fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))).toEqual([])
+    })
+  )
+
+  it.scopedLive("proves itself on real servers, again and again, and shows no password", () =>
+    Effect.gen(function* () {
+      const { app, env } = yield* Program.databases
+      for (let i = 0; i < 2; i++) {
+        const { code, stderr, stdout } = yield* Program.run(["--once"], env)
         expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
         proves(stdout, "3,376")
-        expect(fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))).toEqual([])
-      }),
-    Program.patience
+        expect(stdout).not.toContain(new URL(env.DATABASE_URL).password)
+      }
+      expect(yield* query(app, "SELECT count(*)::int AS n FROM record")).toEqual([{ n: 3376 }])
+    })
   )
 
-  it.scopedLive(
-    "proves itself on real servers, again and again, and shows no password",
-    () =>
-      Effect.gen(function* () {
-        const { app, env } = yield* Program.databases
-        for (let i = 0; i < 2; i++) {
-          const { code, stderr, stdout } = yield* Program.run(["--once"], env)
-          expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
-          proves(stdout, "3,376")
-          expect(stdout).not.toContain(new URL(env.DATABASE_URL).password)
-        }
-        expect(yield* query(app, "SELECT count(*)::int AS n FROM record")).toEqual([{ n: 3376 }])
-      }),
-    Program.patience
-  )
-
-  it.scopedLive(
-    "where both databases are one it proves itself as well",
-    () =>
-      Effect.gen(function* () {
-        const { env } = yield* Program.databases
-        const { code, stderr } = yield* Program.run(["--once"], { ...env, AUDIT_DATABASE_URL: env.DATABASE_URL })
-        expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
-      }),
-    Program.patience
+  it.scopedLive("where both databases are one it proves itself as well", () =>
+    Effect.gen(function* () {
+      const { env } = yield* Program.databases
+      const { code, stderr } = yield* Program.run(["--once"], { ...env, AUDIT_DATABASE_URL: env.DATABASE_URL })
+      expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
+    })
   )
 })
 

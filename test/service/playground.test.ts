@@ -66,20 +66,22 @@ describe("a frozen replica", () => {
     })
   )
 
-  it.scopedLive("does not hold up Ctrl-C: it ends with 0 within 3 s, and leaves nothing", () =>
-    Effect.gen(function* () {
-      const folder = fs.mkdtempSync(`${directory}/service-frozen-`)
-      fs.chmodSync(folder, 0o755)
-      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
-      const service = yield* Program.start([], { TMPDIR: folder })
-      const url = yield* service.url
-      const { status } = yield* Effect.promise(() => fetch(`${url}/servers/freeze`, { method: "POST" }))
-      expect(status).toBe(200)
-      yield* service.signal("SIGINT")
-      const [took, ended] = yield* Effect.timed(service.ended)
-      expect(ended).toMatchObject({ code: 0, stderr: "" })
-      expect(Duration.toMillis(took)).toBeLessThan(3000)
-      expect(fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))).toEqual([])
-    })
+  it.scopedLive(
+    "does not hold up Ctrl-C: it ends with 0 before a frozen server would be ended by force, and leaves nothing",
+    () =>
+      Effect.gen(function* () {
+        const folder = fs.mkdtempSync(`${directory}/service-frozen-`)
+        fs.chmodSync(folder, 0o755)
+        yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+        const service = yield* Program.start([], { TMPDIR: folder })
+        const url = yield* service.url
+        const { status } = yield* Effect.promise(() => fetch(`${url}/servers/freeze`, { method: "POST" }))
+        expect(status).toBe(200)
+        yield* service.signal("SIGINT")
+        const [took, ended] = yield* Effect.timed(service.ended)
+        expect(ended).toMatchObject({ code: 0, stderr: "" })
+        expect(Duration.toMillis(took)).toBeLessThan(9000)
+        expect(fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))).toEqual([])
+      })
   )
 })

@@ -5,6 +5,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
+import { vi } from "vitest"
 import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
@@ -12,8 +13,8 @@ const root = fileURLToPath(new URL("../../", import.meta.url))
 /** The program ended, or went on, other than expected; with what it had written. */
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
 
-/** For tests that start it several times, on a machine that has other things to do. */
-export const patience = 60_000
+// a program takes seconds to start, on a busy machine tens of them, and some tests start three
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 export interface Ended {
   readonly code: number | NodeJS.Signals | null
