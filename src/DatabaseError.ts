@@ -646,6 +646,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   "TransactionBusy",
   {
     ...location,
+    /** The time of the wait, in milliseconds. */
     waited: Schema.Number
   }
 ) {
@@ -669,8 +670,8 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
   "NoReplicaCaughtUp",
   {
     database: Schema.String,
-    /** In milliseconds. */
-    waited: Schema.Number,
+    /** The time that the read waited. */
+    waitedMillis: Schema.Number,
     unproved: Schema.Array(Schema.String)
   }
 ) {

@@ -238,18 +238,18 @@ export const transactionBusy = (self: Location & { readonly waited: number }): s
 
 interface NotCaughtUp {
   readonly database: string
-  readonly waited: number
+  readonly waitedMillis: number
   readonly unproved: ReadonlyArray<string>
 }
 
-export const noReplicaCaughtUp = ({ database, unproved, waited }: NotCaughtUp): string => {
+export const noReplicaCaughtUp = ({ database, unproved, waitedMillis }: NotCaughtUp): string => {
   const servers =
     unproved.length === 0
       ? ""
       : `; ${unproved.join(", ")} did not report a position: a replica must stream, without a pooler in between, ` +
         "and its user needs pg_read_all_stats"
   return (
-    `database "${database}": no replica caught up with the required position within ${Math.round(waited)} ms${servers}` +
+    `database "${database}": no replica caught up with the required position within ${Math.round(waitedMillis)} ms${servers}` +
     " - wait longer, or allow reads from the primary"
   )
 }

@@ -217,7 +217,7 @@ export class ReplicaSelection implements ConnectionSource {
     const { database } = this.options
     const [token] = this.requirement.tokens ?? []
     return this.lostServer === undefined || token === undefined
-      ? { _tag: "NoReplicaCaughtUp", database, waited, unproved: [...this.unproved] }
+      ? { _tag: "NoReplicaCaughtUp", database, waitedMillis: waited, unproved: [...this.unproved] }
       : { _tag: "TokenFromLostTimeline", database, server: this.lostServer, timeline: token.timeline }
   }
 }
