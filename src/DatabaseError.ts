@@ -646,6 +646,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   "TransactionBusy",
   {
     ...location,
+    /** The time of the wait, in milliseconds. */
     waitedMillis: Schema.Number
   }
 ) {
@@ -669,6 +670,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
   "NoReplicaCaughtUp",
   {
     database: Schema.String,
+    /** The time that the read waited, in milliseconds. */
     waitedMillis: Schema.Number,
     unproved: Schema.Array(Schema.String)
   }
