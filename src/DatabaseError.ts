@@ -646,8 +646,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   "TransactionBusy",
   {
     ...location,
-    /** The time of the wait, in milliseconds. */
-    waited: Schema.Number
+    /** The time of the wait. */
+    waitedMillis: Schema.Number
   }
 ) {
   readonly [TypeId]: TypeId = TypeId

@@ -229,11 +229,11 @@ export const transactionInterrupted = (self: Interrupted): string => {
   )
 }
 
-export const transactionBusy = (self: Location & { readonly waited: number }): string =>
-  self.waited === 0
+export const transactionBusy = (self: Location & { readonly waitedMillis: number }): string =>
+  self.waitedMillis === 0
     ? `${locationText(self)}: the transaction cannot be committed while other work in it is in progress` +
       " - wait for that work first"
-    : `${locationText(self)}: a nested transaction did not end within ${self.waited} ms, and the outer one waits for it` +
+    : `${locationText(self)}: a nested transaction did not end within ${self.waitedMillis} ms, and the outer one waits for it` +
       " - join forked fibers before the end, and let no nested transaction wait for its siblings"
 
 interface NotCaughtUp {
