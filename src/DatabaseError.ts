@@ -646,7 +646,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   "TransactionBusy",
   {
     ...location,
-    /** The time of the wait, in milliseconds. */
+    /** The time of the wait. */
     waitedMillis: Schema.Number
   }
 ) {
@@ -670,7 +670,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
   "NoReplicaCaughtUp",
   {
     database: Schema.String,
-    /** The time that the read waited, in milliseconds. */
+    /** The time that the read waited. */
     waitedMillis: Schema.Number,
     unproved: Schema.Array(Schema.String)
   }
