@@ -455,7 +455,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     status: Effect.map(opened, ({ engine }) => ({
       database: name,
       servers: engine.topology.status,
-      transactions: engine.transactions
+      transactions: engine.openTransactions.list()
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
       Effect.map(opened, ({ engine, listen }) => {

@@ -40,7 +40,8 @@ import { currentContext, type TransactionContext } from "../transaction/context.
 import { scoped } from "../transaction/contextSlot.js"
 import { nest, type Transaction } from "../transaction/transaction.js"
 import { makeInliner } from "./compiler.js"
-import { type Executor, locationOf } from "./executor.js"
+import type { Executor } from "./executor.js"
+import { locationOf } from "./statementRetry.js"
 
 type AnyFiber = Fiber.RuntimeFiber<unknown, unknown>
 
@@ -98,12 +99,12 @@ const known: KnownNames<Options> = {
 
 /** Makes the members of a client for COPY. `rename` turns a name of the program into one of the database. */
 export const makeCopy = (
-  engine: Executor,
+  executor: Executor,
   kind: Role,
   rename: ((name: string) => string) | undefined,
   transformJson: boolean
 ): Copy => {
-  const { database } = engine
+  const { database } = executor
   const named = rename ?? ((name: string) => name)
   const inline = makeInliner(rename, transformJson, inlined)
 
@@ -121,10 +122,10 @@ export const makeCopy = (
       ...(statementTimeout === undefined ? {} : { statementTimeout }),
       ...(kind === "reader" ? { access: "read only" } : {})
     }
-    if (around !== undefined) return nest(engine, around, kind, around, asked)
-    const memory = ambient?.memory(engine)
+    if (around !== undefined) return nest(executor, around, kind, around, asked)
+    const memory = ambient?.memory(executor)
     if (memory !== undefined && kind === "writer") memory.written = true
-    return engine.begin(kind, asked, fiber, ambient)
+    return executor.begin(kind, asked, fiber, ambient)
   }
 
   /**
@@ -159,13 +160,13 @@ export const makeCopy = (
     const ambient = currentContext(fiber)
     const request = scoped(fiber.currentContext, ambient, database, withComment(asked, ambient?.work(fiber)))
     if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
-    const around = engine.transactionFor(fiber, ambient, kind)
+    const around = executor.transactionFor(fiber, ambient, kind)
     const transaction = begin(fiber, ambient, around, options)
-    if (kind === "writer") engine.witness(fiber, ambient, transaction)
-    const attempt = engine.attempt(
+    if (kind === "writer") executor.recordCausalSession(fiber, ambient, transaction)
+    const attempt = executor.retry.attempt(
       fiber,
       (done) => transaction.level.copy(request, data, done),
-      (flight) => flight.result.rowCount ?? 0,
+      (exchange) => exchange.result.rowCount ?? 0,
       isNotSent
     )
     const noted = Effect.sync(() => {

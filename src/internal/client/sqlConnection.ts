@@ -13,7 +13,7 @@ import type { CallSite } from "../observability/callSite.js"
 export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
 /** How a statement is run, whatever runs it: a pool, a transaction, one reserved connection. */
-export type Run = <A>(request: Request, read: (flight: Exchange) => A) => Effect.Effect<A, SqlError>
+export type Run = <A>(request: Request, read: (exchange: Exchange) => A) => Effect.Effect<A, SqlError>
 
 /** Several commands in one text go by the simple protocol; a statement with a semicolon in a string may, too. */
 const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): boolean => {
@@ -38,19 +38,21 @@ class PlainRequest implements Request {
   }
 }
 
-const several = (flight: Exchange): boolean => flight.results.length > 1
+const several = (exchange: Exchange): boolean => exchange.results.length > 1
 
-const only = (flight: Exchange) => flight.results[0] ?? flight.result
+const only = (exchange: Exchange) => exchange.results[0] ?? exchange.result
 
 // The rows' type is the caller's own claim, as it is everywhere in @effect/sql: `any` in its Connection interface.
-const rowsOf = (flight: Exchange): ReadonlyArray<never> =>
-  (several(flight) ? flight.results.map((result) => result.rows) : only(flight).rows) as unknown as ReadonlyArray<never>
+const rowsOf = (exchange: Exchange): ReadonlyArray<never> =>
+  (several(exchange)
+    ? exchange.results.map((result) => result.rows)
+    : only(exchange).rows) as unknown as ReadonlyArray<never>
 
-/** How the rows of a flight are read. */
+/** How the rows of a exchange are read. */
 const reading = (transformRows: TransformRows) =>
-  transformRows === undefined ? rowsOf : (flight: Exchange) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
+  transformRows === undefined ? rowsOf : (exchange: Exchange) => transformRows(rowsOf(exchange)) as ReadonlyArray<never>
 
-const rawOf = (flight: Exchange): unknown => (several(flight) ? flight.results : only(flight))
+const rawOf = (exchange: Exchange): unknown => (several(exchange) ? exchange.results : only(exchange))
 
 /** The request for the rows of a statement, and how they are read. */
 export const makeRows = (kind: Role, transformRows: TransformRows) => ({

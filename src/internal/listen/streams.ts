@@ -79,7 +79,7 @@ const pausesOf =
 const join = (executor: Executor, manager: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {
     const { name: database, pool, writer } = executor.config
-    const deadline = executor.deadline()
+    const deadline = executor.retry.deadline()
     const attempt = Effect.async<void, ListenError>((resume) => {
       const timer = clock.timer(deadline - clock.now(), () => {
         manager.remove(listener)
@@ -96,7 +96,7 @@ const join = (executor: Executor, manager: ListenManager, listener: Subscriber):
         manager.remove(listener)
       })
     })
-    return executor.again(attempt, deadline)
+    return executor.retry.attemptCheckout(attempt, deadline)
   })
 
 const notificationsOf = (
