@@ -143,6 +143,31 @@ describe("layers", () => {
   })
 })
 
+/** The files of `listen` that work with callbacks. */
+const listenCore = [
+  "connection",
+  "connector",
+  "deliveryProbe",
+  "failure",
+  "handover",
+  "listeners",
+  "manager",
+  "nextCommand",
+  "state"
+]
+
+describe("parts without Effect", () => {
+  it("the callback part of listen imports Effect packages for types only", () => {
+    const files = listenCore.map((name) => `internal/listen/${name}`)
+    expect(files.filter((file) => !sources.has(file))).toEqual([])
+    const wrong = imports.filter(
+      ({ from, to, typeOnly }) =>
+        files.includes(from) && !typeOnly && /^@?effect\b|\/DatabaseError$|^DatabaseError$/.test(to)
+    )
+    expect(wrong.map(({ from, to }) => `${from} -> ${to}`)).toEqual([])
+  })
+})
+
 describe("secrets of one file", () => {
   it("SQLSTATEs stand in SqlState only", () => {
     const sqlState = `(?=[A-Z]*\\d)(?:${sqlStateClass})[\\dA-Z]{3}`

@@ -286,7 +286,7 @@ describe("Notification", () => {
         yield* count(listener, 3)
         assert.deepStrictEqual(says(listener.heard), ["listening", "gap: disconnected", "after"])
         const gap = listener.heard[1]
-        assert.include(gap?._tag === "Gap" ? gap.message : "", "no answer to a sign of life within 1000 ms")
+        assert.include(gap?._tag === "Gap" ? gap.message : "", "no answer to a heartbeat within 1000 ms")
       })
     )
 
