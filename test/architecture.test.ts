@@ -49,11 +49,18 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   "@effect/platform": [
     "RequestTransaction",
+    "internal/http/answerAgain",
+    "internal/http/answerOnce",
     "internal/http/apiErrors",
+    "internal/http/apiMiddleware",
     "internal/http/describeRequest",
     "internal/http/enterUnitOfWork",
+    "internal/http/middleware",
+    "internal/http/problemResponse",
     "internal/http/replayableRequest",
-    "internal/http/routeTag"
+    "internal/http/requestPlan",
+    "internal/http/routeTag",
+    "internal/http/sessionMiddleware"
   ],
   "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/clientConfig"],
   // the embedded server is administered by sessions of its own, apart from what it is there to test
