@@ -14,50 +14,37 @@ import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
-import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
-import * as Schedule from "effect/Schedule"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import type * as Copy from "./Copy.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import {
-  ConnectFailed,
   type DatabaseError,
   type ListenError,
   refine,
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
-import * as Client from "./internal/client/client.js"
-import { Executor } from "./internal/client/executor.js"
-import { makeLifecycleHooks } from "./internal/client/lifecycleHooks.js"
+import { withTransaction } from "./internal/client/client.js"
+import type { Executor } from "./internal/client/executor.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
+import { openDatabase, openSandbox } from "./internal/client/openDatabase.js"
 import * as clock from "./internal/concurrency/clock.js"
 import { configured } from "./internal/config/configured.js"
-import type { Connection } from "./internal/connection/connection.js"
-import { makeCredentialSource } from "./internal/connection/credentials.js"
 import { type Listen, makeListen } from "./internal/listen/streams.js"
-import { callSite, callSiteOfPart, recordCallSites } from "./internal/observability/callSite.js"
-import { makeLogger } from "./internal/observability/logger.js"
-import type { Pool } from "./internal/pool/pool.js"
+import { callSite, callSiteOfPart } from "./internal/observability/callSite.js"
+import type { Observers } from "./internal/observability/observers.js"
 import { schemaChange } from "./internal/sql/schemaScopes.js"
-import { proveRole } from "./internal/topology/serverRole.js"
-import { Topology } from "./internal/topology/topology.js"
-import { reportBeforeInterrupt } from "./internal/topology/verify.js"
-import { rollback } from "./internal/transaction/completion.js"
 import { contextOf } from "./internal/transaction/context.js"
 import { inScopes } from "./internal/transaction/contextSlot.js"
 import { type RegisteredHook, registerHook } from "./internal/transaction/hooks.js"
 import { runIndependent } from "./internal/transaction/withTransaction.js"
 import type { Notification } from "./Notification.js"
-import type { Observation, Observer } from "./Observation.js"
-import { Router } from "./Router.js"
-import { type ConnectReason, isNotYet } from "./SqlState.js"
+import type { Observation } from "./Observation.js"
 import type { Schema } from "./Tenant.js"
 import type { OpenTransaction, Role, ServerStatus } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
@@ -93,168 +80,21 @@ export interface Database {
   readonly writer: Copy.Client
   readonly reader: Copy.Client
   readonly any: Copy.Client
-  /** @internal */ readonly engine: Executor
+  /** @internal */ readonly executor: Executor
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
   /** @internal The class that has opened it. */
   readonly owner: NamedClass
 }
 
-/** @internal */
-export class Observers implements Observer {
-  private readonly all = new Set<(observation: Observation) => void>()
-  /** The servers of which it was told that they prove nothing. */
-  private readonly unproved = new Set<string>()
-
-  /** `tell` is for what nobody has asked to be told, and is to know all the same. */
-  constructor(private readonly tell: (observation: Observation) => void) {}
-
-  get active(): boolean {
-    return this.all.size > 0
-  }
-
-  observe(observation: Observation): void {
-    for (const one of this.all) one(observation)
-    if (observation._tag === "Leaked") this.tell(observation)
-    if (observation._tag === "PassedOver" && observation.reason === "unproved") this.tellOnce(observation)
-  }
-
-  private tellOnce(observation: Extract<Observation, { readonly _tag: "PassedOver" }>): void {
-    if (this.unproved.has(observation.server)) return
-    this.unproved.add(observation.server)
-    this.tell(observation)
-  }
-
-  add(one: (observation: Observation) => void): () => void {
-    this.all.add(one)
-    return () => {
-      this.all.delete(one)
-    }
-  }
-}
-
-const clients = (
-  engine: Executor,
-  observers: Observers,
-  owner: NamedClass
-): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
-  Effect.gen(function* () {
-    const listen = yield* makeListen(engine)
-    const reader = yield* Client.make(engine, "reader", listen.payloads)
-    return {
-      writer: yield* Client.make(engine, "writer", listen.payloads),
-      reader,
-      // a reader's statement goes to what is open already wherever that is right
-      any: reader,
-      engine,
-      listen,
-      observers,
-      owner
-    }
-  })
-
-/** Opens one connection, to see that the server is there; while it fails for a reason that `waits` accepts, until `connectTimeout`. */
-const verify = (
-  pool: Pool,
-  config: DatabaseConfig.DatabaseConfig,
-  waits: (reason: ConnectReason) => boolean
-): Effect.Effect<void, StartupError> =>
-  Effect.suspend(() => {
-    const last = clock.now() + pool.options.pool.connectTimeout
-    // a connect that takes too long has its own timeout and says why: it comes first
-    const deadline = last + 500
-    const attempt = Effect.async<void, ConnectFailed>((resume) => {
-      let asked: Connection | undefined
-      const giveUp = pool.checkout(deadline, [], (error, connection) => {
-        const place = { database: config.name, server: pool.options.server.name }
-        if (connection !== undefined) {
-          asked = connection
-          return proveRole(connection, deadline, (mismatch) => {
-            pool.checkin(connection)
-            resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
-          })
-        }
-        resume(
-          Effect.fail(
-            error?._tag === "ConnectFailed"
-              ? error
-              : new ConnectFailed({
-                  ...place,
-                  reason: "unresponsive",
-                  ...(error === undefined ? {} : { cause: error })
-                })
-          )
-        )
-      })
-      return Effect.sync(() => (asked === undefined ? giveUp() : asked.abort("cancelled")))
-    })
-    return Effect.retry(attempt, {
-      schedule: Schedule.spaced("100 millis"),
-      while: (error) => waits(error.reason) && clock.now() + 100 < last
-    })
-  })
-
 /**
- * Opens a database in a scope.
- *
- * @internal
- */
-export const make = (
-  owner: NamedClass,
-  options: Options
-): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
-  Effect.gen(function* () {
-    const config = yield* DatabaseConfig.make(owner.name, options)
-    const runtime = yield* Effect.runtime()
-    const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
-    const isEchoing = config.echo !== LogLevel.None
-    // who sets a threshold for leaks wants to know of them, whether he listens to facts or not
-    const observers = new Observers(yield* makeLogger(isEchoing ? LogLevel.None : LogLevel.Warning))
-    if (isEchoing) observers.add(yield* makeLogger(config.echo))
-    // a server that does not take a goodbye is waited for once, not for one kind of connection after the other
-    const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
-    const topology = yield* Effect.acquireRelease(
-      Effect.sync(() => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers)),
-      (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
-    ).pipe(Scope.extend(sockets))
-    const engine = new Executor(config, topology, observers, yield* Router, undefined)
-    if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
-    const { readers, writer } = topology
-    if (config.startup === "verify") {
-      // a server that is started at the same time may not listen yet
-      const comes = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
-      if (writer.writes !== undefined) yield* reportBeforeInterrupt(verify(writer.writes, config, comes))
-      yield* Effect.forEach(
-        readers,
-        (server) =>
-          // reads go elsewhere, so this neither stops the start nor holds it up
-          Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>
-            Effect.logWarning(`${error.message}; it is left out until it answers`)
-          ).pipe(Effect.forkScoped),
-        { discard: true }
-      )
-      for (const server of topology.servers) for (const pool of server.pools) pool.warm()
-    }
-    return yield* Scope.extend(clients(engine, observers, owner), sockets)
-  })
-
-/**
- * The same database, every transaction of which is a savepoint inside of one that is never committed.
+ * Opens the same database with every transaction as a savepoint of a transaction that is never
+ * committed.
  *
  * @internal
  */
 export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
-  Effect.gen(function* () {
-    const { config, topology } = live.engine
-    const engine = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
-      const root = live.engine.begin("writer", {}, fiber, undefined)
-      return Effect.as(
-        Effect.addFinalizer(() => rollback(root, undefined)),
-        new Executor(config, topology, live.observers, () => 0, root)
-      )
-    })
-    return yield* clients(engine, live.observers, live.owner)
-  })
+  openSandbox(live, makeListen)
 
 /**
  * Which connections are to be closed, and how.
@@ -394,7 +234,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     Layer.scoped(
       tag,
       Effect.flatMap(Effect.serviceOption(tag), (around) =>
-        Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
+        Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), openDatabase(named, options, makeListen))
       )
     ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
   const layerConfig: Statics<Self>["layerConfig"] = (config) =>
@@ -408,7 +248,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
   const hook =
     (kind: RegisteredHook) =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
-      Effect.flatMap(opened, ({ engine }) => registerHook(engine, kind, effect))
+      Effect.flatMap(opened, ({ executor }) => registerHook(executor, kind, effect))
   return {
     layer: scoped,
     layerConfig,
@@ -425,8 +265,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
         const site = joins(options) ? callSiteOfPart(options.label) : callSite()
-        return Effect.flatMap(opened, ({ engine }) =>
-          Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
+        return Effect.flatMap(opened, ({ executor }) =>
+          withTransaction(executor, "writer", self, options, (error): TransactionError => error, site)
         )
       }
     ),
@@ -446,21 +286,21 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
     afterUnknown: hook("afterUnknown"),
-    commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
-    rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
-    independent: (self) => Effect.flatMap(opened, ({ engine }) => runIndependent(self, engine)),
+    commit: Effect.flatMap(opened, ({ executor }) => UnitOfWork.endEarly(executor, "commit")),
+    rollback: Effect.flatMap(opened, ({ executor }) => UnitOfWork.endEarly(executor, "rollback")),
+    independent: (self) => Effect.flatMap(opened, ({ executor }) => runIndependent(self, executor)),
     listen: (channel, options) =>
       Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),
     notify: (channel, payload = "") => Effect.flatMap(opened, ({ writer }) => refine(writer.notify(channel, payload))),
-    status: Effect.map(opened, ({ engine }) => ({
+    status: Effect.map(opened, ({ executor }) => ({
       database: name,
-      servers: engine.topology.status,
-      transactions: engine.openTransactions.list()
+      servers: executor.topology.status,
+      transactions: executor.openTransactions.list()
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
-      Effect.map(opened, ({ engine, listen }) => {
+      Effect.map(opened, ({ executor, listen }) => {
         const before = clock.now() - Duration.toMillis(olderThan)
-        const meant = engine.topology.servers.filter(({ name }) => server === undefined || name === server)
+        const meant = executor.topology.servers.filter(({ name }) => server === undefined || name === server)
         const targets = meant.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
           role === "writer" ? [...pools, listen] : pools
         )

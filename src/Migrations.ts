@@ -283,7 +283,7 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
   const { loader, lockTimeout = "5 minutes", outOfOrder = "fail", statementTimeout = Duration.infinity } = options
   const table = options.table ?? "effect_sql_migrations"
   const name = database.databaseName
-  const place = ({ engine }: Database.Database): Place => ({ database: name, server: engine.topology.writer.name })
+  const place = ({ executor }: Database.Database): Place => ({ database: name, server: executor.topology.writer.name })
 
   const lock = Effect.gen(function* () {
     const unknown = unknownOption(name, options, known)

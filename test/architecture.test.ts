@@ -45,6 +45,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "TestDatabase",
     "internal/client/client",
     "internal/client/lifecycleHooks",
+    "internal/client/openDatabase",
     "internal/transaction/invalidations"
   ],
   "@effect/platform": [

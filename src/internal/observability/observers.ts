@@ -1,0 +1,38 @@
+/**
+ * The observers of a database.
+ */
+import type { Observation, Observer } from "../../Observation.js"
+
+/** Subscribers to the observations of one database. */
+export class Observers implements Observer {
+  private readonly all = new Set<(observation: Observation) => void>()
+  /** The servers that were reported as unable to prove their position. */
+  private readonly unproved = new Set<string>()
+
+  /** `report` gets the observations that must be known also without a subscriber. */
+  constructor(private readonly report: (observation: Observation) => void) {}
+
+  get active(): boolean {
+    return this.all.size > 0
+  }
+
+  observe(observation: Observation): void {
+    for (const one of this.all) one(observation)
+    if (observation._tag === "Leaked") this.report(observation)
+    if (observation._tag === "PassedOver" && observation.reason === "unproved") this.reportOnce(observation)
+  }
+
+  private reportOnce(observation: Extract<Observation, { readonly _tag: "PassedOver" }>): void {
+    if (this.unproved.has(observation.server)) return
+    this.unproved.add(observation.server)
+    this.report(observation)
+  }
+
+  /** Adds a subscriber; the returned function removes it. */
+  add(one: (observation: Observation) => void): () => void {
+    this.all.add(one)
+    return () => {
+      this.all.delete(one)
+    }
+  }
+}
