@@ -52,7 +52,7 @@ export type Observation = Data.TaggedEnum<{
     readonly database: string
     readonly server: string
     readonly processId: number
-    readonly took: number
+    readonly tookMillis: number
     /** Whether it is the first of its pool. */
     readonly isFirst: boolean
   }
@@ -90,12 +90,17 @@ export type Observation = Data.TaggedEnum<{
     readonly database: string
     readonly server: string
     readonly processId: number
-    readonly waited: number
+    readonly waitedMillis: number
     /** What it is for, where a unit of work says so: the route of a request, say. */
     readonly label: string | undefined
   }
   /** A connection came back. */
-  CheckedIn: { readonly database: string; readonly server: string; readonly processId: number; readonly used: number }
+  CheckedIn: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    readonly usedMillis: number
+  }
   /** What `resetOnReturn` asks for is done. */
   Reset: { readonly database: string; readonly server: string; readonly processId: number }
   /** A caller got no connection. */
@@ -103,14 +108,14 @@ export type Observation = Data.TaggedEnum<{
     readonly database: string
     readonly server: string
     readonly reason: "timeout" | "shed" | "single" | "outage"
-    readonly waited: number
+    readonly waitedMillis: number
   }
   /** A connection is held for longer than `leakThreshold`. */
   Leaked: {
     readonly database: string
     readonly server: string
     readonly processId: number
-    readonly held: number
+    readonly heldMillis: number
     /** The fiber that asked for it. */
     readonly fiber: string | undefined
     /** Where in the program, or in which span. */
@@ -164,7 +169,7 @@ export type Observation = Data.TaggedEnum<{
     readonly server: string
     readonly outcome: "committed" | "rolledBack" | "failed" | "unknown"
     readonly label: string | undefined
-    readonly took: number
+    readonly tookMillis: number
   }
   /** The connection that listens was lost: nothing is heard. */
   ListenLost: {
@@ -178,7 +183,7 @@ export type Observation = Data.TaggedEnum<{
     readonly database: string
     readonly server: string
     readonly attempt: number
-    readonly pause: number
+    readonly pauseMillis: number
     readonly message: string
   }
   /** Every channel is listened to again, and its listeners are told of the gap. */
@@ -186,7 +191,7 @@ export type Observation = Data.TaggedEnum<{
     readonly database: string
     readonly server: string
     readonly attempts: number
-    readonly took: number
+    readonly tookMillis: number
   }
   /** A listener is too slow: its buffer is full, and messages are dropped. It is told of the gap. */
   ListenOverflowed: { readonly database: string; readonly channel: string }

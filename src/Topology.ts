@@ -29,7 +29,7 @@ export interface ServerStatus {
 }
 
 /**
- * A transaction that holds a connection, and for how long it has, in milliseconds.
+ * A transaction that holds a connection.
  *
  * @since 0.1.0
  * @category models
@@ -37,5 +37,6 @@ export interface ServerStatus {
 export interface OpenTransaction {
   readonly server: string
   readonly label: string | undefined
-  readonly age: number
+  /** The time since it got its connection. */
+  readonly ageMillis: number
 }

@@ -25,8 +25,8 @@ export class OpenTransactions {
   list(): ReadonlyArray<OpenTransaction> {
     const now = clock.now()
     return this.lenders
-      .map(({ label, place, since }) => ({ server: place.server, label, age: now - since }))
-      .sort((a, b) => b.age - a.age)
+      .map(({ label, place, since }) => ({ server: place.server, label, ageMillis: now - since }))
+      .sort((a, b) => b.ageMillis - a.ageMillis)
   }
 
   /** Adds a transaction that has got its connection. */

@@ -153,7 +153,7 @@ export class ListenManager {
     if (outage === undefined) return
     this.state = { _tag: "Listening", outage: undefined, listening }
     const { attempts, since } = outage
-    this.observe(() => ({ _tag: "ListenRestored", ...this.location, attempts, took: clock.now() - since }))
+    this.observe(() => ({ _tag: "ListenRestored", ...this.location, attempts, tookMillis: clock.now() - since }))
   }
 
   private onMessage(listening: ListenConnection, channel: string, payload: string, processId: number): void {
@@ -316,7 +316,7 @@ export class ListenManager {
       _tag: "ListenRetried",
       ...this.location,
       attempt: attempts + 1,
-      pause,
+      pauseMillis: pause,
       message: this.edge.messageOf(lastFailure)
     }))
   }

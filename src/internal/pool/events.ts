@@ -21,7 +21,7 @@ export class PoolEvents {
     const isFirst = !this.hasConnected
     this.hasConnected = true
     this.metrics.created(took)
-    this.observe(() => Observation.Connected({ ...this.location, processId, took, isFirst }))
+    this.observe(() => Observation.Connected({ ...this.location, processId, tookMillis: took, isFirst }))
   }
 
   connectFailed({ error, reason }: ConnectFailure): void {
@@ -32,17 +32,18 @@ export class PoolEvents {
     this.metrics.waited(waited)
     // without a closure, for this is the hot path
     if (this.observer.active)
-      this.observer.observe(Observation.CheckedOut({ ...this.location, processId, waited, label }))
+      this.observer.observe(Observation.CheckedOut({ ...this.location, processId, waitedMillis: waited, label }))
   }
 
   checkedIn({ processId }: Connection, used: number): void {
     this.metrics.used(used)
-    if (this.observer.active) this.observer.observe(Observation.CheckedIn({ ...this.location, processId, used }))
+    if (this.observer.active)
+      this.observer.observe(Observation.CheckedIn({ ...this.location, processId, usedMillis: used }))
   }
 
   exhausted(reason: PoolExhausted["reason"], waited: number): void {
     if (reason !== "single") this.metrics.timedOut()
-    this.observe(() => Observation.Exhausted({ ...this.location, reason, waited }))
+    this.observe(() => Observation.Exhausted({ ...this.location, reason, waitedMillis: waited }))
   }
 
   reset({ processId }: Connection): void {
@@ -69,7 +70,13 @@ export class PoolEvents {
   /** Reports a leak, also without subscribers: the observer logs it. */
   leaked({ processId }: Connection, held: number, borrower: Borrower | undefined): void {
     this.observer.observe(
-      Observation.Leaked({ ...this.location, processId, held, fiber: borrower?.fiber, place: borrower?.location })
+      Observation.Leaked({
+        ...this.location,
+        processId,
+        heldMillis: held,
+        fiber: borrower?.fiber,
+        place: borrower?.location
+      })
     )
   }
 
