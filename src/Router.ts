@@ -1,5 +1,5 @@
 /**
- * Which server serves a read: a service, and a pure choice.
+ * The choice of the server of a read, as a service.
  *
  * @since 0.1.0
  */
@@ -7,19 +7,19 @@ import * as Context from "effect/Context"
 import * as Layer from "effect/Layer"
 
 /**
- * A server that could serve the read.
+ * Server that could serve a read.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Candidate {
   readonly name: string
-  /** Connections in use and callers who wait for one. */
+  /** The number of connections in use and of callers in the wait queue. */
   readonly load: number
 }
 
 /**
- * What is known of the read. `turn` counts the reads of this database, `random` is between 0 and 1.
+ * Facts of a read. `turn` counts the reads of this database, `random` is from 0 up to 1.
  *
  * @since 0.1.0
  * @category models
@@ -31,32 +31,37 @@ export interface Ask {
 }
 
 /**
- * Chooses one of the candidates, by its index; there are at least two. It must not throw.
+ * Function that returns the index of one of the candidates, which are at least two. It must not
+ * throw; an index without a candidate means the first.
  *
+ * @see {@link layer} to use it
  * @since 0.1.0
  * @category models
  */
 export type Choose = (ask: Ask, candidates: ReadonlyArray<Candidate>) => number
 
 /**
- * One after the other.
+ * Chooses one server after the other.
  *
+ * @see {@link layerRoundRobin}
  * @since 0.1.0
  * @category policies
  */
 export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.length
 
 /**
- * Any of them.
+ * Chooses a server by chance.
  *
+ * @see {@link layerRandom}
  * @since 0.1.0
  * @category policies
  */
 export const random: Choose = (ask, candidates) => Math.floor(ask.random * candidates.length)
 
 /**
- * The one with the fewest connections in use and callers waiting; among equals one after the other.
+ * Chooses the server with the lowest load; among equals one after the other.
  *
+ * @see {@link layerLeastBusy}
  * @since 0.1.0
  * @category policies
  */
@@ -75,9 +80,11 @@ export const leastBusy: Choose = (ask, candidates) => {
 }
 
 /**
- * The choice in force when a database's layer is built. Without a layer it is {@link roundRobin}.
+ * Service of the choice. A database uses the one that is in its context when its layer is built;
+ * without a layer it is {@link roundRobin}.
  *
  * @example
+ * ```ts
  * import { Layer, Redacted } from "effect"
  * import { Database, Router } from "effect-db"
  *
@@ -87,6 +94,7 @@ export const leastBusy: Choose = (ask, candidates) => {
  *   writer: Redacted.make("postgres://me:secret@primary/app"),
  *   readers: [Redacted.make("postgres://me:secret@one/app"), Redacted.make("postgres://me:secret@two/app")]
  * }).pipe(Layer.provide(Router.layerLeastBusy))
+ * ```
  *
  * @since 0.1.0
  * @category services
@@ -96,26 +104,43 @@ export class Router extends Context.Reference<Router>()("effect-db/Router", {
 }) {}
 
 /**
- * A choice of your own.
+ * Provides a choice of the program.
  *
+ * @example
+ * ```ts
+ * import { Router } from "effect-db"
+ *
+ * // the server in the own zone, if it is a candidate
+ * export const RouterLive = Router.layer((_, candidates) =>
+ *   Math.max(0, candidates.findIndex(({ name }) => name.startsWith("zone-a.")))
+ * )
+ * ```
+ *
+ * @see {@link layerRoundRobin}, {@link layerRandom} and {@link layerLeastBusy}
  * @since 0.1.0
  * @category layers
  */
 export const layer = (choose: Choose): Layer.Layer<never> => Layer.succeedContext(Context.make(Router, choose))
 
 /**
+ * Provides {@link roundRobin}, the default.
+ *
  * @since 0.1.0
  * @category layers
  */
 export const layerRoundRobin: Layer.Layer<never> = layer(roundRobin)
 
 /**
+ * Provides {@link random}.
+ *
  * @since 0.1.0
  * @category layers
  */
 export const layerRandom: Layer.Layer<never> = layer(random)
 
 /**
+ * Provides {@link leastBusy}.
+ *
  * @since 0.1.0
  * @category layers
  */
