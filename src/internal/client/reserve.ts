@@ -76,8 +76,9 @@ export const makeRun = (
 }
 
 /**
- * A session of one's own may be in a transaction that is begun and ended by hand, so nobody can tell how long a `SET LOCAL` would hold in
- * it. It is refused, for to look the names up elsewhere would be worse.
+ * Refuses schema scopes on a reserved connection. It may be in a transaction that the program begins
+ * and ends by hand, so it is unknown how long a `SET LOCAL` would hold, and names would be looked up
+ * in another schema.
  */
 export const refuseSchemaScopes = (executor: Executor, context: Context.Context<never>): SchemaInvalid | undefined =>
   scopesOf(context)?.find(executor.database) === undefined
@@ -102,7 +103,7 @@ export const makeReserve = (
     const pick = executor.picker(kind, fiber, ambient)
     const who = executor.borrower(fiber, site, ambient?.work(fiber))
     const deadline = executor.retry.deadline()
-    // what is done on it by hand is seen by nobody
+    // the statements of a reserved connection are not observed, so their writes have no token
     const session = kind === "writer" ? causalSessionOf(fiber.currentContext, ambient) : undefined
     let giveSessionBack = () => {}
     let taken: { readonly pool: ConnectionSource; readonly connection: Connection } | undefined

@@ -24,25 +24,26 @@ import type { Executor } from "./executor.js"
 import type { TransformRows } from "./sqlConnection.js"
 import { reportServer } from "./statementSpan.js"
 
-/** How many rows of a stream are fetched at a time. */
+/** The number of rows of a fetch. */
 const batch = 128
 
 /**
- * How long the fetch that is under way may still take when the consumer has had enough, in ms. An interruption waits for that and for a
- * COMMIT, which are to be over within a second.
+ * The timeout of the fetch that is under way when the consumer stops, in ms. An interruption waits
+ * for that and for a COMMIT, which are to end within a second.
  */
-const longestFetch = 400
+const lastFetchTimeout = 400
 
 const toChunk = (exchange: Exchange, transformRows: TransformRows): Chunk.Chunk<object> => {
   const rows: ReadonlyArray<object> = exchange.result.rows
   return Chunk.unsafeFromArray(transformRows === undefined ? rows : transformRows(rows))
 }
 
-/** Whose the transaction of a stream is: its own ends with it. */
+/** Ownership of the transaction of a stream: its own ends with it. */
 type Ownership = "own" | "shared"
 
 /**
- * The rows of a statement in a transaction, a batch at a time; other statements of the transaction may run in between.
+ * Returns the rows of a statement in a transaction, batch by batch; other statements of the
+ * transaction may run in between.
  */
 const portalStream = (
   executor: Executor,
@@ -94,14 +95,14 @@ const portalStream = (
             Option.some
           )
     )
-    const settle = Effect.async<boolean>((resume) => fetches.drain(longestFetch, (_) => resume(Effect.succeed(_))))
+    const settle = Effect.async<boolean>((resume) => fetches.drain(lastFetchTimeout, (_) => resume(Effect.succeed(_))))
     const close = (isOver: boolean) =>
       Effect.async<void>((resume) => {
         if (portal === undefined || ended) return resume(Effect.void)
         portal.close(isOver, () => resume(Effect.void))
       })
     const drop = Effect.suspend(() => (isOwn ? rollback(transaction, undefined) : close(true)))
-    /** What was read, and done, is kept as it would be without a stream. */
+    /** Keeps the effects of the statement, as if it had run without a stream. */
     const keep = Effect.suspend(() => {
       if (!isOwn) return close(false)
       if (transaction.level.state !== "open") return drop
