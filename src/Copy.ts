@@ -11,14 +11,15 @@ import type * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
 
 /**
- * The form of the data. An option that is left out has PostgreSQL's own default for the format.
+ * Format of the data. An option that is left out has PostgreSQL's default for the format.
  *
  * @since 0.2.0
  * @category models
  */
 export interface Format {
   /**
-   * The format of the lines. The byte order mark with which CSV in UTF-8 may begin, as spreadsheets write it, is dropped.
+   * The format of the lines. A byte order mark at the begin of CSV in UTF-8, as spreadsheets write it,
+   * is dropped.
    *
    * @default "text"
    */
@@ -36,7 +37,8 @@ export interface Format {
    */
   readonly null?: string | undefined
   /**
-   * Whether the first line has the names of the columns; `"match"` has the server compare them (PostgreSQL 15, COPY FROM only).
+   * True if the first line has the names of the columns; with `"match"` the server compares them
+   * (PostgreSQL 15, COPY FROM only).
    *
    * @default false
    */
@@ -54,7 +56,7 @@ export interface Format {
    */
   readonly escape?: string | undefined
   /**
-   * The encoding of bytes, by the server's name of it. Rows and texts are always UTF-8.
+   * The encoding of bytes, by its name in PostgreSQL. Rows and texts are always UTF-8.
    *
    * @default "UTF8"
    */
@@ -62,38 +64,42 @@ export interface Format {
 }
 
 /**
- * The progress of a COPY so far.
+ * Progress of a COPY.
  *
  * @since 0.2.0
  * @category models
  */
 export interface Progress {
-  /** How much was sent or received. */
+  /** The number of bytes sent or received. */
   readonly bytes: number
-  /** How many rows were sent; 0 for data that is text already, whose rows are not counted, and for COPY TO. */
+  /** The number of rows sent; 0 for text and bytes, whose rows are not counted, and for COPY TO. */
   readonly rows: number
 }
 
 /**
- * The options of a COPY.
+ * Options of a COPY.
  *
  * @since 0.2.0
  * @category models
  */
 export interface Options extends Format {
   /**
-   * The server's limit for the whole of it, with the time that the other side takes.
+   * The server's time limit for the whole COPY, with the time that the program takes.
    *
    * @default the database's `statementTimeout`
    */
   readonly statementTimeout?: Duration.DurationInput | undefined
-  /** Runs after each block of about 64 kB. The copy goes on when it has ended. */
+  /**
+   * Effect that runs after each block of about 64 kB. The COPY continues when it has ended.
+   *
+   * @default undefined
+   */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
 
 /**
- * A row to store: its values in the order of the columns, or by their names; or a piece of text or bytes that is in the format already and
- * may end anywhere.
+ * Row to store: its values in the order of the columns, or by their names; or a piece of text or
+ * bytes in the format, which may end anywhere.
  *
  * @since 0.2.0
  * @category models
@@ -101,24 +107,27 @@ export interface Options extends Format {
 export type Row = ReadonlyArray<unknown> | Readonly<Record<string, unknown>> | string | Uint8Array
 
 /**
- * The members of a client for COPY.
+ * Members of a client for COPY.
  *
  * @since 0.2.0
  * @category models
  */
 export interface Copy {
   /**
-   * Stores rows in a table, all or none, and gives how many: in a savepoint of the transaction that is open, else in a transaction of its
-   * own. The stream is read as fast as the server takes it. Where it fails, or the copy is interrupted, nothing is stored.
+   * Stores rows in a table, all or none, and returns their number: in a savepoint of the open
+   * transaction, else in a transaction of its own. The stream is read as fast as the server takes it.
+   * If it fails, or the COPY is interrupted, nothing is stored.
    *
-   * Values are written as parameters are: `null` and `undefined` as NULL, dates, arrays, bytes and JSON as PostgreSQL reads them. With no
-   * column all columns of the table are meant, in their order. A name with a dot is a schema and a table.
+   * Values are written like parameters: `null` and `undefined` as NULL; dates, arrays, bytes and JSON
+   * in the formats of PostgreSQL. An empty list of columns means all columns of the table, in their
+   * order. A name with a dot is a schema and a table.
    *
-   * While it runs the transaction has no time for other statements: a stream that reads from the same transaction waits for ever, and so fails
-   * with `TransactionBusy`. Fails with `SqlError`, whose cause is `CopyFailed` with line and column where the data was refused, and else
-   * as that of a statement.
+   * While it runs, other statements of the transaction wait: a stream that reads from the same
+   * transaction would wait for ever, and fails with `TransactionBusy`. Fails with `SqlError`; its cause
+   * is `CopyFailed` with line and column if the server refuses the data, else as for a statement.
    *
    * @example
+   * ```ts
    * import { Effect, Stream } from "effect"
    * import { Database } from "effect-db"
    *
@@ -127,6 +136,7 @@ export interface Copy {
    * const rows = Stream.range(1, 1_000_000).pipe(Stream.map((id) => ({ id, title: `todo ${id}` })))
    *
    * export const load = Effect.flatMap(Db.writer, (sql) => sql.copyFrom("todo", ["id", "title"], rows))
+   * ```
    */
   readonly copyFrom: <E, R>(
     table: string,
@@ -135,13 +145,16 @@ export interface Copy {
     options?: Options
   ) => Effect.Effect<number, E | SqlError, R>
   /**
-   * Gives the rows of a query as text in the format, in blocks of whole lines: in a savepoint of the transaction that is open, else in a
-   * transaction of its own. It is read from the server as fast as the stream is consumed.
+   * Returns the rows of a query as text in the format, in blocks of whole lines: in a savepoint of the
+   * open transaction, else in a transaction of its own. They are read from the server as fast as the
+   * stream is consumed.
    *
-   * COPY takes no parameters, so the values of the query are written into it, quoted. A stream that is not read to its end has the server
-   * stop: one that does not come to its end soon is interrupted as a statement is, which undoes what its query has written.
+   * COPY takes no parameters, so the values of the query are written into its text, quoted. If the
+   * stream is not read to its end, and the rest does not arrive soon, the statement is interrupted,
+   * which undoes the writes of its query. Fails with `SqlError`, as a statement does.
    *
    * @example
+   * ```ts
    * import { createWriteStream } from "node:fs"
    * import { NodeSink } from "@effect/platform-node"
    * import { Effect, Stream } from "effect"
@@ -155,12 +168,13 @@ export interface Copy {
    *       Stream.run(NodeSink.fromWritable(() => createWriteStream(file), (cause) => cause))
    *     )
    *   )
+   * ```
    */
   readonly copyTo: (query: Fragment, options?: Options) => Stream.Stream<Uint8Array, SqlError>
 }
 
 /**
- * A client of `@effect/sql-pg`, with COPY.
+ * Client of `@effect/sql-pg`, with COPY.
  *
  * @since 0.2.0
  * @category models

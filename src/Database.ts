@@ -1,5 +1,7 @@
 /**
- * Named databases: one class each, whose name is a type, so that a program that forgets to provide one does not compile.
+ * Named databases: one class for each.
+ *
+ * The name is a type, so a program that does not provide one of its databases does not compile.
  *
  * @since 0.1.0
  */
@@ -12,49 +14,33 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import type * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
-import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Equal from "effect/Equal"
-import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
-import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
-import * as Schedule from "effect/Schedule"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Consistency, CurrentConsistency } from "./Consistency.js"
 import type * as Copy from "./Copy.js"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import {
-  ConnectFailed,
   type DatabaseError,
   type ListenError,
   refine,
   type StartupError,
   type TransactionError
 } from "./DatabaseError.js"
-import * as Client from "./internal/client/client.js"
-import { Executor } from "./internal/client/executor.js"
-import { makeLifecycleHooks } from "./internal/client/lifecycleHooks.js"
+import { withTransaction } from "./internal/client/client.js"
+import type { Executor } from "./internal/client/executor.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/namedClass.js"
+import { openDatabase, openSandbox } from "./internal/client/openDatabase.js"
 import * as clock from "./internal/concurrency/clock.js"
 import { configured } from "./internal/config/configured.js"
-import type { Connection } from "./internal/connection/connection.js"
-import { makeCredentialSource } from "./internal/edge/credentials.js"
-import { toDatabaseError } from "./internal/edge/databaseError.js"
-import { revealRedactedValues } from "./internal/edge/redactedValues.js"
-import { reportBeforeInterrupt } from "./internal/edge/reportBeforeInterrupt.js"
 import { type Listen, makeListen } from "./internal/listen/streams.js"
-import { callSite, callSiteOfPart, recordCallSites } from "./internal/observability/callSite.js"
-import { makeLogger } from "./internal/observability/logger.js"
-import { makePoolMetrics } from "./internal/observability/poolMetrics.js"
-import type { Pool } from "./internal/pool/pool.js"
+import { callSite, callSiteOfPart } from "./internal/observability/callSite.js"
+import type { Observers } from "./internal/observability/observers.js"
 import { schemaChange } from "./internal/sql/schemaScopes.js"
-import { proveRole } from "./internal/topology/serverRole.js"
-import { Topology } from "./internal/topology/topology.js"
-import { rollback } from "./internal/transaction/completion.js"
 import { contextOf } from "./internal/transaction/context.js"
 import { inScopes } from "./internal/transaction/contextSlot.js"
 import type { RegisteredHook } from "./internal/transaction/hook.js"
@@ -62,37 +48,39 @@ import { registerHook } from "./internal/transaction/registerHook.js"
 import { runIndependent } from "./internal/transaction/withTransaction.js"
 import { endEarly } from "./internal/unitOfWork/endEarly.js"
 import type { Notification } from "./Notification.js"
-import type { Observation, Observer } from "./Observation.js"
-import { Router } from "./Router.js"
-import { type ConnectReason, isNotYet } from "./SqlState.js"
+import type { Observation } from "./Observation.js"
 import type { Schema } from "./Tenant.js"
 import type { OpenTransaction, Role, ServerStatus } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
 import type * as UnitOfWork from "./UnitOfWork.js"
 
 /**
- * The settings of a database.
+ * Options of a database.
  *
+ * @see `DatabaseConfig.DatabaseOptions`
  * @since 0.1.0
  * @category models
  */
 export type Options = DatabaseConfig.DatabaseOptions
 
 /**
- * A database's figures at one moment.
+ * Figures of a database at one moment.
  *
+ * @see {@link Members} for `status`
  * @since 0.1.0
  * @category models
  */
 export interface Status {
   readonly database: string
   readonly servers: ReadonlyArray<ServerStatus>
+  /** The transactions that hold a connection, the oldest first. */
   readonly transactions: ReadonlyArray<OpenTransaction>
 }
 
 /**
- * An opened database.
+ * Opened database.
  *
+ * @see {@link Service} for the class that opens it
  * @since 0.1.0
  * @category models
  */
@@ -100,223 +88,109 @@ export interface Database {
   readonly writer: Copy.Client
   readonly reader: Copy.Client
   readonly any: Copy.Client
-  /** @internal */ readonly engine: Executor
+  /** @internal */ readonly executor: Executor
   /** @internal */ readonly listen: Listen
   /** @internal */ readonly observers: Observers
   /** @internal The class that has opened it. */
   readonly owner: NamedClass
 }
 
-/** @internal */
-export class Observers implements Observer {
-  private readonly all = new Set<(observation: Observation) => void>()
-  /** The servers of which it was told that they prove nothing. */
-  private readonly unproved = new Set<string>()
-
-  /** `tell` is for what nobody has asked to be told, and is to know all the same. */
-  constructor(private readonly tell: (observation: Observation) => void) {}
-
-  get active(): boolean {
-    return this.all.size > 0
-  }
-
-  observe(given: Observation): void {
-    // observations of the core are plain values, which are not equal by their fields
-    const observation: Observation = Equal.isEqual(given) ? given : Data.struct(given)
-    for (const one of this.all) one(observation)
-    if (observation._tag === "Leaked") this.tell(observation)
-    if (observation._tag === "PassedOver" && observation.reason === "unproved") this.tellOnce(observation)
-  }
-
-  private tellOnce(observation: Extract<Observation, { readonly _tag: "PassedOver" }>): void {
-    if (this.unproved.has(observation.server)) return
-    this.unproved.add(observation.server)
-    this.tell(observation)
-  }
-
-  add(one: (observation: Observation) => void): () => void {
-    this.all.add(one)
-    return () => {
-      this.all.delete(one)
-    }
-  }
-}
-
-const clients = (
-  engine: Executor,
-  observers: Observers,
-  owner: NamedClass
-): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
-  Effect.gen(function* () {
-    const listen = yield* makeListen(engine)
-    const reader = yield* Client.make(engine, "reader", listen.payloads)
-    return {
-      writer: yield* Client.make(engine, "writer", listen.payloads),
-      reader,
-      // a reader's statement goes to what is open already wherever that is right
-      any: reader,
-      engine,
-      listen,
-      observers,
-      owner
-    }
-  })
-
-/** Opens one connection, to see that the server is there; while it fails for a reason that `waits` accepts, until `connectTimeout`. */
-const verify = (
-  pool: Pool,
-  config: DatabaseConfig.DatabaseConfig,
-  waits: (reason: ConnectReason) => boolean
-): Effect.Effect<void, StartupError> =>
-  Effect.suspend(() => {
-    const last = clock.now() + pool.options.pool.connectTimeout
-    // a connect that takes too long has its own timeout and says why: it comes first
-    const deadline = last + 500
-    const attempt = Effect.async<void, ConnectFailed>((resume) => {
-      let asked: Connection | undefined
-      const giveUp = pool.checkout(deadline, [], (failure, connection) => {
-        const place = { database: config.name, server: pool.options.server.name }
-        if (connection !== undefined) {
-          asked = connection
-          return proveRole(connection, deadline, (mismatch) => {
-            pool.checkin(connection)
-            resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
-          })
-        }
-        const error = failure === undefined ? undefined : toDatabaseError(failure)
-        resume(
-          Effect.fail(
-            error?._tag === "ConnectFailed"
-              ? error
-              : new ConnectFailed({
-                  ...place,
-                  reason: "unresponsive",
-                  ...(error === undefined ? {} : { cause: error })
-                })
-          )
-        )
-      })
-      return Effect.sync(() => (asked === undefined ? giveUp() : asked.abort("cancelled")))
-    })
-    return Effect.retry(attempt, {
-      schedule: Schedule.spaced("100 millis"),
-      while: (error) => waits(error.reason) && clock.now() + 100 < last
-    })
-  })
-
 /**
- * Opens a database in a scope.
- *
- * @internal
- */
-export const make = (
-  owner: NamedClass,
-  options: Options
-): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
-  Effect.gen(function* () {
-    const config = yield* DatabaseConfig.make(owner.name, options)
-    const runtime = yield* Effect.runtime()
-    revealRedactedValues()
-    const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
-    const isEchoing = config.echo !== LogLevel.None
-    // who sets a threshold for leaks wants to know of them, whether he listens to facts or not
-    const observers = new Observers(yield* makeLogger(isEchoing ? LogLevel.None : LogLevel.Warning))
-    if (isEchoing) observers.add(yield* makeLogger(config.echo))
-    // a server that does not take a goodbye is waited for once, not for one kind of connection after the other
-    const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
-    const topology = yield* Effect.acquireRelease(
-      Effect.sync(
-        () => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makePoolMetrics)
-      ),
-      (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
-    ).pipe(Scope.extend(sockets))
-    const engine = new Executor(config, topology, observers, yield* Router, undefined)
-    if (engine.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
-    const { readers, writer } = topology
-    if (config.startup === "verify") {
-      // a server that is started at the same time may not listen yet
-      const comes = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
-      if (writer.writes !== undefined) yield* reportBeforeInterrupt(verify(writer.writes, config, comes))
-      yield* Effect.forEach(
-        readers,
-        (server) =>
-          // reads go elsewhere, so this neither stops the start nor holds it up
-          Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>
-            Effect.logWarning(`${error.message}; it is left out until it answers`)
-          ).pipe(Effect.forkScoped),
-        { discard: true }
-      )
-      for (const server of topology.servers) for (const pool of server.pools) pool.warm()
-    }
-    return yield* Scope.extend(clients(engine, observers, owner), sockets)
-  })
-
-/**
- * The same database, every transaction of which is a savepoint inside of one that is never committed.
+ * Opens the same database with every transaction as a savepoint of a transaction that is never
+ * committed.
  *
  * @internal
  */
 export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
-  Effect.gen(function* () {
-    const { config, topology } = live.engine
-    const engine = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
-      const root = live.engine.begin("writer", {}, fiber, undefined)
-      return Effect.as(
-        Effect.addFinalizer(() => rollback(root, undefined)),
-        new Executor(config, topology, live.observers, () => 0, root)
-      )
-    })
-    return yield* clients(engine, live.observers, live.owner)
-  })
+  openSandbox(live, makeListen)
 
 /**
- * Which connections are to be closed, and how.
+ * Options of `invalidate`: the connections, and the way to close them. Several conditions hold
+ * together; without one all connections match.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Invalidate {
+  /**
+   * `"soft"` closes a connection at its next checkout or at its checkin, `"hard"` at once, with the
+   * statement that runs on it.
+   *
+   * @default "soft"
+   */
   readonly mode?: "soft" | "hard" | undefined
-  /** Only those that have been open for longer. */
+  /**
+   * Matches connections that have been open for longer.
+   *
+   * @default 0
+   */
   readonly olderThan?: Duration.DurationInput | undefined
-  /** Only the one of this server process, as `pg_backend_pid()` gives it. */
+  /**
+   * Matches the connection of this backend process, as `pg_backend_pid()` returns it.
+   *
+   * @default undefined (every process)
+   */
   readonly processId?: number | undefined
-  /** Only those of this server, as `status` names it. */
+  /**
+   * Matches the connections of this server, by its name in `status`.
+   *
+   * @default undefined (every server)
+   */
   readonly server?: string | undefined
 }
 
 /**
- * The members of a named database's class.
+ * Members of the class of a named database.
  *
+ * A client, a combinator or a hook needs the database in its context, which `layer` provides.
+ *
+ * @see {@link Service}
  * @since 0.1.0
  * @category models
  */
 export interface Members<Self> {
-  /** Opens the database for as long as the layer lives, then drains and closes it. */
+  /**
+   * Opens the database for as long as the layer lives, then drains and closes it. Fails with
+   * `ConfigInvalid`, or with `ConnectFailed` if the writer cannot be reached.
+   */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
-  /** The same, with settings from `Config`, beside others as plain values. */
+  /** Opens it as `layer` does, with settings from `Config` beside plain values. */
   readonly layerConfig: (
     config: DatabaseConfig.ConfigOptions | Config.Config<Options>
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /**
-   * The same, with the writer from libpq's environment: `PGHOST`, `PGUSER` and so on, each with `prefix` before its name, the service file
-   * and the password file. See `DatabaseConfig.fromEnv`.
+   * Opens it as `layer` does, with the writer from the environment of libpq: `PGHOST`, `PGUSER` and
+   * so on, each with `prefix` before its name, the service file and the password file. See
+   * `DatabaseConfig.fromEnv`.
    */
   readonly layerEnv: (
     prefix?: string,
     options?: Omit<DatabaseConfig.ConfigOptions, "writer">
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
-  /** The writer under the ecosystem's own tags, for Migrator, Model, SqlResolver, sql-drizzle, sql-kysely. */
+  /**
+   * Provides the writer under the tags of `@effect/sql` and `@effect/sql-pg`: for Migrator, Model,
+   * SqlResolver, sql-drizzle and sql-kysely.
+   */
   readonly layerSqlClient: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, Self>
-  /** The client of the primary. Getting it opens nothing. */
+  /** Returns the client of the primary. It opens nothing. */
   readonly writer: Effect.Effect<Copy.Client, never, Self>
-  /** The client of a replica, or of the primary, read-only; the server refuses writes. Getting it opens nothing. */
+  /**
+   * Returns the client of a replica, or of the primary if there is none, read-only: the server refuses
+   * writes. It opens nothing.
+   */
   readonly reader: Effect.Effect<Copy.Client, never, Self>
-  /** The client for reads in what is open already, a reader's transaction before a writer's, else as `reader`. */
+  /**
+   * Returns the client for reads in what is open already: in the transaction of a reader, or else of a
+   * writer; without one as `reader`.
+   */
   readonly any: Effect.Effect<Copy.Client, never, Self>
-  /** Runs an effect in a transaction on the primary. Nothing is sent before its first statement. */
+  /**
+   * Runs an effect in a transaction on the primary. Nothing is sent before its first statement. A
+   * success commits; a failure, a defect and an interruption roll back. Inside of another transaction
+   * it is a savepoint, unless `propagation` says otherwise.
+   */
   readonly withTransaction: {
-    // the last one is what a pipe looks at, which so refuses it where it is not called, and says how to
+    // a pipe looks at the last overload, which refuses the function itself and says to call it
     <A, E, R>(
       self: Effect.Effect<A, E, R>,
       options?: Transaction.Options
@@ -325,70 +199,96 @@ export interface Members<Self> {
       options?: Transaction.Options & UnitOfWork.Called<"withTransaction()">
     ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R | Self>
   }
-  /** What reads of this database must see, for one effect. */
+  /** Sets the consistency of the reads of an effect on this database. */
   readonly withConsistency: {
     (consistency: Consistency): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
     <A, E, R>(self: Effect.Effect<A, E, R>, consistency: Consistency): Effect.Effect<A, E, R>
   }
   /**
-   * Where the unqualified names of this database's statements are looked up, for one effect: in one schema, or in several, one after the
-   * other. The innermost counts; a name that is qualified is looked up where it says, and a tenant's schema is before this one: see
-   * `Tenant.withTenant`, which also says how.
+   * Sets the schema, or several in order, in which the statements of an effect on this database look
+   * unqualified names up. The innermost call counts; a qualified name is looked up in its own schema,
+   * and the schema of a tenant comes before this one. See `Tenant.withTenant` for the details.
    */
   readonly withSchema: {
     (schema: Schema): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
     <A, E, R>(self: Effect.Effect<A, E, R>, schema: Schema): Effect.Effect<A, E, R>
   }
-  /** Before COMMIT, inside of the transaction; a failure rolls it back, as `CommitVetoed`. Outside of one: at once. */
+  /**
+   * Runs a hook before COMMIT, inside of the transaction; its failure rolls back, as `CommitVetoed`.
+   * Outside of a transaction it runs at once.
+   */
   readonly beforeCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
-  /** After COMMIT of the outermost transaction, outside of it. A failure is reported. Outside of one: at once. */
+  /**
+   * Runs a hook after COMMIT of the outermost transaction, outside of it. Its failure is logged.
+   * Outside of a transaction it runs at once.
+   */
   readonly afterCommit: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
-  /** After a rollback, of the transaction or of the savepoint it was registered in; outside of it. A failure is reported. */
+  /**
+   * Runs a hook after a rollback of the transaction or savepoint in which it is registered, outside of
+   * it. Its failure is logged.
+   */
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
-   * After a COMMIT whose answer did not come (`CommitOutcomeUnknown`), also where the caller was interrupted meanwhile and waits no longer;
-   * outside of the transaction, which may be stored or not. A failure is reported.
+   * Runs a hook after a COMMIT whose answer did not arrive (`CommitOutcomeUnknown`), outside of the
+   * transaction, which may be stored or not; also if its caller was interrupted before. Its failure is
+   * logged.
    */
   readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
-  /** Commits what the unit of work has done so far on this database; the next statement begins another transaction. */
+  /**
+   * Commits the work of the unit on this database so far; the next statement begins another
+   * transaction. Fails with `PropagationRefused` in a transaction by `withTransaction`.
+   */
   readonly commit: Effect.Effect<void, TransactionError, Self>
-  /** Rolls back what the unit of work has done so far on this database; the next statement begins another transaction. */
+  /**
+   * Rolls back the work of the unit on this database so far; the next statement begins another
+   * transaction. Fails with `PropagationRefused` in a transaction by `withTransaction`.
+   */
   readonly rollback: Effect.Effect<void, TransactionError, Self>
   /**
-   * Runs an effect outside of every transaction of this database, each statement on a connection of its own. What is to be one whole in it
-   * is a `withTransaction`, or a unit of work: on this database that has a transaction of its own, on others it leaves its end to a unit
-   * around it.
+   * Runs an effect outside of every transaction of this database, each statement on a connection of
+   * its own. A part of it that must be one whole uses `withTransaction` or a unit of work: on this
+   * database that has a transaction of its own, on others it leaves its end to the unit around.
    */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /**
-   * Hears a channel (LISTEN), outside of every transaction. After a loss it goes on, with a `Gap` first: messages may have been missed.
+   * Returns the notifications of a channel (LISTEN), outside of every transaction. After the loss of
+   * its connection the stream goes on, with a `Gap` first: messages may be missing.
    *
-   * All listeners of a database share one connection to the primary, beside its pools; each has a buffer of its own, of `bufferSize`
-   * messages (default 4096), and one who lets it overflow gets a `Gap` and disturbs nobody. What a person must mend fails the stream.
+   * All listeners of a database share one connection to the primary, beside its pools. Each has a
+   * buffer of `bufferSize` messages (default 4096); if it overflows, its listener alone receives a
+   * `Gap`. A permanent failure, such as a wrong password, fails the stream.
    *
-   * The `listen` of a client gives payloads only, in which a gap has no place: it fails with `ListenFailed` instead.
+   * The `listen` of a client returns payloads only, which leave no room for a gap: it fails with
+   * `ListenFailed` instead.
    */
   readonly listen: (
     channel: string,
     options?: { readonly bufferSize?: number | undefined }
   ) => Stream.Stream<Notification, ListenError, Self>
-  /** Sends a message (NOTIFY); inside of a transaction on its COMMIT, or never. Equal ones of one transaction arrive as one. */
+  /**
+   * Sends a message (NOTIFY); inside of a transaction at its COMMIT. Equal messages of one transaction
+   * arrive as one. Fails with `NotificationInvalid`, or as a statement does.
+   */
   readonly notify: (channel: string, payload?: string) => Effect.Effect<void, DatabaseError, Self>
-  /** The figures of this moment. */
+  /** Returns the figures of this moment. */
   readonly status: Effect.Effect<Status, never, Self>
   /**
-   * Closes connections that are open, and gives how many it meant: `"soft"` (default) at their next checkout or when they come back,
-   * `"hard"` now, with what is under way on them. Without more options it means all. Of the listening connection `"soft"` means that
-   * another takes over, and nothing is missed; `"hard"` makes a `Gap`.
+   * Closes connections that are open, and returns the number of matches. The listening connection is
+   * one of them: with `"soft"` another one takes over and no message is missed, `"hard"` makes a
+   * `Gap`.
    */
   readonly invalidate: (options?: Invalidate) => Effect.Effect<number, never, Self>
-  /** What happens, live. A consumer who is slow loses the oldest facts. */
+  /**
+   * Returns the observations from now on. The buffer of a consumer has room for 4096 of them; a slow
+   * consumer loses the oldest.
+   */
   readonly observations: Stream.Stream<Observation, never, Self>
 }
 
 /**
- * The tag of a named database, with its members.
+ * Tag of a named database, with its members.
  *
+ * @see {@link Service}
  * @since 0.1.0
  * @category models
  */
@@ -397,7 +297,7 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
   readonly databaseName: Name
 }
 
-/** Tells whether a transaction may turn out to be a part of the one around it. */
+/** Checks if a transaction may become a part of the one around it. */
 const joins = ({ propagation }: Transaction.Options): boolean =>
   propagation === "required" || propagation === "mandatory" || propagation === "supports"
 
@@ -407,7 +307,7 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
     Layer.scoped(
       tag,
       Effect.flatMap(Effect.serviceOption(tag), (around) =>
-        Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
+        Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), openDatabase(named, options, makeListen))
       )
     ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
   const layerConfig: Members<Self>["layerConfig"] = (config) =>
@@ -421,7 +321,7 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
   const hook =
     (kind: RegisteredHook) =>
     <E, R>(effect: Effect.Effect<unknown, E, R>) =>
-      Effect.flatMap(opened, ({ engine }) => registerHook(engine, kind, effect))
+      Effect.flatMap(opened, ({ executor }) => registerHook(executor, kind, effect))
   return {
     layer: scoped,
     layerConfig,
@@ -438,8 +338,8 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
       (args) => Effect.isEffect(args[0]),
       <A, E, R>(self: Effect.Effect<A, E, R>, options: Transaction.Options = {}) => {
         const site = joins(options) ? callSiteOfPart(options.label) : callSite()
-        return Effect.flatMap(opened, ({ engine }) =>
-          Client.withTransaction(engine, "writer", self, options, (error): TransactionError => error, site)
+        return Effect.flatMap(opened, ({ executor }) =>
+          withTransaction(executor, "writer", self, options, (error): TransactionError => error, site)
         )
       }
     ),
@@ -459,22 +359,22 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
     afterUnknown: hook("afterUnknown"),
-    commit: Effect.flatMap(opened, ({ engine }) => endEarly(engine, "commit")),
-    rollback: Effect.flatMap(opened, ({ engine }) => endEarly(engine, "rollback")),
-    independent: (self) => Effect.flatMap(opened, ({ engine }) => runIndependent(self, engine)),
+    commit: Effect.flatMap(opened, ({ executor }) => endEarly(executor, "commit")),
+    rollback: Effect.flatMap(opened, ({ executor }) => endEarly(executor, "rollback")),
+    independent: (self) => Effect.flatMap(opened, ({ executor }) => runIndependent(self, executor)),
     listen: (channel, options) =>
       Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),
     notify: (channel, payload = "") => Effect.flatMap(opened, ({ writer }) => refine(writer.notify(channel, payload))),
-    status: Effect.map(opened, ({ engine }) => ({
+    status: Effect.map(opened, ({ executor }) => ({
       database: name,
-      servers: engine.topology.status,
-      transactions: engine.transactions
+      servers: executor.topology.status,
+      transactions: executor.openTransactions.list()
     })),
     invalidate: ({ mode = "soft", olderThan = 0, processId, server } = {}) =>
-      Effect.map(opened, ({ engine, listen }) => {
+      Effect.map(opened, ({ executor, listen }) => {
         const before = clock.now() - Duration.toMillis(olderThan)
-        const meant = engine.topology.servers.filter(({ name }) => server === undefined || name === server)
-        const targets = meant.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
+        const servers = executor.topology.servers.filter(({ name }) => server === undefined || name === server)
+        const targets = servers.flatMap<Pick<Listen, "invalidate">>(({ pools, role }) =>
           role === "writer" ? [...pools, listen] : pools
         )
         return targets.reduce((sum, target) => sum + target.invalidate({ mode, before, processId }), 0)
@@ -495,9 +395,13 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
 }
 
 /**
- * Makes the class of a named database. The name tells databases apart, in types, in transactions and in errors.
+ * Makes the class of a named database.
+ *
+ * The name identifies the database in types, in transactions and in errors. Two classes with one name
+ * in one context are refused with `ConfigInvalid`.
  *
  * @example
+ * ```ts
  * import { Config, Effect } from "effect"
  * import { Database } from "effect-db"
  *
@@ -509,6 +413,7 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
  *   const sql = yield* Db.writer
  *   return yield* sql<{ now: Date }>`SELECT now()`
  * }).pipe(Effect.provide(DbLive))
+ * ```
  *
  * @since 0.1.0
  * @category constructors
@@ -521,8 +426,26 @@ export const Service =
   }
 
 /**
- * A client of another library, or of another database layer, that may be used inside of our transactions: it does not see them, and its
- * statements run on its own connections. Inside of its own `withTransaction` ours are not seen either.
+ * Returns a client of another library, or of another database layer, for use inside of transactions
+ * of this library.
+ *
+ * It does not take part in them: its statements run on its own connections. Inside of its own
+ * `withTransaction` the transactions of this library are not visible either. Without `isolate` its use
+ * inside of a transaction dies with `ForeignClient`.
+ *
+ * @example
+ * ```ts
+ * import { PgClient } from "@effect/sql-pg"
+ * import { Effect, Redacted } from "effect"
+ * import { Database } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const program = Effect.gen(function*() {
+ *   const other = Database.isolate(yield* PgClient.make({ url: Redacted.make("postgres://localhost/other") }))
+ *   yield* Db.withTransaction(other`SELECT 1`)
+ * })
+ * ```
  *
  * @since 0.1.0
  * @category combinators
@@ -532,10 +455,10 @@ export const isolate = <Client extends SqlClient.SqlClient>(client: Client): Cli
     Effect.mapInputContext(self, (context: Context.Context<R>) =>
       contextOf(context as Context.Context<never>) === undefined
         ? context
-        : // the slot is no part of R
+        : // the cast: the slot is not a part of R
           (Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>)
     )
-  // a statement has more than its type shows: what it was made with
+  // the cast: a statement has the arguments of its constructor, which its type does not show
   const { acquirer, compiler, spanAttributes, transformRows } = client.unsafe("") as unknown as {
     readonly acquirer: Parameters<typeof Statement.make>[0]
     readonly compiler: Statement.Compiler

@@ -1,103 +1,271 @@
 /**
- * Databases for code that is not Effect: opened and closed by hand, used by promises, shared by all that one request runs.
+ * Databases for code without Effect: opened and closed by hand, used by promises, with one unit of
+ * work for all that a request runs.
+ *
+ * In every function of this module the code that runs comes first, and its settings after it.
  *
  * @since 0.1.0
  */
 import type { IncomingMessage, ServerResponse } from "node:http"
 import type { Http2ServerRequest, Http2ServerResponse } from "node:http2"
-import * as Cause from "effect/Cause"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+import type * as Statement from "@effect/sql/Statement"
+import type * as Effect from "effect/Effect"
 import { globalValue } from "effect/GlobalValue"
 import type * as Layer from "effect/Layer"
-import * as ManagedRuntime from "effect/ManagedRuntime"
-import * as Stream from "effect/Stream"
-import { type Session, withSession } from "./Consistency.js"
-import { type ConfigInvalid, DatabaseClosed, isDatabaseError, refine } from "./DatabaseError.js"
-import type { KnownNames } from "./internal/config/knownNames.js"
-import { unknownOption } from "./internal/config/unknownOption.js"
-import { problemOf } from "./internal/http/problemDetails.js"
-import { SessionTokens } from "./internal/http/sessionCookie.js"
-import { trace } from "./internal/observability/callSite.js"
-import { onAbort } from "./internal/runtime/abortSignals.js"
-import {
-  ambientSignals,
-  inAmbient,
-  inAmbientStream,
-  inPlainScopes,
-  runOutside,
-  runPlain
-} from "./internal/runtime/asyncContext.js"
-import { asError, inUnit, type NodeOptions, unknownOfNode } from "./internal/runtime/nodeMiddleware.js"
-import { type DatabaseTag, makePromiseDatabase, type PromiseDatabase } from "./internal/runtime/promiseDatabase.js"
-import type { PromiseClient, PromiseQuery } from "./internal/runtime/promiseQuery.js"
-import { RefCounted } from "./internal/runtime/refCounted.js"
-import {
-  answerInSession,
-  type HandlerOptions,
-  refusalResponse,
-  unknownOfHandler
-} from "./internal/runtime/webHandler.js"
-import { tenantChange } from "./internal/sql/schemaScopes.js"
+import type { Consistency, Session } from "./Consistency.js"
+import type * as Copy from "./Copy.js"
+import type * as Database from "./Database.js"
+import { makeRuntime } from "./internal/runtime/databaseRuntime.js"
+import type { LabelOptions, ReadYourWrites } from "./RequestTransaction.js"
 import type * as Tenant from "./Tenant.js"
-import * as UnitOfWork from "./UnitOfWork.js"
+import type * as Transaction from "./Transaction.js"
+import type * as UnitOfWork from "./UnitOfWork.js"
 
-export type {
+/**
+ * Options of {@link DatabaseRuntime.middleware}.
+ *
+ * @see {@link HandlerOptions} for web requests
+ * @since 0.1.0
+ * @category models
+ */
+export interface NodeOptions
+  extends LabelOptions,
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
   /**
-   * Options of {@link DatabaseRuntime.handler}.
+   * Decides by the status of the response if the unit of work commits.
    *
-   * @since 0.1.0
-   * @category models
+   * @default a status below 400 commits, any other rolls back
    */
-  HandlerOptions,
+  readonly outcome?: ((status: number) => UnitOfWork.Outcome) | undefined
   /**
-   * Options of {@link DatabaseRuntime.middleware}.
+   * Settings for the transactions of a request, or `"none"` for a request without a unit of work.
    *
-   * @since 0.1.0
-   * @category models
+   * @default the defaults of the server
    */
-  NodeOptions,
+  readonly transaction?:
+    | ((request: IncomingMessage) => UnitOfWork.UnitSettings | "none")
+    | UnitOfWork.UnitSettings
+    | undefined
   /**
-   * Makes statements that run when they are awaited.
+   * Lets a client read its own writes in later requests, from a replica that has them. See
+   * `RequestTransaction.readYourWrites`.
    *
-   * @since 0.1.0
-   * @category models
+   * @default undefined (off)
    */
-  PromiseClient,
-  /**
-   * A named database, as promises.
-   *
-   * @since 0.1.0
-   * @category models
-   */
-  PromiseDatabase,
-  /**
-   * A statement that runs when it is awaited, or a part of another one.
-   *
-   * @since 0.1.0
-   * @category models
-   */
-  PromiseQuery
+  readonly readYourWrites?: ReadYourWrites | undefined
 }
 
 /**
- * The named databases of a runtime, by the names that the program's code has for them.
+ * Options of {@link DatabaseRuntime.handler}.
+ *
+ * @see {@link NodeOptions} for requests of Node
+ * @since 0.1.0
+ * @category models
+ */
+export interface HandlerOptions
+  extends LabelOptions,
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+  /**
+   * Decides by the response if the unit of work commits.
+   *
+   * @default a status below 400 commits, any other rolls back
+   */
+  readonly outcome?: ((response: Response) => UnitOfWork.Outcome) | undefined
+  /**
+   * Settings for the transactions of a request, or `"none"` for a request without a unit of work.
+   *
+   * @default the defaults of the server
+   */
+  readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings | "none") | UnitOfWork.UnitSettings | undefined
+  /**
+   * Lets a client read its own writes in later requests, from a replica that has them. Of nested
+   * handlers the outermost one has this option. If the handler throws, its client gets no tokens. See
+   * `RequestTransaction.readYourWrites`.
+   *
+   * @default undefined (off)
+   */
+  readonly readYourWrites?: ReadYourWrites | undefined
+  /**
+   * The pattern of the route, for the label of the request.
+   *
+   * @default the path
+   */
+  readonly route?: string | undefined
+  /**
+   * Calls the handler again, with the same request, if it has thrown or could not be committed, and
+   * another attempt may succeed. A request whose body is longer than 1 MiB, of unknown length, or
+   * read already is answered once.
+   *
+   * @default false
+   */
+  readonly retry?: UnitOfWork.Options<never, never>["retry"]
+}
+
+/**
+ * Statement that runs once, when it is awaited, or that is a part of another statement.
+ *
+ * It rejects with a `DatabaseError`.
+ *
+ * @see {@link PromiseClient} for the functions that make it
+ * @since 0.1.0
+ * @category models
+ */
+export interface PromiseQuery<A> extends PromiseLike<ReadonlyArray<A>>, Statement.Fragment {
+  /** Runs the statement and passes its rows or its failure on. */
+  readonly then: <B = ReadonlyArray<A>, C = never>(
+    onRows?: ((rows: ReadonlyArray<A>) => B | PromiseLike<B>) | null | undefined,
+    onFailure?: ((error: unknown) => C | PromiseLike<C>) | null | undefined
+  ) => Promise<B | C>
+  /** Runs the statement and handles its failure. */
+  readonly catch: <C = never>(
+    onFailure?: ((error: unknown) => C | PromiseLike<C>) | null | undefined
+  ) => Promise<ReadonlyArray<A> | C>
+  /** Runs the statement and calls back at its end. */
+  readonly finally: (onEnd?: (() => void) | null | undefined) => Promise<ReadonlyArray<A>>
+  /** Runs the statement and returns its rows as arrays. */
+  readonly values: () => Promise<ReadonlyArray<ReadonlyArray<unknown>>>
+  /** Runs the statement and reads its rows batch by batch. An early end of the loop ends it. */
+  readonly stream: () => AsyncIterable<A>
+}
+
+/** Options of a COPY; `onProgress` is plain code, and is awaited. */
+interface CopyOptions extends Omit<Copy.Options, "onProgress"> {
+  readonly onProgress?: ((progress: Copy.Progress) => unknown) | undefined
+}
+
+/**
+ * Client of a database whose statements run when they are awaited.
+ *
+ * @example
+ * ```ts
+ * import type { DatabaseRuntime } from "effect-db"
+ *
+ * declare const sql: DatabaseRuntime.PromiseClient
+ *
+ * export const find = async (done: boolean) => {
+ *   const rows = await sql<{ id: number }>`SELECT id FROM todo WHERE ${sql.and([sql`done = ${done}`, "id > 0"])}`
+ *   return rows.map(({ id }) => id)
+ * }
+ * ```
+ *
+ * @see {@link PromiseDatabase}
+ * @since 0.1.0
+ * @category models
+ */
+export interface PromiseClient
+  extends Pick<
+    Statement.Constructor,
+    "insert" | "update" | "updateValues" | "in" | "and" | "or" | "csv" | "join" | "literal"
+  > {
+  /** Quotes an identifier. */
+  (name: string): Statement.Identifier
+  /** Makes a statement; its values are parameters. */
+  <A extends object = Record<string, unknown>>(
+    strings: TemplateStringsArray,
+    ...values: ReadonlyArray<unknown>
+  ): PromiseQuery<A>
+  /** Makes a statement of a text with its parameters. */
+  readonly query: <A extends object = Record<string, unknown>>(
+    text: string,
+    parameters?: ReadonlyArray<unknown> | undefined
+  ) => PromiseQuery<A>
+  /** Makes a parameter that is sent as JSON. */
+  readonly json: Copy.Client["json"]
+  /**
+   * Stores rows in a table, all or none, and returns their number. If the iterable of the rows
+   * throws, nothing is stored.
+   */
+  readonly copyFrom: (
+    table: string,
+    columns: ReadonlyArray<string>,
+    rows: AsyncIterable<Copy.Row> | Iterable<Copy.Row>,
+    options?: CopyOptions
+  ) => Promise<number>
+  /**
+   * Returns the rows of a query as text in the format, in blocks of whole lines. An early end of the
+   * loop ends the query.
+   */
+  readonly copyTo: (query: Statement.Fragment, options?: CopyOptions) => AsyncIterable<Uint8Array>
+}
+
+/**
+ * Named database as promises, which reject with a `DatabaseError`, or with what the code inside has
+ * thrown.
+ *
+ * Code comes first in every function, as in the data-first form of the functions of Effect.
+ *
+ * @example
+ * ```ts
+ * import { Consistency, type DatabaseRuntime } from "effect-db"
+ *
+ * declare const db: DatabaseRuntime.PromiseDatabase
+ *
+ * export const count = () => db.withConsistency(() => db.reader`SELECT count(*) FROM todo`, Consistency.Strong())
+ * ```
+ *
+ * @see `Database.Members` for the same in Effect
+ * @since 0.1.0
+ * @category models
+ */
+export interface PromiseDatabase {
+  /** The client of the primary. */
+  readonly writer: PromiseClient
+  /** The client of a replica, or of the primary, read-only. */
+  readonly reader: PromiseClient
+  /** The client for reads in what is open already, else as `reader`. */
+  readonly any: PromiseClient
+  /** Runs plain code in a transaction. */
+  readonly withTransaction: <A>(code: () => PromiseLike<A> | A, options?: Transaction.Options) => Promise<A>
+  /** Runs plain code with a consistency of its reads. */
+  readonly withConsistency: <A>(code: () => PromiseLike<A> | A, consistency: Consistency) => Promise<A>
+  /**
+   * Calls plain code, whose statements on this database look unqualified names up in one schema, or
+   * in several. The schema of a tenant, by `withTenant` of the runtime, comes before it.
+   */
+  readonly withSchema: <A>(code: () => A, schema: Tenant.Schema) => A
+  /** Runs plain code outside of every transaction of this database. */
+  readonly independent: <A>(code: () => PromiseLike<A> | A) => Promise<A>
+  /** Runs a hook before COMMIT, inside of the transaction; an exception of it rolls back. */
+  readonly beforeCommit: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
+  /** Runs a hook after COMMIT, outside of the transaction. */
+  readonly afterCommit: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
+  /** Runs a hook after a rollback, outside of the transaction. */
+  readonly afterRollback: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
+  /** Runs a hook after a COMMIT whose answer did not arrive, outside of the transaction. */
+  readonly afterUnknown: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
+  /** Commits the work of the unit on this database so far. */
+  readonly commit: () => Promise<void>
+  /** Rolls back the work of the unit on this database so far. */
+  readonly rollback: () => Promise<void>
+  /** Sends a message; inside of a transaction at its COMMIT. */
+  readonly notify: (channel: string, payload?: string) => Promise<void>
+  /** Returns the figures of this moment. */
+  readonly status: () => Promise<Database.Status>
+}
+
+/**
+ * Named databases of a runtime, by the names that the program uses for them.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Databases<R> {
-  readonly [name: string]: UnitOfWork.Named & DatabaseTag<R>
+  readonly [name: string]: UnitOfWork.Named & Omit<Database.Members<R>, "layer" | "layerConfig" | "layerEnv">
 }
 
 /**
+ * Options of {@link make}.
+ *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
   /**
-   * Opens the databases with their first use, once, without counting that as an `open`: for programs that have no start and no end, as functions
-   * and page handlers have none. Default `false`: to use them before {@link DatabaseRuntime.open} is `DatabaseClosed`.
+   * Opens the databases with their first use, once, which does not count as an `open`: for programs
+   * without a start and an end, such as functions and page handlers. Without it, a use before
+   * {@link DatabaseRuntime.open} rejects with `DatabaseClosed`.
+   *
+   * @default false
    */
   readonly lazy?: boolean | undefined
 }
@@ -109,7 +277,11 @@ export interface Options {
  * @category models
  */
 export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
-  /** Ends it: what is under way is cancelled, and everything rolled back. */
+  /**
+   * Ends the unit: statements that are under way are cancelled, and everything is rolled back.
+   *
+   * @default undefined
+   */
   readonly signal?: AbortSignal | undefined
 }
 
@@ -120,66 +292,84 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
  * @category models
  */
 export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
-  /** Ends it: what is under way is cancelled, and the part rolled back. */
+  /**
+   * Ends the part: statements that are under way are cancelled, and the part is rolled back.
+   *
+   * @default undefined
+   */
   readonly signal?: AbortSignal | undefined
 }
 
 /**
- * Open databases, and how promises use them. `D` are the databases, `R` is all that its layer provides.
+ * Runtime of named databases. `D` are the databases, `R` is all that its layer provides.
  *
- * Promises reject with what failed itself: a `DatabaseError`, or what the program's own code has thrown.
+ * Promises reject with the failure itself: a `DatabaseError`, or what the program's own code has
+ * thrown.
  *
+ * @see {@link make}
  * @since 0.1.0
  * @category models
  */
 export interface DatabaseRuntime<D, R> extends AsyncDisposable {
-  /** Each named database, as promises. */
+  /** The named databases, as promises. */
   readonly databases: { readonly [K in keyof D]: PromiseDatabase }
   /**
-   * Opens the databases, all at once, and is counted: only as many calls of `close` close them. Where one cannot be opened the others are
-   * closed, all who wait are told, none of them is counted, and it may be tried again. It rejects with the first failure; any other is
-   * logged.
+   * Opens the databases, all at once, and counts: only as many calls of `close` close them. If one of
+   * them cannot be opened, the others are closed, all waiting calls reject with the first failure,
+   * none of them counts, and a later call tries again. Further failures are logged.
    */
   readonly open: () => Promise<void>
   /** Takes one `open` back; the last one drains the databases and closes them. */
   readonly close: () => Promise<void>
   /**
-   * Runs an effect on them, as a part of the unit of work, or transaction, that the code around is run in. It rejects with what the effect
-   * fails with or dies of, and with the `DatabaseError` where that is a `SqlError`, as a statement that is awaited does.
+   * Runs an effect as a part of the unit of work or transaction of the code around. It rejects with
+   * the failure or defect of the effect; for a `SqlError` with its `DatabaseError`, as an awaited
+   * statement does.
    */
   readonly runPromise: <A, E>(
     self: Effect.Effect<A, E, R>,
     options?: { readonly signal?: AbortSignal | undefined }
   ) => Promise<A>
   /**
-   * Runs plain code as one unit of work: what it awaits here, and the effects that it runs by `runPromise`, share one lazy transaction per
-   * database; all commit when it is done, or all roll back when it throws. Inside of another one it joins.
+   * Runs plain code as one unit of work: its awaited statements, and the effects that it runs by
+   * `runPromise`, share one lazy transaction for each database. All commit when the code is done, or
+   * all roll back when it throws. Inside of another unit of work it joins. See `UnitOfWork.run`.
    */
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
   /**
-   * Runs plain code as a part of a unit of work, or of a transaction, that fails alone: where it throws, what it has done is undone on every
-   * database, and the whole may go on. See `UnitOfWork.nested`.
+   * Runs plain code as a part of a unit of work or a transaction that can fail alone: if it throws,
+   * its work is undone on every database, and the whole may go on. See `UnitOfWork.nested`.
    */
   readonly nested: <A>(code: () => PromiseLike<A> | A, options?: NestedOptions<A>) => Promise<A>
   /**
-   * Calls plain code outside of the unit of work, or transaction, that it is called in: for what is to outlive it, such as work that a
-   * request leaves to be done in the background. A `unitOfWork` in it is one of its own. The tenant and the schemas stay as they are.
+   * Calls plain code outside of the unit of work or transaction of its caller: for work that outlives
+   * it, such as background work of a request. A `unitOfWork` in it is a new one. Tenant and schemas
+   * stay as they are.
    */
   readonly outside: <A>(code: () => A) => A
-  /** Runs plain code in a session: its reads see what was written in the session before, whoever serves them. */
-  readonly withSession: <A>(session: Session, code: () => PromiseLike<A> | A) => Promise<A>
   /**
-   * Calls plain code as the work of one tenant: the unqualified names of all statements in it, of every database or of those listed, are
-   * looked up in this schema, also when it has returned already, so that a middleware may call `next` in it. See `Tenant.withTenant`.
+   * Runs plain code in a causal session: its reads see the earlier writes of the session, on any
+   * server. See `Consistency.withSession`.
    */
-  readonly withTenant: <A>(schema: Tenant.Schema, code: () => A, options?: Tenant.Options) => A
+  readonly withSession: <A>(code: () => PromiseLike<A> | A, session: Session) => Promise<A>
   /**
-   * A middleware for Express, Connect, or the raw request and reply of a hook of Fastify, of HTTP/1 and of HTTP/2: what comes after it is
-   * one unit of work. The response is held back until its end: sent after the commit, or replaced by an error where nothing could be
-   * stored. Until then it looks sent, but a header may still be set. The first answer is the one that is sent, and its status decides: a
-   * second one, or an error after it, changes nothing. What is written past it, to its socket or stream, is not held. A body
-   * that is streamed follows the commit: what it needs of the databases it takes by `independent`. A client that goes away ends what is
-   * under way, and all is rolled back. It comes after what reads the body.
+   * Calls plain code as the work of one tenant: the statements in it, on all databases or on those
+   * listed, look unqualified names up in this schema. That also holds for statements after the code
+   * has returned, so a middleware may call `next` in it. See `Tenant.withTenant`.
+   */
+  readonly withTenant: <A>(code: () => A, schema: Tenant.Schema, options?: Tenant.Options) => A
+  /**
+   * Makes a middleware for Express, Connect, or the raw request and reply of a hook of Fastify, with
+   * HTTP/1 and HTTP/2: all that comes after it is one unit of work.
+   *
+   * The response is held back until its end: sent after the commit, or replaced by an error if the
+   * request could not be stored. Until then it looks sent, but a header may still be set. The first
+   * answer is sent, and its status decides: a second one, or an error after it, changes nothing.
+   * Writes past it, to its socket or stream, are not held. A streamed body follows the commit and
+   * uses databases by `independent`. If the client disconnects, statements that are under way are
+   * cancelled, and all is rolled back. Body parsers come before it.
+   *
+   * Throws `ConfigInvalid` for an option with an unknown name.
    */
   readonly middleware: (
     options?: NodeOptions
@@ -189,9 +379,13 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
     next: (error?: Error) => void
   ) => void
   /**
-   * A handler of web requests, as Hono, Next.js and others have them, as one unit of work. Where it could not be stored, or the databases
-   * could not be opened, another response is given in place of its own, whose headers are lost with it and whose body is cancelled; what
-   * it throws itself is thrown. A body that is streamed is read after the commit: what it needs of the databases it takes by `independent`.
+   * Makes a handler of web requests, for Hono, Next.js and others, that runs as one unit of work.
+   *
+   * If the request could not be stored, or the databases could not be opened, another response takes
+   * the place of its own, whose headers are lost and whose body is cancelled; an exception of the
+   * handler is thrown. A streamed body is read after the commit and uses databases by `independent`.
+   *
+   * Throws `ConfigInvalid` for an option with an unknown name.
    */
   readonly handler: <Rest extends ReadonlyArray<unknown>>(
     handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,
@@ -199,36 +393,13 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   ) => (request: Request, ...rest: Rest) => Promise<Response>
 }
 
-const tokensOf = ({ readYourWrites }: Pick<NodeOptions, "readYourWrites">): SessionTokens | undefined =>
-  readYourWrites === undefined ? undefined : new SessionTokens(readYourWrites)
-
-const known: KnownNames<Options> = { lazy: true }
-
-/** Throws the refusal of options that a program without types has mistyped. */
-const refuseUnknown = (unknown: ConfigInvalid | undefined): void => {
-  if (unknown !== undefined) throw unknown
-}
-
-const logFailure = (error: unknown) => Effect.logError(asError(error).message)
-
-/** What failed, itself: not the machinery around it. */
-const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
-  if (Exit.isSuccess(exit)) return exit.value
-  throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause)
-    ? signal.reason
-    : withFrames(Cause.squash(exit.cause))
-}
-
-/** A failure of ours with the frames of the code that awaits it. */
-const withFrames = (error: unknown): unknown => {
-  if (isDatabaseError(error)) trace(error)
-  return error
-}
-
 /**
  * Makes a runtime of the layer that opens the databases. Nothing is opened yet.
  *
+ * Throws `ConfigInvalid` for an option with an unknown name.
+ *
  * @example
+ * ```ts
  * import { Config, Effect, Layer } from "effect"
  * import { Database, DatabaseRuntime } from "effect-db"
  *
@@ -250,7 +421,9 @@ const withFrames = (error: unknown): unknown => {
  *     // the same transaction
  *     return runtime.runPromise(Effect.flatMap(Db.writer, (sql) => sql`SELECT count(*) FROM todo`))
  *   })
+ * ```
  *
+ * @see {@link shared} for modules that are loaded again
  * @since 0.1.0
  * @category constructors
  */
@@ -258,106 +431,16 @@ export const make = <R, E, const D extends Databases<R>>(
   databases: D,
   layer: Layer.Layer<R, E>,
   options: Options = {}
-): DatabaseRuntime<D, R> => {
-  refuseUnknown(unknownOption("", options, known))
-  const names = Object.values(databases).map(({ databaseName }) => databaseName)
-  const counted = new RefCounted(
-    async () => {
-      const managed = ManagedRuntime.make(layer)
-      const exit = await Effect.runPromiseExit(managed.runtimeEffect)
-      if (Exit.isSuccess(exit)) return managed
-      await managed.dispose()
-      // the first is what `open` rejects with
-      await Effect.runPromise(Effect.forEach([...Cause.failures(exit.cause)].slice(1), logFailure))
-      throw Cause.squash(exit.cause)
-    },
-    (managed) => managed.dispose()
-  )
-  const opened = (): Promise<ManagedRuntime.ManagedRuntime<R, E>> => {
-    const known = counted.opened
-    if (typeof known !== "string") return known
-    if (known === "notYet" && options.lazy === true) return counted.use()
-    const notYet = known === "notYet"
-    return Promise.reject(new DatabaseClosed({ database: names.join(", "), server: "", notYet }))
-  }
-  const runPromise = async <A, E>(
-    self: Effect.Effect<A, E, R>,
-    given: { readonly signal?: AbortSignal | undefined } = {}
-  ): Promise<A> => {
-    const signals = ambientSignals(given.signal)
-    const managed = counted.current ?? (await opened())
-    const effect = inAmbient(self)
-    if (signals.length === 0) return settle(await managed.runPromiseExit(effect), undefined)
-    const { signal, stop } = onAbort(signals)
-    try {
-      return settle(await managed.runPromiseExit(effect, { signal }), signal)
-    } finally {
-      stop()
-    }
-  }
-  const run = {
-    promise: runPromise,
-    iterable: <A, E>(self: Stream.Stream<A, E, R>) => {
-      // where it is asked for, which need not be where it is read
-      const stream = inAmbientStream(self)
-      return (async function* () {
-        const managed = counted.current ?? (await opened())
-        try {
-          yield* Stream.toAsyncIterableRuntime(stream, await managed.runtime())
-        } catch (error) {
-          throw withFrames(error)
-        }
-      })()
-    }
-  }
-  const access = Object.fromEntries(
-    Object.entries(databases).map(([name, tag]) => [name, makePromiseDatabase<R>(tag, run)])
-  )
-  return {
-    // the names are those of the record that came in
-    databases: access as { readonly [K in keyof D]: PromiseDatabase },
-    open: async () => void (await counted.open()),
-    close: () => counted.close(),
-    [Symbol.asyncDispose]: () => counted.close(),
-    // what plain code throws stays as it is; what an effect fails with is what `await db.writer` would reject with
-    runPromise: (self, options) => runPromise(refine(self), options),
-    unitOfWork: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.run(runPlain(code), options), { signal }),
-    nested: (code, { signal, ...options } = {}) => runPromise(UnitOfWork.nested(runPlain(code), options), { signal }),
-    outside: runOutside,
-    withTenant: (schema, code, options = {}) => inPlainScopes(tenantChange(schema, options.databases), code),
-    withSession: (session, code) => runPromise(withSession(runPlain(code), session)),
-    middleware: (options = {}) => {
-      refuseUnknown(unknownOfNode(options))
-      const tokens = tokensOf(options)
-      return (request, response, next) =>
-        void runPromise(
-          // those of HTTP/2 have all that is used of the others
-          inUnit(request as IncomingMessage, response as ServerResponse, next, options, tokens)
-        ).catch((error) => next(asError(error)))
-    },
-    handler: (handle, options = {}) => {
-      refuseUnknown(unknownOfHandler(options))
-      const tokens = tokensOf(options)
-      return (request, ...rest) => {
-        const answer = answerInSession(request, (fresh) => handle(fresh, ...rest), options, tokens)
-        return opened().then(
-          () => runPromise(answer, { signal: request.signal }),
-          // where it cannot be opened, the next request may find it open
-          (error) => {
-            if (!isDatabaseError(error)) throw error
-            return Effect.runPromise(Effect.as(Effect.logError(error.message), refusalResponse(problemOf(error))))
-          }
-        )
-      }
-    }
-  }
-}
+): DatabaseRuntime<D, R> => makeRuntime(databases, layer, options)
 
 /**
- * The one value of a key in this process, made with its first use: modules that are loaded again, as development servers do, find it there,
- * with its connections.
+ * Returns the one value of a key in this process, made with its first use.
+ *
+ * Modules that are loaded again, as development servers do, find the value there, with its
+ * connections.
  *
  * @example
+ * ```ts
  * import { Layer } from "effect"
  * import { Database, DatabaseRuntime } from "effect-db"
  *
@@ -366,7 +449,9 @@ export const make = <R, E, const D extends Databases<R>>(
  * declare const DbLive: Layer.Layer<Db>
  *
  * export const runtime = DatabaseRuntime.shared("app", () => DatabaseRuntime.make({ db: Db }, DbLive, { lazy: true }))
+ * ```
  *
+ * @see {@link make}
  * @since 0.1.0
  * @category constructors
  */

@@ -294,9 +294,9 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
   const { loader, lockTimeout = "5 minutes", outOfOrder = "fail", statementTimeout = Duration.infinity } = options
   const table = options.table ?? "effect_sql_migrations"
   const name = database.databaseName
-  const locationOf = ({ engine }: Database.Database): Location => ({
+  const locationOf = ({ executor }: Database.Database): Location => ({
     database: name,
-    server: engine.topology.writer.name
+    server: executor.topology.writer.name
   })
 
   const lock = Effect.gen(function* () {

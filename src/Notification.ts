@@ -1,37 +1,40 @@
 /**
- * What a listener hears of a channel: its messages, and that some may have been missed.
+ * The notifications of a channel: its messages, and the gaps in which messages may be missing.
  *
  * @since 0.1.0
  */
 import * as Data from "effect/Data"
 
 /**
- * One value of `Db.listen(channel)`.
+ * Value of the stream `Db.listen(channel)`.
  *
- * NOTIFY keeps nothing for those who are not there, so a listener that must not miss a row looks at the tables, by way of the writer, at
- * `Listening` and at each `Gap`: what was committed before is in the tables by then, what is committed later comes as a message.
+ * PostgreSQL keeps no notification for a listener that is not connected. A listener that must not
+ * miss a row reads the tables by the writer, at `Listening` and at each `Gap`: earlier commits are in
+ * the tables by then, and later ones arrive as messages.
  *
+ * @see `Db.listen` for the stream and `Db.notify` to send
  * @since 0.1.0
  * @category models
  */
 export type Notification = Data.TaggedEnum<{
-  /** The first value: from here on every message is heard. */
+  /** The first value: from here on every message arrives. */
   Listening: { readonly channel: string }
-  /** A message, in the order of commits. `processId` is of the server's process that sent it. */
+  /** A message, in the order of commits. `processId` is the backend process of its sender. */
   Message: { readonly channel: string; readonly payload: string; readonly processId: number }
   /**
-   * Messages may have been missed before this, and from here on every one is heard again.
+   * Messages may be missing before this value; after it every message arrives again.
    *
-   * - `disconnected`: the connection was lost; it is made anew, and listens.
-   * - `overflow`: the consumer was too slow, and what did not fit into its buffer was dropped.
+   * - `disconnected`: the connection was lost, and another one listens now.
+   * - `overflow`: the consumer was too slow, and messages did not fit into its buffer.
    */
   Gap: { readonly channel: string; readonly reason: "disconnected" | "overflow"; readonly message: string }
 }>
 
 /**
- * Constructors and matchers of {@link Notification}.
+ * Constructors and matchers of the type {@link Notification}.
  *
  * @example
+ * ```ts
  * import { Effect, Stream } from "effect"
  * import { Database, Notification } from "effect-db"
  *
@@ -47,6 +50,7 @@ export type Notification = Data.TaggedEnum<{
  *     Message: ({ payload }) => readOne(payload)
  *   }))
  * )
+ * ```
  *
  * @since 0.1.0
  * @category constructors

@@ -1,26 +1,28 @@
 /**
- * What happened, as facts. No logger is chosen here: subscribe to `Db.observations` and log, count or ignore.
+ * The events of a database, as data.
+ *
+ * `Db.observations` is a stream of them, to log, to count or to ignore; the option `echo` logs them.
  *
  * @since 0.1.0
  */
 import * as Data from "effect/Data"
 
 /**
- * Why a physical connection was closed.
+ * Reason for the end of a physical connection.
  *
  * - `aged`: `maxLifetime` is over.
  * - `idle`: it was idle for longer than `idleTimeout`.
  * - `broken`: the server or the network ended it.
  * - `cancelled`: a statement on it was interrupted.
- * - `dirty`: it came back busy, in a transaction, or could not be reset.
+ * - `dirty`: it was checked in busy, in a transaction, or could not be reset.
  * - `excess`: it was beyond `maxConnections`, or connections are not kept.
- * - `invalid`: it did not answer when it was asked for a sign of life.
- * - `invalidated`: somebody asked for it.
+ * - `invalid`: it did not answer when it was validated.
+ * - `invalidated`: the program has called `Db.invalidate`.
  * - `oldCredentials`: it was made with credentials that have been replaced.
  * - `shutdown`: the database was closed.
  * - `vetoed`: `onConnect` or `onCheckout` failed.
- * - `writable`: a reader's session was made writable.
- * - `wrongRole`: a writer's server takes no writes: it is a standby, or was made read-only.
+ * - `writable`: the session of a reader was made writable.
+ * - `wrongRole`: the server of a writer is a standby, or was made read-only.
  *
  * @since 0.1.0
  * @category models
@@ -41,19 +43,24 @@ export type CloseReason =
   | "wrongRole"
 
 /**
- * One fact about a database. `database` is its name, `server` is `host:port`, durations are in milliseconds.
+ * Event of a database.
  *
+ * `database` is the name of the database, `server` is `host:port`, and numbers whose names end in
+ * `Millis` are durations in milliseconds.
+ *
+ * @see `Db.observations` for the stream
+ * @see {@link Observer} for a receiver without a stream
  * @since 0.1.0
  * @category models
  */
 export type Observation = Data.TaggedEnum<{
-  /** A physical connection is open. */
+  /** A physical connection was opened. */
   Connected: {
     readonly database: string
     readonly server: string
     readonly processId: number
-    readonly took: number
-    /** Whether it is the first of its pool. */
+    readonly tookMillis: number
+    /** True for the first connection of its pool. */
     readonly isFirst: boolean
   }
   /** A physical connection could not be opened. */
@@ -63,83 +70,89 @@ export type Observation = Data.TaggedEnum<{
     readonly reason: string
     readonly message: string
   }
-  /** A physical connection is closed. */
+  /** A physical connection was closed. */
   Closed: {
     readonly database: string
     readonly server: string
     readonly processId: number
     readonly reason: CloseReason
   }
-  /** A connection in use or idle was lost: closed by the server or the network. */
+  /** A connection was lost: closed by the server or the network, in use or idle. */
   Lost: { readonly database: string; readonly server: string; readonly processId: number; readonly message: string }
-  /** The server said something beside its answers, by a statement or at login: a NOTICE, WARNING, INFO, LOG or DEBUG. */
+  /** The server sent a NOTICE, WARNING, INFO, LOG or DEBUG, for a statement or at login. */
   Noticed: {
     readonly database: string
     readonly server: string
     readonly processId: number
-    /** In the language of the server's messages. */
+    /** The severity, in the language of the server's messages. */
     readonly severity: string
-    /** `00000`, or of class 01 for a warning, unless a function says otherwise. */
+    /** `00000`, or of class 01 for a warning, unless a function has set another code. */
     readonly sqlState: string
     readonly message: string
     readonly detail: string | undefined
     readonly hint: string | undefined
   }
-  /** A connection was handed out. */
+  /** A connection was checked out. */
   CheckedOut: {
     readonly database: string
     readonly server: string
     readonly processId: number
-    readonly waited: number
-    /** What it is for, where a unit of work says so: the route of a request, say. */
+    readonly waitedMillis: number
+    /** The label of the unit of work, such as the route of a request. */
     readonly label: string | undefined
   }
-  /** A connection came back. */
-  CheckedIn: { readonly database: string; readonly server: string; readonly processId: number; readonly used: number }
-  /** What `resetOnReturn` asks for is done. */
+  /** A connection was checked in. */
+  CheckedIn: {
+    readonly database: string
+    readonly server: string
+    readonly processId: number
+    readonly usedMillis: number
+  }
+  /** A session was reset by `resetOnReturn`. */
   Reset: { readonly database: string; readonly server: string; readonly processId: number }
   /** A caller got no connection. */
   Exhausted: {
     readonly database: string
     readonly server: string
     readonly reason: "timeout" | "shed" | "single" | "outage"
-    readonly waited: number
+    readonly waitedMillis: number
   }
-  /** A connection is held for longer than `leakThreshold`. */
+  /** A connection has been held for longer than `leakThreshold`. */
   Leaked: {
     readonly database: string
     readonly server: string
     readonly processId: number
-    readonly held: number
-    /** The fiber that asked for it. */
+    readonly heldMillis: number
+    /** The fiber that has checked it out. */
     readonly fiber: string | undefined
-    /** Where in the program, or in which span. */
+    /** The location in the program, or the name of the span. */
     readonly place: string | undefined
   }
-  /** Connections were invalidated on request; how many. */
+  /** The program has invalidated connections. */
   Invalidated: {
     readonly database: string
     readonly server: string
     readonly mode: "soft" | "hard"
     readonly connections: number
   }
-  /** Other credentials are in force: connections made with older ones are replaced. */
+  /** New credentials are in use: connections made with older ones are replaced. */
   CredentialsRotated: { readonly database: string; readonly server: string; readonly generation: number }
-  /** A server is left out of routing, for a while. */
+  /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
-  /** A server takes part in routing again. */
+  /** A server was marked up, and serves reads again. */
   MarkedUp: { readonly database: string; readonly server: string }
   /**
-   * A replica did not serve a read that was to see certain writes: it has them not yet (`behind`), or its history is another one (`lost`), or
-   * it does not prove which one it is (`unproved`): the user of its sessions needs `pg_read_all_stats`, it has to stream from the primary, and
-   * to be reached without a transaction pooler.
+   * A replica did not serve a read that must see certain writes: it does not have them yet (`behind`),
+   * its history is another one (`lost`), or it cannot prove its history (`unproved`): its user needs
+   * `pg_read_all_stats`, and the server has to stream from the primary and to be connected without a
+   * transaction pooler.
    */
   PassedOver: {
     readonly database: string
     readonly server: string
     readonly reason: "behind" | "lost" | "unproved"
   }
-  /** Something is tried again. */
+  /** A checkout, a statement or a transaction is retried. */
   Retried: {
     readonly database: string
     readonly what: "acquire" | "statement" | "transaction"
@@ -147,50 +160,50 @@ export type Observation = Data.TaggedEnum<{
     readonly message: string
   }
   /**
-   * What was tried again has failed for the last time, although another attempt might go better: its schedule has ended, or the budget of the
-   * database for retries is used up.
+   * The last attempt has failed, although another one might succeed: the schedule has ended, or the
+   * retry budget of the database is used up.
    */
   RetryExhausted: {
     readonly database: string
     readonly what: "acquire" | "statement" | "transaction"
-    /** The number of all attempts, the first among them. */
+    /** The number of all attempts, with the first one. */
     readonly attempts: number
     readonly endedBy: "schedule" | "budget"
     readonly message: string
   }
-  /** A transaction has ended; `unknown` where the answer to its COMMIT did not come, also because its caller waited no longer. */
+  /** A transaction has ended; `unknown` if the answer to its COMMIT did not arrive, or its caller was interrupted before. */
   TransactionEnded: {
     readonly database: string
     readonly server: string
     readonly outcome: "committed" | "rolledBack" | "failed" | "unknown"
     readonly label: string | undefined
-    readonly took: number
+    readonly tookMillis: number
   }
-  /** The connection that listens was lost: nothing is heard. */
+  /** The listening connection was lost: no notification arrives. */
   ListenLost: {
     readonly database: string
     readonly server: string
     readonly processId: number
     readonly message: string
   }
-  /** After a pause there is going to be an attempt to listen again; the first one of an outage is 1. */
+  /** After a pause there is an attempt to listen again; `attempt` is 1 for the first one of an outage. */
   ListenRetried: {
     readonly database: string
     readonly server: string
     readonly attempt: number
-    readonly pause: number
+    readonly pauseMillis: number
     readonly message: string
   }
-  /** Every channel is listened to again, and its listeners are told of the gap. */
+  /** The connection listens to every channel again, and the listeners have received a gap. */
   ListenRestored: {
     readonly database: string
     readonly server: string
     readonly attempts: number
-    readonly took: number
+    readonly tookMillis: number
   }
-  /** A listener is too slow: its buffer is full, and messages are dropped. It is told of the gap. */
+  /** The buffer of a listener is full: messages are dropped, and the listener receives a gap. */
   ListenOverflowed: { readonly database: string; readonly channel: string }
-  /** A hook that runs after the end of a transaction failed; the rest still ran. */
+  /** A hook that runs after the end of a transaction has failed; the others still run. */
   HookFailed: {
     readonly database: string
     readonly hook: "afterCommit" | "afterRollback" | "afterUnknown"
@@ -199,13 +212,15 @@ export type Observation = Data.TaggedEnum<{
 }>
 
 /**
- * Constructors and matchers of {@link Observation}.
+ * Constructors and matchers of the type {@link Observation}.
  *
  * @example
+ * ```ts
  * import { Observation } from "effect-db"
  *
  * const isLoss = Observation.Observation.$is("Lost")
  * console.log(isLoss(Observation.Observation.MarkedUp({ database: "app", server: "localhost:5432" }))) // false
+ * ```
  *
  * @since 0.1.0
  * @category constructors
@@ -213,13 +228,13 @@ export type Observation = Data.TaggedEnum<{
 export const Observation = Data.taggedEnum<Observation>()
 
 /**
- * Where facts go. It must not throw.
+ * Receiver of observations. It must not throw.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Observer {
   readonly observe: (observation: Observation) => void
-  /** Whether anybody listens: a hot path does not even make the fact when nobody does. */
+  /** True if there is a subscriber: without one a hot path does not make the observation. */
   readonly active: boolean
 }

@@ -1,5 +1,5 @@
 /**
- * The choice of the server for a read among the replicas that may serve it.
+ * The choice of the server of a read, as a service.
  *
  * @since 0.1.0
  */
@@ -20,7 +20,7 @@ export interface Candidate {
 }
 
 /**
- * Read for which a server is chosen.
+ * Facts of a read. `turn` counts the reads of this database, `random` is from 0 up to 1.
  *
  * @since 0.1.0
  * @category models
@@ -35,36 +35,37 @@ export interface Ask {
 }
 
 /**
- * Function that returns the index of the chosen candidate.
+ * Function that returns the index of one of the candidates, which are at least two. It must not
+ * throw; an index without a candidate means the first.
  *
- * There are at least two candidates. The function must be fast and must not throw.
- *
+ * @see {@link layer} to use it
  * @since 0.1.0
  * @category models
  */
 export type Choose = (ask: Ask, candidates: ReadonlyArray<Candidate>) => number
 
 /**
- * Chooses one candidate after the other.
+ * Chooses one server after the other.
  *
- * @see {@link leastBusy} for replicas of different speed
+ * @see {@link layerRoundRobin}
  * @since 0.1.0
  * @category policies
  */
 export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.length
 
 /**
- * Chooses a random candidate.
+ * Chooses a server by chance.
  *
+ * @see {@link layerRandom}
  * @since 0.1.0
  * @category policies
  */
 export const random: Choose = (ask, candidates) => Math.floor(ask.random * candidates.length)
 
 /**
- * Chooses the candidate with the least load, and among equals one after the other.
+ * Chooses the server with the lowest load; among equals one after the other.
  *
- * @see {@link roundRobin} for equal shares
+ * @see {@link layerLeastBusy}
  * @since 0.1.0
  * @category policies
  */
@@ -83,7 +84,8 @@ export const leastBusy: Choose = (ask, candidates) => {
 }
 
 /**
- * Choice that is used by the layers of databases that are built with it.
+ * Service of the choice. A database uses the one that is in its context when its layer is built;
+ * without a layer it is {@link roundRobin}.
  *
  * Without a layer it is {@link roundRobin}.
  *
@@ -109,17 +111,26 @@ export class Router extends Context.Reference<Router>()("effect-db/Router", {
 }) {}
 
 /**
- * Returns a layer with a choice of the program.
+ * Provides a choice of the program.
  *
- * Provide it to the layer of the database.
+ * @example
+ * ```ts
+ * import { Router } from "effect-db"
  *
+ * // the server in the own zone, if it is a candidate
+ * export const RouterLive = Router.layer((_, candidates) =>
+ *   Math.max(0, candidates.findIndex(({ name }) => name.startsWith("zone-a.")))
+ * )
+ * ```
+ *
+ * @see {@link layerRoundRobin}, {@link layerRandom} and {@link layerLeastBusy}
  * @since 0.1.0
  * @category layers
  */
 export const layer = (choose: Choose): Layer.Layer<never> => Layer.succeedContext(Context.make(Router, choose))
 
 /**
- * Layer with {@link roundRobin}, which is the default.
+ * Provides {@link roundRobin}, the default.
  *
  * @since 0.1.0
  * @category layers
@@ -127,7 +138,7 @@ export const layer = (choose: Choose): Layer.Layer<never> => Layer.succeedContex
 export const layerRoundRobin: Layer.Layer<never> = layer(roundRobin)
 
 /**
- * Layer with {@link random}.
+ * Provides {@link random}.
  *
  * @since 0.1.0
  * @category layers
@@ -135,7 +146,7 @@ export const layerRoundRobin: Layer.Layer<never> = layer(roundRobin)
 export const layerRandom: Layer.Layer<never> = layer(random)
 
 /**
- * Layer with {@link leastBusy}.
+ * Provides {@link leastBusy}.
  *
  * @since 0.1.0
  * @category layers

@@ -59,15 +59,23 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "TestDatabase",
     "internal/client/client",
     "internal/client/lifecycleHooks",
+    "internal/client/openDatabase",
     "internal/transaction/invalidations"
   ],
   "@effect/platform": [
     "RequestTransaction",
+    "internal/http/answerAgain",
+    "internal/http/answerOnce",
     "internal/http/apiErrors",
+    "internal/http/apiMiddleware",
     "internal/http/describeRequest",
     "internal/http/enterUnitOfWork",
+    "internal/http/middleware",
+    "internal/http/problemResponse",
     "internal/http/replayableRequest",
-    "internal/http/routeTag"
+    "internal/http/requestPlan",
+    "internal/http/routeTag",
+    "internal/http/sessionMiddleware"
   ],
   "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/clientConfig"],
   // the embedded server is administered by sessions of its own, apart from what it is there to test
@@ -174,6 +182,31 @@ describe("layers", () => {
 
   it("every import is written at the top of its file, where this test sees it", () => {
     expect(occurrences(/\bimport\s*\(|\brequire\s*\(/g)).toEqual([])
+  })
+})
+
+/** The files of `listen` that work with callbacks. */
+const listenCore = [
+  "connection",
+  "connector",
+  "deliveryProbe",
+  "failure",
+  "handover",
+  "listeners",
+  "manager",
+  "nextCommand",
+  "state"
+]
+
+describe("parts without Effect", () => {
+  it("the callback part of listen imports Effect packages for types only", () => {
+    const files = listenCore.map((name) => `internal/listen/${name}`)
+    expect(files.filter((file) => !sources.has(file))).toEqual([])
+    const wrong = imports.filter(
+      ({ from, to, typeOnly }) =>
+        files.includes(from) && !typeOnly && /^@?effect\b|\/DatabaseError$|^DatabaseError$/.test(to)
+    )
+    expect(wrong.map(({ from, to }) => `${from} -> ${to}`)).toEqual([])
   })
 })
 

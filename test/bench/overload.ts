@@ -44,7 +44,7 @@ const program = (seconds: number, factor: number) =>
     yield* Effect.forkScoped(
       Stream.runForEach(Db.observations, (fact) =>
         Effect.sync(() => {
-          if (fact._tag === "CheckedOut") tally.waits.push(fact.waited)
+          if (fact._tag === "CheckedOut") tally.waits.push(fact.waitedMillis)
         })
       )
     )

@@ -62,9 +62,9 @@ describe("schema scopes", () => {
       const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
-        const one = await runtime.withTenant("a", () => db.writer<{ name: string }>`SELECT name FROM mark`)
-        const two = await db.withSchema("a", () => db.writer<{ name: string }>`SELECT name FROM mark`)
-        await runtime.withTenant("a", () => db.writer`INSERT INTO item VALUES ('of a')`)
+        const one = await runtime.withTenant(() => db.writer<{ name: string }>`SELECT name FROM mark`, "a")
+        const two = await db.withSchema(() => db.writer<{ name: string }>`SELECT name FROM mark`, "a")
+        await runtime.withTenant(() => db.writer`INSERT INTO item VALUES ('of a')`, "a")
         const three = await db.withTransaction(() => db.writer<{ name: string }>`SELECT name FROM mark`)
         assert.deepStrictEqual(three, [{ name: "public" }])
         const rows = await db.writer`SELECT name FROM public.item`
@@ -193,8 +193,8 @@ describe("schema scopes", () => {
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
         const rows: Array<unknown> = []
-        for await (const row of runtime.withTenant("a", () => db.writer`SELECT name FROM mark`.stream())) rows.push(row)
-        const values = await runtime.withTenant("a", () => db.writer`SELECT name FROM mark`.values())
+        for await (const row of runtime.withTenant(() => db.writer`SELECT name FROM mark`.stream(), "a")) rows.push(row)
+        const values = await runtime.withTenant(() => db.writer`SELECT name FROM mark`.values(), "a")
         assert.deepStrictEqual([rows, values], [[{ name: "a" }], [["a"]]])
       })
     })
@@ -257,10 +257,10 @@ describe("schema scopes", () => {
       assert.deepStrictEqual(seen, ["a", "b", "a"])
       const runtime = DatabaseRuntime.make({ db: Db }, db)
       const plain = yield* Effect.promise(() =>
-        runtime.withTenant("a", async () => {
+        runtime.withTenant(async () => {
           await runtime.open()
           return (await runtime.databases.db.writer`SELECT name FROM mark`)[0]?.name
-        })
+        }, "a")
       )
       const outside = yield* Effect.promise(
         async () => (await runtime.databases.db.writer`SELECT name FROM mark`)[0]?.name
@@ -301,7 +301,7 @@ describe("schema scopes", () => {
       yield* Effect.promise(async () => {
         // a tenant that can be none
         const bad = await runtime
-          .withTenant("", () => db.writer`SELECT name FROM mark`)
+          .withTenant(() => db.writer`SELECT name FROM mark`, "")
           .then(
             (rows) => rows,
             (error: unknown) => error

@@ -5,11 +5,12 @@ import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Equal from "effect/Equal"
 import * as Redacted from "effect/Redacted"
-import { Database, DatabaseError, Observation } from "effect-db"
+import { DatabaseError, Observation } from "effect-db"
 import { describe } from "vitest"
 import type { PlainFailure } from "../../src/internal/connection/plainFailure.js"
 import { asStatementError, toDatabaseError } from "../../src/internal/edge/databaseError.js"
 import { revealRedactedValues } from "../../src/internal/edge/redactedValues.js"
+import { Observers } from "../../src/internal/observability/observers.js"
 import { parameter } from "../../src/internal/protocol/parameterEncoder.js"
 import { Secret } from "../../src/internal/protocol/secret.js"
 
@@ -58,7 +59,7 @@ describe("failures of the core", () => {
 
 describe("observations of the core", () => {
   it("an observer receives them as values that are equal by their fields", () => {
-    const observers = new Database.Observers(() => {})
+    const observers = new Observers(() => {})
     const received: Array<Observation.Observation> = []
     observers.add((observation) => void received.push(observation))
     observers.observe({ _tag: "MarkedUp", ...location })

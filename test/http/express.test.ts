@@ -11,7 +11,7 @@ const serve: Serve = (runtime, handlers) => {
   const inTenant: express.RequestHandler = (request, _, next) => {
     const tenant = request.get(tenantHeader)
     if (tenant === undefined) next()
-    else runtime.withTenant(tenant, next)
+    else runtime.withTenant(next, tenant)
   }
   for (const { checkFirst, prefix, tenants } of parts) {
     const router = express.Router()

@@ -9,7 +9,7 @@ const serve: Serve = async (runtime, handlers) => {
   const inTenant: preHandlerHookHandler = (request, _, done) => {
     const tenant = request.headers[tenantHeader]
     if (tenant === undefined) done()
-    else runtime.withTenant(tenant, done)
+    else runtime.withTenant(done, tenant)
   }
   for (const { checkFirst, prefix, tenants } of parts) {
     const middleware = runtime.middleware({ checkFirst })

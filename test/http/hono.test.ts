@@ -13,7 +13,7 @@ const serve: Serve = (runtime, handlers) => {
   app.onError((_, c) => c.text("an error", 500))
   const inTenant: MiddlewareHandler = (c, next) => {
     const tenant = c.req.header(tenantHeader)
-    return tenant === undefined ? next() : runtime.withTenant(tenant, next)
+    return tenant === undefined ? next() : runtime.withTenant(next, tenant)
   }
   for (const { checkFirst, prefix, tenants } of parts) {
     const part = new Hono()

@@ -713,20 +713,26 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
       const { databases, ...runtime } = yield* opened
       yield* Effect.forEach(replicas, pause)
       const seen = yield* Effect.promise(() =>
-        runtime.withSession(Consistency.makeSession({ maxWait: 0 }), async () => {
-          const { reader, writer } = databases.db
-          await runtime.unitOfWork(async () => void (await writer`INSERT INTO item (id) VALUES (${++last})`))
-          return reader`
+        runtime.withSession(
+          async () => {
+            const { reader, writer } = databases.db
+            await runtime.unitOfWork(async () => void (await writer`INSERT INTO item (id) VALUES (${++last})`))
+            return reader`
             SELECT inet_server_port() AS port, EXISTS (SELECT 1 FROM item WHERE id = ${last}) AS there`
-        })
+          },
+          Consistency.makeSession({ maxWait: 0 })
+        )
       )
       assert.deepStrictEqual(seen, [{ port: primary.port, there: true }])
       // what is left to be done in the background sees it, too
       const later = yield* Effect.promise(() =>
-        runtime.withSession(Consistency.makeSession({ maxWait: 0 }), async () => {
-          await runtime.unitOfWork(() => runtime.runPromise(act("write", ++last)))
-          return runtime.unitOfWork(() => runtime.outside(() => runtime.runPromise(act("read", last))))
-        })
+        runtime.withSession(
+          async () => {
+            await runtime.unitOfWork(() => runtime.runPromise(act("write", ++last)))
+            return runtime.unitOfWork(() => runtime.outside(() => runtime.runPromise(act("read", last))))
+          },
+          Consistency.makeSession({ maxWait: 0 })
+        )
       )
       assert.deepStrictEqual(JSON.parse(later.body), { port: primary.port, there: true })
     })

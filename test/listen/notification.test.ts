@@ -286,7 +286,7 @@ describe("Notification", () => {
         yield* count(listener, 3)
         assert.deepStrictEqual(says(listener.heard), ["listening", "gap: disconnected", "after"])
         const gap = listener.heard[1]
-        assert.include(gap?._tag === "Gap" ? gap.message : "", "no answer to a sign of life within 1000 ms")
+        assert.include(gap?._tag === "Gap" ? gap.message : "", "no answer to a heartbeat within 1000 ms")
       })
     )
 
@@ -371,7 +371,7 @@ describe("Notification", () => {
           assert.isAtLeast(rest.length, 3)
           const longest = rest.map((one, i) => {
             assert.strictEqual(one._tag === "ListenRetried" && one.attempt, i + 1)
-            const pause = one._tag === "ListenRetried" ? one.pause : 0
+            const pause = one._tag === "ListenRetried" ? one.pauseMillis : 0
             // exponential, with up to half of it less
             assert.isAtLeast(pause, 25 * 2 ** i)
             assert.isAtMost(pause, 50 * 2 ** i)

@@ -148,7 +148,7 @@ describe("echo", () => {
       assert.deepStrictEqual(events, ["opened"])
       assert.deepStrictEqual(said.at(-1), {
         level: "Info",
-        text: 'database "app" at localhost:5432: the server takes part again',
+        text: 'database "app" at localhost:5432: the server is marked up',
         annotations: { event: "MarkedUp", database: "app", server: "localhost:5432" }
       })
     })
@@ -164,7 +164,7 @@ describe("echo", () => {
       assert.deepStrictEqual(said, [
         {
           level: "Info",
-          text: 'database "app": statement is tried again (2): it was lost',
+          text: 'database "app": statement is retried (2): it was lost',
           annotations: { event: "Retried", database: "app", what: "statement", attempt: 2 }
         },
         {

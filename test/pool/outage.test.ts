@@ -53,7 +53,7 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
         const connects: Array<number> = []
         yield* Effect.forkScoped(
           Stream.runForEach(Db.observations, (fact) =>
-            Effect.sync(() => fact._tag === "Connected" && connects.push(fact.took))
+            Effect.sync(() => fact._tag === "Connected" && connects.push(fact.tookMillis))
           )
         )
         yield* ready

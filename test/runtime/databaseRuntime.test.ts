@@ -480,8 +480,8 @@ describe("what promises can do", () => {
             })
             .catch(() => {})
           const strong = await db.withConsistency(
-            Consistency.Strong(),
-            () => db.reader`SELECT pg_is_in_recovery() AS yes`
+            () => db.reader`SELECT pg_is_in_recovery() AS yes`,
+            Consistency.Strong()
           )
           assert.deepStrictEqual(strong, [{ yes: false }])
         })

@@ -221,8 +221,8 @@ export const schemasAreNames = (header: string | undefined) => [
 
 export const plainScopesGiveWhatTheCodeGives = () => {
   const runtime = DatabaseRuntime.make({ app: App }, AppLive)
-  expectTypeOf(runtime.withTenant("tenant", () => 1)).toEqualTypeOf<number>()
-  expectTypeOf(runtime.databases.app.withSchema("tenant", async () => "a")).toEqualTypeOf<Promise<string>>()
+  expectTypeOf(runtime.withTenant(() => 1, "tenant")).toEqualTypeOf<number>()
+  expectTypeOf(runtime.databases.app.withSchema(async () => "a", "tenant")).toEqualTypeOf<Promise<string>>()
 }
 
 export const optionsOfUnitsAreThoseOfTheirImplementation = () => {

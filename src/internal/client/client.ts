@@ -41,12 +41,12 @@ const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollba
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
- * Runs an effect in a transaction of an engine. `wrap` says how the transaction's own failures are to look.
+ * Runs an effect in a transaction of an executor. `wrap` says how the transaction's own failures are to look.
  *
  * @internal
  */
 export const withTransaction = <A, E, R, X>(
-  engine: Executor,
+  executor: Executor,
   kind: Role,
   self: Effect.Effect<A, E, R>,
   options: Options,
@@ -54,41 +54,41 @@ export const withTransaction = <A, E, R, X>(
   site: CallSite | undefined
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const unknown = unknownOfTransaction(engine.database, options)
+    const unknown = unknownOfTransaction(executor.database, options)
     if (unknown !== undefined) return Effect.fail(wrap(unknown))
     const ambient = currentContext(fiber)
-    const current = engine.transactionFor(fiber, ambient, kind, site)
-    const chosen = decidePropagation(engine, current, options)
+    const current = executor.transactionFor(fiber, ambient, kind, site)
+    const chosen = decidePropagation(executor, current, options)
     const { label, retry = false } = options
     if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest")) {
       const isTaken = retry === false || ambient?.takeRetry(rootOf(current), retry) === true
       // what is refused changes nothing
-      if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(engine.database)))
+      if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(executor.database)))
       raiseIsolation(current, options, chosen._tag === "join")
     }
     switch (chosen._tag) {
       case "join":
-        return ambient === undefined ? self : runAsPart(self, ambient, { label, site }, { database: engine }, byExit)
+        return ambient === undefined ? self : runAsPart(self, ambient, { label, site }, { database: executor }, byExit)
       case "outside":
-        return runIndependent(self, engine)
+        return runIndependent(self, executor)
       case "refuse":
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        const nested = nest(engine, chosen.outer, kind, chosen.outer, inner)
-        nested.span = engine.span(fiber, options.label, ambient)
+        const nested = nest(executor, chosen.outer, kind, chosen.outer, inner)
+        nested.span = executor.span(fiber, options.label, ambient)
         return runInTransaction(self, ambient, nested, wrap)
       }
       case "begin": {
         let attempt = 0
         const next = () => {
-          const transaction = engine.begin(kind, options, fiber, ambient, site)
+          const transaction = executor.begin(kind, options, fiber, ambient, site)
           if (++attempt > 1) transaction.span?.tries(attempt)
           return transaction
         }
         return retry === false
           ? Effect.suspend(() => runInTransaction(self, ambient, next(), wrap))
-          : engine.replay(fiber, next, (transaction) => runInTransaction(self, ambient, transaction, wrap), retry)
+          : executor.replay(fiber, next, (transaction) => runInTransaction(self, ambient, transaction, wrap), retry)
       }
     }
   })
@@ -99,13 +99,13 @@ export const withTransaction = <A, E, R, X>(
  * @internal
  */
 export const make = (
-  engine: Executor,
+  executor: Executor,
   kind: Role,
   listen: (channel: string) => Stream.Stream<string, SqlError>
 ): Effect.Effect<Client, never, Reactivity.Reactivity> =>
   Effect.map(Reactivity.Reactivity, (reactivity) => {
     deferInvalidations(reactivity)
-    const { options, session, writer } = engine.config
+    const { options, session, writer } = executor.config
     const compiler = makeCompiler(options.transformQueryNames, options.transformJson)
     const transformRows =
       options.transformResultNames === undefined
@@ -115,27 +115,27 @@ export const make = (
       kind,
       (request, read) =>
         Effect.withFiberRuntime((fiber) =>
-          engine.run(fiber, kind, hasTracer(fiber) ? reportServer(fiber, request) : request, read)
+          executor.run(fiber, kind, hasTracer(fiber) ? reportServer(fiber, request) : request, read)
         ),
-      makeStream(engine, kind)
+      makeStream(executor, kind)
     )
     // which server serves a reader is not known before it does
-    const attributes = kind === "writer" ? [...engine.attributes, ...endpoint(writer)] : engine.attributes
+    const attributes = kind === "writer" ? [...executor.attributes, ...endpoint(writer)] : executor.attributes
     const acquirer = Effect.succeed(statements)
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
       const { read, request } = makeRows(kind, transform)
       return makeStatementConstructor(
         Statement.make(acquirer, made, attributes, transform),
-        (fiber, sql, params, site) => engine.run(fiber, kind, request(sql, params, site), read)
+        (fiber, sql, params, site) => executor.run(fiber, kind, request(sql, params, site), read)
       )
     }
     const constructor = makeStatement(compiler, transformRows)
     const members = {
       [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
-      config: clientConfig(engine.config),
+      config: clientConfig(executor.config),
       withTransaction: <R, E, A>(self: Effect.Effect<A, E, R>) =>
-        withTransaction(engine, kind, self, {}, toSqlError, callSite()),
+        withTransaction(executor, kind, self, {}, toSqlError, callSite()),
       reactive: <A, E, R>(keys: Parameters<typeof reactivity.stream>[0], query: Effect.Effect<A, E, R>) =>
         reactivity.stream(keys, outliving(query)),
       reactiveMailbox: <A, E, R>(keys: Parameters<typeof reactivity.query>[0], query: Effect.Effect<A, E, R>) =>
@@ -146,7 +146,7 @@ export const make = (
         Effect.suspend(() => {
           const invalid = checkMessage(channel, payload)
           if (invalid !== undefined) {
-            return Effect.fail(toSqlError(new NotificationInvalid({ database: engine.database, ...invalid })))
+            return Effect.fail(toSqlError(new NotificationInvalid({ database: executor.database, ...invalid })))
           }
           return Effect.asVoid(constructor`SELECT pg_notify(${channel}, ${payload})`.raw)
         })
@@ -156,23 +156,23 @@ export const make = (
       rename: typeof options.transformQueryNames,
       withoutTransforms: (client: Client) => Client
     ): Client => {
-      const copy = makeCopy(engine, kind, rename, options.transformJson ?? true)
+      const copy = makeCopy(executor, kind, rename, options.transformJson ?? true)
       const client: Client = Object.assign(statement, members, copy, {
-        reserve: makeSandboxReserve(engine, kind),
+        reserve: makeSandboxReserve(executor, kind),
         // it refers to the client that is being made, so it is filled in below
         safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
       })
       Object.assign(client, { safe: client })
-      if (engine.sandbox !== undefined) return client
+      if (executor.sandbox !== undefined) return client
       // it is a property, so its place in the program is where it is read
       return Object.defineProperty(client, "reserve", {
         configurable: true,
         enumerable: true,
         get: () =>
           session.mode === "session"
-            ? makeReserve(engine, kind, callSite())
-            : Effect.suspend(() => Effect.fail(toSqlError(requiresSessionMode(engine.database, "reserve"))))
+            ? makeReserve(executor, kind, callSite())
+            : Effect.suspend(() => Effect.fail(toSqlError(requiresSessionMode(executor.database, "reserve"))))
       })
     }
     if (transformRows === undefined) return finish(constructor, options.transformQueryNames, (client) => client)

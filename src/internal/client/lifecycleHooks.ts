@@ -1,5 +1,5 @@
 /**
- * What the settings want done with the sessions of a pool: effects, run on one physical connection.
+ * The hooks of the settings for the sessions of a pool: effects that run on one physical connection.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -47,11 +47,12 @@ const toError = (cause: Cause.Cause<unknown>): Error => {
 
 const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): SessionTask => {
   const fork = Runtime.runFork(
-    // a database may be opened inside of a transaction of another; its sessions have nothing to do with that
+    // a database may be opened inside of a transaction of another one, which its sessions are not
+    // part of
     Runtime.updateContext(runtime, Context.omit(SqlClient.TransactionConnection))
   )
   return (connection, done) => {
-    // what it has forked may live on, when the session is somebody else's
+    // a fiber that it has forked may outlive it, when another caller has the session
     let hasEnded = false
     const fiber = fork(
       Effect.flatMap(

@@ -10,7 +10,7 @@ import { ConfigInvalid } from "../../DatabaseError.js"
 
 /** One class of `Database.Service`. */
 export class NamedClass {
-  /** How many databases of it are open. */
+  /** The number of its open databases. */
   open = 0
 
   constructor(readonly name: string) {}

@@ -1,6 +1,9 @@
 import { ConfigInvalid } from "../../DatabaseError.js"
 
-/** Why there is no session to be had from a transaction pooler. To hear nothing, or to hold a lock that is somebody else's, would be worse. */
+/**
+ * Makes the refusal of a function that needs a session, behind a transaction pooler. Without it no
+ * notification would arrive, or a lock would belong to the session of another client.
+ */
 export const requiresSessionMode = (database: string, what: string): ConfigInvalid =>
   new ConfigInvalid({
     database,

@@ -55,13 +55,15 @@ export const makeRun = (
           return resume(Effect.fail(toSqlError(new TransactionEnded({ ...place, cause: scopeEnded }))))
         }
         sent = true
-        const finish: OnExchange = (failure, flight) => {
+        const finish: OnExchange = (failure, exchange) => {
           settled = true
           turns.release()
           if (connection.status !== "E") first = undefined
           const outcome = failure?._tag === "lost" && !failure.sent ? "notSent" : "inDoubt"
           resume(
-            failure === undefined ? Effect.sync(() => read(flight)) : Effect.fail(toSqlError(failed(failure, outcome)))
+            failure === undefined
+              ? Effect.sync(() => read(exchange))
+              : Effect.fail(toSqlError(failed(failure, outcome)))
           )
         }
         if (reader === undefined) connection.run(none, request, none, finish)
@@ -76,33 +78,34 @@ export const makeRun = (
 }
 
 /**
- * A session of one's own may be in a transaction that is begun and ended by hand, so nobody can tell how long a `SET LOCAL` would hold in
- * it. It is refused, for to look the names up elsewhere would be worse.
+ * Refuses schema scopes on a reserved connection. It may be in a transaction that the program begins
+ * and ends by hand, so it is unknown how long a `SET LOCAL` would hold, and names would be looked up
+ * in another schema.
  */
-export const refuseSchemaScopes = (engine: Executor, context: Context.Context<never>): SchemaInvalid | undefined =>
-  scopesOf(context)?.find(engine.database) === undefined
+export const refuseSchemaScopes = (executor: Executor, context: Context.Context<never>): SchemaInvalid | undefined =>
+  scopesOf(context)?.find(executor.database) === undefined
     ? undefined
     : new SchemaInvalid({
-        database: engine.database,
+        database: executor.database,
         given: "in effect for a reserved connection",
         expected: "none: run SET search_path in that session"
       })
 
 /** Checks a connection out for a scope. */
 export const makeReserve = (
-  engine: Executor,
+  executor: Executor,
   kind: Role,
   site: CallSite | undefined
 ): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
-    const refusal = refuseSchemaScopes(engine, fiber.currentContext)
+    const refusal = refuseSchemaScopes(executor, fiber.currentContext)
     if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
     const ambient = currentContext(fiber)
-    const holding = ambient?.held(engine) ?? none
-    const pick = engine.picker(kind, fiber, ambient)
-    const who = engine.borrower(fiber, site, ambient?.work(fiber))
-    const deadline = engine.deadline()
-    // what is done on it by hand is seen by nobody
+    const holding = ambient?.held(executor) ?? none
+    const pick = executor.picker(kind, fiber, ambient)
+    const who = executor.borrower(fiber, site, ambient?.work(fiber))
+    const deadline = executor.retry.deadline()
+    // the statements of a reserved connection are not observed, so their writes have no token
     const session = kind === "writer" ? causalSessionOf(fiber.currentContext, ambient) : undefined
     let giveSessionBack = () => {}
     let taken: { readonly pool: ConnectionSource; readonly connection: Connection } | undefined
@@ -112,14 +115,18 @@ export const makeReserve = (
       const settle: OnCheckout = (failure, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
-          if (session !== undefined) giveSessionBack = session.beginUnreported(engine.database)
+          if (session !== undefined) giveSessionBack = session.beginUnreported(executor.database)
           resume(Effect.succeed(taken))
         } else if (failure !== undefined) resume(Effect.fail(toDatabaseError(failure)))
       }
       const giveUp = pool.checkout(deadline, holding, settle, who)
       return Effect.sync(giveUp)
     })
-    const checkout = engine.again(attempt, deadline, kind === "reader" ? engine.readsAgain : isNotSent)
+    const checkout = executor.retry.attemptCheckout(
+      attempt,
+      deadline,
+      kind === "reader" ? executor.retry.mayRetryRead : isNotSent
+    )
     // the finalizer is there before the connection is, so an interruption in between leaks nothing
     const giveBack = Effect.addFinalizer(() =>
       Effect.sync(() => {
@@ -134,13 +141,13 @@ export const makeReserve = (
       const plain = makeRun(place, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
       const run: Run = (request, read) =>
         Effect.withFiberRuntime((fiber) => {
-          const refusal = refuseSchemaScopes(engine, fiber.currentContext)
+          const refusal = refuseSchemaScopes(executor, fiber.currentContext)
           return refusal === undefined ? plain(request, read) : Effect.fail(toSqlError(refusal))
         })
       return makeSqlConnection(kind, run, (request, transformRows) =>
         Stream.unwrap(
           Effect.map(
-            run(request, (flight): ReadonlyArray<object> => flight.result.rows),
+            run(request, (exchange): ReadonlyArray<object> => exchange.result.rows),
             (rows) => Stream.fromIterable(transformRows === undefined ? rows : transformRows(rows))
           )
         )

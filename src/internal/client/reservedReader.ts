@@ -33,11 +33,11 @@ export const runReadOnly = (
       ? connection.run([], request, [], done)
       : runGuarded(connection, before, request, isWanted, done)
   }
-  connection.run([], request, [], (failure, flight) => {
-    if (failure !== undefined || connection.status !== "T" || !begins.has(flight.result.command ?? "")) {
-      return done(failure, flight)
+  connection.run([], request, [], (failure, exchange) => {
+    if (failure !== undefined || connection.status !== "T" || !begins.has(exchange.result.command ?? "")) {
+      return done(failure, exchange)
     }
     // where it fails, the transaction is aborted or its connection lost
-    connection.steps(seal, (failure) => done(failure, flight))
+    connection.steps(seal, (failure) => done(failure, exchange))
   })
 }

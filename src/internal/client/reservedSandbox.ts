@@ -27,14 +27,17 @@ const begins = /^(?:BEGIN|START TRANSACTION)\b/
 const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
 
-/** Returns the result of a statement that is done without the server. Of a flight only its results are read. */
+/** Returns the result of a statement that is done without the server. Of a exchange only its results are read. */
 const answered = (command: string): Exchange =>
   ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Exchange
 
 /** Reserves a connection of a sandbox for a scope; a transaction that is open on it is undone with the scope. */
-export const makeSandboxReserve = (engine: Executor, kind: Role): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
+export const makeSandboxReserve = (
+  executor: Executor,
+  kind: Role
+): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
-    const refusal = refuseSchemaScopes(engine, fiber.currentContext)
+    const refusal = refuseSchemaScopes(executor, fiber.currentContext)
     if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
     let own: Transaction | undefined
     const leave = () => {
@@ -66,22 +69,22 @@ export const makeSandboxReserve = (engine: Executor, kind: Role): Effect.Effect<
         : Context.add(context, TransactionConnection, slotOf(context, new OpenContext(contextOf(context), own)))
     const run: Run = (request, read) =>
       Effect.withFiberRuntime((fiber) => {
-        const refusal = refuseSchemaScopes(engine, fiber.currentContext)
+        const refusal = refuseSchemaScopes(executor, fiber.currentContext)
         if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
         const [command = "", ...others] = commandsIn(request.text)
         const isOnly = others.length === 0
         if (isOnly && begins.test(command)) {
-          own ??= engine.begin(kind, {}, fiber, currentContext(fiber))
+          own ??= executor.begin(kind, {}, fiber, currentContext(fiber))
           return Effect.sync(() => read(answered("BEGIN")))
         }
         if (isOnly && commits.test(command)) return Effect.map(commitOwn, (tag) => read(answered(tag)))
         if (isOnly && rollsBack.test(command)) return Effect.map(undoOwn, () => read(answered("ROLLBACK")))
         return Effect.mapInputContext(
-          Effect.withFiberRuntime((fiber) => engine.run(fiber, kind, request, read)),
+          Effect.withFiberRuntime((fiber) => executor.run(fiber, kind, request, read)),
           inside
         )
       })
-    const stream = makeStream(engine, kind)
+    const stream = makeStream(executor, kind)
     return Effect.as(
       Effect.addFinalizer(() => undoOwn),
       makeSqlConnection(kind, run, (request, transformRows) =>

@@ -1,19 +1,20 @@
 /**
- * How many attempts beyond the first one database may make, all callers together: a failing server is not hammered by those who retry.
+ * The budget for retries of one database, which all callers share, so that retries do not overload a
+ * failing server.
  */
 
 import type { Budget } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 
 /**
- * A bucket of tokens that fills with time, looked at only when something is tried again. What has succeeded in the end gives back what it
- * has taken: collisions of callers whose work gets done do not use the bucket up, an outage, in which nothing succeeds, does.
+ * Token bucket that fills with time. Work that succeeds in the end returns its tokens: collisions of
+ * callers that succeed do not use the bucket up, but an outage, in which nothing succeeds, does.
  */
 export class RetryBudget {
   private tokens: number | undefined
   private filledAt = 0
 
-  /** Takes one attempt, if there is one left. */
+  /** Takes a token; returns false if there is none left. */
   take({ burst, perSecond }: Budget): boolean {
     const now = clock.now()
     const grown = this.tokens === undefined ? burst : this.tokens + ((now - this.filledAt) / 1000) * perSecond
@@ -24,7 +25,7 @@ export class RetryBudget {
     return true
   }
 
-  /** Gives attempts back, up to the most that there may be; of callers with another policy nothing is taken away. */
+  /** Returns tokens, up to the burst of the policy, and never removes those of another policy. */
   giveBack(count: number, { burst }: Budget): void {
     if (this.tokens !== undefined) this.tokens = Math.max(this.tokens, Math.min(burst, this.tokens + count))
   }

@@ -24,28 +24,29 @@ import type { Executor } from "./executor.js"
 import type { TransformRows } from "./sqlConnection.js"
 import { reportServer } from "./statementSpan.js"
 
-/** How many rows of a stream are fetched at a time. */
+/** The number of rows of a fetch. */
 const batch = 128
 
 /**
- * How long the fetch that is under way may still take when the consumer has had enough, in ms. An interruption waits for that and for a
- * COMMIT, which are to be over within a second.
+ * The timeout of the fetch that is under way when the consumer stops, in ms. An interruption waits
+ * for that and for a COMMIT, which are to end within a second.
  */
-const longestFetch = 400
+const lastFetchTimeout = 400
 
-const toChunk = (flight: Exchange, transformRows: TransformRows): Chunk.Chunk<object> => {
-  const rows: ReadonlyArray<object> = flight.result.rows
+const toChunk = (exchange: Exchange, transformRows: TransformRows): Chunk.Chunk<object> => {
+  const rows: ReadonlyArray<object> = exchange.result.rows
   return Chunk.unsafeFromArray(transformRows === undefined ? rows : transformRows(rows))
 }
 
-/** Whose the transaction of a stream is: its own ends with it. */
+/** Ownership of the transaction of a stream: its own ends with it. */
 type Ownership = "own" | "shared"
 
 /**
- * The rows of a statement in a transaction, a batch at a time; other statements of the transaction may run in between.
+ * Returns the rows of a statement in a transaction, batch by batch; other statements of the
+ * transaction may run in between.
  */
 const portalStream = (
-  engine: Executor,
+  executor: Executor,
   transaction: Transaction,
   request: Request,
   transformRows: TransformRows,
@@ -57,7 +58,7 @@ const portalStream = (
     let ended = false
     const isOwn = ownership === "own"
     const fetches = new PortalFetcher((done) => portal?.next(done) ?? (() => {}))
-    const open = engine.attempt(
+    const open = executor.retry.attempt(
       fiber,
       (done) =>
         openPortal(
@@ -70,13 +71,13 @@ const portalStream = (
           },
           onSent
         ),
-      (flight) => flight,
+      (exchange) => exchange,
       isNotSent
     )
-    const more = engine.attempt(
+    const more = executor.retry.attempt(
       fiber,
       (done) => fetches.next(done),
-      (flight) => flight,
+      (exchange) => exchange,
       () => false
     )
     const end = Effect.mapError(
@@ -87,22 +88,22 @@ const portalStream = (
       ended
         ? Effect.fail(Option.none())
         : Effect.mapError(
-            Effect.flatMap(portal === undefined ? open : more, (flight) => {
-              ended = !flight.suspended
-              const chunk = toChunk(flight, transformRows)
+            Effect.flatMap(portal === undefined ? open : more, (exchange) => {
+              ended = !exchange.suspended
+              const chunk = toChunk(exchange, transformRows)
               return ended && isOwn ? Effect.as(end, chunk) : Effect.succeed(chunk)
             }),
             Option.some
           )
     )
-    const settle = Effect.async<boolean>((resume) => fetches.drain(longestFetch, (_) => resume(Effect.succeed(_))))
+    const settle = Effect.async<boolean>((resume) => fetches.drain(lastFetchTimeout, (_) => resume(Effect.succeed(_))))
     const close = (isOver: boolean) =>
       Effect.async<void>((resume) => {
         if (portal === undefined || ended) return resume(Effect.void)
         portal.close(isOver, () => resume(Effect.void))
       })
     const drop = Effect.suspend(() => (isOwn ? rollback(transaction, undefined) : close(true)))
-    /** What was read, and done, is kept as it would be without a stream. */
+    /** Keeps the effects of the statement, as if it had run without a stream. */
     const keep = Effect.suspend(() => {
       if (!isOwn) return close(false)
       if (transaction.level.state !== "open") return drop
@@ -124,31 +125,36 @@ const portalStream = (
 
 /** The rows of a statement wherever it belongs. */
 export const makeStream =
-  (engine: Executor, kind: Role) =>
+  (executor: Executor, kind: Role) =>
   (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
         const asked = hasTracer(fiber) ? reportServer(fiber, made) : made
         const ambient = currentContext(fiber)
-        const request = scoped(fiber.currentContext, ambient, engine.database, withComment(asked, ambient?.work(fiber)))
+        const request = scoped(
+          fiber.currentContext,
+          ambient,
+          executor.database,
+          withComment(asked, ambient?.work(fiber))
+        )
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
-        const ender = engine.endsSandbox(request)
+        const ender = executor.refuseSandboxEnd(request)
         if (ender !== undefined) return Effect.fail(toSqlError(ender))
-        const found = engine.transactionFor(fiber, ambient, kind)
+        const found = executor.transactionFor(fiber, ambient, kind)
         if (found !== undefined) {
-          if (kind === "writer") engine.witness(fiber, ambient, found)
+          if (kind === "writer") executor.recordCausalSession(fiber, ambient, found)
           if (kind === "writer" || found.readOnly) {
             const part = kind === "writer" ? ambient?.part(found) : undefined
-            return portalStream(engine, found, request, transformRows, "shared", () => part?.note(found))
+            return portalStream(executor, found, request, transformRows, "shared", () => part?.note(found))
           }
           // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
           return Effect.map(
-            engine.run(fiber, kind, asked, (flight) => toChunk(flight, transformRows)),
+            executor.run(fiber, kind, asked, (exchange) => toChunk(exchange, transformRows)),
             Stream.fromChunk
           )
         }
-        const own = engine.begin(kind, {}, fiber, ambient)
-        if (kind === "writer") engine.witness(fiber, ambient, own)
-        return portalStream(engine, own, request, transformRows, "own", () => {})
+        const own = executor.begin(kind, {}, fiber, ambient)
+        if (kind === "writer") executor.recordCausalSession(fiber, ambient, own)
+        return portalStream(executor, own, request, transformRows, "own", () => {})
       })
     )

@@ -1,5 +1,5 @@
 /**
- * What the ecosystem calls a connection: our engine, behind its five ways to run a statement.
+ * The executor behind the connection interface of @effect/sql and its five ways to run a statement.
  */
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -9,20 +9,23 @@ import type { Role } from "../../Topology.js"
 import type { Exchange, Request } from "../connection/connection.js"
 import type { CallSite } from "../observability/callSite.js"
 
-/** What the client does with the rows of a statement. */
+/** Function that transforms the rows of a statement. */
 export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
-/** How a statement is run, whatever runs it: a pool, a transaction, one reserved connection. */
-export type Run = <A>(request: Request, read: (flight: Exchange) => A) => Effect.Effect<A, SqlError>
+/** Function that runs a statement: by a pool, a transaction or a reserved connection. */
+export type Run = <A>(request: Request, read: (exchange: Exchange) => A) => Effect.Effect<A, SqlError>
 
-/** Several commands in one text go by the simple protocol; a statement with a semicolon in a string may, too. */
+/**
+ * Checks if a text is sent by the simple protocol, as several commands are. A statement with a
+ * semicolon in a string may be, too.
+ */
 const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): boolean => {
   if (kind === "reader" || values.length > 0) return false
   const first = sql.indexOf(";")
   return first >= 0 && sql.slice(first + 1).trim() !== ""
 }
 
-/** A class, so that its kind is not made where garbage is seldom collected: see `cancellable`. */
+/** Request of a statement. It is a class and no literal: see `cancellable`. */
 class PlainRequest implements Request {
   readonly simple: boolean
 
@@ -38,21 +41,23 @@ class PlainRequest implements Request {
   }
 }
 
-const several = (flight: Exchange): boolean => flight.results.length > 1
+const several = (exchange: Exchange): boolean => exchange.results.length > 1
 
-const only = (flight: Exchange) => flight.results[0] ?? flight.result
+const only = (exchange: Exchange) => exchange.results[0] ?? exchange.result
 
-// The rows' type is the caller's own claim, as it is everywhere in @effect/sql: `any` in its Connection interface.
-const rowsOf = (flight: Exchange): ReadonlyArray<never> =>
-  (several(flight) ? flight.results.map((result) => result.rows) : only(flight).rows) as unknown as ReadonlyArray<never>
+// the cast: the caller claims the type of the rows, which is `any` in the interface of @effect/sql
+const rowsOf = (exchange: Exchange): ReadonlyArray<never> =>
+  (several(exchange)
+    ? exchange.results.map((result) => result.rows)
+    : only(exchange).rows) as unknown as ReadonlyArray<never>
 
-/** How the rows of a flight are read. */
+/** Returns the function that reads the rows of an exchange. */
 const reading = (transformRows: TransformRows) =>
-  transformRows === undefined ? rowsOf : (flight: Exchange) => transformRows(rowsOf(flight)) as ReadonlyArray<never>
+  transformRows === undefined ? rowsOf : (exchange: Exchange) => transformRows(rowsOf(exchange)) as ReadonlyArray<never>
 
-const rawOf = (flight: Exchange): unknown => (several(flight) ? flight.results : only(flight))
+const rawOf = (exchange: Exchange): unknown => (several(exchange) ? exchange.results : only(exchange))
 
-/** The request for the rows of a statement, and how they are read. */
+/** Makes the functions that build the request of a statement and read its rows. */
 export const makeRows = (kind: Role, transformRows: TransformRows) => ({
   read: reading(transformRows),
   request: (sql: string, params: ReadonlyArray<unknown>, site: CallSite | undefined) =>

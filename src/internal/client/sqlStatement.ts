@@ -1,8 +1,9 @@
 /**
- * The statements of our clients: those of @effect/sql, with a shorter way to run where nobody watches.
+ * The statements of the clients: those of @effect/sql, with a shorter way to run.
  *
- * Where a tracer or a statement transformer is set, a statement runs exactly as @effect/sql runs it. Where there is none, its span could
- * be seen by nobody, and making it would be a third of the time that a small statement takes in this process.
+ * If a tracer or a statement transformer is set, a statement runs exactly as in @effect/sql. Without
+ * them its span would be invisible, and making it takes a third of the time of a small statement in
+ * this process.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
@@ -15,7 +16,7 @@ import { type CallSite, CurrentSite, callSite } from "../observability/callSite.
 import { hasTracer } from "../observability/transactionSpan.js"
 import { nameServer, nameStreamServer } from "./statementSpan.js"
 
-/** Whether spans go anywhere, or statements are to be transformed. */
+/** Checks if spans are recorded, or statements are transformed. */
 const isWatched = (fiber: Fiber.RuntimeFiber<unknown, unknown>): boolean =>
   hasTracer(fiber) || fiber.getFiberRef(Statement.currentTransformer)._tag === "Some"
 
@@ -71,7 +72,7 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
       return this.execute(fiber, sql, params, this.site)
     })
   }
-  /** What the ecosystem runs does not know where it was written, nor its span which server it is for. */
+  /** Adds the call site to a statement that @effect/sql runs, and the server to its span. */
   private at<B>(effect: Effect.Effect<B, SqlError>): Effect.Effect<B, SqlError> {
     const { site } = this
     const written = site === undefined ? effect : Effect.provideService(effect, CurrentSite, site)

@@ -33,7 +33,7 @@ const tags = new Set<unknown>([
 const isHelper = (value: object): value is Statement.Helper =>
   "_tag" in value && tags.has(value._tag) && Object.getPrototypeOf(value) !== Object.prototype
 
-/** Whether a value is a part of a statement; one that is a parameter and nothing else may stay where it is. */
+/** Checks if a value is a part of a statement. A single parameter may stay a value. */
 const isPart = (value: unknown): boolean => {
   if (!isObject(value)) return false
   if (!Statement.isFragment(value)) return isHelper(value)
@@ -71,7 +71,7 @@ const valuesOf = (rows: ReadonlyArray<Row>, keys: ReadonlyArray<string>): Segmen
   )
 }
 
-/** What a helper returns; its type hides the member that has it. */
+/** Returns the RETURNING clause of a helper. The type of a helper hides that member. */
 const returning = (helper: object): Segments => {
   const given =
     "returningIdentifier" in helper
@@ -83,13 +83,13 @@ const returning = (helper: object): Segments => {
     : [literal(" RETURNING "), ...settled(given.segments)]
 }
 
-/** How rows go together. */
+/** Shape of rows. */
 interface Shape {
-  /** The columns of all of them, in the order of their first row. */
+  /** The columns of all rows, in the order of the first row. */
   readonly keys: ReadonlyArray<string>
-  /** The first row that has others than the first, counted from 1. */
+  /** The number of the first row with other columns than the first row, from 1. */
   readonly other: number | undefined
-  /** Whether a value is a part of a statement. */
+  /** True if a value is a part of a statement. */
   readonly hasParts: boolean
 }
 

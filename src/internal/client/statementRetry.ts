@@ -1,83 +1,207 @@
 /**
- * The pauses between the attempts of one statement, or of one checkout.
- *
- * An attempt that found no connection follows the policy's schedule for that until its deadline, whatever came before: a statement that was
- * in flight when the server went away waits as one that comes later. A statement that a server has seen follows a schedule of its own.
+ * The attempts of one statement, or of one checkout: the first one, and the retries that a failure
+ * allows.
  */
 
-import * as Duration from "effect/Duration"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Schedule from "effect/Schedule"
-import type { DatabaseError, Retried } from "../../DatabaseError.js"
-import { isNotSent, type Policy } from "../../RetryPolicy.js"
+import type * as Fiber from "effect/Fiber"
+import { type DatabaseError, type Retried, type StatementError, toSqlError } from "../../DatabaseError.js"
+import { Observation, type Observer } from "../../Observation.js"
+import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
-import type { OutageWaiters } from "../pool/outageWaiters.js"
-import type { RetryBudget } from "./retryBudget.js"
+import type { Exchange } from "../connection/connection.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
+import { cancellable } from "../edge/cancellable.js"
+import { asStatementError } from "../edge/databaseError.js"
+import { noteRetried, withLocation } from "../edge/statementError.js"
+import { CurrentSite } from "../observability/callSite.js"
+import type { Topology } from "../topology/topology.js"
+import { RetryBudget } from "./retryBudget.js"
+import { makeRetryPauses } from "./retryPauses.js"
 
-/** The attempts of one statement, or of one checkout. */
-export interface StatementRetry {
-  /** Pauses after a failure; gives whether there is to be another attempt. `deadline` is until when a connection must have been found. */
-  readonly pause: (error: DatabaseError, deadline: number) => Effect.Effect<boolean>
-  /** What has ended the attempts. */
-  readonly endedBy: () => Retried["endedBy"]
-  /** Gives back what was taken from the budget, for the statement has succeeded. */
-  readonly giveBack: () => void
+/**
+ * Callback for the result of a statement, or for its failure, which an autocommit statement reports
+ * as a plain value.
+ */
+type OnStatement = (failure: StatementFailure | StatementError | undefined, exchange: Exchange | undefined) => void
+
+/**
+ * Function that starts an exchange with the server; the returned function cancels it. `deadline` is
+ * the time by which a connection must have been found.
+ */
+export type Start = (callback: OnStatement, deadline: number) => () => void
+
+/**
+ * Function that checks if a failure allows another attempt. `refusals` is the number of attempts so
+ * far that a server has permanently refused.
+ */
+export type MayRetry = (error: DatabaseError, refusals: number) => boolean
+
+/** Function that continues after a failed attempt, which had to find a connection by `deadline`. */
+type OnFailed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
+
+/** Attempts of the statements and checkouts of one database, which share a budget. */
+export class StatementRetry {
+  private readonly budget = new RetryBudget()
+
+  constructor(
+    private readonly database: string,
+    private readonly acquireTimeout: number,
+    private readonly topology: Topology,
+    private readonly observer: Observer
+  ) {}
+
+  /**
+   * Checks if a failed read allows another attempt. A server that refuses permanently refuses the
+   * next time, too, but another server may not, so each is tried once.
+   */
+  readonly mayRetryRead: MayRetry = (error, refusals) => {
+    if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
+    if (error._tag === "Disconnected") return error.outcome !== "inDoubt"
+    // a standby cancels reads that conflict with the log that it replays
+    return isStale(error) || error._tag === "SerializationFailure" || error._tag === "DeadlockDetected"
+  }
+
+  /** Returns the time by which a connection must have been found, counted from now. */
+  deadline(): number {
+    return clock.now() + this.acquireTimeout
+  }
+
+  /** Runs the first attempt, and retries by the policy of the fiber if its failure allows that. */
+  attempt<A>(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    start: Start,
+    read: (exchange: Exchange) => A,
+    mayRetry: MayRetry
+  ): Effect.Effect<A, SqlError> {
+    const toFailure = (error: StatementError) => toSqlError(withLocation(error, locationOf(fiber)))
+    return this.once(start, undefined, read, (first, deadline) => {
+      if (!mayRetry(first, 1)) return Effect.fail(toFailure(first))
+      const policy = Context.get(fiber.currentContext, RetryPolicy)
+      const next = (last: StatementError, until: number, onFailed: OnFailed<A, StatementError>) =>
+        // attempts that found no connection share one deadline; a statement that was sent had found
+        // a connection
+        this.once(start, isNotSent(last) ? until : undefined, read, onFailed)
+      return Effect.mapError(this.retry(policy, mayRetry, first, deadline, next), toFailure)
+    })
+  }
+
+  /** Runs a checkout, and retries it by the policy until the deadline. */
+  attemptCheckout<A, E extends DatabaseError>(
+    checkout: Effect.Effect<A, E>,
+    deadline: number,
+    mayRetry: MayRetry = isNotSent
+  ): Effect.Effect<A, E> {
+    const next = (_: E, __: number, onFailed: OnFailed<A, E>) =>
+      Effect.catchAll(checkout, (error) => onFailed(error, deadline))
+    return Effect.catchAll(checkout, (error) =>
+      mayRetry(error, 1)
+        ? Effect.flatMap(RetryPolicy, (policy) => this.retry(policy, mayRetry, error, deadline, next))
+        : Effect.fail(error)
+    )
+  }
+
+  /** Takes one more attempt of a transaction from the budget, and reports it if there is one left. */
+  takeTransaction(policy: Policy, attempt: number, error: DatabaseError): boolean {
+    const isLeft = this.budget.take(policy.budget)
+    if (isLeft) this.reportRetried("transaction", attempt, error.message)
+    return isLeft
+  }
+
+  /** Returns attempts of a transaction to the budget. */
+  giveBackTransactions({ budget }: Policy, count: number): void {
+    this.budget.giveBack(count, budget)
+  }
+
+  /** Retries after a first failure, with the pauses of the policy, while the failures allow it. */
+  private retry<A, E extends DatabaseError>(
+    policy: Policy,
+    mayRetry: MayRetry,
+    first: E,
+    firstDeadline: number,
+    attempt: (last: E, deadline: number, onFailed: OnFailed<A, E>) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E> {
+    return Effect.flatMap(makeRetryPauses(policy, this.budget, this.topology.outageWaiters), (pauses) => {
+      let attempts = 0
+      let refusals = 0
+      const onFailed: OnFailed<A, E> = (error, deadline) => {
+        if (error._tag === "ConnectFailed" && !isAway(error)) refusals++
+        if (!mayRetry(error, refusals)) return Effect.fail(error)
+        return Effect.flatMap(pauses.pause(error, deadline), (isRetried) => {
+          if (!isRetried) {
+            this.reportExhausted(error, { attempts: attempts + 1, endedBy: pauses.endedBy() })
+            return Effect.fail(error)
+          }
+          this.reportRetried(isNotSent(error) ? "acquire" : "statement", ++attempts, error.message)
+          return attempt(error, deadline, (next, until) =>
+            // the timeout of the checkout says less than the reason why the server is away
+            next._tag === "PoolExhausted" && next.reason === "timeout" && next.total === 0 && isAway(error)
+              ? Effect.fail(error)
+              : onFailed(next, until)
+          )
+        })
+      }
+      return Effect.tap(onFailed(first, firstDeadline), () => pauses.giveBack())
+    })
+  }
+
+  /** Runs one attempt. Nothing is allocated for a failure that does not come. */
+  private once<A, E>(
+    start: Start,
+    deadline: number | undefined,
+    read: (exchange: Exchange) => A,
+    recover: (error: StatementError, deadline: number) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E> {
+    return cancellable((resume) => {
+      const until = deadline ?? this.deadline()
+      return start((failure, exchange) => {
+        if (failure !== undefined) resume(recover(asStatementError(failure), until))
+        else if (exchange !== undefined) resume(readExchange(exchange, read))
+      }, until)
+    })
+  }
+
+  /**
+   * Reports the last failure of a statement that was retried in vain. One that found no connection
+   * says in its own words how long it has waited.
+   */
+  private reportExhausted(error: DatabaseError, retried: Retried): void {
+    if (error._tag === "ConnectFailed" || (retried.attempts === 1 && retried.endedBy === "schedule")) return
+    noteRetried(error, retried)
+    const what = isNotSent(error) ? "acquire" : "statement"
+    const { database } = this
+    this.observer.observe(Observation.RetryExhausted({ database, what, ...retried, message: error.message }))
+  }
+
+  private reportRetried(what: "acquire" | "statement" | "transaction", attempt: number, message: string): void {
+    this.observer.observe(Observation.Retried({ database: this.database, what, attempt, message }))
+  }
 }
 
-/** Ends a schedule where its next delay would go past the deadline: a caller that cannot be served before it fails at once, with the reason. */
-const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>
-  Schedule.whileOutput(Schedule.delays(schedule), (delay) => clock.now() + Duration.toMillis(delay) < deadline())
+/** Returns the location in the program that a fiber is at, if it is known without a recorded site. */
+export const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
+  Context.get(currentContext, CurrentSite)?.place ??
+  (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
 
-const no = Effect.succeed(false)
-const yes = Effect.succeed(true)
+/** Returns the check for the statements of a fiber on the writer, outside of a transaction. */
+export const mayRetryOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: DatabaseError) => boolean) =>
+  fiber.getFiberRef(idempotentRef) ? mayRetryIdempotent : isNotSent
 
-/** Begins the attempts of one statement. */
-export const makeStatementRetry = (
-  policy: Policy,
-  budget: RetryBudget,
-  waiters: OutageWaiters
-): Effect.Effect<StatementRetry> =>
-  Effect.gen(function* () {
-    let until = Number.POSITIVE_INFINITY
-    let isLast = false
-    let taken = 0
-    let endedBy: Retried["endedBy"] = "schedule"
-    const take = () => {
-      const isLeft = budget.take(policy.budget)
-      if (isLeft) taken++
-      else endedBy = "budget"
-      return isLeft
-    }
-    // a schedule that has ended takes nothing of the budget
-    const acquire = yield* Schedule.driver(
-      // a caller that only waits costs the server nothing: its pool connects for all of them together
-      Schedule.whileInput(
-        before(policy.acquire, () => until),
-        ({ _tag }) => _tag === "ConnectFailed" || take()
-      )
-    )
-    const statement = yield* Schedule.driver(Schedule.whileInput(policy.statement, take))
-    const goesOn = Effect.match({ onFailure: () => false, onSuccess: () => true })
-    const wait = (error: DatabaseError) =>
-      Effect.acquireUseRelease(
-        Effect.sync(() => waiters.enter()),
-        () => goesOn(acquire.next(error)),
-        () => Effect.sync(() => waiters.leave())
-      )
-    const pause: StatementRetry["pause"] = (error, deadline) => {
-      if (isLast) return no
-      if (error._tag === "ConnectFailed") {
-        until = deadline
-        if (waiters.hasRoom) return wait(error)
-        // the pool knows why it has no place for this caller, or has found a connection meanwhile
-        isLast = true
-        return yes
-      }
-      if (isNotSent(error)) {
-        until = deadline
-        return goesOn(acquire.next(error))
-      }
-      return Effect.zipRight(acquire.reset, goesOn(statement.next(error)))
-    }
-    return { pause, endedBy: () => endedBy, giveBack: () => budget.giveBack(taken, policy.budget) }
-  })
+const mayRetryIdempotent = (error: DatabaseError): boolean => isNotSent(error) || error._tag === "Disconnected"
+
+/** Checks if there was no connection because the server is away, and may come back. */
+const isAway = (error: DatabaseError): boolean => error._tag === "ConnectFailed" && isNotSent(error)
+
+/**
+ * Reads the result of an exchange. The transformation of names is the program's code, so its defect
+ * must not reach the socket.
+ */
+const readExchange = <A>(exchange: Exchange, read: (exchange: Exchange) => A): Effect.Effect<A> => {
+  try {
+    return Effect.succeed(read(exchange))
+  } catch (defect) {
+    return Effect.die(defect)
+  }
+}

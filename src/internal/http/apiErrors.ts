@@ -1,5 +1,6 @@
 /**
- * The responses that the failures of an `HttpApi` are encoded to. Its builder does that around all its middleware, which see the failures.
+ * The responses that encode the failures of an `HttpApi`. The builder of the API encodes them around
+ * all middleware, which see the failures.
  */
 import type { Api, HttpApi } from "@effect/platform/HttpApi"
 import * as HttpApiSchema from "@effect/platform/HttpApiSchema"
@@ -9,21 +10,23 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 
-/** Encodes a failure, if it is one that the API declares. */
+/** Function that encodes a failure, if the API declares it. */
 type Encode = (failure: unknown) => Effect.Effect<HttpServerResponse.HttpServerResponse, unknown>
 
-/** The key of the service; importing that, or the builder, would load a client and a server with it. */
+/**
+ * The key of the service. Importing the service or the builder would load a client and a server.
+ */
 const key: (typeof Api)["key"] = "@effect/platform/HttpApi/Api"
 
 const encoders = new WeakMap<object, ReadonlyArray<Encode>>()
 
-/** Makes a response of an encoded failure, as its schema says. */
+/** Makes the response of an encoded failure by the annotations of its schema. */
 const respond = (schema: Schema.Schema.Any, encoded: unknown) => {
   const status = HttpApiSchema.getStatusErrorAST(schema.ast)
   if (HttpApiSchema.isVoid(schema.ast)) return Effect.succeed(HttpServerResponse.empty({ status }))
   const { contentType, kind } = HttpApiSchema.getEncoding(schema.ast)
   const options = { status, contentType }
-  // what the kind says of the encoded value, the schema has been checked for
+  // the casts: the schema was checked for an encoded value of its kind
   switch (kind) {
     case "Json":
       return HttpServerResponse.json(encoded, options)
@@ -36,10 +39,10 @@ const respond = (schema: Schema.Schema.Any, encoded: unknown) => {
   }
 }
 
-/** The encoders of all errors that an API declares. */
+/** Returns the encoders of all errors that an API declares. */
 const encodersOf = ({ api, context }: Api["Type"]): ReadonlyArray<Encode> => {
   const schemas = new Set<Schema.Schema.Any>()
-  // the service's type knows none of the errors
+  // the cast: the type of the service does not have the errors
   const { errorSchema, groups } = api as unknown as HttpApi.AnyWithProps
   HttpApiSchema.deunionize(schemas, errorSchema)
   for (const { endpoints, errorSchema } of Object.values(groups)) {
@@ -47,7 +50,7 @@ const encodersOf = ({ api, context }: Api["Type"]): ReadonlyArray<Encode> => {
     for (const endpoint of Object.values(endpoints)) HttpApiSchema.deunionize(schemas, endpoint.errorSchema)
   }
   return [...schemas].map((schema): Encode => {
-    // an API gives its handlers what its schemas need
+    // the cast: the context of the API has the services of its schemas
     const encode = Schema.encodeUnknown(schema as Schema.Schema<unknown, unknown>)
     return (failure) =>
       Effect.provide(
@@ -57,7 +60,10 @@ const encodersOf = ({ api, context }: Api["Type"]): ReadonlyArray<Encode> => {
   })
 }
 
-/** Returns the response that a failure of the `HttpApi` around is encoded to; none where there is none, or it does not declare this one. */
+/**
+ * Returns the response that encodes a failure, or `undefined` if there is no `HttpApi` around, or if
+ * it does not declare the failure.
+ */
 export const responseOf = (
   around: Context.Context<never>,
   cause: Cause.Cause<unknown>

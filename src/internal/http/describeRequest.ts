@@ -1,5 +1,5 @@
 /**
- * What is asked of a request of @effect/platform.
+ * The facts of a request of @effect/platform for its label.
  */
 import type { RouteContext } from "@effect/platform/HttpRouter"
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
@@ -12,6 +12,7 @@ const pattern = (fiber: Fiber.RuntimeFiber<unknown, unknown>): string | undefine
   return routed?.route.path
 }
 
+/** Makes the function that returns the facts of a request. */
 export const describeRequest =
   (requestId: ((request: HttpServerRequest) => string | undefined) | undefined) =>
   (request: HttpServerRequest): HttpRequestInfo => ({

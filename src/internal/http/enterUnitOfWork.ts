@@ -1,6 +1,7 @@
 /**
- * How the fiber of a request gets into its unit of work, and out of it: by what its context has in the transaction slot. To change a fiber's
- * context costs a request that touches no database more than all the rest of a unit of work, so it is done only where somebody could tell.
+ * The ways into the unit of work of a request, and out of it: the fiber's context has the unit in the
+ * transaction slot. If no other code sees the context, it is changed in place; CONTRIBUTING.md has
+ * the figures.
  */
 import { appendPreResponseHandler } from "@effect/platform/HttpApp"
 import type { RouteContext } from "@effect/platform/HttpRouter"
@@ -15,12 +16,13 @@ import { Route } from "./routeTag.js"
 
 const slot = TransactionConnection.key
 
+/** Effects around an app that runs in a unit. */
 export interface UnitEntry {
   readonly enter: Effect.Effect<void>
   readonly leave: Effect.Effect<void>
 }
 
-/** A context with what another one has in the transaction slot. */
+/** Returns a context with the transaction slot of another one. */
 const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<never>): Context.Context<never> => {
   const all = new Map(inside.unsafeMap)
   if (outside.unsafeMap.has(slot)) all.set(slot, outside.unsafeMap.get(slot))
@@ -28,26 +30,27 @@ const withSlotOf = (outside: Context.Context<never>, inside: Context.Context<nev
   return Context.unsafeMake(all)
 }
 
+/** Returns a context with a unit in its transaction slot. */
 const inUnit = (outside: Context.Context<never>, unit: Unit): Context.Context<never> =>
   Context.add(outside, TransactionConnection, slotOf(outside, unit))
 
-/** For an app that does not send its response. */
-const throughAnother = (outside: Context.Context<never>, unit: Unit): UnitEntry => ({
+/** Makes the entry of an app that does not send its response. */
+const withAnotherContext = (outside: Context.Context<never>, unit: Unit): UnitEntry => ({
   enter: FiberRef.set(FiberRef.currentContext, inUnit(outside, unit)),
   leave: FiberRef.set(FiberRef.currentContext, outside)
 })
 
-/** Ends a unit by the response, before that is sent. */
+/** Function that ends a unit by the response, before the response is sent. */
 export type EndBefore = (response: HttpServerResponse) => Effect.Effect<HttpServerResponse>
 
 /**
- * Around a whole server the response is sent inside of the app: there the unit ends before that, and what comes after it, the body and
- * whoever is around, has no part in it.
+ * Makes the entry around a whole server, whose response is sent inside of the app. The unit ends
+ * before that, and the body and all that runs afterwards are outside of it.
  */
 const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry => {
   const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
   const endHere: EndBefore = (response) =>
-    // what is around may have made this interruptible, which an end in the middle is not
+    // an app around this one may have made it interruptible, and the end must run as a whole
     unit.hasEnded ? Effect.succeed(response) : Effect.uninterruptible(Effect.zipLeft(end(response), without))
   return {
     enter: Effect.zipRight(
@@ -59,8 +62,9 @@ const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefor
 }
 
 /**
- * Enters by the context that there is, where an app is the handler of a route itself, and tells whether it is: a router makes a context for
- * the handler of each request, which nobody else has before, and takes it away right after it.
+ * Enters a unit by changing the context in place, if the app is the handler of a route itself; returns
+ * true if it has entered. A router makes that context for the handler of one request and drops it
+ * right after it, so no other code sees the change.
  */
 export const enterInPlace = (context: Context.Context<never>, app: unknown, unit: Unit): boolean => {
   const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
@@ -69,13 +73,13 @@ export const enterInPlace = (context: Context.Context<never>, app: unknown, unit
   return true
 }
 
-/** Leaves what was entered in place, for what is still to be done there. Forks keep the context with the unit. */
+/** Leaves a unit that was entered in place, for the work after the handler. Forks keep the unit. */
 export const leaveInPlace: Effect.Effect<void> = FiberRef.update(
   FiberRef.currentContext,
   Context.omit(TransactionConnection)
 )
 
-/** The way for any other app. */
+/** Makes the entry of any other app. */
 export const unitEntry = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry =>
-  // what a route's handler answers with is not sent inside of it
-  outside.unsafeMap.has(Route.key) ? throughAnother(outside, unit) : aroundServer(outside, unit, end)
+  // the response of a route's handler is sent outside of the handler
+  outside.unsafeMap.has(Route.key) ? withAnotherContext(outside, unit) : aroundServer(outside, unit, end)

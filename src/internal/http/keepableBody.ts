@@ -1,16 +1,17 @@
 /**
- * Which requests can be kept for another attempt.
+ * The check if a request can be kept for another attempt.
  */
 
-/** A longer body is not kept, in bytes. */
-const longestBody = 1_048_576
+/** The length of the longest body that is kept, in bytes. */
+const maxBodyLength = 1_048_576
 
 const bodiless = new Set(["GET", "HEAD", "OPTIONS"])
 const withBody = new Set(["POST", "PUT", "PATCH", "DELETE"])
 
+/** Checks if requests of a method have no body. */
 export const isBodiless = (method: string): boolean => bodiless.has(method)
 
-/** Checks whether a request of Node's or of the web ends with its headers, as far as it tells. */
+/** Checks if a request of Node or of the web is known to have no body. */
 const endsWithHeaders = (source: unknown): boolean => {
   if (typeof source !== "object" || source === null) return false
   if ("body" in source) return source.body === null
@@ -25,7 +26,10 @@ const endsWithHeaders = (source: unknown): boolean => {
   )
 }
 
-/** Checks whether a request can be kept: a body that does not say how long it is may be of any length, and may be sent bit by bit. */
+/**
+ * Checks if a request can be kept. A body of unknown length may be of any length, and may arrive
+ * slowly.
+ */
 export const isKeepable = (
   method: string,
   header: (name: string) => string | null | undefined,
@@ -35,5 +39,5 @@ export const isKeepable = (
   const length = header("content-length") ?? ""
   if (bodiless.has(method)) return length === "" || length === "0"
   if (!withBody.has(method)) return false
-  return length === "" ? endsWithHeaders(source) : /^\d+$/.test(length) && Number(length) <= longestBody
+  return length === "" ? endsWithHeaders(source) : /^\d+$/.test(length) && Number(length) <= maxBodyLength
 }

@@ -1,11 +1,12 @@
 /**
- * What a client is told whose request could not be stored.
+ * The problem details of requests that could not be stored.
  */
 import type { Problem } from "../../DatabaseError.js"
 
 export { type Problem, toProblem as problemOf } from "../../DatabaseError.js"
 
+/** The content type of problem details. */
 export const problemType = "application/problem+json"
 
-/** For what has failed without the database. */
+/** Problem of a request that has failed without the database. */
 export const notStored: Problem = { type: "about:blank", title: "The request could not be stored", status: 500 }

@@ -1,62 +1,60 @@
 /**
- * What a request is called, where its statements are seen from outside: in observations, in `pg_stat_activity`, in the server's log.
+ * The label of a request, as it appears in observations, in `pg_stat_activity` and in the log of the
+ * server.
  */
 import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
 import type { WorkLabel } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 
-/** A request, as far as its statements tell of it. */
-export interface LabeledRequest {
+/** Request, as its statements describe it. */
+interface RequestDescription {
   readonly method: string
-  /** The route's pattern; where no router has matched yet, the path. */
+  /** The pattern of the route; the path if no router has matched yet. */
   readonly route: string
   readonly requestId: string | undefined
-  /** The span around the first statement, as W3C Trace Context has it. */
+  /** The span around the first statement, in the format of W3C Trace Context. */
   readonly traceparent: string | undefined
 }
 
-/** Where the names of requests go. */
-export interface LabelOptions {
-  /** Whether `pg_stat_activity` shows method and route as the `application_name` of a request's transactions. Default `false`. */
+/** Settings of the labels of requests. */
+export interface LabelSettings {
   readonly applicationName?: boolean | undefined
-  /**
-   * Writes a comment behind each statement, in the format of sqlcommenter: `"route"` for method and route; `"trace"` for these, the
-   * request's id and `traceparent`; or what a function gives. Statements whose comments differ each time are not kept prepared, so all
-   * but `"route"` cost a parse each. Default: none.
-   */
   readonly sqlComment?:
     | "route"
     | "trace"
-    | ((request: LabeledRequest) => Readonly<Record<string, string | undefined>>)
+    | ((request: RequestDescription) => Readonly<Record<string, string | undefined>>)
     | undefined
 }
 
-const longestId = 100
+const maxIdLength = 100
 
-/** The client chose it, so it may be anything. */
+/** Returns an id if it is short and printable. A client chooses it, so it may be any text. */
 const checkedId = (id: string | undefined): string | undefined =>
-  id !== undefined && id.length <= longestId && /^[\x21-\x7e]+$/.test(id) ? id : undefined
+  id !== undefined && id.length <= maxIdLength && /^[\x21-\x7e]+$/.test(id) ? id : undefined
 
-/** A path without its query, which may hold what nobody else is to know. */
+/** Returns a path without its query, which may hold secrets. */
 export const pathOf = (url: string): string => url.replace(/[?#].*$/s, "")
 
 const traceparentOf = (span: Tracer.AnySpan | undefined): string | undefined =>
   span === undefined ? undefined : `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
 
 const commentFor = (
-  asked: NonNullable<LabelOptions["sqlComment"]>,
-  described: LabeledRequest
+  comment: NonNullable<LabelSettings["sqlComment"]>,
+  described: RequestDescription
 ): WorkLabel["comment"] => {
   const { method, requestId, route, traceparent } = described
-  if (typeof asked === "function") return asked(described)
-  return asked === "route" ? { method, route } : { method, route, request_id: requestId, traceparent }
+  if (typeof comment === "function") return comment(described)
+  return comment === "route" ? { method, route } : { method, route, request_id: requestId, traceparent }
 }
 
-/** What the work of a request is for. Without the pattern of its route, its path may be another one each time. */
-const workOf = (
-  described: LabeledRequest,
-  { applicationName, sqlComment }: LabelOptions,
+/**
+ * Makes the label of a request. Its comment is unique if it has the path instead of the pattern of
+ * the route.
+ */
+const workLabelOf = (
+  described: RequestDescription,
+  { applicationName, sqlComment }: LabelSettings,
   isPattern: boolean
 ): WorkLabel => {
   const route = `${described.method} ${described.route}`
@@ -68,37 +66,40 @@ const workOf = (
   }
 }
 
-/** What is asked of a request, of whatever library it is. */
+/** Facts of a request of any library. */
 export interface HttpRequestInfo {
   readonly method: string
-  /** The pattern of its route, where that is known by now: a router may find it out inside of the unit of work. */
+  /** Returns the pattern of its route, if it is known: a router may match inside of the unit of work. */
   readonly pattern: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => string | undefined
   readonly path: () => string
   readonly requestId: () => string | undefined
 }
 
-/** Describes a request: once, and once more when its route is known. Nothing is asked of one that touches no database. */
+/**
+ * Makes the function that labels a request: once, and once more when its route is known. Nothing is
+ * computed for a request that touches no database.
+ */
 export const makeLabeler = <Request>(
   request: Request,
-  ask: (request: Request) => HttpRequestInfo,
-  naming: LabelOptions
+  describe: (request: Request) => HttpRequestInfo,
+  settings: LabelSettings
 ): Describe => {
-  let asked: HttpRequestInfo | undefined
-  let known: WorkLabel | undefined
-  let by: string | undefined
+  let info: HttpRequestInfo | undefined
+  let label: WorkLabel | undefined
+  let labeledRoute: string | undefined
   return (fiber) => {
-    asked ??= ask(request)
-    const { method, path, pattern, requestId } = asked
+    info ??= describe(request)
+    const { method, path, pattern, requestId } = info
     const route = pattern(fiber)
-    if (known !== undefined && by === route) return known
-    by = route
+    if (label !== undefined && labeledRoute === route) return label
+    labeledRoute = route
     const described = {
       method,
       route: route ?? path(),
       requestId: checkedId(requestId()),
-      traceparent: naming.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
+      traceparent: settings.sqlComment === undefined ? undefined : traceparentOf(fiber.currentSpan)
     }
-    known = workOf(described, naming, route !== undefined)
-    return known
+    label = workLabelOf(described, settings, route !== undefined)
+    return label
   }
 }

@@ -1,5 +1,5 @@
 /**
- * What a client is given of what it has written, and brings back with its next request: a session, signed, in a cookie or a header.
+ * The causal session of a client, as a signed cookie or header of its responses and requests.
  */
 import { createHmac, timingSafeEqual } from "node:crypto"
 import type * as Duration from "effect/Duration"
@@ -9,50 +9,32 @@ import * as Redacted from "effect/Redacted"
 import { CurrentSession, decodeSession, encodeSession, Session, type Token, waitOf } from "../../Consistency.js"
 import { ConfigInvalid } from "../../DatabaseError.js"
 
-interface Common {
-  /**
-   * Signs what a client brings back, which it else could make up: 32 characters at least, the same in all processes. Of several the first
-   * signs and all are accepted, so that one can be replaced by another.
-   */
+/** Options of the tokens of sessions. */
+export interface SessionTokenOptions {
+  /** The first secret signs, and all are accepted. */
   readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
-  /** How long a read waits for a replica that is behind, before the primary is read; 50 ms. One that does not answer is given a second. */
   readonly maxWait?: Duration.DurationInput | undefined
-}
-
-interface InCookie {
-  /** The cookie's name; `"effect-db"`. */
   readonly cookie?: string | undefined
-  /** Whether the cookie is sent over TLS only; `false`, for it holds no secret. */
   readonly secure?: boolean | undefined
-  readonly header?: undefined
+  readonly header?: string | undefined
 }
 
-interface InHeader {
-  /** A header in place of the cookie, for clients that keep none: they send with each request what the last response had in it. */
-  readonly header: string
-  readonly cookie?: undefined
-  readonly secure?: undefined
-}
-
-/** How a client's later requests see what its earlier ones have written. */
-export type ReadYourWrites = Common & (InCookie | InHeader)
-
-/** What a response is to give back to the client. */
+/** Cookie or header of a response. */
 export interface SessionReply {
   /** The name of the cookie or header. */
   readonly name: string
   readonly value: string
-  /** How a cookie is set; no cookie where there is none. */
+  /** The attributes of a cookie; `undefined` for a header. */
   readonly cookie:
     | { readonly path: string; readonly httpOnly: true; readonly sameSite: "lax"; readonly secure: boolean }
     | undefined
 }
 
-const shortest = 32
-const longestValue = 4096
+const minSecretLength = 32
+const maxValueLength = 4096
 const name = /^[\w!#$%&'*+.^`|~-]+$/
 
-/** Those that say how the message itself is to be read, or are set by others. */
+/** Headers that describe the message itself, or that others set. */
 const reserved = /^(content-.*|transfer-encoding|connection|keep-alive|date|host|set-cookie|cookie|trailer|upgrade|te)$/
 
 const refuse = (setting: string, given: string, expected: string): never => {
@@ -62,20 +44,24 @@ const refuse = (setting: string, given: string, expected: string): never => {
 const checked = (setting: string, given: string): string =>
   name.test(given) ? given : refuse(setting, JSON.stringify(given), "a name of letters, digits and -_.")
 
-/** A program without types may give anything, such as a variable that is not set, or an empty list. */
-const secretsOf = (secret: ReadYourWrites["secret"]): readonly [string, ...Array<string>] => {
+/**
+ * Returns the secrets; throws `ConfigInvalid` if one is too short. A program without types may pass
+ * any value, such as an unset variable or an empty list.
+ */
+const secretsOf = (secret: SessionTokenOptions["secret"]): readonly [string, ...Array<string>] => {
   const given: ReadonlyArray<unknown> = [secret].flat()
   const [first = "", ...others] = given.map((one) => {
     const text = Redacted.isRedacted(one) ? Redacted.value(one) : undefined
     return typeof text === "string" ? text : refuse("secret", "no redacted text", "Redacted.make(...)")
   })
   for (const { length } of [first, ...others]) {
-    if (length < shortest) refuse("secret", `one of ${length} characters`, `at least ${shortest} characters`)
+    if (length < minSecretLength)
+      refuse("secret", `one of ${length} characters`, `at least ${minSecretLength} characters`)
   }
   return [first, ...others]
 }
 
-/** The value of a cookie in a request's header. */
+/** Returns the value of a cookie in a request's header. */
 const cookieIn = (header: string, wanted: string): string | undefined => {
   for (const part of header.split(";")) {
     const at = part.indexOf("=")
@@ -86,11 +72,11 @@ const cookieIn = (header: string, wanted: string): string | undefined => {
 
 const sign = (secret: string, text: string): Buffer => createHmac("sha256", secret).update(`effect-db ${text}`).digest()
 
-/** The session of one request. Nothing is read before somebody asks what it knows. */
+/** Session of one request. Its cookie or header is not read before its tokens are needed. */
 export class RequestSession extends Session {
-  /** Told when there is something new to give back. */
-  onNews: (() => void) | undefined = undefined
-  private hasNews = false
+  /** Called when there are new tokens for the response. */
+  onNewTokens: (() => void) | undefined = undefined
+  private hasNewTokens = false
 
   constructor(
     load: () => Iterable<readonly [string, Token | "unknown"]>,
@@ -98,33 +84,33 @@ export class RequestSession extends Session {
   ) {
     super(load, tokens.maxWait)
     this.onChange = () => {
-      this.hasNews = true
-      this.onNews?.()
+      this.hasNewTokens = true
+      this.onNewTokens?.()
     }
   }
 
-  /** What the response is to give back, each time that there is something new. */
-  takeReturned(): SessionReply | undefined {
-    if (!this.hasNews) return undefined
-    this.hasNews = false
-    return this.tokens.returned(this)
+  /** Returns the cookie or header for the response, once for each change. */
+  takeReply(): SessionReply | undefined {
+    if (!this.hasNewTokens) return undefined
+    this.hasNewTokens = false
+    return this.tokens.replyFor(this)
   }
 }
 
-/** The session of the request that a fiber is part of, if it has one. */
+/** Returns the session of the request that a fiber is part of, if it has one. */
 export const sessionOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>): RequestSession | undefined => {
   const session: unknown = fiber.currentContext.unsafeMap.get(CurrentSession.key)
   return session instanceof RequestSession ? session : undefined
 }
 
-/** Gives tokens to clients and takes them back. */
+/** Encoder and decoder of the tokens of clients. */
 export class SessionTokens {
   readonly maxWait: number
   private readonly secrets: readonly [string, ...Array<string>]
   private readonly name: string
   private readonly cookie: SessionReply["cookie"]
 
-  constructor({ cookie = "effect-db", header, maxWait, secret, secure = false }: ReadYourWrites) {
+  constructor({ cookie = "effect-db", header, maxWait, secret, secure = false }: SessionTokenOptions) {
     this.secrets = secretsOf(secret)
     this.name = header === undefined ? checked("cookie", cookie) : checked("header", header.toLowerCase())
     if (header !== undefined && reserved.test(this.name)) refuse("header", JSON.stringify(header), "one of your own")
@@ -132,22 +118,23 @@ export class SessionTokens {
     this.maxWait = waitOf(maxWait)
   }
 
-  /** The session of a request. What was not signed here, or cannot be read, tells of nothing: nobody is refused for it. */
+  /** Returns the session of a request. A value without a valid signature is ignored. */
   session(header: (name: string) => string | null | undefined): RequestSession {
     return new RequestSession(() => {
-      const brought = this.cookie === undefined ? header(this.name) : cookieIn(header("cookie") ?? "", this.name)
-      return this.read(brought ?? "")
+      const received = this.cookie === undefined ? header(this.name) : cookieIn(header("cookie") ?? "", this.name)
+      return this.read(received ?? "")
     }, this)
   }
 
-  returned(session: Session): SessionReply {
+  /** Makes the cookie or header of a session. */
+  replyFor(session: Session): SessionReply {
     const text = encodeSession(session)
     const value = `${Buffer.from(text).toString("base64url")}.${sign(this.secrets[0], text).toString("base64url")}`
     return { name: this.name, value, cookie: this.cookie }
   }
 
   private read(value: string): Iterable<readonly [string, Token | "unknown"]> {
-    if (value.length > longestValue) return []
+    if (value.length > maxValueLength) return []
     const [encoded = "", signature = ""] = value.split(".")
     const text = Buffer.from(encoded, "base64url").toString()
     const given = Buffer.from(signature, "base64url")
@@ -159,13 +146,13 @@ export class SessionTokens {
   }
 }
 
-/** A header of a response. */
+/** Header of a response. */
 export type Header = readonly [name: string, value: string]
 
-/** What a response is to give back, as its header. */
-export const headerOf = (returned: SessionReply | undefined): Header | undefined => {
-  if (returned === undefined) return undefined
-  const { cookie, name, value } = returned
+/** Returns a cookie or header as a header of a response. */
+export const headerOf = (reply: SessionReply | undefined): Header | undefined => {
+  if (reply === undefined) return undefined
+  const { cookie, name, value } = reply
   if (cookie === undefined) return [name, value]
   return ["set-cookie", `${name}=${value}; Path=/; HttpOnly; SameSite=Lax${cookie.secure ? "; Secure" : ""}`]
 }

@@ -23,8 +23,6 @@ export class ListenConnection {
   readonly channels = new Set<string>()
   /** The channel of a probe that waits to see if any message arrives at all. */
   probe: { readonly channel: string; readonly onMessage: () => void } | undefined
-  /** True if the connection is known to receive messages of others. */
-  isVerified = false
   private heartbeatTimer: clock.Timer | undefined
 
   constructor(
@@ -92,7 +90,7 @@ export class ListenConnection {
     // the answer to a running command proves that the server is alive, and its timeout that it is
     // not
     if (this.busy) return this.scheduleHeartbeat()
-    this.withTimeout(pingTimeout, "a sign of life", (stopTimeout) =>
+    this.withTimeout(pingTimeout, "a heartbeat", (stopTimeout) =>
       this.connection.ping((failure) => {
         stopTimeout()
         if (failure?._tag === "lost") return this.callbacks.onLost(this, failure.error)

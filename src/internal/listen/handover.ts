@@ -66,7 +66,7 @@ export class Handover {
       this.stop = probeDelivery(next, callbacks.connect, callbacks.timeout, ({ _tag }) => {
         this.stop = () => {}
         if (_tag === "delivered") this.listenToMissing(next)
-        else this.fail(new Error("the other connection hears nothing"))
+        else this.fail(new Error("no message arrives on the other connection"))
       })
     })
   }

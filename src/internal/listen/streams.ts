@@ -24,9 +24,13 @@ import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Executor } from "../client/executor.js"
 import { requiresSessionMode } from "../client/requireSessionMode.js"
 import * as clock from "../concurrency/clock.js"
+import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { Invalidation } from "../pool/pool.js"
 import { checkChannel } from "../sql/notifyLimits.js"
-import { ListenManager, type RetryPauses } from "./manager.js"
+import type { ListenerFailure } from "./failure.js"
+import { toConnectionError, toListenError } from "./listenError.js"
+import { type ListenEdge, ListenManager } from "./manager.js"
+import type { RetryPauses } from "./state.js"
 import { Subscriber } from "./subscriber.js"
 
 /** The default for the number of messages that wait for a consumer. */
@@ -44,8 +48,9 @@ export interface Listen {
   readonly invalidate: (which: Invalidation) => number
 }
 
+/** Makes the pauses of outages by a schedule, whose input is the error of the last failure. */
 const pausesOf =
-  (schedule: Schedule.Schedule<unknown, DatabaseError>, runtime: Runtime.Runtime<never>) =>
+  (schedule: Schedule.Schedule<unknown, DatabaseError>, location: ErrorLocation, runtime: Runtime.Runtime<never>) =>
   (onPause: (pause: number) => void): RetryPauses => {
     const observed = Schedule.modifyDelay(schedule, (_, pause) => {
       onPause(Duration.toMillis(pause))
@@ -53,8 +58,9 @@ const pausesOf =
     })
     const driver = Runtime.runSync(runtime, Schedule.driver(observed))
     return {
-      next: (error, callback) => {
+      next: (failure, callback) => {
         let isCancelled = false
+        const error = toConnectionError(location, failure)
         // yields so that the callback comes after this call has returned; and is interruptible,
         // because the fiber that opened the database may have been uninterruptible when the runtime
         // was taken
@@ -79,11 +85,11 @@ const pausesOf =
 const join = (executor: Executor, manager: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {
     const { name: database, pool, writer } = executor.config
-    const deadline = executor.deadline()
+    const deadline = executor.retry.deadline()
     const attempt = Effect.async<void, ListenError>((resume) => {
       const timer = clock.timer(deadline - clock.now(), () => {
         manager.remove(listener)
-        const cause = new Error(`nothing can be heard after ${pool.acquireTimeout} ms`)
+        const cause = new Error(`the connection could not listen within ${pool.acquireTimeout} ms`)
         resume(Effect.fail(new ConnectFailed({ database, server: writer.name, reason: "unresponsive", cause })))
       })
       listener.onJoined = (error) => {
@@ -96,7 +102,7 @@ const join = (executor: Executor, manager: ListenManager, listener: Subscriber):
         manager.remove(listener)
       })
     })
-    return executor.again(attempt, deadline)
+    return executor.retry.attemptCheckout(attempt, deadline)
   })
 
 const notificationsOf = (
@@ -127,11 +133,13 @@ export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Sco
     const { config, observer } = executor
     const runtime = yield* Effect.runtime()
     const policy = yield* RetryPolicy
+    const location: ErrorLocation = { database: config.name, server: config.writer.name }
+    const edge: ListenEdge = {
+      pauses: pausesOf(policy.listen, location, runtime),
+      messageOf: (failure) => toConnectionError(location, failure).message
+    }
     const manager = yield* Effect.acquireRelease(
-      Effect.sync(
-        () =>
-          new ListenManager(config, executor.topology.writer.credentials, observer, pausesOf(policy.listen, runtime))
-      ),
+      Effect.sync(() => new ListenManager(config, executor.topology.writer.credentials, observer, edge)),
       (manager) => Effect.async<void>((resume) => manager.close(config.shutdownTimeout, () => resume(Effect.void)))
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
@@ -139,7 +147,8 @@ export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Sco
         if (config.session.mode !== "session") return Stream.fail(requiresSessionMode(config.name, "listen"))
         const invalid = checkChannel(channel)
         if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
-        return notificationsOf(executor, manager, new Subscriber(channel, bufferSize, toleratesGaps))
+        const toError = (failure: ListenerFailure) => toListenError(location, channel, failure)
+        return notificationsOf(executor, manager, new Subscriber(channel, bufferSize, toleratesGaps, toError))
       })
     return {
       invalidate: (which) => manager.invalidate(which),

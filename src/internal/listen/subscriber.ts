@@ -4,21 +4,14 @@
 import * as Effect from "effect/Effect"
 import type { ListenError } from "../../DatabaseError.js"
 import { Notification } from "../../Notification.js"
-
-/**
- * State of a listener.
- *
- * - `joining`: the connection does not listen to the channel yet.
- * - `listening`: every message arrives.
- * - `disconnected`: the connection is lost.
- */
-type State = "joining" | "listening" | "disconnected"
+import type { ListenerFailure } from "./failure.js"
+import type { Listener, ListenerState } from "./listeners.js"
 
 const nothing = () => {}
 
-/** Listener of a channel. */
-export class Subscriber {
-  state: State = "joining"
+/** Listener whose notifications an effect consumes. */
+export class Subscriber implements Listener {
+  state: ListenerState = "joining"
   /** Called once per attempt to join, with the error if it has failed. */
   onJoined: (error: ListenError | undefined) => void = nothing
   /** The failure that the consumer gets after the buffered notifications. */
@@ -30,8 +23,8 @@ export class Subscriber {
   constructor(
     readonly channel: string,
     private readonly capacity: number,
-    /** True if the consumer takes gaps as notifications; for others a gap is a failure. */
-    readonly toleratesGaps: boolean
+    readonly toleratesGaps: boolean,
+    private readonly toError: (failure: ListenerFailure) => ListenError
   ) {}
 
   /** Waits for a notification in the buffer, or for a failure. */
@@ -59,7 +52,6 @@ export class Subscriber {
     return drained
   }
 
-  /** Marks the listener as listening. `cause` is the reason of a gap since the last message. */
   onListening(cause = ""): void {
     const { channel, state } = this
     this.state = "listening"
@@ -72,7 +64,6 @@ export class Subscriber {
     }
   }
 
-  /** Buffers a message; returns true if it is the first that does not fit. */
   receive(payload: string, processId: number): boolean {
     if (this.state !== "listening") return false
     // the buffer stays full until it is drained, so the dropped messages are one gap, at its end
@@ -81,14 +72,12 @@ export class Subscriber {
     return false
   }
 
-  /** Fails the attempt to join. */
-  reject(error: ListenError): void {
-    this.onJoined(error)
+  reject(failure: ListenerFailure): void {
+    this.onJoined(this.toError(failure))
   }
 
-  /** Ends the listener with a failure, after the buffered notifications. */
-  fail(error: ListenError): void {
-    this.failure ??= error
+  fail(failure: ListenerFailure): void {
+    this.failure ??= this.toError(failure)
     this.wake()
   }
 

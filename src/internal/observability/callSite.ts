@@ -1,5 +1,6 @@
 /**
- * Where in the program something was written: noted down only while somebody asks for it, for it costs a microsecond or two.
+ * Call sites: locations in the program. They are recorded only if they are needed, because each costs
+ * one or two microseconds.
  */
 import { fileURLToPath } from "node:url"
 import * as Context from "effect/Context"
@@ -11,7 +12,7 @@ const isForeign = (line: string): boolean =>
 
 let followers = 0
 
-/** From now on call sites are noted down, until the returned function is called. */
+/** Records call sites from now on, until the returned function is called. */
 export const recordCallSites = (): (() => void) => {
   followers++
   return () => {
@@ -19,7 +20,7 @@ export const recordCallSites = (): (() => void) => {
   }
 }
 
-/** A place in the program; it is put into words only when somebody reads it. */
+/** Location in the program. It is formatted only when it is read. */
 export class CallSite {
   private readonly stack: string = ""
 
@@ -39,22 +40,27 @@ export class CallSite {
   }
 }
 
-/** Where this is called from. */
+/** Returns the call site of the caller, if call sites are recorded. */
 export const callSite = (): CallSite | undefined => (followers === 0 ? undefined : new CallSite())
 
-/** Notes where a part without a label is written, to name it if it fails: for each, since it costs a small part of one statement. */
+/**
+ * Returns the call site of a part without a label, which names the part if it fails. It is always
+ * recorded, because it costs little in comparison with a statement.
+ */
 export const callSiteOfPart = (label: string | undefined): CallSite | undefined =>
   label === undefined ? new CallSite() : undefined
 
-/** Where what is running was written, where its way leads through others who do not pass that on. */
+/** Call site of the running statement, for statements that @effect/sql runs. */
 export class CurrentSite extends Context.Reference<CurrentSite>()("effect-db/internal/CurrentSite", {
   defaultValue: (): CallSite | undefined => undefined
 }) {}
 
 /**
- * Puts the program's own frames, from here outward, into the stack of an error whose own was made where the server's answer was read.
+ * Adds the frames of the program to the stack of an error, which has only those of the socket's
+ * callback.
  *
- * To be called in an `async` function after an `await`: V8 then finds the functions that await it. That costs nothing before there is an error.
+ * Called in an `async` function after an `await`, where V8 finds the functions that await it. It costs
+ * nothing before there is an error.
  */
 export const trace = (error: Error): void => {
   if (traced.has(error)) return
@@ -69,5 +75,5 @@ export const trace = (error: Error): void => {
   error.stack = `${head}\n${frames.join("\n")}${rest}`
 }
 
-/** An error passes every `await` between its statement and where it is caught. */
+/** The errors that have their frames: an error passes every `await` up to its handler. */
 const traced = new WeakSet<Error>()

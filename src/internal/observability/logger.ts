@@ -1,5 +1,5 @@
 /**
- * Observations in the words of a log.
+ * Observations as messages of a log.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -10,92 +10,101 @@ import { Observation } from "../../Observation.js"
 import { isWarning } from "../../SqlState.js"
 import { locationText } from "../errors/parts.js"
 
-/** The level of a log message, and what happened. */
-interface Line {
+/** Message of a log, with its level. */
+interface LogMessage {
   readonly level: LogLevel.LogLevel
-  readonly what: string
+  readonly text: string
 }
 
-const debug = (what: string): Line => ({ level: LogLevel.Debug, what })
-const info = (what: string): Line => ({ level: LogLevel.Info, what })
-const warning = (what: string): Line => ({ level: LogLevel.Warning, what })
+const debug = (text: string): LogMessage => ({ level: LogLevel.Debug, text })
+const info = (text: string): LogMessage => ({ level: LogLevel.Info, text })
+const warning = (text: string): LogMessage => ({ level: LogLevel.Warning, text })
 
 const ms = (millis: number): string => `${millis < 10 ? millis.toFixed(1) : Math.round(millis)} ms`
 
-const ends = {
+const outcomes = {
   committed: "committed",
   rolledBack: "rolled back",
   failed: "failed",
-  unknown: "committed or not, nobody can tell,"
+  unknown: "ended with unknown outcome"
 } as const
 
-/** A fact without words does not compile. */
-const line: (observation: Observation) => Line = Observation.$match({
-  Connected: ({ processId, took }) => info(`connection ${processId} was opened in ${ms(took)}`),
-  ConnectFailed: ({ message, reason }) => warning(`no connection (${reason}): ${message}`),
-  Closed: ({ processId, reason }) => info(`connection ${processId} is closed (${reason})`),
+const plural = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? "" : "s"}`
+
+/** Returns the message of an observation. One without a message does not compile. */
+const messageOf: (observation: Observation) => LogMessage = Observation.$match({
+  Connected: ({ processId, tookMillis }) => info(`connection ${processId} was opened in ${ms(tookMillis)}`),
+  ConnectFailed: ({ message, reason }) => warning(`connect failed (${reason}): ${message}`),
+  Closed: ({ processId, reason }) => info(`connection ${processId} was closed (${reason})`),
   Lost: ({ message, processId }) => warning(`connection ${processId} was lost: ${message}`),
   Noticed: ({ message, processId, severity, sqlState }) => {
-    const what = `connection ${processId}: ${severity}: ${message}`
-    return isWarning(sqlState, severity) ? warning(what) : info(what)
+    const text = `connection ${processId}: ${severity}: ${message}`
+    return isWarning(sqlState, severity) ? warning(text) : info(text)
   },
-  CheckedOut: ({ processId, waited }) => debug(`connection ${processId} was handed out after ${ms(waited)}`),
-  CheckedIn: ({ processId, used }) => debug(`connection ${processId} came back after ${ms(used)}`),
+  CheckedOut: ({ processId, waitedMillis }) =>
+    debug(`connection ${processId} was checked out after ${ms(waitedMillis)}`),
+  CheckedIn: ({ processId, usedMillis }) => debug(`connection ${processId} was checked in after ${ms(usedMillis)}`),
   Reset: ({ processId }) => debug(`connection ${processId} was reset`),
-  // under overload these are too many to be news, and each caller has his own error
-  Exhausted: ({ reason, waited }) => debug(`a caller got no connection (${reason}) after ${ms(waited)}`),
-  Leaked: ({ fiber = "unknown", held, place, processId }) =>
+  // under overload there are many of these, and each caller gets an error of its own
+  Exhausted: ({ reason, waitedMillis }) => debug(`a caller got no connection (${reason}) within ${ms(waitedMillis)}`),
+  Leaked: ({ fiber = "unknown", heldMillis, place, processId }) =>
     warning(
-      `connection ${processId} is held since ${ms(held)} by fiber ${fiber}${place === undefined ? "" : ` at ${place}`}`
+      `connection ${processId} has been held for ${ms(heldMillis)} by fiber ${fiber}` +
+        (place === undefined ? "" : ` at ${place}`)
     ),
-  Invalidated: ({ connections, mode }) => info(`${connections} connections were invalidated (${mode})`),
-  CredentialsRotated: ({ generation }) => info(`other credentials are in force (generation ${generation})`),
+  Invalidated: ({ connections, mode }) => info(`${plural(connections, "connection")} invalidated (${mode})`),
+  CredentialsRotated: ({ generation }) => info(`new credentials are in use (generation ${generation})`),
   PassedOver: ({ reason }) =>
     reason === "unproved"
       ? warning(
-          "it does not prove what it has, so the primary is read in its place: its user needs pg_read_all_stats, it has to stream from the primary, and to be reached without a transaction pooler"
+          "the server cannot prove its position, so reads go to the primary: its user needs pg_read_all_stats, and it has to stream from the primary and to be connected without a transaction pooler"
         )
-      : debug(`a read passed it over (${reason})`),
+      : debug(`a read passed over the server (${reason})`),
   ListenLost: ({ message, processId }) => warning(`the listening connection ${processId} was lost: ${message}`),
-  ListenRetried: ({ attempt, message, pause }) =>
-    info(`listening is tried again (${attempt}) in ${ms(pause)}: ${message}`),
-  ListenRestored: ({ attempts, took }) => info(`it listens again after ${ms(took)} and ${attempts} attempts`),
-  ListenOverflowed: ({ channel }) => warning(`a listener of "${channel}" is too slow: it misses messages`),
-  MarkedDown: ({ message }) => warning(`the server is left out: ${message}`),
-  MarkedUp: () => info("the server takes part again"),
-  Retried: ({ attempt, message, what }) => info(`${what} is tried again (${attempt}): ${message}`),
+  ListenRetried: ({ attempt, message, pauseMillis }) =>
+    info(`attempt ${attempt} to listen again starts in ${ms(pauseMillis)}: ${message}`),
+  ListenRestored: ({ attempts, tookMillis }) =>
+    info(`listening again after ${ms(tookMillis)} and ${plural(attempts, "attempt")}`),
+  ListenOverflowed: ({ channel }) => warning(`the buffer of a listener of "${channel}" is full: messages are dropped`),
+  MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
+  MarkedUp: () => info("the server is marked up"),
+  Retried: ({ attempt, message, what }) => info(`${what} is retried (${attempt}): ${message}`),
   RetryExhausted: ({ attempts, endedBy, message, what }) =>
     warning(
-      `${what} is not tried again after ${attempts} attempt${attempts === 1 ? "" : "s"}` +
-        `${endedBy === "budget" ? ", for the retry budget is used up" : ""}: ${message}`
+      `${what} is not retried after ${plural(attempts, "attempt")}` +
+        `${endedBy === "budget" ? ", because the retry budget is used up" : ""}: ${message}`
     ),
-  TransactionEnded: ({ label, outcome, took }) =>
-    debug(`transaction${label === undefined ? "" : ` "${label}"`} ${ends[outcome]} after ${ms(took)}`),
-  // an error in the log already, whether there is an echo or not
+  TransactionEnded: ({ label, outcome, tookMillis }) =>
+    debug(`transaction${label === undefined ? "" : ` "${label}"`} ${outcomes[outcome]} after ${ms(tookMillis)}`),
+  // not a warning: a failed hook is logged as an error already, with or without `echo`
   HookFailed: ({ hook, message }) => info(`an ${hook} hook failed: ${message}`)
 })
 
-/** What a program can search for. The message is in the words, and a logger may have a field of that name. */
+/**
+ * Returns the fields of an observation as annotations. `message` is left out: it is in the text, and
+ * a logger may have a field of that name.
+ */
 const annotations = ({ _tag, ...facts }: Observation): Record<string, unknown> => ({
   event: _tag,
   ...Object.fromEntries(Object.entries(facts).filter(([key, value]) => key !== "message" && value !== undefined))
 })
 
 /**
- * What logs observations from a level on: with the loggers, the minimum level and the annotations of the fiber that asks for it, whoever
- * makes the observation, and at once, so that the order and the times are right.
+ * Makes a function that logs observations from a level on. It uses the loggers, the minimum level and
+ * the annotations of the fiber that runs this effect, and logs at once, so that order and times are
+ * right.
  */
 export const makeLogger = (from: LogLevel.LogLevel): Effect.Effect<(observation: Observation) => void> =>
   Effect.map(Effect.runtime<never>(), (runtime) => {
-    // the span in which the database is opened ends long before most of what is logged
+    // the span in which the database is opened ends long before most messages are logged
     const run = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(Tracer.ParentSpan)))
     return (observation) => {
-      const { level, what } = line(observation)
+      const { level, text } = messageOf(observation)
       if (LogLevel.lessThan(level, from)) return
       run(
-        Effect.logWithLevel(level, `${locationText({ server: "", ...observation })}: ${what}`).pipe(
+        Effect.logWithLevel(level, `${locationText({ server: "", ...observation })}: ${text}`).pipe(
           Effect.annotateLogs(annotations(observation)),
-          // a logger that throws is the program's affair; it must not reach the socket that brought the news
+          // the exception of a logger must not reach the socket whose message led to the observation
           Effect.catchAllCause(() => Effect.void)
         )
       )

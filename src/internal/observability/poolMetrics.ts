@@ -1,7 +1,8 @@
 /**
- * What one pool counts, as Effect metrics with the names, units and attributes of OpenTelemetry's conventions for database clients.
+ * The metrics of a pool, as Effect metrics with the names, units and attributes of OpenTelemetry's
+ * conventions for database clients.
  *
- * Always on, so a count is a call of a hook that was looked up once: no fiber, no tags to compare.
+ * They are always on, so a count is one call of a hook that was looked up before.
  */
 import { globalValue } from "effect/GlobalValue"
 import * as Metric from "effect/Metric"
@@ -11,15 +12,15 @@ import * as MetricKey from "effect/MetricKey"
 import * as MetricLabel from "effect/MetricLabel"
 import * as MetricState from "effect/MetricState"
 
-/** The pool that is metered. */
-interface MeteredPool {
+/** Pool that has metrics. */
+export interface MeteredPool {
   /** The name of the database in this program. */
   readonly database: string
   readonly purpose: "writes" | "reads"
   readonly server: { readonly host: string; readonly port: number; readonly database: string }
-  /** How many idle connections it keeps open. */
+  /** The number of idle connections that it keeps open. */
   readonly idleMin: number
-  /** How many connections may be idle. */
+  /** The limit for idle connections. */
   readonly idleMax: number
 }
 
@@ -54,10 +55,10 @@ type Labels = ReadonlyArray<MetricLabel.MetricLabel>
 
 type Count = MetricHook.MetricHook.Counter<number>
 
-/** What OpenTelemetry advises for operations of a database client, in seconds. */
+/** The boundaries that OpenTelemetry advises for database clients, in seconds. */
 const boundaries = MetricBoundaries.fromIterable([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10])
 
-/** SQLSTATEs are the user's to invent, and every one makes a time series: those beyond are counted as one. */
+/** The limit for SQLSTATEs with a time series of their own. A program can invent any number of them. */
 const mostErrors = 100
 
 // the exporter takes the unit of a metric from this attribute
@@ -93,15 +94,16 @@ const keys = {
   operation: duration("db.client.operation.duration", "Time of one exchange with the server")
 }
 
-/** What is read whenever a level is; global, as the registry is, so that two copies of this module do not part. */
+/** The readers of each level. Global like the registry, so that two copies of this module share them. */
 const readings = globalValue(
   "effect-db/internal/observability/poolMetrics",
   () => new WeakMap<Count, Set<() => number>>()
 )
 
 /**
- * A level that nobody updates: it is read from the pools that share its attributes, when somebody looks. The returned function stops
- * that. The registry makes the hook itself and forgets none, so what it reads is put in its place, and is nothing in the end.
+ * Registers a level that is read from the pools with its attributes when the registry is read; the
+ * returned function removes a pool. The registry has no metric of that kind and keeps each hook for
+ * ever, so the `get` of its hook is replaced; without a pool it returns 0.
  */
 const live = (key: MetricKey.MetricKey.Counter<number>, labels: Labels, read: () => number): (() => void) => {
   const hook: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(key, labels))
@@ -127,7 +129,7 @@ const histogram = (key: MetricKey.MetricKey.Histogram, labels: Labels): ((millis
   }
 }
 
-/** Where it is, in OpenTelemetry's words; its standard port goes without saying. */
+/** Returns the attributes of a server; its port only if it is not the standard one. */
 const address = ({ host, port }: MeteredPool["server"]): Labels =>
   host.startsWith("/")
     ? [MetricLabel.make("server.address", `${host}/.s.PGSQL.${port}`)]
@@ -143,10 +145,11 @@ const failure = (error: string): Labels => {
 }
 
 /**
- * A meter of a pool; `levels` is asked whenever somebody reads the metrics, until the meter is closed.
+ * Makes the metrics of a pool. `levels` is called when the metrics are read, until they are closed.
  *
- * Its name, as `db.client.connection.pool.name`, is `app writes localhost:5432/todos`: the database as the program calls it, the purpose
- * of the pool, the server, and the database as the server calls it.
+ * The name of the pool, `db.client.connection.pool.name`, is `app writes localhost:5432/todos`: the name of
+ * the database in the program, the purpose of the pool, the server, and the name of the database on
+ * the server.
  */
 export const makePoolMetrics: MakePoolMetrics = (pool, levels) => {
   const { database, idleMax, idleMin, purpose, server } = pool

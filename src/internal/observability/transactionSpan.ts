@@ -18,7 +18,7 @@ export type Attributes = ReadonlyArray<readonly [name: string, value: unknown]>
 
 const silentTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
 
-/** Whether spans of a fiber go anywhere. */
+/** Checks if the spans of a fiber are recorded. */
 export const hasTracer = (fiber: AnyFiber): boolean => fiber.currentTracer !== silentTracer
 
 interface Endpoint {
@@ -37,7 +37,7 @@ export class TransactionSpan {
   private hasEnded = false
 
   constructor(
-    /** What the spans of its statements are inside of. */
+    /** The parent of the spans of its statements. */
     readonly span: Tracer.Span,
     private readonly clock: Clock.Clock
   ) {}

@@ -21,7 +21,7 @@ export class PoolEvents {
     const isFirst = !this.hasConnected
     this.hasConnected = true
     this.metrics.created(took)
-    this.observe(() => ({ _tag: "Connected", ...this.location, processId, took, isFirst }))
+    this.observe(() => ({ _tag: "Connected", ...this.location, processId, tookMillis: took, isFirst }))
   }
 
   connectFailed({ error, reason }: ConnectFailure): void {
@@ -31,17 +31,19 @@ export class PoolEvents {
   checkedOut({ processId }: Connection, waited: number, label: string | undefined): void {
     this.metrics.waited(waited)
     // without a closure, for this is the hot path
-    if (this.observer.active) this.observer.observe({ _tag: "CheckedOut", ...this.location, processId, waited, label })
+    if (this.observer.active)
+      this.observer.observe({ _tag: "CheckedOut", ...this.location, processId, waitedMillis: waited, label })
   }
 
   checkedIn({ processId }: Connection, used: number): void {
     this.metrics.used(used)
-    if (this.observer.active) this.observer.observe({ _tag: "CheckedIn", ...this.location, processId, used })
+    if (this.observer.active)
+      this.observer.observe({ _tag: "CheckedIn", ...this.location, processId, usedMillis: used })
   }
 
   exhausted(reason: PlainFailure<"PoolExhausted">["reason"], waited: number): void {
     if (reason !== "single") this.metrics.timedOut()
-    this.observe(() => ({ _tag: "Exhausted", ...this.location, reason, waited }))
+    this.observe(() => ({ _tag: "Exhausted", ...this.location, reason, waitedMillis: waited }))
   }
 
   reset({ processId }: Connection): void {
@@ -71,7 +73,7 @@ export class PoolEvents {
       _tag: "Leaked",
       ...this.location,
       processId,
-      held,
+      heldMillis: held,
       fiber: borrower?.fiber,
       place: borrower?.location
     })

@@ -1,6 +1,7 @@
 /**
- * What plain code carries from one `await` to the next: the unit of work or transaction that it runs in, what its reads must see, where
- * names are looked up, how it retries, and the span it is part of. Effects that it runs are run there.
+ * The context of plain code from one `await` to the next: its unit of work or transaction, the
+ * consistency of its reads, its schemas, its retry policy and its span. Effects that plain code runs
+ * have it, too.
  */
 import { AsyncLocalStorage } from "node:async_hooks"
 import { setMaxListeners } from "node:events"
@@ -51,10 +52,13 @@ export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, un
     })
   })
 
-/** What code has given, which may be a statement that nobody has run yet: it is run where it was written, and not where it is awaited. */
+/**
+ * Returns the result of code. A statement among them that has not run yet will run in the context of
+ * the code, and not in that of its `await`.
+ */
 const settled = <A>(place: <B>(code: () => B) => B, code: () => A): A => {
   const result = place(code)
-  // one statement is as good as another
+  // the cast: the other statement has the same rows
   return result instanceof PromiseQuery ? (result.through(place) as A) : result
 }
 

@@ -1,13 +1,13 @@
 /**
- * A response of Node's HTTP server that is held back until it is known whether what it tells of is stored. Handlers write it as ever; what
- * they write is kept, and sent, or another answer is sent in its place.
+ * A response of Node's HTTP server that is held back until its unit of work has ended. Handlers write
+ * to it as usual; the writes are kept, and sent, or replaced by another answer.
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
 import { Writable } from "node:stream"
 import type { Header } from "../http/sessionCookie.js"
 import { showHeld } from "./heldSocket.js"
 
-/** What is sent in place of what a handler wrote. */
+/** Answer in place of that of a handler. */
 export interface Answer {
   readonly status: number
   readonly type: string
@@ -16,13 +16,13 @@ export interface Answer {
 
 type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeaders">
 
-/** A call of one of these: who waits for it is told by the last argument. */
+/** Call of one of these functions. Its last argument may be a callback. */
 interface Call {
   readonly send: () => void
   readonly args: ReadonlyArray<unknown>
 }
 
-/** An answer as it was when it began. */
+/** Answer at the moment when it began. */
 interface Begun {
   readonly headers: OutgoingHttpHeaders
   readonly statusMessage: string
@@ -30,17 +30,17 @@ interface Begun {
 
 const cookies = "set-cookie"
 
-/** Headers that a body is sent and read by, and so are those of the first answer. */
+/** The headers that describe a body, and so belong to the first answer. */
 const ofBody = /^(content-.*|transfer-encoding|trailer|etag|last-modified|location)$/
 
 const added = new WeakMap<ServerResponse, Header>()
 
-/** Adds a header to whatever is going to be sent as a response that is held. */
+/** Adds a header to the answer that will be sent. */
 export const addHeader = (response: ServerResponse, header: Header | undefined): void => {
   if (header !== undefined) added.set(response, header)
 }
 
-/** Whether two cookies have one name. */
+/** Checks if two cookies have the same name. */
 const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
 
 /**
@@ -68,7 +68,7 @@ const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, header: Hea
   return [...args.slice(0, -1), made] as unknown as Args
 }
 
-/** Whether it has a message beside its status; HTTP/2 has none, and warns where it is asked for. */
+/** Checks if a response has a status message. HTTP/2 has none, and warns when it is read. */
 const hasMessage = (response: ServerResponse): boolean => Object.hasOwn(response, "statusMessage")
 
 /** Refuses a part of a body that has ended, as a stream of Node does, but without an `error` event, which would end the process. */
@@ -79,7 +79,7 @@ const refuseLate = (args: ReadonlyArray<unknown>): void => {
   ended.write("", (error) => last(error))
 }
 
-/** Nothing is sent, and nobody has to wait for it. */
+/** Calls the callback of a write that is not sent. */
 const drop = ({ args }: Call): void => {
   const last = args.at(-1)
   if (typeof last === "function") process.nextTick(last)
@@ -89,17 +89,17 @@ export class HeldResponse {
   private state: "held" | "released" | "replaced" = "held"
   private kept: Array<Call> = []
   private readonly real: Sending
-  /** What frameworks look at; another one may hold the same response, around this one. */
+  /** The properties that frameworks read. Another middleware may hold the same response. */
   private readonly outside: PropertyDescriptorMap
   private head: number | undefined
   private ready: number | undefined
   private begun: Begun | undefined
   private hasEnded = false
   private isEnding = false
-  /** Whether another answer was begun after the first had ended. */
+  /** True if another answer has begun after the end of the first one. */
   private hasSecond = false
   private hideSocket = () => {}
-  /** How much is held, in bytes. */
+  /** The number of bytes that are held. */
   private size = 0
 
   /** `onReady` is called once, with the status, when a handler begins to send a body or ends the response. */
@@ -115,7 +115,7 @@ export class HeldResponse {
         this.hasSecond ||= this.hasEnded
         // some libraries write it again with each part of the body, until it is on its way; the first counts
         if (this.state === "held" && (this.head ?? this.ready) !== undefined) return response
-        // what Node refuses it refuses here, where somebody can still answer something else
+        // arguments that Node refuses are refused here, where the handler can still send another answer
         if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
         this.head = args[0]
         this.call({ send: () => writeHead.apply(response, withHeader(args, added.get(response))), args: [] })
@@ -131,7 +131,7 @@ export class HeldResponse {
         const length = Buffer.byteLength(args[0])
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
-        // when another answer is sent nobody is told to go on: the response closes, as where a client has gone
+        // a replaced response emits no "drain": it closes, as after a disconnect of the client
         if (this.state === "replaced") return false
         // as much as Node takes before it asks to wait for "drain", so that what waits elsewhere is woken by what comes of sending it
         this.size += length
@@ -203,7 +203,7 @@ export class HeldResponse {
     for (const call of kept) drop(call)
   }
 
-  /** Forgets what was written and is going to be: nobody is there to read it. */
+  /** Drops all writes, because the client has disconnected. */
   discard(): void {
     const { kept } = this
     if (this.leave("replaced")) for (const call of kept) drop(call)
@@ -262,7 +262,7 @@ export class HeldResponse {
     }
   }
 
-  /** Whether the answer has ended, so that what comes now is of another one. */
+  /** Checks if the answer has ended, so that a write belongs to another one. */
   private isLate(): boolean {
     if (this.isEnding) return false
     this.hasSecond ||= this.hasEnded

@@ -1,5 +1,6 @@
 /**
- * A unit of work around whatever handles a request of Node's HTTP server: Express, Connect, Fastify's raw request.
+ * A unit of work around the handler of a request of Node's HTTP server: Express, Connect, or the raw
+ * request of Fastify.
  */
 import { setMaxListeners } from "node:events"
 import type { IncomingMessage, ServerResponse } from "node:http"
@@ -8,35 +9,25 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
-import { type ConfigInvalid, isDatabaseError } from "../../DatabaseError.js"
+import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import type { KnownNames } from "../config/knownNames.js"
-import { unknownOption } from "../config/unknownOption.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
-import { type LabelOptions, makeLabeler, pathOf } from "../http/requestLabel.js"
-import { headerOf, type ReadYourWrites, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
+import { makeLabeler, pathOf } from "../http/requestLabel.js"
+import { outcomeByStatus, type RequestOptions, settingsFor } from "../http/requestOptions.js"
+import { headerOf, type SessionTokenOptions, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
 import { currentContext } from "../transaction/context.js"
-import { unknownOfSettings } from "../unitOfWork/optionNames.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
 import { addHeader, HeldResponse } from "./heldResponse.js"
 
-/** How requests are run. */
-export interface NodeOptions
-  extends LabelOptions,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
-  /** How a status ends the unit of work. Default: below 400 commits, any other rolls back. */
-  readonly outcome?: ((status: number) => UnitOfWork.Outcome) | undefined
-  /** How the transactions of a request are to be; `"none"` for a request without a unit of work. */
-  readonly transaction?:
-    | ((request: IncomingMessage) => UnitOfWork.UnitSettings | "none")
-    | UnitOfWork.UnitSettings
-    | undefined
-  /** Lets a client read what it has written, in its later requests too, from a replica that has it. */
-  readonly readYourWrites?: ReadYourWrites | undefined
+/** Options of requests; the status of the response decides the outcome. */
+export interface NodeRequestOptions extends RequestOptions<IncomingMessage, number> {
+  readonly readYourWrites?: SessionTokenOptions | undefined
 }
 
-const known: KnownNames<NodeOptions> = {
+/** The names of the options. */
+export const nodeOptionNames: KnownNames<NodeRequestOptions> = {
   outcome: true,
   transaction: true,
   readYourWrites: true,
@@ -47,26 +38,17 @@ const known: KnownNames<NodeOptions> = {
   sqlComment: true
 }
 
-/** Returns the refusal of options with a name that is not known; of settings by request that is found with the request. */
-export const unknownOfNode = (options: NodeOptions): ConfigInvalid | undefined => {
-  const { databases, transaction } = options
-  const all = typeof transaction === "function" ? undefined : transaction
-  return unknownOption("", options, known) ?? unknownOfSettings({ databases, transaction: all })
-}
+/** Failure of a request whose client has disconnected before the response. */
+const disconnected = Symbol("the client has disconnected")
 
-/** The client has gone before it was answered. */
-const gone = Symbol("the client has gone")
-
-const byStatus = (status: number): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
-
-/** What a router has found out by now: Express puts it there. */
+/** Request with the fields that Express adds when a route matches. */
 interface Routed {
   readonly baseUrl?: unknown
   readonly originalUrl?: unknown
   readonly route?: { readonly path?: unknown } | undefined
 }
 
-/** The pattern of its route, if that is known. */
+/** Returns the pattern of a route, if it is known. */
 const patternOf = ({ baseUrl, route }: Routed): string | undefined =>
   typeof route?.path === "string" ? `${typeof baseUrl === "string" ? baseUrl : ""}${route.path}` : undefined
 
@@ -78,7 +60,7 @@ const headerIn = ({ headers }: IncomingMessage, name: string): string | undefine
   return typeof value === "string" ? value : value?.join()
 }
 
-const asked = (request: IncomingMessage & Routed) => {
+const describe = (request: IncomingMessage & Routed) => {
   const id = request.headers["x-request-id"]
   return {
     method: request.method ?? "",
@@ -88,36 +70,37 @@ const asked = (request: IncomingMessage & Routed) => {
   }
 }
 
-/** HTTP/2 tells it of the stream only. */
+/** Checks if a response is closed. With HTTP/2 only the stream has the state. */
 const isClosed = ({ destroyed, stream }: ServerResponse & { readonly stream?: Pick<Writable, "destroyed"> }): boolean =>
   destroyed || stream?.destroyed === true
 
-/** What frameworks take for an error: to some of them anything else is none. */
+/** Returns a thrown value as an `Error`, the only type that all frameworks accept. */
 export const asError = (error: unknown): Error =>
   error instanceof Error ? error : new Error(String(error), { cause: error })
 
 /**
- * One request in one unit of work, from `next` to the moment when its response is ready; that is sent, or another in its place, when the
- * unit has ended. It fails only where the handler was not asked to answer.
+ * Runs one request in one unit of work, from `next` until its response is ready. The response, or
+ * another one in its place, is sent when the unit has ended. Fails only if the handler was not
+ * called.
  */
 export const inUnit = (
   request: IncomingMessage,
   response: ServerResponse,
   next: (error?: Error) => void,
-  options: NodeOptions,
+  options: NodeRequestOptions,
   tokens: SessionTokens | undefined
 ): Effect.Effect<void, unknown> => {
-  const { outcome = byStatus, transaction } = options
+  const { outcome = outcomeByStatus } = options
   return Effect.withFiberRuntime((fiber) => {
-    const settings = typeof transaction === "function" ? transaction(request) : transaction
-    // whoever is around gives it back
+    const settings = settingsFor(options, request)
+    // the middleware around this one returns the tokens
     const session = sessionOf(fiber) === undefined ? tokens?.session((name) => headerIn(request, name)) : undefined
     if (settings === "none" && session === undefined)
       return currentContext(fiber) === undefined
         ? Effect.sync(() => next())
         : UnitOfWork.outside(runPlain(async () => next()))
-    // also what a unit around this one stores after its end
-    if (session !== undefined) session.onNews = () => addHeader(response, headerOf(session.takeReturned()))
+    // a unit around this one may store something after the end of this one
+    if (session !== undefined) session.onNewTokens = () => addHeader(response, headerOf(session.takeReply()))
     let held: HeldResponse | undefined
     let answered = false
     const handled = runPlain(
@@ -130,16 +113,16 @@ export const inUnit = (
           next()
         })
     )
-    const closed = Effect.async<never, typeof gone>((resume) => {
-      const tell = () => resume(Effect.fail(gone))
-      // one that waits on its connection for those before it has no part in the end of that
+    const closed = Effect.async<never, typeof disconnected>((resume) => {
+      const onClose = () => resume(Effect.fail(disconnected))
+      // a response that is queued behind others of its connection is not told of the end of that
       const connection = response.socket === null ? request.socket : undefined
-      if (isClosed(response) || connection?.destroyed === true) return tell()
+      if (isClosed(response) || connection?.destroyed === true) return onClose()
       if (connection !== undefined) setMaxListeners(0, connection)
       const all = connection === undefined ? [response] : [response, connection]
-      for (const one of all) one.once("close", tell)
+      for (const one of all) one.once("close", onClose)
       return Effect.sync(() => {
-        for (const one of all) one.off("close", tell)
+        for (const one of all) one.off("close", onClose)
       })
     })
     const unit =
@@ -152,14 +135,14 @@ export const inUnit = (
               transaction: settings,
               outcome: (exit) => (Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
             },
-            makeLabeler(request, asked, options)
+            makeLabeler(request, describe, options)
           )
     return (session === undefined ? unit : withSession(unit, session)).pipe(
       Effect.matchCauseEffect({
         onSuccess: () => Effect.sync(() => held?.release()),
         onFailure: (cause) => {
           const error = Cause.squash(cause)
-          if (error === gone) return Effect.sync(() => held?.discard())
+          if (error === disconnected) return Effect.sync(() => held?.discard())
           const response = held
           if (response === undefined) return Effect.fail(error)
           const instead = (problem: Problem) =>
@@ -167,7 +150,7 @@ export const inUnit = (
               response.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
             )
           if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(problemOf(error)))
-          // what was answered has been undone
+          // the work behind the answer has been undone
           if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
           return Effect.sync(() => {
             response.release()

@@ -1,15 +1,16 @@
 /**
- * Something that is opened and closed by several owners: the first opens it, the last closes it, and nobody sees it half open.
+ * A value that several owners open and close: the first one opens it, the last one closes it.
  */
 
-/** How it stands: never opened, or how many have it open, or closed again. */
+/** State of the value: never opened, open with a number of owners, or closed again. */
 type State<A> =
   | { readonly _tag: "new" | "closed" }
   | { readonly _tag: "open"; readonly opened: Promise<A>; owners: number; value: A | undefined }
 
+/** Value that is opened and closed by count. */
 export class RefCounted<A> {
   private state: State<A> = { _tag: "new" }
-  /** What has to be over before it can be opened again. */
+  /** The end of the last close, which comes before the next open. */
   private closing: Promise<void> = Promise.resolve()
 
   constructor(
@@ -17,23 +18,23 @@ export class RefCounted<A> {
     private readonly stop: (value: A) => Promise<void>
   ) {}
 
-  /** What is open at this moment, if it is; for who cannot wait. */
+  /** The value, if it is open at this moment. */
   get current(): A | undefined {
     return this.state._tag === "open" ? this.state.value : undefined
   }
 
-  /** What is open, or is being opened; else why there is nothing. */
+  /** The value that is open or being opened, or the reason why there is none. */
   get opened(): Promise<A> | "notYet" | "closed" {
     if (this.state._tag === "open") return this.state.opened
     return this.state._tag === "new" ? "notYet" : "closed"
   }
 
-  /** One owner more. Where it cannot be opened, all who wait for that are told, and it can be tried again. */
+  /** Adds an owner. A failure to open rejects all waiting calls, and a later call tries again. */
   open(): Promise<A> {
     return this.openFor(1)
   }
 
-  /** Opens it for somebody who is never going to close it, and does not count. */
+  /** Opens the value without an owner: for a caller that never closes it. */
   use(): Promise<A> {
     return this.openFor(0)
   }
@@ -59,7 +60,7 @@ export class RefCounted<A> {
     return opened
   }
 
-  /** One owner less; the last one closes it, and waits for that, as does everybody who closes it once more. */
+  /** Removes an owner; the last one closes the value. Further calls wait for that end. */
   close(): Promise<void> {
     const { state } = this
     if (state._tag !== "open") return this.closing

@@ -164,7 +164,7 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
       server,
       outcome: outcomes[level.state],
       label: options.label,
-      took: transaction.age
+      tookMillis: transaction.age
     })
   )
 }

@@ -142,12 +142,12 @@ export const events = (way: Way): void => {
       yield* Fiber.join(waiter)
       const back = yield* told(facts, "CheckedIn", 2)
       const [connected] = only(facts, "Connected")
-      assert.isAbove(connected?.took ?? 0, 0)
-      const waited = only(facts, "CheckedOut").map((fact) => fact.waited)
+      assert.isAbove(connected?.tookMillis ?? 0, 0)
+      const waited = only(facts, "CheckedOut").map((fact) => fact.waitedMillis)
       // who came first waited for the connect
-      assert.isAtLeast(waited[0] ?? 0, connected?.took ?? 0)
+      assert.isAtLeast(waited[0] ?? 0, connected?.tookMillis ?? 0)
       assert.isAbove(waited[1] ?? 0, 0)
-      for (const { used } of back) assert.isAbove(used, 0)
+      for (const { usedMillis } of back) assert.isAbove(usedMillis, 0)
     }).pipe(Effect.provide(open(way, one)))
   )
 
@@ -181,7 +181,7 @@ export const events = (way: Way): void => {
       yield* failure("PoolExhausted", insert("b"))
       const [exhausted] = yield* told(facts, "Exhausted")
       assert.strictEqual(exhausted?.reason, "timeout")
-      assert.isAtLeast(exhausted?.waited ?? 0, 300)
+      assert.isAtLeast(exhausted?.waitedMillis ?? 0, 300)
       yield* holder.release
     }).pipe(Effect.provide([openOverWire(way, { ...one, acquireTimeout: "300 millis" }), once]))
   )

@@ -101,7 +101,7 @@ export const leaks = (way: Way): void => {
         // a stream runs in a fiber of its own
         if (name !== "a stream") assert.strictEqual(leaked?.fiber, FiberId.threadName(fiber.id()))
         assert.match(leaked?.fiber ?? "", /^#\d+$/)
-        assert.isAtLeast(leaked?.held ?? 0, 40)
+        assert.isAtLeast(leaked?.heldMillis ?? 0, 40)
         const [out] = only(facts, "CheckedOut")
         assert.strictEqual(leaked?.processId, out?.processId)
         yield* eventually(

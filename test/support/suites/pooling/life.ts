@@ -85,7 +85,7 @@ export const life = (way: Way): void => {
   if (isPooled) {
     it.scopedLive("connections made together do not end together: up to 2.5 % of their time is taken off", () =>
       Effect.gen(function* () {
-        const pool = (yield* Db).engine.topology.writer.writes
+        const pool = (yield* Db).executor.topology.writer.writes
         const deadline = performance.now() + 10_000
         const checkout = Effect.async<Connection, unknown>((resume) => {
           const giveUp = pool?.checkout(deadline, [], (error, connection) =>

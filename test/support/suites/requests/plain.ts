@@ -173,7 +173,7 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       return { status: 201 }
     },
     again: async () => {
-      const strong = await db.withConsistency(Consistency.Strong(), () => seen("wrote"))
+      const strong = await db.withConsistency(() => seen("wrote"), Consistency.Strong())
       return { status: 200, body: JSON.stringify([strong, (await seen("wrote"))?.standby]) }
     },
     move: async () => {
@@ -200,7 +200,7 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       const seen = [
         before,
         await schema("reader"),
-        await db.withSchema("other", () => schema("writer")),
+        await db.withSchema(() => schema("writer"), "other"),
         await db.withTransaction(() => schema("writer")),
         await db.independent(() => schema("writer")),
         row?.n

@@ -1,0 +1,164 @@
+/**
+ * The transaction around a COPY: a savepoint of the open transaction, or a transaction of its own,
+ * and the fiber that waits for the server.
+ */
+
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type { Options } from "../../Copy.js"
+import { SchemaInvalid, toSqlError } from "../../DatabaseError.js"
+import { isNotSent } from "../../RetryPolicy.js"
+import type { Role } from "../../Topology.js"
+import type { Options as TransactionOptions } from "../../Transaction.js"
+import * as clock from "../concurrency/clock.js"
+import type { KnownNames } from "../config/knownNames.js"
+import { unknownOption } from "../config/unknownOption.js"
+import type { Request } from "../connection/connection.js"
+import type { Restore } from "../edge/cancellable.js"
+import type { Copy as Data } from "../protocol/copyData.js"
+import { withComment } from "../statement/workLabel.js"
+import { commitUninterruptibly, isSavepoint, rollback, sendCommit } from "../transaction/completion.js"
+import { currentContext, type TransactionContext } from "../transaction/context.js"
+import { scoped } from "../transaction/contextSlot.js"
+import { runCopy } from "../transaction/levelStatement.js"
+import { nest, type Transaction } from "../transaction/transaction.js"
+import type { Executor } from "./executor.js"
+
+/** COPY that is under way: its transaction, and the fiber that waits for the server. */
+export interface RunningCopy {
+  readonly transaction: Transaction
+  readonly copying: Fiber.RuntimeFiber<number, SqlError>
+  /** Ends the transaction as a success; without `restore` as for an interrupted caller. */
+  readonly keep: (restore: Restore | undefined) => Effect.Effect<void, SqlError>
+}
+
+/**
+ * The timeout of the remaining rows after the consumer of a COPY has stopped, and of the answer to
+ * the end of its data, in ms.
+ */
+export const endTimeout = 400
+
+const known: KnownNames<Options> = {
+  format: true,
+  delimiter: true,
+  null: true,
+  header: true,
+  quote: true,
+  escape: true,
+  encoding: true,
+  statementTimeout: true,
+  onProgress: true
+}
+
+/** Waits until a fiber has ended; succeeds with `false` after a timeout in ms. */
+export const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, timeout: number): Effect.Effect<boolean> =>
+  Effect.async((resume) => {
+    const stop = clock.later(timeout, () => resume(Effect.succeed(false)))
+    fiber.addObserver(() => {
+      stop()
+      resume(Effect.succeed(true))
+    })
+  })
+
+/** Returns the outcome of a fiber as an effect. */
+export const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> =>
+  Effect.flatten(Fiber.await(fiber))
+
+/**
+ * Creates the savepoint of the open transaction, or a transaction of its own. A reader's is
+ * read-only, also in a writer's.
+ */
+const begin = (
+  executor: Executor,
+  kind: Role,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  ambient: TransactionContext | undefined,
+  around: Transaction | undefined,
+  { statementTimeout }: Options
+): Transaction => {
+  const options: TransactionOptions = {
+    ...(statementTimeout === undefined ? {} : { statementTimeout }),
+    ...(kind === "reader" ? { access: "read only" } : {})
+  }
+  if (around !== undefined) return nest(executor, around, kind, around, options)
+  const memory = ambient?.readAffinity(executor)
+  if (memory !== undefined && kind === "writer") memory.written = true
+  return executor.begin(kind, options, fiber, ambient)
+}
+
+/**
+ * Stores the effects of a COPY, or leaves that to the transaction around it; undoes them if that
+ * fails. A `copyFrom` whose caller is interrupted meanwhile counts as undone; the rows of a `copyTo`
+ * are all read by then.
+ */
+const commit = (transaction: Transaction, data: Data, restore: Restore | undefined): Effect.Effect<void, SqlError> =>
+  Effect.catchAllCause(
+    restore === undefined
+      ? commitUninterruptibly(transaction)
+      : sendCommit(transaction, restore, data._tag === "in" && isSavepoint(transaction)),
+    (cause) =>
+      Effect.zipRight(
+        rollback(transaction, Cause.isInterrupted(cause) ? undefined : restore),
+        Effect.failCause(Cause.map(cause, toSqlError))
+      )
+  )
+
+/** Starts a COPY in a fiber that only `stopCopy` interrupts. */
+export const startCopy = (
+  executor: Executor,
+  kind: Role,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  plain: Request,
+  data: Data,
+  options: Options
+): Effect.Effect<RunningCopy, SqlError> => {
+  const { database } = executor
+  const unknown = unknownOption(database, options, known)
+  if (unknown !== undefined) return Effect.fail(toSqlError(unknown))
+  const ambient = currentContext(fiber)
+  const request = scoped(fiber.currentContext, ambient, database, withComment(plain, ambient?.work(fiber)))
+  if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+  const around = executor.transactionFor(fiber, ambient, kind)
+  const transaction = begin(executor, kind, fiber, ambient, around, options)
+  if (kind === "writer") executor.recordCausalSession(fiber, ambient, transaction)
+  const attempt = executor.retry.attempt(
+    fiber,
+    (callback) => runCopy(transaction.level, request, data, callback),
+    (exchange) => exchange.result.rowCount ?? 0,
+    isNotSent
+  )
+  const noted = Effect.sync(() => {
+    if (around !== undefined && kind === "writer" && transaction.level.touched) ambient?.part(around)?.note(around)
+  })
+  return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
+    transaction,
+    copying,
+    keep: (restore) =>
+      // a reader's settings for its statement are undone with the savepoint
+      kind === "reader" && transaction.level.parent !== undefined
+        ? rollback(transaction, restore)
+        : Effect.zipRight(commit(transaction, data, restore), noted)
+  }))
+}
+
+/**
+ * Ends a COPY that is not to be stored. A server that waits for data receives CopyFail, and answers
+ * at once. If the server does not answer, or if it is to send or to do something, its statement is
+ * interrupted as any other is. ROLLBACK follows.
+ */
+export const stopCopy = (
+  { copying, transaction }: RunningCopy,
+  data: Data,
+  restore: Restore | undefined
+): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const isAnswered = data._tag === "in" && data.isOpen ? endsWithin(copying, endTimeout) : Effect.void
+    if (data._tag === "in") data.fail("the data ends here, and nothing of it is to be stored")
+    else data.discard()
+    return isAnswered.pipe(
+      Effect.zipRight(Fiber.interrupt(copying)),
+      Effect.zipRight(Effect.suspend(() => rollback(transaction, restore)))
+    )
+  })

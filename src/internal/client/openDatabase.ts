@@ -1,0 +1,186 @@
+/**
+ * The opening of a database: its servers, its executor and its clients.
+ */
+
+import type * as Reactivity from "@effect/experimental/Reactivity"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as LogLevel from "effect/LogLevel"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
+import type { Client } from "../../Copy.js"
+import * as DatabaseConfig from "../../DatabaseConfig.js"
+import { ConnectFailed, type StartupError } from "../../DatabaseError.js"
+import { Router } from "../../Router.js"
+import { type ConnectReason, isNotYet } from "../../SqlState.js"
+import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
+import { makeCredentialSource } from "../edge/credentials.js"
+import { toDatabaseError } from "../edge/databaseError.js"
+import { revealRedactedValues } from "../edge/redactedValues.js"
+import { reportBeforeInterrupt } from "../edge/reportBeforeInterrupt.js"
+import { recordCallSites } from "../observability/callSite.js"
+import { makeLogger } from "../observability/logger.js"
+import { Observers } from "../observability/observers.js"
+import { makePoolMetrics } from "../observability/poolMetrics.js"
+import type { Pool } from "../pool/pool.js"
+import { proveRole } from "../topology/serverRole.js"
+import { Topology } from "../topology/topology.js"
+import { rollback } from "../transaction/completion.js"
+import { make as makeClient } from "./client.js"
+import { Executor } from "./executor.js"
+import { makeLifecycleHooks } from "./lifecycleHooks.js"
+import type { NamedClass } from "./namedClass.js"
+
+/** Listening connection, as the clients need it. */
+interface Listening {
+  readonly payloads: (channel: string) => Stream.Stream<string, SqlError>
+}
+
+/** Function that makes the listening connection. It is passed in, because `listen` is a higher layer. */
+type MakeListen<L> = (executor: Executor) => Effect.Effect<L, never, Scope.Scope>
+
+/** Opened database. */
+interface OpenedDatabase<L> {
+  readonly writer: Client
+  readonly reader: Client
+  readonly any: Client
+  readonly executor: Executor
+  readonly listen: L
+  readonly observers: Observers
+  readonly owner: NamedClass
+}
+
+/** Makes the clients of an executor. */
+const makeClients = <L extends Listening>(
+  executor: Executor,
+  observers: Observers,
+  owner: NamedClass,
+  makeListen: MakeListen<L>
+): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
+  Effect.gen(function* () {
+    const listen = yield* makeListen(executor)
+    const reader = yield* makeClient(executor, "reader", listen.payloads)
+    return {
+      writer: yield* makeClient(executor, "writer", listen.payloads),
+      reader,
+      // a reader's statement runs in an open transaction if the consistency allows that
+      any: reader,
+      executor,
+      listen,
+      observers,
+      owner
+    }
+  })
+
+/**
+ * Checks a server by opening one connection. Retries until `connectTimeout` while the reason of the
+ * failure is one that `waits` accepts.
+ */
+const verify = (
+  pool: Pool,
+  config: DatabaseConfig.DatabaseConfig,
+  waits: (reason: ConnectReason) => boolean
+): Effect.Effect<void, StartupError> =>
+  Effect.suspend(() => {
+    const last = clock.now() + pool.options.pool.connectTimeout
+    // the timeout of the connect itself comes first, because its failure has the reason
+    const deadline = last + 500
+    const attempt = Effect.async<void, ConnectFailed>((resume) => {
+      let checkedOut: Connection | undefined
+      const cancel = pool.checkout(deadline, [], (failure, connection) => {
+        const location = { database: config.name, server: pool.options.server.name }
+        if (connection !== undefined) {
+          checkedOut = connection
+          return proveRole(connection, deadline, (mismatch) => {
+            pool.checkin(connection)
+            resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...location, ...mismatch })))
+          })
+        }
+        const error = failure === undefined ? undefined : toDatabaseError(failure)
+        resume(
+          Effect.fail(
+            error?._tag === "ConnectFailed"
+              ? error
+              : new ConnectFailed({
+                  ...location,
+                  reason: "unresponsive",
+                  ...(error === undefined ? {} : { cause: error })
+                })
+          )
+        )
+      })
+      return Effect.sync(() => (checkedOut === undefined ? cancel() : checkedOut.abort("cancelled")))
+    })
+    return Effect.retry(attempt, {
+      schedule: Schedule.spaced("100 millis"),
+      while: (error) => waits(error.reason) && clock.now() + 100 < last
+    })
+  })
+
+/** Opens a database in a scope. */
+export const openDatabase = <L extends Listening>(
+  owner: NamedClass,
+  options: DatabaseConfig.DatabaseOptions,
+  makeListen: MakeListen<L>
+): Effect.Effect<OpenedDatabase<L>, StartupError, Reactivity.Reactivity | Scope.Scope> =>
+  Effect.gen(function* () {
+    const config = yield* DatabaseConfig.make(owner.name, options)
+    const runtime = yield* Effect.runtime()
+    revealRedactedValues()
+    const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
+    const isEchoing = config.echo !== LogLevel.None
+    // a program that sets a threshold for leaks gets them in its log, also without a subscriber
+    const observers = new Observers(yield* makeLogger(isEchoing ? LogLevel.None : LogLevel.Warning))
+    if (isEchoing) observers.add(yield* makeLogger(config.echo))
+    // closed in parallel, so that a silent server costs its timeout once and not for each kind of
+    // connection
+    const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
+    const topology = yield* Effect.acquireRelease(
+      Effect.sync(
+        () => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makePoolMetrics)
+      ),
+      (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
+    ).pipe(Scope.extend(sockets))
+    const executor = new Executor(config, topology, observers, yield* Router, undefined)
+    if (executor.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
+    const { readers, writer } = topology
+    if (config.startup === "verify") {
+      // a server that is started at the same time may not listen yet
+      const mayCome = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
+      if (writer.writes !== undefined) yield* reportBeforeInterrupt(verify(writer.writes, config, mayCome))
+      yield* Effect.forEach(
+        readers,
+        (server) =>
+          // reads go to other servers, so the start neither fails nor waits for this one
+          Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>
+            Effect.logWarning(`${error.message}; it is left out until it answers`)
+          ).pipe(Effect.forkScoped),
+        { discard: true }
+      )
+      for (const server of topology.servers) for (const pool of server.pools) pool.warm()
+    }
+    return yield* Scope.extend(makeClients(executor, observers, owner, makeListen), sockets)
+  })
+
+/**
+ * Opens the same database with every transaction as a savepoint of a transaction that is never
+ * committed.
+ */
+export const openSandbox = <L extends Listening>(
+  live: OpenedDatabase<L>,
+  makeListen: MakeListen<L>
+): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
+  Effect.gen(function* () {
+    const { config, topology } = live.executor
+    const executor = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
+      const root = live.executor.begin("writer", {}, fiber, undefined)
+      return Effect.as(
+        Effect.addFinalizer(() => rollback(root, undefined)),
+        new Executor(config, topology, live.observers, () => 0, root)
+      )
+    })
+    return yield* makeClients(executor, live.observers, live.owner, makeListen)
+  })

@@ -1,0 +1,91 @@
+/**
+ * The pauses between the attempts of one statement, or of one checkout.
+ *
+ * An attempt that found no connection follows the policy's schedule for that until its deadline,
+ * whatever came before: a statement that was under way when the server went away waits like a later
+ * one. A statement that a server has received follows a schedule of its own.
+ */
+
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import type { DatabaseError, Retried } from "../../DatabaseError.js"
+import { isNotSent, type Policy } from "../../RetryPolicy.js"
+import * as clock from "../concurrency/clock.js"
+import type { OutageWaiters } from "../pool/outageWaiters.js"
+import type { RetryBudget } from "./retryBudget.js"
+
+/** Pauses of one statement, or of one checkout. */
+export interface RetryPauses {
+  /**
+   * Pauses after a failure; succeeds with `true` if there is to be another attempt. `deadline` is
+   * the time by which a connection must have been found.
+   */
+  readonly pause: (error: DatabaseError, deadline: number) => Effect.Effect<boolean>
+  /** Returns the reason why there is no further attempt. */
+  readonly endedBy: () => Retried["endedBy"]
+  /** Returns to the budget what was taken, because the statement has succeeded. */
+  readonly giveBack: () => void
+}
+
+/**
+ * Ends a schedule if its next delay would pass the deadline: a caller that cannot be served before
+ * the deadline fails at once, with the reason.
+ */
+const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => number) =>
+  Schedule.whileOutput(Schedule.delays(schedule), (delay) => clock.now() + Duration.toMillis(delay) < deadline())
+
+const no = Effect.succeed(false)
+const yes = Effect.succeed(true)
+
+/** Creates the pauses of one statement. */
+export const makeRetryPauses = (
+  policy: Policy,
+  budget: RetryBudget,
+  waiters: OutageWaiters
+): Effect.Effect<RetryPauses> =>
+  Effect.gen(function* () {
+    let until = Number.POSITIVE_INFINITY
+    let isLast = false
+    let taken = 0
+    let endedBy: Retried["endedBy"] = "schedule"
+    const take = () => {
+      const isLeft = budget.take(policy.budget)
+      if (isLeft) taken++
+      else endedBy = "budget"
+      return isLeft
+    }
+    // a schedule that has ended takes nothing of the budget
+    const acquire = yield* Schedule.driver(
+      // a caller that only waits costs the server nothing: its pool connects for all of them
+      // together
+      Schedule.whileInput(
+        before(policy.acquire, () => until),
+        ({ _tag }) => _tag === "ConnectFailed" || take()
+      )
+    )
+    const statement = yield* Schedule.driver(Schedule.whileInput(policy.statement, take))
+    const isGranted = Effect.match({ onFailure: () => false, onSuccess: () => true })
+    const waitForServer = (error: DatabaseError) =>
+      Effect.acquireUseRelease(
+        Effect.sync(() => waiters.enter()),
+        () => isGranted(acquire.next(error)),
+        () => Effect.sync(() => waiters.leave())
+      )
+    const pause: RetryPauses["pause"] = (error, deadline) => {
+      if (isLast) return no
+      if (error._tag === "ConnectFailed") {
+        until = deadline
+        if (waiters.hasRoom) return waitForServer(error)
+        // the pool knows why it does not let this caller wait, or has found a connection meanwhile
+        isLast = true
+        return yes
+      }
+      if (isNotSent(error)) {
+        until = deadline
+        return isGranted(acquire.next(error))
+      }
+      return Effect.zipRight(acquire.reset, isGranted(statement.next(error)))
+    }
+    return { pause, endedBy: () => endedBy, giveBack: () => budget.giveBack(taken, policy.budget) }
+  })

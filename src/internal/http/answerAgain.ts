@@ -1,0 +1,98 @@
+/**
+ * The attempts to answer a request: each from its start, in a unit of work of its own.
+ */
+
+import * as HttpApp from "@effect/platform/HttpApp"
+import { HttpServerRequest } from "@effect/platform/HttpServerRequest"
+import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
+import type { HttpServerResponse } from "@effect/platform/HttpServerResponse"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
+import * as Option from "effect/Option"
+import type * as Schedule from "effect/Schedule"
+import type { DatabaseError } from "../../DatabaseError.js"
+import { type Policy, RetryPolicy } from "../../RetryPolicy.js"
+import type { Restore } from "../edge/cancellable.js"
+import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
+import { replayableUnit, retryTransaction } from "../unitOfWork/retry.js"
+import { answerIt, answerOnce, type Unstored } from "./answerOnce.js"
+import { makeReplayable } from "./replayableRequest.js"
+import type { RequestPlan } from "./requestPlan.js"
+
+type Request = HttpServerRequest
+type Response = HttpServerResponse
+
+/** Attempt to answer a request, with its unit. */
+export interface Attempt<E, R> {
+  readonly handle: UnitHandle
+  readonly answer: Effect.Effect<Response, Unstored<E>, R>
+}
+
+/** Answers a request again, from its start, while its failure allows another attempt. */
+export const answerRepeatedly = <E, R>(
+  attempt: () => Attempt<E, R>,
+  retry: true | Schedule.Schedule<unknown, DatabaseError>,
+  policy: Policy,
+  restore: Restore
+): Effect.Effect<Response, E, R> => {
+  let handle: UnitHandle | undefined
+  const next = Effect.suspend(() => {
+    const begun = attempt()
+    handle = begun.handle
+    return begun.answer
+  })
+  const reasonFor = (exit: Exit.Exit<Response, Unstored<E>>) => {
+    if (handle === undefined || Exit.isSuccess(exit)) return undefined
+    const { unit } = handle
+    return Option.match(Cause.failureOption(exit.cause), {
+      onNone: () => undefined,
+      onSome: ({ failure, reason }) => replayableUnit(unit, reason, failure)
+    })
+  }
+  const transactions = () => handle?.unit.begun ?? []
+  const last = retryTransaction(restore, Effect.uninterruptible(next), reasonFor, transactions, retry, policy)
+  // uninterruptible, so that it handles a failure beside an interruption: the failure is logged
+  // when the client has left, too
+  return Effect.uninterruptible(Effect.catchAll(last, answerIt))
+}
+
+/** Opens the unit of an attempt. Its parts may ask for another attempt. */
+export const openRepeatable = (opening: UnitPlan): UnitHandle => {
+  const handle = openUnit(opening)
+  handle.unit.canRunAgain = true
+  return handle
+}
+
+/** Runs an app in a unit, and again in another unit if `retry` asks for that. */
+export const answerWithRetry = <E, R>(
+  plan: RequestPlan,
+  opening: UnitPlan,
+  app: HttpApp.Default<E, R>,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  retry: true | Schedule.Schedule<unknown, DatabaseError>,
+  restore: Restore
+): Effect.Effect<Response, E, R | Request> => {
+  const outside = fiber.currentContext
+  const request = Context.unsafeGet(outside, HttpServerRequest)
+  const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+  const attempt = (fresh: () => Request) => (): Attempt<E, R | Request> => {
+    const handle = openRepeatable(opening)
+    const handler = Effect.provideService(app, HttpServerRequest, fresh())
+    return {
+      handle,
+      // drops the pre-response handlers of the attempt before
+      answer: Effect.zipRight(
+        FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
+        answerOnce(plan, handle, handler, undefined, outside, Effect.fail, restore)
+      )
+    }
+  }
+  return Effect.matchEffect(restore(makeReplayable(request)), {
+    onFailure: (error) => HttpServerRespondable.toResponse(error),
+    onSuccess: (fresh) => answerRepeatedly(attempt(fresh), retry, Context.get(outside, RetryPolicy), restore)
+  })
+}

@@ -1,0 +1,202 @@
+/**
+ * The middleware of an `HttpApi`: it provides the transaction slot before the handler, and ends the
+ * unit of work before the response is sent.
+ */
+
+import * as HttpApp from "@effect/platform/HttpApp"
+import type { RouteContext } from "@effect/platform/HttpRouter"
+import { HttpServerRequest } from "@effect/platform/HttpServerRequest"
+import * as HttpServerRespondable from "@effect/platform/HttpServerRespondable"
+import type { HttpServerResponse } from "@effect/platform/HttpServerResponse"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
+import * as Option from "effect/Option"
+import * as RuntimeFlags from "effect/RuntimeFlags"
+import type * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { type DatabaseError, OptionsConflict } from "../../DatabaseError.js"
+import { RetryPolicy } from "../../RetryPolicy.js"
+import type { Restore } from "../edge/cancellable.js"
+import { currentContext, type TransactionContext } from "../transaction/context.js"
+import { slotOf } from "../transaction/contextSlot.js"
+import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
+import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import { joinableUnitOf, type Unit } from "../unitOfWork/unitOfWork.js"
+import { type Attempt, answerRepeatedly, openRepeatable } from "./answerAgain.js"
+import { answerIt, answerOnce, endBeforeResponse, endBy, undo } from "./answerOnce.js"
+import { responseOf } from "./apiErrors.js"
+import { makeReplayable } from "./replayableRequest.js"
+import { settingsFor } from "./requestOptions.js"
+import {
+  type ApiMiddlewareOptions,
+  demandOf,
+  isRepeatable,
+  makePlan,
+  openingFor,
+  type RequestPlan,
+  refuse
+} from "./requestPlan.js"
+import { Route } from "./routeTag.js"
+
+type Request = HttpServerRequest
+type Response = HttpServerResponse
+
+/**
+ * Makes the refusal of an `outcome` inside of another unit of work: a request ends with that unit
+ * before its response is known here.
+ */
+const outcomeConflict = (): OptionsConflict =>
+  new OptionsConflict({
+    database: "",
+    server: "",
+    option: "outcome",
+    outer: "the unit of work around",
+    inner: "a request"
+  })
+
+/**
+ * Opens the unit of a request, which `end` ends by the response; returns the service for the
+ * transaction slot of its handler.
+ */
+const openFor = (
+  { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
+  handle: UnitHandle,
+  end: (response: Response) => Effect.Effect<Response>
+): Effect.Effect<TransactionContext["slot"]> => {
+  const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
+    handle.endUntouched() ? Effect.succeed(response) : end(response)
+  )
+  const scope = Context.unsafeGet(currentContext, Scope.Scope)
+  return Effect.as(
+    Effect.zipRight(Scope.addFinalizer(scope, undo(handle)), beforeResponse),
+    slotOf(currentContext, handle.unit)
+  )
+}
+
+/**
+ * Opens the unit of a request as `openFor` does, and runs the route of the request again if its
+ * failure allows another attempt: with the middleware of the endpoint, which joins the unit of that
+ * attempt. A request whose handler has added pre-response handlers, which cannot be taken back, is
+ * answered once.
+ */
+const openWithRetry = (
+  plan: RequestPlan,
+  attempts: WeakSet<Unit>,
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  opening: UnitPlan,
+  routed: RouteContext,
+  fresh: () => Request,
+  retry: true | Schedule.Schedule<unknown, DatabaseError>,
+  restore: Restore
+): Effect.Effect<TransactionContext["slot"]> => {
+  const outside = fiber.currentContext
+  // the router has made this context for this request alone; the handler gets the same one, with
+  // no chance to provide another request to it
+  outside.unsafeMap.set(HttpServerRequest.key, fresh())
+  const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+  let own: typeof handlers | undefined
+  // the cast: the route runs in the context of its own request, which has all that it needs
+  const route = Effect.flatMap(routed.route.handler, HttpServerRespondable.toResponse) as HttpApp.Default<unknown>
+  const encoded = Effect.catchAllCause(route, (cause) =>
+    Effect.flatMap(responseOf(outside, cause) ?? Effect.succeed(undefined), (response) =>
+      response === undefined ? Effect.failCause(cause) : Effect.succeed(response)
+    )
+  )
+  const open = () => {
+    const handle = openRepeatable(opening)
+    attempts.add(handle.unit)
+    return handle
+  }
+  const first = open()
+  const end = (response: Response) =>
+    Effect.withFiberRuntime<Response, unknown>((ending) => {
+      const isLast = ending.getFiberRef(HttpApp.currentPreResponseHandlers) === own
+      const ended = Effect.uninterruptibleMask((restoreEnd) =>
+        endBy(plan, first, response, Cause.empty, isLast ? Effect.fail : answerIt, restoreEnd)
+      )
+      let isFirst = true
+      const attempt = (): Attempt<unknown, Request> => {
+        if (isFirst) {
+          isFirst = false
+          return { handle: first, answer: ended }
+        }
+        const handle = open()
+        const request = fresh()
+        const answered = answerOnce(
+          plan,
+          handle,
+          Effect.provideService(encoded, HttpServerRequest, request),
+          undefined,
+          outside,
+          Effect.fail,
+          restore
+        )
+        const finished = Effect.flatMap(answered, (response) =>
+          Effect.flatMap(
+            FiberRef.get(HttpApp.currentPreResponseHandlers),
+            Option.match({
+              onNone: () => Effect.succeed(response),
+              // the error type of the route does not include its failure, and the platform answers
+              // both with status 500
+              onSome: (handler) => Effect.orDie(handler(request, response))
+            })
+          )
+        )
+        return { handle, answer: Effect.zipRight(FiberRef.set(HttpApp.currentPreResponseHandlers, handlers), finished) }
+      }
+      const answered = answerRepeatedly(attempt, retry, Context.get(outside, RetryPolicy), restore)
+      // the cast: the context of a request has the request
+      return Effect.mapInputContext(answered, () => outside as Context.Context<Request>)
+    })
+  return Effect.zipLeft(
+    openFor(fiber, first, (response) => endBeforeResponse(end(response))),
+    Effect.sync(() => {
+      own = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+    })
+  )
+}
+
+/** Makes the effect that provides the transaction slot of each request of an `HttpApi`. */
+export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<TransactionContext["slot"]> => {
+  const plan = makePlan(options)
+  const { retry } = options
+  const attempts = new WeakSet<Unit>()
+  return Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
+    const around = currentContext(fiber)
+    const { unsafeMap } = fiber.currentContext
+    const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
+    const { outcome } = options
+    const settings = settingsFor(options, request)
+    const unknown = unknownOfSettings({ transaction: settings })
+    if (unknown !== undefined) return Effect.flatMap(refuse(plan, unknown), Effect.die)
+    const unit = joinableUnitOf(around)
+    if (around !== undefined && unit !== undefined) {
+      // this is the middleware of an attempt that runs the route again
+      if (attempts.has(unit)) return Effect.succeed(around.slot)
+      const conflict = outcome === undefined ? demandOf(plan, request, around, unit, settings) : outcomeConflict()
+      return conflict === undefined ? Effect.succeed(around.slot) : Effect.flatMap(refuse(plan, conflict), Effect.die)
+    }
+    const conflict = around === undefined ? undefined : demandOf(plan, request, around, undefined, settings)
+    if (conflict !== undefined) return Effect.flatMap(refuse(plan, conflict), Effect.die)
+    const opening = openingFor(plan, request, around, settings)
+    const routed: RouteContext | undefined = unsafeMap.get(Route.key)
+    const isOnce = retry === undefined || retry === false || routed === undefined
+    if (isOnce || !isRepeatable(request)) {
+      const handle = openUnit(opening)
+      return openFor(fiber, handle, (response) =>
+        Effect.uninterruptibleMask((restore) =>
+          endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
+        )
+      )
+    }
+    const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
+    return Effect.matchEffect(makeReplayable(request), {
+      // the platform sends a response that is a defect
+      onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
+      onSuccess: (fresh) => openWithRetry(plan, attempts, fiber, opening, routed, fresh, retry, restore)
+    })
+  })
+}

@@ -1,0 +1,64 @@
+/**
+ * The middleware that runs each request as one unit of work.
+ */
+
+import type * as HttpApp from "@effect/platform/HttpApp"
+import { HttpServerRequest } from "@effect/platform/HttpServerRequest"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as RuntimeFlags from "effect/RuntimeFlags"
+import * as UnitOfWork from "../../UnitOfWork.js"
+import type { Restore } from "../edge/cancellable.js"
+import { currentContext } from "../transaction/context.js"
+import { runAsPart } from "../transaction/withTransaction.js"
+import { openUnit } from "../unitOfWork/handle.js"
+import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import { joinableUnitOf } from "../unitOfWork/unitOfWork.js"
+import { answerWithRetry } from "./answerAgain.js"
+import { answerIt, answerOnce } from "./answerOnce.js"
+import { makeLabeler } from "./requestLabel.js"
+import { settingsFor } from "./requestOptions.js"
+import {
+  demandOf,
+  isRepeatable,
+  joinedOutcome,
+  type MiddlewareOptions,
+  makePlan,
+  openingFor,
+  refuse
+} from "./requestPlan.js"
+
+/** Makes the middleware of a plan. */
+export const makeMiddleware = (
+  options: MiddlewareOptions
+): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
+  const plan = makePlan(options)
+  const { retry } = options
+  return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> => {
+    const self: HttpApp.Default<E, R> = Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
+      const around = currentContext(fiber)
+      const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
+      const settings = settingsFor(options, request)
+      if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
+      const unknown = unknownOfSettings({ transaction: settings })
+      if (unknown !== undefined) return refuse(plan, unknown)
+      const unit = joinableUnitOf(around)
+      const conflict = around === undefined ? undefined : demandOf(plan, request, around, unit, settings)
+      if (conflict !== undefined) return refuse(plan, conflict)
+      if (around !== undefined && unit !== undefined) {
+        const describe = makeLabeler(request, plan.describe, options)
+        const name = { label: describe(fiber)?.label, site: undefined }
+        return runAsPart(app, around, name, { describe }, (exit) => joinedOutcome(plan, exit))
+      }
+      const opening = openingFor(plan, request, around, settings)
+      // as `uninterruptibleMask`, with one operation less
+      const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
+      return Effect.uninterruptible(
+        retry === undefined || retry === false || !isRepeatable(request)
+          ? answerOnce(plan, openUnit(opening), app, self, fiber.currentContext, answerIt, restore)
+          : answerWithRetry(plan, opening, app, fiber, retry, restore)
+      )
+    })
+    return self
+  }
+}

@@ -1,0 +1,44 @@
+/**
+ * The options of a request's unit of work, for requests of any library.
+ */
+
+import type { ConfigInvalid } from "../../DatabaseError.js"
+import type * as UnitOfWork from "../../UnitOfWork.js"
+import type { KnownNames } from "../config/knownNames.js"
+import { unknownOption } from "../config/unknownOption.js"
+import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import type { LabelSettings } from "./requestLabel.js"
+
+/** Settings of a unit of work, or `"none"` for a request without one. */
+export type RequestSettings = UnitOfWork.UnitSettings | "none"
+
+/** Options that requests of all libraries have. `Answer` is what decides the outcome. */
+export interface RequestOptions<Request, Answer>
+  extends LabelSettings,
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+  readonly outcome?: ((answer: Answer) => UnitOfWork.Outcome) | undefined
+  readonly transaction?: ((request: Request) => RequestSettings) | UnitOfWork.UnitSettings | undefined
+}
+
+/** Returns the settings for a request. */
+export const settingsFor = <Request, Settings>(
+  { transaction }: { readonly transaction?: ((request: Request) => Settings) | UnitOfWork.UnitSettings | undefined },
+  request: Request
+): Settings | UnitOfWork.UnitSettings | undefined =>
+  typeof transaction === "function" ? transaction(request) : transaction
+
+/**
+ * Returns the refusal of options with an unknown name. Settings that a function returns are checked
+ * when there is a request.
+ */
+export const unknownOfOptions = <O extends RequestOptions<never, never>>(
+  options: O,
+  known: KnownNames<O> & Readonly<Record<string, true>>
+): ConfigInvalid | undefined => {
+  const { databases, transaction } = options
+  const ofAll = typeof transaction === "object" ? transaction : undefined
+  return unknownOption("", options, known) ?? unknownOfSettings({ databases, transaction: ofAll })
+}
+
+/** Returns the default outcome: a status below 400 commits. */
+export const outcomeByStatus = (status: number): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")

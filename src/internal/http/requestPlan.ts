@@ -1,0 +1,133 @@
+/**
+ * The plan of a middleware: its options, with all that is the same for each request.
+ */
+
+import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
+import type { HttpServerResponse } from "@effect/platform/HttpServerResponse"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Schedule from "effect/Schedule"
+import type { ConfigInvalid, DatabaseError, OptionsConflict } from "../../DatabaseError.js"
+import type * as UnitOfWork from "../../UnitOfWork.js"
+import type { KnownNames } from "../config/knownNames.js"
+import type { TransactionContext } from "../transaction/context.js"
+import type { UnitPlan } from "../unitOfWork/handle.js"
+import { completionOptions, settingsByDatabase } from "../unitOfWork/options.js"
+import { demandAround, demandOfUnit } from "../unitOfWork/runUnit.js"
+import type { Unit } from "../unitOfWork/unitOfWork.js"
+import { describeRequest } from "./describeRequest.js"
+import { isKeepable } from "./keepableBody.js"
+import { problemResponse } from "./problemResponse.js"
+import { makeLabeler } from "./requestLabel.js"
+import { outcomeByStatus, type RequestOptions, unknownOfOptions } from "./requestOptions.js"
+
+type Request = HttpServerRequest
+type Response = HttpServerResponse
+
+/** Options of a middleware of @effect/platform. */
+export interface MiddlewareOptions extends RequestOptions<Request, Response> {
+  readonly onCommitFailed?: ((error: DatabaseError) => Response) | undefined
+  readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
+  readonly requestId?: ((request: Request) => string | undefined) | undefined
+}
+
+/** Options of the middleware of an `HttpApi`, which opens a unit for each request. */
+export interface ApiMiddlewareOptions extends Omit<MiddlewareOptions, "transaction"> {
+  readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings) | UnitOfWork.UnitSettings | undefined
+}
+
+/** Plan of a middleware. */
+export interface RequestPlan {
+  readonly options: MiddlewareOptions
+  readonly outcome: (response: Response) => UnitOfWork.Outcome
+  readonly onCommitFailed: (error: DatabaseError) => Response
+  readonly describe: ReturnType<typeof describeRequest>
+  readonly ending: ReturnType<typeof completionOptions>
+  /** The rules, if they are the same for each request. */
+  readonly rules: ReturnType<typeof settingsByDatabase>
+}
+
+const byStatus = ({ status }: Response): UnitOfWork.Outcome => outcomeByStatus(status)
+
+const known: KnownNames<MiddlewareOptions> = {
+  outcome: true,
+  onCommitFailed: true,
+  transaction: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  retry: true,
+  requestId: true,
+  applicationName: true,
+  sqlComment: true
+}
+
+/** Makes the plan of a middleware; throws `ConfigInvalid` if an option has an unknown name. */
+export const makePlan = (options: MiddlewareOptions): RequestPlan => {
+  const { databases, onCommitFailed = problemResponse, outcome = byStatus, transaction } = options
+  const unknown = unknownOfOptions(options, known)
+  if (unknown !== undefined) throw unknown
+  return {
+    options,
+    outcome,
+    onCommitFailed,
+    describe: describeRequest(options.requestId),
+    ending: completionOptions(options, true),
+    rules: typeof transaction === "function" ? undefined : settingsByDatabase({ databases, transaction })
+  }
+}
+
+/** Returns the settings that the unit of a request is opened with. */
+export const openingFor = (
+  { describe, ending, options, rules }: RequestPlan,
+  request: Request,
+  around: TransactionContext | undefined,
+  transaction: UnitOfWork.UnitSettings | undefined
+): UnitPlan => ({
+  around,
+  joins: true,
+  settings: rules ?? settingsByDatabase({ databases: options.databases, transaction }),
+  completion: ending,
+  describe: makeLabeler(request, describe, options)
+})
+
+/** Logs a refusal, and returns the response of a request that is not run for it. */
+export const refuse = (
+  { onCommitFailed }: RequestPlan,
+  refusal: ConfigInvalid | OptionsConflict
+): Effect.Effect<Response> => Effect.as(Effect.logError(refusal.message), onCommitFailed(refusal))
+
+/** Checks if a request may be answered again, as far as its body is concerned. */
+export const isRepeatable = ({ headers, method, source }: Request): boolean =>
+  isKeepable(method, (name) => headers[name], source)
+
+/**
+ * Makes the unit of work around a request, or else the transactions around it, take what the options
+ * ask for; returns the conflict if that is impossible.
+ */
+export const demandOf = (
+  { options, rules: fixed }: RequestPlan,
+  request: Request,
+  around: TransactionContext,
+  unit: Unit | undefined,
+  transaction: UnitOfWork.UnitSettings | undefined
+): OptionsConflict | undefined => {
+  const { checkFirst, databases, order, retry } = options
+  const rules = fixed ?? settingsByDatabase({ databases, transaction })
+  if (unit === undefined) return demandAround(around, rules)
+  // a request that cannot be kept is answered once in a unit of its own, too
+  const demanded = isRepeatable(request) ? retry : undefined
+  return demandOfUnit(around, unit, rules, { checkFirst, order, retry: demanded })
+}
+
+/** Returns the outcome of a request that has joined a unit of work, by its response. */
+export const joinedOutcome = <E>(
+  { outcome }: RequestPlan,
+  exit: Exit.Exit<Response, E>
+): Exit.Exit<UnitOfWork.Outcome> => {
+  try {
+    return Exit.succeed(Exit.isSuccess(exit) ? outcome(exit.value) : "rollback")
+  } catch (defect) {
+    return Exit.die(defect)
+  }
+}

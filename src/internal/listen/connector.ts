@@ -1,0 +1,85 @@
+/**
+ * The sockets of the listening connection: connects, evictions and their end.
+ */
+
+import type { DatabaseConfig } from "../../DatabaseConfig.js"
+import * as clock from "../concurrency/clock.js"
+import { connect } from "../connection/connect.js"
+import type { Connection, Owner } from "../connection/connection.js"
+import type { CredentialSource } from "../connection/credentials.js"
+import { markForEviction } from "../pool/eviction.js"
+import type { ConnectAnother } from "./deliveryProbe.js"
+
+/** The timeout of closing the sockets, in ms. */
+const maxCloseTime = 1000
+
+/** Maker of connections to the writer, and keeper of those whose sockets are not closed yet. */
+export class ListenConnector {
+  private readonly open = new Set<Connection>()
+  private readonly owner: Owner
+  /** Connections whose connect was started before this time are invalid. */
+  private invalidBefore = Number.NEGATIVE_INFINITY
+  private onEmpty = () => {}
+
+  constructor(
+    private readonly config: DatabaseConfig,
+    private readonly credentials: CredentialSource,
+    onLost: (connection: Connection, error: Error) => void
+  ) {
+    this.owner = {
+      lost: onLost,
+      closed: (connection) => {
+        this.open.delete(connection)
+        if (this.open.size === 0) this.onEmpty()
+      }
+    }
+  }
+
+  /** Makes a connection; the returned function cancels. */
+  readonly connect: ConnectAnother = (callback) => {
+    const { pool, session, writer: server } = this.config
+    const options = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
+    const attempt = (isFirst: boolean): (() => void) => {
+      const startedAt = clock.now()
+      return connect(options, this.owner, (failure, connection) => {
+        if (connection !== undefined) {
+          this.open.add(connection)
+          if (startedAt <= this.invalidBefore) connection.retireAt = startedAt
+          // once: if each connection gets other credentials, two callers that connect at the same
+          // time would outdate each other without end
+          if (isFirst && this.isOutdated(connection)) {
+            connection.end(connection.retireAt === startedAt ? "invalidated" : "oldCredentials")
+            cancel = attempt(false)
+            return
+          }
+        }
+        callback(failure, connection)
+      })
+    }
+    let cancel = attempt(true)
+    return () => cancel()
+  }
+
+  /** Checks if a connection is to be replaced: its credentials are old, or it was invalidated. */
+  isOutdated({ generation, retireAt }: Connection): boolean {
+    return generation < this.credentials.generation || retireAt <= clock.now()
+  }
+
+  /** Marks the connections that an invalidation matches for eviction, and returns them. */
+  invalidate(before: number, processId: number | undefined): ReadonlyArray<Connection> {
+    if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
+    return markForEviction(this.open, before, processId)
+  }
+
+  /** Calls back when all sockets are closed; destroys the last of them after a timeout in ms. */
+  close(timeout: number, callback: () => void): void {
+    const timer = clock.timer(Math.min(timeout, maxCloseTime), () => {
+      for (const connection of this.open) connection.destroy("shutdown")
+    })
+    this.onEmpty = () => {
+      clock.clear(timer)
+      callback()
+    }
+    if (this.open.size === 0) this.onEmpty()
+  }
+}

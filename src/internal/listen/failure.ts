@@ -1,0 +1,31 @@
+/**
+ * Failures of the listening connection and its listeners, as plain values. `listenError` turns them
+ * into errors of the library.
+ */
+
+import { mayPass } from "../connection/connectFailure.js"
+import type { ConnectFailure, Failure } from "../connection/connection.js"
+
+/** Failure that ends a connection, or the attempt to make one. */
+export type ConnectionFailure =
+  | { readonly _tag: "Connect"; readonly failure: ConnectFailure }
+  | { readonly _tag: "Command"; readonly failure: Failure }
+  | { readonly _tag: "Lost"; readonly error: Error }
+
+/**
+ * Failure of a listener.
+ *
+ * - `Closed`: the database is closed.
+ * - `Undelivered`: messages of others do not arrive, as behind a pooler in transaction mode.
+ * - `Missed`: the connection is lost, or the buffer is full, and the listener takes no gaps.
+ */
+export type ListenerFailure =
+  | ConnectionFailure
+  | { readonly _tag: "Closed" }
+  | { readonly _tag: "Undelivered" }
+  | { readonly _tag: "Missed"; readonly reason: "disconnected"; readonly cause: ConnectionFailure }
+  | { readonly _tag: "Missed"; readonly reason: "overflow" }
+
+/** Checks if another attempt meets the same failure until the configuration is changed. */
+export const isPermanent = (failure: ConnectionFailure): boolean =>
+  failure._tag === "Connect" && !mayPass(failure.failure)

@@ -1,0 +1,101 @@
+/**
+ * The listeners of a database, by their channels.
+ */
+
+import type { ConnectionFailure, ListenerFailure } from "./failure.js"
+
+/**
+ * State of a listener.
+ *
+ * - `joining`: the connection does not listen to the channel yet.
+ * - `listening`: every message arrives.
+ * - `disconnected`: the connection is lost.
+ */
+export type ListenerState = "joining" | "listening" | "disconnected"
+
+/** Listener of a channel. */
+export interface Listener {
+  readonly channel: string
+  /** True if the consumer takes gaps as notifications; for others a gap is a failure. */
+  readonly toleratesGaps: boolean
+  state: ListenerState
+  /** Marks the listener as listening. `cause` is the reason of a gap since the last message. */
+  readonly onListening: (cause?: string) => void
+  /** Buffers a message; returns true if it is the first that does not fit. */
+  readonly receive: (payload: string, processId: number) => boolean
+  /** Fails the attempt to join. */
+  readonly reject: (failure: ListenerFailure) => void
+  /** Ends the listener with a failure, after the buffered notifications. */
+  readonly fail: (failure: ListenerFailure) => void
+}
+
+const none: ReadonlyArray<never> = []
+
+/** Registry of listeners. */
+export class Listeners {
+  private readonly byChannel = new Map<string, Set<Listener>>()
+
+  get isEmpty(): boolean {
+    return this.byChannel.size === 0
+  }
+
+  channels(): Iterable<string> {
+    return this.byChannel.keys()
+  }
+
+  has(channel: string): boolean {
+    return this.byChannel.has(channel)
+  }
+
+  /** Returns the listeners of a channel, as a copy that later changes leave as it is. */
+  of(channel: string): ReadonlyArray<Listener> {
+    const listeners = this.byChannel.get(channel)
+    return listeners === undefined ? none : [...listeners]
+  }
+
+  /** Returns the listeners of a channel without a copy, for the delivery of messages. */
+  receiversOf(channel: string): Iterable<Listener> {
+    return this.byChannel.get(channel) ?? none
+  }
+
+  add(listener: Listener): void {
+    const others = this.byChannel.get(listener.channel)
+    if (others === undefined) this.byChannel.set(listener.channel, new Set([listener]))
+    else others.add(listener)
+  }
+
+  /** Removes a listener; returns false if it is none of these. */
+  remove(listener: Listener): boolean {
+    const others = this.byChannel.get(listener.channel)
+    if (others?.delete(listener) !== true) return false
+    if (others.size === 0) this.byChannel.delete(listener.channel)
+    return true
+  }
+
+  /** Removes the listeners that do not outlive the loss of the connection, and fails them. */
+  onDisconnected(cause: ConnectionFailure): void {
+    for (const channel of [...this.byChannel.keys()]) {
+      for (const listener of this.of(channel)) {
+        if (listener.state !== "joining" && listener.toleratesGaps) {
+          listener.state = "disconnected"
+          continue
+        }
+        this.remove(listener)
+        if (listener.state === "joining") listener.reject(cause)
+        else listener.fail({ _tag: "Missed", reason: "disconnected", cause })
+      }
+    }
+  }
+
+  /** Removes all listeners and fails them. */
+  failAll(failure: ListenerFailure): void {
+    const all = [...this.byChannel.values()]
+    this.byChannel.clear()
+    for (const listeners of all) {
+      for (const listener of listeners) {
+        if (listener.state === "joining") listener.reject(failure)
+        else listener.fail(failure)
+      }
+    }
+  }
+}

@@ -1,0 +1,42 @@
+/**
+ * The observers of a database.
+ */
+import * as Data from "effect/Data"
+import * as Equal from "effect/Equal"
+import type { Observation, Observer } from "../../Observation.js"
+
+/** Subscribers to the observations of one database. */
+export class Observers implements Observer {
+  private readonly all = new Set<(observation: Observation) => void>()
+  /** The servers that were reported as unable to prove their position. */
+  private readonly unproved = new Set<string>()
+
+  /** `report` gets the observations that must be known also without a subscriber. */
+  constructor(private readonly report: (observation: Observation) => void) {}
+
+  get active(): boolean {
+    return this.all.size > 0
+  }
+
+  observe(given: Observation): void {
+    // observations of the core are plain values, which are not equal by their fields
+    const observation: Observation = Equal.isEqual(given) ? given : Data.struct(given)
+    for (const one of this.all) one(observation)
+    if (observation._tag === "Leaked") this.report(observation)
+    if (observation._tag === "PassedOver" && observation.reason === "unproved") this.reportOnce(observation)
+  }
+
+  private reportOnce(observation: Extract<Observation, { readonly _tag: "PassedOver" }>): void {
+    if (this.unproved.has(observation.server)) return
+    this.unproved.add(observation.server)
+    this.report(observation)
+  }
+
+  /** Adds a subscriber; the returned function removes it. */
+  add(one: (observation: Observation) => void): () => void {
+    this.all.add(one)
+    return () => {
+      this.all.delete(one)
+    }
+  }
+}
