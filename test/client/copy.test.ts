@@ -50,7 +50,7 @@ const endless = Stream.map(
 )
 
 describe("copyFrom", () => {
-  it.scopedLive("copyFrom stores arrays, objects and ready text, and says how many rows it has stored", () =>
+  it.scopedLive("copyFrom stores arrays, objects and ready text, and returns the number of stored rows", () =>
     Effect.gen(function* () {
       expect(yield* copy(given(["a", 1], { amount: 2, name: "b", more: "?" }, "c\t3\nd", Buffer.from("\t4\n")))).toBe(4)
       expect(yield* look("SELECT name, amount FROM item ORDER BY name")).toEqual([
@@ -121,7 +121,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom and copyTo give any text back as it was, in every format", () =>
+  it.scopedLive("copyFrom and copyTo return any text unchanged, in every format", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* look("CREATE TABLE text (n int, a text, b text)")
@@ -164,7 +164,7 @@ describe("copyFrom", () => {
   )
 
   it.scopedLive(
-    "copyFrom drops the byte order mark at the start of CSV in UTF-8, as spreadsheets write it, and no other",
+    "copyFrom drops the byte order mark at the start of CSV in UTF-8, which spreadsheets write, and keeps any other",
     () =>
       Effect.gen(function* () {
         const mark = "\uFEFF"
@@ -194,7 +194,7 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom is a part of the transaction that is open, and one of its own where none is", () =>
+  it.scopedLive("copyFrom joins the transaction that is open, and runs in one of its own when none is open", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const first = copy(given(["a", 1])).pipe(
@@ -215,7 +215,7 @@ describe("copyFrom", () => {
       place === "outside of a transaction" ? self : Db.withTransaction(Effect.zipLeft(self, copy(given(["kept", 0]))))
     const kept = place === "outside of a transaction" ? [] : ["kept"]
 
-    it.scopedLive(`copyFrom stores nothing where its rows end in a failure, and keeps its connection, ${place}`, () =>
+    it.scopedLive(`copyFrom stores nothing when its rows end in a failure, and keeps its connection, ${place}`, () =>
       Effect.gen(function* () {
         const before = yield* processId
         const failing = Stream.concat(Stream.take(endless, 20_000), Stream.fail("no more"))
@@ -225,7 +225,7 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(one()))
     )
 
-    it.scopedLive(`copyFrom stores nothing where it is interrupted, and keeps its connection, ${place}`, () =>
+    it.scopedLive(`copyFrom stores nothing when it is interrupted, and keeps its connection, ${place}`, () =>
       Effect.gen(function* () {
         const before = yield* processId
         const sent = yield* Deferred.make<void>()
@@ -242,24 +242,22 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(one()))
     )
 
-    it.scopedLive(
-      `copyFrom stores nothing where its data is refused, and says in which line and column, ${place}`,
-      () =>
-        Effect.gen(function* () {
-          const before = yield* processId
-          const wrong = Stream.concat(Stream.take(endless, 1000), given(["x", "many"], ["y", 1]))
-          const error = yield* within(copyFailure(copy(wrong)))
-          expect(error).toMatchObject({ table: "item", line: 1001, column: "amount" })
-          expect(error.message).toMatch(
-            /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - nothing of it is stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
-          )
-          expect(yield* stored).toEqual(kept)
-          expect(yield* processId).toBe(before)
-        }).pipe(Effect.provide(one()))
+    it.scopedLive(`copyFrom stores nothing when its data is refused, and reports the line and column, ${place}`, () =>
+      Effect.gen(function* () {
+        const before = yield* processId
+        const wrong = Stream.concat(Stream.take(endless, 1000), given(["x", "many"], ["y", 1]))
+        const error = yield* within(copyFailure(copy(wrong)))
+        expect(error).toMatchObject({ table: "item", line: 1001, column: "amount" })
+        expect(error.message).toMatch(
+          /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - nothing of it is stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
+        )
+        expect(yield* stored).toEqual(kept)
+        expect(yield* processId).toBe(before)
+      }).pipe(Effect.provide(one()))
     )
   }
 
-  it.scopedLive("copyFrom says what was refused, and where the server names it the line", () =>
+  it.scopedLive("copyFrom reports what was refused, with the line if the server names it", () =>
     Effect.gen(function* () {
       yield* look(`
         ALTER TABLE item ADD CHECK (amount < 100), ALTER amount SET NOT NULL, ADD other int REFERENCES item;
@@ -288,7 +286,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom refuses rows that do not fit, by their number", () =>
+  it.scopedLive("copyFrom refuses rows that do not fit, and names their numbers", () =>
     Effect.gen(function* () {
       const refusal = (row: Copy.Row, options: Copy.Options = {}) =>
         Effect.map(copyFailure(copy(given(["a", 1], row), options)), ({ column, line, message }) => [
@@ -309,7 +307,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom takes names for names and options for texts, whatever they hold", () =>
+  it.scopedLive("copyFrom quotes names as names and options as texts, whatever they contain", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* look(`CREATE SCHEMA house; CREATE TABLE house."it""em; --" ("a"" b." int)`)
@@ -424,7 +422,7 @@ describe("copyFrom", () => {
     )
   }
 
-  it.scopedLive("copyFrom tells of its progress, and waits for what is done with it", () =>
+  it.scopedLive("copyFrom reports its progress, and waits until the report is handled", () =>
     Effect.gen(function* () {
       const seen: Array<Copy.Progress> = []
       const rows = Stream.map(Stream.range(1, 30_000), (n) => [`n${n}`, n])
@@ -435,7 +433,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom ends with a typed failure where the server dies in the middle, and nothing is stored", () =>
+  it.scopedLive("copyFrom fails with a typed error when the server dies in the middle, and stores nothing", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sent = yield* Deferred.make<void>()
@@ -450,24 +448,22 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "copyFrom ends with a typed failure where it is cancelled on the server, and keeps its connection",
-    () =>
-      Effect.gen(function* () {
-        const before = yield* processId
-        const sent = yield* Deferred.make<void>()
-        const copying = yield* Effect.fork(
-          failure(copy(endless, { onProgress: () => Deferred.succeed(sent, undefined) }))
-        )
-        yield* Deferred.await(sent)
-        yield* look(`SELECT pg_cancel_backend(${before})`)
-        expect((yield* Fiber.join(copying))._tag).toBe("StatementTimeout")
-        expect(yield* processId).toBe(before)
-      }).pipe(Effect.provide(one()))
+  it.scopedLive("copyFrom fails with a typed error when it is cancelled on the server, and keeps its connection", () =>
+    Effect.gen(function* () {
+      const before = yield* processId
+      const sent = yield* Deferred.make<void>()
+      const copying = yield* Effect.fork(
+        failure(copy(endless, { onProgress: () => Deferred.succeed(sent, undefined) }))
+      )
+      yield* Deferred.await(sent)
+      yield* look(`SELECT pg_cancel_backend(${before})`)
+      expect((yield* Fiber.join(copying))._tag).toBe("StatementTimeout")
+      expect(yield* processId).toBe(before)
+    }).pipe(Effect.provide(one()))
   )
 
   it.scopedLive(
-    "copyFrom gives a program the time that it takes for its rows, whatever the limit for a statement",
+    "copyFrom waits for a program's rows for as long as they take, whatever the limit for a statement",
     () =>
       Effect.gen(function* () {
         // a slow program on purpose: the server's silence is longer than its limit, and a second more
@@ -478,20 +474,18 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(fresh({ statementTimeout: "300 millis" })))
   )
 
-  it.scopedLive(
-    "copyFrom of rows that come from the same transaction ends in bounded time, with a failure that says so",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* writer
-        yield* copy(given(["a", 1]))
-        const rows = Stream.map(sql<{ name: string }>`SELECT name FROM item`.stream, ({ name }) => [`${name} again`, 1])
-        expect(yield* copy(rows)).toBe(1)
-        expect((yield* failure(Db.withTransaction(copy(rows))))._tag).toBe("TransactionBusy")
-        expect(yield* stored).toEqual(["a", "a again"])
-      }).pipe(Effect.provide(fresh({ acquireTimeout: "300 millis" })))
+  it.scopedLive("copyFrom of rows that come from the same transaction fails in bounded time, with the reason", () =>
+    Effect.gen(function* () {
+      const sql = yield* writer
+      yield* copy(given(["a", 1]))
+      const rows = Stream.map(sql<{ name: string }>`SELECT name FROM item`.stream, ({ name }) => [`${name} again`, 1])
+      expect(yield* copy(rows)).toBe(1)
+      expect((yield* failure(Db.withTransaction(copy(rows))))._tag).toBe("TransactionBusy")
+      expect(yield* stored).toEqual(["a", "a again"])
+    }).pipe(Effect.provide(fresh({ acquireTimeout: "300 millis" })))
   )
 
-  it.scopedLive("copyFrom is seen by the reads of its session", () =>
+  it.scopedLive("copyFrom is seen by the later reads of its causal session", () =>
     Effect.gen(function* () {
       const session = Consistency.makeSession()
       yield* copy(given(["a", 1])).pipe(Consistency.withSession(session))
@@ -499,7 +493,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom uses the names that the program has for columns", () =>
+  it.scopedLive("copyFrom transforms column names as the program's other statements do", () =>
     Effect.gen(function* () {
       yield* look("CREATE TABLE odd_name (first_column int, second_column int)")
       const sql = yield* writer
@@ -520,7 +514,7 @@ describe("copyFrom", () => {
 })
 
 describe("copyTo", () => {
-  it.scopedLive("copyTo gives the rows of a query as text or CSV", () =>
+  it.scopedLive("copyTo returns the rows of a query as text or CSV", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* copy(given(["a\tb", 1], ['c"d', null]))
@@ -534,7 +528,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo writes the values of its query into it as they would be sent", () =>
+  it.scopedLive("copyTo writes the values of its query into the statement as they would be sent", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const hostile = "'; DROP TABLE item; -- \\' $1 \\"
@@ -555,7 +549,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo takes one command, also from a reader", () =>
+  it.scopedLive("copyTo accepts a single command, from a reader as well", () =>
     Effect.gen(function* () {
       const sql = yield* Db.reader
       const several = sql.copyTo(sql.unsafe("SELECT 1) TO STDOUT; COMMIT; CREATE TABLE mine (); --"))
@@ -565,7 +559,7 @@ describe("copyTo", () => {
   )
 
   it.scopedLive(
-    "copyTo is read through a reader, which sees what a transaction has written and leaves it writable",
+    "copyTo runs through a reader, sees what a transaction has written, and leaves the transaction writable",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.reader
@@ -583,7 +577,7 @@ describe("copyTo", () => {
       }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("copyTo keeps what its query writes, in the transaction around it or in its own", () =>
+  it.scopedLive("copyTo keeps what its query writes, in the transaction around it or in one of its own", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const write = (name: string) => textOf(sql.copyTo(sql`INSERT INTO item (name) VALUES (${name}) RETURNING name`))
@@ -618,7 +612,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh({ statementTimeout: "1 minute" })))
   )
 
-  it.scopedLive("copyTo that is not read to its end keeps its connection where the rest comes soon", () =>
+  it.scopedLive("copyTo that is not read to its end keeps its connection if the rest arrives soon", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const before = yield* processId
@@ -638,7 +632,7 @@ describe("copyTo", () => {
     sql`SELECT repeat('x', 70000), pg_sleep(n) FROM (VALUES (0), (0), (60)) AS _ (n)`
 
   it.scopedLive(
-    "copyTo that is not read to its end has the server stop where the rest does not come soon, and keeps its connection",
+    "copyTo that is not read to its end has the server stop if the rest does not arrive soon, and keeps its connection",
     () =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -673,7 +667,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo that is interrupted and not stopped in time is no lost connection: nothing is run again", () =>
+  it.scopedLive("copyTo that is interrupted and not stopped in time is no lost connection: nothing runs again", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const proxy = yield* makeProxy(place.writer)
@@ -699,7 +693,7 @@ describe("copyTo", () => {
     })
   )
 
-  it.scopedLive("copyTo ends with a typed failure where the server refuses it, dies in the middle or cancels it", () =>
+  it.scopedLive("copyTo fails with a typed error when the server refuses it, dies in the middle or cancels it", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const { name } = yield* Place
@@ -718,7 +712,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo is interrupted within a second, also on a network that has died", () =>
+  it.scopedLive("copyTo is interrupted within a second, on a dead network as well", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const proxy = yield* makeProxy(place.writer)
@@ -741,7 +735,7 @@ describe("copyTo", () => {
     })
   )
 
-  it.scopedLive("copyTo ends for a slow consumer whatever part of the data comes with the end of the exchange", () =>
+  it.scopedLive("copyTo ends for a slow consumer whatever part of the data arrives with the end of the exchange", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       for (let kilobytes = 72; kilobytes <= 264; kilobytes += 8) {
@@ -757,7 +751,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo gives all rows if it is sent again because its connection was lost before it had begun", () =>
+  it.scopedLive("copyTo returns all rows if it is sent again because its connection was lost before it had begun", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const proxy = yield* makeProxy(place.writer)
@@ -784,37 +778,35 @@ describe("copyTo", () => {
 })
 
 describe("COPY", () => {
-  it.scopedLive(
-    "a COPY that fails has its SQL without values, the place of the fault in it and its place in the program",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* writer
-        const secret = "correct 🐎 battery"
-        const query = sql`SELECT ${secret}::text, '🐎', ${7}::int, absent`
-        const error = yield* failure(Stream.runDrain(sql.copyTo(query, { format: "csv" })))
-        assert(error instanceof DatabaseError.QueryFailed)
-        expect(error.sql).toMatch(/^COPY \(SELECT \$1::text, '🐎', \$2::int, absent\n\) TO STDOUT WITH \(FORMAT csv/)
-        expect(error.message.split("\n").slice(1)).toEqual([
-          "  LINE 1: COPY (SELECT $1::text, '🐎', $2::int, absent",
-          "                                               ^",
-          expect.stringMatching(/^ {2}at: .*copy\.test\.ts:\d+:\d+/)
-        ])
-        expect(inspect(error, { depth: 9 }) + JSON.stringify(error)).not.toContain("battery")
-        const spot = expect.stringMatching(/copy\.test\.ts:\d+:\d+/)
-        const rows = ["name", "amount"]
-        const place = {
-          sql: expect.stringMatching(/^COPY "item" \("name", "amount"\) FROM STDIN WITH/),
-          location: spot
-        }
-        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a", "x"])))).toMatchObject({
-          ...place,
-          cause: place
-        })
-        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a"])))).toMatchObject(place)
-      }).pipe(Effect.provide(fresh({ leakThreshold: "1 hour" })))
+  it.scopedLive("a failed COPY has its SQL without values, the position of the error in it and its call site", () =>
+    Effect.gen(function* () {
+      const sql = yield* writer
+      const secret = "correct 🐎 battery"
+      const query = sql`SELECT ${secret}::text, '🐎', ${7}::int, absent`
+      const error = yield* failure(Stream.runDrain(sql.copyTo(query, { format: "csv" })))
+      assert(error instanceof DatabaseError.QueryFailed)
+      expect(error.sql).toMatch(/^COPY \(SELECT \$1::text, '🐎', \$2::int, absent\n\) TO STDOUT WITH \(FORMAT csv/)
+      expect(error.message.split("\n").slice(1)).toEqual([
+        "  LINE 1: COPY (SELECT $1::text, '🐎', $2::int, absent",
+        "                                               ^",
+        expect.stringMatching(/^ {2}at: .*copy\.test\.ts:\d+:\d+/)
+      ])
+      expect(inspect(error, { depth: 9 }) + JSON.stringify(error)).not.toContain("battery")
+      const spot = expect.stringMatching(/copy\.test\.ts:\d+:\d+/)
+      const rows = ["name", "amount"]
+      const place = {
+        sql: expect.stringMatching(/^COPY "item" \("name", "amount"\) FROM STDIN WITH/),
+        location: spot
+      }
+      expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a", "x"])))).toMatchObject({
+        ...place,
+        cause: place
+      })
+      expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a"])))).toMatchObject(place)
+    }).pipe(Effect.provide(fresh({ leakThreshold: "1 hour" })))
   )
 
-  it.scopedLive("a COPY that fails inside of a span names that where call sites are not noted down", () =>
+  it.scopedLive("a COPY that fails inside a span names that span when call sites are not recorded", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const all = [Stream.runDrain(sql.copyTo(sql`SELECT absent`)), copy(given(["a", "x"])), copy(given(["a"]))]
@@ -848,7 +840,7 @@ describe("COPY", () => {
   )
 
   it.scopedLive(
-    "COPY as a statement is refused in both directions, names what does it, and leaves its connection usable",
+    "a COPY that is sent as a statement is refused in both directions with a hint, and its connection stays usable",
     () =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -875,7 +867,7 @@ describe("COPY", () => {
       }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("COPY of files of the server is a statement like any other", () =>
+  it.scopedLive("a COPY of files of the server is a statement like any other", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* sql`COPY item (name) FROM PROGRAM 'echo a'`
@@ -883,7 +875,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("COPY as a statement that would give much is not read to its end", () =>
+  it.scopedLive("a COPY sent as a statement that would return much data is not read to its end", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const error = yield* failure(sql`COPY (SELECT repeat('x', 1000) FROM generate_series(1, 10000000)) TO STDOUT`)
@@ -892,7 +884,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("COPY looks names up in the schema scope that it is run in", () =>
+  it.scopedLive("COPY resolves names in the schema scope that it runs in", () =>
     Effect.gen(function* () {
       yield* look("CREATE SCHEMA house; CREATE TABLE house.item (LIKE item INCLUDING ALL)")
       const sql = yield* writer
@@ -905,7 +897,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("COPY in a sandbox is undone with it, and refused as a statement without harm to it", () =>
+  it.scopedLive("COPY in a sandbox is undone with it, and is refused as a statement without harm to it", () =>
     Effect.gen(function* () {
       const sandboxed = Effect.gen(function* () {
         const [sql, reader] = [yield* writer, yield* Db.reader]
@@ -930,7 +922,7 @@ describe("COPY", () => {
 })
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  it.scopedLive("COPY works in both directions, and refused data leaves the pool usable", () =>
+  it.scopedLive("COPY works behind a pooler in both directions, and refused data leaves the pool usable", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const { url } = yield* makeBouncer(place.writer, { default_pool_size: 1 })
@@ -957,7 +949,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   )
 })
 
-describe("COPY for code that awaits", () => {
+describe("COPY for plain code", () => {
   const runtimeOf = (place: { readonly writer: Redacted.Redacted<string> }) =>
     Effect.acquireRelease(
       Effect.promise(async () => {
@@ -969,7 +961,7 @@ describe("COPY for code that awaits", () => {
     )
 
   it.scopedLive(
-    "COPY for code that awaits stores rows of iterables, and gives blocks to iterate over, in the transaction of the code",
+    "COPY for plain code stores rows of iterables, and returns blocks to iterate over, in the transaction of the code",
     () =>
       Effect.gen(function* () {
         const place = yield* Place
@@ -1005,7 +997,7 @@ describe("COPY for code that awaits", () => {
   )
 
   it.scopedLive(
-    "COPY for code that awaits rejects with what the rows have thrown, or with what the server has refused, and stores nothing",
+    "COPY for plain code rejects with what the rows throw, or with what the server refuses, and stores nothing",
     () =>
       Effect.gen(function* () {
         const { databases } = yield* runtimeOf(yield* Place)

@@ -42,7 +42,7 @@ const patience = 120_000
 
 describe("migrations", () => {
   it.scopedLive(
-    "migrations are applied once each by five processes that begin at the same time, and none of these fails",
+    "migrations are applied once each by five processes that begin at the same time, and each process succeeds",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
@@ -59,7 +59,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations are undone with the process that holds the lock when it is killed, and another process applies them",
+    "migrations are undone when the process that holds the lock is killed, and another process applies them",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
@@ -75,40 +75,36 @@ describe("migrations", () => {
     patience
   )
 
-  it.scopedLive(
-    "migrations that are held up by another process wait for a bounded time, and the log says for which process",
-    () =>
-      Effect.gen(function* () {
-        const held = yield* Deferred.make<void>()
-        const holds = Migrator.fromRecord({
-          "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never)
-        })
-        const lines: Array<string> = []
-        const log = Logger.replace(
-          Logger.defaultLogger,
-          Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
+  it.scopedLive("migrations that another process blocks wait for a bounded time, and the log names that process", () =>
+    Effect.gen(function* () {
+      const held = yield* Deferred.make<void>()
+      const holds = Migrator.fromRecord({
+        "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never)
+      })
+      const lines: Array<string> = []
+      const log = Logger.replace(
+        Logger.defaultLogger,
+        Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
+      )
+      const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
+      yield* Deferred.await(held)
+      const error = yield* failure(
+        Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(Effect.provide(log))
+      )
+      yield* Fiber.interrupt(holder)
+      expect(error.reason).toBe("locked")
+      expect(error.message).toMatch(
+        /^database "app" at \S+:\d+: process \d+ \(effect-db\) has held the lock .* 300ms - /
+      )
+      expect(lines).toEqual([
+        expect.stringMatching(
+          /^database "app" at \S+: process \d+ \(effect-db\) is migrating; it is waited for, up to 300ms$/
         )
-        const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
-        yield* Deferred.await(held)
-        const error = yield* failure(
-          Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(
-            Effect.provide(log)
-          )
-        )
-        yield* Fiber.interrupt(holder)
-        expect(error.reason).toBe("locked")
-        expect(error.message).toMatch(
-          /^database "app" at \S+:\d+: process \d+ \(effect-db\) has held the lock .* 300ms - /
-        )
-        expect(lines).toEqual([
-          expect.stringMatching(
-            /^database "app" at \S+: process \d+ \(effect-db\) is migrating; it is waited for, up to 300ms$/
-          )
-        ])
-      }).pipe(Effect.provide(unsettled))
+      ])
+    }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations that fail are named, with what the server said, and undo the whole run", () =>
+  it.scopedLive("migrations that fail are named, with the server's error, and the whole run is undone", () =>
     Effect.gen(function* () {
       const error = yield* failure(
         Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "2_wrong": "INSERT INTO nowhere VALUES (1)" }) })
@@ -136,7 +132,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations with a lower id are applied in the order of ids where that is allowed, and the table keeps all rows",
+    "migrations with a lower id are applied in the order of ids when that is allowed, and the table keeps all rows",
     () =>
       Effect.gen(function* () {
         yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "3_three": add(3) }) })
@@ -156,7 +152,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations that could never run are named: two of one id, another name under an applied id, ids below 1",
+    "migrations that could never run are named: two with the same id, another name under an applied id, ids below 1",
     () =>
       Effect.gen(function* () {
         yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
@@ -181,7 +177,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations go on where the Migrator of @effect/sql has stopped, and the other way round", () =>
+  it.scopedLive("migrations continue from what the Migrator of @effect/sql has applied, and the other way round", () =>
     Effect.gen(function* () {
       const plain = (loader: Migrator.Loader) => Effect.provide(Migrator.make({})({ loader }), Db.layerSqlClient)
       yield* plain(loaderOf({ "1_ran": ran }))
@@ -191,7 +187,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations are applied when their layer is built, before what is provided with it", () =>
+  it.scopedLive("migrations are applied when their layer is built, before the services that need them", () =>
     Effect.gen(function* () {
       const place = yield* Place
       const DbLive = Migrations.layer(Db, { loader: loaderOf({ "1_ran": ran, "2_two": add(2) }) }).pipe(
@@ -202,7 +198,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations are not bound by the limit for the statements of requests", () =>
+  it.scopedLive("migrations are not bound by the statement limit of requests", () =>
     Effect.gen(function* () {
       yield* Migrations.run(Db, { loader: loaderOf({ "1_slow": "SELECT pg_sleep(0.4)", "2_ran": ran }) })
       expect(yield* isThere("ran")).toBe(true)
@@ -215,7 +211,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations fail where the user may not write to their table, and do nothing where there is nothing to do",
+    "migrations fail when the user may not write to their table, and do nothing when there is nothing to do",
     () =>
       Effect.gen(function* () {
         const place = yield* Place
@@ -307,7 +303,7 @@ const two = Effect.gen(function* () {
 })
 
 describe("migrations of several databases", () => {
-  it.scopedLive("migrations of several databases are stored together, or not at all", () =>
+  it.scopedLive("migrations of several databases are stored together or not at all", () =>
     Effect.gen(function* () {
       const { layer, there } = yield* two
       const migrate = (audit: Readonly<Record<string, string>>) =>
@@ -327,7 +323,7 @@ describe("migrations of several databases", () => {
   )
 
   it.scopedLive(
-    "migrations of several databases do not wait for one another in a circle where processes list them in another order",
+    "migrations of several databases do not deadlock when processes list the databases in another order",
     () =>
       Effect.gen(function* () {
         const { layer } = yield* two
@@ -341,7 +337,7 @@ describe("migrations of several databases", () => {
 })
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  it.scopedLive("migrations are applied once each by programs that run at the same time", () =>
+  it.scopedLive("migrations of several databases are applied once each by programs that run at the same time", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { url } = yield* makeBouncer(writer)

@@ -29,8 +29,8 @@ const isRefused = (error: unknown) => {
   assert.include(String(error), "two classes")
 }
 
-describe("two classes of one name", () => {
-  it.scopedLive("are refused when they are built together, in either order", () =>
+describe("two classes with the same name", () => {
+  it.scopedLive("two classes with the same name are refused when they are built together, in either order", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const a = A.layer({ writer: one.writer })
@@ -49,7 +49,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("are refused when one is built inside of the other", () =>
+  it.scopedLive("two classes with the same name are refused when one is built inside the other", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const inner = Effect.provide(home(A), A.layer({ writer: one.writer }))
@@ -59,7 +59,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("are refused by a runtime for code that awaits", () =>
+  it.scopedLive("two classes with the same name are refused by a runtime for plain code", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const layers = Layer.merge(A.layer({ writer: one.writer }), B.layer({ writer: two.writer }))
@@ -68,7 +68,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("whose contexts are put together by hand run nothing in the wrong database", () =>
+  it.scopedLive("two classes with the same name in a context made by hand run nothing in the wrong database", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const a = yield* Layer.build(A.layer({ writer: one.writer }))
@@ -86,7 +86,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("that are used apart are two, at the same time and in runtimes of their own", () =>
+  it.scopedLive("two classes with the same name that are used apart are two databases, in separate runtimes too", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const apart = [
@@ -113,7 +113,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("of which one is the other, loaded anew, are one in a shared runtime", () =>
+  it.scopedLive("a class that is loaded anew under the same name is the same database in a shared runtime", () =>
     Effect.gen(function* () {
       const [one] = yield* given
       /** What a module does each time it is loaded. */

@@ -68,7 +68,7 @@ const fileSettings = (writer: Parameters<typeof query>[0]) =>
 
 describe("a reserved reader on the primary", () => {
   for (const texts of trials) {
-    it.scopedLive(`cannot write by ${texts.join("; ")}`, () =>
+    it.scopedLive(`a reserved reader on the primary cannot write by ${texts.join("; ")}`, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(writer, schema)
@@ -83,7 +83,7 @@ describe("a reserved reader on the primary", () => {
     )
   }
 
-  it.scopedLive("reads in transactions of its own, with savepoints, settings, procedures and prepared statements", () =>
+  it.scopedLive("a reserved reader has transactions, savepoints, settings, procedures and prepared statements", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, schema)
@@ -118,7 +118,7 @@ describe("a reserved reader on the primary", () => {
 
 describe("a reader on a standby", () => {
   it.scopedLive(
-    "is refused ALTER SYSTEM, and cannot write with its first statement after the standby is promoted",
+    "a reader on a standby is refused ALTER SYSTEM, and cannot write with its first statement after a promotion",
     () =>
       Effect.gen(function* () {
         const { primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })

@@ -56,7 +56,7 @@ it.scopedLive(
 )
 
 it.scopedLive(
-  "a cancel of a replica is told by its words where it has the SQLSTATE of any cancel, and no other is tried again",
+  "a replica's cancel is recognised by its message when its SQLSTATE is that of any cancel, and no other is retried",
   () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* Place

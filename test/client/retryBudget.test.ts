@@ -11,21 +11,21 @@ const takeAll = (budget: RetryBudget, of = policy): number => {
   return taken
 }
 
-describe("a budget of retries", () => {
-  it("is used up by attempts of which nothing is given back", () => {
+describe("a retry budget", () => {
+  it("a retry budget is used up by attempts that return nothing to it", () => {
     const budget = new RetryBudget()
     assert.strictEqual(takeAll(budget), 4)
     assert.isFalse(budget.take(policy))
   })
 
-  it("has again what a caller gives back, and no more", () => {
+  it("a retry budget regains what a caller returns, and no more", () => {
     const budget = new RetryBudget()
     takeAll(budget)
     budget.giveBack(3, policy)
     assert.strictEqual(takeAll(budget), 3)
   })
 
-  it("lasts for any number of callers that take some and give them back, in whatever order", () => {
+  it("a retry budget lasts for any number of callers that take and return, in whatever order", () => {
     const budget = new RetryBudget()
     const open: Array<number> = []
     for (let n = 0; n < 1000; n++) {
@@ -36,7 +36,7 @@ describe("a budget of retries", () => {
     }
   })
 
-  it("never has more than its most, although it has filled with time before callers give back", () => {
+  it("a retry budget never exceeds its maximum, although it has refilled over time before callers return", () => {
     vi.useFakeTimers({ toFake: ["performance"] })
     try {
       const budget = new RetryBudget()
@@ -56,7 +56,7 @@ describe("a budget of retries", () => {
     }
   })
 
-  it("loses nothing to a caller whose policy allows less than is left", () => {
+  it("a retry budget loses nothing to a caller whose policy allows less than is left", () => {
     const budget = new RetryBudget()
     assert.isTrue(budget.take(policy))
     budget.giveBack(1, { burst: 1, perSecond: 0 })

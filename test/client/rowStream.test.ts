@@ -49,8 +49,8 @@ const given = (seconds: number) =>
     return { proxy, rows, said, watched, second }
   })
 
-describe("a stream outside of a transaction, in the middle of a fetch,", () => {
-  it.scopedLive("that its consumer ends keeps what it did, in peace", () =>
+describe("a stream outside of a transaction that ends in the middle of a fetch", () => {
+  it.scopedLive("a stream outside of a transaction whose consumer stops during a fetch keeps what it did", () =>
     Effect.gen(function* () {
       const { rows, said, second, watched } = yield* given(0.1)
       yield* Effect.gen(function* () {
@@ -64,7 +64,7 @@ describe("a stream outside of a transaction, in the middle of a fetch,", () => {
   )
 
   it.scopedLive(
-    "that its consumer ends is undone where the fetch does not end soon, in peace and within a second",
+    "a stream outside of a transaction whose fetch does not end soon is undone within a second, without a failure",
     () =>
       Effect.gen(function* () {
         const { rows, said, second, watched } = yield* given(60)
@@ -80,7 +80,7 @@ describe("a stream outside of a transaction, in the middle of a fetch,", () => {
       })
   )
 
-  it.scopedLive("that is interrupted, or read ahead for a consumer who has had enough, is undone, in peace", () =>
+  it.scopedLive("a stream outside of a transaction that is interrupted, or read ahead, is undone in peace", () =>
     Effect.gen(function* () {
       const { proxy, rows, said, second, watched } = yield* given(60)
       yield* Effect.gen(function* () {
@@ -106,8 +106,8 @@ describe("a stream outside of a transaction, in the middle of a fetch,", () => {
   )
 })
 
-describe("a stream in a transaction, in the middle of a fetch,", () => {
-  it.scopedLive("that its consumer ends leaves the transaction as it is", () =>
+describe("a stream in a transaction that ends in the middle of a fetch", () => {
+  it.scopedLive("a stream in a transaction whose consumer stops during a fetch leaves the transaction as it is", () =>
     Effect.gen(function* () {
       const { rows, said, second, watched } = yield* given(0.1)
       yield* Effect.gen(function* () {
@@ -122,8 +122,8 @@ describe("a stream in a transaction, in the middle of a fetch,", () => {
   )
 })
 
-describe("who pulls rows by himself", () => {
-  it.scopedLive("and gives up a pull, gets those rows with the next", () =>
+describe("a stream that is pulled by hand", () => {
+  it.scopedLive("a pull that is given up during a fetch leaves its rows to the next pull", () =>
     Effect.gen(function* () {
       const { rows, second, watched } = yield* given(0.1)
       yield* Effect.scoped(
