@@ -17,7 +17,7 @@ const make = (options: Database.Options) => Either.getOrThrow(DatabaseConfig.mak
 const at = (url: string) => make({ writer: Redacted.make(url) }).writer
 
 describe("DatabaseConfig", () => {
-  it("reads URLs", () => {
+  it("DatabaseConfig reads URLs", () => {
     const { database, host, name, password, passwordFile, port, ssl, username } = at(
       "postgres://me:p%40ss@db.example.com:6543/my%2Fdb?application_name=x"
     )
@@ -30,7 +30,7 @@ describe("DatabaseConfig", () => {
     assert.strictEqual(at("postgres://me@localhost/app?host=/tmp").name, "/tmp")
   })
 
-  it("verifies TLS wherever a host is not loopback or a socket, unless the URL says otherwise in so many words", () => {
+  it("TLS is verified when a host is neither loopback nor a socket, unless the URL states otherwise", () => {
     for (const host of ["localhost", "127.0.0.1", "127.1.2.3", "[::1]", "%2Ftmp"]) {
       assert.strictEqual(at(`postgres://me@${host}/app`).ssl, false, host)
     }
@@ -43,7 +43,7 @@ describe("DatabaseConfig", () => {
     assert.deepStrictEqual(at("postgres://me@db/app?sslmode=no-verify").ssl, { rejectUnauthorized: false })
   })
 
-  it("has the defaults that examples/guides/settings.md states", () => {
+  it("the defaults are those that examples/guides/settings.md states", () => {
     const { echo, listenHeartbeat, pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
       writer: { host: "localhost", database: "app", username: "me" }
     })
@@ -84,7 +84,7 @@ describe("DatabaseConfig", () => {
     assert.strictEqual(echo, LogLevel.None)
   })
 
-  it("echo is a switch or a level; another word is refused", () => {
+  it("echo is a switch or a level, and another word is refused", () => {
     const writer = Redacted.make("postgres://me@localhost/app")
     const echo = (given: Database.Options["echo"]) => make({ writer, echo: given }).echo
     assert.deepStrictEqual([false, true, "Warning" as const, "None" as const].map(echo), [
@@ -98,7 +98,7 @@ describe("DatabaseConfig", () => {
     assert.isTrue(Either.isLeft(refused) && refused.left.setting === "echo" && refused.left.given === '"warn"')
   })
 
-  it("takes a keepAlive that the system can keep, or none", () => {
+  it("keepAlive takes a value that the system supports, or none", () => {
     const writer = { host: "localhost", database: "app", username: "me" }
     assert.strictEqual(make({ writer, keepAlive: "2 minutes" }).session.keepAlive, 120_000)
     assert.strictEqual(make({ writer, keepAlive: false }).session.keepAlive, undefined)
@@ -108,7 +108,7 @@ describe("DatabaseConfig", () => {
     }
   })
 
-  describe("says which setting is wrong, what was given and what is expected", () => {
+  describe("messages about wrong settings", () => {
     const secret = Redacted.make("postgres://me:secret@localhost/app")
     const server = { host: "localhost", database: "app", username: "me" }
 
@@ -177,7 +177,7 @@ describe("DatabaseConfig", () => {
     ]
     for (const [setting, given, options] of bad) {
       const shown = JSON.stringify(options, (_, value: unknown) => (typeof value === "number" ? String(value) : value))
-      it(`${setting}: ${given}, of ${shown}`, () => {
+      it(`the setting ${setting} is refused as ${given}: ${shown}`, () => {
         // the type would not let these through
         const made = DatabaseConfig.make("app", { writer: secret, ...options } as Database.Options)
         const error = Either.isLeft(made) ? made.left : assert.fail("it was taken")
@@ -227,7 +227,7 @@ describe("DatabaseConfig", () => {
     await Effect.runPromise(Effect.scoped(Layer.build(layer([["STRATEGY", "single"]]))))
   })
 
-  it("gives the server limits that it takes", () => {
+  it("limits that the server accepts are sent to it", () => {
     const limits = (statementTimeout: Duration.DurationInput) =>
       make({ writer: Redacted.make("postgres://me@localhost/app"), statementTimeout }).session.statementTimeout
     assert.deepStrictEqual(
@@ -240,7 +240,7 @@ describe("DatabaseConfig", () => {
     )
   })
 
-  it("takes the settings of each strategy", () => {
+  it("the settings of each strategy are accepted", () => {
     const limits = (options: Partial<Database.Options>) => {
       const { maxConnections, maxOverflow, minConnections, strategy } = make({
         writer: Redacted.make("postgres://me@localhost/app"),
@@ -268,7 +268,7 @@ describe("DatabaseConfig", () => {
     })
   })
 
-  it("knows a transaction pooler by its setting, or by any URL of the database, and prepares nothing then", () => {
+  it("a transaction pooler is recognised by its setting, or by any URL of the database, and nothing is prepared then", () => {
     const plain = Redacted.make("postgres://me@localhost/app")
     const pooled = Redacted.make("postgres://me@localhost/app?sslmode=disable&pgbouncer=true")
     const session = (options: Database.Options) => {

@@ -109,7 +109,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("the sessions that steer an embedded server take nothing from the environment", () =>
+  it.scopedLive("the internal sessions of an embedded server take nothing from the environment", () =>
     Effect.gen(function* () {
       yield* environment({ PGSSLNEGOTIATION: "direct", PGREPLICATION: "database", PGOPTIONS: "-c nonsense=1" })
       const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })
@@ -198,8 +198,8 @@ describe("a parameter", () => {
   )
 })
 
-describe("a server that cannot be connected to as it is set", () => {
-  it.scopedLive("TLS options that make no sense are ConnectFailed with the reason tls", () =>
+describe("a server with impossible connection settings", () => {
+  it.scopedLive("invalid TLS options are ConnectFailed with the reason tls", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client")

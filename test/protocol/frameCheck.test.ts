@@ -92,7 +92,7 @@ describe("a check of messages", () => {
     }
   })
 
-  it("a first message that is none of a login is said to come from no PostgreSQL server", () => {
+  it("a first message that belongs to no login is reported as coming from no PostgreSQL server", () => {
     const http = Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")
     for (const pieces of cuts(http)) {
       expect(look(pieces).violation).toBe(

@@ -129,7 +129,7 @@ const ends = (all: ReadonlyArray<readonly [name: string, conversation: talk.Conv
     assert.deepStrictEqual(lines.find(({ n }) => n === all.length)?.rows, [{ n: "1" }])
   })
 
-describe("bytes that are no answer", () => {
+describe("malformed bytes", () => {
   it.scopedLive("malformed messages at login are ConnectFailed, and the process goes on", () =>
     ends(
       cases(atLogin, (login, piece) => ({ ...right, login, piece })),
@@ -164,7 +164,7 @@ const behind = <A, E>(body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place>) =
 
 const isReady = ({ from, type }: Message) => from === "server" && type === "Z"
 
-describe("an answer that is spoiled on its way", () => {
+describe("a malformed answer", () => {
   it.scopedLive("a malformed answer in a transaction is Disconnected, undone", () =>
     behind((proxy) =>
       Effect.gen(function* () {
