@@ -69,7 +69,7 @@ const mechanisms = Buffer.from("SCRAM-SHA-256\0\0")
 const ready = Buffer.from([0x5a, 0, 0, 0, 5, 0x49])
 
 describe("a server that asks for a password", () => {
-  it.scopedLive("in the clear or by md5 gets none over a plain connection to a remote host", () =>
+  it.scopedLive("a remote server that asks for a clear or md5 password gets none over a plain connection", () =>
     Effect.gen(function* () {
       for (const [method, ask] of [
         ["password", request(3)],
@@ -85,7 +85,7 @@ describe("a server that asks for a password", () => {
     })
   )
 
-  it.scopedLive("in the clear gets it over loopback", () =>
+  it.scopedLive("a server on loopback that asks for the password in the clear gets it", () =>
     Effect.gen(function* () {
       const { received, url } = yield* pretend("127.0.0.1", request(3))
       yield* Effect.flip(attempt(url("")))
@@ -93,14 +93,14 @@ describe("a server that asks for a password", () => {
     })
   )
 
-  it.scopedLive("and ends SCRAM without a proof of its own is refused", () =>
+  it.scopedLive("a server that ends SCRAM without a proof of its own is refused", () =>
     Effect.gen(function* () {
       const { url } = yield* pretend("127.0.0.1", request(10, ...mechanisms), Buffer.concat([request(0), ready]))
       assert.include(yield* refusal(url("")), "it ended SCRAM without a proof that it knows the password")
     })
   )
 
-  it.scopedLive("by another way than require_auth allows gets nothing", () =>
+  it.scopedLive("a server that authenticates by a method outside require_auth gets nothing", () =>
     Effect.gen(function* () {
       for (const [asks, answers, parameters] of [
         ["md5", [request(5, 1, 2, 3, 4)], "require_auth=scram-sha-256"],
@@ -116,8 +116,8 @@ describe("a server that asks for a password", () => {
   )
 })
 
-describe("a real server", () => {
-  it.scopedLive("by md5 is logged in to over loopback, and refused from a remote host", () =>
+describe("a real server with md5", () => {
+  it.scopedLive("a server with md5 is logged in to over loopback, and refused from a remote host", () =>
     Effect.gen(function* () {
       const postgres = yield* EmbeddedPostgres.make({ directory, settings: { listen_addresses: "*" } })
       const { port } = postgres.primary

@@ -48,7 +48,7 @@ const record = () => {
 }
 
 describe("a cancel", () => {
-  it.scopedLive("goes by TLS where the session does, and not at all where the server does not take TLS any more", () =>
+  it.scopedLive("a cancel uses TLS if the session does, and is not sent if the server no longer takes TLS", () =>
     Effect.gen(function* () {
       const server = yield* makeTlsServer
       const proxy = yield* makeProxy(server.url)
@@ -102,7 +102,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("sends the client's certificate where the server demands one", () =>
+  it.scopedLive("a cancel sends the client's certificate if the server demands one", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")
@@ -130,7 +130,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("goes by the Unix socket where the session does", () =>
+  it.scopedLive("a cancel uses the Unix socket if the session does", () =>
     Effect.gen(function* () {
       const { password, port, sockets, url, username } = yield* makeTlsServer
       const context = yield* open({ writer: { host: sockets, port, database: "postgres", username, password } })
@@ -143,7 +143,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("is heard by a server that has no connection left to give, and a hundred of them at once", () =>
+  it.scopedLive("a cancel reaches a server that has no connection left, and so do a hundred of them at once", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory, settings: { max_connections: 101 } })
       const url = primary.url()
@@ -170,7 +170,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("that is lost, or overtakes its statement, is sent once more", () =>
+  it.scopedLive("a cancel that is lost, or overtakes its statement, is sent once more", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -184,7 +184,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("is sent for a statement that is under way when the scope of its reserved connection ends", () =>
+  it.scopedLive("a cancel is sent for a statement that runs when the scope of its reserved connection ends", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const context = yield* open({ writer })
@@ -208,7 +208,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("that nobody takes keeps no process alive", () =>
+  it.scopedLive("a cancel that no server accepts keeps no process alive", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

@@ -155,8 +155,8 @@ const faults: ReadonlyArray<readonly [string, Effect.Effect<DatabaseConfig.Crede
   ["gives a password that is not redacted", Effect.succeed({ username: "me", password: "s3cr3t" as never }), undefined]
 ]
 
-describe("credentials", () => {
-  it.scopedLive("are asked for once for each new connection, user and password together", () =>
+describe("credentials from a provider", () => {
+  it.scopedLive("credentials are requested once for each new connection, user and password together", () =>
     Effect.gen(function* () {
       const { a, b, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
@@ -180,7 +180,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("alternate users, time and again: none in use is cut, and in the end all are of the new one", () =>
+  it.scopedLive("credentials may alternate: no used connection is cut, and in the end all use the new ones", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
       const { facts, figures, heard, sql } = yield* open({
@@ -221,7 +221,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("one that was in use at the rotation and then idles for ever is replaced too", () =>
+  it.scopedLive("a connection that was in use at the rotation and then stays idle is replaced as well", () =>
     Effect.gen(function* () {
       const { admin, b, name, provider, writer } = yield* given
       const { sql } = yield* open({
@@ -239,7 +239,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("retired ones end one by one, over a stretch of time", () =>
+  it.scopedLive("connections with retired credentials end one by one, over a stretch of time", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { pool, session, writer: server } = Either.getOrThrow(DatabaseConfig.make("app", { writer }))
@@ -286,7 +286,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("a connect that is in flight during a rotation does not join with the old ones", () =>
+  it.scopedLive("a connect that is under way during a rotation does not join with the old credentials", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider } = yield* given
       const proxy = yield* makeProxy(admin)
@@ -315,7 +315,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("an answer that is overtaken by that to a later question is of the past, and not even tried", () =>
+  it.scopedLive("credentials that arrive after those of a later request are outdated, and are not even tried", () =>
     Effect.gen(function* () {
       const { a, b, writer } = yield* given
       const questions: Array<Deferred.Deferred<Role>> = []
@@ -361,7 +361,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("of the same version are the same: connections made with the others remain", () =>
+  it.scopedLive("credentials with the same version are the same: connections made with the others remain", () =>
     Effect.gen(function* () {
       const { a, b, provider, writer } = yield* given
       const { facts, sql } = yield* open({
@@ -383,7 +383,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("that the server refuses are asked for once more, and the caller does not notice", () =>
+  it.scopedLive("credentials that the server refuses are requested once more, and the caller does not notice", () =>
     Effect.gen(function* () {
       const { a, admin, b, provider, writer } = yield* given
       const { facts, sql } = yield* open({ writer, credentials: provider.credentials })
@@ -407,7 +407,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("that are refused twice are a ConnectFailed, and not asked for a third time", () =>
+  it.scopedLive("credentials that are refused twice are a ConnectFailed, and are not requested a third time", () =>
     Effect.gen(function* () {
       const { a, provider, writer } = yield* given
       const { figures, sql } = yield* open({ writer, credentials: provider.credentials })
@@ -421,7 +421,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("that are fixed are tried once", () =>
+  it.scopedLive("fixed credentials are tried once", () =>
     Effect.gen(function* () {
       const { a, admin } = yield* given
       const proxy = yield* makeProxy(admin)
@@ -441,7 +441,7 @@ describe("credentials", () => {
   )
 
   for (const [fault, answer, cause] of faults) {
-    it.scopedLive(`a provider that ${fault} is put up with while live connections serve`, () =>
+    it.scopedLive(`a provider that ${fault} is tolerated while live connections serve`, () =>
       Effect.gen(function* () {
         const { provider, writer } = yield* given
         const { figures, heard, sql } = yield* open({
@@ -494,7 +494,7 @@ describe("credentials", () => {
     )
   }
 
-  it.scopedLive("what a provider says of its failure is shown by nothing that renders errors, and logged nowhere", () =>
+  it.scopedLive("the message of a provider's failure appears in no rendering of errors and in no log", () =>
     Effect.gen(function* () {
       const { provider, writer } = yield* given
       const secret = "hunter2hunter2"
@@ -538,7 +538,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("a caller who gives up, or a layer that is released, stops a provider that hangs", () =>
+  it.scopedLive("a caller that gives up, or a layer that is released, interrupts a provider that hangs", () =>
     Effect.gen(function* () {
       const { provider, writer } = yield* given
       const stopped = yield* Deferred.make<void>()
@@ -667,7 +667,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("the listening connection asks for them as well", () =>
+  it.scopedLive("the listening connection requests credentials as well", () =>
     Effect.gen(function* () {
       const { admin, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
@@ -679,7 +679,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("a provider that fails at once, the first time, does not leave listeners deaf", () =>
+  it.scopedLive("a provider that fails at once, the first time, does not stop the listeners", () =>
     Effect.gen(function* () {
       const { a, admin, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
@@ -695,36 +695,34 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive(
-    "a statement of a session that was made with them is cancelled on the server when it is interrupted",
-    () =>
-      Effect.gen(function* () {
-        const { a, admin, b, name, provider, writer } = yield* given
-        const { sql } = yield* open({ writer, credentials: provider.credentials })
-        const sleeping = query(
-          admin,
-          "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE '%pg_sleep(60)%'",
-          [name]
-        )
-        const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
-        // those of now are others
-        provider.use(b)
-        yield* Fiber.interrupt(fiber)
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
-        // its connection is kept, until a login is asked for anew
-        assert.strictEqual((yield* session(sql)).user, a.name)
-      })
+  it.scopedLive("an interrupted statement of a session with provided credentials is cancelled on the server", () =>
+    Effect.gen(function* () {
+      const { a, admin, b, name, provider, writer } = yield* given
+      const { sql } = yield* open({ writer, credentials: provider.credentials })
+      const sleeping = query(
+        admin,
+        "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE '%pg_sleep(60)%'",
+        [name]
+      )
+      const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
+      // those of now are others
+      provider.use(b)
+      yield* Fiber.interrupt(fiber)
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
+      // its connection is kept, until a login is asked for anew
+      assert.strictEqual((yield* session(sql)).user, a.name)
+    })
   )
 
-  it("beside a password file are too much", () => {
+  it("credentials beside a password file are refused", () => {
     const options = { writer: Redacted.make("postgres://localhost/app"), credentials: Effect.never, passwordFile: "/x" }
     const error = Either.getOrElse(Either.flip(DatabaseConfig.make("app", options)), () => assert.fail("accepted"))
     assert.strictEqual(error.setting, "passwordFile")
   })
 })
 
-describe("password file", () => {
+describe("the password file of a connection", () => {
   /** A folder of its own, and a database with a role whose password is in a file there. */
   const givenFile = Effect.gen(function* () {
     const { admin, a, b, name } = yield* given
@@ -741,7 +739,7 @@ describe("password file", () => {
     return { a, admin, b, folder, inFolder, name, passwordOf, server, url: Redacted.make(url.href) }
   })
 
-  it.scopedLive("of a server, or of all that have no password, is read again for each new connection", () =>
+  it.scopedLive("a password file, for one server or for all without a password, is read for each connection", () =>
     Effect.gen(function* () {
       const { a, inFolder, name, passwordOf, server, url } = yield* givenFile
       const file = inFolder("password")
@@ -769,7 +767,7 @@ describe("password file", () => {
     })
   )
 
-  it.scopedLive("may be replaced by another that is moved into its place, as Kubernetes does it with links", () =>
+  it.scopedLive("a password file may be replaced by a move into its place, as Kubernetes does with links", () =>
     Effect.gen(function* () {
       const { a, folder, inFolder, name, passwordOf, server } = yield* givenFile
       const publish = (version: string) => {
@@ -790,7 +788,7 @@ describe("password file", () => {
     })
   )
 
-  it.scopedLive("that is missing, empty, too long or no file: ConnectFailed, which names it and why", () =>
+  it.scopedLive("a password file that is missing, empty, too long or no file is ConnectFailed with the reason", () =>
     Effect.gen(function* () {
       const { a, inFolder, passwordOf, server } = yield* givenFile
       fs.writeFileSync(inFolder("empty"), "")
@@ -825,7 +823,7 @@ describe("password file", () => {
     })
   )
 
-  it.scopedLive("that is a pipe to which nobody writes holds up nothing else in the process", () =>
+  it.scopedLive("a password file that is a pipe without a writer blocks nothing else in the process", () =>
     Effect.gen(function* () {
       const { inFolder, server } = yield* givenFile
       execFileSync("mkfifo", [inFolder("pipe")])
@@ -843,7 +841,7 @@ describe("password file", () => {
 })
 
 describe("secrets", () => {
-  it.scopedLive("no password is in any error, log, fact, status, setting or service", () =>
+  it.scopedLive("no password is in any error, log, observation, status, setting or service", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
       const folder = yield* Effect.acquireRelease(

@@ -78,14 +78,14 @@ const ask = (client: "writer" | "reader", options: Database.Options) =>
 const failure = (options: Database.Options) => Effect.flip(Effect.scoped(Layer.build(Db.layer(options))))
 
 describe("a server with several hosts", () => {
-  it.scopedLive("is reached at the next host if the first refuses connections", () =>
+  it.scopedLive("a server is reached at the next host if the first refuses connections", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       assert.strictEqual((yield* ask("writer", { writer: at([yield* closed, primary]) }))?.host, primary)
     })
   )
 
-  it.scopedLive("is reached at the next host if the first accepts and is silent, within connectTimeout", () =>
+  it.scopedLive("a server is reached at the next host if the first accepts and is silent, within connectTimeout", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const writer = at([yield* silent, primary])
@@ -94,7 +94,7 @@ describe("a server with several hosts", () => {
   )
 
   for (const client of ["writer", "reader"] as const) {
-    it.scopedLive(`gives a silent host connect_timeout and not the time that others have left, as a ${client}`, () =>
+    it.scopedLive(`a silent host is given connect_timeout and not the time that others have left, by a ${client}`, () =>
       Effect.gen(function* () {
         const { at, primary, writer } = yield* servers
         const refusing = yield* Effect.replicateEffect(closed, 4)
@@ -111,7 +111,7 @@ describe("a server with several hosts", () => {
     )
   }
 
-  it.scopedLive("has the writer at the host that takes writes", () =>
+  it.scopedLive("a writer is connected to the host that takes writes", () =>
     Effect.gen(function* () {
       const { at, primary, replica } = yield* servers
       for (const attributes of ["", "target_session_attrs=primary", "target_session_attrs=read-write"]) {
@@ -121,7 +121,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("has a reader at a standby if there is one, and elsewhere if there is none", () =>
+  it.scopedLive("a reader is connected to a standby if there is one, and to another host if there is none", () =>
     Effect.gen(function* () {
       const { at, primary, replica, writer } = yield* servers
       const read = (hosts: ReadonlyArray<string>, attributes: string) =>
@@ -135,7 +135,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("is reached at the next host if the first speaks another protocol, and fails at once if all do", () =>
+  it.scopedLive("a server is reached at the next host if one speaks another protocol, and fails if all do", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const strange = yield* other
@@ -154,7 +154,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("fails with wrongRole and names each host if none has the role", () =>
+  it.scopedLive("a connect fails with wrongRole and names each host if none has the role", () =>
     Effect.gen(function* () {
       const { at, replica } = yield* servers
       const error = yield* failure({ writer: at([replica, replica]), connectTimeout: "2 seconds" })
@@ -163,7 +163,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("fails with the reason of a host that is down rather than with that of a standby", () =>
+  it.scopedLive("a connect fails with the reason of a host that is down rather than with that of a standby", () =>
     Effect.gen(function* () {
       const { at, replica } = yield* servers
       const error = yield* failure({ writer: at([yield* closed, replica]), connectTimeout: "2 seconds" })
@@ -171,7 +171,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("is not tried any further after a wrong password", () =>
+  it.scopedLive("no further host is tried after a wrong password", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const error = yield* failure({ writer: at([primary, yield* closed], "", "postgres:wrong") })
@@ -180,7 +180,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("is reached at random hosts with load_balance_hosts=random", () =>
+  it.scopedLive("hosts are tried in random order with load_balance_hosts=random", () =>
     Effect.gen(function* () {
       const { at, primary, replica, writer } = yield* servers
       const reader = at([primary, replica], "target_session_attrs=any&load_balance_hosts=random")
@@ -192,7 +192,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("with a single host that is a standby is no writer", () =>
+  it.scopedLive("a single host that is a standby is no writer", () =>
     Effect.gen(function* () {
       const { at, replica } = yield* servers
       const error = yield* failure({ writer: at([replica]), connectTimeout: "1 second" })
@@ -211,7 +211,7 @@ describe("a server with several hosts", () => {
   })()
 
   // a name gets its two addresses from a file of hosts that only this process sees
-  it.scopedLive.skipIf(!canMount)("is searched at each address of its name", () =>
+  it.scopedLive.skipIf(!canMount)("a server is searched at each address of its name", () =>
     Effect.gen(function* () {
       const { primary, replica, writer } = yield* servers
       const folder = yield* Effect.acquireRelease(
@@ -232,8 +232,8 @@ describe("a server with several hosts", () => {
   )
 })
 
-describe("a session", () => {
-  it.scopedLive("has the options of its connection string, below those of the database", () =>
+describe("the session options of a connection string", () => {
+  it.scopedLive("a session has the options of its connection string, below those of the database", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const shown = (parameters: string, options: Partial<Database.Options> = {}) =>
@@ -260,7 +260,7 @@ describe("a session", () => {
     })
   )
 
-  it.scopedLive("of a reader has the application name of the reader's own connection string", () =>
+  it.scopedLive("a reader's session has the application name of the reader's own connection string", () =>
     Effect.gen(function* () {
       const { at, primary, writer } = yield* servers
       const rows = yield* Effect.provide(
@@ -271,7 +271,7 @@ describe("a session", () => {
     })
   )
 
-  it.scopedLive("of a reader refuses writes whatever the options of its connection string say", () =>
+  it.scopedLive("a reader's session refuses writes whatever the options of its connection string are", () =>
     Effect.gen(function* () {
       const { at, primary, writer } = yield* servers
       const reader = at([primary], "options=-c%20default_transaction_read_only%3Doff")
@@ -283,7 +283,7 @@ describe("a session", () => {
     })
   )
 
-  it.scopedLive("is at the address that hostaddr names, whatever its host is called", () =>
+  it.scopedLive("a session is at the address that hostaddr names, whatever its host is called", () =>
     Effect.gen(function* () {
       const { primary, writer } = yield* servers
       const { credentials, database } = partsOf(writer)

@@ -397,11 +397,13 @@ const cell = (way: Way, network: Network) =>
 
 const servers = EmbeddedPostgres.EmbeddedPostgres.layer({ directory })
 
-layer(servers, { timeout: "30 seconds", excludeTestServices: true })("an interruption", (it) => {
+layer(servers, { timeout: "30 seconds", excludeTestServices: true })("interruptions", (it) => {
   for (const network of ["half-open", "frozen server", "slow"] as const) {
     for (const way of ways) {
       if (way.on !== undefined && !way.on.includes(network)) continue
-      it.scoped(`of ${way.name}: ${network}`, () => cell(way, network))
+      it.scoped(`an interruption of ${way.name} settles in time and harms nothing else: ${network}`, () =>
+        cell(way, network)
+      )
     }
   }
 })

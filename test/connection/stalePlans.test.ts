@@ -34,7 +34,7 @@ const addColumn = Effect.gen(function* () {
 const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
 
-describe("a plan that went stale", () => {
+describe("stale plans", () => {
   const firsts = {
     "a transaction": Db.withTransaction(columns()),
     "a transaction with options": Db.withTransaction(columns(), { isolation: "serializable", statementTimeout: 5000 }),
@@ -44,7 +44,7 @@ describe("a plan that went stale", () => {
     "a scope of a schema": Db.withSchema(Db.withTransaction(columns()), "public")
   }
   for (const [name, first] of Object.entries(firsts)) {
-    it.scopedLive(`is prepared again as the first statement of ${name}: nothing had run`, () =>
+    it.scopedLive(`a stale plan of the first statement of ${name} is prepared again, because nothing has run`, () =>
       Effect.gen(function* () {
         yield* insert("a")
         yield* Db.withSchema(columns(), "public")
@@ -57,7 +57,7 @@ describe("a plan that went stale", () => {
     )
   }
 
-  it.scopedLive("is prepared again as a reader's statement in a writer's transaction, and in a sandbox", () =>
+  it.scopedLive("a stale plan of a reader in a writer's transaction, or in a sandbox, is prepared again", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       const read = Effect.map(reader`SELECT * FROM item`, (rows) => Object.keys(rows[0] ?? {}).join())
@@ -84,7 +84,7 @@ describe("a plan that went stale", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("takes the other plans of its connection along: each would be refused in its turn", () =>
+  it.scopedLive("a stale plan drops the other plans of its connection, because each would be refused in turn", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       yield* query(place.writer, "INSERT INTO item (name) VALUES ('a')")
@@ -117,7 +117,7 @@ describe("a plan that went stale", () => {
     ["a nested transaction", insert("outer"), "ROLLBACK TO SAVEPOINT"],
     ["a nested transaction that begins the outer one", Effect.void, "ROLLBACK"]
   ] as const) {
-    it.scopedLive(`met by ${name} that is interrupted meanwhile undoes that one alone`, () =>
+    it.scopedLive(`a stale plan in ${name} that is interrupted undoes that one alone`, () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy(place.writer)
@@ -147,7 +147,7 @@ describe("a plan that went stale", () => {
     )
   }
 
-  it.scopedLive("for a type that was dropped and made anew is prepared again, where nothing had run", () =>
+  it.scopedLive("a stale plan for a type that was dropped and recreated is prepared again when nothing has run", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const remake = elsewhere("DROP TYPE IF EXISTS mood CASCADE; CREATE TYPE mood AS ENUM ('sad', 'glad')")
@@ -176,7 +176,7 @@ describe("a plan that went stale", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("in the middle of a transaction is a failure that says what has happened, and what to do", () =>
+  it.scopedLive("a stale plan in the middle of a transaction is a failure that says what happened and what to do", () =>
     Effect.gen(function* () {
       yield* insert("a")
       yield* columns()

@@ -76,8 +76,8 @@ const listen = (port: number) =>
     return { port: (server.address() as net.AddressInfo).port, first }
   })
 
-describe("TLS of a connection string", () => {
-  it.scopedLive("verifies by a file of certificates, with and without the name, in a range of versions", () =>
+describe("TLS by the parameters of a connection string", () => {
+  it.scopedLive("TLS verifies by a file of certificates, with and without the name, in a range of versions", () =>
     Effect.gen(function* () {
       const { ca, text } = yield* given
       assert.deepStrictEqual(
@@ -105,7 +105,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("binds the channel where it is required, and fails where something else ends TLS", () =>
+  it.scopedLive("TLS binds the channel if that is required, and fails if another party ends TLS", () =>
     Effect.gen(function* () {
       const { ca, server, text, write } = yield* given
       const binding = "sslmode=require channel_binding=require"
@@ -136,7 +136,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("begins at once with sslnegotiation=direct, for a cancel, too", () =>
+  it.scopedLive("TLS begins at once with sslnegotiation=direct, for a cancel as well", () =>
     Effect.gen(function* () {
       const { ca, server, text } = yield* given
       const line = yield* listen(server.port)
@@ -161,7 +161,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("takes a client's certificate and key from files, anew for each connection", () =>
+  it.scopedLive("TLS takes a client's certificate and key from files, anew for each connection", () =>
     Effect.gen(function* () {
       const { server, text, write } = yield* given
       const passphrase = "open sesame"
@@ -200,7 +200,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("names the host to the server unless sslsni=0, and verifies it all the same", () =>
+  it.scopedLive("TLS names the host to the server unless sslsni=0, and verifies it in both cases", () =>
     Effect.gen(function* () {
       const { ca, server, text } = yield* given
       const hello = Buffer.from("localhost")
@@ -234,7 +234,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("gives way to ssl beside the URL", () =>
+  it.scopedLive("TLS of the connection string yields to ssl beside the URL", () =>
     Effect.gen(function* () {
       const { server, text } = yield* given
       const url = text("host=localhost sslmode=disable sslrootcert=/nowhere")
@@ -244,7 +244,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("is not used over a socket in a folder, whatever the mode", () =>
+  it.scopedLive("TLS is not used over a socket in a folder, whatever the mode", () =>
     Effect.gen(function* () {
       const { server, text } = yield* given
       for (const parameters of ["sslmode=verify-full", "sslmode=verify-full sslnegotiation=direct"]) {

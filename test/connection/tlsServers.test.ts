@@ -12,9 +12,9 @@ import { type Message, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
 
-describe("over TLS", () => {
+describe("failures over TLS", () => {
   it.scopedLive(
-    "a network that is cut anywhere in a login is ConnectFailed, and no crash",
+    "a network that is cut anywhere in a login over TLS is ConnectFailed, and the process does not crash",
     () =>
       Effect.gen(function* () {
         const { certificate, password, url, username } = yield* makeTlsServer
@@ -49,7 +49,7 @@ describe("over TLS", () => {
     { timeout: 90_000 }
   )
 
-  it.scopedLive("a backend that is ended is Disconnected with a statement on it, and replaced when it was idle", () =>
+  it.scopedLive("a backend that ends over TLS is Disconnected during a statement, and replaced when idle", () =>
     Effect.gen(function* () {
       const { certificate, password, port, url, username } = yield* makeTlsServer
       const writer = { host: "127.0.0.1", port, database: "postgres", username, password, ssl: { ca: certificate } }
