@@ -37,7 +37,7 @@ const archive = Effect.acquireRelease(
 
 describe("Consistency, after a failover", () => {
   it.scopedLive(
-    "a replica that is as far, of a history without the row, does not serve it: TokenFromLostTimeline, or the primary",
+    "a replica that is as far, on a timeline without the row, does not serve it: TokenFromLostTimeline, or the primary",
     () =>
       Effect.gen(function* () {
         const { password, primary, replicas } = yield* Cluster
@@ -84,7 +84,7 @@ describe("Consistency, after a failover", () => {
   )
 
   it.scopedLive(
-    "a standby that restores a new timeline from an archive, while its WAL receiver waits with the old one, does not pass for one of the old",
+    "a standby that restores a new timeline from an archive, while its WAL receiver waits on the old one, is not taken for the old one",
     () =>
       Effect.gen(function* () {
         const { files, folder, restore } = yield* archive

@@ -63,7 +63,7 @@ const failure = (options: Database.Options) =>
 const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "ConnectFailed" ? error.reason : error._tag)
 
 describe("start-up", () => {
-  it.scopedLive("a wrong password, user or database, a closed port, a wrong host: ConnectFailed with its reason", () =>
+  it.scopedLive("a wrong password, user, database or host and a closed port are ConnectFailed with the reason", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const port = yield* closed
@@ -123,7 +123,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("a server without TLS is refused where TLS is asked for", () =>
+  it.scopedLive("a server without TLS is refused when TLS is required", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const error = yield* failure({
@@ -201,7 +201,7 @@ describe("start-up", () => {
       })
   )
 
-  it.scopedLive("lazy opens nothing before the first statement", () =>
+  it.scopedLive("a lazy start opens nothing before the first statement", () =>
     Effect.gen(function* () {
       const port = yield* closed
       yield* Effect.gen(function* () {
@@ -220,7 +220,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("when one of two databases cannot be opened, the other is closed again", () =>
+  it.scopedLive("an open database is closed again when the other one cannot be opened", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const port = yield* closed
@@ -242,7 +242,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("settings come from Config", () =>
+  it.scopedLive("settings are read from Config", () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* freshDatabase
       const live = Db.layerConfig({
@@ -272,7 +272,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("after the layer is released every socket is closed and a client says so", () =>
+  it.scopedLive("every socket is closed after the layer is released, and a client reports that", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const client = yield* Effect.provide(
@@ -290,7 +290,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("release gives work in flight its time, then cuts it off", () =>
+  it.scopedLive("the release gives running work its time, then cuts it off", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const scope = yield* Scope.make()
