@@ -115,7 +115,7 @@ for (const [version, make, send] of [
 ] as const) {
   describe(`a request of ${version} with retry`, () => {
     for (const [body, [sent, runs, length]] of Object.entries(cases)) {
-      it.scopedLive(`is answered ${runs === 1 ? "once" : "again"} with ${body}`, () =>
+      it.scopedLive(`a request of ${version} with retry runs ${runs === 1 ? "once" : "again"} with ${body}`, () =>
         Effect.gen(function* () {
           const name = `${version} ${body}`
           const status = yield* send(name, yield* served(name, make), sent)
@@ -151,7 +151,7 @@ describe("a web request with retry", () => {
     ]
   }
   for (const [body, [make, expected]] of Object.entries(requests)) {
-    it.scopedLive(`is answered ${expected === 1 ? "once" : "again"} with ${body}`, () =>
+    it.scopedLive(`a web request with retry is answered ${expected === 1 ? "once" : "again"} with ${body}`, () =>
       Effect.gen(function* () {
         const context = yield* Effect.context<Db>()
         const runtime = DatabaseRuntime.make({ db: Db }, Layer.succeedContext(context))

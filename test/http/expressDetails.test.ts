@@ -236,7 +236,7 @@ const serve: Serve = (runtime) => {
 
 layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("Express, in detail", (it) => {
   for (const where of ["outside", "inside"]) {
-    it.scoped(`compression ${where} of the unit: the body is compressed, and so is what replaces it`, () =>
+    it.scoped(`compression ${where} of the unit compresses the body, and that of a replacement`, () =>
       Effect.gen(function* () {
         const { port } = yield* Site
         const get = (name: string) => Effect.promise(() => fetch(`http://127.0.0.1:${port}/zip-${where}/${name}`))
@@ -268,7 +268,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
   )
 
   for (const name of ["send-file", "download", "pipe", "pipeline"]) {
-    it.scoped(`10 MB by ${name}, after the commit`, () =>
+    it.scoped(`10 MB by ${name} are sent after the commit`, () =>
       Effect.gen(function* () {
         const { body, headers, status } = yield* send({ method: "GET", path: `/${name}` })
         assert.strictEqual(status, 200)
@@ -297,7 +297,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("redirect", () =>
+  it.scoped("a redirect is sent as it was set", () =>
     Effect.gen(function* () {
       const { headers, status } = yield* send({ path: "/redirect" })
       assert.deepStrictEqual([status, headers.location], [303, "/elsewhere"])
@@ -305,7 +305,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("HEAD has the headers and no body, also where another answer is sent", () =>
+  it.scoped("HEAD has the headers and no body, also if the answer is replaced", () =>
     Effect.gen(function* () {
       const one = yield* send({ method: "HEAD", path: "/head" })
       assert.deepStrictEqual([one.status, one.headers["content-length"], one.body.length], [200, "4", 0])
@@ -315,7 +315,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("where another answer is sent nothing is left of the first, and who waits for its end is told", () =>
+  it.scoped("a replaced answer leaves nothing of itself, and its writer is informed of its end", () =>
     Effect.gen(function* () {
       const response = yield* post("/teapot")
       assert.deepStrictEqual([response.status, response.statusText], [500, "Internal Server Error"])
@@ -338,7 +338,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     ["faulty-outcome", 500],
     ["faulty-transaction", 500]
   ] as const) {
-    it.scoped(`${name}: ${status}, and rolled back`, () =>
+    it.scoped(`${name} is answered with ${status}, and rolled back`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${name}`)
         assert.strictEqual(response.status, status)
@@ -362,7 +362,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("while the commit is under way a response looks sent, one middleware inside of another, and is not", () =>
+  it.scoped("a response looks sent during the commit, one middleware inside another, although it is held", () =>
     Effect.gen(function* () {
       const { front } = yield* Site
       const committing = yield* front.when(sends("COMMIT"), "freeze")
@@ -399,7 +399,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("a client that asks whether to go on is told so, and then its body is stored", () =>
+  it.scoped("a client that sends Expect: 100-continue gets its reply, and then its body is stored", () =>
     Effect.gen(function* () {
       const body = JSON.stringify({ name: "continue" })
       const headers = { expect: "100-continue", "content-type": "application/json", "content-length": body.length }

@@ -91,7 +91,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     ["hijacked-orphan", 500, "could not be stored", []],
     ["serialized", 500, "required", []]
   ] as const) {
-    it.scoped(`${name}: ${status}, ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
+    it.scoped(`${name} is answered with ${status}, and is ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${name}`)
         assert.strictEqual(response.status, status)
@@ -102,7 +102,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     )
   }
 
-  it.scoped("10 MB by a stream, after the commit", () =>
+  it.scoped("10 MB by a stream are sent after the commit", () =>
     Effect.gen(function* () {
       const { body, status } = yield* send({ path: "/stream" })
       assert.strictEqual(status, 200)
@@ -111,7 +111,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     })
   )
 
-  it.scoped("a body that is not as its schema says is 400, and what was done before is rolled back", () =>
+  it.scoped("a body that violates its schema is answered with 400, and the work before it is rolled back", () =>
     Effect.gen(function* () {
       const { port } = yield* Site
       const sent = (body: string) =>
@@ -130,7 +130,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     })
   )
 
-  it.scoped("requests that are injected, without a socket, are kept as well", () =>
+  it.scoped("requests that are injected, without a socket, are transactional as well", () =>
     Effect.gen(function* () {
       const inject = (url: string) => Effect.promise(() => app.inject({ method: "POST", url }))
       const refused = yield* inject("/hijacked-orphan")

@@ -96,7 +96,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("a client that goes away ends also those that wait for the ones before them", () =>
+  it.scoped("a client that disconnects ends also the requests that wait for those before them", () =>
     Effect.gen(function* () {
       const under = Effect.all([hearing("gone-1-waits: under way"), hearing("gone-2-waits: under way")])
       yield* Effect.raceFirst(atOnce(["/gone-1-waits", "/gone-2-waits"]), under)
@@ -105,7 +105,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("an upload that is broken off is rolled back, and the next request is none the worse", () =>
+  it.scoped("an upload that is aborted is rolled back, and the next request is served", () =>
     Effect.gen(function* () {
       const broken = yield* Effect.fork(
         send({ path: "/upload", headers: { "content-length": 10 } }, (request) => {
@@ -120,7 +120,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("trailers and hints go with the response; what replaces it has none of the former", () =>
+  it.scoped("trailers and hints are sent with the response, and a replacement has none of the former", () =>
     Effect.gen(function* () {
       const { port } = yield* Site
       const ask = (path: string) =>
@@ -216,7 +216,7 @@ for (const [name, scheme, site] of [
         return Effect.sync(() => stream.close())
       })
 
-    it.scoped("commits before it answers, or answers with an error instead", () =>
+    it.scoped("HTTP/2 commits before it answers, or answers with an error instead", () =>
       Effect.gen(function* () {
         const client = yield* session
         const [one, refused, thrown, parts, empty] = yield* Effect.all(
@@ -234,7 +234,7 @@ for (const [name, scheme, site] of [
       })
     )
 
-    it.scoped("a stream that its client closes is rolled back; its connection goes on", () =>
+    it.scoped("an HTTP/2 stream that its client closes is rolled back, and its connection goes on", () =>
       Effect.gen(function* () {
         const client = yield* session
         const path = `${name}-gone-waits`
@@ -247,7 +247,7 @@ for (const [name, scheme, site] of [
     )
 
     if (name !== "Node") return
-    it.scoped("one that is closed before it comes to the middleware is rolled back, too", () =>
+    it.scoped("an HTTP/2 stream that is closed before it reaches the middleware is rolled back as well", () =>
       Effect.gen(function* () {
         const client = yield* session
         yield* Effect.raceFirst(ask(client, "closed-waits"), hearing("/closed-waits: arrived"))

@@ -328,10 +328,10 @@ const sites = {
   "Node's own server": nodeSite
 }
 
-layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client reads what it has written", (shared) => {
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your writes over HTTP", (shared) => {
   for (const [title, site] of Object.entries(sites)) {
     shared.layer(site, { timeout: "30 seconds" })(title, (it) => {
-      it.scoped("in its next request, from whichever replica has it", () =>
+      it.scoped("a client reads its writes in its next request, from whichever replica has them", () =>
         Effect.gen(function* () {
           const [one, other] = [yield* replica(0), yield* replica(1)]
           for (let i = 0; i < 10; i++) {
@@ -348,7 +348,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("from the primary where no replica has it in time; whoever has written nothing from a replica", () =>
+      it.scoped("a client reads from the primary if no replica has its writes in time, else from a replica", () =>
         Effect.gen(function* () {
           const { primary, replicas } = yield* Cluster
           yield* Effect.forEach(replicas, pause)
@@ -360,7 +360,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("over several requests, each of which brings what the last one gave", () =>
+      it.scoped("a client reads its writes over several requests, each of which sends what the last one returned", () =>
         Effect.gen(function* () {
           const { primary, replicas } = yield* Cluster
           const first = yield* write("hasty")
@@ -375,7 +375,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("whose own cookies stay beside it", () =>
+      it.scoped("a client keeps its own cookies beside that of the session", () =>
         Effect.gen(function* () {
           for (let i = 0; i < 2; i++) {
             const { cookies } = (yield* write("patient")).sent
@@ -388,7 +388,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("also what stays of a request that fails; what is rolled back is nothing to tell of", () =>
+      it.scoped("a client reads what remains of a failed request, and nothing is recorded of what is undone", () =>
         Effect.gen(function* () {
           const { primary, replicas } = yield* Cluster
           yield* Effect.forEach(replicas, pause)
@@ -407,7 +407,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("with a header in place of the cookie", () =>
+      it.scoped("a client may carry its session in a header in place of the cookie", () =>
         Effect.gen(function* () {
           yield* pause(yield* replica(0))
           const { port } = yield* replica(1)
@@ -419,7 +419,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("what was not signed here is ignored, whatever it is, and nobody is refused for it", () =>
+      it.scoped("a session that was not signed here is ignored, whatever it is, and no request is refused for it", () =>
         Effect.gen(function* () {
           yield* Effect.forEach((yield* Cluster).replicas, pause)
           const { id, sent } = yield* write("hasty")
@@ -444,7 +444,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("a secret may be replaced: what was signed by the one before it is accepted, by a stranger's not", () =>
+      it.scoped("a secret may be replaced: the previous one is still accepted, and a foreign one is not", () =>
         Effect.gen(function* () {
           yield* Effect.forEach((yield* Cluster).replicas, pause)
           const { id, sent } = yield* write("before")

@@ -131,7 +131,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
   "an Express handler that answers more than once",
   (it) => {
     for (const [name, [status, body, isStored]] of Object.entries(inExpress)) {
-      it.scoped(`${name}: the first answer is sent, and its row is ${isStored ? "stored" : "undone"}`, () =>
+      it.scoped(`${name} sends the first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
         Effect.gen(function* () {
           const answer = yield* send({ path: `/${name}`, agent: false })
           assert.strictEqual(answer.status, status)
@@ -161,7 +161,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("an answer that was begun is broken off by an error, and its status decides", () =>
+    it.scoped("an answer that was begun is aborted by an error, and its status decides", () =>
       Effect.gen(function* () {
         const { port } = yield* Site
         const ask = Effect.async<unknown>((resume) => {
@@ -185,7 +185,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("a write after the end tells its callback that it came too late", () =>
+    it.scoped("a write after the end reports to its callback that it came too late", () =>
       Effect.gen(function* () {
         const { body } = yield* send({ path: "/seen", agent: false })
         assert.strictEqual(body.toString(), "one")
@@ -199,7 +199,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("the server goes on after all of these", () =>
+    it.scoped("the server still serves after all of these", () =>
       Effect.gen(function* () {
         assert.strictEqual((yield* post("/none-of-these")).status, 404)
         yield* idle
@@ -363,7 +363,7 @@ for (const [server, serve, ask] of [
     `a handler that ends Node's response more than once, by ${server}`,
     (it) => {
       for (const [name, [status, body, isStored]] of Object.entries(inNode)) {
-        it.scoped(`${name}: the first answer is sent, and its row is ${isStored ? "stored" : "undone"}`, () =>
+        it.scoped(`${name} sends the first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
           Effect.gen(function* () {
             assert.deepStrictEqual(yield* ask(name), [status, body])
             assert.deepStrictEqual(yield* stored(name), isStored ? [name] : [])
@@ -372,7 +372,7 @@ for (const [server, serve, ask] of [
         )
       }
 
-      it.scoped("one that comes when the answer is out, or closed, changes nothing", () =>
+      it.scoped("a second answer after the first is sent, or closed, changes nothing", () =>
         Effect.gen(function* () {
           assert.deepStrictEqual(yield* ask("later"), [200, "one"])
           yield* hearing("later: finish")
@@ -384,7 +384,7 @@ for (const [server, serve, ask] of [
 
       if (server !== "Fastify") return
       for (const name of ["send-twice", "send-then-throw"]) {
-        it.scoped(`${name} of a reply: the first answer is sent, and its row is stored`, () =>
+        it.scoped(`${name} of a reply sends the first answer, and its row is stored`, () =>
           Effect.gen(function* () {
             assert.deepStrictEqual(yield* ask(`reply/${name}`), [200, "one"])
             assert.deepStrictEqual(yield* stored(`reply-${name}`), [`reply-${name}`])
