@@ -90,8 +90,8 @@ const interruption = <A, E>(fiber: Fiber.Fiber<A, E>) =>
   Effect.map(Effect.timed(Fiber.interrupt(fiber)), ([took]) => Duration.toMillis(took))
 
 describe("Notification", () => {
-  describe("what is heard", () => {
-    it.scopedLive("first that it listens, then every message, in order, by each listener", () =>
+  describe("messages", () => {
+    it.scopedLive("a listener receives first that it listens, then every message, in order", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const one = yield* hear(Db.listen("news"))
@@ -109,7 +109,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("nothing is missed between what is in the tables when it listens and its first message", () =>
+    it.scopedLive("no message is missed between the tables' contents at the start and the first message", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(writer, "CREATE TABLE counter AS SELECT 0 AS n")
@@ -147,7 +147,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("in a transaction on its commit, and nothing of what is rolled back", () =>
+    it.scopedLive("a message sent in a transaction arrives on its commit, and not at all if it is rolled back", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const sql = yield* Db.writer
@@ -168,7 +168,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("channels of any name that a server takes, each on its own", () =>
+    it.scopedLive("channels of any name that the server accepts are separate", () =>
       Effect.gen(function* () {
         const names = ["news", "News", 'a "b"; c', "it's", "ü".repeat(31), "x".repeat(63)]
         const listeners = yield* Effect.forEach(names, (name) => hear(Db.listen(name)))
@@ -181,7 +181,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("what no server takes is refused before anything is sent, and no transaction is harmed", () =>
+    it.scopedLive("a channel that no server accepts is refused before it is sent, and harms no transaction", () =>
       Effect.gen(function* () {
         for (const name of ["", "a\0b", "x".repeat(64), "ü".repeat(32), "\ud800"]) {
           const errors = [
@@ -206,8 +206,8 @@ describe("Notification", () => {
     )
   })
 
-  describe("a lost connection", () => {
-    it.scopedLive("is made anew: what was said meanwhile is a gap, before the next message", () =>
+  describe("a lost connection of listeners", () => {
+    it.scopedLive("a lost connection is replaced, and what was sent meanwhile is a gap before the next message", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -225,7 +225,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("20 times in a row, for several listeners on several channels, one of whom is new each time", () =>
+    it.scopedLive("a connection may be lost 20 times in a row, with several listeners, one of them always new", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const channels = ["a", "b", "b", "c"]
@@ -253,7 +253,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("nothing is handed on before every channel is listened to again", () =>
+    it.scopedLive("no message is delivered before every channel is listened to again", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
@@ -273,7 +273,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("one that is half-open is noticed by its silence", () =>
+    it.scopedLive("a half-open connection is detected by its silence", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "50 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -290,7 +290,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("as long as it answers it stays, however often it is asked", () =>
+    it.scopedLive("a connection that answers stays open, however often it is probed", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "2 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -304,7 +304,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("it stays also where the program itself was too busy to see the answer", () =>
+    it.scopedLive("a connection stays open although the program was too busy to read the answer", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "20 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -326,7 +326,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a server that is stopped, in the middle of everything, is heard again when it goes on", () =>
+    it.scopedLive("a server that is stopped, in the middle of everything, is listened to again when it goes on", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.EmbeddedPostgres
         const writer = primary.url("app")
@@ -347,7 +347,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["app"] })))
     )
 
-    it.scopedLive("is reported: the loss, each attempt with its pause, and that every channel is heard again", () =>
+    it.scopedLive("the loss is reported, and each attempt with its pause, and the end of the outage", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behind()
         yield* Effect.gen(function* () {
@@ -383,7 +383,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("who joins during the outage does not wait for the pauses of the others, and hears no gap", () =>
+    it.scopedLive("a listener that joins during the outage does not wait for others' pauses, nor gets a gap", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -407,7 +407,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a policy that ends, ends the listeners", () =>
+    it.scopedLive("a retry policy that ends fails the listeners", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
         yield* Effect.gen(function* () {
@@ -421,7 +421,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("and so does what a person must mend", () =>
+    it.scopedLive("a permanent connect error fails all listeners", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
         yield* query(writer, `CREATE ROLE ${name} LOGIN PASSWORD 'first'`)
@@ -444,7 +444,7 @@ describe("Notification", () => {
   })
 
   describe("the first LISTEN", () => {
-    it.scopedLive("fails as a statement does, where there is nothing to listen to", () =>
+    it.scopedLive("the first LISTEN fails as a statement does if it cannot succeed", () =>
       Effect.gen(function* () {
         const { reader, writer } = yield* freshDatabase
         const proxy = yield* makeProxy(writer)
@@ -488,7 +488,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("has the time of a checkout, all in all", () =>
+    it.scopedLive("the first LISTEN has the time of a checkout in all", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behind({ acquireTimeout: "300 millis" })
         yield* proxy.freeze
@@ -502,7 +502,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("is tried again where the connection is lost meanwhile", () =>
+    it.scopedLive("the first LISTEN is retried if the connection is lost meanwhile", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         yield* proxy.when(sends("LISTEN"), "cut", 2)
@@ -519,7 +519,7 @@ describe("Notification", () => {
   describe.skipIf(!hasBouncer)(behindBouncer, () => {
     // what a session is told at login a pooler can only ignore
     const told = { ignore_startup_parameters: "options,extra_float_digits" }
-    it.scopedLive("in transaction mode, where nothing can be heard, a listener fails", () =>
+    it.scopedLive("a listener in transaction mode fails, because no notification can arrive there", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const { url: pooled } = yield* makeBouncer(writer, told)
@@ -534,7 +534,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in session mode it hears, and hears again after a loss", () =>
+    it.scopedLive("a listener in session mode receives messages, also after a loss", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
         const { url: pooled } = yield* makeBouncer(writer, { ...told, pool_mode: "session" })
@@ -558,8 +558,8 @@ describe("Notification", () => {
     )
   })
 
-  describe("listeners are independent", () => {
-    it.scopedLive("one that is slow loses what does not fit, is told of the gap, and disturbs nobody", () =>
+  describe("the independence of listeners", () => {
+    it.scopedLive("a slow listener loses what does not fit, receives a gap, and does not affect the others", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const observed = yield* hear(Stream.filter(Db.observations, ({ _tag }) => _tag === "ListenOverflowed"))
@@ -585,7 +585,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("one that is slow finds a gap where it was, and several that nothing lies between as one", () =>
+    it.scopedLive("a slow listener receives a gap where messages are missing, and adjacent gaps as one", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const goOn = yield* Deferred.make<void>()
@@ -617,42 +617,40 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive(
-      "one that stops is unlistened to when it is the last of its channel, and the last of all hangs up",
-      () =>
-        Effect.gen(function* () {
-          const { context, name, proxy, writer } = yield* behind({ startup: "lazy" })
-          const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
-          const [one, two, other] = yield* Effect.all([listen("shared"), listen("shared"), listen("other")])
-          for (const listener of [one, two, other]) yield* count(listener, 1)
-          const seen: Array<string> = []
-          const unlisten = yield* proxy.when((message) => {
-            if (sends("UNLISTEN")(message)) seen.push(message.bytes.toString("latin1", 5, message.bytes.length - 1))
-            return sends('UNLISTEN "shared"')(message)
-          }, "pass")
-          yield* Fiber.interrupt(one.fiber)
-          yield* say(writer, "shared", "x")
-          yield* count(two, 2)
-          assert.deepStrictEqual(seen, [])
-          yield* Fiber.interrupt(two.fiber)
-          yield* unlisten
-          yield* say(writer, "other", "x")
-          yield* count(other, 2)
-          // it can be listened to again
-          const again = yield* listen("shared")
-          yield* count(again, 1)
-          yield* say(writer, "shared", "y")
-          yield* count(again, 2)
-          assert.deepStrictEqual(says(again.heard), ["listening", "y"])
-          assert.strictEqual(proxy.accepted, 1)
-          yield* Fiber.interrupt(again.fiber)
-          yield* Fiber.interrupt(other.fiber)
-          yield* Effect.repeat(listening(name, writer), { schedule: soon, until: (pids) => pids.length === 0 })
-          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
-        })
+    it.scopedLive("a channel is unlistened by its last listener, and the connection is closed by the last of all", () =>
+      Effect.gen(function* () {
+        const { context, name, proxy, writer } = yield* behind({ startup: "lazy" })
+        const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
+        const [one, two, other] = yield* Effect.all([listen("shared"), listen("shared"), listen("other")])
+        for (const listener of [one, two, other]) yield* count(listener, 1)
+        const seen: Array<string> = []
+        const unlisten = yield* proxy.when((message) => {
+          if (sends("UNLISTEN")(message)) seen.push(message.bytes.toString("latin1", 5, message.bytes.length - 1))
+          return sends('UNLISTEN "shared"')(message)
+        }, "pass")
+        yield* Fiber.interrupt(one.fiber)
+        yield* say(writer, "shared", "x")
+        yield* count(two, 2)
+        assert.deepStrictEqual(seen, [])
+        yield* Fiber.interrupt(two.fiber)
+        yield* unlisten
+        yield* say(writer, "other", "x")
+        yield* count(other, 2)
+        // it can be listened to again
+        const again = yield* listen("shared")
+        yield* count(again, 1)
+        yield* say(writer, "shared", "y")
+        yield* count(again, 2)
+        assert.deepStrictEqual(says(again.heard), ["listening", "y"])
+        assert.strictEqual(proxy.accepted, 1)
+        yield* Fiber.interrupt(again.fiber)
+        yield* Fiber.interrupt(other.fiber)
+        yield* Effect.repeat(listening(name, writer), { schedule: soon, until: (pids) => pids.length === 0 })
+        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+      })
     )
 
-    it.scopedLive("one that is interrupted while it joins takes nothing from the others", () =>
+    it.scopedLive("a listener that is interrupted while it joins takes nothing from the others", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -670,7 +668,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a LISTEN that is not answered costs the others a gap, not their hearing", () =>
+    it.scopedLive("a LISTEN that is not answered costs the others a gap, not their messages", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ connectTimeout: "300 millis" })
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -688,7 +686,7 @@ describe("Notification", () => {
     )
   })
 
-  describe("an interruption settles at once", () => {
+  describe("interruptions of listeners", () => {
     /** A database behind a proxy; after the interruption the network is well again, and so are all others. */
     const given = Effect.gen(function* () {
       const { context, proxy, writer } = yield* behind()
@@ -717,7 +715,7 @@ describe("Notification", () => {
       }
     })
 
-    it.scopedLive("in the middle of a connect", () =>
+    it.scopedLive("an interruption in the middle of a connect settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, join, proxy } = yield* given
         const connecting = yield* proxy.when(({ type }) => type === "startup", "freeze")
@@ -727,7 +725,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the middle of the first LISTEN", () =>
+    it.scopedLive("an interruption in the middle of the first LISTEN settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, join, proxy } = yield* given
         const joining = yield* proxy.when(sends("LISTEN"), "freeze")
@@ -737,7 +735,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("while it waits for messages, on a half-open socket", () =>
+    it.scopedLive("an interruption while the listener waits for messages on a half-open socket settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const { fiber } = yield* joined("news")
@@ -746,7 +744,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the middle of UNLISTEN", () =>
+    it.scopedLive("an interruption in the middle of UNLISTEN settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const other = yield* joined("other")
@@ -759,7 +757,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the pause before another attempt, and in the middle of it", () =>
+    it.scopedLive("an interruption in the pause before another attempt, and in the middle of it, settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const other = yield* joined("other")
@@ -773,7 +771,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the middle of LISTEN again", () =>
+    it.scopedLive("an interruption in the middle of a repeated LISTEN settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const other = yield* joined("other")
@@ -786,7 +784,7 @@ describe("Notification", () => {
     )
   })
 
-  describe("a view that is read anew at each gap is never stale for good", () => {
+  describe("views that are refreshed at each gap", () => {
     /** One more turn of the event loop. */
     const turn = Effect.async<void>((resume) => {
       setImmediate(() => resume(Effect.void))
@@ -932,10 +930,11 @@ describe("Notification", () => {
         yield* Effect.provide(work, databases)
       })
 
-    for (const seed of [1, 2, 3, 4, 5]) it.scopedLive(`seed ${seed}`, () => follow(seed))
+    for (const seed of [1, 2, 3, 4, 5])
+      it.scopedLive(`a view that is read anew at each gap is never stale for good (seed ${seed})`, () => follow(seed))
   })
 
-  describe("another connection takes over", () => {
+  describe("the replacement of the listening connection", () => {
     /** The mark arrives on the other connection than the one that it was sent on. */
     const marks = () => {
       let sender = 0
@@ -1004,7 +1003,7 @@ describe("Notification", () => {
 
     for (const heartbeat of ["1 minute", "2 millis"] as const) {
       it.scopedLive(
-        `when the credentials change: nothing is missed, nothing is heard twice, looked after every ${heartbeat}`,
+        `a replacement after a change of credentials misses nothing and delivers nothing twice, checked every ${heartbeat}`,
         () =>
           Effect.gen(function* () {
             const { b, counter, listen, rotate, until } = yield* given({ listenHeartbeat: heartbeat })
@@ -1022,7 +1021,7 @@ describe("Notification", () => {
       )
     }
 
-    it.scopedLive("at a soft invalidation, time and again", () =>
+    it.scopedLive("a replacement at a soft invalidation works repeatedly", () =>
       Effect.gen(function* () {
         const { counter, invalidate, listen, name, writer } = yield* given({ connectTimeout: "100 millis" })
         const news = yield* listen("news")
@@ -1042,7 +1041,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("when the old one is invalidated hard: that is a gap", () =>
+    it.scopedLive("a replacement at a hard invalidation is a gap", () =>
       Effect.gen(function* () {
         const { invalidate, listen, writer } = yield* given()
         const news = yield* listen("news")
@@ -1055,7 +1054,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("where it was made with old credentials and arrives after the change", () =>
+    it.scopedLive("a new connection that was made with credentials that changed meanwhile is replaced again", () =>
       Effect.gen(function* () {
         const { b, listen, proxy, rotate, until } = yield* given()
         const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
@@ -1069,7 +1068,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("later, where it cannot be made, and the old one goes on until then", () =>
+    it.scopedLive("a replacement that cannot be made is delayed, and the old connection goes on until then", () =>
       Effect.gen(function* () {
         const { b, counter, invalidate, listen, proxy, provider, until } = yield* given()
         const news = yield* listen("news")
@@ -1088,7 +1087,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("with those who join and leave meanwhile", () =>
+    it.scopedLive("a replacement includes the listeners that join and leave meanwhile", () =>
       Effect.gen(function* () {
         const { b, counter, listen, proxy, rotate, until, writer } = yield* given()
         const news = yield* listen("news")
@@ -1120,7 +1119,7 @@ describe("Notification", () => {
       ["it is lost", marks(), "cut"]
     ]
     for (const [what, when, verdict] of losses) {
-      it.scopedLive(`and ${what} in the middle of it: what may be missed is one gap, and nothing is heard twice`, () =>
+      it.scopedLive(`a replacement with ${what} in the middle has one gap at most, and delivers nothing twice`, () =>
         Effect.gen(function* () {
           const { b, counter, listen, proxy, rotate, until } = yield* given()
           const news = yield* listen("news")
@@ -1148,8 +1147,8 @@ describe("Notification", () => {
     }
   })
 
-  describe("the listen of a client", () => {
-    it.scopedLive("hears payloads; where some may be missed it fails, for it cannot say so otherwise", () =>
+  describe("the listen method of a client", () => {
+    it.scopedLive("a client's listen returns payloads, and fails when some may be missing, as it has no gaps", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const sql = yield* Db.reader
@@ -1168,7 +1167,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("with a retry it listens again", () =>
+    it.scopedLive("a client's listen that is retried listens again", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const sql = yield* Db.writer
@@ -1182,7 +1181,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("one that is too slow fails, after what it has room for", () =>
+    it.scopedLive("a client's listen that is too slow fails after the messages that it has room for", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const sql = yield* Db.writer
@@ -1205,7 +1204,7 @@ describe("Notification", () => {
     )
   })
 
-  describe("the release of the layer", () => {
+  describe("the release of the layer with listeners", () => {
     const released = (silent: boolean) =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
@@ -1232,7 +1231,7 @@ describe("Notification", () => {
         assert.strictEqual(proxy.connections, 0)
       })
 
-    it.scopedLive("lets the process end, also in the middle of an outage", () =>
+    it.scopedLive("the release lets the process end, also in the middle of an outage", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const program = fileURLToPath(new URL("../support/listenOnce.ts", import.meta.url))
@@ -1246,8 +1245,10 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("ends the listeners with DatabaseClosed, and closes the connection", () => released(false))
+    it.scopedLive("the release ends the listeners with DatabaseClosed, and closes the connection", () =>
+      released(false)
+    )
 
-    it.scopedLive("also where the network is silent, within its time", () => released(true))
+    it.scopedLive("the release ends in time also when the network is silent", () => released(true))
   })
 })
