@@ -30,9 +30,9 @@ const works = {
   "a transaction": Db.withTransaction(Effect.zipRight(quick, Effect.never))
 }
 
-layer(Server, { timeout: "30 seconds", excludeTestServices: true })("the end on a server that stands still", (it) => {
+layer(Server, { timeout: "30 seconds", excludeTestServices: true })("a close on a server that stands still", (it) => {
   for (const [name, work] of Object.entries(works)) {
-    it.scoped(`takes shutdownTimeout and a second at the most with ${name} under way, and somebody who listens`, () =>
+    it.scoped(`a close takes shutdownTimeout and a second at most with ${name} under way and a listener`, () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.EmbeddedPostgres
         const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))

@@ -101,8 +101,8 @@ const poisson = (perSecond: number, seed: number) => {
 const percentile = (waits: Outcome["waits"], share: number): number =>
   waits.map(({ waited }) => waited).sort((a, b) => a - b)[Math.floor(waits.length * share)] ?? 0
 
-describe("Overload", () => {
-  it("a burst that drains is none", () => {
+describe("the detection of overload", () => {
+  it("a burst that drains is no overload", () => {
     for (const size of [100, 1000, 10_000]) {
       for (const at of [0, 300, 499, 777]) {
         const { overloaded, served, shed } = play({
@@ -117,7 +117,7 @@ describe("Overload", () => {
     }
   })
 
-  it("bursts that drain one after the other are none", () => {
+  it("bursts that drain one after the other are no overload", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 10,
@@ -129,7 +129,7 @@ describe("Overload", () => {
 
   for (const connections of [1, 5, 10, 50]) {
     for (const service of [1, 20, 60, 100, 400]) {
-      it(`100 fibers that wait for each other are none: ${connections} connections, ${service} ms`, () => {
+      it(`100 fibers that wait for each other are no overload: ${connections} connections, ${service} ms`, () => {
         for (const spread of [1, 20, 200]) {
           for (const start of [0, 240, 249, 251, 499]) {
             // each comes again when it was served
@@ -146,7 +146,7 @@ describe("Overload", () => {
     }
   }
 
-  it("many more fibers that wait for each other, who come in two groups, are none", () => {
+  it("many more fibers that wait for each other, in two groups, are no overload", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 20,
@@ -168,7 +168,7 @@ describe("Overload", () => {
     }
   })
 
-  it("a pool that is stuck is not overloaded: each has a deadline of his own", () => {
+  it("a pool that is stuck is not overloaded, because each caller has a deadline of its own", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 10,
@@ -180,7 +180,7 @@ describe("Overload", () => {
   })
 
   for (const times of [1.5, 2, 5]) {
-    it(`${times} times as many as can be served are an overload within seconds, and who is served is served fast`, () => {
+    it(`${times} times as many callers as can be served are an overload within seconds, and the served ones are served fast`, () => {
       const { overloaded, served, shed, waits } = play({
         connections: 10,
         service: 10,
@@ -197,7 +197,7 @@ describe("Overload", () => {
     })
   }
 
-  it("an overload of slow statements is one, too", () => {
+  it("an overload of slow statements is detected as well", () => {
     const { overloaded, waits } = play({ connections: 10, service: 400, arrivals: poisson(125, 6), millis: 60_000 })
     assert.isBelow(overloaded[0] ?? Number.POSITIVE_INFINITY, 5000)
     assert.isAtMost(
@@ -209,7 +209,7 @@ describe("Overload", () => {
     )
   })
 
-  it("when fewer come again nobody is sent away any more, within two seconds", () => {
+  it("no caller is rejected within two seconds after fewer callers come", () => {
     const many = poisson(5000, 7)
     const few = poisson(800, 8)
     const { overloaded, shed, waits } = play({
@@ -224,7 +224,7 @@ describe("Overload", () => {
     assert.isAtMost(percentile(later, 0.99), 10)
   })
 
-  it("without a target nobody is ever sent away", () => {
+  it("no caller is ever rejected without a target", () => {
     const { shed } = play({
       connections: 1,
       service: 10,
@@ -249,7 +249,7 @@ describe("a pool under load", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 2, readers: [] })))
   )
 
-  it.scopedLive("who comes when more come than can be served is sent away soon, and nobody any more after that", () =>
+  it.scopedLive("callers are rejected soon when more come than can be served, and none is rejected after that", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const failures: Array<DatabaseError.DatabaseError> = []
@@ -291,7 +291,7 @@ describe("a pool under load", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 2, readers: [] })))
   )
 
-  it.scopedLive("with queueTarget infinity nobody is sent away", () =>
+  it.scopedLive("no caller is rejected with queueTarget infinity", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const all = yield* Effect.forEach(

@@ -67,7 +67,7 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
         return { total: (yield* figures).total, took: (served[49] ?? 0) - (served[0] ?? 0) }
       }).pipe(Effect.provide(Db.layer({ writer: proxy.url, maxConnections: 50, ...options })))
     })
-    it.scopedLive(`leaves eight connections at the most in a pool ${name}`, () =>
+    it.scopedLive(`a spike leaves eight connections at the most in a pool ${name}`, () =>
       Effect.gen(function* () {
         const { total } = yield* Effect.repeat(Effect.scoped(trial), {
           until: ({ took, total }) => total <= 8 || took < undisturbed,
@@ -104,10 +104,10 @@ const modes: Readonly<Record<string, Mode>> = {
   }
 }
 
-describe.concurrent("database down", () => {
+describe.concurrent("a database that is down", () => {
   for (const [mode, { begin, end }] of Object.entries(modes)) {
     it.scopedLive(
-      `${mode}: every borrow settles in time, and the first one afterwards succeeds`,
+      `every checkout settles in time while the database is down, and the first one afterwards succeeds: ${mode}`,
       () =>
         Effect.gen(function* () {
           const proxy = yield* given

@@ -35,8 +35,8 @@ const triedAgain = (facts: ReadonlyArray<Observation.Observation>, times: number
 
 const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT 1 AS n`)
 
-describe("while the server is away", () => {
-  it.scopedLive("writes, reads, transactions, streams and reservations wait, and go on when it is back", () =>
+describe("callers while the server is away", () => {
+  it.scopedLive("writes, reads, transactions, streams and reservations wait, and go on when the server is back", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -108,7 +108,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("a caller that only waits for a connection needs nothing of the budget of retries", () =>
+  it.scopedLive("a caller that only waits for a connection needs nothing of the retry budget", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         yield* vanish(proxy)
@@ -122,7 +122,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("statements that a server has seen share the budget of retries", () =>
+  it.scopedLive("statements that a server has seen share the retry budget", () =>
     behind({}, () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -167,7 +167,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("all callers together connect no more often than one would", () =>
+  it.scopedLive("all callers together connect no more often than a single one would", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         yield* insert("before")
@@ -193,7 +193,7 @@ describe("while the server is away", () => {
     ["refuses connections", false],
     ["does not answer", true]
   ] as const) {
-    it.scopedLive(`when it ${what}, as many callers wait as maxOutageWaiters says, and the rest fail at once`, () =>
+    it.scopedLive(`maxOutageWaiters callers wait when the server ${what}, and the rest fail at once`, () =>
       behind({ maxOutageWaiters: 5, connectTimeout: "600 millis", startup: "lazy" }, (proxy) =>
         Effect.gen(function* () {
           yield* vanish(proxy)
@@ -260,7 +260,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("no caller is shed, though more came than could be served before, nor when it is back", () =>
+  it.scopedLive("no caller is shed during an outage or after it, although more came than could be served before", () =>
     behind({ maxConnections: 2, queueTarget: "20 millis", maxOutageWaiters: 10_000 }, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -285,7 +285,7 @@ describe("while the server is away", () => {
   )
 })
 
-describe("what another attempt cannot mend", () => {
+describe("permanent connect errors", () => {
   const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
     const changed = new URL(Redacted.value(url))
     change(changed)
@@ -298,7 +298,7 @@ describe("what another attempt cannot mend", () => {
   } as const
 
   for (const [what, [change, reason]] of Object.entries(wrong)) {
-    it.scopedLive(`${what} is not tried again, by a write, a read or a transaction`, () =>
+    it.scopedLive(`${what} is not retried, by a write, a read or a transaction`, () =>
       Effect.gen(function* () {
         const { writer } = yield* freshTable
         yield* Effect.gen(function* () {
@@ -313,7 +313,7 @@ describe("what another attempt cannot mend", () => {
       })
     )
 
-    it.scopedLive(`${what} at a replica leaves reads to the others, each of which is asked once`, () =>
+    it.scopedLive(`${what} at a replica leaves reads to the others, each of which is tried once`, () =>
       Effect.gen(function* () {
         const { reader, writer } = yield* freshTable
         const bad = changed(reader, change)
@@ -335,7 +335,7 @@ describe("what another attempt cannot mend", () => {
   }
 })
 
-describe("a start that verifies", () => {
+describe("a start that verifies the servers", () => {
   /** Opens a database whose server is not there yet, and makes it come when it has been asked for three times. */
   const comes = (options: Partial<Database.Options>, come: (proxy: Proxy) => Effect.Effect<void>) =>
     Effect.gen(function* () {
@@ -361,14 +361,14 @@ describe("a start that verifies", () => {
       return yield* Fiber.join(opening)
     })
 
-  it.scopedLive("waits for a server that does not listen yet", () =>
+  it.scopedLive("a start waits for a server that does not listen yet", () =>
     Effect.gen(function* () {
       const exit = yield* comes({}, (proxy) => proxy.accept)
       assert.isTrue(Exit.isSuccess(exit), inspect(exit))
     })
   )
 
-  it.scopedLive("fails after connectTimeout, with the reason, where the server never listens", () =>
+  it.scopedLive("a start fails after connectTimeout, with the reason, if the server never listens", () =>
     Effect.gen(function* () {
       const exit = yield* comes({ connectTimeout: "600 millis" }, () => Effect.void)
       const error = Exit.isFailure(exit) && exit.cause._tag === "Fail" ? exit.cause.error : undefined

@@ -31,7 +31,7 @@ const holder = Effect.gen(function* () {
 })
 
 describe("Pool", () => {
-  it.scopedLive("a connect that hangs holds up nobody, also where the others take long", () =>
+  it.scopedLive("a connect that hangs delays no caller, also when the other connections are in long use", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -55,7 +55,7 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("a reserved connection is one's own, and comes back", () =>
+  it.scopedLive("a reserved connection is exclusive, and returns to the pool", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const rows = yield* Effect.scoped(
@@ -91,7 +91,7 @@ describe("Pool", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a reserved connection is asked for again by the policy, and not without one", () =>
+  it.scopedLive("a reserved connection is requested again by the retry policy, and not without one", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -108,7 +108,7 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("a reserved connection of a reader is on another server when the first cannot be reached", () =>
+  it.scopedLive("a reserved connection of a reader is on another server if the first cannot be reached", () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(reader)
@@ -194,7 +194,7 @@ describe("Pool", () => {
     }).pipe(Effect.provide(fresh({ readers: [], queueTarget: Duration.infinity })))
   )
 
-  it.scopedLive("who can be served by an open connection waits for it while the server lets in no more", () =>
+  it.scopedLive("callers that an open connection can serve wait for it while the server accepts no more", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

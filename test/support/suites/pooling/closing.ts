@@ -27,7 +27,7 @@ const isEmpty = (wire: Proxy) =>
 export const closing = (way: Way): void => {
   const one = { maxConnections: 1, startup: "lazy" } as const
 
-  it.scopedLive("what is in use at the end gets its time; who comes later is told that it is closed", () =>
+  it.scopedLive("connections in use at the close get their time, and later callers fail with DatabaseClosed", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 2, shutdownTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
@@ -55,7 +55,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("what takes longer than shutdownTimeout is cut: Disconnected, undone", () =>
+  it.scopedLive("work that takes longer than shutdownTimeout is cut: Disconnected, undone", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
@@ -78,7 +78,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("a network that is silent does not hold up the end", () =>
+  it.scopedLive("a network that is silent does not delay the close", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
@@ -93,7 +93,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("who waits at the end is told at once", () =>
+  it.scopedLive("waiters at the close fail at once", () =>
     Effect.gen(function* () {
       const { close, context } = yield* openToClose(way, { ...one, shutdownTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
@@ -108,7 +108,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("a connect under way is given up at the end", () =>
+  it.scopedLive("a connect that is under way is given up at the close", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { ...one, connectTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
@@ -123,7 +123,7 @@ export const closing = (way: Way): void => {
   )
 
   for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
-    it.scopedLive(`nobody waits for ${task} at the end: it is stopped`, () => {
+    it.scopedLive(`the close does not wait for ${task}, which is stopped`, () => {
       const arrived = Effect.unsafeMakeLatch(false)
       const stopped = Effect.unsafeMakeLatch(false)
       const slow = Effect.onInterrupt(Effect.zipRight(arrived.open, Effect.never), () => stopped.open)
@@ -147,7 +147,7 @@ export const closing = (way: Way): void => {
   }
 
   for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
-    it.scopedLive(`a statement of ${task} that is under way at the end is cancelled on the server`, () =>
+    it.scopedLive(`a statement of ${task} that is under way at the close is cancelled on the server`, () =>
       Effect.gen(function* () {
         const { close, context } = yield* openToClose(way, {
           ...one,
@@ -169,7 +169,7 @@ export const closing = (way: Way): void => {
     )
   }
 
-  it.scopedLive("nothing is opened any more after the end", () =>
+  it.scopedLive("nothing is opened after the close", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 1, minConnections: 1 })
       yield* Effect.gen(function* () {

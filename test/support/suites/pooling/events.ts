@@ -84,7 +84,7 @@ export const events = (way: Way): void => {
   const one = { maxConnections: 1, startup: "lazy" } as const
 
   it.scopedLive(
-    "a connection's life is told: connect, first connect, checkout, reset, checkin, invalidate, close",
+    "a connection's life is reported: connect, first connect, checkout, reset, checkin, invalidate, close",
     () =>
       Effect.gen(function* () {
         const facts = yield* watch
@@ -132,7 +132,7 @@ export const events = (way: Way): void => {
       }).pipe(Effect.provide(open(way, { ...one, resetOnReturn: Effect.asVoid(SqlClient) })))
   )
 
-  it.scopedLive("times are told: how long a connect took, how long somebody waited and for how long he had it", () =>
+  it.scopedLive("durations are reported: of a connect, of a wait and of a checkout", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -151,7 +151,7 @@ export const events = (way: Way): void => {
     }).pipe(Effect.provide(open(way, one)))
   )
 
-  it.scopedLive("a loss is told before the close that it leads to", () =>
+  it.scopedLive("a loss is reported before the close that it leads to", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const first = yield* pid
@@ -168,7 +168,7 @@ export const events = (way: Way): void => {
     }).pipe(Effect.provide(open(way, one)))
   )
 
-  it.scopedLive("a failure to connect and a checkout that failed are told", () =>
+  it.scopedLive("a failure to connect and a failed checkout are reported", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       const facts = yield* watch
@@ -187,7 +187,7 @@ export const events = (way: Way): void => {
   )
 
   for (const [reason, { act, options }] of Object.entries(ends(way))) {
-    it.scopedLive(`a connection is closed and the reason told: ${reason}`, () =>
+    it.scopedLive(`a connection is closed and the reason reported: ${reason}`, () =>
       Effect.gen(function* () {
         const facts = yield* watch
         yield* act
@@ -197,7 +197,7 @@ export const events = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a connection is closed and the reason told: shutdown", () =>
+  it.scopedLive("a connection is closed and the reason reported: shutdown", () =>
     Effect.gen(function* () {
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(open(way, one), scope)

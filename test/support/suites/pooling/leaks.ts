@@ -85,7 +85,7 @@ export const leaks = (way: Way): void => {
   const leakThreshold = "40 millis"
 
   for (const { hold, line, name } of holders) {
-    it.scopedLive(`a connection that is held for too long by ${name} is told once, with fiber, file and line`, () => {
+    it.scopedLive(`a connection held for too long by ${name} is reported once, with fiber, file and line`, () => {
       const warnings: Array<string> = []
       const logger = Logger.replace(
         Logger.defaultLogger,
@@ -123,7 +123,7 @@ export const leaks = (way: Way): void => {
     })
   }
 
-  it.scopedLive("where the place is not known, it is the span", () =>
+  it.scopedLive("a leak is reported with the span if the call site is unknown", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -136,7 +136,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { leakThreshold, startup: "lazy" })))
   )
 
-  it.scopedLive("statements that a tracer watches know their place, too", () =>
+  it.scopedLive("a leak of statements under a tracer is reported with their call site as well", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -156,7 +156,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { leakThreshold, startup: "lazy" })))
   )
 
-  it.scopedLive("what comes back in time is not told, nor is one who waits", () =>
+  it.scopedLive("a connection that is returned in time is not reported as a leak, and neither is a waiter", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -182,7 +182,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { leakThreshold, maxConnections: 1, startup: "lazy" })))
   )
 
-  it.scopedLive("one that was given up is nobody's, however long it takes to be closed", () =>
+  it.scopedLive("a connection that was given up is no leak, however long its close takes", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const wire = yield* Wire
@@ -198,7 +198,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(openOverWire(way, { leakThreshold: "500 millis", startup: "lazy" })))
   )
 
-  it.scopedLive("without leakThreshold nothing is noted down", () =>
+  it.scopedLive("no call site is recorded without leakThreshold", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       const { oldestLoan } = yield* failure("PoolExhausted", pid)

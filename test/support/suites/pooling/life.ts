@@ -46,7 +46,7 @@ export const life = (way: Way): void => {
 
   if (isPooled && hasSessions) {
     const which = way.order === "lifo" ? "used last" : "unused for longest"
-    it.scopedLive(`the idle connection that was ${which} is handed out`, () =>
+    it.scopedLive(`a checkout gets the idle connection that was ${which}`, () =>
       Effect.gen(function* () {
         const [first, second, third] = yield* warmUp(3)
         assert.strictEqual(yield* pid, way.order === "lifo" ? third : first)
@@ -70,7 +70,7 @@ export const life = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1, maxLifetime: "60 millis", idleTimeout: Duration.infinity })))
   )
 
-  it.scopedLive("a connection that grows too old in use is closed when it comes back, not before", () =>
+  it.scopedLive("a connection that grows too old in use is closed when it is checked in, not before", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -151,7 +151,7 @@ export const life = (way: Way): void => {
 
   const min = isPooled ? 3 : 1
 
-  it.scopedLive("minConnections are open before anybody asks, and stay though they are idle", () =>
+  it.scopedLive("minConnections are open before the first caller comes, and stay though they are idle", () =>
     Effect.gen(function* () {
       yield* settled({ total: min, idle: min })
       const facts = yield* watch
@@ -196,7 +196,7 @@ export const life = (way: Way): void => {
     }).pipe(Effect.provide(openOverWire(way, { minConnections: min })))
   )
 
-  it.scopedLive("minConnections are opened again when they have had their time", () =>
+  it.scopedLive("minConnections are opened again when their lifetime has ended", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const closed = yield* told(facts, "Closed", 2 * min)

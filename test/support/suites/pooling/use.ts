@@ -42,7 +42,7 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("a session that takes no writes any more is a connection of the wrong role, and goes", () =>
+  it.scopedLive("a session that no longer takes writes is a connection of the wrong role, and is evicted", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -63,7 +63,7 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide([open(way, { maxConnections: 1 }), once]))
   )
 
-  it.scopedLive("a standby that is taken for a primary is a connection of the wrong role, which serves nobody", () =>
+  it.scopedLive("a standby that is taken for a primary is a connection of the wrong role, which serves no caller", () =>
     Effect.gen(function* () {
       const { reader } = yield* Place
       yield* Effect.gen(function* () {
@@ -75,7 +75,7 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide([open(way), once]))
   )
 
-  it.scopedLive("a disconnect inside a transaction fails it until its end; then the same handle works again", () =>
+  it.scopedLive("a disconnect inside a transaction fails it until its end, and then the same handle works again", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const outcome = yield* Effect.exit(

@@ -38,27 +38,25 @@ export const validation = (way: Way): void => {
       return wire.roundTrips - before
     })
 
-  it.scopedLive(
-    "a connection is asked for a sign of life only when it was idle for longer than validateAfterIdle",
-    () =>
-      Effect.gen(function* () {
-        const { writer } = yield* Place
-        yield* pid
-        assert.strictEqual(yield* roundTrips(pid), 1)
-        yield* query(writer, "SELECT pg_sleep(0.11)")
-        assert.strictEqual(yield* roundTrips(pid), 2)
-        // the statement itself was a sign of life
-        assert.strictEqual(yield* roundTrips(pid), 1)
-      }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
+  it.scopedLive("a connection is validated only when it was idle for longer than validateAfterIdle", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      yield* pid
+      assert.strictEqual(yield* roundTrips(pid), 1)
+      yield* query(writer, "SELECT pg_sleep(0.11)")
+      assert.strictEqual(yield* roundTrips(pid), 2)
+      // the statement itself was a sign of life
+      assert.strictEqual(yield* roundTrips(pid), 1)
+    }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
   )
 
-  it.scopedLive("a connection that is new is not asked", () =>
+  it.scopedLive("a new connection is not validated", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* roundTrips(pid), 1)
     }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: 0, startup: "lazy" })))
   )
 
-  it.scopedLive("validateAfterIdle 0 asks each time, infinity never", () =>
+  it.scopedLive("validateAfterIdle 0 validates at each checkout, and infinity never", () =>
     Effect.gen(function* () {
       const twice = Effect.zipRight(pid, roundTrips(pid))
       assert.strictEqual(yield* Effect.provide(twice, openOverWire(way, { validateAfterIdle: 0 })), 2)
@@ -68,7 +66,7 @@ export const validation = (way: Way): void => {
 
   if (hasSessions) {
     it.scopedLive(
-      "a connection that was silent for long in somebody's hands is asked before the next waiter has it",
+      "a connection that was silent for long during a checkout is validated before the next waiter gets it",
       () =>
         Effect.gen(function* () {
           const { writer } = yield* Place
@@ -117,7 +115,7 @@ export const validation = (way: Way): void => {
 
   if (way.strategy === "pooled") {
     it.scopedLive(
-      "a sign of life that does not come replaces every older connection at once, not one after the other",
+      "a validation that gets no answer replaces every older connection at once, not one after the other",
       () =>
         Effect.gen(function* () {
           const facts = yield* watch
