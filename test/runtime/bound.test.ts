@@ -84,8 +84,8 @@ const stoppedIn = (name: string, port: number, stop: () => Promise<void>) =>
     yield* noSessions
   })
 
-describe("databases that are bound", () => {
-  it.scopedLive("to a program: to its end, and to the signal that ends it, which rolls back", () =>
+describe("databases that are bound to a lifetime", () => {
+  it.scopedLive("databases bound to a program live to its end, and to the signal that ends it, which rolls back", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const waiting = yield* startChild("program", ["wait"], writer)
@@ -105,7 +105,7 @@ describe("databases that are bound", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to the lifespan of an Effect server: a request is stored and answered, or neither", () =>
+  it.scopedLive("databases bound to an Effect server let a request be stored and answered, or neither", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const routes = HttpRouter.empty.pipe(
@@ -139,7 +139,7 @@ describe("databases that are bound", () => {
   )
 
   it.scopedLive(
-    "to what starts and stops Express; before and after that a request hears which database is closed",
+    "databases bound to Express name the closed database to a request before the start and after the stop",
     () =>
       Effect.gen(function* () {
         const { handle, runtime } = yield* fresh("express")
@@ -162,7 +162,7 @@ describe("databases that are bound", () => {
       }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to the hooks of Fastify", () =>
+  it.scopedLive("databases bound to the hooks of Fastify open and close with it", () =>
     Effect.gen(function* () {
       const { handle, runtime } = yield* fresh("fastify")
       const app = fastify()
@@ -176,7 +176,7 @@ describe("databases that are bound", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to the server of Hono", () =>
+  it.scopedLive("databases bound to the server of Hono open and close with it", () =>
     Effect.gen(function* () {
       const { handle, runtime } = yield* fresh("hono")
       const app = new Hono()
@@ -193,7 +193,7 @@ describe("databases that are bound", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to nothing: opened by the first request, once, and found again by modules that are loaded again", () =>
+  it.scopedLive("databases bound to nothing are opened once by the first request, and found by reloaded modules", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       process.env.HOT_DATABASE_URL = Redacted.value(writer)

@@ -54,7 +54,7 @@ const fresh = (
 const isLogin = ({ type }: { readonly type: string }) => type === "startup"
 
 describe("databases that are opened together", () => {
-  it.scopedLive("they connect at the same time", () =>
+  it.scopedLive("databases that are opened together connect at the same time", () =>
     Effect.gen(function* () {
       const { proxies, runtime } = yield* fresh()
       const waiting = yield* Effect.forEach(proxies, (proxy) => proxy.when(isLogin, "freeze"))
@@ -70,7 +70,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("each is itself, and code may switch by name", () =>
+  it.scopedLive("each database is itself, and code may select by name", () =>
     Effect.gen(function* () {
       const places = yield* Effect.all([freshDatabase, freshDatabase, freshDatabase])
       const [one, two, three] = places
@@ -100,7 +100,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("each is migrated by its own migrations before anybody uses it, and once", () =>
+  it.scopedLive("each database is migrated once by its own migrations, before its first use", () =>
     Effect.gen(function* () {
       const places = yield* Effect.all({ app: freshDatabase, audit: freshDatabase })
       const migrations = (text: string) =>
@@ -143,7 +143,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("one that fails closes the others, is what is raised, and every other failure is logged", () =>
+  it.scopedLive("a database that fails closes the others and is raised, and every other failure is logged", () =>
     Effect.gen(function* () {
       const { logged, proxies, runtime, sessions } = yield* fresh({ two: "1 second", three: "1500 millis" })
       const [, two, three] = proxies
@@ -167,16 +167,14 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive(
-    "one that does not even fail holds up the failure of another for a moment, not for its own timeout",
-    () =>
-      Effect.gen(function* () {
-        const { logged, proxies, runtime } = yield* fresh({ two: "500 millis" })
-        yield* proxies[1].refuse
-        yield* proxies[2].freeze
-        assert.strictEqual(yield* settled(runtime.open()), "ConnectFailed")
-        assert.deepStrictEqual(logged, [])
-      })
+  it.scopedLive("a database that does not settle delays another's failure for a moment, not for its own timeout", () =>
+    Effect.gen(function* () {
+      const { logged, proxies, runtime } = yield* fresh({ two: "500 millis" })
+      yield* proxies[1].refuse
+      yield* proxies[2].freeze
+      assert.strictEqual(yield* settled(runtime.open()), "ConnectFailed")
+      assert.deepStrictEqual(logged, [])
+    })
   )
 
   it.scopedLive("pairs of open and close that race, with each other and with failures, leave nothing open", () =>
@@ -219,7 +217,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("one that could not be closed properly can be opened again", () =>
+  it.scopedLive("a database that could not be closed properly can be opened again", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const broken = Layer.scopedDiscard(Effect.addFinalizer(() => Effect.die(new Error("a bug of somebody else"))))
@@ -233,7 +231,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("a lazy one whose first use fails is opened by the next", () =>
+  it.scopedLive("a lazy database whose first use fails is opened by the next", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

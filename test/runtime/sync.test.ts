@@ -50,9 +50,9 @@ const started = Effect.flatMap(Place, ({ writer }) => startProgram(writer))
 
 const opened = Effect.tap(started, ({ does }) => does("open"))
 
-describe("code that cannot wait", () => {
+describe("synchronous code", () => {
   it.scopedLive(
-    "it enters once, and again inside; every call uses the one connection; the last to leave closes it",
+    "synchronous code enters once, and again inside; every call uses the one connection, and the last exit closes it",
     () =>
       Effect.gen(function* () {
         const { does, ended, leave } = yield* started
@@ -82,7 +82,7 @@ describe("code that cannot wait", () => {
       }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("a failure arrives as what it is, and what its call, or its unit, had stored is rolled back", () =>
+  it.scopedLive("a failure in synchronous code keeps its type, and its call or its unit is rolled back", () =>
     Effect.gen(function* () {
       const { does } = yield* opened
       yield* does("add milk")
@@ -101,7 +101,7 @@ describe("code that cannot wait", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("whoever would be blocked for good fails instead", () =>
+  it.scopedLive("a call that would block for ever fails instead", () =>
     Effect.gen(function* () {
       const { does } = yield* opened
       assert.match(yield* does("blockItself"), /^failed: BlocksItself: the thread that answers would wait for itself/)
@@ -117,7 +117,7 @@ describe("code that cannot wait", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("Ctrl-C breaks off what it is blocked for, which is rolled back, and nothing else", () =>
+  it.scopedLive("Ctrl-C aborts the blocking call, which is rolled back, and nothing else", () =>
     Effect.gen(function* () {
       const { begin, does, signal } = yield* opened
       for (const command of ["addAndSleep milk", "sleepInUnit eggs milk"]) {
@@ -133,7 +133,7 @@ describe("code that cannot wait", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("Ctrl-C ends a program with 130, when all is rolled back and closed", () =>
+  it.scopedLive("Ctrl-C ends a synchronous program with 130, when all is rolled back and closed", () =>
     Effect.gen(function* () {
       const { begin, ended, leave, signal } = yield* started
       const done = yield* begin("program milk")
@@ -148,7 +148,7 @@ describe("code that cannot wait", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("a second Ctrl-C waits for nothing, and so does the end by another signal", () =>
+  it.scopedLive("a second Ctrl-C waits for nothing, and neither does the end by another signal", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -175,7 +175,7 @@ describe("code that cannot wait", () => {
   )
 
   it.scopedLive(
-    "a server that is gone between two calls is told by its name; when it is back, the next call works",
+    "a server that is lost between two calls is reported by its name, and the next call works when it is back",
     () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })

@@ -70,7 +70,7 @@ const gone = (worker: ClusterWorker): Promise<unknown> =>
   })
 
 describe("workers", () => {
-  it.scopedLive("a child process has connections of its own, and leaves ours as they are", () =>
+  it.scopedLive("a child process has connections of its own, and leaves those of its parent as they are", () =>
     Effect.gen(function* () {
       const before = yield* ours
       const socket = process.platform === "linux" ? socketOf(before?.port ?? 0) : undefined
@@ -90,7 +90,7 @@ describe("workers", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it.scopedLive("a worker thread has connections of its own, and leaves ours as they are", () =>
+  it.scopedLive("a worker thread has connections of its own, and leaves those of the main thread as they are", () =>
     Effect.gen(function* () {
       const before = yield* ours
       const said = yield* heard((url) => new Worker(threadCode, { eval: true, execArgv: [], workerData: url }))
@@ -131,7 +131,7 @@ describe("workers", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it("an open database cannot be handed to a worker", async () => {
+  it("an open database cannot be sent to a worker", async () => {
     const database = await Effect.runPromise(Effect.provide(Db, fresh({ readers: [] })))
     assert.throws(() => structuredClone(database), /could not be cloned/)
   })
