@@ -26,11 +26,11 @@ describe("commandsIn", () => {
     ["INSERT INTO café VALUES (1)", ["INSERT INTO CAFÉ VALUES"]],
     ["SELECT 'never closed; COMMIT", ["SELECT"]],
     ["/* never closed; COMMIT", []]
-  ])("reads %j", (text, commands) => {
+  ])("commandsIn reads %j", (text, commands) => {
     expect(commandsIn(text)).toEqual(commands)
   })
 
-  it("comes to an end for any text, in a time that grows with its length only", () => {
+  it("commandsIn ends for any text, in a time that grows only with its length", () => {
     for (const piece of ["'", '"', "$", "$$", "$a$", "/*", "*/", "--", "E'\\", ";", "\\", "\u0000", "x'"]) {
       expect(() => commandsIn(piece.repeat(20_000))).not.toThrow()
     }

@@ -56,7 +56,7 @@ const ways = [
   readonly [string, <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db>]
 >
 
-describe("an end with a fork in it", () => {
+describe("the end of a transaction with a running fork", () => {
   for (const [name, nested] of ways) {
     it.scopedLive(`COMMIT waits for a fork's ${name} for acquireTimeout, then fails with TransactionBusy`, () =>
       Effect.gen(function* () {
@@ -72,7 +72,7 @@ describe("an end with a fork in it", () => {
     )
   }
 
-  it.scopedLive("RELEASE of a savepoint is bounded in the same way, and what is around it goes on", () =>
+  it.scopedLive("RELEASE of a savepoint is bounded in the same way, and the transaction around it goes on", () =>
     Effect.gen(function* () {
       const error = yield* Db.withTransaction(
         Effect.zipRight(
@@ -86,7 +86,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(hurried))
   )
 
-  it.scopedLive("so is the check before the first COMMIT of several databases: nothing is stored in any", () =>
+  it.scopedLive("the check before the first COMMIT is bounded in the same way, and nothing is stored", () =>
     Effect.gen(function* () {
       for (const order of [
         [Db, Audit],
@@ -133,7 +133,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(fresh({ readers: [], maxConnections: 1 })))
   )
 
-  it.scopedLive("a statement that waits for the turn of its part fails at once where the connection is lost", () =>
+  it.scopedLive("a statement that waits for the turn of its part fails at once if the connection is lost", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const failed = yield* Deferred.make<DatabaseError.DatabaseError>()
@@ -156,7 +156,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(fresh({ readers: [], acquireTimeout: "5 seconds" })))
   )
 
-  it.scopedLive("where the server has ended the session the end does not wait at all", () =>
+  it.scopedLive("the end does not wait at all if the server has ended the session", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const error = yield* Db.withTransaction(
@@ -171,7 +171,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("nor where it ends the session while the end waits", () =>
+  it.scopedLive("the end stops waiting if the server ends the session meanwhile", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const error = yield* Db.withTransaction(

@@ -13,8 +13,8 @@ import { Db, fresh, insert, stored } from "../support/databases.js"
 /** Options as a program without types gives them. */
 const untyped = (options: object): object => options
 
-describe("an option whose name is not known", () => {
-  it.scopedLive("is ConfigInvalid, which names the nearest one, and nothing has run", () =>
+describe("unknown options", () => {
+  it.scopedLive("an option with an unknown name is ConfigInvalid with the nearest one, and nothing has run", () =>
     Effect.gen(function* () {
       const mistyped = untyped({ isolaton: "serializable" })
       const sql = yield* Db.writer
@@ -43,7 +43,7 @@ describe("an option whose name is not known", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it("of a runtime, its middleware or its handler is thrown where that is made", () => {
+  it("an unknown option of a runtime, its middleware or its handler is thrown when that is created", () => {
     const make = (options: object) => DatabaseRuntime.make({ db: Db }, fresh(), options)
     const runtime = make({})
     const handle = () => new Response()
@@ -57,7 +57,7 @@ describe("an option whose name is not known", () => {
     for (const [call, expected] of calls) assert.throws(call, `expected "${expected}"`)
   })
 
-  it.scopedLive("of settings by request is refused before the handler runs", () =>
+  it.scopedLive("an unknown option of settings by request is refused before the handler runs", () =>
     Effect.gen(function* () {
       const transaction = () => untyped({ isolaton: "serializable" })
       const refused: Array<string> = []
@@ -87,7 +87,7 @@ describe("an option whose name is not known", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it("of a middleware for requests is thrown where that is made", () => {
+  it("an unknown option of a middleware for requests is thrown when that is created", () => {
     const layers: ReadonlyArray<(options: object) => unknown> = [
       RequestTransaction.middleware,
       RequestTransaction.layerApi

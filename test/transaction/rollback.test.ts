@@ -55,9 +55,9 @@ const cases: Readonly<Record<string, Case>> = {
   }
 }
 
-describe("the failure", () => {
+describe("a failure whose rollback gets no answer", () => {
   for (const [name, { before, expected, run, undo }] of Object.entries(cases)) {
-    it.scopedLive(`${name} is told, though what undoes it gets no answer`, () =>
+    it.scopedLive(`${name} fails with its own failure, though the rollback gets no answer`, () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const proxy = yield* makeProxy(writer)
