@@ -148,8 +148,8 @@ const listening = Effect.acquireRelease(
 /** A server that listens on a port has such an address. */
 const portOf = (server: net.Server): string => String((server.address() as net.AddressInfo).port)
 
-describe.concurrent("examples", () => {
-  it("all are run here, are listed with their command, and fit on a page", () => {
+describe.concurrent("the examples", () => {
+  it("all examples are run here, are listed with their command, and fit on a page", () => {
     const files = fs.readdirSync(folder).filter((file) => /^\d\d-.*\.ts$/.test(file))
     const others = ["14-testing.test.ts", "17-shell.ts"]
     const tested = [...Object.keys({ ...programs, ...servers }).map((name) => `${name}.ts`), ...others]
@@ -188,7 +188,7 @@ describe.concurrent("examples", () => {
       })
     )
 
-    it.scopedLive(`${name} serves until Ctrl-C; a port that is taken is one line`, () =>
+    it.scopedLive(`${name} serves until Ctrl-C, and a port that is taken is reported in one line`, () =>
       Effect.gen(function* () {
         const { app, env } = yield* databases
         const server = yield* Program.startScript(script(name), [], env)
@@ -232,7 +232,7 @@ describe.concurrent("examples", () => {
     240_000
   )
 
-  it.scopedLive("an example whose server is away at its end says which tables it has left", () =>
+  it.scopedLive("an example whose server is away at its end reports which tables it has left", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       const proxy = yield* makeProxy(app)
@@ -270,7 +270,7 @@ describe.concurrent("examples", () => {
       })
     )
 
-    it.scopedLive(`${name} ends with Ctrl-C also where a request has no end`, () =>
+    it.scopedLive(`${name} ends with Ctrl-C also when a request has no end`, () =>
       Effect.gen(function* () {
         const { env } = yield* databases
         const server = yield* Program.startScript(script(name), [], env)
@@ -290,7 +290,7 @@ describe.concurrent("examples", () => {
   }
 
   for (const name of ["04-reader-and-writer", "13-script", "18-sync"]) {
-    it.scopedLive(`${name} brings its own servers, and takes them away`, () =>
+    it.scopedLive(`${name} starts its own servers, and removes them at its end`, () =>
       Effect.gen(function* () {
         const { code, stderr, stdout } = yield* run(name, [], { TMPDIR: yield* temporary })
         expect(stderr).toBe("")
@@ -300,7 +300,7 @@ describe.concurrent("examples", () => {
     )
   }
 
-  it.scopedLive("Ctrl-C takes them away as well", () =>
+  it.scopedLive("Ctrl-C removes an example's own servers as well", () =>
     Effect.gen(function* () {
       const server = yield* Program.startScript(script("07-express"), [], { TMPDIR: yield* temporary })
       yield* server.line(/serving at/)
@@ -309,7 +309,7 @@ describe.concurrent("examples", () => {
     })
   )
 
-  it.scopedLive("a load that Ctrl-C breaks off ends with 130: whoever waits for it knows that it is not done", () =>
+  it.scopedLive("a load that Ctrl-C stops ends with 130, so that a caller knows that it is not complete", () =>
     Effect.gen(function* () {
       const { app, env } = yield* databases
       const folder = yield* temporary
@@ -330,7 +330,7 @@ describe.concurrent("examples", () => {
   )
 
   it.scopedLive(
-    "a wrong password, and a server that is not there, are one line, without secrets",
+    "a wrong password and a server that is not there are reported in one line, without secrets",
     () =>
       Effect.gen(function* () {
         const { env } = yield* databases
@@ -355,7 +355,7 @@ describe.concurrent("examples", () => {
   )
 
   it.scopedLive(
-    "18-sync: a database that is missing is one line; Ctrl-C ends it with 130 also where it is still connecting",
+    "18-sync reports a missing database in one line, and Ctrl-C ends it with 130 also while it connects",
     () =>
       Effect.gen(function* () {
         const { app, env } = yield* databases
@@ -378,7 +378,7 @@ describe.concurrent("examples", () => {
   )
 
   for (const end of ["Ctrl-D", "Ctrl-C"]) {
-    it.scopedLive(`17-shell says what each line gives, what fails too, until ${end}`, () =>
+    it.scopedLive(`17-shell prints the result of each line, and its failure, until ${end}`, () =>
       Effect.gen(function* () {
         const { app, env } = yield* databases
         const shell = yield* Program.startScript(script("17-shell"), [], env)
@@ -399,7 +399,7 @@ describe.concurrent("examples", () => {
     )
   }
 
-  it.scopedLive("17-shell ends with Ctrl-C also where it is still connecting, or a statement has no end", () =>
+  it.scopedLive("17-shell ends with Ctrl-C also while it connects, or while a statement has no end", () =>
     Effect.gen(function* () {
       const { app, env } = yield* databases
       const proxy = yield* makeProxy(app)

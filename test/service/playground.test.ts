@@ -27,7 +27,7 @@ const given = Effect.gen(function* () {
 })
 
 describe("a frozen replica", () => {
-  it.scoped("thaws by itself after half a minute", () =>
+  it.scoped("a frozen replica thaws by itself after half a minute", () =>
     Effect.gen(function* () {
       const { acts, replica } = yield* given
       expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 0 })
@@ -41,7 +41,7 @@ describe("a frozen replica", () => {
     })
   )
 
-  it.scoped("frozen again, it has its half minute again; thawed, it is not thawed again", () =>
+  it.scoped("a frozen replica has its half minute again when it is frozen again, and is not thawed twice", () =>
     Effect.gen(function* () {
       const { acts, replica } = yield* given
       yield* acts.freeze
@@ -57,7 +57,7 @@ describe("a frozen replica", () => {
     })
   )
 
-  it.scoped("thaws when the service ends", () =>
+  it.scoped("a frozen replica thaws when the service ends", () =>
     Effect.gen(function* () {
       const { acts, replica, scope } = yield* given
       yield* acts.freeze
@@ -67,7 +67,7 @@ describe("a frozen replica", () => {
   )
 
   it.scopedLive(
-    "does not hold up Ctrl-C: it ends with 0 before a frozen server would be ended by force, and leaves nothing",
+    "a frozen replica does not delay Ctrl-C, which ends with 0 before the server would be killed, and leaves nothing",
     () =>
       Effect.gen(function* () {
         const folder = fs.mkdtempSync(`${directory}/service-frozen-`)
