@@ -184,7 +184,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("10. a fiber that outlives its transaction gets TransactionEnded, and touches nobody else's", () =>
+  it.scopedLive("10. a fiber that outlives its transaction gets TransactionEnded, and affects no other one", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       const error = yield* failure("TransactionEnded", Effect.flatten(KnownFailures.daemon(sql)))
@@ -193,7 +193,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scoped("11. a cancel that arrives late hits nobody", () =>
+  it.scoped("11. a cancel that arrives late hits no other statement", () =>
     Effect.gen(function* () {
       const { place, proxy, sql } = yield* givenProxy({ maxConnections: 2 })
       const exit = yield* KnownFailures.lateCancel(sql, place, proxy, ({ type }) => type === "cancel")
@@ -263,7 +263,7 @@ describe("known failures", () => {
       })
   )
 
-  it.scopedLive("19. the LISTEN connection dies: it listens again and says that messages may have been missed", () =>
+  it.scopedLive("19. a LISTEN connection that dies is replaced, with a report that messages may have been missed", () =>
     Effect.gen(function* () {
       const { context, place, sql } = yield* given(App)
       const listening = App.listen("news").pipe(
@@ -284,7 +284,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("20. one of two listeners on a channel stops: the other keeps hearing", () =>
+  it.scopedLive("20. one of two listeners on a channel stops: the other still receives messages", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), ["news", "end"])
@@ -317,7 +317,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("24. of two databases whose layers are merged both are there, each under its own tag", () =>
+  it.scopedLive("24. two databases whose layers are merged are both provided, each under its own tag", () =>
     Effect.gen(function* () {
       const a = yield* KnownFailures.freshTables
       const b = yield* KnownFailures.freshTables
@@ -365,15 +365,13 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive.skipIf(!hasBouncer)(
-    `27. ${behindBouncer} an interrupt stops its own statement, and nobody else's`,
-    () =>
-      Effect.gen(function* () {
-        const place = yield* KnownFailures.freshTables
-        const writer = pooled(place.name)?.writer ?? place.writer
-        const { sql } = yield* open(App, { writer, mode: "transactionPooler" })
-        assert.deepStrictEqual(yield* KnownFailures.interruptedBehindPooler(sql, place), ["bystander"])
-      })
+  it.scopedLive.skipIf(!hasBouncer)(`27. ${behindBouncer} an interrupt stops its own statement, and no other`, () =>
+    Effect.gen(function* () {
+      const place = yield* KnownFailures.freshTables
+      const writer = pooled(place.name)?.writer ?? place.writer
+      const { sql } = yield* open(App, { writer, mode: "transactionPooler" })
+      assert.deepStrictEqual(yield* KnownFailures.interruptedBehindPooler(sql, place), ["bystander"])
+    })
   )
 
   it.scopedLive("28. a transaction has isolation, access mode and timeouts of its own", () =>
@@ -396,7 +394,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("29. a password that changes is asked for with each new connection", () =>
+  it.scopedLive("29. a password that changes is requested for each new connection", () =>
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const role = yield* freshRole(place.writer)
@@ -409,7 +407,7 @@ describe("known failures", () => {
   )
 
   it.scopedLive(
-    "30. requests batched by SqlResolver in a transaction run in it; from two transactions they are kept apart",
+    "30. requests batched by SqlResolver in a transaction run in it, and those of two transactions are kept apart",
     () =>
       Effect.gen(function* () {
         const { place, sql } = yield* given(App)
@@ -428,7 +426,7 @@ describe("known failures", () => {
       })
   )
 
-  it.scopedLive("31. a reserved connection that is left in BEGIN is closed, and what is in it undone", () =>
+  it.scopedLive("31. a reserved connection that is left in BEGIN is closed, and its work is undone", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), [])

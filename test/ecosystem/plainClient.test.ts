@@ -168,7 +168,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("13. a stream or a reserve that gives up waiting for a connection takes it away for ever", () =>
+  it.scopedLive("13. a stream or a reserve that gives up waiting for a connection loses it for ever", () =>
     Effect.gen(function* () {
       const first = yield* given({ maxConnections: 1 })
       assert.isTrue(Option.isNone(yield* KnownFailures.streamGivesUp(first.sql)))
@@ -193,14 +193,12 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive(
-    "16. a connection that went silent goes back to the pool, and the next query runs out of time, too",
-    () =>
-      Effect.gen(function* () {
-        const { proxy, sql } = yield* givenProxy()
-        const error = yield* Effect.flip(yield* KnownFailures.halfOpen(sql, proxy))
-        assert.strictEqual(error._tag, "TimeoutException")
-      })
+  it.scopedLive("16. a connection that went silent returns to the pool, and the next query times out as well", () =>
+    Effect.gen(function* () {
+      const { proxy, sql } = yield* givenProxy()
+      const error = yield* Effect.flip(yield* KnownFailures.halfOpen(sql, proxy))
+      assert.strictEqual(error._tag, "TimeoutException")
+    })
   )
 
   it.scopedLive("17. a transaction on a connection that went silent, given 300 ms, is not over a second later", () =>
@@ -219,7 +217,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("19. the LISTEN connection dies: silence, and nobody is told", () =>
+  it.scopedLive("19. the LISTEN connection dies: there is silence, and no listener is informed", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       const { ended, heard } = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
@@ -235,7 +233,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("20. one of two listeners on a channel stops: the other hears nothing any more", () =>
+  it.scopedLive("20. one of two listeners on a channel stops: the other receives nothing any more", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), [])
@@ -266,7 +264,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("24. of two client layers that are merged the last one wins, in silence", () =>
+  it.scopedLive("24. the last of two merged client layers wins, in silence", () =>
     Effect.gen(function* () {
       const a = yield* KnownFailures.freshTables
       const b = yield* KnownFailures.freshTables

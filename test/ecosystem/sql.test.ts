@@ -149,7 +149,7 @@ describe("Model", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("names are transformed on the way, both ways", () =>
+  it.scopedLive("a repository transforms names in both directions", () =>
     Effect.gen(function* () {
       class Tag extends Model.Class<Tag>("Tag")({ itemName: Schema.String, tagName: Schema.String }) {}
       const tags = yield* Model.makeRepository(Tag, { tableName: "tag", spanPrefix: "Tag", idColumn: "itemName" })
@@ -196,7 +196,7 @@ describe("SqlSchema", () => {
     })
   }))
 
-  it.scopedLive("findAll, findOne, single and void give what they say", () =>
+  it.scopedLive("findAll, findOne, single and void return what their names promise", () =>
     Effect.gen(function* () {
       const { add, all, find, make, only } = yield* queries
       yield* add({ name: "a" })
@@ -213,7 +213,7 @@ describe("SqlSchema", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("its queries are in the transaction around them, and undone with it", () =>
+  it.scopedLive("queries of SqlSchema are in the transaction around them, and undone with it", () =>
     Effect.gen(function* () {
       const { add, all, find } = yield* queries
       yield* everywhere((name) =>
@@ -286,7 +286,7 @@ describe("SqlResolver", () => {
   )
 
   it.scopedLive(
-    "so they do in a transaction: BEGIN comes with the first, COMMIT is one more, ROLLBACK undoes all",
+    "resolvers in a transaction batch as well: BEGIN comes with the first, COMMIT is one more, ROLLBACK undoes all",
     () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -301,14 +301,14 @@ describe("SqlResolver", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("one request at a time is in the transaction around it, and undone with it", () =>
+  it.scopedLive("a single request of a resolver is in the transaction around it, and undone with it", () =>
     Effect.gen(function* () {
       const { insert } = yield* resolvers
       yield* everywhere((name) => insert.execute({ name }))
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("requests of a transaction and of its outside are two statements, each where it belongs", () =>
+  it.scopedLive("requests inside a transaction and outside are two statements, each on its own connection", () =>
     Effect.gen(function* () {
       const { byInitial, insert } = yield* resolvers
       // both connections are there, and what a new one costs is not counted
@@ -387,7 +387,7 @@ describe("PgMigrator", () => {
     )
   )
 
-  it.scopedLive("runs migrations once, those with several commands in one text too", () =>
+  it.scopedLive("PgMigrator runs migrations once, those with several commands in one text too", () =>
     Effect.gen(function* () {
       const migrations = { "1_cities": several, "2_more": run("ALTER TABLE city ADD COLUMN size int") }
       assert.deepStrictEqual(yield* migrate(migrations), [
@@ -410,7 +410,7 @@ describe("PgMigrator", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a migration that fails leaves nothing of its run, says why, and runs again when it is mended", () =>
+  it.scopedLive("a migration that fails leaves nothing of its run, reports why, and runs again when corrected", () =>
     Effect.gen(function* () {
       const failing = run(
         "CREATE TABLE river (name text); INSERT INTO river VALUES ('Aare'); INSERT INTO lake VALUES (1)"
@@ -431,7 +431,7 @@ describe("PgMigrator", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a run inside of a transaction is undone with it", () =>
+  it.scopedLive("a migration run inside a transaction is undone with it", () =>
     Effect.gen(function* () {
       yield* migrate({ "1_cities": several })
       const more = { "1_cities": several, "2_rivers": run("CREATE TABLE river (name text); SELECT 1") }
@@ -460,7 +460,7 @@ describe("sql-drizzle", () => {
 
   const database = Layer.provideMerge(PgDrizzle.layer, fresh())
 
-  it.scopedLive("selects, inserts, updates and deletes", () =>
+  it.scopedLive("sql-drizzle selects, inserts, updates and deletes", () =>
     Effect.gen(function* () {
       const db = yield* PgDrizzle.PgDrizzle
       const [made] = yield* db
@@ -479,7 +479,7 @@ describe("sql-drizzle", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is in the transaction around it, and undone with it", () =>
+  it.scopedLive("sql-drizzle is in the transaction around it, and undone with it", () =>
     Effect.gen(function* () {
       const db = yield* PgDrizzle.PgDrizzle
       yield* everywhere((name) =>
@@ -491,7 +491,7 @@ describe("sql-drizzle", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("a refusal is the typed error, through drizzle's own around it", () =>
+  it.scopedLive("a refusal is the typed error, inside drizzle's own error", () =>
     Effect.gen(function* () {
       const db = yield* PgDrizzle.PgDrizzle
       const add = db.insert(items).values({ name: "a" })
@@ -525,7 +525,7 @@ describe("sql-kysely", () => {
     readonly item: { readonly id: Generated<number>; readonly name: string; readonly amount: number | null }
   }
 
-  it.scopedLive("selects, inserts, updates and deletes", () =>
+  it.scopedLive("sql-kysely selects, inserts, updates and deletes", () =>
     Effect.gen(function* () {
       const db = yield* PgKysely.make<Tables>()
       yield* db.schema.createTable("other").addColumn("n", "integer")
@@ -551,7 +551,7 @@ describe("sql-kysely", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is in the transaction around it, and undone with it; so it is in its own", () =>
+  it.scopedLive("sql-kysely is in the transaction around it, and in its own, and undone with it", () =>
     Effect.gen(function* () {
       const db = yield* PgKysely.make<Tables>()
       const add = (name: string) => db.insertInto("item").values({ name, amount: null })

@@ -66,7 +66,7 @@ const planter = `
   }`
 
 describe.skipIf(!isRoot)(suite, () => {
-  it.scopedLive("the server's user wins no file by links in the place of the password's file and of settings", () =>
+  it.scopedLive("the server's user gains no file by links in place of the password file and the settings", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       yield* runAs(planter, folder, target)
@@ -85,7 +85,7 @@ describe.skipIf(!isRoot)(suite, () => {
     })
   )
 
-  it.scopedLive("the server's user keeps a file from being written by nothing that it has put there first", () =>
+  it.scopedLive("the server's user cannot block the creation of a file by anything that it has put there first", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       const owner = yield* user
@@ -113,7 +113,7 @@ describe.skipIf(!isRoot)(suite, () => {
   )
 
   it.scopedLive(
-    "the server's user ends no shared memory of others by a pid file of its own making, and holds up no release by a pipe",
+    "the server's user ends no foreign shared memory by a forged pid file, and delays no release by a pipe",
     () =>
       Effect.gen(function* () {
         const owner = yield* user
