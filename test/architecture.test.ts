@@ -121,7 +121,7 @@ const occurrences = (pattern: RegExp, except: ReadonlyArray<string> = []): Reado
   )
 
 describe("layers", () => {
-  it("internal files are in the folder of a layer, and every public module has one", () => {
+  it("every internal file is in the folder of a layer, and every public module has a layer", () => {
     const rooms = [...new Set([...sources.keys()].filter((name) => name !== "index").map(roomOf))]
     expect(rooms.sort()).toEqual([...layers.flatMap((layer) => layer.split(" ")), ...beside].sort())
     expect([...sources.keys()].filter((name) => /^internal\/[^/]+$/.test(name))).toEqual([])
@@ -138,18 +138,18 @@ describe("layers", () => {
     expect(wrong.map(({ from, to }) => `${from} -> ${to}`)).toEqual([])
   })
 
-  it("every import is written at the top of its file, where this test sees it", () => {
+  it("every import is written at the top of its file, where this test finds it", () => {
     expect(occurrences(/\bimport\s*\(|\brequire\s*\(/g)).toEqual([])
   })
 })
 
-describe("secrets of one file", () => {
-  it("SQLSTATEs stand in SqlState only", () => {
+describe("the contents of single files", () => {
+  it("SQLSTATEs are written in SqlState only", () => {
     const sqlState = `(?=[A-Z]*\\d)(?:${sqlStateClass})[\\dA-Z]{3}`
     expect(occurrences(new RegExp(`(["'\`])${sqlState}\\1|^\\s*${sqlState}:`, "gm"), ["SqlState"])).toEqual([])
   })
 
-  it("error codes of Node and OpenSSL stand in SqlState only", () => {
+  it("error codes of Node and OpenSSL are written in SqlState only", () => {
     const errno = Object.keys(os.constants.errno).join("|")
     expect(
       occurrences(new RegExp(`\\b(?:${errno}|ENOTFOUND|(?:EAI|ERR|CERT|UND_ERR)_[A-Z_]+)\\b`, "g"), ["SqlState"])
@@ -174,7 +174,7 @@ describe("secrets of one file", () => {
     expect(Object.fromEntries(users)).toEqual(packages)
   })
 
-  it("node-postgres and its protocol are used by their entry points", () => {
+  it("node-postgres and its protocol are imported by their entry points", () => {
     expect(imports.filter((one) => /^pg(-[a-z-]+)?\//.test(one.to))).toEqual([])
   })
 
@@ -183,7 +183,7 @@ describe("secrets of one file", () => {
   })
 })
 
-describe("manners", () => {
+describe("conventions", () => {
   it("the index names every public module and does nothing else", () => {
     const lines = modules
       .filter((name) => !name.includes("/"))
@@ -196,13 +196,13 @@ describe("manners", () => {
     expect(occurrences(/\bconsole\b|process\.std(?:out|err)\b/g)).toEqual([])
   })
 
-  it("internal files are not for users", () => {
+  it("internal files cannot be imported by users of the package", () => {
     const { exports } = JSON.parse(read("package.json")) as { readonly exports: Readonly<Record<string, unknown>> }
     expect(exports["./internal/*"]).toBe(null)
     expect(Object.keys(exports).filter((key) => key.includes("internal"))).toEqual(["./internal/*"])
   })
 
-  it("examples use the package as its users do", () => {
+  it("examples import the package as its users do", () => {
     const wrong = filesBelow("examples").flatMap((file) =>
       specifiers(read(`examples/${file}`))
         .filter(

@@ -80,14 +80,14 @@ const node = async (name: string, program: string, env: NodeJS.ProcessEnv = {}):
 }
 
 describe("the tarball", () => {
-  it("holds what was built, its sources, and what one reads first; nothing else", () => {
+  it("the tarball holds the build, the sources and the introductory documents, and nothing else", () => {
     const tops = new Set(files.map((file) => file.split("/")[0]))
     expect([...tops].sort()).toEqual(["CHANGELOG.md", "LICENSE", "README.md", "dist", "package.json", "src"])
     const kinds = new Set(files.filter((file) => /^(dist|src)\//.test(file)).map((file) => file.replace(/^[^.]*/, "")))
     expect([...kinds].sort()).toEqual([".d.ts", ".d.ts.map", ".js", ".js.map", ".ts"])
   })
 
-  it("holds a program, its types and its source for every module", () => {
+  it("the tarball holds a program, its types and its source for every module", () => {
     const sources = files.filter((file) => file.startsWith("src/"))
     const built = sources.flatMap((file) =>
       [".js", ".js.map", ".d.ts", ".d.ts.map"].map((end) => file.replace(/^src/, "dist").replace(/\.ts$/, end))
@@ -96,8 +96,8 @@ describe("the tarball", () => {
   })
 })
 
-describe("an installation", () => {
-  it("runs in Node, against a server, and lets the process end", { timeout: 60_000 }, async () => {
+describe("an installation of the package", () => {
+  it("an installation runs in Node, against a server, and lets the process end", { timeout: 60_000 }, async () => {
     const rows = await node(
       "program.js",
       `
@@ -125,7 +125,7 @@ describe("an installation", () => {
     expect(rows).toEqual({ rows: [{ id: 1 }, { id: 2 }], twice: "UniqueViolation" })
   })
 
-  it("can be required by CommonJS, and runs against a server", { timeout: 60_000 }, async () => {
+  it("an installation can be required by CommonJS, and runs against a server", { timeout: 60_000 }, async () => {
     const answer = await node(
       "program.cjs",
       `
@@ -155,7 +155,7 @@ describe("an installation", () => {
     expect(answer).toMatchObject({ rows: [{ one: 1 }], isOurs: true, isSame: true })
   })
 
-  it("imports and requires to one copy of itself", { timeout: 60_000 }, async () => {
+  it("an installation is one copy for imports and requires", { timeout: 60_000 }, async () => {
     const isSame = await node(
       "both.cjs",
       `
@@ -166,7 +166,9 @@ describe("an installation", () => {
     expect(isSame).toBe(true)
   })
 
-  it("gives each module by its own name, the same one as the root does", { timeout: 60_000 }, async () => {
+  it("an installation exports each module by its own name, the same one as the root does", {
+    timeout: 60_000
+  }, async () => {
     const modules = files.flatMap((file) => file.match(/^src\/([^./]+)\.ts$/)?.[1] ?? []).filter((_) => _ !== "index")
     const different = await node(
       "modules.js",
@@ -185,7 +187,7 @@ describe("an installation", () => {
     expect(different).toEqual([])
   })
 
-  it("keeps what is internal to itself", { timeout: 60_000 }, async () => {
+  it("an installation does not export its internal files", { timeout: 60_000 }, async () => {
     const codes = await node(
       "internal.js",
       `
@@ -225,7 +227,7 @@ describe("an installation", () => {
     // @ts-expect-error: nobody imports this
     export type { Engine } from "effect-db/internal/client/executor"
   `
-  it("tells a pipe that is given withTransaction itself to call it", { timeout: 120_000 }, async () => {
+  it("an installation reports a pipe that is given withTransaction itself", { timeout: 120_000 }, async () => {
     const project = path.join(consumer, "uncalled")
     await fs.mkdir(project)
     await fs.writeFile(
@@ -261,7 +263,7 @@ describe("an installation", () => {
     { module: "ESNext", moduleResolution: "Bundler" }
   ]
   for (const setting of settings) {
-    it(`has types for moduleResolution ${setting.moduleResolution}`, { timeout: 120_000 }, async () => {
+    it(`an installation has types for moduleResolution ${setting.moduleResolution}`, { timeout: 120_000 }, async () => {
       const project = path.join(consumer, setting.moduleResolution)
       await fs.mkdir(project)
       await fs.writeFile(path.join(project, "consumer.ts"), source)

@@ -31,9 +31,9 @@ const ways: ReadonlyArray<(id: number) => Effect.Effect<unknown, unknown, Db>> =
   (id) => Db.withTransaction(insert(id), { retry: true })
 ]
 
-describe("a storm", () => {
+describe("a storm of causal sessions", () => {
   it.scopedLive(
-    "every client sees what it has written",
+    "every client sees what it has written during a storm",
     () =>
       Effect.gen(function* () {
         const { primary, replicas } = yield* Cluster

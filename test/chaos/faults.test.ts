@@ -150,7 +150,7 @@ const isQuiet = (all: ReadonlyArray<Database.Status>): boolean =>
   )
 
 it.scopedLive(
-  "a model and the tables agree, and no connection is left checked out",
+  "a model and the tables agree after random faults, and no connection is left checked out",
   () =>
     Effect.gen(function* () {
       const app = yield* freshDatabase

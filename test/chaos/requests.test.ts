@@ -62,7 +62,7 @@ const ask = (agent: http.Agent, port: number, path: string, patience: number | u
 
 describe(`a storm of requests (seed ${seed})`, () => {
   it.scopedLive(
-    `${total} on ${sockets} connections: rows stored equal the answers, nothing stays open, and SIGTERM ends it in time`,
+    `${total} requests on ${sockets} connections store the rows that their answers report, and SIGTERM ends the server in time`,
     () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshTable

@@ -63,7 +63,7 @@ const idle = Effect.map(Db.status, ({ servers, transactions }) =>
 )
 
 it.scopedLive(
-  `a storm of ${seconds} s with seed ${seed}`,
+  `a storm of ${seconds} s with seed ${seed} loses no write and leaks no connection`,
   () =>
     Effect.gen(function* () {
       const watch = new Watch(seed)
