@@ -56,7 +56,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/http/routeTag"
   ],
   "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/clientConfig"],
-  // the embedded server is administered by sessions of its own, apart from what it is there to test
+  // the embedded server is administered by sessions of its own, apart from those that tests examine
   pg: ["internal/embedded/adminSession", "internal/protocol/pgDriver"],
   "pg-protocol": ["internal/protocol/messages"]
 }
@@ -83,7 +83,7 @@ const filesBelow = (folder: string): ReadonlyArray<string> =>
 
 const read = (file: string): string => fs.readFileSync(path.join(root, file), "utf8")
 
-/** Without comments; strings stay, also those that look like a comment. */
+/** Returns a text without its comments; strings stay, also those that look like a comment. */
 const code = (text: string): string =>
   text.replace(/\/\*[\s\S]*?\*\/|\/\/[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`/g, (match) =>
     match.startsWith("/") ? "" : match
@@ -114,7 +114,7 @@ const modules = [...sources.keys()].filter((name) => !isInternal(name) && name !
 const roomOf = (name: string): string => (isInternal(name) ? (name.split("/")[1] ?? name) : name)
 const layerOf = (name: string): number => layers.findIndex((layer) => layer.split(" ").includes(roomOf(name)))
 
-/** Each place in `src` where a pattern occurs, as `file: text`. */
+/** Returns each place in `src` where a pattern occurs, as `file: text`. */
 const occurrences = (pattern: RegExp, except: ReadonlyArray<string> = []): ReadonlyArray<string> =>
   [...sources].flatMap(([name, text]) =>
     except.includes(name) ? [] : [...text.matchAll(pattern)].map((match) => `${name}: ${match[0]}`)

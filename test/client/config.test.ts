@@ -26,7 +26,7 @@ const configOf = (options: Database.Options) =>
 
 const text = (url: Redacted.Redacted<string> | undefined) => url && Redacted.value(url)
 
-/** A writer, and the URL that says the same. */
+/** A writer, and the URL with the same settings. */
 const urls: ReadonlyArray<readonly [what: string, writer: Database.Options["writer"], url: string | undefined]> = [
   ["a URL", Redacted.make("postgres://me:pw@localhost/app"), "postgres://me:pw@localhost:5432/app?sslmode=disable"],
   [
@@ -176,7 +176,8 @@ describe("the config of a client", () => {
           const { rows } = yield* Effect.promise(() => client.query(question))
           yield* Effect.promise(() => client.end())
           assert.deepStrictEqual(rows[0], answer)
-          // a file of certificates, TLS without verification and a socket are no words of its URLs
+          // its URLs have no words for a file of certificates, TLS without verification and a
+          // socket
           if (/sslrootcert|no-verify/.test(url) || url.includes(encodeURIComponent(server.sockets))) continue
           const js = postgres(url, { max: 1 })
           const [row] = yield* Effect.promise(() => js.unsafe(question))

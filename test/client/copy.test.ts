@@ -26,7 +26,7 @@ const copy = <E, R>(rows: Stream.Stream<Copy.Row, E, R>, options?: Copy.Options,
 
 const given = (...rows: ReadonlyArray<Copy.Row>) => Stream.fromIterable(rows)
 
-/** What a failure is, without its wrapping. */
+/** Returns a failure without its wrapping. */
 const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
 const copyFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
@@ -40,7 +40,7 @@ const processId = Effect.flatMap(writer, (sql) =>
   Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => row?.pid)
 )
 
-/** One connection, so that it shows whether it is kept. */
+/** Opens a database with one connection, so that it shows if the connection is kept. */
 const one = () => fresh({ maxConnections: 1, readers: [] })
 
 /** Rows without an end. */
@@ -180,7 +180,7 @@ describe("copyFrom", () => {
           expect(yield* copy(Stream.fromIterable<Copy.Row>(pieces), matched)).toBe(2)
           expect(yield* stored).toEqual(["a", `${mark}b`])
         }
-        // what a row, text of another format or another encoding begins with is data
+        // the first bytes of a row, of text in another format or of another encoding are data
         yield* look("TRUNCATE item")
         yield* copy(given([`${mark}row`, 1], `${mark}after,2\n`), { format: "csv" })
         yield* copy(given(`${mark}text\t3\n`))
@@ -189,7 +189,7 @@ describe("copyFrom", () => {
         expect([...(yield* stored)].sort()).toEqual(
           [`${mark}row`, `${mark}after`, `${mark}text`, "ï»¿latin", "\uFF21"].sort()
         )
-        // less than a mark is data, too, and here no UTF-8
+        // fewer bytes than a mark are data as well, and here no UTF-8
         expect((yield* failure(copy(given(Buffer.from([0xef, 0xbb])), { format: "csv" })))._tag).toBe("CopyFailed")
       }).pipe(Effect.provide(fresh()))
   )
@@ -279,7 +279,7 @@ describe("copyFrom", () => {
       const sql = yield* writer
       const odd = yield* copyFailure(sql.copyFrom("COPY, line 9: x", ["a, b: c"], given([1], [", line 7, column y: "])))
       expect(odd).toMatchObject({ line: 2, column: "a, b: c" })
-      // it is checked when all of them are there
+      // the number is checked when all rows are there
       expect((yield* failure(copy(given(["a", 1, 7]), {}, ["name", "amount", "other"])))._tag).toBe(
         "ForeignKeyViolation"
       )
@@ -301,7 +301,7 @@ describe("copyFrom", () => {
       ])
       expect(yield* refusal(["b"])).toEqual([2, undefined, expect.stringContaining("it has 1 values for 2 columns")])
       expect(yield* refusal(["-", 1], { null: "-" })).toEqual([2, "name", expect.stringContaining("stands for NULL")])
-      // a program without types gives anything
+      // a program without types passes anything
       expect(yield* refusal(7 as never)).toEqual([2, undefined, expect.stringContaining("it is a number, no row")])
       expect(yield* stored).toEqual([])
     }).pipe(Effect.provide(fresh()))
@@ -364,7 +364,7 @@ describe("copyFrom", () => {
           yield* look<{ n: number }>(
             "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'advisory'"
           ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 1 }))
-          // what the network holds is soon full
+          // the buffers of the network are soon full
           let before = -1
           yield* look("SELECT 1").pipe(
             Effect.repeat({

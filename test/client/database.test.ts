@@ -21,7 +21,7 @@ const where = Effect.flatMap(Db.reader, (sql) =>
   )
 )
 
-/** A cluster of one's own, with two replicas, for those tests that stop servers. */
+/** A cluster of its own, with two replicas, for the tests that stop servers. */
 const cluster = EmbeddedPostgres.EmbeddedPostgres.layer({ replicas: 2, databases: ["app"] })
 
 const onCluster = (options: Partial<Database.Options> = {}) =>
@@ -158,7 +158,8 @@ describe("Database", () => {
         Effect.gen(function* () {
           const { name } = yield* Place
           const sql = yield* Db.writer
-          // the backend ends itself the first time: how often the statement ran is counted by a sequence, which no rollback undoes
+          // the backend ends itself the first time: a sequence, which no rollback undoes, counts
+          // the runs
           const suicide = sql`
           SELECT CASE WHEN nextval('runs') = 1 THEN pg_terminate_backend(pg_backend_pid()) END`
           yield* sql`CREATE SEQUENCE runs`

@@ -13,7 +13,9 @@ import { query } from "../support/server.js"
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 
-/** The same assertions for statements that run the short way and for those that run with spans. */
+/**
+ * Runs the same assertions for statements that run the short way and for those that run with spans.
+ */
 const paths = <E, R>(test: Effect.Effect<void, E, R>): Effect.Effect<void, E, R> =>
   Effect.gen(function* () {
     yield* test
@@ -29,7 +31,7 @@ const table = (columns: string) =>
     return sql
   })
 
-/** What is stored, as somebody else sees it. */
+/** The stored rows, as another session sees them. */
 const things = Effect.flatMap(Place, ({ writer }) => query(writer, "SELECT * FROM thing ORDER BY 1"))
 
 const refusal = <A, R>(self: Effect.Effect<A, unknown, R>) =>

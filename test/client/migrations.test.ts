@@ -24,7 +24,7 @@ const add = (n: number) => `INSERT INTO ran VALUES (${n})`
 const look = <Row extends Record<string, unknown>>(text: string) =>
   Effect.flatMap(Place, ({ writer }) => query<Row>(writer, text))
 
-/** What the migrations have written, in the order of the writes. */
+/** The rows that the migrations have written, in the order of the writes. */
 const written = Effect.map(look<{ n: number }>("SELECT n FROM ran ORDER BY ctid"), (rows) => rows.map(({ n }) => n))
 
 const isThere = (table: string) =>
@@ -37,7 +37,7 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const unsettled = fresh()
 
-/** Programs of their own take seconds to start where the machine is busy. */
+/** The time for programs of their own, which take seconds to start on a busy machine. */
 const patience = 120_000
 
 describe("migrations", () => {
@@ -290,7 +290,7 @@ describe("migrations of tenants", () => {
   )
 })
 
-/** Two databases, each open under its own name, and a way to look into them. */
+/** Two databases, each open under its own name, and a way to query them. */
 const two = Effect.gen(function* () {
   const [app, audit] = [yield* freshDatabase, yield* freshDatabase]
   const layer = Layer.merge(Db.layer({ writer: app.writer }), Audit.layer({ writer: audit.writer }))

@@ -1,4 +1,7 @@
-/** Two classes of one name: in one context they would be one, and the statements of the one would run in the database of the other. */
+/**
+ * Two classes with the same name: in one context they would be the same, and the statements of the
+ * one would run in the database of the other.
+ */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -14,7 +17,7 @@ class A extends Database.Service<A>()("twins") {}
 class B extends Database.Service<B>()("twins") {}
 class Other extends Database.Service<Other>()("other") {}
 
-/** The database in which the statements of a class run. */
+/** Returns the database in which the statements of a class run. */
 const home = (of: typeof A | typeof B) =>
   Effect.flatMap(of.writer as typeof A.writer, (sql) =>
     Effect.map(sql<{ name: string }>`SELECT current_database() AS name`, ([row]) => row?.name)
@@ -22,7 +25,7 @@ const home = (of: typeof A | typeof B) =>
 
 const given = Effect.all([freshDatabase, freshDatabase])
 
-/** Asserts that something was refused because of the name, and says so. */
+/** Asserts that something was refused because of the name, with that reason. */
 const isRefused = (error: unknown) => {
   assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", inspect(error))
   assert.include(String(error), 'database "twins"')
@@ -116,7 +119,7 @@ describe("two classes with the same name", () => {
   it.scopedLive("a class that is loaded anew under the same name is the same database in a shared runtime", () =>
     Effect.gen(function* () {
       const [one] = yield* given
-      /** What a module does each time it is loaded. */
+      /** Loads the module once more, as a reload does. */
       const load = () => {
         class Db extends Database.Service<Db>()("reloaded") {}
         const runtime = DatabaseRuntime.shared(`names ${one.name}`, () =>

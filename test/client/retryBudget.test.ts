@@ -1,10 +1,10 @@
-/** The budget of retries alone, by virtual time. */
+/** The retry budget alone, by virtual time. */
 import { assert, describe, it, vi } from "vitest"
 import { RetryBudget } from "../../src/internal/client/retryBudget.js"
 
 const policy = { burst: 4, perSecond: 0 }
 
-/** Takes until nothing is left; returns how many attempts there were. */
+/** Takes until nothing is left; returns the number of attempts. */
 const takeAll = (budget: RetryBudget, of = policy): number => {
   let taken = 0
   while (budget.take(of)) taken++
@@ -47,7 +47,7 @@ describe("a retry budget", () => {
       budget.giveBack(4, filling)
       budget.giveBack(4, filling)
       assert.strictEqual(takeAll(budget, filling), 4)
-      // given back before it is seen that time has filled it
+      // returned before the refill over time is computed
       vi.advanceTimersByTime(2000)
       budget.giveBack(3, filling)
       assert.strictEqual(takeAll(budget, filling), 4)

@@ -1,5 +1,6 @@
 /**
- * Streams that end before their rows do, in the middle of a fetch: what is kept, what is undone, and that nobody is alarmed.
+ * Streams that end before their rows do, in the middle of a fetch: the work that is kept, the work
+ * that is undone, and the absence of a failure.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -14,7 +15,7 @@ import { active, Db, freshTable, insert, Place, stored } from "../support/databa
 import { type Message, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
-/** Of a stream's portal. */
+/** Matches a fetch of a stream's portal. */
 const fetches = ({ bytes, from, type }: Message) =>
   // the name of a portal is new on its connection, which may have had others before
   from === "client" && type === "E" && /p\d+\0/.test(bytes.toString("latin1"))
@@ -22,7 +23,10 @@ const fetches = ({ bytes, from, type }: Message) =>
 /** The rows that the first two fetches store. */
 const two = 256
 
-/** A database behind a proxy, and a stream whose rows store one each; its second fetch takes so many seconds. */
+/**
+ * Opens a database behind a proxy, and a stream whose rows store one each; its second fetch takes
+ * so many seconds.
+ */
 const given = (seconds: number) =>
   Effect.gen(function* () {
     const place = yield* freshTable

@@ -1,6 +1,7 @@
 /**
- * Schema scopes: where unqualified names are looked up, for one statement, a database, a tenant. On a server's own sessions, and as behind a
- * pooler, where nothing may be asked of a session.
+ * Schema scopes: the schema in which unqualified names are looked up, for one statement, a
+ * database, a tenant. They run on a server's own sessions, and as behind a pooler, where a session
+ * has no state.
  */
 import { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -32,7 +33,10 @@ import { freshDatabase, query, terminateBackends } from "../support/server.js"
 
 const schemas = ["public", "a", "b", "c"]
 
-/** Each schema has a table that says its name, one for rows, and a function that looks where it is run. */
+/**
+ * Statements that give each schema a table with its name, one for rows, and a function that reads
+ * where it runs.
+ */
 const setUp = [
   ...schemas.flatMap((name) => [
     `CREATE SCHEMA IF NOT EXISTS ${name}`,
@@ -53,11 +57,11 @@ const place = Effect.tap(freshDatabase, ({ reader, writer }) =>
   )
 )
 
-/** Where a database is reached: by way of PgBouncer in its mode, where there is one. */
+/** Returns the address of a database: through PgBouncer in its mode, if there is one. */
 const address = (made: Effect.Effect.Success<typeof place>, { mode }: Partial<Database.Options>) =>
   mode === "transactionPooler" ? (pooled(made.name) ?? made) : made
 
-/** A database with its schemas, reached by one connection for each purpose. */
+/** Opens a database with its schemas, reached by one connection for each purpose. */
 const fresh = (options: Partial<Database.Options> = {}) =>
   Layer.unwrapScoped(
     Effect.map(place, (made) => {
@@ -83,7 +87,7 @@ const b = Db.withSchema("b")
 
 const add = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item ${sql.insert({ name })}`)
 
-/** The rows of each schema, as somebody else sees them. */
+/** The rows of each schema, as another session sees them. */
 const stored = Effect.flatMap(Place, ({ writer }) =>
   Effect.map(
     query<{ row: string }>(
@@ -101,7 +105,7 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseE
 const tagOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(failure(self), (error) => (DatabaseError.isDatabaseError(error) ? error._tag : error))
 
-/** A database behind a proxy, and what its client has sent. */
+/** Opens a database behind a proxy, and records the messages of its client. */
 const watched = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const made = yield* place
@@ -293,7 +297,7 @@ for (const [mode, name] of modes) {
             yield* look(a(here))
             yield* run("ROLLBACK TO other")
             yield* look(here)
-            // one of a scope's own statements may change it; the next one has what the scope says
+            // a scope's own statement may change the path; the next statement has that of the scope
             yield* a(run("SET LOCAL search_path TO b"))
             yield* look(a(here))
             yield* look(here)
@@ -629,7 +633,7 @@ describe("names of schemas", () => {
       const { context, sent } = yield* watched()
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        // what a program without types gives, such as a header that is not there
+        // values that a program without types passes, such as a header that is not there
         const none = undefined as unknown as string
         const wrong: ReadonlyArray<readonly [schema: string | ReadonlyArray<string>, said: string]> = [
           ["", "empty"],
@@ -664,9 +668,9 @@ describe("names of schemas", () => {
           }
         }
         assert.deepStrictEqual(sent, [])
-        // what does not use the database does not fail
+        // an effect that does not use the database does not fail
         assert.strictEqual(yield* Tenant.withTenant(Effect.succeed(1), ""), 1)
-        // a good one inside of a bad one is good
+        // a valid scope inside an invalid one is valid
         assert.strictEqual(yield* a(Db.withSchema(a(here), "")), "a")
       }).pipe(Effect.provide(context))
     })
@@ -766,7 +770,7 @@ describe("a reserved connection in a schema scope", () => {
           assert.strictEqual(yield* tagOf(a(Stream.runCollect(rows))), "SchemaInvalid")
         })
       )
-      // another database's scope is none of its business
+      // a scope of another database has no effect on it
       assert.strictEqual(Exit.isSuccess(yield* Effect.exit(Audit.withSchema(Effect.scoped(sql.reserve), "a"))), true)
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
@@ -831,7 +835,7 @@ describe("plain code in schema scopes", () => {
           assert.strictEqual(await runtime.runPromise(Tenant.withTenant(Effect.promise(plain), "a")), "public")
           const both = await Promise.all([runtime.withTenant("a", all), all(), runtime.withTenant("b", all)])
           assert.deepStrictEqual(both, [Array(3).fill("a"), Array(3).fill("public"), Array(3).fill("b")])
-          // as a middleware calls what comes after it
+          // as a middleware calls its next handler
           let late: Promise<unknown> = Promise.resolve()
           runtime.withTenant("a", () => {
             late = Promise.resolve().then(all)

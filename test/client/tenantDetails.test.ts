@@ -1,4 +1,7 @@
-/** Schema scopes together with all else: statements that plain code returns, savepoints by hand, stale plans, migrations, sessions. */
+/**
+ * Schema scopes together with other features: statements that plain code returns, savepoints by
+ * hand, stale plans, migrations, sessions.
+ */
 
 import { NodeContext } from "@effect/platform-node"
 import { SqlClient } from "@effect/sql/SqlClient"
@@ -205,7 +208,7 @@ describe("schema scopes", () => {
       const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
-        // outside: what a unit rolls back has not undone it
+        // outside: the rollback of a unit has not undone it
         await runtime
           .unitOfWork(async () => {
             await runtime.outside(() => db.writer`INSERT INTO item VALUES ('outside')`)
@@ -299,7 +302,7 @@ describe("schema scopes", () => {
       const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
-        // a tenant that can be none
+        // an impossible tenant
         const bad = await runtime
           .withTenant("", () => db.writer`SELECT name FROM mark`)
           .then(

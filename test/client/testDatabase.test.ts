@@ -11,7 +11,7 @@ const names = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY name`, (rows) => rows.map((row) => row.name))
 )
 
-/** The same database in a sandbox, with a look at the real one from outside. */
+/** Runs a test in a sandbox of a database, with the real database visible from outside. */
 const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place>) =>
   Effect.gen(function* () {
     yield* insert("there before")
@@ -129,7 +129,7 @@ describe("TestDatabase", () => {
         yield* byHand("BEGIN", add("a"), "COMMIT", add("b"))
         assert.deepStrictEqual(yield* stored, ["there before"])
         yield* byHand("START TRANSACTION ISOLATION LEVEL SERIALIZABLE", add("c"), "ROLLBACK", "BEGIN", add("d"), "END")
-        // with the connection, what was not ended is gone
+        // unfinished work is gone with the connection
         yield* byHand("BEGIN", add("e"))
         yield* Effect.flip(byHand("BEGIN", add("f"), "nonsense"))
         yield* byHand("COMMIT", "ROLLBACK")

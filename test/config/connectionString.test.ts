@@ -1,6 +1,4 @@
-/**
- * Connection strings, held against libpq's own reading of them.
- */
+/** Connection strings, compared with libpq's own reading of them. */
 import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { DatabaseConfig } from "effect-db"
@@ -11,10 +9,16 @@ import { Invalid } from "../../src/internal/config/optionParsers.js"
 import { libpqNames } from "../../src/internal/config/parameterNames.js"
 import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } from "../support/connectionStrings.js"
 
-/** Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can hold them. */
+/**
+ * Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can
+ * hold the values.
+ */
 const stricter = ["a malformed URL", "a URL with an encoding that is not UTF-8"]
 
-/** Those of the table. libpq connects to a host that is the rest of a password. */
+/**
+ * Strings of the table that are refused here. libpq connects to a host that is the rest of a
+ * password.
+ */
 const refusedByUs = [
   "postgres://h/app?user=a@b",
   "postgres://me:pa/ss@h/app",
@@ -22,7 +26,10 @@ const refusedByUs = [
   "postgres://me@corp:cret@h/app"
 ]
 
-/** Reads a connection string: as libpq would answer, or the reason of a refusal that is ours alone. */
+/**
+ * Reads a connection string; returns libpq's answer, or the reason of a refusal that libpq does not
+ * have.
+ */
 const ours = (text: string): Answer | string => {
   try {
     const pairs = isUri(text) ? parseUri("writer", text) : parseKeywords("writer", text)
@@ -109,7 +116,7 @@ describe("the server of a connection string", () => {
     const { address, host, name, ssl } = at("host=db.example.com hostaddr=192.0.2.7 dbname=app user=me")
     assert.deepStrictEqual([name, host, address, ssl], ["db.example.com:5432", "db.example.com", "192.0.2.7", true])
     assert.strictEqual(at("hostaddr=192.0.2.7 user=me").host, "192.0.2.7")
-    // the address decides whether it is this machine
+    // the address decides if the host is this machine
     assert.strictEqual(at("host=localhost hostaddr=192.0.2.7 user=me").ssl, true)
     assert.strictEqual(at("host=db hostaddr=127.0.0.1 user=me").ssl, false)
   })

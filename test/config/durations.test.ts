@@ -1,4 +1,6 @@
-/** Durations that are longer than any timer of Node: it fires those after a millisecond. */
+/**
+ * Durations that are longer than any timer of Node, which fires such timers after a millisecond.
+ */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"

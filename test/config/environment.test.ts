@@ -21,7 +21,7 @@ import { freshDatabase } from "../support/server.js"
 const provider = (variables: Readonly<Record<string, string>>) =>
   ConfigProvider.fromMap(new Map(Object.entries(variables)))
 
-/** Reads the settings that the environment gives, below a connection string. */
+/** Reads the settings that the environment holds, below a connection string. */
 const read = (variables: Readonly<Record<string, string>>, prefix = "", url?: string) =>
   Effect.map(
     Effect.withConfigProvider(
@@ -47,7 +47,7 @@ const files = Effect.map(
   })
 )
 
-/** The variables of a database, as psql would have them. */
+/** Returns the variables of a database, as psql would have them. */
 const variablesOf = (url: Redacted.Redacted<string>) => {
   const { hostname, password, pathname, port, username } = new URL(Redacted.value(url))
   return {
@@ -288,7 +288,7 @@ describe("layerConfig", () => {
           database: place.name,
           username: Config.string("PGUSER"),
           password: Config.redacted("PGPASSWORD"),
-          // loopback has none unless it is asked for
+          // loopback has none unless it is set
           ssl: Config.boolean("TLS")
         },
         readers: [Config.redacted("READER")],

@@ -1,6 +1,4 @@
-/**
- * Settings that are mistyped, or called as in other libraries, in programs without types.
- */
+/** Settings that are mistyped, or named as in other libraries, in programs without types. */
 import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
@@ -11,7 +9,7 @@ const url = Redacted.make("postgres://me:s3cret@localhost/app")
 const parts = { host: "localhost", database: "app", username: "me" }
 
 const refusal = (options: Record<string, unknown>) => {
-  // the type would not let these through
+  // the type would refuse these
   const made = DatabaseConfig.make("app", { writer: url, ...options } as unknown as Database.Options)
   const error = Either.getOrThrow(Either.flip(made))
   assert.notInclude(error.message, "s3cret")

@@ -93,7 +93,7 @@ describe("DatabaseConfig", () => {
       LogLevel.Warning,
       LogLevel.None
     ])
-    // what a program without types may pass
+    // values that a program without types may pass
     const refused = DatabaseConfig.make("app", { writer, echo: "warn" as "Warning" })
     assert.isTrue(Either.isLeft(refused) && refused.left.setting === "echo" && refused.left.given === '"warn"')
   })
@@ -112,7 +112,7 @@ describe("DatabaseConfig", () => {
     const secret = Redacted.make("postgres://me:secret@localhost/app")
     const server = { host: "localhost", database: "app", username: "me" }
 
-    // whatever a program without types, or a cast, may hand over
+    // values that a program without types, or a cast, may pass
     const bad: ReadonlyArray<readonly [setting: string, given: string, options: Record<string, unknown>]> = [
       ...["maxConnections", "minConnections", "maxOverflow", "preparedStatements"].flatMap((setting) =>
         [-1, 1.5, Number.NaN, Number.POSITIVE_INFINITY].map(
@@ -178,7 +178,7 @@ describe("DatabaseConfig", () => {
     for (const [setting, given, options] of bad) {
       const shown = JSON.stringify(options, (_, value: unknown) => (typeof value === "number" ? String(value) : value))
       it(`the setting ${setting} is refused as ${given}: ${shown}`, () => {
-        // the type would not let these through
+        // the type would refuse these
         const made = DatabaseConfig.make("app", { writer: secret, ...options } as Database.Options)
         const error = Either.isLeft(made) ? made.left : assert.fail("it was taken")
         assert.deepStrictEqual([error.setting, error.given], [setting, given])
@@ -234,7 +234,7 @@ describe("DatabaseConfig", () => {
       ["7 seconds", 0, 0.2, "60 days", Duration.infinity].map((_) => limits(_ as "7 seconds")),
       [
         7000, 0,
-        // none at all would be more than was asked for
+        // no limit at all would be more than was set
         1, 2_147_483_647, 0
       ]
     )
@@ -279,7 +279,7 @@ describe("DatabaseConfig", () => {
     assert.deepStrictEqual(session({ writer: plain, mode: "transactionPooler" }), none)
     assert.deepStrictEqual(session({ writer: pooled, preparedStatements: 9 }), none)
     assert.deepStrictEqual(session({ writer: plain, readers: [plain, pooled] }), none)
-    // the setting has the last word
+    // the setting has precedence
     assert.deepStrictEqual(session({ writer: pooled, mode: "session" }), ["session", 256])
     assert.deepStrictEqual(session({ writer: Redacted.make("postgres://me@localhost/app?pgbouncer=false") }), [
       "session",

@@ -17,7 +17,10 @@ import { query } from "../support/server.js"
 
 const secret = "s3cr3t-w0rd"
 
-/** An address of this machine that others reach, too; where it has none its name, which might lead anywhere. */
+/**
+ * An address of this machine that other machines reach, too; otherwise its name, which might
+ * resolve to anything.
+ */
 const remote =
   Object.values(os.networkInterfaces())
     .flat()
@@ -33,7 +36,10 @@ const refusal = (writer: string) =>
     return error.message
   })
 
-/** A server that answers each message of a client with the next of these, and remembers the messages. */
+/**
+ * Starts a server that answers each message of a client with the next of these, and records the
+ * messages.
+ */
 const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
   Effect.gen(function* () {
     const received: Array<Buffer> = []
@@ -61,7 +67,7 @@ const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
     }
   })
 
-/** Request for authentication number so and so, with what belongs to it. */
+/** Returns a request for authentication with a number and its data. */
 const request = (kind: number, ...more: ReadonlyArray<number>) =>
   Buffer.from([0x52, 0, 0, 0, 8 + more.length, 0, 0, 0, kind, ...more])
 

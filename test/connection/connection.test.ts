@@ -294,7 +294,10 @@ describe("Connection", () => {
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
-        /** In how many seconds the kernel will ask, on the connection of a database with these settings; 0 if it will not. */
+        /**
+         * Returns the seconds after which the kernel probes the connection of a database with these
+         * settings; 0 if it does not.
+         */
         const seconds = (options: Partial<Database.Options>) =>
           Effect.gen(function* () {
             const sql = yield* Db.writer
@@ -308,7 +311,7 @@ describe("Connection", () => {
                 .map((line) => line.trim().split(/\s+/))
                 .find((words) => words[1]?.endsWith(hex(ports?.client)) && words[2]?.endsWith(hex(ports?.server)))
             )
-            // until what was sent is acknowledged, the timer is that of another kind
+            // until all sent data is acknowledged, the timer is that of another kind
             yield* Effect.repeat(entry, { schedule: soon, until: (words) => /^0[02]:/.test(words?.[5] ?? "") })
             const [kind, ticks] = (yield* entry)?.[5]?.split(":") ?? []
             return kind === "02" ? Math.ceil(Number.parseInt(ticks ?? "", 16) / 100) : 0
@@ -323,7 +326,7 @@ describe("Connection", () => {
 
   it.scopedLive("a server whose messages cannot be read is ConnectFailed, and the process does not crash", () =>
     Effect.gen(function* () {
-      /** A server that answers the first message with these bytes. */
+      /** Starts a server that answers the first message with these bytes. */
       const server = (answer: Buffer) =>
         Effect.acquireRelease(
           Effect.async<net.Server>((resume) => {
@@ -338,13 +341,13 @@ describe("Connection", () => {
       const failure = (answer: Buffer, ssl = false) =>
         Effect.gen(function* () {
           const listener = yield* server(answer)
-          const { port } = listener.address() as net.AddressInfo // of a TCP server it is never a string
+          const { port } = listener.address() as net.AddressInfo // the address of a TCP server is never a string
           const writer = { host: "127.0.0.1", port, database: "app", username: "me", ssl }
           const error = yield* Effect.flip(Layer.build(Db.layer({ writer, connectTimeout: "300 millis" })))
           if (answer.includes("HTTP")) assert.include(error.message, "it is no PostgreSQL server")
           return error._tag === "ConnectFailed" ? error.reason : error._tag
         })
-      // it wants a login by GSSAPI, which the driver does not know
+      // the server demands a login by GSSAPI, which the driver does not support
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 7])), "authentication")
       // a message of a kind that has a text, without one
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "protocol")

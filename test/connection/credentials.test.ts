@@ -1,5 +1,6 @@
 /**
- * Users and passwords that change while a database is open: asked for anew for each physical connection, from a provider or a file.
+ * Users and passwords that change while a database is open: they are requested for each physical
+ * connection, from a provider or a file.
  */
 import { execFileSync } from "node:child_process"
 import { Console } from "node:console"
@@ -37,7 +38,7 @@ import { makeProxy } from "../support/proxy.js"
 import { anonymous, freshRole, Provider, type Role } from "../support/roles.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
 
-/** A database, two roles, and a provider that gives the first of them. */
+/** A database, two roles, and a provider that returns the first of them. */
 const given = Effect.gen(function* () {
   const { name, writer } = yield* freshDatabase
   const a = yield* freshRole(writer)
@@ -45,7 +46,7 @@ const given = Effect.gen(function* () {
   return { name, admin: writer, writer: anonymous(writer), a, b, provider: new Provider(a) }
 })
 
-/** Opens the database and hears of what happens there from its first connection on. */
+/** Opens the database and records its observations from its first connection on. */
 const open = (options: Database.Options) =>
   Effect.gen(function* () {
     const context = yield* Layer.build(Db.layer({ startup: "lazy", ...options }))
@@ -63,7 +64,7 @@ const open = (options: Database.Options) =>
         const { active, connecting, idle, total, waiting } = servers[0]?.writes ?? assert.fail("no writer")
         return { active, connecting, idle, total, waiting }
       }),
-      /** Waits until something has happened so many times. */
+      /** Waits until an event was observed so many times. */
       heard: (tag: Observation.Observation["_tag"], times = 1) =>
         Effect.repeat(
           Effect.sync(() => facts.filter((fact) => fact._tag === tag).length),
@@ -81,7 +82,10 @@ const session = (sql: PgClient) =>
     ([row]) => row ?? assert.fail("no row")
   )
 
-/** A transaction that holds its connection until it is told to let go; gives its session at its beginning and its end. */
+/**
+ * Runs a transaction that holds its connection until it is released; returns its session at its
+ * beginning and its end.
+ */
 const holder = (sql: PgClient) =>
   Effect.gen(function* () {
     const held = yield* Deferred.make<void>()
@@ -104,7 +108,9 @@ const holder = (sql: PgClient) =>
 const fill = (sql: PgClient, count: number) =>
   Effect.flatMap(Effect.all(Array.from({ length: count }, () => holder(sql))), Effect.all)
 
-/** The users of the sessions that a server has for a database, its own and ours apart. */
+/**
+ * Returns the users of the sessions that a server has for a database, without its own and this one.
+ */
 const users = (admin: Redacted.Redacted<string>, name: string) =>
   Effect.map(
     query<{ user: string }>(
@@ -115,7 +121,7 @@ const users = (admin: Redacted.Redacted<string>, name: string) =>
     (rows) => rows.map(({ user }) => user)
   )
 
-/** The one typed failure of an effect. */
+/** Returns the one typed failure of an effect. */
 const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
     if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && DatabaseError.isDatabaseError(exit.cause.error)) {
@@ -135,7 +141,7 @@ class Refused extends Error {
 
 const refused = new Refused("the vault is sealed")
 
-/** The ways in which a provider gives nothing, and what is the cause of the failure then. */
+/** The ways in which a provider fails, and the cause of the failure then. */
 const faults: ReadonlyArray<readonly [string, Effect.Effect<DatabaseConfig.Credentials, unknown>, unknown]> = [
   ["fails", Effect.fail(refused), refused],
   ["fails after a while", Effect.zipRight(Effect.yieldNow(), Effect.fail(refused)), refused],
@@ -150,7 +156,7 @@ const faults: ReadonlyArray<readonly [string, Effect.Effect<DatabaseConfig.Crede
   ["is interrupted", Effect.interrupt, undefined],
   ["hangs", Effect.never, undefined],
   ["hangs and cannot be interrupted", Effect.uninterruptible(Effect.never), undefined],
-  // what a program gives may be another thing than its types say
+  // the value that a program passes may differ from its type
   ["gives nothing", Effect.succeed(undefined as never), undefined],
   ["gives a password that is not redacted", Effect.succeed({ username: "me", password: "s3cr3t" as never }), undefined]
 ]
@@ -197,7 +203,7 @@ describe("credentials from a provider", () => {
         const busy = yield* holder(sql)
         yield* role.rotate
         provider.use(role)
-        // a rotation is noticed with the next connection
+        // a rotation is detected with the next connection
         yield* fill(sql, (yield* figures).total)
         yield* heard("CredentialsRotated", i + 1)
         yield* Effect.repeat(users(admin, name), {
@@ -227,7 +233,7 @@ describe("credentials from a provider", () => {
       const { sql } = yield* open({
         writer,
         credentials: provider.credentials,
-        // so that nobody would look at idle ones before the test is over
+        // so that no idle connection is examined before the test is over
         maxLifetime: "2 minutes",
         idleTimeout: Duration.infinity
       })
@@ -276,7 +282,7 @@ describe("credentials from a provider", () => {
         assert.strictEqual(old.filter((connection) => stock.retirementReason(connection, end) !== undefined).length, i)
       }
       assert.deepStrictEqual([current.retireAt, current.retireAs], [aged, "aged"])
-      // a further rotation gives nobody more time
+      // a further rotation extends no deadline
       stock.retireOldCredentials(3)
       assert.deepStrictEqual(
         old.map((connection) => connection.retireAt).sort((x, y) => x - y),
@@ -298,7 +304,7 @@ describe("credentials from a provider", () => {
       const waiting = yield* Effect.fork(session(sql))
       yield* loggedIn
       provider.use(b)
-      // the next is asked for by somebody else, and serves him who waits first
+      // the next credentials are requested by another caller, and serve the first waiter
       const second = yield* Effect.fork(session(sql))
       yield* heard("Connected")
       assert.strictEqual((yield* Fiber.join(waiting)).user, b.name)
@@ -345,7 +351,7 @@ describe("credentials from a provider", () => {
       )
       assert.isEmpty(facts.filter((fact) => fact._tag === "CredentialsRotated" || fact._tag === "Closed"))
 
-      // what was confirmed by a later answer is not undone by an earlier one either
+      // an earlier answer does not undo the credentials that a later one confirmed either
       const busy = yield* Effect.fork(
         Effect.all([holder(sql), holder(sql), holder(sql), holder(sql)], { concurrency: 4 })
       )
@@ -479,7 +485,7 @@ describe("credentials from a provider", () => {
         assert.notInclude(error.message, refused.message)
         provider.use(a)
         assert.notStrictEqual((yield* session(sql)).pid, pid)
-        // another attempt may have been under way, for one that hangs is not waited for
+        // another attempt may have been under way, because a hanging one is not waited for
         yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
         assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
 
@@ -499,7 +505,7 @@ describe("credentials from a provider", () => {
       const { provider, writer } = yield* given
       const secret = "hunter2hunter2"
       const said: Array<string> = []
-      // as a program prints what it gets: all of what there is
+      // as a program prints it: all fields that there are
       const printed = (...all: ReadonlyArray<unknown>) => {
         new Console(new Writable({ write: (chunk, _, done) => done(void said.push(String(chunk))) })).log(...all)
         for (const one of all)
@@ -523,7 +529,7 @@ describe("credentials from a provider", () => {
           printed(Cause.pretty(cause, { renderErrorCause: true }), cause, error, error.cause)
           assert.isTrue(error.cause instanceof Error && Redacted.isRedacted(error.cause.cause))
         }
-        // what the provider's fiber has left behind
+        // the remains of the provider's fiber
         yield* Effect.yieldNow()
       })
       yield* work.pipe(
@@ -706,11 +712,11 @@ describe("credentials from a provider", () => {
       )
       const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
       yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
-      // those of now are others
+      // the current credentials are others
       provider.use(b)
       yield* Fiber.interrupt(fiber)
       yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
-      // its connection is kept, until a login is asked for anew
+      // its connection is kept until new credentials are requested
       assert.strictEqual((yield* session(sql)).user, a.name)
     })
   )
@@ -796,7 +802,7 @@ describe("the password file of a connection", () => {
       fs.writeFileSync(inFolder("long"), "x".repeat(100_000))
       fs.mkdirSync(inFolder("folder"))
       fs.symlinkSync("loop", inFolder("loop"))
-      // nobody writes to it
+      // without a writer
       execFileSync("mkfifo", [inFolder("pipe")])
       const cases = [
         ["missing", "ENOENT"],
@@ -815,7 +821,7 @@ describe("the password file of a connection", () => {
         assert.strictEqual(error.reason, "credentials")
         assert.include(error.message, `the password file ${passwordFile} cannot be used: ${why}`)
         if (file.includes("/")) continue
-        // and is tried again
+        // with a retry
         fs.rmSync(passwordFile, { recursive: true, force: true })
         fs.writeFileSync(passwordFile, passwordOf(a))
         assert.strictEqual((yield* session(sql)).user, a.name)
@@ -890,7 +896,7 @@ describe("secrets", () => {
       ]
       for (const options of cases) {
         const config = DatabaseConfig.make("app", options)
-        // a provider that fails may do better the next time, so it is waited for
+        // a provider that fails may succeed the next time, so it is waited for
         const impatient = { ...options, acquireTimeout: "2 seconds" } as const
         say(options, config, Either.isRight(config) ? config.right : config.left)
         if (Either.isLeft(config)) continue

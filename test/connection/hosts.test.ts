@@ -1,6 +1,4 @@
-/**
- * Servers with several hosts, and sessions as the connection string wants them.
- */
+/** Servers with several hosts, and sessions with the options of their connection string. */
 import { execFile, execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
@@ -149,7 +147,7 @@ describe("a server with several hosts", () => {
         )
       assert.strictEqual(yield* reasonOf([strange], "20 seconds"), "protocol")
       assert.strictEqual(yield* reasonOf([strange, strange], "20 seconds"), "protocol")
-      // one that is away may come back
+      // a host that is down may come back
       assert.strictEqual(yield* reasonOf([yield* closed, strange], "20 seconds"), "TimeoutException")
     })
   )

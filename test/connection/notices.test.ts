@@ -1,4 +1,4 @@
-/** What a server says beside its answers. */
+/** Notices of a server beside its answers. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as HashMap from "effect/HashMap"
@@ -16,7 +16,7 @@ const say = (severity: string, text: string) =>
     sql.unsafe(`DO $$ BEGIN RAISE ${severity} '${text}' USING DETAIL = 'the detail', HINT = 'the hint'; END $$`)
   )
 
-/** What is observed while an effect runs. */
+/** Runs an effect and returns the notices that are observed. */
 const noticed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const all: Array<Noticed> = []

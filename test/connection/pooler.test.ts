@@ -1,6 +1,6 @@
 /**
- * `mode: "transactionPooler"`, behind a real PgBouncer: nothing is asked of a session, and nothing is left behind in those that all
- * clients share.
+ * `mode: "transactionPooler"`, behind a real PgBouncer: nothing relies on a session, and nothing is
+ * left behind in the sessions that all clients share.
  */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -36,7 +36,7 @@ const behind = <A, E>(
     return yield* Effect.provide(body(bouncer), Layer.merge(database, Layer.succeed(Place, place)))
   })
 
-/** The failure of an effect, which must have this tag. */
+/** Returns the failure of an effect, which must have this tag. */
 const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(tag: Tag, self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
     const isIt = (u: unknown): u is Extract<DatabaseError.DatabaseError, { readonly _tag: Tag }> =>
@@ -45,13 +45,13 @@ const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(tag: 
     return assert.fail(`no ${tag}, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
   })
 
-/** The failure of opening a database. */
+/** Returns the failure of opening a database. */
 const refusal = (options: Database.Options) =>
   failure("ConnectFailed", Effect.scoped(Layer.build(Db.layer({ mode: "transactionPooler", ...options }))))
 
 const once = RetryPolicy.with(RetryPolicy.never)
 
-/** Waits until the server of a database is busy with statements like this, as many as these. */
+/** Waits until the server of a database runs so many matching statements. */
 const running = (count: number, like: string) =>
   Effect.flatMap(Place, ({ writer }) =>
     Effect.repeat(
@@ -78,7 +78,7 @@ const held = (bouncer: Bouncer) =>
     until: (servers) => servers.some(({ state }) => state === "active")
   })
 
-/** What the server says of the settings that are to hold for one transaction. */
+/** The settings of the server for one transaction. */
 const settings = `SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock,
   current_setting('idle_in_transaction_session_timeout') AS idle, current_setting('transaction_read_only') AS "readOnly"`
 
@@ -145,7 +145,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             ),
             Consistency.withSession(session)
           )
-          // who reaches a replica by himself may read there
+          // a client that reaches a replica by itself may read there
           const direct = Db.layer({ writer: place.writer, readers: [place.reader] })
           const seen = yield* look.pipe(Effect.provide(direct), Consistency.withSession(session))
           assert.deepStrictEqual(seen, [{ standby: true, n: 2 }])
@@ -245,7 +245,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             const sql = yield* Db.writer
             const reader = yield* Db.reader
             const ask = Effect.map(sql.unsafe(settings), ([row]) => row)
-            // a single statement never idles in its transaction
+            // an autocommit statement never idles in its transaction
             const single = { statement: "7s", lock: "6s", idle: "0", readOnly: "off" }
             const usual = { ...single, idle: "1min" }
             const others = Effect.map(query(url, settings), ([row]) => row)
@@ -304,7 +304,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    // whoever holds the lock idles meanwhile, so this has no limit for that
+    // the holder of the lock idles meanwhile, so this has no limit for that
     it.scopedLive("the server's own limit for a lock is a typed error", () =>
       behind({}, { lockTimeout: "50 millis" }, () =>
         Effect.gen(function* () {
@@ -369,7 +369,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
         const reader = yield* Db.reader
         yield* failure("QueryFailed", reader`SELECT sly()`)
-        // what it allows itself is over before its next statement
+        // the settings that it makes itself end before its next statement
         yield* reader`SET TRANSACTION READ WRITE`
         yield* refusesWrites
       }).pipe(Effect.provide(freshPooled({ readers: [] })))
@@ -432,7 +432,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const sums = yield* Effect.forEach([1, 2, 3, 4, 5, 6, 7, 8], work, { concurrency: "unbounded" })
           assert.deepStrictEqual(new Set(sums.flat()), new Set([125_250]))
           assert.lengthOf(yield* stored, 4)
-          // a consumer who has had enough leaves nothing behind
+          // a consumer that stops early leaves nothing behind
           const first = yield* Stream.runHead(sql`SELECT n FROM generate_series(1, 500) AS n`.stream)
           assert.deepStrictEqual(first, Option.some({ n: 1 }))
           assert.strictEqual(yield* active, 0)
@@ -506,7 +506,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const statement = yield* Effect.fork(insert("interrupted"))
           yield* waiting(bouncer, 1)
           yield* Effect.timeout(Fiber.interrupt(statement), "1300 millis")
-          // PgBouncer sees only when it has a server that nobody is there to have it
+          // PgBouncer detects only when it has a server that the client is gone
           yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.total === 1 })
           yield* Deferred.succeed(released, undefined)
           yield* Fiber.join(holder)
@@ -781,7 +781,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             until: Exit.isSuccess
           }
         )
-        // PgBouncer lets everybody in now, for it knows what the server would say
+        // PgBouncer accepts every client now, because it knows the server's answer
         yield* proxy.freeze
         assert.strictEqual((yield* refusal(options)).reason, "unresponsive")
       })

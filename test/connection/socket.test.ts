@@ -1,6 +1,4 @@
-/**
- * Connections over streams that the program opens, as connectors and tunnels give them.
- */
+/** Connections over streams that the program opens, as connectors and tunnels return them. */
 import * as net from "node:net"
 import { Duplex } from "node:stream"
 import { inspect } from "node:util"
@@ -16,7 +14,7 @@ import { Db, soon } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
 
-/** A stream over a socket that shows nothing of it, as those of tunnels. */
+/** Returns a stream over a socket that hides the socket, as those of tunnels do. */
 const tunnel = (socket: net.Socket): Duplex =>
   Duplex.from({
     readable: socket,

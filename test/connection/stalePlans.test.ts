@@ -1,5 +1,6 @@
 /**
- * A prepared statement whose plan went stale, because another session changed what it is made of.
+ * A prepared statement whose plan went stale, because another session changed the tables or types
+ * that it uses.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -21,7 +22,7 @@ const elsewhere = (text: string) => Effect.flatMap(Place, ({ writer }) => query(
 
 let added = 0
 
-/** Adds a column in another session, and gives the columns that there are. */
+/** Adds a column in another session, and returns the columns. */
 const addColumn = Effect.gen(function* () {
   yield* elsewhere(`ALTER TABLE item ADD COLUMN extra_${++added} text`)
   const [row] = yield* elsewhere(

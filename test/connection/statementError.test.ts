@@ -1,4 +1,4 @@
-/** What an error says of its statement. */
+/** The parts of an error about its statement. */
 import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -16,7 +16,7 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseE
 
 type Tag = DatabaseError.DatabaseError["_tag"]
 
-/** A failure that must be one of a kind. */
+/** Returns a failure that must have a tag. */
 const failureOf = <const T extends Tag, A, E, R>(tag: T, self: Effect.Effect<A, E, R>) =>
   Effect.map(failure(self), (error) => {
     assert(DatabaseError.isDatabaseError(error))
@@ -400,7 +400,7 @@ describe("advice in errors", () => {
         assert.include(error.message, "read only")
         assert.notInclude(error.message, "through the writer")
       }
-      // a server that becomes a standby, or is set so, says it of itself
+      // a server that becomes a standby, or is set read-only, reports it as its own state
       const session = yield* Effect.flatMap(Db.writer, (sql) => sql.reserve)
       yield* session.executeRaw("SET default_transaction_read_only = on", [])
       const error = yield* failureOf("ReadOnlyViolation", session.executeRaw(write, []))

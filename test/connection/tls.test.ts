@@ -1,6 +1,4 @@
-/**
- * TLS as a connection string says it, with files, to a real server.
- */
+/** TLS by the parameters of a connection string, with files, to a real server. */
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as path from "node:path"
@@ -57,7 +55,7 @@ const failure = (writer: Database.Options["writer"]) =>
     message: error.message
   }))
 
-/** Passes connections on to a port, and remembers how each begins. */
+/** Forwards connections to a port, and records the beginning of each. */
 const listen = (port: number) =>
   Effect.gen(function* () {
     const first: Array<number | undefined> = []
@@ -123,7 +121,7 @@ describe("TLS by the parameters of a connection string", () => {
       const { message, reason } = yield* failure(throughGate(binding))
       assert.strictEqual(reason, "authentication")
       assert.include(message, "it does not offer SCRAM-SHA-256-PLUS, which channel_binding=require asks for")
-      // a server that has it, and a role that asks for less
+      // a server with TLS, and a role that requires less
       const rules = yield* query<{ file: string }>(server.url, "SHOW hba_file")
       const file = Object.values(rules[0] ?? {})[0] ?? ""
       fs.writeFileSync(file, `host all open all trust\n${fs.readFileSync(file, "utf8")}`)
@@ -188,7 +186,7 @@ describe("TLS by the parameters of a connection string", () => {
         assert.include(message, says)
         assert.notInclude(message, passphrase)
       }
-      // what is put in place of a file counts for the next connection
+      // a file that replaces another applies to the next connection
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         yield* sql`SELECT 1`

@@ -43,7 +43,7 @@ describe("failures over TLS", () => {
           const error = yield* Effect.flip(exit)
           assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unreachable", `message ${n}`)
         }
-        // the question, its answer, and at least two messages of TLS and two of the login
+        // the request, its answer, and at least two messages of TLS and two of the login
         assert.isAtLeast(failed, 6)
       }),
     { timeout: 90_000 }

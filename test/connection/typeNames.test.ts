@@ -19,7 +19,7 @@ const schema = `
   CREATE TYPE other.mood AS ENUM ('bad');
   CREATE TABLE person (id int, current mood, past mood[], elsewhere other.mood[])`
 
-/** `mood` in capital letters, so that it is seen where the parser was at work. */
+/** `mood` in capital letters, which shows that the parser was used. */
 const types = { mood: (text: string) => text.toUpperCase() }
 
 const open = (options: Partial<Database.Options> = {}) =>
@@ -207,7 +207,8 @@ describe("types by name", () => {
         assert.match(error.message, /the statement was done.*names.*types.*permission denied for table pg_type/)
         assert.strictEqual(error.sql, "INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current")
         assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
-        // nothing of it is stored where it is part of a transaction, so the refusal is one like any other
+        // nothing of it is stored when it is part of a transaction, so the refusal is one like any
+        // other
         const inside = yield* Effect.flip(DatabaseError.refine(Db.withTransaction(insert)))
         assert.strictEqual(inside._tag === "QueryFailed" && inside.sqlState, "42501")
         assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)

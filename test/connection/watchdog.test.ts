@@ -1,5 +1,6 @@
 /**
- * A server that has a limit for statements and says nothing when it is over: what is done about it, and to whom it must not be done.
+ * A server that has a limit for statements and stays silent when it is over: the reaction of the
+ * client, and the connections that it must not affect.
  */
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -19,7 +20,7 @@ import { freshDatabase, query } from "../support/server.js"
 
 const limit = "200 millis"
 
-/** A database behind a proxy, with a table `item`. */
+/** Opens a database behind a proxy, with a table `item`. */
 const given = (options: Partial<Database.Options>) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -32,7 +33,10 @@ const given = (options: Partial<Database.Options>) =>
 const statement = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
 const insert = statement("INSERT INTO item VALUES ('x')")
 
-/** What a statement fails with, by itself: not more than a second after its limit, with some patience for a busy machine. */
+/**
+ * Returns the failure of a statement, not more than a second after its limit, with an allowance for
+ * a busy machine.
+ */
 const failure = <A, E>(self: Effect.Effect<A, E, Db>) =>
   DatabaseError.refine(self).pipe(Effect.flip, Effect.timeout("3 seconds"))
 
@@ -123,14 +127,14 @@ describe("the watchdog on a dead network", () => {
 })
 
 describe("the watchdog on a dead connection to a healthy server", () => {
-  /** What becomes of it where what the client says is lost, and where what the server says is. */
+  /** Runs an effect while the messages of the client, or those of the server, are lost. */
   const lost = <A, E>(what: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* given({ statementTimeout: limit })
       yield* proxy.when(what, "freeze")
       const error = yield* Effect.provide(failure(self), context)
       assert.strictEqual(yield* Effect.provide(active, context), 0)
-      // as a network that is back, or gives up: what was lost is not there
+      // as a network that is back, or gives up: the lost messages are not there
       yield* proxy.cut
       assert.lengthOf(yield* Effect.provide(statement("SELECT 1"), context), 1)
       return { error, rows: yield* query(writer, "SELECT * FROM item") }
@@ -232,7 +236,7 @@ describe("the watchdog on slow but living connections", () => {
 
   it.scopedLive("a statement that was answered while the process was busy is not given up", () =>
     Effect.gen(function* () {
-      // not by way of the proxy, which would be as busy
+      // not through the proxy, which would be as busy
       const { writer } = yield* freshDatabase
       const context = yield* Layer.build(Db.layer({ writer, statementTimeout: limit }))
       yield* Effect.gen(function* () {
@@ -262,7 +266,9 @@ describe("the watchdog on slow but living connections", () => {
 })
 
 describe("the watchdog's questions to a living server", () => {
-  /** A connection on which nothing is heard, but for what is asked on the side, at times that are the test's. */
+  /**
+   * A connection on which nothing arrives, except the answers of the probes, at the test's times.
+   */
   const silent = (doing: BackendState) => {
     const asked: Array<number> = []
     const begun = performance.now()

@@ -1,4 +1,7 @@
-/** Where something is stored: by a COMMIT that does not wait for the disk, far away, and where nobody says. */
+/**
+ * The log position of a write: after a COMMIT that does not wait for the disk, on a far server, and
+ * when no server reports it.
+ */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -118,7 +121,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
       const session = hasty()
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        // without a session, and in one that knows nothing: how long it takes
+        // the durations without a session, and in a session that knows nothing
         yield* Db.withConsistency(read(1), Consistency.Strong())
         yield* Effect.scoped(Effect.asVoid(sql.reserve)) // unknown
         const exit = yield* Effect.exit(read(1))
@@ -158,7 +161,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
       yield* Effect.gen(function* () {
         yield* insertId(freshId())
         yield* proxy.when(saysWhere, "freeze")
-        // it is answered, and nobody can say where it is
+        // the write is answered, and its position is not available
         yield* insertId(freshId())
         assert.strictEqual(session.known.get("app"), "unknown")
       }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))

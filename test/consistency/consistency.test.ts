@@ -31,7 +31,7 @@ import { makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { query } from "../support/server.js"
 
-/** Why replicas are passed over, from now on; ends with the first. */
+/** Returns the reasons for which replicas are rejected from now on; ends with the first. */
 const firstPassedOver = Effect.tap(
   Effect.fork(
     Db.observations.pipe(
@@ -303,7 +303,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const left = freshId()
         assert.isTrue(Exit.isFailure(yield* Effect.exit(sql`CALL leave(${left})`)))
         assert.deepStrictEqual(yield* read(left), { port, there: true })
-        // several commands in one text may do anything: the primary is read, and says where it is
+        // several commands in one text may do anything: the primary is read, and reports its
+        // position
         const both = freshId()
         yield* sql.unsafe(`BEGIN; INSERT INTO item (id) VALUES (${both}); COMMIT`)
         assert.deepStrictEqual(yield* read(both), { port: primary.port, there: true })
@@ -449,7 +450,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
             yield* admin(`GRANT pg_read_all_stats TO ${role.name}`)
             const after = yield* Effect.flatMap(write, read)
             assert.deepStrictEqual(after, { port: server.port, there: true })
-            // nor is a COMMIT any less one where the server does not say where it was
+            // a COMMIT is a COMMIT also if the server does not report its position
             yield* admin("REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC")
             const refused = yield* Effect.flatMap(write, read)
             assert.deepStrictEqual(refused, { port: primary.port, there: true })
@@ -474,7 +475,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
             Consistency.withSession(session),
             Effect.map(() => tokenIn(session).lsn)
           )
-        // what a record takes beside its text; somebody else may write in between, so it is tried more than once
+        // the size of a record beside its text; other sessions may write in between, so it is tried
+        // more than once
         let at = yield* emit(1000)
         for (let i = 0; i < 200 && at % 8192n !== 0n; i++) {
           const next = yield* emit(1000)

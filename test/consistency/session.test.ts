@@ -1,4 +1,7 @@
-/** What a session knows, whatever is written in it, and how; and what a read in it waits for. */
+/**
+ * The knowledge of a causal session, whatever is written in it, and how; and the waits of its
+ * reads.
+ */
 import * as SqlResolver from "@effect/sql/SqlResolver"
 import { assert, layer } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -38,7 +41,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
       yield* Effect.scoped(
         Effect.gen(function* () {
           const connection = yield* sql.reserve
-          yield* write // its token takes the place of "unknown"
+          yield* write // its token replaces "unknown"
           yield* caughtUp
           yield* pause(yield* replica(0))
           const id = freshId()
@@ -127,7 +130,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
       const server = yield* replica(0)
       const ready = yield* Deferred.make<void>()
       const over = yield* Deferred.make<void>()
-      // somebody's transaction that is open
+      // an open transaction of another session
       const other = yield* Effect.fork(
         Db.withTransaction(
           Effect.zipRight(
@@ -140,7 +143,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
       const seen: Array<number> = []
       const session = hasty()
       yield* Effect.gen(function* () {
-        // it writes, and what it has written is on the disk
+        // it writes, and its writes are on the disk
         yield* write
         yield* caughtUp
         yield* read(1)
@@ -260,7 +263,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy(primary.url("app"))
       yield* Effect.gen(function* () {
-        // of a lost history: the primary is asked where it is
+        // a token of a lost timeline: the primary is asked for its position
         const token = new Consistency.Token({ database: "app", systemId: "1", timeline: 1, lsn: 1n })
         const reader = yield* Db.reader
         const asked = yield* proxy.when(saysWhere, "freeze")
