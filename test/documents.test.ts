@@ -1,5 +1,6 @@
 /**
- * README and guides, held against the code and against each other. That their programs compile is a step of `npm run check`.
+ * README and guides, compared with the code and with each other. That their programs compile is a
+ * step of `npm run check`.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"

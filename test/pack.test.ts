@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, inject, it } from "vitest"
 
 const root = fileURLToPath(new URL("../", import.meta.url))
 
-/** What the package says about itself and its peers. */
+/** The parts of a package's manifest that the tests read. */
 interface Manifest {
   readonly version: string
   readonly peerDependencies: Readonly<Record<string, string>>
@@ -31,7 +31,10 @@ const run = async (
   return stdout
 }
 
-/** Packs a copy of the project, so that nobody else's `dist` is touched; gives the tarball and what is in it. */
+/**
+ * Packs a copy of the project, so that the project's own `dist` is not touched; returns the tarball
+ * and its contents.
+ */
 const pack = async (folder: string) => {
   const copy = path.join(folder, "project")
   const skipped = new Set(["node_modules", "dist", ".git"].map((name) => path.join(root, name)))
@@ -45,7 +48,10 @@ const pack = async (folder: string) => {
   return { tarball, files }
 }
 
-/** Installs the tarball as a user does, with the peers that we are tested with; the optional ones are left out. */
+/**
+ * Installs the tarball as a user does, with the peers of these tests; the optional ones are left
+ * out.
+ */
 const install = async (folder: string, tarball: string) => {
   const consumer = path.join(folder, "consumer")
   await fs.mkdir(consumer)
@@ -224,7 +230,7 @@ describe("an installation of the package", () => {
 
     // @ts-expect-error: the database is not provided
     export const failing: Promise<number> = Effect.runPromise(count)
-    // @ts-expect-error: nobody imports this
+    // @ts-expect-error: internal files cannot be imported
     export type { Engine } from "effect-db/internal/client/executor"
   `
   it("an installation reports a pipe that is given withTransaction itself", { timeout: 120_000 }, async () => {

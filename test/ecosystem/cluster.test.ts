@@ -107,7 +107,7 @@ describe("SqlMessageStorage", () => {
         incoming?.envelope._tag === "Request" && String(incoming.envelope.requestId),
         String(first.envelope.requestId)
       )
-      // somebody has it now
+      // a runner has it now
       assert.deepStrictEqual(yield* storage.unprocessedMessages([shard]), [])
       yield* storage.resetShards([shard])
       assert.lengthOf(yield* storage.unprocessedMessages([shard]), 1)

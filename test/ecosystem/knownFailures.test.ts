@@ -24,7 +24,7 @@ class Audit extends Database.Service<Audit>()("audit") {}
 
 const soon = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(1000))
 
-/** A database of effect-db; when the scope ends, no connection may be checked out. */
+/** Opens a database of effect-db; when the scope ends, no connection may be checked out. */
 const open = <Self>(database: Database.Class<Self, string>, options: Database.Options) =>
   Effect.gen(function* () {
     const context = yield* Layer.build(database.layer(options))
@@ -41,14 +41,14 @@ const open = <Self>(database: Database.Class<Self, string>, options: Database.Op
     return { context, sql: yield* Effect.provide(database.writer, context) }
   })
 
-/** A database of effect-db and where it is. */
+/** Opens a new database as one of effect-db, and returns its address. */
 const given = <Self>(database: Database.Class<Self, string>, options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
     return { place, ...(yield* open(database, { writer: place.writer, ...options })) }
   })
 
-/** The same, behind a proxy. */
+/** Opens a new database behind a proxy. */
 const givenProxy = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
@@ -56,15 +56,18 @@ const givenProxy = (options: Partial<Database.Options> = {}) =>
     return { place, proxy, ...(yield* open(App, { writer: proxy.url, ...options })) }
   })
 
-/** What came of something in its time. */
+/** Describes the exit of an effect within its time. */
 const inTime = <A, E>(exit: Option.Option<Exit.Exit<A, E>>): Exit.Exit<A, E> =>
   Option.getOrThrowWith(exit, () => new Error("it is not over in its time"))
 
-/** It was given some time, and ended when that was over. */
+/** Checks that an effect was given some time, and ended when that was over. */
 const timedOut = <A, E>(exit: Exit.Exit<A, E>) =>
   assert.isTrue(Exit.isFailure(exit) && Cause.pretty(exit.cause).startsWith("TimeoutException"), String(exit))
 
-/** The one failure that an effect ended with: a typed one, and beside it nothing else, least of all a defect. */
+/**
+ * Returns the one failure of an effect: a typed one, and beside it nothing else, least of all a
+ * defect.
+ */
 const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(
   tag: Tag,
   self: Effect.Effect<A, E | SqlError, R>
@@ -273,7 +276,7 @@ describe("known failures", () => {
       const { ended, heard } = yield* KnownFailures.listenerKilled(listening, place)
       assert.isTrue(Option.isNone(ended))
       assert.deepStrictEqual(heard, ["Listening", "Gap", "after"])
-      // a stream of payloads has no place for a gap: it fails, and with a retry it listens again
+      // a stream of payloads cannot hold a gap: it fails, and with a retry it listens again
       const plain = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
       assert.deepStrictEqual(plain.heard, [])
       const error = yield* failure("ListenFailed", Effect.flatten(plain.ended))
@@ -344,7 +347,7 @@ describe("known failures", () => {
             (loader) =>
               Effect.provide(Migrations.run(App, { loader }), context)
         ),
-        // the others wait for the one that has the lock
+        // the other processes wait for the holder of the lock
         1
       )
       const applied = exits.map((exit) => (Exit.isSuccess(exit) ? JSON.stringify(exit.value) : String(exit.cause)))
@@ -388,7 +391,7 @@ describe("known failures", () => {
         Effect.provide(context)
       )
       assert.deepStrictEqual(seen, ["serializable", "on", "on", "2s", "1s"])
-      // the next transaction on that connection is as if nothing had been
+      // the next transaction on that connection has its usual settings
       const after = yield* sql.withTransaction(KnownFailures.settings(sql))
       assert.deepStrictEqual(after, ["read committed", "off", "off", "0", "0"])
     })

@@ -1,6 +1,7 @@
 /**
- * What the plain `@effect/sql-pg` client makes of the scenarios in which `knownFailures.test.ts` shows effect-db. A test that fails
- * here is good news: a new version has mended that row of the table in examples/guides/sql-pg.md.
+ * The results of the plain `@effect/sql-pg` client in the scenarios in which
+ * `knownFailures.test.ts` shows effect-db. A test that fails here is good news: a new version has
+ * fixed that row of the table in examples/guides/sql-pg.md.
  */
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -25,14 +26,14 @@ import * as KnownFailures from "../support/suites/knownFailures.js"
 const open = (options: PgClient.PgClientConfig) =>
   Effect.map(Layer.build(PgClient.layer(options)), (context) => Context.get(context, PgClient.PgClient))
 
-/** A plain client and its database. */
+/** Opens a plain client and its database. */
 const given = (options: PgClient.PgClientConfig = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
     return { place, sql: yield* open({ url: place.writer, ...options }) }
   })
 
-/** The same, behind a proxy. */
+/** Opens a plain client behind a proxy. */
 const givenProxy = (options: PgClient.PgClientConfig = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
@@ -40,7 +41,7 @@ const givenProxy = (options: PgClient.PgClientConfig = {}) =>
     return { place, proxy, sql: yield* open({ url: proxy.url, ...options }) }
   })
 
-/** What the driver said in the one defect that is all that an effect ended with. */
+/** Returns the driver's message from the one defect with which an effect ended. */
 const defect = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Error, never, R> =>
   Effect.map(Effect.exit(self), (exit) => {
     assert.isTrue(Exit.isFailure(exit))
@@ -223,7 +224,7 @@ describe("plain client", () => {
       const { ended, heard } = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
       assert.deepStrictEqual(heard, [])
       assert.isTrue(Option.isNone(ended))
-      // nor is there anybody left to hear it: the silence is for ever
+      // no listener is left either: the silence is for ever
       const left = yield* query(
         place.writer,
         "SELECT FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%'",

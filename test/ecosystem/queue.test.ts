@@ -16,7 +16,7 @@ const Job = Schema.Struct({ n: Schema.Number, words: Schema.Array(Schema.String)
 
 const job = (n: number): typeof Job.Type => ({ n, words: ["it's", 'a "word"', "\\"] })
 
-/** A process with a queue: what it has taken of the table is its own. */
+/** A process with a queue: the elements that it has taken from the table are its own. */
 const worker = PersistedQueue.layer.pipe(
   Layer.provide(SqlPersistedQueue.layerStore({ pollInterval: "5 millis" })),
   Layer.provide(Db.layerSqlClient)

@@ -46,7 +46,7 @@ const fresh = (options: Partial<Database.Options> = {}) =>
         const place = yield* Effect.tap(freshDatabase, ({ writer }) => query(writer, schema))
         const wire = yield* makeProxy(place.writer)
         return Layer.mergeAll(
-          // no sign of life is asked for, which would count
+          // no validation query runs, which would count
           Db.layer({ writer: wire.url, validateAfterIdle: Duration.infinity, ...options }),
           Layer.succeed(Place, place),
           Layer.succeed(Wire, wire)
@@ -55,7 +55,7 @@ const fresh = (options: Partial<Database.Options> = {}) =>
     )
   )
 
-/** What an effect gave, and how many round trips it took. */
+/** Runs an effect and returns its result and the number of its round trips. */
 const counted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const wire = yield* Wire
@@ -66,7 +66,10 @@ const counted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const no = Effect.fail("no" as const)
 
-/** Adds rows outside of transactions and in the client's and the database's own, kept and undone, and looks at what is stored. */
+/**
+ * Adds rows outside of transactions and in the client's and the database's own, kept and undone,
+ * and reads what is stored.
+ */
 const everywhere = <E, R>(add: (name: string) => Effect.Effect<unknown, E, R>) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
@@ -311,7 +314,7 @@ describe("SqlResolver", () => {
   it.scopedLive("requests inside a transaction and outside are two statements, each on its own connection", () =>
     Effect.gen(function* () {
       const { byInitial, insert } = yield* resolvers
-      // both connections are there, and what a new one costs is not counted
+      // both connections are open, and the cost of a new one is not counted
       yield* Db.withTransaction(
         Effect.zipRight(insert.execute({ name: "a0" }), Db.independent(byInitial.execute("none")))
       )
@@ -510,7 +513,7 @@ describe("sql-drizzle", () => {
       let runs = 0
       yield* Effect.gen(function* () {
         const [row] = yield* db.select().from(items)
-        // somebody else is faster, once
+        // another transaction is faster, once
         if (runs++ === 0) yield* query(writer, "UPDATE item SET amount = amount + 10")
         yield* db.update(items).set({ amount: (row?.amount ?? 0) + 1 })
       }).pipe(Db.withTransaction({ isolation: "repeatable read", retry: true }))

@@ -29,7 +29,8 @@ import { query } from "../support/server.js"
 
 const taken = vi.hoisted((): { ports: Array<number> } => ({ ports: [] }))
 
-// Ports that look free and are taken a moment later cannot be had otherwise. All the rest is real.
+// Ports that look free and are taken a moment later cannot be had otherwise. Everything else is
+// real.
 vi.mock("../../src/internal/embedded/freePort.js", async (original) => {
   const ports = await original<typeof Ports>()
   const freePort: typeof Ports.freePort = Effect.suspend(() => {
@@ -59,14 +60,14 @@ const emptyFolder = emptyFolderIn(memory)
 const isAlive = (pid: number): boolean => {
   try {
     process.kill(pid, 0)
-    // dead, but nobody has fetched it: containers often have no init that would
+    // dead, but no parent has reaped it: containers often have no init that would
     return process.platform !== "linux" || !/\) [ZX]/.test(fs.readFileSync(`/proc/${pid}/stat`, "utf8"))
   } catch {
     return false
   }
 }
 
-/** Segments of shared memory that one of these processes has made. */
+/** Returns the segments of shared memory that one of these processes has made. */
 const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =>
   process.platform === "linux"
     ? fs
@@ -76,7 +77,7 @@ const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =>
         .filter((line) => pids.includes(Number(line.trim().split(/\s+/)[4])))
     : []
 
-/** Every process of a server, by what the server itself says. */
+/** Returns every process of a server, from the server's own lists. */
 const pidsOf = (server: EmbeddedPostgres.Server, directory: string) =>
   Effect.map(
     query<{ pid: number }>(server.url(), "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"),
@@ -86,14 +87,17 @@ const pidsOf = (server: EmbeddedPostgres.Server, directory: string) =>
     ]
   )
 
-/** Waits, within a bound, for what no event tells. */
+/** Waits, within a bound, for a condition that no event reports. */
 const eventually = (what: string, condition: () => boolean) =>
   Effect.sync(condition).pipe(
     Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("10 millis") }),
     Effect.timeoutFail({ duration: "20 seconds", onTimeout: () => new Error(`never: ${what}`) })
   )
 
-/** A session that stays open, so that a test can tell a frozen server from one that refuses connections. */
+/**
+ * A session that stays open, so that a test can distinguish a frozen server from one that refuses
+ * connections.
+ */
 const connection = (url: Redacted.Redacted<string>) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
@@ -593,7 +597,7 @@ describe("the errors of an embedded cluster", () => {
         Effect.map(Effect.flip(Effect.scoped(make(options))), (error) => error.message)
       expect(yield* message({ replicas: -1 })).toContain("replicas is -1")
       expect(yield* message({ port: 70_000 })).toContain("port is 70000")
-      // a program without types may give anything
+      // a program without types may pass anything
       const untyped = (options: unknown) =>
         Effect.map(
           Effect.flip(Effect.scoped(Embedded.make(options as EmbeddedPostgres.Options))),
@@ -622,7 +626,7 @@ describe("the errors of an embedded cluster", () => {
   })
 })
 
-/** Every process that has this text in its command line. */
+/** Returns every process that has this text in its command line. */
 const processesWith = (text: string): ReadonlyArray<string> =>
   process.platform === "linux"
     ? fs

@@ -1,4 +1,4 @@
-/** Every example, as its reader runs it: what it prints, how it ends, and that it leaves nothing behind. */
+/** Every example, as its reader runs it: its output, its end, and the absence of remains. */
 import { execFileSync, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
@@ -15,7 +15,7 @@ import { query } from "../support/server.js"
 
 const folder = fileURLToPath(new URL("../../examples/", import.meta.url))
 
-/** What each prints; `{}` stands for what differs from run to run. */
+/** The output of each example; `{}` stands for the parts that differ from run to run. */
 const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
   "01-one-database": ["stored: eggs, milk", "open: app, on 1 server"],
   "02-two-databases": [
@@ -100,7 +100,7 @@ const script = (name: string) => `examples/${name}.ts`
 const run = (name: string, args: ReadonlyArray<string>, env: Readonly<Record<string, string>>) =>
   Effect.scoped(Effect.flatMap(Program.startScript(script(name), args, env), ({ ended }) => ended))
 
-/** Whether it was printed, line for line. */
+/** Asserts that the output matches, line for line. */
 const expectLines = (stdout: string, lines: ReadonlyArray<string>) => {
   const printed = stdout.trimEnd().split("\n")
   const given = lines.map((line, index) => {
@@ -120,7 +120,10 @@ const databases = Effect.tap(Program.databases, ({ app, audit }) =>
   )
 )
 
-/** A folder that the program takes for the machine's folder for temporary things; it has no cluster and no process at the end. */
+/**
+ * A folder that the program takes for the machine's temporary folder; it has no cluster and no
+ * process at the end.
+ */
 const temporary = Effect.acquireRelease(
   Effect.sync(() => {
     const temporary = fs.mkdtempSync(path.join(directory, "examples-test-"))
@@ -280,7 +283,7 @@ describe.concurrent("the examples", () => {
           (socket) => Effect.sync(() => socket.destroy())
         )
         const head = "POST /todos HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 99\r\n"
-        // it is asked to go on when the request has arrived, and does not
+        // the client announces a body when the request has arrived, and sends none
         socket.write(`${head}expect: 100-continue\r\n\r\n{`)
         yield* Effect.async<void>((resume) => void socket.once("data", () => resume(Effect.void)))
         yield* server.signal("SIGINT")
@@ -317,7 +320,7 @@ describe.concurrent("the examples", () => {
       fs.writeFileSync(file, `title,done\n${Array.from({ length: 1200 }, (_, i) => `todo ${i},false`).join("\n")}\n`)
       const pipe = `${file}.pipe`
       execFileSync("mkfifo", [pipe])
-      // what is written is read, and more is expected
+      // the written lines are read, and more is expected
       yield* Effect.acquireRelease(
         Effect.sync(() => spawn("sh", ["-c", 'cat "$1" - >"$2"', "sh", file, pipe])),
         (writer) => Effect.sync(() => writer.kill())
@@ -371,7 +374,7 @@ describe.concurrent("the examples", () => {
         const program = yield* Program.startScript(script("18-sync"), [], slow)
         yield* program.meanwhile(connecting)
         yield* program.signal("SIGINT")
-        // once more would end it here
+        // a second signal would end it here
         yield* proxy.thaw
         expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
       })

@@ -1,4 +1,7 @@
-/** An `HttpApi`, whose handlers fail with the errors that it declares: how they end their unit of work, and when they run again. */
+/**
+ * An `HttpApi`, whose handlers fail with the errors that it declares: the end of their unit of
+ * work, and their retries.
+ */
 import {
   HttpApi,
   HttpApiBuilder,
@@ -105,7 +108,7 @@ const bank = (api: typeof around) => {
 
 type Served = Layer.Layer<never, unknown, Db | HttpServer.HttpServer | HttpRouter.HttpRouter.DefaultServices>
 
-/** What a way to serve is given; the unit of work stands somewhere else in each. */
+/** The ways to serve the API; the unit of work is in another place in each. */
 const ways: Readonly<
   Record<string, (options: RequestTransaction.ApiOptions) => { served: Served; runs: Array<string> }>
 > = {
@@ -246,7 +249,7 @@ for (const [place, serve] of Object.entries(ways)) {
           assert.notInclude(String(cookie), "session-1")
           assert.deepStrictEqual(yield* stored, ["signed in 2"])
         } else {
-          // what the endpoint's own middleware cannot take back it does not run again
+          // a change by the endpoint's own middleware that cannot be undone is not repeated
           assert.deepStrictEqual([response.status, runs.length], [500, 1])
           assert.deepStrictEqual(yield* stored, [])
         }
@@ -304,7 +307,7 @@ for (const [place, serve] of Object.entries(ways)) {
   })
 }
 
-/** Middleware of a server that looks at what its app fails with. */
+/** Middleware of a server that records the failures of its app. */
 const failures: Array<unknown> = []
 const watching = HttpMiddleware.make((app) =>
   Effect.tapErrorCause(app, (cause) => Effect.sync(() => failures.push(cause)))

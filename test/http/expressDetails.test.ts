@@ -1,4 +1,4 @@
-/** How Express answers, in all the ways that it has to. */
+/** The ways in which Express answers, in a unit of work. */
 import * as fs from "node:fs"
 import { Agent } from "node:http"
 import * as os from "node:os"
@@ -23,7 +23,10 @@ const file = path.join(folder, "large.txt")
 fs.writeFileSync(file, content)
 afterAll(() => fs.rmSync(folder, { recursive: true }))
 
-/** As `compression` does it: what is written goes through gzip, and the headers are changed when they are written. */
+/**
+ * Compresses as `compression` does: the written body goes through gzip, and the headers change when
+ * they are written.
+ */
 const compress: express.RequestHandler = (_, response, next) => {
   const { end, write, writeHead } = response
   const gzip = createGzip()
@@ -48,7 +51,7 @@ const compress: express.RequestHandler = (_, response, next) => {
       gzip.end(part)
       return response
     },
-    // who waits until more can be written waits for gzip
+    // a writer that waits until more can be written waits for gzip
     on: (name: string, listener: () => void) => {
       if (name === "drain") gzip.on(name, listener)
       else on.call(response, name, listener)
@@ -58,7 +61,10 @@ const compress: express.RequestHandler = (_, response, next) => {
   next()
 }
 
-/** As some write the headers: with each part of the body, for as long as Node does not have them. */
+/**
+ * Writes the headers as some handlers do: with each part of the body, for as long as Node does not
+ * have them.
+ */
 const eager: express.RequestHandler = (_, response, next) => {
   const { write } = response
   response.write = (part: unknown) => {
@@ -110,7 +116,7 @@ const serve: Serve = (runtime) => {
     response.end()
   })
 
-  // what Node refuses to write is refused where somebody can still answer something else
+  // a write that Node refuses is refused while another answer is still possible
   app.use("/no-chunk", unit, async (request, response) => {
     await add("no-chunk")
     const nothing = null as never

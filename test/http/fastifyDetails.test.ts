@@ -1,4 +1,4 @@
-/** How Fastify answers, in all the ways that it has to. */
+/** The ways in which Fastify answers, in a unit of work. */
 import { Readable } from "node:stream"
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -23,7 +23,7 @@ const serve: Serve = async (runtime) => {
       await add(name)
       return answer(reply)
     })
-  // before what is sent is checked, and after it was read
+  // before the sent value is checked, and after it was read
   app.addHook("preValidation", (request, reply, done) => middleware(request.raw, reply.raw, done))
   app.addHook("preValidation", async ({ url }) => (url === "/valid" ? add("valid") : undefined))
   app.addHook("onSend", async ({ url }) => (url === "/on-send" ? add("on-send: hook") : undefined))
@@ -80,7 +80,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     ["web-stream", 200, "from the web", ["web-stream"]],
     ["null", 200, "", ["null"]],
     ["returned", 200, '{"returned":true}', ["returned"]],
-    // a hook that sees what is sent is a part of the request
+    // a hook that sees the sent value is a part of the request
     ["on-send", 200, "on send", ["on-send", "on-send: hook"]],
     ["error", 500, "no", []],
     ["refused", 409, "refused", []],

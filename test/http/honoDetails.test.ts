@@ -1,4 +1,4 @@
-/** How Hono answers, in all the ways that it has to. */
+/** The ways in which Hono answers, in a unit of work. */
 import { createServer } from "node:http"
 import { assert, layer } from "@effect/vitest"
 import { getRequestListener } from "@hono/node-server"

@@ -38,7 +38,7 @@ const api = HttpApi.make("api").add(
     .middleware(RequestTransaction.Api)
 )
 
-/** Handlers that give their isolation; one of them collides the first time. */
+/** Creates handlers that return their isolation; one of them collides the first time. */
 const makeHandlers = () => {
   let runs = 0
   const collide = Effect.gen(function* () {

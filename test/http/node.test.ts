@@ -1,4 +1,4 @@
-/** Node's own servers, and what HTTP has beside a request and its answer. */
+/** Node's own servers, and the parts of HTTP beside a request and its answer. */
 import { execFileSync } from "node:child_process"
 import { once } from "node:events"
 import * as http from "node:http"
@@ -12,7 +12,7 @@ import { hear, hearing, tell } from "../support/suites/requests/messages.js"
 import type { Runtime } from "../support/suites/requests/plain.js"
 import { plainSite, type Serve, Site } from "../support/suites/requests/site.js"
 
-/** What both versions of HTTP have of a request, and of its response. */
+/** The common part of a request and its response in both versions of HTTP. */
 interface Ask {
   readonly url?: string | undefined
   readonly on: (event: "data" | "end" | "error", listener: (part: unknown) => void) => unknown
@@ -36,7 +36,7 @@ const bodyOf = (request: Ask): Promise<string> =>
     request.on("error", reject)
   })
 
-/** Answers any path: what it stores begins with the path's name. */
+/** Answers any path: the stored row begins with the path's name. */
 const answering = ({ databases: { db } }: Runtime) => {
   const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
   const orphan = async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
@@ -198,7 +198,7 @@ for (const [name, scheme, site] of [
       )
     )
 
-    /** The status, some headers, and the body. */
+    /** Returns the status, some headers, and the body. */
     const ask = (session: http2.ClientHttp2Session, path: string) =>
       Effect.async<ReadonlyArray<unknown>>((resume) => {
         const stream = session.request({ ":method": "POST", ":path": `/${path}` })

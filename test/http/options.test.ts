@@ -265,7 +265,7 @@ describe("a request that is answered again", () => {
       const { attempts, routes } = yield* storing(1, refused)
       yield* Layer.build(HttpServer.serve(routes, RequestTransaction.middleware({ retry: Schedule.recurs(1) })))
       assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
-      // another one is answered after whatever the first has left behind
+      // another answer follows whatever the first has left behind
       assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
       assert.strictEqual(yield* Ref.get(attempts), 2)
       assert.deepStrictEqual(yield* stored, ["body"])

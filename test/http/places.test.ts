@@ -1,4 +1,7 @@
-/** Wherever the middleware stands, a request's unit of work is what its handler does, and nothing around that. */
+/**
+ * Wherever the middleware is, a request's unit of work is the work of its handler, and nothing
+ * around that.
+ */
 import {
   HttpApp,
   HttpClient,
@@ -26,7 +29,10 @@ import { query } from "../support/server.js"
 
 const gate = <A>() => Deferred.unsafeMake<A>(FiberId.none)
 
-/** What a request and those around it do, in this order, each as soon as what is before it is done. */
+/**
+ * Creates the steps of a request and of the middleware around it, in this order, each as soon as
+ * the step before it is done.
+ */
 const scene = (status: number, touches: boolean) => {
   const inside = gate<void>()
   const before = gate<void>()
@@ -53,7 +59,7 @@ const scene = (status: number, touches: boolean) => {
     yield* Deferred.await(before)
     return HttpServerResponse.empty({ status })
   })
-  /** Somebody around the handler, with a fiber of his own beside it, and something to do after it. */
+  /** Middleware around the handler, with a fiber of its own beside it, and work to do after it. */
   const around = <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R | Db> =>
     Effect.gen(function* () {
       yield* Effect.forkDaemon(

@@ -38,11 +38,11 @@ import type { Listening } from "../support/suites/requests/site.js"
 const secret = Redacted.make("a secret that is long enough for a test")
 const older = Redacted.make("another one, which was in use before it")
 
-/** How the parts of a server keep what a client has written, by the prefix of their paths. */
+/** The session settings of the parts of a server, by the prefix of their paths. */
 const parts: Readonly<Record<string, RequestTransaction.ReadYourWrites>> = {
   /** Waits for a replica for as long as a test may last. */
   patient: { secret: [secret, older], maxWait: "20 seconds" },
-  /** Waits for none. */
+  /** Waits for no replica. */
   hasty: { secret, maxWait: 0 },
   header: { secret, header: "X-Seen", maxWait: "20 seconds" },
   before: { secret: older, maxWait: 0 }
@@ -53,7 +53,7 @@ interface Answer {
   readonly body: string
 }
 
-/** What is done for `POST /<part>/<what>/<id>`. */
+/** Handles `POST /<part>/<what>/<id>`. */
 const act = (what: string, id: number): Effect.Effect<Answer, unknown, Db> =>
   Effect.gen(function* () {
     const insert = Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item (id) VALUES (${id})`)
@@ -128,7 +128,7 @@ const insideOfUnit = siteOf(
   )
 )
 
-/** The path says which part it is, for there is one middleware around all. */
+/** Selects the part by the path, because there is one middleware around all. */
 const byPath = Object.entries(parts).map(
   ([name, options]) => [`/${name}/`, RequestTransaction.readYourWrites(options)] as const
 )
@@ -280,7 +280,7 @@ interface Sent {
   readonly header: string | null
 }
 
-/** Sends a request, with what the client keeps. */
+/** Sends a request, with the values that the client keeps. */
 const send = (path: string, headers: Readonly<Record<string, string>> = {}): Effect.Effect<Sent, never, Site> =>
   Effect.flatMap(Site, ({ port }) =>
     Effect.promise(async (signal) => {
@@ -296,7 +296,7 @@ const send = (path: string, headers: Readonly<Record<string, string>> = {}): Eff
 
 const name = "effect-db"
 
-/** What a response has given the client to keep. */
+/** Returns the values that a response has given the client to keep. */
 const kept = ({ cookies }: Sent): Readonly<Record<string, string>> => {
   const cookie = cookies.find((one) => one.startsWith(`${name}=`))
   return cookie === undefined ? {} : { cookie: `other=1; ${cookie.split(";")[0]}; more=2` }
@@ -367,7 +367,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           yield* Effect.forEach(replicas, pause)
           const second = yield* write("hasty", kept(first.sent))
           const between = yield* send(`hasty/read/${first.id}`, kept(second.sent))
-          // a read has nothing new to tell
+          // a read has nothing new to report
           assert.deepStrictEqual(kept(between), {})
           for (const { id } of [first, second]) {
             assert.deepStrictEqual(yield* read("hasty", id, kept(second.sent)), { port: primary.port, there: true })
@@ -402,7 +402,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           const thrown = ++last
           const broken = yield* send(`hasty/throw/${thrown}`)
           assert.strictEqual(broken.status, 500)
-          // Hono makes its own answer of what is thrown, behind the handler
+          // Hono makes its own answer of an error that is thrown behind the handler
           assert.deepStrictEqual(yield* read("hasty", thrown, kept(broken)), { port: primary.port, there: true })
         })
       )
@@ -598,7 +598,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           )
         ),
         HttpRouter.use(RequestTransaction.readYourWrites({ secret })),
-        // looks who it is, say
+        // for example to read who the user is
         HttpRouter.use((app) =>
           Effect.zipRight(
             Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
@@ -721,7 +721,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
         })
       )
       assert.deepStrictEqual(seen, [{ port: primary.port, there: true }])
-      // what is left to be done in the background sees it, too
+      // work that is left to be done in the background sees it as well
       const later = yield* Effect.promise(() =>
         runtime.withSession(Consistency.makeSession({ maxWait: 0 }), async () => {
           await runtime.unitOfWork(() => runtime.runPromise(act("write", ++last)))

@@ -39,7 +39,7 @@ const table = Effect.flatMap(Place, ({ writer }) =>
   query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
 )
 
-/** The same promises wherever the middleware stands. */
+/** Runs the same tests wherever the middleware is. */
 const suite = (name: string, serve: Layer.Layer<never, never, HttpServer.HttpServer | Db>) => {
   const app = Layer.provideMerge(serve, Layer.merge(NodeHttpServer.layerTest, fresh()))
 

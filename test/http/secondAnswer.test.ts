@@ -19,7 +19,7 @@ const writesOf = ({ databases: { db } }: Runtime) => ({
   orphan: async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
 })
 
-/** A call of the response that a test looks at: what it threw, or what it told its callback. */
+/** Records a call of the response: its exception, or the error for its callback. */
 const seen = (call: (done: (error?: unknown) => void) => unknown): Promise<unknown> =>
   new Promise((resolve) => {
     try {
@@ -33,7 +33,9 @@ const codeOf = (error: unknown): unknown => (error instanceof Error && "code" in
 
 // --- Express
 
-/** What a handler does with its response, by its name, and what comes of it: the status, the body, and whether its row is stored. */
+/**
+ * The handlers by their names, and their results: the status, the body, and if the row is stored.
+ */
 const inExpress: Readonly<
   Record<
     string,
@@ -191,7 +193,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
         assert.strictEqual(body.toString(), "one")
         assert.strictEqual(yield* hearing("seen: the second end"), "ERR_STREAM_WRITE_AFTER_END")
         assert.strictEqual(yield* hearing("seen: a write"), "ERR_STREAM_WRITE_AFTER_END")
-        // Node has it wait for the end, or says that the end is over
+        // Node has it wait for the end, or reports that the end is over
         assert.include([undefined, "ERR_STREAM_ALREADY_FINISHED"], yield* hearing("seen: an empty end"))
         const closed = yield* send({ path: "/closed", agent: false })
         assert.strictEqual(closed.body.toString(), "one")
@@ -212,7 +214,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
 
 type Reply = Pick<ServerResponse, "end" | "on" | "setHeader" | "statusCode" | "write" | "writeHead">
 
-/** What a handler does with Node's own response, and what comes of it. */
+/** The handlers of Node's own response, and their results. */
 const inNode: Readonly<Record<string, readonly [number, string, boolean, (response: Reply) => unknown]>> = {
   "end-twice": [200, "one", true, (response) => response.end("one") && response.end("more")],
   "end-and-nothing": [200, "one", true, (response) => response.end("one") && response.end()],
@@ -320,7 +322,7 @@ const serveHttp2: Serve = async (runtime) => {
   const answer = answering(runtime)
   const middleware = runtime.middleware()
   const server = http2.createServer((request, response) =>
-    // what is called on it here both kinds have
+    // both kinds have the methods that are called on it here
     middleware(request, response, () => void answer(request.url, response as unknown as Reply))
   )
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))

@@ -21,7 +21,7 @@ import { randoms } from "../support/random.js"
 import { anonymous, freshRole, Provider } from "../support/roles.js"
 import { freshDatabase, query } from "../support/server.js"
 
-/** Hears a stream in the background, for as long as the scope lasts. */
+/** Reads a stream in the background, for as long as the scope lasts. */
 const hear = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
   Effect.gen(function* () {
     const heard: Array<A> = []
@@ -31,7 +31,7 @@ const hear = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
     return { heard, fiber }
   })
 
-/** Waits until that many values were heard; ends early where the stream did. */
+/** Waits until that many values have arrived; ends early if the stream did. */
 const count = <A, E>(
   { fiber, heard }: { readonly heard: ReadonlyArray<A>; readonly fiber: Fiber.Fiber<Exit.Exit<void, E>> },
   n: number
@@ -41,7 +41,7 @@ const count = <A, E>(
     until: (ended) => heard.length >= n || ended._tag === "Some"
   }).pipe(Effect.as(heard))
 
-/** A value in short: what it says. */
+/** Returns a value in short: its text. */
 const short = (one: Notification.Notification): string =>
   one._tag === "Message" ? one.payload : one._tag === "Gap" ? `gap: ${one.reason}` : "listening"
 
@@ -49,13 +49,13 @@ const says = (heard: ReadonlyArray<Notification.Notification>) => heard.map(shor
 
 type Url = Redacted.Redacted<string>
 
-/** Says something by a session that is neither the database's nor behind its proxy. */
+/** Sends payloads by a session that is neither the database's nor behind its proxy. */
 const say = (writer: Url, channel: string, ...payloads: ReadonlyArray<string>) =>
   Effect.forEach(payloads, (payload) => query(writer, "SELECT pg_notify($1, $2)", [channel, payload]), {
     discard: true
   })
 
-/** The processes of sessions that listen, or have listened. */
+/** Returns the processes of sessions that listen, or have listened. */
 const listening = (name: string, writer: Url) =>
   Effect.map(
     query<{ pid: number }>(
@@ -73,10 +73,10 @@ const killListening = (name: string, writer: Url) =>
     return query(writer, "SELECT pg_terminate_backend($1, 10000)", [pids[0]])
   })
 
-/** Whether a message asks for nothing but a sign of life: a Sync on its own. */
+/** Checks if a message is nothing but a probe: a Sync on its own. */
 const asksForLife = ({ from, type }: Message) => from === "client" && type === "S"
 
-/** A database behind a proxy, with no connection but those that listen. */
+/** Opens a database behind a proxy, with no connection but those that listen. */
 const behind = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
   Effect.gen(function* () {
     const { name, writer } = yield* freshDatabase
@@ -85,7 +85,7 @@ const behind = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
     return { name, writer, proxy, context }
   })
 
-/** What an interruption takes, in ms. */
+/** Interrupts a fiber and returns the duration in ms. */
 const interruption = <A, E>(fiber: Fiber.Fiber<A, E>) =>
   Effect.map(Effect.timed(Fiber.interrupt(fiber)), ([took]) => Duration.toMillis(took))
 
@@ -313,7 +313,7 @@ describe("Notification", () => {
         const busy = yield* proxy.when((message) => {
           if (asksForLife(message)) asked = true
           if (!asked || message.from !== "server") return false
-          // the answer is here, and nobody can look
+          // the answer is here, and the program is too busy to read it
           const since = performance.now()
           while (performance.now() - since < 1200);
           return true
@@ -517,7 +517,7 @@ describe("Notification", () => {
   })
 
   describe.skipIf(!hasBouncer)(behindBouncer, () => {
-    // what a session is told at login a pooler can only ignore
+    // a pooler can only ignore the parameters that a session receives at login
     const told = { ignore_startup_parameters: "options,extra_float_digits" }
     it.scopedLive("a listener in transaction mode fails, because no notification can arrive there", () =>
       Effect.gen(function* () {
@@ -543,7 +543,7 @@ describe("Notification", () => {
           yield* count(listener, 1)
           yield* say(writer, "news", "before")
           yield* count(listener, 2)
-          // what was asked to see whether anything is heard is not listened to any more
+          // the channel of the probe is not listened to any more
           yield* Effect.repeat(
             query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'UNLISTEN%'", [name]),
             { schedule: soon, until: (rows) => rows.length === 1 }
@@ -687,17 +687,23 @@ describe("Notification", () => {
   })
 
   describe("interruptions of listeners", () => {
-    /** A database behind a proxy; after the interruption the network is well again, and so are all others. */
+    /**
+     * Opens a database behind a proxy; after the interruption the network is well again, and so are
+     * all others.
+     */
     const given = Effect.gen(function* () {
       const { context, proxy, writer } = yield* behind()
       const stream = (channel: string) => Stream.provideContext(Db.listen(channel), context)
       return {
         proxy,
-        /** One who wants to hear. */
+        /** Starts a listener that is to join. */
         join: (channel: string) => Effect.fork(Stream.runDrain(stream(channel))),
-        /** One who hears. */
+        /** Starts a listener and waits until it has joined. */
         joined: (channel: string) => Effect.tap(hear(stream(channel)), (listener) => count(listener, 1)),
-        /** Interrupts it; when the network is well again, `other` hears, or nobody is connected any more. */
+        /**
+         * Interrupts it; when the network is well again, `other` receives messages, or no client is
+         * connected any more.
+         */
         interrupt: <A, E>(
           fiber: Fiber.Fiber<A, E>,
           other?: { readonly heard: ReadonlyArray<Notification.Notification> }
@@ -790,7 +796,10 @@ describe("Notification", () => {
       setImmediate(() => resume(Effect.void))
     })
 
-    /** Rows change, by way of a good network; who follows them has a bad one, and takes its time. */
+    /**
+     * Changes rows through a good network; the fiber that follows them has a bad one, and takes its
+     * time.
+     */
     const follow = (seed: number) =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
@@ -886,7 +895,7 @@ describe("Notification", () => {
                 yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ${name} AND query ~ '^(UN)?(LISTEN|NOTIFY)'`
                 break
               case 5:
-                // one after the other would be heard one by one
+                // consecutive rounds would be received one by one
                 yield* sql`SELECT pg_notify('row', '0:' || n) FROM generate_series(1, 20) AS n`
                 break
               case 6:
@@ -894,7 +903,7 @@ describe("Notification", () => {
                 yield* someChanges
                 break
             }
-            // what comes next hits it when it is well, or while it recovers
+            // the next disaster hits it when it is well, or while it recovers
             if (fault !== 2 && fault !== 6 && below(2) === 0) {
               yield* Effect.repeat(Effect.void, { schedule: soon, until: () => all() > before })
             }
@@ -906,7 +915,7 @@ describe("Notification", () => {
             )
           )
           yield* isHeard
-          // those of the rounds may all have come while it recovered
+          // the messages of the rounds may all have come while it recovered
           yield* sql`SELECT pg_notify('row', '0:' || n) FROM generate_series(1, 20) AS n`
           yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gaps.overflow > 0 })
           yield* isHeard
@@ -935,7 +944,9 @@ describe("Notification", () => {
   })
 
   describe("the replacement of the listening connection", () => {
-    /** The mark arrives on the other connection than the one that it was sent on. */
+    /**
+     * Delays the mark so that it arrives on the other connection than the one that it was sent on.
+     */
     const marks = () => {
       let sender = 0
       return (message: Message) => {
@@ -944,7 +955,10 @@ describe("Notification", () => {
       }
     }
 
-    /** A database behind a proxy, with a user that changes, two listeners, and somebody who counts aloud all the time. */
+    /**
+     * Opens a database behind a proxy, with a user that changes, two listeners, and a sender that
+     * counts all the time.
+     */
     const given = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
@@ -961,7 +975,10 @@ describe("Notification", () => {
           let isOver = false
           const next = Effect.suspend(() => Effect.zipRight(say(writer, "news", `${++n}`), say(writer, "more", `${n}`)))
           const counting = yield* Effect.forkScoped(Effect.repeat(next, { until: () => isOver }))
-          /** Waits until all that was said is heard, and looks whether it was heard in order, from the first one on, once. */
+          /**
+           * Waits until all messages have arrived, and checks that they came in order, from the
+           * first one on, once.
+           */
           return (...listeners: ReadonlyArray<{ readonly heard: ReadonlyArray<Notification.Notification> }>) =>
             Effect.gen(function* () {
               isOver = true
@@ -987,7 +1004,7 @@ describe("Notification", () => {
           ),
           (rows) => rows.map(({ user }) => user)
         )
-        /** Other credentials, of which the database hears with its next connection. */
+        /** Changes the credentials; the database receives them with its next connection. */
         const rotate = Effect.gen(function* () {
           provider.use(b)
           yield* Effect.provide(
@@ -1112,7 +1129,7 @@ describe("Notification", () => {
       })
     )
 
-    /** What goes wrong when the mark is sent. */
+    /** The faults that occur when the mark is sent. */
     const losses: ReadonlyArray<readonly [string, (message: Message) => boolean, "cut" | "freeze"]> = [
       ["the old one is lost", sends('NOTIFY "effect_db_'), "cut"],
       ["it is silent", marks(), "freeze"],

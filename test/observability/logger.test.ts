@@ -19,7 +19,7 @@ interface Said {
   readonly annotations: Readonly<Record<string, unknown>>
 }
 
-/** A logger that keeps what is said. */
+/** Creates a logger that keeps its messages. */
 const listening = () => {
   const said: Array<Said> = []
   const logger = Logger.make(({ annotations, logLevel, message }) => {
@@ -127,7 +127,7 @@ describe("echo", () => {
         thrown++
         throw new Error("this logger is broken")
       })
-      // at this level the runtime tells the loggers of a fiber that failed, too
+      // at this level the runtime reports a failed fiber to the loggers as well
       const around = Layer.merge(Logger.replace(Logger.defaultLogger, broken), Logger.minimumLogLevel(LogLevel.All))
       yield* Effect.provide(life({ echo: true }), around)
       assert.isAbove(thrown, 2)

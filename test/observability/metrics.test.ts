@@ -19,7 +19,7 @@ interface Series {
   readonly state: MetricState.MetricState.Untyped
 }
 
-/** The time series of one Postgres database, as an exporter gets them. */
+/** Reads the time series of one Postgres database, as an exporter gets them. */
 const series = (namespace: string): Effect.Effect<ReadonlyArray<Series>> =>
   Effect.map(Metric.snapshot, (pairs) =>
     pairs
@@ -38,11 +38,11 @@ const value = ({ state }: Series): number =>
       ? state.count
       : Number.NaN
 
-/** Its name without what all have in common, and the state that it is about. */
+/** Returns the name of a series without the common part, and with its state. */
 const levelName = ({ name, tags }: Series): string =>
   [name.replace("db.client.connection.", ""), tags["db.client.connection.state"]].filter(Boolean).join(" ")
 
-/** How many operations there were, by how they ended. */
+/** Returns the number of operations, by their end. */
 const operations = (namespace: string, purpose = "writes"): Effect.Effect<Readonly<Record<string, number>>> =>
   Effect.map(series(namespace), (all) =>
     Object.fromEntries(
@@ -323,7 +323,7 @@ describe("db.client.operation.duration", () => {
 })
 
 describe("the meter of a pool", () => {
-  /** How often each time was measured, on the pool of the writer. */
+  /** Returns the number of measurements of each duration, on the pool of the writer. */
   const times = (namespace: string) =>
     Effect.map(series(namespace), (all) => {
       const count = (name: string) => {

@@ -1,4 +1,7 @@
-/** The end of a database whose server stands still: its kernel takes what is sent, and nobody answers or hangs up. */
+/**
+ * The close of a database whose server stands still: its kernel accepts the sent bytes, and no
+ * process answers or closes.
+ */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -14,7 +17,7 @@ const Server = Layer.scoped(EmbeddedPostgres.EmbeddedPostgres, EmbeddedPostgres.
 /** For work under way, in ms. */
 const shutdownTimeout = 1000
 
-/** For a last word that is not answered, in ms. */
+/** For a last message that is not answered, in ms. */
 const goodbye = 1000
 
 /** For the process that is watched, in ms. */

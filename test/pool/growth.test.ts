@@ -1,4 +1,7 @@
-/** When a pool opens connections, by a clock that nothing disturbs; on real servers it is in `outage.test.ts` and `pooling/`. */
+/**
+ * The growth of a pool, by a clock that nothing disturbs; on real servers it is in `outage.test.ts`
+ * and `pooling/`.
+ */
 import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
 import { Growth } from "../../src/internal/pool/growth.js"
 
@@ -11,22 +14,22 @@ afterEach(() => {
 
 /** Times are in ms. */
 interface Trial {
-  /** How long a connect takes. */
+  /** The duration of a connect. */
   readonly connect: number
-  /** How long somebody has a connection. */
+  /** The duration of a checkout. */
   readonly use: number
   readonly max: number
-  /** How many connections are idle at the start. */
+  /** The number of idle connections at the start. */
   readonly idle?: number
-  /** How many of the first connects never come. */
+  /** The number of first connects that never complete. */
   readonly hanging?: number
-  /** Whether there were connections before, so that it is known how long a connect takes. */
+  /** True if there were connections before, so that the duration of a connect is known. */
   readonly wasOpen?: boolean
-  /** Whether who has had a connection asks for one again. */
+  /** True if each caller checks out again after its check-in. */
   readonly isSteady?: boolean
 }
 
-/** A pool that so many ask for a connection at once. */
+/** A pool that receives so many checkouts at once. */
 class Spike {
   total: number
   waiting = 0
@@ -174,7 +177,7 @@ describe("the check for more connections", () => {
       false
     )
     growth.openIfNeeded()
-    // what has arrived is read between the time for a look and the look
+    // data that has arrived is read between the time for a check and the check
     for (let i = 0; i < 3; i++) vi.advanceTimersToNextTimer()
     growth.onConnected(5)
     assert.strictEqual(vi.getTimerCount(), 1)

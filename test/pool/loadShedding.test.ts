@@ -1,4 +1,4 @@
-/** When a pool sends callers away: with made-up times, for which a pool is played, and once with a real server. */
+/** Load shedding of a pool: with simulated times, and once with a real server. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -10,15 +10,18 @@ import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Db, fresh, soon } from "../support/databases.js"
 import { randoms } from "../support/random.js"
 
-/** A pool that is played in steps of a millisecond. */
+/** A simulation of a pool in steps of a millisecond. */
 interface Play {
   readonly connections: number
-  /** How long a statement takes, in ms. */
+  /** The duration of a statement, in ms. */
   readonly service: number
   readonly target?: number
-  /** How many come in that millisecond, where `settled` were served or sent away in the one before. */
+  /**
+   * The number of callers that come in that millisecond, when `settled` were served or rejected in
+   * the one before.
+   */
   readonly arrivals: (now: number, settled: number) => number
-  /** Whether connections come back. */
+  /** True if no connection is checked in. */
   readonly isStuck?: (now: number) => boolean
   readonly millis: number
 }
@@ -26,9 +29,9 @@ interface Play {
 interface Outcome {
   readonly shed: number
   readonly served: number
-  /** When it was overloaded, from the first time to the last. */
+  /** The times of overload, from the first to the last. */
   readonly overloaded: ReadonlyArray<number>
-  /** How long those waited who were served, with the moment. */
+  /** The waits of the served callers, with their time. */
   readonly waits: ReadonlyArray<{ readonly at: number; readonly waited: number }>
 }
 
@@ -36,7 +39,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
   const overload = new LoadShedding(target, connections)
   const busyUntil: Array<number> = Array.from({ length: connections }, () => 0)
   const queue: Array<number> = []
-  /** Who came before that in the queue is gone. */
+  /** the callers that came before that in the queue are gone */
   let head = 0
   let shed = 0
   const waits: Array<{ at: number; waited: number }> = []
@@ -56,7 +59,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
         settled++
       }
     }
-    // those whose statements are over first, then those who come
+    // the callers whose statements are over come first, then the new ones
     for (let i = take(); i >= 0; i = take()) {
       shedOld()
       const since = queue[head]
@@ -86,7 +89,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
   return { shed, served: waits.length, overloaded, waits }
 }
 
-/** Seeded arrivals at so many a second, at random. */
+/** Returns seeded random arrivals at a rate per second. */
 const poisson = (perSecond: number, seed: number) => {
   const random = randoms(seed)
   const limit = Math.exp(-perSecond / 1000)
@@ -97,7 +100,7 @@ const poisson = (perSecond: number, seed: number) => {
   }
 }
 
-/** The share of waits that is reached by so many of a hundred. */
+/** Returns the wait that a share of all waits does not exceed. */
 const percentile = (waits: Outcome["waits"], share: number): number =>
   waits.map(({ waited }) => waited).sort((a, b) => a - b)[Math.floor(waits.length * share)] ?? 0
 

@@ -1,4 +1,4 @@
-/** What callers see while the server of a database is away: they wait for it, up to a number of them. */
+/** Callers while the server of a database is away: they wait for it, up to a number of them. */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -20,7 +20,10 @@ import { eventually, only, watch } from "../support/suites/pooling/way.js"
 const count = (facts: ReadonlyArray<Observation.Observation>, tag: Observation.Observation["_tag"]) =>
   only(facts, tag).length
 
-/** The server is gone: what was open is lost, which the pool has noticed, and it lets nobody in. */
+/**
+ * Removes the server: open connections are lost, which the pool has noticed, and no new one is
+ * accepted.
+ */
 const vanish = (proxy: Proxy) =>
   Effect.zipRight(
     Effect.zipRight(proxy.refuse, proxy.cut),
@@ -29,7 +32,9 @@ const vanish = (proxy: Proxy) =>
     )
   )
 
-/** Waits until some caller has been tried again that often; the policy of before gave up after five times. */
+/**
+ * Waits until a caller has been retried that often; the policy of before gave up after five times.
+ */
 const triedAgain = (facts: ReadonlyArray<Observation.Observation>, times: number) =>
   until(() => only(facts, "Retried").some(({ attempt }) => attempt >= times))
 
@@ -158,7 +163,8 @@ describe("callers while the server is away", () => {
         }
         const given = yield* Fiber.join(own)
         assert.isTrue(given._tag === "Left" && given.left._tag === "TimeoutException", inspect(given))
-        // one that has waited for as long as it may is not run again as a whole, to wait as long once more
+        // a transaction that has waited as long as it may is not run again as a whole, to wait as
+        // long once more
         assert.isFalse(facts.some((fact) => fact._tag === "Retried" && fact.what === "transaction"))
         yield* proxy.accept
         yield* insert("after")
@@ -204,7 +210,7 @@ describe("callers while the server is away", () => {
             Effect.fork
           )
           yield* until(() => count(facts, "Exhausted") === 3)
-          // who comes now does not even wait for the next attempt to connect
+          // a caller that comes now does not even wait for the next attempt to connect
           const before = count(facts, "ConnectFailed")
           for (const self of [insert("late"), Db.withTransaction(insert("late"), { retry: true })]) {
             const error = yield* failure(self)
@@ -212,7 +218,7 @@ describe("callers while the server is away", () => {
             assert.include(error.message, "maxOutageWaiters")
           }
           assert.isAtMost(count(facts, "ConnectFailed") - before, 1)
-          // one that leaves makes room for one
+          // a caller that leaves makes room for another
           const waits = yield* Effect.filter(fibers, (fiber) => Effect.map(Fiber.poll(fiber), (_) => _._tag === "None"))
           assert.lengthOf(waits, 5)
           const [left, ...stay] = waits
@@ -336,7 +342,9 @@ describe("permanent connect errors", () => {
 })
 
 describe("a start that verifies the servers", () => {
-  /** Opens a database whose server is not there yet, and makes it come when it has been asked for three times. */
+  /**
+   * Opens a database whose server is not there yet, and starts it after three attempts to connect.
+   */
   const comes = (options: Partial<Database.Options>, come: (proxy: Proxy) => Effect.Effect<void>) =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable

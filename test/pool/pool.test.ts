@@ -1,4 +1,7 @@
-/** What a pool gives beside what every way to open one promises; that is in `pooling/`. */
+/**
+ * The behaviour of a pool beside the common promises of every way to open one; those are in
+ * `pooling/`.
+ */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -19,7 +22,7 @@ const writes = Effect.map(
   ({ servers }) => servers[0]?.writes ?? { total: -1, idle: -1, active: -1, waiting: -1 }
 )
 
-/** A transaction that holds a connection until it is told to let go. */
+/** A transaction that holds a connection until it is released. */
 const holder = Effect.gen(function* () {
   const held = yield* Deferred.make<void>()
   const release = yield* Deferred.make<void>()
@@ -36,7 +39,7 @@ describe("Pool", () => {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
       const hanging = yield* proxy.when((message) => message.type === "startup", "freeze")
-      // a login takes much of the time that is hoped for at first, and then more is hoped for
+      // a login takes much of the time that is estimated at first, and then the estimate grows
       yield* proxy.delay(0, 20)
       const both = yield* Effect.makeLatch()
       let holding = 0

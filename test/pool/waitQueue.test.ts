@@ -1,9 +1,9 @@
-/** The queue for a connection: who is sent away when, by one timer for all. */
+/** The queue for a connection: the rejection of waiters by one timer for all. */
 import { assert, describe, it } from "@effect/vitest"
 import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
 
-/** A queue, and somebody who comes to it and may wait for so many ms. */
+/** Opens a queue, and returns a function that adds a waiter with so many ms. */
 const open = () => {
   const away: Array<string> = []
   let told = () => {}
@@ -25,7 +25,7 @@ const open = () => {
   return { away, come, empty, waiters }
 }
 
-/** How many timers keep the process alive. */
+/** Returns the number of timers that keep the process alive. */
 const timers = () => process.getActiveResourcesInfo().filter((what) => what === "Timeout").length
 
 describe("waiters", () => {

@@ -1,6 +1,4 @@
-/**
- * What reaches the driver: the settings, whole and copied, and nothing else.
- */
+/** The driver receives the settings, whole and copied, and nothing else. */
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { inspect } from "node:util"
@@ -53,7 +51,7 @@ const answer = (options: Database.Options) =>
     Db.layer(options)
   )
 
-/** Why a database cannot be opened. */
+/** Returns the reason for which a database cannot be opened. */
 const reason = (options: Database.Options) =>
   Effect.map(Effect.flip(Effect.scoped(Layer.build(Db.layer(options)))), (error) =>
     error._tag === "ConnectFailed" ? error.reason : error._tag
@@ -302,7 +300,7 @@ describe("TLS options", () => {
         hidden("client", sql)
         hidden("service", yield* Db)
         hidden("status", yield* Db.status)
-        // another client that is made of it works
+        // another client that is created from it works
         const copied = sql.config.ssl
         assert.strictEqual(typeof copied === "object" && copied.key, client.key)
         assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")

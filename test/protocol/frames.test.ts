@@ -1,6 +1,4 @@
-/**
- * A server that sends what no server may: its client fails, in time, and goes on.
- */
+/** A server that violates the protocol: its client fails, in time, and goes on. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -24,7 +22,7 @@ const Line = Schema.parseJson(
   })
 )
 
-/** What a client in a process of its own makes of conversations; the process is killed where it does not come to an end. */
+/** Runs a client of conversations in a process of its own, which is killed if it does not end. */
 const listen = (conversations: (n: number) => talk.Conversation, count: number, concurrency: number) =>
   Effect.gen(function* () {
     const url = yield* makeSpeaker((user) => conversations(Number(user.replace("case_", ""))))
@@ -45,7 +43,7 @@ const hex = (text: string): Buffer => Buffer.from(text.replaceAll(" ", ""), "hex
 const after = (count: number, messages: ReadonlyArray<Buffer>, ...rest: ReadonlyArray<Buffer>): Buffer =>
   Buffer.concat([...messages.slice(0, count), ...rest])
 
-/** What is wrong at any time. */
+/** Messages that are wrong at any time. */
 const always: Readonly<Record<string, Buffer>> = {
   "an error without a body": hex("45 00 00 00 04"),
   "a notice without a body": hex("4e 00 00 00 04"),
@@ -125,7 +123,7 @@ const ends = (all: ReadonlyArray<readonly [name: string, conversation: talk.Conv
         : [`${all[n]?.[0]}: ${tag} ${detail}${message?.includes("protocol") ? "" : message}`]
     )
     assert.deepStrictEqual(got.sort(), all.map(([name]) => `${name}: ${expected}`).sort())
-    // one that is right, in the same process, after them
+    // a correct conversation, in the same process, after them
     assert.deepStrictEqual(lines.find(({ n }) => n === all.length)?.rows, [{ n: "1" }])
   })
 
@@ -245,7 +243,7 @@ describe("a fuzzed server", () => {
             assert.deepStrictEqual(rows, talk.readAnswer(answer), `seed ${seed}: ${message}`)
           }
         }
-        // what came of them, so that a change in the generator shows
+        // the results, so that a change in the generator shows
         assert.isAtLeast(counts.right ?? 0, 0.1 * conversations)
         assert.isAtLeast(counts.ConnectFailed ?? 0, 0.2 * conversations)
         assert.isAtLeast(counts.Disconnected ?? 0, 0.15 * conversations)

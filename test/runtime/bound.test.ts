@@ -1,4 +1,7 @@
-/** Databases that are open for as long as something else runs: a program, a server, a framework, or nothing that has an end. */
+/**
+ * Databases that are open for as long as something else runs: a program, a server, a framework, or
+ * nothing that has an end.
+ */
 import * as http from "node:http"
 import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
@@ -30,12 +33,12 @@ const sessions = Effect.flatMap(Place, ({ writer }) =>
   )
 )
 
-/** All are gone; a server process that was told to end needs its time. */
+/** Waits until all sessions are gone; a server process that was told to end needs its time. */
 const noSessions = Effect.repeat(sessions, { schedule: soon, until: (n) => n === 0 })
 
 const place = Layer.scoped(Place, freshTable)
 
-/** A runtime, and a handler that stores a row and answers when it is told to. */
+/** Creates a runtime, and a handler that stores a row and answers when it is released. */
 const fresh = (name: string) =>
   Effect.map(Place, ({ writer }) => {
     const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer }))
@@ -54,7 +57,7 @@ interface Answer {
   readonly text: string
 }
 
-/** Its connection is not kept, so that no server has to wait for that. */
+/** Sends a request whose connection is not kept, so that no server has to wait for that. */
 const post = (port: number) =>
   Effect.async<Answer, Error>((resume) => {
     const request = http.request({ host: "127.0.0.1", port, method: "POST", agent: false }, (response) => {

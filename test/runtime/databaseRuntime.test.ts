@@ -22,7 +22,9 @@ const failure = (promise: Promise<unknown>): Effect.Effect<unknown> =>
     )
   )
 
-/** A runtime on a new database, which is closed at the end of the test, whatever has it open. */
+/**
+ * Opens a runtime on a new database, which is closed at the end of the test, whatever has it open.
+ */
 const fresh = (options?: DatabaseRuntime.Options) =>
   Effect.gen(function* () {
     const place = yield* freshTable
@@ -87,7 +89,7 @@ describe("the opening and closing of a runtime", () => {
       assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
       yield* Effect.promise(() => runtime.close())
       assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
-      // closing what is closed is nothing
+      // closing a closed runtime does nothing
       yield* Effect.promise(() => runtime.close())
       yield* Effect.promise(() => runtime.open())
       assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
@@ -106,7 +108,7 @@ describe("the opening and closing of a runtime", () => {
       const part = async () => {
         await runtime.open()
         try {
-          // what is open inside of a unit of work is what is open outside of it
+          // the runtime inside a unit of work is the one outside of it
           return await runtime.unitOfWork(async () => {
             await runtime.open()
             const inside = await session()
@@ -120,7 +122,7 @@ describe("the opening and closing of a runtime", () => {
       const sessions = yield* Effect.promise(async () => {
         await runtime.open()
         const atOnce = await Promise.all(Array.from({ length: 50 }, part))
-        // nobody of them has closed it
+        // no caller has closed it
         atOnce.push([await session()], [await session()])
         await runtime.close()
         return atOnce
@@ -210,7 +212,10 @@ describe("the opening and closing of a runtime", () => {
   )
 })
 
-/** What a request is answered by plain code behind the middleware, and with what error that is called again. */
+/**
+ * Returns the answer of plain code behind the middleware, and the error that its next handler
+ * receives.
+ */
 const answerBehind = (
   runtime: { readonly middleware: ReturnType<typeof DatabaseRuntime.make>["middleware"] },
   options: DatabaseRuntime.NodeOptions,
@@ -244,7 +249,7 @@ describe("the middleware of a runtime", () => {
         throw "a text"
       })
       assert.strictEqual(status, 502)
-      // to some frameworks anything but an Error is none
+      // some frameworks treat only an Error as an error
       assert.deepStrictEqual(errors, [new Error("a text", { cause: "a text" })])
     })
   )
@@ -307,7 +312,7 @@ describe("the handler of web requests", () => {
 
 describe("a web request that is answered again", () => {
   const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
-  // as a server makes it of what was sent
+  // as a server creates it from the sent bytes
   const post = (body: string, headers: Record<string, string> = { "content-length": `${Buffer.byteLength(body)}` }) =>
     new Request("http://localhost/", { method: "POST", body, headers })
 

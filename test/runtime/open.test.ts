@@ -1,4 +1,7 @@
-/** Databases that are opened and closed by hand: together, by several at once, and where one cannot be opened. */
+/**
+ * Databases that are opened and closed by hand: together, by several callers at once, and when one
+ * cannot be opened.
+ */
 import * as NodeContext from "@effect/platform-node/NodeContext"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as PgMigrator from "@effect/sql-pg/PgMigrator"
@@ -17,11 +20,14 @@ class Third extends Database.Service<Third>()("third") {}
 
 const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)
 
-/** What became of a promise: `"done"`, or the tag of its failure. */
+/** Returns the result of a promise: `"done"`, or the tag of its failure. */
 const settled = (promise: Promise<unknown>): Effect.Effect<unknown> =>
   Effect.promise(() => promise.then(() => "done", tagOf))
 
-/** Databases of one server, each behind a proxy of its own. One that refuses connections is waited for as long as `connectTimeout` says. */
+/**
+ * Databases of one server, each behind a proxy of its own. A refused connect is retried for as long
+ * as `connectTimeout`.
+ */
 const fresh = (
   connectTimeout: { readonly two?: Duration.DurationInput; readonly three?: Duration.DurationInput } = {}
 ) =>
@@ -148,7 +154,7 @@ describe("databases that are opened together", () => {
       const { logged, proxies, runtime, sessions } = yield* fresh({ two: "1 second", three: "1500 millis" })
       const [, two, three] = proxies
       yield* two.refuse
-      // fails when the other has failed already, for it waits for a server that may still come
+      // fails when the other has failed already, because it waits for a server that may still come
       const held = yield* three.when(isLogin, "freeze")
       const opening = Effect.runFork(Effect.flip(Effect.tryPromise({ try: () => runtime.open(), catch: (_) => _ })))
       yield* held

@@ -1,4 +1,7 @@
-/** Code that is blocked while a thread with the databases works for it: entered once, by whoever likes, and used by many calls. */
+/**
+ * Code that is blocked while a thread with the databases works for it: entered once, by any caller,
+ * and used by many calls.
+ */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -14,7 +17,7 @@ const place = Layer.scoped(Place, freshTable)
 
 const others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
-/** The statements of others that run, or that they are idle after. */
+/** The statements of other sessions that run, or after which they are idle. */
 const seen = Effect.flatMap(Place, ({ writer }) =>
   Effect.map(query<{ query: string; state: string }>(writer, `SELECT query, state ${others}`), (rows) =>
     rows.map(({ query, state }) => `${state}: ${query}`)
@@ -32,7 +35,7 @@ const nobody = Effect.tap(
 
 const sleeping = "active: SELECT pg_sleep(600)"
 
-/** A program that does what it is told, and what comes of it. */
+/** Starts a program that executes commands, and reads their results. */
 const startProgram = (url: Redacted.Redacted<string>) =>
   Effect.map(Program.startScript("test/support/sync.ts", [], { DATABASE_URL: Redacted.value(url) }), (program) => {
     let count = 0
@@ -40,7 +43,7 @@ const startProgram = (url: Redacted.Redacted<string>) =>
       Effect.as(program.type(`${command}\n`), program.line(new RegExp(`^${++count}: (.*)$`, "m")))
     return {
       ...program,
-      /** Hands it the command; the effect inside waits for what comes of it. */
+      /** Sends the command; the effect inside waits for its result. */
       begin,
       does: (command: string) => Effect.flatten(begin(command))
     }
@@ -93,7 +96,7 @@ describe("synchronous code", () => {
       assert.strictEqual(yield* does("thrown eggs"), "failed: TypeError: of the caller itself")
       // one in another is a part of it
       assert.match(yield* does("nested eggs bread milk"), violation)
-      // also where its failure is caught, for its half must not be stored
+      // also when its failure is caught, because its half must not be stored
       assert.match(yield* does("caught eggs bread"), /^failed: RolledBackAtCommit: .*its caller rolls it back/)
       assert.deepStrictEqual(yield* stored, ["milk"])
       assert.strictEqual(yield* does("nested eggs bread"), "undefined")
@@ -107,7 +110,7 @@ describe("synchronous code", () => {
       assert.match(yield* does("blockItself"), /^failed: BlocksItself: the thread that answers would wait for itself/)
       assert.match(yield* does("unsendable"), /^failed: DataCloneError: .* could not be cloned/)
       assert.match(yield* does("unsendableArgument"), /^failed: DataCloneError: .* could not be cloned/)
-      // an argument that asks itself is answered first
+      // an argument that makes a call of its own is served first
       assert.strictEqual(yield* does("askWhileAsking"), "undefined")
       assert.deepStrictEqual(yield* stored, [`by ${yield* does("session")}`])
       assert.strictEqual(yield* does("break"), "failed: Error: a bug")
@@ -157,7 +160,7 @@ describe("synchronous code", () => {
       const held = yield* proxy.when(({ bytes }) => bytes.includes("pg_sleep"), "freeze")
       yield* frozen.begin("addAndSleep milk")
       yield* held
-      // nobody answers that either
+      // no process answers that either
       const asked = yield* proxy.when(({ type }) => type === "cancel", "freeze")
       yield* frozen.signal("SIGINT")
       yield* asked
@@ -165,7 +168,7 @@ describe("synchronous code", () => {
       assert.strictEqual((yield* frozen.ended).code, "SIGINT")
 
       const { begin, ended, signal } = yield* opened
-      // the server has not heard of the end of the other one, which has the milk
+      // the server has not received the end of the other one, which has the milk
       yield* begin("addAndSleep eggs")
       yield* seenUntil((found) => found.includes(sleeping))
       yield* signal("SIGTERM")

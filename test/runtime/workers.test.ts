@@ -1,4 +1,7 @@
-/** A forked worker does not share its parent's connections: what it does with its own, and how it ends, is not felt here. */
+/**
+ * A forked worker does not share its parent's connections: its work with its own, and its end, do
+ * not affect the parent.
+ */
 import * as ChildProcess from "node:child_process"
 import cluster, { type Worker as ClusterWorker } from "node:cluster"
 import * as fs from "node:fs"
@@ -15,7 +18,7 @@ const script = new URL("../support/worker.ts", import.meta.url).href
 // in a thread tsx is no option of the command line
 const threadCode = `import("tsx/esm/api").then(({ register }) => { register(); return import(${JSON.stringify(script)}) })`
 
-/** What a worker says before it is gone. */
+/** Waits for the message of a worker before it ends. */
 const heard = (
   start: (url: string) => {
     on(event: "message", listener: (said: Said) => void): unknown
@@ -116,7 +119,7 @@ describe("workers", () => {
       const ports = yield* Effect.promise(() => Promise.all(workers.map(portOf)))
       assert.strictEqual(ports[0], ports[1])
       const seen = new Map<number, number>()
-      // who of them is asked is the system's affair
+      // the system selects the process that serves
       yield* Effect.repeat(
         Effect.promise(async () => {
           const answer = await fetch(`http://127.0.0.1:${ports[0]}/`)
