@@ -19,7 +19,7 @@ import { query } from "../support/server.js"
 
 class Service extends Context.Tag("test/Service")<Service, { readonly url: string }>() {}
 
-/** The service as it is, on a cluster of its own. */
+/** The real service, on a cluster of its own. */
 const service = Layer.scoped(
   Service,
   Effect.gen(function* () {
@@ -69,7 +69,7 @@ const events = (id: string) =>
     all.map(({ what }) => what)
   )
 
-/** Makes something of a table impossible for the length of a test. */
+/** Makes a statement on a table fail for the length of a test. */
 const during = (database: "app" | "audit", sql: string, undo: string) =>
   Effect.acquireRelease(rows(database, sql), () => rows(database, undo))
 
@@ -302,7 +302,9 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       const json = { "content-type": "application/json" }
       const agent = new Http1.Agent({ keepAlive: true, maxSockets: 1 })
 
-      /** Sends a body in pieces, without its length, and goes on with that until it is all sent, whatever the answer. */
+      /**
+       * Sends a body in pieces, without its length, until all of it is sent, whatever the answer.
+       */
       const inPieces = (pieces: ReadonlyArray<string>, path = "/todos", method = "POST") =>
         Effect.flatMap(Service, ({ url }) =>
           Effect.async<{ readonly status: number | undefined; readonly body: unknown; readonly port: number }>(
@@ -440,7 +442,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
           status: 200,
           body: { total: 1, records: [{ iata: "K007", name: "Airport 7", latitude: 0.7, longitude: -0.7 }] }
         })
-        // these mean themselves
+        // these characters stand for themselves
         expect(yield* page(`?search=${encodeURIComponent("0% lake_")}`)).toMatchObject({ body: { total: 1 } })
         expect(yield* page("?search=_______")).toMatchObject({ body: { total: 0 } })
         expect(yield* page(`?search=${encodeURIComponent("%")}`)).toMatchObject({ body: { total: 1 } })
@@ -636,7 +638,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
           expect(yield* from({ origin })).toMatchObject(refused)
           expect(yield* from({ origin }, "POST", "/servers/freeze")).toMatchObject(refused)
         }
-        // as a form of an old browser has it
+        // as an old browser sends a form
         expect(
           yield* from({ "content-type": "application/x-www-form-urlencoded", origin: "https://example.com" })
         ).toMatchObject(refused)

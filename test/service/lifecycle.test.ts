@@ -16,7 +16,7 @@ import * as Program from "./program.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** A folder that the program takes for the machine's folder for temporary things. */
+/** A folder that the program takes for the machine's temporary folder. */
 const temporary = Effect.acquireRelease(
   Effect.sync(() => {
     const folder = fs.mkdtempSync(path.join(directory, "service-test-"))
@@ -30,7 +30,7 @@ const temporary = Effect.acquireRelease(
 const clustersIn = (folder: string): ReadonlyArray<string> =>
   fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))
 
-/** Processes that have to do with a folder. */
+/** Returns the processes that use a folder. */
 const processesOf = (folder: string): ReadonlyArray<string> =>
   execFileSync("ps", ["-A", "-ww", "-o", "pid=,command="], { encoding: "utf8" })
     .split("\n")
@@ -38,7 +38,7 @@ const processesOf = (folder: string): ReadonlyArray<string> =>
 
 const poll = Schedule.spaced("10 millis")
 
-/** An open connection that has been used once and is kept. */
+/** A connection that has been used once and stays open. */
 const keepAlive = (url: string) =>
   Effect.acquireRelease(
     Effect.async<net.Socket>((resume) => {
@@ -51,7 +51,7 @@ const keepAlive = (url: string) =>
     (socket) => Effect.sync(() => socket.destroy())
   )
 
-/** Holds every change of todos back until it is released. */
+/** Blocks every change of todos until it is released. */
 const lock = (url: Redacted.Redacted<string>) =>
   Effect.gen(function* () {
     yield* Effect.forkScoped(
@@ -180,7 +180,7 @@ describe("Ctrl-C", () => {
       const pipe = yield* empty("slow.csv")
       execFileSync("mkfifo", [pipe])
       const service = yield* Program.start(["--csv", pipe], env)
-      // to read as well, so that it does not wait for a reader, who may never come
+      // the lock covers reads as well, so that it does not wait for a reader, which may never come
       const writer = yield* Effect.promise(() => fs.promises.open(pipe, "r+"))
       yield* Effect.addFinalizer(() => Effect.promise(() => writer.close().catch(() => {})))
       yield* service.meanwhile(Effect.promise(() => writer.write(header + someRows(5000))))
@@ -236,7 +236,7 @@ describe("Ctrl-C", () => {
   )
 })
 
-/** Ends a server as somebody does who has only `kill`. */
+/** Ends a server as a user does with nothing but `kill`. */
 const killPostmaster = (data: string) => {
   const [pid] = fs.readFileSync(path.join(data, "postmaster.pid"), "utf8").split("\n")
   process.kill(Number(pid), "SIGKILL")

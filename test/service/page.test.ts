@@ -1,4 +1,4 @@
-/** The page at `/`, as a visitor has it: real Chromium, the real service, its real servers. */
+/** The page at `/`, as a visitor uses it: real Chromium, the real service, its real servers. */
 import * as fs from "node:fs"
 import { describe, expect, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -41,11 +41,11 @@ const box = (page: Page, name: string) => page.getByRole("checkbox", { name, exa
 const deleteButton = (page: Page, name: string) => page.getByRole("button", { name: `Delete ${name}`, exact: true })
 const searchField = (page: Page) => page.getByRole("searchbox", { name: /^Search by code/ })
 
-/** Waits until something is there that says this; the wait fails the test. */
+/** Waits until an element has this text; the wait fails the test. */
 const says = (place: Locator, text: string | RegExp) => place.filter({ hasText: text }).first().waitFor()
 const told = (place: Locator, text: string | RegExp) => says(place.getByRole("status"), text)
 const warned = (place: Locator, text: string | RegExp) => says(place.getByRole("alert"), text)
-/** Waits until an answer's line says who gave it. */
+/** Waits until an answer's line names its server. */
 const signed = (place: Locator, text: RegExp) => place.getByText(text).first().waitFor()
 
 const byPrimary = /^app · primary 127\.0\.0\.1:\d+ · transaction · [\d.,]+\sms$/
@@ -65,7 +65,7 @@ const search = async (page: Page, text: string) => {
 
 const hasFocus = (locator: Locator) => locator.evaluate((element) => element === element.ownerDocument.activeElement)
 
-/** A visit in which the browser has nothing to complain of. */
+/** Visits the page, and fails if the browser has complaints. */
 const visiting = (body: (page: Page) => Promise<unknown>, options?: BrowserContextOptions) =>
   Effect.gen(function* () {
     const { complaints, page } = yield* visit((yield* Service).url, options)
@@ -188,7 +188,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
           const { page } = yield* visit((yield* Service).url)
           yield* Effect.promise(async () => {
             await page.route("**/todos", async (route) => {
-              // the service does it, and nobody hears of it
+              // the service applies it, and its answer is lost
               await route.fetch()
               await route.abort()
             })
@@ -324,7 +324,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
       it.scoped("every function is reachable from the keyboard, and the focus is visible", () =>
         visiting(async (page) => {
           const { keyboard } = page
-          /** Tabs on to something. */
+          /** Presses Tab until an element has the focus. */
           const reach = async (goal: Locator) => {
             for (let presses = 0; presses < 40; presses++) {
               await keyboard.press("Tab")
@@ -353,7 +353,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
           await reach(deleteButton(page, "By hand"))
           await keyboard.press("Enter")
           await told(todos(page), "Deleted “By hand”.")
-          // the focus is where one goes on
+          // the focus is on the next element to use
           expect(await hasFocus(deleteButton(page, "By foot"))).toBe(true)
           await keyboard.press("Enter")
           await told(todos(page), "Deleted “By foot”.")

@@ -1,4 +1,4 @@
-/** What a visitor may do to the service's own servers, and what is left of it. */
+/** The actions of a visitor on the service's own servers, and their remains. */
 import * as fs from "node:fs"
 import { describe, expect, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -15,7 +15,7 @@ import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
-/** A cluster as the service has it, and what may be done to it, until a scope of its own ends. */
+/** A cluster of the service, and the actions on it, until a scope of its own ends. */
 const given = Effect.gen(function* () {
   const postgres = yield* EmbeddedPostgres.make({ directory, replicas: 1, databases: ["app", "audit"] })
   const scope = yield* Scope.make()

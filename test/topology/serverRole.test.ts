@@ -287,7 +287,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       return yield* Effect.provide(Effect.scoped(body(bouncer)), Layer.merge(live, Layer.succeed(Place, place)))
     })
 
-  /** The pooler leads to another server from now on, for clients that are connected, too. */
+  /** Connects the pooler to another server from now on, for present clients, too. */
   const turn = (bouncer: Bouncer, to: Place["Type"]["writer"]) =>
     Effect.zipRight(bouncer.aim(to), Effect.asVoid(bouncer.admin("RECONNECT")))
 

@@ -18,7 +18,7 @@ import { freshDatabase, query } from "../support/server.js"
 
 const secret = "s3cr3t-w0rd"
 
-/** A port on which somebody accepts and never answers. */
+/** A port on which a server accepts and never answers. */
 const silent = Effect.acquireRelease(
   Effect.async<net.Server>((resume) => {
     const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
@@ -26,7 +26,7 @@ const silent = Effect.acquireRelease(
   (server) => Effect.sync(() => server.close())
 ).pipe(Effect.map((server) => (server.address() as net.AddressInfo).port))
 
-/** A port on which nobody listens. */
+/** A port on which nothing listens. */
 const closed = Effect.scoped(silent)
 
 const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
@@ -35,7 +35,10 @@ const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => 
   return Redacted.make(changed.href)
 }
 
-/** Opens a database that cannot be opened, within its timeout and a second, and gives the failure and all that was said. */
+/**
+ * Opens a database that cannot be opened, within its timeout and a second, and returns the failure
+ * and all log messages.
+ */
 const failure = (options: Database.Options) =>
   Effect.gen(function* () {
     const said: Array<string> = []

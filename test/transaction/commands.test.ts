@@ -1,6 +1,4 @@
-/**
- * The commands of an SQL text, told apart by their first words.
- */
+/** The commands of an SQL text, distinguished by their first words. */
 import { describe, expect, it } from "vitest"
 import { commandsIn } from "../../src/internal/sql/commands.js"
 

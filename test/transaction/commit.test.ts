@@ -1,5 +1,5 @@
 /**
- * The end of a transaction on a network that fails: what is stored, what is said, and how long it takes.
+ * The end of a transaction on a network that fails: the stored rows, the failure, and the duration.
  */
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -78,7 +78,7 @@ describe("the end of a transaction", () => {
         Effect.flip
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-      // and so it may be replayed
+      // therefore it may be replayed
       yield* proxy.when(answers("COMMIT"), "cut")
       assert.deepStrictEqual(
         yield* read.pipe(Db.withTransaction({ access: "read only", retry: true }), Effect.provide(context)),

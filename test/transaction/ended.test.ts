@@ -18,7 +18,7 @@ const collide = run("DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'se
 
 const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
-/** How a failure says that a statement has ended the transaction. */
+/** Describes a failure of a statement that has ended the transaction. */
 const endedBy = (error: unknown) =>
   DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded" ? error.by : String(error)
 

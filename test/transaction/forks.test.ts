@@ -16,7 +16,10 @@ import { terminateBackends } from "../support/server.js"
 
 const hurried = fresh({ acquireTimeout: "200 millis" })
 
-/** Forks a nested transaction that sends a statement and does not end; gives its fiber once that is answered. */
+/**
+ * Forks a nested transaction that sends a statement and does not end; returns its fiber once that
+ * is answered.
+ */
 const forkNested = <R>(nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db | R>) =>
   Effect.gen(function* () {
     const sent = yield* Deferred.make<void>()
@@ -33,7 +36,10 @@ const forkNested = <R>(nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.E
     return { fiber, go }
   })
 
-/** Forks a statement in a nested transaction that fails while the statement waits; gives the fiber of its failure. */
+/**
+ * Forks a statement in a nested transaction that fails while the statement waits; returns the fiber
+ * of its failure.
+ */
 const lateIn = (nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db>) =>
   Effect.gen(function* () {
     const forked = yield* Deferred.make<Fiber.RuntimeFiber<DatabaseError.DatabaseError, unknown>>()
@@ -48,7 +54,7 @@ const lateIn = (nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A
     return yield* Deferred.await(forked)
   })
 
-/** In the transaction of the database, in a savepoint, or in a nested part. */
+/** The places of a fork: the transaction of the database, a savepoint, a nested part. */
 const ways = [
   ["Db.withTransaction", (self) => Db.withTransaction(self)],
   ["UnitOfWork.nested", (self) => UnitOfWork.nested(self)]

@@ -1,6 +1,6 @@
 /**
- * A statement that the program interrupts and then goes on: in a transaction, in a nested one, on a reserved connection, in a sandbox, and
- * what becomes of its connection.
+ * A statement that the program interrupts before it goes on: in a transaction, in a nested one, on
+ * a reserved connection, in a sandbox, and the state of its connection.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -36,7 +36,7 @@ const running = (count: number) =>
     )
   })
 
-/** Runs what holds a long statement, and interrupts it when the server is at that. */
+/** Runs an effect with a long statement, and interrupts it when the server runs that. */
 const interrupted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const fiber = yield* Effect.fork(self)
@@ -464,7 +464,7 @@ describe("the connection of an interrupted statement", () => {
         const held = yield* proxy.when(({ type }) => type === "cancel", "freeze", 2)
         yield* Fiber.interrupt(fiber)
         yield* held
-        // in the words in which it answers our own cancel, too
+        // in the words of the answer to our own cancel as well
         yield* query(place.writer, "SELECT pg_cancel_backend($1)", [before])
         const other = yield* Effect.fork(run("SELECT pg_backend_pid() AS pid FROM pg_sleep(0.5) AS long"))
         const [next] = yield* running(1)
@@ -479,7 +479,8 @@ describe("the connection of an interrupted statement", () => {
 
   it.scopedLive(`a connection ${behindBouncer} is never kept: the pooler may pass a cancel on late`, (context) =>
     Effect.gen(function* () {
-      // without PgBouncer, which only `npm run test:cluster` installs, there is no connection of one
+      // without PgBouncer, which only `npm run test:cluster` installs, no connection is one of a
+      // pooler
       if (!hasBouncer) return context.skip()
       yield* interrupted(run(long))
       const { servers } = yield* Db.status

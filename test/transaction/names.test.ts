@@ -1,5 +1,6 @@
 /**
- * Options with a name that is not known, as only a program without types can give: they are refused with the nearest name.
+ * Options with an unknown name, as only a program without types can pass: they are refused with the
+ * nearest name.
  */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
@@ -10,7 +11,7 @@ import { DatabaseError, DatabaseRuntime, Migrations, RequestTransaction, UnitOfW
 import { describe } from "vitest"
 import { Db, fresh, insert, stored } from "../support/databases.js"
 
-/** Options as a program without types gives them. */
+/** Returns options as a program without types passes them. */
 const untyped = (options: object): object => options
 
 describe("unknown options", () => {

@@ -1,5 +1,6 @@
 /**
- * What a part of a unit of work asks of the whole: it is so, or it is refused, and never ignored.
+ * The settings that a part of a unit of work requests of the whole: they are applied or refused,
+ * and never ignored.
  */
 import { HttpClient, HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
@@ -80,7 +81,7 @@ describe("the isolation that a part requests", () => {
 
   it.scopedLive("the isolation of a part conflicts after a statement, if it is lower, and if access is another", () =>
     Effect.gen(function* () {
-      // a transaction that was begun by hand is as its program has said
+      // a transaction that was begun by hand has the settings of its program
       yield* conflict("isolation", Db.withTransaction(Db.withTransaction(isolation, serializable)))
       yield* conflict("isolation", Db.withTransaction(UnitOfWork.nested(Db.withTransaction(isolation, serializable))))
       yield* conflict(
@@ -210,7 +211,7 @@ describe("the settings that a part requests before a transaction begins", () => 
       }
       yield* conflict("access", Db.withTransaction(UnitOfWork.run(insert("refused"), onDb(readWrite)), readOnly))
       yield* Db.withTransaction(UnitOfWork.run(insert("equal"), all(serializable)), serializable)
-      // of a database that is left out it is no concern
+      // a database that is left out is not affected
       yield* Db.withTransaction(Db.independent(UnitOfWork.run(insert("own"), all(serializable))))
       assert.deepStrictEqual([...(yield* stored)].sort(), ["equal", "own"])
     }).pipe(Effect.provide(fresh()))

@@ -21,7 +21,7 @@ const served = Layer.merge(NodeHttpServer.layerTest, fresh())
 
 const failing = Effect.zipRight(insert("half"), Effect.fail("x"))
 
-/** The failure of the whole, with what it names. */
+/** Returns the failure of the whole, with the part that it names. */
 const rolledBack = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.flip(DatabaseError.refine(self)), (error) => {
     assert.isTrue(DatabaseError.isDatabaseError(error), String(error))

@@ -1,5 +1,6 @@
 /**
- * `Reactivity` in a transaction: queries run again when what they read is stored, and not before.
+ * `Reactivity` in a transaction: queries run again when the rows that they read are stored, and not
+ * before.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import { assert, it } from "@effect/vitest"
@@ -21,7 +22,10 @@ const names = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY id`, (rows) => rows.map(({ name }) => name))
 )
 
-/** A query that is run again for each invalidation, by a client or by the service itself; `next` waits for what it reads. */
+/**
+ * Watches a query that runs again for each invalidation, by a client or by the service itself;
+ * `next` waits for its result.
+ */
 const watch = (by: "sql.reactiveMailbox" | "Reactivity.query") =>
   Effect.gen(function* () {
     const sql = yield* Db.writer
@@ -59,7 +63,7 @@ describe("an invalidation in a transaction", () => {
           yield* whole(
             Effect.gen(function* () {
               yield* add("a")
-              // a statement of its own has its turn after what would have been forked
+              // a statement of its own has its turn after any forked one
               yield* Db.independent(names)
               assert.strictEqual(runs(), 1)
             })
@@ -140,7 +144,7 @@ describe("an invalidation in a transaction", () => {
       yield* UnitOfWork.run(Effect.zipRight(Reactivity.invalidate(["items"]), UnitOfWork.rollback))
       yield* names
       assert.strictEqual(runs(), 1)
-      // what is begun on another database is not undone by it
+      // work that begins on another database is not undone by it
       yield* UnitOfWork.run(
         Effect.all([Audit.notify("c"), Reactivity.invalidate(["items"]), insert("undone"), Db.rollback])
       )
@@ -172,7 +176,7 @@ describe("an invalidation in a transaction", () => {
       const committed = Reactivity.mutation(Effect.zipRight(insert("a"), Db.commit), ["items"])
       yield* Effect.ignore(UnitOfWork.run(Effect.all([committed, insert("undone"), Effect.fail("x")])))
       assert.deepStrictEqual(yield* next, ["a"])
-      // what is undone with a transaction around is not stored
+      // work that is undone with a transaction around is not stored
       const part = UnitOfWork.run(Effect.zipRight(add("undone"), Effect.fail("x")))
       yield* Effect.ignore(Db.withTransaction(Effect.ignore(part)))
       yield* names

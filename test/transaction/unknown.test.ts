@@ -1,5 +1,5 @@
 /**
- * A COMMIT whose answer does not come: what a program learns of it, also where it has stopped waiting.
+ * A COMMIT without an answer: the report that a program receives, also if it has stopped waiting.
  */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
@@ -25,7 +25,7 @@ const behindProxy = Effect.gen(function* () {
   return { proxy, context: Context.pick(Db)(context), writer }
 })
 
-/** Hooks of each kind, which note that they have run. */
+/** Returns hooks of each kind, which record that they have run. */
 const hooks = (log: Array<string>) => {
   const note = (text: string) => Effect.sync(() => void log.push(text))
   return Effect.all([
@@ -51,7 +51,7 @@ const collide = Effect.flatMap(
   (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
 )
 
-/** The failures of a cause, beside its interruption. */
+/** Returns the failures of a cause, beside its interruption. */
 const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
   Chunk.toReadonlyArray(Cause.failures(cause)).map((error) =>
     DatabaseError.isDatabaseError(error) ? error._tag : String(error)

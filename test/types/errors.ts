@@ -1,4 +1,4 @@
-/** What `DatabaseError.refine` makes of errors. `tsc` is the test; nothing here runs. */
+/** The types that `DatabaseError.refine` gives to errors. `tsc` is the test; nothing here runs. */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import { DatabaseError } from "effect-db"

@@ -19,10 +19,10 @@ const both = Layer.merge(fresh(), audit)
 
 const show = (what: string) => Effect.map(Db.writer, (sql) => sql.unsafe<Record<string, string>>(`SHOW ${what}`))
 
-/** What the server says of the current transaction. */
+/** Reads a setting of the current transaction on the server. */
 const setting = (what: string) => Effect.map(Effect.flatten(show(what)), ([row]) => row?.[what])
 
-/** Everything that is observed of `Db` while an effect runs. */
+/** Returns all observations of `Db` while an effect runs. */
 const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const facts: Array<Observation.Observation> = []
@@ -34,7 +34,7 @@ const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
         Stream.runDrain
       )
     )
-    // a statement of nobody's shows that somebody listens
+    // a statement outside of the unit shows that the recorder listens
     const knock = Effect.zipRight(
       Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
       Deferred.poll(listening)
@@ -207,7 +207,7 @@ describe("the end of a unit on several databases", () => {
         const unit = yield* Effect.fork(Effect.flip(DatabaseError.refine(UnitOfWork.run(work))))
         yield* Effect.all([checked, checking])
         yield* second.cut
-        // the server hears of it as the client does
+        // the server receives it as the client does
         const others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         yield* Effect.repeat(query(audited, others), { schedule: soon, until: (rows) => rows.length === 0 })
         yield* third.thaw
@@ -254,7 +254,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  /** The order in which the servers were told to commit. */
+  /** Returns the order in which the servers received COMMIT. */
   const order = (options: UnitOfWork.Options<unknown, unknown>) =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
@@ -445,7 +445,7 @@ describe("work outside of a unit of work", () => {
 })
 
 describe("a unit of work that is run again", () => {
-  /** Fails in a savepoint, as a transaction does that met another one. */
+  /** Fails in a savepoint, as a transaction does that collides with another one. */
   const alwaysCollides = Db.withTransaction(
     Effect.flatMap(
       Db.writer,
@@ -453,7 +453,7 @@ describe("a unit of work that is run again", () => {
     )
   )
 
-  /** Fails once as a transaction does that met another one. */
+  /** Fails once as a transaction does that collides with another one. */
   const collide = Effect.suspend(() => {
     let left = 1
     return Effect.suspend(() =>

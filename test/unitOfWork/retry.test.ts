@@ -1,4 +1,7 @@
-/** With `retry`, what the transactions themselves know of their failure decides, whatever the work has made of it. */
+/**
+ * With `retry`, the failure that the transactions themselves have seen decides, whatever the work
+ * has turned it into.
+ */
 import { Model } from "@effect/sql"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -21,7 +24,7 @@ class Refused extends Error {
   readonly _tag = "Refused"
 }
 
-/** A row that is made by `@effect/sql`'s repository, which dies of what the database refuses. */
+/** A row of `@effect/sql`'s repository, which dies of a refusal of the database. */
 class Item extends Model.Class<Item>("Item")({
   id: Model.Generated(Schema.Number),
   name: Schema.String,
@@ -51,7 +54,7 @@ const collideOnInsert = (times: number) =>
     yield* query(writer, "CREATE TRIGGER collide BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION collide()")
   })
 
-/** Counts its runs; `fail` is what becomes of the first ones. */
+/** Counts its runs; the first ones end in `fail`. */
 const counted = <E, R>(fail: Effect.Effect<unknown, E, R>, times = 2) => {
   let runs = 0
   const work = Effect.suspend(() => {
@@ -63,7 +66,7 @@ const counted = <E, R>(fail: Effect.Effect<unknown, E, R>, times = 2) => {
 
 type Run = <E>(work: Effect.Effect<void, E, Db>) => Effect.Effect<void, unknown, Db>
 
-/** Both a promise's rejection and an effect's defect are a failure of the whole. */
+/** Returns a promise's rejection and an effect's defect alike as a failure of the whole. */
 const settled = (self: Effect.Effect<void, unknown, Db>) => Effect.exit(self)
 
 const inRuntime =
@@ -173,7 +176,7 @@ for (const [way, run] of Object.entries(ways)) {
 }
 
 describe("combinators that a pipe is given without a call", () => {
-  // the types refuse it, and say what to write; a program without types gets what it means
+  // the types refuse it, with the correct form; in a program without types it runs as intended
   const uncalled: Readonly<Record<string, unknown>> = {
     "Db.withTransaction": Db.withTransaction,
     "UnitOfWork.run": UnitOfWork.run,
@@ -183,7 +186,7 @@ describe("combinators that a pipe is given without a call", () => {
     it.scopedLive(`${name} without a call runs the effect as a whole`, () =>
       Effect.gen(function* () {
         const failing = Effect.zipRight(insert("undone"), Effect.fail("mine"))
-        // what a pipe does with it
+        // as a pipe calls it
         const run = combinator as (self: typeof failing) => typeof failing
         assert.strictEqual(yield* Effect.flip(failing.pipe(run)), "mine")
         assert.deepStrictEqual(yield* stored, [])

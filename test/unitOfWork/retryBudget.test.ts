@@ -1,4 +1,4 @@
-/** The budget for retries, and what the last failure says when it, or the schedule, is used up. */
+/** The retry budget, and the message of the last failure when it, or the schedule, is used up. */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import type { SqlError } from "@effect/sql/SqlError"
 import { assert, it } from "@effect/vitest"
@@ -36,7 +36,7 @@ const ways: ReadonlyArray<readonly [name: string, run: Run]> = [
   ["RequestTransaction.middleware", asRequest]
 ]
 
-/** A policy without pauses, of which no attempt comes back with time. */
+/** A policy without pauses, whose budget does not refill over time. */
 const policy = (burst: number, times = 10): Partial<RetryPolicy.Policy> => ({
   transaction: Schedule.recurs(times),
   statement: Schedule.recurs(3),
@@ -63,7 +63,7 @@ const colliding = (id: number, change: Effect.Effect<unknown, SqlError, Audit>) 
   })
 }
 
-/** A machine that is slow for a moment sheds nobody. */
+/** Options without load shedding on a machine that is slow for a moment. */
 const patient: Partial<Database.Options> = { maxConnections: 20, acquireTimeout: "1 minute", queueTarget: "1 minute" }
 
 /** Another program, at the same database. */
@@ -82,7 +82,7 @@ const logged = () => {
   return { layer, lines }
 }
 
-/** Waits for so many observations of retries that have ended in vain. */
+/** Waits for so many observations of exhausted retries. */
 const exhausted = (facts: ReadonlyArray<Observation.Observation>, count: number) =>
   eventually(
     Effect.sync(() => only(facts, "RetryExhausted")),

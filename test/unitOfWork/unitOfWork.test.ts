@@ -167,7 +167,7 @@ describe("UnitOfWork", () => {
           const reader = yield* Db.reader
           const refused = yield* reader`DELETE FROM item`.pipe(DatabaseError.refine, Effect.flip)
           assert.strictEqual(refused._tag, "ReadOnlyViolation")
-          // the refusal is the reader's own affair
+          // the refusal concerns the reader alone
           yield* insert("b")
         })
       )
@@ -298,7 +298,7 @@ describe("UnitOfWork", () => {
             yield* Effect.yieldNow()
             yield* proxy.thaw
             const fiber = yield* Fiber.join(unit)
-            // who joins it would be in that unit himself
+            // a fiber that joined it would be in that unit itself
             const exit = yield* Effect.timeout(Fiber.await(fiber), "3 seconds")
             const told = yield* exit
             assert.strictEqual(told._tag === "Left" && told.left._tag, "TransactionEnded", `${outcome}, ${late}`)

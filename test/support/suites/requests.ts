@@ -1,4 +1,4 @@
-/** The promises that a request is kept, over real HTTP, whatever serves it. */
+/** The promises of a request with a unit of work, over real HTTP, whatever serves it. */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
@@ -10,7 +10,7 @@ import { atOnce, come, idle, listOf, noted, post, problem, stored, textOf } from
 import { hearing, tell } from "./requests/messages.js"
 import { Site, tenantHeader } from "./requests/site.js"
 
-/** A row of the table: what a handler does, its status, what it leaves. */
+/** A row of the table: the name of the test, its handler, its status, and the stored rows. */
 const simple: ReadonlyArray<readonly [name: string, handler: string, status: number, rows: ReadonlyArray<string>]> = [
   ["a plain insert is stored", "insert", 200, ["insert"]],
   ...[200, 201, 204, 301, 304, 399].map(
@@ -129,7 +129,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
             yield* leave
             yield* idle
             assert.deepStrictEqual(yield* stored(handler), [])
-            // the server knows, too
+            // the server reports it, too
             yield* query<{ state: string }>(writer, "SELECT state FROM pg_stat_activity WHERE pid = $1", [pid]).pipe(
               Effect.map((rows) => rows.map(({ state }) => state)),
               Effect.repeat({ schedule: soon, until: (states) => left.some((state) => state === states.join()) })

@@ -1,4 +1,6 @@
-/** The end of a pool: what is in use gets its time, nothing new begins, and nothing is left. */
+/**
+ * The close of a pool: connections in use get their time, nothing new begins, and nothing is left.
+ */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -10,14 +12,14 @@ import type { Proxy } from "../../proxy.js"
 import { query } from "../../server.js"
 import { connects, eventually, failure, figures, hold, once, openToClose, pid, settled, type Way } from "./way.js"
 
-/** How long an effect takes, in ms. */
+/** Returns the duration of an effect, in ms. */
 const took = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const start = performance.now()
     return Effect.map(self, () => performance.now() - start)
   })
 
-/** Nobody is connected any more; the network may take a moment to say so. */
+/** Waits until no client is connected any more; the network may take a moment to report that. */
 const isEmpty = (wire: Proxy) =>
   eventually(
     Effect.sync(() => wire.connections),

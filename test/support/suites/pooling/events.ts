@@ -1,4 +1,4 @@
-/** What a pool tells of itself. */
+/** The observations of a pool. */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -27,7 +27,10 @@ import {
   watch
 } from "./way.js"
 
-/** How a connection comes to be closed for a reason, in a pool of at most one idle connection; the ends that others have are tested there. */
+/**
+ * Closes a connection for each reason, in a pool of at most one idle connection; the other ends are
+ * tested there.
+ */
 const ends = (
   way: Way
 ): Partial<
@@ -119,7 +122,7 @@ export const events = (way: Way): void => {
           `checkin ${process}`,
           `reset ${process}`
         ]
-        // how long the server takes to say goodbye is its own affair
+        // the duration of the server's close is its own affair
         const isEnd = (word: string) => word.startsWith("close")
         assert.deepStrictEqual(
           words.filter((word) => !isEnd(word)),
@@ -144,7 +147,7 @@ export const events = (way: Way): void => {
       const [connected] = only(facts, "Connected")
       assert.isAbove(connected?.took ?? 0, 0)
       const waited = only(facts, "CheckedOut").map((fact) => fact.waited)
-      // who came first waited for the connect
+      // the first caller waited for the connect
       assert.isAtLeast(waited[0] ?? 0, connected?.took ?? 0)
       assert.isAbove(waited[1] ?? 0, 0)
       for (const { used } of back) assert.isAbove(used, 0)

@@ -1,4 +1,4 @@
-/** Connections that are held for too long: who has them, and where in the program. */
+/** Connections that are held for too long: their holders, and the call sites. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -33,7 +33,7 @@ const slow = "SELECT pg_sleep(1000)"
 // more than is fetched at once, so that the rest is to come
 const many = "SELECT * FROM generate_series(1, 1000)"
 
-/** Ways to hold a connection, with the line of this file in which that is said. */
+/** Ways to hold a connection, with the line of this file that the report names. */
 const holders: ReadonlyArray<{
   readonly name: string
   readonly line: number
@@ -112,7 +112,7 @@ export const leaks = (way: Way): void => {
         for (const words of [`fiber ${leaked?.fiber}`, leaked?.place, `connection ${leaked?.processId}`, `"app"`]) {
           assert.include(warnings[0], words)
         }
-        // others come and go, and it is not told twice
+        // others come and go, and it is not reported twice
         if (way.strategy === "pooled") for (let i = 0; i < 50; i++) yield* pid
         assert.lengthOf(
           only(facts, "Leaked").filter(({ processId }) => processId === leaked?.processId),
@@ -167,7 +167,8 @@ export const leaks = (way: Way): void => {
       assert.isEmpty(others)
       yield* holder.release
       yield* Fiber.join(waiter)
-      // on a busy machine one may be held for too long, and is told; a timer may be a millisecond early
+      // on a busy machine a connection may be held for too long, and is reported; a timer may be a
+      // millisecond early
       let late = 0
       for (let i = 0; i < 50; i++) {
         const [took] = yield* Effect.timed(pid)
@@ -189,7 +190,7 @@ export const leaks = (way: Way): void => {
       const sent = yield* wire.when(sends(slow), "freeze")
       const fiber = yield* Effect.fork(Effect.flatMap(Db.writer, (sql) => sql.unsafe(slow)))
       yield* sent
-      // nobody cancels it, either
+      // no pool cancels it, either
       yield* wire.freeze
       yield* Fiber.interrupt(fiber)
       const [closed] = yield* told(facts, "Closed")

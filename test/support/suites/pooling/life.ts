@@ -1,4 +1,4 @@
-/** Which connection is handed out, and for how long connections are kept. */
+/** The choice of a connection at checkout, and its lifetime. */
 import * as fs from "node:fs"
 import { assert, it } from "@effect/vitest"
 import * as Array from "effect/Array"
@@ -26,11 +26,14 @@ import {
   watch
 } from "./way.js"
 
-/** Lets some time pass by asking the server for it. */
+/** Waits on the server for some time. */
 const pass = (millis: number) =>
   Effect.flatMap(Place, ({ writer }) => query(writer, "SELECT pg_sleep($1)", [millis / 1000]))
 
-/** The timer that the kernel has for a socket between two ports of this machine; 2 is that of TCP keepalive. */
+/**
+ * Returns the timer that the kernel has for a socket between two ports of this machine; 2 is that
+ * of TCP keepalive.
+ */
 const timer = (local: number, remote: number): number | undefined => {
   const port = (address: string | undefined) => Number.parseInt(address?.split(":")[1] ?? "", 16)
   const rows = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((file) => fs.readFileSync(file, "utf8").split("\n").slice(1))

@@ -1,4 +1,4 @@
-/** How many connections there are, and what becomes of those that cannot be made. */
+/** The number of connections, and the effects of failed connects. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"

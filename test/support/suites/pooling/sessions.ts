@@ -1,4 +1,4 @@
-/** What is done with a session when its connection is made, handed out and given back. */
+/** The work on a session when its connection is made, checked out and checked in. */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -30,7 +30,7 @@ import {
 
 const run = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
 
-/** One value that the server gives on the connection of the pool's turn. */
+/** Reads one value of the server on the pool's connection. */
 const ask = (text: string) =>
   Effect.flatMap(Db.writer, (sql) =>
     Effect.map(sql.unsafe<{ value: unknown }>(`SELECT ${text} AS value`).unprepared, (rows) => rows[0]?.value)
@@ -80,7 +80,7 @@ export const sessions = (way: Way): void => {
       yield* sql`SELECT pg_advisory_lock(42)`
       assert.strictEqual(yield* count("pg_locks WHERE locktype = 'advisory' AND objid = 42"), 0)
       assert.strictEqual(yield* count("pg_prepared_statements"), 0)
-      // what the connection knows of its prepared statements went with them
+      // the connection's own record of its prepared statements went with them
       assert.deepStrictEqual(yield* select(2), [{ n: 2 }])
       assert.deepStrictEqual(yield* select(3), [{ n: 3 }])
       assert.strictEqual(yield* pid, first)

@@ -88,7 +88,7 @@ export const strategies = (way: Way): void => {
       const holder = yield* hold
       const first = yield* Effect.fork(Effect.exit(nested("a")))
       yield* settled({ active: 2, waiting: 1 })
-      // another one who waits with empty hands is no reason to give up
+      // another caller that waits and holds nothing is no reason to give up
       const patient = yield* Effect.fork(pid)
       yield* settled({ waiting: 2 })
       yield* holder.release
@@ -146,7 +146,7 @@ export const strategies = (way: Way): void => {
   it.scopedLive("the strategy assertSingle does not count the check of a server at the start as a checkout", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
-      // the start goes on while the reader is looked at
+      // the start goes on while the reader is checked
       assert.deepStrictEqual(yield* reader`SELECT 1 AS n`, [{ n: 1 }])
     }).pipe(Effect.provide([fresh({ strategy: "assertSingle" }), once]))
   )

@@ -1,4 +1,4 @@
-/** Connections that were idle are asked for a sign of life: when, and what becomes of those that give none. */
+/** The validation of idle connections: its time, and the effects of a missing answer. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -26,10 +26,10 @@ import {
 export const validation = (way: Way): void => {
   const count = way.strategy === "pooled" ? 3 : 1
   const { hasSessions } = way.route
-  // a pooler may take as long as a connect for a sign of life: it answers when it has a server free
+  // a pooler may take as long as a connect for a validation: it answers when it has a server free
   const patient = { startup: "lazy", validateAfterIdle: 0, connectTimeout: "1 second" } as const
 
-  /** How many round trips an effect takes. */
+  /** Returns the number of round trips of an effect. */
   const roundTrips = <A, E, R>(self: Effect.Effect<A, E, R>) =>
     Effect.gen(function* () {
       const wire = yield* Wire
@@ -45,7 +45,7 @@ export const validation = (way: Way): void => {
       assert.strictEqual(yield* roundTrips(pid), 1)
       yield* query(writer, "SELECT pg_sleep(0.11)")
       assert.strictEqual(yield* roundTrips(pid), 2)
-      // the statement itself was a sign of life
+      // the statement itself validated the connection
       assert.strictEqual(yield* roundTrips(pid), 1)
     }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
   )
@@ -105,7 +105,7 @@ export const validation = (way: Way): void => {
       yield* halfOpen
       const start = performance.now()
       yield* Effect.forEach(Array.from({ length: count }), (_, i) => insert(`row ${i}`), { concurrency: "unbounded" })
-      // a sign of life may take a second
+      // a validation may take a second
       assert.isBelow(performance.now() - start, 2000)
       assert.lengthOf(yield* stored, count)
       for (const { reason } of yield* told(facts, "Closed", count)) assert.strictEqual(reason, "invalid")

@@ -1,4 +1,4 @@
-/** Those who wait for a connection: in which order, until when, and what they are told. */
+/** The waiters for a connection: their order, their deadline, and their failure. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -24,11 +24,14 @@ import {
   watch
 } from "./way.js"
 
-/** What somebody can be waiting for who has asked for a connection. */
+/** The phases in which a caller waits that has requested a connection. */
 const phases = (): ReadonlyArray<{
   readonly name: string
   readonly options: Partial<Database.Options>
-  /** Makes the next who asks wait; the effect inside waits until he does, and gives what ends the wait. */
+  /**
+   * Makes the next caller wait; the effect inside waits until it does, and returns the effect that
+   * ends the wait.
+   */
   readonly stop: Effect.Effect<Effect.Effect<Effect.Effect<unknown>>, never, Db | Wire>
 }> => {
   const gate = () => {
@@ -178,7 +181,7 @@ export const waiting = (way: Way): void => {
       assert.strictEqual((yield* Fiber.join(other)).waiting, 2)
       assert.include(error.message, "(total 1, active 1, idle 0, waiting 1)")
       assert.include(error.message, "hold connections for less time")
-      // nobody has noted down who holds what
+      // no checkout was recorded
       assert.strictEqual(error.oldestLoan, undefined)
       assert.strictEqual(error.lastConnectFailure, undefined)
       assert.strictEqual(error.connecting, undefined)
@@ -272,7 +275,8 @@ export const waiting = (way: Way): void => {
         const before = performance.now()
         const { active, idle, total, waiting } = yield* figures
         assert.deepStrictEqual({ active, idle, total, waiting }, { active: 1, idle: 0, total: 1, waiting: 0 })
-        // the next one waits for that, for there may be no other connection; then he has the same done for him
+        // the next waiter waits for that, because there may be no other connection; then the same
+        // runs for it
         const next = yield* Effect.fork(Effect.exit(insert("next")))
         let most = 0
         const look = Effect.map(figures, (seen) => {
@@ -320,7 +324,7 @@ export const waiting = (way: Way): void => {
     })
   }
 
-  // who comes next has that long, too, for a login, which by way of a pooler is two
+  // the next caller has that long, too, for a login, which through a pooler is two
   const acquireTimeout = way.route.hasSessions ? "250 millis" : "500 millis"
 
   for (const how of ["interrupted", "timed out"] as const) {
