@@ -138,7 +138,7 @@ const program = (seconds: number, factor: number) =>
     console.log(
       wellSince === undefined
         ? "recovery: none within 5 s"
-        : `recovery: nobody sent away and p95 under the target from ${Math.round(wellSince)} ms on, at half the peak`
+        : `recovery: no request rejected and p95 under the target from ${Math.round(wellSince)} ms on, at half the peak`
     )
   }).pipe(Effect.scoped)
 

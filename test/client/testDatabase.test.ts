@@ -207,7 +207,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  layer(Layer.provideMerge(TestDatabase.layer(Db), fresh()))("as a layer of a group of tests", (it) => {
+  layer(Layer.provideMerge(TestDatabase.layer(Db), fresh()))("a sandbox as a layer of a group of tests", (it) => {
     it.effect("the layer of a sandbox serves a group of tests", () =>
       Effect.gen(function* () {
         yield* insert("a")

@@ -341,7 +341,7 @@ describe("Connection", () => {
       const failure = (answer: Buffer, ssl = false) =>
         Effect.gen(function* () {
           const listener = yield* server(answer)
-          const { port } = listener.address() as net.AddressInfo // the address of a TCP server is never a string
+          const { port } = listener.address() as net.AddressInfo // a TCP server has no string as its address
           const writer = { host: "127.0.0.1", port, database: "app", username: "me", ssl }
           const error = yield* Effect.flip(Layer.build(Db.layer({ writer, connectTimeout: "300 millis" })))
           if (answer.includes("HTTP")) assert.include(error.message, "it is no PostgreSQL server")

@@ -375,7 +375,7 @@ const cell = (way: Way, network: Network) =>
       yield* release
       assert.deepStrictEqual(yield* statement("SELECT 1 AS n"), [{ n: 1 }])
       const hit = yield* Fiber.poll(bystander)
-      assert.strictEqual(hit._tag, "None", "somebody else's statement has failed")
+      assert.strictEqual(hit._tag, "None", "another caller's statement has failed")
       yield* Fiber.interrupt(bystander)
 
       const left = query<{ all: number; busy: number }>(

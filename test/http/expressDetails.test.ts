@@ -240,7 +240,7 @@ const serve: Serve = (runtime) => {
   return listening(app.listen(0, "127.0.0.1"))
 }
 
-layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("Express, in detail", (it) => {
+layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("the details of Express", (it) => {
   for (const where of ["outside", "inside"]) {
     it.scoped(`compression ${where} of the unit compresses the body, and that of a replacement`, () =>
       Effect.gen(function* () {

@@ -75,7 +75,7 @@ const serve: Serve = async (runtime) => {
   return { port: portOf(app.server), close: () => app.close() }
 }
 
-layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("Fastify, in detail", (it) => {
+layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("the details of Fastify", (it) => {
   for (const [name, status, body, rows] of [
     ["web-stream", 200, "from the web", ["web-stream"]],
     ["null", 200, "", ["null"]],

@@ -101,7 +101,7 @@ const serve: Serve = (runtime) => {
   return listening(createServer(getRequestListener(app.fetch)).listen(0, "127.0.0.1"))
 }
 
-layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("Hono, in detail", (it) => {
+layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("the details of Hono", (it) => {
   for (const [path, status, body, rows] of [
     ["unit/refused", 409, "refused", []],
     ["unit/forbidden", 403, "forbidden", []],

@@ -458,7 +458,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   }
 
-  shared.scoped("a response of the web stays what it is: a redirection, a stream, none at all", () =>
+  shared.scoped("a web response stays as it is: a redirection, a stream, none at all", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const answer = (make: () => Response) =>
@@ -484,7 +484,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("what a handler lists twice in its head is sent twice, with tokens too", () =>
+  shared.scoped("a header that a handler lists twice is sent twice, also with tokens", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const all = new Map([
@@ -513,7 +513,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("a response without a body that is a constant is nobody's", () =>
+  shared.scoped("a constant response without a body carries no session", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
@@ -537,7 +537,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("over HTTP/2, and outside of a unit of work", () =>
+  shared.scoped("the session is kept over HTTP/2, and outside of a unit of work", () =>
     Effect.gen(function* () {
       const { primary, replicas } = yield* Cluster
       const runtime = yield* opened
@@ -587,7 +587,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("inside of a unit of work whose transaction somebody else has begun", () =>
+  shared.scoped("the session is kept in a unit of work whose transaction was begun outside", () =>
     Effect.gen(function* () {
       const routes = HttpRouter.empty.pipe(
         HttpRouter.post(
@@ -614,7 +614,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("a request that only looks is told nothing, though it looks on the primary", () =>
+  shared.scoped("a request that only reads gets no session, though it reads from the primary", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const handle = runtime.handler(
@@ -627,10 +627,10 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
   )
 
   for (const [title, both] of [
-    ["both of two middlewares, one inside of the other", true],
-    ["the inner one of two middlewares", false]
+    ["both of two nested middlewares set one session", true],
+    ["the inner one of two middlewares sets one session", false]
   ] as const) {
-    shared.scoped(`${title}: the client is told once, of what the outer one has stored`, () =>
+    shared.scoped(`${title}, that of the outer unit`, () =>
       Effect.gen(function* () {
         const runtime = yield* opened
         const app = express()
@@ -650,7 +650,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     )
   }
 
-  shared.scoped("a handler of web requests inside of another one: the client is told once, by the outer one", () =>
+  shared.scoped("a handler of web requests inside another one sets the session once, by the outer one", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const options = { readYourWrites: { secret } }
@@ -665,7 +665,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("outside of a unit of work the statements of a client who has gone go on, as ever", () =>
+  shared.scoped("the statements of a disconnected client go on outside of a unit of work, as ever", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const runtime = yield* opened
@@ -733,7 +733,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
   )
 
   for (const secret of [undefined, "a text that is not redacted, but long enough", [], [undefined]]) {
-    shared.effect(`a secret that only a program without types can give is refused: ${JSON.stringify(secret)}`, () =>
+    shared.effect(`a secret of a wrong type is refused: ${JSON.stringify(secret)}`, () =>
       Effect.gen(function* () {
         // as such a program would
         const options = { secret } as unknown as RequestTransaction.ReadYourWrites
@@ -758,7 +758,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     ["header", { secret, header: "set-cookie" }],
     ["header", { secret, header: "x\r\ny: z" }]
   ] as const) {
-    shared.effect(`an option that cannot be right is refused: ${JSON.stringify(options)}`, () =>
+    shared.effect(`an invalid option is refused: ${JSON.stringify(options)}`, () =>
       Effect.gen(function* () {
         const error = yield* Effect.flip(
           Effect.try({ try: () => RequestTransaction.readYourWrites(options), catch: (error) => error })

@@ -100,7 +100,7 @@ interface Mode {
 }
 
 const modes: Readonly<Record<string, Mode>> = {
-  "nobody listens": {
+  "the port is closed": {
     begin: (proxy) => Effect.zipRight(proxy.refuse, proxy.cut),
     end: (proxy) => proxy.accept
   },

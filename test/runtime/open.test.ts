@@ -226,7 +226,7 @@ describe("databases that are opened together", () => {
   it.scopedLive("a database that could not be closed properly can be opened again", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
-      const broken = Layer.scopedDiscard(Effect.addFinalizer(() => Effect.die(new Error("a bug of somebody else"))))
+      const broken = Layer.scopedDiscard(Effect.addFinalizer(() => Effect.die(new Error("a foreign bug"))))
       const runtime = DatabaseRuntime.make({ db: Db }, Layer.provideMerge(Db.layer({ writer }), broken))
       yield* Effect.promise(() => runtime.open())
       yield* Effect.promise(() => runtime.close().catch(() => {}))

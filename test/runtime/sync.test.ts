@@ -28,7 +28,7 @@ const seen = Effect.flatMap(Place, ({ writer }) =>
 const seenUntil = (isSo: (found: ReadonlyArray<string>) => boolean) =>
   Effect.zipRight(Effect.repeat(seen, { schedule: soon, until: isSo }), seen)
 
-const nobody = Effect.tap(
+const noStatement = Effect.tap(
   seenUntil(({ length }) => length === 0),
   (found) => assert.deepStrictEqual(found, [])
 )
@@ -72,12 +72,12 @@ describe("synchronous code", () => {
         assert.strictEqual((yield* seen).length, 1)
         yield* does("close")
         // the program and its thread are still there
-        yield* nobody
+        yield* noStatement
         assert.strictEqual(yield* does("session"), `${closed} closed - use it only while its layer is open`)
         yield* does("open")
         assert.notStrictEqual(yield* does("session"), session)
         yield* does("close")
-        yield* nobody
+        yield* noStatement
         yield* leave
         const { code, stderr } = yield* ended
         assert.deepStrictEqual({ code, stderr }, { code: 0, stderr: "" })
@@ -114,7 +114,7 @@ describe("synchronous code", () => {
       assert.strictEqual(yield* does("askWhileAsking"), "undefined")
       assert.deepStrictEqual(yield* stored, [`by ${yield* does("session")}`])
       assert.strictEqual(yield* does("break"), "failed: Error: a bug")
-      yield* nobody
+      yield* noStatement
       assert.match(yield* does("unit milk"), /^failed: ThreadEnded: the thread that has the databases has ended/)
       assert.strictEqual(yield* does("close"), "undefined")
     }).pipe(Effect.provide(place))
@@ -143,7 +143,7 @@ describe("synchronous code", () => {
       yield* seenUntil((found) => found.includes(sleeping))
       yield* signal("SIGINT")
       yield* done
-      yield* nobody
+      yield* noStatement
       yield* leave
       const { code, stderr } = yield* ended
       assert.deepStrictEqual({ code, stderr }, { code: 130, stderr: "" })

@@ -75,7 +75,7 @@ const visiting = (body: (page: Page) => Promise<unknown>, options?: BrowserConte
   })
 
 describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
-  layer(Layer.merge(embedded, Browser.layer), { excludeTestServices: true })("on servers of its own", (it) => {
+  layer(Layer.merge(embedded, Browser.layer), { excludeTestServices: true })("the page on servers of its own", (it) => {
     describe("todos", () => {
       it.scoped("todos are added, ticked and deleted, each answer names its server, and a reload shows the same", () =>
         visiting(async (page) => {
@@ -435,7 +435,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
     })
   })
 
-  layer(Browser.layer, { excludeTestServices: true })("on foreign servers", (it) => {
+  layer(Browser.layer, { excludeTestServices: true })("the page on foreign servers", (it) => {
     it.scoped(
       "the page offers nothing that disturbs foreign servers, reports a lost service beside what failed, and keeps what was typed",
       () =>

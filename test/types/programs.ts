@@ -87,14 +87,14 @@ export const poolsAreSpelledRight = (session: Effect.Effect<number, string, SqlC
 export const credentialsHaveAShape = (password: Redacted.Redacted<string>) => [
   App.layer({ writer: url, credentials: Effect.succeed({ username: "me", password }) }),
   App.layer({ writer: url, credentials: Effect.fail("not now") }),
-  // @ts-expect-error: a password that everybody can read
+  // @ts-expect-error: a password that is not redacted
   App.layer({ writer: url, credentials: Effect.succeed({ username: "me", password: "secret" }) }),
   // @ts-expect-error: the user is missing
   App.layer({ writer: url, credentials: Effect.succeed({ password }) }),
   // @ts-expect-error: credentials that never change stand in the URL
   App.layer({ writer: url, credentials: { username: "me", password } }),
   App.layer({ writer: { host: "localhost", database: "app", username: "me", passwordFile: "/run/secrets/app" } }),
-  // @ts-expect-error: a password that everybody can read
+  // @ts-expect-error: a password that is not redacted
   App.layer({ writer: { host: "localhost", database: "app", username: "me", password: "secret" } })
 ]
 
