@@ -2,7 +2,6 @@
  * The requests of a server at login, to a client that does not trust the network.
  */
 import * as fs from "node:fs"
-import * as net from "node:net"
 import * as os from "node:os"
 import * as path from "node:path"
 import { assert, it } from "@effect/vitest"
@@ -14,6 +13,7 @@ import { describe } from "vitest"
 import { Db, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
+import { listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
 
@@ -43,23 +43,15 @@ const refusal = (writer: string) =>
 const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
   Effect.gen(function* () {
     const received: Array<Buffer> = []
-    const server = yield* Effect.acquireRelease(
-      Effect.async<net.Server>((resume) => {
-        const server = net.createServer((socket) => {
-          const left = [...answers]
-          socket.on("error", () => {})
-          socket.on("data", (chunk) => {
-            received.push(chunk)
-            const answer = left.shift()
-            if (answer === undefined) socket.destroy()
-            else socket.write(answer)
-          })
-        })
-        server.listen(0, host, () => resume(Effect.succeed(server)))
-      }),
-      (server) => Effect.sync(() => server.close())
-    )
-    const { port } = server.address() as net.AddressInfo
+    const port = yield* listenOnPort((socket) => {
+      const left = [...answers]
+      socket.on("data", (chunk) => {
+        received.push(chunk)
+        const answer = left.shift()
+        if (answer === undefined) socket.destroy()
+        else socket.write(answer)
+      })
+    }, host)
     return {
       url: (parameters: string) => `postgres://me:${secret}@${host}:${port}/app?${parameters}`,
       /** The bytes after the first message, which has no password. */

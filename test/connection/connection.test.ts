@@ -1,5 +1,4 @@
 import * as fs from "node:fs"
-import * as net from "node:net"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
@@ -11,6 +10,7 @@ import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
+import { listenOnPort } from "../support/tcp.js"
 
 const prepared = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(
@@ -326,22 +326,10 @@ describe("Connection", () => {
 
   it.scopedLive("a server whose messages cannot be read is ConnectFailed, and the process does not crash", () =>
     Effect.gen(function* () {
-      /** Starts a server that answers the first message with these bytes. */
-      const server = (answer: Buffer) =>
-        Effect.acquireRelease(
-          Effect.async<net.Server>((resume) => {
-            const listener = net.createServer((socket) => {
-              socket.on("error", () => {})
-              socket.once("data", () => socket.write(answer))
-            })
-            listener.listen(0, "127.0.0.1", () => resume(Effect.succeed(listener)))
-          }),
-          (listener) => Effect.sync(() => listener.close())
-        )
+      /** Returns the failure of a connect to a server that answers the first message with these bytes. */
       const failure = (answer: Buffer, ssl = false) =>
         Effect.gen(function* () {
-          const listener = yield* server(answer)
-          const { port } = listener.address() as net.AddressInfo // a TCP server has no string as its address
+          const port = yield* listenOnPort((socket) => void socket.once("data", () => socket.write(answer)))
           const writer = { host: "127.0.0.1", port, database: "app", username: "me", ssl }
           const error = yield* Effect.flip(Layer.build(Db.layer({ writer, connectTimeout: "300 millis" })))
           if (answer.includes("HTTP")) assert.include(error.message, "it is no PostgreSQL server")

@@ -1,7 +1,6 @@
 /** Servers with several hosts, and sessions with the options of their connection string. */
 import { execFile, execFileSync } from "node:child_process"
 import * as fs from "node:fs"
-import * as net from "node:net"
 import * as os from "node:os"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
@@ -14,6 +13,7 @@ import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { Db } from "../support/databases.js"
 import { freshDatabase } from "../support/server.js"
+import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const partsOf = (url: Redacted.Redacted<string>) => {
   const { host, password, pathname, username } = new URL(Redacted.value(url))
@@ -32,33 +32,24 @@ const servers = Effect.map(freshDatabase, ({ reader, writer }) => {
   }
 })
 
-/** A port that nothing listens on. */
-const closed = Effect.async<string>((resume) => {
-  const server = net.createServer().listen(0, "127.0.0.1", () => {
-    const { port } = server.address() as net.AddressInfo
-    server.close(() => resume(Effect.succeed(`127.0.0.1:${port}`)))
-  })
-})
+const endpoint = (port: number) => `127.0.0.1:${port}`
 
-/** A port that accepts and never answers. */
-const silent = Effect.acquireRelease(
-  Effect.async<net.Server>((resume) => {
-    const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-  }),
-  (server) => Effect.sync(() => server.close())
-).pipe(Effect.map((server) => `127.0.0.1:${(server.address() as net.AddressInfo).port}`))
+/** An endpoint on which nothing listens. */
+const closed = Effect.map(closedPort, endpoint)
 
-/** A port on which something else than PostgreSQL answers. */
-const other = Effect.acquireRelease(
-  Effect.async<net.Server>((resume) => {
-    const server = net.createServer((socket) => {
-      socket.on("error", () => {})
-      socket.once("data", () => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n"))
-    })
-    server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-  }),
-  (server) => Effect.sync(() => server.close())
-).pipe(Effect.map((server) => `127.0.0.1:${(server.address() as net.AddressInfo).port}`))
+/** An endpoint that accepts and never answers. */
+const silent = Effect.map(
+  Effect.suspend(() => listenOnPort()),
+  endpoint
+)
+
+/** An endpoint on which a server of HTTP answers. */
+const other = Effect.map(
+  Effect.suspend(() =>
+    listenOnPort((socket) => void socket.once("data", () => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n")))
+  ),
+  endpoint
+)
 
 const question = "SELECT host(inet_server_addr()) || ':' || inet_server_port() AS host, pg_is_in_recovery() AS standby"
 

@@ -12,6 +12,7 @@ import { describe } from "vitest"
 import { Db, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
+import { listenOnPort } from "../support/tcp.js"
 import { makeTlsServer } from "../support/tls.js"
 import { makeIdentity, makeTlsGate } from "../support/tlsGate.js"
 
@@ -55,23 +56,21 @@ const failure = (writer: Database.Options["writer"]) =>
     message: error.message
   }))
 
+/** Forwards a connection to a port. */
+const forward = (client: net.Socket, port: number) => {
+  const socket = net.connect(port, "127.0.0.1").on("error", () => {})
+  client.pipe(socket).pipe(client)
+}
+
 /** Forwards connections to a port, and records the beginning of each. */
 const listen = (port: number) =>
   Effect.gen(function* () {
     const first: Array<number | undefined> = []
-    const server = yield* Effect.acquireRelease(
-      Effect.async<net.Server>((resume) => {
-        const server = net.createServer((client) => {
-          const socket = net.connect(port, "127.0.0.1")
-          client.once("data", (chunk) => first.push(chunk[0]))
-          client.pipe(socket).pipe(client)
-          for (const one of [client, socket]) one.on("error", () => {})
-        })
-        server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-      }),
-      (server) => Effect.sync(() => server.close())
-    )
-    return { port: (server.address() as net.AddressInfo).port, first }
+    const own = yield* listenOnPort((client) => {
+      client.once("data", (chunk) => first.push(chunk[0]))
+      forward(client, port)
+    })
+    return { port: own, first }
   })
 
 describe("TLS by the parameters of a connection string", () => {
@@ -206,21 +205,12 @@ describe("TLS by the parameters of a connection string", () => {
         Effect.scoped(
           Effect.gen(function* () {
             let found = false
-            const proxy = yield* Effect.acquireRelease(
-              Effect.async<net.Server>((resume) => {
-                const proxy = net.createServer((client) => {
-                  const socket = net.connect(server.port, "127.0.0.1")
-                  client.on("data", (chunk: Buffer) => {
-                    found ||= chunk.includes(hello)
-                  })
-                  client.pipe(socket).pipe(client)
-                  for (const one of [client, socket]) one.on("error", () => {})
-                })
-                proxy.listen(0, "127.0.0.1", () => resume(Effect.succeed(proxy)))
-              }),
-              (proxy) => Effect.sync(() => proxy.close())
-            )
-            const { port } = proxy.address() as net.AddressInfo
+            const port = yield* listenOnPort((client) => {
+              client.on("data", (chunk: Buffer) => {
+                found ||= chunk.includes(hello)
+              })
+              forward(client, server.port)
+            })
             yield* session(text(`host=localhost sslmode=verify-full sslrootcert=${ca} ${parameters}`, port))
             return found
           })

@@ -1,4 +1,3 @@
-import * as net from "node:net"
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -15,19 +14,9 @@ import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { Audit, Db, soon } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
+import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
-
-/** A port on which a server accepts and never answers. */
-const silent = Effect.acquireRelease(
-  Effect.async<net.Server>((resume) => {
-    const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-  }),
-  (server) => Effect.sync(() => server.close())
-).pipe(Effect.map((server) => (server.address() as net.AddressInfo).port))
-
-/** A port on which nothing listens. */
-const closed = Effect.scoped(silent)
 
 const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
   const changed = new URL(Redacted.value(url))
@@ -69,7 +58,7 @@ describe("start-up", () => {
   it.scopedLive("a wrong password, user, database or host and a closed port are ConnectFailed with the reason", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
-      const port = yield* closed
+      const port = yield* closedPort
       const { host } = new URL(Redacted.value(writer))
       const cases = [
         [
@@ -119,7 +108,7 @@ describe("start-up", () => {
 
   it.scopedLive("a server that accepts and never answers is unresponsive, within the timeout", () =>
     Effect.gen(function* () {
-      const port = yield* silent
+      const port = yield* listenOnPort()
       const error = yield* failure({ writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`) })
       assert.strictEqual(reasonOf(error), "unresponsive")
       assert.include(error.message, `127.0.0.1:${port}`)
@@ -175,7 +164,7 @@ describe("start-up", () => {
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         yield* query(writer, "CREATE TABLE item (name text)")
-        const port = yield* closed
+        const port = yield* closedPort
         const said: Array<string> = []
         const logger = Logger.make(({ message }) => void said.push(inspect(message)))
         const dead = changed(writer, (url) => {
@@ -206,7 +195,7 @@ describe("start-up", () => {
 
   it.scopedLive("a lazy start opens nothing before the first statement", () =>
     Effect.gen(function* () {
-      const port = yield* closed
+      const port = yield* closedPort
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         const error = yield* sql`SELECT 1`.pipe(DatabaseError.refine, Effect.flip)
@@ -226,7 +215,7 @@ describe("start-up", () => {
   it.scopedLive("an open database is closed again when the other one cannot be opened", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
-      const port = yield* closed
+      const port = yield* closedPort
       const both = Layer.merge(
         Db.layer({ writer }),
         Audit.layer({
