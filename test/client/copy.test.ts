@@ -10,9 +10,10 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError, DatabaseRuntime, Tenant, TestDatabase } from "effect-db"
+import { behind } from "../support/behind.js"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { active, Db, fresh, freshTable, insert, Place, soon, stored } from "../support/databases.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { sends } from "../support/proxy.js"
 import { randoms } from "../support/random.js"
 import { at, query, terminateBackends } from "../support/server.js"
 
@@ -668,11 +669,8 @@ describe("copyTo", () => {
   )
 
   it.scopedLive("copyTo that is interrupted and not stopped in time is no lost connection: nothing runs again", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         yield* proxy.when(({ type }) => type === "cancel", "cut", Number.POSITIVE_INFINITY)
         let attempts = 0
@@ -689,8 +687,8 @@ describe("copyTo", () => {
         const error = yield* failure(Db.withTransaction(interrupted, { retry: true }))
         expect(error).toMatchObject({ _tag: "TransactionInterrupted" })
         expect(attempts).toBe(1)
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
   it.scopedLive("copyTo fails with a typed error when the server refuses it, dies in the middle or cancels it", () =>
@@ -713,11 +711,8 @@ describe("copyTo", () => {
   )
 
   it.scopedLive("copyTo is interrupted within a second, on a dead network as well", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         const first = yield* Deferred.make<void>()
         const rows = sql.copyTo(sql`SELECT repeat('x', 10000) FROM generate_series(1, 1000)`)
@@ -731,8 +726,8 @@ describe("copyTo", () => {
         yield* proxy.strand
         yield* Effect.timeout(Fiber.interrupt(stuck), "1500 millis")
         expect(yield* active).toBe(0)
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
   it.scopedLive("copyTo ends for a slow consumer whatever part of the data arrives with the end of the exchange", () =>
@@ -752,18 +747,15 @@ describe("copyTo", () => {
   )
 
   it.scopedLive("copyTo returns all rows if it is sent again because its connection was lost before it had begun", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         const lost = yield* proxy.when(sends("COPY"), "cut")
         const lines = sql.copyTo(sql`SELECT repeat('x', 1023) FROM generate_series(1, 1000)`)
         expect(yield* Stream.runFold(lines, 0, (sum, block) => sum + block.length)).toBe(1000 * 1024)
         yield* lost
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
   it.scopedLive("copyTo feeds copyFrom", () =>
@@ -817,11 +809,8 @@ describe("COPY", () => {
   )
 
   it.scopedLive("a transaction whose COPY was interrupted names it without its values", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         yield* proxy.when(({ type }) => type === "cancel", "cut", Number.POSITIVE_INFINITY)
         const interrupted = Effect.gen(function* () {
@@ -835,8 +824,8 @@ describe("COPY", () => {
           _tag: "TransactionInterrupted",
           statement: expect.stringMatching(/^COPY \(SELECT \$1, pg_sleep\(60\)/)
         })
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
   it.scopedLive(

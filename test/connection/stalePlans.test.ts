@@ -6,11 +6,11 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, freshTable, insert, Place, stored } from "../support/databases.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { behind } from "../support/behind.js"
+import { Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
 const columns = (table = "item") =>
@@ -86,11 +86,10 @@ describe("stale plans", () => {
   )
 
   it.scopedLive("a stale plan drops the other plans of its connection, because each would be refused in turn", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      yield* query(place.writer, "INSERT INTO item (name) VALUES ('a')")
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
+        const place = yield* Place
+        yield* query(place.writer, "INSERT INTO item (name) VALUES ('a')")
         const sql = yield* Db.writer
         const texts = [1, 2, 3].map((n) => `SELECT ${n} AS n, item.* FROM item`)
         for (const text of texts) yield* sql.unsafe(text)
@@ -108,10 +107,8 @@ describe("stale plans", () => {
         yield* sql`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`
         for (const text of texts) yield* sql.unsafe(text)
         assert.strictEqual(refused, 2)
-      }).pipe(
-        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
-      )
-    })
+      })
+    )
   )
 
   for (const [name, first, undo] of [
@@ -119,10 +116,8 @@ describe("stale plans", () => {
     ["a nested transaction that begins the outer one", Effect.void, "ROLLBACK"]
   ] as const) {
     it.scopedLive(`a stale plan in ${name} that is interrupted undoes that one alone`, () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const proxy = yield* makeProxy(place.writer)
-        yield* Effect.gen(function* () {
+      behind({ maxConnections: 1 }, (proxy) =>
+        Effect.gen(function* () {
           yield* insert("a")
           yield* columns()
           yield* addColumn
@@ -141,10 +136,8 @@ describe("stale plans", () => {
           )
           assert.include(yield* stored, "after")
           yield* columns()
-        }).pipe(
-          Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
-        )
-      })
+        })
+      )
     )
   }
 

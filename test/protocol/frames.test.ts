@@ -1,14 +1,14 @@
 /** A server that violates the protocol: its client fails, in time, and goes on. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
+import { behind } from "../support/behind.js"
 import { startChild } from "../support/child.js"
 import * as talk from "../support/conversation.js"
-import { Db, freshTable, insert, Place, stored } from "../support/databases.js"
-import { answers, type Message, makeProxy, type Proxy } from "../support/proxy.js"
+import { Db, insert, stored } from "../support/databases.js"
+import { answers, type Message } from "../support/proxy.js"
 import { makeSpeaker } from "../support/speaker.js"
 
 const Line = Schema.parseJson(
@@ -151,20 +151,14 @@ describe("malformed bytes", () => {
   )
 })
 
-/** Runs an effect with a new database whose messages go through a proxy. */
-const behind = <A, E>(body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place>) =>
-  Effect.gen(function* () {
-    const place = yield* freshTable
-    const proxy = yield* makeProxy(place.writer)
-    const database = Db.layer({ writer: proxy.url, readers: [place.reader], acquireTimeout: "5 seconds" })
-    return yield* Effect.provide(body(proxy), Layer.merge(database, Layer.succeed(Place, place)))
-  })
+/** Options for a retry that is over before the test is. */
+const brief = { acquireTimeout: "5 seconds" } as const
 
 const isReady = ({ from, type }: Message) => from === "server" && type === "Z"
 
 describe("a malformed answer", () => {
   it.scopedLive("a malformed answer in a transaction is Disconnected, undone", () =>
-    behind((proxy) =>
+    behind(brief, (proxy) =>
       Effect.gen(function* () {
         const body = Effect.gen(function* () {
           yield* insert("a")
@@ -182,7 +176,7 @@ describe("a malformed answer", () => {
   )
 
   it.scopedLive("a malformed message leaves a COMMIT in doubt unless its tag has arrived", () =>
-    behind((proxy) =>
+    behind(brief, (proxy) =>
       Effect.gen(function* () {
         yield* proxy.when(answers("COMMIT"), "spoil")
         const error = yield* insert("a").pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
@@ -204,7 +198,7 @@ describe("a malformed answer", () => {
   it.scopedLive(
     "a malformed message leaves an autocommit statement in doubt, and the next one has another connection",
     () =>
-      behind((proxy) =>
+      behind(brief, (proxy) =>
         Effect.gen(function* () {
           const spoiled = yield* proxy.when((message) => isReady(message) && proxy.roundTrips > 0, "spoil")
           const error = yield* insert("a").pipe(Effect.zipRight(insert("b")), DatabaseError.refine, Effect.flip)

@@ -186,10 +186,8 @@ describe("an interrupted statement in a transaction", () => {
   )
 
   it.scopedLive("an interrupted statement undoes the whole if the server does not take the cancel in time", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         let runs = 0
         const work = Effect.gen(function* () {
           runs++
@@ -202,8 +200,8 @@ describe("an interrupted statement in a transaction", () => {
         assert.strictEqual(error._tag, "TransactionInterrupted")
         assert.strictEqual(runs, 1)
         assert.deepStrictEqual(yield* stored, [])
-      }).pipe(Effect.provide(Layer.merge(Db.layer({ writer: proxy.url }), Layer.succeed(Place, place))))
-    })
+      })
+    )
   )
 })
 
@@ -361,10 +359,8 @@ describe("the connection of an interrupted statement", () => {
   )
 
   it.scopedLive("the connection is kept if its reserved reader is released while the statement is undone", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
         const reader = yield* Db.reader
         const before = yield* reader`SELECT pg_backend_pid()`
         yield* Effect.scoped(
@@ -377,12 +373,8 @@ describe("the connection of an interrupted statement", () => {
         )
         yield* proxy.thaw
         assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
-      }).pipe(
-        Effect.provide(
-          Layer.merge(Db.layer({ writer: proxy.url, readers: [], maxConnections: 1 }), Layer.succeed(Place, place))
-        )
-      )
-    })
+      })
+    )
   )
 
   const lock = "SELECT pg_advisory_lock_shared(1) AS long"
@@ -427,10 +419,8 @@ describe("the connection of an interrupted statement", () => {
   }
 
   it.scopedLive("the connection runs nothing of a statement that was interrupted at the BEGIN before it", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
         const before = yield* pid
         const text = "INSERT INTO item (name) VALUES ('a'); INSERT INTO item (name) VALUES ('b')"
         for (const self of [Db.withSchema(run(text), "public"), Db.withTransaction(run(text))]) {
@@ -447,17 +437,14 @@ describe("the connection of an interrupted statement", () => {
           assert.strictEqual(yield* pid, before)
         }
         assert.deepStrictEqual(yield* stored, [])
-      }).pipe(
-        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
-      )
-    })
+      })
+    )
   )
 
   it.scopedLive("the connection is not used while its cancel is on its way, though the statement has ended", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+    behind({ maxConnections: 2 }, (proxy) =>
+      Effect.gen(function* () {
+        const place = yield* Place
         const before = yield* pid
         const fiber = yield* Effect.fork(run(long))
         yield* running(1)
@@ -471,10 +458,8 @@ describe("the connection of an interrupted statement", () => {
         assert.notStrictEqual(next, before)
         yield* proxy.thaw
         assert.deepStrictEqual(yield* Fiber.join(other), [{ pid: next }])
-      }).pipe(
-        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 2 }), Layer.succeed(Place, place)))
-      )
-    })
+      })
+    )
   )
 
   it.scopedLive(`a connection ${behindBouncer} is never kept: the pooler may pass a cancel on late`, (context) =>

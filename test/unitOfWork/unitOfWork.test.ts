@@ -17,6 +17,14 @@ const pid = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid)
 )
 
+/** Reads if a replica serves the reader, and the number of rows that it sees. */
+const standby = Effect.flatMap(Db.reader, (sql) =>
+  Effect.map(
+    sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
+    (rows) => rows[0]
+  )
+)
+
 const both = Layer.merge(fresh(), audit)
 
 /** A second database behind a proxy. */
@@ -153,12 +161,6 @@ describe("UnitOfWork", () => {
 
   it.scopedLive("reads go to the replica until the unit has written, and then see what it wrote", () =>
     Effect.gen(function* () {
-      const standby = Effect.flatMap(Db.reader, (sql) =>
-        Effect.map(
-          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
-          (rows) => rows[0]
-        )
-      )
       yield* UnitOfWork.run(
         Effect.gen(function* () {
           assert.deepStrictEqual(yield* standby, { yes: true, n: 0 })
@@ -551,12 +553,6 @@ describe("UnitOfWork", () => {
 
   it.scopedLive("reads after an early commit see what was committed", () =>
     Effect.gen(function* () {
-      const standby = Effect.flatMap(Db.reader, (sql) =>
-        Effect.map(
-          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
-          (rows) => rows[0]
-        )
-      )
       yield* UnitOfWork.run(
         Effect.gen(function* () {
           assert.strictEqual((yield* standby)?.yes, true)

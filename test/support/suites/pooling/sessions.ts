@@ -44,6 +44,17 @@ class Refused extends Error {
   override readonly message = "not this one"
 }
 
+/** Creates an `onCheckout` that refuses the next connection after `isDue` is set. */
+const refusesOnce = () => {
+  const next = { isDue: false }
+  const onCheckout = Effect.suspend(() => {
+    const isRefused = next.isDue
+    next.isDue = false
+    return isRefused ? Effect.fail(new Refused()) : Effect.void
+  })
+  return { next, onCheckout }
+}
+
 export const sessions = (way: Way): void => {
   const one = { maxConnections: 1 }
 
@@ -281,16 +292,11 @@ export const sessions = (way: Way): void => {
   })
 
   it.scopedLive("a checkout that onCheckout refuses gets another connection, and the refused one is closed", () => {
-    let refuses = false
-    const onCheckout = Effect.suspend(() => {
-      const isRefused = refuses
-      refuses = false
-      return isRefused ? Effect.fail(new Refused()) : Effect.void
-    })
+    const { next, onCheckout } = refusesOnce()
     return Effect.gen(function* () {
       const facts = yield* watch
       const first = yield* pid
-      refuses = true
+      next.isDue = true
       const second = yield* pid
       if (way.route.hasSessions) assert.notStrictEqual(second, first)
       assert.deepStrictEqual(
@@ -302,12 +308,7 @@ export const sessions = (way: Way): void => {
   })
 
   it.scopedLive("an onCheckout that refuses a connection that was kept warm costs no caller its checkout", () => {
-    let refuses = false
-    const onCheckout = Effect.suspend(() => {
-      const isRefused = refuses
-      refuses = false
-      return isRefused ? Effect.fail(new Refused()) : Effect.void
-    })
+    const { next, onCheckout } = refusesOnce()
     return Effect.gen(function* () {
       const facts = yield* watch
       yield* settled({ idle: 1 })
@@ -315,9 +316,9 @@ export const sessions = (way: Way): void => {
       yield* told(facts, "Connected")
       yield* settled({ idle: 1 })
       // that one has never been used
-      refuses = true
+      next.isDue = true
       assert.isAbove(yield* pid, 0)
-      assert.isFalse(refuses)
+      assert.isFalse(next.isDue)
     }).pipe(Effect.provide([open(way, { ...one, minConnections: 1, onCheckout }), once]))
   })
 
