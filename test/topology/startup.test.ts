@@ -12,7 +12,7 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Audit, Db, soon } from "../support/databases.js"
+import { Audit, active, Db, soon } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
 
@@ -288,14 +288,16 @@ describe("start-up", () => {
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(Db.layer({ writer, shutdownTimeout: "300 millis" }), scope)
       const sql = yield* Effect.provide(Db.writer, context)
-      const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
       const cut = yield* Effect.fork(sql`SELECT pg_sleep(60)`.pipe(DatabaseError.refine, Effect.flip))
       const sleeping = query<{ n: number }>(
         writer,
         "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'SELECT pg_sleep%' AND state = 'active'",
         [name]
       )
-      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 2 })
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
+      // the pool reports that it runs, because a query of the server may take longer than it does
+      const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
+      yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 2 }).pipe(Effect.provide(context))
       yield* Scope.close(scope, Exit.void)
       yield* Fiber.join(done)
       const error = yield* Fiber.join(cut)
