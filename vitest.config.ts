@@ -1,7 +1,10 @@
 import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
+import { fastTests } from "./test/support/tier.js"
 
+// the fast tier starts no server
+const isFast = process.env.EFFECT_DB_TEST_TIER === "unit"
 const src = fileURLToPath(new URL("./src/", import.meta.url))
 
 export default defineConfig({
@@ -12,8 +15,8 @@ export default defineConfig({
     ]
   },
   test: {
-    include: ["test/**/*.test.ts", "examples/*.test.ts"],
-    globalSetup: ["test/support/globalSetup.ts"],
+    include: isFast ? fastTests() : ["test/**/*.test.ts", "examples/*.test.ts"],
+    globalSetup: isFast ? [] : ["test/support/globalSetup.ts"],
     testTimeout: 30_000,
     hookTimeout: 30_000,
     pool: "forks",

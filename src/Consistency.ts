@@ -144,7 +144,9 @@ export class Session {
   }
 
   /** @internal Something was stored; `token` is a place after it, if one could be had, which was asked for at that time. */
-  note(database: string, token: Token | undefined, asked: number): void {
+  note(database: string, read: ConstructorParameters<typeof Token>[0] | undefined, asked: number): void {
+    // a server's own position needs no validation
+    const token = read === undefined || read instanceof Token ? read : new Token(read, { disableValidation: true })
     const before = this.all.get(database)
     if (token === undefined) this.unknownSince.set(database, ++this.clock)
     else if (before === "unknown" && !this.isSeen(database, asked)) return

@@ -12,8 +12,10 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import type * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Equal from "effect/Equal"
 import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
@@ -40,15 +42,18 @@ import { checkOwner, NamedClass, names, takeName } from "./internal/client/named
 import * as clock from "./internal/concurrency/clock.js"
 import { configured } from "./internal/config/configured.js"
 import type { Connection } from "./internal/connection/connection.js"
-import { makeCredentialSource } from "./internal/connection/credentials.js"
+import { makeCredentialSource } from "./internal/edge/credentials.js"
+import { toDatabaseError } from "./internal/edge/databaseError.js"
+import { revealRedactedValues } from "./internal/edge/redactedValues.js"
+import { reportBeforeInterrupt } from "./internal/edge/reportBeforeInterrupt.js"
 import { type Listen, makeListen } from "./internal/listen/streams.js"
 import { callSite, callSiteOfPart, recordCallSites } from "./internal/observability/callSite.js"
 import { makeLogger } from "./internal/observability/logger.js"
+import { makePoolMetrics } from "./internal/observability/poolMetrics.js"
 import type { Pool } from "./internal/pool/pool.js"
 import { schemaChange } from "./internal/sql/schemaScopes.js"
 import { proveRole } from "./internal/topology/serverRole.js"
 import { Topology } from "./internal/topology/topology.js"
-import { reportBeforeInterrupt } from "./internal/topology/verify.js"
 import { rollback } from "./internal/transaction/completion.js"
 import { contextOf } from "./internal/transaction/context.js"
 import { inScopes } from "./internal/transaction/contextSlot.js"
@@ -113,7 +118,9 @@ export class Observers implements Observer {
     return this.all.size > 0
   }
 
-  observe(observation: Observation): void {
+  observe(given: Observation): void {
+    // observations of the core are plain values, which are not equal by their fields
+    const observation: Observation = Equal.isEqual(given) ? given : Data.struct(given)
     for (const one of this.all) one(observation)
     if (observation._tag === "Leaked") this.tell(observation)
     if (observation._tag === "PassedOver" && observation.reason === "unproved") this.tellOnce(observation)
@@ -165,7 +172,7 @@ const verify = (
     const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       let asked: Connection | undefined
-      const giveUp = pool.checkout(deadline, [], (error, connection) => {
+      const giveUp = pool.checkout(deadline, [], (failure, connection) => {
         const place = { database: config.name, server: pool.options.server.name }
         if (connection !== undefined) {
           asked = connection
@@ -174,6 +181,7 @@ const verify = (
             resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...place, ...mismatch })))
           })
         }
+        const error = failure === undefined ? undefined : toDatabaseError(failure)
         resume(
           Effect.fail(
             error?._tag === "ConnectFailed"
@@ -206,6 +214,7 @@ export const make = (
   Effect.gen(function* () {
     const config = yield* DatabaseConfig.make(owner.name, options)
     const runtime = yield* Effect.runtime()
+    revealRedactedValues()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
     // who sets a threshold for leaks wants to know of them, whether he listens to facts or not
@@ -214,7 +223,9 @@ export const make = (
     // a server that does not take a goodbye is waited for once, not for one kind of connection after the other
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
-      Effect.sync(() => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers)),
+      Effect.sync(
+        () => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makePoolMetrics)
+      ),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
     const engine = new Executor(config, topology, observers, yield* Router, undefined)

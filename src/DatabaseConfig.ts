@@ -1,5 +1,5 @@
 /**
- * The settings of a database, their defaults, and how URLs are read.
+ * The settings of a database and their defaults.
  *
  * @since 0.1.0
  */
@@ -73,14 +73,18 @@ export type {
 }
 
 /**
- * What is at the other end: `"session"`, a server that keeps a session for each connection, or `"transactionPooler"`, a pooler such as
- * PgBouncer in transaction mode, that gives each transaction whatever session is free.
+ * Kind of the other end: `"session"`, a server that keeps a session for each connection, or
+ * `"transactionPooler"`, a pooler such as PgBouncer in transaction mode, which gives each
+ * transaction any free session.
  *
- * To a transaction pooler nothing is said at login that it would have to remember, no statement is prepared under a name, limits are set
- * in each transaction anew, and every statement of a reader is in a read-only transaction of its own, in the same round trip. Where
- * `statementTimeout` or `lockTimeout` is set, a single statement is in a transaction, too, so what refuses to run in one (`VACUUM`,
- * `CREATE INDEX CONCURRENTLY`) fails. `listen` and `reserve` need a session and fail with `ConfigInvalid`; advisory locks of a session,
- * `SET` without `LOCAL` and temporary tables are up to you: nobody notices them, and they fall to whoever comes next.
+ * A transaction pooler gets no settings at login that it would have to keep, no statement is
+ * prepared under a name, and limits are set in each transaction. Each statement of a reader runs in
+ * a read-only transaction of its own, in the same round trip. If `statementTimeout` or
+ * `lockTimeout` is set, each autocommit statement runs in a transaction as well, so commands that
+ * refuse to run in one (`VACUUM`, `CREATE INDEX CONCURRENTLY`) fail. `listen` and `reserve` need a
+ * session and fail with `ConfigInvalid`. Advisory locks of a session, `SET` without `LOCAL` and
+ * temporary tables are not detected: they remain in the session, and another client gets them with
+ * it.
  *
  * @since 0.1.0
  * @category models
@@ -88,8 +92,9 @@ export type {
 export type Mode = "session" | "transactionPooler"
 
 /**
- * Parsers by the names of types, from the text of the server: `mood`, or `app.mood` for that of one schema only. Columns of the type are read
- * with it, and the elements of columns of its arrays. Numbers of types are looked up on each server when they are met for the first time.
+ * Parsers by the names of types, from the text of the server: `mood`, or `app.mood` for the type of
+ * one schema only. A parser reads columns of the type, and the elements of columns of its arrays.
+ * The name of a type is looked up on each server when a column of the type first arrives.
  *
  * @since 0.2.0
  * @category models
@@ -97,7 +102,7 @@ export type Mode = "session" | "transactionPooler"
 export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
 
 /**
- * How columns are read.
+ * Parsers of columns.
  *
  * @since 0.2.0
  * @category models
@@ -105,7 +110,7 @@ export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
 export type Types = NonNullable<PgClientConfig["types"]> | TypesByName
 
 /**
- * User and password together.
+ * User and password.
  *
  * @since 0.1.0
  * @category models
@@ -114,14 +119,16 @@ export interface Credentials {
   readonly username: string
   readonly password: Redacted.Redacted<string> | undefined
   /**
-   * What tells them from others: connections that were made with the same version remain. Default: user and password themselves. A
-   * provider that makes a new token each time gives something that stays, such as the user.
+   * A value that tells these credentials from others: connections made with the same version
+   * remain. Default: user and password themselves. A provider that makes a new token each time
+   * gives a value that stays the same, such as the user.
    */
   readonly version?: string | number | undefined
 }
 
 /**
- * Work on one session of a pool: its `SqlClient` runs every statement on that physical connection. It has `connectTimeout` for it.
+ * Work on one session of a pool: its `SqlClient` runs every statement on that physical connection.
+ * Its timeout is `connectTimeout`.
  *
  * @since 0.1.0
  * @category models
@@ -129,98 +136,121 @@ export interface Credentials {
 export type SessionEffect = Effect.Effect<unknown, unknown, SqlClient>
 
 /**
- * The rules of a pool. There is one pool per server and purpose.
+ * Options of a pool. There is one pool per server and purpose.
  *
  * @since 0.1.0
  * @category models
  */
 export interface PoolOptions {
-  /** Most physical connections of one pool. Default 10. */
+  /** The largest number of physical connections of one pool. Default 10. */
   readonly maxConnections?: number | undefined
-  /** Connections that are kept open, warm. Default 0. */
+  /** The number of connections that are kept open while they are idle. Default 0. */
   readonly minConnections?: number | undefined
   /**
-   * Whether a process may end while connections of the pool are idle: they do not keep it alive, a statement or a transaction does. For
-   * scripts that do not close their databases; the server then sees these connections break off. A stream that `socket` gives is let go by
-   * its `unref`, and keeps the process alive if it has none. Default `false`.
+   * True if the process may end while connections of the pool are idle: only a statement or a
+   * transaction keeps it alive. It is for scripts that do not close their databases; the server
+   * then reports these connections as lost. A stream of `socket` needs a method `unref` for that.
+   * Default `false`.
    */
   readonly idleExit?: boolean | undefined
-  /** How many there may be beyond `maxConnections`; they are closed as soon as nobody waits for them. Default 0. */
+  /**
+   * The number of connections beyond `maxConnections`, which are closed when no caller waits for
+   * them. Default 0.
+   */
   readonly maxOverflow?: number | undefined
-  /** How long a caller waits for a connection, all in all. Default 30 s. */
+  /** The time that a caller waits for a connection, retries included. Default 30 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
   /**
-   * How many callers of the database may wait for a server that is away; each waits until `acquireTimeout`, or its own timeout. The rest
-   * fail at once with `PoolExhausted`, for the reason `outage`. Default 1000.
+   * The number of callers of the database that may wait for an unavailable server, each until
+   * `acquireTimeout` or its own timeout. Further callers fail at once with `PoolExhausted`, for the
+   * reason `outage`. Default 1000.
    */
   readonly maxOutageWaiters?: number | undefined
   /**
-   * How long one attempt to connect to a server may take, all its hosts together. It comes before `connect_timeout` of a connection string,
-   * which is for each host. Default 5 s.
+   * The timeout of one attempt to connect to a server, all its hosts together. It takes precedence
+   * over `connect_timeout` of a connection string, which is for each host. Default 5 s.
    */
   readonly connectTimeout?: Duration.DurationInput | undefined
-  /** An idle connection is closed after this time; infinity means never. Default 5 min. */
+  /** The time after which an idle connection is closed; infinity means never. Default 5 min. */
   readonly idleTimeout?: Duration.DurationInput | undefined
-  /** A connection is closed after this time, less up to 2.5 %, when it is not in use. Default 30 min. */
+  /**
+   * The time after which a connection is closed when it is not in use, less up to 2.5 %. Default 30
+   * min.
+   */
   readonly maxLifetime?: Duration.DurationInput | undefined
-  /** A connection that was idle for longer is asked for a sign of life before it is handed out. Default 1 s. */
+  /** The idle time after which a connection is validated before its checkout. Default 1 s. */
   readonly validateAfterIdle?: Duration.DurationInput | undefined
-  /** Which idle connection is handed out: the one used last, or the one unused for longest. Default `"lifo"`. */
+  /**
+   * The idle connection that is checked out: the one that was used last, or the one that has been
+   * idle for longest. Default `"lifo"`.
+   */
   readonly order?: "lifo" | "fifo" | undefined
   /**
-   * Whether connections are kept and shared.
+   * The way in which connections are kept and shared.
    *
    * - `"pooled"` (default).
-   * - `"none"`: a connection per checkout, closed after it; `maxConnections` is how many there may be at once.
-   * - `"single"`: one connection, which all take in turns.
-   * - `"assertSingle"`: one connection; a second checkout at the same time fails, saying where the first was made. For tests.
+   * - `"none"`: a connection per checkout, closed after it, with up to `maxConnections` at a time.
+   * - `"single"`: one connection, which all callers use in turn.
+   * - `"assertSingle"`: one connection; a second checkout at the same time fails with the location
+   *   of the first. For tests.
    */
   readonly strategy?: "pooled" | "none" | "single" | "assertSingle" | undefined
   /**
-   * How long callers may queue while clearly more of them come than can be served; who has waited longer then gets `PoolExhausted` at
-   * once, so that the others are served fast. A burst that drains is not affected, nor is a fixed number of fibers. Infinity never sends
-   * anybody away. Default 50 ms.
+   * The time that callers may queue while clearly more of them arrive than can be served. A caller
+   * that has waited longer then fails at once with `PoolExhausted`, so that the others are served
+   * fast. A burst that drains is not affected, and neither is a fixed number of fibers. Infinity
+   * turns load shedding off. Default 50 ms.
    */
   readonly queueTarget?: Duration.DurationInput | undefined
   /**
-   * What is done with a connection that comes back, beside closing it where it is busy or in a transaction. `"discardAll"` drops what the
-   * session has set, prepared, locked, listened to and stored temporarily, and does `onConnect` again. Where it fails the connection is
-   * closed. Default `"none"`.
+   * The work at each checkin, if the connection is not closed because it is busy or in a
+   * transaction. `"discardAll"` drops the settings, prepared statements, locks, listeners and
+   * temporary tables of the session, and runs `onConnect` again. If the work fails, the connection
+   * is closed. Default `"none"`.
    */
   readonly resetOnReturn?: "none" | "discardAll" | SessionEffect | undefined
-  /** Done with each new connection before it is used. Where it fails, so does the connect. */
+  /** The work on each new connection before it is used. If it fails, the connect fails. */
   readonly onConnect?: SessionEffect | undefined
-  /** Done with a connection before each checkout. Where it fails the connection is closed and another one is tried. */
+  /**
+   * The work on a connection before each checkout. If it fails, the connection is closed and
+   * another one is tried.
+   */
   readonly onCheckout?: SessionEffect | undefined
   /**
-   * A connection that is held for longer is reported, with the fiber that holds it and the place in the program. Noting these down costs
-   * some microseconds for each statement. Default infinity: nothing is reported.
+   * The time after which a connection in use is reported as a leak, with the fiber that holds it
+   * and the location in the program. Recording these costs some microseconds per statement. Default
+   * infinity: nothing is reported.
    */
   readonly leakThreshold?: Duration.DurationInput | undefined
 }
 
 /**
- * The limits that the server keeps for every session. Zero means no limit.
+ * Limits that the server enforces for every session. Zero means no limit.
  *
  * @since 0.1.0
  * @category models
  */
 export interface SessionOptions {
   /**
-   * Default: the server's. Where it is set, a server that says nothing for a second more is given up, as `Disconnected`; one that may be
-   * committing, which the limit does not count for, only if it shows no sign of life.
+   * The limit of a statement. If it is set and a server is silent for a second longer, the
+   * statement fails with `Disconnected`. A COMMIT has no such limit, so a server that may be
+   * committing is given up only if it does not answer on another socket. Default: that of the
+   * server.
    */
   readonly statementTimeout?: Duration.DurationInput | undefined
-  /** Default: the server's. */
+  /** The limit of the wait for a lock. Default: that of the server. */
   readonly lockTimeout?: Duration.DurationInput | undefined
-  /** Default 1 min: a transaction that forgets to end holds locks and keeps tables from being cleaned. */
+  /**
+   * The limit of an idle transaction, which holds locks and keeps tables from being vacuumed.
+   * Default 1 min.
+   */
   readonly idleInTransactionTimeout?: Duration.DurationInput | undefined
-  /** Shown in `pg_stat_activity`. Default `"effect-db"`. */
+  /** The name that `pg_stat_activity` shows. Default `"effect-db"`. */
   readonly applicationName?: string | undefined
 }
 
 /**
- * The settings of one named database.
+ * Settings of one named database.
  *
  * @since 0.1.0
  * @category models
@@ -228,58 +258,75 @@ export interface SessionOptions {
 export interface DatabaseOptions extends PoolOptions, SessionOptions {
   /** The primary. */
   readonly writer: ServerInput
-  /** Its replicas. Default none: readers use the primary, read-only. */
+  /** The replicas. Default none: readers use the primary, read-only. */
   readonly readers?: ReadonlyArray<ServerInput> | undefined
   /**
-   * User and password, asked for anew for each physical connection, instead of those in `writer` and `readers`. When others are given
-   * than before, connections made with the old ones are replaced bit by bit; none in use is cut. A server that refuses what was given
-   * is tried once more with what is given then.
+   * User and password in place of those in `writer` and `readers`, requested for each physical
+   * connection. After a change, connections with the old credentials are replaced gradually, and
+   * none while it is in use. If a server refuses the credentials, they are requested once more.
    */
   readonly credentials?: Effect.Effect<Credentials, unknown> | undefined
-  /** A file that holds the password for every server that has none; it is read again for each new physical connection. */
+  /**
+   * A file with the password for every server without one; it is read again for each new physical
+   * connection.
+   */
   readonly passwordFile?: string | undefined
-  /** TLS for every server that has no `ssl` of its own, instead of what its URL says. */
+  /** TLS for every server without an `ssl` of its own; it takes precedence over the URL. */
   readonly ssl?: Ssl | undefined
-  /** Default `"session"`. It is for all servers of the database: what is right behind a pooler is right without one. */
+  /**
+   * The kind of all servers of the database; the mode for a pooler is also correct without one.
+   * Default `"session"`.
+   */
   readonly mode?: Mode | undefined
-  /** `"verify"` (default): the writer must answer when the layer is built. `"lazy"`: nothing is opened before the first statement. */
+  /**
+   * `"verify"` (default): the writer must answer when the layer is built. `"lazy"`: no connection
+   * is opened before the first statement.
+   */
   readonly startup?: "verify" | "lazy" | undefined
-  /** How long work in flight may go on when the layer is released. Default 5 s. */
+  /**
+   * The time that statements and transactions have to end when the layer is released. Default 5 s.
+   */
   readonly shutdownTimeout?: Duration.DurationInput | undefined
   /**
-   * After how much silence TCP asks the other side whether it is still there, on every connection: a network that has died without a word
-   * is noticed some seconds later, and no firewall forgets an idle connection before. At least 1 s, or `false` for never. Default 30 s.
+   * The silence after which TCP probes the other side, on every connection. A dead network is
+   * detected some seconds later, and a firewall does not drop an idle connection before. At least 1
+   * s, or `false` for never. Default 30 s.
    */
   readonly keepAlive?: Duration.DurationInput | false | undefined
-  /** For how long a reader that failed is left out. Default 5 s. */
+  /** The time for which a failed reader takes no part in routing. Default 5 s. */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
-  /** How often the connection that listens is asked for a sign of life; infinity means never. Default 30 s. */
+  /** The interval of heartbeats on the listening connection; infinity means never. Default 30 s. */
   readonly listenHeartbeat?: Duration.DurationInput | undefined
-  /** Prepared statements that a connection keeps, by the text. 0 prepares none, as does a transaction pooler. Default 256. */
+  /**
+   * The number of prepared statements that a connection keeps. 0 prepares none, which is also the
+   * rule behind a transaction pooler. Default 256.
+   */
   readonly preparedStatements?: number | undefined
   /**
-   * The largest row, or piece of a COPY, that a server may send, in bytes of the protocol. A statement that is answered with more is
-   * `Disconnected`. A row is held twice while it arrives.
+   * The largest row, or part of a COPY, that a server may send, in bytes of the protocol. A
+   * statement with a larger answer fails with `Disconnected`. A row is held twice while it arrives.
    *
    * @default 268435456 (256 MiB)
    */
   readonly maxRowBytes?: number | undefined
   /**
-   * Bytes of notices, errors and reported settings that a server may send in answer to one exchange. A statement that is answered with more
-   * is `Disconnected`.
+   * The bytes of notices, errors and reported settings that a server may send in answer to one
+   * exchange. A statement with a larger answer fails with `Disconnected`.
    *
    * @default 67108864 (64 MiB)
    */
   readonly maxNoticeBytes?: number | undefined
   /**
-   * Bytes that a server may send in a login, and bytes of reported settings in the life of a connection. A server that sends more is `ConnectFailed` with the reason `protocol`.
+   * The bytes that a server may send during a login, and the bytes of reported settings in the life
+   * of a connection. If a server sends more, the connect fails with the reason `protocol`.
    *
    * @default 1048576 (1 MiB)
    */
   readonly maxStartupBytes?: number | undefined
   /**
-   * Iterations of SCRAM that a server may ask for (`scram_iterations`). Each login computes them: a million take about a second of one
-   * of Node's threads. A server that asks for more is `ConnectFailed` with the reason `authentication`.
+   * The iterations of SCRAM that a server may request (`scram_iterations`). Each login computes
+   * them: a million take about a second of one of Node's threads. If a server requests more, the
+   * connect fails with the reason `authentication`.
    *
    * @default 1000000
    */
@@ -288,20 +335,22 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly transformQueryNames?: ((name: string) => string) | undefined
   readonly transformJson?: boolean | undefined
   /**
-   * Parsers of columns: node-postgres' own kind, by number, or {@link TypesByName}. Default: what node-postgres does.
+   * Parsers of columns: those of node-postgres, by number, or {@link TypesByName}. Default: those
+   * of node-postgres.
    */
   readonly types?: Types | undefined
   readonly spanAttributes?: Record<string, unknown> | undefined
   /**
-   * Whether every observation is logged, by the loggers that are in place where the layer is built: `true` logs all, each at its own
-   * level, a level only those of at least that one. Trouble is a warning, the life of connections is info, single transactions and waits
-   * are debug; the program's minimum log level holds as well. Default `false`.
+   * The observations that are logged, by the loggers of the fiber that builds the layer: `true`
+   * logs all, each at its own level; a level logs those of at least that level. Problems are
+   * warnings, the life of connections is info, transactions and waits are debug. The minimum log
+   * level of the program holds as well. Default `false`.
    */
   readonly echo?: boolean | LogLevel.Literal | undefined
 }
 
 /**
- * Pool rules with defaults; times in milliseconds.
+ * Options of a pool with defaults; times in milliseconds.
  *
  * @since 0.1.0
  * @category models
@@ -313,21 +362,22 @@ export interface PoolConfig {
   readonly maxOverflow: number
   readonly acquireTimeout: number
   readonly maxOutageWaiters: number
-  /** The writer's; a reader's is that of its server. */
+  /** The timeout of the writer; a reader has that of its server. */
   readonly connectTimeout: number
   readonly idleTimeout: number
   readonly maxLifetime: number
   readonly validateAfterIdle: number
   readonly order: "lifo" | "fifo"
   readonly strategy: "pooled" | "none" | "single" | "assertSingle"
-  /** Infinity where nobody is ever sent away. */
+  /** Infinity without load shedding. */
   readonly queueTarget: number
-  /** Infinity where nothing is reported. */
+  /** Infinity if no leak is reported. */
   readonly leakThreshold: number
 }
 
 /**
- * Session limits with defaults; times in whole milliseconds, 0 for none, `undefined` where the server decides.
+ * Session limits with defaults; times in whole milliseconds, 0 for none, `undefined` for those of
+ * the server.
  *
  * @since 0.1.0
  * @category models
@@ -338,12 +388,12 @@ export interface SessionConfig {
   readonly lockTimeout: number | undefined
   readonly idleInTransactionTimeout: number | undefined
   readonly applicationName: string
-  /** `undefined` where TCP keeps silent. */
+  /** `undefined` if TCP sends no probes. */
   readonly keepAlive: number | undefined
   readonly preparedStatements: number
   readonly limits: ProtocolLimits
   readonly types: Types | undefined
-  /** The settings of sessions in the server's connection string, as `-c name=value`. */
+  /** The session settings of the server's connection string, as `-c name=value`. */
   readonly startupOptions?: string
 }
 
@@ -362,14 +412,14 @@ export interface DatabaseConfig {
   readonly startup: "verify" | "lazy"
   readonly shutdownTimeout: number
   readonly readerRetryDelay: number
-  /** The least level at which observations are logged. */
+  /** The lowest level of logged observations. */
   readonly echo: LogLevel.LogLevel
   readonly listenHeartbeat: number
   readonly options: DatabaseOptions
 }
 
-/** How many connections there are, by what kind of pool it is. */
-const limits = (options: DatabaseOptions) => {
+/** Returns the numbers of connections for the strategy of a pool. */
+const connectionCounts = (options: DatabaseOptions) => {
   const strategy = oneOf("strategy", options.strategy, "pooled", "none", "single", "assertSingle")
   const isOne = strategy === "single" || strategy === "assertSingle"
   const maxConnections = count("maxConnections", options.maxConnections, isOne ? 1 : 10, 1)
@@ -378,12 +428,12 @@ const limits = (options: DatabaseOptions) => {
   if (isOne && maxConnections + maxOverflow > 1) {
     throw new Invalid("maxConnections", String(maxConnections + maxOverflow), `1 with the strategy ${strategy}`)
   }
-  const most = strategy === "none" ? 0 : maxConnections
-  if (minConnections > most) throw new Invalid("minConnections", String(minConnections), `at most ${most} here`)
+  const maxIdle = strategy === "none" ? 0 : maxConnections
+  if (minConnections > maxIdle) throw new Invalid("minConnections", String(minConnections), `at most ${maxIdle} here`)
   return { strategy, maxConnections, minConnections, maxOverflow }
 }
 
-/** Every option; one that is missing here does not compile. */
+/** The names of all options; without one of them this does not compile. */
 const known: KnownNames<DatabaseOptions> = {
   maxConnections: true,
   minConnections: true,
@@ -430,7 +480,7 @@ const known: KnownNames<DatabaseOptions> = {
   echo: true
 }
 
-/** The words of other libraries for the options. */
+/** The options by the names that other libraries have for them. */
 const synonyms: Readonly<Record<string, string>> = {
   url: "writer",
   connectionString: "writer",
@@ -448,19 +498,19 @@ const synonyms: Readonly<Record<string, string>> = {
   tls: "ssl"
 }
 
-/** Returns a server with what its connection string says and no option overrides. */
-const belowOptions = (
+/** Returns a server with the session settings of its connection string that no option overrides. */
+const withoutOverridden = (
   { isPooled: _, ...given }: ReturnType<typeof serverConfig>,
   options: DatabaseOptions
 ): ServerConfig => {
   const { applicationName, keepAlive, ...own } = given.own
-  const limitsIdleness = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
+  const limitsIdleTime = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
   return {
     ...given,
     own: {
       ...own,
-      // the default gives way to the connection string
-      ...(limitsIdleness && options.idleInTransactionTimeout === undefined
+      // the connection string takes precedence over the default
+      ...(limitsIdleTime && options.idleInTransactionTimeout === undefined
         ? { idleInTransactionTimeout: undefined }
         : {}),
       ...(applicationName === undefined || options.applicationName !== undefined ? {} : { applicationName }),
@@ -469,20 +519,20 @@ const belowOptions = (
   }
 }
 
-/** The readers that are given; an empty variable of the environment names none. */
+/** Returns the given readers; an empty variable of the environment counts as none. */
 const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInput> => {
   if (readers === undefined) return []
   if (!Array.isArray(readers)) throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
   return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
 }
 
-/** Bytes that every login takes. */
-const leastStartup = 16_384
+/** The lower limit for the bytes of a login, which every login needs. */
+const minStartupBytes = 16_384
 
 const protocolLimits = (options: DatabaseOptions): ProtocolLimits => ({
   maxRowBytes: count("maxRowBytes", options.maxRowBytes, 268_435_456, 1024),
-  maxNoticeBytes: count("maxNoticeBytes", options.maxNoticeBytes, 67_108_864, leastStartup),
-  maxStartupBytes: count("maxStartupBytes", options.maxStartupBytes, 1_048_576, leastStartup),
+  maxNoticeBytes: count("maxNoticeBytes", options.maxNoticeBytes, 67_108_864, minStartupBytes),
+  maxStartupBytes: count("maxStartupBytes", options.maxStartupBytes, 1_048_576, minStartupBytes),
   maxScramIterations: count("maxScramIterations", options.maxScramIterations, 1_000_000, 4096)
 })
 
@@ -504,8 +554,8 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   const givenReaders = readersOf(options.readers).map((input, i) =>
     serverConfig(`readers[${i}]`, input, "reader", common)
   )
-  const writer = belowOptions(givenWriter, options)
-  const readers = givenReaders.map((reader) => belowOptions(reader, options))
+  const writer = withoutOverridden(givenWriter, options)
+  const readers = givenReaders.map((reader) => withoutOverridden(reader, options))
   if (typeof options.resetOnReturn === "string") oneOf("resetOnReturn", options.resetOnReturn, "none", "discardAll")
   else effect("resetOnReturn", options.resetOnReturn)
   effect("credentials", options.credentials)
@@ -531,7 +581,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     writer,
     readers,
     pool: {
-      ...limits(options),
+      ...connectionCounts(options),
       idleExit: boolean("idleExit", options.idleExit),
       acquireTimeout: finite("acquireTimeout", duration("acquireTimeout", options.acquireTimeout, "30 seconds")),
       maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
@@ -550,7 +600,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       idleInTransactionTimeout: limit("idleInTransactionTimeout", options.idleInTransactionTimeout ?? "1 minute"),
       applicationName: text("applicationName", options.applicationName ?? writer.own.applicationName ?? "effect-db"),
       keepAlive: keepAlive(options.keepAlive),
-      // the next transaction may be in another session, which knows none of the names
+      // the next transaction may be in another session, which has none of the prepared statements
       preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
       limits: protocolLimits(options),
       types: parsers("types", options.types)
@@ -592,7 +642,7 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
   })
 
 /**
- * TLS of which some options come from `Config`.
+ * TLS options, some of which come from `Config`.
  *
  * @since 0.2.0
  * @category models
@@ -602,7 +652,7 @@ export type ConfigSsl = Ssl | Config.Config<Ssl | undefined> | Configured<Connec
 type ConfigParts<A extends ServerSettings> = Configured<Omit<A, "ssl">> & { readonly ssl?: ConfigSsl | undefined }
 
 /**
- * A server of which the whole or some parts come from `Config`.
+ * Server that comes from `Config` as a whole, or in some parts.
  *
  * @since 0.2.0
  * @category models
@@ -615,7 +665,7 @@ export type ConfigServer =
   | ConfigParts<ServerSocket>
 
 /**
- * Settings of which some come from `Config` and others are plain values.
+ * Settings, some of which come from `Config`; the others are plain values.
  *
  * @since 0.2.0
  * @category models
@@ -629,10 +679,11 @@ export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers
 /**
  * Reads a server from libpq's environment, as a connection string.
  *
- * The variables (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGSSLMODE` and so on) are read by Effect's `ConfigProvider`, each with
- * `prefix` before its name; so are the service file (`PGSERVICE`, `PGSERVICEFILE`, `~/.pg_service.conf`) and the password file
- * (`PGPASSFILE`, `~/.pgpass`). A connection string that is given comes before the service file, and that before the variables. Nothing else
- * in this library reads them.
+ * The variables (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGSSLMODE` and so on) are read by
+ * Effect's `ConfigProvider`, each with `prefix` before its name. They may name a service file
+ * (`PGSERVICE`, `PGSERVICEFILE`, `~/.pg_service.conf`) and a password file (`PGPASSFILE`,
+ * `~/.pgpass`). A given connection string takes precedence over the service file, and that over the
+ * variables. No other part of this library reads them.
  *
  * Fails with `ConfigError` if the connection string or the service cannot be read.
  *

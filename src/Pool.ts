@@ -1,12 +1,14 @@
 /**
- * The figures of a pool, and the failures of a checkout.
+ * Types of a connection pool: its figures, and the errors of a checkout.
+ *
+ * A pool belongs to one server of a database. Its settings are options of the database's layer.
  *
  * @since 0.1.0
  */
 import type { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
 
 /**
- * Why a checkout failed. Nothing was sent in any of them.
+ * Error of a checkout. Nothing was sent to the server.
  *
  * @since 0.1.0
  * @category models
@@ -14,27 +16,33 @@ import type { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } f
 export type CheckoutError = ConnectFailed | PoolExhausted | PoolSelfDeadlock | DatabaseClosed
 
 /**
- * The figures of a pool at one moment.
+ * Figures of a pool at one moment, as `Db.status` reports them.
  *
  * @since 0.1.0
  * @category models
  */
 export interface PoolStats {
-  /** How many connections are kept open though they are idle. */
+  /** The number of connections that stay open while they are idle (`minConnections`). */
   readonly min: number
+  /** The limit of open connections (`maxConnections`). */
   readonly max: number
-  /** How many there may be beyond `max`, for as long as they are in use. */
+  /** The number of connections beyond `max` that may be open while they are in use. */
   readonly maxOverflow: number
+  /** The number of open connections. */
   readonly total: number
   /**
-   * Those in use. One that is asked for a sign of life, or has something done with it as the settings ask for, counts as in use, also when
-   * the caller has left or has his answer: for a second at most, or `connectTimeout`.
+   * The number of connections in use. A connection that is being validated, or that runs a task of
+   * the settings, counts as in use, also after the caller has left: for at most one second, or
+   * `connectTimeout` with `onCheckout`.
    */
   readonly active: number
+  /** The number of idle connections. */
   readonly idle: number
+  /** The number of connects in progress. */
   readonly connecting: number
+  /** The number of callers in the wait queue. */
   readonly waiting: number
-  /** Whether those who wait for longer than `queueTarget` are sent away, because more come than can be served. */
+  /** True while the pool rejects callers that have waited longer than `queueTarget`. */
   readonly overloaded: boolean
   /** The last failure to connect, if there was one since the last success. */
   readonly lastConnectFailure: string | undefined

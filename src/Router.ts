@@ -1,5 +1,5 @@
 /**
- * Which server serves a read: a service, and a pure choice.
+ * The choice of the server for a read among the replicas that may serve it.
  *
  * @since 0.1.0
  */
@@ -7,31 +7,37 @@ import * as Context from "effect/Context"
 import * as Layer from "effect/Layer"
 
 /**
- * A server that could serve the read.
+ * Server that could serve a read.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Candidate {
+  /** The server, as `host:port`. */
   readonly name: string
-  /** Connections in use and callers who wait for one. */
+  /** The number of connections in use and of callers in the wait queue. */
   readonly load: number
 }
 
 /**
- * What is known of the read. `turn` counts the reads of this database, `random` is between 0 and 1.
+ * Read for which a server is chosen.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Ask {
+  /** The name of the database. */
   readonly database: string
+  /** The number of reads of this database so far. */
   readonly turn: number
+  /** A random number from 0 to 1, without 1. */
   readonly random: number
 }
 
 /**
- * Chooses one of the candidates, by its index; there are at least two. It must not throw.
+ * Function that returns the index of the chosen candidate.
+ *
+ * There are at least two candidates. The function must be fast and must not throw.
  *
  * @since 0.1.0
  * @category models
@@ -39,15 +45,16 @@ export interface Ask {
 export type Choose = (ask: Ask, candidates: ReadonlyArray<Candidate>) => number
 
 /**
- * One after the other.
+ * Chooses one candidate after the other.
  *
+ * @see {@link leastBusy} for replicas of different speed
  * @since 0.1.0
  * @category policies
  */
 export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.length
 
 /**
- * Any of them.
+ * Chooses a random candidate.
  *
  * @since 0.1.0
  * @category policies
@@ -55,8 +62,9 @@ export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.len
 export const random: Choose = (ask, candidates) => Math.floor(ask.random * candidates.length)
 
 /**
- * The one with the fewest connections in use and callers waiting; among equals one after the other.
+ * Chooses the candidate with the least load, and among equals one after the other.
  *
+ * @see {@link roundRobin} for equal shares
  * @since 0.1.0
  * @category policies
  */
@@ -75,9 +83,13 @@ export const leastBusy: Choose = (ask, candidates) => {
 }
 
 /**
- * The choice in force when a database's layer is built. Without a layer it is {@link roundRobin}.
+ * Choice that is used by the layers of databases that are built with it.
  *
+ * Without a layer it is {@link roundRobin}.
+ *
+ * @see {@link layer} for your own choice
  * @example
+ * ```ts
  * import { Layer, Redacted } from "effect"
  * import { Database, Router } from "effect-db"
  *
@@ -87,6 +99,7 @@ export const leastBusy: Choose = (ask, candidates) => {
  *   writer: Redacted.make("postgres://me:secret@primary/app"),
  *   readers: [Redacted.make("postgres://me:secret@one/app"), Redacted.make("postgres://me:secret@two/app")]
  * }).pipe(Layer.provide(Router.layerLeastBusy))
+ * ```
  *
  * @since 0.1.0
  * @category services
@@ -96,7 +109,9 @@ export class Router extends Context.Reference<Router>()("effect-db/Router", {
 }) {}
 
 /**
- * A choice of your own.
+ * Returns a layer with a choice of the program.
+ *
+ * Provide it to the layer of the database.
  *
  * @since 0.1.0
  * @category layers
@@ -104,18 +119,24 @@ export class Router extends Context.Reference<Router>()("effect-db/Router", {
 export const layer = (choose: Choose): Layer.Layer<never> => Layer.succeedContext(Context.make(Router, choose))
 
 /**
+ * Layer with {@link roundRobin}, which is the default.
+ *
  * @since 0.1.0
  * @category layers
  */
 export const layerRoundRobin: Layer.Layer<never> = layer(roundRobin)
 
 /**
+ * Layer with {@link random}.
+ *
  * @since 0.1.0
  * @category layers
  */
 export const layerRandom: Layer.Layer<never> = layer(random)
 
 /**
+ * Layer with {@link leastBusy}.
+ *
  * @since 0.1.0
  * @category layers
  */

@@ -1,11 +1,12 @@
 /**
- * What the signs of a server and a driver mean. The only place that knows SQLSTATEs, Node error codes and driver messages.
+ * The meaning of SQLSTATEs, of error codes of Node, and of messages of the server, a pooler and the
+ * driver. No other module of this library knows them.
  *
  * @since 0.1.0
  */
 
 /**
- * What a SQLSTATE means for a program. Everything that no program acts upon is `"QueryFailed"`.
+ * Meaning of a SQLSTATE for a program. SQLSTATEs that no program acts upon are `"QueryFailed"`.
  *
  * @since 0.1.0
  * @category models
@@ -27,8 +28,9 @@ export type Meaning =
   | "QueryFailed"
 
 /**
- * Why no connection could be made.
+ * Reason for which a connection could not be made.
  *
+ * @see `DatabaseError.ConnectFailed`, which carries it
  * @since 0.1.0
  * @category models
  */
@@ -47,7 +49,11 @@ export type ConnectReason =
   | "protocol"
 
 /**
- * What became of a statement whose connection was lost: it was never sent, it is undone for certain, or nobody can tell.
+ * Outcome of a statement whose connection was lost.
+ *
+ * - `notSent`: the statement was not sent.
+ * - `undone`: the server kept no change.
+ * - `inDoubt`: the outcome is unknown.
  *
  * @since 0.1.0
  * @category models
@@ -72,19 +78,21 @@ const meanings: ReadonlyMap<string, Meaning> = new Map<string, Meaning>([
   ["57P05", "Disconnected"]
 ])
 
-/** What PgBouncer says of everything. */
+/** The SQLSTATE of all messages of PgBouncer itself. */
 const poolerState = "08P01"
 
 /**
- * The meaning of a SQLSTATE.
+ * Returns the meaning of a SQLSTATE.
  *
- * `57014` (query_canceled) is `"StatementTimeout"`: a statement that this library has cancelled itself has no caller left who could see
- * it, so the server's own timeout and an administrator's `pg_cancel_backend` are what is left.
+ * `57014` (query_canceled) is `"StatementTimeout"`: a caller never sees the cancel that this
+ * library requests, so the server's own timeout and an administrator's `pg_cancel_backend` remain.
  *
  * @example
+ * ```ts
  * import { SqlState } from "effect-db"
  *
  * console.log(SqlState.meaning("23505")) // "UniqueViolation"
+ * ```
  *
  * @since 0.1.0
  * @category classification
@@ -97,8 +105,11 @@ const classMeaning = (sqlState: string): Meaning => {
 }
 
 /**
- * What the last words of a connection mean. PgBouncer has one SQLSTATE for all that it says itself, so its words count.
+ * Returns the meaning of the last message of a lost connection.
  *
+ * PgBouncer uses one SQLSTATE for all its messages, so the text counts, too.
+ *
+ * @see {@link refusalMeaning} for a refused statement
  * @since 0.1.0
  * @category classification
  */
@@ -108,8 +119,10 @@ export const lossMeaning = (sqlState: string, message: string): Meaning =>
     : meaning(sqlState)
 
 /**
- * What the refusal of a statement means. A standby cancels a read that stands in the way of what it has to replay; under the SQLSTATE of
- * other cancels its words tell.
+ * Returns the meaning of the refusal of a statement.
+ *
+ * A standby that cancels a read because of a conflict with recovery uses the SQLSTATE of other
+ * cancels, so the text counts, too.
  *
  * @since 0.2.0
  * @category classification
@@ -120,8 +133,9 @@ export const refusalMeaning = (sqlState: string, message: string): Meaning => {
 }
 
 /**
- * Whether a pooler ended a connection before any server had seen what was sent last: all its server connections were in use for too long,
- * the one that it chose was gone, or it could not log in to a server.
+ * Checks if a pooler closed a connection before any server had received the last statement: all
+ * its server connections were in use for too long, the chosen one was lost, or it could not log
+ * in.
  *
  * @since 0.1.0
  * @category classification
@@ -131,7 +145,7 @@ export const isUnserved = (sqlState: string, message: string): boolean =>
   /^(?:query_wait_timeout|invalid server parameter)|\(server_login_retry\)|^pgbouncer cannot connect/.test(message)
 
 /**
- * Whether a statement was refused only because one before it in the transaction had failed.
+ * Checks if a statement was refused only because an earlier one in its transaction had failed.
  *
  * @since 0.2.0
  * @category classification
@@ -139,7 +153,8 @@ export const isUnserved = (sqlState: string, message: string): boolean =>
 export const isAborted = (sqlState: string): boolean => sqlState === "25P02"
 
 /**
- * Whether a notice is a warning. A function may give it any SQLSTATE, and a server its name in any language.
+ * Checks if a notice is a warning. A function may give it any SQLSTATE, and a server may name the
+ * severity in any language, so either is enough.
  *
  * @internal
  */
@@ -147,18 +162,19 @@ export const isWarning = (sqlState: string, severity: string): boolean =>
   severity === "WARNING" || sqlState.startsWith("01")
 
 /**
- * The advice for a statement that the server has cancelled, by the server's words; where they are in another language it is of both kinds.
+ * Returns the advice for a cancelled statement, by the text of the server. A text in another
+ * language than English gets both kinds of advice.
  *
  * @internal
  */
 export const cancelAdvice = (message: string): string => {
   const raise = "make the statement faster, or raise statementTimeout"
-  const cancelled = "an administrator or another program has cancelled it"
+  const cancelled = "an administrator or another program cancelled it"
   if (message.includes("statement timeout")) return raise
   return message.includes("user request") ? cancelled : `${raise}; or ${cancelled}`
 }
 
-/** The codes of a certificate of which no authority is known that could have issued it. */
+/** The codes of a certificate whose issuer is not trusted. */
 const unknownAuthority: ReadonlySet<string> = new Set([
   "DEPTH_ZERO_SELF_SIGNED_CERT",
   "SELF_SIGNED_CERT_IN_CHAIN",
@@ -169,36 +185,36 @@ const unknownAuthority: ReadonlySet<string> = new Set([
 ])
 
 /**
- * The advice for a connection without TLS, by the code of Node's error.
+ * Returns the advice for a failed TLS handshake, by the code of Node's error.
  *
  * @internal
  */
 export const tlsAdvice = (code: string | undefined): string => {
   if (code !== undefined && unknownAuthority.has(code)) {
     return (
-      "the authority of its certificate is not known here: give that one's certificate by sslrootcert=FILE in the URL, or by ssl: { ca }; " +
-      "sslmode=no-verify, or ssl: { rejectUnauthorized: false }, encrypts without a check"
+      "the issuer of the server's certificate is not trusted: give the issuer's certificate with sslrootcert=FILE in the URL " +
+      "or with ssl: { ca }; sslmode=no-verify or ssl: { rejectUnauthorized: false } encrypts without verification"
     )
   }
   return code === "ERR_TLS_CERT_ALTNAME_INVALID"
-    ? "connect by a name of its certificate, or check the chain alone by sslmode=verify-ca"
-    : "TLS could not be established: check the certificate, or say what you want by sslmode in the URL, or by `ssl`"
+    ? "connect by a name in the certificate, or verify the chain alone with sslmode=verify-ca"
+    : "TLS could not be established: check the certificate, and sslmode in the URL or `ssl`"
 }
 
 /**
- * The advice for a lock that was not free.
+ * Returns the advice for a lock that was not free, by the text of the server.
  *
  * @internal
  */
 export const lockAdvice = (message: string): string => {
   const raise = "try again, or raise lockTimeout"
-  const wait = "another transaction holds it: try again, or wait for it without NOWAIT"
+  const wait = "another transaction holds the lock: try again, or omit NOWAIT to wait"
   if (message.includes("lock timeout")) return raise
   return message.startsWith("could not obtain lock") ? wait : `${raise}; or ${wait}`
 }
 
 /**
- * The advice for a transaction that was ended for its time.
+ * Returns the advice for a transaction that exceeded a time limit, by the text of the server.
  *
  * @internal
  */
@@ -210,7 +226,7 @@ export const limitAdvice = (message: string): string => {
 }
 
 /**
- * The advice for a SQLSTATE where the server gives no hint, if there is any.
+ * Returns the advice for a SQLSTATE, if there is any, for an error without a hint of the server.
  *
  * @internal
  */
@@ -219,14 +235,16 @@ export const stateAdvice = (sqlState: string): string | undefined => advice.get(
 const pooled = 'a pooler in transaction mode may be in between: set mode: "transactionPooler"'
 
 const advice: ReadonlyMap<string, string> = new Map([
-  ["25P02", "let a failure end its transaction, or put what may fail into a nested one"],
+  ["25P02", "let a failed statement end its transaction, or run it in a nested transaction"],
   ["26000", pooled],
   ["42P05", pooled]
 ])
 
 /**
- * Whether the server's answer means that the transaction may be run again from its start and may then succeed.
+ * Checks if a transaction may succeed when it is run again from its start, by the server's
+ * SQLSTATE.
  *
+ * @see `RetryPolicy.isReplayable` for an error
  * @since 0.1.0
  * @category classification
  */
@@ -236,8 +254,8 @@ export const isReplayable = (sqlState: string): boolean => {
 }
 
 /**
- * Whether a prepared statement has to be prepared again: it is unknown to the session, its result type has changed, or a type of its
- * parameters was dropped.
+ * Checks if a prepared statement must be prepared again: the session does not know it, its result
+ * type has changed, or a type of its parameters was dropped.
  *
  * @since 0.1.0
  * @category classification
@@ -248,8 +266,10 @@ export const isStalePlan = (sqlState: string, message: string): boolean =>
   (sqlState === "XX000" && message.startsWith("cache lookup failed for type "))
 
 /**
- * Whether a statement ended because a client asked for it, and not for the server's own limit. A server that speaks another language than
- * English says so in other words, and is not understood.
+ * Checks if a statement ended because a client cancelled it, and not because of the server's own
+ * limit.
+ *
+ * A server that reports in another language than English is not recognised.
  *
  * @since 0.2.0
  * @category classification
@@ -258,7 +278,8 @@ export const isCancelled = (sqlState: string, message: string): boolean =>
   meaning(sqlState) === "StatementTimeout" && message.endsWith("due to user request")
 
 /**
- * Whether the proof of a server's role failed: a text, that says why, was read as a number.
+ * Checks if the proof of a server's role failed. The statement of the proof then casts a text to a
+ * number on purpose, and the text names the reason.
  *
  * @internal
  */
@@ -283,33 +304,40 @@ const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, Conne
   ["CERT_NOT_YET_VALID", "tls"],
   ["CERT_UNTRUSTED", "tls"],
   ["HOSTNAME_MISMATCH", "tls"],
-  // also where it comes with words about TLS, as it does in the middle of a handshake
+  // also if its text mentions TLS, as it does during a handshake
   ["ECONNRESET", "unreachable"],
   ["ETIMEDOUT", "unresponsive"]
 ])
 
-/** The words of PgBouncer, and those of a server that refused PgBouncer, which passes them on under a SQLSTATE of its own. */
-const poolerReasons: ReadonlyArray<readonly [words: RegExp, reason: ConnectReason]> = [
+/**
+ * The messages of PgBouncer, and of a server that refused it, which PgBouncer passes on with its
+ * own SQLSTATE.
+ */
+const poolerReasons: ReadonlyArray<readonly [text: RegExp, reason: ConnectReason]> = [
   [/max_client_conn|too many (clients|connections)|connection slots/, "tooManyConnections"],
   [/server_login_retry|is disabled|starting up|shutting down|recovery|not (yet )?accepting/, "startingUp"],
   [/query_wait_timeout/, "unresponsive"],
   [/^no such database|^database ".*" does not exist/, "noSuchDatabase"],
   [/authentication failed|no such user|login rejected|^role |pg_hba/, "authentication"],
-  // a session was asked for, and a pooler has none to give
+  // a pooler in transaction mode refuses the parameters of a session
   [/^unsupported startup parameter/, "poolerMode"]
 ]
 
 /**
- * Why a connect failed, from the code (a SQLSTATE, a Node or an OpenSSL code) and the message of the driver's error.
+ * Returns the reason of a failed connect.
  *
+ * `code` is a SQLSTATE, or a code of Node or OpenSSL, and `message` the message of the driver's
+ * error.
+ *
+ * @see {@link isTransient} to decide about a retry
  * @since 0.1.0
  * @category classification
  */
 export const connectReason = (code: string, message: string): ConnectReason => {
   const known = connectReasons.get(code)
   if (known !== undefined) return known
-  const said = code === poolerState ? poolerReasons.find(([words]) => words.test(message)) : undefined
-  if (said !== undefined) return said[1]
+  const pooler = code === poolerState ? poolerReasons.find(([text]) => text.test(message)) : undefined
+  if (pooler !== undefined) return pooler[1]
   if (/\bSSL\b|\bTLS\b|certificate/i.test(message) || code.startsWith("ERR_SSL") || code.startsWith("ERR_TLS"))
     return "tls"
   if (/SASL|password|authentication/i.test(message)) return "authentication"
@@ -317,14 +345,15 @@ export const connectReason = (code: string, message: string): ConnectReason => {
 }
 
 /**
- * Whether the server is there and said "not yet": the only reasons for which waiting is better than failing at start-up.
+ * Checks if a server is there but not ready: the only reasons for which a start waits instead of
+ * failing.
  *
  * @since 0.1.0
  * @category classification
  */
 export const isNotYet = (reason: ConnectReason): boolean => reason === "startingUp" || reason === "tooManyConnections"
 
-/** The reasons that another attempt meets again, on this server or another. */
+/** The reasons for which another attempt would fail, too, on this server or another. */
 const permanent: ReadonlySet<ConnectReason> = new Set([
   "authentication",
   "noSuchDatabase",
@@ -335,25 +364,26 @@ const permanent: ReadonlySet<ConnectReason> = new Set([
 ])
 
 /**
- * Whether another attempt to connect may go better, on this server or another: everything but what a person must mend.
+ * Checks if another attempt to connect may succeed, on this server or another, without a change by
+ * an operator.
  *
  * @since 0.1.0
  * @category classification
  */
 export const isTransient = (reason: ConnectReason): boolean => !permanent.has(reason)
 
-/** The codes of a file that is no different the next time; one that is missing may be about to be replaced. */
+/** The codes of a file that stays unreadable; a missing one may be about to be replaced. */
 const lastingFileCodes = new Set(["EACCES", "EPERM", "ELOOP", "EISDIR"])
 
 /**
- * Whether a file that could not be read is to be mended by a person, from the code of Node's error.
+ * Checks if a file stays unreadable until an operator corrects it, by the code of Node's error.
  *
  * @internal
  */
 export const isLastingFile = (code: string): boolean => lastingFileCodes.has(code)
 
 /**
- * Whether a file is not there, from the code of Node's error.
+ * Checks if a file does not exist, by the code of Node's error.
  *
  * @internal
  */

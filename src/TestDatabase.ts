@@ -1,5 +1,5 @@
 /**
- * The same databases, swapped for tests.
+ * Layers of the same databases for tests.
  *
  * @since 0.1.0
  */
@@ -10,18 +10,25 @@ import * as Layer from "effect/Layer"
 import { type Database, sandbox } from "./Database.js"
 
 /**
- * Takes an open database and gives the same one inside of a transaction that is always rolled back.
+ * Wraps the layer of a database in a sandbox: one transaction that is always rolled back.
  *
- * The application's transactions become savepoints, their hooks run, writers and readers share the one connection, and a reader still
- * cannot write. What is asked to be independent, or a transaction of its own, is nested here, for there is one connection. The work of
- * concurrent fibers takes turns. A statement that is interrupted is undone alone, or with the application's transaction that it is in;
- * where the server does not confirm its cancel within a second, or behind a pooler, the sandbox ends. What the server does at COMMIT only
- * is not done: deferred constraints are not checked, notifications are not sent, and what `SET LOCAL` has set stays.
+ * In the sandbox the transactions of the program become savepoints, and their hooks run. Writers
+ * and readers share the one connection, and a reader still cannot write. Work that asks for a
+ * transaction of its own, or to be independent, is nested, because there is one connection.
+ * Concurrent fibers take turns.
  *
- * A statement that would end the sandbox, such as COMMIT, is refused with `QueryFailed`. On a reserved connection BEGIN, COMMIT and ROLLBACK are
- * those of a savepoint, which other statements wait for while it is open.
+ * The sandbox does not do what the server does at COMMIT only: deferred constraints are not
+ * checked, notifications are not sent, and the values of `SET LOCAL` remain.
+ *
+ * - An interrupted statement is undone alone, or with the transaction of the program that it is
+ *   in. If the server does not confirm the cancel within a second, or behind a pooler, the sandbox
+ *   ends.
+ * - A statement that would end the sandbox, such as COMMIT, fails with `QueryFailed`. On a
+ *   reserved connection BEGIN, COMMIT and ROLLBACK act on a savepoint, and other statements wait
+ *   while it is open.
  *
  * @example
+ * ```ts
  * import { Layer, Redacted } from "effect"
  * import { Database, TestDatabase } from "effect-db"
  *
@@ -29,8 +36,9 @@ import { type Database, sandbox } from "./Database.js"
  *
  * const DbLive = Db.layer({ writer: Redacted.make("postgres://me:secret@localhost/test") })
  *
- * // the tables are there, and each build of this layer finds them as the last one did
+ * // the tables exist, and each build of this layer finds them unchanged
  * export const DbTest = Layer.provide(TestDatabase.layer(Db), DbLive)
+ * ```
  *
  * @since 0.1.0
  * @category layers

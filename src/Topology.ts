@@ -1,12 +1,13 @@
 /**
- * The servers of a database and its open transactions, as `Db.status` reports them.
+ * Types of the servers of a database and of its open transactions, as `Db.status` reports them.
  *
  * @since 0.1.0
  */
 import type { PoolStats } from "./Pool.js"
 
 /**
- * The purpose of a server: the writer takes writes, a reader serves reads that need not see the latest of them.
+ * Purpose of a server: the writer accepts writes, and a reader serves reads that may be older than
+ * the latest write.
  *
  * @since 0.1.0
  * @category models
@@ -14,28 +15,34 @@ import type { PoolStats } from "./Pool.js"
 export type Role = "writer" | "reader"
 
 /**
- * A server's figures at one moment.
+ * State of a server at one moment.
  *
  * @since 0.1.0
  * @category models
  */
 export interface ServerStatus {
+  /** The server, as `host:port`. */
   readonly name: string
   readonly role: Role
+  /** True while the server is used for new statements. */
   readonly up: boolean
-  /** The pool of sessions that may write; of the writer only. */
+  /** The pool of connections that may write; `undefined` for a reader. */
   readonly writes: PoolStats | undefined
+  /** The pool of connections for reads. */
   readonly reads: PoolStats
 }
 
 /**
- * A transaction that holds a connection, and for how long it has, in milliseconds.
+ * Open transaction that holds a connection.
  *
  * @since 0.1.0
  * @category models
  */
 export interface OpenTransaction {
+  /** The server, as `host:port`. */
   readonly server: string
+  /** The option `label` of the transaction or of its unit of work. */
   readonly label: string | undefined
-  readonly age: number
+  /** The time since the checkout of its connection. */
+  readonly ageMillis: number
 }

@@ -22,9 +22,9 @@ import {
   TransactionEnded,
   type TransactionError
 } from "./DatabaseError.js"
-import type { Restore } from "./internal/concurrency/cancellable.js"
 import type { KnownNames } from "./internal/config/knownNames.js"
 import { unknownOption } from "./internal/config/unknownOption.js"
+import type { Restore } from "./internal/edge/cancellable.js"
 import { type CallSite, callSiteOfPart } from "./internal/observability/callSite.js"
 import type { Describe, WorkLabel } from "./internal/statement/workLabel.js"
 import { rollbackAll } from "./internal/transaction/completion.js"

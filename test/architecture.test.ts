@@ -15,6 +15,7 @@ const layers: ReadonlyArray<string> = [
   "concurrency",
   "protocol",
   "sql",
+  "errors",
   "DatabaseError",
   "Consistency Pool RetryPolicy Transaction",
   "Topology",
@@ -25,6 +26,7 @@ const layers: ReadonlyArray<string> = [
   "consistency pool",
   "topology",
   "statement",
+  "edge",
   "transaction",
   "unitOfWork Tenant",
   "UnitOfWork",
@@ -37,6 +39,18 @@ const layers: ReadonlyArray<string> = [
 
 /** Layers that stand beside the others, and import only the lowest of them. */
 const beside: ReadonlyArray<string> = ["embedded", "EmbeddedPostgres"]
+
+/** The folders whose files load nothing of Effect, so that their callbacks cannot depend on fibers. */
+const core: ReadonlyArray<string> = [
+  "concurrency",
+  "protocol",
+  "sql",
+  "connection",
+  "consistency",
+  "pool",
+  "topology",
+  "statement"
+]
 
 /** The files that import each package. `effect`, `@effect/sql` and `node:` are free. */
 const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
@@ -136,6 +150,26 @@ describe("layers", () => {
         : layerOf(to) >= 0 && layerOf(to) < layerOf(from))
     const wrong = imports.filter((one) => one.local && !isAllowed(one))
     expect(wrong.map(({ from, to }) => `${from} -> ${to}`)).toEqual([])
+  })
+
+  it("a file of the core loads nothing of Effect, neither itself nor by what it imports", () => {
+    const isEffect = (to: string): boolean => /^(effect|@effect)(\/|$)/.test(to)
+    /** Returns the shortest chain of imports from files to Effect, if there is one. */
+    const chainToEffect = (file: string): ReadonlyArray<string> | undefined => {
+      const chains: Array<ReadonlyArray<string>> = [[file]]
+      const seen = new Set([file])
+      for (const chain of chains) {
+        for (const { from, to, typeOnly } of imports) {
+          if (typeOnly || from !== chain.at(-1) || seen.has(to)) continue
+          if (isEffect(to)) return [...chain, to]
+          seen.add(to)
+          chains.push([...chain, to])
+        }
+      }
+      return undefined
+    }
+    const files = [...sources.keys()].filter((name) => isInternal(name) && core.includes(roomOf(name)))
+    expect(files.flatMap((file) => chainToEffect(file)?.join(" -> ") ?? [])).toEqual([])
   })
 
   it("every import is written at the top of its file, where this test finds it", () => {

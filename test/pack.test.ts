@@ -37,8 +37,8 @@ const run = async (
  */
 const pack = async (folder: string) => {
   const copy = path.join(folder, "project")
-  const skipped = new Set(["node_modules", "dist", ".git"].map((name) => path.join(root, name)))
-  await fs.cp(root, copy, { recursive: true, filter: (from) => !skipped.has(from) })
+  const skipped = new Set(["node_modules", "dist", "docs", ".git"])
+  await fs.cp(root, copy, { recursive: true, filter: (from) => !skipped.has(path.basename(from)) })
   await fs.symlink(path.join(root, "node_modules"), path.join(copy, "node_modules"))
   await run(copy, "npm", ["pack", "--silent", "--pack-destination", folder])
   const { version } = await json<Manifest>("package.json")
@@ -66,6 +66,9 @@ const install = async (folder: string, tarball: string) => {
   ])
   return consumer
 }
+
+/** Public modules whose declarations still import internal types; none may be added. */
+const leaksInternal = ["DatabaseConfig", "DatabaseRuntime", "RequestTransaction", "UnitOfWork"]
 
 let folder: string
 let consumer: string
@@ -99,6 +102,16 @@ describe("the tarball", () => {
       [".js", ".js.map", ".d.ts", ".d.ts.map"].map((end) => file.replace(/^src/, "dist").replace(/\.ts$/, end))
     )
     expect(files.filter((file) => file.startsWith("dist/")).sort()).toEqual(built.sort())
+  })
+
+  it("has declarations of public modules that import nothing internal", async () => {
+    const declarations = files.filter((file) => /^dist\/[^/]+\.d\.ts$/.test(file))
+    const texts = await Promise.all(
+      declarations.map((file) => fs.readFile(path.join(consumer, "node_modules/effect-db", file), "utf8"))
+    )
+    const leaking = declarations.filter((_, index) => /["']\.\/internal\//.test(texts[index] ?? ""))
+    const names = leaking.map((file) => path.basename(file, ".d.ts"))
+    expect(names.filter((name) => !leaksInternal.includes(name))).toEqual([])
   })
 })
 

@@ -8,7 +8,7 @@ import { Audit } from "./databases.js"
  *
  * - `no`: nothing is stored; send it again.
  * - `partly`: the change is not stored, though its audit event is or may be; send it again.
- * - `unknown`: nobody can tell; look before you send it again.
+ * - `unknown`: the outcome is unknown; check before you send it again.
  */
 const Stored = Schema.Literal("no", "partly", "unknown")
 

@@ -250,7 +250,7 @@ describe("copyFrom", () => {
         const error = yield* within(copyFailure(copy(wrong)))
         expect(error).toMatchObject({ table: "item", line: 1001, column: "amount" })
         expect(error.message).toMatch(
-          /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - nothing of it is stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
+          /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - no row was stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
         )
         expect(yield* stored).toEqual(kept)
         expect(yield* processId).toBe(before)

@@ -68,19 +68,28 @@ describe("DatabaseError", () => {
       new DatabaseError.CommitFailed({ ...place, sqlState: "40001", cause })
     const collision = new DatabaseError.SerializationFailure({ ...place, cause: new Error("secret") })
     const limit = "canceling statement"
-    const figures = { waited: 1, total: 1, active: 1, idle: 0, waiting: 1 }
+    const figures = { waitedMillis: 1, total: 1, active: 1, idle: 0, waiting: 1 }
     const statuses: ReadonlyArray<readonly [error: DatabaseError.DatabaseError, status: number, says: string]> = [
       [collision, 409, "send it again"],
       [new DatabaseError.DeadlockDetected(place), 409, "send it again"],
       [refused(collision), 409, "send it again"],
       [new DatabaseError.RolledBackAtCommit({ ...place, cause: collision }), 409, "send it again"],
-      [new DatabaseError.ConnectFailed({ ...place, reason: "unreachable" }), 503, "cannot be reached"],
-      [new DatabaseError.PoolExhausted({ ...place, ...figures, reason: "shed" }), 503, "cannot be reached"],
+      [new DatabaseError.ConnectFailed({ ...place, reason: "unreachable" }), 503, "is unavailable"],
+      [new DatabaseError.PoolExhausted({ ...place, ...figures, reason: "shed" }), 503, "is unavailable"],
       [new DatabaseError.Disconnected({ ...place, outcome: "undone" }), 503, "nothing was stored"],
-      [new DatabaseError.Disconnected({ ...place, outcome: "inDoubt" }), 503, "look whether it is there"],
-      [new DatabaseError.CommitOutcomeUnknown(place), 503, "look whether it is there"],
+      [new DatabaseError.Disconnected({ ...place, outcome: "inDoubt" }), 503, "check if it is stored"],
+      [new DatabaseError.CommitOutcomeUnknown(place), 503, "check if it is stored"],
       [new DatabaseError.StatementTimeout({ ...place, limit }), 503, "too busy"],
       [new DatabaseError.LockTimeout({ ...place, limit }), 503, "too busy"],
+      [
+        new DatabaseError.QueryFailed({
+          ...place,
+          sqlState: "XX000",
+          cause: new Error("cache lookup failed for type 16385")
+        }),
+        409,
+        "send it again"
+      ],
       [refused(unique), 500, "could not be stored"],
       [unique, 500, "could not be stored"],
       [new DatabaseError.QueryFailed({ ...place, sqlState: "42601" }), 500, "could not be stored"],
@@ -119,11 +128,11 @@ describe("DatabaseError", () => {
   it("error messages name the database and the server, and say what to do", () => {
     assert.strictEqual(unique.message, 'database "app" at localhost:5432: duplicate key')
     const lost = new DatabaseError.Disconnected({ ...place, outcome: "inDoubt", cause: new Error("reset") })
-    assert.include(lost.message, "look before you try again")
+    assert.include(lost.message, "check whether the write was applied before retrying")
     const exhausted = new DatabaseError.PoolExhausted({
       ...place,
       reason: "timeout",
-      waited: 12.3,
+      waitedMillis: 12.3,
       total: 2,
       active: 2,
       idle: 0,
@@ -132,6 +141,20 @@ describe("DatabaseError", () => {
     assert.include(exhausted.message, "within 12 ms (total 2, active 2, idle 0, waiting 5)")
     assert.isTrue(DatabaseError.isDatabaseError(lost))
     assert.isFalse(DatabaseError.isDatabaseError(new Error("x")))
+  })
+
+  it("a message names a database once if its cause is of the same one, and else both", () => {
+    const sql = "INSERT INTO account VALUES ($1)"
+    const cause = new DatabaseError.UniqueViolation({ ...place, sql, cause: new Error("duplicate key") })
+    assert.strictEqual(
+      new DatabaseError.CommitFailed({ ...place, sqlState: "23505", cause }).message,
+      'database "app" at localhost:5432: the server refused COMMIT, so the transaction was rolled back: duplicate key'
+    )
+    assert.strictEqual(
+      new DatabaseError.CommitVetoed({ database: "audit", server: "localhost:5433", cause }).message,
+      'database "audit" at localhost:5433: a beforeCommit hook failed, so the transaction was rolled back: ' +
+        'database "app" at localhost:5432: duplicate key'
+    )
   })
 
   it("only a failure that is certainly undone may be replayed", () => {

@@ -93,12 +93,10 @@ describe("migrations", () => {
       )
       yield* Fiber.interrupt(holder)
       expect(error.reason).toBe("locked")
-      expect(error.message).toMatch(
-        /^database "app" at \S+:\d+: process \d+ \(effect-db\) has held the lock .* 300ms - /
-      )
+      expect(error.message).toMatch(/^database "app" at \S+:\d+: process \d+ \(effect-db\) held the lock .* 300ms - /)
       expect(lines).toEqual([
         expect.stringMatching(
-          /^database "app" at \S+: process \d+ \(effect-db\) is migrating; it is waited for, up to 300ms$/
+          /^database "app" at \S+: process \d+ \(effect-db\) is migrating this database; waiting for up to 300ms$/
         )
       ])
     }).pipe(Effect.provide(unsettled))

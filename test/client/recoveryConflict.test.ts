@@ -13,7 +13,7 @@ it.scopedLive(
   "a single read that a replica cancels for a conflict with recovery is answered by another server",
   () =>
     Effect.gen(function* () {
-      const { primary, replicas } = yield* EmbeddedPostgres.make({
+      const { awaitReplicas, primary, replicas } = yield* EmbeddedPostgres.make({
         directory,
         replicas: 1,
         settings: { max_standby_streaming_delay: 0 }
@@ -21,8 +21,7 @@ it.scopedLive(
       const writer = primary.url()
       const reader = (replicas[0] ?? assert.fail("no replica")).url()
       yield* query(writer, "CREATE TABLE item (n int)")
-      const isThere = query(reader, "SELECT 1 FROM pg_class WHERE relname = 'item'")
-      yield* Effect.repeat(isThere, { schedule: soon, until: (rows) => rows.length === 1 })
+      yield* awaitReplicas
       yield* Effect.gen(function* () {
         const sql = yield* Db.reader
         const slow = sql<{ standby: boolean }>`SELECT pg_is_in_recovery() AS standby,
@@ -43,6 +42,8 @@ it.scopedLive(
           ["statement"]
         )
         yield* query(writer, "ALTER TABLE item ALTER n DROP NOT NULL")
+        // replayed later, it would cancel the next read before that sleeps
+        yield* awaitReplicas
         const error = yield* Effect.flip(
           conflict(slow.pipe(RetryPolicy.with(RetryPolicy.never), DatabaseError.refine)) as Effect.Effect<
             never,

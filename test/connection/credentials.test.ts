@@ -31,8 +31,10 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { type Database, DatabaseConfig, DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { type Connection, connect } from "../../src/internal/connection/connection.js"
+import type { Connection } from "../../src/internal/connection/connection.js"
+import { openConnection } from "../../src/internal/connection/openConnection.js"
 import { Connections } from "../../src/internal/pool/connections.js"
+import { Secret } from "../../src/internal/protocol/secret.js"
 import { Audit, Db, soon } from "../support/databases.js"
 import { makeProxy } from "../support/proxy.js"
 import { anonymous, freshRole, Provider, type Role } from "../support/roles.js"
@@ -256,9 +258,13 @@ describe("credentials from a provider", () => {
           Effect.async<Connection>((resume) => {
             const owner = { lost: () => {}, closed: () => {} }
             const { password, username } = server
-            const credentials = { username, password, generation }
-            connect(server, session, { timeout: 5000, readOnly: false, owner, credentials }, (error, connection) =>
-              resume(connection === undefined ? Effect.die(error) : Effect.succeed(connection))
+            const secret = password && new Secret(Redacted.value(password))
+            const credentials = { username, password: secret, generation }
+            openConnection(
+              server,
+              session,
+              { timeout: 5000, readOnly: false, owner, credentials },
+              (error, connection) => resume(connection === undefined ? Effect.die(error) : Effect.succeed(connection))
             )
           }),
           (connection) => Effect.sync(() => connection.destroy("shutdown"))

@@ -179,7 +179,7 @@ describe("stale plans", () => {
       const error = yield* errorOf(middle)
       assert.strictEqual(error._tag === "QueryFailed" && error.sqlState, "0A000")
       assert.include(error.message, "changed since the statement was prepared")
-      assert.include(error.message, "run the whole transaction again, or give it { retry }")
+      assert.include(error.message, "run the whole transaction again, or set its option `retry`")
       assert.strictEqual(yield* middle, now)
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )

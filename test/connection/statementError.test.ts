@@ -368,7 +368,7 @@ describe("advice in errors", () => {
           yield* run("SELECT * FROM item FOR UPDATE")
           const other = (text: string) => Db.independent(Db.withTransaction(run(text), { lockTimeout: "50 millis" }))
           const nowait = yield* failureOf("LockTimeout", other("SELECT * FROM item FOR UPDATE NOWAIT"))
-          assert.include(nowait.message, "without NOWAIT")
+          assert.include(nowait.message, "omit NOWAIT")
           assert.notInclude(nowait.message, "lockTimeout")
           const waited = yield* failureOf("LockTimeout", other("SELECT * FROM item FOR UPDATE"))
           assert.include(waited.message, "raise lockTimeout")
@@ -389,7 +389,7 @@ describe("advice in errors", () => {
       ]) {
         const error = yield* failureOf("ReadOnlyViolation", effect)
         assert.strictEqual(error.reason, "reader")
-        assert.include(error.message, "write through the writer")
+        assert.include(error.message, "run it through the writer")
       }
       for (const effect of [
         Db.withTransaction(run(write), { access: "read only" }),

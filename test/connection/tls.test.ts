@@ -87,12 +87,15 @@ describe("TLS by the parameters of a connection string", () => {
         const { message, reason } = yield* failure(text(`${elsewhere} sslmode=${mode}`))
         assert.strictEqual(reason, "tls")
         assert.include(message, "db.example.com")
-        assert.include(message, "connect by a name of its certificate, or check the chain alone by sslmode=verify-ca")
+        assert.include(
+          message,
+          "connect by a name in the certificate, or verify the chain alone with sslmode=verify-ca"
+        )
       }
       for (const parameters of ["sslmode=verify-ca", "sslmode=require", "sslrootcert=system"]) {
         const { message, reason } = yield* failure(text(`host=localhost ${parameters}`))
         assert.strictEqual(reason, "tls", parameters)
-        assert.include(message, "give that one's certificate by sslrootcert=FILE in the URL, or by ssl: { ca }")
+        assert.include(message, "give the issuer's certificate with sslrootcert=FILE in the URL or with ssl: { ca }")
         assert.include(message, "sslmode=no-verify")
       }
       // of several hosts the words name each, and the advice is the same

@@ -265,32 +265,30 @@ describe("the watchdog on slow but living connections", () => {
   )
 })
 
-describe("the watchdog's questions to a living server", () => {
-  /**
-   * A connection on which nothing arrives, except the answers of the probes, at the test's times.
-   */
-  const silent = (doing: BackendState) => {
+describe("the watchdog's probes of a living server", () => {
+  /** A connection that receives nothing of its own; the times of the queries in other sessions are recorded. */
+  const silent = (state: BackendState) => {
     const asked: Array<number> = []
     const begun = performance.now()
-    let heard = 0
+    let progress = 0
     let givenUp: number | undefined
-    const silence = new Watchdog({
-      heard: () => heard,
-      ask: (_, told) => told(true),
-      inquire: (told) => {
+    const watchdog = new Watchdog({
+      progress: () => progress,
+      checkAlive: (_, callback) => callback(true),
+      queryActivity: (callback) => {
         asked.push(performance.now() - begun)
-        told(doing)
+        callback(state)
         return () => {}
       },
-      giveUp: () => {
+      onDead: () => {
         givenUp = performance.now() - begun
-        silence.answered()
+        watchdog.onAnswered()
       }
     })
-    silence.sent(1000)
+    watchdog.onSent(1000)
     return {
       asked,
-      hear: () => heard++,
+      receive: () => progress++,
       get givenUp() {
         return givenUp
       }
@@ -301,30 +299,30 @@ describe("the watchdog's questions to a living server", () => {
   afterEach(() => void vi.useRealTimers())
 
   it("a server process that works is probed less and less often, and never given up", () => {
-    const line = silent("works")
+    const connection = silent("working")
     vi.advanceTimersByTime(1000 + 160_000)
     assert.deepStrictEqual(
-      line.asked.map((at) => Math.round(at / 1000)),
+      connection.asked.map((at) => Math.round(at / 1000)),
       [1, 11, 22, 42, 83]
     )
-    assert.isUndefined(line.givenUp)
+    assert.isUndefined(connection.givenUp)
   })
 
-  it("a server process that waits for the client is given up when its answer had a second to arrive, unless data arrives", () => {
-    const line = silent("waits")
+  it("a server process that waits for the client is given up a second after its answer was due, unless data arrives", () => {
+    const connection = silent("waiting")
     vi.advanceTimersByTime(2200)
-    line.hear()
+    connection.receive()
     vi.advanceTimersByTime(100 + 1250 + 900)
-    assert.isUndefined(line.givenUp)
+    assert.isUndefined(connection.givenUp)
     vi.advanceTimersByTime(200)
-    assert.isDefined(line.givenUp)
+    assert.isDefined(connection.givenUp)
   })
 
   it("a server process of which the server reports nothing is given up half a minute after its limit", () => {
-    const line = silent("unknown")
+    const connection = silent("unknown")
     vi.advanceTimersByTime(30_900)
-    assert.isUndefined(line.givenUp)
+    assert.isUndefined(connection.givenUp)
     vi.advanceTimersByTime(10_000)
-    assert.isDefined(line.givenUp)
+    assert.isDefined(connection.givenUp)
   })
 })

@@ -233,7 +233,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const strict = Consistency.AtLeast({ token: tokenIn(session), maxWait: 0, otherwise: "fail" })
         const error = yield* read(id).pipe(Db.withConsistency(strict), DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag, "NoReplicaCaughtUp")
-        assert.match(error.message, /^database "app": no replica has what is to be read after \d+ ms - /)
+        assert.match(error.message, /^database "app": no replica caught up with the required position within \d+ ms - /)
         // in a unit of work, too, each time
         const both = yield* UnitOfWork.run(Effect.all([Effect.exit(read(id)), Effect.exit(read(id))])).pipe(
           Db.withConsistency(strict)

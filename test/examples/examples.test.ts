@@ -46,9 +46,9 @@ const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
     "with retry: 2 attempts, 1 stored"
   ],
   "11-open-and-close": [
-    'before: database "app": it is not open yet - wait for `open()` before the first use',
+    'before: database "app" is not open yet - wait for `open()` before the first use',
     "between: 3 stored",
-    'after: database "app": it is closed - use it only while its layer is open'
+    'after: database "app" is closed - use it only while its layer is open'
   ],
   "12-workers": [
     "a {} has stored one on a connection of its own",

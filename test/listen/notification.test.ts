@@ -1175,7 +1175,7 @@ describe("Notification", () => {
         yield* killListening(name, writer)
         const error = yield* Effect.flatten(Fiber.join(listener.fiber)).pipe(DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag === "ListenFailed" && error.reason, "disconnected")
-        assert.include(error.message, "look at the tables")
+        assert.include(error.message, "read the tables")
         yield* Effect.repeat(Effect.void, {
           schedule: soon,
           until: () => says(other.heard).includes("gap: disconnected")

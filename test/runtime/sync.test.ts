@@ -59,7 +59,7 @@ describe("synchronous code", () => {
     () =>
       Effect.gen(function* () {
         const { does, ended, leave } = yield* started
-        const closed = 'failed: DatabaseClosed: DatabaseClosed: database "app": it is'
+        const closed = 'failed: DatabaseClosed: DatabaseClosed: database "app" is'
         assert.strictEqual(yield* does("session"), `${closed} not open yet - wait for \`open()\` before the first use`)
         yield* does("open")
         const session = yield* does("session")

@@ -1,4 +1,4 @@
-/** The types that `DatabaseError.refine` gives to errors. `tsc` is the test; nothing here runs. */
+/** Types of errors after `DatabaseError.refine`. `tsc` is the test; nothing here runs. */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import { DatabaseError } from "effect-db"

@@ -547,7 +547,7 @@ describe("UnitOfWork", () => {
         Effect.flip
       )
       assert.strictEqual(error._tag === "PartialCommit" && error.outcome, "unknown")
-      assert.include(error.message, "may have or not")
+      assert.include(error.message, "may have committed or not")
     }).pipe(Effect.provide(fresh()))
   )
 

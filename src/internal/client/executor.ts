@@ -22,18 +22,22 @@ import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../
 import type { Choose } from "../../Router.js"
 import type { OpenTransaction, Role } from "../../Topology.js"
 import type { Options } from "../../Transaction.js"
-import { cancellable } from "../concurrency/cancellable.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
-import { type ErrorLocation, noteRetried, withLocation } from "../connection/statementError.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
+import type { ErrorLocation } from "../connection/statementFailure.js"
+import { cancellable } from "../edge/cancellable.js"
+import { asStatementError, toDatabaseError } from "../edge/databaseError.js"
+import { FiberBorrower } from "../edge/fiberBorrower.js"
+import { noteRetried, withLocation } from "../edge/statementError.js"
 import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
-import { Borrower } from "../pool/borrower.js"
+import type { Borrower } from "../pool/borrower.js"
 import type { Pool } from "../pool/pool.js"
 import type { Limits } from "../sql/settings.js"
-import { type OnStatement, runAutocommit } from "../statement/autocommit.js"
+import { runAutocommit } from "../statement/autocommit.js"
 import { type WorkLabel, withComment } from "../statement/workLabel.js"
-import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
+import type { ConnectionSource } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server, Topology } from "../topology/topology.js"
 import type { ConnectionLender } from "../transaction/connectionHolder.js"
@@ -50,6 +54,9 @@ import { makeStatementRetry } from "./statementRetry.js"
 
 /** Starts something with the server; the returned function gives it up. `deadline` is until when a connection must have been found. */
 type Go = (done: OnStatement, deadline: number) => () => void
+
+/** Callback for the result of a statement, or for its failure, which an autocommit statement reports as a plain value. */
+type OnStatement = (failure: StatementFailure | StatementError | undefined, flight: Exchange | undefined) => void
 
 /** Whether a failure allows another attempt. `refusals` is how many attempts have been refused by a server for good so far. */
 export type MayRetry = (error: DatabaseError, refusals: number) => boolean
@@ -85,7 +92,7 @@ class PoolLender implements ConnectionLender {
     return { database: this.engine.config.name, server: this.source?.options.server.name ?? "" }
   }
 
-  checkout(settle: OnCheckout): () => void {
+  checkout(settle: Parameters<ConnectionLender["checkout"]>[0]): () => void {
     const source = this.pick()
     this.source = source
     // all attempts share the one deadline
@@ -94,12 +101,12 @@ class PoolLender implements ConnectionLender {
     return source.checkout(
       this.deadline,
       this.held(),
-      (error, connection) => {
+      (failure, connection) => {
         if (connection !== undefined) {
           this.engine.lent(this)
           this.span?.begins(connection.server, clock.now() - since)
         }
-        settle(error, connection)
+        settle(failure === undefined ? undefined : toDatabaseError(failure), connection)
       },
       this.who
     )
@@ -161,8 +168,8 @@ export class Executor implements Origin {
   get transactions(): ReadonlyArray<OpenTransaction> {
     const now = clock.now()
     return this.opened
-      .map(({ label, place, since }) => ({ server: place.server, label, age: now - since }))
-      .sort((a, b) => b.age - a.age)
+      .map(({ label, place, since }) => ({ server: place.server, label, ageMillis: now - since }))
+      .sort((a, b) => b.ageMillis - a.ageMillis)
   }
 
   /** A transaction got its connection. */
@@ -367,8 +374,8 @@ export class Executor implements Origin {
   ): Effect.Effect<A, E> {
     return cancellable((resume) => {
       const until = deadline ?? this.deadline()
-      return go((error, flight) => {
-        if (error !== undefined) resume(recover(error, until))
+      return go((failure, flight) => {
+        if (failure !== undefined) resume(recover(asStatementError(failure), until))
         else if (flight !== undefined) resume(readFrom(flight, read))
       }, until)
     })
@@ -460,7 +467,7 @@ export class Executor implements Origin {
     if (!this.isWatched && !this.observer.active) return undefined
     const span = fiber.currentSpan
     const written = site ?? Context.get(fiber.currentContext, CurrentSite)
-    return new Borrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written, work?.label)
+    return new FiberBorrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, written, work?.label)
   }
 
   private onWriter(

@@ -25,8 +25,8 @@ const refusal = (name: string) =>
   new ConfigInvalid({
     database: name,
     setting: "name",
-    given: "that of two classes in one context",
-    expected: "a name of its own for each class of Database.Service"
+    given: "used by two classes in one context",
+    expected: "a different name for each class of Database.Service"
   })
 
 /** Takes the name of a class for the scope; fails where another class has it. `around` is the class that has it in the context around. */

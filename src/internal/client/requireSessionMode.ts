@@ -6,5 +6,5 @@ export const requiresSessionMode = (database: string, what: string): ConfigInval
     database,
     setting: "mode",
     given: '"transactionPooler"',
-    expected: `"session" for ${what}: open a database by the server's own address for that`
+    expected: `"session" for ${what}: open a database with the server's own address`
   })

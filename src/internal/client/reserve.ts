@@ -14,9 +14,11 @@ import type { Outcome } from "../../SqlState.js"
 import type { Role } from "../../Topology.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection, Failure, OnExchange } from "../connection/connection.js"
-import { afterFirst, type ErrorLocation, toStatementError } from "../connection/statementError.js"
+import type { ErrorLocation } from "../connection/statementFailure.js"
+import { toDatabaseError } from "../edge/databaseError.js"
+import { afterFirst, toStatementError } from "../edge/statementError.js"
 import type { CallSite } from "../observability/callSite.js"
-import type { ConnectionSource, OnCheckout, SourceError } from "../topology/connectionSource.js"
+import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { currentContext } from "../transaction/context.js"
 import { causalSessionOf, scopesOf } from "../transaction/contextSlot.js"
 import type { Executor } from "./executor.js"
@@ -82,8 +84,8 @@ export const refuseSchemaScopes = (engine: Executor, context: Context.Context<ne
     ? undefined
     : new SchemaInvalid({
         database: engine.database,
-        given: "in force where a connection is reserved",
-        expected: "none there: set search_path in that session by hand"
+        given: "in effect for a reserved connection",
+        expected: "none: run SET search_path in that session"
       })
 
 /** Checks a connection out for a scope. */
@@ -105,14 +107,14 @@ export const makeReserve = (
     let giveSessionBack = () => {}
     let taken: { readonly pool: ConnectionSource; readonly connection: Connection } | undefined
     let ended = false
-    const attempt = Effect.async<NonNullable<typeof taken>, SourceError>((resume) => {
+    const attempt = Effect.async<NonNullable<typeof taken>, StatementError>((resume) => {
       const pool = pick()
-      const settle: OnCheckout = (error, connection) => {
+      const settle: OnCheckout = (failure, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
           if (session !== undefined) giveSessionBack = session.lend(engine.database)
           resume(Effect.succeed(taken))
-        } else if (error !== undefined) resume(Effect.fail(error))
+        } else if (failure !== undefined) resume(Effect.fail(toDatabaseError(failure)))
       }
       const giveUp = pool.checkout(deadline, holding, settle, who)
       return Effect.sync(giveUp)

@@ -1,18 +1,18 @@
 /**
- * Settings of which some come from `Config` and others are plain values.
+ * Settings, some of which come from `Config`; the others are plain values.
  */
 import * as Config from "effect/Config"
 
 /**
- * A record each member of which is given, or comes from `Config`.
+ * Record whose members are plain values, or come from `Config`.
  *
  * @since 0.2.0
  * @category models
  */
 export type Configured<A> = { readonly [K in keyof A]: A[K] | Config.Config<A[K]> }
 
-/** The deepest nesting of settings: a reader of the list, its TLS, the certificates of that. */
-const deepest = 3
+/** The deepest nesting of settings: a reader of the list, its TLS, the certificates of its TLS. */
+const maxDepth = 3
 
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype
@@ -26,12 +26,12 @@ const holdsConfig = (value: unknown, depth: number): boolean => {
 
 const all = (value: unknown, depth: number): Config.Config<unknown> => {
   if (Config.isConfig(value)) return value
-  // a value without any is not copied: options of TLS have members that a copy would lose
+  // a value without a `Config` is not copied: TLS options have members that a copy would lose
   if (!holdsConfig(value, depth)) return Config.succeed(value)
   if (Array.isArray(value)) return Config.all(value.map((member) => all(member, depth - 1)))
   const members = Object.entries(value as Readonly<Record<string, unknown>>)
   return Config.all(Object.fromEntries(members.map(([name, member]) => [name, all(member, depth - 1)])))
 }
 
-/** Makes one `Config` of settings. `A` is what they are when all of it is read. */
-export const configured = <A>(settings: unknown): Config.Config<A> => all(settings, deepest + 1) as Config.Config<A>
+/** Combines settings into one `Config`. `A` is the type of the settings when it is read. */
+export const configured = <A>(settings: unknown): Config.Config<A> => all(settings, maxDepth + 1) as Config.Config<A>

@@ -11,10 +11,11 @@ const forms =
 
 /** Reads a connection string as libpq does, except for blanks and line breaks around a URL. */
 export const parseConnectionString = (setting: string, text: string): Parameters => {
-  // its parts may be secrets, so none of it is shown
+  // its parts may be secrets, so errors show none of it
   if (text === "") throw new Invalid(setting, "empty", forms)
   if (text.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
-  // a file or variable often ends in a line break, which libpq would take for a part of the last value
+  // a file or variable often ends in a line break, which libpq would read as a part of the last
+  // value
   const trimmed = text.trim()
   if (isUri(trimmed)) {
     if (/[\r\n]/.test(trimmed)) throw new Invalid(setting, "a URL with a line break", "a URL on one line")

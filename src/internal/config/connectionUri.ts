@@ -1,13 +1,15 @@
 /**
- * Connection URIs, read as libpq 18 reads them: `postgres://user:password@host:port,host:port/dbname?parameter=value`.
+ * Connection URIs, as libpq 18 reads them:
+ * `postgres://user:password@host:port,host:port/dbname?parameter=value`.
  *
- * The reading is libpq's own, character by character, because URLs in the wild rely on it: several hosts, a `?` in a password, spaces
- * around a value. An error shows no text of the URL, for a mistake moves parts of a password to other places. What can only be such a mistake
- * is refused, although libpq reads it: a / in the credentials, and an @ in a host.
+ * They are read character by character like in libpq, because existing URLs rely on it: several
+ * hosts, a `?` in a password, spaces around a value. An error shows no text of the URL, because a
+ * mistake may move a part of the password to another part. A / in the credentials and an @ in a
+ * host are refused, although libpq reads them: they can only be such a mistake.
  */
 import { Invalid } from "./optionParsers.js"
 
-/** A parameter and its value, in the order of the text. A later one replaces an earlier one. */
+/** Parameter and its value, in the order of the text. A later one replaces an earlier one. */
 export type Pair = readonly [parameter: string, value: string]
 
 const prefix = /^postgres(?:ql)?:\/\//
@@ -16,7 +18,7 @@ export const isUri = (text: string): boolean => prefix.test(text)
 
 const uriForm = "a URL like postgres://user:password@host:5432/database"
 
-/** Decodes `%XX`. libpq trims spaces around a value and refuses them in it. */
+/** Decodes `%XX`. Like libpq, trims spaces around a value and refuses spaces in it. */
 const decode = (setting: string, text: string): string => {
   const trimmed = text.replace(/^ +| +$/g, "")
   const refuse = (given: string, expected: string) => new Invalid(setting, `a URL with ${given}`, expected)
@@ -30,7 +32,7 @@ const decode = (setting: string, text: string): string => {
   }
 }
 
-/** Reads the hosts and ports up to the path or the query, and returns the place where they end. */
+/** Reads the hosts and ports up to the path or the query, and returns the index of their end. */
 const readHosts = (setting: string, text: string, start: number) => {
   const hosts: Array<string> = []
   const ports: Array<string> = []
@@ -56,7 +58,7 @@ const readHosts = (setting: string, text: string, start: number) => {
 }
 
 const readQuery = (setting: string, query: string): ReadonlyArray<Pair> =>
-  // libpq allows one & too many at the end, and none elsewhere
+  // libpq allows an extra & at the end, and none elsewhere
   (query === "" ? [] : query.replace(/&$/, "").split("&")).map((text) => {
     const [name, value, ...more] = text.split("=")
     if (name === undefined || value === undefined) {
@@ -67,7 +69,7 @@ const readQuery = (setting: string, query: string): ReadonlyArray<Pair> =>
     }
     const parameter = decode(setting, name)
     const decoded = decode(setting, value)
-    // as JDBC has it
+    // the parameter of JDBC
     return parameter === "ssl" && decoded === "true" ? ["sslmode", "require"] : [parameter, decoded]
   })
 
@@ -75,17 +77,18 @@ const readQuery = (setting: string, query: string): ReadonlyArray<Pair> =>
 export const parseUri = (setting: string, uri: string): ReadonlyArray<Pair> => {
   const text = uri.replace(prefix, "")
   const [credentials = ""] = /^[^@/]*@/.exec(text) ?? []
-  // a / or ? of a password that is not encoded ends it, and its rest is taken for other parts
+  // a / or ? in a password, if it is not encoded, ends the password, and the rest is read as other
+  // parts
   if (credentials === "" && /\/.*@/s.test(text.split("?", 1)[0] ?? "")) {
     throw new Invalid(setting, "a malformed URL", `${uriForm}, with %2F for a / in the password`)
   }
   const [, user = "", password = ""] = /^([^:]*):?(.*)@$/s.exec(credentials) ?? []
-  // an @ of a query that is not encoded makes a user of all before it
+  // with an @ in the query, if it is not encoded, all text before it is read as the user
   if (user.includes("?")) {
     throw new Invalid(setting, "a malformed URL", `${uriForm}, with %40 for an @ and %3F for a ? elsewhere`)
   }
   const { end, host, port } = readHosts(setting, text, credentials.length)
-  // libpq ends the credentials at the first @, and looks up the rest of a password as a host
+  // libpq ends the credentials at the first @, and reads the rest of a password as a host
   if (`${host}${port}`.includes("@")) {
     throw new Invalid(setting, "a malformed URL", `${uriForm}, with %40 for an @ in the user or password`)
   }
@@ -103,7 +106,7 @@ export const parseUri = (setting: string, uri: string): ReadonlyArray<Pair> => {
   ]
 }
 
-/** The parts of a connection URI with a single host. */
+/** Parts of a connection URI with a single host. */
 export interface UriParts {
   readonly username: string
   readonly password: string | undefined
@@ -113,12 +116,13 @@ export interface UriParts {
   readonly parameters: ReadonlyArray<readonly [parameter: string, value: string | undefined]>
 }
 
-/** Encodes a part. A lone surrogate is written as it is sent: as U+FFFD. */
+/** Encodes a part. A lone surrogate becomes U+FFFD, as in UTF-8. */
 const encode = (text: string): string => encodeURIComponent(Buffer.from(text).toString())
 
 /**
- * Writes a connection URI, for other libraries too: node-postgres decodes the name of a database like a whole URI, so of reserved
- * characters only `?` and `#`, which would end it, are encoded there.
+ * Writes a connection URI, for other libraries too. node-postgres decodes the name of a database
+ * like a whole URI, so of the reserved characters only `?` and `#`, which would end the name, are
+ * encoded in it.
  */
 export const formatUri = ({ database, host, parameters, password, port, username }: UriParts): string => {
   const user = username === "" ? "" : `${encode(username)}${password === undefined ? "" : `:${encode(password)}`}@`

@@ -1,5 +1,6 @@
 /**
- * libpq's environment, read by Effect's `ConfigProvider`: variables, the service file and the password file.
+ * libpq's environment, read by Effect's `ConfigProvider`: variables, the service file and the
+ * password file.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -16,7 +17,7 @@ import { Invalid } from "./optionParsers.js"
 import { collect } from "./parameterNames.js"
 import { parseService } from "./serviceFile.js"
 
-/** The variable of each parameter that has one. */
+/** The parameters with a variable, and their variables. */
 const variables: ReadonlyArray<readonly [parameter: string, variable: string]> = [
   ["service", "PGSERVICE"],
   ["user", "PGUSER"],
@@ -58,15 +59,15 @@ const variables: ReadonlyArray<readonly [parameter: string, variable: string]> =
 const optional = (name: string): Config.Config<string | undefined> =>
   Config.map(Config.option(Config.string(name)), Option.getOrUndefined)
 
-/** The places of libpq's files. */
-interface Places {
+/** Locations of libpq's files. */
+interface FileLocations {
   readonly serviceFile: string | undefined
   readonly systemFolder: string | undefined
   readonly home: string | undefined
 }
 
-/** Reads a file that may not be there. */
-const readIfThere = (file: string | undefined): string | undefined => {
+/** Reads a file if it exists. */
+const readIfExists = (file: string | undefined): string | undefined => {
   if (file === undefined) return undefined
   try {
     return fs.readFileSync(file, "utf8")
@@ -79,30 +80,38 @@ const readIfThere = (file: string | undefined): string | undefined => {
 const inFolder = (folder: string | undefined, file: string): string | undefined =>
   folder ? path.join(folder, file) : undefined
 
-/** Finds the parameters of a service in the user's file, else in the system's. */
-const findService = (service: string, { home, serviceFile, systemFolder }: Places): ReadonlyArray<Pair> => {
+/**
+ * Returns the parameters of a service from the file of the user, or else from that of the system.
+ */
+const findService = (service: string, { home, serviceFile, systemFolder }: FileLocations): ReadonlyArray<Pair> => {
   for (const file of [serviceFile ?? inFolder(home, ".pg_service.conf"), inFolder(systemFolder, "pg_service.conf")]) {
-    const pairs = parseService(readIfThere(file) ?? "", service)
-    // of two lines with one name the first counts
+    const pairs = parseService(readIfExists(file) ?? "", service)
+    // of two lines with the same name the first one counts
     if (pairs !== undefined) return [...pairs].reverse()
   }
   throw new Invalid("service", "not defined", "a service of the file that PGSERVICEFILE names, or ~/.pg_service.conf")
 }
 
-/** Merges what a connection string, a service file and the environment say; the first that says something counts. */
-const merge = (url: string | undefined, environment: ReadonlyMap<string, string>, places: Places): string => {
+/**
+ * Merges the parameters of a connection string, a service file and the environment, in this order
+ * of precedence.
+ */
+const merge = (url: string | undefined, environment: ReadonlyMap<string, string>, locations: FileLocations): string => {
   const given = url === undefined ? new Map<string, string>() : parseConnectionString("url", url)
   const service = given.get("service") || environment.get("service")
-  const ofService = service ? collect(`service ${service}`, findService(service, places)) : []
-  // without a host the settings name it as missing
+  const ofService = service ? collect(`service ${service}`, findService(service, locations)) : []
+  // without this, a missing host would not be reported by its name
   const merged = new Map([["host", ""], ...environment, ...ofService, ...given])
   merged.delete("service")
-  const passfile = inFolder(places.home, ".pgpass")
+  const passfile = inFolder(locations.home, ".pgpass")
   if (!merged.get("passfile") && passfile !== undefined) merged.set("passfile", passfile)
   return formatKeywords(merged)
 }
 
-/** Reads the environment as libpq does, below a connection string; the result is a connection string that says the same. */
+/**
+ * Reads the environment as libpq does. A given connection string takes precedence over it. The
+ * result is a connection string with all parameters.
+ */
 export const fromEnvironment = (
   prefix: string,
   url: Redacted.Redacted<string> | undefined
@@ -113,7 +122,7 @@ export const fromEnvironment = (
     systemFolder: optional(`${prefix}PGSYSCONFDIR`),
     home: optional("HOME")
   }).pipe(
-    Config.mapOrFail(({ parameters, ...places }) => {
+    Config.mapOrFail(({ parameters, ...locations }) => {
       const environment = new Map(
         variables.flatMap(([name], index): ReadonlyArray<Pair> => {
           const value = parameters[index]
@@ -121,13 +130,13 @@ export const fromEnvironment = (
         })
       )
       return Either.try({
-        try: () => Redacted.make(merge(url && Redacted.value(url), environment, places)),
-        catch: (cause) => ConfigError.InvalidData([], words(cause))
+        try: () => Redacted.make(merge(url && Redacted.value(url), environment, locations)),
+        catch: (cause) => ConfigError.InvalidData([], messageOf(cause))
       })
     })
   )
 
-const words = (cause: unknown): string =>
+const messageOf = (cause: unknown): string =>
   cause instanceof Invalid
     ? `${cause.setting} is ${cause.given}; expected ${cause.expected}`
     : `a service file cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`

@@ -1,7 +1,8 @@
 /**
- * The hosts of a server: libpq's lists of names, addresses and ports, taken together.
+ * The hosts of a server, from libpq's lists of names, addresses and ports.
  */
-import { BlockList, isIP } from "node:net"
+import { isIP } from "node:net"
+import { isSocket } from "./localHost.js"
 import { Invalid, integer, port, text } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
 
@@ -12,53 +13,44 @@ import type { ServerParts } from "./serverInput.js"
  * @category models
  */
 export interface Host {
-  /** `host:port`, `[address]:port` for IPv6, or the folder of a Unix socket. Errors and observations use it. */
+  /**
+   * `host:port`, `[address]:port` for IPv6, or the folder of a Unix socket. Errors and observations
+   * use it.
+   */
   readonly name: string
   /** A host name, an address, or the folder of a Unix socket. A certificate is compared with it. */
   readonly host: string
-  /** The address to connect to, if the name is not to be looked up: libpq's `hostaddr`. */
+  /** The address to connect to without a lookup of the name: libpq's `hostaddr`. */
   readonly address: string | undefined
   readonly port: number
 }
 
-/** Tells if a host is the folder of a Unix socket. */
-export const isSocket = ({ host }: Pick<Host, "host">): boolean => host.startsWith("/")
-
-const loopback = new BlockList()
-loopback.addSubnet("127.0.0.0", 8)
-loopback.addAddress("::1", "ipv6")
-
-/** Tells if a host is this machine. A name may lead anywhere, except for `localhost`. */
-export const isLocal = (host: Pick<Host, "host" | "address">): boolean => {
-  const place = host.address ?? host.host
-  if (isSocket(host) || place === "localhost") return true
-  const family = isIP(place)
-  return family !== 0 && loopback.check(place, family === 4 ? "ipv4" : "ipv6")
-}
-
-const nameOf = (host: string, at: number): string => {
+const nameOf = (host: string, port: number): string => {
   if (host.startsWith("/")) return host
-  return host.includes(":") ? `[${host}]:${at}` : `${host}:${at}`
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`
 }
 
-/** The items of libpq's lists; an empty text is no list. */
+/** Splits a list of libpq; an empty text is no list. */
 const split = (list: string | undefined): ReadonlyArray<string> => (list ? list.split(",") : [])
 
 const listOf = <A>(given: A | ReadonlyArray<A>): ReadonlyArray<A> => (Array.isArray(given) ? given : [given as A])
 
-/** A port of a connection string; an empty one is 5432. It may be a part of a password, and is not shown. */
+/**
+ * Reads a port of a connection string; an empty one is 5432. The text may be a part of a password,
+ * so the error does not show it.
+ */
 const portOf = (setting: string, given: string): number => {
   const number = given === "" ? 5432 : integer(setting, given)
   if (number < 1 || number > 65535) throw new Invalid(setting, "no port", "a port from 1 to 65535")
   return number
 }
 
-/** Returns the hosts of a server. One port is for all of them. */
+/** Returns the hosts of a server. A single port holds for all hosts. */
 export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): ReadonlyArray<Host> => {
   const isPart = parameters === undefined || parts.host !== undefined
   const setting = isPart ? part("host") : parameter("host")
   const names = isPart ? listOf(parts.host).map((name) => text(setting, name)) : split(parameters.get("host"))
-  // addresses are those of the names beside them
+  // the addresses belong to the names with the same index
   const addresses = isPart ? [] : split(parameters.get("hostaddr"))
   const ports =
     parts.port === undefined
@@ -85,7 +77,7 @@ export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): Re
     if (host.startsWith("@")) {
       throw new Invalid(setting, "an abstract Unix socket", "a host, or the folder of a Unix socket")
     }
-    // part of a password, where it was written into a URL as it is
+    // it is a part of the password if that was not encoded in a URL
     if (host.includes("@") && !isSocket({ host })) {
       throw new Invalid(
         setting,
@@ -93,7 +85,7 @@ export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): Re
         "the name of a host; in a URL, %40 for an @ in the user or password"
       )
     }
-    const at = ports[ports.length > 1 ? i : 0] ?? 5432
-    return { name: nameOf(host, at), host, address, port: at }
+    const ownPort = ports[ports.length > 1 ? i : 0] ?? 5432
+    return { name: nameOf(host, ownPort), host, address, port: ownPort }
   })
 }

@@ -1,5 +1,5 @@
 /**
- * Keyword strings, read as libpq reads them: `host=a dbname=app password='it\'s'`.
+ * Keyword strings, as libpq reads them: `host=a dbname=app password='it\'s'`.
  */
 import type { Pair } from "./connectionUri.js"
 import { Invalid } from "./optionParsers.js"
@@ -10,7 +10,10 @@ const keyword = /[^= \t\n\v\f\r]*/y
 const bare = /(?:\\[\s\S]?|[^ \t\n\v\f\r\\])*/y
 const quoted = /'((?:\\[\s\S]|[^'\\])*)'/y
 
-/** Reads a keyword string. An error shows no text of it, for a mistake makes a keyword of a part of a password. */
+/**
+ * Reads a keyword string. An error shows no text of it, because a mistake may turn a part of a
+ * password into a keyword.
+ */
 export const parseKeywords = (setting: string, text: string): ReadonlyArray<Pair> => {
   const pairs: Array<Pair> = []
   let at = 0
@@ -42,6 +45,6 @@ export const parseKeywords = (setting: string, text: string): ReadonlyArray<Pair
   return pairs
 }
 
-/** Writes a keyword string that has these parameters. */
+/** Writes a keyword string with the given parameters. */
 export const formatKeywords = (parameters: Iterable<Pair>): string =>
   Array.from(parameters, ([name, value]) => `${name}='${value.replace(/[\\']/g, "\\$&")}'`).join(" ")

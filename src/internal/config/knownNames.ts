@@ -1,13 +1,13 @@
 /**
- * The names of settings, so that one that is mistyped is refused instead of ignored.
+ * The names of settings: a mistyped name is refused and not ignored.
  */
 import { nearestName } from "./nearestName.js"
 import { Invalid } from "./optionParsers.js"
 
-/** A table with every name of some settings; a name that is missing here does not compile. */
+/** Table with every name of some settings; a table without one of them does not compile. */
 export type KnownNames<A> = { readonly [K in keyof Required<A>]: true }
 
-/** Refuses settings with a name that is not known. `synonyms` are the words of other libraries. */
+/** Refuses settings with unknown names. `synonyms` are the names that other libraries use. */
 export const refuseUnknown = (
   setting: string,
   given: object,

@@ -1,8 +1,11 @@
 /**
- * The known name that a mistyped one most likely stands for.
+ * The known name that is most similar to a mistyped one.
  */
 
-/** Counts the letters to insert, delete, replace or swap with their neighbour to make one text of the other. */
+/**
+ * Returns the number of letters to insert, delete, replace or swap with their neighbour that turn
+ * one text into the other.
+ */
 const distance = (a: string, b: string): number => {
   let before: ReadonlyArray<number> = []
   let previous: ReadonlyArray<number> = Array.from({ length: b.length + 1 }, (_, j) => j)
@@ -23,18 +26,18 @@ const distance = (a: string, b: string): number => {
 
 const plain = (name: string): string => name.toLowerCase().replace(/[^a-z0-9]/g, "")
 
-/** Returns the known name that is nearest to another, unless none is near: then both would have little in common. */
+/** Returns the most similar known name, unless all of them differ too much. */
 export const nearestName = (name: string, known: Iterable<string>): string | undefined => {
-  const meant = plain(name)
-  // no known name is near to one of any length, and the comparison takes time by the product of both
-  if (meant === "" || meant.length > 64) return undefined
+  const wanted = plain(name)
+  // known names are shorter, and the time of a comparison is the product of both lengths
+  if (wanted === "" || wanted.length > 64) return undefined
   let found: string | undefined
-  let least = Number.POSITIVE_INFINITY
+  let smallest = Number.POSITIVE_INFINITY
   for (const other of known) {
-    const apart = distance(meant, plain(other))
-    if (apart < least && apart <= Math.max(1, Math.floor(Math.min(meant.length, plain(other).length) / 3))) {
+    const apart = distance(wanted, plain(other))
+    if (apart < smallest && apart <= Math.max(1, Math.floor(Math.min(wanted.length, plain(other).length) / 3))) {
       found = other
-      least = apart
+      smallest = apart
     }
   }
   return found

@@ -1,5 +1,5 @@
 /**
- * Settings one by one: what is given, or what is to be where nothing is; what makes no sense is refused.
+ * The parsers of single settings. Each returns the given value or the default, or throws `Invalid`.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import * as LogLevel from "effect/LogLevel"
 import { isByName } from "../protocol/typeNames.js"
 import { wholeMillis } from "../sql/settings.js"
 
-/** Why a setting is refused; never with a secret. */
+/** Refusal of a setting. It never has a secret in it. */
 export class Invalid {
   constructor(
     readonly setting: string,
@@ -24,21 +24,21 @@ export const port = (setting: string, given: number): number => {
 }
 
 export const text = (setting: string, given: string | undefined): string => {
-  // a program without types may leave out anything, or give another thing
+  // a program without types may omit the value, or give one of another type
   if (typeof given !== "string") throw new Invalid(setting, given === undefined ? "missing" : "no text", "some text")
   if (given === "") throw new Invalid(setting, "empty", "some text")
   if (given.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
   return given
 }
 
-export const count = (setting: string, given: number | undefined, otherwise: number, least: number): number => {
+export const count = (setting: string, given: number | undefined, otherwise: number, minimum: number): number => {
   if (given === undefined) return otherwise
-  if (!Number.isInteger(given) || given < least)
-    throw new Invalid(setting, String(given), `a whole number from ${least}`)
+  if (!Number.isInteger(given) || given < minimum)
+    throw new Invalid(setting, String(given), `a whole number from ${minimum}`)
   return given
 }
 
-/** What would be taken for zero in silence. */
+/** Checks for a negative duration, which `Duration` would decode as zero. */
 const isNegative = (given: Duration.DurationInput): boolean => {
   if (typeof given === "string") return given.startsWith("-")
   if (Array.isArray(given)) return given.some((part) => !(part >= 0))
@@ -56,7 +56,7 @@ export const duration = (
   return Duration.toMillis(decoded.value)
 }
 
-/** A limit as the server takes it: in whole milliseconds; 0 is none. */
+/** Returns a limit in whole milliseconds, as the server needs it; 0 is none. */
 export const limit = (setting: string, given: Duration.DurationInput): number =>
   wholeMillis(duration(setting, given, 0))
 
@@ -72,13 +72,16 @@ export const finite = (setting: string, given: number): number => {
   return given
 }
 
-/** Whether something is to be so, by default not. */
+/** Returns a boolean, by default false. */
 export const boolean = (setting: string, given: boolean | undefined): boolean => {
   if (given !== undefined && typeof given !== "boolean") throw new Invalid(setting, "no boolean", "true or false")
   return given === true
 }
 
-/** Returns one of some words, by default the first. Another word may be a part of a password, and is not shown. */
+/**
+ * Returns one of the allowed words, by default the first. The error does not show another word,
+ * which may be a part of a password.
+ */
 export const oneOf = <A extends string>(
   setting: string,
   given: string | undefined,
@@ -122,12 +125,13 @@ export const keepAlive = (
 ): number | undefined => {
   if (given === false) return undefined
   const millis = duration(setting, given, "30 seconds")
-  // whole seconds are all that the socket option knows: 0 leaves the system's two hours, and more than these it refuses
+  // the socket option takes whole seconds: 0 means the two hours of the system, and a value above
+  // this limit is refused
   if (millis < 1000 || millis > 32_767_000) throw new Invalid(setting, String(given), "1 second to 9 hours, or false")
   return millis
 }
 
-/** Parsers of columns, by number in node-postgres' own way or by name. */
+/** Returns parsers of columns: those of node-postgres, by number, or those by name. */
 export const parsers = <A extends object>(setting: string, given: A | undefined): A | undefined => {
   if (given === undefined) return undefined
   const all = typeof given === "object" && given !== null && !Array.isArray(given) ? given : undefined

@@ -1,14 +1,15 @@
 /**
- * The parameters of a connection string: those of libpq 18, two of our own, and those of other tools, which are known for a hint only.
+ * The names of the parameters of a connection string: those of libpq 18, one of Prisma, and those
+ * of other tools, which are only known for better errors.
  */
 import type { Pair } from "./connectionUri.js"
 import { nearestName } from "./nearestName.js"
 import { Invalid } from "./optionParsers.js"
 
-/** A parameter's value by its name. */
+/** Values of parameters by their names. */
 export type Parameters = ReadonlyMap<string, string>
 
-/** The reason why a parameter is refused, by its value; `undefined` where the value asks for nothing that is missing. */
+/** Function that returns the reason to refuse a value of a parameter, if there is one. */
 type Refusal = (value: string) => string | undefined
 
 const unless =
@@ -25,7 +26,7 @@ const noOauth = unless(
 )
 const probes = "Node sends ten probes, one each second, and has no option for it: leave it out, and set keepalives_idle"
 
-/** The parameters of libpq 18, with the values that cannot be honoured. */
+/** The parameters of libpq 18, with the refusals of unsupported values. */
 const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["application_name", never],
   ["channel_binding", never],
@@ -91,7 +92,7 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["user", never]
 ])
 
-/** The names here of the parameters of other tools. */
+/** The settings that replace the parameters of other tools. */
 const others: ReadonlyMap<string, string> = new Map([
   // Prisma
   ["connection_limit", "the option `maxConnections`"],
@@ -132,28 +133,29 @@ const others: ReadonlyMap<string, string> = new Map([
   ["supa", "nothing: leave it out"]
 ])
 
-/** `pgbouncer` is Prisma's word for what `mode` says. */
+/** `pgbouncer` is a parameter of Prisma for the option `mode`. */
 const own = ["pgbouncer"]
 
 export const libpqNames: ReadonlySet<string> = new Set(libpq.keys())
 
 const names = [...libpq.keys(), ...own]
 
-/** Why a parameter is refused. Without a name it is like no other: it may be a part of a password, and is not shown. */
+/**
+ * Refusal of a parameter. It has no name if the name is similar to no other one: then it may be a
+ * part of a password, and no error shows it.
+ */
 interface Refused {
   readonly name: string | undefined
   readonly given: string
   readonly expected: string
 }
 
-/**
- * Collects parameters, the last of each name, and refuses unknown ones, all at once.
- */
+/** Collects parameters, the last of each name, and refuses all unknown ones together. */
 export const collect = (setting: string, pairs: Iterable<Pair>): Parameters => {
   const parameters = new Map<string, string>()
   const unknown = new Map<string, Refused>()
   for (const [name, value] of pairs) {
-    // libpq keeps what its versions before 8.0 had
+    // libpq still accepts the parameter of its versions before 8.0
     if (name === "requiressl") parameters.set("sslmode", value.startsWith("1") ? "require" : "prefer")
     else if (names.includes(name)) parameters.set(name, value)
     else unknown.set(name, asUnknown(name))
@@ -162,7 +164,7 @@ export const collect = (setting: string, pairs: Iterable<Pair>): Parameters => {
   return parameters
 }
 
-/** Refuses parameters that ask for what cannot be done, all at once. */
+/** Refuses all parameters with unsupported values together. */
 export const refuseUnsupported = (setting: string, parameters: Parameters): void => {
   const given = "not supported"
   const refused = [...parameters].flatMap(([name, value]): ReadonlyArray<Refused> => {
@@ -183,7 +185,7 @@ const asUnknown = (name: string): Refused => {
     : { name, given: "an unknown parameter", expected: near }
 }
 
-/** Throws the refusal of some parameters, if there are any; `given` is what is said of several. */
+/** Throws the refusal of parameters, if there are any; `given` describes several of them. */
 const refuse = (setting: string, refused: ReadonlyArray<Refused>, given: string): void => {
   const named = refused.filter(({ name }) => name !== undefined)
   const nameless = refused.length - named.length

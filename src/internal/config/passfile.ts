@@ -1,8 +1,9 @@
 /**
- * Password files in libpq's form: a line `host:port:database:user:password` for each, `*` for any.
+ * Password files of libpq: lines `host:port:database:user:password`, in which `*` matches any
+ * value.
  */
 
-/** A connection, which a line has to fit. */
+/** Connection whose password is looked up. */
 export interface PassfileKey {
   readonly host: string
   readonly port: number
@@ -10,29 +11,32 @@ export interface PassfileKey {
   readonly username: string
 }
 
-/** libpq's own folders for sockets, which a line names as `localhost`. */
-const normalFolders = ["/tmp", "/var/run/postgresql"]
+/** The default folders of Unix sockets, for which a line has `localhost`. */
+const defaultFolders = ["/tmp", "/var/run/postgresql"]
 
-/** Splits a line at the first four colons that no backslash stands before; the password may have more. */
+/**
+ * Splits a line at the first four colons without a backslash before them; the password may have
+ * more.
+ */
 const fieldsOf = (line: string): ReadonlyArray<string> =>
   /^((?:\\.|[^\\:])*):((?:\\.|[^\\:])*):((?:\\.|[^\\:])*):((?:\\.|[^\\:])*):(.*)$/.exec(line)?.slice(1) ?? []
 
 const plain = (field: string): string => field.replace(/\\(.)/g, "$1")
 
-/** Finds the password of the first line that fits. */
+/** Returns the password of the first line that matches. */
 export const findPassword = (text: string, key: PassfileKey): string | undefined => {
-  const hosts = normalFolders.includes(key.host) ? [key.host, "localhost"] : [key.host]
-  const fits = (field: string | undefined, ...values: ReadonlyArray<string>) =>
+  const hosts = defaultFolders.includes(key.host) ? [key.host, "localhost"] : [key.host]
+  const matches = (field: string | undefined, ...values: ReadonlyArray<string>) =>
     field === "*" || (field !== undefined && values.includes(plain(field)))
   for (const line of text.split(/\r?\n/)) {
     if (line.startsWith("#")) continue
     const [host, port, database, username, password] = fieldsOf(line)
-    const isMeant =
-      fits(host, ...hosts) &&
-      fits(port, String(key.port)) &&
-      fits(database, key.database) &&
-      fits(username, key.username)
-    if (isMeant && password !== undefined) return plain(password)
+    const isMatch =
+      matches(host, ...hosts) &&
+      matches(port, String(key.port)) &&
+      matches(database, key.database) &&
+      matches(username, key.username)
+    if (isMatch && password !== undefined) return plain(password)
   }
   return undefined
 }

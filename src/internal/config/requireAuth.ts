@@ -1,13 +1,13 @@
 /**
- * The ways to authenticate that a connection string allows: `require_auth`.
+ * The authentication methods that a connection string allows: `require_auth`.
  */
 import { Invalid } from "./optionParsers.js"
 
-/** The ways of libpq's `require_auth`. The driver does three of them, and `none`. */
+/** The methods of libpq's `require_auth`. The driver has three of them, and `none`. */
 const methods = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"] as const
 
 /**
- * A way to authenticate, in the words of libpq's `require_auth`.
+ * Authentication method, by its name in libpq's `require_auth`.
  *
  * @since 0.2.0
  * @category models
@@ -16,7 +16,7 @@ export type AuthMethod = (typeof methods)[number]
 
 const isMethod = (name: string): name is AuthMethod => (methods as ReadonlyArray<string>).includes(name)
 
-/** Reads `require_auth`: methods that are allowed, or with `!` those that are not. */
+/** Returns the allowed methods. In `require_auth` a method with `!` is forbidden. */
 export const parseRequireAuth = (setting: string, list: string | undefined): ReadonlySet<AuthMethod> | undefined => {
   if (list === undefined) return undefined
   const entries = list.split(",").map((entry) => entry.trim())

@@ -1,5 +1,5 @@
 /**
- * A server as a program gives it: a connection string, parts, or both.
+ * The forms in which a program gives a server: a connection string, parts, or both.
  */
 import type { Duplex } from "node:stream"
 import type * as Effect from "effect/Effect"
@@ -12,7 +12,7 @@ import { type Parameters, refuseUnsupported } from "./parameterNames.js"
 import type { Ssl } from "./sslOption.js"
 
 /**
- * The sessions that a server's connections must have, in the words of libpq's `target_session_attrs`.
+ * Required property of sessions, as in libpq's `target_session_attrs`.
  *
  * @since 0.2.0
  * @category models
@@ -20,8 +20,9 @@ import type { Ssl } from "./sslOption.js"
 export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" | "standby" | "prefer-standby"
 
 /**
- * An open stream to a server, for each new physical connection: of a connector (Cloud SQL), a tunnel (SSH), or a test. The stream is closed
- * with its connection. A cancel request gets a stream of its own.
+ * Effect that opens a stream to a server, for each new physical connection: through a connector
+ * (Cloud SQL), a tunnel (SSH), or a test. The stream is closed with its connection. A cancel
+ * request gets a stream of its own.
  *
  * @since 0.2.0
  * @category models
@@ -29,42 +30,51 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
 export type Connector = Effect.Effect<Duplex, unknown>
 
 /**
- * Settings of a server that stand beside its address, in whatever form that is given.
+ * Settings of a server that any form of its address may have.
  *
  * @since 0.2.0
  * @category models
  */
 export interface ServerSettings {
   readonly password?: Redacted.Redacted<string> | undefined
-  /** A file that holds the password; it is read again for each new physical connection. */
+  /** A file with the password; it is read again for each new physical connection. */
   readonly passwordFile?: string | undefined
-  /** TLS, instead of what the URL and the database's `ssl` say. */
+  /** TLS; it takes precedence over the URL and over the `ssl` of the database. */
   readonly ssl?: Ssl | undefined
-  /** The sessions that fit, if there are several hosts. Default `"read-write"` for the writer, `"prefer-standby"` for a reader. */
+  /**
+   * The required property of sessions, by which one of several hosts is chosen. Default
+   * `"read-write"` for the writer, `"prefer-standby"` for a reader.
+   */
   readonly targetSessionAttrs?: TargetSessionAttrs | undefined
-  /** The order in which several hosts are tried. Default `"disable"`: as they are given. */
+  /** The order in which several hosts are tried. Default `"disable"`: the given order. */
   readonly loadBalanceHosts?: "disable" | "random" | undefined
-  /** `"require"`: the connect fails unless the server proves by SCRAM-SHA-256-PLUS that TLS ends at it. Default `"prefer"`, which does without. */
+  /**
+   * `"require"`: the connect fails unless the server proves by SCRAM-SHA-256-PLUS that TLS ends at
+   * it. Default `"prefer"`, which needs no proof.
+   */
   readonly channelBinding?: "disable" | "prefer" | "require" | undefined
 }
 
 /**
- * One server in parts, for when a URL is not at hand.
+ * Server in parts, without a URL.
  *
  * @since 0.1.0
  * @category models
  */
 export interface ServerOptions extends ServerSettings {
-  /** A host name, an address, or the folder of a Unix socket (it starts with `/`); or several, of which one is connected to. */
+  /**
+   * A host name, an address, or the folder of a Unix socket, which starts with `/`; or several, of
+   * which one is used.
+   */
   readonly host: string | ReadonlyArray<string>
-  /** One for all hosts, or one for each. Default 5432. */
+  /** One port for all hosts, or one for each. Default 5432. */
   readonly port?: number | ReadonlyArray<number> | undefined
   readonly database: string
   readonly username: string
 }
 
 /**
- * One server by a connection string, with settings that override it.
+ * Server by a connection string, with settings that override it.
  *
  * @since 0.2.0
  * @category models
@@ -78,7 +88,7 @@ export interface ServerUrl extends ServerSettings {
 }
 
 /**
- * One server at the other end of streams that the program opens.
+ * Server at the other end of streams that the program opens.
  *
  * @since 0.2.0
  * @category models
@@ -92,13 +102,14 @@ export interface ServerSocket extends ServerSettings {
 }
 
 /**
- * A server: a connection string, or its parts.
+ * Server: a connection string, or its parts.
  *
- * A connection string is a URL (`postgres://user:password@host:5432/database?sslmode=require`) or a keyword string
- * (`host=a,b dbname=app user=me`). It means what it means to libpq 18, with four differences: `sslmode=require` verifies the certificate as
- * `verify-full` does, and so does a remote host without `sslmode`; `sslmode=prefer` and `allow` are refused for remote hosts; host and user
- * must be given; and nothing is read from the environment. `sslmode=no-verify` encrypts without verifying; `pgbouncer=true` in any of a
- * database's URLs is `mode: "transactionPooler"`, unless `mode` says otherwise.
+ * A connection string is a URL (`postgres://user:password@host:5432/database?sslmode=require`) or a
+ * keyword string (`host=a,b dbname=app user=me`). It has the meaning that libpq 18 gives it, with
+ * four differences: `sslmode=require`, and a remote host without `sslmode`, verify the certificate
+ * like `verify-full`; `sslmode=prefer` and `allow` are refused for remote hosts; host and user are
+ * required; and the environment is not read. `sslmode=no-verify` encrypts without verification.
+ * `pgbouncer=true` in any URL of a database is `mode: "transactionPooler"`, unless `mode` is given.
  *
  * @since 0.1.0
  * @category models
@@ -117,7 +128,7 @@ const ofParts: KnownNames<ServerOptions> = { ...common, host: true, port: true, 
 const ofUrl: KnownNames<ServerUrl> = { ...ofParts, url: true }
 const ofSocket: KnownNames<ServerSocket> = { ...common, socket: true, name: true, database: true, username: true }
 
-/** The words of other libraries for the parts of a server. */
+/** The parts of a server by the names that other libraries have for them. */
 const synonyms: Readonly<Record<string, string>> = {
   user: "username",
   db: "database",
@@ -130,10 +141,10 @@ const synonyms: Readonly<Record<string, string>> = {
   stream: "socket"
 }
 
-/** The parts of all forms. */
+/** Parts of all forms. */
 type Parts = ServerSettings & Omit<ServerUrl, "url"> & Omit<Partial<ServerSocket>, "database" | "username">
 
-/** A server as it was given. */
+/** Server in its given form. */
 export interface ServerParts {
   /** The parameters of a connection string; `undefined` if there is none. */
   readonly parameters: Parameters | undefined
@@ -151,21 +162,22 @@ const ofString = (
   part: ServerParts["part"]
 ): ServerParts => {
   const given = Redacted.value(url)
-  // a program without types may redact another thing; an empty text is refused with the forms that are expected
+  // a program without types may redact a value of another type; the error for an empty text shows
+  // the expected forms
   const parameters = parseConnectionString(setting, given === "" ? given : text(setting, given))
   refuseUnsupported(setting, parameters)
   return { parameters, parts, part, parameter: (name) => `${setting} (${name})` }
 }
 
-/** Returns the server as it was given, with what is secret in its TLS options out of sight. */
+/** Returns the given server, with the secrets in its TLS options concealed. */
 export const redactInput = (input: ServerInput): ServerInput =>
   Redacted.isRedacted(input) || typeof input?.ssl !== "object" ? input : { ...input, ssl: concealSecrets(input.ssl) }
 
-/** Tells if a server is an empty text, as a variable of the environment without a value gives it. */
+/** Checks if a server is an empty text, such as an environment variable without a value. */
 export const isEmptyUrl = (input: ServerInput | undefined): boolean =>
   Redacted.isRedacted(input) && Redacted.value(input) === ""
 
-/** Reads a server's connection string, if there is one, and refuses parts with unknown names. */
+/** Reads the connection string of a server, if it has one, and refuses parts with unknown names. */
 export const read = (setting: string, input: ServerInput): ServerParts => {
   const part = (name: keyof Parts) => `${setting}.${name}`
   if (Redacted.isRedacted(input)) return ofString(setting, input, {}, part)

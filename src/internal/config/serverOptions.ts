@@ -3,7 +3,8 @@
  */
 import * as Redacted from "effect/Redacted"
 import { concealSecrets } from "../protocol/tlsOptions.js"
-import { type Host, hostsOf, isSocket } from "./hosts.js"
+import { type Host, hostsOf } from "./hosts.js"
+import { isSocket } from "./localHost.js"
 import { effect, flag, Invalid, oneOf, text } from "./optionParsers.js"
 import { type AuthMethod, parseRequireAuth } from "./requireAuth.js"
 import { type Connector, read, type ServerInput, type ServerParts, type TargetSessionAttrs } from "./serverInput.js"
@@ -12,7 +13,7 @@ import { checkSsl, type Ssl } from "./sslOption.js"
 import { type TlsFiles, tlsFilesOf, tlsParameters } from "./tlsParameters.js"
 
 /**
- * One host of a server, with its TLS.
+ * Host of a server, with its TLS.
  *
  * @since 0.2.0
  * @category models
@@ -22,7 +23,8 @@ export interface Endpoint extends Host {
 }
 
 /**
- * A server's hosts and credentials, checked and complete. The address is that of the first host; `name` names all of them.
+ * Hosts and credentials of a server, checked and complete. The address is that of the first host;
+ * `name` has the names of all hosts.
  *
  * @since 0.1.0
  * @category models
@@ -35,23 +37,25 @@ export interface ServerConfig extends Endpoint {
   readonly username: string
   readonly password: Redacted.Redacted<string> | undefined
   readonly passwordFile: string | undefined
-  /** A password file in libpq's form, with a line for each host, database and user. */
+  /** A password file of libpq, with a line for each host, database and user. */
   readonly passfile: string | undefined
   readonly tlsFiles: TlsFiles | undefined
-  /** True if TLS begins without a question: `sslnegotiation=direct`. */
+  /** True if TLS begins without a request: `sslnegotiation=direct`. */
   readonly isDirectTls: boolean
-  /** True if TLS names the host to the server: `sslsni`. */
+  /** True if TLS sends the name of the host to the server: `sslsni`. */
   readonly sendsServerName: boolean
   /** True if the server must prove that TLS ends at it: `channel_binding=require`. */
   readonly bindsChannel: boolean
-  /** The ways to authenticate that are allowed; `undefined` allows all. */
+  /** The allowed authentication methods; `undefined` allows all. */
   readonly requireAuth: ReadonlySet<AuthMethod> | undefined
   readonly target: TargetSessionAttrs
   /** True if the hosts are tried in random order. */
   readonly isShuffled: boolean
-  /** The time for all hosts together, in milliseconds. */
+  /** The timeout for all hosts together, in milliseconds. */
   readonly connectTimeout: number
-  /** The most of it for one host, in milliseconds, if the connection string says so and no option does. */
+  /**
+   * The timeout of one host, in milliseconds, if the connection string has one and no option does.
+   */
   readonly hostTimeout: number | undefined
   readonly own: SessionParameters
 }
@@ -62,11 +66,14 @@ export interface SharedOptions {
   /** True if a provider gives user and password. */
   readonly hasCredentials: boolean
   readonly ssl: Ssl | undefined
-  /** In milliseconds, for all hosts of a server together; it comes before what connection strings say of each host. */
+  /**
+   * The timeout for all hosts of a server together, in milliseconds. It takes precedence over those
+   * of connection strings, which are for each host.
+   */
   readonly connectTimeout: number | undefined
 }
 
-/** The time for all hosts of a server together unless the settings say otherwise, in milliseconds. */
+/** The default timeout for all hosts of a server together, in milliseconds. */
 const defaultConnectTimeout = 5000
 
 export const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
@@ -88,14 +95,17 @@ const endpointsOf = (given: ServerParts, ssl: Ssl | undefined): ReadonlyArray<En
   return [{ name, host: "localhost", address: undefined, port: 5432, ssl: ssl ?? false }]
 }
 
-/** Returns a setting that is a part or a parameter, with its name in errors. The part comes before the parameter. */
+/**
+ * Returns a setting that is a part or a parameter, with its name in errors. The part takes
+ * precedence.
+ */
 const either = (
   { parameter, parameters, part, parts }: ServerParts,
   name: "channelBinding" | "loadBalanceHosts" | "targetSessionAttrs",
-  of: string
+  libpqName: string
 ): readonly [setting: string, value: string | undefined] => {
   const value = parts[name]
-  return value === undefined ? [parameter(of), parameters?.get(of) || undefined] : [part(name), value]
+  return value === undefined ? [parameter(libpqName), parameters?.get(libpqName) || undefined] : [part(name), value]
 }
 
 const targets = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] as const
@@ -119,12 +129,12 @@ const userOf = ({ parameter, parameters, part, parts }: ServerParts, hasCredenti
 
 const databaseOf = ({ parameter, parameters, part, parts }: ServerParts, username: string): string => {
   if (parameters === undefined || parts.database !== undefined) return text(part("database"), parts.database)
-  // as libpq does
+  // the default of libpq
   return text(parameter("dbname"), parameters.get("dbname") || username)
 }
 
-/** Refuses what needs TLS where there is none. */
-const needTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoint>): void => {
+/** Refuses a setting that requires TLS if a host has none. */
+const requireTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoint>): void => {
   if (hosts.some((host) => host.ssl === false && !isSocket(host))) {
     throw new Invalid(setting, `${given} without TLS`, "sslmode=verify-full beside it, or ssl")
   }
@@ -147,9 +157,9 @@ export const serverConfig = (
   if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
   const [bindingSetting, givenBinding] = either(given, "channelBinding", "channel_binding")
   const binding = oneOf(bindingSetting, givenBinding, "prefer", "disable", "require")
-  if (binding === "require") needTls(bindingSetting, "require", hosts)
+  if (binding === "require") requireTls(bindingSetting, "require", hosts)
   const negotiation = oneOf(parameter("sslnegotiation"), value("sslnegotiation"), "postgres", "direct")
-  if (negotiation === "direct") needTls(parameter("sslnegotiation"), "direct", hosts)
+  if (negotiation === "direct") requireTls(parameter("sslnegotiation"), "direct", hosts)
   const balance = oneOf(...either(given, "loadBalanceHosts", "load_balance_hosts"), "disable", "random")
   if (parts.password !== undefined && parts.passwordFile !== undefined) {
     throw new Invalid(part("passwordFile"), "given beside a password", "one of the two")

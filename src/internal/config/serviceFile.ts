@@ -1,10 +1,13 @@
 /**
- * Service files: parameters by the name of a service, in libpq's form.
+ * Service files of libpq: parameters by the name of a service.
  */
 import type { Pair } from "./connectionUri.js"
 import { Invalid } from "./optionParsers.js"
 
-/** Returns the parameters of a service in the order of the file, or `undefined` where the file does not define it. */
+/**
+ * Returns the parameters of a service in the order of the file, or `undefined` if the file does not
+ * define the service.
+ */
 export const parseService = (text: string, service: string): ReadonlyArray<Pair> | undefined => {
   let pairs: Array<Pair> | undefined
   for (const line of text.split(/\r?\n/).map((line) => line.trim())) {
@@ -14,7 +17,7 @@ export const parseService = (text: string, service: string): ReadonlyArray<Pair>
       if (line.startsWith(`[${service}]`)) pairs = []
     } else if (pairs !== undefined) {
       const [name = "", value] = line.split(/=(.*)/s)
-      // the line may hold a password
+      // the line may have a password in it, so the error does not show it
       if (value === undefined || name === "service" || name.startsWith("ldap")) {
         throw new Invalid(`service ${service}`, "a line that is no parameter", "parameter=value")
       }

@@ -1,29 +1,29 @@
 /**
- * Settings of a session and its connect that a connection string may hold.
+ * The settings of sessions and connects in a connection string.
  */
 
 import { flag, Invalid, integer, keepAlive } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
 
 /**
- * The settings of sessions that a connection string holds. The options of the database come before them.
+ * Session settings of a connection string. The options of the database take precedence.
  *
  * @since 0.2.0
  * @category models
  */
 export interface SessionParameters {
   readonly applicationName?: string
-  /** In milliseconds; `undefined` where TCP keeps silent. */
+  /** In milliseconds; `undefined` if TCP sends no probes. */
   readonly keepAlive?: number | undefined
-  /** Settings of the session, in the form of libpq's `options`: `-c name=value`. */
+  /** Settings of the session, as in libpq's `options`: `-c name=value`. */
   readonly startupOptions?: string
-  /** There, and undefined, if `startupOptions` limit it. */
+  /** Present, and undefined, if `startupOptions` set the limit. */
   readonly idleInTransactionTimeout?: undefined
 }
 
 const utf8 = /^(utf-?8|unicode|auto)$/i
 
-/** Returns the settings of a session that a connection string holds. */
+/** Returns the session settings of a connection string. */
 export const sessionParameters = ({ parameter, parameters }: ServerParts): SessionParameters => {
   const value = (name: string) => parameters?.get(name) || undefined
   if (!utf8.test(value("client_encoding") ?? "UTF8")) {
@@ -36,13 +36,15 @@ export const sessionParameters = ({ parameter, parameters }: ServerParts): Sessi
   return {
     ...(applicationName === undefined ? {} : { applicationName }),
     ...(startupOptions === undefined ? {} : { startupOptions }),
-    // zero stands for a time that is not given
+    // zero means that no time is given
     ...(isKept && idle > 0 ? { keepAlive: keepAlive(idle * 1000, parameter("keepalives_idle")) } : {}),
     ...(isKept ? {} : { keepAlive: undefined })
   }
 }
 
-/** Returns the time that each host may take to connect to, in milliseconds, if a connection string says so. */
+/**
+ * Returns the timeout of the connect to each host, in milliseconds, if a connection string has one.
+ */
 export const hostTimeoutOf = ({ parameter, parameters }: ServerParts): number | undefined => {
   const given = parameters?.get("connect_timeout")
   if (given === undefined || given === "") return undefined

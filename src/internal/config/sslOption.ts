@@ -6,16 +6,16 @@ import { type KnownNames, refuseUnknown } from "./knownNames.js"
 import { Invalid } from "./optionParsers.js"
 
 /**
- * How TLS is used: `false` never, `true` with a verified certificate, or Node's own options.
+ * Use of TLS: `false` for none, `true` with a verified certificate, or the options of Node.
  *
- * Unless it is given, here or as `sslmode` in the URL, a host that is not loopback or a socket is verified.
+ * Without it, and without `sslmode` in the URL, the certificate of a remote host is verified.
  *
  * @since 0.1.0
  * @category models
  */
 export type Ssl = boolean | ConnectionOptions
 
-/** Node's options for a TLS connection, also those that came after Node 20. */
+/** The options of Node for a TLS connection, including those added after Node 20. */
 const nodeOptions: KnownNames<ConnectionOptions> & Readonly<Record<string, true>> = {
   secureContext: true,
   enableTrace: true,
@@ -63,7 +63,10 @@ const nodeOptions: KnownNames<ConnectionOptions> & Readonly<Record<string, true>
   server: true
 }
 
-/** Refuses what is no TLS setting, such as a word or an option that Node does not know. */
+/**
+ * Refuses a value that is no TLS setting, such as a word, or options with a name that Node does not
+ * have.
+ */
 export const checkSsl = (setting: string, ssl: Ssl | undefined): void => {
   if (ssl === undefined || typeof ssl === "boolean") return
   if (typeof ssl !== "object" || ssl === null) {

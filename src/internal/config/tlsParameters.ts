@@ -1,9 +1,10 @@
 /**
- * TLS of a connection string: `sslmode` and its companions, as options for Node.
+ * The TLS parameters of a connection string, such as `sslmode`, as options of Node.
  */
 import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
-import { type Host, isLocal, isSocket } from "./hosts.js"
+import type { Host } from "./hosts.js"
+import { isLocal, isSocket } from "./localHost.js"
 import { Invalid, oneOf } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
 import type { Ssl } from "./sslOption.js"
@@ -34,13 +35,13 @@ const versionOf = ({ parameter, parameters }: ServerParts, name: string): Connec
   return oneOf(parameter(name), known ?? given, ...versions)
 }
 
-/** Builds Node's options for one host of a connection string. */
+/** Returns the TLS options of Node for one host of a connection string. */
 export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
   const { parameter, parameters } = given
   const trustsSystem = parameters?.get("sslrootcert") === "system"
-  const normal = isLocal(host) && !trustsSystem ? "disable" : "verify-full"
-  const mode: Mode = oneOf(parameter("sslmode"), parameters?.get("sslmode") || normal, ...modes)
-  // libpq ignores sslmode there, too
+  const defaultMode = isLocal(host) && !trustsSystem ? "disable" : "verify-full"
+  const mode: Mode = oneOf(parameter("sslmode"), parameters?.get("sslmode") || defaultMode, ...modes)
+  // libpq ignores sslmode for a socket, too
   if (isSocket(host) || mode === "disable") return false
   if (mode === "allow" || mode === "prefer") {
     if (isLocal(host)) return false
@@ -54,7 +55,7 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
     throw new Invalid(
       parameter("sslmode"),
       `${mode} with sslrootcert=system`,
-      "verify-full: anyone gets such a certificate"
+      "verify-full, because any site can get such a certificate"
     )
   }
   const minVersion = versionOf(given, "ssl_min_protocol_version")
@@ -64,7 +65,7 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
   }
   const options: ConnectionOptions = {
     ...(mode === "no-verify" ? { rejectUnauthorized: false } : {}),
-    // the chain is checked, the name is not
+    // this mode checks the chain and not the name
     ...(mode === "verify-ca" ? { checkServerIdentity: () => undefined } : {}),
     ...(minVersion === undefined ? {} : { minVersion }),
     ...(maxVersion === undefined ? {} : { maxVersion })
@@ -85,7 +86,7 @@ export const tlsFilesOf = ({ parameter, parameters }: ServerParts): TlsFiles | u
     throw new Invalid(parameter(missing), "missing", "both sslcert and sslkey, or none of them")
   }
   const files: TlsFiles = {
-    // the certificates that Node trusts by itself
+    // without a file Node trusts the certificates that it comes with
     sslrootcert: sslrootcert === "system" ? undefined : sslrootcert,
     sslcert,
     sslkey,

@@ -1,11 +1,13 @@
 /**
- * The options of a call, of which a program without types may mistype a name.
+ * The check of the option names of a call, which a program without types may mistype.
  */
 import { ConfigInvalid } from "../../DatabaseError.js"
 import { type KnownNames, refuseUnknown } from "./knownNames.js"
 import { Invalid } from "./optionParsers.js"
 
-/** Returns the refusal of options with a name that is not known. It looks at the few names that are given, and allocates nothing. */
+/**
+ * Returns the refusal of options with an unknown name. It allocates nothing if all names are known.
+ */
 export const unknownOption = <A>(
   database: string,
   given: object,

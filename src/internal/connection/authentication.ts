@@ -1,26 +1,28 @@
 /**
- * Rules for the requests of a server at login: `require_auth`, `channel_binding=require`, and no password in the clear to a remote
- * host. Without these rules a server decides how much of the password it gets to see.
+ * Rules for the authentication requests of a server: `require_auth`, `channel_binding=require`, and
+ * no password in plain text to a remote host. Without these rules the server decides how much of
+ * the password it receives.
  */
 import type { EventEmitter } from "node:events"
 import type { AuthMethod, ServerConfig } from "../../DatabaseConfig.js"
-import { isLocal } from "../config/hosts.js"
+import { isLocal } from "../config/localHost.js"
 import type { Destination } from "./destination.js"
 
-/** The ways to authenticate, by the driver's names of the messages that ask for them. */
+/** The authentication methods, by the driver's names of the messages that request them. */
 const methods = new Map<string, AuthMethod>([
   ["authenticationCleartextPassword", "password"],
   ["authenticationMD5Password", "md5"],
   ["authenticationSASL", "scram-sha-256"]
 ])
 
-const bound = "SCRAM-SHA-256-PLUS"
+/** The SCRAM mechanism with channel binding. */
+const boundMechanism = "SCRAM-SHA-256-PLUS"
 
-/** Returns the reason to refuse a way to authenticate, if there is one. */
+/** Returns the reason to refuse an authentication method, if there is one. */
 const refusalOf = (server: Destination, method: AuthMethod, mechanisms: ReadonlyArray<string>): string | undefined => {
   if (server.requireAuth?.has(method) === false) return `it asks for ${method}, which require_auth does not allow`
-  if (server.bindsChannel && !mechanisms.includes(bound)) {
-    return `it does not offer ${bound}, which channel_binding=require asks for: TLS may end before the server does`
+  if (server.bindsChannel && !mechanisms.includes(boundMechanism)) {
+    return `it does not offer ${boundMechanism}, which channel_binding=require asks for: TLS may end before the server does`
   }
   if (method !== "scram-sha-256" && method !== "none" && isExposed(server)) {
     return `it asks for the password by ${method}, over a connection without TLS to a remote host: use TLS, or scram-sha-256 on the server`
@@ -28,23 +30,26 @@ const refusalOf = (server: Destination, method: AuthMethod, mechanisms: Readonly
   return undefined
 }
 
-/** Tells if others on the network may read along. A stream that the program gave is its own affair. */
+/**
+ * Checks if others on the network can read the messages. A stream of the program is secured by the
+ * program.
+ */
 const isExposed = (server: Destination): boolean =>
   server.ssl === false && server.dial === undefined && !isLocal(server)
 
 /**
- * Watches a login, and calls `refuse` in the turn of a message that asks for what is not allowed, before the driver answers it; the
- * connection has to be destroyed then.
+ * Watches a login. `refuse` is called in the same turn as a message that requests a forbidden
+ * method, before the driver answers it, and must destroy the connection.
  */
 export const watchAuthentication = (
   protocol: EventEmitter,
   server: ServerConfig,
   refuse: (error: Error) => void
 ): void => {
-  let asked: AuthMethod = "none"
+  let requested: AuthMethod = "none"
   let isProved = false
   const check = (method: AuthMethod, mechanisms: ReadonlyArray<string>) => {
-    asked = method
+    requested = method
     const refusal = refusalOf(server, method, mechanisms)
     if (refusal !== undefined) refuse(new Error(refusal))
   }
@@ -57,9 +62,9 @@ export const watchAuthentication = (
     isProved = true
   })
   protocol.on("authenticationOk", () => {
-    if (asked === "none") return check("none", [])
-    // SCRAM proves the server to the client, too, unless it stops half-way
-    if (asked === "scram-sha-256" && !isProved) {
+    if (requested === "none") return check("none", [])
+    // SCRAM also proves the server to the client, unless it ends early
+    if (requested === "scram-sha-256" && !isProved) {
       refuse(new Error("it ended SCRAM without a proof that it knows the password: it may be another server"))
     }
   })

@@ -1,90 +1,94 @@
 /**
- * What a process of the server is doing, as the server tells in another session of the same user.
+ * The activity of a server process, queried in another session of the same user.
  */
 
-import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
+import type { SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { Exchange, ExchangeRequest } from "../protocol/exchange.js"
-import * as wire from "../protocol/messages.js"
+import * as messages from "../protocol/messages.js"
 import type { Client } from "../protocol/pgDriver.js"
+import type { ProvidedCredentials } from "./credentials.js"
 import type { Destination } from "./destination.js"
 import { startup } from "./startup.js"
 import type { BackendState } from "./watchdog.js"
 
-/** How long the login and the question may take, each, in ms. */
-const longest = 5000
+/** The timeout of the login, and that of the query, in ms. */
+const stepTimeout = 5000
 
-/** One who sends, or waits for the rest of a message, is active, and yet it is we whom he waits for. */
-const question = (processId: number): string =>
-  `SELECT CASE WHEN state LIKE 'idle%' OR wait_event IN ('ClientRead', 'ClientWrite') THEN 'waits'
-     WHEN state = 'active' THEN 'works' END
+/**
+ * Returns the query. A process that sends or receives a message is active too, although it waits
+ * for the client.
+ */
+const activityQuery = (processId: number): string =>
+  `SELECT CASE WHEN state LIKE 'idle%' OR wait_event IN ('ClientRead', 'ClientWrite') THEN 'waiting'
+     WHEN state = 'active' THEN 'working' END
    FROM pg_catalog.pg_stat_activity WHERE pid = ${processId}`
 
-const isDoing = (said: unknown): said is BackendState => said === "works" || said === "waits"
+const isState = (value: unknown): value is BackendState => value === "working" || value === "waiting"
 
-const ask = (client: Client, processId: number, told: (doing: BackendState) => void): (() => void) => {
+const runQuery = (client: Client, processId: number, callback: (state: BackendState) => void): (() => void) => {
   const { stream } = client.connection
   const end = () => {
-    stop()
-    const destroy = clock.later(1000, () => stream.destroy())
-    stream.once("close", destroy)
+    cancelTimeout()
+    const cancelDestroy = clock.later(1000, () => stream.destroy())
+    stream.once("close", cancelDestroy)
     client.end().catch(() => stream.destroy())
   }
   let isOver = false
-  const settle = (doing: BackendState) => {
+  const settle = (state: BackendState) => {
     if (isOver) return
     isOver = true
     end()
-    told(doing)
+    callback(state)
   }
-  const stop = clock.later(longest, () => settle("unknown"))
-  const plan = new ExchangeRequest(
-    () => wire.simple(question(processId)),
+  const cancelTimeout = clock.later(stepTimeout, () => settle("unknown"))
+  const request = new ExchangeRequest(
+    () => messages.simple(activityQuery(processId)),
     (_, { results }) => {
-      const said: unknown = Object.values(results[0]?.rows[0] ?? {})[0]
-      // a pooler's process has a number of its own, and another server's is another process
-      settle(isDoing(said) ? said : "unknown")
+      const state: unknown = Object.values(results[0]?.rows[0] ?? {})[0]
+      // a pooler reports a process number of its own, and another server has other processes
+      settle(isState(state) ? state : "unknown")
     }
   )
-  plan.asArrays = true
-  plan.simple = true
-  const flight = new Exchange(client, plan, () => settle("unknown"))
+  request.asArrays = true
+  request.simple = true
+  const exchange = new Exchange(client, request, () => settle("unknown"))
   stream.unref()
   client.on("end", () => settle("unknown"))
-  client.connection.on("readyForQuery", () => flight.request.onDone(flight.failure(), flight))
-  if (flight.prepare() === undefined) client.query(flight)
+  client.connection.on("readyForQuery", () => exchange.request.onDone(exchange.failure(), exchange))
+  if (exchange.prepare() === undefined) client.query(exchange)
   return () => {
     if (isOver) return
     isOver = true
-    stop()
+    cancelTimeout()
     stream.destroy()
   }
 }
 
-/** Asks; the returned function gives up. */
+/** Queries the activity of a server process; the returned function cancels. */
 export const queryActivity = (
   server: Destination,
   session: SessionConfig,
-  credentials: Credentials,
+  credentials: ProvidedCredentials,
   processId: number,
-  told: (doing: BackendState) => void
+  callback: (state: BackendState) => void
 ): (() => void) => {
   let isOver = false
-  let stopAsking = () => {}
-  // its rows are read as they come, whatever the program makes of types
+  let cancelQuery = () => {}
+  // the type parsers of the program must not change the row
   const plain = { ...session, types: undefined }
-  const stopLogin = startup(server, plain, { timeout: longest, readOnly: true, credentials }, (_, loggedIn) => {
-    if (loggedIn === undefined) return told("unknown")
+  const cancelLogin = startup(server, plain, { timeout: stepTimeout, readOnly: true, credentials }, (_, loggedIn) => {
+    if (loggedIn === undefined) return callback("unknown")
     const { client } = loggedIn
-    // the client calls back before it has taken down its own state
+    // the client calls back before it has cleared its own state
     queueMicrotask(() => {
       if (isOver) client.connection.stream.destroy()
-      else stopAsking = ask(client, processId, told)
+      else cancelQuery = runQuery(client, processId, callback)
     })
   })
   return () => {
     isOver = true
-    stopLogin()
-    stopAsking()
+    cancelLogin()
+    cancelQuery()
   }
 }

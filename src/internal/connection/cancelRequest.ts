@@ -1,19 +1,23 @@
 /**
- * A second socket to the server that a connection is on, for what cannot be said on the connection itself while it waits for an answer.
+ * A second socket to the server of a connection, for messages that cannot be sent on the connection
+ * itself while it awaits an answer.
  */
 
 import * as Net from "node:net"
 import * as Tls from "node:tls"
 import * as clock from "../concurrency/clock.js"
-import * as wire from "../protocol/messages.js"
+import * as messages from "../protocol/messages.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import { tlsOptions } from "../protocol/tlsOptions.js"
 import { addressOf, type Destination, type DialOptions } from "./destination.js"
 
-/** The very server that a connection is on: its name may lead elsewhere by now, and to resolve it takes time. */
+/**
+ * Target of a second socket: the very server that a connection is on. The name of the server may
+ * lead elsewhere by now, and its lookup takes time.
+ */
 export type SecondSocket = SocketTarget | { readonly dial: DialOptions }
 
-/** Where an open socket leads. */
+/** Returns the target of a second socket, given the first one. */
 export const secondSocket = (server: Destination, { remoteAddress, remotePort }: Net.Socket): SecondSocket => {
   if (server.dial !== undefined) return { dial: server.dial }
   const address = addressOf(server)
@@ -21,68 +25,71 @@ export const secondSocket = (server: Destination, { remoteAddress, remotePort }:
 }
 
 /**
- * Opens a socket that is closed after `patience` ms at the latest, whatever the network does, and that keeps no process alive. `closed` is
- * called once, when it is over.
+ * Opens a socket that is closed after `timeout` ms at the latest, and does not keep the process
+ * alive. `onClosed` is called once.
  */
 const open = (
-  other: SecondSocket,
-  patience: number,
-  connected: (socket: Net.Socket) => void,
-  closed: (() => void) | undefined
+  target: SecondSocket,
+  timeout: number,
+  onConnected: (socket: Net.Socket) => void,
+  onClosed: () => void
 ): void => {
-  if ("dial" in other) return dial(other.dial, patience, connected, closed)
-  const socket = Net.connect(other)
-  socket.once("connect", () => connected(socket))
-  watch(socket, patience, closed)
+  if ("dial" in target) return dial(target.dial, timeout, onConnected, onClosed)
+  const socket = Net.connect(target)
+  socket.once("connect", () => onConnected(socket))
+  closeAfter(timeout, socket, onClosed)
 }
 
 const dial = (
   dial: DialOptions,
-  patience: number,
-  connected: (socket: Net.Socket) => void,
-  closed: (() => void) | undefined
+  timeout: number,
+  onConnected: (socket: Net.Socket) => void,
+  onClosed: () => void
 ): void => {
   const since = clock.now()
   let isOver = false
   const end = () => {
-    stop()
-    if (!isOver) closed?.()
+    cancelTimeout()
+    if (!isOver) onClosed()
     isOver = true
   }
-  const stop = clock.later(patience, () => {
-    giveUp()
+  const cancelTimeout = clock.later(timeout, () => {
+    cancelDial()
     end()
   })
-  const giveUp = dial((_, socket) => {
+  const cancelDial = dial((_, socket) => {
     if (isOver) return void socket?.destroy()
     if (socket === undefined) return end()
-    stop()
-    watch(socket, patience - (clock.now() - since), closed)
-    connected(socket)
+    cancelTimeout()
+    closeAfter(timeout - (clock.now() - since), socket, onClosed)
+    onConnected(socket)
   })
 }
 
-const watch = (socket: Net.Socket, patience: number, closed: (() => void) | undefined): void => {
-  const stop = clock.later(patience, () => socket.destroy())
+const closeAfter = (timeout: number, socket: Net.Socket, onClosed: () => void): void => {
+  const cancelTimeout = clock.later(timeout, () => socket.destroy())
   socket.unref()
   socket.once("close", () => {
-    stop()
-    closed?.()
+    cancelTimeout()
+    onClosed()
   })
-  // "close" follows, which is all that anybody needs to know
+  // "close" follows an error, and a second socket reports no reason
   socket.on("error", () => {})
 }
 
-const agreed = "S".charCodeAt(0)
+const yes = "S".charCodeAt(0)
 
-/** Asks whether the server takes TLS. It answers with one letter, before any login, also when it has no connection left to give. */
-const askForTls = (socket: Net.Socket, answered: (yes: boolean) => void): void => {
-  // more than the letter would be something that came without TLS and is to look as if it came with it
-  socket.once("data", (answer) => answered(answer.length === 1 && answer[0] === agreed))
-  socket.write(wire.sslRequest)
+/**
+ * Asks if the server takes TLS. The server answers with one letter before any login, even if it
+ * accepts no more connections.
+ */
+const requestTls = (socket: Net.Socket, callback: (isAccepted: boolean) => void): void => {
+  // bytes after the letter were sent without TLS, and would be taken for bytes that came with it
+  socket.once("data", (answer) => callback(answer.length === 1 && answer[0] === yes))
+  socket.write(messages.sslRequest)
 }
 
-/** Begins TLS on a socket as the driver does it. */
+/** Begins TLS on a socket in the same way as the driver. */
 const secured = (server: Destination, ssl: true | Tls.ConnectionOptions, socket: Net.Socket): Tls.TLSSocket => {
   const secure = Tls.connect({ ...tlsOptions(ssl, server.host, server), socket })
   secure.on("error", () => socket.destroy())
@@ -90,22 +97,23 @@ const secured = (server: Destination, ssl: true | Tls.ConnectionOptions, socket:
 }
 
 /**
- * Delivers a message, by TLS where the connection has it, and leaves it to the other side to hang up: a cancel that is hung up on too
- * early ends PgBouncer 1.18, and so everybody's connections. `done` is called when the socket is closed, and says whether the other side
- * has closed it after it had the message.
+ * Sends a message, with TLS if the connection has it, and waits for the other side to close the
+ * socket: PgBouncer 1.18 exits, with all its connections, if the client closes the socket of a
+ * cancel request too early. `callback` is called when the socket is closed, with true if the other
+ * side has closed it after the message.
  */
 export const sendCancel = (
   server: Destination,
-  other: SecondSocket,
-  patience: number,
+  target: SecondSocket,
+  timeout: number,
   message: Buffer,
-  done: (isTaken: boolean) => void
+  callback: (isReceived: boolean) => void
 ): void => {
   const { ssl } = server
-  let isTaken = false
+  let isReceived = false
   const send = (socket: Net.Socket) => {
     socket.once("end", () => {
-      isTaken = true
+      isReceived = true
     })
     socket.write(message)
     socket.resume()
@@ -115,41 +123,41 @@ export const sendCancel = (
     secure.once("secureConnect", () => send(secure))
   }
   open(
-    other,
-    patience,
+    target,
+    timeout,
     (socket) => {
       if (ssl === false) return send(socket)
       if (server.isDirectTls) return sendSecured(ssl, socket)
-      askForTls(socket, (yes) => {
-        // what is for TLS is not sent without it
-        if (yes) sendSecured(ssl, socket)
+      requestTls(socket, (isAccepted) => {
+        // a message for TLS is not sent without it
+        if (isAccepted) sendSecured(ssl, socket)
         else socket.destroy()
       })
     },
-    () => done(isTaken)
+    () => callback(isReceived)
   )
 }
 
-/** Whether the server says anything at all within `patience` ms. */
+/** Checks if the server answers at all within `timeout` ms. */
 export const isAlive = (
   server: Destination,
-  other: SecondSocket,
-  patience: number,
-  told: (yes: boolean) => void
+  target: SecondSocket,
+  timeout: number,
+  callback: (isAlive: boolean) => void
 ): void => {
   const { isDirectTls, ssl } = server
-  let heard = false
+  let hasAnswered = false
   open(
-    other,
-    patience,
+    target,
+    timeout,
     (socket) => {
-      const lives = () => {
-        heard = true
+      const onAnswer = () => {
+        hasAnswered = true
         socket.destroy()
       }
-      if (isDirectTls && ssl !== false) secured(server, ssl, socket).once("secureConnect", lives)
-      else askForTls(socket, lives)
+      if (isDirectTls && ssl !== false) secured(server, ssl, socket).once("secureConnect", onAnswer)
+      else requestTls(socket, onAnswer)
     },
-    () => told(heard)
+    () => callback(hasAnswered)
   )
 }

@@ -1,39 +1,172 @@
 /**
- * The cancel requests of one exchange, and whether one of them may still arrive.
- *
- * PostgreSQL signals the session before it closes the socket of a cancel request, and a session that waits for its next command ignores the
- * signal. So a cancel whose socket the server has closed, and whose statement was refused for it, hits nothing any more.
+ * The cancellation of the exchange in progress. The connection is kept if no cancel request can hit
+ * a later statement, and closed otherwise.
  */
+import type { CloseReason } from "../../Observation.js"
+import { isCancelled } from "../../SqlState.js"
+import * as clock from "../concurrency/clock.js"
+import type { Exchange, Failure, OnExchange } from "../protocol/exchange.js"
+import { CancelAttempts } from "./cancelAttempts.js"
+
+/** The time that a pooler has to pass on a cancel request, in ms: PgBouncer gives up after 10 s. */
+const pooledCancelTimeout = 15_000
+
+/** The time that a server has to answer a statement that it was asked to cancel, in ms. */
+const cancelTimeout = 1000
+
+/**
+ * The pause before the second cancel request, in ms: once if the server has received the first one,
+ * twice if it has not.
+ */
+const repeatDelay = 250
+
+/** The largest process number on Linux; those of macOS and Windows are smaller. */
+const maxProcessId = 4_194_304
+
+/** Connection, as far as a cancellation needs it. */
+export interface CancellableConnection {
+  broken: CloseReason | undefined
+  /** The exchange in progress. */
+  exchange: Exchange | undefined
+  readonly processId: number
+  readonly isPooled: boolean
+  readonly isClosing: boolean
+  /**
+   * Sends a cancel request; calls back when its socket is closed, with true if the server has
+   * closed it.
+   */
+  readonly sendCancelRequest: (timeout: number, callback: (isReceived: boolean) => void) => void
+  /** Continues to read, which a COPY may have stopped. */
+  readonly resume: () => void
+  readonly ping: (callback: OnExchange) => void
+  readonly finish: (exchange: Exchange, failure: Failure | undefined) => void
+  readonly destroy: (reason: CloseReason) => void
+}
+
+/** Cancellation of the exchanges of one connection, one at a time. */
 export class Cancellation {
-  private sent = 0
-  private travelling = 0
-  private isTaken = true
-  /** Whether all that was sent has arrived without being seen to hit, and one more answer of the session is awaited. */
-  isProbing = false
+  /**
+   * The cancel requests for the exchange in progress; if the connection is not kept, those of the
+   * last exchange.
+   */
+  private attempts: CancelAttempts | undefined = undefined
+  /**
+   * True if the exchange in progress is answered, and only a cancel request may still be pending.
+   */
+  isHeldBack = false
+  /**
+   * True while a cancel request is on its way through a pooler. The connection must stay open until
+   * then: PgBouncer 1.18 exits if a cancel request is cut short, by the client or by the end of the
+   * session.
+   */
+  isPassingPooler = false
 
-  constructor(
-    /** Sends a request; calls back when its socket is closed, with whether the server has closed it. */
-    private readonly send: (patience: number, closed: (isTaken: boolean) => void) => void,
-    /** Called when no request is on its way any more. */
-    private readonly settled: () => void
-  ) {}
+  constructor(private readonly connection: CancellableConnection) {}
 
-  request(patience: number): void {
-    this.sent++
-    this.travelling++
-    this.send(patience, (isTaken) => {
-      this.travelling--
-      this.isTaken &&= isTaken
-      if (this.travelling === 0) this.settled()
+  /** Checks if an exchange was cancelled, and it is unknown yet if the connection can be kept. */
+  get isActive(): boolean {
+    return this.attempts !== undefined
+  }
+
+  /**
+   * Sends a cancel request, unless one was sent. If the connection is not kept within a second, it
+   * is closed.
+   */
+  start(reason: CloseReason): void {
+    if (this.attempts !== undefined) return
+    const { connection } = this
+    connection.resume()
+    const attempts = new CancelAttempts(
+      (timeout, callback) => connection.sendCancelRequest(timeout, callback),
+      () => this.settle()
+    )
+    this.attempts = attempts
+    if (connection.isPooled) this.sendThroughPooler(reason, false)
+    else {
+      attempts.request(cancelTimeout)
+      // on a busy server a request can overtake its statement, and cancel nothing; or it may be
+      // lost
+      const repeat = (isLast: boolean) =>
+        clock.later(repeatDelay, () => {
+          if (this.attempts !== attempts || connection.exchange === undefined || this.isHeldBack) return
+          if (attempts.isProbing) return
+          if (attempts.isPending && !isLast) repeat(true)
+          else attempts.request(cancelTimeout - repeatDelay)
+        })
+      repeat(false)
+    }
+    clock.later(cancelTimeout, () => {
+      if (this.attempts !== attempts) return
+      this.isPassingPooler = false
+      connection.destroy(reason)
     })
   }
 
-  get isTravelling(): boolean {
-    return this.travelling > 0
+  /** Holds back the end of a cancelled exchange, for a pending request would hit the next one. */
+  holdBack(): void {
+    this.isHeldBack = true
+    this.settle()
   }
 
-  /** Whether all that was sent has arrived. Of two, one may be what a pooler in session mode passes on after it has closed the socket. */
-  get isOver(): boolean {
-    return this.sent === 1 && this.travelling === 0 && this.isTaken
+  /** Ends the cancelled exchange if it is answered and no request is pending. */
+  private settle(): void {
+    const { attempts, connection } = this
+    const { exchange } = connection
+    if (attempts === undefined || exchange === undefined || !this.isHeldBack || attempts.isPending) return
+    const failure = exchange.failure()
+    const isConfirmed =
+      attempts.isProbing ||
+      (failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message))
+    if (!attempts.isOver) connection.broken ??= "cancelled"
+    else if (isConfirmed) this.attempts = undefined
+    else if (this.isOnServer) return this.probe(attempts, exchange, failure)
+    else connection.broken ??= "cancelled"
+    connection.finish(exchange, failure)
+  }
+
+  /**
+   * Checks if the process of the session can be one of PostgreSQL. A pooler, in session mode too,
+   * reports a random number in its place. It may pass a request on after it has closed the socket
+   * of the request, which would then hit the next statement.
+   */
+  private get isOnServer(): boolean {
+    const { processId } = this.connection
+    return processId > 0 && processId <= maxProcessId
+  }
+
+  /**
+   * Awaits one more answer after a request that may have cancelled nothing: the statement had ended
+   * before, or the server reports the reason in another language. The session was signalled before,
+   * ignores the signal while it waits for a command, and answers after it.
+   */
+  private probe(attempts: CancelAttempts, exchange: Exchange, failure: Failure | undefined): void {
+    const { connection } = this
+    attempts.isProbing = true
+    exchange.isStopped = true
+    connection.exchange = undefined
+    this.isHeldBack = false
+    connection.ping((pingFailure) => {
+      if (pingFailure !== undefined) connection.broken ??= "cancelled"
+      connection.finish(exchange, failure)
+    })
+  }
+
+  /**
+   * Sends a request through a pooler. A statement that the pooler has not given to a server yet
+   * goes with the connection; it would run later if the connection stayed open.
+   */
+  private sendThroughPooler(reason: CloseReason, isLast: boolean): void {
+    const { connection } = this
+    this.isPassingPooler = true
+    connection.sendCancelRequest(pooledCancelTimeout, () => {
+      this.isPassingPooler = false
+      if (connection.exchange === undefined) return connection.destroy(reason)
+      // the answer may be on its way, or the request has overtaken its statement
+      clock.later(repeatDelay, () => {
+        if (connection.isClosing) return
+        if (isLast || connection.exchange === undefined) connection.destroy(reason)
+        else this.sendThroughPooler(reason, true)
+      })
+    })
   }
 }

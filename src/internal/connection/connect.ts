@@ -1,98 +1,72 @@
 /**
- * Opens a physical connection: asks for credentials, connects, and where the server refuses them asks once more.
+ * Opens a physical connection: requests credentials, connects and, if the server refuses them,
+ * requests them once more.
  */
 
-import * as Cause from "effect/Cause"
-import * as Redacted from "effect/Redacted"
-import type { Connector, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
+import type { ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
-import { toError } from "../protocol/pgDriver.js"
-import { connectedStream } from "../protocol/socket.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
-import { type CredentialSource, type Login, PasswordFileError } from "./credentials.js"
-import type { DialOptions } from "./destination.js"
+import type { CredentialSource, OnLogin } from "./credentials.js"
 import { connectFirst } from "./hosts.js"
-import { isLasting } from "./textFile.js"
 
 export interface ConnectOptions {
   readonly server: ServerConfig
   readonly session: SessionConfig
   readonly credentials: CredentialSource
   readonly readOnly: boolean
-  /** How long it may take all in all, in ms. */
+  /** The timeout of all steps together, in ms. */
   readonly timeout: number
 }
 
-/** Opens streams by an effect of the program. Its words are for the program alone, as those of a provider of credentials. */
-const dialBy =
-  (connector: Connector, credentials: CredentialSource): DialOptions =>
-  (done) =>
-    credentials.run(connector, (stream, cause) => {
-      if (cause !== undefined) {
-        const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
-        return done(new Error("the effect that opens the socket failed", { cause: Redacted.make(error) }), undefined)
-      }
-      try {
-        done(undefined, connectedStream(stream))
-      } catch (cause) {
-        done(toError(cause), undefined)
-      }
-    })
-
-/** Calls back once, not before it has returned, unless it was given up before by the function that it returns. */
+/**
+ * Opens a connection. Calls back once, and not before this function has returned, unless the
+ * returned function cancels.
+ */
 export const connect = (
-  opening: ConnectOptions,
+  options: ConnectOptions,
   owner: Owner,
-  done: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
+  callback: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
-  const { credentials, readOnly, server, session } = opening
-  const destination = { ...server, dial: server.socket && dialBy(server.socket, credentials) }
-  const deadline = clock.now() + opening.timeout
-  let isOver = false
-  let giveUp = () => {
-    isOver = true
+  const { credentials, readOnly, server, session } = options
+  const destination = { ...server, dial: credentials.dial }
+  const deadline = clock.now() + options.timeout
+  let isCancelled = false
+  let cancel = () => {
+    isCancelled = true
   }
   const start = (wasRefused: boolean) => {
-    const fail = (error: Error, isPermanent = false) => done({ reason: "credentials", error, isPermanent }, undefined)
-    const impatient = clock.timer(deadline - clock.now(), () => {
-      giveUp()
-      fail(new Error(`the provider of credentials gave none within ${opening.timeout} ms`))
+    const timer = clock.timer(deadline - clock.now(), () => {
+      cancel()
+      const error = new Error(`the provider of credentials gave none within ${options.timeout} ms`)
+      callback({ reason: "credentials", error }, undefined)
     })
-    const answer = (login: Login | undefined, cause: unknown) => {
-      clock.clear(impatient)
-      if (login === undefined) {
-        const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
-        // a provider's own words may hold what is secret: they are there for a program, and no log that renders causes shows them
-        if (error instanceof PasswordFileError) return fail(error, isLasting(error.cause))
-        const why = credentials.isAsked
-          ? "the provider of credentials failed"
-          : "the user or the password of the settings is no text"
-        return fail(new Error(why, { cause: Redacted.make(error) }), !credentials.isAsked)
-      }
-      // what was asked for before a rotation is not even tried
+    const onLogin: OnLogin = (login, failure) => {
+      clock.clear(timer)
+      if (login === undefined) return callback(failure, undefined)
+      // credentials that were requested before a rotation are not tried
       if (login.generation < credentials.generation) return start(wasRefused)
       const timeout = Math.max(1, deadline - clock.now())
-      const options = { timeout, readOnly, owner, credentials: login }
-      giveUp = connectFirst(destination, session, options, (failure, connection) => {
-        if (failure?.reason === "authentication" && credentials.isAsked && !wasRefused) return start(true)
-        done(failure, connection)
+      const hostOptions = { timeout, readOnly, owner, credentials: login }
+      cancel = connectFirst(destination, session, hostOptions, (failure, connection) => {
+        if (failure?.reason === "authentication" && credentials.isDynamic && !wasRefused) return start(true)
+        callback(failure, connection)
       })
     }
-    // an answer may come at once, and has a way to give up of its own by then
+    // an answer may come at once, and has set its own `cancel` by then
     let isAnswered = false
-    const stopAsking = credentials.ask((login, cause) => {
+    const cancelRequest = credentials.request((login, failure) => {
       isAnswered = true
-      answer(login, cause)
+      onLogin(login, failure)
     })
     if (isAnswered) return
-    giveUp = () => {
-      clock.clear(impatient)
-      stopAsking()
+    cancel = () => {
+      clock.clear(timer)
+      cancelRequest()
     }
   }
   // a provider may fail at once
   queueMicrotask(() => {
-    if (!isOver) start(false)
+    if (!isCancelled) start(false)
   })
-  return () => giveUp()
+  return () => cancel()
 }

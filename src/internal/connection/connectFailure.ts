@@ -2,9 +2,11 @@
  * The failure of a connect.
  */
 import { type ConnectReason, isTransient } from "../../SqlState.js"
+import type { PlainFailure } from "./plainFailure.js"
+import type { ErrorLocation } from "./statementFailure.js"
 
 /**
- * The reason of a failed connect, with the driver's words.
+ * The reason and the error of a failed connect.
  *
  * @since 0.1.0
  * @category models
@@ -12,13 +14,23 @@ import { type ConnectReason, isTransient } from "../../SqlState.js"
 export interface ConnectFailure {
   readonly reason: ConnectReason
   readonly error: Error
-  /** Set where another attempt meets it again, although its reason is one that may pass. */
+  /**
+   * True if another attempt would fail as well, although failures of this reason may be temporary.
+   */
   readonly isPermanent?: boolean | undefined
 }
 
-/** Tells if another attempt may go better. */
+/** Checks if another attempt may succeed. */
 export const mayPass = ({ isPermanent, reason }: ConnectFailure): boolean => isPermanent !== true && isTransient(reason)
 
-/** Returns what the error of a failed connect says of it. */
-export const permanence = ({ isPermanent }: ConnectFailure): { readonly permanent?: true } =>
-  isPermanent === true ? { permanent: true } : {}
+/** Returns the failure of a checkout whose connect failed. */
+export const connectFailed = (
+  location: ErrorLocation,
+  { error: cause, isPermanent, reason }: ConnectFailure
+): PlainFailure<"ConnectFailed"> => ({
+  _tag: "ConnectFailed",
+  ...location,
+  reason,
+  cause,
+  ...(isPermanent === true ? { permanent: true } : {})
+})

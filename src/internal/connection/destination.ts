@@ -1,26 +1,28 @@
 /**
- * One host of a server, with all that a connect to it needs: certificates and keys are read, and the password is found.
+ * One host of a server, prepared for a connect: with its certificates, keys and password read from
+ * files.
  */
 
 import type * as Net from "node:net"
 import type { ConnectionOptions } from "node:tls"
-import * as Redacted from "effect/Redacted"
 import type { Endpoint, ServerConfig, TlsFiles } from "../../DatabaseConfig.js"
 import { type ConnectReason, isMissingFile } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
-import { isSocket } from "../config/hosts.js"
+import { isSocket } from "../config/localHost.js"
 import { findPassword } from "../config/passfile.js"
+import { Secret } from "../protocol/secret.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import type { ConnectFailure } from "./connectFailure.js"
-import { type Login, PasswordFileError } from "./credentials.js"
+import type { Login } from "./credentials.js"
+import { PasswordFileError } from "./passwordFile.js"
 import { isLasting, readTextFile } from "./textFile.js"
 
-/** Opens a stream of the program; the returned function gives up. */
-export type DialOptions = (done: (error: Error | undefined, stream: Net.Socket | undefined) => void) => () => void
+/** Function that opens a stream of the program; the returned function cancels. */
+export type DialOptions = (callback: (error: Error | undefined, stream: Net.Socket | undefined) => void) => () => void
 
-/** A server at one of its hosts. */
+/** Server at one of its hosts. */
 export interface Destination extends ServerConfig {
-  /** Opens a stream to it, instead of a socket to its address. */
+  /** Opens a stream to the server in place of a socket. */
   readonly dial?: DialOptions | undefined
 }
 
@@ -28,14 +30,14 @@ export interface Destination extends ServerConfig {
 export const addressOf = ({ address, host, port }: Destination): SocketTarget =>
   isSocket({ host }) ? { path: `${host}/.s.PGSQL.${port}` } : { host: address ?? host, port }
 
-/** A destination and the credentials for it. */
-interface Prepared {
+/** Destination with credentials. */
+interface PreparedDestination {
   readonly destination: Destination
   readonly credentials: Login
 }
 
-/** Thrown where a file of the settings cannot be used. */
-class Unprepared implements ConnectFailure {
+/** Exception for a file of the settings that cannot be used. */
+class UnusableFile implements ConnectFailure {
   constructor(
     readonly reason: ConnectReason,
     readonly error: Error,
@@ -43,44 +45,52 @@ class Unprepared implements ConnectFailure {
   ) {}
 }
 
-/** The bundles of certificates of cloud providers have some hundred kilobytes. */
-const longestFile = 4_194_304
+/**
+ * The largest file, in bytes. Certificate bundles of cloud providers have some hundred kilobytes.
+ */
+const maxFileSize = 4_194_304
 
 const readTls = async (parameter: string, file: string | undefined): Promise<string | undefined> => {
   if (file === undefined) return undefined
   try {
-    return (await readTextFile(file, longestFile)).text
+    return (await readTextFile(file, maxFileSize)).text
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause)
-    throw new Unprepared("tls", new Error(`the file of ${parameter}, ${file}, cannot be used: ${why}`, { cause }))
+    throw new UnusableFile("tls", new Error(`the file of ${parameter}, ${file}, cannot be used: ${why}`, { cause }))
   }
 }
 
-/** Adds what TLS files hold to Node's options. They are read each time, for certificates are replaced. */
-const withFiles = async (ssl: true | ConnectionOptions, files: TlsFiles): Promise<ConnectionOptions> => {
+/**
+ * Adds the contents of TLS files to Node's options. They are read each time, for they may be
+ * replaced.
+ */
+const withFiles = async (
+  ssl: true | ConnectionOptions,
+  files: TlsFiles,
+  passphrase: Secret | undefined
+): Promise<ConnectionOptions> => {
   const [ca, cert, key, crl] = await Promise.all([
     readTls("sslrootcert", files.sslrootcert),
     readTls("sslcert", files.sslcert),
     readTls("sslkey", files.sslkey),
     readTls("sslcrl", files.sslcrl)
   ])
-  const passphrase = files.sslpassword === undefined ? undefined : Redacted.value(files.sslpassword)
   return {
     ...(ssl === true ? {} : ssl),
     ...(ca === undefined ? {} : { ca }),
     ...(cert === undefined ? {} : { cert }),
     ...(key === undefined ? {} : { key }),
     ...(crl === undefined ? {} : { crl }),
-    ...(passphrase === undefined ? {} : { passphrase })
+    ...(passphrase === undefined ? {} : { passphrase: passphrase.reveal() })
   }
 }
 
-/** Finds the password of a host in a file of libpq's form; a file that is not there holds none. */
+/** Finds the password of a host in a password file of libpq, if the file exists. */
 const passwordIn = async (file: string, server: Destination, username: string): Promise<string | undefined> => {
   const unusable = (why: string, isPermanent: boolean) =>
-    new Unprepared("credentials", new PasswordFileError(file, why), isPermanent)
+    new UnusableFile("credentials", new PasswordFileError(file, why), isPermanent)
   const { database, host, port } = server
-  const found = await readTextFile(file, longestFile).catch((cause: NodeJS.ErrnoException) => {
+  const found = await readTextFile(file, maxFileSize).catch((cause: NodeJS.ErrnoException) => {
     if (isMissingFile(cause.code)) return undefined
     throw unusable(cause.message, isLasting(cause))
   })
@@ -92,52 +102,52 @@ const passwordIn = async (file: string, server: Destination, username: string): 
   return findPassword(found.text, { host, port, database, username })
 }
 
-/** Tells if a host needs anything that is read from a file. */
+/** Checks if a connect needs a file. */
 const needsFiles = ({ passfile, ssl, tlsFiles }: Destination, { password }: Login): boolean =>
   (tlsFiles !== undefined && ssl !== false) || (passfile !== undefined && password === undefined)
 
-const readFiles = async (destination: Destination, credentials: Login): Promise<Prepared> => {
+const readFiles = async (destination: Destination, credentials: Login): Promise<PreparedDestination> => {
   const { passfile, ssl, tlsFiles } = destination
-  const { password, username } = credentials
+  const { password, tlsPassphrase, username } = credentials
   const [tls, found] = await Promise.all([
-    tlsFiles === undefined || ssl === false ? ssl : withFiles(ssl, tlsFiles),
+    tlsFiles === undefined || ssl === false ? ssl : withFiles(ssl, tlsFiles, tlsPassphrase),
     passfile === undefined || password !== undefined ? undefined : passwordIn(passfile, destination, username)
   ])
   return {
     destination: { ...destination, ssl: tls },
-    credentials: found ? { ...credentials, password: Redacted.make(found) } : credentials
+    credentials: found ? { ...credentials, password: new Secret(found) } : credentials
   }
 }
 
 /**
- * Prepares a connect to one host of a server, within `timeout` ms. Calls back once, at once where no file has to be read, unless the
- * returned function gives it up before.
+ * Prepares a connect to one host of a server, within `timeout` ms. Calls back once, unless the
+ * returned function cancels; at once if no file is needed.
  */
 export const prepareDestination = (
   server: Destination,
   endpoint: Endpoint,
   credentials: Login,
   timeout: number,
-  done: (outcome: Prepared | ConnectFailure) => void
+  callback: (result: PreparedDestination | ConnectFailure) => void
 ): (() => void) => {
   const destination = { ...server, ...endpoint }
   if (!needsFiles(destination, credentials)) {
-    done({ destination, credentials })
+    callback({ destination, credentials })
     return () => {}
   }
   let isOver = false
-  const end = (outcome: Prepared | ConnectFailure) => {
+  const end = (result: PreparedDestination | ConnectFailure) => {
     if (isOver) return
     isOver = true
-    clock.clear(impatient)
-    done(outcome)
+    clock.clear(timer)
+    callback(result)
   }
-  const impatient = clock.timer(timeout, () =>
+  const timer = clock.timer(timeout, () =>
     end({ reason: "unresponsive", error: new Error("the files of its settings were not read in time") })
   )
   readFiles(destination, credentials).then(end, end)
   return () => {
     isOver = true
-    clock.clear(impatient)
+    clock.clear(timer)
   }
 }

@@ -1,23 +1,27 @@
 /**
- * Connects to the first host of a server that fits.
+ * The connect to the first host of a server whose role fits.
  */
 
 import * as Dns from "node:dns"
 import * as Net from "node:net"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
-import { isLocal } from "../config/hosts.js"
+import { isLocal } from "../config/localHost.js"
 import type { SecondSocket } from "./cancelRequest.js"
 import { mayPass } from "./connectFailure.js"
-import { type ConnectFailure, type Connection, connect, type Owner } from "./connection.js"
+import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import type { Login } from "./credentials.js"
 import { type Destination, prepareDestination } from "./destination.js"
+import { openConnection } from "./openConnection.js"
 import { checkTargetSession } from "./targetSession.js"
 
-type Done = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
+type OnConnected = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 
 export interface HostOptions {
-  /** The time for all hosts together, in ms. Each host gets an equal part of what is left, up to the `hostTimeout` of its server. */
+  /**
+   * The timeout for all hosts together, in ms. Each host gets an equal part of the remaining time,
+   * up to the `hostTimeout` of its server.
+   */
   readonly timeout: number
   readonly readOnly: boolean
   readonly owner: Owner
@@ -34,7 +38,10 @@ const shuffled = <A>(all: ReadonlyArray<A>): Array<A> =>
     .sort((a, b) => a.at - b.at)
     .map(({ one }) => one)
 
-/** Tells an owner of a connection from the moment on at which that is the owner's: one that does not fit never is. */
+/**
+ * Withholds the events of a connection from its owner until the connection is given to the owner. A
+ * connection that does not fit is never given.
+ */
 const gate = (owner: Owner) => {
   let isOpen = false
   const gated: Owner = {
@@ -50,17 +57,18 @@ const gate = (owner: Owner) => {
   }
 }
 
-/** A connection that works and is not preferred. */
-interface Spare {
+/** Usable connection; `adopt` gives it to its owner. */
+interface Candidate {
   readonly connection: Connection
   readonly adopt: () => void
 }
 
-/** One search through the hosts of a server. */
-class Hosts {
-  private giveUp = nothing
+/** Attempts to connect to the hosts of a server, one after the other. */
+class HostAttempts {
+  private cancelStep = nothing
   private isOver = false
-  private spare: Spare | undefined
+  /** A connection that is used if no preferred one is found. */
+  private fallback: Candidate | undefined
   private readonly queue: Array<Endpoint>
   private readonly failures: Array<readonly [name: string, failure: ConnectFailure]> = []
   private readonly deadline: number
@@ -69,17 +77,17 @@ class Hosts {
     private readonly server: Destination,
     private readonly session: SessionConfig,
     private readonly options: HostOptions,
-    private readonly done: Done
+    private readonly callback: OnConnected
   ) {
     this.queue = server.isShuffled ? shuffled(server.hosts) : [...server.hosts]
     this.deadline = clock.now() + options.timeout
   }
 
-  stop(): void {
+  cancel(): void {
     if (this.isOver) return
     this.isOver = true
-    this.giveUp()
-    this.spare?.connection.destroy("shutdown")
+    this.cancelStep()
+    this.fallback?.connection.destroy("shutdown")
   }
 
   next(): void {
@@ -87,8 +95,8 @@ class Hosts {
     const endpoint = this.queue.shift()
     const left = this.deadline - clock.now()
     if (endpoint === undefined || (left <= 0 && this.failures.length > 0)) return this.end()
-    const most = this.server.hostTimeout ?? Number.POSITIVE_INFINITY
-    this.attempt(endpoint, Math.max(1, Math.min(most, left / (this.queue.length + 1))))
+    const maxTime = this.server.hostTimeout ?? Number.POSITIVE_INFINITY
+    this.attempt(endpoint, Math.max(1, Math.min(maxTime, left / (this.queue.length + 1))))
   }
 
   private attempt(endpoint: Endpoint, timeout: number): void {
@@ -96,86 +104,95 @@ class Hosts {
     const { credentials, owner, readOnly } = this.options
     const { gated, open } = gate(owner)
     let isPrepared = false
-    const stop = prepareDestination(this.server, endpoint, credentials, timeout, (outcome) => {
+    const cancelPreparation = prepareDestination(this.server, endpoint, credentials, timeout, (result) => {
       isPrepared = true
-      if ("reason" in outcome) return this.failed(endpoint, outcome)
-      const { credentials, destination } = outcome
+      if ("reason" in result) return this.onFailure(endpoint, result)
+      const { credentials, destination } = result
       const options = { timeout: Math.max(1, until - clock.now()), readOnly, owner: gated, credentials }
-      this.giveUp = connect(destination, this.session, options, (failure, connection) => {
-        if (connection === undefined) return this.failed(endpoint, failure ?? unknown)
+      this.cancelStep = openConnection(destination, this.session, options, (failure, connection) => {
+        if (connection === undefined) return this.onFailure(endpoint, failure ?? unknown)
         this.judge(endpoint, { connection, adopt: open }, until)
       })
     })
-    if (!isPrepared) this.giveUp = stop
+    if (!isPrepared) this.cancelStep = cancelPreparation
   }
 
-  private judge(endpoint: Endpoint, candidate: Spare, until: number): void {
+  private judge(endpoint: Endpoint, candidate: Candidate, until: number): void {
     const { connection } = candidate
     const { hosts, target } = this.server
-    // what is normal behind a pooler is not asked for: its one address leads to whatever the pooler says
-    const isNormal = target === "read-write" || target === "prefer-standby"
-    const wanted = isNormal && hosts.length === 1 && connection.isPooled ? "any" : target
-    this.giveUp = () => connection.destroy("shutdown")
-    checkTargetSession(connection, wanted, this.options.readOnly, until - clock.now(), (failure) => {
+    // behind a pooler the default targets are not checked: its one address leads to any server that
+    // the pooler chooses
+    const isDefault = target === "read-write" || target === "prefer-standby"
+    const required = isDefault && hosts.length === 1 && connection.isPooled ? "any" : target
+    this.cancelStep = () => connection.destroy("shutdown")
+    checkTargetSession(connection, required, this.options.readOnly, until - clock.now(), (failure) => {
       if (this.isOver) return
       if (failure === undefined) return this.take(candidate)
       if (failure.reason !== "wrongRole") {
         connection.destroy("invalid")
-        return this.failed(endpoint, failure)
+        return this.onFailure(endpoint, failure)
       }
-      if (target === "prefer-standby" && this.spare === undefined) this.spare = candidate
+      if (target === "prefer-standby" && this.fallback === undefined) this.fallback = candidate
       else connection.destroy("wrongRole")
-      this.lookUp(endpoint, connection.other, until, () => this.failed(endpoint, failure))
+      this.addOtherAddresses(endpoint, connection.secondSocket, until, () => this.onFailure(endpoint, failure))
     })
   }
 
-  /** A name may have several addresses, of which the socket took the first that answered: the others are tried next. */
-  private lookUp(endpoint: Endpoint, here: SecondSocket, until: number, goOn: () => void): void {
+  /**
+   * Adds the other addresses of a host name to the queue: the socket has used the first one that
+   * answered.
+   */
+  private addOtherAddresses(endpoint: Endpoint, current: SecondSocket, until: number, proceed: () => void): void {
     const { address, host } = endpoint
     const isName = address === undefined && Net.isIP(host) === 0 && !isLocal(endpoint)
-    if (!isName || this.server.dial !== undefined) return goOn()
-    let isLate = false
-    const impatient = clock.timer(until - clock.now(), () => {
-      isLate = true
-      goOn()
+    if (!isName || this.server.dial !== undefined) return proceed()
+    let isOver = false
+    const timer = clock.timer(until - clock.now(), () => {
+      isOver = true
+      proceed()
     })
-    this.giveUp = () => {
-      isLate = true
-      clock.clear(impatient)
+    this.cancelStep = () => {
+      isOver = true
+      clock.clear(timer)
     }
     Dns.lookup(host, { all: true }, (_, addresses = []) => {
-      if (isLate) return
-      clock.clear(impatient)
-      const others = addresses.filter((other) => !("host" in here) || other.address !== here.host)
+      if (isOver) return
+      clock.clear(timer)
+      const others = addresses.filter((other) => !("host" in current) || other.address !== current.host)
       this.queue.unshift(...others.map((other) => ({ ...endpoint, address: other.address })))
-      goOn()
+      proceed()
     })
   }
 
-  private failed(endpoint: Endpoint, failure: ConnectFailure): void {
+  private onFailure(endpoint: Endpoint, failure: ConnectFailure): void {
     const { address, name } = endpoint
     this.failures.push([address === undefined ? name : `${name} (${address})`, failure])
-    // what a person has to mend, such as a password, is the same everywhere, and a lockout counts the tries
+    // a permanent failure, such as a wrong password, is the same on every host, and a lockout
+    // counts the attempts
     if (!mayPass(failure) && failure.reason !== "protocol") this.end()
     else this.next()
   }
 
-  private take({ adopt, connection }: Spare): void {
-    if (this.spare !== undefined && this.spare.connection !== connection) this.spare.connection.destroy("excess")
+  private take({ adopt, connection }: Candidate): void {
+    if (this.fallback !== undefined && this.fallback.connection !== connection)
+      this.fallback.connection.destroy("excess")
     this.isOver = true
     adopt()
-    this.done(undefined, connection)
+    this.callback(undefined, connection)
   }
 
   private end(): void {
-    if (this.spare !== undefined && this.spare.connection.broken === undefined) return this.take(this.spare)
-    this.spare?.connection.destroy("invalid")
+    if (this.fallback !== undefined && this.fallback.connection.broken === undefined) return this.take(this.fallback)
+    this.fallback?.connection.destroy("invalid")
     this.isOver = true
-    this.done(summary(this.failures), undefined)
+    this.callback(summary(this.failures), undefined)
   }
 }
 
-/** All failures in one. A host that is down counts more than one with another role: it may have the role that is wanted. */
+/**
+ * Combines all failures. A host that is down counts more than one of another role: it may have the
+ * required role.
+ */
 const summary = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
   const [only] = failures
   if (only !== undefined && failures.length === 1) return only[1]
@@ -186,25 +203,25 @@ const summary = (failures: ReadonlyArray<readonly [name: string, failure: Connec
     all.find((failure) => mayPass(failure) && failure.reason !== "wrongRole") ??
     all.find(mayPass) ??
     last
-  const words = failures.map(([name, { error }]) => `${name}: ${error.message}`).join("; ")
+  const message = failures.map(([name, { error }]) => `${name}: ${error.message}`).join("; ")
   return {
     reason: decisive?.reason ?? "unreachable",
     isPermanent: decisive?.isPermanent,
-    error: new Error(words, { cause: last?.error })
+    error: new Error(message, { cause: last?.error })
   }
 }
 
 /**
- * Connects to the first host of a server that fits; the returned function gives up. Calls back once, not before this function has returned,
- * unless it was given up.
+ * Connects to the first host of a server whose role fits. Calls back once, and not before this
+ * function has returned, unless the returned function cancels.
  */
 export const connectFirst = (
   server: Destination,
   session: SessionConfig,
   options: HostOptions,
-  done: Done
+  callback: OnConnected
 ): (() => void) => {
-  const hosts = new Hosts(server, session, options, done)
-  hosts.next()
-  return () => hosts.stop()
+  const attempts = new HostAttempts(server, session, options, callback)
+  attempts.next()
+  return () => attempts.cancel()
 }

@@ -1,10 +1,9 @@
 /**
- * From a server's address to a session that has logged in.
+ * The login: from the address of a server to a session.
  */
 
 import type { Socket } from "node:net"
-import * as Redacted from "effect/Redacted"
-import type { Credentials, SessionConfig } from "../../DatabaseConfig.js"
+import type { SessionConfig } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import { type Client, makeClient, type Notice, toError } from "../protocol/pgDriver.js"
@@ -14,111 +13,118 @@ import { isByName } from "../protocol/typeNames.js"
 import { settings } from "../sql/settings.js"
 import { watchAuthentication } from "./authentication.js"
 import type { ConnectFailure } from "./connectFailure.js"
+import type { ProvidedCredentials } from "./credentials.js"
 import { addressOf, type Destination, type DialOptions } from "./destination.js"
 
-/** How many notices of a login are passed on: a server may send any number. */
-const mostNotices = 20
+/** The number of notices of a login that are passed on: a server may send any number. */
+const maxNotices = 20
 
-/** Returns the settings of a session at login. A pooler refuses ours, because it cannot keep to them, and gets those of the URL only. */
+/**
+ * Returns the settings of a session at login. A pooler gets only those of the URL: it refuses the
+ * others, because it cannot apply them.
+ */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
   const given = session.startupOptions ?? ""
   if (session.mode === "transactionPooler") return given
-  // the last one counts
+  // the last value of a setting counts
   const all = [given, ...settings(session).map(([name, value]) => `-c ${name}=${value}`)].filter((one) => one !== "")
   if (readOnly) all.push("-c default_transaction_read_only=on")
   return all.join(" ")
 }
 
-/** A client that has logged in, and what its server has reported. */
+/** Client that has logged in, and the reports of its server. */
 interface LoggedIn {
   readonly client: Client
   readonly parameters: Map<string, string>
   readonly notices: ReadonlyArray<Notice>
 }
 
-/** Called with one of the two. */
-type Done = (failure: ConnectFailure | undefined, loggedIn: LoggedIn | undefined) => void
+/** Callback with one of both. */
+type OnLoggedIn = (failure: ConnectFailure | undefined, loggedIn: LoggedIn | undefined) => void
 
 interface LoginOptions {
   readonly timeout: number
   readonly readOnly: boolean
-  readonly credentials: Credentials
+  readonly credentials: ProvidedCredentials
 }
 
-/** The driver's words for a server that asks for more iterations than it may. */
+/** The driver's message about a server that requests too many iterations of SCRAM. */
 const tooManyIterations = /iteration count (\d+) exceeds/
 
-/** The driver's words for a server that answers the request for TLS with neither yes nor no. */
+/** The driver's message about a server that answers the request for TLS with neither yes nor no. */
 const noAnswerToTls = "There was an error establishing an SSL connection"
 
-/** Why a connect failed, in the words of an error. */
+/** Returns the failure of a connect, given its error. */
 const failureOf = (error: Error): ConnectFailure => {
   if (error instanceof ProtocolViolation) return { reason: "protocol", error }
   if (error.message === noAnswerToTls) {
-    const what =
+    const violation =
       "answered the request for TLS with neither yes nor no, so it is no PostgreSQL server, or cannot serve now"
-    return { reason: "protocol", error: new ProtocolViolation(what) }
+    return { reason: "protocol", error: new ProtocolViolation(violation) }
   }
-  const asked = tooManyIterations.exec(error.message)?.[1]
-  if (asked !== undefined) {
-    const words = `its SCRAM takes ${asked} iterations, more than maxScramIterations allows: raise that, if the server is yours`
-    return { reason: "authentication", error: new Error(words, { cause: error }) }
+  const iterations = tooManyIterations.exec(error.message)?.[1]
+  if (iterations !== undefined) {
+    const message = `its SCRAM takes ${iterations} iterations, more than maxScramIterations allows: raise that, if the server is yours`
+    return { reason: "authentication", error: new Error(message, { cause: error }) }
   }
-  // a refusal of all the addresses of a host comes as one error with a code and no words
+  // if all addresses of a host refuse, Node reports one error with a code and without a message
   const code = "code" in error && typeof error.code === "string" ? error.code : ""
   return { reason: connectReason(code, error.message), error: error.message === "" ? new Error(code) : error }
 }
 
 /**
- * Logs in; the returned function gives up. `done` is called once, in the same turn as the server's last word and not before this function
- * has returned, unless it was given up.
+ * Logs in; the returned function cancels. `callback` is called once, in the same turn as the last
+ * message of the server and not before this function has returned, unless the login was cancelled.
  */
 export const startup = (
   server: Destination,
   session: SessionConfig,
   options: LoginOptions,
-  done: Done
+  callback: OnLoggedIn
 ): (() => void) => {
-  if (server.dial === undefined) return begin(server, session, options, socketTo(addressOf(server)), done)
+  if (server.dial === undefined) return begin(server, session, options, socketTo(addressOf(server)), callback)
   return dial(server.dial, options.timeout, (failure, stream, left) => {
-    if (stream !== undefined) return begin(server, session, { ...options, timeout: left }, stream, done)
-    done(failure, undefined)
+    if (stream !== undefined) return begin(server, session, { ...options, timeout: left }, stream, callback)
+    callback(failure, undefined)
     return nothing
   })
 }
 
 const nothing = () => {}
 
-/** Waits for a stream of the program, and hands it on with the time that is left; the returned function gives up whatever is under way. */
+/**
+ * Opens a stream of the program, and calls `onOpened` with it and the remaining time. The returned
+ * function cancels this step, or the next one.
+ */
 const dial = (
   open: DialOptions,
   timeout: number,
-  opened: (failure: ConnectFailure | undefined, stream: Socket | undefined, left: number) => () => void
+  onOpened: (failure: ConnectFailure | undefined, stream: Socket | undefined, left: number) => () => void
 ): (() => void) => {
   const deadline = clock.now() + timeout
   let isOver = false
-  let giveUp = nothing
+  let cancelNext = nothing
   const end = (failure: ConnectFailure | undefined, stream: Socket | undefined) => {
-    clock.clear(impatient)
+    clock.clear(timer)
     isOver = true
-    giveUp = opened(failure, stream, Math.max(1, deadline - clock.now()))
+    cancelNext = onOpened(failure, stream, Math.max(1, deadline - clock.now()))
   }
-  const impatient = clock.timer(timeout, () => {
-    stop()
+  const timer = clock.timer(timeout, () => {
+    cancelDial()
     end(
       { reason: "unreachable", error: new Error(`the socket was not opened within ${Math.round(timeout)} ms`) },
       undefined
     )
   })
-  const stop = open((error, stream) => {
+  const cancelDial = open((error, stream) => {
     if (isOver) return void stream?.destroy()
     end(error === undefined ? undefined : { reason: "unreachable", error }, stream)
   })
   return () => {
-    clock.clear(impatient)
-    if (!isOver) stop()
+    clock.clear(timer)
+    if (!isOver) cancelDial()
     isOver = true
-    giveUp()
+    cancelNext()
   }
 }
 
@@ -128,26 +134,26 @@ const begin = (
   session: SessionConfig,
   options: LoginOptions,
   stream: Socket,
-  done: Done
+  callback: OnLoggedIn
 ): (() => void) => {
   let client: Client
   try {
-    client = open(server, session, options, stream)
+    client = createClient(server, session, options, stream)
   } catch (cause) {
     stream.destroy()
     let isOver = false
     queueMicrotask(() => {
-      if (!isOver) done(failureOf(toError(cause)), undefined)
+      if (!isOver) callback(failureOf(toError(cause)), undefined)
     })
     return () => {
       isOver = true
     }
   }
-  return follow(client, server, options.timeout, session.limits, done)
+  return logIn(client, server, options.timeout, session.limits, callback)
 }
 
-/** Makes the client; throws where that cannot be done. */
-const open = (
+/** Creates the client, or throws. */
+const createClient = (
   server: Destination,
   session: SessionConfig,
   { credentials, readOnly }: LoginOptions,
@@ -161,7 +167,7 @@ const open = (
     bindsChannel: server.bindsChannel,
     database: server.database,
     user: username,
-    password: password === undefined ? undefined : Redacted.value(password),
+    password: password?.reveal(),
     ssl: server.ssl,
     applicationName: session.applicationName,
     options: sessionOptions(session, readOnly),
@@ -171,69 +177,69 @@ const open = (
   })
 }
 
-/** Connects and waits for the session; the returned function gives up. */
-const follow = (
+/** Connects and waits for the session; the returned function cancels. */
+const logIn = (
   client: Client,
   server: Destination,
   timeout: number,
   limits: ProtocolLimits,
-  done: Done
+  callback: OnLoggedIn
 ): (() => void) => {
   const parameters = new Map<string, string>()
   const notices: Array<Notice> = []
-  const hear = (notice: Notice) => {
-    if (notices.length < mostNotices) notices.push(notice)
+  const onNotice = (notice: Notice) => {
+    if (notices.length < maxNotices) notices.push(notice)
   }
-  client.on("notice", hear)
-  /** Length of the settings that the server has reported; they are kept as long as the connection. */
-  let reported = 0
-  let settled = false
-  let accepted = false
+  client.on("notice", onNotice)
+  /** The size of the reported settings, which are kept as long as the connection. */
+  let parameterBytes = 0
+  let isSettled = false
+  let isAccepted = false
   const settle = () => {
-    settled = true
-    clock.clear(impatient)
-    client.off("notice", hear)
+    isSettled = true
+    clock.clear(timer)
+    client.off("notice", onNotice)
   }
   const fail = (failure: ConnectFailure) => {
-    if (settled) return
+    if (isSettled) return
     settle()
     client.connection.stream.destroy()
-    done(failure, undefined)
+    callback(failure, undefined)
   }
-  const impatient = clock.timer(timeout, () =>
+  const timer = clock.timer(timeout, () =>
     fail({
-      reason: accepted ? "unresponsive" : "unreachable",
+      reason: isAccepted ? "unresponsive" : "unreachable",
       error: new Error(`no answer within ${Math.round(timeout)} ms`)
     })
   )
   client.connection.on("parameterStatus", (message: { parameterName: string; parameterValue: string }) => {
     const { parameterName: name, parameterValue: value } = message
-    reported += value.length + (parameters.has(name) ? -(parameters.get(name)?.length ?? 0) : name.length)
-    if (reported > limits.maxStartupBytes) {
+    parameterBytes += value.length + (parameters.has(name) ? -(parameters.get(name)?.length ?? 0) : name.length)
+    if (parameterBytes > limits.maxStartupBytes) {
       const { maxStartupBytes } = limits
       client.connection.stream.destroy(new ProtocolViolation(`reported more than maxStartupBytes, ${maxStartupBytes}`))
     } else parameters.set(name, value)
   })
   client.connection.once("connect", () => {
-    accepted = true
+    isAccepted = true
   })
   watchAuthentication(client.connection, server, (error) => fail({ reason: "authentication", error }))
-  // after the login errors go to the connection's own listeners as well; none may be without a listener
+  // after the login the connection has listeners of its own; until then errors need this one
   client.on("error", (error: Error) => fail(failureOf(error)))
-  const connected = (error: Error | null | undefined) => {
-    if (settled) return
+  const onConnected = (error: Error | null | undefined) => {
+    if (isSettled) return
     if (error) return fail(failureOf(error))
     settle()
-    done(undefined, { client, notices, parameters })
+    callback(undefined, { client, notices, parameters })
   }
   try {
-    client.connect(connected)
+    client.connect(onConnected)
   } catch (cause) {
-    // an address that is none; not before this function has returned
-    queueMicrotask(() => connected(toError(cause)))
+    // the address is invalid; the callback must not be called before this function has returned
+    queueMicrotask(() => onConnected(toError(cause)))
   }
   return () => {
-    if (settled) return
+    if (isSettled) return
     settle()
     client.connection.stream.destroy()
   }

@@ -7,16 +7,23 @@ import { connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { Connection } from "./connection.js"
-import { codeOf } from "./statementError.js"
+import { codeOf } from "./statementFailure.js"
 
-/** The properties of a session that decide. */
-interface Kind {
+/** Properties of a session that `target_session_attrs` names. */
+interface SessionKind {
   readonly isStandby: boolean
   readonly isReadOnly: boolean
 }
 
-/** Returns the reason why a session does not fit, if there is one. A reader's sessions are read-only by themselves, which says nothing of its server. */
-const misfit = (target: TargetSessionAttrs, { isReadOnly, isStandby }: Kind, isReader: boolean): string | undefined => {
+/**
+ * Returns the reason to reject a session, if there is one. The sessions of a reader are read-only
+ * by its own settings, which says nothing about the server.
+ */
+const misfit = (
+  target: TargetSessionAttrs,
+  { isReadOnly, isStandby }: SessionKind,
+  isReader: boolean
+): string | undefined => {
   switch (target) {
     case "any":
       return undefined
@@ -33,7 +40,7 @@ const misfit = (target: TargetSessionAttrs, { isReadOnly, isStandby }: Kind, isR
   }
 }
 
-const question = {
+const kindQuery = {
   text: "SELECT pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
   values: [],
   rows: "raw",
@@ -42,39 +49,40 @@ const question = {
 } as const
 
 /**
- * Calls back with the reason why a connection does not fit. A server reports it at login, at no cost. A pooler reports what it remembers,
- * of whichever server, so there a query is sent, which is given up after `timeout` ms.
+ * Checks a connection, and calls back with the failure if it does not fit. A server reports the
+ * properties at login. A pooler reports them from its memory, for any of its servers, so a query is
+ * sent through it, with a timeout in ms.
  */
 export const checkTargetSession = (
   connection: Connection,
   target: TargetSessionAttrs,
   isReader: boolean,
   timeout: number,
-  done: (failure: ConnectFailure | undefined) => void
+  callback: (failure: ConnectFailure | undefined) => void
 ): void => {
-  const judge = (kind: Kind) => {
+  const judge = (kind: SessionKind) => {
     const reason = misfit(target, kind, isReader)
-    done(reason === undefined ? undefined : { reason: "wrongRole", error: new Error(reason) })
+    callback(reason === undefined ? undefined : { reason: "wrongRole", error: new Error(reason) })
   }
-  if (target === "any") return done(undefined)
+  if (target === "any") return callback(undefined)
   const standby = connection.parameter("in_hot_standby")
   if (!connection.isPooled && standby !== undefined) {
     const isReadOnly = connection.parameter("default_transaction_read_only") === "on"
     return judge({ isStandby: standby === "on", isReadOnly })
   }
-  let isLate = false
-  const impatient = clock.timer(timeout, () => {
-    isLate = true
+  let isTimedOut = false
+  const timer = clock.timer(timeout, () => {
+    isTimedOut = true
     connection.destroy("invalid")
   })
-  connection.run([], question, [], (failure, flight) => {
-    clock.clear(impatient)
+  connection.run([], kindQuery, [], (failure, exchange) => {
+    clock.clear(timer)
     if (failure === undefined) {
-      const [row] = flight.result.rows as ReadonlyArray<ReadonlyArray<string>>
+      const [row] = exchange.result.rows as ReadonlyArray<ReadonlyArray<string>>
       return judge({ isStandby: row?.[0] === "true", isReadOnly: row?.[1] === "on" })
     }
     const { error } = failure
-    if (connection.broken === "wrongRole") return done({ reason: "wrongRole", error })
-    done({ reason: isLate ? "unresponsive" : connectReason(codeOf(error), error.message), error })
+    if (connection.broken === "wrongRole") return callback({ reason: "wrongRole", error })
+    callback({ reason: isTimedOut ? "unresponsive" : connectReason(codeOf(error), error.message), error })
   })
 }

@@ -1,5 +1,5 @@
 /**
- * Small files of the settings: passwords, certificates, keys.
+ * Small text files of the settings: passwords, certificates, keys.
  */
 import { constants } from "node:fs"
 import * as fs from "node:fs/promises"
@@ -7,26 +7,27 @@ import { isLastingFile } from "../../SqlState.js"
 
 export interface TextFile {
   readonly text: string
-  /** Its permissions, as `stat` has them. */
+  /** The permissions, as `stat` reports them. */
   readonly mode: number
 }
 
-/** Thrown for a file that cannot be what is meant. */
-class Unfit extends Error {}
+/** Error of a file that cannot be a file of the settings. */
+class UnfitFile extends Error {}
 
-/** Tells if a file that could not be read is to be mended by a person. */
+/** Checks if the error of reading a file is permanent, so that a person must correct the file. */
 export const isLasting = (cause: unknown): boolean =>
-  cause instanceof Unfit ||
+  cause instanceof UnfitFile ||
   (cause instanceof Error && "code" in cause && typeof cause.code === "string" && isLastingFile(cause.code))
 
-/** Reads a regular file of `longest` bytes at most. */
-export const readTextFile = async (file: string, longest: number): Promise<TextFile> => {
-  // opening a named pipe waits for a writer, and would hold up one of Node's few threads without limit; Windows has neither
+/** Reads a regular file of at most `maxSize` bytes. */
+export const readTextFile = async (file: string, maxSize: number): Promise<TextFile> => {
+  // opening a named pipe would wait for a writer, in one of the few threads of Node; Windows has
+  // neither
   const handle = await fs.open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0))
   try {
     const stat = await handle.stat()
-    if (!stat.isFile()) throw new Unfit("it is not a regular file")
-    if (stat.size > longest) throw new Unfit(`it is longer than ${longest} bytes`)
+    if (!stat.isFile()) throw new UnfitFile("it is not a regular file")
+    if (stat.size > maxSize) throw new UnfitFile(`it is longer than ${maxSize} bytes`)
     return { text: await handle.readFile("utf8"), mode: stat.mode }
   } finally {
     await handle.close()

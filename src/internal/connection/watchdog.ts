@@ -1,130 +1,144 @@
 /**
- * A server that has a limit for statements and is silent for longer. On a dead network its word that the time is up never arrives, and
- * without this nobody would notice before TCP does, which takes minutes.
+ * The watch over a server that has a limit for statements and is silent for longer. On a dead
+ * network the error of the limit never arrives, and TCP reports the loss only after minutes.
  *
- * That the time is over proves nothing: the limit may be another one by now, for whatever runs on the server can change it and says so to
- * nobody; and a COMMIT, which has no limit, waits for a standby. So the server is asked, on other sockets, before it is given up: whether
- * it lives, and what its process is doing.
+ * The end of the limit proves nothing. Code on the server can change the limit without a report,
+ * and a COMMIT, which has no limit, may wait for a standby. So before the connection is given up,
+ * other sockets are used to check if the server is alive, and to query the activity of its process.
  */
 import * as clock from "../concurrency/clock.js"
 
 /**
- * What a process of the server is doing: `works` for us, or `waits` for us to say something, which means that what it has said, or what we
- * have, is lost. `unknown` where the server does not tell.
+ * Activity of a server process: `working` on a statement, or `waiting` for the client, so that a
+ * message in either direction is lost. `unknown` if the server does not report it.
  */
-export type BackendState = "works" | "waits" | "unknown"
+export type BackendState = "working" | "waiting" | "unknown"
 
-/** What was sent and waits for its answer. */
-interface Waiting {
+/** Exchange that awaits its answer. */
+interface AwaitedAnswer {
   readonly limit: number
-  /** When the server was heard last. */
+  /** The time of the last progress. */
   since: number
-  /** How much was heard by then. */
-  heard: number
-  /** When to look next. */
+  /** The progress until then. */
+  progress: number
+  /** The time of the next check. */
   due: number
-  /** Whether its process was found waiting for us. */
+  /** True if the process of the server was found waiting for the client. */
   isMissed: boolean
 }
 
-/** The connection, as far as this matters. */
+/** Connection, as far as the watchdog needs it. */
 export interface MonitoredConnection {
-  /** How much has arrived on it, in bytes. */
-  readonly heard: () => number
-  /** Asks the server for a sign of life on another socket, for `patience` ms. */
-  readonly ask: (patience: number, told: (yes: boolean) => void) => void
-  /** Asks the server, in another session, what its process is doing. The returned function gives up. */
-  readonly inquire: (told: (doing: BackendState) => void) => () => void
-  readonly giveUp: (error: Error) => void
+  /** Returns a number that changes when bytes arrive or leave. */
+  readonly progress: () => number
+  /** Checks on another socket if the server answers within `timeout` ms. */
+  readonly checkAlive: (timeout: number, callback: (isAlive: boolean) => void) => void
+  /**
+   * Queries the activity of the server process in another session; the returned function cancels.
+   */
+  readonly queryActivity: (callback: (state: BackendState) => void) => () => void
+  /** Called when the connection is given up. */
+  readonly onDead: (error: Error) => void
 }
 
-/** How much longer than its limit a server may be silent that shows no sign of life, in ms. Its word has to travel, and may be held up. */
-const allowance = 1000
+/**
+ * The time that a server without a sign of life has after its limit, in ms: its error may be on its
+ * way.
+ */
+const grace = 1000
 
-/** How much of that passes before it is asked for one. */
-const untilAsked = 250
+/** The part of that time before the server is checked, in ms. */
+const checkDelay = 250
 
-/** For how long one that works is not asked again, in ms, or for as long as it has worked already. */
-const rest = 10_000
+/**
+ * The shortest interval between two queries of the activity, in ms. The interval is as long as the
+ * process has worked since the limit, if that is longer.
+ */
+const minInterval = 10_000
 
-/** How long one that does not tell what it does may be silent after its limit, in ms. */
-const longestDoubt = 30_000
+/** The longest silence after the limit of a process whose activity is unknown, in ms. */
+const maxUnknownSilence = 30_000
 
-/** Looks after one connection: one timer, that goes on its own way while statements come and go. */
+/** Watchdog of one connection. It has one timer, which is not set again for each statement. */
 export class Watchdog {
-  private waiting: Waiting | undefined
-  private stop: (() => void) | undefined
-  private stopInquiry: (() => void) | undefined
-  private due = 0
+  private awaited: AwaitedAnswer | undefined
+  private cancelTimer: (() => void) | undefined
+  private cancelQuery: (() => void) | undefined
+  private timerDue = 0
 
-  constructor(private readonly line: MonitoredConnection) {}
+  constructor(private readonly connection: MonitoredConnection) {}
 
-  /** Something was sent, and the server's limit for a statement is so many ms, as far as is known. */
-  sent(limit: number): void {
+  /**
+   * Begins to await an answer. `limit` is the server's limit for a statement in ms, as far as it is
+   * known.
+   */
+  onSent(limit: number): void {
     const since = clock.now()
-    const due = since + limit + untilAsked
-    const waiting: Waiting = { limit, since, heard: this.line.heard(), due, isMissed: false }
-    this.waiting = waiting
-    this.wake(waiting)
+    const due = since + limit + checkDelay
+    const awaited: AwaitedAnswer = { limit, since, progress: this.connection.progress(), due, isMissed: false }
+    this.awaited = awaited
+    this.schedule(awaited)
   }
 
-  answered(): void {
-    this.waiting = undefined
-    this.stopInquiry?.()
-    this.stopInquiry = undefined
+  /** Ends the wait for an answer. */
+  onAnswered(): void {
+    this.awaited = undefined
+    this.cancelQuery?.()
+    this.cancelQuery = undefined
   }
 
-  private wake({ due }: Waiting): void {
-    // one that comes earlier looks at what waits then
-    if (this.stop !== undefined && this.due <= due) return
-    this.stop?.()
-    this.due = due
-    this.stop = clock.later(due - clock.now(), () => {
-      this.stop = undefined
-      this.look()
+  private schedule({ due }: AwaitedAnswer): void {
+    // a timer that fires earlier checks the answer that is awaited then
+    if (this.cancelTimer !== undefined && this.timerDue <= due) return
+    this.cancelTimer?.()
+    this.timerDue = due
+    this.cancelTimer = clock.later(due - clock.now(), () => {
+      this.cancelTimer = undefined
+      this.check()
     })
   }
 
-  private look(): void {
-    const { waiting } = this
-    if (waiting === undefined) return
-    if (this.isTalking(waiting) || clock.now() < waiting.due) return this.wake(waiting)
-    // its answer has had its time to arrive
-    if (waiting.isMissed) return this.giveUp(waiting)
-    this.line.ask(allowance - untilAsked, (yes) => {
-      if (this.waiting !== waiting) return
-      if (this.isTalking(waiting)) return this.wake(waiting)
-      if (!yes) return this.giveUp(waiting)
-      this.stopInquiry = this.line.inquire((doing) => {
-        this.stopInquiry = undefined
-        if (this.waiting === waiting) this.judge(waiting, doing)
+  private check(): void {
+    const { awaited } = this
+    if (awaited === undefined) return
+    if (this.hasProgress(awaited) || clock.now() < awaited.due) return this.schedule(awaited)
+    // the lost answer has had its time to arrive
+    if (awaited.isMissed) return this.giveUp(awaited)
+    this.connection.checkAlive(grace - checkDelay, (isAlive) => {
+      if (this.awaited !== awaited) return
+      if (this.hasProgress(awaited)) return this.schedule(awaited)
+      if (!isAlive) return this.giveUp(awaited)
+      this.cancelQuery = this.connection.queryActivity((state) => {
+        this.cancelQuery = undefined
+        if (this.awaited === awaited) this.judge(awaited, state)
       })
     })
   }
 
-  private judge(waiting: Waiting, doing: BackendState): void {
+  private judge(awaited: AwaitedAnswer, state: BackendState): void {
     const now = clock.now()
-    if (!this.isTalking(waiting)) {
-      const silent = now - waiting.since - waiting.limit
-      if (doing === "unknown" && silent >= longestDoubt) return this.giveUp(waiting)
-      waiting.isMissed = doing === "waits"
-      waiting.due = now + (waiting.isMissed ? allowance : doing === "works" ? Math.max(rest, silent) : rest)
+    if (!this.hasProgress(awaited)) {
+      const silence = now - awaited.since - awaited.limit
+      if (state === "unknown" && silence >= maxUnknownSilence) return this.giveUp(awaited)
+      awaited.isMissed = state === "waiting"
+      awaited.due =
+        now + (awaited.isMissed ? grace : state === "working" ? Math.max(minInterval, silence) : minInterval)
     }
-    this.wake(waiting)
+    this.schedule(awaited)
   }
 
-  private giveUp({ limit }: Waiting): void {
-    this.line.giveUp(new Error(`no answer from the server, whose limit for a statement is ${limit} ms`))
+  private giveUp({ limit }: AwaitedAnswer): void {
+    this.connection.onDead(new Error(`no answer from the server, whose limit for a statement is ${limit} ms`))
   }
 
-  /** Whether something was heard since the last look; then it has its time anew. */
-  private isTalking(waiting: Waiting): boolean {
-    const before = waiting.heard
-    waiting.heard = this.line.heard()
-    if (waiting.heard === before) return false
-    waiting.since = clock.now()
-    waiting.due = waiting.since + waiting.limit + untilAsked
-    waiting.isMissed = false
+  /** Checks for progress since the last check; if there is any, the limit begins anew. */
+  private hasProgress(awaited: AwaitedAnswer): boolean {
+    const before = awaited.progress
+    awaited.progress = this.connection.progress()
+    if (awaited.progress === before) return false
+    awaited.since = clock.now()
+    awaited.due = awaited.since + awaited.limit + checkDelay
+    awaited.isMissed = false
     return true
   }
 }

@@ -3,7 +3,7 @@
  * tokens.
  */
 
-import { type Session, Token } from "../../Consistency.js"
+import type { Session, Token } from "../../Consistency.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Request } from "../connection/connection.js"
 import type { Exchange } from "../protocol/exchange.js"
@@ -159,6 +159,9 @@ export const commitAndQueryPosition = (
     callback(isAnswered ? undefined : failure, { isCommitted: exchange.precedingTag !== "ROLLBACK", status })
   })
 
+/** Fields of a token, as a causal session takes them. */
+type TokenFields = Pick<Token, "database" | "systemId" | "timeline" | "lsn">
+
 /**
  * Returns a token that covers a write. A COMMIT that has waited for its flush is on disk, so a
  * replica may have received it. Any other write is only known to be before the start of the next
@@ -168,12 +171,11 @@ const tokenOf = (
   database: string,
   { flushed, pageSize, position }: WalStatus,
   isOnDisk: boolean
-): Token | undefined => {
+): TokenFields | undefined => {
   const { systemId, timeline } = position
   if (timeline === undefined) return undefined
   const lsn = isOnDisk && flushed !== undefined ? flushed : recordEnd(position.lsn, pageSize)
-  // made of values that were checked when they were decoded
-  return new Token({ database, systemId, timeline, lsn }, { disableValidation: true })
+  return { database, systemId, timeline, lsn }
 }
 
 /**
@@ -209,7 +211,7 @@ export class TokenRecorder {
     this.record(status === undefined ? undefined : tokenOf(this.database, status, false))
   }
 
-  private record(token: Token | undefined): void {
+  private record(token: TokenFields | undefined): void {
     for (const [session, askedAt] of this.sessions) session.note(this.database, token, askedAt)
   }
 }

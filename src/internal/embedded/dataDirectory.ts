@@ -5,7 +5,7 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type { Binaries } from "./binaries.js"
 import { type CommandFailed, type Identity, run } from "./childProcess.js"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 import * as Folder from "./tempDirectory.js"
 
 /** Files, user and password that the servers of a cluster share. */
@@ -17,7 +17,7 @@ export interface Cluster {
 }
 
 const initializeError = (failed: string) => (cause: CommandFailed) =>
-  new EmbeddedPostgresError({
+  new OperationFailed({
     operation: "initialize",
     reason: `${failed}: ${cause.reason}`,
     logs: cause.output.slice(-20)
@@ -49,7 +49,7 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
           "--no-instructions"
         ],
         { cwd: cluster.folder, user: cluster.user }
-      ).pipe(Effect.mapError(initializeError("the data folder could not be made"))),
+      ).pipe(Effect.mapError(initializeError("the data folder could not be created"))),
     // the whole folder is removed with the server, and the file is readable by its user alone
     () => Effect.ignore(Folder.remove(pwfile))
   )

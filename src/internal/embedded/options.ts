@@ -1,19 +1,19 @@
 /**
- * The check of the options of a cluster, which a program without types may give wrongly.
+ * The check of the options of a cluster, which a program without types may call with any value.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 
-/** Builds the error of an option that is wrong. */
-export const misconfigured = (reason: string): EmbeddedPostgresError =>
-  new EmbeddedPostgresError({ operation: "configure", reason, logs: [] })
+/** Builds the failure for an option that is not valid. */
+export const misconfigured = (reason: string): OperationFailed =>
+  new OperationFailed({ operation: "configure", reason, logs: [] })
 
-/** Makes an option that may be left out, with the text of what it takes. */
-const takes = <A, I>(schema: Schema.Schema<A, I>, expected: string) =>
+/** Returns the schema of an optional option, with a description of its valid values. */
+const optional = <A, I>(schema: Schema.Schema<A, I>, expected: string) =>
   Schema.optional(schema.annotations({ message: () => ({ message: expected, override: true }) }))
 
 const isDuration = (input: unknown): input is Duration.DurationInput =>
@@ -23,30 +23,31 @@ const isDuration = (input: unknown): input is Duration.DurationInput =>
   })
 
 const Options = Schema.Struct({
-  replicas: takes(Schema.NonNegativeInt, "a whole number from 0"),
-  databases: takes(Schema.Array(Schema.String), "an array of names"),
-  settings: takes(
+  replicas: optional(Schema.NonNegativeInt, "a whole number from 0"),
+  databases: optional(Schema.Array(Schema.String), "an array of names"),
+  settings: optional(
     Schema.Record({ key: Schema.String, value: Schema.Union(Schema.String, Schema.Number, Schema.Boolean) }),
-    "texts, numbers and booleans by name"
+    "strings, numbers and booleans by name"
   ),
-  port: takes(Schema.Int.pipe(Schema.between(1, 65_535)), "a whole number from 1 to 65535"),
-  startTimeout: takes(Schema.declare(isDuration), 'a finite duration above 0, such as "30 seconds"'),
-  directory: takes(Schema.NonEmptyString, "the path of a folder")
+  port: optional(Schema.Int.pipe(Schema.between(1, 65_535)), "a whole number from 1 to 65535"),
+  startTimeout: optional(Schema.declare(isDuration), 'a finite duration above 0, such as "30 seconds"'),
+  directory: optional(Schema.NonEmptyString, "the path of a folder")
 })
 
 const names = Object.keys(Options.fields).join(", ")
 
 /** Checks the names and the values of options. */
-export const checkOptions = (options: object): Effect.Effect<void, EmbeddedPostgresError> =>
+export const checkOptions = (options: object): Effect.Effect<void, OperationFailed> =>
   Schema.decodeUnknown(Options, { onExcessProperty: "error" })(options).pipe(
     Effect.mapError((error) => {
       const [issue] = ParseResult.ArrayFormatter.formatErrorSync(error)
       const name = String(issue?.path[0] ?? "")
-      if (issue === undefined || name === "") return misconfigured("the options are no object")
-      if (!Object.hasOwn(Options.fields, name)) return misconfigured(`${name} is no option: it takes ${names}`)
+      if (issue === undefined || name === "") return misconfigured("the options are not an object")
+      if (!Object.hasOwn(Options.fields, name))
+        return misconfigured(`${name} is not an option: the options are ${names}`)
       const given: unknown = Reflect.get(options, name)
       return misconfigured(
-        `${name} is ${typeof given === "string" ? JSON.stringify(given) : String(given)}: it takes ${issue.message}`
+        `${name} is ${typeof given === "string" ? JSON.stringify(given) : String(given)}: expected ${issue.message}`
       )
     }),
     Effect.asVoid

@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { type Identity, run } from "./childProcess.js"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 
 const lookup = (name: string) =>
   Effect.all([run("id", ["-u", name], { cwd: "/" }), run("id", ["-g", name], { cwd: "/" })], {
@@ -14,13 +14,13 @@ const lookup = (name: string) =>
  * Finds the user that runs PostgreSQL: an existing unprivileged one if Node runs as root, because
  * PostgreSQL refuses to run as root, or else `undefined` for the current user.
  */
-export const unprivilegedUser: Effect.Effect<Identity | undefined, EmbeddedPostgresError> = Effect.suspend(() =>
+export const unprivilegedUser: Effect.Effect<Identity | undefined, OperationFailed> = Effect.suspend(() =>
   process.getuid?.() === 0
     ? lookup("postgres").pipe(
         Effect.orElse(() => lookup("nobody")),
         Effect.mapError(
           (cause) =>
-            new EmbeddedPostgresError({
+            new OperationFailed({
               operation: "install",
               reason:
                 "PostgreSQL refuses to run as root, and there is no OS user `postgres` or `nobody` to run it as: " +

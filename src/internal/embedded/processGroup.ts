@@ -107,6 +107,7 @@ export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
     const pids = members(data).map((member) => member.pid)
     // the whole group of each: it may contain a command that the process runs
     for (const pid of pids) if (!signal(-pid, "SIGKILL")) signal(pid, "SIGKILL")
-    // the processes have been killed: a kernel that takes longer than the bound holds up the caller no further
+    // the processes have been killed: a kernel that takes longer than the bound holds up the caller
+    // no further
     return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, withRealClock)
   })

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Sql from "./adminSession.js"
 import { signal } from "./childProcess.js"
-import type { EmbeddedPostgresError, Operation } from "./error.js"
+import type { Operation, OperationFailed } from "./error.js"
 import * as ProcessGroup from "./processGroup.js"
 import { withinRealTime, withRealClock } from "./realClock.js"
 import * as Instance from "./serverProcess.js"
@@ -33,18 +33,18 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     Effect.suspend(() => {
       const process = instance.running()
       return process === undefined
-        ? Effect.fail(refuse(operation, "it is not running: start it first"))
+        ? Effect.fail(refuse(operation, "the server is not running: start it first"))
         : Effect.succeed(process)
     })
 
   const session = <A>(
     operation: Operation,
-    use: (query: Sql.Query) => Effect.Effect<A, Sql.SqlFailed | EmbeddedPostgresError>
-  ): Effect.Effect<A, EmbeddedPostgresError> =>
+    use: (query: Sql.Query) => Effect.Effect<A, Sql.SqlFailed | OperationFailed>
+  ): Effect.Effect<A, OperationFailed> =>
     running(operation).pipe(
       Effect.filterOrFail(
         () => !frozen,
-        () => refuse(operation, "it is frozen: thaw it first")
+        () => refuse(operation, "the server is frozen: thaw it first")
       ),
       Effect.zipRight(Sql.adminSession({ port, password: cluster.password }, use)),
       Effect.catchTag("SqlFailed", (failed) => Effect.fail(fail(operation, failed.reason, failed.cause))),
@@ -78,7 +78,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
       Effect.flatMap((ended) => (ended ? Effect.void : instance.halt)),
       Effect.filterOrFail(
         () => instance.running() === undefined,
-        () => fail("stop", "it could not be ended")
+        () => fail("stop", "its processes could not be stopped")
       ),
       Effect.asVoid
     )
@@ -89,7 +89,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     return instance.destroy.pipe(
       Effect.filterOrFail(
         () => instance.running() === undefined,
-        () => fail("kill", "it could not be ended")
+        () => fail("kill", "its processes could not be stopped")
       ),
       Effect.asVoid
     )
@@ -104,7 +104,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     Effect.flatMap((process) => ProcessGroup.freeze(process.pid, data)),
     Effect.filterOrFail(
       (isFrozen) => isFrozen,
-      () => fail("freeze", "some of its processes do not stand still")
+      () => fail("freeze", "some of its processes could not be suspended")
     ),
     Effect.asVoid
   )
@@ -112,9 +112,9 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   const promote = session("promote", (query) =>
     Effect.gen(function* () {
       const [standby] = yield* query("SELECT pg_is_in_recovery() AS yes")
-      if (standby?.yes !== true) return yield* refuse("promote", "it is a primary already: promote a replica")
+      if (standby?.yes !== true) return yield* refuse("promote", "the server is a primary already: promote a replica")
       const [promoted] = yield* query("SELECT pg_promote() AS done")
-      if (promoted?.done !== true) return yield* fail("promote", "it did not leave recovery in time")
+      if (promoted?.done !== true) return yield* fail("promote", "the server did not leave recovery in time")
     })
   )
 

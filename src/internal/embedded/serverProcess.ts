@@ -6,7 +6,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { signal } from "./childProcess.js"
 import type { Cluster } from "./dataDirectory.js"
-import { EmbeddedPostgresError, type Operation } from "./error.js"
+import { type Operation, OperationFailed } from "./error.js"
 import * as Ports from "./freePort.js"
 import * as Settings from "./postgresqlConf.js"
 import * as Postmaster from "./postmaster.js"
@@ -27,7 +27,10 @@ const keptLines = 200
 /** The number of lines in an error. */
 const reportedLines = 20
 
-/** Creates the keeper of a server's process: at most one at a time, and none after the scope. */
+/**
+ * Creates the process of a server and restarts it on demand: at most one process, and none after
+ * the scope.
+ */
 export const make = Effect.fnUntraced(function* (options: Options) {
   const { cluster, data, name } = options
   const lines: Array<string> = []
@@ -37,13 +40,13 @@ export const make = Effect.fnUntraced(function* (options: Options) {
 
   /** Creates the error of an invalid call, which needs no lines of the server. */
   const refuse = (operation: Operation, reason: string, cause?: unknown) =>
-    new EmbeddedPostgresError({ operation, server: name, reason, logs: [], cause })
+    new OperationFailed({ operation, server: name, reason, logs: [], cause })
 
   /**
    * Creates the error of a server that has failed, with its last lines, which may give the reason.
    */
   const fail = (operation: Operation, reason: string, cause?: unknown) =>
-    new EmbeddedPostgresError({ operation, server: name, reason, logs: lines.slice(-reportedLines), cause })
+    new OperationFailed({ operation, server: name, reason, logs: lines.slice(-reportedLines), cause })
 
   const onLine = (line: string) => {
     lines.push(line.replaceAll(cluster.password, "<redacted>"))
@@ -51,7 +54,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     if (/could not bind .*Address already in use/.test(line)) portTaken = true
   }
 
-  const spawn = (port: number): Effect.Effect<Postmaster.Postmaster, EmbeddedPostgresError> =>
+  const spawn = (port: number): Effect.Effect<Postmaster.Postmaster, OperationFailed> =>
     Effect.suspend(() => {
       if (released) return Effect.fail(refuse("start", "the cluster has been released"))
       portTaken = false
@@ -73,13 +76,13 @@ export const make = Effect.fnUntraced(function* (options: Options) {
         fail(
           "start",
           portTaken
-            ? `port ${port} is taken by another program`
-            : "it ended before it was ready; its last lines say why"
+            ? `port ${port} is in use by another program: choose another port`
+            : "the server ended before it was ready: the last lines of its log show the reason"
         )
       ),
       Effect.timeoutFail({
         duration: options.startTimeout,
-        onTimeout: () => fail("start", `it was not ready within ${Duration.format(options.startTimeout)}`)
+        onTimeout: () => fail("start", `the server was not ready within ${Duration.format(options.startTimeout)}`)
       })
     )
 
@@ -105,7 +108,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
 
   const freePort = Effect.mapError(Ports.freePort, (cause) => refuse("start", `no free port: ${cause.message}`, cause))
 
-  const startOn = (port: number, retries: number): Effect.Effect<number, EmbeddedPostgresError> =>
+  const startOn = (port: number, retries: number): Effect.Effect<number, OperationFailed> =>
     Effect.flatMap(spawn(port), (postmaster) => Effect.as(awaitStep(port, postmaster.listening), port)).pipe(
       // another program has taken the port since the check that it was free
       Effect.catchIf(
@@ -125,7 +128,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     : startOn(options.port, 0)
 
   const ready = Effect.suspend(() =>
-    current === undefined ? Effect.fail(refuse("start", "it is not running")) : awaitStep(port, current.ready)
+    current === undefined ? Effect.fail(refuse("start", "the server is not running")) : awaitStep(port, current.ready)
   )
 
   return {

@@ -8,15 +8,15 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Identity } from "./childProcess.js"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 import { guard } from "./watchdog.js"
 
 // Uninterruptible, because the promise would go on while the folder is removed.
-const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, EmbeddedPostgresError> =>
+const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, OperationFailed> =>
   Effect.tryPromise({
     try: run,
     catch: (cause) =>
-      new EmbeddedPostgresError({
+      new OperationFailed({
         operation: "initialize",
         reason: `${failed}: ${cause instanceof Error ? cause.message : String(cause)}`,
         logs: [],
@@ -51,7 +51,7 @@ export const append = (file: string, text: string, user: Identity | undefined) =
     try {
       const found = await handle.stat()
       const isOwn = user === undefined || found.uid === user.uid
-      if (!found.isFile() || found.nlink > 1 || !isOwn) throw new Error("it is no plain file of the server's user")
+      if (!found.isFile() || found.nlink > 1 || !isOwn) throw new Error("it is not a regular file of the server's user")
       await handle.writeFile(text)
     } finally {
       await handle.close()
@@ -60,7 +60,7 @@ export const append = (file: string, text: string, user: Identity | undefined) =
 
 /** Creates an empty folder for the data of a server, owned by its user. */
 export const makeData = (folder: string, user: Identity | undefined) =>
-  attempt(`${folder} could not be made`, async () => {
+  attempt(`${folder} could not be created`, async () => {
     await fs.mkdir(folder, { mode: 0o700 })
     if (user !== undefined) await fs.chown(folder, user.uid, user.gid)
   })
@@ -89,10 +89,7 @@ const checkAbove = async (folder: string, user: Identity): Promise<void> => {
  * Creates a folder in `parent` that is removed with the scope, or with Node, whichever ends first.
  * It keeps its owner: `user` may only enter it, and has folders of its own inside.
  */
-export const make = (
-  parent: string,
-  user: Identity | undefined
-): Effect.Effect<string, EmbeddedPostgresError, Scope.Scope> =>
+export const make = (parent: string, user: Identity | undefined): Effect.Effect<string, OperationFailed, Scope.Scope> =>
   Effect.gen(function* () {
     const real = yield* attempt(`the directory ${parent} cannot be used`, async () => {
       const real = await fs.realpath(parent)
@@ -102,9 +99,9 @@ export const make = (
     const folder = path.join(real, `effect-db-${randomBytes(6).toString("hex")}`)
     // the watchdog first, so that it removes the folder from the moment on that it exists
     yield* guard(folder, user)
-    yield* attempt(`no folder could be made in ${real}`, () => fs.mkdir(folder, { mode: 0o700 }))
+    yield* attempt(`no folder could be created in ${real}`, () => fs.mkdir(folder, { mode: 0o700 }))
     if (user !== undefined) {
-      yield* attempt(`${folder} could not be opened to ${user.name}`, async () => {
+      yield* attempt(`${folder} could not be made accessible to ${user.name}`, async () => {
         await fs.chown(folder, -1, user.gid)
         await fs.chmod(folder, 0o750)
       })

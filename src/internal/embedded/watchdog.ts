@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import type * as Scope from "effect/Scope"
 import { type Identity, launch, signal } from "./childProcess.js"
-import { EmbeddedPostgresError } from "./error.js"
+import { OperationFailed } from "./error.js"
 import { withinRealTime } from "./realClock.js"
 
 // Both scripts read the end of their input when Node has ended, however it ended.
@@ -77,7 +77,7 @@ const watch = (
   script: string,
   folder: string,
   user: Identity | undefined
-): Effect.Effect<void, EmbeddedPostgresError, Scope.Scope> =>
+): Effect.Effect<void, OperationFailed, Scope.Scope> =>
   Effect.acquireRelease(
     launch(
       "/bin/sh",
@@ -102,9 +102,7 @@ const watch = (
         Effect.flatMap((done) => (done ? Effect.void : Effect.sync(() => signal(pid, "SIGKILL"))))
       )
   ).pipe(
-    Effect.mapError(
-      (cause) => new EmbeddedPostgresError({ operation: "install", reason: cause.reason, logs: [], cause })
-    ),
+    Effect.mapError((cause) => new OperationFailed({ operation: "install", reason: cause.reason, logs: [], cause })),
     Effect.asVoid
   )
 
@@ -113,10 +111,7 @@ const watch = (
  * ends without closing the scope, even by SIGKILL. If the servers run as another user, a shell of
  * that user ends and removes them.
  */
-export const guard = (
-  folder: string,
-  user: Identity | undefined
-): Effect.Effect<void, EmbeddedPostgresError, Scope.Scope> =>
+export const guard = (folder: string, user: Identity | undefined): Effect.Effect<void, OperationFailed, Scope.Scope> =>
   user === undefined
     ? watch(end + sweep, folder, undefined)
     : // finalizers run in reverse order: the servers end before the folder is removed

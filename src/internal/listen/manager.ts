@@ -9,7 +9,7 @@
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import {
   ConfigInvalid,
-  ConnectFailed,
+  type ConnectFailed,
   DatabaseClosed,
   Disconnected,
   type ListenError,
@@ -20,10 +20,12 @@ import { type CloseReason, Observation, type Observer } from "../../Observation.
 import { isNotSent } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 import { connect } from "../connection/connect.js"
-import { permanence } from "../connection/connectFailure.js"
+import { connectFailed } from "../connection/connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
-import { type ErrorLocation, toStatementError } from "../connection/statementError.js"
+import type { ErrorLocation } from "../connection/statementFailure.js"
+import { toDatabaseError } from "../edge/databaseError.js"
+import { toStatementError } from "../edge/statementError.js"
 import { markForEviction } from "../pool/eviction.js"
 import type { Invalidation } from "../pool/pool.js"
 import { ListenConnection } from "./connection.js"
@@ -311,8 +313,7 @@ export class ListenManager {
   }
 
   private connectFailed(failure: ConnectFailure): ConnectFailed {
-    const { error, reason } = failure
-    return new ConnectFailed({ ...this.location, reason, cause: error, ...permanence(failure) })
+    return toDatabaseError(connectFailed(this.location, failure))
   }
 
   private makeListening(connection: Connection): ListenConnection {
@@ -357,7 +358,7 @@ export class ListenManager {
     return new ConfigInvalid({
       database: this.location.database,
       setting: "writer",
-      given: "a pooler that gives each transaction another session, where nothing is heard",
+      given: "a pooler in transaction mode, which delivers no notifications",
       expected: "the server's own address, or a pooler that keeps sessions, for LISTEN"
     })
   }

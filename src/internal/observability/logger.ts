@@ -6,9 +6,9 @@ import * as Effect from "effect/Effect"
 import * as LogLevel from "effect/LogLevel"
 import * as Runtime from "effect/Runtime"
 import * as Tracer from "effect/Tracer"
-import { at } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
 import { isWarning } from "../../SqlState.js"
+import { locationText } from "../errors/parts.js"
 
 /** The level of a log message, and what happened. */
 interface Line {
@@ -93,7 +93,7 @@ export const makeLogger = (from: LogLevel.LogLevel): Effect.Effect<(observation:
       const { level, what } = line(observation)
       if (LogLevel.lessThan(level, from)) return
       run(
-        Effect.logWithLevel(level, `${at({ server: "", ...observation })}: ${what}`).pipe(
+        Effect.logWithLevel(level, `${locationText({ server: "", ...observation })}: ${what}`).pipe(
           Effect.annotateLogs(annotations(observation)),
           // a logger that throws is the program's affair; it must not reach the socket that brought the news
           Effect.catchAllCause(() => Effect.void)

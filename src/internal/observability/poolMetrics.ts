@@ -12,7 +12,7 @@ import * as MetricLabel from "effect/MetricLabel"
 import * as MetricState from "effect/MetricState"
 
 /** The pool that is metered. */
-export interface MeteredPool {
+interface MeteredPool {
   /** The name of the database in this program. */
   readonly database: string
   readonly purpose: "writes" | "reads"
@@ -46,6 +46,9 @@ export interface PoolMetrics {
   /** The pool is closed: it has no connections any more. What was counted stays. */
   readonly close: () => void
 }
+
+/** Function that begins to count for a pool. `levels` returns the current figures of the pool. */
+export type MakePoolMetrics = (pool: MeteredPool, levels: () => PoolLevels) => PoolMetrics
 
 type Labels = ReadonlyArray<MetricLabel.MetricLabel>
 
@@ -145,7 +148,7 @@ const failure = (error: string): Labels => {
  * Its name, as `db.client.connection.pool.name`, is `app writes localhost:5432/todos`: the database as the program calls it, the purpose
  * of the pool, the server, and the database as the server calls it.
  */
-export const makePoolMetrics = (pool: MeteredPool, levels: () => PoolLevels): PoolMetrics => {
+export const makePoolMetrics: MakePoolMetrics = (pool, levels) => {
   const { database, idleMax, idleMin, purpose, server } = pool
   const name = MetricLabel.make(
     "db.client.connection.pool.name",

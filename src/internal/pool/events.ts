@@ -1,9 +1,9 @@
 /** The events of a pool: observations for the observers, counts and durations for the metrics. */
 
-import type { PoolExhausted } from "../../DatabaseError.js"
-import { type CloseReason, Observation, type Observer } from "../../Observation.js"
+import type { CloseReason, Observation, Observer } from "../../Observation.js"
 import type { ConnectFailure, Connection } from "../connection/connection.js"
-import type { ErrorLocation } from "../connection/statementError.js"
+import type { PlainFailure } from "../connection/plainFailure.js"
+import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Notice } from "../protocol/pgDriver.js"
 import type { Borrower } from "./borrower.js"
@@ -21,56 +21,60 @@ export class PoolEvents {
     const isFirst = !this.hasConnected
     this.hasConnected = true
     this.metrics.created(took)
-    this.observe(() => Observation.Connected({ ...this.location, processId, took, isFirst }))
+    this.observe(() => ({ _tag: "Connected", ...this.location, processId, took, isFirst }))
   }
 
   connectFailed({ error, reason }: ConnectFailure): void {
-    this.observe(() => Observation.ConnectFailed({ ...this.location, reason, message: error.message }))
+    this.observe(() => ({ _tag: "ConnectFailed", ...this.location, reason, message: error.message }))
   }
 
   checkedOut({ processId }: Connection, waited: number, label: string | undefined): void {
     this.metrics.waited(waited)
     // without a closure, for this is the hot path
-    if (this.observer.active)
-      this.observer.observe(Observation.CheckedOut({ ...this.location, processId, waited, label }))
+    if (this.observer.active) this.observer.observe({ _tag: "CheckedOut", ...this.location, processId, waited, label })
   }
 
   checkedIn({ processId }: Connection, used: number): void {
     this.metrics.used(used)
-    if (this.observer.active) this.observer.observe(Observation.CheckedIn({ ...this.location, processId, used }))
+    if (this.observer.active) this.observer.observe({ _tag: "CheckedIn", ...this.location, processId, used })
   }
 
-  exhausted(reason: PoolExhausted["reason"], waited: number): void {
+  exhausted(reason: PlainFailure<"PoolExhausted">["reason"], waited: number): void {
     if (reason !== "single") this.metrics.timedOut()
-    this.observe(() => Observation.Exhausted({ ...this.location, reason, waited }))
+    this.observe(() => ({ _tag: "Exhausted", ...this.location, reason, waited }))
   }
 
   reset({ processId }: Connection): void {
-    this.observe(() => Observation.Reset({ ...this.location, processId }))
+    this.observe(() => ({ _tag: "Reset", ...this.location, processId }))
   }
 
   invalidated(mode: "soft" | "hard", connections: number): void {
-    this.observe(() => Observation.Invalidated({ ...this.location, mode, connections }))
+    this.observe(() => ({ _tag: "Invalidated", ...this.location, mode, connections }))
   }
 
   lost({ processId }: Connection, error: Error): void {
-    this.observe(() => Observation.Lost({ ...this.location, processId, message: error.message }))
+    this.observe(() => ({ _tag: "Lost", ...this.location, processId, message: error.message }))
   }
 
   noticed({ processId }: Connection, notice: Notice): void {
     const { code: sqlState = "", detail, hint, message = "", severity = "" } = notice
-    this.observe(() => Observation.Noticed({ ...this.location, processId, severity, sqlState, message, detail, hint }))
+    this.observe(() => ({ _tag: "Noticed", ...this.location, processId, severity, sqlState, message, detail, hint }))
   }
 
   closed({ processId }: Connection, reason: CloseReason): void {
-    this.observe(() => Observation.Closed({ ...this.location, processId, reason }))
+    this.observe(() => ({ _tag: "Closed", ...this.location, processId, reason }))
   }
 
   /** Reports a leak, also without subscribers: the observer logs it. */
   leaked({ processId }: Connection, held: number, borrower: Borrower | undefined): void {
-    this.observer.observe(
-      Observation.Leaked({ ...this.location, processId, held, fiber: borrower?.fiber, place: borrower?.location })
-    )
+    this.observer.observe({
+      _tag: "Leaked",
+      ...this.location,
+      processId,
+      held,
+      fiber: borrower?.fiber,
+      place: borrower?.location
+    })
   }
 
   private observe(build: () => Observation): void {

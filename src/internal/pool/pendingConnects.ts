@@ -35,8 +35,8 @@ export class PendingConnects {
   }
 
   /** Returns the number of connects and the age of the first in ms, if there are any. */
-  get progress(): { readonly count: number; readonly longest: number } | undefined {
-    for (const start of this.all.values()) return { count: this.all.size, longest: clock.now() - start }
+  get progress(): { readonly count: number; readonly longestMillis: number } | undefined {
+    for (const start of this.all.values()) return { count: this.all.size, longestMillis: clock.now() - start }
     return undefined
   }
 

@@ -12,21 +12,21 @@
  */
 
 import type { PoolConfig, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
-import { ConnectFailed, DatabaseClosed, type PoolExhausted, PoolSelfDeadlock } from "../../DatabaseError.js"
 import type { Observer } from "../../Observation.js"
-import type { CheckoutError, PoolStats } from "../../Pool.js"
+import type { PoolStats } from "../../Pool.js"
 import * as clock from "../concurrency/clock.js"
-import { mayPass, permanence } from "../connection/connectFailure.js"
+import { connectFailed, mayPass } from "../connection/connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
-import type { ErrorLocation } from "../connection/statementError.js"
-import { makePoolMetrics, type PoolMetrics } from "../observability/poolMetrics.js"
+import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
+import type { ErrorLocation } from "../connection/statementFailure.js"
+import type { MakePoolMetrics, PoolMetrics } from "../observability/poolMetrics.js"
 import type { Borrower } from "./borrower.js"
 import { ConnectBackoff, initialPause } from "./connectBackoff.js"
 import { Connections } from "./connections.js"
 import { ConnectionTasks, type SessionTask } from "./connectionTasks.js"
 import { PoolEvents } from "./events.js"
-import { exhaustedError } from "./exhaustedError.js"
+import { exhaustedFailure } from "./exhaustedFailure.js"
 import { type Demand, Growth } from "./growth.js"
 import { type Checkout, LeakDetection } from "./leakDetection.js"
 import { LoadShedding } from "./loadShedding.js"
@@ -43,7 +43,7 @@ export type { SessionTask }
  * @since 0.1.0
  * @category models
  */
-export type OnCheckout = (error: CheckoutError | undefined, connection: Connection | undefined) => void
+export type OnCheckout = (failure: CheckoutFailure | undefined, connection: Connection | undefined) => void
 
 /**
  * The tasks that the options define for points of a connection's life.
@@ -76,6 +76,8 @@ export interface PoolOptions {
   /** True if the sessions refuse writes. */
   readonly readOnly: boolean
   readonly observer: Observer
+  /** Begins to count for the pool. */
+  readonly makeMetrics: MakePoolMetrics
   /** @internal The callers of the database that wait while a server is away. */
   readonly outageWaiters: OutageWaiters
   /** Called after each successful or failed connect. */
@@ -148,7 +150,7 @@ export class Pool {
             this.events.leaked(connection, held, borrower)
           )
         : undefined
-    this.metrics = makePoolMetrics(
+    this.metrics = options.makeMetrics(
       {
         database: options.database,
         purpose: readOnly ? "reads" : "writes",
@@ -235,7 +237,7 @@ export class Pool {
     borrower?: Borrower | undefined
   ): () => void {
     if (this.onEmpty !== undefined) {
-      callback(new DatabaseClosed(this.location), undefined)
+      callback({ _tag: "DatabaseClosed", ...this.location }, undefined)
       return nothing
     }
     const now = clock.now()
@@ -248,9 +250,9 @@ export class Pool {
         return nothing
       }
     }
-    const error = this.rejectionReason(holding, borrower, now)
-    if (error !== undefined) {
-      callback(error, undefined)
+    const failure = this.rejectionReason(holding, borrower, now)
+    if (failure !== undefined) {
+      callback(failure, undefined)
       return nothing
     }
     const waiter = new Waiter(now, deadline, holding, borrower, callback)
@@ -269,7 +271,7 @@ export class Pool {
   checkin(connection: Connection): void {
     const now = clock.now()
     this.checkouts?.remove(connection)
-    this.events.checkedIn(connection, now - connection.takenAt)
+    this.events.checkedIn(connection, now - connection.checkedOutAt)
     if (!connection.isStopping) return this.finishCheckin(connection, now)
     connection.onStopped = () => this.finishCheckin(connection, clock.now())
   }
@@ -322,7 +324,7 @@ export class Pool {
     this.checkouts?.stop()
     this.backoff.stop()
     this.pendingConnects.cancelAll()
-    for (const waiter of this.waiters.clear()) waiter.callback(new DatabaseClosed(this.location), undefined)
+    for (const waiter of this.waiters.clear()) waiter.callback({ _tag: "DatabaseClosed", ...this.location }, undefined)
     this.tasks.shutDown()
     for (const connection of this.connections.idle.splice(0)) connection.end("shutdown")
     if (this.connections.all.size === 0) this.onEmpty()
@@ -355,17 +357,17 @@ export class Pool {
     return { waiting, wanted, room, active, pending, isEmpty: openCount <= this.initializingCount }
   }
 
-  /** Returns the error for a caller that must not be queued, or `undefined`. */
+  /** Returns the failure for a caller that must not be queued, or `undefined`. */
   private rejectionReason(
     holding: ReadonlyArray<Connection>,
     borrower: Borrower | undefined,
     now: number
-  ): CheckoutError | undefined {
+  ): CheckoutFailure | undefined {
     const { maxConnections, strategy } = this.options.pool
     if (strategy === "assertSingle" && borrower !== undefined && this.soleCheckout !== undefined) {
       return this.exhausted("single", now)
     }
-    if (this.wouldDeadlock(holding)) return new PoolSelfDeadlock({ ...this.location, maxConnections })
+    if (this.wouldDeadlock(holding)) return { _tag: "PoolSelfDeadlock", ...this.location, maxConnections }
     if (this.isInOutage && !this.options.outageWaiters.hasRoom) {
       return this.exhausted("outage", now)
     }
@@ -381,12 +383,12 @@ export class Pool {
     return true
   }
 
-  private exhausted(reason: PoolExhausted["reason"], since: number): PoolExhausted {
+  private exhausted(reason: PlainFailure<"PoolExhausted">["reason"], since: number): PlainFailure<"PoolExhausted"> {
     const { active, idle, lastConnectFailure, total, waiting } = this.stats
     const waited = clock.now() - since
     this.events.exhausted(reason, waited)
-    return exhaustedError(
-      { ...this.location, reason, waited, total, active, idle, waiting },
+    return exhaustedFailure(
+      { ...this.location, reason, waitedMillis: waited, total, active, idle, waiting },
       this.pendingConnects.progress,
       lastConnectFailure,
       reason === "single" ? this.soleCheckout : this.checkouts?.oldest
@@ -404,8 +406,8 @@ export class Pool {
     return undefined
   }
 
-  private failWaiter(waiter: Waiter<OnCheckout>, error: CheckoutError): void {
-    if (this.waiters.remove(waiter)) waiter.callback(error, undefined)
+  private failWaiter(waiter: Waiter<OnCheckout>, failure: CheckoutFailure): void {
+    if (this.waiters.remove(waiter)) waiter.callback(failure, undefined)
   }
 
   private assign(
@@ -415,7 +417,7 @@ export class Pool {
     borrower: Borrower | undefined,
     callback: OnCheckout
   ): void {
-    connection.takenAt = now
+    connection.checkedOutAt = now
     this.checkouts?.add(connection, now, borrower)
     this.events.checkedOut(connection, waited, borrower?.label)
     callback(undefined, connection)
@@ -429,7 +431,7 @@ export class Pool {
     const waiter = this.waiters.removeFirst(now)
     if (waiter === undefined) return this.release(connection, now)
     // the first use of a new connection says nothing about how soon those in use are checked in
-    if (connection.takenAt > 0) this.growth.onServed()
+    if (connection.checkedOutAt > 0) this.growth.onServed()
     this.assign(connection, now, now - waiter.since, waiter.borrower, waiter.callback)
   }
 
@@ -443,7 +445,7 @@ export class Pool {
     const { maxConnections, strategy } = this.options.pool
     const reason = this.connections.retirementReason(connection, now)
     if (reason !== undefined) return connection.end(reason)
-    if (strategy === "none" && connection.takenAt > 0) return connection.end("excess")
+    if (strategy === "none" && connection.checkedOutAt > 0) return connection.end("excess")
     if (this.waiters.size > 0) return this.validateThenAssign(connection, now, isNew)
     if (strategy === "none" || this.connections.exceeds(maxConnections)) return connection.end("excess")
     this.connections.addIdle(connection)
@@ -553,7 +555,7 @@ export class Pool {
     // primary
     if (reason === "wrongRole") this.connections.retireAll(reason)
     const isEmpty = this.connections.openCount === 0
-    const error = new ConnectFailed({ ...this.location, reason, cause: failure.error, ...permanence(failure) })
+    const checkoutFailure = connectFailed(this.location, failure)
     this.backoff.onFailure(failure, now - start < this.growth.expectedConnectTime, isEmpty ? "needed" : "spare")
     this.events.connectFailed(failure)
     // if connections are open, waiters can use them, so a server that only rejects further ones at
@@ -566,7 +568,7 @@ export class Pool {
     const isPermanent = !mayPass(failure)
     for (const waiter of [...this.waiters]) {
       if (!isPermanent && waiter.since > start) break
-      this.failWaiter(waiter, error)
+      this.failWaiter(waiter, checkoutFailure)
       if (!isPermanent && !isEmpty) break
     }
     this.growth.openIfNeeded()

@@ -10,9 +10,9 @@ import * as messages from "./messages.js"
 /** Connection, as far as a COPY needs it. */
 export interface CopySocket {
   readonly stream: Socket
-  /** The server is to send or read something next: its silence counts against the watchdog. */
+  /** Called when the server must send or read next, so that the watchdog counts its silence. */
   readonly awaitServer: () => void
-  /** The program is to do something next: the silence of the server does not count. */
+  /** Called when the program must act next, so that the silence of the server does not count. */
   readonly awaitProgram: () => void
 }
 

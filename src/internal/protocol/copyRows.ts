@@ -58,7 +58,10 @@ const csvField = (delimiter: string, nullText: string, quote: string, escape: st
       : text
 }
 
-/** The first bytes of CSV as spreadsheets write it in UTF-8; to the server they are a part of the first field. */
+/**
+ * The first bytes of CSV as spreadsheets write it in UTF-8; to the server they are a part of the
+ * first field.
+ */
 const byteOrderMark = Buffer.from("\uFEFF")
 
 const isUtf8 = (encoding: string | undefined): boolean => encoding === undefined || /^utf[-_ ]?8$/i.test(encoding)
@@ -76,7 +79,10 @@ export class RowWriter {
   private readonly nullText: string
   private readonly field: Field
   private isBegun = false
-  /** The start of the data, as long as it may be a part of a byte order mark; `undefined` once the rest follows. */
+  /**
+   * The start of the data, as long as it may be a part of a byte order mark; `undefined` once the
+   * rest follows.
+   */
   private start: Uint8Array | undefined
 
   constructor(
@@ -162,14 +168,14 @@ export class RowWriter {
   }
 
   private textOf(value: unknown, column: string | undefined): string | undefined {
-    let wire: unknown
+    let encoded: unknown
     try {
-      wire = parameter(value)
+      encoded = parameter(value)
     } catch (cause) {
       throw new RowInvalid(this.rows, column, cause instanceof Error ? cause.message : String(cause))
     }
-    if (wire === null || wire === undefined) return undefined
-    return Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire)
+    if (encoded === null || encoded === undefined) return undefined
+    return Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded)
   }
 
   /** Returns a piece of the data without the byte order mark, which may come in pieces. */

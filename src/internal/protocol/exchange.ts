@@ -45,8 +45,8 @@ export interface RequestedStatement {
  * `statement` is the one that failed, or `undefined` if a step around it did.
  *
  * - `refused`: the server has sent an error; the connection is usable.
- * - `lost`: the connection is lost. `sent` is true if anything was written to the socket, `undone` if
- *   the server has reported that it kept no effect.
+ * - `lost`: the connection is lost. `sent` is true if anything was written to the socket, `undone`
+ *   if the server has reported that it kept no effect.
  * - `unsendable`: the statement could not be written, or its rows could not be read, because the
  *   conversion of a parameter or the parser of a type threw.
  */

@@ -63,19 +63,20 @@ const headerOf = (type: number, length: number): string => {
 }
 
 /**
- * Checks for messages that come beside an answer; their sum is limited until the server is ready.
+ * Checks if a message is none of an answer. The size of all such messages is limited until the
+ * server is ready.
  */
 const countsAsNotice = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
 
 const nothing = Buffer.alloc(0)
 
-/** The least length that four printable characters make. */
-const leastText = 0x20202020
+/** The smallest length that four printable characters form. */
+const minTextLength = 0x20202020
 
-/** Checks whether a first message is one of another protocol. */
-const isOther = (type: number, length: number): boolean =>
-  !loginMessages.has(type) || length > (most[type] ?? 0) || length >= leastText
+/** Checks if a first message is one of another protocol. */
+const isOtherProtocol = (type: number, length: number): boolean =>
+  !loginMessages.has(type) || length > (most[type] ?? 0) || length >= minTextLength
 
 /** The first bytes of an answer by HTTP, as many as a header has. */
 const http = Buffer.from("HTTP/")
@@ -198,7 +199,7 @@ export class FrameCheck {
 
   /** Checks that a message of this length is due. */
   private isDue(type: number, length: number): boolean {
-    if (!this.hasBegun && isOther(type, length)) return this.beginsOtherwise(type, length)
+    if (!this.hasBegun && isOtherProtocol(type, length)) return this.rejectBegin(type, length)
     if (!(length >= (least[type] ?? 0) && length <= (most[type] ?? 0))) {
       return this.reject(headerOf(type, length))
     }
@@ -215,8 +216,11 @@ export class FrameCheck {
     return !isLoginOnly || this.reject(`a message of a login (${names.get(type)}) after its end`)
   }
 
-  /** The first message is none of a login: on a port of another protocol its letter and length are text. */
-  private beginsOtherwise(type: number, length: number): false {
+  /**
+   * Rejects a first message that is none of a login. On a port of another protocol the letter and
+   * the length are a part of some text.
+   */
+  private rejectBegin(type: number, length: number): false {
     if (type === http[0] && length === http.readUInt32BE(1)) {
       return this.reject("began with HTTP, so it is no PostgreSQL server")
     }

@@ -1,15 +1,12 @@
 /**
  * The encoder of the values of a statement.
  *
- * Secrets are revealed here and not before: up to the bytes of a message a `Redacted` stays one, so
- * that no statement, error or span that shows its parameters shows the secret.
+ * Secrets are revealed here and not before: a secret of the program stays one up to the bytes of a
+ * message, so that no statement, error or span that shows its parameters shows the secret.
  */
 import { isDate } from "node:util/types"
-import * as Redacted from "effect/Redacted"
 import { prepareValue } from "./pgDriver.js"
-
-/** The JSON text of a `Redacted`; a text that contains it may have a secret to reveal. */
-const redactedText = JSON.stringify(Redacted.make(undefined)).slice(1, -1)
+import { isSecret, mayHaveSecret, reveal } from "./secret.js"
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
 
@@ -22,12 +19,6 @@ export const isPlain = (value: unknown): value is Readonly<Record<string, unknow
 
 const hasJson = (value: unknown): value is { readonly toJSON: (key: string) => unknown } =>
   isObject(value) && "toJSON" in value && typeof value.toJSON === "function"
-
-const reveal = (value: unknown): unknown => {
-  let revealed = value
-  while (Redacted.isRedacted(revealed)) revealed = Redacted.value(revealed)
-  return revealed
-}
 
 /** Returns an object with renamed keys, and with values mapped by `map`. */
 export const renamed = (
@@ -56,11 +47,11 @@ const itself = (value: unknown): unknown => value
 const stringify = (value: unknown, rename?: ((key: string) => string) | undefined): string => {
   const plain = JSON.stringify(value)
   if (plain === undefined) throw new Error(`a ${typeof value} has no JSON`)
-  if (rename === undefined && !plain.includes(redactedText)) return plain
+  if (rename === undefined && !mayHaveSecret(plain)) return plain
   // `this` has the original value; `json` is the result of its `toJSON`, which has run already
   return JSON.stringify(value, function (this: Readonly<Record<string, unknown>>, key: string, json: unknown) {
     const held = this[key]
-    const revealed = Redacted.isRedacted(held) ? reveal(held) : json
+    const revealed = isSecret(held) ? reveal(held) : json
     const shown = revealed !== json && hasJson(revealed) ? revealed.toJSON(key) : revealed
     return rename !== undefined && isPlain(shown) ? renamed(shown, rename, itself) : shown
   })
@@ -126,7 +117,7 @@ const hasOwnForm = (value: object): value is { readonly toPostgres: (write: (val
   "toPostgres" in value && typeof value.toPostgres === "function"
 
 const encodeObject = (value: object): unknown => {
-  if (Redacted.isRedacted(value)) return parameter(Redacted.value(value))
+  if (isSecret(value)) return parameter(reveal(value))
   if (Array.isArray(value)) return prepareValue(value.some(isObject) ? value.map(element) : value)
   if (isDate(value)) return dateText(value)
   if (hasOwnForm(value)) return parameter(value.toPostgres(parameter))
@@ -136,7 +127,7 @@ const encodeObject = (value: object): unknown => {
 /** Encodes an element of an array; node-postgres puts it into the text of the array. */
 const element = (value: unknown): unknown => {
   if (!isObject(value)) return value
-  if (Redacted.isRedacted(value)) return element(Redacted.value(value))
+  if (isSecret(value)) return element(reveal(value))
   if (Array.isArray(value)) return value.map(element)
   if (fragmentId in value && !hasOwnForm(value)) {
     throw new Error("a part of a statement cannot be an element of an array")

@@ -55,11 +55,17 @@ const tokenEnd = (text: string, piece: string, next: number): number => {
 /** The number of words that tell commands apart: `ROLLBACK WORK TO SAVEPOINT` has the most. */
 const longestHead = 4
 
-/** The commands that store nothing by themselves; a word of {@link writes} may make them store something. */
+/**
+ * The commands that store nothing by themselves; a word of {@link writes} may make them store
+ * something.
+ */
 const reads = /^(SELECT|WITH|VALUES|TABLE|SHOW)\b/
 const writes = /\b(insert|update|delete|merge|into)\b/i
 
-/** Checks whether a text can only read, apart from what its functions do; it says no where that is not sure. */
+/**
+ * Checks if a text only reads, apart from the effects of its functions. Returns false if that is
+ * uncertain.
+ */
 export const isReadOnly = (text: string): boolean =>
   !writes.test(text) && commandsIn(text).every((command) => reads.test(command))
 

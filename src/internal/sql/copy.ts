@@ -70,9 +70,9 @@ export const copyToSql = (query: Inlined, format: Format): Inlined =>
 
 /** Returns a value as a literal, with the same text that would be sent as a parameter. */
 export const inlined = (value: unknown): string => {
-  const wire = parameter(value)
-  if (wire === null || wire === undefined) return "NULL"
-  return quoteLiteral(Buffer.isBuffer(wire) ? `\\x${wire.toString("hex")}` : String(wire))
+  const encoded = parameter(value)
+  if (encoded === null || encoded === undefined) return "NULL"
+  return quoteLiteral(Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded))
 }
 
 /** Checks whether a statement is a COPY, which may ask for data in the middle of its exchange. */

@@ -1,7 +1,6 @@
 /**
  * The schema scopes of a fiber: those of single databases and those of a tenant.
  */
-import * as Context from "effect/Context"
 import { SearchPath } from "./searchPath.js"
 
 type ByDatabase = ReadonlyMap<string, SearchPath>
@@ -35,10 +34,8 @@ export class SchemaScopes {
   }
 }
 
-/** Scopes of the current fiber. Both kinds are in one reference, so that a statement reads one. */
-export class CurrentScopes extends Context.Reference<CurrentScopes>()("effect-db/Tenant/Scopes", {
-  defaultValue: () => new SchemaScopes(none, undefined, none)
-}) {}
+/** The scopes without any schema. */
+export const noScopes = new SchemaScopes(none, undefined, none)
 
 /** Function that derives scopes from those that are in force. */
 export type ScopeChange = (scopes: SchemaScopes) => SchemaScopes

@@ -1,16 +1,16 @@
 /** An autocommit statement: its checkout, its guard and its outcome. */
 
 import type { Session } from "../../Consistency.js"
-import type { StatementError } from "../../DatabaseError.js"
 import { isUnserved } from "../../SqlState.js"
 import type { Connection, Exchange, Failure, OnExchange, Request } from "../connection/connection.js"
-import { codeOf, toStatementError, wrongRole } from "../connection/statementError.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
+import { codeOf, statementFailure, wrongRoleFailure } from "../connection/statementFailure.js"
 import { positionTimeout, queryPositionWithin, TokenRecorder } from "../consistency/walPosition.js"
 import type { Borrower } from "../pool/borrower.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { autocommitGuard, runGuarded } from "./autocommitGuard.js"
 
-export type OnStatement = (error: StatementError | undefined, exchange: Exchange | undefined) => void
+export type OnStatement = (failure: StatementFailure | undefined, exchange: Exchange | undefined) => void
 
 const none: ReadonlyArray<never> = []
 
@@ -37,8 +37,8 @@ export const runAutocommit = (
   let isFinished = false
   let isAbandoned = false
   const { database } = pool.options
-  const onCheckout: OnCheckout = (error, checkedOut) => {
-    if (checkedOut === undefined) return callback(error, undefined)
+  const onCheckout: OnCheckout = (checkoutFailure, checkedOut) => {
+    if (checkedOut === undefined) return callback(checkoutFailure, undefined)
     connection = checkedOut
     const guard = autocommitGuard(checkedOut, pool.options.session, pool.options.readOnly, request)
     const onExchange: OnExchange = (failure, exchange) => {
@@ -63,8 +63,10 @@ export const runAutocommit = (
       const location = { database, server: pool.options.server.name }
       // commands before the failed one may have run, so it is not reported as unsent to a wrong
       // role
-      if (!request.simple && checkedOut.hasWrongRole(failure)) return callback(wrongRole(location, failure), undefined)
-      callback(toStatementError(location, failure, mayHaveRun(failure) ? outcomeIfLost : "notSent"), undefined)
+      if (!request.simple && checkedOut.hasWrongRole(failure)) {
+        return callback(wrongRoleFailure(location, failure), undefined)
+      }
+      callback(statementFailure(location, failure, mayHaveRun(failure) ? outcomeIfLost : "notSent"), undefined)
     }
     if (guard.length === 0) checkedOut.run(none, request, none, onExchange)
     else runGuarded(checkedOut, guard, request, () => !isAbandoned, onExchange)

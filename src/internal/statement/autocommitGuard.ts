@@ -5,7 +5,7 @@
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { Connection, OnExchange, Request } from "../connection/connection.js"
-import { isStaleRefusal } from "../connection/statementError.js"
+import { isStaleRefusal } from "../connection/statementFailure.js"
 import { constantStep, type Step } from "../protocol/messages.js"
 import { isCopy } from "../sql/copy.js"
 import { setLocal } from "../sql/settings.js"

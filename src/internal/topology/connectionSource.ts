@@ -1,16 +1,12 @@
 /** A source of connections: a pool, or a selection among several. */
 
-import type { NoReplicaCaughtUp, TokenFromLostTimeline } from "../../DatabaseError.js"
-import type { CheckoutError } from "../../Pool.js"
 import type { Connection } from "../connection/connection.js"
+import type { SourceFailure } from "../connection/plainFailure.js"
 import type { Borrower } from "../pool/borrower.js"
 import type { PoolOptions } from "../pool/pool.js"
 
-/** The failures of a checkout. Nothing of the caller's work has been sent in any of them. */
-export type SourceError = CheckoutError | NoReplicaCaughtUp | TokenFromLostTimeline
-
 /** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
-export type OnCheckout = (error: SourceError | undefined, connection: Connection | undefined) => void
+export type OnCheckout = (failure: SourceFailure | undefined, connection: Connection | undefined) => void
 
 /** Checkout and checkin, as of a pool. */
 export interface ConnectionSource {

@@ -5,11 +5,9 @@
  */
 
 import type { Session, Token } from "../../Consistency.js"
-import { NoReplicaCaughtUp, TokenFromLostTimeline } from "../../DatabaseError.js"
-import { Observation } from "../../Observation.js"
-import type { CheckoutError } from "../../Pool.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
+import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
 import {
   type Freshness,
   judgeFreshness,
@@ -59,7 +57,7 @@ type CheckOut = (
   server: Server,
   until: number,
   use: (connection: Connection) => void,
-  fail: (error: CheckoutError | undefined) => void
+  fail: (failure: CheckoutFailure | undefined) => void
 ) => void
 
 /**
@@ -101,10 +99,10 @@ export class ReplicaSelection implements ConnectionSource {
     const since = clock.now()
     // the server that finally serves the read needs time, too
     const until = since + Math.min(this.requirement.maxWait, (deadline - since) / 2)
-    const finish: OnCheckout = (error, connection) => {
+    const finish: OnCheckout = (failure, connection) => {
       if (this.isDone) return
       this.isDone = true
-      callback(error, connection)
+      callback(failure, connection)
     }
     const checkOut: CheckOut = (server, until, use, fail) => {
       this.pool = server.reads
@@ -112,10 +110,10 @@ export class ReplicaSelection implements ConnectionSource {
       const cancel = this.pool.checkout(
         until,
         holding,
-        (error, connection) => {
+        (failure, connection) => {
           hasResult = true
           if (connection !== undefined) use(connection)
-          else fail(error)
+          else fail(failure)
         },
         borrower
       )
@@ -133,9 +131,9 @@ export class ReplicaSelection implements ConnectionSource {
         return this.tryReplica(server, checkOut, assign(server), tryNext, replicaDeadline)
       }
       if (this.isBehind && clock.now() < until) return this.waitForNextRound(tryNext, until)
-      if (this.requirement.otherwise === "fail") return finish(this.selectionError(clock.now() - since), undefined)
+      if (this.requirement.otherwise === "fail") return finish(this.selectionFailure(clock.now() - since), undefined)
       const use = (connection: Connection) => this.renewToken(connection, assign(server), tryNext)
-      checkOut(server, deadline, use, (error) => finish(error, undefined))
+      checkOut(server, deadline, use, (failure) => finish(failure, undefined))
     }
     tryNext()
     return () => {
@@ -193,7 +191,7 @@ export class ReplicaSelection implements ConnectionSource {
     else if (freshness === "lost") this.lostServer ??= name
     else if (freshness === "unproved") this.unproved = [...this.unproved, name]
     else return
-    observer.observe(Observation.PassedOver({ database, server: name, reason: freshness }))
+    observer.observe({ _tag: "PassedOver", database, server: name, reason: freshness })
   }
 
   /**
@@ -215,11 +213,11 @@ export class ReplicaSelection implements ConnectionSource {
     })
   }
 
-  private selectionError(waited: number): NoReplicaCaughtUp | TokenFromLostTimeline {
+  private selectionFailure(waited: number): PlainFailure<"NoReplicaCaughtUp" | "TokenFromLostTimeline"> {
     const { database } = this.options
     const [token] = this.requirement.tokens ?? []
     return this.lostServer === undefined || token === undefined
-      ? new NoReplicaCaughtUp({ database, waited, unproved: [...this.unproved] })
-      : new TokenFromLostTimeline({ database, server: this.lostServer, timeline: token.timeline })
+      ? { _tag: "NoReplicaCaughtUp", database, waited, unproved: [...this.unproved] }
+      : { _tag: "TokenFromLostTimeline", database, server: this.lostServer, timeline: token.timeline }
   }
 }

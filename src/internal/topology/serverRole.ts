@@ -3,7 +3,7 @@
 import { type ConnectReason, connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import { codeOf } from "../connection/statementError.js"
+import { codeOf } from "../connection/statementFailure.js"
 
 /** The reason why a server does not have the required role, or did not answer. */
 export interface RoleMismatch {

@@ -5,10 +5,11 @@
  */
 
 import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
-import { Observation, type Observer } from "../../Observation.js"
+import type { Observer } from "../../Observation.js"
 import type { Role, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import type { CredentialSource } from "../connection/credentials.js"
+import type { MakePoolMetrics } from "../observability/poolMetrics.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool, type SessionTasks } from "../pool/pool.js"
 
@@ -33,12 +34,13 @@ export class Server {
     readonly credentials: CredentialSource,
     tasks: SessionTasks,
     private readonly observer: Observer,
+    makeMetrics: MakePoolMetrics,
     outageWaiters: OutageWaiters
   ) {
     const { name: database } = config
     const pool = { ...config.pool, connectTimeout: server.connectTimeout }
     const session = { ...config.session, ...server.own }
-    const common = { database, server, session, credentials, tasks, observer, outageWaiters }
+    const common = { database, server, session, credentials, tasks, observer, makeMetrics, outageWaiters }
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({
       ...common,
@@ -49,7 +51,7 @@ export class Server {
       onHealth: role === "reader" ? (healthy, message) => this.onHealth(healthy, message) : undefined
     })
     credentials.follow((generation) =>
-      observer.observe(Observation.CredentialsRotated({ database, server: server.name, generation }))
+      observer.observe({ _tag: "CredentialsRotated", database, server: server.name, generation })
     )
   }
 
@@ -74,10 +76,10 @@ export class Server {
     const location = { database: this.config.name, server: this.name }
     if (healthy) {
       this.downUntil = 0
-      if (wasDown) this.observer.observe(Observation.MarkedUp(location))
+      if (wasDown) this.observer.observe({ _tag: "MarkedUp", ...location })
     } else {
       this.downUntil = clock.now() + this.config.readerRetryDelay
-      if (!wasDown) this.observer.observe(Observation.MarkedDown({ ...location, message }))
+      if (!wasDown) this.observer.observe({ _tag: "MarkedDown", ...location, message })
     }
   }
 }
@@ -97,11 +99,12 @@ export class Topology {
     config: DatabaseConfig,
     credentials: (server: ServerConfig) => CredentialSource,
     tasks: SessionTasks,
-    observer: Observer
+    observer: Observer,
+    makeMetrics: MakePoolMetrics
   ) {
     this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
     const make = (server: ServerConfig, role: Role) =>
-      new Server(config, server, role, credentials(server), tasks, observer, this.outageWaiters)
+      new Server(config, server, role, credentials(server), tasks, observer, makeMetrics, this.outageWaiters)
     this.writer = make(config.writer, "writer")
     this.readers = config.readers.map((server) => make(server, "reader"))
   }

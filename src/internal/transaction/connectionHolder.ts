@@ -5,18 +5,20 @@
 import type { Session } from "../../Consistency.js"
 import { Disconnected, type StatementError } from "../../DatabaseError.js"
 import type { Connection, Failure } from "../connection/connection.js"
-import { type ErrorLocation, toStatementError } from "../connection/statementError.js"
+import type { ErrorLocation } from "../connection/statementFailure.js"
 import { TokenRecorder } from "../consistency/walPosition.js"
+import { toStatementError } from "../edge/statementError.js"
 import type { Step } from "../protocol/messages.js"
 import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
-import type { OnCheckout } from "../topology/connectionSource.js"
 
 /** Where a transaction gets its connection from, and gives it back to. */
 export interface ConnectionLender {
   readonly place: ErrorLocation
   /** How long a statement waits for a nested transaction to end, in ms. */
   readonly patience: number
-  readonly checkout: (settle: OnCheckout) => () => void
+  readonly checkout: (
+    settle: (error: StatementError | undefined, connection: Connection | undefined) => void
+  ) => () => void
   readonly checkin: (connection: Connection) => void
 }
 

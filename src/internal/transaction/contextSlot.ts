@@ -9,7 +9,8 @@ import * as Effect from "effect/Effect"
 import { CurrentSession, type Session } from "../../Consistency.js"
 import { SchemaInvalid } from "../../DatabaseError.js"
 import type { Request } from "../connection/connection.js"
-import { CurrentScopes, type SchemaScopes, type ScopeChange } from "../sql/schemaScopes.js"
+import { CurrentScopes } from "../edge/currentScopes.js"
+import type { SchemaScopes, ScopeChange } from "../sql/schemaScopes.js"
 import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
 
 /** The scopes of a place whose ambient is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
@@ -73,6 +74,6 @@ export const scoped = (
   return new SchemaInvalid({
     database,
     given: path.rejectionReason,
-    expected: "one name, or more, of 1 to 63 bytes of text each"
+    expected: "one or more names of 1 to 63 bytes"
   })
 }

@@ -8,7 +8,7 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../../DatabaseError.js"
-import type { Restore } from "../concurrency/cancellable.js"
+import type { Restore } from "../edge/cancellable.js"
 import {
   checkConstraints,
   commitAndRunHooks,

@@ -202,8 +202,8 @@ export const leaks = (way: Way): void => {
   it.scopedLive("no call site is recorded without leakThreshold", () =>
     Effect.gen(function* () {
       const holder = yield* hold
-      const { oldestLoan } = yield* failure("PoolExhausted", pid)
-      assert.isUndefined(oldestLoan)
+      const { longestCheckout } = yield* failure("PoolExhausted", pid)
+      assert.isUndefined(longestCheckout)
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "30 millis" })))
   )

@@ -162,7 +162,7 @@ export const waiting = (way: Way): void => {
       const holder = yield* hold
       for (let i = 0; i < 10; i++) {
         const start = performance.now()
-        const { waited } = yield* failure("PoolExhausted", pid)
+        const { waitedMillis: waited } = yield* failure("PoolExhausted", pid)
         assert.isAtLeast(performance.now() - start, 33.3)
         assert.isAtLeast(waited, 33)
       }
@@ -182,7 +182,7 @@ export const waiting = (way: Way): void => {
       assert.include(error.message, "(total 1, active 1, idle 0, waiting 1)")
       assert.include(error.message, "hold connections for less time")
       // no checkout was recorded
-      assert.strictEqual(error.oldestLoan, undefined)
+      assert.strictEqual(error.longestCheckout, undefined)
       assert.strictEqual(error.lastConnectFailure, undefined)
       assert.strictEqual(error.connecting, undefined)
       yield* holder.release
@@ -200,7 +200,7 @@ export const waiting = (way: Way): void => {
       assert.strictEqual(error.lastConnectFailure, cause instanceof Error ? cause.message : undefined)
       assert.include(error.message, `the last connect failed: ${error.lastConnectFailure}`)
       // nothing is open, so holding connections for less time would not help
-      assert.include(error.message, "the server may not answer")
+      assert.include(error.message, "the server may not be answering")
     }).pipe(
       Effect.provide([openOverWire(way, { maxConnections: 1, acquireTimeout: "50 millis", startup: "lazy" }), once])
     )
@@ -210,10 +210,13 @@ export const waiting = (way: Way): void => {
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.freeze
-      const { connecting, message, waited } = yield* failure("PoolExhausted", pid)
+      const { connecting, message, waitedMillis: waited } = yield* failure("PoolExhausted", pid)
       assert.strictEqual(connecting?.count, 1)
-      assert.closeTo(connecting?.longest ?? 0, waited, 50)
-      assert.include(message, `connects under way: 1, the first for ${Math.round(connecting?.longest ?? 0)} ms so far`)
+      assert.closeTo(connecting?.longestMillis ?? 0, waited, 50)
+      assert.include(
+        message,
+        `connects in progress: 1, the longest for ${Math.round(connecting?.longestMillis ?? 0)} ms`
+      )
       assert.strictEqual((yield* figures).connecting, 1)
     }).pipe(
       Effect.provide([
@@ -234,7 +237,7 @@ export const waiting = (way: Way): void => {
       yield* wire.freeze
       const fibers = yield* Effect.forEach(Array.from({ length: 20 }), () => Effect.fork(failure("PoolExhausted", pid)))
       const most = way.strategy === "pooled" ? 4 : 1
-      for (const { connecting, waited } of yield* Fiber.joinAll(fibers)) {
+      for (const { connecting, waitedMillis: waited } of yield* Fiber.joinAll(fibers)) {
         assert.isAtLeast(waited, 800)
         assert.isBelow(waited, 1300)
         assert.strictEqual(connecting?.count, most)
@@ -255,11 +258,11 @@ export const waiting = (way: Way): void => {
   it.scopedLive("a timeout reports the longest checkout, if that is recorded", () =>
     Effect.gen(function* () {
       const holder = yield* hold
-      const { message, oldestLoan } = yield* failure("PoolExhausted", pid)
-      assert.include(oldestLoan?.place, "way.ts")
-      assert.match(oldestLoan?.fiber ?? "", /^#\d+$/)
-      assert.isAtLeast(oldestLoan?.held ?? 0, 50)
-      assert.include(message, `by fiber ${oldestLoan?.fiber} at ${oldestLoan?.place}`)
+      const { message, longestCheckout } = yield* failure("PoolExhausted", pid)
+      assert.include(longestCheckout?.location, "way.ts")
+      assert.match(longestCheckout?.fiber ?? "", /^#\d+$/)
+      assert.isAtLeast(longestCheckout?.heldMillis ?? 0, 50)
+      assert.include(message, `by fiber ${longestCheckout?.fiber} at ${longestCheckout?.location}`)
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis", leakThreshold: "1 hour" })))
   )

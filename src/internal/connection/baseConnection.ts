@@ -1,0 +1,171 @@
+/**
+ * A logged-in session and its socket: what the server reports, and the end of the connection.
+ */
+
+import type { SessionConfig } from "../../DatabaseConfig.js"
+import type { CloseReason } from "../../Observation.js"
+import * as clock from "../concurrency/clock.js"
+import * as messages from "../protocol/messages.js"
+import type { Client } from "../protocol/pgDriver.js"
+import type { SearchPath } from "../sql/searchPath.js"
+import { type SecondSocket, secondSocket, sendCancel } from "./cancelRequest.js"
+import type { Login } from "./credentials.js"
+import type { Destination } from "./destination.js"
+import { lostError } from "./exchangeFailure.js"
+import type { RoleSettings } from "./roleCheck.js"
+
+/** A session that has logged in, and its settings. */
+export interface OpenedSession {
+  readonly client: Client
+  readonly server: Destination
+  readonly session: SessionConfig
+  /** The settings that the server has reported. */
+  readonly parameters: Map<string, string>
+  /** True if the login has made the session refuse writes. */
+  readonly refusesWrites: boolean
+  readonly role: RoleSettings
+  /** The credentials of the login. */
+  readonly login: Login
+}
+
+/** Physical connection without its exchanges. */
+export abstract class BaseConnection {
+  /** Set if the connection must not be used again. */
+  broken: CloseReason | undefined = undefined
+  readonly server: Destination
+  /** The generation of the credentials of the login. */
+  readonly generation: number
+  readonly createdAt = clock.now()
+  /**
+   * The number of the server process. A pooler reports a number of its own, which is good for
+   * cancel requests only.
+   */
+  readonly processId: number
+  /** True if a pooler is in between, which shares the sessions of the server. */
+  readonly isPooled: boolean
+  /** @internal The address of the very server of the connection. */
+  readonly secondSocket: SecondSocket
+  protected readonly client: Client
+  protected readonly parameters: Map<string, string>
+  /** The error that the connection was lost with. */
+  protected lossError: Error | undefined = undefined
+  private isEnding = false
+  protected isClosed = false
+
+  constructor({ client, login, parameters, server, session }: OpenedSession) {
+    this.client = client
+    this.server = server
+    this.parameters = parameters
+    this.generation = login.generation
+    this.processId = client.processID ?? 0
+    this.isPooled = session.mode === "transactionPooler"
+    const { stream } = client.connection
+    this.secondSocket = secondSocket(server, stream)
+    client.on("error", (error: Error) => this.lose(error))
+    client.on("end", () => this.lose(lostError()))
+    stream.once("close", () => this.onClose())
+  }
+
+  /** Checks if an exchange is in progress. */
+  abstract get busy(): boolean
+
+  /** Checks if the socket must stay open for a cancel request that is on its way. */
+  protected abstract get isPassingPooler(): boolean
+
+  /**
+   * Fails the exchange in progress, whose connection is lost. `isFirst` is false if it was to be
+   * closed anyway.
+   */
+  protected abstract onLoss(error: Error, isFirst: boolean): void
+
+  /** Called once, when the socket is closed. */
+  protected abstract reportClose(reason: CloseReason): void
+
+  /** `I` idle, `T` in a transaction, `E` in a failed one. */
+  get status(): "I" | "T" | "E" | null {
+    return this.client.getTransactionStatus()
+  }
+
+  /**
+   * Returns a setting that the server reports, such as `in_hot_standby` or `server_version`. A
+   * pooler reports settings from its memory.
+   */
+  parameter(name: string): string | undefined {
+    return this.parameters.get(name)
+  }
+
+  /**
+   * Checks if the server has reported this search path for the session, as PostgreSQL 18 does. The
+   * report of a pooler is not used.
+   */
+  looksUpIn(path: SearchPath): boolean {
+    return !this.isPooled && this.parameters.get("search_path") === path.text
+  }
+
+  /** Checks if the server is a standby, or the session is read-only by default. */
+  get takesNoWrites(): boolean {
+    return (
+      this.parameters.get("in_hot_standby") === "on" || this.parameters.get("default_transaction_read_only") === "on"
+    )
+  }
+
+  /** @internal */
+  get isClosing(): boolean {
+    return this.isClosed || this.isEnding
+  }
+
+  /** Keeps the process alive while the connection is open, or lets the process end. */
+  keepProcess(isKept: boolean): void {
+    // TLS over a stream of the program does not pass `ref` and `unref` on to the stream
+    const { transport } = this.client
+    if (isKept) transport.ref()
+    else transport.unref()
+  }
+
+  /** Closes the connection with a Terminate message if it is idle, or else at once. */
+  end(reason: CloseReason): void {
+    if (this.isClosing || this.isPassingPooler) return
+    if (this.busy) return this.destroy(reason)
+    this.isEnding = true
+    this.broken ??= reason
+    const stream = this.client.connection.stream
+    // a server that does not read the message is left without it
+    stream.once(
+      "close",
+      clock.later(1000, () => stream.destroy())
+    )
+    this.client.end().catch(() => stream.destroy())
+  }
+
+  /** Closes the socket: at once, unless a cancel request is on its way through a pooler. */
+  destroy(reason: CloseReason): void {
+    this.broken ??= reason
+    if (!this.isPassingPooler) this.client.connection.stream.destroy()
+  }
+
+  /** @internal */
+  resume(): void {
+    this.client.connection.stream.resume()
+  }
+
+  /** @internal */
+  sendCancelRequest(timeout: number, callback: (isReceived: boolean) => void): void {
+    const { processID, secretKey } = this.client
+    if (processID === null || secretKey === null) return
+    sendCancel(this.server, this.secondSocket, timeout, messages.cancel(processID, secretKey), callback)
+  }
+
+  protected lose(error: Error): void {
+    const isFirst = this.broken === undefined
+    this.broken ??= "broken"
+    this.lossError ??= error
+    this.onLoss(error, isFirst)
+  }
+
+  private onClose(): void {
+    if (this.isClosed) return
+    this.isClosed = true
+    this.lose(lostError())
+    this.reportClose(this.broken ?? "broken")
+  }
+}

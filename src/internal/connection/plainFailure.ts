@@ -1,0 +1,30 @@
+/**
+ * Failures of the core as plain values. The core imports nothing of Effect at run time, so it
+ * cannot construct the errors that a program receives; `edge` makes those of these values.
+ */
+import type * as Errors from "../../DatabaseError.js"
+
+/** The constructors of the errors, which have the tags as their names. */
+type Classes = typeof Errors
+
+/** The tags of the failures that the core makes. */
+export type PlainTag = Errors.StatementError["_tag"]
+
+type FieldsOf<Class> = Class extends new (fields: infer Fields, ...options: never) => unknown ? Fields : never
+
+/** Failures by their tags, with the fields of the error class of the same tag. */
+export type PlainFailures = {
+  readonly [Tag in PlainTag]: { readonly _tag: Tag } & FieldsOf<Classes[Tag]>
+}
+
+/** Failure with one of the given tags. */
+export type PlainFailure<Tag extends PlainTag = PlainTag> = PlainFailures[Tag]
+
+/** Failure of a statement. */
+export type StatementFailure = PlainFailure
+
+/** Failure of a checkout from a pool. Nothing of the caller's work has been sent. */
+export type CheckoutFailure = PlainFailure<"ConnectFailed" | "PoolExhausted" | "PoolSelfDeadlock" | "DatabaseClosed">
+
+/** Failure of a checkout from a source of connections, such as a replica selection. */
+export type SourceFailure = CheckoutFailure | PlainFailure<"NoReplicaCaughtUp" | "TokenFromLostTimeline">

@@ -1,0 +1,43 @@
+/**
+ * The statements that a connection sends.
+ */
+import type { CallSite } from "../observability/callSite.js"
+import type { DisplayedStatement } from "../protocol/inlinedText.js"
+import type { SearchPath } from "../sql/searchPath.js"
+import type { Destination } from "./destination.js"
+
+/**
+ * A statement to send.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Request {
+  /** The call site, if call sites are recorded. */
+  readonly site?: CallSite | undefined
+  /** The handle that the program has used, for errors. */
+  readonly kind?: "reader" | "writer" | undefined
+  /** Called with the server that the statement is sent to, if a span names it. */
+  readonly served?: ((server: Destination) => void) | undefined
+  readonly text: string
+  /** The form that errors show in place of the text, if values are written into the text. */
+  readonly shown?: DisplayedStatement | undefined
+  readonly values: ReadonlyArray<unknown>
+  /**
+   * The form of the rows: objects by the names of their columns, arrays, or arrays of the texts of
+   * the server without decoding.
+   */
+  readonly rows: "object" | "array" | "raw"
+  /** True if the server may keep the statement prepared under a name. */
+  readonly prepare: boolean
+  /** True for several commands in one text: the simple protocol, without parameters. */
+  readonly simple: boolean
+  /** The search path of the statement; without one, that of the session holds. */
+  readonly path?: SearchPath | undefined
+}
+
+/** Returns a text that can be sent, or throws. */
+export const sendableText = (text: string): string => {
+  if (text.includes("\0")) throw new Error("the statement holds a NUL character")
+  return text
+}

@@ -1,0 +1,113 @@
+/**
+ * The check that the server of a connection for writes takes writes.
+ */
+import type { CloseReason } from "../../Observation.js"
+import { isUnproved } from "../../SqlState.js"
+import { type Exchange, ExchangeRequest, type Failure, type OnExchange } from "../protocol/exchange.js"
+import * as messages from "../protocol/messages.js"
+import { isWriteRefused } from "./exchangeFailure.js"
+
+const takesNoWrites = "its server takes no writes: it is a standby, or was made read-only"
+
+/** The query that fails if the server takes no writes. */
+const roleProof = messages.constantStep(
+  `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')
+  OPERATOR(pg_catalog.=) 'on' THEN '${takesNoWrites}' ELSE '1' END::pg_catalog.int4`
+)
+
+/** Connection, as far as the check needs it. */
+export interface CheckedConnection {
+  broken: CloseReason | undefined
+  readonly isPooled: boolean
+  readonly takesNoWrites: boolean
+}
+
+/** Initial state of the check. */
+export interface RoleSettings {
+  /** True if the connection is for writes, so that its server must take writes. */
+  readonly isForWrites: boolean
+  /** True if the login has not reported the role of the server. */
+  readonly isDoubted: boolean
+}
+
+/** Check of the role of one connection's server. */
+export class RoleCheck {
+  readonly isForWrites: boolean
+  /**
+   * True if the next exchange must prove that the server takes writes. Neither a pooler nor
+   * PostgreSQL 13 reports its role at login.
+   */
+  isDoubted: boolean
+  /** True if the last exchange has proved that the server takes writes. */
+  private isProved = false
+  /** The number of consecutive refused writes, with a proof of the role between them. */
+  private refusedWrites = 0
+
+  constructor(
+    private readonly connection: CheckedConnection,
+    { isDoubted, isForWrites }: RoleSettings
+  ) {
+    this.isForWrites = isForWrites
+    this.isDoubted = isDoubted
+  }
+
+  /**
+   * Checks if a failure means only that the server takes no writes, for a statement that no other
+   * one precedes: nothing has run. Behind a pooler this is only likely, and the next exchange
+   * proves it.
+   */
+  explains(failure: Failure): boolean {
+    return this.isForWrites && (this.connection.broken === "wrongRole" || (this.isDoubted && isWriteRefused(failure)))
+  }
+
+  /**
+   * Builds the request of a proof, which is an exchange of its own: in one exchange with a BEGIN it
+   * would be the query before which an isolation level must be set. `proceed` is called after the
+   * proof, `callback` if there is none.
+   */
+  proof(callback: OnExchange, proceed: () => void): ExchangeRequest {
+    const request = new ExchangeRequest(
+      () => roleProof.simple,
+      (failure, exchange) => {
+        if (failure === undefined && !exchange.isStopped) return proceed()
+        // the statement was not sent
+        exchange.acknowledged = 0
+        callback(failure?._tag === "lost" ? { ...failure, sent: false, acknowledged: 0 } : failure, exchange)
+      }
+    )
+    request.isDescribed = false
+    request.provesRole = true
+    request.isMaintenance = true
+    return request
+  }
+
+  /**
+   * Records the meaning of an exchange for the role of the server, and returns the failure of the
+   * exchange. A connection whose proof fails was never usable.
+   */
+  record({ request: { provesRole } }: Exchange, failure: Failure | undefined): Failure | undefined {
+    if (!this.isForWrites) return failure
+    const { connection } = this
+    const wasProved = this.isProved
+    this.isProved = provesRole && failure === undefined
+    if (this.isProved) this.isDoubted = false
+    if (failure?._tag !== "refused") {
+      if (!provesRole) this.refusedWrites = 0
+      return failure
+    }
+    if (provesRole && isUnproved(failure.error.code ?? "")) {
+      connection.broken ??= "wrongRole"
+      return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
+    }
+    if (isWriteRefused(failure)) {
+      if (connection.takesNoWrites && !connection.isPooled) connection.broken ??= "wrongRole"
+      // The program may have made its own transaction read-only. A refusal right after two proofs
+      // counts as such, although a pooler may have sent the proofs to other servers.
+      else if (connection.isPooled && (!wasProved || this.refusedWrites < 2)) {
+        this.isDoubted = true
+        this.refusedWrites = wasProved ? this.refusedWrites + 1 : 1
+      }
+    }
+    return failure
+  }
+}

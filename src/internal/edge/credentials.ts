@@ -1,0 +1,145 @@
+/**
+ * The provider of the credentials of a server: effects of the program, with their secrets
+ * concealed.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Redacted from "effect/Redacted"
+import * as Runtime from "effect/Runtime"
+import type { Connector, Credentials, DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
+import type { ConnectFailure } from "../connection/connectFailure.js"
+import { type CredentialProvider, CredentialSource, type ProvidedCredentials } from "../connection/credentials.js"
+import type { DialOptions } from "../connection/destination.js"
+import { PasswordFileError, readPassword } from "../connection/passwordFile.js"
+import { isLasting } from "../connection/textFile.js"
+import { toError } from "../protocol/pgDriver.js"
+import { Secret } from "../protocol/secret.js"
+import { connectedStream } from "../protocol/socket.js"
+
+/**
+ * Function that runs an effect; `callback` is called once, unless the returned function is called
+ * before.
+ */
+type Run = <A, E>(
+  effect: Effect.Effect<A, E>,
+  callback: (value: A | undefined, cause: Cause.Cause<E> | undefined) => void
+) => () => void
+
+const makeRun = (runtime: Runtime.Runtime<never>): Run => {
+  // a database may be opened inside of a transaction of another one, which the provider is no part
+  // of
+  const fork = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(TransactionConnection)))
+  return (effect, callback) => {
+    let isOver = false
+    // a fiber that fails is logged by the program at debug level, with the message of the failure
+    const fiber = fork(Effect.exit(Effect.interruptible(effect)))
+    fiber.addObserver((ended) => {
+      if (isOver) return
+      isOver = true
+      const exit = Exit.flatten(ended)
+      if (Exit.isSuccess(exit)) callback(exit.value, undefined)
+      else callback(undefined, exit.cause)
+    })
+    return () => {
+      if (isOver) return
+      isOver = true
+      fiber.unsafeInterruptAsFork(fiber.id())
+    }
+  }
+}
+
+const secretOf = (redacted: Redacted.Redacted<string> | undefined): Secret | undefined =>
+  redacted === undefined ? undefined : new Secret(Redacted.value(redacted))
+
+/**
+ * Checks credentials of the program, which need not be of their type, such as those read from JSON.
+ */
+const checked = (given: Credentials, tlsPassphrase: Secret | undefined): ProvidedCredentials => {
+  if (typeof given?.username !== "string" || given.username === "") throw new Error("no user was given")
+  const password: unknown = given.password === undefined ? undefined : Redacted.value(given.password)
+  if (password !== undefined && typeof password !== "string") throw new Error("the password is no text")
+  // in a message of the protocol it would end the text, and what follows would be the next
+  // parameter
+  if (`${given.username}${password ?? ""}`.includes("\0")) throw new Error("user or password holds a NUL character")
+  const { username, version } = given
+  return { username, password: password === undefined ? undefined : new Secret(password), version, tlsPassphrase }
+}
+
+/**
+ * Returns the failure of an effect of the program. The message of the effect's own failure may be
+ * secret: it is there for a program, and no log that prints causes shows it.
+ */
+const failureOf = (cause: unknown, isDynamic: boolean): ConnectFailure => {
+  const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
+  if (error instanceof PasswordFileError) return { reason: "credentials", error, isPermanent: isLasting(error.cause) }
+  const why = isDynamic ? "the provider of credentials failed" : "the user or the password of the settings is no text"
+  return {
+    reason: "credentials",
+    error: new Error(why, { cause: Redacted.make(error) }),
+    isPermanent: !isDynamic
+  }
+}
+
+/**
+ * Opens streams by an effect of the program, whose failures are concealed like those of a provider.
+ */
+const dialBy =
+  (connector: Connector, run: Run): DialOptions =>
+  (callback) =>
+    run(connector, (stream, cause) => {
+      if (cause !== undefined) {
+        const error = Cause.squash(cause)
+        return callback(
+          new Error("the effect that opens the socket failed", { cause: Redacted.make(error) }),
+          undefined
+        )
+      }
+      try {
+        callback(undefined, connectedStream(stream))
+      } catch (cause) {
+        callback(toError(cause), undefined)
+      }
+    })
+
+/** Gives the password that a file holds. */
+const fromFile = (username: string, file: string): Effect.Effect<Credentials, unknown> =>
+  Effect.map(Effect.tryPromise({ try: () => readPassword(file), catch: (error) => error }), (password) => ({
+    username,
+    password: Redacted.make(password)
+  }))
+
+const makeProvider = (
+  source: Effect.Effect<Credentials, unknown>,
+  isDynamic: boolean,
+  { socket, tlsFiles }: ServerConfig,
+  run: Run
+): CredentialProvider => ({
+  isDynamic,
+  request: (callback) =>
+    run(
+      Effect.map(source, (given) => checked(given, secretOf(tlsFiles?.sslpassword))),
+      (provided, cause) => callback(provided, provided === undefined ? failureOf(cause, isDynamic) : undefined)
+    ),
+  dial: socket && dialBy(socket, run)
+})
+
+/** Creates the source of the credentials of a server. */
+export const makeCredentialSource = (
+  config: DatabaseConfig,
+  server: ServerConfig,
+  runtime: Runtime.Runtime<never>
+): CredentialSource => {
+  const { credentials } = config.options
+  const { password, passwordFile, username } = server
+  const run = makeRun(runtime)
+  const provider =
+    credentials !== undefined
+      ? makeProvider(credentials, true, server, run)
+      : passwordFile === undefined
+        ? makeProvider(Effect.succeed({ username, password }), false, server, run)
+        : makeProvider(fromFile(username, passwordFile), true, server, run)
+  return new CredentialSource(provider)
+}

@@ -1,0 +1,30 @@
+/**
+ * The fibers that check out connections.
+ */
+import * as FiberId from "effect/FiberId"
+import type { CallSite } from "../observability/callSite.js"
+import type { Borrower } from "../pool/borrower.js"
+
+/**
+ * Fiber as the caller of a checkout. Its fields are formatted only when they are read, as most
+ * checkouts are never reported.
+ */
+export class FiberBorrower implements Borrower {
+  constructor(
+    private readonly id: FiberId.FiberId,
+    private readonly span: string | undefined,
+    private readonly site: CallSite | undefined,
+    readonly label: string | undefined
+  ) {}
+
+  get fiber(): string {
+    return FiberId.threadName(this.id)
+  }
+
+  /**
+   * Returns the location in the program or, if call sites are not recorded, the name of the span.
+   */
+  get location(): string | undefined {
+    return this.site?.place ?? this.span
+  }
+}

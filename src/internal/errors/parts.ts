@@ -1,0 +1,59 @@
+/**
+ * The parts that messages of errors are put together from.
+ */
+import * as Predicate from "effect/Predicate"
+import { type FailedStatement, statementLines } from "../sql/excerpt.js"
+
+/** Database and server of an error; the server is empty if none took part. */
+export interface Location {
+  readonly database: string
+  readonly server: string
+}
+
+/** Error with a cause. */
+export interface Caused extends Location {
+  readonly cause?: unknown
+}
+
+/** Error after work was run again without success. */
+export interface Repeated {
+  readonly retried?: { readonly attempts: number; readonly endedBy: "schedule" | "budget" } | undefined
+}
+
+/** Returns the database and the server of an error as text. */
+export const locationText = ({ database, server }: Location): string =>
+  server === "" ? `database "${database}"` : `database "${database}" at ${server}`
+
+/** Returns the message of a cause, or an empty text if it has none. */
+export const messageOf = (cause: unknown): string =>
+  Predicate.hasProperty(cause, "message") && typeof cause.message === "string" ? cause.message : ""
+
+const isFailedStatement = (cause: unknown): cause is FailedStatement =>
+  Predicate.hasProperty(cause, "sql") && typeof cause.sql === "string"
+
+/**
+ * Returns the cause of an error as the continuation of its message. If the cause is an error of
+ * this library, the lines about its statement are left out, and its location if it is the same.
+ */
+export const causeText = (self: Caused): string => {
+  const message = messageOf(self.cause)
+  if (message === "") return ""
+  const prefix = `${locationText(self)}: `
+  const lines = isFailedStatement(self.cause) ? statementLines(self.cause) : ""
+  const start = message.startsWith(prefix) ? prefix.length : 0
+  const end = message.endsWith(lines) ? message.length - lines.length : message.length
+  return `: ${message.slice(start, end)}`
+}
+
+/**
+ * Returns the failure of the program's own code, an error or any other value, as a continuation.
+ */
+export const failureText = (self: Caused): string =>
+  typeof self.cause === "string" && self.cause !== "" ? `: ${self.cause}` : causeText(self)
+
+/** Returns the number of attempts that failed, and the reason for their end, as a continuation. */
+export const attemptsText = ({ retried }: Repeated): string => {
+  if (retried === undefined) return ""
+  const count = `${retried.attempts} attempt${retried.attempts === 1 ? "" : "s"}`
+  return ` after ${count}${retried.endedBy === "budget" ? ", and the retry budget of the database is used up" : ""}`
+}
