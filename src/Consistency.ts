@@ -1,5 +1,9 @@
 /**
- * What a read must see: of everybody's writes, of one's own, or of those that a token tells of.
+ * Consistency of reads: the writes that a read must see, of all clients, of the program itself, or
+ * those that a token proves.
+ *
+ * The default is `ReadYourWrites`, within a unit of work. A causal session extends it over several
+ * units, requests and processes: {@link makeSession}, {@link withSession}, {@link encodeSession}.
  *
  * @since 0.1.0
  */
@@ -26,16 +30,20 @@ const Lsn = Schema.transform(
 )
 
 /**
- * A place in the history of a database: whoever reads at least there sees all that was committed before the token was taken.
+ * A position in the history of a database: a server that has reached it has everything that was
+ * committed before the token was taken.
  *
- * It holds for good: a server is there or it is not, and where its history is another one, after a failover, it is refused.
+ * A token does not expire. A server has reached it or not, and a history that branched off before
+ * it, as after a failover, is refused with `TokenFromLostTimeline`.
  *
  * @example
+ * ```ts
  * import { Schema } from "effect"
  * import { Consistency } from "effect-db"
  *
- * // for the field of a job, say
+ * // for the field of a job, for example
  * export const Seen = Schema.parseJson(Schema.Array(Consistency.Token))
+ * ```
  *
  * @since 0.1.0
  * @category models
@@ -43,22 +51,28 @@ const Lsn = Schema.transform(
 export class Token extends Schema.Class<Token>("effect-db/Token")({
   /** The name of the database's class. */
   database: Schema.String,
-  /** Which cluster of servers it is: a primary and its replicas have the same one. */
+  /** The system identifier of the cluster, which a primary and its replicas share. */
   systemId: Schema.String.pipe(Schema.pattern(/^\d{1,20}$/)),
-  /** Counts the failovers of the cluster. */
+  /** The timeline, which increases with each failover of the cluster. */
   timeline: Schema.Int.pipe(Schema.between(1, 0xffff_ffff)),
   /** The position in the write-ahead log; encoded as the server writes it: `0/1B82F58`. */
   lsn: Lsn
 }) {}
 
 /**
- * - `Strong`: what the primary has committed; read there.
- * - `ReadYourWrites` (default): at least what this unit of work, and the {@link Session} that it is in, has written.
- * - `AtLeast`: at least what the token tells of, and what is seen by `ReadYourWrites`. A replica that has it not is given `maxWait` (50 ms)
- *   to get it, and one that does not answer a second; then the primary is read or, with `otherwise: "fail"`, the read fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`.
- *   A database without replicas reads its primary.
- * - `Eventual`: whatever a replica has.
+ * The consistency of a read.
  *
+ * - `Strong`: everything that the primary has committed; the read goes to the primary.
+ * - `ReadYourWrites`, the default: at least the writes of the unit of work and of the
+ *   {@link Session} around it.
+ * - `AtLeast`: at least everything that the token proves, and the writes of `ReadYourWrites`. A
+ *   replica that is behind gets `maxWait` to catch up, 50 ms by default, and a replica that does
+ *   not answer one second. After that the primary is read or, with `otherwise: "fail"`, the read
+ *   fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`. A database without replicas reads
+ *   its primary.
+ * - `Eventual`: the data of any replica.
+ *
+ * @see `Db.withConsistency`, which sets it for an effect
  * @since 0.1.0
  * @category models
  */
@@ -74,13 +88,26 @@ export type Consistency = Data.TaggedEnum<{
 }>
 
 /**
+ * Creates the values of {@link Consistency}.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Consistency, Database } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const count = Effect.flatMap(Db.reader, (sql) => sql`SELECT count(*) FROM todo`)
+ * export const exactCount = Db.withConsistency(count, Consistency.Strong())
+ * ```
+ *
  * @since 0.1.0
  * @category constructors
  */
 export const { AtLeast, Eventual, ReadYourWrites, Strong } = Data.taggedEnum<Consistency>()
 
 /**
- * The consistency in force, by the key of the database; set with `Db.withConsistency`.
+ * The consistency in force, by the key of the database. `Db.withConsistency` sets it.
  *
  * @since 0.1.0
  * @category services
@@ -89,85 +116,100 @@ export class CurrentConsistency extends Context.Reference<CurrentConsistency>()(
   defaultValue: (): ReadonlyMap<string, Consistency> => new Map()
 }) {}
 
-/** How long a read waits for a replica by default, in ms. */
-const longestWait = 50
+const defaultMaxWaitMillis = 50
 
-/** @internal How long a read waits for a replica, in ms. */
+/** @internal Returns the longest wait of a read for a replica, in ms. */
 export const waitOf = (maxWait: Duration.DurationInput | undefined): number =>
-  maxWait === undefined ? longestWait : Duration.toMillis(maxWait)
+  maxWait === undefined ? defaultMaxWaitMillis : Duration.toMillis(maxWait)
 
-/** Whether one is known to tell of all that the other tells of: of one history, or of an earlier part of it. */
+/**
+ * Checks whether a token proves everything that another one does: it is later in the same history.
+ */
 const isAfter = (one: Token, other: Token): boolean =>
   one.systemId === other.systemId &&
   (one.timeline > other.timeline || (one.timeline === other.timeline && one.lsn >= other.lsn))
 
 /**
- * What a piece of work has written and its later parts are to see, wherever they run: in other units of work, after the end of a request, in
- * another process. Each COMMIT in it brings a token, and each read by `ReadYourWrites` in it sees at least what these tell of.
+ * A causal session: the writes of a piece of work that its later parts must see, in other units of
+ * work, after the end of a request, or in another process.
  *
- * What is known of a database is its newest token, or `"unknown"` where something was written and no token could be had: then the primary is
- * read, and says where it is. A reader's transaction sees what was known when it began, with its first statement. A session inside of
- * another one stands alone: the one around it, a request's too, does not hear of what is written in it.
+ * Each COMMIT in it gives it a token, and each read by `ReadYourWrites` in it sees at least what
+ * its tokens prove. It keeps the newest token of each database, or `"unknown"` after a write whose
+ * position could not be determined; then the primary is read, and reports its position. A
+ * transaction of a reader sees what was known at its first statement. A session inside of another
+ * one is independent: the session around it, that of a request included, does not learn of its
+ * writes.
  *
+ * @see {@link makeSession} and {@link decodeSession} create it
+ * @see {@link withSession} runs an effect in it
  * @since 0.1.0
  * @category sessions
  */
 export class Session {
-  /** How long a read in it waits for a replica that is behind before it goes to the primary, in ms; one that does not answer has a second. */
-  readonly maxWait: number
-  /** @internal Told when something was learned. */
+  /**
+   * The longest wait of a read for a replica that is behind, in ms; after it the read goes to the
+   * primary. A replica that does not answer gets one second.
+   */
+  readonly maxWaitMillis: number
+  /** @internal Called after a change. */
   onChange: (() => void) | undefined = undefined
   private loaded: Map<string, Token | "unknown"> | undefined = undefined
-  /** Counts questions, and what came between them. */
+  /** Counts the questions for a position, and the writes without one. */
   private clock = 0
-  /** When something was stored of which nobody knows where. */
+  /** The time of the last write without a known position, by database. */
   private readonly unknownSince = new Map<string, number>()
-  /** How many there are, by database, who may store something at any time without a word. */
-  private readonly unseen = new Map<string, number>()
+  /** The number of writers that do not report their writes, by database. */
+  private readonly unreported = new Map<string, number>()
 
-  /** By {@link makeSession}. `load` gives what is known at its beginning; it is not called before somebody asks. */
+  /**
+   * Creates a session; programs use {@link makeSession}. `load` returns its first tokens when they
+   * are needed.
+   */
   constructor(
     private readonly load: () => Iterable<readonly [database: string, Token | "unknown"]>,
-    maxWait: number
+    maxWaitMillis: number
   ) {
-    this.maxWait = maxWait
+    this.maxWaitMillis = maxWaitMillis
   }
 
-  /** What is known by now, by the name of the database. */
+  /** The newest token of each database, by its name. */
   get known(): ReadonlyMap<string, Token | "unknown"> {
     return this.all
   }
 
-  /** @internal A server is asked where it is; what it says counts as of now. */
+  /** @internal Returns the time of a question for a position: the answer counts as of then. */
   ask(): number {
     return ++this.clock
   }
 
-  /** @internal Something was stored; `token` is a place after it, if one could be had, which was asked for at that time. */
+  /**
+   * @internal Notes a write; `token` is a position after it, if known, that was asked for at that
+   * time.
+   */
   note(database: string, read: ConstructorParameters<typeof Token>[0] | undefined, asked: number): void {
     // a server's own position needs no validation
     const token = read === undefined || read instanceof Token ? read : new Token(read, { disableValidation: true })
     const before = this.all.get(database)
     if (token === undefined) this.unknownSince.set(database, ++this.clock)
-    else if (before === "unknown" && !this.isSeen(database, asked)) return
+    else if (before === "unknown" && !this.isCovered(database, asked)) return
     else if (before instanceof Token && isAfter(before, token)) return
     this.all.set(database, token ?? "unknown")
     this.onChange?.()
   }
 
-  /** @internal From now on somebody may store something without a word, until the returned function is called. */
-  lend(database: string): () => void {
+  /** @internal Begins a time in which writes are not reported; the returned function ends it. */
+  beginUnreported(database: string): () => void {
     const count = (by: number) => {
-      this.unseen.set(database, (this.unseen.get(database) ?? 0) + by)
+      this.unreported.set(database, (this.unreported.get(database) ?? 0) + by)
       this.note(database, undefined, this.clock)
     }
     count(1)
     return () => count(-1)
   }
 
-  /** Whether what nobody knows of was there when somebody asked. */
-  private isSeen(database: string, asked: number): boolean {
-    return (this.unseen.get(database) ?? 0) === 0 && asked > (this.unknownSince.get(database) ?? 0)
+  /** Checks whether a position that was asked for at a time is after all writes without one. */
+  private isCovered(database: string, asked: number): boolean {
+    return (this.unreported.get(database) ?? 0) === 0 && asked > (this.unknownSince.get(database) ?? 0)
   }
 
   private get all(): Map<string, Token | "unknown"> {
@@ -176,7 +218,7 @@ export class Session {
   }
 }
 
-/** Of tokens of one database the newest; where these are of several clusters, nobody knows which is. */
+/** Returns the newest token of each database; tokens of several clusters cannot be compared. */
 const newest = (tokens: Iterable<Token>): ReadonlyMap<string, Token | "unknown"> => {
   const all = new Map<string, Token | "unknown">()
   for (const token of tokens) {
@@ -189,20 +231,44 @@ const newest = (tokens: Iterable<Token>): ReadonlyMap<string, Token | "unknown">
 }
 
 /**
- * A session that begins with what these tokens tell of. `maxWait` is how long a read in it waits for a replica; 50 ms.
+ * Options of a session.
+ *
+ * @since 0.2.0
+ * @category options
+ */
+export interface SessionOptions {
+  /**
+   * The longest wait of a read for a replica that is behind.
+   *
+   * @default "50 millis"
+   */
+  readonly maxWait?: Duration.DurationInput | undefined
+}
+
+/**
+ * Creates a causal session that begins with the newest of some tokens.
+ *
+ * @see {@link decodeSession} for a session from outside
+ * @example
+ * ```ts
+ * import { Consistency } from "effect-db"
+ *
+ * export const continueFrom = (tokens: ReadonlyArray<Consistency.Token>) =>
+ *   Consistency.makeSession({ tokens, maxWait: "200 millis" })
+ * ```
  *
  * @since 0.1.0
  * @category sessions
  */
 export const makeSession = (
-  options: { readonly tokens?: Iterable<Token> | undefined; readonly maxWait?: Duration.DurationInput | undefined } = {}
+  options: SessionOptions & { readonly tokens?: Iterable<Token> | undefined } = {}
 ): Session => {
   const known = newest(options.tokens ?? [])
   return new Session(() => known, waitOf(options.maxWait))
 }
 
 /**
- * The session that a fiber is in, if it is in one; set with {@link withSession}.
+ * The causal session of a fiber, if it is in one. {@link withSession} sets it.
  *
  * @since 0.1.0
  * @category services
@@ -212,9 +278,12 @@ export class CurrentSession extends Context.Reference<CurrentSession>()("effect-
 }) {}
 
 /**
- * Runs an effect in a session: its reads see what was written in the session before, whoever serves them.
+ * Runs an effect in a causal session: its reads see the earlier writes of the session, on any
+ * server.
  *
+ * @see `RequestTransaction.readYourWrites`, which keeps a session for each client of a server
  * @example
+ * ```ts
  * import { Effect } from "effect"
  * import { Consistency, Database } from "effect-db"
  *
@@ -224,8 +293,9 @@ export class CurrentSession extends Context.Reference<CurrentSession>()("effect-
  *   const writer = yield* Db.writer
  *   const reader = yield* Db.reader
  *   yield* Db.withTransaction(writer`INSERT INTO todo (title) VALUES ('milk')`)
- *   return yield* reader`SELECT count(*) FROM todo` // by a replica that has the row
+ *   return yield* reader`SELECT count(*) FROM todo` // on a replica that has the row
  * }).pipe(Consistency.withSession(Consistency.makeSession()))
+ * ```
  *
  * @since 0.1.0
  * @category sessions
@@ -239,61 +309,87 @@ export const withSession: {
     Effect.mapInputContext(self, (context: Context.Context<R>) => {
       const inside = Context.add(context, CurrentSession, session)
       const slot: unknown = inside.unsafeMap.get(TransactionConnection.key)
-      return isOurs(slot) ? Context.add(inside, TransactionConnection, slot[0].inSession(session)) : inside
+      return isOwnSlot(slot) ? Context.add(inside, TransactionConnection, slot[0].inSession(session)) : inside
     })
 )
 
-/** What takes a session along where `SqlResolver` takes nothing else: what we have in the transaction slot. */
-type Ours = readonly [{ readonly inSession: (session: Session) => Context.Tag.Service<typeof TransactionConnection> }]
+/**
+ * Value of the transaction slot by which `SqlResolver` keeps the session: it passes on nothing else
+ * of a context.
+ */
+type OwnSlot = readonly [
+  { readonly inSession: (session: Session) => Context.Tag.Service<typeof TransactionConnection> }
+]
 
-const isOurs = (slot: unknown): slot is Ours => Array.isArray(slot) && Predicate.hasProperty(slot[0], "inSession")
+const isOwnSlot = (slot: unknown): slot is OwnSlot => Array.isArray(slot) && Predicate.hasProperty(slot[0], "inSession")
 
-const text = (database: string, token: Token | "unknown"): string =>
+const encodeToken = (database: string, token: Token | "unknown"): string =>
   token === "unknown"
     ? encodeURIComponent(database)
     : `${encodeURIComponent(database)}:${token.systemId}:${token.timeline}:${formatLsn(token.lsn)}`
 
-const entry = Schema.decodeUnknownEither(Token)
+const decodeFields = Schema.decodeUnknownEither(Token)
 
-const parse = (part: string): Either.Either<readonly [string, Token | "unknown"], ParseResult.ParseIssue> => {
+const decodeToken = (part: string): Either.Either<readonly [string, Token | "unknown"], ParseResult.ParseIssue> => {
   const [name = "", systemId, timeline, lsn, ...rest] = part.split(":")
-  const invalid = Either.left(new ParseResult.Type(Schema.String.ast, part, "this tells of no place in a database"))
+  const invalid = Either.left(new ParseResult.Type(Schema.String.ast, part, "this is no position of a database"))
   if (name === "" || rest.length > 0) return invalid
   let database: string
   try {
     database = decodeURIComponent(name)
   } catch {
-    // a stray "%" is no name that was written here
+    // encodeSession writes no stray "%"
     return invalid
   }
   if (systemId === undefined) return Either.right([database, "unknown"])
-  return Either.mapBoth(entry({ database, systemId, timeline: Number(timeline), lsn }), {
+  return Either.mapBoth(decodeFields({ database, systemId, timeline: Number(timeline), lsn }), {
     onLeft: ({ issue }) => issue,
     onRight: (token) => [database, token] as const
   })
 }
 
 /**
- * A session as a short text of printable ASCII, without spaces, commas and quotes aside: for a header, a cookie, the field of a job. Whoever
- * can change it can make reads slower or older, so what comes back from outside is to be signed.
+ * Encodes a session as a short text, for a header, a cookie or the field of a job.
+ *
+ * The text is printable ASCII without spaces and quotes; commas separate the databases. A client
+ * that changes it can make reads slower or older, so a text that comes back from outside must be
+ * signed.
+ *
+ * @see {@link decodeSession}
+ * @example
+ * ```ts
+ * import { Consistency } from "effect-db"
+ *
+ * export const job = (session: Consistency.Session) => ({ seen: Consistency.encodeSession(session) })
+ * ```
  *
  * @since 0.1.0
  * @category sessions
  */
 export const encodeSession = (session: Session): string =>
-  [...session.known].map(([database, token]) => text(database, token)).join(",")
+  [...session.known].map(([database, token]) => encodeToken(database, token)).join(",")
 
 /**
- * The session that such a text tells of; an empty one tells of nothing.
+ * Decodes a session from the text of {@link encodeSession}. An empty text gives a session without
+ * tokens, any other text that is not of that form a `ParseError`.
+ *
+ * @example
+ * ```ts
+ * import { Either } from "effect"
+ * import { Consistency } from "effect-db"
+ *
+ * export const sessionOf = (job: { readonly seen: string }) =>
+ *   Either.getOrElse(Consistency.decodeSession(job.seen), () => Consistency.makeSession())
+ * ```
  *
  * @since 0.1.0
  * @category sessions
  */
 export const decodeSession = (
   encoded: string,
-  options: { readonly maxWait?: Duration.DurationInput | undefined } = {}
+  options: SessionOptions = {}
 ): Either.Either<Session, ParseResult.ParseError> =>
-  Either.mapBoth(Either.all(encoded === "" ? [] : encoded.split(",").map(parse)), {
+  Either.mapBoth(Either.all(encoded === "" ? [] : encoded.split(",").map(decodeToken)), {
     onLeft: ParseResult.parseError,
     onRight: (known) => new Session(() => known, waitOf(options.maxWait))
   })

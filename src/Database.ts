@@ -57,8 +57,10 @@ import { Topology } from "./internal/topology/topology.js"
 import { rollback } from "./internal/transaction/completion.js"
 import { contextOf } from "./internal/transaction/context.js"
 import { inScopes } from "./internal/transaction/contextSlot.js"
-import { type RegisteredHook, registerHook } from "./internal/transaction/hooks.js"
+import type { RegisteredHook } from "./internal/transaction/hook.js"
+import { registerHook } from "./internal/transaction/registerHook.js"
 import { runIndependent } from "./internal/transaction/withTransaction.js"
+import { endEarly } from "./internal/unitOfWork/endEarly.js"
 import type { Notification } from "./Notification.js"
 import type { Observation, Observer } from "./Observation.js"
 import { Router } from "./Router.js"
@@ -66,7 +68,7 @@ import { type ConnectReason, isNotYet } from "./SqlState.js"
 import type { Schema } from "./Tenant.js"
 import type { OpenTransaction, Role, ServerStatus } from "./Topology.js"
 import type * as Transaction from "./Transaction.js"
-import * as UnitOfWork from "./UnitOfWork.js"
+import type * as UnitOfWork from "./UnitOfWork.js"
 
 /**
  * The settings of a database.
@@ -289,7 +291,7 @@ export interface Invalidate {
  * @since 0.1.0
  * @category models
  */
-export interface Statics<Self> {
+export interface Members<Self> {
   /** Opens the database for as long as the layer lives, then drains and closes it. */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
   /** The same, with settings from `Config`, beside others as plain values. */
@@ -390,7 +392,7 @@ export interface Statics<Self> {
  * @since 0.1.0
  * @category models
  */
-export interface Class<Self, Name extends string> extends Context.Tag<Self, Database>, Statics<Self> {
+export interface Class<Self, Name extends string> extends Context.Tag<Self, Database>, Members<Self> {
   new (_: never): Context.TagClassShape<`effect-db/Database/${Name}`, Database>
   readonly databaseName: Name
 }
@@ -399,7 +401,7 @@ export interface Class<Self, Name extends string> extends Context.Tag<Self, Data
 const joins = ({ propagation }: Transaction.Options): boolean =>
   propagation === "required" || propagation === "mandatory" || propagation === "supports"
 
-const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<Self> => {
+const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Members<Self> => {
   const named = new NamedClass(name)
   const scoped = (options: Options) =>
     Layer.scoped(
@@ -408,7 +410,7 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
         Effect.zipRight(takeName(named, Option.getOrUndefined(around)?.owner), make(named, options))
       )
     ).pipe(Layer.provide(names), Layer.provide(Reactivity.layer))
-  const layerConfig: Statics<Self>["layerConfig"] = (config) =>
+  const layerConfig: Members<Self>["layerConfig"] = (config) =>
     Layer.unwrapEffect(Effect.map(configured<Options>(config), scoped))
   const own = (database: Database): Database => {
     checkOwner(named, database.owner)
@@ -457,8 +459,8 @@ const statics = <Self>(tag: Context.Tag<Self, Database>, name: string): Statics<
     afterCommit: hook("afterCommit"),
     afterRollback: hook("afterRollback"),
     afterUnknown: hook("afterUnknown"),
-    commit: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "commit")),
-    rollback: Effect.flatMap(opened, ({ engine }) => UnitOfWork.endEarly(engine, "rollback")),
+    commit: Effect.flatMap(opened, ({ engine }) => endEarly(engine, "commit")),
+    rollback: Effect.flatMap(opened, ({ engine }) => endEarly(engine, "rollback")),
     independent: (self) => Effect.flatMap(opened, ({ engine }) => runIndependent(self, engine)),
     listen: (channel, options) =>
       Stream.unwrap(Effect.map(opened, ({ listen }) => listen.notifications(channel, options))),
@@ -515,7 +517,7 @@ export const Service =
   <Self>() =>
   <const Name extends string>(name: Name): Class<Self, Name> => {
     const tag = Context.Tag(`effect-db/Database/${name}`)<Self, Database>()
-    return Object.assign(tag, { databaseName: name, ...statics<Self>(tag, name) })
+    return Object.assign(tag, { databaseName: name, ...membersOf<Self>(tag, name) })
   }
 
 /**

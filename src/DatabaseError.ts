@@ -646,7 +646,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
   "TransactionBusy",
   {
     ...location,
-    waited: Schema.Number
+    /** The time of the wait. */
+    waitedMillis: Schema.Number
   }
 ) {
   readonly [TypeId]: TypeId = TypeId
@@ -669,8 +670,8 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
   "NoReplicaCaughtUp",
   {
     database: Schema.String,
-    /** In milliseconds. */
-    waited: Schema.Number,
+    /** The time that the read waited. */
+    waitedMillis: Schema.Number,
     unproved: Schema.Array(Schema.String)
   }
 ) {

@@ -78,7 +78,7 @@ export type Applied = ReadonlyArray<readonly [id: number, name: string]>
  */
 export type Target<Self> = UnitOfWork.Named &
   Context.Tag<Self, Database.Database> &
-  Pick<Database.Statics<Self>, "layerSqlClient" | "withTransaction">
+  Pick<Database.Members<Self>, "layerSqlClient" | "withTransaction">
 
 /**
  * One database with its migrations.

@@ -39,8 +39,11 @@ import { type ReadYourWrites, type RequestSession, SessionTokens, sessionOf } fr
 import { currentContext, type TransactionContext } from "./internal/transaction/context.js"
 import { slotOf } from "./internal/transaction/contextSlot.js"
 import { runAsPart } from "./internal/transaction/withTransaction.js"
+import { openUnit, type UnitHandle, type UnitPlan } from "./internal/unitOfWork/handle.js"
 import { unknownOfSettings } from "./internal/unitOfWork/optionNames.js"
+import { completionOptions, settingsByDatabase } from "./internal/unitOfWork/options.js"
 import { reasonOf, replayableUnit, retryTransaction } from "./internal/unitOfWork/retry.js"
+import { demandAround, demandOfUnit } from "./internal/unitOfWork/runUnit.js"
 import { joinableUnitOf, type Unit } from "./internal/unitOfWork/unitOfWork.js"
 import { type Policy, RetryPolicy } from "./RetryPolicy.js"
 import * as UnitOfWork from "./UnitOfWork.js"
@@ -141,8 +144,8 @@ const decide = <E>({ outcome = byStatus }: Options, exit: Exit.Exit<Response, E>
 interface Plan {
   readonly options: Options
   readonly ask: ReturnType<typeof describeRequest>
-  readonly ending: ReturnType<typeof UnitOfWork.endingOf>
-  readonly fixed: ReturnType<typeof UnitOfWork.rulesOf>
+  readonly ending: ReturnType<typeof completionOptions>
+  readonly fixed: ReturnType<typeof settingsByDatabase>
 }
 
 const known: KnownNames<Options> = {
@@ -166,8 +169,8 @@ const makePlan = (options: Options): Plan => {
   return {
     options,
     ask: describeRequest(options.requestId),
-    ending: UnitOfWork.endingOf(options, true),
-    fixed: typeof transaction === "function" ? undefined : UnitOfWork.rulesOf({ databases, transaction })
+    ending: completionOptions(options, true),
+    fixed: typeof transaction === "function" ? undefined : settingsByDatabase({ databases, transaction })
   }
 }
 
@@ -184,11 +187,11 @@ const openingFor = (
   request: Request,
   around: TransactionContext | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
-): UnitOfWork.Opening => ({
+): UnitPlan => ({
   around,
   joins: true,
-  rules: fixed ?? UnitOfWork.rulesOf({ databases: options.databases, transaction }),
-  ending,
+  settings: fixed ?? settingsByDatabase({ databases: options.databases, transaction }),
+  completion: ending,
   describe: makeLabeler(request, ask, options)
 })
 
@@ -205,11 +208,11 @@ const demand = (
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
   const { checkFirst, databases, order, retry } = options
-  const rules = fixed ?? UnitOfWork.rulesOf({ databases, transaction })
-  if (unit === undefined) return UnitOfWork.demandAround(around, rules)
+  const rules = fixed ?? settingsByDatabase({ databases, transaction })
+  if (unit === undefined) return demandAround(around, rules)
   // a request that cannot be kept is answered once in a unit of its own, too
   const asked = isKeepable(request.method, (name) => request.headers[name], request.source) ? retry : undefined
-  return UnitOfWork.demand(around, unit, rules, { checkFirst, order, retry: asked })
+  return demandOfUnit(around, unit, rules, { checkFirst, order, retry: asked })
 }
 
 /**
@@ -230,12 +233,12 @@ type Settle<E, E1> = (unstored: Unstored<E>) => Effect.Effect<Response, E1>
 const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => otherwise
 
 /** Rolls a unit back. That cannot fail: a connection that does not answer is closed, which rolls back, too. */
-const undo = (handle: UnitOfWork.Handle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
+const undo = (handle: UnitHandle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
 /** Ends the unit of a request by its response, which `cause` is encoded to if it is not empty. */
 const endBy = <E, E1>(
   { options }: Plan,
-  handle: UnitOfWork.Handle,
+  handle: UnitHandle,
   response: Response,
   cause: Cause.Cause<E>,
   settle: Settle<E, E1>,
@@ -266,7 +269,7 @@ const endBy = <E, E1>(
 /** Ends the unit of a request whose handler has failed: by the response of its `HttpApi`, else by a rollback. */
 const endByFailure = <E, E1>(
   plan: Plan,
-  handle: UnitOfWork.Handle,
+  handle: UnitHandle,
   cause: Cause.Cause<E>,
   outside: Context.Context<never>,
   settle: Settle<E, E1>,
@@ -314,7 +317,7 @@ const endBeforeResponse = (end: Effect.Effect<Response, unknown>): Effect.Effect
  */
 const once = <E, R, E1>(
   plan: Plan,
-  handle: UnitOfWork.Handle,
+  handle: UnitHandle,
   app: HttpApp.Default<E, R>,
   handler: unknown,
   outside: Context.Context<never>,
@@ -340,7 +343,7 @@ const once = <E, R, E1>(
 
 /** One attempt to answer a request: its unit, and how it ends that. */
 interface Attempt<E, R> {
-  readonly handle: UnitOfWork.Handle
+  readonly handle: UnitHandle
   readonly answer: Effect.Effect<Response, Unstored<E>, R>
 }
 
@@ -351,7 +354,7 @@ const repeatedly = <E, R>(
   policy: Policy,
   restore: Restore
 ): Effect.Effect<Response, E, R> => {
-  let handle: UnitOfWork.Handle | undefined
+  let handle: UnitHandle | undefined
   const next = Effect.suspend(() => {
     const begun = attempt()
     handle = begun.handle
@@ -372,8 +375,8 @@ const repeatedly = <E, R>(
 }
 
 /** Opens the unit of an attempt: a part of it may ask for another one. */
-const openAgain = (opening: UnitOfWork.Opening): UnitOfWork.Handle => {
-  const handle = UnitOfWork.open(opening)
+const openAgain = (opening: UnitPlan): UnitHandle => {
+  const handle = openUnit(opening)
   handle.unit.canRunAgain = true
   return handle
 }
@@ -381,7 +384,7 @@ const openAgain = (opening: UnitOfWork.Opening): UnitOfWork.Handle => {
 /** Runs an app in a unit as often as `retry` asks for. */
 const onceOrAgain = <E, R>(
   plan: Plan,
-  opening: UnitOfWork.Opening,
+  opening: UnitPlan,
   app: HttpApp.Default<E, R>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -463,7 +466,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
         retry === undefined ||
           retry === false ||
           !isKeepable(request.method, (name) => request.headers[name], request.source)
-          ? once(plan, UnitOfWork.open(opening), app, self, fiber.currentContext, answerIt, restore)
+          ? once(plan, openUnit(opening), app, self, fiber.currentContext, answerIt, restore)
           : onceOrAgain(plan, opening, app, fiber, retry, restore)
       )
     })
@@ -514,7 +517,7 @@ const otherOutcome = (): OptionsConflict =>
 /** Opens the unit of a request whose response ends it by `end`, and gives what its handler finds in the transaction slot. */
 const openFor = (
   { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
-  handle: UnitOfWork.Handle,
+  handle: UnitHandle,
   end: (response: Response) => Effect.Effect<Response>
 ): Effect.Effect<TransactionContext["slot"]> => {
   const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
@@ -535,7 +538,7 @@ const openForAgain = (
   plan: Plan,
   attempts: WeakSet<Unit>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
-  opening: UnitOfWork.Opening,
+  opening: UnitPlan,
   routed: RouteContext,
   fresh: () => Request,
   asked: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -643,7 +646,7 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => {
       const routed: RouteContext | undefined = unsafeMap.get(Route.key)
       const isOnce = retry === undefined || retry === false || routed === undefined
       if (isOnce || !isKeepable(request.method, (name) => request.headers[name], request.source)) {
-        const handle = UnitOfWork.open(opening)
+        const handle = openUnit(opening)
         return openFor(fiber, handle, (response) =>
           Effect.uninterruptibleMask((restore) =>
             endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))

@@ -1,14 +1,15 @@
 /**
- * What is tried again, when, and how often: a service with a default.
+ * The policy of retries: a service with a default, which says when and how often failed work runs
+ * again.
  *
- * | what failed | by default |
+ * | failed | by default |
  * |---|---|
- * | checkout, connect, BEGIN: nothing was sent | tried again, until `acquireTimeout` |
- * | a statement of a reader, outside of a transaction | tried again, on another server where there is one |
- * | a statement of an {@link idempotent} scope, outside of a transaction | tried again |
- * | any other statement outside of a transaction | not tried again: `Disconnected`, in doubt |
- * | a transaction | replayed as a whole, only with `{ retry }` |
- * | listening, after it was lost | tried again for as long as there are listeners |
+ * | checkout, connect, BEGIN: nothing was sent | runs again, until `acquireTimeout` |
+ * | a statement of a reader, outside of a transaction | runs again, on another server if there is one |
+ * | a statement in {@link idempotent}, outside of a transaction | runs again |
+ * | another statement outside of a transaction | fails with `Disconnected`, in doubt |
+ * | a transaction or unit of work | runs again as a whole, only with `{ retry }` |
+ * | listening, after its connection was lost | runs again for as long as there are listeners |
  *
  * @since 0.1.0
  */
@@ -23,45 +24,61 @@ import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
 import { isStalePlan, isTransient } from "./SqlState.js"
 
 /**
- * Attempts beyond the first that a database may make, all callers together: `burst` at once, and `perSecond` more with time. A transaction,
- * unit of work, request or statement gives back what it has taken when it succeeds, or when its own code fails after the database has done
- * all that it was asked for.
+ * The budget of retries of a database: the attempts beyond the first that all its callers together
+ * may make.
+ *
+ * A transaction, unit of work, request or statement returns its attempts to the budget when it
+ * succeeds, or when its own code fails after the database has executed all its statements.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Budget {
+  /** Attempts at once. */
   readonly burst: number
+  /** Attempts that are added each second, up to `burst`. */
   readonly perSecond: number
 }
 
 /**
- * When something is tried again; a schedule that ends gives up. Its input is the failure.
+ * The schedules of retries, and their budget. The input of a schedule is the failure; a schedule
+ * that ends passes the failure on.
  *
+ * @see {@link defaultPolicy} for the values by default
  * @since 0.1.0
  * @category models
  */
 export interface Policy {
-  /** Nothing was sent: no connection, or it was lost before BEGIN was answered. Of its callers `maxOutageWaiters` wait at a time. */
+  /**
+   * For attempts of which nothing was sent: no connection was found, or it was lost before the
+   * answer to BEGIN. At most `maxOutageWaiters` callers wait at a time.
+   */
   readonly acquire: Schedule.Schedule<unknown, DatabaseError>
-  /** A statement outside of a transaction that may run twice: a reader's, or one of an idempotent scope. */
+  /**
+   * For a statement outside of a transaction that may run twice: of a reader, or in
+   * {@link idempotent}.
+   */
   readonly statement: Schedule.Schedule<unknown, DatabaseError>
-  /** A whole transaction with `{ retry: true }`. */
+  /** For a whole transaction or unit of work with `{ retry: true }`. */
   readonly transaction: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * Listening again after the connection was lost: the pauses before the attempts. One connection listens for all of a database, so it is
-   * the policy in force when the database is opened.
+   * For listening after its connection was lost. One connection listens for all of a database, so
+   * the policy in force when the database is opened holds.
    */
   readonly listen: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * Keeps a failing server from being hammered: without budget the failure is passed on at once, and says so. An attempt that found no
-   * connection takes nothing of it, for a pool connects for all its callers together; and what succeeds in the end gives back what it has
-   * taken, so that collisions on a server that is well do not use it up.
+   * The bound for all callers of a database, so that retries do not add to the load of a server
+   * that fails. Without budget a failure is passed on at once, and its message says so. An attempt
+   * that found no connection takes nothing of it, because a pool connects for all its callers
+   * together.
    */
   readonly budget: Budget
 }
 
-/** Not an exponential with a limit: after some thousand attempts it would be infinite first. */
+/**
+ * Doubles its pauses up to a bound by itself: `Schedule.exponential` would reach infinity after
+ * some thousand attempts.
+ */
 const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknown, DatabaseError> =>
   Schedule.unfold(base, (pause) => Math.min(2 * pause, longest)).pipe(
     Schedule.addDelay((pause) => pause),
@@ -72,8 +89,16 @@ const backoff = (base: number, times: number): Schedule.Schedule<unknown, Databa
   Schedule.intersect(backoffForEver(base, 1000), Schedule.recurs(times))
 
 /**
- * The default: exponential with jitter, with pauses up to 1 s; until `acquireTimeout` for what was not sent, 3 times for a statement, 10 times
- * for a transaction; of all callers together 200 at once and 50 a second. Listening again: from 50 ms up to 5 s, for ever.
+ * The policy by default: exponential pauses with jitter.
+ *
+ * | schedule | first pause | longest pause | attempts beyond the first |
+ * |---|---|---|---|
+ * | `acquire` | 50 ms | 1 s | until `acquireTimeout` |
+ * | `statement` | 20 ms | 1 s | 3 |
+ * | `transaction` | 10 ms | 1 s | 10 |
+ * | `listen` | 50 ms | 5 s | without end |
+ *
+ * The budget is 200 attempts at once and 50 more each second.
  *
  * @since 0.1.0
  * @category policies
@@ -87,8 +112,9 @@ export const defaultPolicy: Policy = {
 }
 
 /**
- * Nothing is tried again.
+ * The policy without retries.
  *
+ * @see {@link layer} and {@link with} put it in force
  * @since 0.1.0
  * @category policies
  */
@@ -101,21 +127,24 @@ export const never: Policy = {
 }
 
 /**
- * The policy in force. Without a layer it is {@link defaultPolicy}.
+ * The policy in force; without a layer it is {@link defaultPolicy}.
  *
- * `budget` bounds the attempts of all callers of a database together. A failure that ends with "and the retry budget of the database is used
- * up" comes of a server that fails much of what runs; the budget is to be raised where many callers may fail at once and go better a moment
- * later.
+ * A failure that ends with "and the retry budget of the database is used up" comes from a server
+ * that fails much of its work. Raise the budget if many callers may fail at once and succeed a
+ * moment later.
  *
+ * @see {@link layer} for the policy of a program
+ * @see {@link with} for the policy of one effect
  * @example
+ * ```ts
  * import { RetryPolicy } from "effect-db"
  *
  * export const RetriesLive = RetryPolicy.layer({
  *   ...RetryPolicy.defaultPolicy,
  *   budget: { burst: 1000, perSecond: 200 }
  * })
+ * ```
  *
- * @see {@link with} for another policy of one effect
  * @since 0.1.0
  * @category services
  */
@@ -124,12 +153,15 @@ export class RetryPolicy extends Context.Reference<RetryPolicy>()("effect-db/Ret
 }) {}
 
 /**
- * A layer with another policy.
+ * Creates a layer with another policy.
  *
+ * @see {@link with} for one effect
  * @example
+ * ```ts
  * import { RetryPolicy } from "effect-db"
  *
  * export const NoRetries = RetryPolicy.layer(RetryPolicy.never)
+ * ```
  *
  * @since 0.1.0
  * @category layers
@@ -149,14 +181,17 @@ const with_: {
 
 export {
   /**
-   * Another policy for one effect; what is left out stays as it is.
+   * Runs an effect with another policy. Schedules that are left out stay as they are.
    *
+   * @see {@link layer} for a whole program
    * @example
+   * ```ts
    * import { Effect, Schedule } from "effect"
    * import { RetryPolicy } from "effect-db"
    *
-   * const patient = RetryPolicy.with({ acquire: Schedule.spaced("1 second") })
-   * export const program = patient(Effect.void)
+   * const everySecond = RetryPolicy.with({ acquire: Schedule.spaced("1 second") })
+   * export const program = everySecond(Effect.void)
+   * ```
    *
    * @since 0.1.0
    * @category combinators
@@ -165,25 +200,30 @@ export {
 }
 
 /**
- * Whether the running fiber is in an {@link idempotent} scope.
+ * True for a fiber in {@link idempotent}.
  *
  * @internal
  */
 export const idempotentRef: FiberRef.FiberRef<boolean> = FiberRef.unsafeMake(false)
 
 /**
- * Says that every statement inside may run twice, so that one whose connection was lost is tried again even on the writer.
+ * Marks every statement of an effect as one that may run twice, so that a statement whose
+ * connection was lost runs again, also on the writer.
  *
- * It does not reach into transactions: there the whole is the unit, with `{ retry }`.
+ * It does not apply inside of transactions: they run again as a whole, with `{ retry }`.
  *
  * @example
+ * ```ts
  * import { Effect } from "effect"
  * import { Database, RetryPolicy } from "effect-db"
  *
  * class Db extends Database.Service<Db>()("app") {}
  *
- * export const touch = (id: number) =>
- *   Effect.flatMap(Db.writer, (sql) => sql`UPDATE todo SET seen = true WHERE id = ${id}`).pipe(RetryPolicy.idempotent)
+ * export const markSeen = (id: number) =>
+ *   Effect.flatMap(Db.writer, (sql) => sql`UPDATE todo SET seen = true WHERE id = ${id}`).pipe(
+ *     RetryPolicy.idempotent
+ *   )
+ * ```
  *
  * @since 0.1.0
  * @category combinators
@@ -192,8 +232,9 @@ export const idempotent = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect
   Effect.locally(self, idempotentRef, true)
 
 /**
- * Whether nothing was sent and another attempt may go better.
+ * Checks whether nothing was sent, and another attempt may succeed.
  *
+ * @see {@link isReplayable} for a whole transaction
  * @since 0.1.0
  * @category classification
  */
@@ -202,7 +243,8 @@ export const isNotSent = (error: DatabaseError): boolean =>
   (error._tag === "Disconnected" && error.outcome === "notSent")
 
 /**
- * Whether a prepared statement was refused because its plan is stale. It is prepared anew when it is run again.
+ * Checks whether a prepared statement was refused because its plan is stale. Its next run prepares
+ * it again.
  *
  * @internal
  */
@@ -212,7 +254,26 @@ export const isStale = (error: DatabaseError): boolean =>
   isStalePlan(error.sqlState, error.cause instanceof Error ? error.cause.message : "")
 
 /**
- * Whether a transaction that failed like this is undone for certain and may go better when it is run again as a whole.
+ * Checks whether a transaction with this failure is undone, and another attempt as a whole may
+ * succeed.
+ *
+ * It accepts any failure, such as a `SqlError` around a database error.
+ *
+ * @see {@link isNotSent} for a single statement
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, RetryPolicy } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * declare const transfer: Effect.Effect<void, Error, Db>
+ *
+ * export const program = Effect.retry(Db.withTransaction(transfer), {
+ *   while: RetryPolicy.isReplayable,
+ *   times: 3
+ * })
+ * ```
  *
  * @since 0.1.0
  * @category classification

@@ -1,5 +1,5 @@
 /**
- * Whose rows a piece of work is about, where each tenant has a schema of its own.
+ * The tenant of a piece of work, in databases with one schema for each tenant.
  *
  * @since 0.1.0
  */
@@ -9,8 +9,8 @@ import { tenantChange } from "./internal/sql/schemaScopes.js"
 import { inScopes } from "./internal/transaction/contextSlot.js"
 
 /**
- * Where unqualified names are looked up: in one schema, or in several, one after the other, as in `search_path`. They are names and no
- * SQL: quotes, capitals and spaces are parts of them.
+ * The schema in which unqualified names are looked up, or several in the order of the lookup, as in
+ * `search_path`. They are names, not SQL: quotes, capitals and spaces are parts of a name.
  *
  * @since 0.1.0
  * @category models
@@ -18,40 +18,58 @@ import { inScopes } from "./internal/transaction/contextSlot.js"
 export type Schema = string | ReadonlyArray<string>
 
 /**
+ * The options of {@link withTenant}.
+ *
  * @since 0.1.0
- * @category models
+ * @category options
  */
 export interface Options {
-  /** The classes of the databases that it is for. Default: every database. */
+  /**
+   * The classes of the databases that have the schema.
+   *
+   * @default every database
+   */
   readonly databases?: ReadonlyArray<{ readonly databaseName: string }> | undefined
 }
 
 /**
- * Runs an effect as the work of one tenant: the unqualified names of all statements in it are looked up in this schema. It is before every
- * `withSchema`, whichever of the two is inside of the other; of two tenants the innermost counts. A name that is qualified in the
- * statement is looked up where that says.
+ * Runs an effect as the work of one tenant: the unqualified names of all its statements are looked
+ * up in the schema of the tenant.
  *
- * It holds for statements, not for connections: one outside of a transaction is sent in one of its own, all in one flight; in a
- * transaction each sees the schema that it is run in, and one that is run in none sees what was there before. Nothing is left in any
- * session. Fibers that are forked in it, hooks that are registered in it and `UnitOfWork.outside` are in it, too; plain code that is run by an
- * effect is not, unless a `DatabaseRuntime` runs it: that has a `withTenant` of its own.
+ * The schema comes before that of every `withSchema`, inside or outside; of several tenants the
+ * innermost counts. A qualified name in a statement is looked up in its own schema.
  *
- * A name that can be no schema's (empty, longer than 63 bytes, with a NUL, `$user`, `pg_temp`) fails each statement with `SchemaInvalid`, before
- * anything is sent; so does `reserve`, whose transactions nobody else knows. A schema that is not there has no tables: what is looked up
- * in it alone is not found. Commands that may not be in a transaction, such as `VACUUM`, are refused by the server.
+ * - **Statements, not connections.** A statement outside of a transaction is sent in a transaction
+ *   of its own, in one exchange. In a transaction each statement sees the schema that it runs in,
+ *   and a statement outside of `withTenant` the one before. The session of the server keeps
+ *   nothing.
+ * - **Scope.** Forked fibers, registered hooks and `UnitOfWork.outside` are in it. Plain code that
+ *   an effect runs is not, unless a `DatabaseRuntime` runs it, which has a `withTenant` of its own.
+ * - **Batches.** A batch runs in the scope of the fiber that waits for it: put `withTenant` around
+ *   `Effect.forEach` with `batching`, not inside. Create data loaders and request caches for each
+ *   tenant, for they are shared by all that use them.
+ * - **Refused commands.** Commands that cannot run in a transaction, such as `VACUUM`, are refused
+ *   by the server.
  *
- * What is batched runs in one scope, that of who waits for the whole batch: put it around `Effect.forEach` with `batching`, not inside of
- * it. Data loaders and request caches are shared by all that use them, so they are made for each tenant.
+ * Each statement fails with `SchemaInvalid`, before anything is sent, if a name cannot be that of a
+ * schema: if it is empty, longer than 63 bytes, has a NUL, or is `$user` or `pg_temp`. So does
+ * `reserve`, because the transactions of a reserved connection are not known here. A schema that
+ * does not exist has no tables, so statements fail with `QueryFailed`.
  *
+ * @see `Db.withSchema` for one database, and below that of a tenant
  * @example
+ * ```ts
  * import { HttpMiddleware, HttpServerRequest } from "@effect/platform"
  * import { Effect } from "effect"
  * import { Tenant } from "effect-db"
  *
- * // who asks is known by then; a name that nobody has vouched for is no tenant
+ * // after authentication: an unverified name is no tenant
  * export const byHeader = HttpMiddleware.make((app) =>
- *   Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => Tenant.withTenant(app, headers["x-tenant"] ?? ""))
+ *   Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
+ *     Tenant.withTenant(app, headers["x-tenant"] ?? "")
+ *   )
  * )
+ * ```
  *
  * @since 0.1.0
  * @category combinators

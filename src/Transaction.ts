@@ -1,5 +1,8 @@
 /**
- * The options of a transaction.
+ * The options of a transaction: isolation, limits, propagation, retry, and its name for observers.
+ *
+ * `Db.withTransaction` takes {@link Options}, a unit of work takes {@link Settings} for the
+ * transactions that it begins.
  *
  * @since 0.1.0
  */
@@ -10,62 +13,133 @@ import type { DatabaseError } from "./DatabaseError.js"
 /**
  * The isolation level of a transaction. PostgreSQL treats READ UNCOMMITTED as READ COMMITTED.
  *
+ * @see {@link https://www.postgresql.org/docs/current/transaction-iso.html}
  * @since 0.1.0
- * @category models
+ * @category options
  */
 export type Isolation = "read committed" | "repeatable read" | "serializable"
 
 /**
- * The access mode of a transaction.
+ * The access mode of a transaction. A write in a `read only` transaction fails with
+ * `ReadOnlyViolation`.
  *
  * @since 0.1.0
- * @category models
+ * @category options
  */
 export type Access = "read write" | "read only"
 
 /**
- * What happens where there is a transaction of the same database already, or none.
+ * The propagation of a transaction: what it does when there is already a transaction of the same
+ * database, and when there is none.
  *
- * - `nested` (default): a savepoint inside; without one a new transaction.
- * - `required`: joins it; without one a new transaction.
- * - `requiresNew`: a new transaction, on a connection of its own.
- * - `mandatory`: joins it; without one `PropagationRefused`.
- * - `supports`: joins it; without one no transaction.
- * - `notSupported`: outside of it.
- * - `never`: without a transaction; inside of one `PropagationRefused`.
+ * | propagation | inside of a transaction | without one |
+ * |---|---|---|
+ * | `nested` | a savepoint | a new transaction |
+ * | `required` | joins it | a new transaction |
+ * | `requiresNew` | a new transaction, on a connection of its own | a new transaction |
+ * | `mandatory` | joins it | fails with `PropagationRefused` |
+ * | `supports` | joins it | runs without a transaction |
+ * | `notSupported` | runs outside of it | runs without a transaction |
+ * | `never` | fails with `PropagationRefused` | runs without a transaction |
+ *
+ * A part that joins and ends in rollback after it has sent a writer's statement makes the whole
+ * fail with `RolledBackAtCommit`. A savepoint that ends in rollback does not. The module
+ * `UnitOfWork` compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
  *
  * @since 0.1.0
- * @category models
+ * @category options
  */
 export type Propagation = "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never"
 
 /**
- * How a transaction is to be. What is left out is the server's default.
+ * The settings of a transaction. A setting that is left out is the server's default.
+ *
+ * @since 0.2.0
+ * @category options
+ */
+export interface Settings {
+  /** @default "read committed" */
+  readonly isolation?: Isolation | undefined
+  /** @default "read write" */
+  readonly access?: Access | undefined
+  /**
+   * Waits at the start for a snapshot that needs no checks later. It has an effect only with
+   * `serializable` and `read only`.
+   *
+   * @default false
+   */
+  readonly deferrable?: boolean | undefined
+  /** The longest time for each statement; after it the statement fails with `StatementTimeout`. */
+  readonly statementTimeout?: Duration.DurationInput | undefined
+  /** The longest time for each lock; after it the statement fails with `LockTimeout`. */
+  readonly lockTimeout?: Duration.DurationInput | undefined
+  /** The name in observations, spans and `Db.status`. */
+  readonly label?: string | undefined
+  /**
+   * The `application_name` of the session while the transaction lasts, as `pg_stat_activity` and
+   * the server's log show it: printable ASCII of at most 63 characters.
+   */
+  readonly applicationName?: string | undefined
+}
+
+/**
+ * The options of `Db.withTransaction`.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, type Transaction } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const careful: Transaction.Options = { isolation: "serializable", retry: true, label: "booking" }
+ *
+ * export const book = Effect.gen(function*() {
+ *   const sql = yield* Db.writer
+ *   yield* sql`UPDATE seat SET taken = true WHERE id = 7`
+ * }).pipe(Db.withTransaction(careful))
+ * ```
+ *
+ * @since 0.1.0
+ * @category options
+ */
+export interface Options extends Settings {
+  /** @default "nested" */
+  readonly propagation?: Propagation | undefined
+  /**
+   * Runs the whole transaction again, from its start, if all of it is undone and another attempt
+   * may succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
+   * `RetryPolicy`.
+   *
+   * The failures of its statements decide, also if the work has turned them into an error of its
+   * own or a defect. An interrupted transaction is not run again. Only the outermost transaction is
+   * run again, for failures of its own database; its work elsewhere, transactions of other
+   * databases included, is repeated. Inside of a unit of work the unit is run again. A part that
+   * joins a whole which cannot be run again fails with `OptionsConflict`.
+   *
+   * @default false
+   */
+  readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
+}
+
+/**
+ * Names of a piece of work for observers of the database.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Options {
-  readonly isolation?: Isolation | undefined
-  readonly access?: Access | undefined
-  /** Waits for a snapshot that needs no checks; for `serializable` and `read only`. */
-  readonly deferrable?: boolean | undefined
-  /** Default `"nested"`. */
-  readonly propagation?: Propagation | undefined
-  /** For every statement inside. */
-  readonly statementTimeout?: Duration.DurationInput | undefined
-  /** For every lock inside. */
-  readonly lockTimeout?: Duration.DurationInput | undefined
-  /**
-   * Runs the whole again, from its start, where it is undone for certain and may go better: after a serialization failure, a deadlock or
-   * a lost connection. `true` follows the `RetryPolicy`. What its statements have failed with decides, also where the work has made an error
-   * of its own or a defect of that; an interrupted one is not run again. Only the outermost transaction is run again, for failures of its own
-   * database; what it has done elsewhere, another database's own transactions among it, is done again. Inside of a unit of work it is the
-   * unit that is run again; where a part joins what cannot be run again that is `OptionsConflict`. Default `false`.
-   */
-  readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
-  /** A name for observations and spans. */
+export interface WorkLabel {
+  /** The name in observations, spans and `Db.status`. */
   readonly label?: string | undefined
-  /** What `pg_stat_activity` and the server's log call the session while it lasts. Printable ASCII, at most 63 characters. */
+  /** The `application_name` of its transactions, as `pg_stat_activity` shows it. */
   readonly applicationName?: string | undefined
+  /** Fields of a comment behind each of its statements, in the format of sqlcommenter. */
+  readonly comment?: Readonly<Record<string, string | undefined>> | undefined
+  /**
+   * True if the comment has a value that differs each time, so that a statement with it is not
+   * prepared.
+   *
+   * @default false
+   */
+  readonly isUnique?: boolean | undefined
 }

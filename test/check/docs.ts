@@ -2,8 +2,8 @@
  * Checks the documentation, as a step of `npm run check`:
  *
  * - every public export has a docstring with `@since` and `@category`
- * - every `@example` in `src`, and every block fenced as `ts` in the READMEs and guides, is a
- *   module that compiles
+ * - every `@example` in `src`, and every block fenced as `ts` in docstrings, READMEs and guides,
+ *   is a module that compiles
  *
  * A block whose first line is a comment with a file name (`// db.ts`) can be imported under that
  * name by the other blocks of its document. Text that is no program is fenced as something else.
@@ -111,14 +111,18 @@ const examplesOfSource = (file: string): ReadonlyArray<Example> => {
   return [...text.matchAll(/\/\*\*[\s\S]*?\*\//g)].flatMap((doc) => {
     const first = lineOf(text, doc.index)
     const lines = doc[0].split("\n").slice(0, -1)
+    let next = 0
     return lines.flatMap((line, index): ReadonlyArray<Example> => {
-      if (!/^\s*\*\s*@example\b/.test(line)) return []
+      if (index < next) return []
+      const isFence = /^\s*\*\s*```ts\s*$/.test(line)
+      if (!isFence && !/^\s*\*\s*@example\b/.test(line)) return []
       const rest = lines.slice(index + 1)
-      const end = rest.findIndex((other) => /^\s*\*\s*@[a-z]/.test(other))
+      const end = rest.findIndex((other) => (isFence ? /^\s*\*\s*```/ : /^\s*\*\s*@[a-z]/).test(other))
       const body = rest
         .slice(0, end === -1 ? rest.length : end)
         // blanks in place of the margin, so that columns stay right
         .map((other) => other.replace(/^\s*\*?/, (margin) => " ".repeat(margin.length)).replace(/^\s*```.*$/, ""))
+      next = index + 1 + body.length
       return [{ file, line: first + index + 1, lines: body }]
     })
   })

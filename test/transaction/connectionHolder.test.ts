@@ -7,19 +7,19 @@ import { ConnectionHolder } from "../../src/internal/transaction/connectionHolde
 
 describe("a lost connection", () => {
   it("a lost connection is not reported to a waiter that another waiter has removed during the report", () => {
-    const place = { database: "app", server: "" }
-    const link = new ConnectionHolder({ place, patience: 0, checkout: () => () => {}, checkin: () => {} })
+    const location = { database: "app", server: "" }
+    const holder = new ConnectionHolder({ location, busyTimeout: 0, checkout: () => () => {}, checkin: () => {} })
     const told: Array<string> = []
     const takeBacks: Array<() => void> = []
     for (const name of ["first", "second"]) {
       takeBacks.push(
-        link.whenLost(() => {
+        holder.onLost(() => {
           told.push(name)
           for (const takeBack of takeBacks) takeBack()
         })
       )
     }
-    link.die(new DatabaseError.Disconnected({ ...place, cause: new Error("gone"), outcome: "undone" }))
+    holder.markLost(new DatabaseError.Disconnected({ ...location, cause: new Error("gone"), outcome: "undone" }))
     assert.deepStrictEqual(told, ["first"])
   })
 })

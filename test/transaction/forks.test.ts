@@ -70,7 +70,7 @@ describe("the end of a transaction with a running fork", () => {
         for (const whole of [Db.withTransaction(work), UnitOfWork.run(work)]) {
           const error = yield* whole.pipe(DatabaseError.refine, Effect.flip)
           assert.strictEqual(error._tag, "TransactionBusy")
-          assert.strictEqual(error._tag === "TransactionBusy" && error.waited, 200)
+          assert.strictEqual(error._tag === "TransactionBusy" && error.waitedMillis, 200)
           yield* idle
           assert.deepStrictEqual(yield* stored, [])
         }

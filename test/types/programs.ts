@@ -23,6 +23,7 @@ import {
   UnitOfWork
 } from "effect-db"
 import { expectTypeOf } from "vitest"
+import type * as Internal from "../../src/internal/unitOfWork/options.js"
 
 class App extends Database.Service<App>()("app") {}
 class Audit extends Database.Service<Audit>()("audit") {}
@@ -223,4 +224,9 @@ export const plainScopesGiveWhatTheCodeGives = () => {
   const runtime = DatabaseRuntime.make({ app: App }, AppLive)
   expectTypeOf(runtime.withTenant("tenant", () => 1)).toEqualTypeOf<number>()
   expectTypeOf(runtime.databases.app.withSchema("tenant", async () => "a")).toEqualTypeOf<Promise<string>>()
+}
+
+export const optionsOfUnitsAreThoseOfTheirImplementation = () => {
+  expectTypeOf<UnitOfWork.Options<1, 2>>().toEqualTypeOf<Internal.UnitOptions<1, 2>>()
+  expectTypeOf<UnitOfWork.NestedOptions<1, 2>>().toEqualTypeOf<Internal.NestedOptions<1, 2>>()
 }

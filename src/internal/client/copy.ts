@@ -38,6 +38,7 @@ import { withComment } from "../statement/workLabel.js"
 import { commitUninterruptibly, isSavepoint, rollback, sendCommit } from "../transaction/completion.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import { scoped } from "../transaction/contextSlot.js"
+import { runCopy } from "../transaction/levelStatement.js"
 import { nest, type Transaction } from "../transaction/transaction.js"
 import { makeInliner } from "./compiler.js"
 import { type Executor, locationOf } from "./executor.js"
@@ -122,7 +123,7 @@ export const makeCopy = (
       ...(kind === "reader" ? { access: "read only" } : {})
     }
     if (around !== undefined) return nest(engine, around, kind, around, asked)
-    const memory = ambient?.memory(engine)
+    const memory = ambient?.readAffinity(engine)
     if (memory !== undefined && kind === "writer") memory.written = true
     return engine.begin(kind, asked, fiber, ambient)
   }
@@ -164,7 +165,7 @@ export const makeCopy = (
     if (kind === "writer") engine.witness(fiber, ambient, transaction)
     const attempt = engine.attempt(
       fiber,
-      (done) => transaction.level.copy(request, data, done),
+      (done) => runCopy(transaction.level, request, data, done),
       (flight) => flight.result.rowCount ?? 0,
       isNotSent
     )

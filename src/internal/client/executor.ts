@@ -21,7 +21,7 @@ import { Observation, type Observer } from "../../Observation.js"
 import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Choose } from "../../Router.js"
 import type { OpenTransaction, Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, WorkLabel } from "../../Transaction.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
@@ -36,16 +36,17 @@ import type { Borrower } from "../pool/borrower.js"
 import type { Pool } from "../pool/pool.js"
 import type { Limits } from "../sql/settings.js"
 import { runAutocommit } from "../statement/autocommit.js"
-import { type WorkLabel, withComment } from "../statement/workLabel.js"
+import { withComment } from "../statement/workLabel.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server, Topology } from "../topology/topology.js"
-import type { ConnectionLender } from "../transaction/connectionHolder.js"
-import { currentContext, type ReadMemory, type Retry, type TransactionContext } from "../transaction/context.js"
+import type { ConnectionProvider } from "../transaction/connectionHolder.js"
+import { currentContext, type ReadAffinity, type Retry, type TransactionContext } from "../transaction/context.js"
 import { causalSessionOf, scoped } from "../transaction/contextSlot.js"
 import { endingStatementIn } from "../transaction/endingStatement.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
-import type { StatementIsolation } from "../transaction/level.js"
+import { runStatement } from "../transaction/levelStatement.js"
+import type { StatementIsolation } from "../transaction/savepoint.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { reasonOf, replayable, retryTransaction } from "../unitOfWork/retry.js"
 import { mayBeStored, unitOf } from "../unitOfWork/unitOfWork.js"
@@ -67,7 +68,7 @@ type Failed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
 const none: ReadonlyArray<never> = []
 
 /** A server's pool, as a transaction sees it. */
-class PoolLender implements ConnectionLender {
+class PoolLender implements ConnectionProvider {
   /** When it got its connection. */
   since = 0
   /** Where it is among those that have one. */
@@ -84,15 +85,15 @@ class PoolLender implements ConnectionLender {
     private readonly span: TransactionSpan | undefined
   ) {}
 
-  get patience(): number {
+  get busyTimeout(): number {
     return this.engine.config.pool.acquireTimeout
   }
 
-  get place(): ErrorLocation {
+  get location(): ErrorLocation {
     return { database: this.engine.config.name, server: this.source?.options.server.name ?? "" }
   }
 
-  checkout(settle: Parameters<ConnectionLender["checkout"]>[0]): () => void {
+  checkout(settle: Parameters<ConnectionProvider["checkout"]>[0]): () => void {
     const source = this.pick()
     this.source = source
     // all attempts share the one deadline
@@ -168,7 +169,7 @@ export class Executor implements Origin {
   get transactions(): ReadonlyArray<OpenTransaction> {
     const now = clock.now()
     return this.opened
-      .map(({ label, place, since }) => ({ server: place.server, label, ageMillis: now - since }))
+      .map(({ label, location, since }) => ({ server: location.server, label, ageMillis: now - since }))
       .sort((a, b) => b.ageMillis - a.ageMillis)
   }
 
@@ -212,7 +213,7 @@ export class Executor implements Origin {
       return this.attempt(fiber, go, read, isNotSent)
     }
     const held = ambient?.held(this) ?? none
-    const memory = ambient?.memory(this)
+    const memory = ambient?.readAffinity(this)
     if (memory !== undefined && kind === "writer") memory.written = true
     return kind === "writer"
       ? this.attempt(fiber, this.onWriter(fiber, ambient, work, request, held), read, retriesOnWriter(fiber))
@@ -237,14 +238,14 @@ export class Executor implements Origin {
   ): Transaction | undefined {
     if (ambient === undefined) return undefined
     if (kind === "reader") {
-      const reading = ambient.find(this, "reader")
+      const reading = ambient.enlist(this, "reader")
       if (reading !== undefined && reading !== "none") return reading
       if (this.consistency(fiber)?._tag === "Eventual") return undefined
     }
-    const found = ambient.find(this, "writer")
+    const found = ambient.enlist(this, "writer")
     if (found === "none") return undefined
     // what was written there is undone, so there is nothing to see
-    if (kind === "reader" && found?.level.isVacated) return undefined
+    if (kind === "reader" && found?.level.presence === "undone") return undefined
     return (
       found ??
       (kind === "writer"
@@ -288,7 +289,7 @@ export class Executor implements Origin {
     transaction: Transaction
   ): void {
     const session = causalSessionOf(fiber.currentContext, ambient)
-    if (session !== undefined && this.sandbox === undefined) transaction.level.link.witness(session)
+    if (session !== undefined && this.sandbox === undefined) transaction.level.holder.addSession(session)
   }
 
   /** Chooses where a connection comes from; called again, for another attempt, another server where one fits. */
@@ -297,7 +298,7 @@ export class Executor implements Origin {
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     ambient: TransactionContext | undefined
   ): () => ConnectionSource {
-    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, ambient, ambient?.memory(this))
+    return kind === "writer" ? () => this.writes : this.readerPicker(fiber, ambient, ambient?.readAffinity(this))
   }
 
   /** Tries once and, where it failed in a way that allows it, again by the policy. */
@@ -443,7 +444,7 @@ export class Executor implements Origin {
   private wanted(
     consistency: Consistency | undefined,
     session: Session | undefined,
-    memory: ReadMemory | undefined
+    memory: ReadAffinity | undefined
   ): "nothing" | "everything" | ReadRequirement {
     if (consistency?._tag === "Eventual") return "nothing"
     if (consistency?._tag === "Strong" || memory?.written === true) return "everything"
@@ -451,7 +452,7 @@ export class Executor implements Origin {
     const known = session?.known.get(this.database)
     if (asked === undefined && known === undefined) return "nothing"
     const otherwise = asked?.otherwise ?? "primary"
-    const maxWait = asked === undefined ? (session?.maxWait ?? 0) : waitOf(asked.maxWait)
+    const maxWait = asked === undefined ? (session?.maxWaitMillis ?? 0) : waitOf(asked.maxWait)
     const common = { session, otherwise, maxWait }
     if (known === "unknown") return { ...common, tokens: undefined }
     if (asked === undefined) return known === undefined ? "nothing" : { ...common, tokens: [known] }
@@ -489,7 +490,7 @@ export class Executor implements Origin {
     request: Request,
     held: ReadonlyArray<Connection>
   ): Go {
-    const pick = this.readerPicker(fiber, ambient, ambient?.memory(this))
+    const pick = this.readerPicker(fiber, ambient, ambient?.readAffinity(this))
     const who = this.borrower(fiber, request.site, work)
     return (done, deadline) => runAutocommit(pick(), deadline, held, request, "undone", who, undefined, done)
   }
@@ -501,7 +502,7 @@ export class Executor implements Origin {
   private readerPicker(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     ambient: TransactionContext | undefined,
-    memory: ReadMemory | undefined
+    memory: ReadAffinity | undefined
   ): () => ConnectionSource {
     const { readers, writer } = this.topology
     if (readers.length === 0) return () => writer.reads
@@ -565,7 +566,7 @@ const named = (options: Options, work: WorkLabel | undefined): Options =>
 const inTransaction =
   (transaction: Transaction, request: Request, fence: StatementIsolation, part?: JoinedPart | undefined): Go =>
   (done) =>
-    transaction.level.run(request, fence, done, part === undefined ? undefined : () => part.note(transaction))
+    runStatement(transaction.level, request, fence, done, part === undefined ? undefined : () => part.note(transaction))
 
 /** Reads what a flight brought; the transformation of names is the user's, so a fault in it must not reach the socket. */
 const readFrom = <A>(flight: Exchange, read: (flight: Exchange) => A): Effect.Effect<A> => {

@@ -112,7 +112,7 @@ export const makeReserve = (
       const settle: OnCheckout = (failure, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
-          if (session !== undefined) giveSessionBack = session.lend(engine.database)
+          if (session !== undefined) giveSessionBack = session.beginUnreported(engine.database)
           resume(Effect.succeed(taken))
         } else if (failure !== undefined) resume(Effect.fail(toDatabaseError(failure)))
       }

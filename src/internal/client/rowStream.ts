@@ -18,7 +18,7 @@ import { withComment } from "../statement/workLabel.js"
 import { commitUninterruptibly, rollback, sendCommit } from "../transaction/completion.js"
 import { currentContext } from "../transaction/context.js"
 import { scoped } from "../transaction/contextSlot.js"
-import type { Portal } from "../transaction/level.js"
+import { openPortal, type Portal } from "../transaction/portal.js"
 import type { Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
 import type { TransformRows } from "./sqlConnection.js"
@@ -60,7 +60,8 @@ const portalStream = (
     const open = engine.attempt(
       fiber,
       (done) =>
-        transaction.level.openPortal(
+        openPortal(
+          transaction.level,
           request,
           batch,
           (error, opened) => {

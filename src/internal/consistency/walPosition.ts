@@ -141,7 +141,7 @@ export interface CommitResult {
 
 const commitSteps = [commitNoteStep, constantStep("COMMIT")]
 
-/** behind a pooler, other clients share the session, so nothing is left in it */
+/** The steps that leave nothing in a session which other clients share behind a pooler. */
 const resetSteps = [constantStep("RESET effect_db.commit")]
 
 /**

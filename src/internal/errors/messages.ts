@@ -229,27 +229,27 @@ export const transactionInterrupted = (self: Interrupted): string => {
   )
 }
 
-export const transactionBusy = (self: Location & { readonly waited: number }): string =>
-  self.waited === 0
+export const transactionBusy = (self: Location & { readonly waitedMillis: number }): string =>
+  self.waitedMillis === 0
     ? `${locationText(self)}: the transaction cannot be committed while other work in it is in progress` +
       " - wait for that work first"
-    : `${locationText(self)}: a nested transaction did not end within ${self.waited} ms, and the outer one waits for it` +
+    : `${locationText(self)}: a nested transaction did not end within ${self.waitedMillis} ms, and the outer one waits for it` +
       " - join forked fibers before the end, and let no nested transaction wait for its siblings"
 
 interface NotCaughtUp {
   readonly database: string
-  readonly waited: number
+  readonly waitedMillis: number
   readonly unproved: ReadonlyArray<string>
 }
 
-export const noReplicaCaughtUp = ({ database, unproved, waited }: NotCaughtUp): string => {
+export const noReplicaCaughtUp = ({ database, unproved, waitedMillis }: NotCaughtUp): string => {
   const servers =
     unproved.length === 0
       ? ""
       : `; ${unproved.join(", ")} did not report a position: a replica must stream, without a pooler in between, ` +
         "and its user needs pg_read_all_stats"
   return (
-    `database "${database}": no replica caught up with the required position within ${Math.round(waited)} ms${servers}` +
+    `database "${database}": no replica caught up with the required position within ${Math.round(waitedMillis)} ms${servers}` +
     " - wait longer, or allow reads from the primary"
   )
 }

@@ -3,7 +3,8 @@
  */
 import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
-import type { Describe, WorkLabel } from "../statement/workLabel.js"
+import type { WorkLabel } from "../../Transaction.js"
+import type { Describe } from "../statement/workLabel.js"
 
 /** A request, as far as its statements tell of it. */
 export interface LabeledRequest {

@@ -17,6 +17,7 @@ import { type LabelOptions, makeLabeler, pathOf } from "../http/requestLabel.js"
 import { headerOf, type ReadYourWrites, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
 import { currentContext } from "../transaction/context.js"
 import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
 import { addHeader, HeldResponse } from "./heldResponse.js"
 
@@ -144,7 +145,7 @@ export const inUnit = (
     const unit =
       settings === "none"
         ? UnitOfWork.outside(handled)
-        : UnitOfWork.runDescribed(
+        : runDescribed(
             Effect.raceFirst(handled, closed),
             {
               ...options,

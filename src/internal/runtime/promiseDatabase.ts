@@ -61,7 +61,7 @@ export interface PromiseDatabase {
 }
 
 /** What it takes: the class of a database, but for how it is opened. */
-export type DatabaseTag<Self> = Omit<Database.Statics<Self>, "layer" | "layerConfig" | "layerEnv">
+export type DatabaseTag<Self> = Omit<Database.Members<Self>, "layer" | "layerConfig" | "layerEnv">
 
 /** The access to one database. */
 export const makePromiseDatabase = <Self>(tag: Named & DatabaseTag<Self>, run: RunEffect<Self>): PromiseDatabase => {

@@ -22,6 +22,7 @@ import {
 } from "../http/sessionCookie.js"
 import type { Describe } from "../statement/workLabel.js"
 import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
 
 /** How requests are run. */
@@ -114,7 +115,7 @@ const answerInUnit = (
         }
       )
     })
-    const unit = UnitOfWork.runDescribed(
+    const unit = runDescribed(
       handled,
       {
         ...options,

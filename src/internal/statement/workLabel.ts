@@ -2,22 +2,8 @@
  * Labels of work for the views from outside: observations, `pg_stat_activity` and the server's log.
  */
 import type * as Fiber from "effect/Fiber"
+import type { WorkLabel } from "../../Transaction.js"
 import type { Request } from "../connection/connection.js"
-
-/** The labels of a piece of work. */
-export interface WorkLabel {
-  /** Its name in observations and in `status`. */
-  readonly label?: string | undefined
-  /** The `application_name` of its transactions, as `pg_stat_activity` shows it. */
-  readonly applicationName?: string | undefined
-  /** Written behind each of its statements, as an SQL comment in the format of sqlcommenter. */
-  readonly comment?: Readonly<Record<string, string | undefined>> | undefined
-  /**
-   * True if the comment has a value that differs each time, so that keeping a statement with it
-   * prepared is no use.
-   */
-  readonly isUnique?: boolean | undefined
-}
 
 /**
  * Encodes a text as in a URL, and the quote too: no value can end the comment, or the quotes around

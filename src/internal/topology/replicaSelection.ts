@@ -213,11 +213,11 @@ export class ReplicaSelection implements ConnectionSource {
     })
   }
 
-  private selectionFailure(waited: number): PlainFailure<"NoReplicaCaughtUp" | "TokenFromLostTimeline"> {
+  private selectionFailure(waitedMillis: number): PlainFailure<"NoReplicaCaughtUp" | "TokenFromLostTimeline"> {
     const { database } = this.options
     const [token] = this.requirement.tokens ?? []
     return this.lostServer === undefined || token === undefined
-      ? { _tag: "NoReplicaCaughtUp", database, waited, unproved: [...this.unproved] }
+      ? { _tag: "NoReplicaCaughtUp", database, waitedMillis, unproved: [...this.unproved] }
       : { _tag: "TokenFromLostTimeline", database, server: this.lostServer, timeline: token.timeline }
   }
 }

@@ -9,8 +9,16 @@ import { labelSql } from "../statement/workLabel.js"
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
 const accesses: ReadonlyArray<Access> = ["read write", "read only"]
 
-/** What a program without types gives for an option must neither become SQL nor be ignored: it is a fault of the program. */
-const word = <A extends string>(option: string, given: A | undefined, all: ReadonlyArray<A>, prefix = ""): string => {
+/**
+ * Returns the keywords of an option. A value that a program without types gives must neither become
+ * SQL nor be ignored.
+ */
+const keywords = <A extends string>(
+  option: string,
+  given: A | undefined,
+  all: ReadonlyArray<A>,
+  prefix = ""
+): string => {
   if (given === undefined) return ""
   if (all.includes(given)) return `${prefix}${given.toUpperCase()}`
   throw new TypeError(`the ${option} of a transaction is one of ${all.join(", ")}`)
@@ -20,8 +28,8 @@ const word = <A extends string>(option: string, given: A | undefined, all: Reado
 export const beginSql = (options: Options): ReadonlyArray<string> => {
   const begin = [
     "BEGIN",
-    word("isolation", options.isolation, isolations, "ISOLATION LEVEL "),
-    word("access", options.access, accesses),
+    keywords("isolation", options.isolation, isolations, "ISOLATION LEVEL "),
+    keywords("access", options.access, accesses),
     options.deferrable === undefined ? "" : options.deferrable ? "DEFERRABLE" : "NOT DEFERRABLE"
   ]
   return [begin.filter((part) => part !== "").join(" "), ...limitsSql(options)]

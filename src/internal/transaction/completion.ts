@@ -1,19 +1,24 @@
 /**
- * How a transaction ends: kept or undone, and what is done then.
+ * The completion of a transaction: COMMIT or ROLLBACK, and the hooks before and after it.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import { CommitVetoed, TransactionBusy, type TransactionError } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
 import { cancellableWithin, type Restore } from "../edge/cancellable.js"
+import { runAfterHooks } from "./afterHooks.js"
 import type { TransactionContext } from "./context.js"
-import { runAfterHooks } from "./hooks.js"
+import { checkLevel, commitLevel } from "./levelCommit.js"
+import { rollbackLevel } from "./levelRollback.js"
 import type { Transaction } from "./transaction.js"
 
-/** Tells whether the end of a transaction is left to that of another. */
+/**
+ * Checks whether a transaction is a savepoint of the program, whose work is stored with the
+ * transaction around it.
+ */
 export const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
 
-/** Commits and runs the hooks; where it cannot be committed, undoes it. */
+/** Commits a transaction and runs its hooks; if it cannot be committed, rolls it back. */
 export const commitAndRunHooks = <X>(
   transaction: Transaction,
   restore: Restore,
@@ -29,70 +34,81 @@ export const commitAndRunHooks = <X>(
   })
 
 /**
- * Sends COMMIT, or RELEASE. An interruption after it was sent waits for the answer, within a second; where none comes, its cause holds
- * `CommitOutcomeUnknown`, too. With `takesBack` it is that of a savepoint which its caller takes for undone.
+ * Sends COMMIT, or RELEASE for a savepoint. An interruption after it was sent waits up to a second
+ * for the answer; without an answer its cause has `CommitOutcomeUnknown`, too. With
+ * `countsAsUndone` an interrupted caller takes a savepoint for undone, also if it was released.
  */
 export const sendCommit = (
   transaction: Transaction,
   restore: Restore,
-  takesBack = false
+  countsAsUndone = false
 ): Effect.Effect<void, TransactionError> =>
   cancellableWithin(restore, (resume) => {
-    const giveUp = commitLevel(transaction, resume)
-    return () => Effect.async((settled) => giveUp((unknown) => settled(unknown), takesBack))
+    const giveUp = startCommit(transaction, resume)
+    return () => Effect.async((settled) => giveUp((unknown) => settled(unknown), countsAsUndone))
   })
 
-/** Commits; the returned function gives up, and its callback gets the failure that an interrupted caller has to know, if there is one. */
-const commitLevel = (
+/**
+ * Commits; the returned function gives up, and calls back with the failure that an interrupted
+ * caller must know, if there is one.
+ */
+const startCommit = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
-): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void, takesBack: boolean) => void) => {
+): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void, countsAsUndone: boolean) => void) => {
   transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
   let ended: Effect.Effect<void, TransactionError> = Effect.void
-  const giveUp = transaction.level.commit((error) => {
+  const giveUp = commitLevel(transaction.level, (error) => {
     const { state } = transaction.level
-    // one that somebody else has ended was told of then
+    // a transaction that another caller has ended was observed then
     if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
     ended = error === undefined ? Effect.void : Effect.fail(error)
     resume(ended)
   })
-  return (settled, takesBack) =>
-    giveUp(() => settled(transaction.level.state === "unknown" ? ended : Effect.void), takesBack)
+  return (settled, countsAsUndone) =>
+    giveUp(() => settled(transaction.level.state === "unknown" ? ended : Effect.void), countsAsUndone)
 }
 
 /**
- * Has the server check now what it would check at COMMIT. A transaction that it knows nothing of passes.
+ * Lets the server check now what it would check at COMMIT. A transaction that has not begun passes.
  */
 export const checkConstraints = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
-    const giveUp = transaction.level.check((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
+    const giveUp = checkLevel(transaction.level, (error) =>
+      resume(error === undefined ? Effect.void : Effect.fail(error))
+    )
     return Effect.sync(giveUp)
   })
 
 /**
- * Commits for a caller who is not there any more, within a second: it cannot be interrupted, and it does not wait for a turn. `takesBack` is
- * as for {@link sendCommit}.
+ * Commits for a caller that was interrupted, within a second: it cannot be interrupted itself and
+ * does not wait for the lock of the level. `countsAsUndone` is as for {@link sendCommit}.
  */
 export const commitUninterruptibly = (
   transaction: Transaction,
-  takesBack = false
+  countsAsUndone = false
 ): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
     const { level } = transaction
-    const giveUp = commitLevel(transaction, resume)
+    const giveUp = startCommit(transaction, resume)
     giveUp(() => {
-      if (level.state === "open") resume(Effect.fail(new TransactionBusy({ ...level.link.place, waited: 0 })))
-    }, takesBack)
+      if (level.state === "open")
+        resume(Effect.fail(new TransactionBusy({ ...level.holder.location, waitedMillis: 0 })))
+    }, countsAsUndone)
   })
 
-/** Rolls back what is still open; in a hurry where `restore` is not given. */
+/**
+ * Rolls back a transaction that is open; without `restore` the caller was interrupted, and the
+ * timeout is shorter.
+ */
 const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { level } = transaction
     if (level.state !== "open") return Effect.void
     transaction.span?.ends("rollback")
     return Effect.async<void>((resume) =>
-      level.rollback(
+      rollbackLevel(
+        level,
         () => {
           observe(transaction)
           resume(Effect.void)
@@ -103,7 +119,8 @@ const rollBack = (transaction: Transaction, restore: Restore | undefined): Effec
   })
 
 /**
- * Rolls back what is still open and runs the hooks of its end, interruptibly where `restore` is given.
+ * Rolls back a transaction that is open and runs the hooks of its end, interruptibly with
+ * `restore`.
  */
 export const rollback = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
@@ -112,8 +129,8 @@ export const rollback = (transaction: Transaction, restore: Restore | undefined)
   })
 
 /**
- * Rolls back all at once, then runs the hooks of all, in the order in which they were registered; with those of what was to be committed with
- * them, and is.
+ * Rolls back all at the same time, then runs the hooks of all in the order of their registration,
+ * with those of the transactions of the group that were committed.
  */
 export const rollbackAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -140,7 +157,7 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
   const { level, options, origin } = transaction
   transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return
-  const { database, server } = level.link.place
+  const { database, server } = level.holder.location
   origin.observer.observe(
     Observation.TransactionEnded({
       database,
@@ -153,8 +170,8 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
 }
 
 /**
- * Runs the `beforeCommit` hooks, and those that they register, also on databases that they are the first to touch. Where one fails all
- * is undone.
+ * Runs the `beforeCommit` hooks, and those that they register, also on databases that they are the
+ * first to touch. If one fails, all transactions are rolled back.
  */
 export const runBeforeCommitHooks = (
   open: () => ReadonlyArray<Transaction>,
@@ -178,7 +195,7 @@ export const runBeforeCommitHooks = (
           (cause) =>
             Cause.isInterruptedOnly(cause)
               ? Effect.interrupt
-              : Effect.fail(new CommitVetoed({ ...transaction.level.link.place, cause: Cause.squash(cause) }))
+              : Effect.fail(new CommitVetoed({ ...transaction.level.holder.location, cause: Cause.squash(cause) }))
         ),
       { discard: true }
     )
@@ -186,8 +203,8 @@ export const runBeforeCommitHooks = (
       onFailure: (cause) =>
         Effect.zipRight(
           Effect.suspend(() => {
-            const heard = Cause.isInterrupted(cause) ? undefined : restore
-            return rollbackAll(open(), heard)
+            const interruptible = Cause.isInterrupted(cause) ? undefined : restore
+            return rollbackAll(open(), interruptible)
           }),
           Effect.failCause(cause)
         ),

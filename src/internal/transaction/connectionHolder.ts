@@ -1,7 +1,7 @@
 /**
- * The one connection of a transaction: borrowed with its first statement, given back with its end, or lost in between.
+ * The one connection of a transaction: checked out with its first statement and checked in at its
+ * end, or lost in between.
  */
-
 import type { Session } from "../../Consistency.js"
 import { Disconnected, type StatementError } from "../../DatabaseError.js"
 import type { Connection, Failure } from "../connection/connection.js"
@@ -11,11 +11,11 @@ import { toStatementError } from "../edge/statementError.js"
 import type { Step } from "../protocol/messages.js"
 import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
 
-/** Where a transaction gets its connection from, and gives it back to. */
-export interface ConnectionLender {
-  readonly place: ErrorLocation
-  /** How long a statement waits for a nested transaction to end, in ms. */
-  readonly patience: number
+/** Source of the connection of a transaction. */
+export interface ConnectionProvider {
+  readonly location: ErrorLocation
+  /** The longest wait of a statement for a nested transaction to end, in ms. */
+  readonly busyTimeout: number
   readonly checkout: (
     settle: (error: StatementError | undefined, connection: Connection | undefined) => void
   ) => () => void
@@ -27,107 +27,122 @@ const none: ReadonlyArray<never> = []
 /** The connection that the levels of one transaction share. */
 export class ConnectionHolder {
   connection: Connection | undefined = undefined
-  /** Why the transaction cannot go on; everything it did is undone. */
+  /** The reason why the transaction cannot go on; everything in it is undone. */
   lost: StatementError | undefined = undefined
-  /** Whether it cannot go on because this side has given it up, as when a statement is interrupted. */
-  private isGivenUp = false
-  /** The first collision with another transaction, also one in a savepoint that was undone since: only the whole can be run again. */
-  private collision: StatementError | undefined
-  /** Whether a statement of it has, or may have, stored what was done before, so that it must not be run again. */
+  /** True if this side has given the transaction up, as when a statement was interrupted. */
+  private isAborted = false
+  /**
+   * The first collision with another transaction, also of a savepoint that was undone since: only
+   * the whole can be retried.
+   */
+  private conflict: StatementError | undefined
+  /**
+   * True if a statement has, or may have, stored the work before it, so that the work must not be
+   * repeated.
+   */
   mayHaveStored = false
-  /** The sessions that something was written in: they want to know where the server is when it is stored. */
+  /** The causal sessions that have written in the transaction: its COMMIT gives them a token. */
   private sessions: Set<Session> | undefined
-  /** Those who wait for a turn: they are told at once when there will be none. */
-  private waiting: Set<(error: StatementError) => void> | undefined
-  /** Whether any of its statements was one of a schema scope. */
-  private isScoped = false
+  /** Callbacks of the waiters for a lock, called when the transaction cannot go on. */
+  private lossCallbacks: Set<(error: StatementError) => void> | undefined
+  /** True if any of its statements had a search path of its own. */
+  private hasSearchPath = false
 
-  constructor(readonly lender: ConnectionLender) {}
+  constructor(readonly provider: ConnectionProvider) {}
 
-  get place(): ErrorLocation {
-    return this.lender.place
+  get location(): ErrorLocation {
+    return this.provider.location
   }
 
   /**
-   * What comes before a statement, for its names to be looked up where they are to be. Once there was a scope nobody can tell what a
-   * statement or a savepoint has made of it, so each says it again, but where the server tells.
+   * Returns the steps before a statement that set its search path. After the first search path
+   * nothing is known of the setting that a statement or savepoint has left, so each statement sets
+   * it again, unless the server reports it.
    */
-  pathTo(path: SearchPath | undefined): ReadonlyArray<Step> {
-    const { connection, isScoped } = this
-    // it would be refused, and with it what may mend that; so is any other statement
+  searchPathSteps(path: SearchPath | undefined): ReadonlyArray<Step> {
+    const { connection, hasSearchPath } = this
+    // in a failed transaction it would be refused, and a ROLLBACK TO SAVEPOINT behind it with it
     if (connection?.status === "E") return none
-    if (path === undefined) return isScoped ? restoreSearchPath : none
-    this.isScoped = true
-    // the first keeps what was there before, which may have the same text
-    return isScoped && connection?.looksUpIn(path) === true ? none : path.forTransaction
+    if (path === undefined) return hasSearchPath ? restoreSearchPath : none
+    this.hasSearchPath = true
+    // the first saves the setting before it, which may have the same text
+    return hasSearchPath && connection?.looksUpIn(path) === true ? none : path.forTransaction
   }
 
-  /** What is written here is a session's own. */
-  witness(session: Session): void {
+  /** Adds a causal session that has written in the transaction. */
+  addSession(session: Session): void {
     this.sessions ??= new Set()
     this.sessions.add(session)
   }
 
-  /** Who is to be told where the server is, if anybody: whoever asks it asks now. */
-  get asking(): TokenRecorder | undefined {
-    return this.sessions === undefined ? undefined : new TokenRecorder(this.place.database, this.sessions)
+  /**
+   * Creates a recorder for the causal sessions of the transaction, if it has any; tokens count as
+   * of now.
+   */
+  recordTokens(): TokenRecorder | undefined {
+    return this.sessions === undefined ? undefined : new TokenRecorder(this.location.database, this.sessions)
   }
 
-  /** Why the transaction may have been undone, for all that its statements know. */
+  /** The reasons why the transaction may have been undone, as far as its statements know. */
   get failures(): ReadonlyArray<StatementError> {
-    const { collision, isGivenUp, lost } = this
-    return [collision, isGivenUp ? undefined : lost].filter((error) => error !== undefined)
+    const { conflict, isAborted, lost } = this
+    return [conflict, isAborted ? undefined : lost].filter((error) => error !== undefined)
   }
 
-  /** Takes down that the server has aborted a level for a failure. */
-  noteAborted(error: StatementError): void {
-    if (error._tag === "SerializationFailure" || error._tag === "DeadlockDetected") this.collision ??= error
+  /**
+   * Notes the failure for which the server has aborted a level, if it is a collision with another
+   * transaction.
+   */
+  noteConflict(error: StatementError): void {
+    if (error._tag === "SerializationFailure" || error._tag === "DeadlockDetected") this.conflict ??= error
   }
 
-  /** Takes a failure of the connection down, so that what follows says why. */
-  note(failure: Failure): void {
-    if (failure._tag === "lost") this.die(toStatementError(this.place, failure, "undone"))
+  /** Notes a lost connection, so that the statements that follow fail with its reason. */
+  noteFailure(failure: Failure): void {
+    if (failure._tag === "lost") this.markLost(toStatementError(this.location, failure, "undone"))
   }
 
-  /** Calls `tell` when the transaction cannot go on; the returned function takes that back. */
-  whenLost(tell: (error: StatementError) => void): () => void {
-    this.waiting ??= new Set()
-    const { waiting } = this
-    waiting.add(tell)
+  /** Calls back when the transaction cannot go on; the returned function cancels that. */
+  onLost(callback: (error: StatementError) => void): () => void {
+    this.lossCallbacks ??= new Set()
+    const { lossCallbacks } = this
+    lossCallbacks.add(callback)
     return () => {
-      waiting.delete(tell)
+      lossCallbacks.delete(callback)
     }
   }
 
-  /** The transaction cannot go on. */
-  die(error: StatementError): void {
+  /** Marks the transaction as one that cannot go on. */
+  markLost(error: StatementError): void {
     this.lost ??= error
-    const { waiting } = this
-    if (waiting === undefined) return
-    // one that is told may give up others, which are not to be told as well
-    for (const tell of [...waiting]) if (waiting.has(tell)) tell(this.lost)
+    const { lossCallbacks } = this
+    if (lossCallbacks === undefined) return
+    // a callback may cancel others, which must not be called any more
+    for (const callback of [...lossCallbacks]) if (lossCallbacks.has(callback)) callback(this.lost)
   }
 
-  take(connection: Connection): void {
+  /** Holds a connection that was checked out. */
+  hold(connection: Connection): void {
     this.connection = connection
-    connection.onLost = (error) => this.note({ _tag: "lost", error, sent: true, acknowledged: 0 })
+    connection.onLost = (error) => this.noteFailure({ _tag: "lost", error, sent: true, acknowledged: 0 })
   }
 
-  /** Gives up on the transaction: the server is told to stop, the connection closes. */
+  /** Gives the transaction up: its statement is cancelled and the connection closed. */
   abort(why: string, error?: StatementError | undefined): void {
-    this.isGivenUp ||= this.lost === undefined
-    this.die(error ?? new Disconnected({ ...this.place, cause: new Error(why), outcome: "undone" }))
+    this.isAborted ||= this.lost === undefined
+    this.markLost(error ?? new Disconnected({ ...this.location, cause: new Error(why), outcome: "undone" }))
     this.connection?.abort("cancelled")
   }
 
-  giveBack(): void {
+  /** Checks the connection in, if it is held. */
+  checkIn(): void {
     const connection = this.connection
     this.connection = undefined
-    // a transaction that is begun again has none
-    this.isScoped = false
+    // a transaction that begins again has no search path yet
+    this.hasSearchPath = false
     if (connection === undefined) return
     connection.onLost = undefined
     connection.transaction = undefined
-    this.lender.checkin(connection)
+    this.provider.checkin(connection)
   }
 }

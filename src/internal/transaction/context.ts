@@ -1,8 +1,10 @@
 /**
- * What the ecosystem's transaction slot holds while one of our transactions or units of work is open.
+ * The transaction context: the transactions and units of work around a statement. It is the value
+ * of `@effect/sql`'s transaction slot while one of them is open.
  *
- * A client that is not ours takes the slot's first part for its own connection, so that part refuses every statement. Our clients look
- * themselves up in it. `SqlResolver` copies the slot, so batched requests of one transaction share it.
+ * A client of another library takes the first part of the slot for its own connection, so that part
+ * refuses every statement. Clients of this library look their transactions up in it. `SqlResolver`
+ * copies the slot, so batched requests of one transaction share it.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
@@ -13,150 +15,177 @@ import type * as Fiber from "effect/Fiber"
 import type * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import type { Session } from "../../Consistency.js"
-import { type DatabaseError, ForeignClient, OptionsConflict, toSqlError } from "../../DatabaseError.js"
+import { type DatabaseError, ForeignClient, type OptionsConflict, toSqlError } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, WorkLabel } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection as DbConnection } from "../connection/connection.js"
 import type { SchemaScopes } from "../sql/schemaScopes.js"
-import type { WorkLabel } from "../statement/workLabel.js"
-import type { Hook } from "./hooks.js"
+import type { Hook } from "./hook.js"
 import type { JoinedPart } from "./joinedPart.js"
-import { optionsConflict, raiseIsolation } from "./propagation.js"
+import type { SettingsByDatabase } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
-import { settingsOf, type UnitOptions, withoutDatabase } from "./unitOptions.js"
 
-/** When a whole is run again. */
+/** Schedule of the attempts of a whole; `true` is that of the policy. */
 export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
 
-/** The answer to what a part asks for: its refusal, or what takes it. */
+/** Answer to the settings that a part asks for: a refusal, or the function that takes them. */
 export type Demanded = OptionsConflict | (() => void)
 
-const takeNothing = () => {}
+/** Affinity of the reads of a unit of work to the servers of a database. */
+export interface ReadAffinity {
+  /** The name of the server that has served its reads. */
+  reader: string | undefined
+  /** True after the unit has committed a write, which a replica may not have yet. */
+  written: boolean
+}
 
+const none: ReadonlyArray<never> = []
+const takeNothing = () => {}
 const blank: readonly unknown[] = [undefined, 0]
 
 /**
- * A copy instead of a literal: once most of what an array's literal makes has outlived a collection, V8 makes all of it among what is old,
- * where it keeps a whole request until the next full collection, long after its end.
+ * Creates the value of the slot, as a copy instead of a literal. Once most of the arrays of a
+ * literal have outlived a collection, V8 allocates all of them in the old generation, where they
+ * keep a whole request in memory until the next full collection.
  */
-const slotOf = (ambient: TransactionContext): readonly [TransactionContext, number] => {
+const makeSlot = (context: TransactionContext): readonly [TransactionContext, number] => {
   const pair = blank.slice()
-  pair[0] = ambient
-  // an array that is not written as a literal has no type for each place
+  pair[0] = context
+  // an array that is not a literal has no type for each element
   return pair as unknown as readonly [TransactionContext, number]
 }
 
-const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
-
-/** The open transactions that a piece of work sees. */
 export abstract class TransactionContext implements Connection {
-  /** What is put into the slot: one object for one ambient, so that batches know each other. */
-  readonly slot: readonly [TransactionContext, number] = slotOf(this)
+  /** The value of the slot: one object for one context, so that `SqlResolver` batches by it. */
+  readonly slot: readonly [TransactionContext, number] = makeSlot(this)
 
   constructor(
     readonly parent: TransactionContext | undefined,
-    /** Whose connection somebody else's client would get. */
+    /** The database whose connection a client of another library would get. */
     readonly owner: string
   ) {}
 
-  /** The innermost transaction of a database; `"none"` where work was sent outside of all on purpose. */
+  /**
+   * Returns the innermost transaction of a database; `"none"` if work is outside of all on purpose.
+   */
   find(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return this.parent?.find(origin, kind)
   }
 
-  /** Begins a transaction in the unit of work that this is part of, if there is one. */
+  /**
+   * Returns the transaction that a statement or hook of a database belongs to, as {@link find}. A
+   * unit of work notes that it is used, and a nested part sets its savepoint in it.
+   */
+  enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return this.parent?.enlist(origin, kind)
+  }
+
+  /** Begins a transaction in the unit of work around, if there is one. */
   open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
     return this.parent?.open(origin, begin)
   }
 
-  /** Leaves a hook to the unit of work that this is part of, for a transaction that is not begun yet; tells whether it took it. */
+  /**
+   * Adds a hook to the unit of work around, for a transaction that has not begun; returns false if
+   * there is no unit.
+   */
   addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     return this.parent?.addHook(origin, hook, begin) ?? false
   }
 
-  /** Checks whether the unit of work that this is part of would take a hook. */
+  /** Checks whether the unit of work around would take a hook. */
   takesHooks(origin: Origin): boolean {
     return this.parent?.takesHooks(origin) ?? false
   }
 
-  /** Whose turn it is among the nested parts that run side by side in this. */
-  get siblings(): FifoLock {
-    return this.parent?.siblings ?? new FifoLock()
+  /** The lock of the nested parts that run side by side in it. */
+  get siblingLock(): FifoLock {
+    return this.parent?.siblingLock ?? new FifoLock()
   }
 
-  /** What the work is for, if anybody has said so. */
+  /** Returns the labels of the work, if it has any. */
   work(fiber: Fiber.RuntimeFiber<unknown, unknown>): WorkLabel | undefined {
     return this.parent?.work(fiber)
   }
 
-  /** The innermost transaction of a database, whether work was sent outside of it or not. */
+  /** Returns the innermost transaction of a database, also if work is outside of it on purpose. */
   around(origin: Origin): Transaction | undefined {
     return this.parent?.around(origin)
   }
 
-  /** The innermost transaction that has an end of its own, of any database, where work was not sent outside of it. */
+  /**
+   * The innermost transaction of any database that ends on its own, unless work is outside of it on
+   * purpose.
+   */
   get transaction(): Transaction | undefined {
     return this.parent?.transaction
   }
 
-  /** The innermost part that has joined a transaction, between here and where that was begun. */
+  /** Returns the innermost part that has joined a transaction since it began. */
   part(transaction: Transaction): JoinedPart | undefined {
     return this.parent?.part(transaction)
   }
 
   /**
-   * Has the whole that an outermost transaction belongs to, or the unit of work, be run again where a part of it asks for that; tells
-   * whether it can be.
+   * Requests further attempts of the whole of an outermost transaction, or of the unit of work, for
+   * a part of it. Returns false if the whole cannot be run again.
    */
   takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.parent?.takeRetry(transaction, asked) ?? false
   }
 
   /**
-   * Checks what a part asks for, of the transactions that are open here and of those that are begun from now on. A part that is nested, and
-   * does not join, has limits of its own.
+   * Checks the settings that a part asks for, of the transactions that are open here and of those
+   * that begin later. A nested part, which does not join, has limits of its own.
    */
-  demand(rules: UnitOptions, joins: boolean): Demanded {
-    return this.parent?.demand(rules, joins) ?? takeNothing
+  demand(settings: SettingsByDatabase, joins: boolean): Demanded {
+    return this.parent?.demand(settings, joins) ?? takeNothing
   }
 
-  /** Tells whether writes to a database of this name belong to a transaction that was begun by hand. */
+  /**
+   * Checks whether writes to a database of this name belong to a transaction that `withTransaction`
+   * has begun.
+   */
   hasOpen(database: string): boolean {
     return this.parent?.hasOpen(database) ?? false
   }
 
-  /** Leaves something to be done to the time when what is done here is stored, or may be; tells whether it was taken. */
+  /** Defers an action until the work is stored, or may be; returns false if nothing is open. */
   whenStored(action: () => void): boolean {
     return this.parent?.whenStored(action) ?? false
   }
 
-  /** Tells whether the transaction or unit here has ended, as a fiber may find that outlives it. */
+  /**
+   * True after the end of the transaction or unit; a fiber that outlives it still has the context.
+   */
   get isOver(): boolean {
     return this.parent?.isOver ?? false
   }
 
-  /** What the unit of work remembers of a database, if there is a unit. */
-  memory(origin: Origin): ReadMemory | undefined {
-    return this.parent?.memory(origin)
+  /**
+   * Returns the read affinity of the unit of work to the servers of a database, if there is a unit.
+   */
+  readAffinity(origin: Origin): ReadAffinity | undefined {
+    return this.parent?.readAffinity(origin)
   }
 
-  /** The schema scopes of who has put this, or what is around it, into the slot. */
+  /** The schema scopes of the fiber that has set the slot. */
   get scopes(): SchemaScopes | undefined {
     return this.parent?.scopes
   }
 
-  /** The session of who has put this, or what is around it, into the slot. */
+  /** The causal session of the fiber that has set the slot. */
   get session(): Session | undefined {
     return this.parent?.session
   }
 
-  /** What is put into the slot by who is in another session. */
+  /** Returns the value of the slot for another causal session. */
   inSession(session: Session): TransactionContext["slot"] {
     return new ScopedContext(this, undefined, session).slot
   }
 
-  /** The connections of a database that this piece of work holds, all around it. */
+  /** Returns the connections of a database that this and the contexts around hold. */
   held(origin: Origin): ReadonlyArray<DbConnection> {
     return this.parent?.held(origin) ?? none
   }
@@ -174,7 +203,8 @@ export abstract class TransactionContext implements Connection {
   }
 
   executeUnprepared(sql: string): Effect.Effect<ReadonlyArray<never>, SqlError> {
-    // another client that was refused its savepoint goes back to it all the same, and takes a refusal of that for a defect
+    // after its savepoint was refused another client rolls back to it all the same, and dies if
+    // that fails
     return sql.startsWith("ROLLBACK") ? Effect.succeed(none) : this.execute()
   }
 
@@ -183,93 +213,7 @@ export abstract class TransactionContext implements Connection {
   }
 }
 
-/** What a unit of work remembers of a database between statements. */
-export interface ReadMemory {
-  /** The name of the server that has served its reads. */
-  reader: string | undefined
-  /** Whether it has committed something already, which a replica may not have yet. */
-  written: boolean
-}
-
-const none: ReadonlyArray<never> = []
-
-/** A ambient with one transaction more. */
-export class OpenContext extends TransactionContext {
-  private turns: FifoLock | undefined
-
-  constructor(
-    parent: TransactionContext | undefined,
-    private readonly own: Transaction
-  ) {
-    super(parent, own.origin.database)
-  }
-
-  override get transaction(): Transaction {
-    return this.own
-  }
-
-  override get siblings(): FifoLock {
-    this.turns ??= new FifoLock()
-    return this.turns
-  }
-
-  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    const { transaction } = this
-    if (transaction.origin !== origin) return super.find(origin, kind)
-    // what is nested in a writer's transaction has its turn, so a writer's statement belongs there, too
-    const isWithin = kind === "writer" && transaction.base === "writer"
-    return transaction.kind === kind || isWithin ? transaction : super.find(origin, kind)
-  }
-
-  override part(transaction: Transaction): JoinedPart | undefined {
-    return transaction === this.own ? undefined : super.part(transaction)
-  }
-
-  override demand(rules: UnitOptions, joins: boolean): Demanded {
-    const { own } = this
-    if (own.base !== "writer") return super.demand(rules, joins)
-    const asked = settingsOf(rules, own.origin.database)
-    const error = optionsConflict(own, asked, joins)
-    if (error !== undefined) return error
-    const takeAround = super.demand(withoutDatabase(rules, own.origin.database), joins)
-    if (takeAround instanceof OptionsConflict) return takeAround
-    return () => {
-      raiseIsolation(own, asked, joins)
-      takeAround()
-    }
-  }
-
-  override hasOpen(database: string): boolean {
-    return (this.own.base === "writer" && this.own.origin.database === database) || super.hasOpen(database)
-  }
-
-  override whenStored(action: () => void): boolean {
-    // a savepoint that has ended has left its work to what is around it
-    if (this.isOver) return this.own.outer !== undefined && super.whenStored(action)
-    this.own.addHook(whenStored(action))
-    return true
-  }
-
-  override get isOver(): boolean {
-    return this.own.level.state !== "open"
-  }
-
-  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
-    const { retry = false } = this.own.options
-    return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
-  }
-
-  override held(origin: Origin): ReadonlyArray<DbConnection> {
-    const others = super.held(origin)
-    return this.transaction.origin === origin ? [...this.transaction.level.held, ...others] : others
-  }
-
-  override around(origin: Origin): Transaction | undefined {
-    return this.transaction.origin === origin ? this.transaction : super.around(origin)
-  }
-}
-
-/** A ambient for who is in schema scopes, or in a session. */
+/** Context with schema scopes or a causal session of its own. */
 export class ScopedContext extends TransactionContext {
   constructor(
     parent: TransactionContext,
@@ -288,57 +232,12 @@ export class ScopedContext extends TransactionContext {
   }
 }
 
-/** A context in which one database has no transaction, and no unit of work opens one. */
-export class OutsideContext extends TransactionContext {
-  constructor(
-    parent: TransactionContext | undefined,
-    private readonly origin: Origin
-  ) {
-    super(parent, origin.database)
-  }
-
-  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    return origin === this.origin ? "none" : super.find(origin, kind)
-  }
-
-  override get transaction(): Transaction | undefined {
-    const around = super.transaction
-    return around?.origin === this.origin ? undefined : around
-  }
-
-  override whenStored(action: () => void): boolean {
-    // what it is about may be stored already, or with what is around
-    super.whenStored(action)
-    return false
-  }
-
-  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
-    return origin === this.origin ? undefined : super.open(origin, begin)
-  }
-
-  override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
-    return origin !== this.origin && super.addHook(origin, hook, begin)
-  }
-
-  override takesHooks(origin: Origin): boolean {
-    return origin !== this.origin && super.takesHooks(origin)
-  }
-
-  override demand(rules: UnitOptions, joins: boolean): Demanded {
-    return super.demand(withoutDatabase(rules, this.origin.database), joins)
-  }
-
-  override hasOpen(database: string): boolean {
-    return database !== this.origin.database && super.hasOpen(database)
-  }
-}
-
-/** The ambient of a context, if the slot is ours. */
+/** Returns the transaction context of a context, if the slot has one. */
 export const contextOf = (context: Context.Context<never>): TransactionContext | undefined => {
   const slot: unknown = context.unsafeMap.get(TransactionConnection.key)
   return Array.isArray(slot) && slot[0] instanceof TransactionContext ? slot[0] : undefined
 }
 
-/** The ambient of a fiber, if the slot is ours. */
+/** Returns the transaction context of a fiber, if the slot has one. */
 export const currentContext = (fiber: Fiber.RuntimeFiber<unknown, unknown>): TransactionContext | undefined =>
   contextOf(fiber.currentContext)

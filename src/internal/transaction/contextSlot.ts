@@ -1,7 +1,8 @@
 /**
- * Where a program is, in schema scopes and in a session: by its context, and by what is in the transaction slot, if that is ours.
- * `SqlResolver` takes along that slot and nothing else, so whatever is put there has both with it; what is there is as new as the context,
- * or newer.
+ * The schema scopes and the causal session of a fiber, in its context and in the transaction slot.
+ *
+ * `SqlResolver` passes on the slot and nothing else, so the slot has both with it; its values are
+ * as new as those of the context, or newer.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
@@ -13,31 +14,37 @@ import { CurrentScopes } from "../edge/currentScopes.js"
 import type { SchemaScopes, ScopeChange } from "../sql/schemaScopes.js"
 import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
 
-/** The scopes of a place whose ambient is known, if any. Where there never were scopes, this one look is all that they cost a statement. */
-const scopesAt = (context: Context.Context<never>, ambient: TransactionContext | undefined): SchemaScopes | undefined =>
+/**
+ * Returns the scopes of a context, if it has any. Without scopes this look-up is their only cost
+ * for a statement.
+ */
+const scopesIn = (context: Context.Context<never>, ambient: TransactionContext | undefined): SchemaScopes | undefined =>
   ambient?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
 
-/** The scopes of a place, where there are any. */
+/** Returns the scopes of a context, if it has any. */
 export const scopesOf = (context: Context.Context<never>): SchemaScopes | undefined =>
-  scopesAt(context, contextOf(context))
+  scopesIn(context, contextOf(context))
 
-/** The session of a place whose ambient is known, if it is in one. */
+/** Returns the causal session of a context, if it is in one. */
 export const causalSessionOf = (
   context: Context.Context<never>,
   ambient: TransactionContext | undefined
 ): Session | undefined => ambient?.session ?? context.unsafeMap.get(CurrentSession.key)
 
-/** What a place has in the transaction slot when a ambient is its own. */
+/**
+ * Returns the value of the slot that puts a transaction context into a context, and keeps its
+ * scopes and session.
+ */
 export const slotOf = (context: Context.Context<never>, ambient: TransactionContext): TransactionContext["slot"] => {
   const around = contextOf(context)
-  const scopes = scopesAt(context, around)
+  const scopes = scopesIn(context, around)
   const session = causalSessionOf(context, around)
-  const isSaid =
+  const hasBoth =
     (scopes === undefined || scopes === ambient.scopes) && (session === undefined || session === ambient.session)
-  return isSaid ? ambient.slot : new ScopedContext(ambient, scopes, session).slot
+  return hasBoth ? ambient.slot : new ScopedContext(ambient, scopes, session).slot
 }
 
-/** A context outside of all that is in the transaction slot, but for its scopes. */
+/** Returns a context without transactions and units of work; its scopes stay. */
 export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> => {
   // the slot is no part of R
   const outside = Context.omit(TransactionConnection)(context) as Context.Context<R>
@@ -45,12 +52,12 @@ export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> 
   return scopes === undefined ? outside : Context.add(outside, CurrentScopes, scopes)
 }
 
-/** A context in which other scopes are in force. */
+/** Returns a context in which other scopes are in force. */
 export const withChange = <R>(context: Context.Context<R>, change: ScopeChange): Context.Context<R> => {
-  // what is looked at is no part of R
+  // the keys that are read are no part of R
   const plain = context as Context.Context<never>
   const ambient = contextOf(plain)
-  const scopes = change(scopesAt(plain, ambient) ?? Context.get(context, CurrentScopes))
+  const scopes = change(scopesIn(plain, ambient) ?? Context.get(context, CurrentScopes))
   const inside = Context.add(context, CurrentScopes, scopes)
   return ambient === undefined
     ? inside
@@ -61,14 +68,14 @@ export const withChange = <R>(context: Context.Context<R>, change: ScopeChange):
 export const inScopes = <A, E, R>(self: Effect.Effect<A, E, R>, change: ScopeChange): Effect.Effect<A, E, R> =>
   Effect.mapInputContext(self, (context: Context.Context<R>) => withChange(context, change))
 
-/** A statement as it is to be sent from a place, or why it cannot be. */
+/** Returns a statement with the search path of its context, or the reason why it cannot be sent. */
 export const scoped = (
   context: Context.Context<never>,
   ambient: TransactionContext | undefined,
   database: string,
   request: Request
 ): Request | SchemaInvalid => {
-  const path = scopesAt(context, ambient)?.find(database)
+  const path = scopesIn(context, ambient)?.find(database)
   if (path === undefined) return request
   if (path.rejectionReason === undefined) return { ...request, path }
   return new SchemaInvalid({

@@ -1,6 +1,7 @@
 /**
- * Statements of a program that end the transaction around them. The server reports each command by its tag. Only a tag `ROLLBACK` needs the
- * text as well: `ROLLBACK TO SAVEPOINT`, which ends nothing, has the same one.
+ * Statements of a program that end the transaction around them. The server reports each command by
+ * its tag. Only the tag `ROLLBACK` needs the text as well: `ROLLBACK TO SAVEPOINT`, which ends
+ * nothing, has the same.
  */
 import type { Exchange } from "../protocol/exchange.js"
 import { commandsIn } from "../sql/commands.js"
@@ -11,7 +12,10 @@ export type EndingStatement = "COMMIT" | "ROLLBACK"
 const commits = /^(?:COMMIT|END|PREPARE TRANSACTION)\b/
 const savepointRollback = /^ROLLBACK(?: WORK| TRANSACTION)? TO\b/
 
-/** Returns the command of a statement that has ended the transaction, if one has; another one may have begun at once. */
+/**
+ * Returns the command of a statement that has ended the transaction, if there is one; another
+ * transaction may have begun at once.
+ */
 export const endingStatementOf = ({ result, results }: Exchange, text: string): EndingStatement | undefined => {
   let rollbacks = 0
   for (const { command } of results.length === 0 ? [result] : results) {
@@ -23,12 +27,17 @@ export const endingStatementOf = ({ result, results }: Exchange, text: string): 
   return rollbacks > savepoints.length ? "ROLLBACK" : undefined
 }
 
-/** Checks whether a statement may store what its transaction has done, by its text: for one whose answer is lost. */
+/**
+ * Checks whether a statement may store what its transaction has done, by its text: for one whose
+ * answer is lost.
+ */
 export const mayCommit = (text: string): boolean => commandsIn(text).some((command) => commits.test(command))
 
 const ends = /^(?:COMMIT|END|ROLLBACK|ABORT|PREPARE TRANSACTION)\b/
 
-/** Returns the first command of a text that would end the transaction around it, if there is one. */
+/**
+ * Returns the first command of a text that would end the transaction around it, if there is one.
+ */
 export const endingStatementIn = (text: string): string | undefined => {
   // the END of a body without quotes looks like a command
   let bodies = text.match(/\bBEGIN\s+ATOMIC\b/gi)?.length ?? 0

@@ -1,6 +1,6 @@
 /**
- * Invalidations of `Reactivity` that wait for the end of the transaction or unit of work that they are made in: before that, queries would run
- * again and read what is not there.
+ * Invalidations of `Reactivity` that wait for the end of their transaction or unit of work: before
+ * that, queries would run again and read the old rows.
  */
 import type { Reactivity } from "@effect/experimental/Reactivity"
 import * as Effect from "effect/Effect"
@@ -15,8 +15,9 @@ type Keys = Parameters<Service["unsafeInvalidate"]>[0]
 const deferring = new WeakSet<Service>()
 
 /**
- * Has the invalidations of a service wait. The service is changed in place, once: the program's own `Reactivity.mutation` finds the same
- * object, since layers are built once, and there is no other way between the two.
+ * Defers the invalidations of a service. The service is changed in place, once: layers are built
+ * once, so the program's own `Reactivity.mutation` uses the same object, and nothing else connects
+ * the two.
  */
 export const deferInvalidations = (service: Service): void => {
   if (deferring.has(service)) return
@@ -37,7 +38,10 @@ export const deferInvalidations = (service: Service): void => {
   Object.assign(service, deferred)
 }
 
-/** A query that runs in the transaction in which it was begun for as long as that is open, then outside of it. */
+/**
+ * Returns a query that runs in the transaction around it for as long as that is open, then outside
+ * of it.
+ */
 export const outliving = <A, E, R>(query: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) =>
     currentContext(fiber)?.isOver === true ? Effect.mapInputContext(query, withoutSlot<R>) : query

@@ -1,15 +1,16 @@
 /**
- * A part of a transaction, or of a unit of work, that has joined it: its end is left to the whole, which must not store the half of a part
- * that ended in rollback.
+ * A part that has joined a transaction or a unit of work: its end is left to the whole, which must
+ * not store the half of a part that ended in rollback.
  */
 import type * as Fiber from "effect/Fiber"
+import type { WorkLabel } from "../../Transaction.js"
 import type { CallSite } from "../observability/callSite.js"
-import type { Describe, WorkLabel } from "../statement/workLabel.js"
+import type { Describe } from "../statement/workLabel.js"
 import { TransactionContext } from "./context.js"
 import type { UndoneReason } from "./level.js"
 import type { Transaction } from "./transaction.js"
 
-/** The name of a part: its label, else the place where it is written. */
+/** Name of a part: its label, else its call site. */
 export interface PartName {
   readonly label: string | undefined
   readonly site: CallSite | undefined
@@ -17,17 +18,20 @@ export interface PartName {
 
 /** A part that has joined. */
 export class JoinedPart {
-  /** The transactions that it has sent a writer's statement in; made with the first. */
+  /** The transactions in which it has sent a writer's statement; created with the first. */
   private sent: Set<Transaction> | undefined
   private undone: UndoneReason | undefined
 
   constructor(
-    /** The context that it has joined. */
+    /** The context around it. */
     private readonly around: TransactionContext | undefined,
     private readonly name: PartName | undefined
   ) {}
 
-  /** Notes that a writer's statement was sent in a transaction; one of a fork may come after the end. */
+  /**
+   * Notes that a writer's statement was sent in a transaction; that of a fork may be sent after the
+   * end of the part.
+   */
   note(transaction: Transaction): void {
     if (this.undone === undefined) {
       this.sent ??= new Set()
@@ -36,11 +40,14 @@ export class JoinedPart {
     this.around?.part(transaction)?.note(transaction)
   }
 
-  /** Ends it in rollback, for a failure if there is one: what holds a part of it must not be stored. */
+  /**
+   * Ends it in rollback, with the failure that has caused it: transactions with its statements must
+   * not be stored.
+   */
   undo(cause: unknown): void {
     const part = this.name?.label ?? this.name?.site?.place ?? "without a label"
     this.undone = { part, ...(cause === undefined ? {} : { cause }) }
-    // of what was not begun in the end there is no half
+    // a transaction that was not begun after all has no half of it
     for (const { level } of this.sent ?? []) if (!level.isUnsent) level.markUndone(this.undone)
   }
 }
@@ -50,7 +57,7 @@ export class PartContext extends TransactionContext {
   constructor(
     parent: TransactionContext,
     private readonly own: JoinedPart,
-    /** The database that it has joined a transaction of; `undefined` is all of them. */
+    /** The database whose transaction it has joined; `undefined` is all databases. */
     private readonly database: Transaction["origin"] | undefined,
     private readonly describe: Describe | undefined
   ) {

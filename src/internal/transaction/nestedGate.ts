@@ -1,6 +1,7 @@
 /**
- * Whose turn it is among nested parts that run side by side. A part takes its turn with its first statement and keeps it to its end, on all
- * databases at once: with a turn for each database two parts could wait for each other.
+ * The turn of a nested part among those that run side by side. A part takes its turn with its first
+ * statement and keeps it to its end, on all databases: with a turn for each database two parts
+ * could wait for each other.
  */
 import type { FifoLock } from "../concurrency/fifoLock.js"
 
@@ -11,16 +12,19 @@ export class NestedGate {
   private leaveQueue: (() => void) | undefined = undefined
   private readonly waiting = new Set<() => void>()
 
-  constructor(private readonly siblings: FifoLock) {}
+  constructor(private readonly siblingLock: FifoLock) {}
 
-  /** Calls `start` when the part has its turn, at once where it has it already. The returned function stops waiting. */
+  /**
+   * Calls `start` when the part has its turn, at once if it has it already. The returned function
+   * stops waiting.
+   */
   enter(start: () => void): () => void {
     if (this.isInside) {
       start()
       return nothing
     }
     this.waiting.add(start)
-    this.leaveQueue ??= this.siblings.acquire(() => {
+    this.leaveQueue ??= this.siblingLock.acquire(() => {
       this.isInside = true
       for (const next of this.waiting) next()
       this.waiting.clear()
@@ -32,7 +36,7 @@ export class NestedGate {
 
   /** Ends the turn of the part, or stops waiting for it. */
   leave(): void {
-    if (this.isInside) this.siblings.release()
+    if (this.isInside) this.siblingLock.release()
     else this.leaveQueue?.()
     this.isInside = false
   }

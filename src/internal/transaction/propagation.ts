@@ -1,11 +1,13 @@
 /**
- * What a `withTransaction` means where there is a transaction of the same database already, or none: a pure choice.
+ * Propagation: the decision of a `withTransaction` when there is a transaction of the same database
+ * already, or none, and the conflicts of its options with that transaction. All functions but the
+ * last to change a transaction, `raiseIsolation`, are pure.
  */
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
-import type { Isolation, Options } from "../../Transaction.js"
+import type { Isolation, Options, Settings } from "../../Transaction.js"
+import { mergeSettings } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
-import { mergeSettings, type UnitSettings } from "./unitOptions.js"
 
 const effective = { isolation: "read committed", access: "read write" } as const
 
@@ -14,8 +16,8 @@ const strength: Readonly<Record<Isolation, number>> = { "read committed": 0, "re
 const isHigher = (asked: Isolation | undefined, around: Isolation): asked is Isolation =>
   asked !== undefined && strength[asked] > strength[around]
 
-/** Returns the setting of a transaction, or of the nearest one around it that has it. */
-const said = <K extends "isolation" | "access">(outer: Transaction, option: K): NonNullable<Options[K]> => {
+/** Returns the setting of a transaction, or of the nearest transaction around it that has it. */
+const settingOf = <K extends "isolation" | "access">(outer: Transaction, option: K): NonNullable<Options[K]> => {
   for (let one: Transaction | undefined = outer; one !== undefined; one = one.outer) {
     const given = one.options[option]
     if (given !== undefined) return given as NonNullable<Options[K]>
@@ -30,54 +32,59 @@ export const rootOf = (transaction: Transaction): Transaction => {
   return root
 }
 
-const inMillis = (duration: Duration.DurationInput | undefined): string =>
+const formatMillis = (duration: Duration.DurationInput | undefined): string =>
   duration === undefined ? "none" : `${Duration.toMillis(duration)} ms`
 
-/** The other settings that hold for a whole transaction, in words. */
+/** The other settings that hold for a whole transaction, as text for the error. */
 const others: Readonly<Record<string, (options: Options) => string>> = {
   deferrable: ({ deferrable = false }) => String(deferrable),
-  statementTimeout: ({ statementTimeout }) => inMillis(statementTimeout),
-  lockTimeout: ({ lockTimeout }) => inMillis(lockTimeout),
+  statementTimeout: ({ statementTimeout }) => formatMillis(statementTimeout),
+  lockTimeout: ({ lockTimeout }) => formatMillis(lockTimeout),
   applicationName: ({ applicationName = "" }) => applicationName
 }
 
-/** Selects the settings of a part that a transaction takes which has sent nothing yet; a nested part has its own of all but isolation. */
+/**
+ * Selects the settings of a part that a transaction can take, because it has sent nothing yet. A
+ * nested part has settings of its own, except isolation.
+ */
 const taken = (
   outer: Transaction,
   { access: _, isolation, label, propagation, retry, ...rest }: Options,
   joins: boolean
 ) => {
   const root = rootOf(outer)
-  // one that was begun by hand is as its program has said
-  const isRaised = isHigher(isolation, said(outer, "isolation")) && root.isOfUnit && root.level.isUnsent
+  // a transaction of `withTransaction` keeps the isolation of its own options
+  const isRaised = isHigher(isolation, settingOf(outer, "isolation")) && root.isOfUnit && root.level.isUnsent
   return { isolation: isRaised ? isolation : undefined, rest: joins && outer.level.isUnsent ? rest : undefined }
 }
 
-/** Why a transaction cannot be as a part asks that is to join it, or to be nested in it. */
+/**
+ * Returns the conflict of a part's options with the transaction that it joins or is nested in, if
+ * there is one.
+ */
 export const optionsConflict = (outer: Transaction, options: Options, joins: boolean): OptionsConflict | undefined => {
   const { database } = outer.origin
   const { isolation, rest } = taken(outer, options, joins)
   for (const option of ["isolation", "access"] as const) {
     const inner = options[option]
-    const around = said(outer, option)
+    const around = settingOf(outer, option)
     if (inner !== undefined && inner !== around && inner !== isolation)
       return new OptionsConflict({ database, server: "", option, outer: around, inner })
   }
   if (!joins || rest !== undefined) return undefined
-  for (const [option, inWords] of Object.entries(others)) {
+  for (const [option, format] of Object.entries(others)) {
     const isAsked = options[option as keyof Options] !== undefined
-    const [around, inner] = [inWords(outer.options), inWords(options)]
+    const [around, inner] = [format(outer.options), format(options)]
     if (isAsked && inner !== around) return new OptionsConflict({ database, server: "", option, outer: around, inner })
   }
   return undefined
 }
 
-/** Why the transactions that a unit of work will begin cannot be as a part asks: as for one that is begun, and has sent nothing. */
-export const settingsConflict = (
-  database: string,
-  around: UnitSettings,
-  asked: UnitSettings
-): OptionsConflict | undefined => {
+/**
+ * Returns the conflict of a part's settings with those of a unit of work, for transactions that it
+ * has not begun.
+ */
+export const settingsConflict = (database: string, around: Settings, asked: Settings): OptionsConflict | undefined => {
   for (const option of ["isolation", "access"] as const) {
     const inner = asked[option]
     const outer = around[option] ?? effective[option]
@@ -88,25 +95,27 @@ export const settingsConflict = (
   return undefined
 }
 
-/** Returns the settings of transactions that a unit of work will begin, as a part asks where that is no conflict. */
-export const raiseSettings = (around: UnitSettings, asked: UnitSettings, joins: boolean): UnitSettings => {
+/**
+ * Returns the settings of a unit of work after it has taken those of a part, which do not conflict.
+ */
+export const raiseSettings = (around: Settings, asked: Settings, joins: boolean): Settings => {
   const { access: _, isolation, label, ...rest } = asked
   const limits = joins ? mergeSettings(around, { ...rest, label: around.label ?? label }) : around
   return isHigher(isolation, around.isolation ?? effective.isolation) ? { ...limits, isolation } : limits
 }
 
-/** Builds the refusal of a part's retry by a whole that cannot be run again. */
+/** Builds the refusal of a part's `retry` by a whole that cannot be run again. */
 export const retryRefused = (database: string): OptionsConflict =>
   new OptionsConflict({ database, server: "", option: "retry", outer: "false", inner: "true" })
 
-/** Has a transaction be as a part asks, where that is no conflict. */
+/** Lets a transaction take the settings of a part, which do not conflict. */
 export const raiseIsolation = (outer: Transaction, options: Options, joins: boolean): void => {
   const { isolation, rest } = taken(outer, options, joins)
   if (rest !== undefined) outer.raise(rest)
   if (isolation !== undefined) rootOf(outer).raise({ isolation })
 }
 
-/** What to do for a `withTransaction`. */
+/** Decision of a propagation. */
 export type PropagationDecision =
   | { readonly _tag: "join" }
   | { readonly _tag: "outside" }
@@ -118,7 +127,7 @@ const join: PropagationDecision = { _tag: "join" }
 const outside: PropagationDecision = { _tag: "outside" }
 const fresh: PropagationDecision = { _tag: "begin" }
 
-/** What a propagation means here. */
+/** Decides what a `withTransaction` does. */
 export const decidePropagation = (
   origin: Origin,
   current: Transaction | undefined,

@@ -1,7 +1,6 @@
 /**
- * A transaction of one database: its options, what begins it, and what is nested in it.
- *
- * @since 0.1.0
+ * A transaction of one database, or a savepoint of the program inside of one: its options, settings
+ * and hooks.
  */
 
 import type * as Fiber from "effect/Fiber"
@@ -15,29 +14,31 @@ import type { TransactionSpan } from "../observability/transactionSpan.js"
 import * as wire from "../protocol/messages.js"
 import { type Limits, setLocal } from "../sql/settings.js"
 import { beginSql, limitOf, limitsSql } from "./begin.js"
-import { ConnectionHolder, type ConnectionLender } from "./connectionHolder.js"
+import { ConnectionHolder, type ConnectionProvider } from "./connectionHolder.js"
 import type { TransactionContext } from "./context.js"
-import { type Hook, type HookKind, passedOn } from "./hooks.js"
-import { Level, type LevelSettings } from "./level.js"
+import { type Hook, type HookKind, passedOn } from "./hook.js"
+import { Level } from "./level.js"
+import type { LevelSettings } from "./pendingBegin.js"
 
-/**
- * Where the transactions of one opened database begin. Its identity tells databases apart.
- *
- * @since 0.1.0
- * @category models
- */
+/** An opened database, as the origin of transactions. Its identity tells databases apart. */
 export interface Origin {
   readonly database: string
   readonly observer: Observer
-  /** What every transaction sets for itself, where there is no session that would. */
+  /**
+   * The limits that each transaction sets itself, if sessions cannot have them, as behind a
+   * transaction pooler.
+   */
   readonly limits?: Limits | undefined
-  /** Every transaction is a savepoint inside of this one, which is never committed. */
+  /**
+   * The transaction of a sandbox, which is never committed: every other one is a savepoint inside
+   * of it.
+   */
   readonly sandbox?: Transaction | undefined
-  /** @internal Takes one more attempt of a whole from the budget for retries, and tells of it. */
+  /** Takes one more attempt of a whole from the retry budget, and reports it. */
   readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
-  /** @internal Gives attempts back to the budget. */
+  /** Returns attempts to the retry budget. */
   readonly giveBackReplays: (policy: Policy, count: number) => void
-  /** @internal Begins a span of a transaction, or of a savepoint, if a tracer is set. */
+  /** Begins a span of a transaction, or of a savepoint, if a tracer is set. */
   readonly span: (
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     label: string | undefined,
@@ -48,30 +49,25 @@ export interface Origin {
 const plainBegin: ReadonlyArray<wire.Step> = [wire.constantStep("BEGIN")]
 const none: ReadonlyArray<never> = []
 
-/**
- * An open transaction, or a savepoint inside of one.
- *
- * @since 0.1.0
- * @category models
- */
+/** A transaction, or a savepoint of the program inside of one. */
 export class Transaction {
-  /** @internal Set where a tracer is. */
+  /** Set if there is a tracer. */
   span: TransactionSpan | undefined = undefined
   private hooks: Array<Hook> | undefined = undefined
   private readonly startedAt = clock.now()
-  /** @internal Set if a unit of work has begun it. */
+  /** True if a unit of work has begun it. */
   isOfUnit = false
-  /** Where its outermost transaction is. */
+  /** The role of the server of its outermost transaction. */
   readonly base: Role
 
   constructor(
     readonly origin: Origin,
     readonly kind: Role,
-    /** @internal */ readonly level: Level,
-    /** The transaction around it, if this is a savepoint of the application. */
+    readonly level: Level,
+    /** The transaction around it, if this is a savepoint of the program. */
     readonly outer: Transaction | undefined,
     private settings: Options,
-    /** The transaction that it is a savepoint in; in a sandbox that need not be one of the application. */
+    /** The transaction that it is a savepoint of; in a sandbox also the sandbox's own. */
     private readonly around?: Transaction
   ) {
     this.base = outer?.base ?? kind
@@ -81,42 +77,42 @@ export class Transaction {
     return this.settings
   }
 
-  /** @internal Has it be as a part of it asks, before anything of it was sent. */
+  /** Replaces options by those of a part, before anything of it was sent. */
   raise(more: Options): void {
     const given = Object.fromEntries(Object.entries(more).filter(([_, value]) => value !== undefined))
     this.settings = { ...this.settings, ...given }
     const { around, kind, origin, settings } = this
-    this.level.plan(around === undefined ? opening(origin, kind, settings) : nesting(around, settings))
+    this.level.settings =
+      around === undefined ? transactionSettings(origin, kind, settings) : savepointSettings(around, settings)
   }
 
-  /** When it began, in ms since then. */
+  /** The time since its beginning, in ms. */
   get age(): number {
     return clock.now() - this.startedAt
   }
 
-  /** Whether the server refuses writes in it. */
+  /** True if the server refuses writes in it. */
   get readOnly(): boolean {
     return this.level.readOnly
   }
 
-  /** Whether its COMMIT stores something, for all that is known. */
+  /** True if its COMMIT stores something, as far as is known. */
   get stores(): boolean {
     return this.level.touched && !this.level.readOnly
   }
 
-  /** @internal Why it may have been undone, for all that its statements know. */
+  /** The reasons why it may have been undone, as far as its statements know. */
   get failures(): ReadonlyArray<StatementError> {
-    const { failedBy, link } = this.level
-    return failedBy === undefined ? link.failures : [failedBy, ...link.failures]
+    const { failedBy, holder } = this.level
+    return failedBy === undefined ? holder.failures : [failedBy, ...holder.failures]
   }
 
-  /** @internal */
   addHook(hook: Hook): void {
     if (this.hooks === undefined) this.hooks = [hook]
     else this.hooks.push(hook)
   }
 
-  /** @internal The hooks of a kind, in the order of their registration, each handed out once. */
+  /** Takes the hooks of some kinds, in the order of their registration. */
   takeHooks(...kinds: ReadonlyArray<HookKind>): ReadonlyArray<Hook> {
     if (this.hooks === undefined) return none
     const taken = this.hooks.filter((hook) => kinds.includes(hook.kind))
@@ -124,44 +120,42 @@ export class Transaction {
     return taken
   }
 
-  /** @internal Leaves what is to be done later to the transaction around it. */
-  passHooksOn(kept: boolean): void {
+  /** Leaves its hooks to the transaction around it. */
+  passHooksOn(isKept: boolean): void {
     if (this.hooks === undefined || this.outer === undefined) return
     for (const hook of this.hooks) {
-      const passed = passedOn(hook, kept)
+      const passed = passedOn(hook, isKept)
       if (passed !== undefined) this.outer.addHook(passed)
     }
     this.hooks = undefined
   }
 
-  /** @internal */
   get hasHooks(): boolean {
     return this.hooks !== undefined && this.hooks.length > 0
   }
 }
 
 /**
- * Begins a transaction. Nothing is sent and no connection is taken before its first statement.
- *
- * @internal
+ * Begins a transaction. Nothing is sent, and no connection checked out, before its first statement.
  */
 export const begin = (
   origin: Origin,
   kind: Role,
-  lender: ConnectionLender,
+  provider: ConnectionProvider,
   asked: Options,
   ambient: TransactionContext | undefined
 ): Transaction => {
-  // in a sandbox it is each of a reader's statements that is fenced in: a writer's may be among them, as it may be outside of a sandbox
+  // in a sandbox each statement of a reader has a savepoint of its own, because statements of a
+  // writer may run between them, as they may outside of a sandbox
   if (origin.sandbox !== undefined)
     return nest(origin, ambient?.around(origin) ?? origin.sandbox, kind, undefined, asked)
   const options = withLimits(kind === "reader" ? { ...asked, access: "read only" } : asked, origin.limits)
-  const level = new Level(new ConnectionHolder(lender), undefined, opening(origin, kind, options))
+  const level = new Level(new ConnectionHolder(provider), undefined, transactionSettings(origin, kind, options))
   return new Transaction(origin, kind, level, undefined, options)
 }
 
-/** Plans the beginning of a transaction that is no savepoint. */
-const opening = (origin: Origin, kind: Role, options: Options): LevelSettings => {
+/** Returns the settings of a transaction that is no savepoint. */
+const transactionSettings = (origin: Origin, kind: Role, options: Options): LevelSettings => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
@@ -177,7 +171,9 @@ const opening = (origin: Origin, kind: Role, options: Options): LevelSettings =>
   return { begin, restore: none, readOnly, limit: limitOf(options) }
 }
 
-/** The limits that a session would have set, where the transaction has none of its own. */
+/**
+ * Returns options with the limits that a session would have, unless they have limits of their own.
+ */
 const withLimits = (options: Options, limits: Limits | undefined): Options =>
   limits === undefined
     ? options
@@ -190,7 +186,10 @@ const withLimits = (options: Options, limits: Limits | undefined): Options =>
 const idleLimit = ({ idleInTransactionTimeout }: Limits): ReadonlyArray<wire.Step> =>
   setLocal({ idleInTransactionTimeout }).map(wire.constantStep)
 
-/** @internal A savepoint inside of a transaction. `outer` is the transaction of the application around it, if there is one. */
+/**
+ * Begins a savepoint inside of a transaction. `outer` is the transaction of the program around it,
+ * if there is one.
+ */
 export const nest = (
   origin: Origin,
   around: Transaction,
@@ -200,12 +199,12 @@ export const nest = (
 ): Transaction => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const effective = { applicationName, lockTimeout, statementTimeout, ...options }
-  const level = new Level(around.level.link, around.level, nesting(around, options))
+  const level = new Level(around.level.holder, around.level, savepointSettings(around, options))
   return new Transaction(origin, kind, level, outer, effective, around)
 }
 
-/** Plans the beginning of a savepoint, and the steps that put the settings around it back. */
-const nesting = (around: Transaction, options: Options): LevelSettings => {
+/** Returns the settings of a savepoint, and the steps that restore those around it. */
+const savepointSettings = (around: Transaction, options: Options): LevelSettings => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const limits = limitsSql(options)
   const readOnly = options.access === "read only" || around.readOnly

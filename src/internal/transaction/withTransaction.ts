@@ -1,7 +1,6 @@
 /**
- * Runs an effect in a transaction, from its beginning to its end, or outside of all.
+ * Runs an effect in a transaction, from its beginning to its end, or outside of all transactions.
  */
-
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -12,15 +11,18 @@ import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../../DatabaseError.js"
 import type { Describe } from "../statement/workLabel.js"
 import { commitAndRunHooks, rollback, runBeforeCommitHooks } from "./completion.js"
-import { currentContext, OpenContext, OutsideContext, type TransactionContext } from "./context.js"
+import { currentContext, type TransactionContext } from "./context.js"
 import { slotOf } from "./contextSlot.js"
 import { JoinedPart, PartContext, type PartName } from "./joinedPart.js"
+import { OpenContext, OutsideContext } from "./openContext.js"
 import type { Origin, Transaction } from "./transaction.js"
 
 /**
- * Runs an effect in a transaction and ends it by how the effect ended. `wrap` says how the transaction's own failures are to look.
+ * Runs an effect in a transaction and ends it by the exit of the effect. `wrap` converts the
+ * failures of the transaction itself.
  *
- * What is open for as long as a transaction is waits in closures, not in object literals, for the reason that `cancellable` gives.
+ * Values that live as long as a transaction are kept in closures, not in object literals, for the
+ * reason that `cancellable` gives.
  */
 export const runInTransaction = <A, E, R, X>(
   self: Effect.Effect<A, E, R>,
@@ -48,14 +50,14 @@ export const runInTransaction = <A, E, R, X>(
             )
           ),
           (value) => {
-            const keeping = commitAndRunHooks(transaction, restore, wrap)
+            const committed = commitAndRunHooks(transaction, restore, wrap)
             const { level, outer } = transaction
             const part = outer === undefined ? undefined : ambient?.part(outer)
             const noted =
               part === undefined || outer === undefined
-                ? keeping
+                ? committed
                 : Effect.zipRight(
-                    keeping,
+                    committed,
                     Effect.sync(() => level.touched && part.note(outer))
                   )
             const kept = Effect.as(Effect.zipRight(leave, noted), value)
@@ -74,16 +76,17 @@ export const runInTransaction = <A, E, R, X>(
     })
   )
 
-/** The whole that a part belongs to, and its purpose. */
+/** The whole that a part joins, and the labels of the part. */
 export interface PartOf {
-  /** The database that it has joined a transaction of; without one it is all of them. */
+  /** The database whose transaction it joins; without it the part joins a unit of work. */
   readonly database?: Origin | undefined
   readonly describe?: Describe | undefined
 }
 
 /**
- * Runs an effect as a part of what is open around it, of one database or of all. `decide` says how the part ends: one that ends in rollback
- * makes the whole end so, if it has sent a writer's statement.
+ * Runs an effect as a part of the transaction or unit of work around it. `decide` returns the end
+ * of the part: a rollback makes the whole end in rollback, too, if the part has sent a writer's
+ * statement.
  */
 export const runAsPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,

@@ -1,45 +1,46 @@
 /**
- * A part of a unit of work, or of a transaction, that fails alone: a savepoint on each database that it touches. What is not open around it
- * on a database that no unit would begin, it begins itself, as a unit of work does.
+ * A nested part of a unit of work, or of a transaction, which can fail alone: a savepoint on each
+ * database that it touches. On a database without a transaction around it and without a unit that
+ * would begin one, it begins a transaction of its own, as a unit of work does.
  */
 
 import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, Settings } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
-import { passedOn } from "../transaction/hooks.js"
+import { passedOn } from "../transaction/hook.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
+import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import { mergeSettings, type UnitSettings } from "../transaction/unitOptions.js"
-import { joinableUnitOf, type Order, Unit, type UnitOutcome, unitOf, type Waiting } from "./unitOfWork.js"
+import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type WaitingHooks } from "./unitOfWork.js"
 
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
-  /** The hooks without a transaction that the unit around takes when this part has ended. */
-  private heldHooks: ReadonlyArray<readonly [Origin, Waiting]> = []
+  /** The hooks without a transaction that the unit around takes at the end of the part. */
+  private heldHooks: ReadonlyArray<readonly [Origin, WaitingHooks]> = []
 
   constructor(
-    /** The fiber that runs it. */
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
     private readonly outside: TransactionContext,
-    ending: UnitOutcome,
+    completion: CompletionOptions,
     describe: Describe | undefined,
     name: PartName
   ) {
-    super(outside, undefined, undefined, ending, describe, name)
-    this.gate = new NestedGate(outside.siblings)
+    super(outside, undefined, undefined, completion, describe, name)
+    this.gate = new NestedGate(outside.siblingLock)
   }
 
   override get isNested(): boolean {
     return true
   }
 
-  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
+  /** Sets the savepoint of the part in the transaction around it. */
+  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.ownOf(origin) : undefined
     if (own !== undefined) return own
-    const around = this.outside.find(origin, kind)
+    const around = this.outside.enlist(origin, kind)
     if (around === undefined || around === "none") return undefined
     return kind === "writer" ? this.nestIn(around) : around
   }
@@ -49,13 +50,16 @@ export class NestedUnit extends Unit {
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
 
-  /** Leaves it to the whole: a part that ends with savepoints is not run again by itself. */
+  /** Leaves retries to the whole: a nested part is not run again by itself. */
   override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.outside.takeRetry(transaction, asked)
   }
 
-  /** A unit around it begins its transactions, so their isolation and access are those of that. */
-  override settingsFor(database: string | undefined): UnitSettings {
+  /**
+   * Returns settings with the isolation and access of the unit around, if that begins its
+   * transactions.
+   */
+  override settingsFor(database: string | undefined): Settings {
     const own = super.settingsFor(database)
     const unit = joinableUnitOf(this.outside)
     if (unit === undefined) return own
@@ -63,20 +67,21 @@ export class NestedUnit extends Unit {
     return mergeSettings(own, { access, isolation })
   }
 
-  override demandEnding(order: Order | undefined, checked: boolean | undefined): Demanded {
+  override demandCompletion(order: Order | undefined, checked: boolean | undefined): Demanded {
     const unit = unitOf(this.outside)
-    return unit === undefined ? super.demandEnding(order, checked) : unit.demandEnding(order, checked)
+    return unit === undefined ? super.demandCompletion(order, checked) : unit.demandCompletion(order, checked)
   }
 
   /**
-   * Holds back the hooks for which there is no transaction, if a unit around takes them: its end would begin one for them. Where there is no
-   * unit, or it is left out on purpose, this is the outermost, and they are its own.
+   * Holds back the hooks without a transaction that a unit around will take: the end of the part
+   * would begin a transaction for them. If no unit takes them, the part is the outermost, and they
+   * are its own.
    */
   holdHooks(): void {
     this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]
   }
 
-  /** Leaves the hooks that were held back to the unit around, as those of its savepoints are. */
+  /** Leaves the hooks that were held back to the unit around, as hooks of savepoints are. */
   passHooksOn(isKept: boolean): void {
     for (const [origin, { begin, hooks }] of this.heldHooks) {
       for (const hook of hooks) {
@@ -87,14 +92,14 @@ export class NestedUnit extends Unit {
     this.heldHooks = []
   }
 
-  /** Tells the part that it is in, if it is in one, of what it has kept. */
+  /** Notes in the part around it, if there is one, that it has sent a writer's statement. */
   noteKept(): void {
     for (const { level, outer } of this.begun) {
       if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
     }
   }
 
-  /** The next part may take its turn. */
+  /** Ends its turn among the parts beside it. */
   leave(): void {
     this.gate.leave()
   }

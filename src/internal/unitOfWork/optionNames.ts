@@ -1,13 +1,13 @@
 /**
- * The names of the options of transactions.
+ * The names of the options of transactions and units of work, so that a mistyped one is refused.
  */
 import type { ConfigInvalid } from "../../DatabaseError.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, Settings } from "../../Transaction.js"
 import type { KnownNames } from "../config/knownNames.js"
 import { unknownOption } from "../config/unknownOption.js"
-import type { UnitSettings } from "../transaction/unitOptions.js"
+import type { NestedOptions, SettingsOptions, UnitOptions } from "./options.js"
 
-const settings: KnownNames<UnitSettings> = {
+const settings: KnownNames<Settings> = {
   isolation: true,
   access: true,
   deferrable: true,
@@ -17,20 +17,33 @@ const settings: KnownNames<UnitSettings> = {
   applicationName: true
 }
 
-const options: KnownNames<Options> = { ...settings, propagation: true, retry: true }
+const transactionOptions: KnownNames<Options> = { ...settings, propagation: true, retry: true }
+
+const nestedOptions: KnownNames<NestedOptions<unknown, unknown>> = { outcome: true, work: true }
+
+const unitOptions: KnownNames<UnitOptions<unknown, unknown>> = {
+  ...nestedOptions,
+  transaction: true,
+  databases: true,
+  order: true,
+  checkFirst: true,
+  retry: true
+}
 
 /** Returns the refusal of the options of a transaction, if a name is not known. */
 export const unknownOfTransaction = (database: string, given: Options): ConfigInvalid | undefined =>
-  unknownOption(database, given, options)
+  unknownOption(database, given, transactionOptions)
 
-/** Settings for all databases of a unit of work, and for single ones. */
-export interface Given {
-  readonly transaction?: UnitSettings | undefined
-  readonly databases?: ReadonlyArray<{ readonly database: string; readonly settings: UnitSettings }> | undefined
-}
+/** Returns the refusal of the options of a unit of work, if a name is not known. */
+export const unknownOfUnit = <A, E>(options: UnitOptions<A, E>): ConfigInvalid | undefined =>
+  unknownOption("", options, unitOptions) ?? unknownOfSettings(options)
+
+/** Returns the refusal of the options of a nested part, if a name is not known. */
+export const unknownOfNested = <A, E>(options: NestedOptions<A, E>): ConfigInvalid | undefined =>
+  unknownOption("", options, nestedOptions)
 
 /** Returns the refusal of the settings of a unit of work, if a name is not known. */
-export const unknownOfSettings = ({ databases, transaction }: Given): ConfigInvalid | undefined => {
+export const unknownOfSettings = ({ databases, transaction }: SettingsOptions): ConfigInvalid | undefined => {
   const ofAll = transaction === undefined ? undefined : unknownOption("", transaction, settings, "transaction")
   if (ofAll !== undefined || databases === undefined) return ofAll
   for (const { database, settings: given } of databases) {

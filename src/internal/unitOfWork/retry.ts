@@ -1,5 +1,6 @@
 /**
- * Work that is run again as a whole, where all of it is undone for certain and may go better.
+ * Retries of whole transactions and units of work: they run again if all of the work is undone, and
+ * another attempt may succeed.
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -17,8 +18,9 @@ import type { Origin, Transaction } from "../transaction/transaction.js"
 import type { Unit } from "./unitOfWork.js"
 
 /**
- * Returns why work that has failed may go better in another attempt: what its transactions' statements have failed with, also where the
- * work has made another failure of it, or what the work has failed with or died of. Work that was interrupted is not to be run again.
+ * Returns the failure for which another attempt of the work may succeed: of a statement of its
+ * transactions, also if the work has turned it into another failure, or of the work itself.
+ * Interrupted work is not run again.
  */
 export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Cause<unknown>): unknown => {
   const failures = [...Cause.failures(cause)]
@@ -28,14 +30,20 @@ export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Caus
   return [...known, ...failures, ...Cause.defects(cause)].find(isReplayable)
 }
 
-/** A failure of work that may go better in another attempt: the database whose budget pays for that, and what the caller gets otherwise. */
+/**
+ * A failure after which another attempt may succeed, with the database whose budget it takes and
+ * the cause for the caller.
+ */
 export interface Replayable {
   readonly error: DatabaseError
   readonly origin: Origin
   readonly cause: Cause.Cause<unknown>
 }
 
-/** Returns why work of some transactions may be run again, if it may. A caller that found no connection has waited for as long as it may. */
+/**
+ * Returns the failure after which work runs again, if it may. A caller that found no connection has
+ * waited long enough.
+ */
 export const replayable = (
   reason: unknown,
   origin: (database: string) => Origin | undefined,
@@ -47,18 +55,26 @@ export const replayable = (
   return found === undefined ? undefined : { error, origin: found, cause }
 }
 
-/** Returns why a unit may be run again, if it may: nothing of it is stored. */
+/**
+ * Returns the failure after which a unit runs again, if it may, because nothing of it is stored.
+ */
 export const replayableUnit = (unit: Unit, reason: unknown, cause: Cause.Cause<unknown>): Replayable | undefined =>
   unit.hasCommitted || !isReplayable(reason) ? undefined : replayable(reason, (name) => unit.origin(name), cause)
 
-/** Tells if the servers of an attempt have done all that it asked of them, although its own code may have failed. */
+/**
+ * Checks whether servers have executed all statements of an attempt, although its own code may have
+ * failed.
+ */
 const isServed = (exit: Exit.Exit<unknown, unknown>, transactions: ReadonlyArray<Transaction>): boolean =>
   Exit.isSuccess(exit) ||
   (!Cause.isInterrupted(exit.cause) &&
     transactions.some(({ level }) => level.touched) &&
     transactions.every(({ failures }) => failures.length === 0))
 
-/** The attempts of one whole: they are counted, taken from the budgets of databases, and given back if the whole gets done. */
+/**
+ * The attempts of one whole: they are taken from the budgets of databases, and returned if the
+ * whole succeeds.
+ */
 class Attempts {
   private count = 1
   private endedBy: Retried["endedBy"] = "schedule"
@@ -66,7 +82,7 @@ class Attempts {
 
   constructor(private readonly policy: Policy) {}
 
-  /** Takes another attempt, if there is one left. */
+  /** Takes another attempt; returns false if the budget is used up. */
   take({ error, origin }: Replayable): boolean {
     if (!origin.takeReplay(this.policy, this.count, error)) {
       this.endedBy = "budget"
@@ -82,7 +98,10 @@ class Attempts {
     this.taken.clear()
   }
 
-  /** Says that there is no further attempt: in the failure, if it is one of this library, else in the log. */
+  /**
+   * Reports that there is no further attempt: in the failure, if it is of this library, else in the
+   * log.
+   */
   end({ cause, error, origin }: Replayable): Effect.Effect<void> {
     const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
     noteRetried(error, retried)
@@ -95,9 +114,10 @@ class Attempts {
 }
 
 /**
- * Runs work for as long as it ends with a reason to run it again, and schedule and budget grant another attempt; `first` is how it has ended
- * before. To be run where it cannot be interrupted: an interruptible handler would take from the cause of an interruption what has failed
- * beside it. `restore` is for the work and the pauses; `transactions` are those of the last attempt.
+ * Runs work for as long as it ends with a reason to run it again, and schedule and budget grant
+ * another attempt; `first` is the exit of an attempt before. To be run where it cannot be
+ * interrupted: an interruptible handler would lose the failures beside an interruption. `restore`
+ * is for the work and the pauses; `transactions` returns those of the last attempt.
  */
 export const retryTransaction = <A, E, R>(
   restore: Restore,
@@ -111,37 +131,42 @@ export const retryTransaction = <A, E, R>(
   Effect.suspend(() => {
     const attempts = new Attempts(policy)
     const schedule = Schedule.mapInput(asked === true ? policy.transaction : asked, ({ error }: Replayable) => error)
-    // a schedule that has ended takes nothing of the budget
+    // a schedule that has ended takes nothing from the budget
     const granted = Schedule.whileInput(schedule, (reason) => attempts.take(reason))
     return Effect.flatMap(Schedule.driver(granted), (driver) => {
-      const goOn = (exit: Exit.Exit<A, E>): Effect.Effect<A, E, R> => {
+      const continueAfter = (exit: Exit.Exit<A, E>): Effect.Effect<A, E, R> => {
         const reason = reasonFor(exit)
         if (reason === undefined) {
           if (isServed(exit, transactions())) attempts.giveBack()
           return exit
         }
         return Effect.matchCauseEffect(restore(driver.next(reason)), {
-          // the schedule has ended, or the pause was interrupted: what the attempt has failed with, such as an unknown outcome, is kept
+          // the schedule has ended, or the pause was interrupted: the failure of the attempt, such
+          // as an unknown outcome, is kept
           onFailure: (cause) =>
             Either.match(Cause.failureOrCause(cause), {
               onLeft: () => Effect.zipRight(attempts.end(reason), exit),
-              onRight: (gone) => Effect.failCause(Exit.isFailure(exit) ? Cause.sequential(exit.cause, gone) : gone)
+              onRight: (interruption) =>
+                Effect.failCause(Exit.isFailure(exit) ? Cause.sequential(exit.cause, interruption) : interruption)
             }),
           onSuccess: () => attempt
         })
       }
-      const attempt = Effect.flatMap(Effect.exit(restore(once)), goOn)
-      return first === undefined ? attempt : goOn(first)
+      const attempt = Effect.flatMap(Effect.exit(restore(once)), continueAfter)
+      return first === undefined ? attempt : continueAfter(first)
     })
   })
 
-/** An open unit of work, as far as its repetition needs to know it. */
+/** An open unit of work, as its retries see it. */
 interface Opened {
   readonly unit: Unit
   readonly isRolledBack: boolean
 }
 
-/** Runs it in a new unit each time, as {@link retryTransaction}; `failed` is how the first has ended, where it was run already. */
+/**
+ * Runs each attempt in a new unit, as {@link retryTransaction}; `failed` is the first attempt, if
+ * it has failed already.
+ */
 export const retryUnit = <O extends Opened, A, E, R>(
   restore: Restore,
   open: () => O,
@@ -162,7 +187,7 @@ export const retryUnit = <O extends Opened, A, E, R>(
       if (opened === undefined) return undefined
       const { isRolledBack, unit } = opened
       const cause = Exit.isFailure(exit) ? exit.cause : Cause.empty
-      // a success may be one that its outcome has undone
+      // the outcome of the options may have rolled a success back
       return Exit.isFailure(exit) || isRolledBack
         ? replayableUnit(unit, reasonOf(unit.failures, cause), cause)
         : undefined

@@ -1,114 +1,114 @@
 /**
- * A unit of work as its statements see it: the transactions that it has begun, how those are to be that it will begin, and what it
- * remembers of each database.
+ * A unit of work as the transaction context of its statements: the transactions that it has begun,
+ * the settings of those that it will begin, and its read affinity.
  */
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import { OptionsConflict, type StatementError, TransactionBusy } from "../../DatabaseError.js"
+import { OptionsConflict, type StatementError, type TransactionBusy } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
+import type { Options, Settings, WorkLabel } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
-import type { Describe, WorkLabel } from "../statement/workLabel.js"
-import {
-  type Demanded,
-  OutsideContext,
-  type ReadMemory,
-  type Retry,
-  TransactionContext
-} from "../transaction/context.js"
-import type { Hook } from "../transaction/hooks.js"
+import type { Describe } from "../statement/workLabel.js"
+import { type Demanded, type ReadAffinity, type Retry, TransactionContext } from "../transaction/context.js"
+import type { Hook } from "../transaction/hook.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
-import { optionsConflict, raiseIsolation, raiseSettings, settingsConflict } from "../transaction/propagation.js"
+import { rollbackLevel } from "../transaction/levelRollback.js"
+import { OutsideContext } from "../transaction/openContext.js"
+import { raiseIsolation } from "../transaction/propagation.js"
+import { type SettingsByDatabase, settingsOf } from "../transaction/settingsByDatabase.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
-import { settingsOf, type UnitOptions, type UnitSettings } from "../transaction/unitOptions.js"
+import { conflictOfBegun, conflictOfSettings, raiseAll } from "./demands.js"
+import { type End, EndsUnderWay } from "./endsUnderWay.js"
 
-/** By which the order of commits is chosen: a list of names is the order itself, those that it leaves out come after it. */
+/**
+ * Rule for the order of commits: a list of names is the order itself, other databases follow them.
+ */
 export type Order = "safest" | "touched" | ReadonlyArray<string>
 
-/** How the end of what is committed together is to go. */
-export interface UnitOutcome {
+/** Options of the completion of a group of transactions. */
+export interface CompletionOptions {
   readonly order: Order
-  /** Whether each server checks what it would check at COMMIT before the first is committed. */
+  /** True if each server checks its deferred constraints before the first COMMIT. */
   readonly checked: boolean
-  /** Has nested transactions that forks have left open be undone, instead of being waited for. */
+  /**
+   * True if nested transactions that forks have left open are rolled back at once, instead of
+   * waited for.
+   */
   readonly leavesForks: boolean
 }
 
-/** An end of transactions of a unit that is under way: their hooks, which may still veto, and the commits. */
-export interface End {
-  readonly transactions: () => ReadonlyArray<Transaction>
-  readonly over: Deferred.Deferred<void>
-}
-
-/** Hooks for which there is no transaction yet. */
-export interface Waiting {
+/** Hooks of a database that has no transaction yet. */
+export interface WaitingHooks {
   readonly begin: (options: Options) => Transaction
   readonly hooks: Array<Hook>
 }
 
-const noSettings: UnitSettings = {}
+const noSettings: Settings = {}
 const none: ReadonlyArray<never> = []
-const noRules: UnitOptions = { all: noSettings, databases: new Map() }
+const noSettingsByDatabase: SettingsByDatabase = { all: noSettings, databases: new Map() }
 
-/** Tells whether what a transaction has done is stored, or may be. */
+/** Checks whether the work of a transaction is stored, or may be. */
 export const mayBeStored = (transaction: Transaction): boolean => {
   const { level, stores } = transaction
-  return level.link.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
+  return level.holder.mayHaveStored || (stores && (level.state === "committed" || level.state === "unknown"))
 }
 
+/** A unit of work. */
 export class Unit extends TransactionContext {
-  // made with their first entries: most requests of many programs touch no database
+  // created with their first entries: many requests touch no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
-  private waiting: Map<Origin, Waiting> | undefined = undefined
-  private memories: Map<Origin, ReadMemory> | undefined = undefined
+  private waiting: Map<Origin, WaitingHooks> | undefined = undefined
+  private affinities: Map<Origin, ReadAffinity> | undefined = undefined
   private ended = false
-  /** Which try of the work it is, where that is run again. */
+  /** The number of the attempt, if the work is run again. */
   attempt = 1
-  private ends: Set<End> | undefined = undefined
-  /** Whether a part of it stays when it is undone: it was, or may have been, stored before, or it was done in what is open around. */
+  private ends: EndsUnderWay | undefined = undefined
+  /**
+   * True if a part of the work remains after a rollback: it is, or may be, stored, or is in a
+   * transaction around the unit.
+   */
   private hasKept = false
   private joined: JoinedPart | undefined = undefined
-  /** Actions that are left to the time when it is stored. */
+  /** Actions that wait until the work is stored. */
   private pending: Array<() => void> | undefined = undefined
   /** Set if it can be run again as a whole. */
   canRunAgain = false
-  /** The schedule by which a part of it asks for that. */
+  /** The schedule of attempts that a part of it has asked for. */
   askedRetry: Retry | undefined = undefined
-  private turns: FifoLock | undefined = undefined
+  private nestedLock: FifoLock | undefined = undefined
 
   constructor(
     parent: TransactionContext | undefined,
-    /** What was there before, where this unit does not see it. */
+    /** The context around it, if the unit does not see its transactions. */
     private readonly behind: TransactionContext | undefined,
-    private rules: UnitOptions | undefined,
-    public ending: UnitOutcome,
+    private settings: SettingsByDatabase | undefined,
+    public completion: CompletionOptions,
     private readonly describe: Describe | undefined,
     protected readonly name: PartName | undefined
   ) {
     super(parent, "of a unit of work")
   }
 
-  /** Tells whether it is a part that ends with savepoints. */
+  /** True for a nested part, which ends with savepoints. */
   get isNested(): boolean {
     return false
   }
 
-  override get siblings(): FifoLock {
-    this.turns ??= new FifoLock()
-    return this.turns
+  override get siblingLock(): FifoLock {
+    this.nestedLock ??= new FifoLock()
+    return this.nestedLock
   }
 
   override whenStored(action: () => void): boolean {
-    // what a fiber does that outlives it is about what it has left to the whole around it
+    // a fiber that outlives the unit acts on work that the unit has left to the whole around it
     if (this.ended) return super.whenStored(action)
     this.pending ??= []
     this.pending.push(action)
     return true
   }
 
-  /** Forgets what was left to the time when it is stored, if all that it may be about is undone. */
+  /** Drops the deferred actions, if all the work that they may concern is undone. */
   dropPending(): void {
     if (!this.hasKept && (this.transactions === undefined || this.transactions.size === 0)) this.pending = undefined
   }
@@ -121,25 +121,27 @@ export class Unit extends TransactionContext {
     return this.pending !== undefined
   }
 
-  /** Does what was left to the time when it is stored; an early commit stores only a part, so the end does it again. */
+  /**
+   * Runs the deferred actions; an early commit stores only a part of the work, so the end runs them
+   * again.
+   */
   stored(isEarly: boolean): void {
     for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
     if (!isEarly) this.pending = undefined
   }
 
-  /** Tells whether a part of it is stored, or may be, or is left to what is open around it. */
+  /** True if a part of the work is stored, or may be, or is in a transaction around the unit. */
   get keepsPart(): boolean {
     return this.hasKept || this.begun.some(mayBeStored)
   }
 
-  /** Of what is open around it, it is a part. */
   override part(transaction: Transaction): JoinedPart | undefined {
     if (this.transactions?.get(transaction.origin) === transaction) return undefined
     this.joined ??= new JoinedPart(this.parent, this.name)
     return this.joined
   }
 
-  /** It has ended in rollback: what is open around it must not keep its part of the work. */
+  /** Makes the transactions around it, in which it has written, end in rollback. */
   undoJoined(cause: unknown): void {
     this.joined?.undo(cause)
   }
@@ -156,14 +158,21 @@ export class Unit extends TransactionContext {
     const own = kind === "writer" ? this.transactions?.get(origin) : undefined
     if (own !== undefined) return own
     const around = super.find(origin, kind)
-    // where the work around is outside of all on purpose, this has a transaction of its own
+    // if the work around is outside of all on purpose, the unit has a transaction of its own
+    return around === "none" ? undefined : around
+  }
+
+  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    const own = kind === "writer" ? this.transactions?.get(origin) : undefined
+    if (own !== undefined) return own
+    const around = super.enlist(origin, kind)
     if (around === "none") return undefined
     this.hasKept ||= around !== undefined
     return around
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
-    // of a database that is not left out, a unit around this one has the transaction
+    // a unit around this one has the transaction, unless work is outside of its database on purpose
     const around = super.open(origin, begin)
     if (around !== undefined) {
       this.hasKept = true
@@ -174,14 +183,14 @@ export class Unit extends TransactionContext {
     return transaction
   }
 
-  /** Has a transaction be its own, with the hooks that have waited for it. */
+  /** Adds a transaction of its own, with the hooks that have waited for it. */
   protected add(transaction: Transaction): void {
     const { level, origin } = transaction
     transaction.isOfUnit = true
-    // a fiber that outlives the unit must not begin what nobody will end
+    // a fiber that outlives the unit must not begin a transaction that never ends
     if (this.ended) {
       transaction.span?.end("rolledBack", undefined)
-      return level.rollback(() => {})
+      return rollbackLevel(level, () => {})
     }
     this.transactions ??= new Map()
     this.transactions.set(origin, transaction)
@@ -190,13 +199,13 @@ export class Unit extends TransactionContext {
     for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
   }
 
-  /** Its own transaction on a database, if that is begun. */
+  /** Returns its own transaction on a database, if that has begun. */
   protected ownOf(origin: Origin): Transaction | undefined {
     return this.transactions?.get(origin)
   }
 
-  /** Takes the hooks for which there is no transaction yet, of some databases. */
-  protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, Waiting]> {
+  /** Takes the hooks without a transaction, of some databases. */
+  protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, WaitingHooks]> {
     const all = [...(this.waiting ?? none)].filter(([origin]) => isMeant(origin))
     for (const [origin] of all) this.waiting?.delete(origin)
     if (this.waiting?.size === 0) this.waiting = undefined
@@ -207,7 +216,10 @@ export class Unit extends TransactionContext {
     return !this.ended
   }
 
-  /** A hook is no reason to begin a transaction, which reads would have to join. */
+  /**
+   * Keeps a hook without a transaction until one begins: reads would have to join a transaction
+   * that begins for a hook.
+   */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
     const own = this.transactions?.get(origin)
@@ -228,147 +240,139 @@ export class Unit extends TransactionContext {
     return [...own, ...super.held(origin), ...(this.behind?.held(origin) ?? [])]
   }
 
-  override memory(origin: Origin): ReadMemory {
-    const around = super.memory(origin)
+  override readAffinity(origin: Origin): ReadAffinity {
+    const around = super.readAffinity(origin)
     if (around !== undefined) return around
-    this.memories ??= new Map()
-    let known = this.memories.get(origin)
+    this.affinities ??= new Map()
+    let known = this.affinities.get(origin)
     if (known === undefined) {
       known = { reader: undefined, written: false }
-      this.memories.set(origin, known)
+      this.affinities.set(origin, known)
     }
     return known
   }
 
-  /** The transactions, in the order in which they were begun; those that have nothing but hooks come last. */
-  get all(): ReadonlyArray<Transaction> {
+  /**
+   * Begins the transactions that have nothing but hooks, and returns all, in the order in which
+   * they have begun.
+   */
+  beginAll(): ReadonlyArray<Transaction> {
     if (this.waiting !== undefined) for (const [origin, { begin }] of [...this.waiting]) this.open(origin, begin)
     return this.begun
   }
 
-  /** Those that are begun by now. */
+  /** The transactions that have begun by now. */
   get begun(): ReadonlyArray<Transaction> {
     return this.transactions === undefined ? none : [...this.transactions.values()]
   }
 
-  /** The one that it has open on a database, or hooks for it. */
-  own(origin: Origin): Transaction | undefined {
+  /** Returns its own transaction on a database; one that has nothing but hooks begins with it. */
+  beginOwn(origin: Origin): Transaction | undefined {
     const waiting = this.waiting?.get(origin)
     return this.transactions?.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
   }
 
-  /** The database of a name, if anything was done there. */
+  /** Returns the database of a name, if the unit has used it. */
   origin(database: string): Origin | undefined {
-    const known = [...(this.transactions?.keys() ?? []), ...(this.memories?.keys() ?? [])]
+    const known = [...(this.transactions?.keys() ?? []), ...(this.affinities?.keys() ?? [])]
     return known.find((origin) => origin.database === database)
   }
 
-  /** Why its transactions may have been undone, for all that their statements know. */
+  /** The reasons why its transactions may have been undone, as far as their statements know. */
   get failures(): ReadonlyArray<StatementError> {
     return this.begun.flatMap(({ failures }) => failures)
   }
 
-  /** Whether nothing was begun in it, nor is anything to be done at its end. */
+  /** True if nothing has begun in it, and nothing is left to do at its end. */
   get isUntouched(): boolean {
     return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
-  /** Whether a part of it is stored already, or may be, or is not for it to undo, so that it cannot be run again as a whole. */
+  /**
+   * True if a part of the work is stored, or may be, or is in a transaction around it: it cannot be
+   * run again as a whole.
+   */
   get hasCommitted(): boolean {
     return this.isEnding || this.keepsPart
   }
 
-  /** Whether an end of some of its transactions is under way. */
+  /** True while an end of some of its transactions is under way. */
   get isEnding(): boolean {
     return this.ends !== undefined && this.ends.size > 0
   }
 
-  /** Done when all ends are over that are under way now; it waits for as long as a statement would for a nested transaction. */
+  /** Completes when all ends that are under way now are over, or fails after `busyTimeout`. */
   get settled(): Effect.Effect<void, TransactionBusy> {
-    const over = Effect.forEach(this.ends ?? none, ({ over }) => Deferred.await(over), { discard: true })
-    const [first] = [...(this.ends ?? none)].flatMap(({ transactions }) => transactions())
-    if (first === undefined) return over
-    const { lender, place } = first.level.link
-    return Effect.timeoutFail(over, {
-      duration: lender.patience,
-      onTimeout: () => new TransactionBusy({ ...place, waited: lender.patience })
-    })
+    return Effect.suspend(() => this.ends?.settled ?? Effect.void)
   }
 
-  /** Whether one of these is in an end that is under way. */
+  /** Checks whether one of these transactions is in an end that is under way. */
   isEndOf(transactions: ReadonlyArray<Transaction>): boolean {
-    return [...(this.ends ?? none)].some((end) => end.transactions().some((one) => transactions.includes(one)))
+    return this.ends?.includes(transactions) ?? false
   }
 
-  beginEnd(end: End): void {
-    this.ends ??= new Set()
-    this.ends.add(end)
+  /** Adds an end that is under way. */
+  beginEnd(transactions: End["transactions"]): End {
+    this.ends ??= new EndsUnderWay()
+    return this.ends.begin(transactions)
   }
 
-  endIsOver(end: End): Effect.Effect<unknown> {
-    this.ends?.delete(end)
-    return Deferred.succeed(end.over, undefined)
+  /** Removes an end that is over. */
+  endIsOver(end: End): void {
+    this.ends?.over(end)
   }
 
-  /** Whether its end has begun, and nothing that happens in it can have a part in that. */
+  /** True after its end has begun: no further work can be part of it. */
   get hasEnded(): boolean {
     return this.ended
   }
 
-  /** From now on nothing can be begun in it. */
+  /** Ends it: nothing can begin in it any more. */
   end(): void {
     this.ended = true
   }
 
-  /** Its transaction on a database is over; the next statement begins another. */
+  /** Forgets a transaction that has ended; the next statement on its database begins another. */
   forget(transaction: Transaction): void {
     if (this.transactions?.get(transaction.origin) === transaction) this.transactions.delete(transaction.origin)
     if (!transaction.level.touched) return
-    this.memory(transaction.origin).written = true
+    this.readAffinity(transaction.origin).written = true
     this.hasKept ||= mayBeStored(transaction)
   }
 
-  /** What is begun already, and what is not, is asked in the same way. */
-  override demand(rules: UnitOptions, joins: boolean): Demanded {
-    const takeAround = super.demand(rules, joins && !this.isNested)
+  /**
+   * Checks the transactions that have begun, and the settings of those that have not, by the same
+   * rules.
+   */
+  override demand(asked: SettingsByDatabase, joins: boolean): Demanded {
+    const takeAround = super.demand(asked, joins && !this.isNested)
     if (takeAround instanceof OptionsConflict) return takeAround
     const { begun } = this
-    for (const transaction of begun) {
-      const error = optionsConflict(transaction, settingsOf(rules, transaction.origin.database), joins)
-      if (error !== undefined) return error
-    }
-    const named = new Set([...(this.rules?.databases.keys() ?? none), ...rules.databases.keys()])
-    const all = [undefined, ...[...named].filter((database) => this.parent?.hasOpen(database) !== true)]
-    for (const database of all) {
-      const error = settingsConflict(database ?? "", this.settingsFor(database), settingsOf(rules, database))
-      if (error !== undefined) return error
-    }
+    const own = this.settings ?? noSettingsByDatabase
+    const isLeftAround = (database: string) => this.parent?.hasOpen(database) === true
+    const error =
+      conflictOfBegun(begun, asked, joins) ??
+      conflictOfSettings(own, asked, isLeftAround, (database) => this.settingsFor(database))
+    if (error !== undefined) return error
     return () => {
       takeAround()
       for (const transaction of begun)
-        raiseIsolation(transaction, settingsOf(rules, transaction.origin.database), joins)
-      const own = this.rules ?? noRules
-      const raised = (database: string | undefined) =>
-        raiseSettings(settingsOf(own, database), settingsOf(rules, database), joins)
-      this.rules = {
-        all: raised(undefined),
-        databases: new Map([...named].map((database) => [database, raised(database)]))
-      }
+        raiseIsolation(transaction, settingsOf(asked, transaction.origin.database), joins)
+      this.settings = raiseAll(own, asked, joins)
     }
   }
 
-  /** Checks what a part asks of the end: an order where the unit has none of its own, and a check. Returns as {@link demand}. */
-  demandEnding(order: Order | undefined, checked: boolean | undefined): Demanded {
-    const { ending } = this
-    if (order !== undefined && ending.order !== "safest" && String(order) !== String(ending.order))
-      return this.refuse("order", String(ending.order), String(order))
-    if (checked === false && ending.checked) return this.refuse("checkFirst", "true", "false")
+  /** Checks the order of commits and the check that a part asks for. Returns as {@link demand}. */
+  demandCompletion(order: Order | undefined, checked: boolean | undefined): Demanded {
+    const { completion } = this
+    if (order !== undefined && completion.order !== "safest" && String(order) !== String(completion.order))
+      return this.refuse("order", String(completion.order), String(order))
+    if (checked === false && completion.checked) return this.refuse("checkFirst", "true", "false")
     return () => {
-      this.ending = { ...ending, order: order ?? ending.order, checked: checked ?? ending.checked }
+      this.completion = { ...completion, order: order ?? completion.order, checked: checked ?? completion.checked }
     }
   }
 
-  /** It is run again, if it can be, where its failure allows it: a part of it has asked for that. */
   override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     if (transaction !== undefined && this.transactions?.get(transaction.origin) !== transaction)
       return super.takeRetry(transaction, asked)
@@ -381,9 +385,12 @@ export class Unit extends TransactionContext {
     return new OptionsConflict({ database, server: "", option, outer, inner })
   }
 
-  /** Returns the settings of a transaction that it begins on a database; without a name, on all that have none of their own. */
-  settingsFor(database: string | undefined): UnitSettings {
-    return this.rules === undefined ? noSettings : settingsOf(this.rules, database)
+  /**
+   * Returns the settings of a transaction that it begins on a database; without a name, on all that
+   * have none of their own.
+   */
+  settingsFor(database: string | undefined): Settings {
+    return this.settings === undefined ? noSettings : settingsOf(this.settings, database)
   }
 }
 
@@ -393,7 +400,10 @@ export const unitOf = (context: TransactionContext | undefined): Unit | undefine
   return undefined
 }
 
-/** Returns the unit of work that a part joins: none if a database was left out on purpose in between. */
+/**
+ * Returns the unit of work that a part joins: none if a database was left out on purpose in
+ * between.
+ */
 export const joinableUnitOf = (context: TransactionContext | undefined): Unit | undefined => {
   for (let one = context; one !== undefined; one = one.parent) {
     if (one instanceof Unit) return one

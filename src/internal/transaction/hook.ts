@@ -1,0 +1,30 @@
+/**
+ * Hooks: actions of a program at the end of a transaction.
+ */
+import type * as Effect from "effect/Effect"
+import type { TransactionContext } from "./context.js"
+
+/** The kinds that a program registers. */
+export type RegisteredHook = "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown"
+
+/**
+ * All kinds. `afterEnd` is an `afterRollback` of an undone savepoint, which waits for the end of
+ * the whole; `whenStored` runs if the work is stored, or may be, regardless of other databases.
+ */
+export type HookKind = RegisteredHook | "afterEnd" | "whenStored"
+
+/** An action at the end of a transaction. */
+export interface Hook {
+  readonly kind: HookKind
+  /** The order of registration over all databases, in which hooks run. */
+  readonly order: number
+  /** Runs it in the context of its registration, with another transaction slot. */
+  readonly run: (slot: TransactionContext["slot"] | undefined) => Effect.Effect<unknown, unknown>
+}
+
+/**
+ * Returns a hook as it is left to the transaction around a savepoint that is kept or undone;
+ * `undefined` if it is dropped.
+ */
+export const passedOn = (hook: Hook, isKept: boolean): Hook | undefined =>
+  isKept ? hook : hook.kind === "afterRollback" || hook.kind === "afterEnd" ? { ...hook, kind: "afterEnd" } : undefined

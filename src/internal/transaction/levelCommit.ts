@@ -1,0 +1,164 @@
+/**
+ * The end of a level that is to be kept: the check before a COMMIT, COMMIT, and RELEASE of a
+ * savepoint.
+ */
+import { TransactionEnded, type TransactionError } from "../../DatabaseError.js"
+import * as clock from "../concurrency/clock.js"
+import type { Connection, Failure } from "../connection/connection.js"
+import { commitAndQueryPosition } from "../consistency/walPosition.js"
+import { toStatementError } from "../edge/statementError.js"
+import * as wire from "../protocol/messages.js"
+import type { Level, LevelState } from "./level.js"
+import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
+import { acquireForEnd } from "./levelLock.js"
+import { revert } from "./levelRollback.js"
+import type { Savepoint } from "./savepoint.js"
+
+/**
+ * The timeout of a COMMIT whose caller was interrupted, in ms. An interruption waits for the end of
+ * a transaction and, if there are several, for one COMMIT and the ROLLBACK of the others, all
+ * within a second, also on a dead network.
+ */
+const interruptedCommitTimeout = 500
+
+const commit = [wire.constantStep("COMMIT")]
+const checkConstraints = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
+const nothing = () => {}
+
+type OnEnd = (error: TransactionError | undefined) => void
+
+/**
+ * Lets the server check now what it would check at COMMIT; a savepoint has no such checks. The
+ * returned function gives up.
+ */
+export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
+  const { holder } = level
+  let isSent = false
+  let isSettled = false
+  const refuse: OnEnd = (error) => {
+    isSettled = true
+    done(error)
+  }
+  const finish: OnEnd = (error) => {
+    isSettled = true
+    level.lock.release()
+    done(error)
+  }
+  const leave = acquireForEnd(level, refuse, () => {
+    const { blockedBy } = level
+    const { connection, location } = holder
+    if (blockedBy !== undefined) return finish(blockedBy)
+    if (!level.isBegun || connection === undefined) return finish(undefined)
+    if (connection.status === "E" || level.undone !== undefined) return finish(rolledBackAtCommit(level))
+    if (level.savepoint !== undefined) return finish(undefined)
+    isSent = true
+    connection.steps(checkConstraints, (failure) => {
+      if (failure === undefined) return finish(undefined)
+      holder.noteFailure(failure)
+      finish(failure._tag === "lost" ? toStatementError(location, failure, "undone") : commitFailure(level, failure)[1])
+    })
+  })
+  return () => {
+    if (isSettled) return
+    if (isSent) holder.abort("a check before COMMIT was interrupted")
+    else leave()
+  }
+}
+
+/**
+ * Commits a level. The returned function is for a caller that cannot wait: it gives up if COMMIT
+ * was not sent, else it waits for the answer within a bound; it calls back when `state` is known.
+ * With `countsAsUndone` the caller takes a savepoint for undone, also if it is released.
+ */
+export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, countsAsUndone: boolean) => void) => {
+  const { holder } = level
+  level.isEnding = true
+  let isSent = false
+  let isAnswered = false
+  let isUndoneForCaller = false
+  let onAnswer = nothing
+  const finish: OnCommitted = (state, error) => {
+    level.state = state
+    isAnswered = true
+    // before the lock is released: a COMMIT may wait for it
+    if (isUndoneForCaller) level.undoReleased()
+    level.release()
+    done(error)
+    onAnswer()
+  }
+  const refuse: OnEnd = (error) => {
+    isAnswered = true
+    done(error)
+  }
+  const leaveQueue = acquireForEnd(level, refuse, () => {
+    const { blockedBy, savepoint } = level
+    const { connection } = holder
+    // another caller has ended it, perhaps in another way
+    if (level.state !== "open") {
+      isAnswered = true
+      level.lock.release()
+      return done(new TransactionEnded(holder.location))
+    }
+    isSent = blockedBy !== undefined || level.isBegun
+    if (blockedBy !== undefined) return revert(level, level, () => finish("failed", blockedBy))
+    if (!level.isBegun || connection === undefined) return finish("committed", undefined)
+    if (level.undone !== undefined) return revert(level, level, () => finish("failed", rolledBackAtCommit(level)))
+    if (savepoint === undefined) sendCommit(level, connection, finish)
+    else sendRelease(level, savepoint, connection, finish)
+  })
+  return (settled, countsAsUndone) => {
+    isUndoneForCaller = countsAsUndone
+    if (isAnswered) {
+      if (countsAsUndone) level.undoReleased()
+      return settled()
+    }
+    if (!isSent) {
+      leaveQueue()
+      return settled()
+    }
+    const stop = clock.later(interruptedCommitTimeout, () => holder.connection?.destroy("broken"))
+    onAnswer = () => {
+      stop()
+      settled()
+    }
+  }
+}
+
+type OnCommitted = (state: LevelState, error: TransactionError | undefined) => void
+
+const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): void => {
+  // an aborted transaction stores nothing
+  const recorder = level.readOnly || connection.status === "E" ? undefined : level.holder.recordTokens()
+  const refused = (failure: Failure) => {
+    const [state, error] = commitFailure(level, failure)
+    if (state === "unknown") recorder?.recordCommit(undefined)
+    finish(state, error)
+  }
+  const ended = (isKept: boolean) =>
+    finish(isKept ? "committed" : "failed", isKept ? undefined : rolledBackAtCommit(level))
+  if (recorder === undefined) {
+    connection.steps(commit, (failure, exchange) => {
+      // a failure after the answer to COMMIT cannot undo it
+      if (failure !== undefined && exchange.acknowledged === 0) return refused(failure)
+      ended(exchange.result.command !== "ROLLBACK")
+    })
+  } else {
+    commitAndQueryPosition(connection, (failure, { status, isCommitted }) => {
+      if (failure !== undefined) return refused(failure)
+      if (isCommitted) recorder.recordCommit(status)
+      ended(isCommitted)
+    })
+  }
+}
+
+const sendRelease = (level: Level, { release }: Savepoint, connection: Connection, finish: OnCommitted): void => {
+  const { holder, parent } = level
+  connection.steps([release, ...level.settings.restore], (failure) => {
+    if (failure === undefined) {
+      if (parent !== undefined) parent.hasOwnWork = true
+      return finish("committed", undefined)
+    }
+    holder.noteFailure(failure)
+    revert(level, level, () => finish("failed", holder.lost ?? rolledBackAtCommit(level)))
+  })
+}

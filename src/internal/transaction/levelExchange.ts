@@ -1,0 +1,108 @@
+/**
+ * One exchange of a level with its server, from the lock of the level to the judgement of a
+ * failure.
+ */
+import { type StatementError, TransactionInterrupted } from "../../DatabaseError.js"
+import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
+import { textOf } from "../connection/statementFailure.js"
+import { wrongRole } from "../edge/statementError.js"
+import type { Level } from "./level.js"
+import { judge } from "./levelFailure.js"
+import { acquireLevel } from "./levelLock.js"
+import { beginsTransaction, markBegun, type PendingBegin, releaseUnbegun } from "./pendingBegin.js"
+import type { StatementIsolation } from "./savepoint.js"
+
+/** Callback of a statement. */
+export type OnStatement = (error: StatementError | undefined, exchange: Exchange | undefined) => void
+
+/**
+ * Part of an exchange that was undone on the server after the statement had failed: nothing, the
+ * statement by its savepoint, or all levels that began with it.
+ */
+type UndonePart = "nothing" | "statement" | "begun"
+
+/** Callback of the exchange itself. */
+export type Settle = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
+
+/**
+ * Builds the failure of a transaction whose connection is given up: another server may execute it.
+ */
+const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
+  _tag: "lost",
+  error,
+  sent: true,
+  undone: true,
+  acknowledged
+})
+
+/**
+ * Sends one statement of a level. The returned function leaves the queue or, if the statement was
+ * sent, cancels it: after that the level can only be undone, unless the statement has a savepoint
+ * of its own.
+ */
+export const exchangeIn = (
+  level: Level,
+  request: Request,
+  isolation: StatementIsolation,
+  done: OnStatement,
+  onSent: () => void,
+  send: (connection: Connection, pending: ReadonlyArray<PendingBegin>, settle: Settle) => void
+): (() => void) => {
+  let sentOn: Connection | undefined
+  let isSettled = false
+  let interruption: TransactionInterrupted | undefined
+  const leave = acquireLevel(level, (error, connection, pending) => {
+    if (error !== undefined || connection === undefined) {
+      isSettled = true
+      return done(error, undefined)
+    }
+    sentOn = connection
+    level.isCallerGone = false
+    level.hasOwnWork = true
+    onSent()
+    connection.transaction = level
+    send(connection, pending, (failure, exchange, undone = "nothing") => {
+      isSettled = true
+      const { holder } = level
+      // a statement that has ended the transaction may have begun another one
+      if (exchange.result.command === "COMMIT" || exchange.results.length > 0)
+        holder.recordTokens()?.recordCommit(undefined)
+      // a refused write says nothing of the server's role if the transaction is read-only anyway
+      const expectsRefusal = level.readOnly || (isolation === "readOnly" && connection.broken === undefined)
+      const hasWrongRole = failure !== undefined && !expectsRefusal && connection.hasWrongRole(failure)
+      // nothing of the transaction has run: as if there had been no BEGIN
+      const isUnused = hasWrongRole && beginsTransaction(pending)
+      const begins = pending.length > 0
+      if (begins) markBegun(pending, isUnused || undone === "begun" ? 0 : exchange.acknowledged)
+      const isAborted = connection.status === "E" && undone === "nothing"
+      const error = isUnused
+        ? wrongRole(holder.location, failure)
+        : judge(
+            level,
+            hasWrongRole && connection.broken !== undefined ? undoneWith(failure) : failure,
+            exchange,
+            request.text,
+            pending,
+            isAborted,
+            connection,
+            interruption
+          )
+      if (begins) releaseUnbegun(pending)
+      level.lock.release()
+      done(error, error === undefined ? exchange : undefined)
+    })
+  })
+  return () => {
+    if (isSettled || interruption !== undefined) return
+    if (sentOn === undefined) return leave()
+    level.isCallerGone = true
+    const callSite = request.site?.place
+    interruption = new TransactionInterrupted({
+      ...level.holder.location,
+      statement: textOf(request),
+      ...(callSite === undefined ? {} : { callSite })
+    })
+    if (isolation === "none") level.interrupt(interruption)
+    sentOn.cancel()
+  }
+}

@@ -1,0 +1,194 @@
+/**
+ * The lock of a level: a statement takes it for its exchange, and before that the locks of the
+ * levels that begin with it; the end of a level takes it for good.
+ */
+import { type StatementError, TransactionBusy, TransactionEnded } from "../../DatabaseError.js"
+import * as clock from "../concurrency/clock.js"
+import type { Connection } from "../connection/connection.js"
+import type { Level } from "./level.js"
+import type { NestedGate } from "./nestedGate.js"
+import { PendingBegin } from "./pendingBegin.js"
+
+/**
+ * Callback of an acquired level: its connection, and the levels that begin with the statement, from
+ * the outside in.
+ */
+type OnAcquired = (
+  error: StatementError | undefined,
+  connection: Connection | undefined,
+  pending: ReadonlyArray<PendingBegin>
+) => void
+
+const none: ReadonlyArray<never> = []
+const nothing = () => {}
+
+/**
+ * Acquires the lock of a level and, if it has not begun, those of the levels around it and a
+ * connection; those stay held for as long as the level is open. `nested` is the level that asks.
+ * The returned function gives up.
+ */
+export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level): (() => void) => {
+  const { blockedBy } = level
+  if (blockedBy !== undefined && !level.isEnding) {
+    // the lock may stay held until the connection is closed
+    acquired(blockedBy, undefined, none)
+    return nothing
+  }
+  let leaveAbove = nothing
+  let stopWaiting = nothing
+  let isWaiting = true
+  const leaveQueue = level.lock.acquire(() => {
+    isWaiting = false
+    stopWaiting()
+    const fail = (error: StatementError) => {
+      releaseUnused(level)
+      acquired(error, undefined, none)
+    }
+    const { blockedBy, holder } = level
+    if (level.isEnding) return fail(new TransactionEnded(holder.location))
+    if (blockedBy !== undefined) return fail(blockedBy)
+    level.nested = nested
+    if (level.isBegun) return acquired(undefined, holder.connection, none)
+    const above: OnAcquired = (error, connection, pending) => {
+      if (error !== undefined) return fail(error)
+      level.cancelBegin = undefined
+      const { begin } = level.settings
+      const steps = level.savepoint === undefined ? begin : [level.savepoint.set, ...begin]
+      acquired(undefined, connection, pending.concat(new PendingBegin(level, steps)))
+    }
+    const goAbove = () =>
+      level.parent === undefined ? checkOut(level, above) : acquireLevel(level.parent, above, level)
+    let leave = nothing
+    level.cancelBegin = (error) => {
+      leave()
+      fail(error)
+    }
+    leave = level.gate === undefined ? goAbove() : passGate(level, level.gate, goAbove, fail)
+    leaveAbove = () => {
+      leave()
+      releaseUnused(level)
+    }
+  })
+  if (isWaiting) {
+    stopWaiting = watchQueue(level, (error) => {
+      leaveQueue()
+      stopWaiting()
+      acquired(error, undefined, none)
+    })
+  }
+  return () => {
+    leaveQueue()
+    stopWaiting()
+    leaveAbove()
+  }
+}
+
+/**
+ * Acquires the lock of a level for its end, within `busyTimeout`: a nested level of a fork may hold
+ * it. If the connection is lost, the end is refused at once. The returned function gives up.
+ */
+export const acquireForEnd = (
+  level: Level,
+  refuse: (error: StatementError) => void,
+  start: () => void
+): (() => void) => {
+  let isWaiting = true
+  let stop = nothing
+  const leave = level.lock.acquire(() => {
+    isWaiting = false
+    stop()
+    start()
+  })
+  if (!isWaiting) return nothing
+  const fail = (error: StatementError) => {
+    leave()
+    stop()
+    refuse(error)
+  }
+  stop = watchEnd(level, fail)
+  const { lost } = level.holder
+  // a statement that holds the lock may keep it until the connection is closed
+  if (lost !== undefined) fail(lost)
+  return () => {
+    leave()
+    stop()
+  }
+}
+
+/** Releases a lock with which nothing has begun. */
+const releaseUnused = (level: Level): void => {
+  level.cancelBegin = undefined
+  level.releaseNested()
+}
+
+const checkOut = (level: Level, acquired: OnAcquired): (() => void) =>
+  level.holder.provider.checkout((error, connection) => {
+    if (connection !== undefined) level.holder.hold(connection)
+    acquired(error, connection, none)
+  })
+
+/**
+ * Goes on when the nested part of a level is the one at work among its siblings, within
+ * `busyTimeout`. The returned function gives up.
+ */
+const passGate = (
+  level: Level,
+  gate: NestedGate,
+  goOn: () => () => void,
+  refuse: (error: StatementError) => void
+): (() => void) => {
+  let giveUp = nothing
+  let stop = nothing
+  let isPassed = false
+  const leave = gate.enter(() => {
+    isPassed = true
+    stop()
+    giveUp = goOn()
+  })
+  if (isPassed) return giveUp
+  stop = watchEnd(level, (error) => {
+    leave()
+    stop()
+    refuse(error)
+  })
+  return () => {
+    leave()
+    stop()
+    giveUp()
+  }
+}
+
+/**
+ * Fails a waiter after `busyTimeout`, or when the connection is lost. The returned function stops
+ * that.
+ */
+const watchEnd = ({ holder }: Level, fail: (error: StatementError) => void): (() => void) => {
+  const { busyTimeout } = holder.provider
+  const timer = clock.timer(busyTimeout, () =>
+    fail(new TransactionBusy({ ...holder.location, waitedMillis: busyTimeout }))
+  )
+  const unwatch = holder.onLost(fail)
+  return () => {
+    clock.clear(timer)
+    unwatch()
+  }
+}
+
+/**
+ * Fails a waiter when the connection is lost, or when a nested level holds the lock at the end of
+ * a `busyTimeout`; behind statements the wait goes on. The returned function stops that.
+ */
+const watchQueue = (level: Level, fail: (error: StatementError) => void): (() => void) => {
+  const { location, provider } = level.holder
+  const { busyTimeout } = provider
+  const check = () => {
+    if (level.nested !== undefined) fail(new TransactionBusy({ ...location, waitedMillis: busyTimeout }))
+    else timer = clock.timer(busyTimeout, check)
+  }
+  let timer = clock.timer(busyTimeout, check)
+  const unwatch = level.holder.onLost(fail)
+  return () => {
+    clock.clear(timer)
+    unwatch()
+  }
+}

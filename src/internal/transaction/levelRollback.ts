@@ -1,0 +1,109 @@
+/**
+ * The end of a level that is undone.
+ */
+import { TransactionEnded } from "../../DatabaseError.js"
+import * as clock from "../concurrency/clock.js"
+import type { Level } from "./level.js"
+
+const nothing = () => {}
+
+/**
+ * Rolls a level back. This does not fail: if the server does not answer in time, the connection is
+ * closed, which undoes the transaction as well.
+ */
+export const rollbackLevel = (
+  level: Level,
+  done: () => void,
+  pace: keyof typeof clock.rollbackTimeout = "default"
+): void => {
+  const { holder } = level
+  level.isEnding = true
+  if (level.state !== "open") return done()
+  let isOver = false
+  let stop = nothing
+  const over = () => {
+    if (isOver) return
+    isOver = true
+    stop()
+    done()
+  }
+  const finish = () => {
+    if (level.state === "open") {
+      level.state = "rolledBack"
+      level.release()
+    }
+    over()
+  }
+  // the connection is lost, so the nested level that holds the lock may keep it for long
+  if (holder.lost !== undefined && level.nested !== undefined) return finish()
+  rollbackNested(level)
+  // a statement that was not sent yet, as one at the gate of its part, may wait for long, and must
+  // not run any more
+  level.cancelBegin?.(new TransactionEnded(holder.location))
+  stop = clock.later(clock.rollbackTimeout[pace], () => {
+    // the holder of the lock, a statement or a nested level, loses its connection
+    holder.abort("ROLLBACK was not possible in time", level.interrupted)
+    finish()
+  })
+  level.lock.acquire(() => {
+    // another caller has ended it
+    if (level.state !== "open") {
+      level.lock.release()
+      return over()
+    }
+    revert(level, outermostToUndo(level), finish)
+  })
+}
+
+/**
+ * Rolls back the nested levels that are open in a level, the innermost first. Their statements
+ * under way are waited for, also by the statements that follow.
+ */
+export const rollbackNested = (level: Level): void => {
+  const open: Array<Level> = []
+  for (let nested = level.nested; nested !== undefined; nested = nested.nested) open.unshift(nested)
+  for (const nested of open) rollbackLevel(nested, nothing, "unbounded")
+}
+
+/**
+ * Undoes a level on the server, together with the levels around it up to `outermost`. If the
+ * connection is lost, all of it is undone already.
+ */
+export const revert = (level: Level, outermost: Level, done: () => void): void => {
+  const { holder } = level
+  const { connection, lost } = holder
+  const isClosed = connection === undefined || connection.broken !== undefined || connection.status === "I"
+  // the transaction around a savepoint is undone, too
+  if (!level.isBegun || isClosed || (level.savepoint !== undefined && lost !== undefined)) return done()
+  connection.undo(outermost.undoSteps, (failure) => {
+    if (failure !== undefined) holder.abort("ROLLBACK was refused", level.interrupted)
+    else if (outermost !== level) forgetAround(level, outermost)
+    done()
+  })
+}
+
+/**
+ * Returns the outermost level with nothing in it but a nested part: undone with the part, it leaves
+ * not even a snapshot.
+ */
+const outermostToUndo = (part: Level): Level => {
+  let level = part
+  if (part.gate === undefined) return level
+  while (level.parent !== undefined && !level.parent.hasOwnWork) level = level.parent
+  return level
+}
+
+/**
+ * Marks the undone levels around a level as not begun, and releases what they hold; the next
+ * statement begins them again.
+ */
+const forgetAround = (level: Level, outermost: Level): void => {
+  const all: Array<Level> = []
+  for (let around = level.parent; around !== undefined; around = around === outermost ? undefined : around.parent) {
+    around.presence = "undone"
+    all.push(around)
+  }
+  // before the locks are released: the next waiter must not find the connection
+  if (outermost.parent === undefined) outermost.holder.checkIn()
+  for (const { parent } of all) parent?.releaseNested()
+}

@@ -1,0 +1,99 @@
+/**
+ * Statements of a level: the steps before and after each, and what is repeated or undone when it
+ * fails.
+ */
+import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
+import { isStaleRefusal } from "../connection/statementFailure.js"
+import type { Copy } from "../protocol/copyData.js"
+import type { Step } from "../protocol/messages.js"
+import { isCopy } from "../sql/copy.js"
+import type { Level } from "./level.js"
+import { exchangeIn, type OnStatement, type Settle } from "./levelExchange.js"
+import { markBegun, type PendingBegin, withOwnSteps } from "./pendingBegin.js"
+import { makeSavepoint, type StatementIsolation, stepsAfter, stepsBefore } from "./savepoint.js"
+
+const none: ReadonlyArray<never> = []
+const nothing = () => {}
+
+/**
+ * Runs a statement; the returned function gives it up, and the transaction with it if it was sent.
+ */
+export const runStatement = (
+  level: Level,
+  request: Request,
+  isolation: StatementIsolation,
+  done: OnStatement,
+  onSent = nothing
+): (() => void) =>
+  exchangeIn(level, request, isolation, done, onSent, (connection, pending, settle) => {
+    const own = isolation === "none" ? undefined : makeSavepoint()
+    const before = stepsBefore(own, isolation)
+    const path = level.holder.searchPathSteps(request.path)
+    const after = stepsAfter(own, isolation)
+    const first = withOwnSteps(pending, path.length === 0 ? before : [...path, ...before])
+    let isRepeated = false
+    const settled = (
+      failure: Failure | undefined,
+      exchange: Exchange,
+      // if only its rows could not be read, the steps after the statement have been executed, too
+      hasSavepoint = exchange.acknowledged > first.length - before.length &&
+        !(failure?._tag === "unsendable" && exchange.acknowledged > first.length)
+    ): void => {
+      if (failure === undefined || failure._tag === "lost") return settle(failure, exchange)
+      const undo = pending[0]?.level.undoSteps ?? own?.undo
+      // refused before it was bound, so nothing has run in the levels that began with it
+      if (undo !== undefined && !isRepeated && isStaleRefusal(failure) && exchange.bound === first.length) {
+        isRepeated = true
+        const undone = pending.length > 0 ? "begun" : "statement"
+        return connection.undo(undo, (undoFailure) => {
+          if (undoFailure === undefined && !level.isCallerGone) connection.run(first, request, after, settled)
+          else settle(failure, exchange, undoFailure === undefined ? undone : "nothing")
+        })
+      }
+      if (own === undefined || !hasSavepoint) return settle(failure, exchange)
+      // the failure concerns the statement alone: the level goes on
+      connection.undo(own.undo, (undoFailure) =>
+        settle(failure, exchange, undoFailure === undefined ? "statement" : "nothing")
+      )
+    }
+    // the server would take messages behind a COPY for its data
+    const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+    if (!isAlone) return connection.run(first, request, after, settled)
+    // several commands in one text are a message of their own kind, with an answer of its own
+    const runAlone = () =>
+      connection.run(none, request, none, (failure, exchange) => {
+        if (failure !== undefined || after.length === 0) return settled(failure, exchange, true)
+        connection.steps(after, (afterFailure) => settled(afterFailure, exchange, true))
+      })
+    if (first.length === 0) return runAlone()
+    runFirst(level, connection, pending, first, settle, runAlone)
+  })
+
+/**
+ * Runs a COPY whose data is in `copy`; the returned function gives it up, and the transaction with
+ * it if it was sent.
+ */
+export const runCopy = (level: Level, request: Request, copy: Copy, done: OnStatement): (() => void) =>
+  exchangeIn(level, request, "none", done, nothing, (connection, pending, settle) => {
+    const first = withOwnSteps(pending, level.holder.searchPathSteps(request.path))
+    if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
+    runFirst(level, connection, pending, first, settle, () => connection.copy(none, request, copy, settle))
+  })
+
+/**
+ * Runs the steps before a statement in an exchange of their own, then the statement, unless its
+ * caller was interrupted.
+ */
+const runFirst = (
+  level: Level,
+  connection: Connection,
+  pending: ReadonlyArray<PendingBegin>,
+  first: ReadonlyArray<Step>,
+  settle: Settle,
+  run: () => void
+): void =>
+  connection.steps(first, (failure, exchange) => {
+    markBegun(pending, exchange.acknowledged)
+    if (failure === undefined && !level.isCallerGone) run()
+    else settle(failure, exchange)
+  })

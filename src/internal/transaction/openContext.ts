@@ -1,0 +1,150 @@
+/**
+ * Contexts in which one database has a transaction of its own, or none on purpose.
+ */
+import * as Effect from "effect/Effect"
+import { OptionsConflict } from "../../DatabaseError.js"
+import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
+import { FifoLock } from "../concurrency/fifoLock.js"
+import type { Connection } from "../connection/connection.js"
+import { type Demanded, type Retry, TransactionContext } from "./context.js"
+import type { Hook } from "./hook.js"
+import type { JoinedPart } from "./joinedPart.js"
+import { optionsConflict, raiseIsolation } from "./propagation.js"
+import { type SettingsByDatabase, settingsOf, withoutDatabase } from "./settingsByDatabase.js"
+import type { Origin, Transaction } from "./transaction.js"
+
+const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
+
+/** Context with one transaction more. */
+export class OpenContext extends TransactionContext {
+  private nestedLock: FifoLock | undefined
+
+  constructor(
+    parent: TransactionContext | undefined,
+    private readonly own: Transaction
+  ) {
+    super(parent, own.origin.database)
+  }
+
+  override get transaction(): Transaction {
+    return this.own
+  }
+
+  override get siblingLock(): FifoLock {
+    this.nestedLock ??= new FifoLock()
+    return this.nestedLock
+  }
+
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return this.serves(origin, kind) ? this.own : super.find(origin, kind)
+  }
+
+  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return this.serves(origin, kind) ? this.own : super.enlist(origin, kind)
+  }
+
+  private serves(origin: Origin, kind: Role): boolean {
+    const { own } = this
+    // a level nested in a writer's transaction holds its lock, so a writer's statement belongs
+    // there, too
+    return own.origin === origin && (own.kind === kind || (kind === "writer" && own.base === "writer"))
+  }
+
+  override part(transaction: Transaction): JoinedPart | undefined {
+    return transaction === this.own ? undefined : super.part(transaction)
+  }
+
+  override demand(settings: SettingsByDatabase, joins: boolean): Demanded {
+    const { own } = this
+    if (own.base !== "writer") return super.demand(settings, joins)
+    const asked = settingsOf(settings, own.origin.database)
+    const error = optionsConflict(own, asked, joins)
+    if (error !== undefined) return error
+    const takeAround = super.demand(withoutDatabase(settings, own.origin.database), joins)
+    if (takeAround instanceof OptionsConflict) return takeAround
+    return () => {
+      raiseIsolation(own, asked, joins)
+      takeAround()
+    }
+  }
+
+  override hasOpen(database: string): boolean {
+    return (this.own.base === "writer" && this.own.origin.database === database) || super.hasOpen(database)
+  }
+
+  override whenStored(action: () => void): boolean {
+    // a savepoint that has ended has left its work to the transaction around it
+    if (this.isOver) return this.own.outer !== undefined && super.whenStored(action)
+    this.own.addHook(whenStored(action))
+    return true
+  }
+
+  override get isOver(): boolean {
+    return this.own.level.state !== "open"
+  }
+
+  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+    const { retry = false } = this.own.options
+    return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
+  }
+
+  override held(origin: Origin): ReadonlyArray<Connection> {
+    const others = super.held(origin)
+    return this.own.origin === origin ? [...this.own.level.held, ...others] : others
+  }
+
+  override around(origin: Origin): Transaction | undefined {
+    return this.own.origin === origin ? this.own : super.around(origin)
+  }
+}
+
+/** Context in which one database has no transaction, and no unit of work begins one. */
+export class OutsideContext extends TransactionContext {
+  constructor(
+    parent: TransactionContext | undefined,
+    private readonly origin: Origin
+  ) {
+    super(parent, origin.database)
+  }
+
+  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return origin === this.origin ? "none" : super.find(origin, kind)
+  }
+
+  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
+    return origin === this.origin ? "none" : super.enlist(origin, kind)
+  }
+
+  override get transaction(): Transaction | undefined {
+    const around = super.transaction
+    return around?.origin === this.origin ? undefined : around
+  }
+
+  override whenStored(action: () => void): boolean {
+    // the action may concern work that is stored already, or work that is stored with the
+    // transactions around
+    super.whenStored(action)
+    return false
+  }
+
+  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
+    return origin === this.origin ? undefined : super.open(origin, begin)
+  }
+
+  override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
+    return origin !== this.origin && super.addHook(origin, hook, begin)
+  }
+
+  override takesHooks(origin: Origin): boolean {
+    return origin !== this.origin && super.takesHooks(origin)
+  }
+
+  override demand(settings: SettingsByDatabase, joins: boolean): Demanded {
+    return super.demand(withoutDatabase(settings, this.origin.database), joins)
+  }
+
+  override hasOpen(database: string): boolean {
+    return database !== this.origin.database && super.hasOpen(database)
+  }
+}

@@ -1,0 +1,62 @@
+/**
+ * The levels that begin with the next statement: nothing of a level is sent before its first
+ * statement, and all that begins goes with that statement in one exchange.
+ */
+import type { Step } from "../protocol/messages.js"
+import type { Level } from "./level.js"
+
+/** Plan of the beginning and end of a level. */
+export interface LevelSettings {
+  /**
+   * The steps that begin it: BEGIN and the settings of the transaction; of a savepoint only the
+   * settings.
+   */
+  readonly begin: ReadonlyArray<Step>
+  /** The steps that restore the settings around a savepoint when it is released. */
+  readonly restore: ReadonlyArray<Step>
+  readonly readOnly: boolean
+  /** The statement timeout in ms: 0 is none, `undefined` the session's. */
+  readonly limit: number | undefined
+}
+
+/** Level that begins with the next statement; a class, for the reason that `cancellable` gives. */
+export class PendingBegin {
+  constructor(
+    readonly level: Level,
+    readonly steps: ReadonlyArray<Step>
+  ) {}
+}
+
+/**
+ * Returns the steps that come before a statement: those of the levels that begin with it, then its
+ * own. Most often only one of the two lists has any, and is returned as it is.
+ */
+export const withOwnSteps = (pending: ReadonlyArray<PendingBegin>, own: ReadonlyArray<Step>): ReadonlyArray<Step> => {
+  const [outermost] = pending
+  if (outermost === undefined) return own
+  if (pending.length === 1 && own.length === 0) return outermost.steps
+  return [...pending.flatMap((_) => _.steps), ...own]
+}
+
+/** Checks whether a transaction begins, and not only a savepoint. */
+export const beginsTransaction = ([first]: ReadonlyArray<PendingBegin>): boolean =>
+  first !== undefined && first.level.parent === undefined && !first.level.isBegun
+
+/** Marks the levels as begun whose first step the server has acknowledged. */
+export const markBegun = (pending: ReadonlyArray<PendingBegin>, acknowledged: number): void => {
+  let left = acknowledged
+  for (const { level, steps } of pending) {
+    if (left > 0) level.presence = "begun"
+    left -= steps.length
+  }
+}
+
+/** Releases what the levels hold that did not begin, the innermost first. */
+export const releaseUnbegun = (pending: ReadonlyArray<PendingBegin>): void => {
+  for (let i = pending.length - 1; i >= 0; i--) {
+    const level = pending[i]?.level
+    if (level === undefined || level.isBegun) continue
+    if (level.parent === undefined) level.holder.checkIn()
+    else level.parent.releaseNested()
+  }
+}

@@ -1,0 +1,84 @@
+/**
+ * Portals: the rows of a statement in batches, while other statements of the transaction run in
+ * between.
+ */
+import type { StatementError } from "../../DatabaseError.js"
+import * as clock from "../concurrency/clock.js"
+import type { Connection, Exchange, Request } from "../connection/connection.js"
+import type { Level } from "./level.js"
+import { exchangeIn, type OnStatement } from "./levelExchange.js"
+import { withOwnSteps } from "./pendingBegin.js"
+
+const nothing = () => {}
+
+/**
+ * Opens a portal and fetches its first rows; the returned function gives up, and the transaction
+ * with it if it was sent.
+ */
+export const openPortal = (
+  level: Level,
+  request: Request,
+  size: number,
+  done: (error: StatementError | undefined, portal: Portal | undefined) => void,
+  onSent: () => void
+): (() => void) => {
+  let name = ""
+  return exchangeIn(
+    level,
+    request,
+    "none",
+    (error, exchange) =>
+      done(error, exchange === undefined ? undefined : new Portal(level, name, exchange, size, request)),
+    onSent,
+    (connection, pending, settle) => {
+      name = connection.nextPortal()
+      const first = withOwnSteps(pending, level.holder.searchPathSteps(request.path))
+      connection.openPortal(first, name, request, size, settle)
+    }
+  )
+}
+
+/** An open portal. */
+export class Portal {
+  constructor(
+    private readonly level: Level,
+    private readonly name: string,
+    /** The exchange that has opened it, with the first rows. */
+    readonly first: Exchange,
+    private readonly size: number,
+    private readonly request: Request
+  ) {}
+
+  /** Fetches more rows. */
+  next(done: OnStatement): () => void {
+    const { first, level, name, request, size } = this
+    return exchangeIn(level, request, "none", done, nothing, (connection, _, settle) =>
+      // types of its columns may be looked up as late as its rows are fetched
+      connection.fetchPortal(level.holder.searchPathSteps(request.path), name, first, size, settle)
+    )
+  }
+
+  /**
+   * Closes it before its last row. It ends with its transaction at the latest, so `done` is called
+   * within a second in any case. If `isOver`, the transaction is not expected to go on, and a
+   * connection that does not answer is closed, so that the end of the transaction does not wait
+   * again.
+   */
+  close(isOver: boolean, done: () => void): void {
+    const { level, name, request } = this
+    let sentOn: Connection | undefined
+    const stop = clock.later(clock.rollbackTimeout[isOver ? "interrupted" : "default"], () => {
+      if (sentOn === undefined) leave()
+      else if (isOver) sentOn.destroy("broken")
+      done()
+    })
+    const closed = () => {
+      stop()
+      done()
+    }
+    const leave = exchangeIn(level, request, "none", closed, nothing, (connection, _, settle) => {
+      sentOn = connection
+      connection.closePortal(name, settle)
+    })
+  }
+}

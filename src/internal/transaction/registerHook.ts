@@ -1,0 +1,72 @@
+/**
+ * Registration of hooks.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type { Role } from "../../Topology.js"
+import type { Options, WorkLabel } from "../../Transaction.js"
+import { runReported } from "./afterHooks.js"
+import { currentContext, type TransactionContext } from "./context.js"
+import { slotOf, withoutSlot } from "./contextSlot.js"
+import type { Hook, RegisteredHook } from "./hook.js"
+import type { LevelState } from "./level.js"
+import type { Origin, Transaction } from "./transaction.js"
+
+/** Origin that begins transactions. */
+export interface TransactionFactory extends Origin {
+  readonly begin: (
+    kind: Role,
+    options: Options,
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    ambient: TransactionContext | undefined,
+    site: undefined,
+    work: WorkLabel | undefined
+  ) => Transaction
+}
+
+let registrations = 0
+
+/** Checks whether a hook runs at once that is registered after the end of its transaction. */
+const isDue = (kind: RegisteredHook, state: LevelState): boolean => {
+  if (state === "committed") return kind === "beforeCommit" || kind === "afterCommit"
+  return kind === (state === "unknown" ? "afterUnknown" : "afterRollback")
+}
+
+/**
+ * Registers a hook with the innermost transaction of a database, or with the unit of work that will
+ * begin one. Without either everything counts as committed, so `afterCommit` runs at once.
+ */
+export const registerHook = <E, R>(
+  origin: TransactionFactory,
+  kind: RegisteredHook,
+  hook: Effect.Effect<unknown, E, R>
+): Effect.Effect<void, never, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const ambient = currentContext(fiber)
+    const found = ambient?.enlist(origin, "writer")
+    const around = fiber.currentContext
+    // R is in the fiber's context, because this effect requires it
+    const context = withoutSlot(around as Context.Context<R>)
+    const registered: Hook = {
+      kind,
+      order: ++registrations,
+      run: (slot) =>
+        Effect.mapInputContext(hook, () =>
+          slot === undefined ? context : Context.add(context, TransactionConnection, slotOf(around, slot[0]))
+        )
+    }
+    const isOpen = found !== undefined && found !== "none" && found.level.state === "open"
+    if (isOpen) {
+      found.addHook(registered)
+      return Effect.void
+    }
+    // the user's function for labels may throw: here its fault is seen, at the end it would stop
+    // the other hooks
+    const work = ambient?.work(fiber)
+    const begin = (options: Options) => origin.begin("writer", options, fiber, ambient, undefined, work)
+    if (found === undefined && ambient?.addHook(origin, registered, begin) === true) return Effect.void
+    const state = found === undefined || found === "none" ? "committed" : found.level.state
+    return isDue(kind, state) ? runReported(origin, registered) : Effect.void
+  })

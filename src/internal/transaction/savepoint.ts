@@ -1,0 +1,47 @@
+/**
+ * The steps that set, release and undo a savepoint, and those around a statement that has one of
+ * its own.
+ */
+import * as wire from "../protocol/messages.js"
+
+/** Steps of one savepoint. */
+export interface Savepoint {
+  readonly set: wire.Step
+  readonly release: wire.Step
+  readonly undo: ReadonlyArray<wire.Step>
+}
+
+/**
+ * Protection of a transaction from one of its statements: none, a savepoint around the statement,
+ * or a savepoint that refuses writes and is undone after a success as well.
+ */
+export type StatementIsolation = "none" | "savepoint" | "readOnly"
+
+const none: ReadonlyArray<never> = []
+const readOnly = wire.constantStep("SET LOCAL transaction_read_only = on")
+
+let count = 0
+
+/** Creates a savepoint with a name of its own. */
+export const makeSavepoint = (): Savepoint => {
+  const name = `effect_db_${++count}`
+  return {
+    set: wire.step(`SAVEPOINT ${name}`),
+    release: wire.step(`RELEASE SAVEPOINT ${name}`),
+    undo: [wire.step(`ROLLBACK TO SAVEPOINT ${name}`), wire.step(`RELEASE SAVEPOINT ${name}`)]
+  }
+}
+
+/** Returns the steps before a statement that has a savepoint of its own. */
+export const stepsBefore = (
+  savepoint: Savepoint | undefined,
+  isolation: StatementIsolation
+): ReadonlyArray<wire.Step> =>
+  savepoint === undefined ? none : isolation === "readOnly" ? [savepoint.set, readOnly] : [savepoint.set]
+
+/** Returns the steps after such a statement, if it succeeds. */
+export const stepsAfter = (
+  savepoint: Savepoint | undefined,
+  isolation: StatementIsolation
+): ReadonlyArray<wire.Step> =>
+  savepoint === undefined ? none : isolation === "readOnly" ? savepoint.undo : [savepoint.release]

@@ -1,0 +1,51 @@
+/**
+ * The settings that a part asks of a unit of work: their conflicts with those of the unit, and the
+ * settings of the unit after it has taken them.
+ */
+import type { OptionsConflict } from "../../DatabaseError.js"
+import type { Settings } from "../../Transaction.js"
+import { optionsConflict, raiseSettings, settingsConflict } from "../transaction/propagation.js"
+import { type SettingsByDatabase, settingsOf } from "../transaction/settingsByDatabase.js"
+import type { Transaction } from "../transaction/transaction.js"
+
+const namesIn = (own: SettingsByDatabase, asked: SettingsByDatabase): ReadonlySet<string> =>
+  new Set([...own.databases.keys(), ...asked.databases.keys()])
+
+/** Returns the conflict with a transaction that has begun, if there is one. */
+export const conflictOfBegun = (
+  begun: ReadonlyArray<Transaction>,
+  asked: SettingsByDatabase,
+  joins: boolean
+): OptionsConflict | undefined => {
+  for (const transaction of begun) {
+    const error = optionsConflict(transaction, settingsOf(asked, transaction.origin.database), joins)
+    if (error !== undefined) return error
+  }
+  return undefined
+}
+
+/** Returns the conflict with the settings of transactions that have not begun, if there is one. */
+export const conflictOfSettings = (
+  own: SettingsByDatabase,
+  asked: SettingsByDatabase,
+  /** Checks whether a database has its transaction around the unit. */
+  isLeftAround: (database: string) => boolean,
+  settingsFor: (database: string | undefined) => Settings
+): OptionsConflict | undefined => {
+  const all = [undefined, ...[...namesIn(own, asked)].filter((database) => !isLeftAround(database))]
+  for (const database of all) {
+    const error = settingsConflict(database ?? "", settingsFor(database), settingsOf(asked, database))
+    if (error !== undefined) return error
+  }
+  return undefined
+}
+
+/** Returns the settings of a unit that has taken those of a part. */
+export const raiseAll = (own: SettingsByDatabase, asked: SettingsByDatabase, joins: boolean): SettingsByDatabase => {
+  const raised = (database: string | undefined) =>
+    raiseSettings(settingsOf(own, database), settingsOf(asked, database), joins)
+  return {
+    all: raised(undefined),
+    databases: new Map([...namesIn(own, asked)].map((database) => [database, raised(database)]))
+  }
+}

@@ -1,0 +1,109 @@
+/**
+ * Ends by hand: COMMIT or ROLLBACK of transactions of the unit of work around, which goes on after
+ * it.
+ */
+import * as Effect from "effect/Effect"
+import { PropagationRefused, TransactionBusy, TransactionEnded, type TransactionError } from "../../DatabaseError.js"
+import { rollbackAll } from "../transaction/completion.js"
+import { currentContext, type TransactionContext } from "../transaction/context.js"
+import type { Origin, Transaction } from "../transaction/transaction.js"
+import { finish } from "./commitAll.js"
+import type { Outcome } from "./options.js"
+import { type Unit, unitOf } from "./unitOfWork.js"
+
+const none: ReadonlyArray<never> = []
+const nowhere: Pick<Origin, "database"> = { database: "" }
+
+/** Selection of the transactions to end. */
+interface Selection {
+  /** The database that is meant; `undefined` is all of them. */
+  readonly database: Pick<Origin, "database"> | undefined
+  /**
+   * Returns the transactions of a unit, which begins those that have nothing but hooks; or why they
+   * cannot be ended here.
+   */
+  readonly take: (context: TransactionContext, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
+  /** Returns the transaction that is open where there is no unit, and must not be ended by hand. */
+  readonly withoutUnit: (context: TransactionContext) => Transaction | undefined
+}
+
+const refuse = ({ database }: Pick<Origin, "database">, propagation: Outcome): PropagationRefused =>
+  new PropagationRefused({ database, server: "", propagation })
+
+const endSelected = (
+  outcome: Outcome,
+  { database, take, withoutUnit }: Selection
+): Effect.Effect<void, TransactionError> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const context = currentContext(fiber)
+      if (context === undefined) return Effect.void
+      const unit = unitOf(context)
+      if (unit === undefined) {
+        const open = withoutUnit(context)
+        return open === undefined ? Effect.void : Effect.fail(refuse(open.origin, outcome))
+      }
+      if (unit.isNested) return Effect.fail(refuse(database ?? unit.begun[0]?.origin ?? nowhere, outcome))
+      const selected = take(context, unit)
+      if (selected instanceof PropagationRefused) return Effect.fail(selected)
+      const [first] = selected
+      if (first === undefined) {
+        if (outcome === "rollback") unit.dropPending()
+        return Effect.void
+      }
+      const { location } = first.level.holder
+      // they end with the unit, or have ended with it
+      if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
+      // another fiber ends them, or the end that has called this hook
+      if (outcome === "commit" && unit.isEndOf(selected))
+        return Effect.fail(new TransactionBusy({ ...location, waitedMillis: 0 }))
+      const close = (all: ReadonlyArray<Transaction>) => {
+        for (const transaction of all) unit.forget(transaction)
+      }
+      if (outcome === "rollback") {
+        close(selected)
+        unit.dropPending()
+        return rollbackAll(selected, restore)
+      }
+      const beginAll = () => {
+        const now = take(context, unit)
+        return now instanceof PropagationRefused ? selected : now
+      }
+      return Effect.tap(finish({ unit, context, beginAll, isEarly: true, close }, unit.completion, restore), () =>
+        Effect.sync(() => unit.stored(true))
+      )
+    })
+  )
+
+/**
+ * Ends the transactions of all databases of the unit of work; the next statement on each begins
+ * another.
+ */
+export const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
+  endSelected(outcome, {
+    database: undefined,
+    take: (context, unit) => {
+      const { transaction } = context
+      if (transaction !== undefined) return refuse(transaction.origin, outcome)
+      // a database that the work is outside of is not meant
+      return unit.beginAll().filter((own) => context.find(own.origin, "writer") === own)
+    },
+    withoutUnit: (context) => context.transaction
+  })
+
+/**
+ * Ends the transaction that the unit of work has open on one database; the next statement begins
+ * another.
+ */
+export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
+  endSelected(outcome, {
+    database: origin,
+    take: (context, unit) => {
+      const found = context.find(origin, "writer")
+      if (found === "none") return none
+      const own = unit.beginOwn(origin)
+      if (found !== undefined && found !== own) return refuse(origin, outcome)
+      return own === undefined ? none : [own]
+    },
+    withoutUnit: (context) => (context.find(origin, "writer") === "none" ? undefined : context.around(origin))
+  })

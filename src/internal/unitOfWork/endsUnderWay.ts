@@ -1,0 +1,60 @@
+/**
+ * The ends of transactions of a unit that are under way: their hooks, which may still refuse, and
+ * the commits.
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberId from "effect/FiberId"
+import { TransactionBusy } from "../../DatabaseError.js"
+import type { Transaction } from "../transaction/transaction.js"
+
+/** An end of some transactions. */
+export interface End {
+  readonly transactions: () => ReadonlyArray<Transaction>
+  readonly over: Deferred.Deferred<void>
+}
+
+export class EndsUnderWay {
+  private readonly all = new Set<End>()
+
+  get size(): number {
+    return this.all.size
+  }
+
+  /** Adds an end. */
+  begin(transactions: End["transactions"]): End {
+    const end: End = { transactions, over: Deferred.unsafeMake<void>(FiberId.none) }
+    this.all.add(end)
+    return end
+  }
+
+  /** Removes an end that is over, and resumes its waiters. */
+  over(end: End): void {
+    this.all.delete(end)
+    Deferred.unsafeDone(end.over, Exit.void)
+  }
+
+  /** Checks whether one of these transactions is in an end. */
+  includes(transactions: ReadonlyArray<Transaction>): boolean {
+    return [...this.all].some((end) => end.transactions().some((one) => transactions.includes(one)))
+  }
+
+  /**
+   * Completes when all ends of now are over, or fails after `busyTimeout`, as a statement behind a
+   * nested transaction.
+   */
+  get settled(): Effect.Effect<void, TransactionBusy> {
+    return Effect.suspend(() => {
+      const all = [...this.all]
+      const over = Effect.forEach(all, ({ over }) => Deferred.await(over), { discard: true })
+      const [first] = all.flatMap(({ transactions }) => transactions())
+      if (first === undefined) return over
+      const { location, provider } = first.level.holder
+      return Effect.timeoutFail(over, {
+        duration: provider.busyTimeout,
+        onTimeout: () => new TransactionBusy({ ...location, waitedMillis: provider.busyTimeout })
+      })
+    })
+  }
+}

@@ -1,0 +1,219 @@
+/**
+ * Runs effects as units of work, as parts that join one, and as nested parts.
+ */
+import { TransactionConnection } from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberRef from "effect/FiberRef"
+import { OptionsConflict, type TransactionError } from "../../DatabaseError.js"
+import { type CallSite, callSiteOfPart } from "../observability/callSite.js"
+import type { Describe } from "../statement/workLabel.js"
+import { currentContext, type TransactionContext } from "../transaction/context.js"
+import { slotOf } from "../transaction/contextSlot.js"
+import type { PartName } from "../transaction/joinedPart.js"
+import { retryRefused } from "../transaction/propagation.js"
+import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
+import { runAsPart } from "../transaction/withTransaction.js"
+import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./handle.js"
+import { NestedUnit } from "./nested.js"
+import { unknownOfNested, unknownOfSettings, unknownOfUnit } from "./optionNames.js"
+import {
+  completionOptions,
+  decide,
+  describeWork,
+  type EndOptions,
+  type NestedOptions,
+  orderOf,
+  settingsByDatabase,
+  type UnitOptions
+} from "./options.js"
+import { retryUnit } from "./retry.js"
+import { joinableUnitOf, type Unit, unitOf } from "./unitOfWork.js"
+
+/** Runs an effect in the unit of work around it, or in one of its own. */
+export const runUnit = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  options: UnitOptions<A, E>
+): Effect.Effect<A, E | TransactionError, R> => {
+  const label = options.work?.label
+  const site = callSiteOfPart(label)
+  return Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfUnit(options)
+    if (unknown !== undefined) return Effect.fail(unknown)
+    const context = currentContext(fiber)
+    const unit = joinableUnitOf(context)
+    return context === undefined || unit === undefined
+      ? runInNewUnit(self, context, true, options, describeWork(options), site)
+      : runJoined(self, context, unit, options, { label, site }, describeWork(options))
+  })
+}
+
+/** Runs a request as a unit of work; its labels are known when its first statement runs. */
+export const runDescribed = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  options: UnitOptions<A, E>,
+  describe: Describe
+): Effect.Effect<A, E | TransactionError, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfSettings(options)
+    if (unknown !== undefined) return Effect.fail(unknown)
+    const context = currentContext(fiber)
+    const unit = joinableUnitOf(context)
+    return context === undefined || unit === undefined
+      ? runInNewUnit(self, context, true, options, describe, undefined, true)
+      : runJoined(self, context, unit, options, { label: describe(fiber)?.label, site: undefined }, describe)
+  })
+
+/** Runs an effect in a new unit of work that does not see the transactions around it. */
+export const runSeparateUnit = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  options: UnitOptions<A, E>
+): Effect.Effect<A, E | TransactionError, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfUnit(options)
+    if (unknown !== undefined) return Effect.fail(unknown)
+    return runInNewUnit(self, currentContext(fiber), false, options, describeWork(options), undefined)
+  })
+
+/** Runs an effect as a nested part: savepoints on every database that it touches. */
+export const runNested = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  options: NestedOptions<A, E>
+): Effect.Effect<A, E | TransactionError, R> => {
+  const label = options.work?.label
+  const site = callSiteOfPart(label)
+  return Effect.withFiberRuntime((fiber) => {
+    const unknown = unknownOfNested(options)
+    if (unknown !== undefined) return Effect.fail(unknown)
+    const context = currentContext(fiber)
+    if (context === undefined) return runInNewUnit(self, context, true, options, describeWork(options), site)
+    // a savepoint that fails after another was released would leave a half, so all are checked
+    // first
+    const completion = { ...(unitOf(context)?.completion ?? completionOptions({})), checked: true }
+    const unit = new NestedUnit(fiber, context, completion, describeWork(options), { label, site })
+    return runIn(self, nestedHandle(unit), options)
+  })
+}
+
+/** Lets a unit take the options of a part that joins it; if one is refused, none is taken. */
+export const demandOfUnit = (
+  context: TransactionContext,
+  unit: Unit,
+  settings: SettingsByDatabase | undefined,
+  { checkFirst, order, retry = false }: EndOptions & Pick<UnitOptions<never, never>, "retry">
+): OptionsConflict | undefined => {
+  const takeSettings = settings === undefined ? undefined : context.demand(settings, true)
+  if (takeSettings instanceof OptionsConflict) return takeSettings
+  const takeEnd = unit.demandCompletion(order === undefined ? undefined : orderOf(order), checkFirst)
+  if (takeEnd instanceof OptionsConflict) return takeEnd
+  if (retry !== false && !context.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
+  takeSettings?.()
+  takeEnd()
+  return undefined
+}
+
+/**
+ * Lets the transactions that are open around a unit of work, and that it joins, take its settings.
+ */
+export const demandAround = (
+  around: TransactionContext | undefined,
+  settings: SettingsByDatabase | undefined
+): OptionsConflict | undefined => {
+  const take = settings === undefined ? undefined : around?.demand(settings, true)
+  if (take instanceof OptionsConflict) return take
+  take?.()
+  return undefined
+}
+
+/** Returns the failure of an exit, if it is one. */
+const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
+  Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
+
+const runIn = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  handle: UnitHandle,
+  options: NestedOptions<A, E>
+): Effect.Effect<A, E | TransactionError, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime((fiber) => {
+      const outside = fiber.currentContext
+      const inside = Context.add(outside, TransactionConnection, slotOf(outside, handle.unit))
+      return Effect.zipRight(
+        FiberRef.set(FiberRef.currentContext, inside),
+        Effect.flatMap(Effect.exit(restore(self)), (exit) => {
+          const outcome = decide(options, exit)
+          const isInterrupted = Exit.isFailure(exit) && Cause.isInterrupted(exit.cause)
+          const decided = Exit.isSuccess(outcome) ? outcome.value : "rollback"
+          if (decided === "rollback") handle.unit.undoJoined(failureOf(Exit.isFailure(exit) ? exit : outcome))
+          const end = handle.end(decided, isInterrupted ? undefined : restore)
+          return Effect.flatMap(Effect.exit(Effect.zipRight(end, outcome)), (ended) => {
+            const result: Exit.Exit<A, E | TransactionError> = Exit.isSuccess(ended)
+              ? exit
+              : Exit.failCause(Exit.isSuccess(exit) ? ended.cause : Cause.sequential(exit.cause, ended.cause))
+            return Effect.zipRight(FiberRef.set(FiberRef.currentContext, outside), result)
+          })
+        })
+      )
+    })
+  )
+
+const runInNewUnit = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  around: TransactionContext | undefined,
+  joins: boolean,
+  options: UnitOptions<A, E>,
+  describe: Describe | undefined,
+  site: CallSite | undefined,
+  isRequest = false
+): Effect.Effect<A, E | TransactionError, R> => {
+  const { retry } = options
+  const settings = settingsByDatabase(options)
+  const conflict = joins ? demandAround(around, settings) : undefined
+  if (conflict !== undefined) return Effect.fail(conflict)
+  const plan: UnitPlan = {
+    around,
+    joins,
+    settings,
+    completion: completionOptions(options, isRequest),
+    describe,
+    name: { label: options.work?.label, site }
+  }
+  const once = (handle: UnitHandle) => runIn(self, handle, options)
+  const canRunAgain = !isRequest || (retry !== undefined && retry !== false)
+  const open = () => {
+    const handle = openUnit(plan)
+    handle.unit.canRunAgain = canRunAgain
+    return handle
+  }
+  if (retry !== undefined && retry !== false)
+    return Effect.uninterruptibleMask((restore) => retryUnit(restore, open, once, retry))
+  // interruptible, a handler of causes would lose the failures beside an interruption
+  return Effect.uninterruptibleMask((restore) => {
+    const handle = open()
+    return Effect.catchAllCause(restore(once(handle)), (cause) => {
+      const { unit } = handle
+      return unit.askedRetry === undefined
+        ? Effect.failCause(cause)
+        : retryUnit(restore, open, once, unit.askedRetry, { cause, opened: handle })
+    })
+  })
+}
+
+/**
+ * Runs a part of a unit of work: its end is left to the whole, which takes its options or refuses
+ * them.
+ */
+const runJoined = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  context: TransactionContext,
+  unit: Unit,
+  options: UnitOptions<A, E>,
+  name: PartName,
+  describe: Describe | undefined
+): Effect.Effect<A, E | OptionsConflict, R> => {
+  const conflict = demandOfUnit(context, unit, settingsByDatabase(options), options)
+  if (conflict !== undefined) return Effect.fail(conflict)
+  return runAsPart(self, context, name, { describe }, (exit) => decide(options, exit))
+}
