@@ -9,10 +9,10 @@ const milk = { title: "milk", done: false }
 
 // The server is started once for the block, and each test is provided with a sandbox of its own. Without the test services the clock is
 // the real one: under a TestClock no pause of a retry and no timeout ends.
-layer(DatabasesLive, { timeout: "1 minute", excludeTestServices: true })("todos", (it) => {
+layer(DatabasesLive, { timeout: "1 minute", excludeTestServices: true })("the todos", (it) => {
   const sandbox = Effect.provide(TestDatabase.layer(Db))
 
-  it.effect("are stored in their order", () =>
+  it.effect("todos are stored in their order", () =>
     Effect.gen(function* () {
       yield* Todos.add(milk, { title: "eggs", done: true })
       const titles = (yield* Todos.list).map(({ title }) => title)
@@ -20,7 +20,7 @@ layer(DatabasesLive, { timeout: "1 minute", excludeTestServices: true })("todos"
     }).pipe(sandbox)
   )
 
-  it.effect("have no title twice, and a transaction that fails leaves nothing", () =>
+  it.effect("a title is refused the second time, and a transaction that fails stores nothing", () =>
     Effect.gen(function* () {
       // nothing is there of the other test
       assert.deepStrictEqual(yield* Todos.list, [])

@@ -78,7 +78,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/http/sessionMiddleware"
   ],
   "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/clientConfig"],
-  // the embedded server is administered by sessions of its own, apart from what it is there to test
+  // the embedded server is administered by sessions of its own, apart from those that tests examine
   pg: ["internal/embedded/adminSession", "internal/protocol/pgDriver"],
   "pg-protocol": ["internal/protocol/messages"]
 }
@@ -105,7 +105,7 @@ const filesBelow = (folder: string): ReadonlyArray<string> =>
 
 const read = (file: string): string => fs.readFileSync(path.join(root, file), "utf8")
 
-/** Without comments; strings stay, also those that look like a comment. */
+/** Returns a text without its comments; strings stay, also those that look like a comment. */
 const code = (text: string): string =>
   text.replace(/\/\*[\s\S]*?\*\/|\/\/[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`/g, (match) =>
     match.startsWith("/") ? "" : match
@@ -136,14 +136,14 @@ const modules = [...sources.keys()].filter((name) => !isInternal(name) && name !
 const roomOf = (name: string): string => (isInternal(name) ? (name.split("/")[1] ?? name) : name)
 const layerOf = (name: string): number => layers.findIndex((layer) => layer.split(" ").includes(roomOf(name)))
 
-/** Each place in `src` where a pattern occurs, as `file: text`. */
+/** Returns each place in `src` where a pattern occurs, as `file: text`. */
 const occurrences = (pattern: RegExp, except: ReadonlyArray<string> = []): ReadonlyArray<string> =>
   [...sources].flatMap(([name, text]) =>
     except.includes(name) ? [] : [...text.matchAll(pattern)].map((match) => `${name}: ${match[0]}`)
   )
 
 describe("layers", () => {
-  it("internal files are in the folder of a layer, and every public module has one", () => {
+  it("every internal file is in the folder of a layer, and every public module has a layer", () => {
     const rooms = [...new Set([...sources.keys()].filter((name) => name !== "index").map(roomOf))]
     expect(rooms.sort()).toEqual([...layers.flatMap((layer) => layer.split(" ")), ...beside].sort())
     expect([...sources.keys()].filter((name) => /^internal\/[^/]+$/.test(name))).toEqual([])
@@ -180,7 +180,7 @@ describe("layers", () => {
     expect(files.flatMap((file) => chainToEffect(file)?.join(" -> ") ?? [])).toEqual([])
   })
 
-  it("every import is written at the top of its file, where this test sees it", () => {
+  it("every import is written at the top of its file, where this test finds it", () => {
     expect(occurrences(/\bimport\s*\(|\brequire\s*\(/g)).toEqual([])
   })
 })
@@ -210,13 +210,13 @@ describe("parts without Effect", () => {
   })
 })
 
-describe("secrets of one file", () => {
-  it("SQLSTATEs stand in SqlState only", () => {
+describe("the contents of single files", () => {
+  it("SQLSTATEs are written in SqlState only", () => {
     const sqlState = `(?=[A-Z]*\\d)(?:${sqlStateClass})[\\dA-Z]{3}`
     expect(occurrences(new RegExp(`(["'\`])${sqlState}\\1|^\\s*${sqlState}:`, "gm"), ["SqlState"])).toEqual([])
   })
 
-  it("error codes of Node and OpenSSL stand in SqlState only", () => {
+  it("error codes of Node and OpenSSL are written in SqlState only", () => {
     const errno = Object.keys(os.constants.errno).join("|")
     expect(
       occurrences(new RegExp(`\\b(?:${errno}|ENOTFOUND|(?:EAI|ERR|CERT|UND_ERR)_[A-Z_]+)\\b`, "g"), ["SqlState"])
@@ -241,7 +241,7 @@ describe("secrets of one file", () => {
     expect(Object.fromEntries(users)).toEqual(packages)
   })
 
-  it("node-postgres and its protocol are used by their entry points", () => {
+  it("node-postgres and its protocol are imported by their entry points", () => {
     expect(imports.filter((one) => /^pg(-[a-z-]+)?\//.test(one.to))).toEqual([])
   })
 
@@ -250,7 +250,7 @@ describe("secrets of one file", () => {
   })
 })
 
-describe("manners", () => {
+describe("conventions", () => {
   it("the index names every public module and does nothing else", () => {
     const lines = modules
       .filter((name) => !name.includes("/"))
@@ -263,13 +263,13 @@ describe("manners", () => {
     expect(occurrences(/\bconsole\b|process\.std(?:out|err)\b/g)).toEqual([])
   })
 
-  it("internal files are not for users", () => {
+  it("internal files cannot be imported by users of the package", () => {
     const { exports } = JSON.parse(read("package.json")) as { readonly exports: Readonly<Record<string, unknown>> }
     expect(exports["./internal/*"]).toBe(null)
     expect(Object.keys(exports).filter((key) => key.includes("internal"))).toEqual(["./internal/*"])
   })
 
-  it("examples use the package as its users do", () => {
+  it("examples import the package as its users do", () => {
     const wrong = filesBelow("examples").flatMap((file) =>
       specifiers(read(`examples/${file}`))
         .filter(

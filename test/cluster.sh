@@ -72,7 +72,7 @@ fi
 if [ ${#packages[@]} -gt 0 ]; then
   if ! command -v apt-get >/dev/null; then missing "there is no apt-get to install it with"; fi
   if ! as_root true 2>/dev/null; then missing "only root can install it"; fi
-  # no server that nobody asked for
+  # no server beside those of the tests
   if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
     as_root mkdir -p /etc/postgresql-common
     echo "create_main_cluster = false" | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null

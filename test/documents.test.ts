@@ -1,5 +1,6 @@
 /**
- * README and guides, held against the code and against each other. That their programs compile is a step of `npm run check`.
+ * README and guides, compared with the code and with each other. That their programs compile is a
+ * step of `npm run check`.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -34,8 +35,8 @@ const anchors = (file: string): ReadonlyArray<string> =>
       .replaceAll(" ", "-")
   )
 
-describe("documents", () => {
-  it("errors.md says of every tag of a failure when it comes and what to do", () => {
+describe("the documents", () => {
+  it("errors.md states for every tag of an error when it occurs and what to do", () => {
     assert.isAbove(tags.length, 30)
     const rows = section("examples/guides/errors.md", "## Tags")
       .split("\n")
@@ -84,7 +85,7 @@ describe("documents", () => {
     assert.deepStrictEqual([...linked].sort(), files.sort())
   })
 
-  it.each(documents)("%s links to files and headings that are there", (file) => {
+  it.each(documents)("%s links to files and headings that exist", (file) => {
     const links = [...read(file).matchAll(/\]\((?!https?:)([^)\s#]*)(?:#([^)\s]+))?\)/g)]
     const broken = links.flatMap(([, to = "", anchor]) => {
       const target = to === "" ? file : path.join(path.dirname(file), to)

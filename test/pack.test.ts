@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, inject, it } from "vitest"
 
 const root = fileURLToPath(new URL("../", import.meta.url))
 
-/** What the package says about itself and its peers. */
+/** The parts of a package's manifest that the tests read. */
 interface Manifest {
   readonly version: string
   readonly peerDependencies: Readonly<Record<string, string>>
@@ -31,7 +31,10 @@ const run = async (
   return stdout
 }
 
-/** Packs a copy of the project, so that nobody else's `dist` is touched; gives the tarball and what is in it. */
+/**
+ * Packs a copy of the project, so that the project's own `dist` is not touched; returns the tarball
+ * and its contents.
+ */
 const pack = async (folder: string) => {
   const copy = path.join(folder, "project")
   const skipped = new Set(["node_modules", "dist", "docs", ".git"])
@@ -45,7 +48,10 @@ const pack = async (folder: string) => {
   return { tarball, files }
 }
 
-/** Installs the tarball as a user does, with the peers that we are tested with; the optional ones are left out. */
+/**
+ * Installs the tarball as a user does, with the peers of these tests; the optional ones are left
+ * out.
+ */
 const install = async (folder: string, tarball: string) => {
   const consumer = path.join(folder, "consumer")
   await fs.mkdir(consumer)
@@ -83,14 +89,14 @@ const node = async (name: string, program: string, env: NodeJS.ProcessEnv = {}):
 }
 
 describe("the tarball", () => {
-  it("holds what was built, its sources, and what one reads first; nothing else", () => {
+  it("the tarball holds the build, the sources and the introductory documents, and nothing else", () => {
     const tops = new Set(files.map((file) => file.split("/")[0]))
     expect([...tops].sort()).toEqual(["CHANGELOG.md", "LICENSE", "README.md", "dist", "package.json", "src"])
     const kinds = new Set(files.filter((file) => /^(dist|src)\//.test(file)).map((file) => file.replace(/^[^.]*/, "")))
     expect([...kinds].sort()).toEqual([".d.ts", ".d.ts.map", ".js", ".js.map", ".ts"])
   })
 
-  it("holds a program, its types and its source for every module", () => {
+  it("the tarball holds a program, its types and its source for every module", () => {
     const sources = files.filter((file) => file.startsWith("src/"))
     const built = sources.flatMap((file) =>
       [".js", ".js.map", ".d.ts", ".d.ts.map"].map((end) => file.replace(/^src/, "dist").replace(/\.ts$/, end))
@@ -109,8 +115,8 @@ describe("the tarball", () => {
   })
 })
 
-describe("an installation", () => {
-  it("runs in Node, against a server, and lets the process end", { timeout: 60_000 }, async () => {
+describe("an installation of the package", () => {
+  it("an installation runs in Node, against a server, and lets the process end", { timeout: 60_000 }, async () => {
     const rows = await node(
       "program.js",
       `
@@ -138,7 +144,7 @@ describe("an installation", () => {
     expect(rows).toEqual({ rows: [{ id: 1 }, { id: 2 }], twice: "UniqueViolation" })
   })
 
-  it("can be required by CommonJS, and runs against a server", { timeout: 60_000 }, async () => {
+  it("an installation can be required by CommonJS, and runs against a server", { timeout: 60_000 }, async () => {
     const answer = await node(
       "program.cjs",
       `
@@ -168,7 +174,7 @@ describe("an installation", () => {
     expect(answer).toMatchObject({ rows: [{ one: 1 }], isOurs: true, isSame: true })
   })
 
-  it("imports and requires to one copy of itself", { timeout: 60_000 }, async () => {
+  it("an installation is one copy for imports and requires", { timeout: 60_000 }, async () => {
     const isSame = await node(
       "both.cjs",
       `
@@ -179,7 +185,9 @@ describe("an installation", () => {
     expect(isSame).toBe(true)
   })
 
-  it("gives each module by its own name, the same one as the root does", { timeout: 60_000 }, async () => {
+  it("an installation exports each module by its own name, the same one as the root does", {
+    timeout: 60_000
+  }, async () => {
     const modules = files.flatMap((file) => file.match(/^src\/([^./]+)\.ts$/)?.[1] ?? []).filter((_) => _ !== "index")
     const different = await node(
       "modules.js",
@@ -198,7 +206,7 @@ describe("an installation", () => {
     expect(different).toEqual([])
   })
 
-  it("keeps what is internal to itself", { timeout: 60_000 }, async () => {
+  it("an installation does not export its internal files", { timeout: 60_000 }, async () => {
     const codes = await node(
       "internal.js",
       `
@@ -235,10 +243,10 @@ describe("an installation", () => {
 
     // @ts-expect-error: the database is not provided
     export const failing: Promise<number> = Effect.runPromise(count)
-    // @ts-expect-error: nobody imports this
+    // @ts-expect-error: internal files cannot be imported
     export type { Engine } from "effect-db/internal/client/executor"
   `
-  it("tells a pipe that is given withTransaction itself to call it", { timeout: 120_000 }, async () => {
+  it("an installation reports a pipe that is given withTransaction itself", { timeout: 120_000 }, async () => {
     const project = path.join(consumer, "uncalled")
     await fs.mkdir(project)
     await fs.writeFile(
@@ -274,7 +282,7 @@ describe("an installation", () => {
     { module: "ESNext", moduleResolution: "Bundler" }
   ]
   for (const setting of settings) {
-    it(`has types for moduleResolution ${setting.moduleResolution}`, { timeout: 120_000 }, async () => {
+    it(`an installation has types for moduleResolution ${setting.moduleResolution}`, { timeout: 120_000 }, async () => {
       const project = path.join(consumer, setting.moduleResolution)
       await fs.mkdir(project)
       await fs.writeFile(path.join(project, "consumer.ts"), source)

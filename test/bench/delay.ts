@@ -1,10 +1,15 @@
-/** A worker that delays, in both directions, what goes to a server and comes from it. It runs beside the program that is measured. */
+/**
+ * A worker that delays, in both directions, the traffic of a server. It runs beside the program
+ * that is measured.
+ */
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { makeProxy } from "../support/proxy.js"
 
-/** The URL of a server by way of a network with that delay each way, in ms, and how to take it down. */
+/**
+ * Opens a network with a delay each way, in ms; returns the server's URL through it, and its end.
+ */
 export const delayed = (url: string, millis: number): Promise<readonly [url: string, close: () => Promise<unknown>]> =>
   new Promise((resolve, reject) => {
     const worker = new Worker(new URL(import.meta.url), { workerData: { url, millis } })

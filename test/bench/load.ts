@@ -1,4 +1,7 @@
-/** A worker that asks a server over and over on keep-alive connections. It runs beside the program that is measured. */
+/**
+ * A worker that sends requests repeatedly on keep-alive connections. It runs beside the program
+ * that is measured.
+ */
 import { connect } from "node:net"
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads"
 
@@ -7,7 +10,10 @@ interface Job {
   readonly connections: number
 }
 
-/** One turn: how long to ask for; the answer is how many requests were answered with a 2xx, and how many otherwise. */
+/**
+ * One turn: its duration; the reply is the number of requests that were answered with a 2xx, and
+ * with another status.
+ */
 interface Turn {
   readonly good: number
   readonly bad: number
@@ -19,7 +25,7 @@ export interface Load {
   readonly stop: () => Promise<unknown>
 }
 
-/** Asks for `path` on a port of this machine. */
+/** Sends requests for `path` to a port of this machine. */
 export const load = (job: Job & { readonly path: string }): Load => {
   const worker = new Worker(new URL(import.meta.url), { workerData: job })
   return {

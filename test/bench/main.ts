@@ -1,5 +1,6 @@
 /**
- * `npm run bench`: what a statement and a transaction cost, and what becomes of a pool under overload. It prints; nothing is asserted.
+ * `npm run bench`: the cost of a statement and of a transaction, and the behaviour of a pool under
+ * overload. It prints; nothing is asserted.
  */
 import { parseArgs } from "node:util"
 import * as Effect from "effect/Effect"

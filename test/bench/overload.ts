@@ -1,9 +1,10 @@
 /**
- * Overload: requests come at a fixed pace, whether earlier ones are answered or not, several times faster than they can be served.
+ * Overload: requests arrive at a fixed pace, whether earlier ones are answered or not, several
+ * times faster than they can be served.
  *
- * What is printed: the peak of what is served when as much is asked for as can be served; what is served under overload (goodput) and how
- * long those who were served had waited; how many were sent away; and how long it takes until all is well again once the load is back
- * to half of what can be served.
+ * It prints the peak rate of served requests at a matching load; the served requests under overload
+ * (goodput) and their wait; the number of rejected requests; and the time until the pool has
+ * recovered after the load is back to half of its capacity.
  */
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -14,10 +15,10 @@ class Db extends Database.Service<Db>()("bench") {}
 
 const connections = 10
 const queueTarget = 50
-/** How long the server works on a request, in seconds. */
+/** The duration of a request on the server, in seconds. */
 const work = 0.01
 
-/** What happened in one stretch of time. */
+/** The events of one interval. */
 class Tally {
   served = 0
   readonly waits: Array<number> = []
@@ -60,7 +61,9 @@ const program = (seconds: number, factor: number) =>
         )
     })
 
-    /** As many at once as there are connections, so that nobody waits: what can be served. */
+    /**
+     * Measures the capacity: as many requests at once as there are connections, so that none waits.
+     */
     const capacity = Effect.gen(function* () {
       tally = new Tally()
       const start = performance.now()
@@ -76,7 +79,10 @@ const program = (seconds: number, factor: number) =>
       return tally.served / ((performance.now() - start) / 1000)
     })
 
-    /** Requests at a pace, for a time; `each` is called every 100 ms with what happened in them. */
+    /**
+     * Sends requests at a pace, for a time; `each` is called every 100 ms with the events of that
+     * interval.
+     */
     const load = (perSecond: number, millis: number, each: (part: Tally, at: number) => void) =>
       Effect.async<void>((resume) => {
         const start = performance.now()
@@ -132,7 +138,7 @@ const program = (seconds: number, factor: number) =>
     console.log(
       wellSince === undefined
         ? "recovery: none within 5 s"
-        : `recovery: nobody sent away and p95 under the target from ${Math.round(wellSince)} ms on, at half the peak`
+        : `recovery: no request rejected and p95 under the target from ${Math.round(wellSince)} ms on, at half the peak`
     )
   }).pipe(Effect.scoped)
 

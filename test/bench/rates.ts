@@ -1,6 +1,6 @@
 /**
- * All clients side by side on one server, interleaved, medians, as a table with ratios; then once more with a millisecond of delay each
- * way, where round trips are what counts.
+ * All clients side by side on one server, interleaved, medians, as a table with ratios; then once
+ * more with a millisecond of delay each way, where round trips dominate.
  */
 import pg from "pg"
 import { delayed } from "./delay.js"
@@ -8,7 +8,7 @@ import { open, rows, type Subject } from "./subjects.js"
 
 interface Options {
   readonly rounds: number
-  /** How long each turn lasts. */
+  /** The duration of each turn. */
   readonly ms: number
   readonly only: string | undefined
 }

@@ -1,5 +1,6 @@
 /**
- * HTTP servers side by side: what a unit of work costs a request that needs none, and how fast a request with one transaction is.
+ * HTTP servers side by side: the cost of a unit of work for a request that needs none, and the
+ * speed of a request with one transaction.
  */
 import { createServer } from "node:http"
 import type * as HttpApp from "@effect/platform/HttpApp"
@@ -41,7 +42,7 @@ interface Site {
 const done = HttpServerResponse.unsafeJson({ ok: true })
 const nothing = HttpRouter.empty.pipe(HttpRouter.post("/", Effect.succeed(done)))
 
-/** What any middleware costs that provides a service to its handlers. */
+/** A service that a middleware provides to its handlers: the cost that any such middleware has. */
 class Something extends Context.Tag("bench/Something")<Something, number>() {}
 const providing = HttpRouter.use(nothing, (app) => Effect.provideService(app, Something, 1))
 
@@ -119,7 +120,7 @@ const sites = (url: string) =>
     ]
   })
 
-/** In another order each time: what follows a heavy one has a warm machine, or a tired one. */
+/** Shuffles the sites for each round: a heavy one leaves a warm, or a busy, machine to the next. */
 const shuffled = <A>(all: ReadonlyArray<A>): ReadonlyArray<A> =>
   all
     .map((one) => ({ one, at: Math.random() }))
@@ -150,7 +151,7 @@ export const requests = async (url: string, options: Options): Promise<void> => 
   await Effect.gen(function* () {
     const all = yield* sites(url)
     const chosen = all.filter(({ name }) => options.only === undefined || name === options.only)
-    // what writes to the database leaves it work for later, which would be in the way of those that do not
+    // writes leave the database work for later, which would slow down the sites without writes
     const rates = yield* Effect.promise(async () => [
       ...(await measure(
         chosen.filter(({ name }) => name.includes("nothing")),

@@ -15,7 +15,9 @@ export const rows = 10_000
 
 export const anyId = () => 1 + Math.floor(Math.random() * rows)
 
-/** Runs an operation over and over, `concurrency` at a time, until the time is over; gives the count. */
+/**
+ * Runs an operation repeatedly, `concurrency` at a time, until the time is over; returns the count.
+ */
 type Loop = (concurrency: number, until: number) => Promise<number>
 
 export interface Subject {
@@ -148,7 +150,7 @@ const ours = async (url: string): Promise<Subject> => {
   }
 }
 
-/** All of them, connected. */
+/** Opens all clients, connected. */
 export const open = async (url: string): Promise<ReadonlyArray<Subject>> => [
   await ours(url),
   plainPg(url, false),

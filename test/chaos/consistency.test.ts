@@ -1,6 +1,7 @@
 /**
- * Clients who write and read in sessions of their own, while backends are killed, replicas fall behind, catch up, crash and come back: what a
- * client was told is stored it sees in every later read that is answered, whoever answers.
+ * Clients that write and read in causal sessions, while backends are killed, and replicas fall
+ * behind, catch up, crash and come back: each write that a client was told is stored is seen by
+ * every later read of that client, whichever server answers.
  *
  * - `EFFECT_DB_CHAOS=full`: ten times as long.
  */
@@ -17,12 +18,12 @@ import { query } from "../support/server.js"
 
 const clients = 16
 const rounds = process.env.EFFECT_DB_CHAOS === "full" ? 500 : 50
-/** How many writes come between two disasters. */
+/** The number of writes between two disasters. */
 const pace = 20
 
 const insert = (id: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item (id) VALUES (${id})`)
 
-/** How a client writes, one way after the other. */
+/** The ways in which a client writes, one after the other. */
 const ways: ReadonlyArray<(id: number) => Effect.Effect<unknown, unknown, Db>> = [
   insert,
   (id) => Db.withTransaction(insert(id)),
@@ -31,9 +32,9 @@ const ways: ReadonlyArray<(id: number) => Effect.Effect<unknown, unknown, Db>> =
   (id) => Db.withTransaction(insert(id), { retry: true })
 ]
 
-describe("a storm", () => {
+describe("a storm of causal sessions", () => {
   it.scopedLive(
-    "every client sees what it has written",
+    "every client sees what it has written during a storm",
     () =>
       Effect.gen(function* () {
         const { primary, replicas } = yield* Cluster

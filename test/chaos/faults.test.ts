@@ -1,6 +1,7 @@
 /**
- * Two databases at once from 50 fibers, 2,000 operations: nested and independent transactions, units of work over both databases, refused
- * statements, killed backends, failures, defects and interruptions. What is stored must be what the exits say.
+ * Two databases at once from 50 fibers, 2,000 operations: nested and independent transactions,
+ * units of work over both databases, refused statements, killed backends, failures, defects and
+ * interruptions. The stored rows must match the exits.
  */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -18,7 +19,7 @@ const fibers = 50
 const operations = 40
 const seed = 20_240_607
 
-/** Rows that are stored together or not at all; `undefined` where the exit leaves both open. */
+/** Rows that are stored together or not at all; `undefined` if the exit leaves both open. */
 interface Claim {
   readonly rows: ReadonlyArray<string>
   readonly kept: boolean | undefined
@@ -120,7 +121,7 @@ const operation = (world: World, random: () => number) => {
         if (!(defect instanceof Planned)) world.defects.push(String(defect))
       }
       for (const error of Cause.failures(exit.cause)) {
-        // what is none of ours is of no database
+        // a foreign error belongs to no database
         if (!(error instanceof Planned) && DatabaseError.fromUnknown(error).database === "unknown") {
           world.defects.push(String(error))
         }
@@ -129,7 +130,10 @@ const operation = (world: World, random: () => number) => {
   })
 }
 
-/** Whether a failure leaves open what is stored: nobody knows, or one database has it and the other does not. */
+/**
+ * Checks if a failure leaves open what is stored: the outcome is unknown, or one database has it
+ * and the other does not.
+ */
 const isOpen = (cause: Cause.Cause<unknown>): boolean =>
   [...Cause.failures(cause)].some((error) => {
     const { _tag } = DatabaseError.fromUnknown(error)
@@ -141,7 +145,7 @@ const names = (url: Redacted.Redacted<string>) =>
 
 const figures = Effect.all([Db.status, Audit.status])
 
-/** Whether nobody has a connection, nor waits for one. */
+/** Checks that no caller has a connection or waits for one. */
 const isQuiet = (all: ReadonlyArray<Database.Status>): boolean =>
   all.every(({ servers }) =>
     servers.every(({ reads, writes }) =>
@@ -150,7 +154,7 @@ const isQuiet = (all: ReadonlyArray<Database.Status>): boolean =>
   )
 
 it.scopedLive(
-  "a model and the tables agree, and no connection is left checked out",
+  "a model and the tables agree after random faults, and no connection is left checked out",
   () =>
     Effect.gen(function* () {
       const app = yield* freshDatabase
@@ -166,7 +170,7 @@ it.scopedLive(
             }),
           { concurrency: "unbounded", discard: true }
         ),
-        // one whose caller gave up while it showed that it is alive goes back when it has
+        // a connection whose caller gave up during its validation returns when that is over
         Effect.zipRight(Effect.repeat(figures, { schedule: soon, until: isQuiet }), figures)
       ).pipe(Effect.provide(Layer.merge(Db.layer({ writer: app.writer }), Audit.layer({ writer: audit.writer }))))
 

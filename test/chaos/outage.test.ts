@@ -16,7 +16,7 @@ import { query } from "../support/server.js"
 
 const isFull = process.env.EFFECT_DB_CHAOS === "full"
 
-/** How long the server is away, in ms, and how long the requests before and after that go on. */
+/** The duration of the outage, in ms, and of the load before and after it. */
 const away = isFull ? 7000 : 3000
 const around = 1000
 
@@ -29,7 +29,7 @@ interface Request {
   readonly id: number
   readonly kind: keyof typeof kinds
   readonly deadline: keyof typeof deadlines
-  /** Whether it came before the server was dead, and may have been with it then. */
+  /** True if the request came before the server was dead, and may have reached it. */
   readonly cameBefore: boolean
   readonly exit: "success" | "deadline" | DatabaseError.DatabaseError
 }
@@ -37,7 +37,7 @@ interface Request {
 const write = (id: number, part: number) =>
   Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO entry (request, part) VALUES (${id}, ${part})`)
 
-/** What requests do. What may be under way when the server dies is such that it may run again. */
+/** The kinds of requests. Work that may be under way when the server dies is safe to run again. */
 const kinds = {
   read: (id: number) => Effect.flatMap(Db.reader, (sql) => sql`SELECT ${id}::int`),
   transaction: (id: number) => Db.withTransaction(Effect.zipRight(write(id, 1), write(id, 2)), { retry: true }),
@@ -62,7 +62,7 @@ it.scopedLive(
       yield* query(url, "CREATE TABLE entry (request int, part int)")
       const requests: Array<Request> = []
       yield* Effect.gen(function* () {
-        // once it is dead, what comes waits for the next one
+        // a request that comes once the server is dead waits for the next one
         let isDead = false
         let id = 0
         const names = Object.keys(kinds) as Array<keyof typeof kinds>
@@ -112,7 +112,7 @@ it.scopedLive(
           assert.include(["", whole[kind]], there, is)
           assert.strictEqual(deadline, "short", is)
         } else {
-          // what was with the server when it died, and may have taken effect, is told as that
+          // work that the server had when it died, and may have applied, is reported as in doubt
           const isInDoubt =
             exit._tag === "CommitOutcomeUnknown" || (exit._tag === "Disconnected" && exit.outcome === "inDoubt")
           assert.isTrue(cameBefore && isInDoubt, is)

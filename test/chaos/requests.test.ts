@@ -1,8 +1,10 @@
 /**
- * Many requests at once, whose clients leave at any moment, whose handlers fail in every way, and whose connections are killed: what is
- * stored is what was answered with success.
+ * Many requests at once, whose clients leave at any moment, whose handlers fail in every way, and
+ * whose connections are killed: the stored rows are those of the requests that were answered with
+ * success.
  *
- * `EFFECT_DB_CHAOS=full`: 10,000 requests, and not 2,000. `EFFECT_DB_CHAOS_SEED=...` says what happens; every failure names it.
+ * `EFFECT_DB_CHAOS=full`: 10,000 requests, and not 2,000. `EFFECT_DB_CHAOS_SEED=...` selects the
+ * events; every failure names it.
  */
 import * as http from "node:http"
 import { assert, describe, it } from "@effect/vitest"
@@ -16,7 +18,7 @@ const isFull = process.env.EFFECT_DB_CHAOS === "full"
 const seed = Number(process.env.EFFECT_DB_CHAOS_SEED ?? (isFull ? Date.now() % 1_000_000 : 20_261_125))
 const total = isFull ? 10_000 : 2000
 const sockets = 64
-/** After how many answers all the server's connections to the database are killed. */
+/** The number of answers after which all the server's connections to the database are killed. */
 const killEvery = 500
 
 const kinds = [
@@ -34,12 +36,12 @@ const kinds = [
   "slow"
 ] as const
 
-/** Which kinds store a row where they succeed. */
+/** The kinds that store a row when they succeed. */
 const storing = new Set<string>(["created", "redirected", "nested", "slow"])
 
 type Answer = { readonly status: number } | "left"
 
-/** Asks, and leaves after so many ms if it was not answered by then. */
+/** Sends a request, and leaves after so many ms if it was not answered by then. */
 const ask = (agent: http.Agent, port: number, path: string, patience: number | undefined): Promise<Answer> =>
   new Promise((resolve, reject) => {
     const request = http.request({ agent, host: "127.0.0.1", port, path, method: "POST" })
@@ -62,7 +64,7 @@ const ask = (agent: http.Agent, port: number, path: string, patience: number | u
 
 describe(`a storm of requests (seed ${seed})`, () => {
   it.scopedLive(
-    `${total} on ${sockets} connections: rows stored equal the answers, nothing stays open, and SIGTERM ends it in time`,
+    `${total} requests on ${sockets} connections store the rows that their answers report, and SIGTERM ends the server in time`,
     () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshTable
@@ -89,7 +91,7 @@ describe(`a storm of requests (seed ${seed})`, () => {
           { concurrency: sockets, discard: true }
         )
 
-        // what a client has left is ended by the server when it hears of it
+        // the server ends an abandoned request when it receives the close
         const open = Effect.promise(() =>
           fetch(`http://127.0.0.1:${port}/open`).then((answer) => answer.json() as Promise<number>)
         )
@@ -106,7 +108,7 @@ describe(`a storm of requests (seed ${seed})`, () => {
           if (stored.has(`${key} inner`)) return [`${key} (${kind}): its nested transaction is stored`]
           if (answer === undefined) return [`${key} (${kind}): no answer`]
           if (isStored && !storing.has(kind)) return [`${key} (${kind}): stored`]
-          // a client that has left, or is told that nobody knows, knows nothing
+          // a client that has left, or was told that the outcome is unknown, has no expectation
           if (answer === "left" || answer.status === 504) return []
           const succeeded = answer.status < 400 && storing.has(kind)
           return isStored === succeeded ? [] : [`${key} (${kind}): ${answer.status}, ${isStored ? "" : "not "}stored`]
@@ -117,12 +119,13 @@ describe(`a storm of requests (seed ${seed})`, () => {
           const what = answer === "left" ? answer : String(answer.status)
           counts.set(what, (counts.get(what) ?? 0) + 1)
         }
-        // each way to end was there; what is not is a test that proves less than it says
+        // each way to end has occurred; a missing one would make the test prove less than it says
         for (const what of ["left", "201", "204", "303", "422", "500", "503"]) {
           assert.isAbove(counts.get(what) ?? 0, 0, `${what}: ${JSON.stringify([...counts])}, seed ${seed}`)
         }
 
-        // told to end in the middle of work, it ends within its shutdownTimeout of a second, and stores nothing of that
+        // a server that is told to end during work ends within its shutdownTimeout of a second, and
+        // stores nothing of that
         const cut = Array.from({ length: 8 }, (_, i) =>
           ask(agent, port, `/asleep/cut-${i}`, 30_000).catch(() => "left")
         )

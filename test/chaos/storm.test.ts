@@ -1,10 +1,11 @@
 /**
- * 64 fibers on one database, while its sessions are killed, its network is cut, silent, slow or half dead, its server stands still or
- * crashes, its passwords change every two seconds and fibers are interrupted. Whatever happens, nothing is ever late, lost, leaked,
- * untyped, or somebody else's.
+ * 64 fibers on one database, while its sessions are killed, its network is cut, silent, slow or
+ * half dead, its server stands still or crashes, its passwords change every two seconds and fibers
+ * are interrupted. No result is ever late, lost, leaked, untyped or that of another fiber.
  *
  * - `EFFECT_DB_CHAOS=full`: for 60 s, and not for 8 s.
- * - `EFFECT_DB_CHAOS_SEED=...`: what happens, and what the fibers do; every failure names it. How it falls together is up to the machine.
+ * - `EFFECT_DB_CHAOS_SEED=...`: the disasters and the work of the fibers; every failure names it.
+ *   Their timing depends on the machine.
  */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
@@ -50,7 +51,7 @@ const options = {
   applicationName: "storm"
 } satisfies Partial<Database.Options>
 
-/** How much the heap may grow from the first to the last third, in bytes. */
+/** The permitted growth of the heap from the first to the last third, in bytes. */
 const growth = 10 * 1024 * 1024
 
 const sockets = () => process.getActiveResourcesInfo().filter((kind) => kind === "TCPSocketWrap").length
@@ -63,7 +64,7 @@ const idle = Effect.map(Db.status, ({ servers, transactions }) =>
 )
 
 it.scopedLive(
-  `a storm of ${seconds} s with seed ${seed}`,
+  `a storm of ${seconds} s with seed ${seed} loses no write and leaks no connection`,
   () =>
     Effect.gen(function* () {
       const watch = new Watch(seed)
@@ -92,7 +93,10 @@ it.scopedLive(
       )
       const happened = new Map<string, number>()
 
-      /** No connection beyond the limits, as the server sees it; those whose client has closed them are the network's. */
+      /**
+       * Checks that the server sees no connection beyond the limits; the network owns those that
+       * the client has closed.
+       */
       const sample = Effect.gen(function* () {
         const rows = yield* query<{ port: number }>(
           admin,
@@ -158,7 +162,7 @@ it.scopedLive(
         )
         if (grown > growth) watch.note(`the heap grew by ${grown} bytes`)
 
-        // it is over: nothing may be left of it, and everything works
+        // after the storm nothing may be left of it, and everything works
         yield* Effect.all([server.start, proxy.forget, proxy.cut])
         // the last rotation may have been lost on its way
         yield* Effect.zipRight(
@@ -175,7 +179,7 @@ it.scopedLive(
           "nothing is in use",
           Effect.repeat(idle, { schedule: Schedule.spaced("2 millis"), until: (n) => n === 0 })
         )
-        // a client hears a moment later that it was cut, and the storm may have used up what it may try again
+        // a client receives the cut a moment later, and the storm may have used up the retry budget
         for (const sql of [writer, reader]) yield* after("statements work", Effect.retry(sql`SELECT 1`, soon))
         const hear = Effect.retry(Stream.runHead(writer.listen("after")), soon)
         const say = Effect.forever(
@@ -196,7 +200,7 @@ it.scopedLive(
       yield* Effect.repeat(Effect.sync(sockets), { schedule: soon, until: (n) => n <= socketsBefore })
       if (sockets() > socketsBefore) watch.note(`${sockets() - socketsBefore} sockets more than before`)
 
-      // what was under way with nobody there any more ends, one way or the other
+      // abandoned work ends, one way or the other
       yield* Effect.repeat(
         query(admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'storm'"),
         { schedule: soon, until: (rows) => rows.length === 0 }

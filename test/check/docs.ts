@@ -1,11 +1,12 @@
 /**
- * Checks what the documentation says, as a step of `npm run check`:
+ * Checks the documentation, as a step of `npm run check`:
  *
  * - every public export has a docstring with `@since` and `@category`
- * - every `@example` in `src`, and every block fenced as `ts` in docstrings, READMEs and guides, is a module that compiles
+ * - every `@example` in `src`, and every block fenced as `ts` in docstrings, READMEs and guides,
+ *   is a module that compiles
  *
- * A block whose first line is a comment with a file name (`// db.ts`) can be imported under that name by the other blocks of its
- * document. What is not a program is fenced as something else.
+ * A block whose first line is a comment with a file name (`// db.ts`) can be imported under that
+ * name by the other blocks of its document. Text that is no program is fenced as something else.
  */
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -25,7 +26,7 @@ const modules = sources.filter((file) => !file.startsWith("src/internal/"))
 
 // ---- exports
 
-/** The docstring that ends where something begins. */
+/** Returns the docstring that ends at an index. */
 const docstringAt = (text: string, index: number): string => {
   const before = text.slice(0, index).trimEnd()
   return before.endsWith("*/") ? before.slice(before.lastIndexOf("/*")) : ""
@@ -40,7 +41,10 @@ interface Export {
 const declaration =
   /^export (?:default )?(?:declare )?(?:abstract )?(?:async )?(?:(const|let|function\*?|class|interface|type|namespace|enum) ([\w$]+)|const \{([^}]*)\})/gm
 
-/** What `export { ... }` names; types that are only handed on, with `export type { ... }`, are left out. */
+/**
+ * The names in `export { ... }`; types that are only re-exported, with `export type { ... }`, are
+ * left out.
+ */
 const list = /^export \{([^}]*)\}/gm
 
 const exportsOf = (file: string): ReadonlyArray<Export> => {
@@ -60,7 +64,7 @@ const exportsOf = (file: string): ReadonlyArray<Export> => {
     overloaded.add(name)
     return [one(name, index)]
   })
-  // what is handed on has its docstring where it is made
+  // a re-export has its docstring where it is declared
   const origin = (name: string): string => {
     const from = bare.match(new RegExp(`^import \\{[^}]*\\b${name}\\b[^}]*\\} from "(\\.[^"]+)\\.js"`, "m"))?.[1]
     const made = from === undefined ? [] : exportsOf(`${path.posix.join(path.posix.dirname(file), from)}.ts`)

@@ -1,6 +1,7 @@
 /**
- * Prints what importing the built package costs beyond `effect` and `pg`, which a program with a database imports anyway. Median of fresh
- * processes. The goal is 150 ms; a machine that is busy takes longer, so only a multiple of that fails.
+ * Prints the time that importing the built package takes beyond `effect` and `pg`, which a program
+ * with a database imports anyway. Median of fresh processes. The goal is 150 ms; a busy machine
+ * takes longer, so only a multiple of that fails.
  *
  * `--each` prints each public module by itself as well.
  */
@@ -22,7 +23,7 @@ const once = (module: string): number => {
     await import("effect-db${module}")
     console.log(performance.now() - start)
   `
-  // a package may import itself by its name, and gets what its users get
+  // a package may import itself by its name, and gets the files that its users get
   return Number(execFileSync(process.execPath, ["--input-type=module", "-e", program], { cwd: root, encoding: "utf8" }))
 }
 

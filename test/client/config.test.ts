@@ -26,7 +26,7 @@ const configOf = (options: Database.Options) =>
 
 const text = (url: Redacted.Redacted<string> | undefined) => url && Redacted.value(url)
 
-/** A writer, and the URL that says the same. */
+/** A writer, and the URL with the same settings. */
 const urls: ReadonlyArray<readonly [what: string, writer: Database.Options["writer"], url: string | undefined]> = [
   ["a URL", Redacted.make("postgres://me:pw@localhost/app"), "postgres://me:pw@localhost:5432/app?sslmode=disable"],
   [
@@ -72,14 +72,15 @@ const urls: ReadonlyArray<readonly [what: string, writer: Database.Options["writ
   ["a stream of the program", { socket: Effect.never, database: "app", username: "me" }, undefined]
 ]
 
-describe("config", () => {
+describe("the config of a client", () => {
   for (const [what, writer, url] of urls) {
-    it.effect(`has a URL of the writer's settings, or none if a URL cannot say them: ${what}`, () =>
-      Effect.map(configOf({ writer }), (config) => assert.strictEqual(text(config.url), url))
+    it.effect(
+      `a client's config has a URL with the writer's settings, or none if a URL cannot hold them: ${what}`,
+      () => Effect.map(configOf({ writer }), (config) => assert.strictEqual(text(config.url), url))
     )
   }
 
-  it.effect("has a URL that is read as the same settings", () =>
+  it.effect("the URL of a client's config is read as the same settings", () =>
     Effect.forEach(urls, ([what, writer, url]) =>
       Effect.gen(function* () {
         if (url === undefined) return
@@ -99,7 +100,7 @@ describe("config", () => {
     )
   )
 
-  it.effect("has the URL of an environment", () =>
+  it.effect("a client's config has the URL of an environment", () =>
     Effect.gen(function* () {
       const variables = { PGHOST: "a,b", PGPORT: "1,2", PGUSER: "me", PGPASSWORD: "p w", PGDATABASE: "app" }
       const layer = Layer.provide(
@@ -111,7 +112,7 @@ describe("config", () => {
     })
   )
 
-  it.effect("shows no secret", () =>
+  it.effect("a client's config shows no secret", () =>
     Effect.forEach(urls, ([, writer]) =>
       Effect.gen(function* () {
         const config = yield* configOf({ writer })
@@ -121,7 +122,7 @@ describe("config", () => {
     )
   )
 
-  it.scopedLive("has the parts of the writer, as that of the plain client", () =>
+  it.scopedLive("a client's config has the parts of the writer, as that of the plain client has", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* Place
       const { config } = yield* Db.writer
@@ -134,7 +135,7 @@ describe("config", () => {
   )
 
   it.scopedLive(
-    "has what the plain client, node-postgres and postgres.js connect with, over TCP, TLS and a socket",
+    "a client's config connects the plain client, node-postgres and postgres.js over TCP, TLS and a socket",
     () =>
       Effect.gen(function* () {
         const server = yield* makeTlsServer
@@ -175,7 +176,8 @@ describe("config", () => {
           const { rows } = yield* Effect.promise(() => client.query(question))
           yield* Effect.promise(() => client.end())
           assert.deepStrictEqual(rows[0], answer)
-          // a file of certificates, TLS without verification and a socket are no words of its URLs
+          // its URLs have no words for a file of certificates, TLS without verification and a
+          // socket
           if (/sslrootcert|no-verify/.test(url) || url.includes(encodeURIComponent(server.sockets))) continue
           const js = postgres(url, { max: 1 })
           const [row] = yield* Effect.promise(() => js.unsafe(question))

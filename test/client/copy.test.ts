@@ -10,9 +10,10 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError, DatabaseRuntime, Tenant, TestDatabase } from "effect-db"
+import { behind } from "../support/behind.js"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { active, Db, fresh, freshTable, insert, Place, soon, stored } from "../support/databases.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { sends } from "../support/proxy.js"
 import { randoms } from "../support/random.js"
 import { at, query, terminateBackends } from "../support/server.js"
 
@@ -26,7 +27,7 @@ const copy = <E, R>(rows: Stream.Stream<Copy.Row, E, R>, options?: Copy.Options,
 
 const given = (...rows: ReadonlyArray<Copy.Row>) => Stream.fromIterable(rows)
 
-/** What a failure is, without its wrapping. */
+/** Returns a failure without its wrapping. */
 const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
 const copyFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
@@ -40,7 +41,7 @@ const processId = Effect.flatMap(writer, (sql) =>
   Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => row?.pid)
 )
 
-/** One connection, so that it shows whether it is kept. */
+/** Opens a database with one connection, so that it shows if the connection is kept. */
 const one = () => fresh({ maxConnections: 1, readers: [] })
 
 /** Rows without an end. */
@@ -50,7 +51,7 @@ const endless = Stream.map(
 )
 
 describe("copyFrom", () => {
-  it.scopedLive("copyFrom stores arrays, objects and ready text, and says how many rows it has stored", () =>
+  it.scopedLive("copyFrom stores arrays, objects and ready text, and returns the number of stored rows", () =>
     Effect.gen(function* () {
       expect(yield* copy(given(["a", 1], { amount: 2, name: "b", more: "?" }, "c\t3\nd", Buffer.from("\t4\n")))).toBe(4)
       expect(yield* look("SELECT name, amount FROM item ORDER BY name")).toEqual([
@@ -121,7 +122,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom and copyTo give any text back as it was, in every format", () =>
+  it.scopedLive("copyFrom and copyTo return any text unchanged, in every format", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* look("CREATE TABLE text (n int, a text, b text)")
@@ -164,7 +165,7 @@ describe("copyFrom", () => {
   )
 
   it.scopedLive(
-    "copyFrom drops the byte order mark at the start of CSV in UTF-8, as spreadsheets write it, and no other",
+    "copyFrom drops the byte order mark at the start of CSV in UTF-8, which spreadsheets write, and keeps any other",
     () =>
       Effect.gen(function* () {
         const mark = "\uFEFF"
@@ -180,7 +181,7 @@ describe("copyFrom", () => {
           expect(yield* copy(Stream.fromIterable<Copy.Row>(pieces), matched)).toBe(2)
           expect(yield* stored).toEqual(["a", `${mark}b`])
         }
-        // what a row, text of another format or another encoding begins with is data
+        // the first bytes of a row, of text in another format or of another encoding are data
         yield* look("TRUNCATE item")
         yield* copy(given([`${mark}row`, 1], `${mark}after,2\n`), { format: "csv" })
         yield* copy(given(`${mark}text\t3\n`))
@@ -189,12 +190,12 @@ describe("copyFrom", () => {
         expect([...(yield* stored)].sort()).toEqual(
           [`${mark}row`, `${mark}after`, `${mark}text`, "ï»¿latin", "\uFF21"].sort()
         )
-        // less than a mark is data, too, and here no UTF-8
+        // fewer bytes than a mark are data as well, and here no UTF-8
         expect((yield* failure(copy(given(Buffer.from([0xef, 0xbb])), { format: "csv" })))._tag).toBe("CopyFailed")
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom is a part of the transaction that is open, and one of its own where none is", () =>
+  it.scopedLive("copyFrom joins the transaction that is open, and runs in one of its own when none is open", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const first = copy(given(["a", 1])).pipe(
@@ -215,7 +216,7 @@ describe("copyFrom", () => {
       place === "outside of a transaction" ? self : Db.withTransaction(Effect.zipLeft(self, copy(given(["kept", 0]))))
     const kept = place === "outside of a transaction" ? [] : ["kept"]
 
-    it.scopedLive(`copyFrom stores nothing where its rows end in a failure, and keeps its connection, ${place}`, () =>
+    it.scopedLive(`copyFrom stores nothing when its rows end in a failure, and keeps its connection, ${place}`, () =>
       Effect.gen(function* () {
         const before = yield* processId
         const failing = Stream.concat(Stream.take(endless, 20_000), Stream.fail("no more"))
@@ -225,7 +226,7 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(one()))
     )
 
-    it.scopedLive(`copyFrom stores nothing where it is interrupted, and keeps its connection, ${place}`, () =>
+    it.scopedLive(`copyFrom stores nothing when it is interrupted, and keeps its connection, ${place}`, () =>
       Effect.gen(function* () {
         const before = yield* processId
         const sent = yield* Deferred.make<void>()
@@ -242,24 +243,22 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(one()))
     )
 
-    it.scopedLive(
-      `copyFrom stores nothing where its data is refused, and says in which line and column, ${place}`,
-      () =>
-        Effect.gen(function* () {
-          const before = yield* processId
-          const wrong = Stream.concat(Stream.take(endless, 1000), given(["x", "many"], ["y", 1]))
-          const error = yield* within(copyFailure(copy(wrong)))
-          expect(error).toMatchObject({ table: "item", line: 1001, column: "amount" })
-          expect(error.message).toMatch(
-            /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - no row was stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
-          )
-          expect(yield* stored).toEqual(kept)
-          expect(yield* processId).toBe(before)
-        }).pipe(Effect.provide(one()))
+    it.scopedLive(`copyFrom stores nothing when its data is refused, and reports the line and column, ${place}`, () =>
+      Effect.gen(function* () {
+        const before = yield* processId
+        const wrong = Stream.concat(Stream.take(endless, 1000), given(["x", "many"], ["y", 1]))
+        const error = yield* within(copyFailure(copy(wrong)))
+        expect(error).toMatchObject({ table: "item", line: 1001, column: "amount" })
+        expect(error.message).toMatch(
+          /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - no row was stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
+        )
+        expect(yield* stored).toEqual(kept)
+        expect(yield* processId).toBe(before)
+      }).pipe(Effect.provide(one()))
     )
   }
 
-  it.scopedLive("copyFrom says what was refused, and where the server names it the line", () =>
+  it.scopedLive("copyFrom reports what was refused, with the line if the server names it", () =>
     Effect.gen(function* () {
       yield* look(`
         ALTER TABLE item ADD CHECK (amount < 100), ALTER amount SET NOT NULL, ADD other int REFERENCES item;
@@ -281,14 +280,14 @@ describe("copyFrom", () => {
       const sql = yield* writer
       const odd = yield* copyFailure(sql.copyFrom("COPY, line 9: x", ["a, b: c"], given([1], [", line 7, column y: "])))
       expect(odd).toMatchObject({ line: 2, column: "a, b: c" })
-      // it is checked when all of them are there
+      // the number is checked when all rows are there
       expect((yield* failure(copy(given(["a", 1, 7]), {}, ["name", "amount", "other"])))._tag).toBe(
         "ForeignKeyViolation"
       )
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom refuses rows that do not fit, by their number", () =>
+  it.scopedLive("copyFrom refuses rows that do not fit, and names their numbers", () =>
     Effect.gen(function* () {
       const refusal = (row: Copy.Row, options: Copy.Options = {}) =>
         Effect.map(copyFailure(copy(given(["a", 1], row), options)), ({ column, line, message }) => [
@@ -303,13 +302,13 @@ describe("copyFrom", () => {
       ])
       expect(yield* refusal(["b"])).toEqual([2, undefined, expect.stringContaining("it has 1 values for 2 columns")])
       expect(yield* refusal(["-", 1], { null: "-" })).toEqual([2, "name", expect.stringContaining("stands for NULL")])
-      // a program without types gives anything
+      // a program without types passes anything
       expect(yield* refusal(7 as never)).toEqual([2, undefined, expect.stringContaining("it is a number, no row")])
       expect(yield* stored).toEqual([])
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom takes names for names and options for texts, whatever they hold", () =>
+  it.scopedLive("copyFrom quotes names as names and options as texts, whatever they contain", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* look(`CREATE SCHEMA house; CREATE TABLE house."it""em; --" ("a"" b." int)`)
@@ -366,7 +365,7 @@ describe("copyFrom", () => {
           yield* look<{ n: number }>(
             "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'advisory'"
           ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 1 }))
-          // what the network holds is soon full
+          // the buffers of the network are soon full
           let before = -1
           yield* look("SELECT 1").pipe(
             Effect.repeat({
@@ -424,7 +423,7 @@ describe("copyFrom", () => {
     )
   }
 
-  it.scopedLive("copyFrom tells of its progress, and waits for what is done with it", () =>
+  it.scopedLive("copyFrom reports its progress, and waits until the report is handled", () =>
     Effect.gen(function* () {
       const seen: Array<Copy.Progress> = []
       const rows = Stream.map(Stream.range(1, 30_000), (n) => [`n${n}`, n])
@@ -435,7 +434,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom ends with a typed failure where the server dies in the middle, and nothing is stored", () =>
+  it.scopedLive("copyFrom fails with a typed error when the server dies in the middle, and stores nothing", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sent = yield* Deferred.make<void>()
@@ -450,24 +449,22 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "copyFrom ends with a typed failure where it is cancelled on the server, and keeps its connection",
-    () =>
-      Effect.gen(function* () {
-        const before = yield* processId
-        const sent = yield* Deferred.make<void>()
-        const copying = yield* Effect.fork(
-          failure(copy(endless, { onProgress: () => Deferred.succeed(sent, undefined) }))
-        )
-        yield* Deferred.await(sent)
-        yield* look(`SELECT pg_cancel_backend(${before})`)
-        expect((yield* Fiber.join(copying))._tag).toBe("StatementTimeout")
-        expect(yield* processId).toBe(before)
-      }).pipe(Effect.provide(one()))
+  it.scopedLive("copyFrom fails with a typed error when it is cancelled on the server, and keeps its connection", () =>
+    Effect.gen(function* () {
+      const before = yield* processId
+      const sent = yield* Deferred.make<void>()
+      const copying = yield* Effect.fork(
+        failure(copy(endless, { onProgress: () => Deferred.succeed(sent, undefined) }))
+      )
+      yield* Deferred.await(sent)
+      yield* look(`SELECT pg_cancel_backend(${before})`)
+      expect((yield* Fiber.join(copying))._tag).toBe("StatementTimeout")
+      expect(yield* processId).toBe(before)
+    }).pipe(Effect.provide(one()))
   )
 
   it.scopedLive(
-    "copyFrom gives a program the time that it takes for its rows, whatever the limit for a statement",
+    "copyFrom waits for a program's rows for as long as they take, whatever the limit for a statement",
     () =>
       Effect.gen(function* () {
         // a slow program on purpose: the server's silence is longer than its limit, and a second more
@@ -478,20 +475,18 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(fresh({ statementTimeout: "300 millis" })))
   )
 
-  it.scopedLive(
-    "copyFrom of rows that come from the same transaction ends in bounded time, with a failure that says so",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* writer
-        yield* copy(given(["a", 1]))
-        const rows = Stream.map(sql<{ name: string }>`SELECT name FROM item`.stream, ({ name }) => [`${name} again`, 1])
-        expect(yield* copy(rows)).toBe(1)
-        expect((yield* failure(Db.withTransaction(copy(rows))))._tag).toBe("TransactionBusy")
-        expect(yield* stored).toEqual(["a", "a again"])
-      }).pipe(Effect.provide(fresh({ acquireTimeout: "300 millis" })))
+  it.scopedLive("copyFrom of rows that come from the same transaction fails in bounded time, with the reason", () =>
+    Effect.gen(function* () {
+      const sql = yield* writer
+      yield* copy(given(["a", 1]))
+      const rows = Stream.map(sql<{ name: string }>`SELECT name FROM item`.stream, ({ name }) => [`${name} again`, 1])
+      expect(yield* copy(rows)).toBe(1)
+      expect((yield* failure(Db.withTransaction(copy(rows))))._tag).toBe("TransactionBusy")
+      expect(yield* stored).toEqual(["a", "a again"])
+    }).pipe(Effect.provide(fresh({ acquireTimeout: "300 millis" })))
   )
 
-  it.scopedLive("copyFrom is seen by the reads of its session", () =>
+  it.scopedLive("copyFrom is seen by the later reads of its causal session", () =>
     Effect.gen(function* () {
       const session = Consistency.makeSession()
       yield* copy(given(["a", 1])).pipe(Consistency.withSession(session))
@@ -499,7 +494,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom uses the names that the program has for columns", () =>
+  it.scopedLive("copyFrom transforms column names as the program's other statements do", () =>
     Effect.gen(function* () {
       yield* look("CREATE TABLE odd_name (first_column int, second_column int)")
       const sql = yield* writer
@@ -520,7 +515,7 @@ describe("copyFrom", () => {
 })
 
 describe("copyTo", () => {
-  it.scopedLive("copyTo gives the rows of a query as text or CSV", () =>
+  it.scopedLive("copyTo returns the rows of a query as text or CSV", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* copy(given(["a\tb", 1], ['c"d', null]))
@@ -534,7 +529,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo writes the values of its query into it as they would be sent", () =>
+  it.scopedLive("copyTo writes the values of its query into the statement as they would be sent", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const hostile = "'; DROP TABLE item; -- \\' $1 \\"
@@ -555,7 +550,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo takes one command, also from a reader", () =>
+  it.scopedLive("copyTo accepts a single command, from a reader as well", () =>
     Effect.gen(function* () {
       const sql = yield* Db.reader
       const several = sql.copyTo(sql.unsafe("SELECT 1) TO STDOUT; COMMIT; CREATE TABLE mine (); --"))
@@ -565,7 +560,7 @@ describe("copyTo", () => {
   )
 
   it.scopedLive(
-    "copyTo is read through a reader, which sees what a transaction has written and leaves it writable",
+    "copyTo runs through a reader, sees what a transaction has written, and leaves the transaction writable",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.reader
@@ -583,7 +578,7 @@ describe("copyTo", () => {
       }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("copyTo keeps what its query writes, in the transaction around it or in its own", () =>
+  it.scopedLive("copyTo keeps what its query writes, in the transaction around it or in one of its own", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const write = (name: string) => textOf(sql.copyTo(sql`INSERT INTO item (name) VALUES (${name}) RETURNING name`))
@@ -618,7 +613,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh({ statementTimeout: "1 minute" })))
   )
 
-  it.scopedLive("copyTo that is not read to its end keeps its connection where the rest comes soon", () =>
+  it.scopedLive("copyTo that is not read to its end keeps its connection if the rest arrives soon", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const before = yield* processId
@@ -638,7 +633,7 @@ describe("copyTo", () => {
     sql`SELECT repeat('x', 70000), pg_sleep(n) FROM (VALUES (0), (0), (60)) AS _ (n)`
 
   it.scopedLive(
-    "copyTo that is not read to its end has the server stop where the rest does not come soon, and keeps its connection",
+    "copyTo that is not read to its end has the server stop if the rest does not arrive soon, and keeps its connection",
     () =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -673,12 +668,9 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo that is interrupted and not stopped in time is no lost connection: nothing is run again", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+  it.scopedLive("copyTo that is interrupted and not stopped in time is no lost connection: nothing runs again", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         yield* proxy.when(({ type }) => type === "cancel", "cut", Number.POSITIVE_INFINITY)
         let attempts = 0
@@ -695,11 +687,11 @@ describe("copyTo", () => {
         const error = yield* failure(Db.withTransaction(interrupted, { retry: true }))
         expect(error).toMatchObject({ _tag: "TransactionInterrupted" })
         expect(attempts).toBe(1)
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
-  it.scopedLive("copyTo ends with a typed failure where the server refuses it, dies in the middle or cancels it", () =>
+  it.scopedLive("copyTo fails with a typed error when the server refuses it, dies in the middle or cancels it", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const { name } = yield* Place
@@ -718,12 +710,9 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo is interrupted within a second, also on a network that has died", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+  it.scopedLive("copyTo is interrupted within a second, on a dead network as well", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         const first = yield* Deferred.make<void>()
         const rows = sql.copyTo(sql`SELECT repeat('x', 10000) FROM generate_series(1, 1000)`)
@@ -737,11 +726,11 @@ describe("copyTo", () => {
         yield* proxy.strand
         yield* Effect.timeout(Fiber.interrupt(stuck), "1500 millis")
         expect(yield* active).toBe(0)
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
-  it.scopedLive("copyTo ends for a slow consumer whatever part of the data comes with the end of the exchange", () =>
+  it.scopedLive("copyTo ends for a slow consumer whatever part of the data arrives with the end of the exchange", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       for (let kilobytes = 72; kilobytes <= 264; kilobytes += 8) {
@@ -757,19 +746,16 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo gives all rows if it is sent again because its connection was lost before it had begun", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+  it.scopedLive("copyTo returns all rows if it is sent again because its connection was lost before it had begun", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         const lost = yield* proxy.when(sends("COPY"), "cut")
         const lines = sql.copyTo(sql`SELECT repeat('x', 1023) FROM generate_series(1, 1000)`)
         expect(yield* Stream.runFold(lines, 0, (sum, block) => sum + block.length)).toBe(1000 * 1024)
         yield* lost
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
   it.scopedLive("copyTo feeds copyFrom", () =>
@@ -784,37 +770,35 @@ describe("copyTo", () => {
 })
 
 describe("COPY", () => {
-  it.scopedLive(
-    "a COPY that fails has its SQL without values, the place of the fault in it and its place in the program",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* writer
-        const secret = "correct 🐎 battery"
-        const query = sql`SELECT ${secret}::text, '🐎', ${7}::int, absent`
-        const error = yield* failure(Stream.runDrain(sql.copyTo(query, { format: "csv" })))
-        assert(error instanceof DatabaseError.QueryFailed)
-        expect(error.sql).toMatch(/^COPY \(SELECT \$1::text, '🐎', \$2::int, absent\n\) TO STDOUT WITH \(FORMAT csv/)
-        expect(error.message.split("\n").slice(1)).toEqual([
-          "  LINE 1: COPY (SELECT $1::text, '🐎', $2::int, absent",
-          "                                               ^",
-          expect.stringMatching(/^ {2}at: .*copy\.test\.ts:\d+:\d+/)
-        ])
-        expect(inspect(error, { depth: 9 }) + JSON.stringify(error)).not.toContain("battery")
-        const spot = expect.stringMatching(/copy\.test\.ts:\d+:\d+/)
-        const rows = ["name", "amount"]
-        const place = {
-          sql: expect.stringMatching(/^COPY "item" \("name", "amount"\) FROM STDIN WITH/),
-          location: spot
-        }
-        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a", "x"])))).toMatchObject({
-          ...place,
-          cause: place
-        })
-        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a"])))).toMatchObject(place)
-      }).pipe(Effect.provide(fresh({ leakThreshold: "1 hour" })))
+  it.scopedLive("a failed COPY has its SQL without values, the position of the error in it and its call site", () =>
+    Effect.gen(function* () {
+      const sql = yield* writer
+      const secret = "correct 🐎 battery"
+      const query = sql`SELECT ${secret}::text, '🐎', ${7}::int, absent`
+      const error = yield* failure(Stream.runDrain(sql.copyTo(query, { format: "csv" })))
+      assert(error instanceof DatabaseError.QueryFailed)
+      expect(error.sql).toMatch(/^COPY \(SELECT \$1::text, '🐎', \$2::int, absent\n\) TO STDOUT WITH \(FORMAT csv/)
+      expect(error.message.split("\n").slice(1)).toEqual([
+        "  LINE 1: COPY (SELECT $1::text, '🐎', $2::int, absent",
+        "                                               ^",
+        expect.stringMatching(/^ {2}at: .*copy\.test\.ts:\d+:\d+/)
+      ])
+      expect(inspect(error, { depth: 9 }) + JSON.stringify(error)).not.toContain("battery")
+      const spot = expect.stringMatching(/copy\.test\.ts:\d+:\d+/)
+      const rows = ["name", "amount"]
+      const place = {
+        sql: expect.stringMatching(/^COPY "item" \("name", "amount"\) FROM STDIN WITH/),
+        location: spot
+      }
+      expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a", "x"])))).toMatchObject({
+        ...place,
+        cause: place
+      })
+      expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a"])))).toMatchObject(place)
+    }).pipe(Effect.provide(fresh({ leakThreshold: "1 hour" })))
   )
 
-  it.scopedLive("a COPY that fails inside of a span names that where call sites are not noted down", () =>
+  it.scopedLive("a COPY that fails inside a span names that span when call sites are not recorded", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const all = [Stream.runDrain(sql.copyTo(sql`SELECT absent`)), copy(given(["a", "x"])), copy(given(["a"]))]
@@ -825,11 +809,8 @@ describe("COPY", () => {
   )
 
   it.scopedLive("a transaction whose COPY was interrupted names it without its values", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-      yield* Effect.gen(function* () {
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         const sql = yield* writer
         yield* proxy.when(({ type }) => type === "cancel", "cut", Number.POSITIVE_INFINITY)
         const interrupted = Effect.gen(function* () {
@@ -843,12 +824,12 @@ describe("COPY", () => {
           _tag: "TransactionInterrupted",
           statement: expect.stringMatching(/^COPY \(SELECT \$1, pg_sleep\(60\)/)
         })
-      }).pipe(Effect.provide(context))
-    })
+      })
+    )
   )
 
   it.scopedLive(
-    "COPY as a statement is refused in both directions, names what does it, and leaves its connection usable",
+    "a COPY that is sent as a statement is refused in both directions with a hint, and its connection stays usable",
     () =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -875,7 +856,7 @@ describe("COPY", () => {
       }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("COPY of files of the server is a statement like any other", () =>
+  it.scopedLive("a COPY of files of the server is a statement like any other", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* sql`COPY item (name) FROM PROGRAM 'echo a'`
@@ -883,7 +864,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("COPY as a statement that would give much is not read to its end", () =>
+  it.scopedLive("a COPY sent as a statement that would return much data is not read to its end", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const error = yield* failure(sql`COPY (SELECT repeat('x', 1000) FROM generate_series(1, 10000000)) TO STDOUT`)
@@ -892,7 +873,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("COPY looks names up in the schema scope that it is run in", () =>
+  it.scopedLive("COPY resolves names in the schema scope that it runs in", () =>
     Effect.gen(function* () {
       yield* look("CREATE SCHEMA house; CREATE TABLE house.item (LIKE item INCLUDING ALL)")
       const sql = yield* writer
@@ -905,7 +886,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("COPY in a sandbox is undone with it, and refused as a statement without harm to it", () =>
+  it.scopedLive("COPY in a sandbox is undone with it, and is refused as a statement without harm to it", () =>
     Effect.gen(function* () {
       const sandboxed = Effect.gen(function* () {
         const [sql, reader] = [yield* writer, yield* Db.reader]
@@ -930,7 +911,7 @@ describe("COPY", () => {
 })
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  it.scopedLive("COPY works in both directions, and refused data leaves the pool usable", () =>
+  it.scopedLive("COPY works behind a pooler in both directions, and refused data leaves the pool usable", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const { url } = yield* makeBouncer(place.writer, { default_pool_size: 1 })
@@ -957,7 +938,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   )
 })
 
-describe("COPY for code that awaits", () => {
+describe("COPY for plain code", () => {
   const runtimeOf = (place: { readonly writer: Redacted.Redacted<string> }) =>
     Effect.acquireRelease(
       Effect.promise(async () => {
@@ -969,7 +950,7 @@ describe("COPY for code that awaits", () => {
     )
 
   it.scopedLive(
-    "COPY for code that awaits stores rows of iterables, and gives blocks to iterate over, in the transaction of the code",
+    "COPY for plain code stores rows of iterables, and returns blocks to iterate over, in the transaction of the code",
     () =>
       Effect.gen(function* () {
         const place = yield* Place
@@ -1005,7 +986,7 @@ describe("COPY for code that awaits", () => {
   )
 
   it.scopedLive(
-    "COPY for code that awaits rejects with what the rows have thrown, or with what the server has refused, and stores nothing",
+    "COPY for plain code rejects with what the rows throw, or with what the server refuses, and stores nothing",
     () =>
       Effect.gen(function* () {
         const { databases } = yield* runtimeOf(yield* Place)

@@ -21,7 +21,7 @@ const where = Effect.flatMap(Db.reader, (sql) =>
   )
 )
 
-/** A cluster of one's own, with two replicas, for those tests that stop servers. */
+/** A cluster of its own, with two replicas, for the tests that stop servers. */
 const cluster = EmbeddedPostgres.EmbeddedPostgres.layer({ replicas: 2, databases: ["app"] })
 
 const onCluster = (options: Partial<Database.Options> = {}) =>
@@ -30,7 +30,7 @@ const onCluster = (options: Partial<Database.Options> = {}) =>
   ).pipe(Layer.provideMerge(cluster))
 
 describe("Database", () => {
-  it.scopedLive("a foreign client inside of our transaction gets ForeignClient, isolated it works on its own", () =>
+  it.scopedLive("a foreign client inside a transaction fails with ForeignClient, and runs isolated on its own", () =>
     Effect.gen(function* () {
       const other = yield* freshDatabase
       yield* query(other.writer, "CREATE TABLE item (name text)")
@@ -58,7 +58,7 @@ describe("Database", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("the writer stands under the ecosystem's own tags", () =>
+  it.scopedLive("the writer is provided under the ecosystem's own tags", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const pg = yield* PgClient.PgClient
@@ -85,7 +85,7 @@ describe("Database", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("any prefers what is open, and cannot write either", () =>
+  it.scopedLive("Db.any joins an open transaction, and cannot write on its own", () =>
     Effect.gen(function* () {
       const any = yield* Db.any
       const standby = Effect.map(any<{ yes: boolean }>`SELECT pg_is_in_recovery() AS yes`, (rows) => rows[0]?.yes)
@@ -115,7 +115,7 @@ describe("Database", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("spans are made where a tracer is set, with OpenTelemetry's names", () =>
+  it.scopedLive("spans are created when a tracer is set, with OpenTelemetry's names", () =>
     Effect.gen(function* () {
       const names: Array<string> = []
       const attributes: Array<ReadonlyMap<string, unknown>> = []
@@ -151,14 +151,15 @@ describe("Database", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  describe("retry", () => {
+  describe("retry of statements", () => {
     it.scopedLive(
       "a write outside of a transaction whose connection is lost is in doubt and not repeated, unless it is idempotent",
       () =>
         Effect.gen(function* () {
           const { name } = yield* Place
           const sql = yield* Db.writer
-          // the backend ends itself the first time: how often the statement ran is counted by a sequence, which no rollback undoes
+          // the backend ends itself the first time: a sequence, which no rollback undoes, counts
+          // the runs
           const suicide = sql`
           SELECT CASE WHEN nextval('runs') = 1 THEN pg_terminate_backend(pg_backend_pid()) END`
           yield* sql`CREATE SEQUENCE runs`
@@ -172,7 +173,7 @@ describe("Database", () => {
         }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("the policy is a service: never means never", () =>
+    it.scopedLive("the retry policy is a service, and RetryPolicy.never disables retries", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const server = yield* EmbeddedPostgres.EmbeddedPostgres
@@ -200,7 +201,7 @@ describe("Database", () => {
     )
 
     it.scopedLive(
-      "no attempt is made after the deadline: who cannot be served before it is told at once, and why",
+      "no attempt is made after the deadline: a caller that cannot be served before it fails at once, with the reason",
       () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -225,7 +226,7 @@ describe("Database", () => {
     )
 
     it.scopedLive(
-      "a statement that ran for longer than acquireTimeout is tried again: it had found a connection in time",
+      "a statement that ran for longer than acquireTimeout is retried, because it had got a connection in time",
       () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -238,7 +239,7 @@ describe("Database", () => {
         }).pipe(Effect.provide(fresh({ acquireTimeout: "1 second" })))
     )
 
-    it.scopedLive("reads whose connections were killed go on, unseen", () =>
+    it.scopedLive("reads whose connections are killed are retried without a visible failure", () =>
       Effect.gen(function* () {
         const { name } = yield* Place
         const reader = yield* Db.reader
@@ -254,9 +255,9 @@ describe("Database", () => {
     )
   })
 
-  describe("routing", () => {
+  describe("routing of reads", () => {
     it.scopedLive(
-      "reads take turns among the replicas, stay on one within a unit of work, and survive the loss of one, two, all",
+      "reads rotate over the replicas, stay on one within a unit of work, and survive the loss of one, two, all",
       () =>
         Effect.gen(function* () {
           const server = yield* EmbeddedPostgres.EmbeddedPostgres
@@ -280,7 +281,7 @@ describe("Database", () => {
         }).pipe(Effect.provide(onCluster({ readerRetryDelay: "50 millis" })))
     )
 
-    it.scopedLive("the choice is a service, and consistency decides before it", () =>
+    it.scopedLive("replica selection is a service, and consistency is decided before it", () =>
       Effect.gen(function* () {
         const server = yield* EmbeddedPostgres.EmbeddedPostgres
         const ports = Effect.map(Effect.all([where, where, where]), (all) => all.map((_) => _?.port))
@@ -310,7 +311,7 @@ describe("Database", () => {
       )
     )
 
-    it("the policies are pure", () => {
+    it("the policies of replica selection are pure functions", () => {
       const candidates = [
         { name: "a", load: 3 },
         { name: "b", load: 2 },

@@ -12,7 +12,7 @@ const place = { database: "app", server: "localhost:5432" }
 const unique = new DatabaseError.UniqueViolation({ ...place, constraint: "email", cause: new Error("duplicate key") })
 
 describe("DatabaseError", () => {
-  it.effect("refine gives what a SqlError says, and leaves other failures as they are", () =>
+  it.effect("refine returns the error that a SqlError stands for, and leaves other failures as they are", () =>
     Effect.gen(function* () {
       const refined = yield* Effect.fail(DatabaseError.toSqlError(unique)).pipe(DatabaseError.refine, Effect.flip)
       assert.strictEqual(refined, unique)
@@ -29,7 +29,7 @@ describe("DatabaseError", () => {
     })
   )
 
-  it.effect("refine makes a failure again of what a program has died of, if it is of this library", () =>
+  it.effect("refine turns a defect back into a failure if it is an error of this library", () =>
     Effect.gen(function* () {
       const sqlError = DatabaseError.toSqlError(unique)
       const wrapped = new Error("of an ORM", { cause: unique })
@@ -63,7 +63,7 @@ describe("DatabaseError", () => {
     })
   )
 
-  it("each failure has a status that says what a client can do, and a body without what the database said", async () => {
+  it("each error has a status that says what a client can do, and a body without the server's words", async () => {
     const refused = (cause: DatabaseError.DatabaseError) =>
       new DatabaseError.CommitFailed({ ...place, sqlState: "40001", cause })
     const collision = new DatabaseError.SerializationFailure({ ...place, cause: new Error("secret") })
@@ -125,7 +125,7 @@ describe("DatabaseError", () => {
     }
   })
 
-  it("messages name the database and the server, and say what to do", () => {
+  it("error messages name the database and the server, and say what to do", () => {
     assert.strictEqual(unique.message, 'database "app" at localhost:5432: duplicate key')
     const lost = new DatabaseError.Disconnected({ ...place, outcome: "inDoubt", cause: new Error("reset") })
     assert.include(lost.message, "check whether the write was applied before retrying")
@@ -143,7 +143,7 @@ describe("DatabaseError", () => {
     assert.isFalse(DatabaseError.isDatabaseError(new Error("x")))
   })
 
-  it("a message names a database once where its cause is of the same, and twice where it is of another", () => {
+  it("a message names a database once if its cause is of the same one, and else both", () => {
     const sql = "INSERT INTO account VALUES ($1)"
     const cause = new DatabaseError.UniqueViolation({ ...place, sql, cause: new Error("duplicate key") })
     assert.strictEqual(
@@ -157,7 +157,7 @@ describe("DatabaseError", () => {
     )
   })
 
-  it("only what is undone for certain may be replayed", () => {
+  it("only a failure that is certainly undone may be replayed", () => {
     const lost = (outcome: "notSent" | "undone" | "inDoubt") => new DatabaseError.Disconnected({ ...place, outcome })
     assert.deepStrictEqual(
       [

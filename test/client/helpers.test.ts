@@ -13,7 +13,9 @@ import { query } from "../support/server.js"
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 
-/** The same assertions for statements that run the short way and for those that run with spans. */
+/**
+ * Runs the same assertions for statements that run the short way and for those that run with spans.
+ */
 const paths = <E, R>(test: Effect.Effect<void, E, R>): Effect.Effect<void, E, R> =>
   Effect.gen(function* () {
     yield* test
@@ -29,7 +31,7 @@ const table = (columns: string) =>
     return sql
   })
 
-/** What is stored, as somebody else sees it. */
+/** The stored rows, as another session sees them. */
 const things = Effect.flatMap(Place, ({ writer }) => query(writer, "SELECT * FROM thing ORDER BY 1"))
 
 const refusal = <A, R>(self: Effect.Effect<A, unknown, R>) =>
@@ -38,10 +40,10 @@ const refusal = <A, R>(self: Effect.Effect<A, unknown, R>) =>
     return [known._tag, known.message] as const
   })
 
-describe("insert", () => {
+describe("sql.insert", () => {
   const columns = "a int, b text DEFAULT 'none', c int GENERATED ALWAYS AS IDENTITY"
 
-  it.scopedLive("a column that a row leaves out gets its default, whichever row has it", () =>
+  it.scopedLive("insert gives a column that a row leaves out its default, whichever row has it", () =>
     Effect.gen(function* () {
       const sql = yield* table(columns)
       yield* sql`INSERT INTO thing ${sql.insert([{ a: 1 }, { a: 2, b: "x" }, { b: "y", a: 3 }])}`
@@ -57,7 +59,7 @@ describe("insert", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("undefined and null are NULL, also where other rows leave the column out", () =>
+  it.scopedLive("insert stores undefined and null as NULL, also when other rows leave the column out", () =>
     Effect.gen(function* () {
       const sql = yield* table(columns)
       yield* sql`INSERT INTO thing ${sql.insert([{ a: 1, b: undefined }, { a: 2, b: null }, { a: 3 }])}`
@@ -68,7 +70,7 @@ describe("insert", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("a row without columns is a row of defaults", () =>
+  it.scopedLive("insert stores a row without columns as a row of defaults", () =>
     Effect.gen(function* () {
       const sql = yield* table(columns)
       const rows = yield* sql`INSERT INTO thing ${sql.insert({}).returning("b, c")}`
@@ -81,7 +83,7 @@ describe("insert", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("no rows, rows without any column and what is no row are refused, and the transaction goes on", () =>
+  it.scopedLive("insert refuses no rows, rows without columns and values of no row, and the transaction goes on", () =>
     Effect.gen(function* () {
       const sql = yield* table(columns)
       const all: ReadonlyArray<ReadonlyArray<Record<string, unknown>>> = [[], [{}, {}], [null as never]]
@@ -111,7 +113,7 @@ describe("insert", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("a part of a statement as a value is that part, not NULL", () =>
+  it.scopedLive("insert sends a part of a statement that is given as a value as that part, not as NULL", () =>
     Effect.gen(function* () {
       const sql = yield* table("a int, b text")
       yield* sql`INSERT INTO thing ${sql.insert({ a: sql`1 + ${1}::int`, b: sql`upper(${"x"})` })}`
@@ -128,7 +130,7 @@ describe("insert", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("names are transformed, also where rows differ", () =>
+  it.scopedLive("insert transforms names, also when rows differ", () =>
     Effect.gen(function* () {
       const sql = yield* table("first_name text, last_name text DEFAULT 'none'")
       yield* sql`INSERT INTO thing ${sql.insert([{ firstName: "a" }, { firstName: "b", lastName: "c" }])}`
@@ -139,7 +141,7 @@ describe("insert", () => {
     }).pipe(paths, Effect.provide(open({ transformQueryNames: Str.camelToSnake })))
   )
 
-  it.scopedLive("code that awaits has the same helpers", () =>
+  it.scopedLive("plain code has the same insert helpers", () =>
     Effect.gen(function* () {
       yield* table("a int, b text DEFAULT 'none', c jsonb")
       const { writer } = yield* Place
@@ -160,8 +162,8 @@ describe("insert", () => {
   )
 })
 
-describe("updateValues", () => {
-  it.scopedLive("updates by rows", () =>
+describe("sql.updateValues", () => {
+  it.scopedLive("updateValues updates rows from a list of rows", () =>
     Effect.gen(function* () {
       const sql = yield* table("a text, b text")
       yield* sql`INSERT INTO thing ${sql.insert([{ a: "1" }, { a: "2" }])}`
@@ -180,7 +182,7 @@ describe("updateValues", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("refuses no rows and rows of different columns, which could not all be set", () =>
+  it.scopedLive("updateValues refuses no rows and rows with different columns, which could not all be set", () =>
     Effect.gen(function* () {
       const sql = yield* table("a text, b text DEFAULT 'none'")
       yield* sql`INSERT INTO thing ${sql.insert([{ a: "1" }, { a: "2" }])}`
@@ -199,8 +201,8 @@ describe("updateValues", () => {
   )
 })
 
-describe("update", () => {
-  it.scopedLive("refuses a row of which no column is left", () =>
+describe("sql.update", () => {
+  it.scopedLive("update refuses a row in which no column is left", () =>
     Effect.gen(function* () {
       const sql = yield* table("a int")
       for (const helper of [sql.update({}), sql.update({ a: 1 }, ["a"])]) {
@@ -212,7 +214,7 @@ describe("update", () => {
   )
 })
 
-describe("json", () => {
+describe("sql.json", () => {
   const values = [
     [1, 2],
     [],
@@ -231,7 +233,7 @@ describe("json", () => {
     new Date(0)
   ]
 
-  it.scopedLive("stores any value as JSON, as a parameter, in insert and in update", () =>
+  it.scopedLive("json stores any value as JSON, as a parameter, in insert and in update", () =>
     Effect.gen(function* () {
       const sql = yield* table("n int, plain json, other jsonb")
       for (const [n, value] of values.entries()) {
@@ -259,7 +261,7 @@ describe("json", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("keys are transformed at every depth, and a key named __proto__ is a key", () =>
+  it.scopedLive("json transforms keys at every depth, and treats a key named __proto__ as any other", () =>
     Effect.gen(function* () {
       const sql = yield* table("data jsonb")
       const value = JSON.parse('{"aB":[null,{"cD":1}],"eF":[[{"gH":2}]],"__proto__":{"iJ":3}}')
@@ -276,7 +278,7 @@ describe("json", () => {
     )
   )
 
-  it.scopedLive("keys that are renamed on the way in are renamed back on the way out, whatever is around them", () =>
+  it.scopedLive("json keys that are renamed on the way in are renamed back on the way out, at any depth", () =>
     Effect.gen(function* () {
       const sql = yield* table("data jsonb")
       const all = [
@@ -307,7 +309,7 @@ describe("json", () => {
     )
   )
 
-  it.scopedLive("what has no JSON is refused, not a defect", () =>
+  it.scopedLive("json refuses a value that has no JSON with a failure, not a defect", () =>
     Effect.gen(function* () {
       const sql = yield* table("data jsonb")
       const circle: Record<string, unknown> = {}
@@ -319,10 +321,10 @@ describe("json", () => {
   )
 })
 
-describe("a redacted value", () => {
+describe("redacted values", () => {
   const secret = "correct horse battery"
 
-  it.scopedLive("is stored as it is, alone, in rows, in arrays and in JSON", () =>
+  it.scopedLive("a redacted value is stored as it is, alone, in rows, in arrays and in JSON", () =>
     Effect.gen(function* () {
       const sql = yield* table("n int, a text, b text[], c jsonb")
       const hidden = Redacted.make(secret)
@@ -350,7 +352,7 @@ describe("a redacted value", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("a program that has the words <redacted> itself stores them", () =>
+  it.scopedLive("the words <redacted> in a program's own text are stored unchanged", () =>
     Effect.gen(function* () {
       const sql = yield* table("a text, c jsonb")
       yield* sql`INSERT INTO thing VALUES (${"<redacted>"}, ${sql.json(["<redacted>"])})`
@@ -358,7 +360,7 @@ describe("a redacted value", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("is in no output: statement, error, span or log", () =>
+  it.scopedLive("a redacted value appears in no output: statement, error, span or log", () =>
     Effect.gen(function* () {
       const sql = yield* table("a text PRIMARY KEY, c jsonb")
       const hidden = Redacted.make(secret)
@@ -385,8 +387,8 @@ describe("a redacted value", () => {
   )
 })
 
-describe("rows whose names are transformed", () => {
-  it.scopedLive("hold what is stored, whatever its keys, and have no prototype of it", () =>
+describe("rows with transformed names", () => {
+  it.scopedLive("rows with transformed names hold what is stored, whatever its keys, and have no prototype", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const stored =
@@ -409,7 +411,7 @@ describe("rows whose names are transformed", () => {
     )
   )
 
-  it.scopedLive("keep the keys of JSON where these are not to be transformed", () =>
+  it.scopedLive("rows with transformed names keep the keys of JSON when these are not to be transformed", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const rows = yield* sql`SELECT '{"a_b": 1}'::json AS the_data; SELECT 2 AS other_one`

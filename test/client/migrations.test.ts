@@ -24,7 +24,7 @@ const add = (n: number) => `INSERT INTO ran VALUES (${n})`
 const look = <Row extends Record<string, unknown>>(text: string) =>
   Effect.flatMap(Place, ({ writer }) => query<Row>(writer, text))
 
-/** What the migrations have written, in the order of the writes. */
+/** The rows that the migrations have written, in the order of the writes. */
 const written = Effect.map(look<{ n: number }>("SELECT n FROM ran ORDER BY ctid"), (rows) => rows.map(({ n }) => n))
 
 const isThere = (table: string) =>
@@ -37,12 +37,12 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const unsettled = fresh()
 
-/** Programs of their own take seconds to start where the machine is busy. */
+/** The time for programs of their own, which take seconds to start on a busy machine. */
 const patience = 120_000
 
 describe("migrations", () => {
   it.scopedLive(
-    "migrations are applied once each by five processes that begin at the same time, and none of these fails",
+    "migrations are applied once each by five processes that begin at the same time, and each process succeeds",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
@@ -59,7 +59,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations are undone with the process that holds the lock when it is killed, and another process applies them",
+    "migrations are undone when the process that holds the lock is killed, and another process applies them",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
@@ -75,38 +75,34 @@ describe("migrations", () => {
     patience
   )
 
-  it.scopedLive(
-    "migrations that are held up by another process wait for a bounded time, and the log says for which process",
-    () =>
-      Effect.gen(function* () {
-        const held = yield* Deferred.make<void>()
-        const holds = Migrator.fromRecord({
-          "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never)
-        })
-        const lines: Array<string> = []
-        const log = Logger.replace(
-          Logger.defaultLogger,
-          Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
+  it.scopedLive("migrations that another process blocks wait for a bounded time, and the log names that process", () =>
+    Effect.gen(function* () {
+      const held = yield* Deferred.make<void>()
+      const holds = Migrator.fromRecord({
+        "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never)
+      })
+      const lines: Array<string> = []
+      const log = Logger.replace(
+        Logger.defaultLogger,
+        Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
+      )
+      const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
+      yield* Deferred.await(held)
+      const error = yield* failure(
+        Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(Effect.provide(log))
+      )
+      yield* Fiber.interrupt(holder)
+      expect(error.reason).toBe("locked")
+      expect(error.message).toMatch(/^database "app" at \S+:\d+: process \d+ \(effect-db\) held the lock .* 300ms - /)
+      expect(lines).toEqual([
+        expect.stringMatching(
+          /^database "app" at \S+: process \d+ \(effect-db\) is migrating this database; waiting for up to 300ms$/
         )
-        const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
-        yield* Deferred.await(held)
-        const error = yield* failure(
-          Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(
-            Effect.provide(log)
-          )
-        )
-        yield* Fiber.interrupt(holder)
-        expect(error.reason).toBe("locked")
-        expect(error.message).toMatch(/^database "app" at \S+:\d+: process \d+ \(effect-db\) held the lock .* 300ms - /)
-        expect(lines).toEqual([
-          expect.stringMatching(
-            /^database "app" at \S+: process \d+ \(effect-db\) is migrating this database; waiting for up to 300ms$/
-          )
-        ])
-      }).pipe(Effect.provide(unsettled))
+      ])
+    }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations that fail are named, with what the server said, and undo the whole run", () =>
+  it.scopedLive("migrations that fail are named, with the server's error, and the whole run is undone", () =>
     Effect.gen(function* () {
       const error = yield* failure(
         Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "2_wrong": "INSERT INTO nowhere VALUES (1)" }) })
@@ -134,7 +130,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations with a lower id are applied in the order of ids where that is allowed, and the table keeps all rows",
+    "migrations with a lower id are applied in the order of ids when that is allowed, and the table keeps all rows",
     () =>
       Effect.gen(function* () {
         yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "3_three": add(3) }) })
@@ -154,7 +150,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations that could never run are named: two of one id, another name under an applied id, ids below 1",
+    "migrations that could never run are named: two with the same id, another name under an applied id, ids below 1",
     () =>
       Effect.gen(function* () {
         yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
@@ -179,7 +175,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations go on where the Migrator of @effect/sql has stopped, and the other way round", () =>
+  it.scopedLive("migrations continue from what the Migrator of @effect/sql has applied, and the other way round", () =>
     Effect.gen(function* () {
       const plain = (loader: Migrator.Loader) => Effect.provide(Migrator.make({})({ loader }), Db.layerSqlClient)
       yield* plain(loaderOf({ "1_ran": ran }))
@@ -189,7 +185,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations are applied when their layer is built, before what is provided with it", () =>
+  it.scopedLive("migrations are applied when their layer is built, before the services that need them", () =>
     Effect.gen(function* () {
       const place = yield* Place
       const DbLive = Migrations.layer(Db, { loader: loaderOf({ "1_ran": ran, "2_two": add(2) }) }).pipe(
@@ -200,7 +196,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations are not bound by the limit for the statements of requests", () =>
+  it.scopedLive("migrations are not bound by the statement limit of requests", () =>
     Effect.gen(function* () {
       yield* Migrations.run(Db, { loader: loaderOf({ "1_slow": "SELECT pg_sleep(0.4)", "2_ran": ran }) })
       expect(yield* isThere("ran")).toBe(true)
@@ -213,7 +209,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations fail where the user may not write to their table, and do nothing where there is nothing to do",
+    "migrations fail when the user may not write to their table, and do nothing when there is nothing to do",
     () =>
       Effect.gen(function* () {
         const place = yield* Place
@@ -292,7 +288,7 @@ describe("migrations of tenants", () => {
   )
 })
 
-/** Two databases, each open under its own name, and a way to look into them. */
+/** Two databases, each open under its own name, and a way to query them. */
 const two = Effect.gen(function* () {
   const [app, audit] = [yield* freshDatabase, yield* freshDatabase]
   const layer = Layer.merge(Db.layer({ writer: app.writer }), Audit.layer({ writer: audit.writer }))
@@ -305,7 +301,7 @@ const two = Effect.gen(function* () {
 })
 
 describe("migrations of several databases", () => {
-  it.scopedLive("migrations of several databases are stored together, or not at all", () =>
+  it.scopedLive("migrations of several databases are stored together or not at all", () =>
     Effect.gen(function* () {
       const { layer, there } = yield* two
       const migrate = (audit: Readonly<Record<string, string>>) =>
@@ -325,7 +321,7 @@ describe("migrations of several databases", () => {
   )
 
   it.scopedLive(
-    "migrations of several databases do not wait for one another in a circle where processes list them in another order",
+    "migrations of several databases do not deadlock when processes list the databases in another order",
     () =>
       Effect.gen(function* () {
         const { layer } = yield* two
@@ -339,7 +335,7 @@ describe("migrations of several databases", () => {
 })
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  it.scopedLive("migrations are applied once each by programs that run at the same time", () =>
+  it.scopedLive("migrations of several databases are applied once each by programs that run at the same time", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { url } = yield* makeBouncer(writer)

@@ -1,4 +1,7 @@
-/** Two classes of one name: in one context they would be one, and the statements of the one would run in the database of the other. */
+/**
+ * Two classes with the same name: in one context they would be the same, and the statements of the
+ * one would run in the database of the other.
+ */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -14,7 +17,7 @@ class A extends Database.Service<A>()("twins") {}
 class B extends Database.Service<B>()("twins") {}
 class Other extends Database.Service<Other>()("other") {}
 
-/** The database in which the statements of a class run. */
+/** Returns the database in which the statements of a class run. */
 const home = (of: typeof A | typeof B) =>
   Effect.flatMap(of.writer as typeof A.writer, (sql) =>
     Effect.map(sql<{ name: string }>`SELECT current_database() AS name`, ([row]) => row?.name)
@@ -22,15 +25,15 @@ const home = (of: typeof A | typeof B) =>
 
 const given = Effect.all([freshDatabase, freshDatabase])
 
-/** Asserts that something was refused because of the name, and says so. */
+/** Asserts that something was refused because of the name, with that reason. */
 const isRefused = (error: unknown) => {
   assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", inspect(error))
   assert.include(String(error), 'database "twins"')
   assert.include(String(error), "two classes")
 }
 
-describe("two classes of one name", () => {
-  it.scopedLive("are refused when they are built together, in either order", () =>
+describe("two classes with the same name", () => {
+  it.scopedLive("two classes with the same name are refused when they are built together, in either order", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const a = A.layer({ writer: one.writer })
@@ -49,7 +52,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("are refused when one is built inside of the other", () =>
+  it.scopedLive("two classes with the same name are refused when one is built inside the other", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const inner = Effect.provide(home(A), A.layer({ writer: one.writer }))
@@ -59,7 +62,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("are refused by a runtime for code that awaits", () =>
+  it.scopedLive("two classes with the same name are refused by a runtime for plain code", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const layers = Layer.merge(A.layer({ writer: one.writer }), B.layer({ writer: two.writer }))
@@ -68,7 +71,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("whose contexts are put together by hand run nothing in the wrong database", () =>
+  it.scopedLive("two classes with the same name in a context made by hand run nothing in the wrong database", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const a = yield* Layer.build(A.layer({ writer: one.writer }))
@@ -86,7 +89,7 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("that are used apart are two, at the same time and in runtimes of their own", () =>
+  it.scopedLive("two classes with the same name that are used apart are two databases, in separate runtimes too", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const apart = [
@@ -113,10 +116,10 @@ describe("two classes of one name", () => {
     })
   )
 
-  it.scopedLive("of which one is the other, loaded anew, are one in a shared runtime", () =>
+  it.scopedLive("a class that is loaded anew under the same name is the same database in a shared runtime", () =>
     Effect.gen(function* () {
       const [one] = yield* given
-      /** What a module does each time it is loaded. */
+      /** Loads the module once more, as a reload does. */
       const load = () => {
         class Db extends Database.Service<Db>()("reloaded") {}
         const runtime = DatabaseRuntime.shared(`names ${one.name}`, () =>

@@ -1,5 +1,6 @@
 /**
- * What a reader tries in order to write: on a reserved connection, by code that runs transactions of its own, and after a promotion.
+ * The attempts of a reader to write: on a reserved connection, by code that runs transactions of
+ * its own, and after a promotion.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -14,7 +15,7 @@ import { query } from "../support/server.js"
 
 const write = "INSERT INTO item (name) VALUES ('x')"
 
-/** Leaves the transaction that it was called in, and writes in one of its own. */
+/** Leaves the transaction in which it was called, and writes in one of its own. */
 const escape = `BEGIN COMMIT; SET TRANSACTION READ WRITE; ${write}; COMMIT; END`
 
 const schema = `
@@ -56,7 +57,10 @@ const reserved = Effect.flatMap(Db.reader, (sql) =>
   )
 )
 
-/** Runs each in its turn, whatever becomes of those before it; gives how many were refused. */
+/**
+ * Runs each text in its turn, whatever the result of those before it; returns the number of refused
+ * ones.
+ */
 const all = <E, R>(texts: ReadonlyArray<string>, execute: (text: string) => Effect.Effect<unknown, E, R>) =>
   Effect.map(
     Effect.forEach(texts, (text) => Effect.exit(execute(text))),
@@ -68,7 +72,7 @@ const fileSettings = (writer: Parameters<typeof query>[0]) =>
 
 describe("a reserved reader on the primary", () => {
   for (const texts of trials) {
-    it.scopedLive(`cannot write by ${texts.join("; ")}`, () =>
+    it.scopedLive(`a reserved reader on the primary cannot write by ${texts.join("; ")}`, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(writer, schema)
@@ -83,7 +87,7 @@ describe("a reserved reader on the primary", () => {
     )
   }
 
-  it.scopedLive("reads in transactions of its own, with savepoints, settings, procedures and prepared statements", () =>
+  it.scopedLive("a reserved reader has transactions, savepoints, settings, procedures and prepared statements", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, schema)
@@ -118,7 +122,7 @@ describe("a reserved reader on the primary", () => {
 
 describe("a reader on a standby", () => {
   it.scopedLive(
-    "is refused ALTER SYSTEM, and cannot write with its first statement after the standby is promoted",
+    "a reader on a standby is refused ALTER SYSTEM, and cannot write with its first statement after a promotion",
     () =>
       Effect.gen(function* () {
         const { primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
@@ -142,7 +146,7 @@ describe("a reader on a standby", () => {
           }
           assert.deepStrictEqual(yield* fileSettings(replica.url()), [])
 
-          // each on a connection that was made before the promotion, and has not heard of it
+          // each on a connection that was made before the promotion, and has no notice of it
           const connections = yield* Effect.forEach(ways, () => reserved)
           yield* replica.promote
           for (const [i, texts] of ways.entries()) {

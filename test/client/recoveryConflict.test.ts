@@ -1,4 +1,4 @@
-/** Reads that a standby cancels, for they stand in the way of what it has to replay. */
+/** Reads that a standby cancels because they block its replay. */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -57,11 +57,11 @@ it.scopedLive(
 )
 
 it.scopedLive(
-  "a cancel of a replica is told by its words where it has the SQLSTATE of any cancel, and no other is tried again",
+  "a replica's cancel is recognised by its message when its SQLSTATE is that of any cancel, and no other is retried",
   () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* Place
-      // as a standby says it that cancels under 57014
+      // as a standby reports it that cancels under 57014
       yield* query(
         writer,
         `CREATE FUNCTION cancelled(why text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
@@ -78,7 +78,7 @@ it.scopedLive(
       const rows = yield* sql<{ yes: boolean }>`SELECT cancelled('conflict with recovery') AS yes`
       assert.deepStrictEqual(rows, [{ yes: true }])
       assert.lengthOf(only(facts, "Retried"), 1)
-      // a transaction is run again as a whole, where it asks for that
+      // a transaction is run again as a whole, if it has retry
       const own = sql.withTransaction(sql`SELECT cancelled('conflict with recovery')`)
       const error = yield* Effect.flip(DatabaseError.refine(own))
       assert.strictEqual(error._tag, "SerializationFailure")

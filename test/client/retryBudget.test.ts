@@ -1,31 +1,31 @@
-/** The budget of retries alone, by virtual time. */
+/** The retry budget alone, by virtual time. */
 import { assert, describe, it, vi } from "vitest"
 import { RetryBudget } from "../../src/internal/client/retryBudget.js"
 
 const policy = { burst: 4, perSecond: 0 }
 
-/** Takes until nothing is left; returns how many attempts there were. */
+/** Takes until nothing is left; returns the number of attempts. */
 const takeAll = (budget: RetryBudget, of = policy): number => {
   let taken = 0
   while (budget.take(of)) taken++
   return taken
 }
 
-describe("a budget of retries", () => {
-  it("is used up by attempts of which nothing is given back", () => {
+describe("a retry budget", () => {
+  it("a retry budget is used up by attempts that return nothing to it", () => {
     const budget = new RetryBudget()
     assert.strictEqual(takeAll(budget), 4)
     assert.isFalse(budget.take(policy))
   })
 
-  it("has again what a caller gives back, and no more", () => {
+  it("a retry budget regains what a caller returns, and no more", () => {
     const budget = new RetryBudget()
     takeAll(budget)
     budget.giveBack(3, policy)
     assert.strictEqual(takeAll(budget), 3)
   })
 
-  it("lasts for any number of callers that take some and give them back, in whatever order", () => {
+  it("a retry budget lasts for any number of callers that take and return, in whatever order", () => {
     const budget = new RetryBudget()
     const open: Array<number> = []
     for (let n = 0; n < 1000; n++) {
@@ -36,7 +36,7 @@ describe("a budget of retries", () => {
     }
   })
 
-  it("never has more than its most, although it has filled with time before callers give back", () => {
+  it("a retry budget never exceeds its maximum, although it has refilled over time before callers return", () => {
     vi.useFakeTimers({ toFake: ["performance"] })
     try {
       const budget = new RetryBudget()
@@ -47,7 +47,7 @@ describe("a budget of retries", () => {
       budget.giveBack(4, filling)
       budget.giveBack(4, filling)
       assert.strictEqual(takeAll(budget, filling), 4)
-      // given back before it is seen that time has filled it
+      // returned before the refill over time is computed
       vi.advanceTimersByTime(2000)
       budget.giveBack(3, filling)
       assert.strictEqual(takeAll(budget, filling), 4)
@@ -56,7 +56,7 @@ describe("a budget of retries", () => {
     }
   })
 
-  it("loses nothing to a caller whose policy allows less than is left", () => {
+  it("a retry budget loses nothing to a caller whose policy allows less than is left", () => {
     const budget = new RetryBudget()
     assert.isTrue(budget.take(policy))
     budget.giveBack(1, { burst: 1, perSecond: 0 })

@@ -9,7 +9,7 @@ import { describe } from "vitest"
 const lost = new DatabaseError.Disconnected({ database: "app", server: "localhost:5432", outcome: "notSent" })
 
 describe("RetryPolicy", () => {
-  it.effect("listening is tried again for ever, after 25 to 50 ms first, never after more than 5 s", () =>
+  it.effect("LISTEN is retried without end, after 25 to 50 ms first and never after more than 5 s", () =>
     Effect.gen(function* () {
       const attempts = 3000
       const pauses = yield* Schedule.run(
@@ -32,7 +32,7 @@ describe("RetryPolicy", () => {
     ["statement", 20, 3]
   ] as const) {
     it.effect(
-      `a ${name} is tried again ${times} times, after ${base / 2} to ${base} ms first, never after more than 1 s`,
+      `a ${name} is retried ${times} times, after ${base / 2} to ${base} ms first, never after more than 1 s`,
       () =>
         Effect.gen(function* () {
           const all: Array<number> = []

@@ -1,5 +1,6 @@
 /**
- * Streams that end before their rows do, in the middle of a fetch: what is kept, what is undone, and that nobody is alarmed.
+ * Streams that end before their rows do, in the middle of a fetch: the work that is kept, the work
+ * that is undone, and the absence of a failure.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -14,7 +15,7 @@ import { active, Db, freshTable, insert, Place, stored } from "../support/databa
 import { type Message, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
-/** Of a stream's portal. */
+/** Matches a fetch of a stream's portal. */
 const fetches = ({ bytes, from, type }: Message) =>
   // the name of a portal is new on its connection, which may have had others before
   from === "client" && type === "E" && /p\d+\0/.test(bytes.toString("latin1"))
@@ -22,7 +23,10 @@ const fetches = ({ bytes, from, type }: Message) =>
 /** The rows that the first two fetches store. */
 const two = 256
 
-/** A database behind a proxy, and a stream whose rows store one each; its second fetch takes so many seconds. */
+/**
+ * Opens a database behind a proxy, and a stream whose rows store one each; its second fetch takes
+ * so many seconds.
+ */
 const given = (seconds: number) =>
   Effect.gen(function* () {
     const place = yield* freshTable
@@ -49,8 +53,8 @@ const given = (seconds: number) =>
     return { proxy, rows, said, watched, second }
   })
 
-describe("a stream outside of a transaction, in the middle of a fetch,", () => {
-  it.scopedLive("that its consumer ends keeps what it did, in peace", () =>
+describe("a stream outside of a transaction that ends in the middle of a fetch", () => {
+  it.scopedLive("a stream outside of a transaction whose consumer stops during a fetch keeps what it did", () =>
     Effect.gen(function* () {
       const { rows, said, second, watched } = yield* given(0.1)
       yield* Effect.gen(function* () {
@@ -64,7 +68,7 @@ describe("a stream outside of a transaction, in the middle of a fetch,", () => {
   )
 
   it.scopedLive(
-    "that its consumer ends is undone where the fetch does not end soon, in peace and within a second",
+    "a stream outside of a transaction whose fetch does not end soon is undone within a second, without a failure",
     () =>
       Effect.gen(function* () {
         const { rows, said, second, watched } = yield* given(60)
@@ -80,7 +84,7 @@ describe("a stream outside of a transaction, in the middle of a fetch,", () => {
       })
   )
 
-  it.scopedLive("that is interrupted, or read ahead for a consumer who has had enough, is undone, in peace", () =>
+  it.scopedLive("a stream outside of a transaction that is interrupted, or read ahead, is undone in peace", () =>
     Effect.gen(function* () {
       const { proxy, rows, said, second, watched } = yield* given(60)
       yield* Effect.gen(function* () {
@@ -106,8 +110,8 @@ describe("a stream outside of a transaction, in the middle of a fetch,", () => {
   )
 })
 
-describe("a stream in a transaction, in the middle of a fetch,", () => {
-  it.scopedLive("that its consumer ends leaves the transaction as it is", () =>
+describe("a stream in a transaction that ends in the middle of a fetch", () => {
+  it.scopedLive("a stream in a transaction whose consumer stops during a fetch leaves the transaction as it is", () =>
     Effect.gen(function* () {
       const { rows, said, second, watched } = yield* given(0.1)
       yield* Effect.gen(function* () {
@@ -122,8 +126,8 @@ describe("a stream in a transaction, in the middle of a fetch,", () => {
   )
 })
 
-describe("who pulls rows by himself", () => {
-  it.scopedLive("and gives up a pull, gets those rows with the next", () =>
+describe("a stream that is pulled by hand", () => {
+  it.scopedLive("a pull that is given up during a fetch leaves its rows to the next pull", () =>
     Effect.gen(function* () {
       const { rows, second, watched } = yield* given(0.1)
       yield* Effect.scoped(

@@ -58,8 +58,8 @@ const endpoint = (url: Redacted.Redacted<string>) => {
 
 const no = Effect.fail("no")
 
-describe("a transaction", () => {
-  it.scopedLive("has a span around its statements, with label, server, BEGIN and COMMIT", () =>
+describe("the span of a transaction", () => {
+  it.scopedLive("a transaction has a span around its statements, with label, server, BEGIN and COMMIT", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* Place
       const all = yield* traced(Db.withTransaction(Effect.zipRight(insert("a"), insert("b")), { label: "adding" }))
@@ -88,7 +88,7 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh({ spanAttributes: { mine: "yes" } })))
   )
 
-  it.scopedLive("that is rolled back, refused, or without a statement says so", () =>
+  it.scopedLive("the span of a transaction that is rolled back, refused or without a statement says so", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`ALTER TABLE item ADD CONSTRAINT late UNIQUE (amount) DEFERRABLE INITIALLY DEFERRED`
@@ -104,7 +104,7 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("that is nested has a span inside of the other's", () =>
+  it.scopedLive("a nested transaction has a span inside that of the outer one", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const all = yield* traced(
@@ -125,7 +125,7 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("that is a nested part of a unit of work has the same span, on each database", () =>
+  it.scopedLive("a nested part of a unit of work has the same span on each database", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       yield* Effect.gen(function* () {
@@ -155,7 +155,7 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("that is tried again has a span for each try", () =>
+  it.scopedLive("a retried transaction has a span for each attempt", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const sql = yield* Db.writer
@@ -191,7 +191,7 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("of a unit of work has one for each database, inside of the span around the unit", () =>
+  it.scopedLive("a unit of work has a span for each database, inside the span around the unit", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       yield* Effect.gen(function* () {
@@ -215,7 +215,7 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("of a stream and of a sandbox has one, too; one that only outlives its unit ends its span", () =>
+  it.scopedLive("a stream and a sandbox have a span each, and a stream that outlives its unit ends its span", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const streamed = yield* traced(Stream.runDrain(sql`SELECT generate_series(1, 300)`.stream))
@@ -231,7 +231,7 @@ describe("a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("has none where no tracer is set, or tracing is off", () =>
+  it.scopedLive("a transaction has no span when no tracer is set or tracing is off", () =>
     Effect.gen(function* () {
       const off = yield* traced(Effect.withTracerEnabled(Db.withTransaction(insert("a")), false))
       assert.deepStrictEqual(off, [])
@@ -242,8 +242,8 @@ describe("a transaction", () => {
   )
 })
 
-describe("a statement", () => {
-  it.scopedLive("of a reader names the replica that has served it, however it is run", () =>
+describe("the span of a statement", () => {
+  it.scopedLive("the span of a reader's statement names the replica that has served it, however it runs", () =>
     Effect.gen(function* () {
       const { reader } = yield* Place
       const sql = yield* Db.reader
@@ -264,7 +264,7 @@ describe("a statement", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("of a reader names the primary where that has served it", () =>
+  it.scopedLive("the span of a reader's statement names the primary if that has served it", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const sql = yield* Db.reader
@@ -278,7 +278,7 @@ describe("a statement", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("that a transformer changes is changed still, and names its server", () =>
+  it.scopedLive("the span of a statement that a transformer changes is changed as well, and names its server", () =>
     Effect.gen(function* () {
       const { reader } = yield* Place
       const sql = yield* Db.reader

@@ -1,6 +1,7 @@
 /**
- * Schema scopes: where unqualified names are looked up, for one statement, a database, a tenant. On a server's own sessions, and as behind a
- * pooler, where nothing may be asked of a session.
+ * Schema scopes: the schema in which unqualified names are looked up, for one statement, a
+ * database, a tenant. They run on a server's own sessions, and as behind a pooler, where a session
+ * has no state.
  */
 import { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -32,7 +33,10 @@ import { freshDatabase, query, terminateBackends } from "../support/server.js"
 
 const schemas = ["public", "a", "b", "c"]
 
-/** Each schema has a table that says its name, one for rows, and a function that looks where it is run. */
+/**
+ * Statements that give each schema a table with its name, one for rows, and a function that reads
+ * where it runs.
+ */
 const setUp = [
   ...schemas.flatMap((name) => [
     `CREATE SCHEMA IF NOT EXISTS ${name}`,
@@ -53,11 +57,11 @@ const place = Effect.tap(freshDatabase, ({ reader, writer }) =>
   )
 )
 
-/** Where a database is reached: by way of PgBouncer in its mode, where there is one. */
+/** Returns the address of a database: through PgBouncer in its mode, if there is one. */
 const address = (made: Effect.Effect.Success<typeof place>, { mode }: Partial<Database.Options>) =>
   mode === "transactionPooler" ? (pooled(made.name) ?? made) : made
 
-/** A database with its schemas, reached by one connection for each purpose. */
+/** Opens a database with its schemas, reached by one connection for each purpose. */
 const fresh = (options: Partial<Database.Options> = {}) =>
   Layer.unwrapScoped(
     Effect.map(place, (made) => {
@@ -83,7 +87,7 @@ const b = Db.withSchema("b")
 
 const add = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item ${sql.insert({ name })}`)
 
-/** The rows of each schema, as somebody else sees them. */
+/** The rows of each schema, as another session sees them. */
 const stored = Effect.flatMap(Place, ({ writer }) =>
   Effect.map(
     query<{ row: string }>(
@@ -101,7 +105,7 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseE
 const tagOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(failure(self), (error) => (DatabaseError.isDatabaseError(error) ? error._tag : error))
 
-/** A database behind a proxy, and what its client has sent. */
+/** Opens a database behind a proxy, and records the messages of its client. */
 const watched = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const made = yield* place
@@ -130,7 +134,7 @@ for (const [mode, name] of modes) {
     const given = (options: Partial<Database.Options> = {}) => fresh({ mode, ...options })
 
     it.scopedLive(
-      "outside of a transaction each statement sees its own, and nothing is left on the one connection",
+      "each statement outside of a transaction sees its own schema, and nothing is left on the one connection",
       () =>
         Effect.gen(function* () {
           for (const _ of [1, 2]) {
@@ -145,7 +149,7 @@ for (const [mode, name] of modes) {
         }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("it is one flight, which begins and commits", () =>
+    it.scopedLive("a statement in a schema scope is one exchange, which begins and commits", () =>
       Effect.gen(function* () {
         const { context, proxy, sent } = yield* watched({ mode })
         yield* Effect.provide(here, context)
@@ -158,7 +162,7 @@ for (const [mode, name] of modes) {
       })
     )
 
-    it.scopedLive("where nobody was ever in a scope nothing more is sent", () =>
+    it.scopedLive("nothing more is sent when no statement was ever in a schema scope", () =>
       Effect.gen(function* () {
         const { context, sent } = yield* watched({ mode })
         yield* Effect.provide(
@@ -176,7 +180,7 @@ for (const [mode, name] of modes) {
       })
     )
 
-    it.scopedLive("several commands in one text are in it", () =>
+    it.scopedLive("several commands in one text run in the schema scope", () =>
       Effect.gen(function* () {
         const several = "INSERT INTO item VALUES ('1'); INSERT INTO item VALUES ('2')"
         yield* a(run(several))
@@ -189,7 +193,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("a statement that fails in it leaves nothing behind", () =>
+    it.scopedLive("a statement that fails in a schema scope leaves nothing behind", () =>
       Effect.gen(function* () {
         yield* a(add("1"))
         assert.strictEqual(yield* tagOf(a(add("1"))), "UniqueViolation")
@@ -199,7 +203,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("in a transaction each statement sees its own, and what is in none sees the default again", () =>
+    it.scopedLive("each statement in a transaction sees its own schema, and one in no scope sees the default", () =>
       Effect.gen(function* () {
         const seen = yield* Db.withTransaction(
           Effect.gen(function* () {
@@ -214,7 +218,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("a scope around a transaction, and one around a unit of work, is its statements'", () =>
+    it.scopedLive("a schema scope around a transaction, or around a unit of work, is that of its statements", () =>
       Effect.gen(function* () {
         assert.deepStrictEqual(yield* a(Db.withTransaction(Effect.all([here, b(here), here, there]))), [
           "a",
@@ -228,7 +232,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("savepoints: after each end, kept or undone, everybody sees what he did before", () =>
+    it.scopedLive("every level of savepoints sees the schema that it saw before, after release and rollback", () =>
       Effect.gen(function* () {
         const undone = <A>(self: Effect.Effect<A, unknown, Db>) =>
           Effect.ignore(Db.withTransaction(Effect.zipRight(self, Effect.fail("no"))))
@@ -272,7 +276,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("what is set and undone by hand is what it would be without scopes", () =>
+    it.scopedLive("schemas that are set and undone by hand are as they would be without scopes", () =>
       Effect.gen(function* () {
         const seen = yield* Db.withTransaction(
           Effect.gen(function* () {
@@ -293,7 +297,7 @@ for (const [mode, name] of modes) {
             yield* look(a(here))
             yield* run("ROLLBACK TO other")
             yield* look(here)
-            // one of a scope's own statements may change it; the next one has what the scope says
+            // a scope's own statement may change the path; the next statement has that of the scope
             yield* a(run("SET LOCAL search_path TO b"))
             yield* look(a(here))
             yield* look(here)
@@ -314,7 +318,7 @@ for (const [mode, name] of modes) {
     )
 
     it.scopedLive(
-      "a replica's reads are in it, and the writer's that a reader joins, where it still cannot write",
+      "a replica's reads are in the schema scope, and so are those of the writer that a reader joins, which stay read-only",
       () =>
         Effect.gen(function* () {
           const standby = Effect.flatMap(Db.reader, (sql) =>
@@ -352,7 +356,7 @@ for (const [mode, name] of modes) {
         }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("a stream is in the scope that reads it, to its last row, whatever runs in between", () =>
+    it.scopedLive("a stream is in the schema scope that reads it, to its last row, whatever runs in between", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const rows = sql<{ n: number; name: string }>`
@@ -381,7 +385,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("forked fibers, independent work, hooks and what outlives a unit are in it", () =>
+    it.scopedLive("forked fibers, independent work, hooks and work that outlives a unit are in the schema scope", () =>
       Effect.gen(function* () {
         const started = yield* Deferred.make<void>()
         const late = yield* a(Effect.forkDaemon(Effect.zipRight(Deferred.await(started), here)))
@@ -406,7 +410,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given({ maxConnections: 2 })))
     )
 
-    it.scopedLive("what is tried again is tried in it", () =>
+    it.scopedLive("a retried statement is retried in its schema scope", () =>
       Effect.gen(function* () {
         const { name } = yield* Place
         yield* a(here)
@@ -430,7 +434,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("an interrupted statement takes its scope with it", () =>
+    it.scopedLive("an interrupted statement ends its schema scope", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* watched({ mode })
         yield* Effect.gen(function* () {
@@ -443,7 +447,7 @@ for (const [mode, name] of modes) {
       })
     )
 
-    it.scopedLive("a sandbox is as the database is, though no COMMIT ends what was set in it", () =>
+    it.scopedLive("a schema scope in a sandbox is as in the database, though no COMMIT ends its settings", () =>
       Effect.gen(function* () {
         yield* Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -472,8 +476,8 @@ for (const [mode, name] of modes) {
   })
 }
 
-describe("what the server does at COMMIT", () => {
-  it.scopedLive("looks where the last statement of the transaction did", () =>
+describe("the schema of work at COMMIT", () => {
+  it.scopedLive("work that the server does at COMMIT uses the schema of the transaction's last statement", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(
@@ -501,8 +505,8 @@ describe("what the server does at COMMIT", () => {
   )
 })
 
-describe("what a session is set to", () => {
-  it.scopedLive("by onConnect is what is seen outside of scopes, also after one in the same transaction", () =>
+describe("the search path of a session", () => {
+  it.scopedLive("a search path that onConnect sets is seen outside of scopes, also later in the transaction", () =>
     Effect.gen(function* () {
       const seen = Effect.all([here, a(here), here, b(here), here])
       assert.deepStrictEqual(yield* seen, ["c", "a", "c", "b", "c"])
@@ -517,7 +521,7 @@ describe("what a session is set to", () => {
     )
   )
 
-  it.scopedLive("an empty path, by hand, comes back as one", () =>
+  it.scopedLive("an empty search path that is set by hand is restored as an empty one", () =>
     Effect.gen(function* () {
       const empty = run("SELECT current_setting('search_path') AS path")
       const seen = Db.withTransaction(
@@ -529,7 +533,7 @@ describe("what a session is set to", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is sent once for statements of one scope in a row, where the server says what it is", () =>
+  it.scopedLive("the search path is sent once for consecutive statements of a scope, if the server reports it", () =>
     Effect.gen(function* () {
       const { context, sent } = yield* watched()
       yield* Effect.gen(function* () {
@@ -543,7 +547,7 @@ describe("what a session is set to", () => {
   )
 })
 
-describe("prepared statements", () => {
+describe("prepared statements in schema scopes", () => {
   const types = {
     a: "CREATE TABLE a.thing (id int, value int); INSERT INTO a.thing VALUES (1, 10)",
     b: "CREATE TABLE b.thing (id text, value text); INSERT INTO b.thing VALUES ('1', 'ten')",
@@ -557,7 +561,7 @@ describe("prepared statements", () => {
   const tables = Effect.flatMap(Place, ({ writer }) => query(writer, Object.values(types).join(";")))
 
   it.scopedLive(
-    "of one text have the types of their schema, in turn on one connection, in transactions and outside",
+    "prepared statements with the same text have the types of their schema, on one connection, in transactions and outside",
     () =>
       Effect.gen(function* () {
         yield* tables
@@ -575,7 +579,7 @@ describe("prepared statements", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("of all schemas share the one limit, and the one used longest ago goes first", () =>
+  it.scopedLive("prepared statements of all schemas share one limit, and the least recently used goes first", () =>
     Effect.gen(function* () {
       yield* tables
       for (const _ of [1, 2, 3]) assert.deepStrictEqual(yield* all, expected)
@@ -604,7 +608,7 @@ describe("names of schemas", () => {
     "é".repeat(31)
   ]
 
-  it.scopedLive("are names, whatever is in them", () =>
+  it.scopedLive("schema names are quoted as names, whatever they contain", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       for (const name of odd) {
@@ -624,12 +628,12 @@ describe("names of schemas", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("that none can be are refused before anything is sent, wherever they are used", () =>
+  it.scopedLive("impossible schema names are refused before anything is sent, wherever they are used", () =>
     Effect.gen(function* () {
       const { context, sent } = yield* watched()
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        // what a program without types gives, such as a header that is not there
+        // values that a program without types passes, such as a header that is not there
         const none = undefined as unknown as string
         const wrong: ReadonlyArray<readonly [schema: string | ReadonlyArray<string>, said: string]> = [
           ["", "empty"],
@@ -664,15 +668,15 @@ describe("names of schemas", () => {
           }
         }
         assert.deepStrictEqual(sent, [])
-        // what does not use the database does not fail
+        // an effect that does not use the database does not fail
         assert.strictEqual(yield* Tenant.withTenant(Effect.succeed(1), ""), 1)
-        // a good one inside of a bad one is good
+        // a valid scope inside an invalid one is valid
         assert.strictEqual(yield* a(Db.withSchema(a(here), "")), "a")
       }).pipe(Effect.provide(context))
     })
   )
 
-  it.scopedLive("that is not there has no tables: nothing is looked up elsewhere", () =>
+  it.scopedLive("a schema that does not exist has no tables: nothing is looked up elsewhere", () =>
     Effect.gen(function* () {
       const error = yield* failure(Db.withSchema(here, "nowhere"))
       assert(DatabaseError.isDatabaseError(error) && error._tag === "QueryFailed")
@@ -682,7 +686,7 @@ describe("names of schemas", () => {
   )
 })
 
-describe("which scope counts", () => {
+describe("the precedence of schema scopes", () => {
   const qualified = Effect.flatMap(Db.writer, (sql) =>
     Effect.map(sql<{ name: string }>`SELECT name FROM c.mark`, ([row]) => row?.name)
   )
@@ -690,7 +694,7 @@ describe("which scope counts", () => {
   const tenantB = Tenant.withTenant("b")
 
   it.scopedLive(
-    "the statement's own name, then the tenant, then the schema, of each the innermost, then the default",
+    "the statement's own name comes first, then the tenant, then the schema, each the innermost, then the default",
     () =>
       Effect.gen(function* () {
         const seen: Effect.Effect<ReadonlyArray<string | undefined>, SqlError, Db> = Effect.all([
@@ -710,7 +714,7 @@ describe("which scope counts", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a tenant is of every database, or of those that are listed; a schema of its own only", () =>
+  it.scopedLive("a tenant applies to every database, or to the listed ones; a schema to its own database only", () =>
     Effect.gen(function* () {
       const two = yield* place
       const audit = Audit.layer({ writer: two.writer })
@@ -749,8 +753,8 @@ describe("which scope counts", () => {
   )
 })
 
-describe("a reserved connection", () => {
-  it.scopedLive("is refused in a scope, and so is a statement on it, for only its holder knows its transactions", () =>
+describe("a reserved connection in a schema scope", () => {
+  it.scopedLive("a reserved connection is refused in a schema scope: only its holder knows its transactions", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* failure(a(Effect.scoped(sql.reserve)))
@@ -766,14 +770,14 @@ describe("a reserved connection", () => {
           assert.strictEqual(yield* tagOf(a(Stream.runCollect(rows))), "SchemaInvalid")
         })
       )
-      // another database's scope is none of its business
+      // a scope of another database has no effect on it
       assert.strictEqual(Exit.isSuccess(yield* Effect.exit(Audit.withSchema(Effect.scoped(sql.reserve), "a"))), true)
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
   )
 })
 
-describe("SqlResolver", () => {
+describe("SqlResolver in schema scopes", () => {
   const resolver = Effect.flatMap(Db.writer, (sql) =>
     SqlResolver.findById("Mark", {
       Id: Schema.Number,
@@ -784,7 +788,7 @@ describe("SqlResolver", () => {
   )
   const batched = { batching: true, concurrency: "unbounded" } as const
 
-  it.scopedLive("its requests are in the scope, one by one and as a batch, in transactions and outside", () =>
+  it.scopedLive("requests of SqlResolver are in the schema scope, single and batched, in transactions or not", () =>
     Effect.gen(function* () {
       const { execute } = yield* resolver
       const one = Effect.map(execute(1), (found) => Option.getOrThrow(found).name)
@@ -805,9 +809,9 @@ describe("SqlResolver", () => {
   )
 })
 
-describe("plain code", () => {
+describe("plain code in schema scopes", () => {
   it.scopedLive(
-    "is in its scopes from one await to the next, its effects too, and what it calls when it has returned",
+    "plain code keeps its schema scopes across awaits, in its effects, and in work it starts that outlives it",
     () =>
       Effect.gen(function* () {
         const made = yield* place
@@ -831,7 +835,7 @@ describe("plain code", () => {
           assert.strictEqual(await runtime.runPromise(Tenant.withTenant(Effect.promise(plain), "a")), "public")
           const both = await Promise.all([runtime.withTenant(all, "a"), all(), runtime.withTenant(all, "b")])
           assert.deepStrictEqual(both, [Array(3).fill("a"), Array(3).fill("public"), Array(3).fill("b")])
-          // as a middleware calls what comes after it
+          // as a middleware calls its next handler
           let late: Promise<unknown> = Promise.resolve()
           runtime.withTenant(() => {
             late = Promise.resolve().then(all)

@@ -1,4 +1,7 @@
-/** Schema scopes together with all else: statements that plain code returns, savepoints by hand, stale plans, migrations, sessions. */
+/**
+ * Schema scopes together with other features: statements that plain code returns, savepoints by
+ * hand, stale plans, migrations, sessions.
+ */
 
 import { NodeContext } from "@effect/platform-node"
 import { SqlClient } from "@effect/sql/SqlClient"
@@ -57,7 +60,7 @@ const opened = Effect.gen(function* () {
 })
 
 describe("schema scopes", () => {
-  it.scopedLive("a statement that is returned by the code of withTenant / withSchema runs in it", () =>
+  it.scopedLive("a statement that is returned by the code of withTenant or withSchema runs in it", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
@@ -74,7 +77,7 @@ describe("schema scopes", () => {
   )
 
   for (const mode of ["session", "transactionPooler"] as const) {
-    it.scopedLive(`what has failed in a transaction can be undone by hand after a scope, ${mode}`, () =>
+    it.scopedLive(`a failure in a transaction can be undone by hand after a schema scope, ${mode}`, () =>
       Effect.gen(function* () {
         const program = (scope: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>) =>
           Db.withTransaction(
@@ -90,7 +93,7 @@ describe("schema scopes", () => {
         assert.strictEqual(yield* program(a), "public")
       }).pipe(Effect.provide(fresh({ mode })))
     )
-    it.scopedLive(`the same, all in a scope, ${mode}`, () =>
+    it.scopedLive(`a failure in a transaction can be undone by hand when all of it is in a schema scope, ${mode}`, () =>
       Effect.gen(function* () {
         const program = a(
           Db.withTransaction(
@@ -108,7 +111,7 @@ describe("schema scopes", () => {
   }
 
   for (const kind of ["writer", "reader"] as const) {
-    it.scopedLive(`a stale plan is prepared again in a scope, as outside, ${kind}`, () =>
+    it.scopedLive(`a stale plan is prepared again in a schema scope as outside, ${kind}`, () =>
       Effect.gen(function* () {
         const { writer, reader } = yield* Place
         const all = Effect.flatMap(Db[kind], (sql) => sql`SELECT * FROM item`)
@@ -124,7 +127,7 @@ describe("schema scopes", () => {
     )
   }
 
-  it.scopedLive("pg_temp, which stands for another, is refused", () =>
+  it.scopedLive("pg_temp, which is an alias, is refused as a schema", () =>
     Effect.gen(function* () {
       yield* a(run("CREATE TEMP TABLE secret AS SELECT 'of a' AS name"))
       const error = yield* failure(Tenant.withTenant(run("SELECT * FROM secret"), "pg_temp"))
@@ -132,7 +135,7 @@ describe("schema scopes", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a sandbox refuses to reserve in a scope, as the database does", () =>
+  it.scopedLive("a sandbox refuses to reserve in a schema scope, as the database does", () =>
     Effect.gen(function* () {
       const reserved = a(
         Effect.scoped(
@@ -149,7 +152,7 @@ describe("schema scopes", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("where the session's own path is the scope's, what is in none sees it again", () =>
+  it.scopedLive("a statement in no scope sees the session's own path again after a scope with that path", () =>
     Effect.gen(function* () {
       const seen = yield* Db.withTransaction(Effect.all([here, a(here), a(run("SET LOCAL search_path TO b")), here]))
       assert.deepStrictEqual([seen[0], seen[1], seen[3]], ["a", "a", "a"])
@@ -160,7 +163,7 @@ describe("schema scopes", () => {
     )
   )
 
-  it.scopedLive("a session's write and read in a scope", () =>
+  it.scopedLive("a causal session's write is seen by its read in a schema scope", () =>
     Effect.gen(function* () {
       const session = Consistency.makeSession({ maxWait: "10 seconds" })
       const seen = yield* Effect.gen(function* () {
@@ -176,7 +179,7 @@ describe("schema scopes", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("strategies none and single", () =>
+  it.scopedLive("the strategies none and single keep schema scopes apart", () =>
     Effect.gen(function* () {
       for (const strategy of ["none", "single", "assertSingle"] as const) {
         const seen = yield* Effect.all([a(here), here, Db.withTransaction(Effect.all([a(here), b(here), here]))]).pipe(
@@ -187,7 +190,7 @@ describe("schema scopes", () => {
     })
   )
 
-  it.scopedLive("a stream, values, and outside, where a query is returned and awaited elsewhere", () =>
+  it.scopedLive("a stream and values that the code of withTenant returns run in its schema, awaited elsewhere", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
@@ -200,12 +203,12 @@ describe("schema scopes", () => {
     })
   )
 
-  it.scopedLive("outside, where a query is returned", () =>
+  it.scopedLive("a query that the code of outside returns runs outside the unit, and is not undone with it", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
-        // outside: what a unit rolls back has not undone it
+        // outside: the rollback of a unit has not undone it
         await runtime
           .unitOfWork(async () => {
             await runtime.outside(() => db.writer`INSERT INTO item VALUES ('outside')`)
@@ -217,7 +220,7 @@ describe("schema scopes", () => {
     })
   )
 
-  it.scopedLive("migrations of a tenant", () =>
+  it.scopedLive("the migrations of a tenant run in its schema", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const migrate = PgMigrator.run({
@@ -242,7 +245,7 @@ describe("schema scopes", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 2 })))
   )
 
-  it.scopedLive("a layer that is built in a scope", () =>
+  it.scopedLive("a layer that is built in a schema scope does not keep the scope", () =>
     Effect.gen(function* () {
       const made = yield* place
       const db = Db.layer({
@@ -274,7 +277,7 @@ describe("schema scopes", () => {
     ["unscoped", <A, E, R>(self: Effect.Effect<A, E, R>) => self],
     ["scoped", a]
   ] as const) {
-    it.scopedLive(`a reader cannot write, several commands, ${name}`, () =>
+    it.scopedLive(`a reader in a schema scope cannot write, several commands, ${name}`, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const reader = yield* Db.reader
@@ -294,12 +297,12 @@ describe("schema scopes", () => {
     )
   }
 
-  it.scopedLive("a tenant that can be none is refused, also where a statement is returned", () =>
+  it.scopedLive("an impossible tenant is refused, also when a statement is returned", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
-        // a tenant that can be none
+        // an impossible tenant
         const bad = await runtime
           .withTenant(() => db.writer`SELECT name FROM mark`, "")
           .then(

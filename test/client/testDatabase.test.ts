@@ -11,7 +11,7 @@ const names = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY name`, (rows) => rows.map((row) => row.name))
 )
 
-/** The same database in a sandbox, with a look at the real one from outside. */
+/** Runs a test in a sandbox of a database, with the real database visible from outside. */
 const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place>) =>
   Effect.gen(function* () {
     yield* insert("there before")
@@ -21,7 +21,7 @@ const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place>) =>
   }).pipe(Effect.provide(fresh()))
 
 describe("TestDatabase", () => {
-  it.scopedLive("everything is rolled back, statements and transactions", () =>
+  it.scopedLive("a sandbox rolls back everything, statements and transactions", () =>
     sandboxed(
       Effect.gen(function* () {
         yield* insert("a")
@@ -33,7 +33,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("a failure undoes the application's transaction, and no more", () =>
+  it.scopedLive("a failure in a sandbox undoes the application's transaction, and no more", () =>
     sandboxed(
       Effect.gen(function* () {
         yield* insert("a")
@@ -47,7 +47,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("hooks run as if the transaction were committed", () =>
+  it.scopedLive("hooks in a sandbox run as if the transaction were committed", () =>
     sandboxed(
       Effect.gen(function* () {
         const log: Array<string> = []
@@ -64,7 +64,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("a reader still cannot write, and its refusal harms nothing", () =>
+  it.scopedLive("a reader in a sandbox still cannot write, and its refusal does no harm", () =>
     sandboxed(
       Effect.gen(function* () {
         const reader = yield* Db.reader
@@ -76,7 +76,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("independent work and new transactions are nested: no deadlock on the one connection", () =>
+  it.scopedLive("independent work and new transactions in a sandbox are nested, without a deadlock", () =>
     sandboxed(
       Effect.gen(function* () {
         yield* Db.withTransaction(
@@ -92,7 +92,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("no statement ends the sandbox, and its refusal harms nothing", () =>
+  it.scopedLive("no statement ends the sandbox, and its refusal does no harm", () =>
     sandboxed(
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -117,41 +117,32 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive(
-    "a transaction that is begun and ended by hand on a reserved connection is a savepoint of the sandbox",
-    () =>
-      sandboxed(
-        Effect.gen(function* () {
-          const sql = yield* Db.writer
-          const add = (name: string) => `INSERT INTO item (name) VALUES ('${name}')`
-          const byHand = (...texts: ReadonlyArray<string>) =>
-            Effect.scoped(
-              Effect.flatMap(sql.reserve, (reserved) => Effect.forEach(texts, (text) => reserved.executeRaw(text, [])))
-            )
-          yield* byHand("BEGIN", add("a"), "COMMIT", add("b"))
-          assert.deepStrictEqual(yield* stored, ["there before"])
-          yield* byHand(
-            "START TRANSACTION ISOLATION LEVEL SERIALIZABLE",
-            add("c"),
-            "ROLLBACK",
-            "BEGIN",
-            add("d"),
-            "END"
+  it.scopedLive("a transaction by hand on a reserved connection is a savepoint of the sandbox", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const add = (name: string) => `INSERT INTO item (name) VALUES ('${name}')`
+        const byHand = (...texts: ReadonlyArray<string>) =>
+          Effect.scoped(
+            Effect.flatMap(sql.reserve, (reserved) => Effect.forEach(texts, (text) => reserved.executeRaw(text, [])))
           )
-          // with the connection, what was not ended is gone
-          yield* byHand("BEGIN", add("e"))
-          yield* Effect.flip(byHand("BEGIN", add("f"), "nonsense"))
-          yield* byHand("COMMIT", "ROLLBACK")
-          const chain = yield* Effect.flip(DatabaseError.refine(byHand("BEGIN", add("g"), "COMMIT AND CHAIN")))
-          assert.include(chain.message, "would end the sandbox")
-          const [failed] = yield* byHand("BEGIN")
-          assert.deepStrictEqual(failed, { command: "BEGIN", rowCount: null, oid: null, rows: [], fields: [] })
-          assert.deepStrictEqual(yield* names, ["a", "b", "d", "there before"])
-        })
-      )
+        yield* byHand("BEGIN", add("a"), "COMMIT", add("b"))
+        assert.deepStrictEqual(yield* stored, ["there before"])
+        yield* byHand("START TRANSACTION ISOLATION LEVEL SERIALIZABLE", add("c"), "ROLLBACK", "BEGIN", add("d"), "END")
+        // unfinished work is gone with the connection
+        yield* byHand("BEGIN", add("e"))
+        yield* Effect.flip(byHand("BEGIN", add("f"), "nonsense"))
+        yield* byHand("COMMIT", "ROLLBACK")
+        const chain = yield* Effect.flip(DatabaseError.refine(byHand("BEGIN", add("g"), "COMMIT AND CHAIN")))
+        assert.include(chain.message, "would end the sandbox")
+        const [failed] = yield* byHand("BEGIN")
+        assert.deepStrictEqual(failed, { command: "BEGIN", rowCount: null, oid: null, rows: [], fields: [] })
+        assert.deepStrictEqual(yield* names, ["a", "b", "d", "there before"])
+      })
+    )
   )
 
-  it.scopedLive("concurrent transactions take turns, streams and several commands work", () =>
+  it.scopedLive("concurrent transactions in a sandbox take turns, and streams and several commands work", () =>
     sandboxed(
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -166,7 +157,7 @@ describe("TestDatabase", () => {
   )
 
   it.scopedLive(
-    "several commands that fail harm nothing, and a writer may be inside of a reader's transaction as elsewhere",
+    "several commands that fail in a sandbox do no harm, and a writer may run inside a reader's transaction",
     () =>
       sandboxed(
         Effect.gen(function* () {
@@ -180,7 +171,7 @@ describe("TestDatabase", () => {
       )
   )
 
-  it.scopedLive("a unit of work ends as it would outside, early and late, with its hooks, on two databases", () =>
+  it.scopedLive("a unit of work in a sandbox ends as it would outside, with its hooks, on two databases", () =>
     sandboxed(
       Effect.gen(function* () {
         const log: Array<string> = []
@@ -216,8 +207,8 @@ describe("TestDatabase", () => {
     )
   )
 
-  layer(Layer.provideMerge(TestDatabase.layer(Db), fresh()))("as a layer of a group of tests", (it) => {
-    it.effect("is there", () =>
+  layer(Layer.provideMerge(TestDatabase.layer(Db), fresh()))("a sandbox as a layer of a group of tests", (it) => {
+    it.effect("the layer of a sandbox serves a group of tests", () =>
       Effect.gen(function* () {
         yield* insert("a")
         assert.deepStrictEqual(yield* names, ["a"])

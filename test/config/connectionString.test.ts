@@ -1,6 +1,4 @@
-/**
- * Connection strings, held against libpq's own reading of them.
- */
+/** Connection strings, compared with libpq's own reading of them. */
 import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { DatabaseConfig } from "effect-db"
@@ -11,10 +9,16 @@ import { Invalid } from "../../src/internal/config/optionParsers.js"
 import { libpqNames } from "../../src/internal/config/parameterNames.js"
 import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } from "../support/connectionStrings.js"
 
-/** Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can hold them. */
+/**
+ * Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can
+ * hold the values.
+ */
 const stricter = ["a malformed URL", "a URL with an encoding that is not UTF-8"]
 
-/** Those of the table. libpq connects to a host that is the rest of a password. */
+/**
+ * Strings of the table that are refused here. libpq connects to a host that is the rest of a
+ * password.
+ */
 const refusedByUs = [
   "postgres://h/app?user=a@b",
   "postgres://me:pa/ss@h/app",
@@ -22,7 +26,10 @@ const refusedByUs = [
   "postgres://me@corp:cret@h/app"
 ]
 
-/** Reads a connection string: as libpq would answer, or the reason of a refusal that is ours alone. */
+/**
+ * Reads a connection string; returns libpq's answer, or the reason of a refusal that libpq does not
+ * have.
+ */
 const ours = (text: string): Answer | string => {
   try {
     const pairs = isUri(text) ? parseUri("writer", text) : parseKeywords("writer", text)
@@ -52,38 +59,41 @@ const libraries = [
 )
 
 describe("a connection string", () => {
-  it.each(table)("%j is read as libpq 18 reads it", (text, answer) => {
+  it.each(table)("the connection string %j is read as libpq 18 reads it", (text, answer) => {
     const read = ours(text)
     if (typeof read === "string") assert.include(refusedByUs, text)
     else assert.deepStrictEqual(read, answer)
   })
 
-  it("is refused as a value or accepted, and never throws, for 10,000 random ones", () => {
+  it("each of 10,000 random connection strings is accepted or refused as a value, and none throws", () => {
     let accepted = 0
     for (const text of randomConnectionStrings(1, 10_000)) if (Either.isRight(config(text))) accepted++
     assert.isAbove(accepted, 500)
   })
 
-  it.skipIf(libraries.length === 0).each(libraries)("means what it means to $name", ({ library, isOld }) => {
-    // before 18 libpq took spaces in a URL as they are
-    const isKnown = (text: string) => !(isOld && isUri(text) && text.includes(" "))
-    const texts = [...table.map(([text]) => text), ...randomConnectionStrings(2, 10_000)].filter(isKnown)
-    let valid = 0
-    for (const [index, answer] of (askLibpq(library, texts) ?? assert.fail("no answer")).entries()) {
-      const text = texts[index] ?? ""
-      const read = ours(text)
-      if (typeof read === "string") continue
-      assert.deepStrictEqual(read, answer, JSON.stringify(text))
-      if (answer !== null) valid++
+  it.skipIf(libraries.length === 0).each(libraries)(
+    "a connection string means the same to $name",
+    ({ library, isOld }) => {
+      // before 18 libpq took spaces in a URL as they are
+      const isKnown = (text: string) => !(isOld && isUri(text) && text.includes(" "))
+      const texts = [...table.map(([text]) => text), ...randomConnectionStrings(2, 10_000)].filter(isKnown)
+      let valid = 0
+      for (const [index, answer] of (askLibpq(library, texts) ?? assert.fail("no answer")).entries()) {
+        const text = texts[index] ?? ""
+        const read = ours(text)
+        if (typeof read === "string") continue
+        assert.deepStrictEqual(read, answer, JSON.stringify(text))
+        if (answer !== null) valid++
+      }
+      assert.isAbove(valid, 2500)
     }
-    assert.isAbove(valid, 2500)
-  })
+  )
 })
 
-describe("a server", () => {
+describe("the server of a connection string", () => {
   const names = (writer: string) => at(writer).hosts.map(({ host, name, port }) => [name, host, port])
 
-  it("has several hosts, with a port for each or one for all", () => {
+  it("a server has several hosts, with a port for each or one for all", () => {
     assert.deepStrictEqual(names("postgres://me@a,b:5433/app?sslmode=disable"), [
       ["a:5432", "a", 5432],
       ["b:5433", "b", 5433]
@@ -100,21 +110,21 @@ describe("a server", () => {
     assert.strictEqual(refusal("host=a port=1.5 user=me").setting, "writer (port)")
   })
 
-  it("has a name that reads well with an IPv6 address", () => {
+  it("a server's name is readable with an IPv6 address", () => {
     assert.deepStrictEqual(names("postgres://me@[::1]:5433/app"), [["[::1]:5433", "::1", 5433]])
     assert.strictEqual(at("host=::1 user=me").name, "[::1]:5432")
   })
 
-  it("is reached at an address, and named and verified by its host", () => {
+  it("a server is reached at its hostaddr, and named and verified by its host", () => {
     const { address, host, name, ssl } = at("host=db.example.com hostaddr=192.0.2.7 dbname=app user=me")
     assert.deepStrictEqual([name, host, address, ssl], ["db.example.com:5432", "db.example.com", "192.0.2.7", true])
     assert.strictEqual(at("hostaddr=192.0.2.7 user=me").host, "192.0.2.7")
-    // the address decides whether it is this machine
+    // the address decides if the host is this machine
     assert.strictEqual(at("host=localhost hostaddr=192.0.2.7 user=me").ssl, true)
     assert.strictEqual(at("host=db hostaddr=127.0.0.1 user=me").ssl, false)
   })
 
-  it("is a socket in a folder, from the host of a URL or a parameter", () => {
+  it("a server is a socket in a folder, from the host of a URL or a parameter", () => {
     for (const url of [
       "postgres://me@%2Fvar%2Frun%2Fpostgresql:5433/app",
       "postgres://me@/app?host=/var/run/postgresql&port=5433",
@@ -125,13 +135,13 @@ describe("a server", () => {
     }
   })
 
-  it("has the user's name as its database where there is none, and needs a user and a host", () => {
+  it("a server without a database takes the user's name for it, and needs a user and a host", () => {
     assert.strictEqual(at("postgres://me@h").database, "me")
     assert.strictEqual(refusal("postgres://h/app").setting, "writer (user)")
     assert.strictEqual(refusal("postgres://me@/app").setting, "writer (host)")
   })
 
-  it("is read from the URLs of hosted Postgres", () => {
+  it("a server is read from the URLs of hosted Postgres", () => {
     const neon = at("postgresql://me:pw@ep-x.eu-central-1.aws.neon.tech/neondb?sslmode=require&channel_binding=require")
     assert.deepStrictEqual([neon.ssl, neon.bindsChannel, neon.database], [true, true, "neondb"])
     const rds = at("postgres://me:pw@x.rds.amazonaws.com:5432/app?sslmode=verify-full&sslrootcert=/etc/rds.pem")
@@ -146,7 +156,7 @@ describe("a server", () => {
     assert.include(prisma.expected, "connection_limit: the option `maxConnections`")
   })
 
-  it("is refused when its URL has an @ in a host, which comes of an @ in a user or password", () => {
+  it("a URL with an @ in a host is refused, because it comes from an @ in a user or password", () => {
     for (const url of [
       "postgres://me:se@s3cret@db.example.com/app",
       "postgres://me@corp:s3cret@localhost/app",
@@ -160,7 +170,7 @@ describe("a server", () => {
     }
   })
 
-  it("is refused when a host of a parameter has an @, but for the folder of a socket", () => {
+  it("a host parameter with an @ is refused, except for the folder of a socket", () => {
     for (const text of [
       "host=s3cret@h user=me",
       "postgres://me@/app?host=s3cret%40h",
@@ -176,7 +186,7 @@ describe("a server", () => {
     assert.strictEqual(at("postgres://me@%2Ftmp%2Fa%40b/app").host, "/tmp/a@b")
   })
 
-  it("is read without the line break after a URL, and refused with one inside of it", () => {
+  it("a line break after a URL is dropped, and a line break inside it is refused", () => {
     for (const url of ["postgres://me@h/app\n", "postgres://me@h/app\r\n", "\n postgres://me@h/app \t\n"]) {
       assert.strictEqual(at(url).database, "app")
     }
@@ -186,13 +196,13 @@ describe("a server", () => {
     assert.notInclude(message, "s3cret")
   })
 
-  it("is refused with the forms that it may have, if it is empty as an unset variable of the environment is", () => {
+  it("an empty connection string, as from an unset variable, is refused with the forms that it may have", () => {
     const { expected, given } = refusal("")
     assert.strictEqual(given, "empty")
     assert.include(expected, "postgres://user:password@host:5432/database")
   })
 
-  it("gives each server its own connect_timeout for each host, and the option to all hosts together", () => {
+  it("each server has its own connect_timeout for each host, and the option bounds all hosts together", () => {
     const servers = {
       writer: Redacted.make("postgres://me@a,b,c/app?connect_timeout=2"),
       readers: [
@@ -210,7 +220,7 @@ describe("a server", () => {
     assert.deepStrictEqual(times({ connectTimeout: "3 seconds" }), [3000, all, all, all, all])
   })
 
-  it("takes what its sessions are to have from the connection string, below the options", () => {
+  it("the connection string's session settings are applied below the options", () => {
     const url = Redacted.make(
       "postgres://me@h/app?application_name=a&connect_timeout=7&options=-c%20search_path%3Dx&keepalives_idle=60"
     )
@@ -227,7 +237,7 @@ describe("a server", () => {
     assert.deepStrictEqual(at("host=h user=me keepalives=0").own, { keepAlive: undefined })
   })
 
-  it("takes parts beside a URL, which override it", () => {
+  it("parts beside a URL override it", () => {
     const url = Redacted.make("postgres://me:pw@a,b:5433/app?sslmode=disable&target_session_attrs=any")
     const { writer } = Either.getOrThrow(
       DatabaseConfig.make("app", {
@@ -255,7 +265,7 @@ describe("a server", () => {
 })
 
 describe("TLS of a connection string", () => {
-  it("verifies by require as by verify-full, and the chain alone by verify-ca", () => {
+  it("sslmode require verifies as verify-full does, and verify-ca verifies the chain alone", () => {
     assert.strictEqual(at("postgres://me@db/app?sslmode=require").ssl, true)
     assert.strictEqual(at("postgres://me@db/app?ssl=true").ssl, true)
     const chain = at("postgres://me@db/app?sslmode=verify-ca").ssl
@@ -263,7 +273,7 @@ describe("TLS of a connection string", () => {
     assert.isUndefined(typeof chain === "object" ? chain.checkServerIdentity?.("other", {} as never) : 1)
   })
 
-  it("refuses prefer and allow for a remote host with the reason, and takes them for loopback", () => {
+  it("prefer and allow are refused for a remote host with the reason, and accepted for loopback", () => {
     for (const mode of ["prefer", "allow"]) {
       const refused = refusal(`postgres://me@db/app?sslmode=${mode}`)
       assert.include(refused.message, `"writer (sslmode)" is ${mode} for a remote host, which goes on in plain text`)
@@ -272,14 +282,14 @@ describe("TLS of a connection string", () => {
     }
   })
 
-  it("is a matter of each host where no mode is given", () => {
+  it("TLS is decided for each host when no mode is given", () => {
     assert.deepStrictEqual(
       at("postgres://me@localhost,db,%2Ftmp/app").hosts.map(({ ssl }) => ssl),
       [false, true, false]
     )
   })
 
-  it("has a range of versions, files, a system's certificates and a direct start", () => {
+  it("TLS of a connection string has a range of versions, files, system certificates and a direct start", () => {
     assert.deepStrictEqual(
       at("host=db user=me ssl_min_protocol_version=tlsv1.3 ssl_max_protocol_version=TLSv1.3").ssl,
       { minVersion: "TLSv1.3", maxVersion: "TLSv1.3" }
@@ -306,7 +316,7 @@ describe("TLS of a connection string", () => {
     }
   })
 
-  it("gives way to ssl beside the URL, and to ssl of the database", () => {
+  it("TLS of a connection string yields to ssl beside the URL, and to ssl of the database", () => {
     const url = Redacted.make("postgres://me@db/app?sslmode=disable&sslrootcert=/nowhere")
     const both = Either.getOrThrow(DatabaseConfig.make("app", { writer: { url, ssl: { ca: "a" } }, ssl: { ca: "b" } }))
     assert.deepStrictEqual([both.writer.ssl, both.writer.tlsFiles], [{ ca: "a" }, undefined])
@@ -315,7 +325,7 @@ describe("TLS of a connection string", () => {
   })
 })
 
-describe("a parameter", () => {
+describe("a parameter of a connection string", () => {
   it.each([
     ["service=x", "DatabaseConfig.fromEnv"],
     ["gssencmode=require", "disable or prefer"],
@@ -337,7 +347,7 @@ describe("a parameter", () => {
     ["require_auth=scram", "scram-sha-256"],
     ["require_auth=md5,!password", "all of them with !"],
     ["load_balance_hosts=yes", "random"]
-  ])("%s is refused by name with the reason", (text, reason) => {
+  ])("the parameter %s is refused by name with the reason", (text, reason) => {
     const { expected, given, setting } = refusal(`host=h user=me ${text}`)
     assert.strictEqual(setting, `writer (${text.split("=")[0]})`)
     assert.include(`${given} ${expected}`, reason)
@@ -357,11 +367,11 @@ describe("a parameter", () => {
     "sslcertmode=disable",
     "replication=false",
     "passfile=/x"
-  ])("%s is accepted", (text) => {
+  ])("the parameter %s is accepted", (text) => {
     assert.isTrue(Either.isRight(config(`host=h user=me ${text}`)))
   })
 
-  it("of require_auth allows methods, or all others", () => {
+  it("require_auth allows methods, or all others", () => {
     const allowed = (list: string) => [...(at(`host=h user=me require_auth=${list}`).requireAuth ?? [])]
     assert.deepStrictEqual(allowed("scram-sha-256"), ["scram-sha-256"])
     assert.deepStrictEqual(allowed("!password,!md5"), ["gss", "sspi", "scram-sha-256", "oauth", "none"])
@@ -379,12 +389,12 @@ describe("a parameter", () => {
     ["statement_cache_size", "the option `preparedStatements`, 0 for none"],
     ["uselibpqcompat", "sslmode alone: require verifies here, no-verify encrypts only"],
     ["sslaccept", "sslmode: verify-full for strict, no-verify for accept_invalid_certs"]
-  ])("%s is refused with the name that is meant", (name, instead) => {
+  ])("the parameter %s is refused with the name that is meant", (name, instead) => {
     const { expected, setting } = refusal(`postgres://me@h/app?${name}=1`)
     assert.deepStrictEqual([setting, expected], [`writer (${name})`, instead])
   })
 
-  it("is refused together with all others that are not known, each with what is meant", () => {
+  it("an unknown parameter is refused together with all other unknown ones, each with a suggestion", () => {
     const { expected, given, setting } = refusal(
       "postgres://me@h/app?schema=a&sslmod=require&pool_timeout=1&s3cretxyz=1"
     )
@@ -402,21 +412,21 @@ describe("a parameter", () => {
     assert.deepStrictEqual([twice.setting, twice.given], ["writer (schema)", "a parameter of another tool"])
   })
 
-  it("that is not supported is refused together with all others that are not", () => {
+  it("an unsupported parameter is refused together with all other unsupported ones", () => {
     const { expected, given, setting } = refusal("host=h user=me krbsrvname=x requirepeer=postgres")
     assert.deepStrictEqual([setting, given], ["writer (krbsrvname, requirepeer)", "not supported"])
     assert.include(expected, "krbsrvname: it is for GSSAPI")
     assert.include(expected, "requirepeer: Node cannot ask")
   })
 
-  it("that is like no other is refused without its name, which may be a part of a password", () => {
+  it("an unknown parameter that is like no other is refused without its name, which may be a part of a password", () => {
     for (const text of ["postgres://me:pw@h/app?hunter2xyz=1", "host=h user=me password=correct hunter2xyz=1"]) {
       assert.notInclude(refusal(text).message, "hunter2xyz")
     }
   })
 })
 
-describe("no error shows", () => {
+describe("errors without secrets", () => {
   it.each([
     "postgres://me:s3cret/x@h/app",
     "postgres://me:s3cret?x@h:66666/app",
@@ -433,7 +443,7 @@ describe("no error shows", () => {
     "host=h user=me sslmode=s3cret",
     "http://me:s3cret@h/app?x=1",
     "s3cret"
-  ])("the secret of %j", (text) => {
+  ])("an error does not show the secret of %j", (text) => {
     const { expected, given, message, setting } = refusal(text)
     for (const part of [expected, given, message, setting]) assert.notInclude(part, "s3cret")
   })

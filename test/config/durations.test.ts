@@ -1,4 +1,6 @@
-/** Durations that are longer than any timer of Node: it fires those after a millisecond. */
+/**
+ * Durations that are longer than any timer of Node, which fires such timers after a millisecond.
+ */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -13,7 +15,7 @@ import { Db, fresh, insert, soon, stored } from "../support/databases.js"
 
 const day = 86_400_000
 
-describe("a timer", () => {
+describe("timers with a long or infinite duration", () => {
   beforeEach(() => {
     vi.useFakeTimers()
   })
@@ -30,7 +32,7 @@ describe("a timer", () => {
     return { at: () => at, handle }
   }
 
-  it("of a year fires after a year", () => {
+  it("a timer of a year fires after a year", () => {
     const { at } = fired(365 * day)
     vi.advanceTimersByTime(365 * day - 1)
     assert.strictEqual(at(), undefined)
@@ -38,7 +40,7 @@ describe("a timer", () => {
     assert.closeTo(at() ?? 0, 365 * day, 20)
   })
 
-  it("of a time that Node knows fires after that time", () => {
+  it("a timer of a duration that Node supports fires after that duration", () => {
     for (const millis of [0, 1, 250, 24 * day]) {
       const { at } = fired(millis)
       vi.advanceTimersByTime(millis)
@@ -46,13 +48,13 @@ describe("a timer", () => {
     }
   })
 
-  it("of infinity never fires", () => {
+  it("a timer of infinity never fires", () => {
     const { at } = fired(Number.POSITIVE_INFINITY)
     vi.advanceTimersByTime(1000 * day)
     assert.strictEqual(at(), undefined)
   })
 
-  it("that is cleared in its second month does not fire", () => {
+  it("a timer that is cleared in its second month does not fire", () => {
     const { at, handle } = fired(365 * day)
     vi.advanceTimersByTime(40 * day)
     clearTimeout(handle)
@@ -60,7 +62,7 @@ describe("a timer", () => {
     assert.strictEqual(at(), undefined)
   })
 
-  it("under overload sends away after the patience that is set, and does not spin until then", () => {
+  it("a long queueTarget sheds load only after its time, and the pool does not spin until then", () => {
     const sent: Array<string> = []
     const overload = new LoadShedding(365 * day, 1)
     const waiters = new WaitQueue<undefined>(overload, (waiter, why) => {
@@ -97,7 +99,7 @@ describe("a database whose every duration is a year", () => {
     listenHeartbeat: year
   } satisfies Partial<Database.Options>
 
-  it.scopedLive("opens, reads, writes, waits for its turn in a transaction, and closes", () =>
+  it.scopedLive("a database whose every duration is a year opens, reads, writes, waits for its turn, and closes", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const reader = yield* Db.reader
@@ -125,7 +127,7 @@ describe("a database whose every duration is a year", () => {
     }).pipe(Effect.provide(fresh({ ...settings, maxConnections: 1 })))
   )
 
-  it.scopedLive("gives a read whose session has written a year to find a replica, and needs none of it", () =>
+  it.scopedLive("a read whose session has written gets a year to find a replica, and needs none of it", () =>
     Effect.gen(function* () {
       yield* insert("seen")
       const read = Effect.flatMap(Db.reader, (sql) => sql<{ name: string }>`SELECT name FROM item`)

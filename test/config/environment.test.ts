@@ -21,7 +21,7 @@ import { freshDatabase } from "../support/server.js"
 const provider = (variables: Readonly<Record<string, string>>) =>
   ConfigProvider.fromMap(new Map(Object.entries(variables)))
 
-/** Reads the settings that the environment gives, below a connection string. */
+/** Reads the settings that the environment holds, below a connection string. */
 const read = (variables: Readonly<Record<string, string>>, prefix = "", url?: string) =>
   Effect.map(
     Effect.withConfigProvider(
@@ -47,7 +47,7 @@ const files = Effect.map(
   })
 )
 
-/** The variables of a database, as psql would have them. */
+/** Returns the variables of a database, as psql would have them. */
 const variablesOf = (url: Redacted.Redacted<string>) => {
   const { hostname, password, pathname, port, username } = new URL(Redacted.value(url))
   return {
@@ -65,8 +65,8 @@ const name = Effect.flatMap(
   SELECT current_database() AS name, current_setting('application_name') AS app`
 )
 
-describe("the environment", () => {
-  it.effect("has a variable for each parameter, each with a prefix", () =>
+describe("the environment as a configuration", () => {
+  it.effect("the environment has a variable for each parameter, each with a prefix", () =>
     Effect.gen(function* () {
       const variables = {
         A_PGHOST: "a,b",
@@ -95,7 +95,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scoped("is below a service file, and both are below a connection string", () =>
+  it.scoped("a service file overrides the environment, and a connection string overrides both", () =>
     Effect.gen(function* () {
       const { folder, write } = yield* files
       const file = write(
@@ -145,7 +145,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("opens a database by layerEnv, beside plain options", () =>
+  it.scopedLive("the environment opens a database by layerEnv, beside plain options", () =>
     Effect.gen(function* () {
       const place = yield* freshDatabase
       const variables = variablesOf(place.writer)
@@ -167,7 +167,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("gives the password of a host by a password file, which is read for each connection", () =>
+  it.scopedLive("the environment names a password file, which is read for each new connection", () =>
     Effect.gen(function* () {
       const place = yield* freshDatabase
       const { PGPASSWORD, ...variables } = variablesOf(place.writer)
@@ -201,7 +201,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("that others may read fails a statement at once: a person must mend it", () =>
+  it.scopedLive("a password file that others may read fails a statement at once, because it needs a correction", () =>
     Effect.gen(function* () {
       const { write } = yield* files
       const { writer } = yield* freshDatabase
@@ -221,7 +221,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("is not read by a plain layer, whose connection string may name a password file", () =>
+  it.scopedLive("the environment is not read by a plain layer, whose connection string may name a password file", () =>
     Effect.gen(function* () {
       const place = yield* freshDatabase
       const { PGPASSWORD, ...variables } = variablesOf(place.writer)
@@ -249,7 +249,7 @@ describe("a password file", () => {
   const find = (host: string, port = 5432, database = "app", username = "me") =>
     findPassword(text, { host, port, database, username })
 
-  it("has the first line that fits, with * for any and \\ before : and \\", () => {
+  it("a password file gives the first line that matches, with * for any and \\ before : and \\", () => {
     assert.strictEqual(find("a"), "first")
     assert.strictEqual(find("a", 1), "second")
     assert.strictEqual(find("b:c", 1, "d\\e"), "with:colon\\and more:of it")
@@ -257,7 +257,7 @@ describe("a password file", () => {
     assert.strictEqual(find("z"), undefined)
   })
 
-  it("knows libpq's own folders of sockets as localhost", () => {
+  it("a password file matches libpq's own socket folders as localhost", () => {
     assert.strictEqual(find("/var/run/postgresql"), "socket")
     assert.strictEqual(find("/tmp"), "socket")
     assert.strictEqual(find("/elsewhere"), undefined)
@@ -265,7 +265,7 @@ describe("a password file", () => {
 })
 
 describe("a service file", () => {
-  it("has sections of parameters, of which another one ends the first", () => {
+  it("a service file has sections of parameters, each of which ends where the next begins", () => {
     const text = " # x\n[a]\n host=h \n\nport=1\n[b]\nhost=i\n[a]\nhost=j\n"
     assert.deepStrictEqual(parseService(text, "a"), [
       ["host", "h"],
@@ -277,7 +277,7 @@ describe("a service file", () => {
 })
 
 describe("layerConfig", () => {
-  it.scopedLive("takes plain values beside Configs, in the parts of a server, too", () =>
+  it.scopedLive("layerConfig accepts plain values beside Configs, in the parts of a server as well", () =>
     Effect.gen(function* () {
       const place = yield* freshDatabase
       const variables = variablesOf(place.writer)
@@ -288,7 +288,7 @@ describe("layerConfig", () => {
           database: place.name,
           username: Config.string("PGUSER"),
           password: Config.redacted("PGPASSWORD"),
-          // loopback has none unless it is asked for
+          // loopback has none unless it is set
           ssl: Config.boolean("TLS")
         },
         readers: [Config.redacted("READER")],
@@ -302,7 +302,7 @@ describe("layerConfig", () => {
     })
   )
 
-  it.effect("takes a URL and a certificate from Config, beside each other", () =>
+  it.effect("layerConfig accepts a URL and a certificate from Config, beside each other", () =>
     Effect.gen(function* () {
       const layer = Db.layerConfig({
         writer: { url: Config.redacted("URL"), ssl: { ca: Config.string("CA"), rejectUnauthorized: true } },
@@ -317,7 +317,7 @@ describe("layerConfig", () => {
     })
   )
 
-  it.scopedLive("takes an empty variable of readers for none", () =>
+  it.scopedLive("layerConfig takes an empty variable for readers as no readers", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const layer = Db.layerConfig({

@@ -17,7 +17,7 @@ const make = (options: Database.Options) => Either.getOrThrow(DatabaseConfig.mak
 const at = (url: string) => make({ writer: Redacted.make(url) }).writer
 
 describe("DatabaseConfig", () => {
-  it("reads URLs", () => {
+  it("DatabaseConfig reads URLs", () => {
     const { database, host, name, password, passwordFile, port, ssl, username } = at(
       "postgres://me:p%40ss@db.example.com:6543/my%2Fdb?application_name=x"
     )
@@ -30,7 +30,7 @@ describe("DatabaseConfig", () => {
     assert.strictEqual(at("postgres://me@localhost/app?host=/tmp").name, "/tmp")
   })
 
-  it("verifies TLS wherever a host is not loopback or a socket, unless the URL says otherwise in so many words", () => {
+  it("TLS is verified when a host is neither loopback nor a socket, unless the URL states otherwise", () => {
     for (const host of ["localhost", "127.0.0.1", "127.1.2.3", "[::1]", "%2Ftmp"]) {
       assert.strictEqual(at(`postgres://me@${host}/app`).ssl, false, host)
     }
@@ -43,7 +43,7 @@ describe("DatabaseConfig", () => {
     assert.deepStrictEqual(at("postgres://me@db/app?sslmode=no-verify").ssl, { rejectUnauthorized: false })
   })
 
-  it("has the defaults that examples/guides/settings.md states", () => {
+  it("the defaults are those that examples/guides/settings.md states", () => {
     const { echo, listenHeartbeat, pool, readerRetryDelay, readers, session, shutdownTimeout, startup } = make({
       writer: { host: "localhost", database: "app", username: "me" }
     })
@@ -84,7 +84,7 @@ describe("DatabaseConfig", () => {
     assert.strictEqual(echo, LogLevel.None)
   })
 
-  it("echo is a switch or a level; another word is refused", () => {
+  it("echo is a switch or a level, and another word is refused", () => {
     const writer = Redacted.make("postgres://me@localhost/app")
     const echo = (given: Database.Options["echo"]) => make({ writer, echo: given }).echo
     assert.deepStrictEqual([false, true, "Warning" as const, "None" as const].map(echo), [
@@ -93,12 +93,12 @@ describe("DatabaseConfig", () => {
       LogLevel.Warning,
       LogLevel.None
     ])
-    // what a program without types may pass
+    // values that a program without types may pass
     const refused = DatabaseConfig.make("app", { writer, echo: "warn" as "Warning" })
     assert.isTrue(Either.isLeft(refused) && refused.left.setting === "echo" && refused.left.given === '"warn"')
   })
 
-  it("takes a keepAlive that the system can keep, or none", () => {
+  it("keepAlive takes a value that the system supports, or none", () => {
     const writer = { host: "localhost", database: "app", username: "me" }
     assert.strictEqual(make({ writer, keepAlive: "2 minutes" }).session.keepAlive, 120_000)
     assert.strictEqual(make({ writer, keepAlive: false }).session.keepAlive, undefined)
@@ -108,11 +108,11 @@ describe("DatabaseConfig", () => {
     }
   })
 
-  describe("says which setting is wrong, what was given and what is expected", () => {
+  describe("messages about wrong settings", () => {
     const secret = Redacted.make("postgres://me:secret@localhost/app")
     const server = { host: "localhost", database: "app", username: "me" }
 
-    // whatever a program without types, or a cast, may hand over
+    // values that a program without types, or a cast, may pass
     const bad: ReadonlyArray<readonly [setting: string, given: string, options: Record<string, unknown>]> = [
       ...["maxConnections", "minConnections", "maxOverflow", "preparedStatements"].flatMap((setting) =>
         [-1, 1.5, Number.NaN, Number.POSITIVE_INFINITY].map(
@@ -177,8 +177,8 @@ describe("DatabaseConfig", () => {
     ]
     for (const [setting, given, options] of bad) {
       const shown = JSON.stringify(options, (_, value: unknown) => (typeof value === "number" ? String(value) : value))
-      it(`${setting}: ${given}, of ${shown}`, () => {
-        // the type would not let these through
+      it(`the setting ${setting} is refused as ${given}: ${shown}`, () => {
+        // the type would refuse these
         const made = DatabaseConfig.make("app", { writer: secret, ...options } as Database.Options)
         const error = Either.isLeft(made) ? made.left : assert.fail("it was taken")
         assert.deepStrictEqual([error.setting, error.given], [setting, given])
@@ -227,20 +227,20 @@ describe("DatabaseConfig", () => {
     await Effect.runPromise(Effect.scoped(Layer.build(layer([["STRATEGY", "single"]]))))
   })
 
-  it("gives the server limits that it takes", () => {
+  it("limits that the server accepts are sent to it", () => {
     const limits = (statementTimeout: Duration.DurationInput) =>
       make({ writer: Redacted.make("postgres://me@localhost/app"), statementTimeout }).session.statementTimeout
     assert.deepStrictEqual(
       ["7 seconds", 0, 0.2, "60 days", Duration.infinity].map((_) => limits(_ as "7 seconds")),
       [
         7000, 0,
-        // none at all would be more than was asked for
+        // no limit at all would be more than was set
         1, 2_147_483_647, 0
       ]
     )
   })
 
-  it("takes the settings of each strategy", () => {
+  it("the settings of each strategy are accepted", () => {
     const limits = (options: Partial<Database.Options>) => {
       const { maxConnections, maxOverflow, minConnections, strategy } = make({
         writer: Redacted.make("postgres://me@localhost/app"),
@@ -268,7 +268,7 @@ describe("DatabaseConfig", () => {
     })
   })
 
-  it("knows a transaction pooler by its setting, or by any URL of the database, and prepares nothing then", () => {
+  it("a transaction pooler is recognised by its setting, or by any URL of the database, and nothing is prepared then", () => {
     const plain = Redacted.make("postgres://me@localhost/app")
     const pooled = Redacted.make("postgres://me@localhost/app?sslmode=disable&pgbouncer=true")
     const session = (options: Database.Options) => {
@@ -279,7 +279,7 @@ describe("DatabaseConfig", () => {
     assert.deepStrictEqual(session({ writer: plain, mode: "transactionPooler" }), none)
     assert.deepStrictEqual(session({ writer: pooled, preparedStatements: 9 }), none)
     assert.deepStrictEqual(session({ writer: plain, readers: [plain, pooled] }), none)
-    // the setting has the last word
+    // the setting has precedence
     assert.deepStrictEqual(session({ writer: pooled, mode: "session" }), ["session", 256])
     assert.deepStrictEqual(session({ writer: Redacted.make("postgres://me@localhost/app?pgbouncer=false") }), [
       "session",

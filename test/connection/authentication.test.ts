@@ -2,7 +2,6 @@
  * The requests of a server at login, to a client that does not trust the network.
  */
 import * as fs from "node:fs"
-import * as net from "node:net"
 import * as os from "node:os"
 import * as path from "node:path"
 import { assert, it } from "@effect/vitest"
@@ -14,10 +13,14 @@ import { describe } from "vitest"
 import { Db, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
+import { listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
 
-/** An address of this machine that others reach, too; where it has none its name, which might lead anywhere. */
+/**
+ * An address of this machine that other machines reach, too; otherwise its name, which might
+ * resolve to anything.
+ */
 const remote =
   Object.values(os.networkInterfaces())
     .flat()
@@ -33,27 +36,22 @@ const refusal = (writer: string) =>
     return error.message
   })
 
-/** A server that answers each message of a client with the next of these, and remembers the messages. */
+/**
+ * Starts a server that answers each message of a client with the next of these, and records the
+ * messages.
+ */
 const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
   Effect.gen(function* () {
     const received: Array<Buffer> = []
-    const server = yield* Effect.acquireRelease(
-      Effect.async<net.Server>((resume) => {
-        const server = net.createServer((socket) => {
-          const left = [...answers]
-          socket.on("error", () => {})
-          socket.on("data", (chunk) => {
-            received.push(chunk)
-            const answer = left.shift()
-            if (answer === undefined) socket.destroy()
-            else socket.write(answer)
-          })
-        })
-        server.listen(0, host, () => resume(Effect.succeed(server)))
-      }),
-      (server) => Effect.sync(() => server.close())
-    )
-    const { port } = server.address() as net.AddressInfo
+    const port = yield* listenOnPort((socket) => {
+      const left = [...answers]
+      socket.on("data", (chunk) => {
+        received.push(chunk)
+        const answer = left.shift()
+        if (answer === undefined) socket.destroy()
+        else socket.write(answer)
+      })
+    }, host)
     return {
       url: (parameters: string) => `postgres://me:${secret}@${host}:${port}/app?${parameters}`,
       /** The bytes after the first message, which has no password. */
@@ -61,7 +59,7 @@ const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
     }
   })
 
-/** Request for authentication number so and so, with what belongs to it. */
+/** Returns a request for authentication with a number and its data. */
 const request = (kind: number, ...more: ReadonlyArray<number>) =>
   Buffer.from([0x52, 0, 0, 0, 8 + more.length, 0, 0, 0, kind, ...more])
 
@@ -69,7 +67,7 @@ const mechanisms = Buffer.from("SCRAM-SHA-256\0\0")
 const ready = Buffer.from([0x5a, 0, 0, 0, 5, 0x49])
 
 describe("a server that asks for a password", () => {
-  it.scopedLive("in the clear or by md5 gets none over a plain connection to a remote host", () =>
+  it.scopedLive("a remote server that asks for a clear or md5 password gets none over a plain connection", () =>
     Effect.gen(function* () {
       for (const [method, ask] of [
         ["password", request(3)],
@@ -85,7 +83,7 @@ describe("a server that asks for a password", () => {
     })
   )
 
-  it.scopedLive("in the clear gets it over loopback", () =>
+  it.scopedLive("a server on loopback that asks for the password in the clear gets it", () =>
     Effect.gen(function* () {
       const { received, url } = yield* pretend("127.0.0.1", request(3))
       yield* Effect.flip(attempt(url("")))
@@ -93,14 +91,14 @@ describe("a server that asks for a password", () => {
     })
   )
 
-  it.scopedLive("and ends SCRAM without a proof of its own is refused", () =>
+  it.scopedLive("a server that ends SCRAM without a proof of its own is refused", () =>
     Effect.gen(function* () {
       const { url } = yield* pretend("127.0.0.1", request(10, ...mechanisms), Buffer.concat([request(0), ready]))
       assert.include(yield* refusal(url("")), "it ended SCRAM without a proof that it knows the password")
     })
   )
 
-  it.scopedLive("by another way than require_auth allows gets nothing", () =>
+  it.scopedLive("a server that authenticates by a method outside require_auth gets nothing", () =>
     Effect.gen(function* () {
       for (const [asks, answers, parameters] of [
         ["md5", [request(5, 1, 2, 3, 4)], "require_auth=scram-sha-256"],
@@ -116,8 +114,8 @@ describe("a server that asks for a password", () => {
   )
 })
 
-describe("a real server", () => {
-  it.scopedLive("by md5 is logged in to over loopback, and refused from a remote host", () =>
+describe("a real server with md5", () => {
+  it.scopedLive("a server with md5 is logged in to over loopback, and refused from a remote host", () =>
     Effect.gen(function* () {
       const postgres = yield* EmbeddedPostgres.make({ directory, settings: { listen_addresses: "*" } })
       const { port } = postgres.primary

@@ -1,6 +1,4 @@
-/**
- * How the server is told to stop a statement that nobody waits for any more.
- */
+/** The cancel of a statement that no fiber waits for any more. */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -24,7 +22,7 @@ const long = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1 FROM pg_sleep(60) A
 const open = (options: Database.Options) =>
   Effect.map(Layer.build(Db.layer({ startup: "lazy", ...options })), (context) => Context.pick(Db)(context))
 
-/** Waits until the server runs so many of the long statements, and says how many it does. */
+/** Waits until the server runs so many of the long statements, and returns their number. */
 const running = (url: Redacted.Redacted<string>, count: number) => {
   const look = Effect.map(
     query<{ n: number }>(
@@ -37,7 +35,7 @@ const running = (url: Redacted.Redacted<string>, count: number) => {
   return Effect.zipRight(Effect.repeat(look, { schedule: soon, until: (n) => n === count }), look)
 }
 
-/** What goes through a proxy on its last connection: the kinds of messages. */
+/** Records the kinds of messages that pass through a proxy on its last connection. */
 const record = () => {
   const messages: Array<Message> = []
   const note = (message: Message) => {
@@ -48,7 +46,7 @@ const record = () => {
 }
 
 describe("a cancel", () => {
-  it.scopedLive("goes by TLS where the session does, and not at all where the server does not take TLS any more", () =>
+  it.scopedLive("a cancel uses TLS if the session does, and is not sent if the server no longer takes TLS", () =>
     Effect.gen(function* () {
       const server = yield* makeTlsServer
       const proxy = yield* makeProxy(server.url)
@@ -94,7 +92,7 @@ describe("a cancel", () => {
         yield* Fiber.interrupt(second)
         yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
         assert.strictEqual(proxy.connections, 0)
-        // asked for TLS, and told no, twice
+        // TLS was requested and refused, twice
         assert.strictEqual(proxy.accepted, accepted + 2)
         assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
         assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
@@ -102,7 +100,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("sends the client's certificate where the server demands one", () =>
+  it.scopedLive("a cancel sends the client's certificate if the server demands one", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const client = makeIdentity("client", "open sesame")
@@ -130,7 +128,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("goes by the Unix socket where the session does", () =>
+  it.scopedLive("a cancel uses the Unix socket if the session does", () =>
     Effect.gen(function* () {
       const { password, port, sockets, url, username } = yield* makeTlsServer
       const context = yield* open({ writer: { host: sockets, port, database: "postgres", username, password } })
@@ -143,7 +141,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("is heard by a server that has no connection left to give, and a hundred of them at once", () =>
+  it.scopedLive("a cancel reaches a server that has no connection left, and so do a hundred of them at once", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory, settings: { max_connections: 101 } })
       const url = primary.url()
@@ -151,7 +149,7 @@ describe("a cancel", () => {
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         const fibers = yield* Effect.forEach(Array.from({ length: 100 }), () => Effect.fork(long))
-        // asked by way of the last connection
+        // queried through the last connection
         const count = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity WHERE query LIKE '%AS long'`
         yield* Effect.repeat(count, { schedule: soon, until: ([row]) => row?.n === 100 })
         const refused = yield* Effect.flip(Effect.sandbox(query(url, "SELECT 1")))
@@ -170,7 +168,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("that is lost, or overtakes its statement, is sent once more", () =>
+  it.scopedLive("a cancel that is lost, or overtakes its statement, is sent once more", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -184,7 +182,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("is sent for a statement that is under way when the scope of its reserved connection ends", () =>
+  it.scopedLive("a cancel is sent for a statement that runs when the scope of its reserved connection ends", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const context = yield* open({ writer })
@@ -208,7 +206,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("that nobody takes keeps no process alive", () =>
+  it.scopedLive("a cancel that no server accepts keeps no process alive", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -221,7 +219,7 @@ describe("a cancel", () => {
       const { code, lines, stderr } = yield* program.ended
       assert.strictEqual(code, 0, stderr)
       assert.deepStrictEqual(lines, ["ready", "interrupted"])
-      // its own connection, and those of the cancel and of another, that were never heard
+      // its own connection, and those of the cancel and of another, that the server never accepted
       assert.strictEqual(proxy.accepted, 3)
     })
   )

@@ -1,5 +1,4 @@
 import * as fs from "node:fs"
-import * as net from "node:net"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
@@ -11,6 +10,7 @@ import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
+import { listenOnPort } from "../support/tcp.js"
 
 const prepared = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(
@@ -23,7 +23,7 @@ const prepared = Effect.flatMap(Db.writer, (sql) =>
 )
 
 describe("Connection", () => {
-  it.scopedLive("statements are prepared once, bounded, the one used longest ago is closed on the server", () =>
+  it.scopedLive("statements are prepared once, and the least recently used beyond the bound is closed", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       for (const n of [1, 2, 3]) {
@@ -36,7 +36,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, preparedStatements: 2 })))
   )
 
-  it.scopedLive("with preparedStatements 0 none is kept", () =>
+  it.scopedLive("no statement is kept when preparedStatements is 0", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       assert.deepStrictEqual(yield* sql`SELECT ${1}::int AS a`, [{ a: 1 }])
@@ -44,30 +44,28 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, preparedStatements: 0 })))
   )
 
-  it.scopedLive(
-    "a plan that went stale is prepared again without a failure, also after one's own change inside of a transaction",
-    () =>
-      Effect.gen(function* () {
-        const { writer } = yield* Place
-        const sql = yield* Db.writer
-        yield* insert("a")
-        const all = sql`SELECT * FROM item`
-        assert.deepStrictEqual(Object.keys((yield* all)[0] ?? {}), ["id", "name", "amount"])
-        yield* query(writer, "ALTER TABLE item ADD COLUMN extra text")
-        assert.deepStrictEqual(Object.keys((yield* all)[0] ?? {}), ["id", "name", "amount", "extra"])
-        yield* Db.withTransaction(
-          Effect.gen(function* () {
-            yield* all
-            yield* sql`ALTER TABLE item DROP COLUMN extra`
-            assert.deepStrictEqual(Object.keys((yield* all)[0] ?? {}), ["id", "name", "amount"])
-          })
-        )
-        yield* sql`DEALLOCATE ALL`
-        assert.strictEqual((yield* all).length, 1)
-      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+  it.scopedLive("a stale plan is prepared again without a failure, also after a change of the same transaction", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const sql = yield* Db.writer
+      yield* insert("a")
+      const all = sql`SELECT * FROM item`
+      assert.deepStrictEqual(Object.keys((yield* all)[0] ?? {}), ["id", "name", "amount"])
+      yield* query(writer, "ALTER TABLE item ADD COLUMN extra text")
+      assert.deepStrictEqual(Object.keys((yield* all)[0] ?? {}), ["id", "name", "amount", "extra"])
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* all
+          yield* sql`ALTER TABLE item DROP COLUMN extra`
+          assert.deepStrictEqual(Object.keys((yield* all)[0] ?? {}), ["id", "name", "amount"])
+        })
+      )
+      yield* sql`DEALLOCATE ALL`
+      assert.strictEqual((yield* all).length, 1)
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("rows come as objects, arrays, raw results and one list for each of several commands", () =>
+  it.scopedLive("rows are returned as objects, arrays, raw results and one list for each of several commands", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       assert.deepStrictEqual(yield* sql`SELECT 1 AS a, NULL AS b, ARRAY[1, 2] AS c, '{"x":1}'::jsonb AS d, true AS e`, [
@@ -96,7 +94,7 @@ describe("Connection", () => {
   )
 
   it.scopedLive(
-    "several commands in one text: all or nothing outside of a transaction, part of it inside, refused on a reader",
+    "several commands in one text are atomic outside of a transaction, part of it inside, and refused on a reader",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -131,7 +129,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("what cannot be sent is a failure, and the connection is as good as before", () =>
+  it.scopedLive("a statement that cannot be sent fails, and its connection stays good", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const circular: { self?: unknown } = {}
@@ -158,7 +156,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("violations carry what the server says about them", () =>
+  it.scopedLive("constraint violations carry the server's details", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`CREATE TABLE strict (n int NOT NULL CHECK (n > 0), item int REFERENCES item, EXCLUDE (n WITH =))`
@@ -180,7 +178,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("names are transformed both ways where asked for", () =>
+  it.scopedLive("names are transformed both ways when that is set", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`CREATE TABLE camel (first_name text)`
@@ -200,7 +198,7 @@ describe("Connection", () => {
     )
   )
 
-  it.scopedLive("a fault in the user's transformation is the statement's defect, and harms nothing else", () =>
+  it.scopedLive("an error in the user's transformation is the statement's defect, and harms nothing else", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const exit = yield* Effect.exit(sql`SELECT 1 AS bad`)
@@ -222,7 +220,7 @@ describe("Connection", () => {
     )
   )
 
-  it.scopedLive("a reserved connection is of no use after its scope", () =>
+  it.scopedLive("a reserved connection is unusable after its scope", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const connection = yield* Effect.scoped(sql.reserve)
@@ -239,7 +237,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("what looks like a stale plan but has run is not run again", () =>
+  it.scopedLive("a statement that fails like a stale plan but has run is not run again", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`CREATE PROCEDURE twice() LANGUAGE plpgsql AS
@@ -263,7 +261,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("arrays are arrays, whatever the protocol", () =>
+  it.scopedLive("arrays are parsed as arrays in either protocol", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       assert.deepStrictEqual(yield* sql`SELECT 1, 'a;b'`.values, [[1, "a;b"]])
@@ -271,7 +269,7 @@ describe("Connection", () => {
   )
 
   it.scopedLive(
-    "code on the server cannot make a reader of the primary a writer, and its reads are prepared again when they must be",
+    "code on the server cannot make a reader of the primary a writer, and its reads are prepared again when necessary",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
@@ -292,11 +290,14 @@ describe("Connection", () => {
   )
 
   it.scopedLive.skipIf(process.platform !== "linux")(
-    "TCP asks after 30 s of silence whether the other side is still there, or after keepAlive, or never",
+    "TCP keepalive probes start after 30 s of silence, after keepAlive, or never",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
-        /** In how many seconds the kernel will ask, on the connection of a database with these settings; 0 if it will not. */
+        /**
+         * Returns the seconds after which the kernel probes the connection of a database with these
+         * settings; 0 if it does not.
+         */
         const seconds = (options: Partial<Database.Options>) =>
           Effect.gen(function* () {
             const sql = yield* Db.writer
@@ -310,7 +311,7 @@ describe("Connection", () => {
                 .map((line) => line.trim().split(/\s+/))
                 .find((words) => words[1]?.endsWith(hex(ports?.client)) && words[2]?.endsWith(hex(ports?.server)))
             )
-            // until what was sent is acknowledged, the timer is that of another kind
+            // until all sent data is acknowledged, the timer is that of another kind
             yield* Effect.repeat(entry, { schedule: soon, until: (words) => /^0[02]:/.test(words?.[5] ?? "") })
             const [kind, ticks] = (yield* entry)?.[5]?.split(":") ?? []
             return kind === "02" ? Math.ceil(Number.parseInt(ticks ?? "", 16) / 100) : 0
@@ -323,30 +324,18 @@ describe("Connection", () => {
       })
   )
 
-  it.scopedLive("a server whose words cannot be read is ConnectFailed, and no crash", () =>
+  it.scopedLive("a server whose messages cannot be read is ConnectFailed, and the process does not crash", () =>
     Effect.gen(function* () {
-      /** A server that answers the first message with these bytes. */
-      const server = (answer: Buffer) =>
-        Effect.acquireRelease(
-          Effect.async<net.Server>((resume) => {
-            const listener = net.createServer((socket) => {
-              socket.on("error", () => {})
-              socket.once("data", () => socket.write(answer))
-            })
-            listener.listen(0, "127.0.0.1", () => resume(Effect.succeed(listener)))
-          }),
-          (listener) => Effect.sync(() => listener.close())
-        )
+      /** Returns the failure of a connect to a server that answers the first message with these bytes. */
       const failure = (answer: Buffer, ssl = false) =>
         Effect.gen(function* () {
-          const listener = yield* server(answer)
-          const { port } = listener.address() as net.AddressInfo // of a TCP server it is never a string
+          const port = yield* listenOnPort((socket) => void socket.once("data", () => socket.write(answer)))
           const writer = { host: "127.0.0.1", port, database: "app", username: "me", ssl }
           const error = yield* Effect.flip(Layer.build(Db.layer({ writer, connectTimeout: "300 millis" })))
           if (answer.includes("HTTP")) assert.include(error.message, "it is no PostgreSQL server")
           return error._tag === "ConnectFailed" ? error.reason : error._tag
         })
-      // it wants a login by GSSAPI, which the driver does not know
+      // the server demands a login by GSSAPI, which the driver does not support
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 7])), "authentication")
       // a message of a kind that has a text, without one
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "protocol")
@@ -356,7 +345,7 @@ describe("Connection", () => {
     })
   )
 
-  it.scopedLive("limits: infinity is none, a fraction is not, and what is too long for the server is its longest", () =>
+  it.scopedLive("an infinite limit is none, a fraction is rounded up, and too long a one is the server's maximum", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const [row] = yield* sql`

@@ -1,5 +1,6 @@
 /**
- * Users and passwords that change while a database is open: asked for anew for each physical connection, from a provider or a file.
+ * Users and passwords that change while a database is open: they are requested for each physical
+ * connection, from a provider or a file.
  */
 import { execFileSync } from "node:child_process"
 import { Console } from "node:console"
@@ -39,7 +40,7 @@ import { makeProxy } from "../support/proxy.js"
 import { anonymous, freshRole, Provider, type Role } from "../support/roles.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
 
-/** A database, two roles, and a provider that gives the first of them. */
+/** A database, two roles, and a provider that returns the first of them. */
 const given = Effect.gen(function* () {
   const { name, writer } = yield* freshDatabase
   const a = yield* freshRole(writer)
@@ -47,7 +48,7 @@ const given = Effect.gen(function* () {
   return { name, admin: writer, writer: anonymous(writer), a, b, provider: new Provider(a) }
 })
 
-/** Opens the database and hears of what happens there from its first connection on. */
+/** Opens the database and records its observations from its first connection on. */
 const open = (options: Database.Options) =>
   Effect.gen(function* () {
     const context = yield* Layer.build(Db.layer({ startup: "lazy", ...options }))
@@ -65,7 +66,7 @@ const open = (options: Database.Options) =>
         const { active, connecting, idle, total, waiting } = servers[0]?.writes ?? assert.fail("no writer")
         return { active, connecting, idle, total, waiting }
       }),
-      /** Waits until something has happened so many times. */
+      /** Waits until an event was observed so many times. */
       heard: (tag: Observation.Observation["_tag"], times = 1) =>
         Effect.repeat(
           Effect.sync(() => facts.filter((fact) => fact._tag === tag).length),
@@ -83,7 +84,10 @@ const session = (sql: PgClient) =>
     ([row]) => row ?? assert.fail("no row")
   )
 
-/** A transaction that holds its connection until it is told to let go; gives its session at its beginning and its end. */
+/**
+ * Runs a transaction that holds its connection until it is released; returns its session at its
+ * beginning and its end.
+ */
 const holder = (sql: PgClient) =>
   Effect.gen(function* () {
     const held = yield* Deferred.make<void>()
@@ -106,7 +110,9 @@ const holder = (sql: PgClient) =>
 const fill = (sql: PgClient, count: number) =>
   Effect.flatMap(Effect.all(Array.from({ length: count }, () => holder(sql))), Effect.all)
 
-/** The users of the sessions that a server has for a database, its own and ours apart. */
+/**
+ * Returns the users of the sessions that a server has for a database, without its own and this one.
+ */
 const users = (admin: Redacted.Redacted<string>, name: string) =>
   Effect.map(
     query<{ user: string }>(
@@ -117,7 +123,7 @@ const users = (admin: Redacted.Redacted<string>, name: string) =>
     (rows) => rows.map(({ user }) => user)
   )
 
-/** The one typed failure of an effect. */
+/** Returns the one typed failure of an effect. */
 const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
     if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && DatabaseError.isDatabaseError(exit.cause.error)) {
@@ -137,7 +143,7 @@ class Refused extends Error {
 
 const refused = new Refused("the vault is sealed")
 
-/** The ways in which a provider gives nothing, and what is the cause of the failure then. */
+/** The ways in which a provider fails, and the cause of the failure then. */
 const faults: ReadonlyArray<readonly [string, Effect.Effect<DatabaseConfig.Credentials, unknown>, unknown]> = [
   ["fails", Effect.fail(refused), refused],
   ["fails after a while", Effect.zipRight(Effect.yieldNow(), Effect.fail(refused)), refused],
@@ -152,13 +158,13 @@ const faults: ReadonlyArray<readonly [string, Effect.Effect<DatabaseConfig.Crede
   ["is interrupted", Effect.interrupt, undefined],
   ["hangs", Effect.never, undefined],
   ["hangs and cannot be interrupted", Effect.uninterruptible(Effect.never), undefined],
-  // what a program gives may be another thing than its types say
+  // the value that a program passes may differ from its type
   ["gives nothing", Effect.succeed(undefined as never), undefined],
   ["gives a password that is not redacted", Effect.succeed({ username: "me", password: "s3cr3t" as never }), undefined]
 ]
 
-describe("credentials", () => {
-  it.scopedLive("are asked for once for each new connection, user and password together", () =>
+describe("credentials from a provider", () => {
+  it.scopedLive("credentials are requested once for each new connection, user and password together", () =>
     Effect.gen(function* () {
       const { a, b, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
@@ -182,7 +188,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("alternate users, time and again: none in use is cut, and in the end all are of the new one", () =>
+  it.scopedLive("credentials may alternate: no used connection is cut, and in the end all use the new ones", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
       const { facts, figures, heard, sql } = yield* open({
@@ -199,7 +205,7 @@ describe("credentials", () => {
         const busy = yield* holder(sql)
         yield* role.rotate
         provider.use(role)
-        // a rotation is noticed with the next connection
+        // a rotation is detected with the next connection
         yield* fill(sql, (yield* figures).total)
         yield* heard("CredentialsRotated", i + 1)
         yield* Effect.repeat(users(admin, name), {
@@ -223,13 +229,13 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("one that was in use at the rotation and then idles for ever is replaced too", () =>
+  it.scopedLive("a connection that was in use at the rotation and then stays idle is replaced as well", () =>
     Effect.gen(function* () {
       const { admin, b, name, provider, writer } = yield* given
       const { sql } = yield* open({
         writer,
         credentials: provider.credentials,
-        // so that nobody would look at idle ones before the test is over
+        // so that no idle connection is examined before the test is over
         maxLifetime: "2 minutes",
         idleTimeout: Duration.infinity
       })
@@ -241,7 +247,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("retired ones end one by one, over a stretch of time", () =>
+  it.scopedLive("connections with retired credentials end one by one, over a stretch of time", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { pool, session, writer: server } = Either.getOrThrow(DatabaseConfig.make("app", { writer }))
@@ -282,7 +288,7 @@ describe("credentials", () => {
         assert.strictEqual(old.filter((connection) => stock.retirementReason(connection, end) !== undefined).length, i)
       }
       assert.deepStrictEqual([current.retireAt, current.retireAs], [aged, "aged"])
-      // a further rotation gives nobody more time
+      // a further rotation extends no deadline
       stock.retireOldCredentials(3)
       assert.deepStrictEqual(
         old.map((connection) => connection.retireAt).sort((x, y) => x - y),
@@ -292,7 +298,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("a connect that is in flight during a rotation does not join with the old ones", () =>
+  it.scopedLive("a connect that is under way during a rotation does not join with the old credentials", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider } = yield* given
       const proxy = yield* makeProxy(admin)
@@ -304,7 +310,7 @@ describe("credentials", () => {
       const waiting = yield* Effect.fork(session(sql))
       yield* loggedIn
       provider.use(b)
-      // the next is asked for by somebody else, and serves him who waits first
+      // the next credentials are requested by another caller, and serve the first waiter
       const second = yield* Effect.fork(session(sql))
       yield* heard("Connected")
       assert.strictEqual((yield* Fiber.join(waiting)).user, b.name)
@@ -321,7 +327,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("an answer that is overtaken by that to a later question is of the past, and not even tried", () =>
+  it.scopedLive("credentials that arrive after those of a later request are outdated, and are not even tried", () =>
     Effect.gen(function* () {
       const { a, b, writer } = yield* given
       const questions: Array<Deferred.Deferred<Role>> = []
@@ -351,7 +357,7 @@ describe("credentials", () => {
       )
       assert.isEmpty(facts.filter((fact) => fact._tag === "CredentialsRotated" || fact._tag === "Closed"))
 
-      // what was confirmed by a later answer is not undone by an earlier one either
+      // an earlier answer does not undo the credentials that a later one confirmed either
       const busy = yield* Effect.fork(
         Effect.all([holder(sql), holder(sql), holder(sql), holder(sql)], { concurrency: 4 })
       )
@@ -367,7 +373,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("of the same version are the same: connections made with the others remain", () =>
+  it.scopedLive("credentials with the same version are the same: connections made with the others remain", () =>
     Effect.gen(function* () {
       const { a, b, provider, writer } = yield* given
       const { facts, sql } = yield* open({
@@ -389,7 +395,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("that the server refuses are asked for once more, and the caller does not notice", () =>
+  it.scopedLive("credentials that the server refuses are requested once more, and the caller does not notice", () =>
     Effect.gen(function* () {
       const { a, admin, b, provider, writer } = yield* given
       const { facts, sql } = yield* open({ writer, credentials: provider.credentials })
@@ -413,7 +419,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("that are refused twice are a ConnectFailed, and not asked for a third time", () =>
+  it.scopedLive("credentials that are refused twice are a ConnectFailed, and are not requested a third time", () =>
     Effect.gen(function* () {
       const { a, provider, writer } = yield* given
       const { figures, sql } = yield* open({ writer, credentials: provider.credentials })
@@ -427,7 +433,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("that are fixed are tried once", () =>
+  it.scopedLive("fixed credentials are tried once", () =>
     Effect.gen(function* () {
       const { a, admin } = yield* given
       const proxy = yield* makeProxy(admin)
@@ -447,7 +453,7 @@ describe("credentials", () => {
   )
 
   for (const [fault, answer, cause] of faults) {
-    it.scopedLive(`a provider that ${fault} is put up with while live connections serve`, () =>
+    it.scopedLive(`a provider that ${fault} is tolerated while live connections serve`, () =>
       Effect.gen(function* () {
         const { provider, writer } = yield* given
         const { figures, heard, sql } = yield* open({
@@ -485,7 +491,7 @@ describe("credentials", () => {
         assert.notInclude(error.message, refused.message)
         provider.use(a)
         assert.notStrictEqual((yield* session(sql)).pid, pid)
-        // another attempt may have been under way, for one that hangs is not waited for
+        // another attempt may have been under way, because a hanging one is not waited for
         yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
         assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
 
@@ -500,12 +506,12 @@ describe("credentials", () => {
     )
   }
 
-  it.scopedLive("what a provider says of its failure is shown by nothing that renders errors, and logged nowhere", () =>
+  it.scopedLive("the message of a provider's failure appears in no rendering of errors and in no log", () =>
     Effect.gen(function* () {
       const { provider, writer } = yield* given
       const secret = "hunter2hunter2"
       const said: Array<string> = []
-      // as a program prints what it gets: all of what there is
+      // as a program prints it: all fields that there are
       const printed = (...all: ReadonlyArray<unknown>) => {
         new Console(new Writable({ write: (chunk, _, done) => done(void said.push(String(chunk))) })).log(...all)
         for (const one of all)
@@ -529,7 +535,7 @@ describe("credentials", () => {
           printed(Cause.pretty(cause, { renderErrorCause: true }), cause, error, error.cause)
           assert.isTrue(error.cause instanceof Error && Redacted.isRedacted(error.cause.cause))
         }
-        // what the provider's fiber has left behind
+        // the remains of the provider's fiber
         yield* Effect.yieldNow()
       })
       yield* work.pipe(
@@ -544,7 +550,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("a caller who gives up, or a layer that is released, stops a provider that hangs", () =>
+  it.scopedLive("a caller that gives up, or a layer that is released, interrupts a provider that hangs", () =>
     Effect.gen(function* () {
       const { provider, writer } = yield* given
       const stopped = yield* Deferred.make<void>()
@@ -673,7 +679,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("the listening connection asks for them as well", () =>
+  it.scopedLive("the listening connection requests credentials as well", () =>
     Effect.gen(function* () {
       const { admin, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
@@ -685,7 +691,7 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive("a provider that fails at once, the first time, does not leave listeners deaf", () =>
+  it.scopedLive("a provider that fails at once, the first time, does not stop the listeners", () =>
     Effect.gen(function* () {
       const { a, admin, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
@@ -701,36 +707,34 @@ describe("credentials", () => {
     })
   )
 
-  it.scopedLive(
-    "a statement of a session that was made with them is cancelled on the server when it is interrupted",
-    () =>
-      Effect.gen(function* () {
-        const { a, admin, b, name, provider, writer } = yield* given
-        const { sql } = yield* open({ writer, credentials: provider.credentials })
-        const sleeping = query(
-          admin,
-          "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE '%pg_sleep(60)%'",
-          [name]
-        )
-        const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
-        // those of now are others
-        provider.use(b)
-        yield* Fiber.interrupt(fiber)
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
-        // its connection is kept, until a login is asked for anew
-        assert.strictEqual((yield* session(sql)).user, a.name)
-      })
+  it.scopedLive("an interrupted statement of a session with provided credentials is cancelled on the server", () =>
+    Effect.gen(function* () {
+      const { a, admin, b, name, provider, writer } = yield* given
+      const { sql } = yield* open({ writer, credentials: provider.credentials })
+      const sleeping = query(
+        admin,
+        "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE '%pg_sleep(60)%'",
+        [name]
+      )
+      const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
+      // the current credentials are others
+      provider.use(b)
+      yield* Fiber.interrupt(fiber)
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
+      // its connection is kept until new credentials are requested
+      assert.strictEqual((yield* session(sql)).user, a.name)
+    })
   )
 
-  it("beside a password file are too much", () => {
+  it("credentials beside a password file are refused", () => {
     const options = { writer: Redacted.make("postgres://localhost/app"), credentials: Effect.never, passwordFile: "/x" }
     const error = Either.getOrElse(Either.flip(DatabaseConfig.make("app", options)), () => assert.fail("accepted"))
     assert.strictEqual(error.setting, "passwordFile")
   })
 })
 
-describe("password file", () => {
+describe("the password file of a connection", () => {
   /** A folder of its own, and a database with a role whose password is in a file there. */
   const givenFile = Effect.gen(function* () {
     const { admin, a, b, name } = yield* given
@@ -747,7 +751,7 @@ describe("password file", () => {
     return { a, admin, b, folder, inFolder, name, passwordOf, server, url: Redacted.make(url.href) }
   })
 
-  it.scopedLive("of a server, or of all that have no password, is read again for each new connection", () =>
+  it.scopedLive("a password file, for one server or for all without a password, is read for each connection", () =>
     Effect.gen(function* () {
       const { a, inFolder, name, passwordOf, server, url } = yield* givenFile
       const file = inFolder("password")
@@ -775,7 +779,7 @@ describe("password file", () => {
     })
   )
 
-  it.scopedLive("may be replaced by another that is moved into its place, as Kubernetes does it with links", () =>
+  it.scopedLive("a password file may be replaced by a move into its place, as Kubernetes does with links", () =>
     Effect.gen(function* () {
       const { a, folder, inFolder, name, passwordOf, server } = yield* givenFile
       const publish = (version: string) => {
@@ -796,7 +800,7 @@ describe("password file", () => {
     })
   )
 
-  it.scopedLive("that is missing, empty, too long or no file: ConnectFailed, which names it and why", () =>
+  it.scopedLive("a password file that is missing, empty, too long or no file is ConnectFailed with the reason", () =>
     Effect.gen(function* () {
       const { a, inFolder, passwordOf, server } = yield* givenFile
       fs.writeFileSync(inFolder("empty"), "")
@@ -804,7 +808,7 @@ describe("password file", () => {
       fs.writeFileSync(inFolder("long"), "x".repeat(100_000))
       fs.mkdirSync(inFolder("folder"))
       fs.symlinkSync("loop", inFolder("loop"))
-      // nobody writes to it
+      // without a writer
       execFileSync("mkfifo", [inFolder("pipe")])
       const cases = [
         ["missing", "ENOENT"],
@@ -823,7 +827,7 @@ describe("password file", () => {
         assert.strictEqual(error.reason, "credentials")
         assert.include(error.message, `the password file ${passwordFile} cannot be used: ${why}`)
         if (file.includes("/")) continue
-        // and is tried again
+        // with a retry
         fs.rmSync(passwordFile, { recursive: true, force: true })
         fs.writeFileSync(passwordFile, passwordOf(a))
         assert.strictEqual((yield* session(sql)).user, a.name)
@@ -831,7 +835,7 @@ describe("password file", () => {
     })
   )
 
-  it.scopedLive("that is a pipe to which nobody writes holds up nothing else in the process", () =>
+  it.scopedLive("a password file that is a pipe without a writer blocks nothing else in the process", () =>
     Effect.gen(function* () {
       const { inFolder, server } = yield* givenFile
       execFileSync("mkfifo", [inFolder("pipe")])
@@ -849,7 +853,7 @@ describe("password file", () => {
 })
 
 describe("secrets", () => {
-  it.scopedLive("no password is in any error, log, fact, status, setting or service", () =>
+  it.scopedLive("no password is in any error, log, observation, status, setting or service", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
       const folder = yield* Effect.acquireRelease(
@@ -898,7 +902,7 @@ describe("secrets", () => {
       ]
       for (const options of cases) {
         const config = DatabaseConfig.make("app", options)
-        // a provider that fails may do better the next time, so it is waited for
+        // a provider that fails may succeed the next time, so it is waited for
         const impatient = { ...options, acquireTimeout: "2 seconds" } as const
         say(options, config, Either.isRight(config) ? config.right : config.left)
         if (Either.isLeft(config)) continue

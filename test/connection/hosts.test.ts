@@ -1,9 +1,6 @@
-/**
- * Servers with several hosts, and sessions as the connection string wants them.
- */
+/** Servers with several hosts, and sessions with the options of their connection string. */
 import { execFile, execFileSync } from "node:child_process"
 import * as fs from "node:fs"
-import * as net from "node:net"
 import * as os from "node:os"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
@@ -16,6 +13,7 @@ import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { Db } from "../support/databases.js"
 import { freshDatabase } from "../support/server.js"
+import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const partsOf = (url: Redacted.Redacted<string>) => {
   const { host, password, pathname, username } = new URL(Redacted.value(url))
@@ -34,33 +32,24 @@ const servers = Effect.map(freshDatabase, ({ reader, writer }) => {
   }
 })
 
-/** A port that nothing listens on. */
-const closed = Effect.async<string>((resume) => {
-  const server = net.createServer().listen(0, "127.0.0.1", () => {
-    const { port } = server.address() as net.AddressInfo
-    server.close(() => resume(Effect.succeed(`127.0.0.1:${port}`)))
-  })
-})
+const endpoint = (port: number) => `127.0.0.1:${port}`
 
-/** A port that accepts and never answers. */
-const silent = Effect.acquireRelease(
-  Effect.async<net.Server>((resume) => {
-    const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-  }),
-  (server) => Effect.sync(() => server.close())
-).pipe(Effect.map((server) => `127.0.0.1:${(server.address() as net.AddressInfo).port}`))
+/** An endpoint on which nothing listens. */
+const closed = Effect.map(closedPort, endpoint)
 
-/** A port on which something else than PostgreSQL answers. */
-const other = Effect.acquireRelease(
-  Effect.async<net.Server>((resume) => {
-    const server = net.createServer((socket) => {
-      socket.on("error", () => {})
-      socket.once("data", () => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n"))
-    })
-    server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-  }),
-  (server) => Effect.sync(() => server.close())
-).pipe(Effect.map((server) => `127.0.0.1:${(server.address() as net.AddressInfo).port}`))
+/** An endpoint that accepts and never answers. */
+const silent = Effect.map(
+  Effect.suspend(() => listenOnPort()),
+  endpoint
+)
+
+/** An endpoint on which a server of HTTP answers. */
+const other = Effect.map(
+  Effect.suspend(() =>
+    listenOnPort((socket) => void socket.once("data", () => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n")))
+  ),
+  endpoint
+)
 
 const question = "SELECT host(inet_server_addr()) || ':' || inet_server_port() AS host, pg_is_in_recovery() AS standby"
 
@@ -78,14 +67,14 @@ const ask = (client: "writer" | "reader", options: Database.Options) =>
 const failure = (options: Database.Options) => Effect.flip(Effect.scoped(Layer.build(Db.layer(options))))
 
 describe("a server with several hosts", () => {
-  it.scopedLive("is reached at the next host if the first refuses connections", () =>
+  it.scopedLive("a server is reached at the next host if the first refuses connections", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       assert.strictEqual((yield* ask("writer", { writer: at([yield* closed, primary]) }))?.host, primary)
     })
   )
 
-  it.scopedLive("is reached at the next host if the first accepts and is silent, within connectTimeout", () =>
+  it.scopedLive("a server is reached at the next host if the first accepts and is silent, within connectTimeout", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const writer = at([yield* silent, primary])
@@ -94,7 +83,7 @@ describe("a server with several hosts", () => {
   )
 
   for (const client of ["writer", "reader"] as const) {
-    it.scopedLive(`gives a silent host connect_timeout and not the time that others have left, as a ${client}`, () =>
+    it.scopedLive(`a silent host is given connect_timeout and not the time that others have left, by a ${client}`, () =>
       Effect.gen(function* () {
         const { at, primary, writer } = yield* servers
         const refusing = yield* Effect.replicateEffect(closed, 4)
@@ -111,7 +100,7 @@ describe("a server with several hosts", () => {
     )
   }
 
-  it.scopedLive("has the writer at the host that takes writes", () =>
+  it.scopedLive("a writer is connected to the host that takes writes", () =>
     Effect.gen(function* () {
       const { at, primary, replica } = yield* servers
       for (const attributes of ["", "target_session_attrs=primary", "target_session_attrs=read-write"]) {
@@ -121,7 +110,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("has a reader at a standby if there is one, and elsewhere if there is none", () =>
+  it.scopedLive("a reader is connected to a standby if there is one, and to another host if there is none", () =>
     Effect.gen(function* () {
       const { at, primary, replica, writer } = yield* servers
       const read = (hosts: ReadonlyArray<string>, attributes: string) =>
@@ -135,7 +124,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("is reached at the next host if the first speaks another protocol, and fails at once if all do", () =>
+  it.scopedLive("a server is reached at the next host if one speaks another protocol, and fails if all do", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const strange = yield* other
@@ -149,12 +138,12 @@ describe("a server with several hosts", () => {
         )
       assert.strictEqual(yield* reasonOf([strange], "20 seconds"), "protocol")
       assert.strictEqual(yield* reasonOf([strange, strange], "20 seconds"), "protocol")
-      // one that is away may come back
+      // a host that is down may come back
       assert.strictEqual(yield* reasonOf([yield* closed, strange], "20 seconds"), "TimeoutException")
     })
   )
 
-  it.scopedLive("fails with wrongRole and names each host if none has the role", () =>
+  it.scopedLive("a connect fails with wrongRole and names each host if none has the role", () =>
     Effect.gen(function* () {
       const { at, replica } = yield* servers
       const error = yield* failure({ writer: at([replica, replica]), connectTimeout: "2 seconds" })
@@ -163,7 +152,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("fails with the reason of a host that is down rather than with that of a standby", () =>
+  it.scopedLive("a connect fails with the reason of a host that is down rather than with that of a standby", () =>
     Effect.gen(function* () {
       const { at, replica } = yield* servers
       const error = yield* failure({ writer: at([yield* closed, replica]), connectTimeout: "2 seconds" })
@@ -171,7 +160,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("is not tried any further after a wrong password", () =>
+  it.scopedLive("no further host is tried after a wrong password", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const error = yield* failure({ writer: at([primary, yield* closed], "", "postgres:wrong") })
@@ -180,7 +169,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("is reached at random hosts with load_balance_hosts=random", () =>
+  it.scopedLive("hosts are tried in random order with load_balance_hosts=random", () =>
     Effect.gen(function* () {
       const { at, primary, replica, writer } = yield* servers
       const reader = at([primary, replica], "target_session_attrs=any&load_balance_hosts=random")
@@ -192,7 +181,7 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("with a single host that is a standby is no writer", () =>
+  it.scopedLive("a single host that is a standby is no writer", () =>
     Effect.gen(function* () {
       const { at, replica } = yield* servers
       const error = yield* failure({ writer: at([replica]), connectTimeout: "1 second" })
@@ -211,7 +200,7 @@ describe("a server with several hosts", () => {
   })()
 
   // a name gets its two addresses from a file of hosts that only this process sees
-  it.scopedLive.skipIf(!canMount)("is searched at each address of its name", () =>
+  it.scopedLive.skipIf(!canMount)("a server is searched at each address of its name", () =>
     Effect.gen(function* () {
       const { primary, replica, writer } = yield* servers
       const folder = yield* Effect.acquireRelease(
@@ -232,8 +221,8 @@ describe("a server with several hosts", () => {
   )
 })
 
-describe("a session", () => {
-  it.scopedLive("has the options of its connection string, below those of the database", () =>
+describe("the session options of a connection string", () => {
+  it.scopedLive("a session has the options of its connection string, below those of the database", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
       const shown = (parameters: string, options: Partial<Database.Options> = {}) =>
@@ -260,7 +249,7 @@ describe("a session", () => {
     })
   )
 
-  it.scopedLive("of a reader has the application name of the reader's own connection string", () =>
+  it.scopedLive("a reader's session has the application name of the reader's own connection string", () =>
     Effect.gen(function* () {
       const { at, primary, writer } = yield* servers
       const rows = yield* Effect.provide(
@@ -271,7 +260,7 @@ describe("a session", () => {
     })
   )
 
-  it.scopedLive("of a reader refuses writes whatever the options of its connection string say", () =>
+  it.scopedLive("a reader's session refuses writes whatever the options of its connection string are", () =>
     Effect.gen(function* () {
       const { at, primary, writer } = yield* servers
       const reader = at([primary], "options=-c%20default_transaction_read_only%3Doff")
@@ -283,7 +272,7 @@ describe("a session", () => {
     })
   )
 
-  it.scopedLive("is at the address that hostaddr names, whatever its host is called", () =>
+  it.scopedLive("a session is at the address that hostaddr names, whatever its host is called", () =>
     Effect.gen(function* () {
       const { primary, writer } = yield* servers
       const { credentials, database } = partsOf(writer)

@@ -1,6 +1,7 @@
 /**
- * Whatever is under way, and whatever the network does: an interruption is over within a second, nothing stays checked out, nobody else is
- * hit, and when the network is back the database is as good as before, with nothing of ours left running on the server.
+ * Interruptions of all kinds of work, on all kinds of networks: each is over within a second,
+ * nothing stays checked out, no other fiber is affected, and when the network is back the database
+ * is as good as before, with nothing of ours left running on the server.
  */
 import { assert, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -19,33 +20,40 @@ import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
 /**
- * - `half-open`: from one message on nothing is delivered any more, on no connection, and nobody is told.
- * - `frozen server`: all of its processes stand still (SIGSTOP); its kernel still accepts connections and data.
- * - `slow`: all is well, it only takes long.
+ * The states of the network.
+ *
+ * - `half-open`: from one message on nothing is delivered any more, on no connection, without a
+ *   notice.
+ * - `frozen server`: all of its processes stand still (SIGSTOP); its kernel still accepts
+ *   connections and data.
+ * - `slow`: the network works, and the statement takes long.
  */
 type Network = "half-open" | "frozen server" | "slow"
 
-/** How a way says where it is interrupted. */
+/** The points at which a way is interrupted. */
 interface Trouble {
-  /** Seconds that are longer than anybody waits; where a cancel may be lost with the network, they are not for ever. */
+  /**
+   * Seconds that are longer than any wait of the test; they are bounded because a cancel may be
+   * lost with the network.
+   */
   readonly long: number
-  /** With the next message like this on its way. */
+  /** Interrupts with the next matching message on its way. */
   readonly at: (matches: (message: Message) => boolean) => Effect.Effect<void>
-  /** Right here, with nothing on its way. */
+  /** Interrupts at once, with nothing on its way. */
   readonly here: Effect.Effect<void>
 }
 
 interface Way {
   readonly name: string
   readonly run: (trouble: Trouble) => Effect.Effect<unknown, unknown, Db | Audit>
-  /** Default: all. */
+  /** @default all */
   readonly on?: ReadonlyArray<Network>
   readonly options?: Partial<Database.Options>
-  /** Whether a transaction holds a connection all the time. */
+  /** True if a transaction holds a connection all the time. */
   readonly held?: boolean
-  /** Whether a connection is being looked at when it is over. */
+  /** True if a connection is being validated when it is over. */
   readonly validating?: boolean
-  /** Whether it may be stored in the end: it is its own COMMIT, or there was one on its way. */
+  /** True if the row may be stored in the end: it is its own COMMIT, or one was on its way. */
   readonly inDoubt?: boolean
 }
 
@@ -274,7 +282,7 @@ const ways: ReadonlyArray<Way> = [
   }
 ]
 
-// a row by the name of "late" makes its COMMIT take longer than anybody waits for it
+// a row with the name "late" makes its COMMIT take longer than any wait
 const schema = `
   CREATE TABLE item (name text);
   CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NEW; END $$;
@@ -283,7 +291,7 @@ const schema = `
 
 let databases = 0
 
-/** A transaction that holds a connection until it is told to let go. */
+/** A transaction that holds a connection until it is released. */
 const holder = Effect.gen(function* () {
   const holds = yield* Deferred.make<void>()
   const release = yield* Deferred.make<void>()
@@ -326,13 +334,13 @@ const cell = (way: Way, network: Network) =>
     )
 
     yield* Effect.gen(function* () {
-      // nobody has to connect while nothing answers
+      // so that no connect is needed while nothing answers
       yield* Effect.repeat(Db.status, {
         schedule: soon,
         until: ({ servers }) => servers[0]?.writes?.idle === (options.minConnections ?? servers[0]?.writes?.idle)
       })
       const release = way.held === true ? yield* holder : Effect.void
-      // somebody else on another connection of the same pool
+      // another caller on another connection of the same pool
       const bystander = yield* way.options === undefined
         ? Effect.fork(Effect.forever(statement("SELECT pg_sleep(0.02)")))
         : Effect.fork(Effect.never)
@@ -367,7 +375,7 @@ const cell = (way: Way, network: Network) =>
       yield* release
       assert.deepStrictEqual(yield* statement("SELECT 1 AS n"), [{ n: 1 }])
       const hit = yield* Fiber.poll(bystander)
-      assert.strictEqual(hit._tag, "None", "somebody else's statement has failed")
+      assert.strictEqual(hit._tag, "None", "another caller's statement has failed")
       yield* Fiber.interrupt(bystander)
 
       const left = query<{ all: number; busy: number }>(
@@ -376,8 +384,9 @@ const cell = (way: Way, network: Network) =>
          WHERE datname = $1 AND backend_type = 'client backend' AND pid <> pg_backend_pid()`,
         [name]
       )
-      // What is left on the server are the idle connections of the pool. A cancel that overtakes its statement, when the network is back,
-      // finds nothing to cancel; that statement comes to its own end, which nobody hears of.
+      // Only the idle connections of the pool are left on the server. A cancel that overtakes its
+      // statement, when the network is back, finds nothing to cancel; that statement comes to its
+      // own end, which no client receives.
       let looked: unknown
       let isClean = false
       yield* Effect.repeat(Effect.all([Effect.map(left, ([row]) => row), Db.status]), {
@@ -397,11 +406,13 @@ const cell = (way: Way, network: Network) =>
 
 const servers = EmbeddedPostgres.EmbeddedPostgres.layer({ directory })
 
-layer(servers, { timeout: "30 seconds", excludeTestServices: true })("an interruption", (it) => {
+layer(servers, { timeout: "30 seconds", excludeTestServices: true })("interruptions", (it) => {
   for (const network of ["half-open", "frozen server", "slow"] as const) {
     for (const way of ways) {
       if (way.on !== undefined && !way.on.includes(network)) continue
-      it.scoped(`of ${way.name}: ${network}`, () => cell(way, network))
+      it.scoped(`an interruption of ${way.name} settles in time and harms nothing else: ${network}`, () =>
+        cell(way, network)
+      )
     }
   }
 })

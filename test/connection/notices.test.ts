@@ -1,4 +1,4 @@
-/** What a server says beside its answers. */
+/** Notices of a server beside its answers. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as HashMap from "effect/HashMap"
@@ -16,7 +16,7 @@ const say = (severity: string, text: string) =>
     sql.unsafe(`DO $$ BEGIN RAISE ${severity} '${text}' USING DETAIL = 'the detail', HINT = 'the hint'; END $$`)
   )
 
-/** What is observed while an effect runs. */
+/** Runs an effect and returns the notices that are observed. */
 const noticed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const all: Array<Noticed> = []
@@ -31,8 +31,8 @@ const noticed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 
-describe("a notice", () => {
-  it.scopedLive("of a statement is an observation, with its severity and words", () =>
+describe("notices", () => {
+  it.scopedLive("a notice of a statement is an observation, with its severity and message", () =>
     Effect.gen(function* () {
       const { processId } = yield* Effect.flatMap(Db.writer, (sql) =>
         Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => ({ processId: row?.pid }))
@@ -57,7 +57,7 @@ describe("a notice", () => {
     }).pipe(Effect.provide(open({ maxConnections: 1 })))
   )
 
-  it.scopedLive("at login is one, too", () =>
+  it.scopedLive("a notice at login is an observation as well", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(
@@ -73,7 +73,7 @@ describe("a notice", () => {
     }).pipe(Effect.provide(open({ startup: "lazy" })))
   )
 
-  it.scopedLive("is logged by echo: a warning as one, others as information", () =>
+  it.scopedLive("a notice is logged by echo, a warning as a warning and others as information", () =>
     Effect.gen(function* () {
       const said: Array<string> = []
       const logger = Logger.make(({ annotations, logLevel, message }) => {

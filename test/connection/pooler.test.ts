@@ -1,6 +1,6 @@
 /**
- * `mode: "transactionPooler"`, behind a real PgBouncer: nothing is asked of a session, and nothing is left behind in those that all
- * clients share.
+ * `mode: "transactionPooler"`, behind a real PgBouncer: nothing relies on a session, and nothing is
+ * left behind in the sessions that all clients share.
  */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -36,7 +36,7 @@ const behind = <A, E>(
     return yield* Effect.provide(body(bouncer), Layer.merge(database, Layer.succeed(Place, place)))
   })
 
-/** The failure of an effect, which must have this tag. */
+/** Returns the failure of an effect, which must have this tag. */
 const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(tag: Tag, self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
     const isIt = (u: unknown): u is Extract<DatabaseError.DatabaseError, { readonly _tag: Tag }> =>
@@ -45,13 +45,13 @@ const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(tag: 
     return assert.fail(`no ${tag}, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
   })
 
-/** The failure of opening a database. */
+/** Returns the failure of opening a database. */
 const refusal = (options: Database.Options) =>
   failure("ConnectFailed", Effect.scoped(Layer.build(Db.layer({ mode: "transactionPooler", ...options }))))
 
 const once = RetryPolicy.with(RetryPolicy.never)
 
-/** Waits until the server of a database is busy with statements like this, as many as these. */
+/** Waits until the server of a database runs so many matching statements. */
 const running = (count: number, like: string) =>
   Effect.flatMap(Place, ({ writer }) =>
     Effect.repeat(
@@ -78,14 +78,14 @@ const held = (bouncer: Bouncer) =>
     until: (servers) => servers.some(({ state }) => state === "active")
   })
 
-/** What the server says of the settings that are to hold for one transaction. */
+/** The settings of the server for one transaction. */
 const settings = `SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock,
   current_setting('idle_in_transaction_session_timeout') AS idle, current_setting('transaction_read_only') AS "readOnly"`
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  describe("what is sent", () => {
+  describe("the round trips behind PgBouncer", () => {
     it.scopedLive(
-      "a single statement is one round trip, with limits and as a reader's too; a transaction of two is three",
+      "an autocommit statement is one round trip, with limits and as a reader's too; a transaction of two is three",
       () =>
         Effect.gen(function* () {
           const place = yield* freshTable
@@ -116,7 +116,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive(
-      "in a session a COMMIT says in its own round trip where the primary was, whose reads are the primary's: what is asked of a replica another may answer",
+      "a COMMIT in a causal session reads the primary's position in its own round trip, and later reads go to the primary",
       () =>
         Effect.gen(function* () {
           const place = yield* freshTable
@@ -145,7 +145,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             ),
             Consistency.withSession(session)
           )
-          // who reaches a replica by himself may read there
+          // a client that reaches a replica by itself may read there
           const direct = Db.layer({ writer: place.writer, readers: [place.reader] })
           const seen = yield* look.pipe(Effect.provide(direct), Consistency.withSession(session))
           assert.deepStrictEqual(seen, [{ standby: true, n: 2 }])
@@ -153,7 +153,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive(
-      "what a read demands of a replica nobody can prove behind it: NoReplicaCaughtUp where the primary is not allowed",
+      "a read whose token cannot be proved behind the pooler is NoReplicaCaughtUp if the primary is not allowed",
       () =>
         Effect.gen(function* () {
           const session = Consistency.makeSession()
@@ -170,7 +170,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         }).pipe(Effect.provide(freshPooled()))
     )
 
-    it.scopedLive("at login nothing is asked that PgBouncer refuses, whatever the environment says", () =>
+    it.scopedLive("a login sends nothing that PgBouncer refuses, whatever the environment holds", () =>
       Effect.gen(function* () {
         yield* Effect.acquireRelease(
           Effect.sync(() => {
@@ -187,7 +187,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       }).pipe(Effect.provide(freshPooled({ applicationName: "my app", startup: "lazy" })))
     )
 
-    it.scopedLive("without the mode the refusal says what to do", () =>
+    it.scopedLive("a refusal without the mode for poolers says what to do", () =>
       Effect.gen(function* () {
         const place = yield* freshDatabase
         const error = yield* refusal({ writer: (pooled(place.name) ?? place).writer, mode: "session" })
@@ -196,7 +196,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       })
     )
 
-    it.scopedLive("without the mode a first statement fails at once, because waiting does not help", () =>
+    it.scopedLive("a first statement without the mode for poolers fails at once, because waiting does not help", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const error = yield* Effect.flip(DatabaseError.refine(sql`SELECT 1`))
@@ -204,7 +204,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       }).pipe(Effect.provide(freshPooled({ mode: "session", startup: "lazy", acquireTimeout: "1 hour" })))
     )
 
-    it.scopedLive("200 fibers with 40 connections share 5 of the server's; no statement is prepared under a name", () =>
+    it.scopedLive("200 fibers with 40 connections share 5 of the server's, and no statement is named", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const reader = yield* Db.reader
@@ -236,16 +236,16 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   })
 
-  describe("limits", () => {
+  describe("limits behind PgBouncer", () => {
     it.scopedLive(
-      "hold for a statement, a transaction and a savepoint, and are gone for the next client of the session",
+      "limits hold for a statement, a transaction and a savepoint, and do not reach the next client of the session",
       () =>
         behind({ default_pool_size: 1 }, { statementTimeout: "7 seconds", lockTimeout: "6 seconds" }, ({ url }) =>
           Effect.gen(function* () {
             const sql = yield* Db.writer
             const reader = yield* Db.reader
             const ask = Effect.map(sql.unsafe(settings), ([row]) => row)
-            // a single statement never idles in its transaction
+            // an autocommit statement never idles in its transaction
             const single = { statement: "7s", lock: "6s", idle: "0", readOnly: "off" }
             const usual = { ...single, idle: "1min" }
             const others = Effect.map(query(url, settings), ([row]) => row)
@@ -277,7 +277,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
     )
 
-    it.scopedLive("are the server's own: a statement, an idle transaction that takes too long is typed", () =>
+    it.scopedLive("the server's own limits for a statement and an idle transaction are typed errors", () =>
       behind({}, { statementTimeout: "300 millis", idleInTransactionTimeout: "100 millis" }, () =>
         Effect.gen(function* () {
           const { name, writer } = yield* Place
@@ -304,8 +304,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    // whoever holds the lock idles meanwhile, so this has no limit for that
-    it.scopedLive("are the server's own: a lock that takes too long is typed", () =>
+    // the holder of the lock idles meanwhile, so this has no limit for that
+    it.scopedLive("the server's own limit for a lock is a typed error", () =>
       behind({}, { lockTimeout: "50 millis" }, () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -318,7 +318,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("of PgBouncer: a transaction that idles, and a statement that takes, longer than it allows", () =>
+    it.scopedLive("PgBouncer's limits for an idle transaction and for a statement are typed errors", () =>
       behind({ idle_transaction_timeout: 1, query_timeout: 2 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -344,7 +344,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   })
 
-  describe("readers", () => {
+  describe("readers behind PgBouncer", () => {
     const refusesWrites = Effect.gen(function* () {
       const reader = yield* Db.reader
       const refused = <A, E>(self: Effect.Effect<A, E>) => failure("ReadOnlyViolation", self)
@@ -359,7 +359,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       assert.strictEqual(yield* active, 0)
     })
 
-    it.scopedLive("refuse writes on the primary", () =>
+    it.scopedLive("a reader refuses writes on the primary", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(
@@ -369,13 +369,13 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
         const reader = yield* Db.reader
         yield* failure("QueryFailed", reader`SELECT sly()`)
-        // what it allows itself is over before its next statement
+        // the settings that it makes itself end before its next statement
         yield* reader`SET TRANSACTION READ WRITE`
         yield* refusesWrites
       }).pipe(Effect.provide(freshPooled({ readers: [] })))
     )
 
-    it.scopedLive("refuse writes on a replica, and read there", () =>
+    it.scopedLive("a reader refuses writes on a replica, and reads there", () =>
       Effect.gen(function* () {
         const { reader: replica } = yield* Place
         yield* Effect.repeat(query(replica, "SELECT 1 FROM pg_class WHERE relname = 'item'"), {
@@ -388,7 +388,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       }).pipe(Effect.provide(freshPooled()))
     )
 
-    it.scopedLive("do not believe what PgBouncer remembers of a standby", () =>
+    it.scopedLive("a reader does not rely on what PgBouncer remembers of a standby", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const bouncer = yield* makeBouncer(place.reader)
@@ -413,8 +413,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   })
 
-  describe("what goes on in a transaction", () => {
-    it.scopedLive("streams, inside and outside of one, on two sessions that eight of them share", () =>
+  describe("transactions behind PgBouncer", () => {
+    it.scopedLive("eight streams, inside and outside of a transaction, share two sessions", () =>
       behind({ default_pool_size: 2 }, { maxConnections: 8 }, () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -432,7 +432,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const sums = yield* Effect.forEach([1, 2, 3, 4, 5, 6, 7, 8], work, { concurrency: "unbounded" })
           assert.deepStrictEqual(new Set(sums.flat()), new Set([125_250]))
           assert.lengthOf(yield* stored, 4)
-          // a consumer who has had enough leaves nothing behind
+          // a consumer that stops early leaves nothing behind
           const first = yield* Stream.runHead(sql`SELECT n FROM generate_series(1, 500) AS n`.stream)
           assert.deepStrictEqual(first, Option.some({ n: 1 }))
           assert.strictEqual(yield* active, 0)
@@ -458,7 +458,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   })
 
-  it.scopedLive("what needs a session of its own is refused, in words; notify does not need one", () =>
+  it.scopedLive("statements that need a session of their own are refused with the reason, and notify works", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const sql = yield* Db.writer
@@ -476,8 +476,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     }).pipe(Effect.provide(freshPooled()))
   )
 
-  describe("interruption", () => {
-    it.scopedLive("of many at once, running and waiting, settles and harms neither the others nor PgBouncer", () =>
+  describe("interruption behind PgBouncer", () => {
+    it.scopedLive("an interruption of many statements at once harms neither the others nor PgBouncer", () =>
       behind({ default_pool_size: 4 }, { maxConnections: 40 }, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -495,7 +495,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("of a statement that waits for a server keeps it from ever running", () =>
+    it.scopedLive("an interruption of a statement that waits for a server prevents it from ever running", () =>
       behind({ default_pool_size: 1 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const released = yield* Deferred.make<void>()
@@ -506,7 +506,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const statement = yield* Effect.fork(insert("interrupted"))
           yield* waiting(bouncer, 1)
           yield* Effect.timeout(Fiber.interrupt(statement), "1300 millis")
-          // PgBouncer sees only when it has a server that nobody is there to have it
+          // PgBouncer detects only when it has a server that the client is gone
           yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.total === 1 })
           yield* Deferred.succeed(released, undefined)
           yield* Fiber.join(holder)
@@ -517,7 +517,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive(
-      "that overtakes its statement, at the end of a layer, is sent once more: the statement is undone",
+      "a cancel that overtakes its statement, at the end of a layer, is sent once more, and the statement is undone",
       () =>
         Effect.gen(function* () {
           const { writer } = yield* freshTable
@@ -575,7 +575,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       })
     )
 
-    it.scopedLive("does not close a connection before its cancel is done: PgBouncer 1.18 might end itself", () =>
+    it.scopedLive("a connection is not closed before its cancel is done, because PgBouncer 1.18 might end itself", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
@@ -608,9 +608,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   })
 
-  describe("outages", () => {
+  describe("outages behind PgBouncer", () => {
     it.scopedLive(
-      "a server that is lost in a transaction is Disconnected, undone; one lost while nobody has it is not seen",
+      "a server that is lost in a transaction is Disconnected, undone; the loss of an unused one is not noticed",
       () =>
         behind({ default_pool_size: 1 }, {}, (bouncer) =>
           Effect.gen(function* () {
@@ -632,7 +632,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
     )
 
-    it.scopedLive("RECONNECT and PAUSE are not seen, but for the time they take", () =>
+    it.scopedLive("RECONNECT and PAUSE are not noticed, but for the time they take", () =>
       behind({ default_pool_size: 3 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const rows = (from: number) => Array.from({ length: 50 }, (_, i) => `row ${from + i}`)
@@ -652,7 +652,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("KILL ends what is open, typed; after RESUME it goes on", () =>
+    it.scopedLive("KILL ends open work with typed errors, and work goes on after RESUME", () =>
       behind({}, {}, (bouncer) =>
         Effect.gen(function* () {
           const { name } = yield* Place
@@ -673,7 +673,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("PgBouncer ends in the middle and comes back: all is typed, and it goes on", () =>
+    it.scopedLive("PgBouncer may end in the middle and come back: all errors are typed, and work goes on", () =>
       behind({}, {}, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -694,41 +694,37 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive(
-      "a statement for which no server came free in PgBouncer's time was not sent, and is tried again",
-      () =>
-        behind({ default_pool_size: 1, query_wait_timeout: 1 }, {}, (bouncer) =>
-          Effect.gen(function* () {
-            const holding = yield* Deferred.make<void>()
-            const holder = yield* Effect.fork(
-              Db.withTransaction(Effect.zipLeft(insert("held"), Deferred.await(holding)))
-            )
-            yield* Effect.repeat(bouncer.admin("SHOW SERVERS"), {
-              schedule: soon,
-              until: (servers) => servers.some(({ state }) => state === "active")
-            })
-            for (const refused of [once(insert("refused")), once(Db.withTransaction(insert("refused")))]) {
-              assert.strictEqual((yield* failure("Disconnected", refused)).outcome, "notSent")
-            }
-            const patient = yield* Effect.fork(insert("patient"))
-            yield* waiting(bouncer, 1)
-            yield* waiting(bouncer, 0)
-            yield* Deferred.succeed(holding, undefined)
-            yield* Fiber.joinAll([holder, patient])
-            assert.deepStrictEqual(yield* stored, ["held", "patient"])
+    it.scopedLive("a statement that got no server within PgBouncer's time was not sent, and is retried", () =>
+      behind({ default_pool_size: 1, query_wait_timeout: 1 }, {}, (bouncer) =>
+        Effect.gen(function* () {
+          const holding = yield* Deferred.make<void>()
+          const holder = yield* Effect.fork(Db.withTransaction(Effect.zipLeft(insert("held"), Deferred.await(holding))))
+          yield* Effect.repeat(bouncer.admin("SHOW SERVERS"), {
+            schedule: soon,
+            until: (servers) => servers.some(({ state }) => state === "active")
           })
-        )
+          for (const refused of [once(insert("refused")), once(Db.withTransaction(insert("refused")))]) {
+            assert.strictEqual((yield* failure("Disconnected", refused)).outcome, "notSent")
+          }
+          const patient = yield* Effect.fork(insert("patient"))
+          yield* waiting(bouncer, 1)
+          yield* waiting(bouncer, 0)
+          yield* Deferred.succeed(holding, undefined)
+          yield* Fiber.joinAll([holder, patient])
+          assert.deepStrictEqual(yield* stored, ["held", "patient"])
+        })
+      )
     )
   })
 
-  describe("a connect that fails", () => {
+  describe("failed connects behind PgBouncer", () => {
     const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
       const changed = new URL(Redacted.value(url))
       change(changed)
       return Redacted.make(changed.href)
     }
 
-    it.scopedLive("says why: the password, the user, the database, the role", () =>
+    it.scopedLive("a failed connect reports the reason: the password, the user, the database, the role", () =>
       Effect.gen(function* () {
         const place = yield* freshDatabase
         const { reader, writer } = pooled(place.name) ?? place
@@ -751,7 +747,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       })
     )
 
-    it.scopedLive("says why: too many clients, and a database that is disabled", () =>
+    it.scopedLive("a failed connect reports too many clients, and a disabled database", () =>
       behind({ max_client_conn: 2 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const { name } = yield* Place
@@ -768,7 +764,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("says why: PgBouncer has no server behind it, or one that does not answer", () =>
+    it.scopedLive("a failed connect reports that PgBouncer has no server behind it, or one that does not answer", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy(place.writer)
@@ -785,7 +781,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             until: Exit.isSuccess
           }
         )
-        // PgBouncer lets everybody in now, for it knows what the server would say
+        // PgBouncer accepts every client now, because it knows the server's answer
         yield* proxy.freeze
         assert.strictEqual((yield* refusal(options)).reason, "unresponsive")
       })

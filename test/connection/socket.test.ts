@@ -1,6 +1,4 @@
-/**
- * Connections over streams that the program opens, as connectors and tunnels give them.
- */
+/** Connections over streams that the program opens, as connectors and tunnels return them. */
 import * as net from "node:net"
 import { Duplex } from "node:stream"
 import { inspect } from "node:util"
@@ -16,7 +14,7 @@ import { Db, soon } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
 
-/** A stream over a socket that shows nothing of it, as those of tunnels. */
+/** Returns a stream over a socket that hides the socket, as those of tunnels do. */
 const tunnel = (socket: net.Socket): Duplex =>
   Duplex.from({
     readable: socket,
@@ -42,8 +40,8 @@ const failure = (options: Database.Options) =>
     return error._tag === "ConnectFailed" ? [error.reason, error.message] : [error._tag, error.message]
   })
 
-describe("a socket of the program", () => {
-  it.scopedLive("carries statements, large rows and streams, whatever kind of stream it is", () =>
+describe("sockets of the program", () => {
+  it.scopedLive("a socket of the program carries statements, large rows and streams, of any kind of stream", () =>
     Effect.gen(function* () {
       const { name, parts, port } = yield* given
       for (const socket of [open(port), Effect.map(open(port), tunnel)]) {
@@ -63,7 +61,7 @@ describe("a socket of the program", () => {
     })
   )
 
-  it.scopedLive("gets a stream of its own for a cancel, and is closed with its connection", () =>
+  it.scopedLive("a cancel gets a stream of its own from the program, and a stream is closed with its connection", () =>
     Effect.gen(function* () {
       const { parts, port, writer } = yield* given
       let opened = 0
@@ -92,7 +90,7 @@ describe("a socket of the program", () => {
     })
   )
 
-  it.scopedLive("that breaks is Disconnected, and replaced", () =>
+  it.scopedLive("a connection whose socket of the program breaks is Disconnected, and replaced", () =>
     Effect.gen(function* () {
       const { parts, port } = yield* given
       const sockets: Array<net.Socket> = []
@@ -112,7 +110,7 @@ describe("a socket of the program", () => {
     })
   )
 
-  it.scopedLive("carries TLS whose name is given, and needs a name for it", () =>
+  it.scopedLive("a socket of the program carries TLS if a name is given, and needs a name for it", () =>
     Effect.gen(function* () {
       const { certificate, password, port, username } = yield* makeTlsServer
       const parts = { database: "postgres", username, password, socket: Effect.map(open(port), tunnel) }
@@ -130,7 +128,7 @@ describe("a socket of the program", () => {
     })
   )
 
-  it.scopedLive("is let go by its unref while its connection is idle, also beneath TLS, if it has one", () =>
+  it.scopedLive("a socket of the program is unreferenced while it is idle, also beneath TLS, if it has an unref", () =>
     Effect.gen(function* () {
       const { certificate, password, port, username } = yield* makeTlsServer
       for (const ssl of [false, { ca: certificate, servername: "localhost" }]) {
@@ -154,7 +152,7 @@ describe("a socket of the program", () => {
     })
   )
 
-  it.scopedLive("that fails, takes too long, is closed or is no stream is unreachable", () =>
+  it.scopedLive("a socket of the program that fails, takes too long, is closed or is no stream is unreachable", () =>
     Effect.gen(function* () {
       const { parts, port } = yield* given
       const attempt = (socket: DatabaseConfig.Connector) =>

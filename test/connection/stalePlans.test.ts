@@ -1,15 +1,16 @@
 /**
- * A prepared statement whose plan went stale, because another session changed what it is made of.
+ * A prepared statement whose plan went stale, because another session changed the tables or types
+ * that it uses.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, freshTable, insert, Place, stored } from "../support/databases.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { behind } from "../support/behind.js"
+import { Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
 const columns = (table = "item") =>
@@ -21,7 +22,7 @@ const elsewhere = (text: string) => Effect.flatMap(Place, ({ writer }) => query(
 
 let added = 0
 
-/** Adds a column in another session, and gives the columns that there are. */
+/** Adds a column in another session, and returns the columns. */
 const addColumn = Effect.gen(function* () {
   yield* elsewhere(`ALTER TABLE item ADD COLUMN extra_${++added} text`)
   const [row] = yield* elsewhere(
@@ -34,7 +35,7 @@ const addColumn = Effect.gen(function* () {
 const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
 
-describe("a plan that went stale", () => {
+describe("stale plans", () => {
   const firsts = {
     "a transaction": Db.withTransaction(columns()),
     "a transaction with options": Db.withTransaction(columns(), { isolation: "serializable", statementTimeout: 5000 }),
@@ -44,7 +45,7 @@ describe("a plan that went stale", () => {
     "a scope of a schema": Db.withSchema(Db.withTransaction(columns()), "public")
   }
   for (const [name, first] of Object.entries(firsts)) {
-    it.scopedLive(`is prepared again as the first statement of ${name}: nothing had run`, () =>
+    it.scopedLive(`a stale plan of the first statement of ${name} is prepared again, because nothing has run`, () =>
       Effect.gen(function* () {
         yield* insert("a")
         yield* Db.withSchema(columns(), "public")
@@ -57,7 +58,7 @@ describe("a plan that went stale", () => {
     )
   }
 
-  it.scopedLive("is prepared again as a reader's statement in a writer's transaction, and in a sandbox", () =>
+  it.scopedLive("a stale plan of a reader in a writer's transaction, or in a sandbox, is prepared again", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       const read = Effect.map(reader`SELECT * FROM item`, (rows) => Object.keys(rows[0] ?? {}).join())
@@ -84,12 +85,11 @@ describe("a plan that went stale", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("takes the other plans of its connection along: each would be refused in its turn", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      yield* query(place.writer, "INSERT INTO item (name) VALUES ('a')")
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+  it.scopedLive("a stale plan drops the other plans of its connection, because each would be refused in turn", () =>
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
+        const place = yield* Place
+        yield* query(place.writer, "INSERT INTO item (name) VALUES ('a')")
         const sql = yield* Db.writer
         const texts = [1, 2, 3].map((n) => `SELECT ${n} AS n, item.* FROM item`)
         for (const text of texts) yield* sql.unsafe(text)
@@ -107,21 +107,17 @@ describe("a plan that went stale", () => {
         yield* sql`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`
         for (const text of texts) yield* sql.unsafe(text)
         assert.strictEqual(refused, 2)
-      }).pipe(
-        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
-      )
-    })
+      })
+    )
   )
 
   for (const [name, first, undo] of [
     ["a nested transaction", insert("outer"), "ROLLBACK TO SAVEPOINT"],
     ["a nested transaction that begins the outer one", Effect.void, "ROLLBACK"]
   ] as const) {
-    it.scopedLive(`met by ${name} that is interrupted meanwhile undoes that one alone`, () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const proxy = yield* makeProxy(place.writer)
-        yield* Effect.gen(function* () {
+    it.scopedLive(`a stale plan in ${name} that is interrupted undoes that one alone`, () =>
+      behind({ maxConnections: 1 }, (proxy) =>
+        Effect.gen(function* () {
           yield* insert("a")
           yield* columns()
           yield* addColumn
@@ -140,14 +136,12 @@ describe("a plan that went stale", () => {
           )
           assert.include(yield* stored, "after")
           yield* columns()
-        }).pipe(
-          Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
-        )
-      })
+        })
+      )
     )
   }
 
-  it.scopedLive("for a type that was dropped and made anew is prepared again, where nothing had run", () =>
+  it.scopedLive("a stale plan for a type that was dropped and recreated is prepared again when nothing has run", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const remake = elsewhere("DROP TYPE IF EXISTS mood CASCADE; CREATE TYPE mood AS ENUM ('sad', 'glad')")
@@ -176,7 +170,7 @@ describe("a plan that went stale", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("in the middle of a transaction is a failure that says what has happened, and what to do", () =>
+  it.scopedLive("a stale plan in the middle of a transaction is a failure that says what happened and what to do", () =>
     Effect.gen(function* () {
       yield* insert("a")
       yield* columns()

@@ -1,4 +1,4 @@
-/** What an error says of its statement. */
+/** The parts of an error about its statement. */
 import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -16,7 +16,7 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseE
 
 type Tag = DatabaseError.DatabaseError["_tag"]
 
-/** A failure that must be one of a kind. */
+/** Returns a failure that must have a tag. */
 const failureOf = <const T extends Tag, A, E, R>(tag: T, self: Effect.Effect<A, E, R>) =>
   Effect.map(failure(self), (error) => {
     assert(DatabaseError.isDatabaseError(error))
@@ -28,8 +28,8 @@ const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text
 
 const secret = "correct horse battery"
 
-describe("the text of a statement", () => {
-  it.scopedLive("a fault is marked in the line where the server has found it", () =>
+describe("the text of a statement in its error", () => {
+  it.scopedLive("an error is marked in the line in which the server found it", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* failureOf("QueryFailed", sql`SELECT *\nFROM item, absent\nWHERE id = ${1}`)
@@ -43,7 +43,7 @@ describe("the text of a statement", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("characters outside of the first plane count as one, and a long line is cut around the mark", () =>
+  it.scopedLive("characters outside the first plane count as one, and a long line is cut around the mark", () =>
     Effect.gen(function* () {
       const wide = yield* failureOf("QueryFailed", run("SELECT '🐎🐎', absent"))
       assert.deepStrictEqual(wide.message.split("\n").slice(1), [
@@ -59,7 +59,7 @@ describe("the text of a statement", () => {
   )
 
   it.scopedLive(
-    "every way to run a statement has it, also where BEGIN goes with it, and where it is one of several commands",
+    "every way to run a statement reports its text, also when BEGIN goes with it, and when it is one of several commands",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -89,7 +89,7 @@ describe("the text of a statement", () => {
       }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("without a mark it is one line, cut off where it is long", () =>
+  it.scopedLive("a statement without a mark is one line, cut off if it is long", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`INSERT INTO item ${sql.insert({ name: secret })}`
@@ -105,7 +105,7 @@ describe("the text of a statement", () => {
   )
 
   it.scopedLive(
-    "a statement that was lost, or could not be sent, is named as well; one that BEGIN or COMMIT failed for is not",
+    "a statement that was lost, or could not be sent, is named; a statement that BEGIN or COMMIT failed for is not",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -123,7 +123,7 @@ describe("the text of a statement", () => {
       }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a password that is written in a statement is not shown", () =>
+  it.scopedLive("a password in the text of a statement is not shown", () =>
     Effect.gen(function* () {
       for (const text of [
         `ALTER ROLE absent PASSWORD '${secret}' absent`,
@@ -141,7 +141,7 @@ describe("the text of a statement", () => {
   )
 })
 
-describe("what the server says", () => {
+describe("the server's fields in an error", () => {
   const raise = `
     CREATE FUNCTION refuse(what text) RETURNS int LANGUAGE plpgsql AS $$
     BEGIN
@@ -149,7 +149,7 @@ describe("what the server says", () => {
         SCHEMA = 'the schema', TABLE = 'the table', COLUMN = 'the column', CONSTRAINT = 'the constraint', DATATYPE = 'the type';
     END $$`
 
-  it.scopedLive("every field of RAISE is a field of the error, and where it was raised", () =>
+  it.scopedLive("every field of RAISE is a field of the error, with its position", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* run(raise)
@@ -201,8 +201,8 @@ describe("what the server says", () => {
   )
 })
 
-describe("the place in the program", () => {
-  it.scopedLive("is named where it is followed for leaks", () =>
+describe("the call site in an error", () => {
+  it.scopedLive("the call site is named when it is recorded for leak detection", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* failureOf("QueryFailed", sql`SELECT absent`)
@@ -211,7 +211,7 @@ describe("the place in the program", () => {
     }).pipe(Effect.provide(open({ leakThreshold: "1 hour" })))
   )
 
-  it.scopedLive("is the span around it otherwise, if there is one", () =>
+  it.scopedLive("the call site is otherwise the span around it, if there is one", () =>
     Effect.gen(function* () {
       const error = yield* failureOf("QueryFailed", Effect.withSpan(run("SELECT absent"), "adding"))
       assert.strictEqual(error.location, 'span "adding"')
@@ -219,7 +219,7 @@ describe("the place in the program", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("code that awaits has its own frames in the stack", () =>
+  it.scopedLive("plain code has its own frames in the stack of an error", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer }))
@@ -268,8 +268,8 @@ describe("the place in the program", () => {
   )
 })
 
-describe("a failed transaction", () => {
-  it.scopedLive("what is refused after a failure names that failure", () =>
+describe("errors after a failed transaction", () => {
+  it.scopedLive("a statement that is refused after a failure names that failure", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const refused = [
@@ -302,7 +302,7 @@ describe("a failed transaction", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a nested transaction that failed is no failure of what comes after it", () =>
+  it.scopedLive("a failed nested transaction is not the cause of later errors", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* Effect.gen(function* () {
@@ -316,8 +316,8 @@ describe("a failed transaction", () => {
   )
 })
 
-describe("advice", () => {
-  it.scopedLive("class 22 is InvalidInput: a value that does not fit", () =>
+describe("advice in errors", () => {
+  it.scopedLive("SQLSTATE class 22 is InvalidInput: a value that does not fit", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const all = [
@@ -337,7 +337,7 @@ describe("advice", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a statement that an administrator cancels is not told to raise statementTimeout", () =>
+  it.scopedLive("the error of a statement that an administrator cancels does not advise raising statementTimeout", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const slow = yield* Effect.fork(failureOf("StatementTimeout", run("SELECT pg_sleep(30)")))
@@ -360,7 +360,7 @@ describe("advice", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("NOWAIT is not told to raise lockTimeout, which lock_timeout is", () =>
+  it.scopedLive("the error of NOWAIT does not advise raising lockTimeout", () =>
     Effect.gen(function* () {
       yield* run("INSERT INTO item (name) VALUES ('a')")
       yield* Db.withTransaction(
@@ -377,7 +377,7 @@ describe("advice", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a write that is refused says which of reader, transaction and server refuses it", () =>
+  it.scopedLive("the error of a refused write says which of reader, transaction and server refuses it", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const write = "INSERT INTO item (name) VALUES ('a')"
@@ -400,7 +400,7 @@ describe("advice", () => {
         assert.include(error.message, "read only")
         assert.notInclude(error.message, "through the writer")
       }
-      // a server that becomes a standby, or is set so, says it of itself
+      // a server that becomes a standby, or is set read-only, reports it as its own state
       const session = yield* Effect.flatMap(Db.writer, (sql) => sql.reserve)
       yield* session.executeRaw("SET default_transaction_read_only = on", [])
       const error = yield* failureOf("ReadOnlyViolation", session.executeRaw(write, []))
@@ -411,7 +411,7 @@ describe("advice", () => {
     }).pipe(Effect.provide(open({ maxConnections: 1 })))
   )
 
-  it.scopedLive("transaction_timeout has advice of its own, and so has idle_in_transaction_session_timeout", () =>
+  it.scopedLive("transaction_timeout and idle_in_transaction_session_timeout have advice of their own", () =>
     Effect.gen(function* () {
       const limited = (setting: string) =>
         Db.withTransaction(
@@ -433,7 +433,7 @@ describe("advice", () => {
     }).pipe(Effect.provide(open({ minConnections: 0 })))
   )
 
-  it.scopedLive("a prepared statement that is there already suggests the mode for poolers", () =>
+  it.scopedLive("the error of a prepared statement that already exists suggests the mode for poolers", () =>
     Effect.gen(function* () {
       const error = yield* failureOf("QueryFailed", run("PREPARE s1 AS SELECT 1"))
       assert.strictEqual(error.sqlState, "42P05")
@@ -441,7 +441,7 @@ describe("advice", () => {
     }).pipe(Effect.provide(open({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a provider of credentials is blamed only where there is one", () =>
+  it.scopedLive("an error mentions the provider of credentials only if there is one", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { hostname, pathname, port, username } = new URL(Redacted.value(writer))

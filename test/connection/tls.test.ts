@@ -1,6 +1,4 @@
-/**
- * TLS as a connection string says it, with files, to a real server.
- */
+/** TLS by the parameters of a connection string, with files, to a real server. */
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as path from "node:path"
@@ -14,6 +12,7 @@ import { describe } from "vitest"
 import { Db, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
+import { listenOnPort } from "../support/tcp.js"
 import { makeTlsServer } from "../support/tls.js"
 import { makeIdentity, makeTlsGate } from "../support/tlsGate.js"
 
@@ -57,27 +56,25 @@ const failure = (writer: Database.Options["writer"]) =>
     message: error.message
   }))
 
-/** Passes connections on to a port, and remembers how each begins. */
+/** Forwards a connection to a port. */
+const forward = (client: net.Socket, port: number) => {
+  const socket = net.connect(port, "127.0.0.1").on("error", () => {})
+  client.pipe(socket).pipe(client)
+}
+
+/** Forwards connections to a port, and records the beginning of each. */
 const listen = (port: number) =>
   Effect.gen(function* () {
     const first: Array<number | undefined> = []
-    const server = yield* Effect.acquireRelease(
-      Effect.async<net.Server>((resume) => {
-        const server = net.createServer((client) => {
-          const socket = net.connect(port, "127.0.0.1")
-          client.once("data", (chunk) => first.push(chunk[0]))
-          client.pipe(socket).pipe(client)
-          for (const one of [client, socket]) one.on("error", () => {})
-        })
-        server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-      }),
-      (server) => Effect.sync(() => server.close())
-    )
-    return { port: (server.address() as net.AddressInfo).port, first }
+    const own = yield* listenOnPort((client) => {
+      client.once("data", (chunk) => first.push(chunk[0]))
+      forward(client, port)
+    })
+    return { port: own, first }
   })
 
-describe("TLS of a connection string", () => {
-  it.scopedLive("verifies by a file of certificates, with and without the name, in a range of versions", () =>
+describe("TLS by the parameters of a connection string", () => {
+  it.scopedLive("TLS verifies by a file of certificates, with and without the name, in a range of versions", () =>
     Effect.gen(function* () {
       const { ca, text } = yield* given
       assert.deepStrictEqual(
@@ -108,7 +105,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("binds the channel where it is required, and fails where something else ends TLS", () =>
+  it.scopedLive("TLS binds the channel if that is required, and fails if another party ends TLS", () =>
     Effect.gen(function* () {
       const { ca, server, text, write } = yield* given
       const binding = "sslmode=require channel_binding=require"
@@ -126,7 +123,7 @@ describe("TLS of a connection string", () => {
       const { message, reason } = yield* failure(throughGate(binding))
       assert.strictEqual(reason, "authentication")
       assert.include(message, "it does not offer SCRAM-SHA-256-PLUS, which channel_binding=require asks for")
-      // a server that has it, and a role that asks for less
+      // a server with TLS, and a role that requires less
       const rules = yield* query<{ file: string }>(server.url, "SHOW hba_file")
       const file = Object.values(rules[0] ?? {})[0] ?? ""
       fs.writeFileSync(file, `host all open all trust\n${fs.readFileSync(file, "utf8")}`)
@@ -139,7 +136,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("begins at once with sslnegotiation=direct, for a cancel, too", () =>
+  it.scopedLive("TLS begins at once with sslnegotiation=direct, for a cancel as well", () =>
     Effect.gen(function* () {
       const { ca, server, text } = yield* given
       const line = yield* listen(server.port)
@@ -164,7 +161,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("takes a client's certificate and key from files, anew for each connection", () =>
+  it.scopedLive("TLS takes a client's certificate and key from files, anew for each connection", () =>
     Effect.gen(function* () {
       const { server, text, write } = yield* given
       const passphrase = "open sesame"
@@ -191,7 +188,7 @@ describe("TLS of a connection string", () => {
         assert.include(message, says)
         assert.notInclude(message, passphrase)
       }
-      // what is put in place of a file counts for the next connection
+      // a file that replaces another applies to the next connection
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         yield* sql`SELECT 1`
@@ -203,7 +200,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("names the host to the server unless sslsni=0, and verifies it all the same", () =>
+  it.scopedLive("TLS names the host to the server unless sslsni=0, and verifies it in both cases", () =>
     Effect.gen(function* () {
       const { ca, server, text } = yield* given
       const hello = Buffer.from("localhost")
@@ -211,21 +208,12 @@ describe("TLS of a connection string", () => {
         Effect.scoped(
           Effect.gen(function* () {
             let found = false
-            const proxy = yield* Effect.acquireRelease(
-              Effect.async<net.Server>((resume) => {
-                const proxy = net.createServer((client) => {
-                  const socket = net.connect(server.port, "127.0.0.1")
-                  client.on("data", (chunk: Buffer) => {
-                    found ||= chunk.includes(hello)
-                  })
-                  client.pipe(socket).pipe(client)
-                  for (const one of [client, socket]) one.on("error", () => {})
-                })
-                proxy.listen(0, "127.0.0.1", () => resume(Effect.succeed(proxy)))
-              }),
-              (proxy) => Effect.sync(() => proxy.close())
-            )
-            const { port } = proxy.address() as net.AddressInfo
+            const port = yield* listenOnPort((client) => {
+              client.on("data", (chunk: Buffer) => {
+                found ||= chunk.includes(hello)
+              })
+              forward(client, server.port)
+            })
             yield* session(text(`host=localhost sslmode=verify-full sslrootcert=${ca} ${parameters}`, port))
             return found
           })
@@ -237,7 +225,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("gives way to ssl beside the URL", () =>
+  it.scopedLive("TLS of the connection string yields to ssl beside the URL", () =>
     Effect.gen(function* () {
       const { server, text } = yield* given
       const url = text("host=localhost sslmode=disable sslrootcert=/nowhere")
@@ -247,7 +235,7 @@ describe("TLS of a connection string", () => {
     })
   )
 
-  it.scopedLive("is not used over a socket in a folder, whatever the mode", () =>
+  it.scopedLive("TLS is not used over a socket in a folder, whatever the mode", () =>
     Effect.gen(function* () {
       const { server, text } = yield* given
       for (const parameters of ["sslmode=verify-full", "sslmode=verify-full sslnegotiation=direct"]) {

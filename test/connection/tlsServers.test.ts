@@ -12,9 +12,9 @@ import { type Message, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
 
-describe("over TLS", () => {
+describe("failures over TLS", () => {
   it.scopedLive(
-    "a network that is cut anywhere in a login is ConnectFailed, and no crash",
+    "a network that is cut anywhere in a login over TLS is ConnectFailed, and the process does not crash",
     () =>
       Effect.gen(function* () {
         const { certificate, password, url, username } = yield* makeTlsServer
@@ -43,13 +43,13 @@ describe("over TLS", () => {
           const error = yield* Effect.flip(exit)
           assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unreachable", `message ${n}`)
         }
-        // the question, its answer, and at least two messages of TLS and two of the login
+        // the request, its answer, and at least two messages of TLS and two of the login
         assert.isAtLeast(failed, 6)
       }),
     { timeout: 90_000 }
   )
 
-  it.scopedLive("a backend that is ended is Disconnected with a statement on it, and replaced when it was idle", () =>
+  it.scopedLive("a backend that ends over TLS is Disconnected during a statement, and replaced when idle", () =>
     Effect.gen(function* () {
       const { certificate, password, port, url, username } = yield* makeTlsServer
       const writer = { host: "127.0.0.1", port, database: "postgres", username, password, ssl: { ca: certificate } }

@@ -19,7 +19,7 @@ const schema = `
   CREATE TYPE other.mood AS ENUM ('bad');
   CREATE TABLE person (id int, current mood, past mood[], elsewhere other.mood[])`
 
-/** `mood` in capital letters, so that it is seen where the parser was at work. */
+/** `mood` in capital letters, which shows that the parser was used. */
 const types = { mood: (text: string) => text.toUpperCase() }
 
 const open = (options: Partial<Database.Options> = {}) =>
@@ -34,7 +34,7 @@ const read = "SELECT 'ok'::mood AS one, ARRAY['sad', NULL, 'very, \"happy\"']::m
 const expected = { one: "OK", many: ["SAD", null, 'VERY, "HAPPY"'], n: 1, t: "x" }
 
 describe("types by name", () => {
-  it.scopedLive("a column of the type and one of its arrays are parsed, however the statement is run", () =>
+  it.scopedLive("a column of a named type and one of its arrays are parsed, however the statement runs", () =>
     Effect.gen(function* () {
       const { layer } = yield* open()
       yield* Effect.gen(function* () {
@@ -61,37 +61,33 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive(
-    "the first statement of each way is read right, also in a stream, a transaction and several commands",
-    () =>
-      Effect.gen(function* () {
-        const first = <A>(use: Effect.Effect<A, unknown, Db>) =>
-          Effect.flatMap(open(), ({ layer }) => Effect.provide(use, layer))
-        const statement = Effect.map(Db.writer, (sql) => sql.unsafe<object>(read))
-        const streamed = yield* first(Effect.flatMap(statement, (_) => Stream.runCollect(_.stream)))
-        assert.deepStrictEqual([...streamed], [expected])
-        assert.deepStrictEqual(yield* first(Db.withTransaction(Effect.flatten(statement))), [expected])
-        assert.deepStrictEqual(yield* first(Effect.flatMap(statement, (_) => _.values)), [Object.values(expected)])
-        const reader = Effect.flatMap(Db.reader, (sql) => sql.unsafe(read))
-        assert.deepStrictEqual(yield* first(reader), [expected])
-        assert.deepStrictEqual(yield* first(Db.withTransaction(reader)), [expected])
-        const several = yield* first(
-          Effect.flatMap(Db.writer, (sql) =>
-            sql.unsafe("SELECT 'ok'::mood AS a; SELECT 1 AS n; SELECT 'sad'::mood AS b")
-          )
+  it.scopedLive("the first statement of each way is parsed, also in a stream, a transaction and several commands", () =>
+    Effect.gen(function* () {
+      const first = <A>(use: Effect.Effect<A, unknown, Db>) =>
+        Effect.flatMap(open(), ({ layer }) => Effect.provide(use, layer))
+      const statement = Effect.map(Db.writer, (sql) => sql.unsafe<object>(read))
+      const streamed = yield* first(Effect.flatMap(statement, (_) => Stream.runCollect(_.stream)))
+      assert.deepStrictEqual([...streamed], [expected])
+      assert.deepStrictEqual(yield* first(Db.withTransaction(Effect.flatten(statement))), [expected])
+      assert.deepStrictEqual(yield* first(Effect.flatMap(statement, (_) => _.values)), [Object.values(expected)])
+      const reader = Effect.flatMap(Db.reader, (sql) => sql.unsafe(read))
+      assert.deepStrictEqual(yield* first(reader), [expected])
+      assert.deepStrictEqual(yield* first(Db.withTransaction(reader)), [expected])
+      const several = yield* first(
+        Effect.flatMap(Db.writer, (sql) => sql.unsafe("SELECT 'ok'::mood AS a; SELECT 1 AS n; SELECT 'sad'::mood AS b"))
+      )
+      assert.deepStrictEqual(several as unknown, [[{ a: "OK" }], [{ n: 1 }], [{ b: "SAD" }]])
+      const written = yield* first(
+        Effect.flatMap(
+          Db.writer,
+          (sql) => sql`INSERT INTO person ${sql.insert({ id: 1, past: ["sad", "ok"] }).returning("past")}`
         )
-        assert.deepStrictEqual(several as unknown, [[{ a: "OK" }], [{ n: 1 }], [{ b: "SAD" }]])
-        const written = yield* first(
-          Effect.flatMap(
-            Db.writer,
-            (sql) => sql`INSERT INTO person ${sql.insert({ id: 1, past: ["sad", "ok"] }).returning("past")}`
-          )
-        )
-        assert.deepStrictEqual(written, [{ past: ["SAD", "OK"] }])
-      })
+      )
+      assert.deepStrictEqual(written, [{ past: ["SAD", "OK"] }])
+    })
   )
 
-  it.scopedLive("names are looked up once per server, whatever the number of its connections", () =>
+  it.scopedLive("type names are looked up once per server, whatever the number of its connections", () =>
     Effect.gen(function* () {
       const { layer, reader, wire } = yield* open()
       const replica = yield* makeProxy(reader)
@@ -121,7 +117,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a type that was dropped and made anew is looked up again", () =>
+  it.scopedLive("a type that was dropped and recreated is looked up again", () =>
     Effect.gen(function* () {
       const { layer, writer } = yield* open()
       yield* Effect.gen(function* () {
@@ -140,7 +136,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a name with its schema is that type only, and built-in types have names, too", () =>
+  it.scopedLive("a type name with its schema is that type only, and built-in types have names as well", () =>
     Effect.gen(function* () {
       const { layer } = yield* open({
         types: { ...types, "other.mood": (text: string) => `${text}!`, int8: BigInt, numeric: Number }
@@ -156,7 +152,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("the lookup in a transaction sees what the transaction has made, and is undone with it", () =>
+  it.scopedLive("the lookup of types in a transaction sees what it has created, and is undone with it", () =>
     Effect.gen(function* () {
       const { layer } = yield* open()
       yield* Effect.gen(function* () {
@@ -175,7 +171,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a parser that throws fails its statement, and only that", () =>
+  it.scopedLive("a parser that throws fails its own statement only", () =>
     Effect.gen(function* () {
       const { layer } = yield* open({
         types: {
@@ -196,7 +192,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a stored row whose types cannot be looked up is told as stored, and not as refused", () =>
+  it.scopedLive("a stored row whose types cannot be looked up is reported as stored, not as refused", () =>
     Effect.gen(function* () {
       const { writer } = yield* open()
       const role = yield* freshRole(writer)
@@ -211,7 +207,8 @@ describe("types by name", () => {
         assert.match(error.message, /the statement was done.*names.*types.*permission denied for table pg_type/)
         assert.strictEqual(error.sql, "INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current")
         assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
-        // nothing of it is stored where it is part of a transaction, so the refusal is one like any other
+        // nothing of it is stored when it is part of a transaction, so the refusal is one like any
+        // other
         const inside = yield* Effect.flip(DatabaseError.refine(Db.withTransaction(insert)))
         assert.strictEqual(inside._tag === "QueryFailed" && inside.sqlState, "42501")
         assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
@@ -222,7 +219,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a stored row is not told as undone where the lookup of its types is cut short", () =>
+  it.scopedLive("a stored row is not reported as undone when the lookup of its types is cut short", () =>
     Effect.gen(function* () {
       const { layer, wire, writer } = yield* open()
       yield* Effect.gen(function* () {
@@ -254,7 +251,7 @@ describe("types by name", () => {
     })
   )
 
-  it.effect("what is no parser is refused", () =>
+  it.effect("a parser that is no function is refused", () =>
     Effect.gen(function* () {
       const writer = Redacted.make("postgres://me@localhost/app")
       for (const given of [{ mood: "text" }, "text", [() => 1]]) {

@@ -1,5 +1,6 @@
 /**
- * A server that has a limit for statements and says nothing when it is over: what is done about it, and to whom it must not be done.
+ * A server that has a limit for statements and stays silent when it is over: the reaction of the
+ * client, and the connections that it must not affect.
  */
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -19,7 +20,7 @@ import { freshDatabase, query } from "../support/server.js"
 
 const limit = "200 millis"
 
-/** A database behind a proxy, with a table `item`. */
+/** Opens a database behind a proxy, with a table `item`. */
 const given = (options: Partial<Database.Options>) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -32,15 +33,18 @@ const given = (options: Partial<Database.Options>) =>
 const statement = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
 const insert = statement("INSERT INTO item VALUES ('x')")
 
-/** What a statement fails with, by itself: not more than a second after its limit, with some patience for a busy machine. */
+/**
+ * Returns the failure of a statement, not more than a second after its limit, with an allowance for
+ * a busy machine.
+ */
 const failure = <A, E>(self: Effect.Effect<A, E, Db>) =>
   DatabaseError.refine(self).pipe(Effect.flip, Effect.timeout("3 seconds"))
 
 /** Ends some time after every limit of these tests is over. */
 const later = (url: Redacted.Redacted<string>) => query(url, "SELECT pg_sleep(2)")
 
-describe("on a dead network, by itself, soon after its limit,", () => {
-  it.scopedLive("a statement is Disconnected, in doubt, and its connection is destroyed", () =>
+describe("the watchdog on a dead network", () => {
+  it.scopedLive("a statement on a dead network is Disconnected, in doubt, and its connection is destroyed", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given({ statementTimeout: limit })
       const gone = yield* proxy.when(sends("INSERT"), "freeze")
@@ -55,7 +59,7 @@ describe("on a dead network, by itself, soon after its limit,", () => {
     })
   )
 
-  it.scopedLive("a statement in a transaction is Disconnected, undone", () =>
+  it.scopedLive("a statement in a transaction on a dead network is Disconnected, undone", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* given({ statementTimeout: limit })
       const gone = yield* proxy.when(sends("'lost'"), "freeze")
@@ -70,7 +74,7 @@ describe("on a dead network, by itself, soon after its limit,", () => {
     })
   )
 
-  it.scopedLive("a transaction's own limit counts, and a nested one's", () =>
+  it.scopedLive("a transaction's own limit bounds the wait on a dead network, and so does a nested one's", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given({})
       const lost = Effect.zipRight(
@@ -86,7 +90,7 @@ describe("on a dead network, by itself, soon after its limit,", () => {
     })
   )
 
-  it.scopedLive("a read is tried again, on another connection", () =>
+  it.scopedLive("a read on a dead network is retried on another connection", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given({ statementTimeout: limit })
       yield* proxy.when(sends("'lost'"), "freeze")
@@ -98,7 +102,7 @@ describe("on a dead network, by itself, soon after its limit,", () => {
     })
   )
 
-  it.scopedLive("a COMMIT is CommitOutcomeUnknown", () =>
+  it.scopedLive("a COMMIT on a dead network is CommitOutcomeUnknown", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given({ statementTimeout: limit })
       const gone = yield* proxy.when(sends("COMMIT"), "freeze")
@@ -122,15 +126,15 @@ describe("on a dead network, by itself, soon after its limit,", () => {
   )
 })
 
-describe("on a connection that is dead while the server is well, by itself, soon after its limit,", () => {
-  /** What becomes of it where what the client says is lost, and where what the server says is. */
+describe("the watchdog on a dead connection to a healthy server", () => {
+  /** Runs an effect while the messages of the client, or those of the server, are lost. */
   const lost = <A, E>(what: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* given({ statementTimeout: limit })
       yield* proxy.when(what, "freeze")
       const error = yield* Effect.provide(failure(self), context)
       assert.strictEqual(yield* Effect.provide(active, context), 0)
-      // as a network that is back, or gives up: what was lost is not there
+      // as a network that is back, or gives up: the lost messages are not there
       yield* proxy.cut
       assert.lengthOf(yield* Effect.provide(statement("SELECT 1"), context), 1)
       return { error, rows: yield* query(writer, "SELECT * FROM item") }
@@ -140,7 +144,7 @@ describe("on a connection that is dead while the server is well, by itself, soon
     ["to", sends, 0],
     ["from", answers, 1]
   ] as const) {
-    it.scopedLive(`a write is Disconnected, in doubt, where the way ${side} the server is cut`, () =>
+    it.scopedLive(`a write on a dead connection is Disconnected, in doubt, if the way ${side} the server is cut`, () =>
       Effect.gen(function* () {
         const { error, rows } = yield* lost(says("INSERT"), insert)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
@@ -148,7 +152,7 @@ describe("on a connection that is dead while the server is well, by itself, soon
       })
     )
 
-    it.scopedLive(`a COMMIT is CommitOutcomeUnknown, where the way ${side} the server is cut`, () =>
+    it.scopedLive(`a COMMIT on a dead connection is CommitOutcomeUnknown if the way ${side} the server is cut`, () =>
       Effect.gen(function* () {
         const { error, rows } = yield* lost(says("COMMIT"), Db.withTransaction(insert))
         assert.strictEqual(error._tag, "CommitOutcomeUnknown")
@@ -157,7 +161,7 @@ describe("on a connection that is dead while the server is well, by itself, soon
     )
   }
 
-  it.scopedLive("a statement in a transaction is Disconnected, undone, also when it has given itself more time", () =>
+  it.scopedLive("a statement of a transaction on a dead connection is Disconnected, undone, with any limit", () =>
     Effect.gen(function* () {
       const patient = Effect.zipRight(insert, statement("SET LOCAL statement_timeout = '1min'"))
       const { error, rows } = yield* lost(
@@ -170,8 +174,8 @@ describe("on a connection that is dead while the server is well, by itself, soon
   )
 })
 
-describe("nobody is given up who", () => {
-  it.scopedLive("commits and waits for a standby, with COMMIT or without", () =>
+describe("the watchdog on slow but living connections", () => {
+  it.scopedLive("a commit that waits for a standby is not given up, with COMMIT or without", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
       const url = primary.url()
@@ -207,7 +211,7 @@ describe("nobody is given up who", () => {
     })
   )
 
-  it.scopedLive("has given himself more time, by SQL", () =>
+  it.scopedLive("a statement that has raised its own limit by SQL is not given up", () =>
     Effect.gen(function* () {
       const { context, writer } = yield* given({ statementTimeout: limit })
       yield* query(
@@ -230,9 +234,9 @@ describe("nobody is given up who", () => {
     })
   )
 
-  it.scopedLive("was answered while the process was busy with something else", () =>
+  it.scopedLive("a statement that was answered while the process was busy is not given up", () =>
     Effect.gen(function* () {
-      // not by way of the proxy, which would be as busy
+      // not through the proxy, which would be as busy
       const { writer } = yield* freshDatabase
       const context = yield* Layer.build(Db.layer({ writer, statementTimeout: limit }))
       yield* Effect.gen(function* () {
@@ -261,7 +265,7 @@ describe("nobody is given up who", () => {
   )
 })
 
-describe("of a server that lives", () => {
+describe("the watchdog's probes of a living server", () => {
   /** A connection that receives nothing of its own; the times of the queries in other sessions are recorded. */
   const silent = (state: BackendState) => {
     const asked: Array<number> = []
@@ -294,7 +298,7 @@ describe("of a server that lives", () => {
   beforeEach(() => void vi.useFakeTimers())
   afterEach(() => void vi.useRealTimers())
 
-  it("a process that works is asked less and less, and never given up", () => {
+  it("a server process that works is probed less and less often, and never given up", () => {
     const connection = silent("working")
     vi.advanceTimersByTime(1000 + 160_000)
     assert.deepStrictEqual(
@@ -304,7 +308,7 @@ describe("of a server that lives", () => {
     assert.isUndefined(connection.givenUp)
   })
 
-  it("one that waits for us is given up when its answer has had a second to arrive, unless something is heard", () => {
+  it("a server process that waits for the client is given up a second after its answer was due, unless data arrives", () => {
     const connection = silent("waiting")
     vi.advanceTimersByTime(2200)
     connection.receive()
@@ -314,7 +318,7 @@ describe("of a server that lives", () => {
     assert.isDefined(connection.givenUp)
   })
 
-  it("one of which the server tells nothing is given up half a minute after its limit", () => {
+  it("a server process of which the server reports nothing is given up half a minute after its limit", () => {
     const connection = silent("unknown")
     vi.advanceTimersByTime(30_900)
     assert.isUndefined(connection.givenUp)

@@ -1,4 +1,7 @@
-/** Where something is stored: by a COMMIT that does not wait for the disk, far away, and where nobody says. */
+/**
+ * The log position of a write: after a COMMIT that does not wait for the disk, on a far server, and
+ * when no server reports it.
+ */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -42,8 +45,8 @@ const lazy = Layer.provideMerge(
   lazyWal
 ).pipe(Layer.orDie)
 
-layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("a COMMIT that does not wait for the disk", (it) => {
-  it.scoped("a function that sets synchronous_commit off for itself, in a statement of its own", () =>
+layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that do not wait for the disk", (it) => {
+  it.scoped("a write by a function that sets synchronous_commit off, in a statement of its own, is seen", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* write
@@ -53,7 +56,7 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("a COMMIT that
       assert.isTrue((yield* read(id)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("the same in a scope, where it is in a transaction of its own", () =>
+  it.scoped("a write by such a function in a schema scope, which has a transaction of its own, is seen", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* write
@@ -63,7 +66,7 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("a COMMIT that
       assert.isTrue((yield* read(id)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("in a transaction", () =>
+  it.scoped("a write by such a function in a transaction is seen", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* write
@@ -76,7 +79,7 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("a COMMIT that
       assert.isTrue((yield* read(other)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("what a reserved connection has stored without waiting is seen by the second read, too", () =>
+  it.scoped("a write without waiting on a reserved connection is seen by the second read as well", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* write
@@ -95,7 +98,7 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("a COMMIT that
       assert.deepStrictEqual([first.there, second.there], [true, true])
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("several commands in one text, the same", () =>
+  it.scoped("a write without waiting among several commands in one text is seen by both reads", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* write
@@ -109,91 +112,88 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("a COMMIT that
   )
 })
 
-layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
-  "a server that is far away, or does not answer",
-  (it) => {
-    it.scoped("a read in a session ends where the primary is far away", () =>
-      Effect.gen(function* () {
-        const { primary } = yield* Cluster
-        const proxy = yield* makeProxy(primary.url("app"))
-        yield* proxy.delay(140)
-        const session = hasty()
-        yield* Effect.gen(function* () {
-          const sql = yield* Db.writer
-          // without a session, and in one that knows nothing: how long it takes
-          yield* Db.withConsistency(read(1), Consistency.Strong())
-          yield* Effect.scoped(Effect.asVoid(sql.reserve)) // unknown
-          const exit = yield* Effect.exit(read(1))
-          assert.isTrue(Exit.isSuccess(exit))
-        }).pipe(
-          Consistency.withSession(session),
-          Effect.provide(open([0], { writer: proxy.url, acquireTimeout: "8 seconds" }))
-        )
-      })
-    )
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers that are far away or silent", (it) => {
+  it.scoped("a read in a causal session ends when the primary is far away", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const proxy = yield* makeProxy(primary.url("app"))
+      yield* proxy.delay(140)
+      const session = hasty()
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        // the durations without a session, and in a session that knows nothing
+        yield* Db.withConsistency(read(1), Consistency.Strong())
+        yield* Effect.scoped(Effect.asVoid(sql.reserve)) // unknown
+        const exit = yield* Effect.exit(read(1))
+        assert.isTrue(Exit.isSuccess(exit))
+      }).pipe(
+        Consistency.withSession(session),
+        Effect.provide(open([0], { writer: proxy.url, acquireTimeout: "8 seconds" }))
+      )
+    })
+  )
 
-    it.scoped("a far replica that has it is read, and keeps its connection", () =>
-      Effect.gen(function* () {
-        const server = yield* replica(0)
-        const proxy = yield* makeProxy(server.url("app"))
-        yield* proxy.delay(140)
-        yield* Effect.gen(function* () {
+  it.scoped("a far replica that has the write is read, and keeps its connection", () =>
+    Effect.gen(function* () {
+      const server = yield* replica(0)
+      const proxy = yield* makeProxy(server.url("app"))
+      yield* proxy.delay(140)
+      yield* Effect.gen(function* () {
+        yield* write
+        yield* caughtUp
+        yield* read(1)
+        const ports: Array<number> = []
+        for (let i = 0; i < 3; i++) {
           yield* write
           yield* caughtUp
-          yield* read(1)
-          const ports: Array<number> = []
-          for (let i = 0; i < 3; i++) {
-            yield* write
-            yield* caughtUp
-            ports.push((yield* read(1)).port)
-          }
-          assert.deepStrictEqual(ports, [server.port, server.port, server.port])
-        }).pipe(Consistency.withSession(Consistency.makeSession()), Effect.provide(open([], { readers: [proxy.url] })))
-      })
-    )
+          ports.push((yield* read(1)).port)
+        }
+        assert.deepStrictEqual(ports, [server.port, server.port, server.port])
+      }).pipe(Consistency.withSession(Consistency.makeSession()), Effect.provide(open([], { readers: [proxy.url] })))
+    })
+  )
 
-    it.scoped("a write that is stored and answered does not wait for long for the place that it is stored at", () =>
-      Effect.gen(function* () {
-        const { primary } = yield* Cluster
-        const proxy = yield* makeProxy(primary.url("app"))
-        const session = hasty()
-        yield* Effect.gen(function* () {
-          yield* insertId(freshId())
-          yield* proxy.when(saysWhere, "freeze")
-          // it is answered, and nobody can say where it is
-          yield* insertId(freshId())
-          assert.strictEqual(session.known.get("app"), "unknown")
-        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
-      })
-    )
+  it.scoped("a stored and answered write waits only briefly for its log position", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const proxy = yield* makeProxy(primary.url("app"))
+      const session = hasty()
+      yield* Effect.gen(function* () {
+        yield* insertId(freshId())
+        yield* proxy.when(saysWhere, "freeze")
+        // the write is answered, and its position is not available
+        yield* insertId(freshId())
+        assert.strictEqual(session.known.get("app"), "unknown")
+      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+    })
+  )
 
-    it.scoped("a replica whose connections are all in use is given maxWait, then the primary is read", () =>
-      Effect.gen(function* () {
-        const reader = yield* Db.reader
-        yield* Effect.scoped(
-          Effect.gen(function* () {
-            yield* reader.reserve
-            yield* write
-            const exit = yield* Effect.exit(read(1))
-            assert.isTrue(Exit.isSuccess(exit))
-          })
-        )
-      }).pipe(
-        Consistency.withSession(hasty()),
-        Effect.provide(open([0], { maxConnections: 1, acquireTimeout: "3 seconds" }))
-      )
-    )
-
-    it.scoped("a replica that takes no connection is given maxWait, then the primary is read", () =>
-      Effect.gen(function* () {
-        const server = yield* replica(0)
-        const proxy = yield* makeProxy(server.url("app"))
-        yield* proxy.freeze
-        yield* Effect.gen(function* () {
+  it.scoped("a replica whose connections are all in use is given maxWait, then the primary is read", () =>
+    Effect.gen(function* () {
+      const reader = yield* Db.reader
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* reader.reserve
           yield* write
-          assert.strictEqual((yield* read(1)).port, (yield* Cluster).primary.port)
-        }).pipe(Consistency.withSession(hasty()), Effect.provide(open([], { readers: [proxy.url] })))
-      })
+          const exit = yield* Effect.exit(read(1))
+          assert.isTrue(Exit.isSuccess(exit))
+        })
+      )
+    }).pipe(
+      Consistency.withSession(hasty()),
+      Effect.provide(open([0], { maxConnections: 1, acquireTimeout: "3 seconds" }))
     )
-  }
-)
+  )
+
+  it.scoped("a replica that accepts no connection is given maxWait, then the primary is read", () =>
+    Effect.gen(function* () {
+      const server = yield* replica(0)
+      const proxy = yield* makeProxy(server.url("app"))
+      yield* proxy.freeze
+      yield* Effect.gen(function* () {
+        yield* write
+        assert.strictEqual((yield* read(1)).port, (yield* Cluster).primary.port)
+      }).pipe(Consistency.withSession(hasty()), Effect.provide(open([], { readers: [proxy.url] })))
+    })
+  )
+})

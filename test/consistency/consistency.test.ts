@@ -31,7 +31,7 @@ import { makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { query } from "../support/server.js"
 
-/** Why replicas are passed over, from now on; ends with the first. */
+/** Returns the reasons for which replicas are rejected from now on; ends with the first. */
 const firstPassedOver = Effect.tap(
   Effect.fork(
     Db.observations.pipe(
@@ -50,7 +50,7 @@ describe("Consistency", () => {
     lsn: 0x1b82f58n
   })
 
-  it("a token is plain data when it is encoded, and comes back", () => {
+  it("a token is plain data when it is encoded, and decodes to itself", () => {
     const encoded = Schema.encodeSync(Consistency.Token)(token)
     assert.deepStrictEqual(encoded, {
       database: "app",
@@ -65,7 +65,7 @@ describe("Consistency", () => {
     }
   })
 
-  it("what is no token is refused, whatever it is", () => {
+  it("a value that is no token is refused, whatever it is", () => {
     const good = Schema.encodeSync(Consistency.Token)(token)
     for (const bad of [
       null,
@@ -86,7 +86,7 @@ describe("Consistency", () => {
     }
   })
 
-  it("a session is a short text that a header, a cookie and a job's field can hold, and comes back", () => {
+  it("a causal session encodes to a short text for a header, a cookie and a job's field, and decodes to itself", () => {
     const other = new Consistency.Token({ ...token, database: 'q"ue, u:e=;%20é', lsn: 5n })
     const session = Consistency.makeSession({ tokens: [token, other] })
     const text = Consistency.encodeSession(session)
@@ -110,7 +110,7 @@ describe("Consistency", () => {
     }
   })
 
-  it("a session of several tokens of one database begins with the newest, whatever their order", () => {
+  it("a causal session made of several tokens of one database begins with the newest, whatever their order", () => {
     const at = (lsn: bigint, timeline = 3) => new Consistency.Token({ ...token, lsn, timeline })
     const of = (...tokens: ReadonlyArray<Consistency.Token>) => Consistency.makeSession({ tokens }).known.get("app")
     assert.deepStrictEqual(of(at(9n), at(5n)), at(9n))
@@ -119,11 +119,11 @@ describe("Consistency", () => {
     assert.strictEqual(of(), undefined)
   })
 
-  it("a token has a place that there can be", () => {
+  it("a token with an impossible log position is refused", () => {
     for (const lsn of [-5n, 1n << 70n]) assert.throws(() => new Consistency.Token({ ...token, lsn }))
   })
 
-  it("of several tokens of one database a session knows the newest that was taken", () => {
+  it("a causal session knows the newest of several tokens of one database", () => {
     const at = (lsn: bigint, timeline = 3) => new Consistency.Token({ ...token, lsn, timeline })
     const session = Consistency.makeSession()
     const noted = (next: Consistency.Token | undefined) => {
@@ -139,8 +139,8 @@ describe("Consistency", () => {
   })
 })
 
-describe("Consistency, on whatever server there is", () => {
-  it.scopedLive("in a session a read sees what was written before it, by a replica if there is one", () =>
+describe("Consistency, on any server", () => {
+  it.scopedLive("a read in a causal session sees what was written before it, from a replica if there is one", () =>
     Effect.gen(function* () {
       const sql = yield* Db.reader
       const seen = yield* Effect.forEach(
@@ -160,7 +160,7 @@ describe("Consistency, on whatever server there is", () => {
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
   "Consistency, on a primary with two replicas",
   (it) => {
-    it.scoped("in a session a read sees what was written before it, by a replica that has it", () =>
+    it.scoped("a read in a causal session sees what was written before it, from a replica that has it", () =>
       Effect.gen(function* () {
         const { replicas } = yield* Cluster
         const seen = yield* Effect.forEach(Array.from({ length: 300 }), () => Effect.flatMap(write, read), {
@@ -172,7 +172,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0, 1])))
     )
 
-    it.scoped("outside of a session it sees what the replica happens to have", () =>
+    it.scoped("a read outside of a causal session sees what the replica happens to have", () =>
       Effect.gen(function* () {
         const server = yield* replica(0)
         yield* pause(server)
@@ -180,7 +180,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("of two replicas the one is chosen that has it", () =>
+    it.scoped("a read selects that one of two replicas that has the write", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
         const other = yield* replica(1)
@@ -191,7 +191,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0, 1])))
     )
 
-    it.scoped("where no replica has it in time the primary is read, and those passed over are told of", () =>
+    it.scoped("the primary is read if no replica has the write in time, and the rejected replicas are reported", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         yield* pause(yield* replica(0))
@@ -202,7 +202,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("a read waits for a replica that is on its way", () =>
+    it.scoped("a read waits for a replica that catches up", () =>
       Effect.gen(function* () {
         const server = yield* replica(0)
         yield* pause(server)
@@ -214,7 +214,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("a read that waits can be interrupted, and nothing is left out", () =>
+    it.scoped("a read that waits for a replica can be interrupted, and leaves nothing behind", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
         const why = yield* firstPassedOver
@@ -225,7 +225,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("one that may not go to the primary fails where no replica has it in time", () =>
+    it.scoped("a read that may not go to the primary fails if no replica has the write in time", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
         const session = patient()
@@ -243,7 +243,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("a token is good wherever it comes from: in another process, in the field of a job", () =>
+    it.scoped("a token is valid wherever it comes from: another process, or the field of a job", () =>
       Effect.gen(function* () {
         const session = hasty()
         const id = yield* Consistency.withSession(write, session)
@@ -258,7 +258,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([])))
     )
 
-    it.scoped("transactions of readers, streams and reserved connections are of a replica that has it, too", () =>
+    it.scoped("transactions of readers, streams and reserved connections run on a replica that has the write", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
         const { port } = yield* replica(1)
@@ -288,7 +288,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(patient()), Effect.provide(open([0, 1])))
     )
 
-    it.scoped("what is written outside of a transaction counts, and so does what a failed one may have left", () =>
+    it.scoped("a causal session includes writes outside of a transaction, and those of a failed one", () =>
       Effect.gen(function* () {
         const { port } = yield* replica(0)
         const sql = yield* Db.writer
@@ -303,7 +303,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const left = freshId()
         assert.isTrue(Exit.isFailure(yield* Effect.exit(sql`CALL leave(${left})`)))
         assert.deepStrictEqual(yield* read(left), { port, there: true })
-        // several commands in one text may do anything: the primary is read, and says where it is
+        // several commands in one text may do anything: the primary is read, and reports its
+        // position
         const both = freshId()
         yield* sql.unsafe(`BEGIN; INSERT INTO item (id) VALUES (${both}); COMMIT`)
         assert.deepStrictEqual(yield* read(both), { port: primary.port, there: true })
@@ -311,7 +312,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(patient()), Effect.provide(open([0])))
     )
 
-    it.scoped("what a unit of work has committed, the next one sees, and what one of its own has", () =>
+    it.scoped("a unit of work sees what the unit before it committed, and its own statements see what it wrote", () =>
       Effect.gen(function* () {
         const { port } = yield* replica(0)
         const id = freshId()
@@ -344,7 +345,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
     )
 
-    it.scoped("what is written on a reserved connection is seen by nobody: the primary is read", () =>
+    it.scoped("the position of a write on a reserved connection is unknown, so the primary is read", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         yield* pause(yield* replica(0))
@@ -362,7 +363,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
     )
 
-    it.scoped("a COMMIT that is refused, or answered with ROLLBACK, is told as ever, and is no write", () =>
+    it.scoped("a COMMIT that is refused, or answered with ROLLBACK, is reported as ever, and is no write", () =>
       Effect.gen(function* () {
         const session = hasty()
         const sql = yield* Db.writer
@@ -382,7 +383,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("after a COMMIT in doubt the primary is read, until there is a new token", () =>
+    it.scoped("the primary is read after a COMMIT in doubt, until there is a new token", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         const proxy = yield* makeProxy(primary.url("app"))
@@ -400,7 +401,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       })
     )
 
-    it.scoped("a connection that is lost after the COMMIT was answered: it is committed, and the primary is read", () =>
+    it.scoped("a connection lost after the answer to COMMIT is a committed one, and the primary is read", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         const proxy = yield* makeProxy(primary.url("app"))
@@ -420,7 +421,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
     )
 
     it.scoped(
-      "a user who may not ask is served by the primary, and told of it; with pg_read_all_stats by a replica",
+      "a user without permission to ask for positions reads from the primary with a report, and with pg_read_all_stats from a replica",
       () =>
         Effect.gen(function* () {
           const { awaitReplicas, primary } = yield* Cluster
@@ -449,7 +450,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
             yield* admin(`GRANT pg_read_all_stats TO ${role.name}`)
             const after = yield* Effect.flatMap(write, read)
             assert.deepStrictEqual(after, { port: server.port, there: true })
-            // nor is a COMMIT any less one where the server does not say where it was
+            // a COMMIT is a COMMIT also if the server does not report its position
             yield* admin("REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC")
             const refused = yield* Effect.flatMap(write, read)
             assert.deepStrictEqual(refused, { port: primary.port, there: true })
@@ -464,7 +465,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         })
     )
 
-    it.scoped("where the log ends at the end of a page a replica that has all of it is there", () =>
+    it.scoped("a replica that has all of the log qualifies when the log ends at the end of a page", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const { port } = yield* replica(0)
@@ -474,7 +475,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
             Consistency.withSession(session),
             Effect.map(() => tokenIn(session).lsn)
           )
-        // what a record takes beside its text; somebody else may write in between, so it is tried more than once
+        // the size of a record beside its text; other sessions may write in between, so it is tried
+        // more than once
         let at = yield* emit(1000)
         for (let i = 0; i < 200 && at % 8192n !== 0n; i++) {
           const next = yield* emit(1000)
@@ -510,7 +512,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("nothing is asked where it is known, and nothing at all without a session", () =>
+    it.scoped("no position is asked for when it is known, and none at all without a causal session", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         const server = yield* replica(0)
@@ -541,7 +543,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       })
     )
 
-    it.scoped("in a sandbox, and with another database's writes, a session is no burden", () =>
+    it.scoped("a causal session has no cost in a sandbox, or for another database's writes", () =>
       Effect.gen(function* () {
         const session = patient()
         yield* Effect.gen(function* () {

@@ -1,4 +1,7 @@
-/** What a session knows, whatever is written in it, and how; and what a read in it waits for. */
+/**
+ * The knowledge of a causal session, whatever is written in it, and how; and the waits of its
+ * reads.
+ */
 import * as SqlResolver from "@effect/sql/SqlResolver"
 import { assert, layer } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -31,14 +34,14 @@ import {
 import { Db, idle, soon } from "../support/databases.js"
 import { answers, makeProxy } from "../support/proxy.js"
 
-layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session", (it) => {
-  it.scoped("what is written on a reserved connection after another COMMIT of the session is seen", () =>
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal session", (it) => {
+  it.scoped("a write on a reserved connection after another COMMIT of the session is seen", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* Effect.scoped(
         Effect.gen(function* () {
           const connection = yield* sql.reserve
-          yield* write // its token takes the place of "unknown"
+          yield* write // its token replaces "unknown"
           yield* caughtUp
           yield* pause(yield* replica(0))
           const id = freshId()
@@ -59,7 +62,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
-  it.scoped("an interrupted write, which the server has answered, makes the session read the primary", () =>
+  it.scoped("an interrupted write that the server has answered makes the session read the primary", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy(primary.url("app"))
@@ -91,7 +94,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Effect.provide(open([0], { acquireTimeout: "500 millis" })))
   )
 
-  it.scoped("however long it would wait for a replica, acquireTimeout bounds the whole", () =>
+  it.scoped("acquireTimeout bounds the whole read, however long it would wait for a replica", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       yield* pause(yield* replica(0))
@@ -102,7 +105,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Effect.provide(open([0], { acquireTimeout: "500 millis" })))
   )
 
-  it.scoped("a read that no replica could serve does not send the others of its unit to the primary", () =>
+  it.scoped("a read that no replica could serve does not send the other reads of its unit to the primary", () =>
     Effect.gen(function* () {
       const session = patient()
       const id = yield* Consistency.withSession(write, session)
@@ -122,12 +125,12 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("a token of what is stored is reached by a replica, whatever others have not committed", () =>
+  it.scoped("a token of stored work is reached by a replica, although other transactions have not committed", () =>
     Effect.gen(function* () {
       const server = yield* replica(0)
       const ready = yield* Deferred.make<void>()
       const over = yield* Deferred.make<void>()
-      // somebody's transaction that is open
+      // an open transaction of another session
       const other = yield* Effect.fork(
         Db.withTransaction(
           Effect.zipRight(
@@ -140,7 +143,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
       const seen: Array<number> = []
       const session = hasty()
       yield* Effect.gen(function* () {
-        // it writes, and what it has written is on the disk
+        // it writes, and its writes are on the disk
         yield* write
         yield* caughtUp
         yield* read(1)
@@ -152,7 +155,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("a session that knows of something unknown learns a place when it has read the primary", () =>
+  it.scoped("a session with an unknown position receives one when it has read the primary", () =>
     Effect.gen(function* () {
       const server = yield* replica(0)
       const sql = yield* Db.writer
@@ -165,7 +168,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("what a statement has committed behind its transaction's back, and begun another, is seen", () =>
+  it.scoped("a write that a statement commits by itself before it begins another transaction is seen", () =>
     Effect.gen(function* () {
       yield* write
       yield* caughtUp
@@ -186,7 +189,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
-  it.scoped("a read's own demand does not take the session's away", () =>
+  it.scoped("a read's own token does not replace the session's", () =>
     Effect.gen(function* () {
       const session = hasty()
       yield* Consistency.withSession(write, session)
@@ -202,7 +205,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("what is written in a session is noted in it, also in a transaction that was begun before it", () =>
+  it.scoped("a write in a session is recorded in it, also in a transaction that was begun before it", () =>
     Effect.gen(function* () {
       yield* caughtUp
       yield* pause(yield* replica(0))
@@ -213,7 +216,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("a token that was asked for before something unknown does not take its place", () =>
+  it.scoped("a token that was requested before an unknown position does not replace it", () =>
     Effect.gen(function* () {
       // commit A's answer is under way while commit B is lost
       const { primary } = yield* Cluster
@@ -239,7 +242,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     })
   )
 
-  it.scoped("a replica that does not answer the question is given maxWait, not for ever", () =>
+  it.scoped("a replica that does not report its position is given maxWait, not an endless time", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy((yield* replica(0)).url("app"))
@@ -255,12 +258,12 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     })
   )
 
-  it.scoped("a search that was given up gives no connection any more", () =>
+  it.scoped("a replica selection that was given up checks out no connection any more", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy(primary.url("app"))
       yield* Effect.gen(function* () {
-        // of a lost history: the primary is asked where it is
+        // a token of a lost timeline: the primary is asked for its position
         const token = new Consistency.Token({ database: "app", systemId: "1", timeline: 1, lsn: 1n })
         const reader = yield* Db.reader
         const asked = yield* proxy.when(saysWhere, "freeze")
@@ -287,33 +290,31 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a session"
     })
   )
 
-  it.scoped(
-    "what is written by a resolver of batched requests is a part of it, in a unit of work that does nothing else",
-    () =>
-      Effect.gen(function* () {
-        const add = yield* SqlResolver.ordered("Add", {
-          Request: Schema.Number,
-          Result: Schema.Struct({ id: Schema.Number }),
-          withContext: true,
-          execute: (ids) =>
-            Effect.flatMap(
-              Db.writer,
-              (sql) => sql`INSERT INTO item ${sql.insert(ids.map((id) => ({ id })))} RETURNING id`
-            )
-        })
-        yield* pause(yield* replica(0))
-        const id = freshId()
-        yield* UnitOfWork.run(add.execute(id))
-        assert.isTrue((yield* read(id)).there)
-        const other = freshId()
-        const inner = hasty()
-        yield* UnitOfWork.run(Consistency.withSession(add.execute(other), inner))
-        assert.isTrue((yield* Consistency.withSession(read(other), inner)).there)
-      }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  it.scoped("a write by a resolver of batched requests is in the session, in a unit that does nothing else", () =>
+    Effect.gen(function* () {
+      const add = yield* SqlResolver.ordered("Add", {
+        Request: Schema.Number,
+        Result: Schema.Struct({ id: Schema.Number }),
+        withContext: true,
+        execute: (ids) =>
+          Effect.flatMap(
+            Db.writer,
+            (sql) => sql`INSERT INTO item ${sql.insert(ids.map((id) => ({ id })))} RETURNING id`
+          )
+      })
+      yield* pause(yield* replica(0))
+      const id = freshId()
+      yield* UnitOfWork.run(add.execute(id))
+      assert.isTrue((yield* read(id)).there)
+      const other = freshId()
+      const inner = hasty()
+      yield* UnitOfWork.run(Consistency.withSession(add.execute(other), inner))
+      assert.isTrue((yield* Consistency.withSession(read(other), inner)).there)
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
   it.scoped(
-    "a read that waits for a replica when its database is closed is DatabaseClosed, and holds the end up by nothing",
+    "a read that waits for a replica while its database closes is DatabaseClosed, and does not delay the close",
     () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))

@@ -1,4 +1,7 @@
-/** After a failover: what is of a lost history, and what only looks as if it were of the right one. */
+/**
+ * After a failover: tokens of a lost timeline, and servers that only look as if they were on the
+ * right one.
+ */
 import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs"
 import * as path from "node:path"
 import { assert, it } from "@effect/vitest"
@@ -15,7 +18,7 @@ import { Db, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
 
-/** Where the primary archives its log, and from where a standby restores it. */
+/** The folder in which the primary archives its log, and from which a standby restores it. */
 const archive = Effect.acquireRelease(
   Effect.sync(() => {
     const folder = mkdtempSync(path.join(directory, "effect-db-archive-"))
@@ -24,7 +27,7 @@ const archive = Effect.acquireRelease(
     mkdirSync(files)
     chmodSync(files, 0o777)
     const restore = path.join(folder, "restore.sh")
-    // a slow store: a segment of the second timeline is there when the test says so
+    // a slow store: a segment of the second timeline is there when the test releases it
     writeFileSync(
       restore,
       `#!/bin/sh\ncase "$1" in *.history) ;; 00000002*) touch "${folder}/asked-$1"; while ! test -f "${folder}/give-$1"; do test -d "${folder}" || exit 1; sleep 0.05; done;; esac\ncp "${files}/$1" "$2" 2>/dev/null\n`
@@ -37,13 +40,13 @@ const archive = Effect.acquireRelease(
 
 describe("Consistency, after a failover", () => {
   it.scopedLive(
-    "a replica that is as far, of a history without the row, does not serve it: TokenFromLostTimeline, or the primary",
+    "a replica that is as far, on a timeline without the row, does not serve it: TokenFromLostTimeline, or the primary",
     () =>
       Effect.gen(function* () {
         const { password, primary, replicas } = yield* Cluster
         const [next, follower] = [yield* replica(0), yield* replica(1)]
         yield* Effect.forEach(replicas, (server) => server.stop)
-        // what only the old primary has
+        // rows that only the old primary has
         const session = hasty()
         const id = yield* write.pipe(Consistency.withSession(session), Effect.provide(open([])))
         const token = tokenIn(session)
@@ -53,7 +56,7 @@ describe("Consistency, after a failover", () => {
         const source = conninfo({ port: next.port, password: Redacted.value(password), name: follower.name })
         yield* query(follower.url(), `ALTER SYSTEM SET primary_conninfo = '${source.replaceAll("'", "''")}'`)
         yield* query(follower.url(), "SELECT pg_reload_conf()")
-        // far beyond it, by another history
+        // far beyond it, on another timeline
         yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 20000)")
         yield* query<{ there: boolean }>(follower.url("app"), "SELECT to_regclass('filler') IS NOT NULL AS there").pipe(
           Effect.repeat({ schedule: soon, until: ([row]) => row?.there === true })
@@ -70,7 +73,8 @@ describe("Consistency, after a failover", () => {
           assert.include(error.message, "a lost timeline (1)")
           const lenient = yield* Db.withConsistency(read(id), Consistency.AtLeast({ token }))
           assert.deepStrictEqual(lenient, { port: next.port, there: false })
-          // a session goes on from where the primary is now, and its reads are the replicas' again
+          // a session goes on from the primary's current position, and its reads are the replicas'
+          // again
           const going = Consistency.makeSession({ tokens: [token], maxWait: "20 seconds" })
           yield* Effect.gen(function* () {
             assert.strictEqual((yield* read(id)).port, next.port)
@@ -84,7 +88,7 @@ describe("Consistency, after a failover", () => {
   )
 
   it.scopedLive(
-    "a standby that restores a new timeline from an archive, while its WAL receiver waits with the old one, does not pass for one of the old",
+    "a standby that restores a new timeline from an archive, while its WAL receiver waits on the old one, is not taken for the old one",
     () =>
       Effect.gen(function* () {
         const { files, folder, restore } = yield* archive
@@ -107,7 +111,7 @@ describe("Consistency, after a failover", () => {
         const until = (is: (row: { status: string; port: number } | undefined) => boolean) =>
           Effect.repeat(receiver, { schedule: soon, until: ([row]) => is(row) })
         yield* until((row) => row?.port === next.port && row.status === "streaming")
-        // what only the old primary has
+        // rows that only the old primary has
         yield* next.stop
         const session = Consistency.makeSession()
         yield* Effect.flatMap(Db.writer, (sql) => Db.withTransaction(sql`INSERT INTO item VALUES (1)`)).pipe(
@@ -119,7 +123,7 @@ describe("Consistency, after a failover", () => {
         yield* next.start
         yield* until((row) => row?.port === next.port && row.status === "streaming")
         yield* next.promote
-        // far beyond it, by another history
+        // far beyond it, on another timeline
         yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 2000)")
         yield* query(next.url("app"), "SELECT pg_switch_wal()")
         yield* query(next.url("app"), "CREATE TABLE more AS SELECT 1")
@@ -129,7 +133,7 @@ describe("Consistency, after a failover", () => {
         const first = asked()[0]?.slice("asked-".length) ?? ""
         yield* isThere(() => readdirSync(files).includes(first))
         writeFileSync(path.join(folder, `give-${first}`), "")
-        // the next one takes its time
+        // the next segment takes its time
         yield* isThere(() => asked().length > 1)
         assert.deepStrictEqual((yield* receiver)[0], { status: "waiting", tli: 1, port: next.port })
         const exit = yield* Effect.gen(function* () {

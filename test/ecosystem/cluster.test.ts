@@ -107,7 +107,7 @@ describe("SqlMessageStorage", () => {
         incoming?.envelope._tag === "Request" && String(incoming.envelope.requestId),
         String(first.envelope.requestId)
       )
-      // somebody has it now
+      // a runner has it now
       assert.deepStrictEqual(yield* storage.unprocessedMessages([shard]), [])
       yield* storage.resetShards([shard])
       assert.lengthOf(yield* storage.unprocessedMessages([shard]), 1)
@@ -127,7 +127,7 @@ describe("SqlMessageStorage", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("of many equal requests at once one is saved", () =>
+  it.scopedLive("one of many equal requests at once is saved", () =>
     Effect.gen(function* () {
       const storage = yield* MessageStorage.MessageStorage
       const saved = yield* Effect.forEach(
@@ -143,7 +143,7 @@ describe("SqlMessageStorage", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a request is in the transaction around it: stored with its rows, or not at all", () =>
+  it.scopedLive("a request is in the transaction around it: stored with its rows or not at all", () =>
     Effect.gen(function* () {
       const storage = yield* MessageStorage.MessageStorage
       const both = (key: string) => Effect.zipRight(insert(key), Effect.flatMap(message(key), storage.saveRequest))
@@ -226,7 +226,7 @@ describe("SqlRunnerStorage", () => {
     )
   }
 
-  it.scopedLive("a runner whose session is lost loses its shards, and takes them again in a new one", () =>
+  it.scopedLive("a runner whose session is lost loses its shards, and takes them again in a new session", () =>
     both((first, second) =>
       Effect.gen(function* () {
         const { writer } = yield* Place

@@ -24,7 +24,7 @@ class Audit extends Database.Service<Audit>()("audit") {}
 
 const soon = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(1000))
 
-/** A database of effect-db; when the scope ends, no connection may be checked out. */
+/** Opens a database of effect-db; when the scope ends, no connection may be checked out. */
 const open = <Self>(database: Database.Class<Self, string>, options: Database.Options) =>
   Effect.gen(function* () {
     const context = yield* Layer.build(database.layer(options))
@@ -41,14 +41,14 @@ const open = <Self>(database: Database.Class<Self, string>, options: Database.Op
     return { context, sql: yield* Effect.provide(database.writer, context) }
   })
 
-/** A database of effect-db and where it is. */
+/** Opens a new database as one of effect-db, and returns its address. */
 const given = <Self>(database: Database.Class<Self, string>, options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
     return { place, ...(yield* open(database, { writer: place.writer, ...options })) }
   })
 
-/** The same, behind a proxy. */
+/** Opens a new database behind a proxy. */
 const givenProxy = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
@@ -56,15 +56,18 @@ const givenProxy = (options: Partial<Database.Options> = {}) =>
     return { place, proxy, ...(yield* open(App, { writer: proxy.url, ...options })) }
   })
 
-/** What came of something in its time. */
+/** Describes the exit of an effect within its time. */
 const inTime = <A, E>(exit: Option.Option<Exit.Exit<A, E>>): Exit.Exit<A, E> =>
   Option.getOrThrowWith(exit, () => new Error("it is not over in its time"))
 
-/** It was given some time, and ended when that was over. */
+/** Checks that an effect was given some time, and ended when that was over. */
 const timedOut = <A, E>(exit: Exit.Exit<A, E>) =>
   assert.isTrue(Exit.isFailure(exit) && Cause.pretty(exit.cause).startsWith("TimeoutException"), String(exit))
 
-/** The one failure that an effect ended with: a typed one, and beside it nothing else, least of all a defect. */
+/**
+ * Returns the one failure of an effect: a typed one, and beside it nothing else, least of all a
+ * defect.
+ */
 const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(
   tag: Tag,
   self: Effect.Effect<A, E | SqlError, R>
@@ -184,7 +187,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("10. a fiber that outlives its transaction gets TransactionEnded, and touches nobody else's", () =>
+  it.scopedLive("10. a fiber that outlives its transaction gets TransactionEnded, and affects no other one", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       const error = yield* failure("TransactionEnded", Effect.flatten(KnownFailures.daemon(sql)))
@@ -193,7 +196,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scoped("11. a cancel that arrives late hits nobody", () =>
+  it.scoped("11. a cancel that arrives late hits no other statement", () =>
     Effect.gen(function* () {
       const { place, proxy, sql } = yield* givenProxy({ maxConnections: 2 })
       const exit = yield* KnownFailures.lateCancel(sql, place, proxy, ({ type }) => type === "cancel")
@@ -263,7 +266,7 @@ describe("known failures", () => {
       })
   )
 
-  it.scopedLive("19. the LISTEN connection dies: it listens again and says that messages may have been missed", () =>
+  it.scopedLive("19. a LISTEN connection that dies is replaced, with a report that messages may have been missed", () =>
     Effect.gen(function* () {
       const { context, place, sql } = yield* given(App)
       const listening = App.listen("news").pipe(
@@ -273,7 +276,7 @@ describe("known failures", () => {
       const { ended, heard } = yield* KnownFailures.listenerKilled(listening, place)
       assert.isTrue(Option.isNone(ended))
       assert.deepStrictEqual(heard, ["Listening", "Gap", "after"])
-      // a stream of payloads has no place for a gap: it fails, and with a retry it listens again
+      // a stream of payloads cannot hold a gap: it fails, and with a retry it listens again
       const plain = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
       assert.deepStrictEqual(plain.heard, [])
       const error = yield* failure("ListenFailed", Effect.flatten(plain.ended))
@@ -284,7 +287,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("20. one of two listeners on a channel stops: the other keeps hearing", () =>
+  it.scopedLive("20. one of two listeners on a channel stops: the other still receives messages", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), ["news", "end"])
@@ -317,7 +320,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("24. of two databases whose layers are merged both are there, each under its own tag", () =>
+  it.scopedLive("24. two databases whose layers are merged are both provided, each under its own tag", () =>
     Effect.gen(function* () {
       const a = yield* KnownFailures.freshTables
       const b = yield* KnownFailures.freshTables
@@ -344,7 +347,7 @@ describe("known failures", () => {
             (loader) =>
               Effect.provide(Migrations.run(App, { loader }), context)
         ),
-        // the others wait for the one that has the lock
+        // the other processes wait for the holder of the lock
         1
       )
       const applied = exits.map((exit) => (Exit.isSuccess(exit) ? JSON.stringify(exit.value) : String(exit.cause)))
@@ -365,15 +368,13 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive.skipIf(!hasBouncer)(
-    `27. ${behindBouncer} an interrupt stops its own statement, and nobody else's`,
-    () =>
-      Effect.gen(function* () {
-        const place = yield* KnownFailures.freshTables
-        const writer = pooled(place.name)?.writer ?? place.writer
-        const { sql } = yield* open(App, { writer, mode: "transactionPooler" })
-        assert.deepStrictEqual(yield* KnownFailures.interruptedBehindPooler(sql, place), ["bystander"])
-      })
+  it.scopedLive.skipIf(!hasBouncer)(`27. ${behindBouncer} an interrupt stops its own statement, and no other`, () =>
+    Effect.gen(function* () {
+      const place = yield* KnownFailures.freshTables
+      const writer = pooled(place.name)?.writer ?? place.writer
+      const { sql } = yield* open(App, { writer, mode: "transactionPooler" })
+      assert.deepStrictEqual(yield* KnownFailures.interruptedBehindPooler(sql, place), ["bystander"])
+    })
   )
 
   it.scopedLive("28. a transaction has isolation, access mode and timeouts of its own", () =>
@@ -390,13 +391,13 @@ describe("known failures", () => {
         Effect.provide(context)
       )
       assert.deepStrictEqual(seen, ["serializable", "on", "on", "2s", "1s"])
-      // the next transaction on that connection is as if nothing had been
+      // the next transaction on that connection has its usual settings
       const after = yield* sql.withTransaction(KnownFailures.settings(sql))
       assert.deepStrictEqual(after, ["read committed", "off", "off", "0", "0"])
     })
   )
 
-  it.scopedLive("29. a password that changes is asked for with each new connection", () =>
+  it.scopedLive("29. a password that changes is requested for each new connection", () =>
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const role = yield* freshRole(place.writer)
@@ -409,7 +410,7 @@ describe("known failures", () => {
   )
 
   it.scopedLive(
-    "30. requests batched by SqlResolver in a transaction run in it; from two transactions they are kept apart",
+    "30. requests batched by SqlResolver in a transaction run in it, and those of two transactions are kept apart",
     () =>
       Effect.gen(function* () {
         const { place, sql } = yield* given(App)
@@ -428,7 +429,7 @@ describe("known failures", () => {
       })
   )
 
-  it.scopedLive("31. a reserved connection that is left in BEGIN is closed, and what is in it undone", () =>
+  it.scopedLive("31. a reserved connection that is left in BEGIN is closed, and its work is undone", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), [])

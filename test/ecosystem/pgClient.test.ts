@@ -56,7 +56,7 @@ const cases: ReadonlyArray<Case> = [
 ]
 
 describe("a statement", () => {
-  it.scopedLive("is compiled as by the plain client", () =>
+  it.scopedLive("a statement is compiled as by the plain client", () =>
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient
       const plain = PgClient.makeCompiler()
@@ -68,7 +68,7 @@ describe("a statement", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("has its names transformed, unless it is of the client without transforms", () =>
+  it.scopedLive("a statement has its names transformed, unless it is of the client without transforms", () =>
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient
       const plain = sql.withoutTransforms()
@@ -88,7 +88,7 @@ describe("a statement", () => {
     }).pipe(Effect.provide(open(renamed)))
   )
 
-  it.scopedLive("with several commands gives the rows of each", () =>
+  it.scopedLive("a statement with several commands returns the rows of each", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const all: ReadonlyArray<unknown> = yield* sql`
@@ -99,7 +99,7 @@ describe("a statement", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("takes an object as JSON, an array as an array, a date and bytes as such", () =>
+  it.scopedLive("a statement sends an object as JSON, an array as an array, a date and bytes as such", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const bytes = new Uint8Array([0, 1, 255])
@@ -109,7 +109,7 @@ describe("a statement", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("can be changed by a transformer, and asks for its dialect", () =>
+  it.scopedLive("a statement can be changed by a transformer, and asks for its dialect", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const rows = yield* Statement.withTransformer(sql`SELECT 1 AS n`, (_, make) =>
@@ -122,7 +122,7 @@ describe("a statement", () => {
 })
 
 describe("the client", () => {
-  it.scopedLive("is the same under both tags, with the config of what it was opened with", () =>
+  it.scopedLive("the client is the same under both tags, with the config that it was opened with", () =>
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient
       assert.strictEqual<unknown>(yield* SqlClient.SqlClient, sql)
@@ -135,7 +135,7 @@ describe("the client", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("reserves a session, whose transaction by hand is seen by no other before its COMMIT", () =>
+  it.scopedLive("the client reserves a session, whose transaction by hand is invisible before its COMMIT", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const count = Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM item`, ([row]) => row?.n)

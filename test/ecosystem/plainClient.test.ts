@@ -1,6 +1,7 @@
 /**
- * What the plain `@effect/sql-pg` client makes of the scenarios in which `knownFailures.test.ts` shows effect-db. A test that fails
- * here is good news: a new version has mended that row of the table in examples/guides/sql-pg.md.
+ * The results of the plain `@effect/sql-pg` client in the scenarios in which
+ * `knownFailures.test.ts` shows effect-db. A test that fails here is good news: a new version has
+ * fixed that row of the table in examples/guides/sql-pg.md.
  */
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -25,14 +26,14 @@ import * as KnownFailures from "../support/suites/knownFailures.js"
 const open = (options: PgClient.PgClientConfig) =>
   Effect.map(Layer.build(PgClient.layer(options)), (context) => Context.get(context, PgClient.PgClient))
 
-/** A plain client and its database. */
+/** Opens a plain client and its database. */
 const given = (options: PgClient.PgClientConfig = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
     return { place, sql: yield* open({ url: place.writer, ...options }) }
   })
 
-/** The same, behind a proxy. */
+/** Opens a plain client behind a proxy. */
 const givenProxy = (options: PgClient.PgClientConfig = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
@@ -40,7 +41,7 @@ const givenProxy = (options: PgClient.PgClientConfig = {}) =>
     return { place, proxy, sql: yield* open({ url: proxy.url, ...options }) }
   })
 
-/** What the driver said in the one defect that is all that an effect ended with. */
+/** Returns the driver's message from the one defect with which an effect ended. */
 const defect = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Error, never, R> =>
   Effect.map(Effect.exit(self), (exit) => {
     assert.isTrue(Exit.isFailure(exit))
@@ -168,7 +169,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("13. a stream or a reserve that gives up waiting for a connection takes it away for ever", () =>
+  it.scopedLive("13. a stream or a reserve that gives up waiting for a connection loses it for ever", () =>
     Effect.gen(function* () {
       const first = yield* given({ maxConnections: 1 })
       assert.isTrue(Option.isNone(yield* KnownFailures.streamGivesUp(first.sql)))
@@ -193,14 +194,12 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive(
-    "16. a connection that went silent goes back to the pool, and the next query runs out of time, too",
-    () =>
-      Effect.gen(function* () {
-        const { proxy, sql } = yield* givenProxy()
-        const error = yield* Effect.flip(yield* KnownFailures.halfOpen(sql, proxy))
-        assert.strictEqual(error._tag, "TimeoutException")
-      })
+  it.scopedLive("16. a connection that went silent returns to the pool, and the next query times out as well", () =>
+    Effect.gen(function* () {
+      const { proxy, sql } = yield* givenProxy()
+      const error = yield* Effect.flip(yield* KnownFailures.halfOpen(sql, proxy))
+      assert.strictEqual(error._tag, "TimeoutException")
+    })
   )
 
   it.scopedLive("17. a transaction on a connection that went silent, given 300 ms, is not over a second later", () =>
@@ -219,13 +218,13 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("19. the LISTEN connection dies: silence, and nobody is told", () =>
+  it.scopedLive("19. the LISTEN connection dies: there is silence, and no listener is informed", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       const { ended, heard } = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
       assert.deepStrictEqual(heard, [])
       assert.isTrue(Option.isNone(ended))
-      // nor is there anybody left to hear it: the silence is for ever
+      // no listener is left either: the silence is for ever
       const left = yield* query(
         place.writer,
         "SELECT FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%'",
@@ -235,7 +234,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("20. one of two listeners on a channel stops: the other hears nothing any more", () =>
+  it.scopedLive("20. one of two listeners on a channel stops: the other receives nothing any more", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), [])
@@ -266,7 +265,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("24. of two client layers that are merged the last one wins, in silence", () =>
+  it.scopedLive("24. the last of two merged client layers wins, in silence", () =>
     Effect.gen(function* () {
       const a = yield* KnownFailures.freshTables
       const b = yield* KnownFailures.freshTables

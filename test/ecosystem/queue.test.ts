@@ -16,7 +16,7 @@ const Job = Schema.Struct({ n: Schema.Number, words: Schema.Array(Schema.String)
 
 const job = (n: number): typeof Job.Type => ({ n, words: ["it's", 'a "word"', "\\"] })
 
-/** A process with a queue: what it has taken of the table is its own. */
+/** A process with a queue: the elements that it has taken from the table are its own. */
 const worker = PersistedQueue.layer.pipe(
   Layer.provide(SqlPersistedQueue.layerStore({ pollInterval: "5 millis" })),
   Layer.provide(Db.layerSqlClient)
@@ -36,7 +36,7 @@ const rows = Effect.flatMap(Place, ({ writer }) =>
 const no = Effect.fail("no")
 
 describe("SqlPersistedQueue", () => {
-  it.scopedLive("gives each element to one taker, in order, and marks it as done", () =>
+  it.scopedLive("a queue gives each element to one taker, in order, and marks it as done", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       for (const n of [1, 2, 3]) yield* queue.offer(job(n), { id: `id ${n}` })
@@ -55,7 +55,7 @@ describe("SqlPersistedQueue", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("an element that is offered twice under one id is there once", () =>
+  it.scopedLive("an element that is offered twice under one id is stored once", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       yield* Effect.forEach([1, 2, 3, 4], () => queue.offer(job(1), { id: "same" }), { concurrency: "unbounded" })
@@ -63,7 +63,7 @@ describe("SqlPersistedQueue", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("two workers share the elements: none is taken twice, none is left", () =>
+  it.scopedLive("two workers share the elements of a queue: none is taken twice, and none is left", () =>
     Effect.gen(function* () {
       const all = Array.from({ length: 40 }, (_, n) => n)
       const queue = yield* jobs
@@ -85,7 +85,7 @@ describe("SqlPersistedQueue", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("what fails is tried again; what is interrupted is given back, without a try", () =>
+  it.scopedLive("a failed element is retried, and an interrupted one is returned without counting an attempt", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       yield* queue.offer(job(1), { id: "1" })
@@ -103,7 +103,7 @@ describe("SqlPersistedQueue", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("an offer is in the unit of work around it: stored with its rows, or not at all", () =>
+  it.scopedLive("an offer is in the unit of work around it: stored with its rows or not at all", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       const both = (n: number) => Effect.zipRight(insert(`row ${n}`), queue.offer(job(n), { id: `${n}` }))
@@ -128,7 +128,7 @@ describe("SqlPersistedQueue", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a taker outlives the loss of every connection", () =>
+  it.scopedLive("a taker survives the loss of every connection", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       const { name } = yield* Place

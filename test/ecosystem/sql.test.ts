@@ -46,7 +46,7 @@ const fresh = (options: Partial<Database.Options> = {}) =>
         const place = yield* Effect.tap(freshDatabase, ({ writer }) => query(writer, schema))
         const wire = yield* makeProxy(place.writer)
         return Layer.mergeAll(
-          // no sign of life is asked for, which would count
+          // no validation query runs, which would count
           Db.layer({ writer: wire.url, validateAfterIdle: Duration.infinity, ...options }),
           Layer.succeed(Place, place),
           Layer.succeed(Wire, wire)
@@ -55,7 +55,7 @@ const fresh = (options: Partial<Database.Options> = {}) =>
     )
   )
 
-/** What an effect gave, and how many round trips it took. */
+/** Runs an effect and returns its result and the number of its round trips. */
 const counted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const wire = yield* Wire
@@ -66,7 +66,10 @@ const counted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const no = Effect.fail("no" as const)
 
-/** Adds rows outside of transactions and in the client's and the database's own, kept and undone, and looks at what is stored. */
+/**
+ * Adds rows outside of transactions and in the client's and the database's own, kept and undone,
+ * and reads what is stored.
+ */
 const everywhere = <E, R>(add: (name: string) => Effect.Effect<unknown, E, R>) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
@@ -149,7 +152,7 @@ describe("Model", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("names are transformed on the way, both ways", () =>
+  it.scopedLive("a repository transforms names in both directions", () =>
     Effect.gen(function* () {
       class Tag extends Model.Class<Tag>("Tag")({ itemName: Schema.String, tagName: Schema.String }) {}
       const tags = yield* Model.makeRepository(Tag, { tableName: "tag", spanPrefix: "Tag", idColumn: "itemName" })
@@ -196,7 +199,7 @@ describe("SqlSchema", () => {
     })
   }))
 
-  it.scopedLive("findAll, findOne, single and void give what they say", () =>
+  it.scopedLive("findAll, findOne, single and void return what their names promise", () =>
     Effect.gen(function* () {
       const { add, all, find, make, only } = yield* queries
       yield* add({ name: "a" })
@@ -213,7 +216,7 @@ describe("SqlSchema", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("its queries are in the transaction around them, and undone with it", () =>
+  it.scopedLive("queries of SqlSchema are in the transaction around them, and undone with it", () =>
     Effect.gen(function* () {
       const { add, all, find } = yield* queries
       yield* everywhere((name) =>
@@ -286,7 +289,7 @@ describe("SqlResolver", () => {
   )
 
   it.scopedLive(
-    "so they do in a transaction: BEGIN comes with the first, COMMIT is one more, ROLLBACK undoes all",
+    "resolvers in a transaction batch as well: BEGIN comes with the first, COMMIT is one more, ROLLBACK undoes all",
     () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -301,17 +304,17 @@ describe("SqlResolver", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("one request at a time is in the transaction around it, and undone with it", () =>
+  it.scopedLive("a single request of a resolver is in the transaction around it, and undone with it", () =>
     Effect.gen(function* () {
       const { insert } = yield* resolvers
       yield* everywhere((name) => insert.execute({ name }))
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("requests of a transaction and of its outside are two statements, each where it belongs", () =>
+  it.scopedLive("requests inside a transaction and outside are two statements, each on its own connection", () =>
     Effect.gen(function* () {
       const { byInitial, insert } = yield* resolvers
-      // both connections are there, and what a new one costs is not counted
+      // both connections are open, and the cost of a new one is not counted
       yield* Db.withTransaction(
         Effect.zipRight(insert.execute({ name: "a0" }), Db.independent(byInitial.execute("none")))
       )
@@ -387,7 +390,7 @@ describe("PgMigrator", () => {
     )
   )
 
-  it.scopedLive("runs migrations once, those with several commands in one text too", () =>
+  it.scopedLive("PgMigrator runs migrations once, those with several commands in one text too", () =>
     Effect.gen(function* () {
       const migrations = { "1_cities": several, "2_more": run("ALTER TABLE city ADD COLUMN size int") }
       assert.deepStrictEqual(yield* migrate(migrations), [
@@ -410,7 +413,7 @@ describe("PgMigrator", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a migration that fails leaves nothing of its run, says why, and runs again when it is mended", () =>
+  it.scopedLive("a migration that fails leaves nothing of its run, reports why, and runs again when corrected", () =>
     Effect.gen(function* () {
       const failing = run(
         "CREATE TABLE river (name text); INSERT INTO river VALUES ('Aare'); INSERT INTO lake VALUES (1)"
@@ -431,7 +434,7 @@ describe("PgMigrator", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a run inside of a transaction is undone with it", () =>
+  it.scopedLive("a migration run inside a transaction is undone with it", () =>
     Effect.gen(function* () {
       yield* migrate({ "1_cities": several })
       const more = { "1_cities": several, "2_rivers": run("CREATE TABLE river (name text); SELECT 1") }
@@ -460,7 +463,7 @@ describe("sql-drizzle", () => {
 
   const database = Layer.provideMerge(PgDrizzle.layer, fresh())
 
-  it.scopedLive("selects, inserts, updates and deletes", () =>
+  it.scopedLive("sql-drizzle selects, inserts, updates and deletes", () =>
     Effect.gen(function* () {
       const db = yield* PgDrizzle.PgDrizzle
       const [made] = yield* db
@@ -479,7 +482,7 @@ describe("sql-drizzle", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is in the transaction around it, and undone with it", () =>
+  it.scopedLive("sql-drizzle is in the transaction around it, and undone with it", () =>
     Effect.gen(function* () {
       const db = yield* PgDrizzle.PgDrizzle
       yield* everywhere((name) =>
@@ -491,7 +494,7 @@ describe("sql-drizzle", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("a refusal is the typed error, through drizzle's own around it", () =>
+  it.scopedLive("a refusal is the typed error, inside drizzle's own error", () =>
     Effect.gen(function* () {
       const db = yield* PgDrizzle.PgDrizzle
       const add = db.insert(items).values({ name: "a" })
@@ -510,7 +513,7 @@ describe("sql-drizzle", () => {
       let runs = 0
       yield* Effect.gen(function* () {
         const [row] = yield* db.select().from(items)
-        // somebody else is faster, once
+        // another transaction is faster, once
         if (runs++ === 0) yield* query(writer, "UPDATE item SET amount = amount + 10")
         yield* db.update(items).set({ amount: (row?.amount ?? 0) + 1 })
       }).pipe(Db.withTransaction({ isolation: "repeatable read", retry: true }))
@@ -525,7 +528,7 @@ describe("sql-kysely", () => {
     readonly item: { readonly id: Generated<number>; readonly name: string; readonly amount: number | null }
   }
 
-  it.scopedLive("selects, inserts, updates and deletes", () =>
+  it.scopedLive("sql-kysely selects, inserts, updates and deletes", () =>
     Effect.gen(function* () {
       const db = yield* PgKysely.make<Tables>()
       yield* db.schema.createTable("other").addColumn("n", "integer")
@@ -551,7 +554,7 @@ describe("sql-kysely", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is in the transaction around it, and undone with it; so it is in its own", () =>
+  it.scopedLive("sql-kysely is in the transaction around it, and in its own, and undone with it", () =>
     Effect.gen(function* () {
       const db = yield* PgKysely.make<Tables>()
       const add = (name: string) => db.insertInto("item").values({ name, amount: null })

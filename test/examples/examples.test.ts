@@ -1,4 +1,4 @@
-/** Every example, as its reader runs it: what it prints, how it ends, and that it leaves nothing behind. */
+/** Every example, as its reader runs it: its output, its end, and the absence of remains. */
 import { execFileSync, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
@@ -15,7 +15,7 @@ import { query } from "../support/server.js"
 
 const folder = fileURLToPath(new URL("../../examples/", import.meta.url))
 
-/** What each prints; `{}` stands for what differs from run to run. */
+/** The output of each example; `{}` stands for the parts that differ from run to run. */
 const programs: Readonly<Record<string, ReadonlyArray<string>>> = {
   "01-one-database": ["stored: eggs, milk", "open: app, on 1 server"],
   "02-two-databases": [
@@ -100,7 +100,7 @@ const script = (name: string) => `examples/${name}.ts`
 const run = (name: string, args: ReadonlyArray<string>, env: Readonly<Record<string, string>>) =>
   Effect.scoped(Effect.flatMap(Program.startScript(script(name), args, env), ({ ended }) => ended))
 
-/** Whether it was printed, line for line. */
+/** Asserts that the output matches, line for line. */
 const expectLines = (stdout: string, lines: ReadonlyArray<string>) => {
   const printed = stdout.trimEnd().split("\n")
   const given = lines.map((line, index) => {
@@ -120,7 +120,10 @@ const databases = Effect.tap(Program.databases, ({ app, audit }) =>
   )
 )
 
-/** A folder that the program takes for the machine's folder for temporary things; it has no cluster and no process at the end. */
+/**
+ * A folder that the program takes for the machine's temporary folder; it has no cluster and no
+ * process at the end.
+ */
 const temporary = Effect.acquireRelease(
   Effect.sync(() => {
     const temporary = fs.mkdtempSync(path.join(directory, "examples-test-"))
@@ -148,8 +151,8 @@ const listening = Effect.acquireRelease(
 /** A server that listens on a port has such an address. */
 const portOf = (server: net.Server): string => String((server.address() as net.AddressInfo).port)
 
-describe.concurrent("examples", () => {
-  it("all are run here, are listed with their command, and fit on a page", () => {
+describe.concurrent("the examples", () => {
+  it("all examples are run here, are listed with their command, and fit on a page", () => {
     const files = fs.readdirSync(folder).filter((file) => /^\d\d-.*\.ts$/.test(file))
     const others = ["14-testing.test.ts", "17-shell.ts"]
     const tested = [...Object.keys({ ...programs, ...servers }).map((name) => `${name}.ts`), ...others]
@@ -188,7 +191,7 @@ describe.concurrent("examples", () => {
       })
     )
 
-    it.scopedLive(`${name} serves until Ctrl-C; a port that is taken is one line`, () =>
+    it.scopedLive(`${name} serves until Ctrl-C, and a port that is taken is reported in one line`, () =>
       Effect.gen(function* () {
         const { app, env } = yield* databases
         const server = yield* Program.startScript(script(name), [], env)
@@ -232,7 +235,7 @@ describe.concurrent("examples", () => {
     240_000
   )
 
-  it.scopedLive("an example whose server is away at its end says which tables it has left", () =>
+  it.scopedLive("an example whose server is away at its end reports which tables it has left", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       const proxy = yield* makeProxy(app)
@@ -270,7 +273,7 @@ describe.concurrent("examples", () => {
       })
     )
 
-    it.scopedLive(`${name} ends with Ctrl-C also where a request has no end`, () =>
+    it.scopedLive(`${name} ends with Ctrl-C also when a request has no end`, () =>
       Effect.gen(function* () {
         const { env } = yield* databases
         const server = yield* Program.startScript(script(name), [], env)
@@ -280,7 +283,7 @@ describe.concurrent("examples", () => {
           (socket) => Effect.sync(() => socket.destroy())
         )
         const head = "POST /todos HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 99\r\n"
-        // it is asked to go on when the request has arrived, and does not
+        // the client announces a body when the request has arrived, and sends none
         socket.write(`${head}expect: 100-continue\r\n\r\n{`)
         yield* Effect.async<void>((resume) => void socket.once("data", () => resume(Effect.void)))
         yield* server.signal("SIGINT")
@@ -290,7 +293,7 @@ describe.concurrent("examples", () => {
   }
 
   for (const name of ["04-reader-and-writer", "13-script", "18-sync"]) {
-    it.scopedLive(`${name} brings its own servers, and takes them away`, () =>
+    it.scopedLive(`${name} starts its own servers, and removes them at its end`, () =>
       Effect.gen(function* () {
         const { code, stderr, stdout } = yield* run(name, [], { TMPDIR: yield* temporary })
         expect(stderr).toBe("")
@@ -300,7 +303,7 @@ describe.concurrent("examples", () => {
     )
   }
 
-  it.scopedLive("Ctrl-C takes them away as well", () =>
+  it.scopedLive("Ctrl-C removes an example's own servers as well", () =>
     Effect.gen(function* () {
       const server = yield* Program.startScript(script("07-express"), [], { TMPDIR: yield* temporary })
       yield* server.line(/serving at/)
@@ -309,7 +312,7 @@ describe.concurrent("examples", () => {
     })
   )
 
-  it.scopedLive("a load that Ctrl-C breaks off ends with 130: whoever waits for it knows that it is not done", () =>
+  it.scopedLive("a load that Ctrl-C stops ends with 130, so that a caller knows that it is not complete", () =>
     Effect.gen(function* () {
       const { app, env } = yield* databases
       const folder = yield* temporary
@@ -317,7 +320,7 @@ describe.concurrent("examples", () => {
       fs.writeFileSync(file, `title,done\n${Array.from({ length: 1200 }, (_, i) => `todo ${i},false`).join("\n")}\n`)
       const pipe = `${file}.pipe`
       execFileSync("mkfifo", [pipe])
-      // what is written is read, and more is expected
+      // the written lines are read, and more is expected
       yield* Effect.acquireRelease(
         Effect.sync(() => spawn("sh", ["-c", 'cat "$1" - >"$2"', "sh", file, pipe])),
         (writer) => Effect.sync(() => writer.kill())
@@ -330,7 +333,7 @@ describe.concurrent("examples", () => {
   )
 
   it.scopedLive(
-    "a wrong password, and a server that is not there, are one line, without secrets",
+    "a wrong password and a server that is not there are reported in one line, without secrets",
     () =>
       Effect.gen(function* () {
         const { env } = yield* databases
@@ -355,7 +358,7 @@ describe.concurrent("examples", () => {
   )
 
   it.scopedLive(
-    "18-sync: a database that is missing is one line; Ctrl-C ends it with 130 also where it is still connecting",
+    "18-sync reports a missing database in one line, and Ctrl-C ends it with 130 also while it connects",
     () =>
       Effect.gen(function* () {
         const { app, env } = yield* databases
@@ -371,14 +374,14 @@ describe.concurrent("examples", () => {
         const program = yield* Program.startScript(script("18-sync"), [], slow)
         yield* program.meanwhile(connecting)
         yield* program.signal("SIGINT")
-        // once more would end it here
+        // a second signal would end it here
         yield* proxy.thaw
         expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
       })
   )
 
   for (const end of ["Ctrl-D", "Ctrl-C"]) {
-    it.scopedLive(`17-shell says what each line gives, what fails too, until ${end}`, () =>
+    it.scopedLive(`17-shell prints the result of each line, and its failure, until ${end}`, () =>
       Effect.gen(function* () {
         const { app, env } = yield* databases
         const shell = yield* Program.startScript(script("17-shell"), [], env)
@@ -399,7 +402,7 @@ describe.concurrent("examples", () => {
     )
   }
 
-  it.scopedLive("17-shell ends with Ctrl-C also where it is still connecting, or a statement has no end", () =>
+  it.scopedLive("17-shell ends with Ctrl-C also while it connects, or while a statement has no end", () =>
     Effect.gen(function* () {
       const { app, env } = yield* databases
       const proxy = yield* makeProxy(app)

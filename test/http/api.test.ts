@@ -1,4 +1,7 @@
-/** An `HttpApi`, whose handlers fail with the errors that it declares: how they end their unit of work, and when they run again. */
+/**
+ * An `HttpApi`, whose handlers fail with the errors that it declares: the end of their unit of
+ * work, and their retries.
+ */
 import {
   HttpApi,
   HttpApiBuilder,
@@ -105,7 +108,7 @@ const bank = (api: typeof around) => {
 
 type Served = Layer.Layer<never, unknown, Db | HttpServer.HttpServer | HttpRouter.HttpRouter.DefaultServices>
 
-/** What a way to serve is given; the unit of work stands somewhere else in each. */
+/** The ways to serve the API; the unit of work is in another place in each. */
 const ways: Readonly<
   Record<string, (options: RequestTransaction.ApiOptions) => { served: Served; runs: Array<string> }>
 > = {
@@ -160,7 +163,7 @@ const servers = Layer.merge(NodeHttpServer.layerTest, fresh({ readers: [] }))
 
 for (const [place, serve] of Object.entries(ways)) {
   describe(`a unit of work ${place}`, () => {
-    it.scopedLive("ends by the status that a declared error is encoded to", () =>
+    it.scopedLive("a unit of work ends by the status that a declared error is encoded to", () =>
       Effect.gen(function* () {
         yield* Layer.build(serve({}).served)
         const refused = yield* send("/refuse", { name: "refused" })
@@ -174,7 +177,7 @@ for (const [place, serve] of Object.entries(ways)) {
       }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive("asks its outcome for the response of a declared error", () =>
+    it.scopedLive("a unit of work asks its outcome for the response of a declared error", () =>
       Effect.gen(function* () {
         const seen: Array<readonly [number, string]> = []
         const { served } = serve({
@@ -200,7 +203,7 @@ for (const [place, serve] of Object.entries(ways)) {
     )
 
     for (const failure of ["an-error", "a-defect"]) {
-      it.scopedLive(`runs a handler again that has made ${failure} of a serialization failure`, () =>
+      it.scopedLive(`a unit of work runs a handler again that has turned a collision into ${failure}`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({ retry: true })
           yield* Layer.build(served)
@@ -211,7 +214,7 @@ for (const [place, serve] of Object.entries(ways)) {
         }).pipe(Effect.provide(servers))
       )
 
-      it.scopedLive(`answers as the last attempt has when there is no other (${failure})`, () =>
+      it.scopedLive(`a unit of work answers as the last attempt does when there is no other (${failure})`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({ retry: Schedule.recurs(1) })
           yield* Layer.build(served)
@@ -223,7 +226,7 @@ for (const [place, serve] of Object.entries(ways)) {
         }).pipe(Effect.provide(servers))
       )
 
-      it.scopedLive(`runs it once without retry (${failure})`, () =>
+      it.scopedLive(`a unit of work runs its handler once without retry (${failure})`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({})
           yield* Layer.build(served)
@@ -235,7 +238,7 @@ for (const [place, serve] of Object.entries(ways)) {
       )
     }
 
-    it.scopedLive("never answers with what an undone attempt has left to be done before the response", () =>
+    it.scopedLive("a unit of work drops what an undone attempt has registered to run before the response", () =>
       Effect.gen(function* () {
         const { runs, served } = serve({ retry: true })
         yield* Layer.build(served)
@@ -246,14 +249,14 @@ for (const [place, serve] of Object.entries(ways)) {
           assert.notInclude(String(cookie), "session-1")
           assert.deepStrictEqual(yield* stored, ["signed in 2"])
         } else {
-          // what the endpoint's own middleware cannot take back it does not run again
+          // a change by the endpoint's own middleware that cannot be undone is not repeated
           assert.deepStrictEqual([response.status, runs.length], [500, 1])
           assert.deepStrictEqual(yield* stored, [])
         }
       }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive("answers a fault in its outcome with 500, also where the handler had failed before", () =>
+    it.scopedLive("a unit of work answers a defect in its outcome with 500, also after a failed handler", () =>
       Effect.gen(function* () {
         const { served } = serve({
           outcome: () => {
@@ -268,7 +271,7 @@ for (const [place, serve] of Object.entries(ways)) {
       }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive("lets transfers that collide go on, and no money is made or lost", () =>
+    it.scopedLive("a unit of work retries transfers that collide, and no money is made or lost", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(writer, "INSERT INTO item (name, amount) SELECT n::text, 100 FROM generate_series(0, 7) n")
@@ -304,13 +307,13 @@ for (const [place, serve] of Object.entries(ways)) {
   })
 }
 
-/** Middleware of a server that looks at what its app fails with. */
+/** Middleware of a server that records the failures of its app. */
 const failures: Array<unknown> = []
 const watching = HttpMiddleware.make((app) =>
   Effect.tapErrorCause(app, (cause) => Effect.sync(() => failures.push(cause)))
 )
 
-it.scopedLive("middleware between the API and the unit of work sees the failure that a handler has had", () =>
+it.scopedLive("middleware between the API and the unit of work receives the handler's failure", () =>
   Effect.gen(function* () {
     const { layer } = bank(around)
     const served = HttpApiBuilder.serve().pipe(

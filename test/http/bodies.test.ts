@@ -1,4 +1,6 @@
-/** With `retry` a body is read once and given to each attempt, if it says how long it is and that is not long. */
+/**
+ * With `retry` a body is read once and passed to each attempt, if its length is known and small.
+ */
 import * as http from "node:http"
 import * as http2 from "node:http2"
 import { HttpRouter, HttpServer, HttpServerRequest, HttpServerResponse } from "@effect/platform"
@@ -15,7 +17,7 @@ import { hear, tell } from "../support/suites/requests/messages.js"
 const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
 const collide = Effect.flatMap(Db.writer, (sql) => sql.unsafe(collision))
 
-/** Stores how long the body is, and collides in its first run. */
+/** Stores the length of the body, and collides in its first run. */
 const router = (name: string) => {
   let runs = 0
   const upload = Effect.gen(function* () {
@@ -38,7 +40,7 @@ const router = (name: string) => {
   )
 }
 
-/** Serves it, and gives its port. */
+/** Serves it, and returns its port. */
 const served = (name: string, make: () => http.Server) =>
   Effect.gen(function* () {
     const server = NodeHttpServer.layer(make, { port: 0, host: "127.0.0.1" })
@@ -47,10 +49,13 @@ const served = (name: string, make: () => http.Server) =>
     return address._tag === "TcpAddress" ? address.port : 0
   })
 
-// the platform asks for the events and the methods that both kinds of server have
+// both kinds of server have the events and the methods that the platform needs
 const http2Server = () => http2.createServer() as unknown as http.Server
 
-/** What is sent: the headers, and the parts of the body; the second waits until the handler has seen the first. */
+/**
+ * A request: the headers, and the parts of the body; the second waits until the handler has seen
+ * the first.
+ */
 interface Sent {
   readonly method?: string
   readonly headers?: Readonly<Record<string, string>>
@@ -98,7 +103,7 @@ const send2 = (name: string, port: number, sent: Sent) =>
 const small = Buffer.alloc(1000, "x")
 const large = Buffer.alloc(700_000, "x")
 
-/** What is sent, how many attempts there are, and how long the body is that the last one has. */
+/** A request, its number of attempts, and the length of the body in the last one. */
 const cases: Readonly<Record<string, readonly [sent: Sent, runs: 1 | 2, length: number]>> = {
   "a short body of a known length": [{ headers: { "content-length": "1000" }, parts: [small] }, 2, 1000],
   "no body": [{ parts: [] }, 2, 0],
@@ -115,7 +120,7 @@ for (const [version, make, send] of [
 ] as const) {
   describe(`a request of ${version} with retry`, () => {
     for (const [body, [sent, runs, length]] of Object.entries(cases)) {
-      it.scopedLive(`is answered ${runs === 1 ? "once" : "again"} with ${body}`, () =>
+      it.scopedLive(`a request of ${version} with retry runs ${runs === 1 ? "once" : "again"} with ${body}`, () =>
         Effect.gen(function* () {
           const name = `${version} ${body}`
           const status = yield* send(name, yield* served(name, make), sent)
@@ -136,7 +141,7 @@ describe("a web request with retry", () => {
         controller.close()
       }
     })
-  // Node's types do not know that a stream needs it
+  // Node's types do not declare that a stream needs it
   const half = { method: "POST", duplex: "half" } as const
   const requests: Readonly<Record<string, readonly [make: () => Request, runs: 1 | 2]>> = {
     "no body": [() => new Request("http://localhost/", { method: "POST" }), 2],
@@ -151,7 +156,7 @@ describe("a web request with retry", () => {
     ]
   }
   for (const [body, [make, expected]] of Object.entries(requests)) {
-    it.scopedLive(`is answered ${expected === 1 ? "once" : "again"} with ${body}`, () =>
+    it.scopedLive(`a web request with retry is answered ${expected === 1 ? "once" : "again"} with ${body}`, () =>
       Effect.gen(function* () {
         const context = yield* Effect.context<Db>()
         const runtime = DatabaseRuntime.make({ db: Db }, Layer.succeedContext(context))

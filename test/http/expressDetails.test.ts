@@ -1,4 +1,4 @@
-/** How Express answers, in all the ways that it has to. */
+/** The ways in which Express answers, in a unit of work. */
 import * as fs from "node:fs"
 import { Agent } from "node:http"
 import * as os from "node:os"
@@ -23,7 +23,10 @@ const file = path.join(folder, "large.txt")
 fs.writeFileSync(file, content)
 afterAll(() => fs.rmSync(folder, { recursive: true }))
 
-/** As `compression` does it: what is written goes through gzip, and the headers are changed when they are written. */
+/**
+ * Compresses as `compression` does: the written body goes through gzip, and the headers change when
+ * they are written.
+ */
 const compress: express.RequestHandler = (_, response, next) => {
   const { end, write, writeHead } = response
   const gzip = createGzip()
@@ -48,7 +51,7 @@ const compress: express.RequestHandler = (_, response, next) => {
       gzip.end(part)
       return response
     },
-    // who waits until more can be written waits for gzip
+    // a writer that waits until more can be written waits for gzip
     on: (name: string, listener: () => void) => {
       if (name === "drain") gzip.on(name, listener)
       else on.call(response, name, listener)
@@ -58,7 +61,10 @@ const compress: express.RequestHandler = (_, response, next) => {
   next()
 }
 
-/** As some write the headers: with each part of the body, for as long as Node does not have them. */
+/**
+ * Writes the headers as some handlers do: with each part of the body, for as long as Node does not
+ * have them.
+ */
 const eager: express.RequestHandler = (_, response, next) => {
   const { write } = response
   response.write = (part: unknown) => {
@@ -110,7 +116,7 @@ const serve: Serve = (runtime) => {
     response.end()
   })
 
-  // what Node refuses to write is refused where somebody can still answer something else
+  // a write that Node refuses is refused while another answer is still possible
   app.use("/no-chunk", unit, async (request, response) => {
     await add("no-chunk")
     const nothing = null as never
@@ -234,9 +240,9 @@ const serve: Serve = (runtime) => {
   return listening(app.listen(0, "127.0.0.1"))
 }
 
-layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("Express, in detail", (it) => {
+layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("the details of Express", (it) => {
   for (const where of ["outside", "inside"]) {
-    it.scoped(`compression ${where} of the unit: the body is compressed, and so is what replaces it`, () =>
+    it.scoped(`compression ${where} of the unit compresses the body, and that of a replacement`, () =>
       Effect.gen(function* () {
         const { port } = yield* Site
         const get = (name: string) => Effect.promise(() => fetch(`http://127.0.0.1:${port}/zip-${where}/${name}`))
@@ -268,7 +274,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
   )
 
   for (const name of ["send-file", "download", "pipe", "pipeline"]) {
-    it.scoped(`10 MB by ${name}, after the commit`, () =>
+    it.scoped(`10 MB by ${name} are sent after the commit`, () =>
       Effect.gen(function* () {
         const { body, headers, status } = yield* send({ method: "GET", path: `/${name}` })
         assert.strictEqual(status, 200)
@@ -297,7 +303,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("redirect", () =>
+  it.scoped("a redirect is sent as it was set", () =>
     Effect.gen(function* () {
       const { headers, status } = yield* send({ path: "/redirect" })
       assert.deepStrictEqual([status, headers.location], [303, "/elsewhere"])
@@ -305,7 +311,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("HEAD has the headers and no body, also where another answer is sent", () =>
+  it.scoped("HEAD has the headers and no body, also if the answer is replaced", () =>
     Effect.gen(function* () {
       const one = yield* send({ method: "HEAD", path: "/head" })
       assert.deepStrictEqual([one.status, one.headers["content-length"], one.body.length], [200, "4", 0])
@@ -315,7 +321,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("where another answer is sent nothing is left of the first, and who waits for its end is told", () =>
+  it.scoped("a replaced answer leaves nothing of itself, and its writer is informed of its end", () =>
     Effect.gen(function* () {
       const response = yield* post("/teapot")
       assert.deepStrictEqual([response.status, response.statusText], [500, "Internal Server Error"])
@@ -338,7 +344,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     ["faulty-outcome", 500],
     ["faulty-transaction", 500]
   ] as const) {
-    it.scoped(`${name}: ${status}, and rolled back`, () =>
+    it.scoped(`${name} is answered with ${status}, and rolled back`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${name}`)
         assert.strictEqual(response.status, status)
@@ -362,7 +368,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("while the commit is under way a response looks sent, one middleware inside of another, and is not", () =>
+  it.scoped("a response looks sent during the commit, one middleware inside another, although it is held", () =>
     Effect.gen(function* () {
       const { front } = yield* Site
       const committing = yield* front.when(sends("COMMIT"), "freeze")
@@ -399,7 +405,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("E
     })
   )
 
-  it.scoped("a client that asks whether to go on is told so, and then its body is stored", () =>
+  it.scoped("a client that sends Expect: 100-continue gets its reply, and then its body is stored", () =>
     Effect.gen(function* () {
       const body = JSON.stringify({ name: "continue" })
       const headers = { expect: "100-continue", "content-type": "application/json", "content-length": body.length }

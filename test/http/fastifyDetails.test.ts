@@ -1,4 +1,4 @@
-/** How Fastify answers, in all the ways that it has to. */
+/** The ways in which Fastify answers, in a unit of work. */
 import { Readable } from "node:stream"
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -23,7 +23,7 @@ const serve: Serve = async (runtime) => {
       await add(name)
       return answer(reply)
     })
-  // before what is sent is checked, and after it was read
+  // before the sent value is checked, and after it was read
   app.addHook("preValidation", (request, reply, done) => middleware(request.raw, reply.raw, done))
   app.addHook("preValidation", async ({ url }) => (url === "/valid" ? add("valid") : undefined))
   app.addHook("onSend", async ({ url }) => (url === "/on-send" ? add("on-send: hook") : undefined))
@@ -75,12 +75,12 @@ const serve: Serve = async (runtime) => {
   return { port: portOf(app.server), close: () => app.close() }
 }
 
-layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("Fastify, in detail", (it) => {
+layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("the details of Fastify", (it) => {
   for (const [name, status, body, rows] of [
     ["web-stream", 200, "from the web", ["web-stream"]],
     ["null", 200, "", ["null"]],
     ["returned", 200, '{"returned":true}', ["returned"]],
-    // a hook that sees what is sent is a part of the request
+    // a hook that sees the sent value is a part of the request
     ["on-send", 200, "on send", ["on-send", "on-send: hook"]],
     ["error", 500, "no", []],
     ["refused", 409, "refused", []],
@@ -91,7 +91,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     ["hijacked-orphan", 500, "could not be stored", []],
     ["serialized", 500, "required", []]
   ] as const) {
-    it.scoped(`${name}: ${status}, ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
+    it.scoped(`${name} is answered with ${status}, and is ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${name}`)
         assert.strictEqual(response.status, status)
@@ -102,7 +102,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     )
   }
 
-  it.scoped("10 MB by a stream, after the commit", () =>
+  it.scoped("10 MB by a stream are sent after the commit", () =>
     Effect.gen(function* () {
       const { body, status } = yield* send({ path: "/stream" })
       assert.strictEqual(status, 200)
@@ -111,7 +111,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     })
   )
 
-  it.scoped("a body that is not as its schema says is 400, and what was done before is rolled back", () =>
+  it.scoped("a body that violates its schema is answered with 400, and the work before it is rolled back", () =>
     Effect.gen(function* () {
       const { port } = yield* Site
       const sent = (body: string) =>
@@ -130,7 +130,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("F
     })
   )
 
-  it.scoped("requests that are injected, without a socket, are kept as well", () =>
+  it.scoped("requests that are injected, without a socket, are transactional as well", () =>
     Effect.gen(function* () {
       const inject = (url: string) => Effect.promise(() => app.inject({ method: "POST", url }))
       const refused = yield* inject("/hijacked-orphan")

@@ -1,4 +1,4 @@
-/** How Hono answers, in all the ways that it has to. */
+/** The ways in which Hono answers, in a unit of work. */
 import { createServer } from "node:http"
 import { assert, layer } from "@effect/vitest"
 import { getRequestListener } from "@hono/node-server"
@@ -101,7 +101,7 @@ const serve: Serve = (runtime) => {
   return listening(createServer(getRequestListener(app.fetch)).listen(0, "127.0.0.1"))
 }
 
-layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("Hono, in detail", (it) => {
+layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("the details of Hono", (it) => {
   for (const [path, status, body, rows] of [
     ["unit/refused", 409, "refused", []],
     ["unit/forbidden", 403, "forbidden", []],
@@ -110,7 +110,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("H
     ["conflict", 500, "an error", []],
     ["faulty", 500, "could not be stored", []]
   ] as const) {
-    it.scoped(`${path}: ${status}, ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
+    it.scoped(`${path} is answered with ${status}, and is ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${path}`)
         assert.strictEqual(response.status, status)
@@ -122,7 +122,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("H
     )
   }
 
-  it.scoped("a redirect, and cookies, go out as they were set", () =>
+  it.scoped("a redirect, and cookies, are sent as they were set", () =>
     Effect.gen(function* () {
       const redirect = yield* post("/unit/redirect")
       assert.deepStrictEqual([redirect.status, redirect.headers.get("location")], [303, "/elsewhere"])
@@ -140,7 +140,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("H
     })
   )
 
-  it.scoped("events follow the commit", () =>
+  it.scoped("server-sent events follow the commit", () =>
     Effect.gen(function* () {
       const response = yield* post("/unit/events")
       assert.deepStrictEqual(yield* stored("events"), ["events: in time"])
@@ -151,7 +151,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("H
     })
   )
 
-  it.scoped("where another answer is sent the body of the first is cancelled, and its writer is told", () =>
+  it.scoped("a replaced answer has its body cancelled, and its writer is informed", () =>
     Effect.gen(function* () {
       const response = yield* post("/unit/abandoned")
       assert.deepStrictEqual([response.status, response.headers.get("content-type")], [500, problem])

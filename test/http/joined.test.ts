@@ -38,7 +38,7 @@ const api = HttpApi.make("api").add(
     .middleware(RequestTransaction.Api)
 )
 
-/** Handlers that give their isolation; one of them collides the first time. */
+/** Creates handlers that return their isolation; one of them collides the first time. */
 const makeHandlers = () => {
   let runs = 0
   const collide = Effect.gen(function* () {
@@ -95,14 +95,14 @@ const place = Layer.mergeAll(NodeHttpServer.layerTest, fresh(), audit)
 
 describe("a request in a unit of work that is open", () => {
   for (const [name, serve] of Object.entries(ways)) {
-    it.scopedLive(`has that unit take the settings of its ${name}`, () =>
+    it.scopedLive(`a request in an open unit has that unit take the settings of its ${name}`, () =>
       Effect.gen(function* () {
         yield* serve({ transaction: { isolation: "serializable" } }, {})
         assert.deepStrictEqual(yield* post("/isolation"), { status: 200, text: "serializable" })
       }).pipe(Effect.provide(place))
     )
 
-    it.scopedLive(`has that unit take the settings of its ${name} for one database, and by request`, () =>
+    it.scopedLive(`a request in an open unit has it take the settings of its ${name} by database and request`, () =>
       Effect.gen(function* () {
         yield* serve(
           {
@@ -115,7 +115,7 @@ describe("a request in a unit of work that is open", () => {
       }).pipe(Effect.provide(place))
     )
 
-    it.scopedLive(`has that unit answer again for the retry of its ${name}, if it can`, () =>
+    it.scopedLive(`a request in an open unit has that unit answer again for the retry of its ${name}, if it can`, () =>
       Effect.gen(function* () {
         yield* serve({ retry: true }, { retry: true })
         assert.deepStrictEqual(yield* post("/collide"), { status: 200, text: "read committed" })
@@ -129,7 +129,7 @@ describe("a request in a unit of work that is open", () => {
       checkFirst: [{ checkFirst: false }, {}]
     }
     for (const [option, [inner, outer]] of Object.entries(conflicts)) {
-      it.scopedLive(`is refused for the ${option} of its ${name} that the unit cannot take`, () =>
+      it.scopedLive(`a request in an open unit is refused for an ${option} of its ${name} that does not fit`, () =>
         Effect.gen(function* () {
           const refused: Array<string> = []
           yield* serve(
@@ -149,7 +149,7 @@ describe("a request in a unit of work that is open", () => {
     }
   }
 
-  it.scopedLive("is refused for an outcome of its RequestTransaction.Api: it ends with the unit", () =>
+  it.scopedLive("a request in an open unit is refused for an outcome of RequestTransaction.Api", () =>
     Effect.gen(function* () {
       const refused: Array<unknown> = []
       const onCommitFailed = (error: unknown) => {
@@ -163,7 +163,7 @@ describe("a request in a unit of work that is open", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("is outside of it with the setting none", () =>
+  it.scopedLive("a request in an open unit is outside of it with the setting none", () =>
     Effect.gen(function* () {
       const routes = HttpRouter.empty.pipe(
         HttpRouter.post("/", Effect.as(insert("kept"), HttpServerResponse.empty({ status: 500 }))),
@@ -190,7 +190,7 @@ describe("a request in a unit of work that is open", () => {
 
   for (const session of [false, true]) {
     const readYourWrites = session ? { secret: Redacted.make("s".repeat(32)) } : undefined
-    it.scopedLive(`is outside of it with the setting none of a runtime's middleware, in a session: ${session}`, () =>
+    it.scopedLive(`a request with none in a runtime's middleware is outside of an open unit, session: ${session}`, () =>
       Effect.gen(function* () {
         const status = yield* inRuntime(async (runtime, add) => {
           const app = express()
@@ -211,7 +211,7 @@ describe("a request in a unit of work that is open", () => {
       }).pipe(Effect.provide(place))
     )
 
-    it.scopedLive(`is outside of it with the setting none of a runtime's handler, in a session: ${session}`, () =>
+    it.scopedLive(`a request with none in a runtime's handler is outside of an open unit, session: ${session}`, () =>
       Effect.gen(function* () {
         const status = yield* inRuntime(async (runtime, add) => {
           const inner = runtime.handler(

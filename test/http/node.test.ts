@@ -1,4 +1,4 @@
-/** Node's own servers, and what HTTP has beside a request and its answer. */
+/** Node's own servers, and the parts of HTTP beside a request and its answer. */
 import { execFileSync } from "node:child_process"
 import { once } from "node:events"
 import * as http from "node:http"
@@ -12,7 +12,7 @@ import { hear, hearing, tell } from "../support/suites/requests/messages.js"
 import type { Runtime } from "../support/suites/requests/plain.js"
 import { plainSite, type Serve, Site } from "../support/suites/requests/site.js"
 
-/** What both versions of HTTP have of a request, and of its response. */
+/** The common part of a request and its response in both versions of HTTP. */
 interface Ask {
   readonly url?: string | undefined
   readonly on: (event: "data" | "end" | "error", listener: (part: unknown) => void) => unknown
@@ -36,7 +36,7 @@ const bodyOf = (request: Ask): Promise<string> =>
     request.on("error", reject)
   })
 
-/** Answers any path: what it stores begins with the path's name. */
+/** Answers any path: the stored row begins with the path's name. */
 const answering = ({ databases: { db } }: Runtime) => {
   const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
   const orphan = async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
@@ -96,7 +96,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("a client that goes away ends also those that wait for the ones before them", () =>
+  it.scoped("a client that disconnects ends also the requests that wait for those before them", () =>
     Effect.gen(function* () {
       const under = Effect.all([hearing("gone-1-waits: under way"), hearing("gone-2-waits: under way")])
       yield* Effect.raceFirst(atOnce(["/gone-1-waits", "/gone-2-waits"]), under)
@@ -105,7 +105,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("an upload that is broken off is rolled back, and the next request is none the worse", () =>
+  it.scoped("an upload that is aborted is rolled back, and the next request is served", () =>
     Effect.gen(function* () {
       const broken = yield* Effect.fork(
         send({ path: "/upload", headers: { "content-length": 10 } }, (request) => {
@@ -120,7 +120,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("trailers and hints go with the response; what replaces it has none of the former", () =>
+  it.scoped("trailers and hints are sent with the response, and a replacement has none of the former", () =>
     Effect.gen(function* () {
       const { port } = yield* Site
       const ask = (path: string) =>
@@ -198,7 +198,7 @@ for (const [name, scheme, site] of [
       )
     )
 
-    /** The status, some headers, and the body. */
+    /** Returns the status, some headers, and the body. */
     const ask = (session: http2.ClientHttp2Session, path: string) =>
       Effect.async<ReadonlyArray<unknown>>((resume) => {
         const stream = session.request({ ":method": "POST", ":path": `/${path}` })
@@ -216,7 +216,7 @@ for (const [name, scheme, site] of [
         return Effect.sync(() => stream.close())
       })
 
-    it.scoped("commits before it answers, or answers with an error instead", () =>
+    it.scoped("HTTP/2 commits before it answers, or answers with an error instead", () =>
       Effect.gen(function* () {
         const client = yield* session
         const [one, refused, thrown, parts, empty] = yield* Effect.all(
@@ -234,7 +234,7 @@ for (const [name, scheme, site] of [
       })
     )
 
-    it.scoped("a stream that its client closes is rolled back; its connection goes on", () =>
+    it.scoped("an HTTP/2 stream that its client closes is rolled back, and its connection goes on", () =>
       Effect.gen(function* () {
         const client = yield* session
         const path = `${name}-gone-waits`
@@ -247,7 +247,7 @@ for (const [name, scheme, site] of [
     )
 
     if (name !== "Node") return
-    it.scoped("one that is closed before it comes to the middleware is rolled back, too", () =>
+    it.scoped("an HTTP/2 stream that is closed before it reaches the middleware is rolled back as well", () =>
       Effect.gen(function* () {
         const client = yield* session
         yield* Effect.raceFirst(ask(client, "closed-waits"), hearing("/closed-waits: arrived"))

@@ -75,7 +75,7 @@ describe("the settings of a request", () => {
     )
   )
 
-  it.scopedLive("GET and HEAD are read-only where that is asked for, the others are not", () =>
+  it.scopedLive("GET and HEAD are read-only if that is set, and other methods are not", () =>
     Effect.gen(function* () {
       yield* serve(routes, { transaction: RequestTransaction.readOnlyWhenSafe })
       assert.strictEqual((yield* send("GET", "/write")).status, 500)
@@ -86,7 +86,7 @@ describe("the settings of a request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("isolation by request, and a route may ask for more", () =>
+  it.scopedLive("isolation may depend on the request, and a route may raise it", () =>
     Effect.gen(function* () {
       yield* serve(routes, {
         transaction: ({ method }) => ({ isolation: method === "PUT" ? "repeatable read" : "read committed" })
@@ -97,7 +97,7 @@ describe("the settings of a request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("none: each statement is on its own, and stays whatever the response", () =>
+  it.scopedLive("the setting none runs each statement on its own, which stays whatever the response is", () =>
     Effect.gen(function* () {
       const failing = HttpRouter.empty.pipe(HttpRouter.post("/fail", Effect.as(insert("kept"), respond(500))))
       yield* serve(failing, { transaction: () => "none" })
@@ -150,7 +150,7 @@ describe("a request that is answered again", () => {
   const refused = rows("writer", collision)
   const text = HttpBody.text("body", "text/plain")
 
-  it.scopedLive("from its start, with the same body, whether the handler fails or answers with an error", () =>
+  it.scopedLive("a request is answered again from its start, with its body, after a failure or an error answer", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(2, refused)
       yield* serve(routes, { retry: true })
@@ -173,7 +173,7 @@ describe("a request that is answered again", () => {
     ["a defect of its own", Effect.catchAll(refused, () => Effect.die(new Error("a bug")))],
     ["an error of its own, after a nested transaction", Effect.mapError(Db.withTransaction(refused), () => "mine")]
   ] as const) {
-    it.scopedLive(`from its start, where the handler has made ${failure} of a serialization failure`, () =>
+    it.scopedLive(`a request is answered again from its start if a collision has become ${failure}`, () =>
       Effect.gen(function* () {
         const { attempts, routes } = yield* storing(2, fail)
         yield* serve(routes, { retry: true })
@@ -184,7 +184,7 @@ describe("a request that is answered again", () => {
     )
   }
 
-  it.scopedLive("once where the handler fails or dies for a reason of its own", () =>
+  it.scopedLive("a request is answered once if the handler fails or dies for a reason of its own", () =>
     Effect.gen(function* () {
       for (const fail of [Effect.fail("mine"), Effect.die(new Error("a bug"))]) {
         const { attempts, routes } = yield* storing(2, fail)
@@ -200,7 +200,7 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("not without being asked to, nor a body that is too long, nor for ever", () =>
+  it.scopedLive("a request is not answered again by default, nor with too long a body, nor without end", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(Number.POSITIVE_INFINITY, refused)
       yield* serve(routes, { retry: Schedule.recurs(2) })
@@ -216,7 +216,7 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("also where somebody around it has read the body before", () =>
+  it.scopedLive("a request is answered again also if code around the handler has read the body before", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(1, refused)
       const reading = HttpMiddleware.make((app) =>
@@ -233,7 +233,7 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("without what the attempt before it has left to be done before the response", () =>
+  it.scopedLive("a request is answered again without what the attempt before has registered for the response", () =>
     Effect.gen(function* () {
       let attempts = 0
       const ran: Array<number> = []
@@ -260,19 +260,19 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("not around a whole server, where the answer to the first is sent already", () =>
+  it.scopedLive("a request is not answered again around a whole server, because the first answer is sent already", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(1, refused)
       yield* Layer.build(HttpServer.serve(routes, RequestTransaction.middleware({ retry: Schedule.recurs(1) })))
       assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
-      // another one is answered after whatever the first has left behind
+      // another answer follows whatever the first has left behind
       assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
       assert.strictEqual(yield* Ref.get(attempts), 2)
       assert.deepStrictEqual(yield* stored, ["body"])
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("where the first COMMIT is refused because another request was first", () =>
+  it.scopedLive("a request is answered again if the first COMMIT is refused because another request was first", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "INSERT INTO item (name, amount) VALUES ('a', 1), ('b', 1)")
@@ -296,7 +296,7 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("without it the answer to that is 409, and 503 where the answer to COMMIT was lost", () =>
+  it.scopedLive("a refused COMMIT without retry is 409, and a lost answer to COMMIT is 503", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(
@@ -328,7 +328,7 @@ describe("a request that is answered again", () => {
   )
 })
 
-describe("what statements tell of their request", () => {
+describe("the request in its statements", () => {
   const routes = HttpRouter.empty.pipe(HttpRouter.get("/items/:id", asJson(rows("writer", whoami))))
   const Seen = Schema.Tuple(Schema.Struct({ name: Schema.String, query: Schema.String }))
   const ask = (headers = {}) =>
@@ -336,7 +336,7 @@ describe("what statements tell of their request", () => {
       Effect.flatMap(answer.json, Schema.decodeUnknown(Seen))
     )
 
-  it.scopedLive("nothing by default but their label; method and route, the id and the trace where asked", () =>
+  it.scopedLive("statements carry only their label by default, and method, route, id and trace if that is set", () =>
     Effect.gen(function* () {
       yield* serve(routes, {})
       const [{ name, query }] = yield* ask()
@@ -344,7 +344,7 @@ describe("what statements tell of their request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("the route is the application's name, and a comment that stays the same", () =>
+  it.scopedLive("statements carry the application's name of the route, in a comment that stays the same", () =>
     Effect.gen(function* () {
       yield* serve(routes, { applicationName: true, sqlComment: "route" })
       const [{ name, query }] = yield* ask()
@@ -353,7 +353,7 @@ describe("what statements tell of their request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("the trace and the request's id, if that is one", () =>
+  it.scopedLive("statements carry the trace and the request's id if that is a trace", () =>
     Effect.gen(function* () {
       yield* serve(routes, { sqlComment: "trace" })
       const [{ query }] = yield* ask({ "x-request-id": "r-1" })
@@ -364,7 +364,7 @@ describe("what statements tell of their request", () => {
   )
 
   it.scopedLive(
-    "a hook has the name of where it was registered: at the end nobody is asked, and no fault can hold anything",
+    "a hook has the request name of its registration: nothing is asked at the end, and no fault delays it",
     () =>
       Effect.gen(function* () {
         const hooked = HttpRouter.empty.pipe(
@@ -403,7 +403,7 @@ describe("what statements tell of their request", () => {
   )
 })
 
-describe("what comes after the response", () => {
+describe("work after the response", () => {
   const names = Stream.unwrap(
     Effect.map(Db.reader, (sql) => sql<{ name: string }>`SELECT name FROM item ORDER BY name`.stream)
   ).pipe(
@@ -453,7 +453,7 @@ describe("what comes after the response", () => {
       }).pipe(Effect.provide(Layer.provideMerge(served, servers({ readers: [] }))))
     )
 
-    it.scopedLive(`one that was given the handler's own context fails, and holds nothing (${place})`, () =>
+    it.scopedLive(`a streaming body that was given the handler's own context fails, and holds nothing (${place})`, () =>
       Effect.gen(function* () {
         const captured = yield* Effect.flatMap(send("POST", "/captured"), (answer) => answer.text).pipe(Effect.either)
         assert.isTrue(captured._tag === "Left" || captured.right === "")
@@ -487,7 +487,7 @@ describe("what comes after the response", () => {
   )
 })
 
-describe("other ways to serve", () => {
+describe("other ways to serve a request", () => {
   const api = HttpApi.make("test").add(
     HttpApiGroup.make("items")
       .add(HttpApiEndpoint.post("add", "/items/:name").setPath(Schema.Struct({ name: Schema.String })))
@@ -502,7 +502,7 @@ describe("other ways to serve", () => {
       .middleware(RequestTransaction.Api)
   )
 
-  it.scopedLive("an HttpApi, as its middleware: by the status that a success or failure is encoded to", () =>
+  it.scopedLive("an HttpApi with its middleware ends by the status that a success or failure is encoded to", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
@@ -541,7 +541,7 @@ describe("other ways to serve", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("HttpLayerRouter, as a global middleware", () =>
+  it.scopedLive("HttpLayerRouter runs the middleware globally", () =>
     Effect.gen(function* () {
       const route = HttpLayerRouter.use((router) =>
         router.add(
@@ -562,7 +562,7 @@ describe("other ways to serve", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("@effect/rpc: a middleware that wraps, and the unit of work", () =>
+  it.scopedLive("@effect/rpc runs a middleware that wraps, and the unit of work", () =>
     Effect.gen(function* () {
       class InUnit extends RpcMiddleware.Tag<InUnit>()("test/InUnit", { wrap: true }) {}
       const group = RpcGroup.make(

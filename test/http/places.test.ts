@@ -1,4 +1,7 @@
-/** Wherever the middleware stands, a request's unit of work is what its handler does, and nothing around that. */
+/**
+ * Wherever the middleware is, a request's unit of work is the work of its handler, and nothing
+ * around that.
+ */
 import {
   HttpApp,
   HttpClient,
@@ -26,7 +29,10 @@ import { query } from "../support/server.js"
 
 const gate = <A>() => Deferred.unsafeMake<A>(FiberId.none)
 
-/** What a request and those around it do, in this order, each as soon as what is before it is done. */
+/**
+ * Creates the steps of a request and of the middleware around it, in this order, each as soon as
+ * the step before it is done.
+ */
 const scene = (status: number, touches: boolean) => {
   const inside = gate<void>()
   const before = gate<void>()
@@ -53,7 +59,7 @@ const scene = (status: number, touches: boolean) => {
     yield* Deferred.await(before)
     return HttpServerResponse.empty({ status })
   })
-  /** Somebody around the handler, with a fiber of his own beside it, and something to do after it. */
+  /** Middleware around the handler, with a fiber of its own beside it, and work to do after it. */
   const around = <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R | Db> =>
     Effect.gen(function* () {
       yield* Effect.forkDaemon(
@@ -77,11 +83,11 @@ type Scene = ReturnType<typeof scene>
 const route = ({ handler }: Scene) => HttpRouter.empty.pipe(HttpRouter.post("/", handler))
 
 const places: Record<string, (scene: Scene) => Layer.Layer<never, unknown, Db | HttpServer.HttpServer>> = {
-  "a handler, under somebody around the server": (scene) =>
+  "a handler, under middleware around the server": (scene) =>
     HttpServer.serve(HttpRouter.use(route(scene), transactional), scene.around),
-  "a handler, under somebody around the router": (scene) =>
+  "a handler, under middleware around the router": (scene) =>
     HttpServer.serve(scene.around(HttpRouter.use(route(scene), transactional))),
-  "a handler, under somebody around the handler": (scene) =>
+  "a handler, under middleware around the handler": (scene) =>
     HttpServer.serve(HttpRouter.use(HttpRouter.use(route(scene), transactional), scene.around)),
   "a handler of its own": (scene) =>
     HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(scene.handler))), scene.around),
@@ -106,14 +112,14 @@ const places: Record<string, (scene: Scene) => Layer.Layer<never, unknown, Db | 
     )
 }
 
-describe("the middleware around", () => {
+describe("middleware around the unit of work", () => {
   for (const [place, server] of Object.entries(places)) {
     for (const [status, touches] of [
       [200, true],
       [500, true],
       [200, false]
     ] as const) {
-      it.scopedLive(`${place}, with a response of ${status}${touches ? "" : ", untouched"}`, () =>
+      it.scopedLive(`the unit of ${place} ends inside its middleware, ${status}${touches ? "" : ", untouched"}`, () =>
         Effect.gen(function* () {
           const played = scene(status, touches)
           yield* Layer.build(server(played))
@@ -135,7 +141,7 @@ describe("the middleware around", () => {
     [500, true],
     [200, false]
   ] as const) {
-    it.scopedLive(`a server, and a log inside of it, ${status}${touches ? "" : ", untouched"}`, () =>
+    it.scopedLive(`the unit of a server with a log ends inside it, ${status}${touches ? "" : ", untouched"}`, () =>
       Effect.gen(function* () {
         const logged = gate<void>()
         const handler = Effect.as(touches ? insert("inside") : Effect.void, HttpServerResponse.empty({ status }))
@@ -154,7 +160,7 @@ describe("the middleware around", () => {
     )
   }
 
-  it.scopedLive("a handler that somebody runs again and again in its route: each time is a unit of its own", () =>
+  it.scopedLive("a handler that middleware runs repeatedly in its route is a unit of its own each time", () =>
     Effect.gen(function* () {
       let times = 0
       const handler = transactional(
@@ -188,7 +194,7 @@ describe("the middleware around", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("a handler of its own: its hooks run before and after the commit", () =>
+  it.scopedLive("a middleware around a single handler runs its hooks before and after the commit", () =>
     Effect.gen(function* () {
       const handler = Effect.gen(function* () {
         yield* insert("inside")
@@ -203,7 +209,7 @@ describe("the middleware around", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("a handler of its own: what is told of a commit that failed is told outside of the unit", () =>
+  it.scopedLive("a middleware around a single handler reports a failed commit outside of the unit", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")

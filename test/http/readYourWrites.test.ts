@@ -38,11 +38,11 @@ import type { Listening } from "../support/suites/requests/site.js"
 const secret = Redacted.make("a secret that is long enough for a test")
 const older = Redacted.make("another one, which was in use before it")
 
-/** How the parts of a server keep what a client has written, by the prefix of their paths. */
+/** The session settings of the parts of a server, by the prefix of their paths. */
 const parts: Readonly<Record<string, RequestTransaction.ReadYourWrites>> = {
   /** Waits for a replica for as long as a test may last. */
   patient: { secret: [secret, older], maxWait: "20 seconds" },
-  /** Waits for none. */
+  /** Waits for no replica. */
   hasty: { secret, maxWait: 0 },
   header: { secret, header: "X-Seen", maxWait: "20 seconds" },
   before: { secret: older, maxWait: 0 }
@@ -53,7 +53,7 @@ interface Answer {
   readonly body: string
 }
 
-/** What is done for `POST /<part>/<what>/<id>`. */
+/** Handles `POST /<part>/<what>/<id>`. */
 const act = (what: string, id: number): Effect.Effect<Answer, unknown, Db> =>
   Effect.gen(function* () {
     const insert = Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item (id) VALUES (${id})`)
@@ -128,7 +128,7 @@ const insideOfUnit = siteOf(
   )
 )
 
-/** The path says which part it is, for there is one middleware around all. */
+/** Selects the part by the path, because there is one middleware around all. */
 const byPath = Object.entries(parts).map(
   ([name, options]) => [`/${name}/`, RequestTransaction.readYourWrites(options)] as const
 )
@@ -280,7 +280,7 @@ interface Sent {
   readonly header: string | null
 }
 
-/** Sends a request, with what the client keeps. */
+/** Sends a request, with the values that the client keeps. */
 const send = (path: string, headers: Readonly<Record<string, string>> = {}): Effect.Effect<Sent, never, Site> =>
   Effect.flatMap(Site, ({ port }) =>
     Effect.promise(async (signal) => {
@@ -296,7 +296,7 @@ const send = (path: string, headers: Readonly<Record<string, string>> = {}): Eff
 
 const name = "effect-db"
 
-/** What a response has given the client to keep. */
+/** Returns the values that a response has given the client to keep. */
 const kept = ({ cookies }: Sent): Readonly<Record<string, string>> => {
   const cookie = cookies.find((one) => one.startsWith(`${name}=`))
   return cookie === undefined ? {} : { cookie: `other=1; ${cookie.split(";")[0]}; more=2` }
@@ -328,10 +328,10 @@ const sites = {
   "Node's own server": nodeSite
 }
 
-layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client reads what it has written", (shared) => {
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your writes over HTTP", (shared) => {
   for (const [title, site] of Object.entries(sites)) {
     shared.layer(site, { timeout: "30 seconds" })(title, (it) => {
-      it.scoped("in its next request, from whichever replica has it", () =>
+      it.scoped("a client reads its writes in its next request, from whichever replica has them", () =>
         Effect.gen(function* () {
           const [one, other] = [yield* replica(0), yield* replica(1)]
           for (let i = 0; i < 10; i++) {
@@ -348,7 +348,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("from the primary where no replica has it in time; whoever has written nothing from a replica", () =>
+      it.scoped("a client reads from the primary if no replica has its writes in time, else from a replica", () =>
         Effect.gen(function* () {
           const { primary, replicas } = yield* Cluster
           yield* Effect.forEach(replicas, pause)
@@ -360,14 +360,14 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("over several requests, each of which brings what the last one gave", () =>
+      it.scoped("a client reads its writes over several requests, each of which sends what the last one returned", () =>
         Effect.gen(function* () {
           const { primary, replicas } = yield* Cluster
           const first = yield* write("hasty")
           yield* Effect.forEach(replicas, pause)
           const second = yield* write("hasty", kept(first.sent))
           const between = yield* send(`hasty/read/${first.id}`, kept(second.sent))
-          // a read has nothing new to tell
+          // a read has nothing new to report
           assert.deepStrictEqual(kept(between), {})
           for (const { id } of [first, second]) {
             assert.deepStrictEqual(yield* read("hasty", id, kept(second.sent)), { port: primary.port, there: true })
@@ -375,7 +375,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("whose own cookies stay beside it", () =>
+      it.scoped("a client keeps its own cookies beside that of the session", () =>
         Effect.gen(function* () {
           for (let i = 0; i < 2; i++) {
             const { cookies } = (yield* write("patient")).sent
@@ -388,7 +388,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("also what stays of a request that fails; what is rolled back is nothing to tell of", () =>
+      it.scoped("a client reads what remains of a failed request, and nothing is recorded of what is undone", () =>
         Effect.gen(function* () {
           const { primary, replicas } = yield* Cluster
           yield* Effect.forEach(replicas, pause)
@@ -402,12 +402,12 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
           const thrown = ++last
           const broken = yield* send(`hasty/throw/${thrown}`)
           assert.strictEqual(broken.status, 500)
-          // Hono makes its own answer of what is thrown, behind the handler
+          // Hono makes its own answer of an error that is thrown behind the handler
           assert.deepStrictEqual(yield* read("hasty", thrown, kept(broken)), { port: primary.port, there: true })
         })
       )
 
-      it.scoped("with a header in place of the cookie", () =>
+      it.scoped("a client may carry its session in a header in place of the cookie", () =>
         Effect.gen(function* () {
           yield* pause(yield* replica(0))
           const { port } = yield* replica(1)
@@ -419,7 +419,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("what was not signed here is ignored, whatever it is, and nobody is refused for it", () =>
+      it.scoped("a session that was not signed here is ignored, whatever it is, and no request is refused for it", () =>
         Effect.gen(function* () {
           yield* Effect.forEach((yield* Cluster).replicas, pause)
           const { id, sent } = yield* write("hasty")
@@ -444,7 +444,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         })
       )
 
-      it.scoped("a secret may be replaced: what was signed by the one before it is accepted, by a stranger's not", () =>
+      it.scoped("a secret may be replaced: the previous one is still accepted, and a foreign one is not", () =>
         Effect.gen(function* () {
           yield* Effect.forEach((yield* Cluster).replicas, pause)
           const { id, sent } = yield* write("before")
@@ -458,7 +458,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   }
 
-  shared.scoped("a response of the web stays what it is: a redirection, a stream, none at all", () =>
+  shared.scoped("a web response stays as it is: a redirection, a stream, none at all", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const answer = (make: () => Response) =>
@@ -484,7 +484,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
-  shared.scoped("what a handler lists twice in its head is sent twice, with tokens too", () =>
+  shared.scoped("a header that a handler lists twice is sent twice, also with tokens", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const all = new Map([
@@ -513,7 +513,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
-  shared.scoped("a response without a body that is a constant is nobody's", () =>
+  shared.scoped("a constant response without a body carries no session", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
@@ -537,7 +537,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
-  shared.scoped("over HTTP/2, and outside of a unit of work", () =>
+  shared.scoped("the session is kept over HTTP/2, and outside of a unit of work", () =>
     Effect.gen(function* () {
       const { primary, replicas } = yield* Cluster
       const runtime = yield* opened
@@ -587,7 +587,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
-  shared.scoped("inside of a unit of work whose transaction somebody else has begun", () =>
+  shared.scoped("the session is kept in a unit of work whose transaction was begun outside", () =>
     Effect.gen(function* () {
       const routes = HttpRouter.empty.pipe(
         HttpRouter.post(
@@ -598,7 +598,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
           )
         ),
         HttpRouter.use(RequestTransaction.readYourWrites({ secret })),
-        // looks who it is, say
+        // for example to read who the user is
         HttpRouter.use((app) =>
           Effect.zipRight(
             Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
@@ -614,7 +614,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
-  shared.scoped("a request that only looks is told nothing, though it looks on the primary", () =>
+  shared.scoped("a request that only reads gets no session, though it reads from the primary", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const handle = runtime.handler(
@@ -627,10 +627,10 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
   )
 
   for (const [title, both] of [
-    ["both of two middlewares, one inside of the other", true],
-    ["the inner one of two middlewares", false]
+    ["both of two nested middlewares set one session", true],
+    ["the inner one of two middlewares sets one session", false]
   ] as const) {
-    shared.scoped(`${title}: the client is told once, of what the outer one has stored`, () =>
+    shared.scoped(`${title}, that of the outer unit`, () =>
       Effect.gen(function* () {
         const runtime = yield* opened
         const app = express()
@@ -650,7 +650,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     )
   }
 
-  shared.scoped("a handler of web requests inside of another one: the client is told once, by the outer one", () =>
+  shared.scoped("a handler of web requests inside another one sets the session once, by the outer one", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const options = { readYourWrites: { secret } }
@@ -665,7 +665,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     })
   )
 
-  shared.scoped("outside of a unit of work the statements of a client who has gone go on, as ever", () =>
+  shared.scoped("the statements of a disconnected client go on outside of a unit of work, as ever", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const runtime = yield* opened
@@ -724,7 +724,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
         )
       )
       assert.deepStrictEqual(seen, [{ port: primary.port, there: true }])
-      // what is left to be done in the background sees it, too
+      // work that is left to be done in the background sees it as well
       const later = yield* Effect.promise(() =>
         runtime.withSession(
           async () => {
@@ -739,7 +739,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
   )
 
   for (const secret of [undefined, "a text that is not redacted, but long enough", [], [undefined]]) {
-    shared.effect(`a secret that only a program without types can give is refused: ${JSON.stringify(secret)}`, () =>
+    shared.effect(`a secret of a wrong type is refused: ${JSON.stringify(secret)}`, () =>
       Effect.gen(function* () {
         // as such a program would
         const options = { secret } as unknown as RequestTransaction.ReadYourWrites
@@ -764,7 +764,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a client r
     ["header", { secret, header: "set-cookie" }],
     ["header", { secret, header: "x\r\ny: z" }]
   ] as const) {
-    shared.effect(`an option that cannot be right is refused: ${JSON.stringify(options)}`, () =>
+    shared.effect(`an invalid option is refused: ${JSON.stringify(options)}`, () =>
       Effect.gen(function* () {
         const error = yield* Effect.flip(
           Effect.try({ try: () => RequestTransaction.readYourWrites(options), catch: (error) => error })

@@ -39,12 +39,12 @@ const table = Effect.flatMap(Place, ({ writer }) =>
   query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
 )
 
-/** The same promises wherever the middleware stands. */
+/** Runs the same tests wherever the middleware is. */
 const suite = (name: string, serve: Layer.Layer<never, never, HttpServer.HttpServer | Db>) => {
   const app = Layer.provideMerge(serve, Layer.merge(NodeHttpServer.layerTest, fresh()))
 
   describe(name, () => {
-    it.scopedLive("below 400 commits before the response is there, 400 and above roll back", () =>
+    it.scopedLive("a status below 400 commits before the response is sent, and 400 and above roll back", () =>
       Effect.gen(function* () {
         for (const status of [200, 201, 204, 301, 304, 399]) {
           assert.strictEqual((yield* post(`/status/${status}`)).status, status)
@@ -58,7 +58,7 @@ const suite = (name: string, serve: Layer.Layer<never, never, HttpServer.HttpSer
       }).pipe(Effect.provide(app))
     )
 
-    it.scopedLive("a failure and a defect roll back", () =>
+    it.scopedLive("a failure and a defect roll back the request", () =>
       Effect.gen(function* () {
         assert.strictEqual((yield* post("/fail")).status, 500)
         assert.strictEqual((yield* post("/die")).status, 500)
@@ -92,10 +92,10 @@ const suite = (name: string, serve: Layer.Layer<never, never, HttpServer.HttpSer
 const transactional = RequestTransaction.middleware()
 
 describe("RequestTransaction", () => {
-  suite("around the handlers", HttpServer.serve(HttpRouter.use(routes, transactional)))
-  suite("around the server", HttpServer.serve(routes, transactional))
+  suite("RequestTransaction around the handlers", HttpServer.serve(HttpRouter.use(routes, transactional)))
+  suite("RequestTransaction around the server", HttpServer.serve(routes, transactional))
 
-  it.scopedLive("a client that goes away interrupts its request, which rolls back", () =>
+  it.scopedLive("a client that disconnects interrupts its request, which rolls back", () =>
     Effect.gen(function* () {
       const inserted = yield* Deferred.make<void>()
       const ended = yield* Deferred.make<void>()
@@ -120,7 +120,7 @@ describe("RequestTransaction", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("a client that goes away at the end of two databases leaves nothing open, whatever is around", () =>
+  it.scopedLive("a client that disconnects at the end of two databases leaves nothing open, whatever is around", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* query(writer, "CREATE TABLE event (what text, amount int)")
@@ -149,24 +149,22 @@ describe("RequestTransaction", () => {
     ["sqlComment", { sqlComment: fault }, "/status/200"],
     ["transaction", { transaction: fault }, "/status/200"]
   ] as const) {
-    it.scopedLive(
-      `a fault in ${name} is an error, stores nothing and holds nothing, wherever the middleware stands`,
-      () =>
-        Effect.gen(function* () {
-          yield* table
-          const faulty = RequestTransaction.middleware(options)
-          for (const serve of [
-            HttpServer.serve(HttpRouter.use(routes, faulty)),
-            HttpServer.serve(HttpRouter.use(routes, RequestTransaction.middleware({ ...options, retry: true }))),
-            HttpServer.serve(routes, faulty)
-          ]) {
-            yield* Effect.gen(function* () {
-              assert.strictEqual((yield* post(path)).status, 500)
-              assert.deepStrictEqual(yield* stored, [])
-              assert.strictEqual(yield* active, 0)
-            }).pipe(Effect.provide(Layer.provideMerge(serve, NodeHttpServer.layerTest)))
-          }
-        }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    it.scopedLive(`a defect in ${name} is an error, stores nothing and holds nothing, wherever the middleware is`, () =>
+      Effect.gen(function* () {
+        yield* table
+        const faulty = RequestTransaction.middleware(options)
+        for (const serve of [
+          HttpServer.serve(HttpRouter.use(routes, faulty)),
+          HttpServer.serve(HttpRouter.use(routes, RequestTransaction.middleware({ ...options, retry: true }))),
+          HttpServer.serve(routes, faulty)
+        ]) {
+          yield* Effect.gen(function* () {
+            assert.strictEqual((yield* post(path)).status, 500)
+            assert.deepStrictEqual(yield* stored, [])
+            assert.strictEqual(yield* active, 0)
+          }).pipe(Effect.provide(Layer.provideMerge(serve, NodeHttpServer.layerTest)))
+        }
+      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )
   }
 

@@ -19,7 +19,7 @@ const writesOf = ({ databases: { db } }: Runtime) => ({
   orphan: async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
 })
 
-/** A call of the response that a test looks at: what it threw, or what it told its callback. */
+/** Records a call of the response: its exception, or the error for its callback. */
 const seen = (call: (done: (error?: unknown) => void) => unknown): Promise<unknown> =>
   new Promise((resolve) => {
     try {
@@ -33,7 +33,9 @@ const codeOf = (error: unknown): unknown => (error instanceof Error && "code" in
 
 // --- Express
 
-/** What a handler does with its response, by its name, and what comes of it: the status, the body, and whether its row is stored. */
+/**
+ * The handlers by their names, and their results: the status, the body, and if the row is stored.
+ */
 const inExpress: Readonly<
   Record<
     string,
@@ -131,7 +133,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
   "an Express handler that answers more than once",
   (it) => {
     for (const [name, [status, body, isStored]] of Object.entries(inExpress)) {
-      it.scoped(`${name}: the first answer is sent, and its row is ${isStored ? "stored" : "undone"}`, () =>
+      it.scoped(`${name} sends the first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
         Effect.gen(function* () {
           const answer = yield* send({ path: `/${name}`, agent: false })
           assert.strictEqual(answer.status, status)
@@ -161,7 +163,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("an answer that was begun is broken off by an error, and its status decides", () =>
+    it.scoped("an answer that was begun is aborted by an error, and its status decides", () =>
       Effect.gen(function* () {
         const { port } = yield* Site
         const ask = Effect.async<unknown>((resume) => {
@@ -185,13 +187,13 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("a write after the end tells its callback that it came too late", () =>
+    it.scoped("a write after the end reports to its callback that it came too late", () =>
       Effect.gen(function* () {
         const { body } = yield* send({ path: "/seen", agent: false })
         assert.strictEqual(body.toString(), "one")
         assert.strictEqual(yield* hearing("seen: the second end"), "ERR_STREAM_WRITE_AFTER_END")
         assert.strictEqual(yield* hearing("seen: a write"), "ERR_STREAM_WRITE_AFTER_END")
-        // Node has it wait for the end, or says that the end is over
+        // Node has it wait for the end, or reports that the end is over
         assert.include([undefined, "ERR_STREAM_ALREADY_FINISHED"], yield* hearing("seen: an empty end"))
         const closed = yield* send({ path: "/closed", agent: false })
         assert.strictEqual(closed.body.toString(), "one")
@@ -199,7 +201,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("the server goes on after all of these", () =>
+    it.scoped("the server still serves after all of these", () =>
       Effect.gen(function* () {
         assert.strictEqual((yield* post("/none-of-these")).status, 404)
         yield* idle
@@ -212,7 +214,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
 
 type Reply = Pick<ServerResponse, "end" | "on" | "setHeader" | "statusCode" | "write" | "writeHead">
 
-/** What a handler does with Node's own response, and what comes of it. */
+/** The handlers of Node's own response, and their results. */
 const inNode: Readonly<Record<string, readonly [number, string, boolean, (response: Reply) => unknown]>> = {
   "end-twice": [200, "one", true, (response) => response.end("one") && response.end("more")],
   "end-and-nothing": [200, "one", true, (response) => response.end("one") && response.end()],
@@ -320,7 +322,7 @@ const serveHttp2: Serve = async (runtime) => {
   const answer = answering(runtime)
   const middleware = runtime.middleware()
   const server = http2.createServer((request, response) =>
-    // what is called on it here both kinds have
+    // both kinds have the methods that are called on it here
     middleware(request, response, () => void answer(request.url, response as unknown as Reply))
   )
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
@@ -363,7 +365,7 @@ for (const [server, serve, ask] of [
     `a handler that ends Node's response more than once, by ${server}`,
     (it) => {
       for (const [name, [status, body, isStored]] of Object.entries(inNode)) {
-        it.scoped(`${name}: the first answer is sent, and its row is ${isStored ? "stored" : "undone"}`, () =>
+        it.scoped(`${name} sends the first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
           Effect.gen(function* () {
             assert.deepStrictEqual(yield* ask(name), [status, body])
             assert.deepStrictEqual(yield* stored(name), isStored ? [name] : [])
@@ -372,7 +374,7 @@ for (const [server, serve, ask] of [
         )
       }
 
-      it.scoped("one that comes when the answer is out, or closed, changes nothing", () =>
+      it.scoped("a second answer after the first is sent, or closed, changes nothing", () =>
         Effect.gen(function* () {
           assert.deepStrictEqual(yield* ask("later"), [200, "one"])
           yield* hearing("later: finish")
@@ -384,7 +386,7 @@ for (const [server, serve, ask] of [
 
       if (server !== "Fastify") return
       for (const name of ["send-twice", "send-then-throw"]) {
-        it.scoped(`${name} of a reply: the first answer is sent, and its row is stored`, () =>
+        it.scoped(`${name} of a reply sends the first answer, and its row is stored`, () =>
           Effect.gen(function* () {
             assert.deepStrictEqual(yield* ask(`reply/${name}`), [200, "one"])
             assert.deepStrictEqual(yield* stored(`reply-${name}`), [`reply-${name}`])

@@ -21,7 +21,7 @@ import { randoms } from "../support/random.js"
 import { anonymous, freshRole, Provider } from "../support/roles.js"
 import { freshDatabase, query } from "../support/server.js"
 
-/** Hears a stream in the background, for as long as the scope lasts. */
+/** Reads a stream in the background, for as long as the scope lasts. */
 const hear = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
   Effect.gen(function* () {
     const heard: Array<A> = []
@@ -31,7 +31,7 @@ const hear = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
     return { heard, fiber }
   })
 
-/** Waits until that many values were heard; ends early where the stream did. */
+/** Waits until that many values have arrived; ends early if the stream did. */
 const count = <A, E>(
   { fiber, heard }: { readonly heard: ReadonlyArray<A>; readonly fiber: Fiber.Fiber<Exit.Exit<void, E>> },
   n: number
@@ -41,7 +41,7 @@ const count = <A, E>(
     until: (ended) => heard.length >= n || ended._tag === "Some"
   }).pipe(Effect.as(heard))
 
-/** A value in short: what it says. */
+/** Returns a value in short: its text. */
 const short = (one: Notification.Notification): string =>
   one._tag === "Message" ? one.payload : one._tag === "Gap" ? `gap: ${one.reason}` : "listening"
 
@@ -49,13 +49,13 @@ const says = (heard: ReadonlyArray<Notification.Notification>) => heard.map(shor
 
 type Url = Redacted.Redacted<string>
 
-/** Says something by a session that is neither the database's nor behind its proxy. */
+/** Sends payloads by a session that is neither the database's nor behind its proxy. */
 const say = (writer: Url, channel: string, ...payloads: ReadonlyArray<string>) =>
   Effect.forEach(payloads, (payload) => query(writer, "SELECT pg_notify($1, $2)", [channel, payload]), {
     discard: true
   })
 
-/** The processes of sessions that listen, or have listened. */
+/** Returns the processes of sessions that listen, or have listened. */
 const listening = (name: string, writer: Url) =>
   Effect.map(
     query<{ pid: number }>(
@@ -73,10 +73,10 @@ const killListening = (name: string, writer: Url) =>
     return query(writer, "SELECT pg_terminate_backend($1, 10000)", [pids[0]])
   })
 
-/** Whether a message asks for nothing but a sign of life: a Sync on its own. */
+/** Checks if a message is nothing but a probe: a Sync on its own. */
 const asksForLife = ({ from, type }: Message) => from === "client" && type === "S"
 
-/** A database behind a proxy, with no connection but those that listen. */
+/** Opens a database behind a proxy, with no connection but those that listen. */
 const behind = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
   Effect.gen(function* () {
     const { name, writer } = yield* freshDatabase
@@ -85,13 +85,13 @@ const behind = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
     return { name, writer, proxy, context }
   })
 
-/** What an interruption takes, in ms. */
+/** Interrupts a fiber and returns the duration in ms. */
 const interruption = <A, E>(fiber: Fiber.Fiber<A, E>) =>
   Effect.map(Effect.timed(Fiber.interrupt(fiber)), ([took]) => Duration.toMillis(took))
 
 describe("Notification", () => {
-  describe("what is heard", () => {
-    it.scopedLive("first that it listens, then every message, in order, by each listener", () =>
+  describe("messages", () => {
+    it.scopedLive("a listener receives first that it listens, then every message, in order", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const one = yield* hear(Db.listen("news"))
@@ -109,7 +109,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("nothing is missed between what is in the tables when it listens and its first message", () =>
+    it.scopedLive("no message is missed between the tables' contents at the start and the first message", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(writer, "CREATE TABLE counter AS SELECT 0 AS n")
@@ -147,7 +147,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("in a transaction on its commit, and nothing of what is rolled back", () =>
+    it.scopedLive("a message sent in a transaction arrives on its commit, and not at all if it is rolled back", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const sql = yield* Db.writer
@@ -168,7 +168,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("channels of any name that a server takes, each on its own", () =>
+    it.scopedLive("channels of any name that the server accepts are separate", () =>
       Effect.gen(function* () {
         const names = ["news", "News", 'a "b"; c', "it's", "ü".repeat(31), "x".repeat(63)]
         const listeners = yield* Effect.forEach(names, (name) => hear(Db.listen(name)))
@@ -181,7 +181,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("what no server takes is refused before anything is sent, and no transaction is harmed", () =>
+    it.scopedLive("a channel that no server accepts is refused before it is sent, and harms no transaction", () =>
       Effect.gen(function* () {
         for (const name of ["", "a\0b", "x".repeat(64), "ü".repeat(32), "\ud800"]) {
           const errors = [
@@ -206,8 +206,8 @@ describe("Notification", () => {
     )
   })
 
-  describe("a lost connection", () => {
-    it.scopedLive("is made anew: what was said meanwhile is a gap, before the next message", () =>
+  describe("a lost connection of listeners", () => {
+    it.scopedLive("a lost connection is replaced, and what was sent meanwhile is a gap before the next message", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -225,7 +225,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("20 times in a row, for several listeners on several channels, one of whom is new each time", () =>
+    it.scopedLive("a connection may be lost 20 times in a row, with several listeners, one of them always new", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const channels = ["a", "b", "b", "c"]
@@ -253,7 +253,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("nothing is handed on before every channel is listened to again", () =>
+    it.scopedLive("no message is delivered before every channel is listened to again", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
@@ -273,7 +273,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("one that is half-open is noticed by its silence", () =>
+    it.scopedLive("a half-open connection is detected by its silence", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "50 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -290,7 +290,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("as long as it answers it stays, however often it is asked", () =>
+    it.scopedLive("a connection that answers stays open, however often it is probed", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "2 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -304,7 +304,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("it stays also where the program itself was too busy to see the answer", () =>
+    it.scopedLive("a connection stays open although the program was too busy to read the answer", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "20 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -313,7 +313,7 @@ describe("Notification", () => {
         const busy = yield* proxy.when((message) => {
           if (asksForLife(message)) asked = true
           if (!asked || message.from !== "server") return false
-          // the answer is here, and nobody can look
+          // the answer is here, and the program is too busy to read it
           const since = performance.now()
           while (performance.now() - since < 1200);
           return true
@@ -326,7 +326,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a server that is stopped, in the middle of everything, is heard again when it goes on", () =>
+    it.scopedLive("a server that is stopped, in the middle of everything, is listened to again when it goes on", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.EmbeddedPostgres
         const writer = primary.url("app")
@@ -347,7 +347,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["app"] })))
     )
 
-    it.scopedLive("is reported: the loss, each attempt with its pause, and that every channel is heard again", () =>
+    it.scopedLive("the loss is reported, and each attempt with its pause, and the end of the outage", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behind()
         yield* Effect.gen(function* () {
@@ -383,7 +383,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("who joins during the outage does not wait for the pauses of the others, and hears no gap", () =>
+    it.scopedLive("a listener that joins during the outage does not wait for others' pauses, nor gets a gap", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -407,7 +407,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a policy that ends, ends the listeners", () =>
+    it.scopedLive("a retry policy that ends fails the listeners", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
         yield* Effect.gen(function* () {
@@ -421,7 +421,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("and so does what a person must mend", () =>
+    it.scopedLive("a permanent connect error fails all listeners", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
         yield* query(writer, `CREATE ROLE ${name} LOGIN PASSWORD 'first'`)
@@ -444,7 +444,7 @@ describe("Notification", () => {
   })
 
   describe("the first LISTEN", () => {
-    it.scopedLive("fails as a statement does, where there is nothing to listen to", () =>
+    it.scopedLive("the first LISTEN fails as a statement does if it cannot succeed", () =>
       Effect.gen(function* () {
         const { reader, writer } = yield* freshDatabase
         const proxy = yield* makeProxy(writer)
@@ -488,7 +488,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("has the time of a checkout, all in all", () =>
+    it.scopedLive("the first LISTEN has the time of a checkout in all", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behind({ acquireTimeout: "300 millis" })
         yield* proxy.freeze
@@ -502,7 +502,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("is tried again where the connection is lost meanwhile", () =>
+    it.scopedLive("the first LISTEN is retried if the connection is lost meanwhile", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         yield* proxy.when(sends("LISTEN"), "cut", 2)
@@ -517,9 +517,9 @@ describe("Notification", () => {
   })
 
   describe.skipIf(!hasBouncer)(behindBouncer, () => {
-    // what a session is told at login a pooler can only ignore
+    // a pooler can only ignore the parameters that a session receives at login
     const told = { ignore_startup_parameters: "options,extra_float_digits" }
-    it.scopedLive("in transaction mode, where nothing can be heard, a listener fails", () =>
+    it.scopedLive("a listener in transaction mode fails, because no notification can arrive there", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const { url: pooled } = yield* makeBouncer(writer, told)
@@ -534,7 +534,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in session mode it hears, and hears again after a loss", () =>
+    it.scopedLive("a listener in session mode receives messages, also after a loss", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
         const { url: pooled } = yield* makeBouncer(writer, { ...told, pool_mode: "session" })
@@ -543,7 +543,7 @@ describe("Notification", () => {
           yield* count(listener, 1)
           yield* say(writer, "news", "before")
           yield* count(listener, 2)
-          // what was asked to see whether anything is heard is not listened to any more
+          // the channel of the probe is not listened to any more
           yield* Effect.repeat(
             query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'UNLISTEN%'", [name]),
             { schedule: soon, until: (rows) => rows.length === 1 }
@@ -558,8 +558,8 @@ describe("Notification", () => {
     )
   })
 
-  describe("listeners are independent", () => {
-    it.scopedLive("one that is slow loses what does not fit, is told of the gap, and disturbs nobody", () =>
+  describe("the independence of listeners", () => {
+    it.scopedLive("a slow listener loses what does not fit, receives a gap, and does not affect the others", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const observed = yield* hear(Stream.filter(Db.observations, ({ _tag }) => _tag === "ListenOverflowed"))
@@ -585,7 +585,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("one that is slow finds a gap where it was, and several that nothing lies between as one", () =>
+    it.scopedLive("a slow listener receives a gap where messages are missing, and adjacent gaps as one", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const goOn = yield* Deferred.make<void>()
@@ -617,42 +617,40 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive(
-      "one that stops is unlistened to when it is the last of its channel, and the last of all hangs up",
-      () =>
-        Effect.gen(function* () {
-          const { context, name, proxy, writer } = yield* behind({ startup: "lazy" })
-          const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
-          const [one, two, other] = yield* Effect.all([listen("shared"), listen("shared"), listen("other")])
-          for (const listener of [one, two, other]) yield* count(listener, 1)
-          const seen: Array<string> = []
-          const unlisten = yield* proxy.when((message) => {
-            if (sends("UNLISTEN")(message)) seen.push(message.bytes.toString("latin1", 5, message.bytes.length - 1))
-            return sends('UNLISTEN "shared"')(message)
-          }, "pass")
-          yield* Fiber.interrupt(one.fiber)
-          yield* say(writer, "shared", "x")
-          yield* count(two, 2)
-          assert.deepStrictEqual(seen, [])
-          yield* Fiber.interrupt(two.fiber)
-          yield* unlisten
-          yield* say(writer, "other", "x")
-          yield* count(other, 2)
-          // it can be listened to again
-          const again = yield* listen("shared")
-          yield* count(again, 1)
-          yield* say(writer, "shared", "y")
-          yield* count(again, 2)
-          assert.deepStrictEqual(says(again.heard), ["listening", "y"])
-          assert.strictEqual(proxy.accepted, 1)
-          yield* Fiber.interrupt(again.fiber)
-          yield* Fiber.interrupt(other.fiber)
-          yield* Effect.repeat(listening(name, writer), { schedule: soon, until: (pids) => pids.length === 0 })
-          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
-        })
+    it.scopedLive("a channel is unlistened by its last listener, and the connection is closed by the last of all", () =>
+      Effect.gen(function* () {
+        const { context, name, proxy, writer } = yield* behind({ startup: "lazy" })
+        const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
+        const [one, two, other] = yield* Effect.all([listen("shared"), listen("shared"), listen("other")])
+        for (const listener of [one, two, other]) yield* count(listener, 1)
+        const seen: Array<string> = []
+        const unlisten = yield* proxy.when((message) => {
+          if (sends("UNLISTEN")(message)) seen.push(message.bytes.toString("latin1", 5, message.bytes.length - 1))
+          return sends('UNLISTEN "shared"')(message)
+        }, "pass")
+        yield* Fiber.interrupt(one.fiber)
+        yield* say(writer, "shared", "x")
+        yield* count(two, 2)
+        assert.deepStrictEqual(seen, [])
+        yield* Fiber.interrupt(two.fiber)
+        yield* unlisten
+        yield* say(writer, "other", "x")
+        yield* count(other, 2)
+        // it can be listened to again
+        const again = yield* listen("shared")
+        yield* count(again, 1)
+        yield* say(writer, "shared", "y")
+        yield* count(again, 2)
+        assert.deepStrictEqual(says(again.heard), ["listening", "y"])
+        assert.strictEqual(proxy.accepted, 1)
+        yield* Fiber.interrupt(again.fiber)
+        yield* Fiber.interrupt(other.fiber)
+        yield* Effect.repeat(listening(name, writer), { schedule: soon, until: (pids) => pids.length === 0 })
+        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+      })
     )
 
-    it.scopedLive("one that is interrupted while it joins takes nothing from the others", () =>
+    it.scopedLive("a listener that is interrupted while it joins takes nothing from the others", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -670,7 +668,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a LISTEN that is not answered costs the others a gap, not their hearing", () =>
+    it.scopedLive("a LISTEN that is not answered costs the others a gap, not their messages", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ connectTimeout: "300 millis" })
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -688,18 +686,24 @@ describe("Notification", () => {
     )
   })
 
-  describe("an interruption settles at once", () => {
-    /** A database behind a proxy; after the interruption the network is well again, and so are all others. */
+  describe("interruptions of listeners", () => {
+    /**
+     * Opens a database behind a proxy; after the interruption the network is well again, and so are
+     * all others.
+     */
     const given = Effect.gen(function* () {
       const { context, proxy, writer } = yield* behind()
       const stream = (channel: string) => Stream.provideContext(Db.listen(channel), context)
       return {
         proxy,
-        /** One who wants to hear. */
+        /** Starts a listener that is to join. */
         join: (channel: string) => Effect.fork(Stream.runDrain(stream(channel))),
-        /** One who hears. */
+        /** Starts a listener and waits until it has joined. */
         joined: (channel: string) => Effect.tap(hear(stream(channel)), (listener) => count(listener, 1)),
-        /** Interrupts it; when the network is well again, `other` hears, or nobody is connected any more. */
+        /**
+         * Interrupts it; when the network is well again, `other` receives messages, or no client is
+         * connected any more.
+         */
         interrupt: <A, E>(
           fiber: Fiber.Fiber<A, E>,
           other?: { readonly heard: ReadonlyArray<Notification.Notification> }
@@ -717,7 +721,7 @@ describe("Notification", () => {
       }
     })
 
-    it.scopedLive("in the middle of a connect", () =>
+    it.scopedLive("an interruption in the middle of a connect settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, join, proxy } = yield* given
         const connecting = yield* proxy.when(({ type }) => type === "startup", "freeze")
@@ -727,7 +731,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the middle of the first LISTEN", () =>
+    it.scopedLive("an interruption in the middle of the first LISTEN settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, join, proxy } = yield* given
         const joining = yield* proxy.when(sends("LISTEN"), "freeze")
@@ -737,7 +741,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("while it waits for messages, on a half-open socket", () =>
+    it.scopedLive("an interruption while the listener waits for messages on a half-open socket settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const { fiber } = yield* joined("news")
@@ -746,7 +750,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the middle of UNLISTEN", () =>
+    it.scopedLive("an interruption in the middle of UNLISTEN settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const other = yield* joined("other")
@@ -759,7 +763,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the pause before another attempt, and in the middle of it", () =>
+    it.scopedLive("an interruption in the pause before another attempt, and in the middle of it, settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const other = yield* joined("other")
@@ -773,7 +777,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("in the middle of LISTEN again", () =>
+    it.scopedLive("an interruption in the middle of a repeated LISTEN settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const other = yield* joined("other")
@@ -786,13 +790,16 @@ describe("Notification", () => {
     )
   })
 
-  describe("a view that is read anew at each gap is never stale for good", () => {
+  describe("views that are refreshed at each gap", () => {
     /** One more turn of the event loop. */
     const turn = Effect.async<void>((resume) => {
       setImmediate(() => resume(Effect.void))
     })
 
-    /** Rows change, by way of a good network; who follows them has a bad one, and takes its time. */
+    /**
+     * Changes rows through a good network; the fiber that follows them has a bad one, and takes its
+     * time.
+     */
     const follow = (seed: number) =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
@@ -888,7 +895,7 @@ describe("Notification", () => {
                 yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ${name} AND query ~ '^(UN)?(LISTEN|NOTIFY)'`
                 break
               case 5:
-                // one after the other would be heard one by one
+                // consecutive rounds would be received one by one
                 yield* sql`SELECT pg_notify('row', '0:' || n) FROM generate_series(1, 20) AS n`
                 break
               case 6:
@@ -896,7 +903,7 @@ describe("Notification", () => {
                 yield* someChanges
                 break
             }
-            // what comes next hits it when it is well, or while it recovers
+            // the next disaster hits it when it is well, or while it recovers
             if (fault !== 2 && fault !== 6 && below(2) === 0) {
               yield* Effect.repeat(Effect.void, { schedule: soon, until: () => all() > before })
             }
@@ -908,7 +915,7 @@ describe("Notification", () => {
             )
           )
           yield* isHeard
-          // those of the rounds may all have come while it recovered
+          // the messages of the rounds may all have come while it recovered
           yield* sql`SELECT pg_notify('row', '0:' || n) FROM generate_series(1, 20) AS n`
           yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gaps.overflow > 0 })
           yield* isHeard
@@ -932,11 +939,14 @@ describe("Notification", () => {
         yield* Effect.provide(work, databases)
       })
 
-    for (const seed of [1, 2, 3, 4, 5]) it.scopedLive(`seed ${seed}`, () => follow(seed))
+    for (const seed of [1, 2, 3, 4, 5])
+      it.scopedLive(`a view that is read anew at each gap is never stale for good (seed ${seed})`, () => follow(seed))
   })
 
-  describe("another connection takes over", () => {
-    /** The mark arrives on the other connection than the one that it was sent on. */
+  describe("the replacement of the listening connection", () => {
+    /**
+     * Delays the mark so that it arrives on the other connection than the one that it was sent on.
+     */
     const marks = () => {
       let sender = 0
       return (message: Message) => {
@@ -945,7 +955,10 @@ describe("Notification", () => {
       }
     }
 
-    /** A database behind a proxy, with a user that changes, two listeners, and somebody who counts aloud all the time. */
+    /**
+     * Opens a database behind a proxy, with a user that changes, two listeners, and a sender that
+     * counts all the time.
+     */
     const given = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
@@ -962,7 +975,10 @@ describe("Notification", () => {
           let isOver = false
           const next = Effect.suspend(() => Effect.zipRight(say(writer, "news", `${++n}`), say(writer, "more", `${n}`)))
           const counting = yield* Effect.forkScoped(Effect.repeat(next, { until: () => isOver }))
-          /** Waits until all that was said is heard, and looks whether it was heard in order, from the first one on, once. */
+          /**
+           * Waits until all messages have arrived, and checks that they came in order, from the
+           * first one on, once.
+           */
           return (...listeners: ReadonlyArray<{ readonly heard: ReadonlyArray<Notification.Notification> }>) =>
             Effect.gen(function* () {
               isOver = true
@@ -988,7 +1004,7 @@ describe("Notification", () => {
           ),
           (rows) => rows.map(({ user }) => user)
         )
-        /** Other credentials, of which the database hears with its next connection. */
+        /** Changes the credentials; the database receives them with its next connection. */
         const rotate = Effect.gen(function* () {
           provider.use(b)
           yield* Effect.provide(
@@ -1004,7 +1020,7 @@ describe("Notification", () => {
 
     for (const heartbeat of ["1 minute", "2 millis"] as const) {
       it.scopedLive(
-        `when the credentials change: nothing is missed, nothing is heard twice, looked after every ${heartbeat}`,
+        `a replacement after a change of credentials misses nothing and delivers nothing twice, checked every ${heartbeat}`,
         () =>
           Effect.gen(function* () {
             const { b, counter, listen, rotate, until } = yield* given({ listenHeartbeat: heartbeat })
@@ -1022,7 +1038,7 @@ describe("Notification", () => {
       )
     }
 
-    it.scopedLive("at a soft invalidation, time and again", () =>
+    it.scopedLive("a replacement at a soft invalidation works repeatedly", () =>
       Effect.gen(function* () {
         const { counter, invalidate, listen, name, writer } = yield* given({ connectTimeout: "100 millis" })
         const news = yield* listen("news")
@@ -1042,7 +1058,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("when the old one is invalidated hard: that is a gap", () =>
+    it.scopedLive("a replacement at a hard invalidation is a gap", () =>
       Effect.gen(function* () {
         const { invalidate, listen, writer } = yield* given()
         const news = yield* listen("news")
@@ -1055,7 +1071,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("where it was made with old credentials and arrives after the change", () =>
+    it.scopedLive("a new connection that was made with credentials that changed meanwhile is replaced again", () =>
       Effect.gen(function* () {
         const { b, listen, proxy, rotate, until } = yield* given()
         const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
@@ -1069,7 +1085,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("later, where it cannot be made, and the old one goes on until then", () =>
+    it.scopedLive("a replacement that cannot be made is delayed, and the old connection goes on until then", () =>
       Effect.gen(function* () {
         const { b, counter, invalidate, listen, proxy, provider, until } = yield* given()
         const news = yield* listen("news")
@@ -1088,7 +1104,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("with those who join and leave meanwhile", () =>
+    it.scopedLive("a replacement includes the listeners that join and leave meanwhile", () =>
       Effect.gen(function* () {
         const { b, counter, listen, proxy, rotate, until, writer } = yield* given()
         const news = yield* listen("news")
@@ -1113,14 +1129,14 @@ describe("Notification", () => {
       })
     )
 
-    /** What goes wrong when the mark is sent. */
+    /** The faults that occur when the mark is sent. */
     const losses: ReadonlyArray<readonly [string, (message: Message) => boolean, "cut" | "freeze"]> = [
       ["the old one is lost", sends('NOTIFY "effect_db_'), "cut"],
       ["it is silent", marks(), "freeze"],
       ["it is lost", marks(), "cut"]
     ]
     for (const [what, when, verdict] of losses) {
-      it.scopedLive(`and ${what} in the middle of it: what may be missed is one gap, and nothing is heard twice`, () =>
+      it.scopedLive(`a replacement with ${what} in the middle has one gap at most, and delivers nothing twice`, () =>
         Effect.gen(function* () {
           const { b, counter, listen, proxy, rotate, until } = yield* given()
           const news = yield* listen("news")
@@ -1148,8 +1164,8 @@ describe("Notification", () => {
     }
   })
 
-  describe("the listen of a client", () => {
-    it.scopedLive("hears payloads; where some may be missed it fails, for it cannot say so otherwise", () =>
+  describe("the listen method of a client", () => {
+    it.scopedLive("a client's listen returns payloads, and fails when some may be missing, as it has no gaps", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const sql = yield* Db.reader
@@ -1168,7 +1184,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("with a retry it listens again", () =>
+    it.scopedLive("a client's listen that is retried listens again", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const sql = yield* Db.writer
@@ -1182,7 +1198,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("one that is too slow fails, after what it has room for", () =>
+    it.scopedLive("a client's listen that is too slow fails after the messages that it has room for", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const sql = yield* Db.writer
@@ -1205,7 +1221,7 @@ describe("Notification", () => {
     )
   })
 
-  describe("the release of the layer", () => {
+  describe("the release of the layer with listeners", () => {
     const released = (silent: boolean) =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
@@ -1232,7 +1248,7 @@ describe("Notification", () => {
         assert.strictEqual(proxy.connections, 0)
       })
 
-    it.scopedLive("lets the process end, also in the middle of an outage", () =>
+    it.scopedLive("the release lets the process end, also in the middle of an outage", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const program = fileURLToPath(new URL("../support/listenOnce.ts", import.meta.url))
@@ -1246,8 +1262,10 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("ends the listeners with DatabaseClosed, and closes the connection", () => released(false))
+    it.scopedLive("the release ends the listeners with DatabaseClosed, and closes the connection", () =>
+      released(false)
+    )
 
-    it.scopedLive("also where the network is silent, within its time", () => released(true))
+    it.scopedLive("the release ends in time also when the network is silent", () => released(true))
   })
 })

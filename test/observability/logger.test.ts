@@ -19,7 +19,7 @@ interface Said {
   readonly annotations: Readonly<Record<string, unknown>>
 }
 
-/** A logger that keeps what is said. */
+/** Creates a logger that keeps its messages. */
 const listening = () => {
   const said: Array<Said> = []
   const logger = Logger.make(({ annotations, logLevel, message }) => {
@@ -57,7 +57,7 @@ const about = (said: ReadonlyArray<Said>, ...tags: ReadonlyArray<Observation.Obs
   said.filter(({ annotations }) => tags.some((tag) => tag === annotations.event))
 
 describe("echo", () => {
-  it.scopedLive("says what happens, by the loggers around the layer, each at its level, and no secret", () =>
+  it.scopedLive("echo logs what happens by the loggers around the layer, each event at its level, and no secret", () =>
     Effect.gen(function* () {
       const { host, password, said } = yield* heard({ echo: true }, Logger.minimumLogLevel(LogLevel.All))
       const some = about(said, "Connected", "Lost", "Closed", "TransactionEnded")
@@ -92,7 +92,7 @@ describe("echo", () => {
     })
   )
 
-  it.scopedLive("the program's minimum level holds, and a level given to it leaves out what is below", () =>
+  it.scopedLive("the program's minimum level applies to echo, and a level given to it drops what is below", () =>
     Effect.gen(function* () {
       const usual = yield* heard({ echo: true })
       assert.isNotEmpty(about(usual.said, "Connected"))
@@ -103,7 +103,7 @@ describe("echo", () => {
     })
   )
 
-  it.scopedLive("is off unless it is asked for: nobody listens, so that no fact is even made", () =>
+  it.scopedLive("echo is off by default, and no observation is created when nothing consumes it", () =>
     Effect.gen(function* () {
       for (const options of [{}, { echo: false }, { echo: "None" as const }]) {
         const { said } = yield* heard(options, Logger.minimumLogLevel(LogLevel.All))
@@ -127,14 +127,14 @@ describe("echo", () => {
         thrown++
         throw new Error("this logger is broken")
       })
-      // at this level the runtime tells the loggers of a fiber that failed, too
+      // at this level the runtime reports a failed fiber to the loggers as well
       const around = Layer.merge(Logger.replace(Logger.defaultLogger, broken), Logger.minimumLogLevel(LogLevel.All))
       yield* Effect.provide(life({ echo: true }), around)
       assert.isAbove(thrown, 2)
     })
   )
 
-  it.effect("adds nothing to the span in which the database was opened", () =>
+  it.effect("echo adds nothing to the span in which the database was opened", () =>
     Effect.gen(function* () {
       const { layer, said } = listening()
       const events: Array<string> = []
@@ -154,7 +154,7 @@ describe("echo", () => {
     })
   )
 
-  it.effect("where no server took part it names none", () =>
+  it.effect("a log entry names no server if none took part", () =>
     Effect.gen(function* () {
       const { layer, said } = listening()
       const echo = yield* Effect.provide(makeLogger(LogLevel.All), layer)

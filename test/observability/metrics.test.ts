@@ -19,7 +19,7 @@ interface Series {
   readonly state: MetricState.MetricState.Untyped
 }
 
-/** The time series of one Postgres database, as an exporter gets them. */
+/** Reads the time series of one Postgres database, as an exporter gets them. */
 const series = (namespace: string): Effect.Effect<ReadonlyArray<Series>> =>
   Effect.map(Metric.snapshot, (pairs) =>
     pairs
@@ -38,11 +38,11 @@ const value = ({ state }: Series): number =>
       ? state.count
       : Number.NaN
 
-/** Its name without what all have in common, and the state that it is about. */
+/** Returns the name of a series without the common part, and with its state. */
 const levelName = ({ name, tags }: Series): string =>
   [name.replace("db.client.connection.", ""), tags["db.client.connection.state"]].filter(Boolean).join(" ")
 
-/** How many operations there were, by how they ended. */
+/** Returns the number of operations, by their end. */
 const operations = (namespace: string, purpose = "writes"): Effect.Effect<Readonly<Record<string, number>>> =>
   Effect.map(series(namespace), (all) =>
     Object.fromEntries(
@@ -68,7 +68,7 @@ const metered = (namespace: string, host = "db.example.com", port = 5432) => ({
 const unused = () => `unused_${randomUUID()}`
 
 describe("meter", () => {
-  it.effect("has the names, units, buckets and attributes of OpenTelemetry's conventions", () =>
+  it.effect("metrics have the names, units, buckets and attributes of OpenTelemetry's conventions", () =>
     Effect.gen(function* () {
       const namespace = unused()
       const meter = makePoolMetrics(metered(namespace, "db.example.com", 6543), () => calm)
@@ -129,7 +129,7 @@ describe("meter", () => {
     })
   )
 
-  it.effect("a standard port goes without saying, a socket is named by its path", () =>
+  it.effect("metrics omit the standard port, and name a socket by its path", () =>
     Effect.gen(function* () {
       const namespace = unused()
       makePoolMetrics(metered(namespace), () => calm).operated(1, undefined)
@@ -144,7 +144,7 @@ describe("meter", () => {
     })
   )
 
-  it.effect("levels are read when somebody looks; pools of one name are added up; a closed one has none", () =>
+  it.effect("gauges are read when they are collected; pools of one name are added up, a closed one has none", () =>
     Effect.gen(function* () {
       const namespace = unused()
       const levels = Effect.map(series(namespace), (all) =>
@@ -180,7 +180,7 @@ describe("meter", () => {
     })
   )
 
-  it.effect("two pools do not mix", () =>
+  it.effect("the metrics of two pools are kept apart", () =>
     Effect.gen(function* () {
       const [namespace, other] = [unused(), unused()]
       const one = makePoolMetrics(metered(namespace), () => calm)
@@ -199,7 +199,7 @@ describe("meter", () => {
     })
   )
 
-  it.effect("errors without end make no series without end", () =>
+  it.effect("any number of different errors creates a bounded number of series", () =>
     Effect.gen(function* () {
       const namespace = unused()
       const meter = makePoolMetrics(metered(namespace), () => calm)
@@ -214,7 +214,7 @@ describe("meter", () => {
 })
 
 describe("db.client.operation.duration", () => {
-  it.scopedLive("one statement is one operation, a transaction of n statements n + 1, an unused one none", () =>
+  it.scopedLive("one statement is one operation, a transaction of n statements is n + 1, an unused one is none", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sql = yield* Db.writer
@@ -243,7 +243,7 @@ describe("db.client.operation.duration", () => {
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive("a refusal is told by its SQLSTATE, also that of a killed backend; a lost connection by its tag", () =>
+  it.scopedLive("a refusal is counted by its SQLSTATE, also of a killed backend; a lost connection by its tag", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -261,7 +261,7 @@ describe("db.client.operation.duration", () => {
     })
   )
 
-  it.scopedLive("a sign of life that the pool asks for is none", () =>
+  it.scopedLive("a validation query of the pool is no operation", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -276,7 +276,7 @@ describe("db.client.operation.duration", () => {
     })
   )
 
-  it.scopedLive("its time is that of the server and the network", () =>
+  it.scopedLive("the duration of an operation is that of the server and the network", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sql = yield* Db.writer
@@ -288,7 +288,7 @@ describe("db.client.operation.duration", () => {
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive("the levels are those of Db.status, and 0 when the database is closed", () =>
+  it.scopedLive("the gauges are those of Db.status, and 0 when the database is closed", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const levels = Effect.map(series(name), (all) =>
@@ -323,7 +323,7 @@ describe("db.client.operation.duration", () => {
 })
 
 describe("the meter of a pool", () => {
-  /** How often each time was measured, on the pool of the writer. */
+  /** Returns the number of measurements of each duration, on the pool of the writer. */
   const times = (namespace: string) =>
     Effect.map(series(namespace), (all) => {
       const count = (name: string) => {
@@ -371,7 +371,7 @@ describe("the meter of a pool", () => {
     }).pipe(Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 2 })))
   )
 
-  it.scopedLive("who gets no connection in time is a timeout, not a wait; who gives up is neither", () =>
+  it.scopedLive("a caller without a connection in time is a timeout, not a wait; one that gives up is neither", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sql = yield* Db.writer
@@ -400,7 +400,7 @@ describe("the meter of a pool", () => {
     )
   )
 
-  it.scopedLive("the times are those that a caller sees", () =>
+  it.scopedLive("the measured times are those that a caller sees", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

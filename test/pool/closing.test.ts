@@ -1,4 +1,7 @@
-/** The end of a database whose server stands still: its kernel takes what is sent, and nobody answers or hangs up. */
+/**
+ * The close of a database whose server stands still: its kernel accepts the sent bytes, and no
+ * process answers or closes.
+ */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -14,7 +17,7 @@ const Server = Layer.scoped(EmbeddedPostgres.EmbeddedPostgres, EmbeddedPostgres.
 /** For work under way, in ms. */
 const shutdownTimeout = 1000
 
-/** For a last word that is not answered, in ms. */
+/** For a last message that is not answered, in ms. */
 const goodbye = 1000
 
 /** For the process that is watched, in ms. */
@@ -30,9 +33,9 @@ const works = {
   "a transaction": Db.withTransaction(Effect.zipRight(quick, Effect.never))
 }
 
-layer(Server, { timeout: "30 seconds", excludeTestServices: true })("the end on a server that stands still", (it) => {
+layer(Server, { timeout: "30 seconds", excludeTestServices: true })("a close on a server that stands still", (it) => {
   for (const [name, work] of Object.entries(works)) {
-    it.scoped(`takes shutdownTimeout and a second at the most with ${name} under way, and somebody who listens`, () =>
+    it.scoped(`a close takes shutdownTimeout and a second at most with ${name} under way and a listener`, () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.EmbeddedPostgres
         const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))

@@ -1,4 +1,7 @@
-/** When a pool opens connections, by a clock that nothing disturbs; on real servers it is in `outage.test.ts` and `pooling/`. */
+/**
+ * The growth of a pool, by a clock that nothing disturbs; on real servers it is in `outage.test.ts`
+ * and `pooling/`.
+ */
 import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
 import { Growth } from "../../src/internal/pool/growth.js"
 
@@ -11,22 +14,22 @@ afterEach(() => {
 
 /** Times are in ms. */
 interface Trial {
-  /** How long a connect takes. */
+  /** The duration of a connect. */
   readonly connect: number
-  /** How long somebody has a connection. */
+  /** The duration of a checkout. */
   readonly use: number
   readonly max: number
-  /** How many connections are idle at the start. */
+  /** The number of idle connections at the start. */
   readonly idle?: number
-  /** How many of the first connects never come. */
+  /** The number of first connects that never complete. */
   readonly hanging?: number
-  /** Whether there were connections before, so that it is known how long a connect takes. */
+  /** True if there were connections before, so that the duration of a connect is known. */
   readonly wasOpen?: boolean
-  /** Whether who has had a connection asks for one again. */
+  /** True if each caller checks out again after its check-in. */
   readonly isSteady?: boolean
 }
 
-/** A pool that so many ask for a connection at once. */
+/** A pool that receives so many checkouts at once. */
 class Spike {
   total: number
   waiting = 0
@@ -111,7 +114,7 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
     "whose connections are gone": { ...short, wasOpen: true }
   }
   for (const [name, trial] of Object.entries(trials)) {
-    it(`leaves eight connections at the most in a pool ${name}`, () => {
+    it(`a spike leaves eight connections at the most in a pool ${name}`, () => {
       const spike = new Spike(trial, 50)
       vi.advanceTimersByTime(2000)
       assert.strictEqual(spike.waiting, 0)
@@ -122,7 +125,7 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
 
 describe("a pool whose connections are all in long use", () => {
   for (const idle of [0, 5]) {
-    it(`is full within the time of four connects, with ${idle} connections before`, () => {
+    it(`a pool whose connections are in long use is full within the time of four connects, with ${idle} connections before`, () => {
       const spike = new Spike({ connect: 150, use: hour, max: 20, idle }, 20)
       vi.advanceTimersByTime(600)
       assert.deepStrictEqual([spike.waiting, spike.total], [0, 20])
@@ -130,20 +133,20 @@ describe("a pool whose connections are all in long use", () => {
   }
 })
 
-describe("callers who come again and again", () => {
-  it("have all the connections that there may be, however many more wait than can have one", () => {
+describe("callers that come repeatedly", () => {
+  it("repeated callers get all the connections that there may be, however many more wait than can have one", () => {
     const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 100)
     vi.advanceTimersByTime(2000)
     assert.strictEqual(steady.total, 10)
   })
 
-  it("have them also where each waits for less time than a connect takes", () => {
+  it("repeated callers get all connections also if each waits for less time than a connect takes", () => {
     const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 20)
     vi.advanceTimersByTime(2000)
     assert.strictEqual(steady.total, 10)
   })
 
-  it("have no more of them than they use", () => {
+  it("repeated callers get no more connections than they use", () => {
     const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 6)
     vi.advanceTimersByTime(2000)
     assert.deepStrictEqual([steady.waiting, steady.total], [0, 6])
@@ -151,13 +154,13 @@ describe("callers who come again and again", () => {
 })
 
 describe("connects that hang", () => {
-  it("hold up nobody for longer than they are counted on", () => {
+  it("connects that hang delay no caller for longer than they are counted on", () => {
     const spike = new Spike({ connect: 20, use: 2, max: 10, hanging: 3 }, 10)
     vi.advanceTimersByTime(400)
     assert.strictEqual(spike.waiting, 0)
   })
 
-  it("do not fill a pool at once where all of them do", () => {
+  it("connects that all hang do not fill a pool at once", () => {
     const begun = new Spike({ connect: 20, use: 2, max: 50, hanging: 50 }, 50)
     vi.advanceTimersByTime(200)
     assert.strictEqual(begun.total, 0)
@@ -165,8 +168,8 @@ describe("connects that hang", () => {
   })
 })
 
-describe("a pool that is about to look whether more are needed", () => {
-  it("looks once, not twice, when a connection comes just then", () => {
+describe("the check for more connections", () => {
+  it("a pool checks once, not twice, for more connections when one arrives at that moment", () => {
     const waiting = { waiting: 9, wanted: 9, room: 9, active: 0, pending: 0, isEmpty: true }
     const growth = new Growth(
       () => waiting,
@@ -174,7 +177,7 @@ describe("a pool that is about to look whether more are needed", () => {
       false
     )
     growth.openIfNeeded()
-    // what has arrived is read between the time for a look and the look
+    // data that has arrived is read between the time for a check and the check
     for (let i = 0; i < 3; i++) vi.advanceTimersToNextTimer()
     growth.onConnected(5)
     assert.strictEqual(vi.getTimerCount(), 1)

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { freshDatabase } from "../support/server.js"
 
-/** Runs a program that prints by how many bytes its heap grew, after a first stretch of work. */
+/** Runs a program that prints the growth of its heap in bytes, after a first stretch of work. */
 const leavesTheHeap = (file: string) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase

@@ -40,7 +40,7 @@ it.scopedLive("a script that leaves its database open stays alive without idleEx
       [name]
     )
     yield* Effect.repeat(idle, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
-    // with nothing left to do it is there for as long as the other one takes from its start to its end
+    // without work it is alive for as long as the other one takes from its start to its end
     const other = yield* startChild("idleExit", ["true"], writer)
     assert.strictEqual((yield* other.ended).code, 0)
     assert.strictEqual((yield* idle)[0]?.n, 1)
@@ -54,7 +54,7 @@ it("idleExit is true or false", () => {
   const make = (idleExit: unknown) =>
     DatabaseConfig.make("app", {
       writer: Redacted.make("postgres://me@localhost/app"),
-      // a program without types may give anything
+      // a program without types may pass anything
       idleExit: idleExit as boolean
     })
   for (const idleExit of [undefined, true, false]) assert.isTrue(Either.isRight(make(idleExit)))

@@ -1,4 +1,4 @@
-/** When a pool sends callers away: with made-up times, for which a pool is played, and once with a real server. */
+/** Load shedding of a pool: with simulated times, and once with a real server. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -10,15 +10,18 @@ import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Db, fresh, soon } from "../support/databases.js"
 import { randoms } from "../support/random.js"
 
-/** A pool that is played in steps of a millisecond. */
+/** A simulation of a pool in steps of a millisecond. */
 interface Play {
   readonly connections: number
-  /** How long a statement takes, in ms. */
+  /** The duration of a statement, in ms. */
   readonly service: number
   readonly target?: number
-  /** How many come in that millisecond, where `settled` were served or sent away in the one before. */
+  /**
+   * The number of callers that come in that millisecond, when `settled` were served or rejected in
+   * the one before.
+   */
   readonly arrivals: (now: number, settled: number) => number
-  /** Whether connections come back. */
+  /** True if no connection is checked in. */
   readonly isStuck?: (now: number) => boolean
   readonly millis: number
 }
@@ -26,9 +29,9 @@ interface Play {
 interface Outcome {
   readonly shed: number
   readonly served: number
-  /** When it was overloaded, from the first time to the last. */
+  /** The times of overload, from the first to the last. */
   readonly overloaded: ReadonlyArray<number>
-  /** How long those waited who were served, with the moment. */
+  /** The waits of the served callers, with their time. */
   readonly waits: ReadonlyArray<{ readonly at: number; readonly waited: number }>
 }
 
@@ -36,7 +39,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
   const overload = new LoadShedding(target, connections)
   const busyUntil: Array<number> = Array.from({ length: connections }, () => 0)
   const queue: Array<number> = []
-  /** Who came before that in the queue is gone. */
+  /** the callers that came before that in the queue are gone */
   let head = 0
   let shed = 0
   const waits: Array<{ at: number; waited: number }> = []
@@ -56,7 +59,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
         settled++
       }
     }
-    // those whose statements are over first, then those who come
+    // the callers whose statements are over come first, then the new ones
     for (let i = take(); i >= 0; i = take()) {
       shedOld()
       const since = queue[head]
@@ -86,7 +89,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
   return { shed, served: waits.length, overloaded, waits }
 }
 
-/** Seeded arrivals at so many a second, at random. */
+/** Returns seeded random arrivals at a rate per second. */
 const poisson = (perSecond: number, seed: number) => {
   const random = randoms(seed)
   const limit = Math.exp(-perSecond / 1000)
@@ -97,12 +100,12 @@ const poisson = (perSecond: number, seed: number) => {
   }
 }
 
-/** The share of waits that is reached by so many of a hundred. */
+/** Returns the wait that a share of all waits does not exceed. */
 const percentile = (waits: Outcome["waits"], share: number): number =>
   waits.map(({ waited }) => waited).sort((a, b) => a - b)[Math.floor(waits.length * share)] ?? 0
 
-describe("Overload", () => {
-  it("a burst that drains is none", () => {
+describe("the detection of overload", () => {
+  it("a burst that drains is no overload", () => {
     for (const size of [100, 1000, 10_000]) {
       for (const at of [0, 300, 499, 777]) {
         const { overloaded, served, shed } = play({
@@ -117,7 +120,7 @@ describe("Overload", () => {
     }
   })
 
-  it("bursts that drain one after the other are none", () => {
+  it("bursts that drain one after the other are no overload", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 10,
@@ -129,7 +132,7 @@ describe("Overload", () => {
 
   for (const connections of [1, 5, 10, 50]) {
     for (const service of [1, 20, 60, 100, 400]) {
-      it(`100 fibers that wait for each other are none: ${connections} connections, ${service} ms`, () => {
+      it(`100 fibers that wait for each other are no overload: ${connections} connections, ${service} ms`, () => {
         for (const spread of [1, 20, 200]) {
           for (const start of [0, 240, 249, 251, 499]) {
             // each comes again when it was served
@@ -146,7 +149,7 @@ describe("Overload", () => {
     }
   }
 
-  it("many more fibers that wait for each other, who come in two groups, are none", () => {
+  it("many more fibers that wait for each other, in two groups, are no overload", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 20,
@@ -168,7 +171,7 @@ describe("Overload", () => {
     }
   })
 
-  it("a pool that is stuck is not overloaded: each has a deadline of his own", () => {
+  it("a pool that is stuck is not overloaded, because each caller has a deadline of its own", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 10,
@@ -180,7 +183,7 @@ describe("Overload", () => {
   })
 
   for (const times of [1.5, 2, 5]) {
-    it(`${times} times as many as can be served are an overload within seconds, and who is served is served fast`, () => {
+    it(`${times} times as many callers as can be served are an overload within seconds, and the served ones are served fast`, () => {
       const { overloaded, served, shed, waits } = play({
         connections: 10,
         service: 10,
@@ -197,7 +200,7 @@ describe("Overload", () => {
     })
   }
 
-  it("an overload of slow statements is one, too", () => {
+  it("an overload of slow statements is detected as well", () => {
     const { overloaded, waits } = play({ connections: 10, service: 400, arrivals: poisson(125, 6), millis: 60_000 })
     assert.isBelow(overloaded[0] ?? Number.POSITIVE_INFINITY, 5000)
     assert.isAtMost(
@@ -209,7 +212,7 @@ describe("Overload", () => {
     )
   })
 
-  it("when fewer come again nobody is sent away any more, within two seconds", () => {
+  it("no caller is rejected within two seconds after fewer callers come", () => {
     const many = poisson(5000, 7)
     const few = poisson(800, 8)
     const { overloaded, shed, waits } = play({
@@ -224,7 +227,7 @@ describe("Overload", () => {
     assert.isAtMost(percentile(later, 0.99), 10)
   })
 
-  it("without a target nobody is ever sent away", () => {
+  it("no caller is ever rejected without a target", () => {
     const { shed } = play({
       connections: 1,
       service: 10,
@@ -249,7 +252,7 @@ describe("a pool under load", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 2, readers: [] })))
   )
 
-  it.scopedLive("who comes when more come than can be served is sent away soon, and nobody any more after that", () =>
+  it.scopedLive("callers are rejected soon when more come than can be served, and none is rejected after that", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const failures: Array<DatabaseError.DatabaseError> = []
@@ -291,7 +294,7 @@ describe("a pool under load", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 2, readers: [] })))
   )
 
-  it.scopedLive("with queueTarget infinity nobody is sent away", () =>
+  it.scopedLive("no caller is rejected with queueTarget infinity", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const all = yield* Effect.forEach(

@@ -1,7 +1,9 @@
 /**
- * HikariCP's two trials of a pool: a spike of short statements while it takes long to connect, and a database that is down for a while.
+ * HikariCP's two trials of a pool: a spike of short statements while it takes long to connect, and
+ * a database that is down for a while.
  *
- * `EFFECT_DB_CHAOS=full` runs the second at full length: down for 30 s, a borrow every 2 s, none waits for longer than 5 s.
+ * `EFFECT_DB_CHAOS=full` runs the second at full length: down for 30 s, a checkout every 2 s, none
+ * waits for longer than 5 s.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -21,7 +23,7 @@ const given = Effect.gen(function* () {
   return yield* makeProxy(writer)
 })
 
-/** What a pool is like when the spike comes, and how it comes to that. */
+/** The states of a pool when the spike comes, and the way to each. */
 const before: Readonly<
   Record<string, { readonly options: Partial<Database.Options>; readonly ready: Effect.Effect<unknown, unknown, Db> }>
 > = {
@@ -40,7 +42,10 @@ const before: Readonly<
   }
 }
 
-/** How long it takes to serve them all, in ms, where the machine is free. Where it takes longer these were no short statements. */
+/**
+ * The time in which all are served, in ms, on a free machine. On a slower one these were no short
+ * statements.
+ */
 const undisturbed = 75
 
 describe("a spike of 50 short statements, where it takes 150 ms to connect", () => {
@@ -61,13 +66,13 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
         const served: Array<number> = []
         const one = Effect.tap(sql`SELECT 1`, () => Effect.sync(() => served.push(performance.now())))
         yield* Effect.forEach(Array.from({ length: 50 }), () => one, { concurrency: "unbounded" })
-        // also those that are still on their way
+        // also the connections that are still on their way
         yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
         for (const took of connects) assert.isAtLeast(took, 150)
         return { total: (yield* figures).total, took: (served[49] ?? 0) - (served[0] ?? 0) }
       }).pipe(Effect.provide(Db.layer({ writer: proxy.url, maxConnections: 50, ...options })))
     })
-    it.scopedLive(`leaves eight connections at the most in a pool ${name}`, () =>
+    it.scopedLive(`a spike leaves eight connections at the most in a pool ${name}`, () =>
       Effect.gen(function* () {
         const { total } = yield* Effect.repeat(Effect.scoped(trial), {
           until: ({ took, total }) => total <= 8 || took < undisturbed,
@@ -81,10 +86,12 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
 
 const isFull = process.env.EFFECT_DB_CHAOS === "full"
 
-/** How long the database is down, how often somebody borrows a connection, and how long he waits at the most; in ms. */
+/**
+ * The time for which the database is down, the interval of checkouts, and the longest wait; in ms.
+ */
 const outage = isFull ? { down: 30_000, every: 2000, limit: 5000 } : { down: 3000, every: 600, limit: 500 }
 
-/** What a borrower may need beyond his limit, in ms. */
+/** The time that a caller may need beyond its limit, in ms. */
 const allowance = 50
 
 interface Mode {
@@ -93,7 +100,7 @@ interface Mode {
 }
 
 const modes: Readonly<Record<string, Mode>> = {
-  "nobody listens": {
+  "the port is closed": {
     begin: (proxy) => Effect.zipRight(proxy.refuse, proxy.cut),
     end: (proxy) => proxy.accept
   },
@@ -104,23 +111,23 @@ const modes: Readonly<Record<string, Mode>> = {
   }
 }
 
-describe.concurrent("database down", () => {
+describe.concurrent("a database that is down", () => {
   for (const [mode, { begin, end }] of Object.entries(modes)) {
     it.scopedLive(
-      `${mode}: every borrow settles in time, and the first one afterwards succeeds`,
+      `every checkout settles in time while the database is down, and the first one afterwards succeeds: ${mode}`,
       () =>
         Effect.gen(function* () {
           const proxy = yield* given
           const live = Db.layer({
             writer: proxy.url,
             acquireTimeout: outage.limit,
-            // the first borrow must not be given a connection that was fine a moment ago
+            // the first checkout must not get a connection that was fine a moment ago
             validateAfterIdle: outage.every / 2
           })
           yield* Effect.gen(function* () {
             const sql = yield* Db.writer
             const borrow = Effect.gen(function* () {
-              // time as this process has it: what holds up a timer holds up everything
+              // time as this process measures it: a delay of a timer delays everything
               const limit = yield* Effect.forkScoped(Effect.map(Effect.sleep(outage.limit), () => performance.now()))
               const exit = yield* Effect.exit(DatabaseError.refine(Effect.scoped(Effect.asVoid(sql.reserve))))
               return { exit, limit, settled: performance.now() }

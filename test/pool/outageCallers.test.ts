@@ -1,4 +1,4 @@
-/** What callers see while the server of a database is away: they wait for it, up to a number of them. */
+/** Callers while the server of a database is away: they wait for it, up to a number of them. */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -20,7 +20,10 @@ import { eventually, only, watch } from "../support/suites/pooling/way.js"
 const count = (facts: ReadonlyArray<Observation.Observation>, tag: Observation.Observation["_tag"]) =>
   only(facts, tag).length
 
-/** The server is gone: what was open is lost, which the pool has noticed, and it lets nobody in. */
+/**
+ * Removes the server: open connections are lost, which the pool has noticed, and no new one is
+ * accepted.
+ */
 const vanish = (proxy: Proxy) =>
   Effect.zipRight(
     Effect.zipRight(proxy.refuse, proxy.cut),
@@ -29,14 +32,16 @@ const vanish = (proxy: Proxy) =>
     )
   )
 
-/** Waits until some caller has been tried again that often; the policy of before gave up after five times. */
+/**
+ * Waits until a caller has been retried that often; the policy of before gave up after five times.
+ */
 const triedAgain = (facts: ReadonlyArray<Observation.Observation>, times: number) =>
   until(() => only(facts, "Retried").some(({ attempt }) => attempt >= times))
 
 const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT 1 AS n`)
 
-describe("while the server is away", () => {
-  it.scopedLive("writes, reads, transactions, streams and reservations wait, and go on when it is back", () =>
+describe("callers while the server is away", () => {
+  it.scopedLive("writes, reads, transactions, streams and reservations wait, and go on when the server is back", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -108,7 +113,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("a caller that only waits for a connection needs nothing of the budget of retries", () =>
+  it.scopedLive("a caller that only waits for a connection needs nothing of the retry budget", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         yield* vanish(proxy)
@@ -122,7 +127,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("statements that a server has seen share the budget of retries", () =>
+  it.scopedLive("statements that a server has seen share the retry budget", () =>
     behind({}, () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -158,7 +163,8 @@ describe("while the server is away", () => {
         }
         const given = yield* Fiber.join(own)
         assert.isTrue(given._tag === "Left" && given.left._tag === "TimeoutException", inspect(given))
-        // one that has waited for as long as it may is not run again as a whole, to wait as long once more
+        // a transaction that has waited as long as it may is not run again as a whole, to wait as
+        // long once more
         assert.isFalse(facts.some((fact) => fact._tag === "Retried" && fact.what === "transaction"))
         yield* proxy.accept
         yield* insert("after")
@@ -167,7 +173,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("all callers together connect no more often than one would", () =>
+  it.scopedLive("all callers together connect no more often than a single one would", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         yield* insert("before")
@@ -193,7 +199,7 @@ describe("while the server is away", () => {
     ["refuses connections", false],
     ["does not answer", true]
   ] as const) {
-    it.scopedLive(`when it ${what}, as many callers wait as maxOutageWaiters says, and the rest fail at once`, () =>
+    it.scopedLive(`maxOutageWaiters callers wait when the server ${what}, and the rest fail at once`, () =>
       behind({ maxOutageWaiters: 5, connectTimeout: "600 millis", startup: "lazy" }, (proxy) =>
         Effect.gen(function* () {
           yield* vanish(proxy)
@@ -204,7 +210,7 @@ describe("while the server is away", () => {
             Effect.fork
           )
           yield* until(() => count(facts, "Exhausted") === 3)
-          // who comes now does not even wait for the next attempt to connect
+          // a caller that comes now does not even wait for the next attempt to connect
           const before = count(facts, "ConnectFailed")
           for (const self of [insert("late"), Db.withTransaction(insert("late"), { retry: true })]) {
             const error = yield* failure(self)
@@ -212,7 +218,7 @@ describe("while the server is away", () => {
             assert.include(error.message, "maxOutageWaiters")
           }
           assert.isAtMost(count(facts, "ConnectFailed") - before, 1)
-          // one that leaves makes room for one
+          // a caller that leaves makes room for another
           const waits = yield* Effect.filter(fibers, (fiber) => Effect.map(Fiber.poll(fiber), (_) => _._tag === "None"))
           assert.lengthOf(waits, 5)
           const [left, ...stay] = waits
@@ -260,7 +266,7 @@ describe("while the server is away", () => {
     )
   )
 
-  it.scopedLive("no caller is shed, though more came than could be served before, nor when it is back", () =>
+  it.scopedLive("no caller is shed during an outage or after it, although more came than could be served before", () =>
     behind({ maxConnections: 2, queueTarget: "20 millis", maxOutageWaiters: 10_000 }, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -285,7 +291,7 @@ describe("while the server is away", () => {
   )
 })
 
-describe("what another attempt cannot mend", () => {
+describe("permanent connect errors", () => {
   const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
     const changed = new URL(Redacted.value(url))
     change(changed)
@@ -298,7 +304,7 @@ describe("what another attempt cannot mend", () => {
   } as const
 
   for (const [what, [change, reason]] of Object.entries(wrong)) {
-    it.scopedLive(`${what} is not tried again, by a write, a read or a transaction`, () =>
+    it.scopedLive(`${what} is not retried, by a write, a read or a transaction`, () =>
       Effect.gen(function* () {
         const { writer } = yield* freshTable
         yield* Effect.gen(function* () {
@@ -313,7 +319,7 @@ describe("what another attempt cannot mend", () => {
       })
     )
 
-    it.scopedLive(`${what} at a replica leaves reads to the others, each of which is asked once`, () =>
+    it.scopedLive(`${what} at a replica leaves reads to the others, each of which is tried once`, () =>
       Effect.gen(function* () {
         const { reader, writer } = yield* freshTable
         const bad = changed(reader, change)
@@ -335,8 +341,10 @@ describe("what another attempt cannot mend", () => {
   }
 })
 
-describe("a start that verifies", () => {
-  /** Opens a database whose server is not there yet, and makes it come when it has been asked for three times. */
+describe("a start that verifies the servers", () => {
+  /**
+   * Opens a database whose server is not there yet, and starts it after three attempts to connect.
+   */
   const comes = (options: Partial<Database.Options>, come: (proxy: Proxy) => Effect.Effect<void>) =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
@@ -361,14 +369,14 @@ describe("a start that verifies", () => {
       return yield* Fiber.join(opening)
     })
 
-  it.scopedLive("waits for a server that does not listen yet", () =>
+  it.scopedLive("a start waits for a server that does not listen yet", () =>
     Effect.gen(function* () {
       const exit = yield* comes({}, (proxy) => proxy.accept)
       assert.isTrue(Exit.isSuccess(exit), inspect(exit))
     })
   )
 
-  it.scopedLive("fails after connectTimeout, with the reason, where the server never listens", () =>
+  it.scopedLive("a start fails after connectTimeout, with the reason, if the server never listens", () =>
     Effect.gen(function* () {
       const exit = yield* comes({ connectTimeout: "600 millis" }, () => Effect.void)
       const error = Exit.isFailure(exit) && exit.cause._tag === "Fail" ? exit.cause.error : undefined

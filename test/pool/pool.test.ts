@@ -1,4 +1,7 @@
-/** What a pool gives beside what every way to open one promises; that is in `pooling/`. */
+/**
+ * The behaviour of a pool beside the common promises of every way to open one; those are in
+ * `pooling/`.
+ */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -19,7 +22,7 @@ const writes = Effect.map(
   ({ servers }) => servers[0]?.writes ?? { total: -1, idle: -1, active: -1, waiting: -1 }
 )
 
-/** A transaction that holds a connection until it is told to let go. */
+/** A transaction that holds a connection until it is released. */
 const holder = Effect.gen(function* () {
   const held = yield* Deferred.make<void>()
   const release = yield* Deferred.make<void>()
@@ -31,12 +34,12 @@ const holder = Effect.gen(function* () {
 })
 
 describe("Pool", () => {
-  it.scopedLive("a connect that hangs holds up nobody, also where the others take long", () =>
+  it.scopedLive("a connect that hangs delays no caller, also when the other connections are in long use", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
       const hanging = yield* proxy.when((message) => message.type === "startup", "freeze")
-      // a login takes much of the time that is hoped for at first, and then more is hoped for
+      // a login takes much of the time that is estimated at first, and then the estimate grows
       yield* proxy.delay(0, 20)
       const both = yield* Effect.makeLatch()
       let holding = 0
@@ -55,7 +58,7 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("a reserved connection is one's own, and comes back", () =>
+  it.scopedLive("a reserved connection is exclusive, and returns to the pool", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const rows = yield* Effect.scoped(
@@ -91,7 +94,7 @@ describe("Pool", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a reserved connection is asked for again by the policy, and not without one", () =>
+  it.scopedLive("a reserved connection is requested again by the retry policy, and not without one", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -108,7 +111,7 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("a reserved connection of a reader is on another server when the first cannot be reached", () =>
+  it.scopedLive("a reserved connection of a reader is on another server if the first cannot be reached", () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(reader)
@@ -194,7 +197,7 @@ describe("Pool", () => {
     }).pipe(Effect.provide(fresh({ readers: [], queueTarget: Duration.infinity })))
   )
 
-  it.scopedLive("who can be served by an open connection waits for it while the server lets in no more", () =>
+  it.scopedLive("callers that an open connection can serve wait for it while the server accepts no more", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

@@ -1,9 +1,9 @@
-/** The queue for a connection: who is sent away when, by one timer for all. */
+/** The queue for a connection: the rejection of waiters by one timer for all. */
 import { assert, describe, it } from "@effect/vitest"
 import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
 
-/** A queue, and somebody who comes to it and may wait for so many ms. */
+/** Opens a queue, and returns a function that adds a waiter with so many ms. */
 const open = () => {
   const away: Array<string> = []
   let told = () => {}
@@ -25,11 +25,11 @@ const open = () => {
   return { away, come, empty, waiters }
 }
 
-/** How many timers keep the process alive. */
+/** Returns the number of timers that keep the process alive. */
 const timers = () => process.getActiveResourcesInfo().filter((what) => what === "Timeout").length
 
 describe("waiters", () => {
-  it("each is sent away at his own time, also who has less of it than those before him", async () => {
+  it("each waiter is rejected at its own deadline, also if that is before those of earlier waiters", async () => {
     const { away, come, empty } = open()
     come("first", 60)
     come("second", 20)
@@ -38,7 +38,7 @@ describe("waiters", () => {
     assert.deepStrictEqual(away, ["second", "third", "first"])
   })
 
-  it("who comes after the others have left has all of his time", async () => {
+  it("a waiter that comes after the others have left has all of its time", async () => {
     const { away, come, empty, waiters } = open()
     waiters.remove(come("gone", 20))
     come("stays", 60)
@@ -46,7 +46,7 @@ describe("waiters", () => {
     assert.deepStrictEqual(away, ["stays"])
   })
 
-  it("they are served in the order in which they came, whoever leaves in between", () => {
+  it("waiters are served in the order in which they came, whichever leaves in between", () => {
     const { come, waiters } = open()
     const [a, b, c, d] = ["a", "b", "c", "d"].map((name) => come(name, 10_000))
     assert(a && b && c && d)
@@ -61,7 +61,7 @@ describe("waiters", () => {
     assert.isUndefined(waiters.removeFirst(performance.now()))
   })
 
-  it("who waits keeps the process alive, and an empty queue does not", () => {
+  it("a waiter keeps the process alive, and an empty queue does not", () => {
     const { come, waiters } = open()
     const before = timers()
     const one = come("one", 10_000)

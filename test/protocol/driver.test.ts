@@ -1,6 +1,4 @@
-/**
- * What reaches the driver: the settings, whole and copied, and nothing else.
- */
+/** The driver receives the settings, whole and copied, and nothing else. */
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { inspect } from "node:util"
@@ -44,6 +42,17 @@ const parts = (url: Redacted.Redacted<string>) => {
   return { server, password: decodeURIComponent(password) }
 }
 
+/** A new database behind a gate of TLS, with its client's certificate and options without TLS. */
+const gated = (passphrase?: string) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshDatabase
+    const client = makeIdentity("client", passphrase)
+    const gate = yield* makeTlsGate(writer, [client])
+    const { password, server } = parts(writer)
+    const options = { ...server, host: "localhost", port: gate.port, password: Redacted.make(password) }
+    return { client, gate, options, password }
+  })
+
 const answer = (options: Database.Options) =>
   Effect.provide(
     Effect.flatMap(
@@ -53,7 +62,7 @@ const answer = (options: Database.Options) =>
     Db.layer(options)
   )
 
-/** Why a database cannot be opened. */
+/** Returns the reason for which a database cannot be opened. */
 const reason = (options: Database.Options) =>
   Effect.map(Effect.flip(Effect.scoped(Layer.build(Db.layer(options)))), (error) =>
     error._tag === "ConnectFailed" ? error.reason : error._tag
@@ -109,7 +118,7 @@ describe("the environment", () => {
     })
   )
 
-  it.scopedLive("the sessions that steer an embedded server take nothing from the environment", () =>
+  it.scopedLive("the internal sessions of an embedded server take nothing from the environment", () =>
     Effect.gen(function* () {
       yield* environment({ PGSSLNEGOTIATION: "direct", PGREPLICATION: "database", PGOPTIONS: "-c nonsense=1" })
       const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })
@@ -119,12 +128,8 @@ describe("the environment", () => {
 
   it.scopedLive("NODE_TLS_REJECT_UNAUTHORIZED does not turn off the verification of a certificate", () =>
     Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const client = makeIdentity("client")
-      const gate = yield* makeTlsGate(writer, [client])
-      const { password, server } = parts(writer)
+      const { client, options } = yield* gated()
       yield* environment({ NODE_TLS_REJECT_UNAUTHORIZED: "0" })
-      const options = { ...server, host: "localhost", port: gate.port, password: Redacted.make(password) }
       assert.strictEqual(yield* reason({ writer: { ...options, ssl: { ...client } } }), "tls")
       assert.strictEqual(yield* reason({ writer: { ...options, ssl: true } }), "tls")
     })
@@ -198,14 +203,10 @@ describe("a parameter", () => {
   )
 })
 
-describe("a server that cannot be connected to as it is set", () => {
-  it.scopedLive("TLS options that make no sense are ConnectFailed with the reason tls", () =>
+describe("a server with impossible connection settings", () => {
+  it.scopedLive("invalid TLS options are ConnectFailed with the reason tls", () =>
     Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const client = makeIdentity("client")
-      const gate = yield* makeTlsGate(writer, [client])
-      const { password, server } = parts(writer)
-      const options = { ...server, host: "localhost", port: gate.port, password: Redacted.make(password) }
+      const { client, gate, options } = yield* gated()
       const senseless: ReadonlyArray<object> = [
         { ca: gate.server.cert, cert: client.cert, key: "no key at all" },
         { ca: gate.server.cert, cert: "no certificate", key: client.key },
@@ -219,10 +220,7 @@ describe("a server that cannot be connected to as it is set", () => {
 
   it.scopedLive("an ssl setting that is neither a boolean nor an object is refused", () =>
     Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const gate = yield* makeTlsGate(writer, [makeIdentity("client")])
-      const { password, server } = parts(writer)
-      const options = { ...server, host: "localhost", port: gate.port, password: Redacted.make(password) }
+      const { options } = yield* gated()
       for (const ssl of ["require", 1, "true", "no-verify"]) {
         const refusal = yield* reason({ writer: { ...options, ssl: ssl as never } })
         assert.include(["ConfigInvalid", "tls"], refusal, String(ssl))
@@ -245,13 +243,9 @@ describe("a server that cannot be connected to as it is set", () => {
 describe("TLS options", () => {
   it.scopedLive("TLS options may be frozen and used again, and are never changed", () =>
     Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const client = makeIdentity("client", "open sesame")
-      const gate = yield* makeTlsGate(writer, [client])
-      const { password, server } = parts(writer)
+      const { client, gate, options } = yield* gated("open sesame")
       const ssl = { ca: gate.server.cert, ...client, passphrase: "open sesame" }
       const before = Object.getOwnPropertyDescriptors(ssl)
-      const options = { ...server, host: "localhost", port: gate.port, password: Redacted.make(password) }
       yield* answer({ writer: { ...options, ssl } })
       assert.deepStrictEqual(Object.getOwnPropertyDescriptors(ssl), before)
       yield* answer({ writer: { ...options, ssl: Object.freeze({ ...ssl }) } })
@@ -263,28 +257,21 @@ describe("TLS options", () => {
 
   it.scopedLive("a change of TLS options after the database was opened changes nothing", () =>
     Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const client = makeIdentity("client")
-      const gate = yield* makeTlsGate(writer, [client])
-      const { password, server } = parts(writer)
+      const { client, gate, options } = yield* gated()
       const ssl: { ca: string; cert: string; key: string } = { ca: gate.server.cert, ...client }
-      const options = { ...server, host: "localhost", port: gate.port, password: Redacted.make(password), ssl }
       yield* Effect.gen(function* () {
         ssl.key = "gone"
         const sql = yield* Db.writer
         assert.deepStrictEqual(yield* sql`SELECT 1 AS n`, [{ n: 1 }])
-      }).pipe(Effect.provide(Db.layer({ writer: options, startup: "lazy" })))
+      }).pipe(Effect.provide(Db.layer({ writer: { ...options, ssl }, startup: "lazy" })))
     })
   )
 
   it.scopedLive("a client, its config and a configuration show no key, passphrase or password", () =>
     Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const client = makeIdentity("client", "open sesame")
-      const gate = yield* makeTlsGate(writer, [client])
-      const { password, server } = parts(writer)
+      const { client, gate, options, password } = yield* gated("open sesame")
       const ssl = { ca: gate.server.cert, ...client, passphrase: "open sesame" }
-      const secret = { ...server, host: "localhost", port: gate.port, password: Redacted.make(password), ssl }
+      const secret = { ...options, ssl }
       const line = client.key.split("\n")[1] ?? ""
       const hidden = (what: string, value: object) => {
         const shown = inspect(value, { depth: 30 })
@@ -302,7 +289,7 @@ describe("TLS options", () => {
         hidden("client", sql)
         hidden("service", yield* Db)
         hidden("status", yield* Db.status)
-        // another client that is made of it works
+        // another client that is created from it works
         const copied = sql.config.ssl
         assert.strictEqual(typeof copied === "object" && copied.key, client.key)
         assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")

@@ -1,13 +1,14 @@
-/**
- * The check of messages alone: it finds the same wherever a message is cut.
- */
+/** The check of messages alone: its result does not depend on the cuts of a message. */
 import { describe, expect, it } from "vitest"
 import { FrameCheck } from "../../src/internal/protocol/frameCheck.js"
 import * as talk from "../support/conversation.js"
 
 const limits = { maxRowBytes: 65_536, maxNoticeBytes: 1024, maxStartupBytes: 4096, maxScramIterations: 4096 }
 
-/** What a check says of bytes that arrive in these pieces: how many of them may be read, and what is wrong with the rest. */
+/**
+ * Checks bytes that arrive in these pieces: returns the number of readable bytes, and the error in
+ * the rest.
+ */
 const look = (pieces: ReadonlyArray<Buffer>) => {
   const check = new FrameCheck(limits)
   let sound = 0
@@ -18,7 +19,7 @@ const look = (pieces: ReadonlyArray<Buffer>) => {
   return { sound, violation: undefined }
 }
 
-/** All ways to cut bytes once, and the one that cuts them everywhere. */
+/** Returns all ways to cut bytes once, and the one that cuts them everywhere. */
 const cuts = (bytes: Buffer): ReadonlyArray<ReadonlyArray<Buffer>> => [
   [bytes],
   ...Array.from({ length: bytes.length - 1 }, (_, i) => [bytes.subarray(0, i + 1), bytes.subarray(i + 1)]),
@@ -63,7 +64,7 @@ describe("a check of messages", () => {
         const before = Buffer.concat([login, talk.ready])
         const [whole, ...rest] = cuts(Buffer.concat([before, wrong, talk.ready])).map(look)
         expect(whole?.violation).toBeDefined()
-        // what comes before the message that is wrong may be read, and nothing after it
+        // the bytes before the wrong message may be read, and nothing after it
         expect(whole?.sound).toBe(before.length)
         for (const one of rest) {
           expect(one.violation).toBe(whole?.violation)
@@ -92,7 +93,7 @@ describe("a check of messages", () => {
     }
   })
 
-  it("a first message that is none of a login is said to come from no PostgreSQL server", () => {
+  it("a first message that belongs to no login is reported as coming from no PostgreSQL server", () => {
     const http = Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")
     for (const pieces of cuts(http)) {
       expect(look(pieces).violation).toBe(
@@ -104,7 +105,7 @@ describe("a check of messages", () => {
         expect(look(pieces).violation).toMatch(/it began with .*, so it is probably no PostgreSQL server$/)
       }
     }
-    // what comes after the first message of a login is of one that speaks the protocol
+    // after the first message of a login the server speaks the protocol
     for (const pieces of cuts(Buffer.concat([talk.login[0] ?? http, http]))) {
       expect(look(pieces).violation).not.toContain("no PostgreSQL server")
     }

@@ -1,16 +1,14 @@
-/**
- * A server that sends what no server may: its client fails, in time, and goes on.
- */
+/** A server that violates the protocol: its client fails, in time, and goes on. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
+import { behind } from "../support/behind.js"
 import { startChild } from "../support/child.js"
 import * as talk from "../support/conversation.js"
-import { Db, freshTable, insert, Place, stored } from "../support/databases.js"
-import { answers, type Message, makeProxy, type Proxy } from "../support/proxy.js"
+import { Db, insert, stored } from "../support/databases.js"
+import { answers, type Message } from "../support/proxy.js"
 import { makeSpeaker } from "../support/speaker.js"
 
 const Line = Schema.parseJson(
@@ -24,7 +22,7 @@ const Line = Schema.parseJson(
   })
 )
 
-/** What a client in a process of its own makes of conversations; the process is killed where it does not come to an end. */
+/** Runs a client of conversations in a process of its own, which is killed if it does not end. */
 const listen = (conversations: (n: number) => talk.Conversation, count: number, concurrency: number) =>
   Effect.gen(function* () {
     const url = yield* makeSpeaker((user) => conversations(Number(user.replace("case_", ""))))
@@ -45,7 +43,7 @@ const hex = (text: string): Buffer => Buffer.from(text.replaceAll(" ", ""), "hex
 const after = (count: number, messages: ReadonlyArray<Buffer>, ...rest: ReadonlyArray<Buffer>): Buffer =>
   Buffer.concat([...messages.slice(0, count), ...rest])
 
-/** What is wrong at any time. */
+/** Messages that are wrong at any time. */
 const always: Readonly<Record<string, Buffer>> = {
   "an error without a body": hex("45 00 00 00 04"),
   "a notice without a body": hex("4e 00 00 00 04"),
@@ -125,11 +123,11 @@ const ends = (all: ReadonlyArray<readonly [name: string, conversation: talk.Conv
         : [`${all[n]?.[0]}: ${tag} ${detail}${message?.includes("protocol") ? "" : message}`]
     )
     assert.deepStrictEqual(got.sort(), all.map(([name]) => `${name}: ${expected}`).sort())
-    // one that is right, in the same process, after them
+    // a correct conversation, in the same process, after them
     assert.deepStrictEqual(lines.find(({ n }) => n === all.length)?.rows, [{ n: "1" }])
   })
 
-describe("bytes that are no answer", () => {
+describe("malformed bytes", () => {
   it.scopedLive("malformed messages at login are ConnectFailed, and the process goes on", () =>
     ends(
       cases(atLogin, (login, piece) => ({ ...right, login, piece })),
@@ -153,20 +151,14 @@ describe("bytes that are no answer", () => {
   )
 })
 
-/** Runs an effect with a new database whose messages go through a proxy. */
-const behind = <A, E>(body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place>) =>
-  Effect.gen(function* () {
-    const place = yield* freshTable
-    const proxy = yield* makeProxy(place.writer)
-    const database = Db.layer({ writer: proxy.url, readers: [place.reader], acquireTimeout: "5 seconds" })
-    return yield* Effect.provide(body(proxy), Layer.merge(database, Layer.succeed(Place, place)))
-  })
+/** Options for a retry that is over before the test is. */
+const brief = { acquireTimeout: "5 seconds" } as const
 
 const isReady = ({ from, type }: Message) => from === "server" && type === "Z"
 
-describe("an answer that is spoiled on its way", () => {
+describe("a malformed answer", () => {
   it.scopedLive("a malformed answer in a transaction is Disconnected, undone", () =>
-    behind((proxy) =>
+    behind(brief, (proxy) =>
       Effect.gen(function* () {
         const body = Effect.gen(function* () {
           yield* insert("a")
@@ -184,7 +176,7 @@ describe("an answer that is spoiled on its way", () => {
   )
 
   it.scopedLive("a malformed message leaves a COMMIT in doubt unless its tag has arrived", () =>
-    behind((proxy) =>
+    behind(brief, (proxy) =>
       Effect.gen(function* () {
         yield* proxy.when(answers("COMMIT"), "spoil")
         const error = yield* insert("a").pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
@@ -206,7 +198,7 @@ describe("an answer that is spoiled on its way", () => {
   it.scopedLive(
     "a malformed message leaves an autocommit statement in doubt, and the next one has another connection",
     () =>
-      behind((proxy) =>
+      behind(brief, (proxy) =>
         Effect.gen(function* () {
           const spoiled = yield* proxy.when((message) => isReady(message) && proxy.roundTrips > 0, "spoil")
           const error = yield* insert("a").pipe(Effect.zipRight(insert("b")), DatabaseError.refine, Effect.flip)
@@ -245,7 +237,7 @@ describe("a fuzzed server", () => {
             assert.deepStrictEqual(rows, talk.readAnswer(answer), `seed ${seed}: ${message}`)
           }
         }
-        // what came of them, so that a change in the generator shows
+        // the results, so that a change in the generator shows
         assert.isAtLeast(counts.right ?? 0, 0.1 * conversations)
         assert.isAtLeast(counts.ConnectFailed ?? 0, 0.2 * conversations)
         assert.isAtLeast(counts.Disconnected ?? 0, 0.15 * conversations)

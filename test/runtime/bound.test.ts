@@ -1,4 +1,7 @@
-/** Databases that are open for as long as something else runs: a program, a server, a framework, or nothing that has an end. */
+/**
+ * Databases that are open for as long as something else runs: a program, a server, a framework, or
+ * nothing that has an end.
+ */
 import * as http from "node:http"
 import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
@@ -30,12 +33,12 @@ const sessions = Effect.flatMap(Place, ({ writer }) =>
   )
 )
 
-/** All are gone; a server process that was told to end needs its time. */
+/** Waits until all sessions are gone; a server process that was told to end needs its time. */
 const noSessions = Effect.repeat(sessions, { schedule: soon, until: (n) => n === 0 })
 
 const place = Layer.scoped(Place, freshTable)
 
-/** A runtime, and a handler that stores a row and answers when it is told to. */
+/** Creates a runtime, and a handler that stores a row and answers when it is released. */
 const fresh = (name: string) =>
   Effect.map(Place, ({ writer }) => {
     const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer }))
@@ -54,7 +57,7 @@ interface Answer {
   readonly text: string
 }
 
-/** Its connection is not kept, so that no server has to wait for that. */
+/** Sends a request whose connection is not kept, so that no server has to wait for that. */
 const post = (port: number) =>
   Effect.async<Answer, Error>((resume) => {
     const request = http.request({ host: "127.0.0.1", port, method: "POST", agent: false }, (response) => {
@@ -84,8 +87,8 @@ const stoppedIn = (name: string, port: number, stop: () => Promise<void>) =>
     yield* noSessions
   })
 
-describe("databases that are bound", () => {
-  it.scopedLive("to a program: to its end, and to the signal that ends it, which rolls back", () =>
+describe("databases that are bound to a lifetime", () => {
+  it.scopedLive("databases bound to a program live to its end, and to the signal that ends it, which rolls back", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const waiting = yield* startChild("program", ["wait"], writer)
@@ -105,7 +108,7 @@ describe("databases that are bound", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to the lifespan of an Effect server: a request is stored and answered, or neither", () =>
+  it.scopedLive("databases bound to an Effect server let a request be stored and answered, or neither", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const routes = HttpRouter.empty.pipe(
@@ -139,7 +142,7 @@ describe("databases that are bound", () => {
   )
 
   it.scopedLive(
-    "to what starts and stops Express; before and after that a request hears which database is closed",
+    "databases bound to Express name the closed database to a request before the start and after the stop",
     () =>
       Effect.gen(function* () {
         const { handle, runtime } = yield* fresh("express")
@@ -162,7 +165,7 @@ describe("databases that are bound", () => {
       }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to the hooks of Fastify", () =>
+  it.scopedLive("databases bound to the hooks of Fastify open and close with it", () =>
     Effect.gen(function* () {
       const { handle, runtime } = yield* fresh("fastify")
       const app = fastify()
@@ -176,7 +179,7 @@ describe("databases that are bound", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to the server of Hono", () =>
+  it.scopedLive("databases bound to the server of Hono open and close with it", () =>
     Effect.gen(function* () {
       const { handle, runtime } = yield* fresh("hono")
       const app = new Hono()
@@ -193,7 +196,7 @@ describe("databases that are bound", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("to nothing: opened by the first request, once, and found again by modules that are loaded again", () =>
+  it.scopedLive("databases bound to nothing are opened once by the first request, and found by reloaded modules", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       process.env.HOT_DATABASE_URL = Redacted.value(writer)

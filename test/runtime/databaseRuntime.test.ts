@@ -22,7 +22,9 @@ const failure = (promise: Promise<unknown>): Effect.Effect<unknown> =>
     )
   )
 
-/** A runtime on a new database, which is closed at the end of the test, whatever has it open. */
+/**
+ * Opens a runtime on a new database, which is closed at the end of the test, whatever has it open.
+ */
 const fresh = (options?: DatabaseRuntime.Options) =>
   Effect.gen(function* () {
     const place = yield* freshTable
@@ -40,7 +42,7 @@ const fresh = (options?: DatabaseRuntime.Options) =>
     }
   })
 
-describe("what runPromise rejects with", () => {
+describe("the rejections of runPromise", () => {
   const rejection = <E>(make: (sql: PgClient) => Effect.Effect<unknown, E>) =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh()
@@ -56,7 +58,7 @@ describe("what runPromise rejects with", () => {
     ["a statement that is died of", (sql: PgClient) => Effect.orDie(sql`SELECT 1 / 0`)],
     ["a transaction of the client", (sql: PgClient) => sql.withTransaction(sql`SELECT 1 / 0`)]
   ] as const) {
-    it.scopedLive(`is the DatabaseError of ${end}, as where a statement is awaited`, () =>
+    it.scopedLive(`runPromise rejects with the DatabaseError of ${end}, as an awaited statement does`, () =>
       Effect.gen(function* () {
         const { awaited, rejected } = yield* rejection(failing)
         assert.isTrue(DatabaseError.isDatabaseError(rejected))
@@ -65,7 +67,7 @@ describe("what runPromise rejects with", () => {
     )
   }
 
-  it.scopedLive("is what the program has failed with, or died of, itself", () =>
+  it.scopedLive("runPromise rejects with the program's own failure or defect itself", () =>
     Effect.gen(function* () {
       const bug = new Error("a bug")
       assert.strictEqual((yield* rejection(() => Effect.fail("mine"))).rejected, "mine")
@@ -75,8 +77,8 @@ describe("what runPromise rejects with", () => {
   )
 })
 
-describe("how a runtime is opened and closed", () => {
-  it.scopedLive("it is counted: the first opens, only the last closes, and it may be opened again", () =>
+describe("the opening and closing of a runtime", () => {
+  it.scopedLive("a runtime is counted: the first call opens, only the last closes, and it may be opened again", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh()
       yield* Effect.promise(() => Promise.all([runtime.open(), runtime.open(), runtime.open()]))
@@ -87,61 +89,59 @@ describe("how a runtime is opened and closed", () => {
       assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
       yield* Effect.promise(() => runtime.close())
       assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
-      // closing what is closed is nothing
+      // closing a closed runtime does nothing
       yield* Effect.promise(() => runtime.close())
       yield* Effect.promise(() => runtime.open())
       assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
     })
   )
 
-  it.scopedLive(
-    "it is entered once, again from inside of calls, and is one and the same for many calls at a time",
-    () =>
-      Effect.gen(function* () {
-        const { writer } = yield* freshDatabase
-        let made = 0
-        const counting = Layer.effectDiscard(Effect.sync(() => made++))
-        const layer = Layer.merge(Db.layer({ writer, maxConnections: 2 }), counting)
-        const runtime = DatabaseRuntime.make({ db: Db }, layer)
-        const { db } = runtime.databases
-        const session = async () => (await db.writer<{ pid: number }>`SELECT pg_backend_pid() AS pid`)[0]?.pid
-        const part = async () => {
-          await runtime.open()
-          try {
-            // what is open inside of a unit of work is what is open outside of it
-            return await runtime.unitOfWork(async () => {
-              await runtime.open()
-              const inside = await session()
-              await runtime.close()
-              return [inside, await session()]
-            })
-          } finally {
+  it.scopedLive("a runtime is entered once, again from inside of calls, and is the same for many calls at a time", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      let made = 0
+      const counting = Layer.effectDiscard(Effect.sync(() => made++))
+      const layer = Layer.merge(Db.layer({ writer, maxConnections: 2 }), counting)
+      const runtime = DatabaseRuntime.make({ db: Db }, layer)
+      const { db } = runtime.databases
+      const session = async () => (await db.writer<{ pid: number }>`SELECT pg_backend_pid() AS pid`)[0]?.pid
+      const part = async () => {
+        await runtime.open()
+        try {
+          // the runtime inside a unit of work is the one outside of it
+          return await runtime.unitOfWork(async () => {
+            await runtime.open()
+            const inside = await session()
             await runtime.close()
-          }
-        }
-        const sessions = yield* Effect.promise(async () => {
-          await runtime.open()
-          const atOnce = await Promise.all(Array.from({ length: 50 }, part))
-          // nobody of them has closed it
-          atOnce.push([await session()], [await session()])
+            return [inside, await session()]
+          })
+        } finally {
           await runtime.close()
-          return atOnce
-        })
-        assert.strictEqual(made, 1)
-        assert.isAtMost(new Set(sessions.flat()).size, 2)
-        for (const [inside, after] of sessions.slice(0, 50)) assert.strictEqual(inside, after)
-        assert.strictEqual(tagOf(yield* failure(session())), "DatabaseClosed")
-        // a server process that was told to end needs its time
-        const left = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        yield* query(writer, left).pipe(
-          Effect.repeat({ schedule: soon, until: ({ length }) => length === 0 }),
-          Effect.zipRight(query(writer, left)),
-          Effect.tap((found) => assert.deepStrictEqual(found, []))
-        )
+        }
+      }
+      const sessions = yield* Effect.promise(async () => {
+        await runtime.open()
+        const atOnce = await Promise.all(Array.from({ length: 50 }, part))
+        // no caller has closed it
+        atOnce.push([await session()], [await session()])
+        await runtime.close()
+        return atOnce
       })
+      assert.strictEqual(made, 1)
+      assert.isAtMost(new Set(sessions.flat()).size, 2)
+      for (const [inside, after] of sessions.slice(0, 50)) assert.strictEqual(inside, after)
+      assert.strictEqual(tagOf(yield* failure(session())), "DatabaseClosed")
+      // a server process that was told to end needs its time
+      const left = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+      yield* query(writer, left).pipe(
+        Effect.repeat({ schedule: soon, until: ({ length }) => length === 0 }),
+        Effect.zipRight(query(writer, left)),
+        Effect.tap((found) => assert.deepStrictEqual(found, []))
+      )
+    })
   )
 
-  it.scopedLive("use before the start and after the end names the database and says what to do", () =>
+  it.scopedLive("a use before the start and after the end names the database and says what to do", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh()
       const before = yield* failure(db.writer`SELECT 1`.then())
@@ -156,7 +156,7 @@ describe("how a runtime is opened and closed", () => {
     })
   )
 
-  it.scopedLive("where it cannot be opened all who wait are told, nothing stays open, and it may be tried again", () =>
+  it.scopedLive("a failed opening is reported to all waiters, nothing stays open, and it may be retried", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -180,23 +180,21 @@ describe("how a runtime is opened and closed", () => {
     })
   )
 
-  it.scopedLive(
-    "one that is closed while it opens is closed when it is open; one that is opened while it closes waits",
-    () =>
-      Effect.gen(function* () {
-        const { db, runtime } = yield* fresh()
-        const opening = runtime.open()
-        const closing = runtime.close()
-        const again = runtime.open()
-        yield* Effect.promise(() => Promise.all([opening, closing, again]))
-        assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
-        yield* Effect.promise(() => runtime.close())
-        assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
-      })
+  it.scopedLive("a close during an opening waits for it, and an opening during a close waits as well", () =>
+    Effect.gen(function* () {
+      const { db, runtime } = yield* fresh()
+      const opening = runtime.open()
+      const closing = runtime.close()
+      const again = runtime.open()
+      yield* Effect.promise(() => Promise.all([opening, closing, again]))
+      assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
+      yield* Effect.promise(() => runtime.close())
+      assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+    })
   )
 
   it.scopedLive(
-    "a lazy one is opened by its first uses, once; a shared one is found again by who loads its module again",
+    "a lazy runtime is opened once by its first uses, and a shared one is found again by a reloaded module",
     () =>
       Effect.gen(function* () {
         const { db, runtime } = yield* fresh({ lazy: true })
@@ -214,7 +212,10 @@ describe("how a runtime is opened and closed", () => {
   )
 })
 
-/** What a request is answered by plain code behind the middleware, and with what error that is called again. */
+/**
+ * Returns the answer of plain code behind the middleware, and the error that its next handler
+ * receives.
+ */
 const answerBehind = (
   runtime: { readonly middleware: ReturnType<typeof DatabaseRuntime.make>["middleware"] },
   options: DatabaseRuntime.NodeOptions,
@@ -240,20 +241,20 @@ const answerBehind = (
     return { status, errors }
   })
 
-describe("a middleware", () => {
-  it.scopedLive("hands on what is thrown behind it as an Error, and that is answered by whoever takes it", () =>
+describe("the middleware of a runtime", () => {
+  it.scopedLive("a middleware passes on what is thrown behind it as an Error, and its handler answers it", () =>
     Effect.gen(function* () {
       const { runtime } = yield* fresh({ lazy: true })
       const { errors, status } = yield* answerBehind(runtime, {}, () => {
         throw "a text"
       })
       assert.strictEqual(status, 502)
-      // to some frameworks anything but an Error is none
+      // some frameworks treat only an Error as an error
       assert.deepStrictEqual(errors, [new Error("a text", { cause: "a text" })])
     })
   )
 
-  it.scopedLive("answers 500 where the function that decides has thrown: nothing was stored", () =>
+  it.scopedLive("a middleware answers 500 if the function that decides has thrown, and nothing is stored", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       const outcome = () => {
@@ -268,8 +269,8 @@ describe("a middleware", () => {
   )
 })
 
-describe("a handler of web requests", () => {
-  it.scopedLive("answers 503 where the databases cannot be opened, and serves when they can be", () =>
+describe("the handler of web requests", () => {
+  it.scopedLive("a handler answers 503 if the databases cannot be opened, and serves when they can be", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -288,7 +289,7 @@ describe("a handler of web requests", () => {
     })
   )
 
-  it.scopedLive("logs why a request was not stored, and does not tell its client", () =>
+  it.scopedLive("a handler logs why a request was not stored, and does not tell its client", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
       const lines: Array<string> = []
@@ -311,11 +312,11 @@ describe("a handler of web requests", () => {
 
 describe("a web request that is answered again", () => {
   const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
-  // as a server makes it of what was sent
+  // as a server creates it from the sent bytes
   const post = (body: string, headers: Record<string, string> = { "content-length": `${Buffer.byteLength(body)}` }) =>
     new Request("http://localhost/", { method: "POST", body, headers })
 
-  it.scopedLive("each attempt reads the body from its start", () =>
+  it.scopedLive("each attempt of a web request reads the body from its start", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       let attempts = 0
@@ -338,7 +339,7 @@ describe("a web request that is answered again", () => {
     })
   )
 
-  it.scopedLive("what collides in a beforeCommit hook too; and what the last attempt throws is thrown", () =>
+  it.scopedLive("a collision in a beforeCommit hook is retried too, and the last attempt's error is thrown", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh({ lazy: true })
       let attempts = 0
@@ -357,7 +358,7 @@ describe("a web request that is answered again", () => {
   )
 })
 
-describe("what promises can do", () => {
+describe("promises", () => {
   it.scopedLive("any number of statements at a time listen to one signal without a warning", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh({ lazy: true })
@@ -375,7 +376,7 @@ describe("what promises can do", () => {
     })
   )
 
-  it.scopedLive("statements, their parts, values, streams, and nothing runs that nobody awaits", () =>
+  it.scopedLive("statements, their parts, values and streams work as promises, and run only if awaited", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh({ lazy: true })
       const sql = db.writer
@@ -415,7 +416,7 @@ describe("what promises can do", () => {
   )
 
   it.scopedLive(
-    "they reject with the failure itself, and code that throws rolls back and rejects with what it threw",
+    "promises reject with the failure itself, and code that throws rolls back and rejects with its value",
     () =>
       Effect.gen(function* () {
         const { db, runtime, stored } = yield* fresh({ lazy: true })
@@ -458,7 +459,7 @@ describe("what promises can do", () => {
     })
   )
 
-  it.scopedLive("hooks, early ends, nested transactions, what reads must see, the outcome", () =>
+  it.scopedLive("hooks, early ends, nested transactions, reads of own writes and outcomes work in plain code", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
@@ -492,7 +493,7 @@ describe("what promises can do", () => {
     })
   )
 
-  it.scopedLive("a signal ends what is under way and rolls back", () =>
+  it.scopedLive("a signal ends the running work and rolls it back", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       const controller = new AbortController()
@@ -517,7 +518,7 @@ describe("what promises can do", () => {
     })
   )
 
-  it.scopedLive("a web request is answered again with the body that it had, and none is no unit of work", () =>
+  it.scopedLive("a web request is answered again with the body that it had, and without one is no unit", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       let left = 1
@@ -540,7 +541,7 @@ describe("what promises can do", () => {
     })
   )
 
-  it.scopedLive("what is to outlive a unit is called outside of it, and has one of its own", () =>
+  it.scopedLive("work that is to outlive a unit is called outside of it, and has a unit of its own", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
@@ -589,7 +590,7 @@ describe("what promises can do", () => {
     })
   )
 
-  it.scopedLive("two databases commit together, or not at all", () =>
+  it.scopedLive("two databases commit together or not at all", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const both = Layer.merge(Db.layer({ writer: place.writer }), audit)

@@ -1,4 +1,7 @@
-/** Databases that are opened and closed by hand: together, by several at once, and where one cannot be opened. */
+/**
+ * Databases that are opened and closed by hand: together, by several callers at once, and when one
+ * cannot be opened.
+ */
 import * as NodeContext from "@effect/platform-node/NodeContext"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as PgMigrator from "@effect/sql-pg/PgMigrator"
@@ -17,11 +20,14 @@ class Third extends Database.Service<Third>()("third") {}
 
 const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)
 
-/** What became of a promise: `"done"`, or the tag of its failure. */
+/** Returns the result of a promise: `"done"`, or the tag of its failure. */
 const settled = (promise: Promise<unknown>): Effect.Effect<unknown> =>
   Effect.promise(() => promise.then(() => "done", tagOf))
 
-/** Databases of one server, each behind a proxy of its own. One that refuses connections is waited for as long as `connectTimeout` says. */
+/**
+ * Databases of one server, each behind a proxy of its own. A refused connect is retried for as long
+ * as `connectTimeout`.
+ */
 const fresh = (
   connectTimeout: { readonly two?: Duration.DurationInput; readonly three?: Duration.DurationInput } = {}
 ) =>
@@ -54,7 +60,7 @@ const fresh = (
 const isLogin = ({ type }: { readonly type: string }) => type === "startup"
 
 describe("databases that are opened together", () => {
-  it.scopedLive("they connect at the same time", () =>
+  it.scopedLive("databases that are opened together connect at the same time", () =>
     Effect.gen(function* () {
       const { proxies, runtime } = yield* fresh()
       const waiting = yield* Effect.forEach(proxies, (proxy) => proxy.when(isLogin, "freeze"))
@@ -70,7 +76,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("each is itself, and code may switch by name", () =>
+  it.scopedLive("each database is itself, and code may select by name", () =>
     Effect.gen(function* () {
       const places = yield* Effect.all([freshDatabase, freshDatabase, freshDatabase])
       const [one, two, three] = places
@@ -100,7 +106,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("each is migrated by its own migrations before anybody uses it, and once", () =>
+  it.scopedLive("each database is migrated once by its own migrations, before its first use", () =>
     Effect.gen(function* () {
       const places = yield* Effect.all({ app: freshDatabase, audit: freshDatabase })
       const migrations = (text: string) =>
@@ -143,12 +149,12 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("one that fails closes the others, is what is raised, and every other failure is logged", () =>
+  it.scopedLive("a database that fails closes the others and is raised, and every other failure is logged", () =>
     Effect.gen(function* () {
       const { logged, proxies, runtime, sessions } = yield* fresh({ two: "1 second", three: "1500 millis" })
       const [, two, three] = proxies
       yield* two.refuse
-      // fails when the other has failed already, for it waits for a server that may still come
+      // fails when the other has failed already, because it waits for a server that may still come
       const held = yield* three.when(isLogin, "freeze")
       const opening = Effect.runFork(Effect.flip(Effect.tryPromise({ try: () => runtime.open(), catch: (_) => _ })))
       yield* held
@@ -167,16 +173,14 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive(
-    "one that does not even fail holds up the failure of another for a moment, not for its own timeout",
-    () =>
-      Effect.gen(function* () {
-        const { logged, proxies, runtime } = yield* fresh({ two: "500 millis" })
-        yield* proxies[1].refuse
-        yield* proxies[2].freeze
-        assert.strictEqual(yield* settled(runtime.open()), "ConnectFailed")
-        assert.deepStrictEqual(logged, [])
-      })
+  it.scopedLive("a database that does not settle delays another's failure for a moment, not for its own timeout", () =>
+    Effect.gen(function* () {
+      const { logged, proxies, runtime } = yield* fresh({ two: "500 millis" })
+      yield* proxies[1].refuse
+      yield* proxies[2].freeze
+      assert.strictEqual(yield* settled(runtime.open()), "ConnectFailed")
+      assert.deepStrictEqual(logged, [])
+    })
   )
 
   it.scopedLive("pairs of open and close that race, with each other and with failures, leave nothing open", () =>
@@ -219,10 +223,10 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("one that could not be closed properly can be opened again", () =>
+  it.scopedLive("a database that could not be closed properly can be opened again", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
-      const broken = Layer.scopedDiscard(Effect.addFinalizer(() => Effect.die(new Error("a bug of somebody else"))))
+      const broken = Layer.scopedDiscard(Effect.addFinalizer(() => Effect.die(new Error("a foreign bug"))))
       const runtime = DatabaseRuntime.make({ db: Db }, Layer.provideMerge(Db.layer({ writer }), broken))
       yield* Effect.promise(() => runtime.open())
       yield* Effect.promise(() => runtime.close().catch(() => {}))
@@ -233,7 +237,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("a lazy one whose first use fails is opened by the next", () =>
+  it.scopedLive("a lazy database whose first use fails is opened by the next", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

@@ -15,11 +15,11 @@ const lazy = { writer: Redacted.make("postgres://nobody@127.0.0.1:1/none"), star
 setFlagsFromString("--expose-gc")
 const collect: () => void = runInNewContext("gc")
 
-/** What is kept of calls, in bytes for each. */
+/** Returns the memory that calls leave, in bytes for each. */
 const keptBy = async (calls: number, call: () => Promise<unknown>) => {
   const many = async (n: number) => {
     for (let i = 0; i < n; i++) await call()
-    // what is collected is forgotten by others a moment later
+    // other objects release a collected one a moment later
     await new Promise((resolve) => setImmediate(resolve))
     collect()
     return process.memoryUsage().heapUsed

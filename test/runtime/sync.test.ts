@@ -1,4 +1,7 @@
-/** Code that is blocked while a thread with the databases works for it: entered once, by whoever likes, and used by many calls. */
+/**
+ * Code that is blocked while a thread with the databases works for it: entered once, by any caller,
+ * and used by many calls.
+ */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -14,7 +17,7 @@ const place = Layer.scoped(Place, freshTable)
 
 const others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
-/** The statements of others that run, or that they are idle after. */
+/** The statements of other sessions that run, or after which they are idle. */
 const seen = Effect.flatMap(Place, ({ writer }) =>
   Effect.map(query<{ query: string; state: string }>(writer, `SELECT query, state ${others}`), (rows) =>
     rows.map(({ query, state }) => `${state}: ${query}`)
@@ -25,14 +28,14 @@ const seen = Effect.flatMap(Place, ({ writer }) =>
 const seenUntil = (isSo: (found: ReadonlyArray<string>) => boolean) =>
   Effect.zipRight(Effect.repeat(seen, { schedule: soon, until: isSo }), seen)
 
-const nobody = Effect.tap(
+const noStatement = Effect.tap(
   seenUntil(({ length }) => length === 0),
   (found) => assert.deepStrictEqual(found, [])
 )
 
 const sleeping = "active: SELECT pg_sleep(600)"
 
-/** A program that does what it is told, and what comes of it. */
+/** Starts a program that executes commands, and reads their results. */
 const startProgram = (url: Redacted.Redacted<string>) =>
   Effect.map(Program.startScript("test/support/sync.ts", [], { DATABASE_URL: Redacted.value(url) }), (program) => {
     let count = 0
@@ -40,7 +43,7 @@ const startProgram = (url: Redacted.Redacted<string>) =>
       Effect.as(program.type(`${command}\n`), program.line(new RegExp(`^${++count}: (.*)$`, "m")))
     return {
       ...program,
-      /** Hands it the command; the effect inside waits for what comes of it. */
+      /** Sends the command; the effect inside waits for its result. */
       begin,
       does: (command: string) => Effect.flatten(begin(command))
     }
@@ -50,9 +53,9 @@ const started = Effect.flatMap(Place, ({ writer }) => startProgram(writer))
 
 const opened = Effect.tap(started, ({ does }) => does("open"))
 
-describe("code that cannot wait", () => {
+describe("synchronous code", () => {
   it.scopedLive(
-    "it enters once, and again inside; every call uses the one connection; the last to leave closes it",
+    "synchronous code enters once, and again inside; every call uses the one connection, and the last exit closes it",
     () =>
       Effect.gen(function* () {
         const { does, ended, leave } = yield* started
@@ -69,12 +72,12 @@ describe("code that cannot wait", () => {
         assert.strictEqual((yield* seen).length, 1)
         yield* does("close")
         // the program and its thread are still there
-        yield* nobody
+        yield* noStatement
         assert.strictEqual(yield* does("session"), `${closed} closed - use it only while its layer is open`)
         yield* does("open")
         assert.notStrictEqual(yield* does("session"), session)
         yield* does("close")
-        yield* nobody
+        yield* noStatement
         yield* leave
         const { code, stderr } = yield* ended
         assert.deepStrictEqual({ code, stderr }, { code: 0, stderr: "" })
@@ -82,7 +85,7 @@ describe("code that cannot wait", () => {
       }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("a failure arrives as what it is, and what its call, or its unit, had stored is rolled back", () =>
+  it.scopedLive("a failure in synchronous code keeps its type, and its call or its unit is rolled back", () =>
     Effect.gen(function* () {
       const { does } = yield* opened
       yield* does("add milk")
@@ -93,7 +96,7 @@ describe("code that cannot wait", () => {
       assert.strictEqual(yield* does("thrown eggs"), "failed: TypeError: of the caller itself")
       // one in another is a part of it
       assert.match(yield* does("nested eggs bread milk"), violation)
-      // also where its failure is caught, for its half must not be stored
+      // also when its failure is caught, because its half must not be stored
       assert.match(yield* does("caught eggs bread"), /^failed: RolledBackAtCommit: .*its caller rolls it back/)
       assert.deepStrictEqual(yield* stored, ["milk"])
       assert.strictEqual(yield* does("nested eggs bread"), "undefined")
@@ -101,23 +104,23 @@ describe("code that cannot wait", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("whoever would be blocked for good fails instead", () =>
+  it.scopedLive("a call that would block for ever fails instead", () =>
     Effect.gen(function* () {
       const { does } = yield* opened
       assert.match(yield* does("blockItself"), /^failed: BlocksItself: the thread that answers would wait for itself/)
       assert.match(yield* does("unsendable"), /^failed: DataCloneError: .* could not be cloned/)
       assert.match(yield* does("unsendableArgument"), /^failed: DataCloneError: .* could not be cloned/)
-      // an argument that asks itself is answered first
+      // an argument that makes a call of its own is served first
       assert.strictEqual(yield* does("askWhileAsking"), "undefined")
       assert.deepStrictEqual(yield* stored, [`by ${yield* does("session")}`])
       assert.strictEqual(yield* does("break"), "failed: Error: a bug")
-      yield* nobody
+      yield* noStatement
       assert.match(yield* does("unit milk"), /^failed: ThreadEnded: the thread that has the databases has ended/)
       assert.strictEqual(yield* does("close"), "undefined")
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("Ctrl-C breaks off what it is blocked for, which is rolled back, and nothing else", () =>
+  it.scopedLive("Ctrl-C aborts the blocking call, which is rolled back, and nothing else", () =>
     Effect.gen(function* () {
       const { begin, does, signal } = yield* opened
       for (const command of ["addAndSleep milk", "sleepInUnit eggs milk"]) {
@@ -133,14 +136,14 @@ describe("code that cannot wait", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("Ctrl-C ends a program with 130, when all is rolled back and closed", () =>
+  it.scopedLive("Ctrl-C ends a synchronous program with 130, when all is rolled back and closed", () =>
     Effect.gen(function* () {
       const { begin, ended, leave, signal } = yield* started
       const done = yield* begin("program milk")
       yield* seenUntil((found) => found.includes(sleeping))
       yield* signal("SIGINT")
       yield* done
-      yield* nobody
+      yield* noStatement
       yield* leave
       const { code, stderr } = yield* ended
       assert.deepStrictEqual({ code, stderr }, { code: 130, stderr: "" })
@@ -148,7 +151,7 @@ describe("code that cannot wait", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("a second Ctrl-C waits for nothing, and so does the end by another signal", () =>
+  it.scopedLive("a second Ctrl-C waits for nothing, and neither does the end by another signal", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -157,7 +160,7 @@ describe("code that cannot wait", () => {
       const held = yield* proxy.when(({ bytes }) => bytes.includes("pg_sleep"), "freeze")
       yield* frozen.begin("addAndSleep milk")
       yield* held
-      // nobody answers that either
+      // no process answers that either
       const asked = yield* proxy.when(({ type }) => type === "cancel", "freeze")
       yield* frozen.signal("SIGINT")
       yield* asked
@@ -165,7 +168,7 @@ describe("code that cannot wait", () => {
       assert.strictEqual((yield* frozen.ended).code, "SIGINT")
 
       const { begin, ended, signal } = yield* opened
-      // the server has not heard of the end of the other one, which has the milk
+      // the server has not received the end of the other one, which has the milk
       yield* begin("addAndSleep eggs")
       yield* seenUntil((found) => found.includes(sleeping))
       yield* signal("SIGTERM")
@@ -175,7 +178,7 @@ describe("code that cannot wait", () => {
   )
 
   it.scopedLive(
-    "a server that is gone between two calls is told by its name; when it is back, the next call works",
+    "a server that is lost between two calls is reported by its name, and the next call works when it is back",
     () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })

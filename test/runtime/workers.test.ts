@@ -1,4 +1,7 @@
-/** A forked worker does not share its parent's connections: what it does with its own, and how it ends, is not felt here. */
+/**
+ * A forked worker does not share its parent's connections: its work with its own, and its end, do
+ * not affect the parent.
+ */
 import * as ChildProcess from "node:child_process"
 import cluster, { type Worker as ClusterWorker } from "node:cluster"
 import * as fs from "node:fs"
@@ -15,7 +18,7 @@ const script = new URL("../support/worker.ts", import.meta.url).href
 // in a thread tsx is no option of the command line
 const threadCode = `import("tsx/esm/api").then(({ register }) => { register(); return import(${JSON.stringify(script)}) })`
 
-/** What a worker says before it is gone. */
+/** Waits for the message of a worker before it ends. */
 const heard = (
   start: (url: string) => {
     on(event: "message", listener: (said: Said) => void): unknown
@@ -70,7 +73,7 @@ const gone = (worker: ClusterWorker): Promise<unknown> =>
   })
 
 describe("workers", () => {
-  it.scopedLive("a child process has connections of its own, and leaves ours as they are", () =>
+  it.scopedLive("a child process has connections of its own, and leaves those of its parent as they are", () =>
     Effect.gen(function* () {
       const before = yield* ours
       const socket = process.platform === "linux" ? socketOf(before?.port ?? 0) : undefined
@@ -90,7 +93,7 @@ describe("workers", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it.scopedLive("a worker thread has connections of its own, and leaves ours as they are", () =>
+  it.scopedLive("a worker thread has connections of its own, and leaves those of the main thread as they are", () =>
     Effect.gen(function* () {
       const before = yield* ours
       const said = yield* heard((url) => new Worker(threadCode, { eval: true, execArgv: [], workerData: url }))
@@ -116,7 +119,7 @@ describe("workers", () => {
       const ports = yield* Effect.promise(() => Promise.all(workers.map(portOf)))
       assert.strictEqual(ports[0], ports[1])
       const seen = new Map<number, number>()
-      // who of them is asked is the system's affair
+      // the system selects the process that serves
       yield* Effect.repeat(
         Effect.promise(async () => {
           const answer = await fetch(`http://127.0.0.1:${ports[0]}/`)
@@ -131,7 +134,7 @@ describe("workers", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it("an open database cannot be handed to a worker", async () => {
+  it("an open database cannot be sent to a worker", async () => {
     const database = await Effect.runPromise(Effect.provide(Db, fresh({ readers: [] })))
     assert.throws(() => structuredClone(database), /could not be cloned/)
   })

@@ -19,7 +19,7 @@ import { query } from "../support/server.js"
 
 class Service extends Context.Tag("test/Service")<Service, { readonly url: string }>() {}
 
-/** The service as it is, on a cluster of its own. */
+/** The real service, on a cluster of its own. */
 const service = Layer.scoped(
   Service,
   Effect.gen(function* () {
@@ -69,13 +69,13 @@ const events = (id: string) =>
     all.map(({ what }) => what)
   )
 
-/** Makes something of a table impossible for the length of a test. */
+/** Makes a statement on a table fail for the length of a test. */
 const during = (database: "app" | "audit", sql: string, undo: string) =>
   Effect.acquireRelease(rows(database, sql), () => rows(database, undo))
 
 layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (it) => {
   describe("todos", () => {
-    it.effect("are created, listed, changed and deleted, with one event for each change", () =>
+    it.effect("todos are created, listed, changed and deleted, with one event for each change", () =>
       Effect.gen(function* () {
         const created = yield* send("POST", "/todos", { id: "life", title: "Live" })
         expect(created).toMatchObject({ status: 201, body: { id: "life", title: "Live", done: false } })
@@ -101,7 +101,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("get an id where the client gives none; texts come back as they were", () =>
+    it.effect("todos get an id if the client gives none, and texts are returned as they were", () =>
       Effect.gen(function* () {
         const title = `'; DROP TABLE todo; -- "\\ \u{1F95B} \n `
         const { body, status } = yield* send("POST", "/todos", { title })
@@ -110,7 +110,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("a second one with the same id is 409, and changes nothing in either database", () =>
+    it.effect("a second todo with the same id is 409, and changes nothing in either database", () =>
       Effect.gen(function* () {
         yield* send("POST", "/todos", { id: "twice", title: "first" })
         expect(yield* send("POST", "/todos", { id: "twice", title: "second" })).toMatchObject({
@@ -122,7 +122,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("one that is missing is 404, and leaves no event", () =>
+    it.effect("a todo that is missing is 404, and leaves no event", () =>
       Effect.gen(function* () {
         const missing = { status: 404, body: { _tag: "TodoNotFound", message: 'there is no todo "nobody"' } }
         expect(yield* send("GET", "/todos/nobody")).toMatchObject(missing)
@@ -132,7 +132,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("many created at once are all there, each once", () =>
+    it.effect("many todos created at once are all stored, each once", () =>
       Effect.gen(function* () {
         const ids = Array.from({ length: 60 }, (_, i) => `many-${i}`)
         const answers = yield* Effect.forEach(ids, (id) => send("POST", "/todos", { id, title: id }), {
@@ -154,7 +154,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     )
   })
 
-  describe("wrong input is 400 and says what is wrong:", () => {
+  describe("wrong input", () => {
     const cases: ReadonlyArray<readonly [string, string, string, unknown, string]> = [
       ["no title", "POST", "/todos", {}, "title: is missing"],
       ["a title of another type", "POST", "/todos", { title: 1 }, "title: expected a text"],
@@ -260,7 +260,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       )
     }
 
-    it.effect("a body that is no JSON", () =>
+    it.effect("a body that is no JSON is 400, and the answer says so", () =>
       Effect.gen(function* () {
         expect(
           yield* send("POST", "/todos", undefined, {
@@ -280,7 +280,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       ["a form in parts", "multipart/form-data; boundary=x", "--x--"],
       ["a type that is none", "nonsense"]
     ] as const) {
-      it.effect(`a body that says it is ${name} is 4xx, and says why`, () =>
+      it.effect(`a body of the type ${name} is 4xx with the reason`, () =>
         Effect.gen(function* () {
           const { body, status } = yield* send("POST", "/todos", undefined, {
             body: text,
@@ -298,11 +298,13 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    describe("a body that does not say how long it is", () => {
+    describe("a body of unknown length", () => {
       const json = { "content-type": "application/json" }
       const agent = new Http1.Agent({ keepAlive: true, maxSockets: 1 })
 
-      /** Sends a body in pieces, without its length, and goes on with that until it is all sent, whatever the answer. */
+      /**
+       * Sends a body in pieces, without its length, until all of it is sent, whatever the answer.
+       */
       const inPieces = (pieces: ReadonlyArray<string>, path = "/todos", method = "POST") =>
         Effect.flatMap(Service, ({ url }) =>
           Effect.async<{ readonly status: number | undefined; readonly body: unknown; readonly port: number }>(
@@ -324,7 +326,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
           )
         )
 
-      it.effect("is 413 in JSON where it is far too long, on a connection that is kept", () =>
+      it.effect("a body of unknown length that is far too long is 413 in JSON, on a connection that is kept", () =>
         Effect.gen(function* () {
           const long = ['{"title":"', ...Array.from({ length: 40 }, () => "x".repeat(100_000)), '"}']
           const refused = yield* inPieces(long)
@@ -339,7 +341,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         })
       )
 
-      it.effect("is taken up to the limit, and no further", () =>
+      it.effect("a body of unknown length is read up to the limit, and no further", () =>
         Effect.gen(function* () {
           const of = (bytes: number) => [`{"title":"a"}${" ".repeat(bytes - 13)}`]
           expect(yield* inPieces(of(1_000_000))).toMatchObject({ status: 201 })
@@ -349,8 +351,8 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     })
   })
 
-  describe("a request that fails stores nothing in either database:", () => {
-    it.scoped("the change cannot be made", () =>
+  describe("a failed request", () => {
+    it.scoped("a change that cannot be made stores nothing in either database", () =>
       Effect.gen(function* () {
         yield* during("app", "ALTER TABLE todo RENAME TO gone", "ALTER TABLE gone RENAME TO todo")
         const { body, status } = yield* send("POST", "/todos", { id: "fail-1", title: "a" })
@@ -360,7 +362,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("the event cannot be written", () =>
+    it.scoped("an event that cannot be written undoes the change in both databases", () =>
       Effect.gen(function* () {
         yield* during("audit", "ALTER TABLE event RENAME TO gone", "ALTER TABLE gone RENAME TO event")
         expect(yield* send("POST", "/todos", { id: "fail-2", title: "a" })).toMatchObject({ status: 500 })
@@ -373,7 +375,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON`
     const deferred = "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
 
-    it.scoped("the commit of the event is refused", () =>
+    it.scoped("a refused commit of the event undoes the change in both databases", () =>
       Effect.gen(function* () {
         yield* during("audit", `${refuse} event ${deferred}`, "DROP FUNCTION refuse() CASCADE")
         expect(yield* send("POST", "/todos", { id: "fail-3", title: "a" })).toMatchObject({ status: 500 })
@@ -382,7 +384,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("also where the commit of the change would be refused after its event's: that is found before", () =>
+    it.scoped("a change whose commit would be refused after its event's is found before, and stores nothing", () =>
       Effect.gen(function* () {
         yield* during("app", `${refuse} todo ${deferred}`, "DROP FUNCTION refuse() CASCADE")
         const { body, status } = yield* send("POST", "/todos", { id: "fail-4", title: "a" })
@@ -393,7 +395,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("the client goes away while it waits", () =>
+    it.scoped("a client that disconnects while it waits stores nothing in either database", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         const waiting = query<{ n: number }>(
@@ -425,7 +427,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       INSERT INTO record SELECT 'K' || lpad(i::text, 3, '0'), 'Airport ' || i, CASE WHEN i = 7 THEN '100% Lake_City' ELSE 'Town' END,
         'ST', 'USA', i / 10.0, -i / 10.0 FROM generate_series(1, 45) AS i`
 
-    it.scoped("are paged and searched, on the replica", () =>
+    it.scoped("records are paged and searched on the replica", () =>
       Effect.gen(function* () {
         const { awaitReplicas } = yield* EmbeddedPostgres
         yield* during("app", insert, "TRUNCATE record")
@@ -440,7 +442,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
           status: 200,
           body: { total: 1, records: [{ iata: "K007", name: "Airport 7", latitude: 0.7, longitude: -0.7 }] }
         })
-        // these mean themselves
+        // these characters stand for themselves
         expect(yield* page(`?search=${encodeURIComponent("0% lake_")}`)).toMatchObject({ body: { total: 1 } })
         expect(yield* page("?search=_______")).toMatchObject({ body: { total: 0 } })
         expect(yield* page(`?search=${encodeURIComponent("%")}`)).toMatchObject({ body: { total: 1 } })
@@ -492,7 +494,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("a path that is not there is 404 and points to it", () =>
+    it.effect("an unknown path is 404 and points to the documentation", () =>
       Effect.gen(function* () {
         expect(yield* send("GET", "/nothing")).toMatchObject({
           status: 404,
@@ -502,7 +504,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     )
   })
 
-  it.effect("a method that a path does not take is 405, and says which it takes", () =>
+  it.effect("a method that a path does not support is 405, and the answer lists the supported ones", () =>
     Effect.gen(function* () {
       const cases = [
         ["PUT", "/todos", "GET, POST"],
@@ -521,11 +523,11 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     })
   )
 
-  describe("an answer says who gave it:", () => {
+  describe("the servers named in answers", () => {
     const by = ({ headers }: Answer) =>
       ["x-database", "x-served-by", "x-transaction"].map((name) => headers.get(name)).join(", ")
 
-    it.effect("a change the primary, in a transaction; a list the primary, in none; an event the other database", () =>
+    it.effect("a change names the primary, in a transaction; a list the primary, an event the other database", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         const at = `primary ${primary.host}:${primary.port}`
@@ -540,14 +542,14 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("a search the replica, in no transaction", () =>
+    it.effect("a search names the replica, in no transaction", () =>
       Effect.gen(function* () {
         const { replicas } = yield* EmbeddedPostgres
         expect(by(yield* send("GET", "/records"))).toBe(`app, replica ${replicas[0]?.host}:${replicas[0]?.port}, no`)
       })
     )
 
-    it.scoped("the time it took has the commit in it", () =>
+    it.scoped("the time in an answer includes the commit", () =>
       Effect.gen(function* () {
         yield* during(
           "app",
@@ -564,7 +566,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
   describe("the page's files", () => {
     const parts = ["/", "/page/style.css", "/page/icon.svg", "/page/main.js"]
 
-    it.effect("have their type, a strict policy, and are sent again only if they are others", () =>
+    it.effect("the page's files have their type and a strict policy, and are sent again only if changed", () =>
       Effect.gen(function* () {
         const types = [
           "text/html; charset=utf-8",
@@ -589,7 +591,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("name every script that there is, and nothing from elsewhere", () =>
+    it.effect("the page's files name every script that exists, and nothing from elsewhere", () =>
       Effect.gen(function* () {
         const { body } = yield* send("GET", "/")
         const wanted = [...String(body).matchAll(/(?:src|href)="([^"#]+)"/g)].map(([, path]) => String(path))
@@ -608,7 +610,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("what lies beside them is not served", () =>
+    it.effect("files beside those of the page are not served", () =>
       Effect.gen(function* () {
         for (const path of ["/page/tsconfig.json", "/page/../page.ts", "/page/%2e%2e/main.ts", "/page/"]) {
           expect(yield* send("GET", path)).toMatchObject({ status: 404 })
@@ -624,7 +626,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         ...(method === "POST" ? { body: JSON.stringify({ title: "foreign" }) } : {})
       })
 
-    it.effect("changes nothing and kills nothing", () =>
+    it.effect("a page of another site changes nothing and kills nothing", () =>
       Effect.gen(function* () {
         const refused = { status: 403, body: { _tag: "CrossSite" } }
         for (const site of ["cross-site", "same-site"]) {
@@ -636,7 +638,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
           expect(yield* from({ origin })).toMatchObject(refused)
           expect(yield* from({ origin }, "POST", "/servers/freeze")).toMatchObject(refused)
         }
-        // as a form of an old browser has it
+        // as an old browser sends a form
         expect(
           yield* from({ "content-type": "application/x-www-form-urlencoded", origin: "https://example.com" })
         ).toMatchObject(refused)
@@ -644,7 +646,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("changes and kills nothing under a name of its own that leads here, and our own names do", () =>
+    it.effect("a page of another site has no effect under a name of its own for this host; our names have", () =>
       Effect.gen(function* () {
         const { url } = yield* Service
         const { port } = new URL(url)
@@ -672,7 +674,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("is told from our own page, and from what is no browser", () =>
+    it.effect("requests of our own page, and those of clients that are no browser, are served", () =>
       Effect.gen(function* () {
         const { url } = yield* Service
         for (const headers of [{ "sec-fetch-site": "same-origin" }, { origin: url }, {}]) {
@@ -683,10 +685,10 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     )
   })
 
-  describe("the database is out of reach", () => {
+  describe("a database out of reach", () => {
     const unreachable = { status: 503, body: { _tag: "Unavailable", stored: "no" } }
 
-    it.scoped("a primary that is stopped is 503, while the replica serves on; started again, all is well", () =>
+    it.scoped("a primary that is stopped is 503 while the replica serves on, and comes back after a restart", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         yield* Effect.acquireRelease(primary.stop, () => Effect.orDie(primary.start))
@@ -712,7 +714,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("what the server said is not sent", () =>
+    it.effect("the words of the server are not sent to the client", () =>
       Effect.gen(function* () {
         const { primary, terminateBackends } = yield* EmbeddedPostgres
         yield* terminateBackends()
@@ -722,7 +724,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("connections that were killed are replaced, and nobody notices", () =>
+    it.effect("connections that were killed are replaced, and no client notices", () =>
       Effect.gen(function* () {
         const { terminateBackends } = yield* EmbeddedPostgres
         yield* send("POST", "/todos", { id: "killed-1", title: "a" })

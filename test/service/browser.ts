@@ -7,10 +7,10 @@ import { type BrowserContextOptions, type Browser as Chromium, chromium, type Pa
 
 const program = process.env.EFFECT_DB_TEST_CHROMIUM ?? "/usr/bin/chromium"
 
-/** Whether there is a Chromium to drive. What needs it is skipped where there is none. */
+/** True if there is a Chromium. The suites that need it are skipped without it. */
 export const hasChromium = fs.existsSync(program)
 
-/** The name of a suite that needs it, with the reason where it is skipped. */
+/** The name of a suite that needs Chromium, with the reason if it is skipped. */
 export const inChromium = hasChromium
   ? "in Chromium"
   : `in Chromium (there is none at ${program}: npm run test:cluster)`
@@ -39,11 +39,11 @@ export class Browser extends Context.Tag("test/Browser")<Browser, Chromium>() {
 
 export interface Visit {
   readonly page: Page
-  /** What the browser's console complains of, and errors that nobody caught. */
+  /** The messages of the browser's console, and uncaught errors. */
   readonly complaints: ReadonlyArray<string>
 }
 
-/** Opens a page as somebody who has never been there, until the scope ends. */
+/** Opens a page as a new visitor, until the scope ends. */
 export const visit = (
   url: string,
   options: BrowserContextOptions = {}

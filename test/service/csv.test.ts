@@ -59,7 +59,7 @@ describe("the CSV reader", () => {
     ["LF", "\n"],
     ["CR", "\r"]
   ] as const) {
-    it.scopedLive(`${name} ends lines, with and without one at the end`, () =>
+    it.scopedLive(`${name} ends lines, with and without a line end after the last`, () =>
       Effect.gen(function* () {
         const text = [header, row("A1"), row("A2")].join(end)
         const expected = [
@@ -72,7 +72,7 @@ describe("the CSV reader", () => {
     )
   }
 
-  it.scopedLive("line ends may be mixed, blank lines and a byte order mark do not count", () =>
+  it.scopedLive("line ends may be mixed, and blank lines and a byte order mark do not count", () =>
     Effect.gen(function* () {
       const text = `\uFEFF${header}\n${row("A1")}\r\n\r\n${row("A2")}\n\n`
       expect((yield* read(text)).map(({ iata, longitude }) => [iata, longitude])).toEqual([
@@ -149,7 +149,7 @@ describe("the CSV reader", () => {
     ]
   ]
   for (const [name, text, expected] of wrong) {
-    it.scopedLive(`${name} is refused, with its line`, () =>
+    it.scopedLive(`${name} is refused with its line`, () =>
       Effect.gen(function* () {
         expect(yield* problems(text)).toEqual(expected)
       })
@@ -172,7 +172,7 @@ describe("the CSV reader", () => {
     })
   )
 
-  it.scopedLive("all problems are said at once, and nothing comes after the first", () =>
+  it.scopedLive("all problems are reported at once, and nothing follows the first", () =>
     Effect.gen(function* () {
       const rows: Array<string> = []
       const name = yield* file(lines(header, row("A1"), row(""), row("A3"), "A4"))
@@ -186,8 +186,8 @@ describe("the CSV reader", () => {
   )
 })
 
-describe("a file whose wrong lines have no end", () => {
-  it.scopedLive("is refused when enough is known of it, with few words for each", () =>
+describe("a file with endless wrong lines", () => {
+  it.scopedLive("a file with endless wrong lines is refused when enough is known, with few words for each", () =>
     Effect.gen(function* () {
       const pipe = `${yield* file("")}.pipe`
       execFileSync("mkfifo", [pipe])
@@ -208,7 +208,7 @@ describe("--csv", () => {
   const stored = (env: { readonly app: Parameters<typeof query>[0] }) =>
     query<{ iata: string; name: string }>(env.app, "SELECT iata, name FROM record ORDER BY iata")
 
-  it.scopedLive("imports another file of the same columns; again changes what differs and doubles nothing", () =>
+  it.scopedLive("--csv imports another file with the same columns; again it applies the differences only", () =>
     Effect.gen(function* () {
       const { env, ...urls } = yield* Program.databases
       const first = yield* file(`${header}\r\nA1,"one, first",b,c,d,1,1\r\n${row("A2")}\r\n`)
@@ -237,7 +237,7 @@ describe("--csv", () => {
     })
   )
 
-  it.scopedLive("a malformed line at the end of a pipe leaves nothing in either database, and is named", () =>
+  it.scopedLive("a malformed line at the end of a pipe is named, and leaves nothing in either database", () =>
     Effect.gen(function* () {
       const { env, ...urls } = yield* Program.databases
       const many = Array.from({ length: 1000 }, (_, i) => row(`R${i}`))
@@ -258,36 +258,34 @@ describe("--csv", () => {
     })
   )
 
-  it.scopedLive(
-    "an empty file, a missing column, a key twice, a file that is not there and a folder end with 1 and one clear error, before anything is started",
-    () =>
-      Effect.gen(function* () {
-        const { env, ...urls } = yield* Program.databases
-        const cases = [
-          [yield* file(""), `it is empty; expected the columns ${header}`],
-          [
-            yield* file(lines("iata,name", "A1,a")),
-            "line 1: the column city, state, country, latitude, longitude is missing"
-          ],
-          [yield* file(lines(header, row("A1"), row("A1"))), 'line 3: iata "A1" is on line 2 already'],
-          ["/nowhere/some.csv", "there is no such file"],
-          [os.tmpdir(), "it is a folder"]
-        ] as const
-        yield* Effect.forEach(
-          cases,
-          ([name, problem]) =>
-            Effect.gen(function* () {
-              expect(yield* Program.run(["--csv", name], env)).toEqual({
-                code: 1,
-                stdout: "",
-                stderr: `error: ${name} cannot be imported, and nothing of it is stored:\n  ${problem}\n`
-              })
-            }),
-          { concurrency: 2 }
-        )
-        for (const url of [urls.app, urls.audit]) {
-          expect(yield* query(url, "SELECT relname FROM pg_stat_user_tables")).toEqual([])
-        }
-      })
+  it.scopedLive("an unreadable or wrong file ends with 1 and one clear error, before anything is started", () =>
+    Effect.gen(function* () {
+      const { env, ...urls } = yield* Program.databases
+      const cases = [
+        [yield* file(""), `it is empty; expected the columns ${header}`],
+        [
+          yield* file(lines("iata,name", "A1,a")),
+          "line 1: the column city, state, country, latitude, longitude is missing"
+        ],
+        [yield* file(lines(header, row("A1"), row("A1"))), 'line 3: iata "A1" is on line 2 already'],
+        ["/nowhere/some.csv", "there is no such file"],
+        [os.tmpdir(), "it is a folder"]
+      ] as const
+      yield* Effect.forEach(
+        cases,
+        ([name, problem]) =>
+          Effect.gen(function* () {
+            expect(yield* Program.run(["--csv", name], env)).toEqual({
+              code: 1,
+              stdout: "",
+              stderr: `error: ${name} cannot be imported, and nothing of it is stored:\n  ${problem}\n`
+            })
+          }),
+        { concurrency: 2 }
+      )
+      for (const url of [urls.app, urls.audit]) {
+        expect(yield* query(url, "SELECT relname FROM pg_stat_user_tables")).toEqual([])
+      }
+    })
   )
 })

@@ -16,7 +16,7 @@ import * as Program from "./program.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** A folder that the program takes for the machine's folder for temporary things. */
+/** A folder that the program takes for the machine's temporary folder. */
 const temporary = Effect.acquireRelease(
   Effect.sync(() => {
     const folder = fs.mkdtempSync(path.join(directory, "service-test-"))
@@ -30,7 +30,7 @@ const temporary = Effect.acquireRelease(
 const clustersIn = (folder: string): ReadonlyArray<string> =>
   fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))
 
-/** Processes that have to do with a folder. */
+/** Returns the processes that use a folder. */
 const processesOf = (folder: string): ReadonlyArray<string> =>
   execFileSync("ps", ["-A", "-ww", "-o", "pid=,command="], { encoding: "utf8" })
     .split("\n")
@@ -38,7 +38,7 @@ const processesOf = (folder: string): ReadonlyArray<string> =>
 
 const poll = Schedule.spaced("10 millis")
 
-/** An open connection that has been used once and is kept. */
+/** A connection that has been used once and stays open. */
 const keepAlive = (url: string) =>
   Effect.acquireRelease(
     Effect.async<net.Socket>((resume) => {
@@ -51,7 +51,7 @@ const keepAlive = (url: string) =>
     (socket) => Effect.sync(() => socket.destroy())
   )
 
-/** Holds every change of todos back until it is released. */
+/** Blocks every change of todos until it is released. */
 const lock = (url: Redacted.Redacted<string>) =>
   Effect.gen(function* () {
     yield* Effect.forkScoped(
@@ -95,7 +95,7 @@ const someRows = (count: number) => Array.from({ length: count }, (_, i) => `R${
 const header = "iata,name,city,state,country,latitude,longitude\n"
 
 describe("Ctrl-C", () => {
-  it.scopedLive("ends it with 0, also with a connection that is kept alive; no process and no folder is left", () =>
+  it.scopedLive("Ctrl-C ends the service with 0, also with a kept-alive connection, and leaves nothing", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const service = yield* Program.start([], { TMPDIR: folder })
@@ -112,7 +112,7 @@ describe("Ctrl-C", () => {
     })
   )
 
-  it.scopedLive("a second one, as npm sends it, changes nothing", () =>
+  it.scopedLive("a second Ctrl-C, as npm sends it, changes nothing", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const service = yield* Program.start([], { TMPDIR: folder })
@@ -126,7 +126,7 @@ describe("Ctrl-C", () => {
     })
   )
 
-  it.scopedLive("while it starts, nothing is left either", () =>
+  it.scopedLive("Ctrl-C during the start leaves nothing either", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const service = yield* Program.start([], { TMPDIR: folder })
@@ -140,7 +140,7 @@ describe("Ctrl-C", () => {
     })
   )
 
-  it.scopedLive("a request in flight is answered", () =>
+  it.scopedLive("a request in flight is answered after Ctrl-C", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       const service = yield* Program.start([], env)
@@ -157,7 +157,7 @@ describe("Ctrl-C", () => {
     })
   )
 
-  it.scopedLive("a request without an end does not hold it, and stores nothing", () =>
+  it.scopedLive("a request without an end does not delay Ctrl-C, and stores nothing", () =>
     Effect.gen(function* () {
       const { app, audit, env } = yield* Program.databases
       const service = yield* Program.start([], env)
@@ -174,13 +174,13 @@ describe("Ctrl-C", () => {
     })
   )
 
-  it.scopedLive("during an import stores nothing of it", () =>
+  it.scopedLive("Ctrl-C during an import stores nothing of it", () =>
     Effect.gen(function* () {
       const { app, audit, env } = yield* Program.databases
       const pipe = yield* empty("slow.csv")
       execFileSync("mkfifo", [pipe])
       const service = yield* Program.start(["--csv", pipe], env)
-      // to read as well, so that it does not wait for a reader, who may never come
+      // the lock covers reads as well, so that it does not wait for a reader, which may never come
       const writer = yield* Effect.promise(() => fs.promises.open(pipe, "r+"))
       yield* Effect.addFinalizer(() => Effect.promise(() => writer.close().catch(() => {})))
       yield* service.meanwhile(Effect.promise(() => writer.write(header + someRows(5000))))
@@ -196,7 +196,7 @@ describe("Ctrl-C", () => {
     })
   )
 
-  it.scopedLive("ends the unattended job with 130: it has proved nothing", () =>
+  it.scopedLive("Ctrl-C ends the unattended job with 130, because it has proved nothing", () =>
     Effect.gen(function* () {
       const { env } = yield* Program.databases
       const job = yield* Program.start(["--once"], env)
@@ -207,7 +207,7 @@ describe("Ctrl-C", () => {
   )
 
   // a shell in between would die of the signal, so its script begins with "exec"
-  it.scopedLive("npm start ends with 0 as well", () =>
+  it.scopedLive("Ctrl-C ends npm start with 0 as well", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const npm = yield* Effect.acquireRelease(
@@ -236,14 +236,14 @@ describe("Ctrl-C", () => {
   )
 })
 
-/** Ends a server as somebody does who has only `kill`. */
+/** Ends a server as a user does with nothing but `kill`. */
 const killPostmaster = (data: string) => {
   const [pid] = fs.readFileSync(path.join(data, "postmaster.pid"), "utf8").split("\n")
   process.kill(Number(pid), "SIGKILL")
 }
 
-describe("a server of its own that is killed from outside", () => {
-  it.scopedLive("is started again with its data, which is said once; Ctrl-C leaves nothing then either", () =>
+describe("an embedded server that is killed from outside", () => {
+  it.scopedLive("a killed server is restarted with its data, with one message, and Ctrl-C leaves nothing", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const service = yield* Program.start([], { TMPDIR: folder })
@@ -270,7 +270,7 @@ describe("a server of its own that is killed from outside", () => {
     })
   )
 
-  it.scopedLive("and cannot be started again is given up, with the reason", () =>
+  it.scopedLive("a killed server that cannot be restarted is given up, with the reason", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const service = yield* Program.start([], { TMPDIR: folder })
@@ -290,8 +290,8 @@ describe("a server of its own that is killed from outside", () => {
   )
 })
 
-describe("a start that cannot be", () => {
-  it.scopedLive("a wrong password is one line without the password, and exit code 1", () =>
+describe("a start that fails", () => {
+  it.scopedLive("a wrong password is reported in one line without the password, with exit code 1", () =>
     Effect.gen(function* () {
       const { env } = yield* Program.databases
       const wrong = new URL(env.DATABASE_URL)
@@ -304,7 +304,7 @@ describe("a start that cannot be", () => {
   )
 
   it.scopedLive(
-    "an address where nobody is, a database that is not there, and settings that cannot be are one line each",
+    "an unreachable address, a missing database and impossible settings are reported in one line each",
     () =>
       Effect.gen(function* () {
         const { env } = yield* Program.databases
@@ -342,7 +342,7 @@ describe("a start that cannot be", () => {
       })
   )
 
-  it.scopedLive("a port in use is one line, and nothing is imported", () =>
+  it.scopedLive("a port in use is reported in one line, and nothing is imported", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       const port = yield* Effect.acquireRelease(
@@ -379,7 +379,7 @@ describe("a start that cannot be", () => {
     })
   )
 
-  it.scopedLive("--help tells all and ends with 0; what is unknown ends with 2", () =>
+  it.scopedLive("--help describes all and ends with 0, and an unknown argument ends with 2", () =>
     Effect.gen(function* () {
       const help = yield* Program.run(["--help"])
       expect(help).toMatchObject({ code: 0, stderr: "" })
@@ -405,8 +405,8 @@ describe("a start that cannot be", () => {
   )
 })
 
-describe("what is shown", () => {
-  it.scopedLive("URLs have no password, and the curl lines work as they are", () =>
+describe("the output of the service", () => {
+  it.scopedLive("printed URLs have no password, and the printed curl lines work as they are", () =>
     Effect.gen(function* () {
       const { env } = yield* Program.databases
       const service = yield* Program.start([], env)
@@ -424,7 +424,7 @@ describe("what is shown", () => {
     })
   )
 
-  it.scopedLive("a migration that was there and rows that were there stay as they are at the next start", () =>
+  it.scopedLive("an existing migration and existing rows stay as they are at the next start", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       const count = query(
@@ -446,7 +446,7 @@ describe("what is shown", () => {
     })
   )
 
-  it.scopedLive("two that start together on empty databases both come up", () =>
+  it.scopedLive("two services that start together on empty databases both start", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       const both = yield* Effect.all([Program.start([], env), Program.start([], env)])

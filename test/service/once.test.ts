@@ -23,7 +23,7 @@ const proves = (stdout: string, rows: string) => {
 }
 
 describe("--once", () => {
-  it.scopedLive("proves itself on embedded servers, and leaves nothing", () =>
+  it.scopedLive("--once proves itself on embedded servers, and leaves nothing", () =>
     Effect.gen(function* () {
       const folder = fs.mkdtempSync(`${directory}/service-once-`)
       fs.chmodSync(folder, 0o755)
@@ -35,7 +35,7 @@ describe("--once", () => {
     })
   )
 
-  it.scopedLive("proves itself on real servers, again and again, and shows no password", () =>
+  it.scopedLive("--once proves itself on real servers, repeatedly, and shows no password", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       for (let i = 0; i < 2; i++) {
@@ -48,7 +48,7 @@ describe("--once", () => {
     })
   )
 
-  it.scopedLive("where both databases are one it proves itself as well", () =>
+  it.scopedLive("--once proves itself also when both databases are one", () =>
     Effect.gen(function* () {
       const { env } = yield* Program.databases
       const { code, stderr } = yield* Program.run(["--once"], { ...env, AUDIT_DATABASE_URL: env.DATABASE_URL })
@@ -72,7 +72,7 @@ describe("the check of --once", () => {
   })
   const state = { title: "t", done: false }
 
-  it.scopedLive("sees a todo that is lost, twice, changed, or should be gone", () =>
+  it.scopedLive("the check finds a todo that is lost, twice, changed, or should be gone", () =>
     Effect.gen(function* () {
       const { app, primary } = yield* setUp
       const ledger = new Ledger()
@@ -93,7 +93,7 @@ describe("the check of --once", () => {
     })
   )
 
-  it.scopedLive("sees an event that is missing, twice, of another change, or of a change that was not stored", () =>
+  it.scopedLive("the check finds an event that is missing, twice, of another change, or of one not stored", () =>
     Effect.gen(function* () {
       const { audit, trail } = yield* setUp
       const ledger = new Ledger()
@@ -123,7 +123,7 @@ describe("the check of --once", () => {
     })
   )
 
-  it.scopedLive("sees a record that is lost, twice, or in other columns", () =>
+  it.scopedLive("the check finds a record that is lost, twice, or in other columns", () =>
     Effect.gen(function* () {
       const { app, primary } = yield* setUp
       const airport = (iata: string) => ({

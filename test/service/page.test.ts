@@ -1,4 +1,4 @@
-/** The page at `/`, as a visitor has it: real Chromium, the real service, its real servers. */
+/** The page at `/`, as a visitor uses it: real Chromium, the real service, its real servers. */
 import * as fs from "node:fs"
 import { describe, expect, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -41,11 +41,11 @@ const box = (page: Page, name: string) => page.getByRole("checkbox", { name, exa
 const deleteButton = (page: Page, name: string) => page.getByRole("button", { name: `Delete ${name}`, exact: true })
 const searchField = (page: Page) => page.getByRole("searchbox", { name: /^Search by code/ })
 
-/** Waits until something is there that says this; the wait fails the test. */
+/** Waits until an element has this text; the wait fails the test. */
 const says = (place: Locator, text: string | RegExp) => place.filter({ hasText: text }).first().waitFor()
 const told = (place: Locator, text: string | RegExp) => says(place.getByRole("status"), text)
 const warned = (place: Locator, text: string | RegExp) => says(place.getByRole("alert"), text)
-/** Waits until an answer's line says who gave it. */
+/** Waits until an answer's line names its server. */
 const signed = (place: Locator, text: RegExp) => place.getByText(text).first().waitFor()
 
 const byPrimary = /^app · primary 127\.0\.0\.1:\d+ · transaction · [\d.,]+\sms$/
@@ -65,7 +65,7 @@ const search = async (page: Page, text: string) => {
 
 const hasFocus = (locator: Locator) => locator.evaluate((element) => element === element.ownerDocument.activeElement)
 
-/** A visit in which the browser has nothing to complain of. */
+/** Visits the page, and fails if the browser has complaints. */
 const visiting = (body: (page: Page) => Promise<unknown>, options?: BrowserContextOptions) =>
   Effect.gen(function* () {
     const { complaints, page } = yield* visit((yield* Service).url, options)
@@ -75,9 +75,9 @@ const visiting = (body: (page: Page) => Promise<unknown>, options?: BrowserConte
   })
 
 describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
-  layer(Layer.merge(embedded, Browser.layer), { excludeTestServices: true })("on servers of its own", (it) => {
+  layer(Layer.merge(embedded, Browser.layer), { excludeTestServices: true })("the page on servers of its own", (it) => {
     describe("todos", () => {
-      it.scoped("are added, ticked and deleted, and each answer says who gave it; a reload shows the same", () =>
+      it.scoped("todos are added, ticked and deleted, each answer names its server, and a reload shows the same", () =>
         visiting(async (page) => {
           await todos(page).getByText("Nothing to do.").waitFor()
           await signed(todos(page), readByPrimary)
@@ -104,7 +104,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("leave an event each, which the second database shows", () =>
+      it.scoped("todos leave an event each, which the second database shows", () =>
         visiting(async (page) => {
           await add(page, "Leave a trace")
           const trail = region(page, "Audit trail")
@@ -115,7 +115,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("may have any title: it is shown as it is, and never becomes HTML", () =>
+      it.scoped("todos may have any title, which is shown as it is, and never becomes HTML", () =>
         visiting(async (page) => {
           const odd = `<img src=x onerror="document.title='taken'"> & “quotes” \\ 🥛`
           await add(page, odd)
@@ -128,7 +128,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("without a title are refused beside the field, which has the focus, until something is typed", () =>
+      it.scoped("todos without a title are refused beside the focused field, until something is typed", () =>
         visiting(async (page) => {
           await title(page).fill("   ")
           await addButton(page).click()
@@ -141,7 +141,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("with too long a title are refused, and what was typed stays", () =>
+      it.scoped("todos with too long a title are refused, and the typed text stays", () =>
         visiting(async (page) => {
           const long = "x".repeat(201)
           await title(page).fill(long)
@@ -151,7 +151,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("that are added before the list has come are in it once, as the last", () =>
+      it.scoped("todos that are added before the list has arrived are in it once, as the last", () =>
         visiting(async (page) => {
           await add(page, "Older")
           let release = () => {}
@@ -183,12 +183,12 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("whose answer was lost are there once when they are added again", () =>
+      it.scoped("todos whose answer was lost are there once when they are added again", () =>
         Effect.gen(function* () {
           const { page } = yield* visit((yield* Service).url)
           yield* Effect.promise(async () => {
             await page.route("**/todos", async (route) => {
-              // the service does it, and nobody hears of it
+              // the service applies it, and its answer is lost
               await route.fetch()
               await route.abort()
             })
@@ -211,7 +211,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
     })
 
     describe("airports", () => {
-      it.scoped("are searched and paged, on the replica, and the address leads back there", () =>
+      it.scoped("airports are searched and paged on the replica, and the address leads back there", () =>
         visiting(async (page) => {
           await told(airports(page), "3,376 airports, page 1 of 338.")
           await signed(airports(page), byReplica)
@@ -243,7 +243,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("that nothing fits are said to be none; an emptied field asks for all", () =>
+      it.scoped("a search for airports without a match says so, and an emptied field asks for all", () =>
         visiting(async (page) => {
           await search(page, "<b>nowhere</b>")
           await told(airports(page), "0 airports.")
@@ -255,10 +255,10 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
       )
     })
 
-    describe("goes on", () => {
+    describe("the page during faults", () => {
       const steady = /^(?:[3-9]|\d\d+) answered, 0 failed$/
 
-      it.scoped("when every connection is killed: nothing fails", () =>
+      it.scoped("the page works without a failure when every connection is killed", () =>
         visiting(async (page) => {
           const panel = playground(page)
           await panel.getByText("Replica running").waitFor()
@@ -275,7 +275,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("when the replica is frozen: the primary answers for it, and the replica again after the thaw", () =>
+      it.scoped("the page is served by the primary when the replica is frozen, and not after the thaw", () =>
         visiting(async (page) => {
           const panel = playground(page)
           await signed(airports(page), byReplica)
@@ -306,7 +306,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("when a visitor comes while it is frozen: the page says so", () =>
+      it.scoped("the page tells a visitor who comes while the replica is frozen", () =>
         visiting(async (page) => {
           await playground(page).getByRole("button", { name: "Freeze replica" }).click()
           await told(playground(page), "The replica is frozen.")
@@ -320,11 +320,11 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
       )
     })
 
-    describe("serves everybody:", () => {
-      it.scoped("everything can be done from the keyboard, and where the focus is can be seen", () =>
+    describe("accessibility", () => {
+      it.scoped("every function is reachable from the keyboard, and the focus is visible", () =>
         visiting(async (page) => {
           const { keyboard } = page
-          /** Tabs on to something. */
+          /** Presses Tab until an element has the focus. */
           const reach = async (goal: Locator) => {
             for (let presses = 0; presses < 40; presses++) {
               await keyboard.press("Tab")
@@ -353,7 +353,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
           await reach(deleteButton(page, "By hand"))
           await keyboard.press("Enter")
           await told(todos(page), "Deleted “By hand”.")
-          // the focus is where one goes on
+          // the focus is on the next element to use
           expect(await hasFocus(deleteButton(page, "By foot"))).toBe(true)
           await keyboard.press("Enter")
           await told(todos(page), "Deleted “By foot”.")
@@ -380,7 +380,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("every part has its role and its name", () =>
+      it.scoped("every part of the page has its role and its name", () =>
         visiting(async (page) => {
           await told(airports(page), "3,376 airports")
           expect(await page.getByRole("heading", { level: 1 }).count()).toBe(1)
@@ -398,7 +398,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("at 360 pixels nothing lies beside the screen", () =>
+      it.scoped("the page fits a screen of 360 pixels", () =>
         visiting(
           async (page) => {
             await told(airports(page), "3,376 airports")
@@ -419,7 +419,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         )
       )
 
-      it.scoped("it is dark for who wants it dark, and nothing moves for who wants nothing to move", () =>
+      it.scoped("the page is dark and without motion for users who prefer that", () =>
         visiting(
           async (page) => {
             const style = (name: string, of: string) =>
@@ -435,9 +435,9 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
     })
   })
 
-  layer(Browser.layer, { excludeTestServices: true })("on servers that are somebody's", (it) => {
+  layer(Browser.layer, { excludeTestServices: true })("the page on foreign servers", (it) => {
     it.scoped(
-      "offers nothing that disturbs them; a service that is gone is said beside what failed, and nothing typed is lost",
+      "the page offers nothing that disturbs foreign servers, reports a lost service beside what failed, and keeps what was typed",
       () =>
         Effect.gen(function* () {
           const { app, env } = yield* Program.databases
@@ -489,7 +489,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
     )
 
-    it.scoped("what the service says of a database that is out of reach is a sentence with its advice", () =>
+    it.scoped("the page shows a database that is out of reach as a sentence with its advice", () =>
       Effect.gen(function* () {
         const { app, env } = yield* Program.databases
         const proxy = yield* makeProxy(app)

@@ -1,4 +1,4 @@
-/** What a visitor may do to the service's own servers, and what is left of it. */
+/** The actions of a visitor on the service's own servers, and their remains. */
 import * as fs from "node:fs"
 import { describe, expect, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -15,7 +15,7 @@ import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
-/** A cluster as the service has it, and what may be done to it, until a scope of its own ends. */
+/** A cluster of the service, and the actions on it, until a scope of its own ends. */
 const given = Effect.gen(function* () {
   const postgres = yield* EmbeddedPostgres.make({ directory, replicas: 1, databases: ["app", "audit"] })
   const scope = yield* Scope.make()
@@ -27,7 +27,7 @@ const given = Effect.gen(function* () {
 })
 
 describe("a frozen replica", () => {
-  it.scoped("thaws by itself after half a minute", () =>
+  it.scoped("a frozen replica thaws by itself after half a minute", () =>
     Effect.gen(function* () {
       const { acts, replica } = yield* given
       expect(yield* acts.state).toEqual({ embedded: true, frozenFor: 0 })
@@ -41,7 +41,7 @@ describe("a frozen replica", () => {
     })
   )
 
-  it.scoped("frozen again, it has its half minute again; thawed, it is not thawed again", () =>
+  it.scoped("a frozen replica has its half minute again when it is frozen again, and is not thawed twice", () =>
     Effect.gen(function* () {
       const { acts, replica } = yield* given
       yield* acts.freeze
@@ -57,7 +57,7 @@ describe("a frozen replica", () => {
     })
   )
 
-  it.scoped("thaws when the service ends", () =>
+  it.scoped("a frozen replica thaws when the service ends", () =>
     Effect.gen(function* () {
       const { acts, replica, scope } = yield* given
       yield* acts.freeze
@@ -67,7 +67,7 @@ describe("a frozen replica", () => {
   )
 
   it.scopedLive(
-    "does not hold up Ctrl-C: it ends with 0 before a frozen server would be ended by force, and leaves nothing",
+    "a frozen replica does not delay Ctrl-C, which ends with 0 before the server would be killed, and leaves nothing",
     () =>
       Effect.gen(function* () {
         const folder = fs.mkdtempSync(`${directory}/service-frozen-`)

@@ -10,7 +10,7 @@ import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** The program ended, or went on, other than expected; with what it had written. */
+/** A program ended, or went on, against the expectation; with its output. */
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
 
 // a program takes seconds to start, on a busy machine tens of them, and some tests start three
@@ -40,7 +40,7 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
           for (const look of waiting) look()
         })
       }
-      // what is typed when it has ended is lost, as it is for anybody
+      // input after its end is lost
       child.stdin.on("error", () => {})
       child.once("close", (code, signal) => {
         Deferred.unsafeDone(ended, Effect.succeed({ code: code ?? signal, ...written }))
@@ -48,7 +48,7 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
       })
 
       const hasEnded = () => child.exitCode !== null || child.signalCode !== null
-      /** What a line that has come, or comes, holds. */
+      /** Waits for a line that matches, from the lines that have come or come later. */
       const line = (pattern: RegExp): Effect.Effect<string, Unexpected> =>
         Effect.async((resume) => {
           const look = () => {
@@ -69,7 +69,7 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
         line,
         written: Effect.sync(() => written.stdout + written.stderr),
         url: line(/service +(http:\S+)/),
-        /** Waits for something, as long as it runs. */
+        /** Waits for an effect, as long as the program runs. */
         meanwhile: <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E | Unexpected> =>
           Effect.raceFirst(
             self,
@@ -77,9 +77,9 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
               Effect.fail(new Unexpected({ message: `ended too early with ${code}: ${stderr}` }))
             )
           ),
-        /** What its user types. */
+        /** Types a text. */
         type: (text: string) => Effect.sync(() => void child.stdin.write(text)),
-        /** As Ctrl-D does. */
+        /** Ends the input as Ctrl-D does. */
         leave: Effect.sync(() => void child.stdin.end()),
         signal: (name: NodeJS.Signals) => Effect.sync(() => child.kill(name)),
         ended: Deferred.await(ended)
@@ -96,7 +96,10 @@ export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, 
 export const run = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
   Effect.scoped(Effect.flatMap(start(args, env), ({ ended }) => ended))
 
-/** Two empty databases on the shared server, the first with a replica, as the service's settings. */
+/**
+ * Creates two empty databases on the shared server, the first with a replica, as the service's
+ * settings.
+ */
 export const databases = Effect.gen(function* () {
   const app = yield* freshDatabase
   const audit = yield* freshDatabase

@@ -3,7 +3,7 @@ import { SqlState } from "effect-db"
 import { describe } from "vitest"
 
 describe("SqlState", () => {
-  it("says what a SQLSTATE means, and that of what nobody acts upon", () => {
+  it("SqlState returns what a SQLSTATE means, and a neutral meaning for one that needs no action", () => {
     assert.strictEqual(SqlState.meaning("23505"), "UniqueViolation")
     assert.strictEqual(SqlState.meaning("40P01"), "DeadlockDetected")
     assert.strictEqual(SqlState.meaning("57P01"), "Disconnected")
@@ -14,7 +14,7 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.meaning("toString"), "QueryFailed")
   })
 
-  it("says why a connect failed", () => {
+  it("SqlState returns why a connect failed", () => {
     assert.strictEqual(SqlState.connectReason("ECONNREFUSED", "connect ECONNREFUSED"), "unreachable")
     assert.strictEqual(SqlState.connectReason("28P01", "password authentication failed"), "authentication")
     assert.strictEqual(SqlState.connectReason("3D000", ""), "noSuchDatabase")
@@ -26,7 +26,7 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.connectReason("constructor", ""), "unreachable")
   })
 
-  it("says why a connect failed, from the words of a pooler, which has one SQLSTATE for everything", () => {
+  it("SqlState returns why a connect failed from the message of a pooler, which has one SQLSTATE for all reasons", () => {
     const reasons = {
       "no more connections allowed (max_client_conn)": "tooManyConnections",
       "sorry, too many clients already": "tooManyConnections",
@@ -48,7 +48,7 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.connectReason("", "query_wait_timeout"), "unreachable")
   })
 
-  it("says what a lost connection means, and whether a server has seen what was sent", () => {
+  it("SqlState returns what a lost connection means, and if a server has received what was sent", () => {
     assert.strictEqual(SqlState.lossMeaning("25P03", "terminating connection"), "IdleTransactionTimeout")
     assert.strictEqual(SqlState.lossMeaning("08P01", "idle transaction timeout"), "IdleTransactionTimeout")
     assert.strictEqual(SqlState.lossMeaning("08P01", "server conn crashed?"), "Disconnected")
@@ -58,7 +58,7 @@ describe("SqlState", () => {
     assert.isFalse(SqlState.isUnserved("57P01", "query_wait_timeout"))
   })
 
-  it("tells what waiting may mend from what a person must", () => {
+  it("SqlState distinguishes transient errors from permanent ones", () => {
     assert.isTrue(SqlState.isNotYet("startingUp"))
     assert.isFalse(SqlState.isNotYet("unreachable"))
     assert.isTrue(SqlState.isTransient("unreachable"))

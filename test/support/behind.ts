@@ -1,4 +1,7 @@
-/** A new database behind a proxy of its own, and what tests of outages and of roles wait for. */
+/**
+ * A new database behind a proxy of its own, and the events for which tests of outages and of roles
+ * wait.
+ */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"

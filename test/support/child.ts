@@ -8,7 +8,7 @@ import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 
-/** How a program has ended, and what it had written. */
+/** The end of a program, and its output. */
 interface Ended {
   readonly code: number | NodeJS.Signals | null
   readonly lines: ReadonlyArray<string>

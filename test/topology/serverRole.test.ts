@@ -24,7 +24,7 @@ const wrongRoles = (facts: Effect.Effect.Success<typeof watch>) =>
 
 describe("the login of a writer", () => {
   it.scopedLive(
-    "to a standby fails as wrongRole, serves nobody, and is tried again until the name leads to a primary",
+    "a writer's login to a standby fails as wrongRole, serves no caller, and is retried until the name leads to a primary",
     () =>
       behind({ startup: "lazy" }, (proxy) =>
         Effect.gen(function* () {
@@ -48,7 +48,7 @@ describe("the login of a writer", () => {
       )
   )
 
-  it.scopedLive("that finds a standby retires the other connections at once, and cuts none that is in use", () =>
+  it.scopedLive("a writer's login that finds a standby retires the other connections, and cuts none in use", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const { reader, writer } = yield* Place
@@ -67,7 +67,9 @@ describe("the login of a writer", () => {
         const isAlso = yield* Deferred.make<void>()
         const also = yield* Effect.fork(
           Db.withTransaction(
-            Effect.all([insert("also"), Deferred.succeed(isAlso, undefined), Deferred.await(letGo)], { discard: true })
+            Effect.all([insert("also"), Deferred.succeed(isAlso, undefined), Deferred.await(letGo)], {
+              discard: true
+            })
           )
         )
         yield* Deferred.await(isAlso)
@@ -87,7 +89,7 @@ describe("the login of a writer", () => {
   )
 
   it.scopedLive(
-    "that finds a standby retires what is open by then, and not what is opened before those are closed",
+    "a writer's login that finds a standby retires what is open by then, and not what is opened before those are closed",
     () =>
       behind({ maxConnections: 2 }, (proxy) =>
         Effect.gen(function* () {
@@ -118,7 +120,7 @@ describe("the login of a writer", () => {
       )
   )
 
-  it.scopedLive("that finds a standby ends the idle connections at once", () =>
+  it.scopedLive("a writer's login that finds a standby ends the idle connections at once", () =>
     behind({ validateAfterIdle: "1 minute", strategy: "pooled", minConnections: 0, order: "lifo" }, (proxy) =>
       Effect.gen(function* () {
         const { reader, writer } = yield* Place
@@ -183,7 +185,7 @@ describe("the proof of the role behind a pooler", () => {
   )
 })
 
-describe("a server that is made read-only while it is used", () => {
+describe("a server that becomes read-only while it is used", () => {
   /** Runs a test with a server of its own. */
   const alone = <A, E>(
     body: (admin: {
@@ -215,7 +217,7 @@ describe("a server that is made read-only while it is used", () => {
       return yield* Effect.provide(Effect.scoped(body({ readOnly })), Layer.merge(live, place))
     })
 
-  it.scopedLive("holds up first writes, in and outside of transactions, until it takes writes again", () =>
+  it.scopedLive("a read-only server delays first writes, also in transactions, until it takes writes again", () =>
     alone(({ readOnly }) =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -243,7 +245,7 @@ describe("a server that is made read-only while it is used", () => {
     )
   )
 
-  it.scopedLive("refuses a write after a read in one transaction, and with retry that runs again", () =>
+  it.scopedLive("a read-only server refuses a write after a read in a transaction; with retry that runs again", () =>
     alone(({ readOnly }) =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -285,7 +287,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       return yield* Effect.provide(Effect.scoped(body(bouncer)), Layer.merge(live, Layer.succeed(Place, place)))
     })
 
-  /** The pooler leads to another server from now on, for clients that are connected, too. */
+  /** Connects the pooler to another server from now on, for present clients, too. */
   const turn = (bouncer: Bouncer, to: Place["Type"]["writer"]) =>
     Effect.zipRight(bouncer.aim(to), Effect.asVoid(bouncer.admin("RECONNECT")))
 
@@ -306,45 +308,43 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     })
   )
 
-  it.scopedLive(
-    "the proof of the role is not in the way of what has to come first in a transaction, or stand alone",
-    () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const bouncer = yield* makeBouncer(place.writer)
-        const db = Db.layer({ writer: bouncer.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 })
-        const level = Effect.gen(function* () {
-          const sql = yield* Db.writer
-          const [row] = yield* sql<{ level: string }>`SELECT current_setting('transaction_isolation') AS level`
-          return row?.level
-        })
-        const firsts: Record<string, Effect.Effect<unknown, unknown, Db | Scope.Scope>> = {
-          serializable: Db.withTransaction(level, { isolation: "serializable" }),
-          deferrable: Db.withTransaction(level, { isolation: "serializable", access: "read only", deferrable: true }),
-          byHand: Db.withTransaction(
-            Effect.gen(function* () {
-              const sql = yield* Db.writer
-              yield* sql`SET TRANSACTION ISOLATION LEVEL SERIALIZABLE`
-              return yield* level
-            })
-          ),
-          stream: Db.withTransaction(
-            Effect.flatMap(Db.writer, (sql) =>
-              Stream.runHead(sql<{ level: string }>`SELECT current_setting('transaction_isolation') AS level`.stream)
-            ).pipe(Effect.map((row) => Option.getOrThrow(row).level)),
-            { isolation: "serializable" }
-          ),
-          alone: Effect.flatMap(Db.writer, (sql) => Effect.as(sql`VACUUM item`, "serializable")),
-          several: Effect.flatMap(Db.writer, (sql) =>
-            Effect.as(sql.unsafe("INSERT INTO item (name) VALUES ('c'); SELECT 1").unprepared, "serializable")
-          )
-        }
-        for (const [name, first] of Object.entries(firsts)) {
-          // a connection of its own each
-          assert.strictEqual(yield* Effect.provide(first, db), "serializable", name)
-        }
-        assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["c"])
+  it.scopedLive("the proof of the role does not precede what has to come first in a transaction, or stand alone", () =>
+    Effect.gen(function* () {
+      const place = yield* freshTable
+      const bouncer = yield* makeBouncer(place.writer)
+      const db = Db.layer({ writer: bouncer.url, mode: "transactionPooler", startup: "lazy", maxConnections: 1 })
+      const level = Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const [row] = yield* sql<{ level: string }>`SELECT current_setting('transaction_isolation') AS level`
+        return row?.level
       })
+      const firsts: Record<string, Effect.Effect<unknown, unknown, Db | Scope.Scope>> = {
+        serializable: Db.withTransaction(level, { isolation: "serializable" }),
+        deferrable: Db.withTransaction(level, { isolation: "serializable", access: "read only", deferrable: true }),
+        byHand: Db.withTransaction(
+          Effect.gen(function* () {
+            const sql = yield* Db.writer
+            yield* sql`SET TRANSACTION ISOLATION LEVEL SERIALIZABLE`
+            return yield* level
+          })
+        ),
+        stream: Db.withTransaction(
+          Effect.flatMap(Db.writer, (sql) =>
+            Stream.runHead(sql<{ level: string }>`SELECT current_setting('transaction_isolation') AS level`.stream)
+          ).pipe(Effect.map((row) => Option.getOrThrow(row).level)),
+          { isolation: "serializable" }
+        ),
+        alone: Effect.flatMap(Db.writer, (sql) => Effect.as(sql`VACUUM item`, "serializable")),
+        several: Effect.flatMap(Db.writer, (sql) =>
+          Effect.as(sql.unsafe("INSERT INTO item (name) VALUES ('c'); SELECT 1").unprepared, "serializable")
+        )
+      }
+      for (const [name, first] of Object.entries(firsts)) {
+        // a connection of its own each
+        assert.strictEqual(yield* Effect.provide(first, db), "serializable", name)
+      }
+      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["c"])
+    })
   )
 
   it.scopedLive("writes wait while the pooler leads to a standby, in and outside of transactions", () =>
@@ -379,7 +379,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   )
 
-  it.scopedLive("a COPY of a writer waits while the pooler leads to a standby, also where it only reads", () =>
+  it.scopedLive("a COPY of a writer waits while the pooler leads to a standby, also if it only reads", () =>
     pooled({}, (bouncer) =>
       Effect.gen(function* () {
         const { reader, writer } = yield* Place
@@ -399,7 +399,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   )
 
-  it.scopedLive("a refused write of the program's own doing is told as that", () =>
+  it.scopedLive("a refused write of the program's own doing is reported as that", () =>
     pooled({}, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place

@@ -1,4 +1,3 @@
-import * as net from "node:net"
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -13,21 +12,11 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Audit, Db, soon } from "../support/databases.js"
+import { Audit, active, Db, soon } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
+import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
-
-/** A port on which somebody accepts and never answers. */
-const silent = Effect.acquireRelease(
-  Effect.async<net.Server>((resume) => {
-    const server = net.createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-  }),
-  (server) => Effect.sync(() => server.close())
-).pipe(Effect.map((server) => (server.address() as net.AddressInfo).port))
-
-/** A port on which nobody listens. */
-const closed = Effect.scoped(silent)
 
 const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
   const changed = new URL(Redacted.value(url))
@@ -35,7 +24,10 @@ const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => 
   return Redacted.make(changed.href)
 }
 
-/** Opens a database that cannot be opened, within its timeout and a second, and gives the failure and all that was said. */
+/**
+ * Opens a database that cannot be opened, within its timeout and a second, and returns the failure
+ * and all log messages.
+ */
 const failure = (options: Database.Options) =>
   Effect.gen(function* () {
     const said: Array<string> = []
@@ -63,10 +55,10 @@ const failure = (options: Database.Options) =>
 const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "ConnectFailed" ? error.reason : error._tag)
 
 describe("start-up", () => {
-  it.scopedLive("a wrong password, user or database, a closed port, a wrong host: ConnectFailed with its reason", () =>
+  it.scopedLive("a wrong password, user, database or host and a closed port are ConnectFailed with the reason", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
-      const port = yield* closed
+      const port = yield* closedPort
       const { host } = new URL(Redacted.value(writer))
       const cases = [
         [
@@ -116,14 +108,14 @@ describe("start-up", () => {
 
   it.scopedLive("a server that accepts and never answers is unresponsive, within the timeout", () =>
     Effect.gen(function* () {
-      const port = yield* silent
+      const port = yield* listenOnPort()
       const error = yield* failure({ writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`) })
       assert.strictEqual(reasonOf(error), "unresponsive")
       assert.include(error.message, `127.0.0.1:${port}`)
     })
   )
 
-  it.scopedLive("a server without TLS is refused where TLS is asked for", () =>
+  it.scopedLive("a server without TLS is refused when TLS is required", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const error = yield* failure({
@@ -172,7 +164,7 @@ describe("start-up", () => {
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         yield* query(writer, "CREATE TABLE item (name text)")
-        const port = yield* closed
+        const port = yield* closedPort
         const said: Array<string> = []
         const logger = Logger.make(({ message }) => void said.push(inspect(message)))
         const dead = changed(writer, (url) => {
@@ -201,9 +193,9 @@ describe("start-up", () => {
       })
   )
 
-  it.scopedLive("lazy opens nothing before the first statement", () =>
+  it.scopedLive("a lazy start opens nothing before the first statement", () =>
     Effect.gen(function* () {
-      const port = yield* closed
+      const port = yield* closedPort
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         const error = yield* sql`SELECT 1`.pipe(DatabaseError.refine, Effect.flip)
@@ -220,10 +212,10 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("when one of two databases cannot be opened, the other is closed again", () =>
+  it.scopedLive("an open database is closed again when the other one cannot be opened", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
-      const port = yield* closed
+      const port = yield* closedPort
       const both = Layer.merge(
         Db.layer({ writer }),
         Audit.layer({
@@ -242,7 +234,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("settings come from Config", () =>
+  it.scopedLive("settings are read from Config", () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* freshDatabase
       const live = Db.layerConfig({
@@ -272,7 +264,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("after the layer is released every socket is closed and a client says so", () =>
+  it.scopedLive("every socket is closed after the layer is released, and a client reports that", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const client = yield* Effect.provide(
@@ -290,20 +282,22 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("release gives work in flight its time, then cuts it off", () =>
+  it.scopedLive("the release gives running work its time, then cuts it off", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(Db.layer({ writer, shutdownTimeout: "300 millis" }), scope)
       const sql = yield* Effect.provide(Db.writer, context)
-      const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
       const cut = yield* Effect.fork(sql`SELECT pg_sleep(60)`.pipe(DatabaseError.refine, Effect.flip))
       const sleeping = query<{ n: number }>(
         writer,
         "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'SELECT pg_sleep%' AND state = 'active'",
         [name]
       )
-      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 2 })
+      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
+      // the pool reports that it runs, because a query of the server may take longer than it does
+      const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
+      yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 2 }).pipe(Effect.provide(context))
       yield* Scope.close(scope, Exit.void)
       yield* Fiber.join(done)
       const error = yield* Fiber.join(cut)

@@ -1,5 +1,6 @@
 /**
- * Ends by hand: `Db.commit`, `Db.rollback`, `UnitOfWork.commit` and `UnitOfWork.rollback` where a transaction has an end of its own.
+ * Ends by hand: `Db.commit`, `Db.rollback`, `UnitOfWork.commit` and `UnitOfWork.rollback` where a
+ * transaction has an end of its own.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"

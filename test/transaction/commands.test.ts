@@ -1,6 +1,4 @@
-/**
- * The commands of an SQL text, told apart by their first words.
- */
+/** The commands of an SQL text, distinguished by their first words. */
 import { describe, expect, it } from "vitest"
 import { commandsIn } from "../../src/internal/sql/commands.js"
 
@@ -26,11 +24,11 @@ describe("commandsIn", () => {
     ["INSERT INTO café VALUES (1)", ["INSERT INTO CAFÉ VALUES"]],
     ["SELECT 'never closed; COMMIT", ["SELECT"]],
     ["/* never closed; COMMIT", []]
-  ])("reads %j", (text, commands) => {
+  ])("commandsIn reads %j", (text, commands) => {
     expect(commandsIn(text)).toEqual(commands)
   })
 
-  it("comes to an end for any text, in a time that grows with its length only", () => {
+  it("commandsIn ends for any text, in a time that grows only with its length", () => {
     for (const piece of ["'", '"', "$", "$$", "$a$", "/*", "*/", "--", "E'\\", ";", "\\", "\u0000", "x'"]) {
       expect(() => commandsIn(piece.repeat(20_000))).not.toThrow()
     }

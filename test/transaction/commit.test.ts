@@ -1,5 +1,5 @@
 /**
- * The end of a transaction on a network that fails: what is stored, what is said, and how long it takes.
+ * The end of a transaction on a network that fails: the stored rows, the failure, and the duration.
  */
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -31,7 +31,7 @@ const given = (options: Partial<Database.Options> = {}) =>
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
-  it.scopedLive("the connection is lost before COMMIT arrives: CommitOutcomeUnknown, nothing is stored", () =>
+  it.scopedLive("a connection lost before COMMIT arrives is CommitOutcomeUnknown, and nothing is stored", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       yield* proxy.when(sends("COMMIT"), "cut")
@@ -46,7 +46,7 @@ describe("the end of a transaction", () => {
   )
 
   it.scopedLive(
-    "the connection is lost before its answer arrives: CommitOutcomeUnknown, it is stored, and never replayed",
+    "a connection lost before the answer to COMMIT arrives is CommitOutcomeUnknown, stored and never replayed",
     () =>
       Effect.gen(function* () {
         const { context, insert, proxy, stored } = yield* given()
@@ -66,7 +66,7 @@ describe("the end of a transaction", () => {
       })
   )
 
-  it.scopedLive("a transaction that only reads has nothing to be in doubt about", () =>
+  it.scopedLive("a transaction that only reads is never in doubt", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given()
       yield* proxy.when(answers("COMMIT"), "cut")
@@ -78,7 +78,7 @@ describe("the end of a transaction", () => {
         Effect.flip
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-      // and so it may be replayed
+      // therefore it may be replayed
       yield* proxy.when(answers("COMMIT"), "cut")
       assert.deepStrictEqual(
         yield* read.pipe(Db.withTransaction({ access: "read only", retry: true }), Effect.provide(context)),
@@ -123,22 +123,20 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive(
-    "a ROLLBACK that is never answered settles within its bound, and the first failure is the one that is seen",
-    () =>
-      Effect.gen(function* () {
-        const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
-        yield* proxy.when(sends("ROLLBACK"), "freeze")
-        const error = yield* Effect.zipRight(insert("a"), Effect.fail("mine")).pipe(
-          Db.withTransaction(),
-          Effect.provide(context),
-          Effect.timeout(bound),
-          Effect.flip
-        )
-        assert.strictEqual(error, "mine")
-        yield* Effect.provide(insert("next"), context)
-        assert.deepStrictEqual(yield* stored, ["next"])
-      })
+  it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the first failure", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
+      yield* proxy.when(sends("ROLLBACK"), "freeze")
+      const error = yield* Effect.zipRight(insert("a"), Effect.fail("mine")).pipe(
+        Db.withTransaction(),
+        Effect.provide(context),
+        Effect.timeout(bound),
+        Effect.flip
+      )
+      assert.strictEqual(error, "mine")
+      yield* Effect.provide(insert("next"), context)
+      assert.deepStrictEqual(yield* stored, ["next"])
+    })
   )
 
   it.scopedLive("an interruption of a statement that is never answered settles at once", () =>
@@ -153,7 +151,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("round trips: n + 1 for a transaction of n statements, 1 for a single one, 0 for none", () =>
+  it.scopedLive("a transaction of n statements has n + 1 round trips, an autocommit one 1, an empty one 0", () =>
     Effect.gen(function* () {
       const { context, insert, proxy } = yield* given()
       const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>

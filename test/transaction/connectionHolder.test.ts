@@ -6,7 +6,7 @@ import { assert, describe, it } from "vitest"
 import { ConnectionHolder } from "../../src/internal/transaction/connectionHolder.js"
 
 describe("a lost connection", () => {
-  it("does not tell a waiter that another waiter has given up while it was told", () => {
+  it("a lost connection is not reported to a waiter that another waiter has removed during the report", () => {
     const location = { database: "app", server: "" }
     const holder = new ConnectionHolder({ location, busyTimeout: 0, checkout: () => () => {}, checkin: () => {} })
     const told: Array<string> = []

@@ -18,13 +18,13 @@ const collide = run("DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'se
 
 const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
-/** How a failure says that a statement has ended the transaction. */
+/** Describes a failure of a statement that has ended the transaction. */
 const endedBy = (error: unknown) =>
   DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded" ? error.by : String(error)
 
 describe("a transaction that a statement in it ends", () => {
   for (const text of ["COMMIT AND CHAIN", "END AND CHAIN", "COMMIT; BEGIN", "COMMIT; START TRANSACTION", "COMMIT"]) {
-    it.scopedLive(`by ${text} fails with TransactionEnded, and is not run again though it collides later`, () =>
+    it.scopedLive(`a transaction that ${text} ends fails with TransactionEnded, and never runs again`, () =>
       Effect.gen(function* () {
         let runs = 0
         const work = Effect.gen(function* () {
@@ -43,7 +43,7 @@ describe("a transaction that a statement in it ends", () => {
   }
 
   for (const text of ["ROLLBACK AND CHAIN", "ABORT WORK AND CHAIN", "ROLLBACK; BEGIN", "ROLLBACK /* TO */ AND CHAIN"]) {
-    it.scopedLive(`by ${text} stores nothing of what follows`, () =>
+    it.scopedLive(`a transaction that ${text} ends stores nothing of what follows`, () =>
       Effect.gen(function* () {
         const work = Effect.all([note, Effect.ignore(run(text)), Effect.ignore(insert("second half"))])
         assert.strictEqual(endedBy(yield* errorOf(Db.withTransaction(work))), "ROLLBACK")
@@ -52,7 +52,7 @@ describe("a transaction that a statement in it ends", () => {
     )
   }
 
-  it.scopedLive("by ROLLBACK with a write behind it in one text is not run again: the write is stored already", () =>
+  it.scopedLive("a transaction that ROLLBACK ends before a write in one text is not run again", () =>
     Effect.gen(function* () {
       let runs = 0
       const work = Effect.suspend(() => {
@@ -72,7 +72,7 @@ describe("a transaction that a statement in it ends", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("by a savepoint of its own goes on: ROLLBACK TO ends nothing, nor does a second BEGIN", () =>
+  it.scopedLive("a transaction with a savepoint by hand goes on: ROLLBACK TO and a second BEGIN end nothing", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(
         Effect.gen(function* () {
@@ -90,7 +90,7 @@ describe("a transaction that a statement in it ends", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is noticed in a text that fails after its COMMIT, in a nested transaction and in a stream", () =>
+  it.scopedLive("an end by hand is noticed before an error in its text, in a nested transaction and in a stream", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       for (const statement of [
@@ -105,7 +105,7 @@ describe("a transaction that a statement in it ends", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is not run again for a failure of another database, or of its own, once something is stored", () =>
+  it.scopedLive("a transaction that stored something is not run again for its own or another's failure", () =>
     Effect.gen(function* () {
       let runs = 0
       const collision = Effect.fail(
@@ -128,7 +128,7 @@ describe("a transaction that a statement in it ends", () => {
   )
 
   for (const text of ["COMMIT", "SELECT 1; COMMIT"]) {
-    it.scopedLive(`by ${text}, whose answer is lost, is in doubt and not run again`, () =>
+    it.scopedLive(`a transaction that ${text} ends, whose answer is lost, is in doubt and not run again`, () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy(place.writer)

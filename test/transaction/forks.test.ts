@@ -16,7 +16,10 @@ import { terminateBackends } from "../support/server.js"
 
 const hurried = fresh({ acquireTimeout: "200 millis" })
 
-/** Forks a nested transaction that sends a statement and does not end; gives its fiber once that is answered. */
+/**
+ * Forks a nested transaction that sends a statement and does not end; returns its fiber once that
+ * is answered.
+ */
 const forkNested = <R>(nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db | R>) =>
   Effect.gen(function* () {
     const sent = yield* Deferred.make<void>()
@@ -33,7 +36,10 @@ const forkNested = <R>(nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.E
     return { fiber, go }
   })
 
-/** Forks a statement in a nested transaction that fails while the statement waits; gives the fiber of its failure. */
+/**
+ * Forks a statement in a nested transaction that fails while the statement waits; returns the fiber
+ * of its failure.
+ */
 const lateIn = (nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db>) =>
   Effect.gen(function* () {
     const forked = yield* Deferred.make<Fiber.RuntimeFiber<DatabaseError.DatabaseError, unknown>>()
@@ -48,7 +54,7 @@ const lateIn = (nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A
     return yield* Deferred.await(forked)
   })
 
-/** In the transaction of the database, in a savepoint, or in a nested part. */
+/** The places of a fork: the transaction of the database, a savepoint, a nested part. */
 const ways = [
   ["Db.withTransaction", (self) => Db.withTransaction(self)],
   ["UnitOfWork.nested", (self) => UnitOfWork.nested(self)]
@@ -56,7 +62,7 @@ const ways = [
   readonly [string, <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db>]
 >
 
-describe("an end with a fork in it", () => {
+describe("the end of a transaction with a running fork", () => {
   for (const [name, nested] of ways) {
     it.scopedLive(`COMMIT waits for a fork's ${name} for acquireTimeout, then fails with TransactionBusy`, () =>
       Effect.gen(function* () {
@@ -72,7 +78,7 @@ describe("an end with a fork in it", () => {
     )
   }
 
-  it.scopedLive("RELEASE of a savepoint is bounded in the same way, and what is around it goes on", () =>
+  it.scopedLive("RELEASE of a savepoint is bounded in the same way, and the transaction around it goes on", () =>
     Effect.gen(function* () {
       const error = yield* Db.withTransaction(
         Effect.zipRight(
@@ -86,7 +92,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(hurried))
   )
 
-  it.scopedLive("so is the check before the first COMMIT of several databases: nothing is stored in any", () =>
+  it.scopedLive("the check before the first COMMIT is bounded in the same way, and nothing is stored", () =>
     Effect.gen(function* () {
       for (const order of [
         [Db, Audit],
@@ -133,7 +139,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(fresh({ readers: [], maxConnections: 1 })))
   )
 
-  it.scopedLive("a statement that waits for the turn of its part fails at once where the connection is lost", () =>
+  it.scopedLive("a statement that waits for the turn of its part fails at once if the connection is lost", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const failed = yield* Deferred.make<DatabaseError.DatabaseError>()
@@ -156,7 +162,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(fresh({ readers: [], acquireTimeout: "5 seconds" })))
   )
 
-  it.scopedLive("where the server has ended the session the end does not wait at all", () =>
+  it.scopedLive("the end does not wait at all if the server has ended the session", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const error = yield* Db.withTransaction(
@@ -171,7 +177,7 @@ describe("an end with a fork in it", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("nor where it ends the session while the end waits", () =>
+  it.scopedLive("the end stops waiting if the server ends the session meanwhile", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const error = yield* Db.withTransaction(

@@ -13,7 +13,7 @@ const both = Layer.merge(fresh(), audit)
 
 describe("UnitOfWork.run in Db.independent", () => {
   it.scopedLive(
-    "is one whole of its own on that database, inside of a unit, of a transaction, and in a nested part",
+    "UnitOfWork.run in Db.independent is one whole on that database, in a unit, in a transaction, and in a nested part",
     () =>
       Effect.gen(function* () {
         const two = (name: string) => Effect.zipRight(insert(`${name} 1`), insert(`${name} 2`))
@@ -38,7 +38,7 @@ describe("UnitOfWork.run in Db.independent", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("leaves other databases to the unit around it, touched before or not, and fails that with them", () =>
+  it.scopedLive("UnitOfWork.run in Db.independent leaves other databases to the unit around it, or fails it", () =>
     Effect.gen(function* () {
       const part = Db.independent(UnitOfWork.run(Effect.zipRight(insert("own"), event("of the unit"))))
       for (const before of [Effect.void, event("before")]) {
@@ -53,7 +53,7 @@ describe("UnitOfWork.run in Db.independent", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("may be ended early, and its hooks follow its own end", () =>
+  it.scopedLive("UnitOfWork.run in Db.independent may be ended early, and its hooks follow its own end", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))

@@ -1,6 +1,6 @@
 /**
- * A statement that the program interrupts and then goes on: in a transaction, in a nested one, on a reserved connection, in a sandbox, and
- * what becomes of its connection.
+ * A statement that the program interrupts before it goes on: in a transaction, in a nested one, on
+ * a reserved connection, in a sandbox, and the state of its connection.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -36,7 +36,7 @@ const running = (count: number) =>
     )
   })
 
-/** Runs what holds a long statement, and interrupts it when the server is at that. */
+/** Runs an effect with a long statement, and interrupts it when the server runs that. */
 const interrupted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const fiber = yield* Effect.fork(self)
@@ -50,8 +50,8 @@ const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => (row as
 const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
 
-describe("a statement that the program interrupts, in a transaction", () => {
-  it.scopedLive("ends the transaction with an error that names the statement, and nothing of it runs again", () =>
+describe("an interrupted statement in a transaction", () => {
+  it.scopedLive("an interrupted statement ends its transaction with an error that names it, without a retry", () =>
     Effect.gen(function* () {
       let runs = 0
       let later: unknown
@@ -79,7 +79,7 @@ describe("a statement that the program interrupts, in a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("by a timeout that the program takes for an answer, fails the transaction at its end", () =>
+  it.scopedLive("a timeout that the program takes for an answer fails the transaction at its end", () =>
     Effect.gen(function* () {
       let runs = 0
       const work = Effect.gen(function* () {
@@ -94,7 +94,7 @@ describe("a statement that the program interrupts, in a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is named by its place in the program where call sites are noted down", () =>
+  it.scopedLive("an interrupted statement is named by its call site if call sites are recorded", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* errorOf(
@@ -105,7 +105,7 @@ describe("a statement that the program interrupts, in a transaction", () => {
     }).pipe(Effect.provide(fresh({ leakThreshold: "1 minute" })))
   )
 
-  it.scopedLive("fails those that wait for their turn, and the connection stays", () =>
+  it.scopedLive("an interrupted statement fails those that wait for their turn, and the connection stays", () =>
     Effect.gen(function* () {
       const before = yield* pid
       const error = yield* errorOf(
@@ -137,7 +137,7 @@ describe("a statement that the program interrupts, in a transaction", () => {
     "as several commands": run(`INSERT INTO item (name) VALUES ('inner'); ${long}`)
   }
   for (const [name, statements] of Object.entries(ways)) {
-    it.scopedLive(`undoes the nested transaction only, if that is interrupted: ${name}`, () =>
+    it.scopedLive(`an interrupted nested transaction is undone alone: ${name}`, () =>
       Effect.gen(function* () {
         yield* Db.withTransaction(
           Effect.gen(function* () {
@@ -151,7 +151,7 @@ describe("a statement that the program interrupts, in a transaction", () => {
     )
   }
 
-  it.scopedLive("undoes the nested transaction only, if that goes on, and the error says so", () =>
+  it.scopedLive("an interrupted statement undoes the nested transaction only, if that goes on with the error", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(
         Effect.gen(function* () {
@@ -170,7 +170,7 @@ describe("a statement that the program interrupts, in a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is undone alone, if it is one of a reader in a writer's transaction", () =>
+  it.scopedLive("an interrupted statement of a reader in a writer's transaction is undone alone", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       yield* Db.withTransaction(
@@ -185,11 +185,9 @@ describe("a statement that the program interrupts, in a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("undoes the whole, if the server does not take the cancel in time", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+  it.scopedLive("an interrupted statement undoes the whole if the server does not take the cancel in time", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
         let runs = 0
         const work = Effect.gen(function* () {
           runs++
@@ -202,12 +200,12 @@ describe("a statement that the program interrupts, in a transaction", () => {
         assert.strictEqual(error._tag, "TransactionInterrupted")
         assert.strictEqual(runs, 1)
         assert.deepStrictEqual(yield* stored, [])
-      }).pipe(Effect.provide(Layer.merge(Db.layer({ writer: proxy.url }), Layer.succeed(Place, place))))
-    })
+      })
+    )
   )
 })
 
-describe("a nested transaction that the program interrupts while it is released", () => {
+describe("a nested transaction that is interrupted during its release", () => {
   /** Runs a part, and interrupts it with the answer to its RELEASE on its way. */
   const released = <A, E, R>(proxy: Proxy, part: Effect.Effect<A, E, R>) =>
     Effect.gen(function* () {
@@ -225,7 +223,7 @@ describe("a nested transaction that the program interrupts while it is released"
     copyFrom: Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["undone"])))
   }
   for (const [name, part] of Object.entries(parts)) {
-    it.scopedLive(`has what is around it rolled back, for it can not be undone alone any more: ${name}`, () =>
+    it.scopedLive(`an interrupted release rolls back the transaction around it as a whole: ${name}`, () =>
       behind({ maxConnections: 1 }, (proxy) =>
         Effect.gen(function* () {
           let runs = 0
@@ -248,7 +246,7 @@ describe("a nested transaction that the program interrupts while it is released"
     )
   }
 
-  it.scopedLive("is kept, if it is that of a copyTo, whose rows are all read", () =>
+  it.scopedLive("a release that is interrupted is kept if it is that of a copyTo whose rows are all read", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const copy = Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1`))
@@ -259,7 +257,7 @@ describe("a nested transaction that the program interrupts while it is released"
     )
   )
 
-  it.scopedLive("has the nested one around it undone alone", () =>
+  it.scopedLive("a release that is interrupted has the nested transaction around it undone alone", () =>
     behind({ maxConnections: 1 }, (proxy) =>
       Effect.gen(function* () {
         yield* UnitOfWork.run(
@@ -275,7 +273,7 @@ describe("a nested transaction that the program interrupts while it is released"
     )
   )
 
-  it.scopedLive("has all databases of its unit rolled back", () =>
+  it.scopedLive("a release that is interrupted has all databases of its unit rolled back", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const part = UnitOfWork.nested(Effect.zipRight(insert("undone"), event("undone")))
@@ -289,7 +287,7 @@ describe("a nested transaction that the program interrupts while it is released"
     )
   )
 
-  it.scopedLive("drops its hooks, but for afterRollback", () =>
+  it.scopedLive("a release that is interrupted drops its hooks, except for afterRollback", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const log: Array<string> = []
@@ -303,7 +301,7 @@ describe("a nested transaction that the program interrupts while it is released"
     )
   )
 
-  it.scopedLive("is kept with another database that it has committed, for that is stored", () =>
+  it.scopedLive("a release that is interrupted is kept with another database that it has committed", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const part = UnitOfWork.nested(Effect.zipRight(insert("kept"), event("kept")))
@@ -315,7 +313,7 @@ describe("a nested transaction that the program interrupts while it is released"
 })
 
 describe("the connection of an interrupted statement", () => {
-  it.scopedLive("is kept: 200 interruptions, ten at a time, are served by about ten processes of the server", () =>
+  it.scopedLive("200 interruptions, ten at a time, keep their connections on about ten server processes", () =>
     Effect.gen(function* () {
       const pids = new Set<number>()
       for (let round = 0; round < 20; round++) {
@@ -328,7 +326,7 @@ describe("the connection of an interrupted statement", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 10 })))
   )
 
-  it.scopedLive("is kept after a statement of a reader, of a unit, of a stream, and of a reserved connection", () =>
+  it.scopedLive("the connection is kept after a statement of a reader, unit, stream or reserved connection", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const reader = yield* Db.reader
@@ -360,11 +358,9 @@ describe("the connection of an interrupted statement", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it.scopedLive("is kept where the scope of a reserved reader ends while its interrupted statement is undone", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+  it.scopedLive("the connection is kept if its reserved reader is released while the statement is undone", () =>
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
         const reader = yield* Db.reader
         const before = yield* reader`SELECT pg_backend_pid()`
         yield* Effect.scoped(
@@ -377,12 +373,8 @@ describe("the connection of an interrupted statement", () => {
         )
         yield* proxy.thaw
         assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
-      }).pipe(
-        Effect.provide(
-          Layer.merge(Db.layer({ writer: proxy.url, readers: [], maxConnections: 1 }), Layer.succeed(Place, place))
-        )
-      )
-    })
+      })
+    )
   )
 
   const lock = "SELECT pg_advisory_lock_shared(1) AS long"
@@ -399,7 +391,7 @@ describe("the connection of an interrupted statement", () => {
     ]
   } as const
   for (const [how, [comes, text]] of Object.entries(ends)) {
-    it.scopedLive(`is kept if its statement ${how}`, () =>
+    it.scopedLive(`the connection is kept if its interrupted statement ${how}`, () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy(place.writer)
@@ -426,11 +418,9 @@ describe("the connection of an interrupted statement", () => {
     )
   }
 
-  it.scopedLive("runs nothing of a statement that was interrupted at the BEGIN before it", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+  it.scopedLive("the connection runs nothing of a statement that was interrupted at the BEGIN before it", () =>
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
         const before = yield* pid
         const text = "INSERT INTO item (name) VALUES ('a'); INSERT INTO item (name) VALUES ('b')"
         for (const self of [Db.withSchema(run(text), "public"), Db.withTransaction(run(text))]) {
@@ -447,39 +437,35 @@ describe("the connection of an interrupted statement", () => {
           assert.strictEqual(yield* pid, before)
         }
         assert.deepStrictEqual(yield* stored, [])
-      }).pipe(
-        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 1 }), Layer.succeed(Place, place)))
-      )
-    })
+      })
+    )
   )
 
-  it.scopedLive("is not used again while its cancel is on its way, though the statement has ended with 57014", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* Effect.gen(function* () {
+  it.scopedLive("the connection is not used while its cancel is on its way, though the statement has ended", () =>
+    behind({ maxConnections: 2 }, (proxy) =>
+      Effect.gen(function* () {
+        const place = yield* Place
         const before = yield* pid
         const fiber = yield* Effect.fork(run(long))
         yield* running(1)
         const held = yield* proxy.when(({ type }) => type === "cancel", "freeze", 2)
         yield* Fiber.interrupt(fiber)
         yield* held
-        // in the words in which it answers our own cancel, too
+        // in the words of the answer to our own cancel as well
         yield* query(place.writer, "SELECT pg_cancel_backend($1)", [before])
         const other = yield* Effect.fork(run("SELECT pg_backend_pid() AS pid FROM pg_sleep(0.5) AS long"))
         const [next] = yield* running(1)
         assert.notStrictEqual(next, before)
         yield* proxy.thaw
         assert.deepStrictEqual(yield* Fiber.join(other), [{ pid: next }])
-      }).pipe(
-        Effect.provide(Layer.merge(Db.layer({ writer: proxy.url, maxConnections: 2 }), Layer.succeed(Place, place)))
-      )
-    })
+      })
+    )
   )
 
-  it.scopedLive(`${behindBouncer} is never kept: a pooler may pass a cancel on late`, (context) =>
+  it.scopedLive(`a connection ${behindBouncer} is never kept: the pooler may pass a cancel on late`, (context) =>
     Effect.gen(function* () {
-      // without PgBouncer, which only `npm run test:cluster` installs, there is no connection of one
+      // without PgBouncer, which only `npm run test:cluster` installs, no connection is one of a
+      // pooler
       if (!hasBouncer) return context.skip()
       yield* interrupted(run(long))
       const { servers } = yield* Db.status
@@ -492,7 +478,7 @@ describe("the connection of an interrupted statement", () => {
 
 describe("a reserved connection", () => {
   it.scopedLive(
-    "is as good as before after an interrupted statement, also in a transaction that is begun by hand",
+    "a reserved connection stays good after an interrupted statement, also in a transaction that is begun by hand",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -518,7 +504,7 @@ describe("a reserved connection", () => {
 })
 
 describe("a sandbox of TestDatabase", () => {
-  it.scopedLive("goes on after an interrupted statement, of a writer, a reader, a transaction and a nested one", () =>
+  it.scopedLive("a sandbox goes on after an interrupted statement of a reader, writer or nested transaction", () =>
     Effect.gen(function* () {
       const sandbox = Effect.gen(function* () {
         const reader = yield* Db.reader

@@ -1,5 +1,6 @@
 /**
- * Options with a name that is not known, as only a program without types can give: they are refused with the nearest name.
+ * Options with an unknown name, as only a program without types can pass: they are refused with the
+ * nearest name.
  */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
@@ -10,11 +11,11 @@ import { DatabaseError, DatabaseRuntime, Migrations, RequestTransaction, UnitOfW
 import { describe } from "vitest"
 import { Db, fresh, insert, stored } from "../support/databases.js"
 
-/** Options as a program without types gives them. */
+/** Returns options as a program without types passes them. */
 const untyped = (options: object): object => options
 
-describe("an option whose name is not known", () => {
-  it.scopedLive("is ConfigInvalid, which names the nearest one, and nothing has run", () =>
+describe("unknown options", () => {
+  it.scopedLive("an option with an unknown name is ConfigInvalid with the nearest one, and nothing has run", () =>
     Effect.gen(function* () {
       const mistyped = untyped({ isolaton: "serializable" })
       const sql = yield* Db.writer
@@ -43,7 +44,7 @@ describe("an option whose name is not known", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it("of a runtime, its middleware or its handler is thrown where that is made", () => {
+  it("an unknown option of a runtime, its middleware or its handler is thrown when that is created", () => {
     const make = (options: object) => DatabaseRuntime.make({ db: Db }, fresh(), options)
     const runtime = make({})
     const handle = () => new Response()
@@ -57,7 +58,7 @@ describe("an option whose name is not known", () => {
     for (const [call, expected] of calls) assert.throws(call, `expected "${expected}"`)
   })
 
-  it.scopedLive("of settings by request is refused before the handler runs", () =>
+  it.scopedLive("an unknown option of settings by request is refused before the handler runs", () =>
     Effect.gen(function* () {
       const transaction = () => untyped({ isolaton: "serializable" })
       const refused: Array<string> = []
@@ -87,7 +88,7 @@ describe("an option whose name is not known", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it("of a middleware for requests is thrown where that is made", () => {
+  it("an unknown option of a middleware for requests is thrown when that is created", () => {
     const layers: ReadonlyArray<(options: object) => unknown> = [
       RequestTransaction.middleware,
       RequestTransaction.layerApi

@@ -33,7 +33,7 @@ const isStandby = Effect.flatMap(Db.reader, (sql) =>
 )
 
 describe("UnitOfWork.nested", () => {
-  it.scopedLive("undoes a part that fails on every database it touched, and the unit goes on", () =>
+  it.scopedLive("UnitOfWork.nested undoes a part that fails on every database it touched, and the unit goes on", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -49,7 +49,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("undoes a part by a defect, by an interruption and by its outcome, too", () =>
+  it.scopedLive("UnitOfWork.nested undoes a part after a defect, an interruption and by its outcome too", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -89,7 +89,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("costs no round trip of its own at its beginning, and none at all without a statement", () =>
+  it.scopedLive("UnitOfWork.nested costs no round trip at its beginning, and none at all without a statement", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -108,7 +108,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("drops the hooks of an undone part, but for afterRollback, which waits for the end of the whole", () =>
+  it.scopedLive("UnitOfWork.nested drops the hooks of an undone part; afterRollback waits for the whole", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -144,7 +144,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("drops the afterCommit hooks of a part whose end fails, also on a database without a statement", () =>
+  it.scopedLive("UnitOfWork.nested drops the afterCommit hooks of a part whose end fails, on every database", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -166,7 +166,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("commits the hooks of a database that no unit around it would begin, in a bare withTransaction", () =>
+  it.scopedLive("UnitOfWork.nested in a bare withTransaction commits the hooks of a database without a unit", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -182,7 +182,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("checks all databases before the first RELEASE, also where the unit does not check first", () =>
+  it.scopedLive("UnitOfWork.nested checks all databases before the first RELEASE, whatever the unit does", () =>
     Effect.gen(function* () {
       const part = Effect.all([
         insert("undone"),
@@ -202,7 +202,7 @@ describe("UnitOfWork.nested", () => {
   )
 
   it.scopedLive(
-    "a part of which one savepoint is released and the other lost makes the first one's whole roll back",
+    "a part whose first savepoint is released and whose second is lost makes the first database's whole roll back",
     () =>
       Effect.gen(function* () {
         const proxy = yield* auditProxy
@@ -225,7 +225,7 @@ describe("UnitOfWork.nested", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("in a bare withTransaction a COMMIT of another database that is lost undoes the savepoint alone", () =>
+  it.scopedLive("a lost COMMIT of another database in a bare withTransaction undoes the savepoint alone", () =>
     Effect.gen(function* () {
       const proxy = yield* auditProxy
       yield* Db.withTransaction(
@@ -241,7 +241,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("nests in itself: the inner part fails alone, and goes with the outer", () =>
+  it.scopedLive("UnitOfWork.nested nests in itself: the inner part fails alone, and ends with the outer", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -257,7 +257,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("parts that run at once take turns, also where they touch two databases in opposite order", () =>
+  it.scopedLive("parts that run at once take turns, also if they touch two databases in opposite order", () =>
     Effect.gen(function* () {
       const part = (n: number) => {
         const both = n % 2 === 0 ? [insert(`row ${n}`), event(`row ${n}`)] : [event(`row ${n}`), insert(`row ${n}`)]
@@ -271,7 +271,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a part that waits for one beside it, which waits for its turn, ends with TransactionBusy", () =>
+  it.scopedLive("a part that waits for a sibling that waits for its turn ends with TransactionBusy", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -323,7 +323,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a statement that waits while such a part is undone begins the transaction anew", () =>
+  it.scopedLive("a statement that waits while an undone part ends begins the transaction anew", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -346,7 +346,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is a unit of its own outside of any, and takes savepoints in a bare withTransaction", () =>
+  it.scopedLive("UnitOfWork.nested outside of a unit is one of its own, and in withTransaction has savepoints", () =>
     Effect.gen(function* () {
       yield* Effect.ignore(UnitOfWork.nested(undone))
       yield* UnitOfWork.nested(Effect.zipRight(insert("alone"), event("alone")))
@@ -364,7 +364,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a part that joins it and rolls back fails the nested part only", () =>
+  it.scopedLive("a part that joins a nested part and rolls back fails the nested part only", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -381,7 +381,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("what it has done counts as done by the part that it is in", () =>
+  it.scopedLive("the work of a nested part counts as done by the part that it is in", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.run(Effect.zipRight(UnitOfWork.nested(insert("half")), Effect.fail("x")))
       const error = yield* Effect.ignore(part).pipe(UnitOfWork.run(), DatabaseError.refine, Effect.flip)
@@ -390,7 +390,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("only its end ends it: commit and rollback by hand are PropagationRefused", () =>
+  it.scopedLive("a nested part is ended only by its own end: commit and rollback by hand are PropagationRefused", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -444,7 +444,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("leaves a request free to answer: 201, with the part undone and the rest stored", () =>
+  it.scopedLive("UnitOfWork.nested leaves a request free to answer 201, with the part undone and the rest stored", () =>
     Effect.gen(function* () {
       const app = Effect.all([insert("kept"), Effect.ignore(UnitOfWork.nested(undone))]).pipe(
         Effect.as(HttpServerResponse.empty({ status: 201 }))
@@ -456,7 +456,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, both)))
   )
 
-  it.scopedLive("works in a sandbox of TestDatabase", () =>
+  it.scopedLive("UnitOfWork.nested works in a sandbox of TestDatabase", () =>
     Effect.gen(function* () {
       const names = Effect.flatMap(Db.writer, (sql) => sql<{ name: string }>`SELECT name FROM item ORDER BY name`)
       yield* Effect.ignore(UnitOfWork.run(UnitOfWork.nested(Effect.zipRight(insert("gone"), Effect.fail("x")))))
@@ -471,7 +471,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(TestDatabase.layer(Db)), Effect.provide(fresh()))
   )
 
-  it.live("is there for plain code: runtime.nested", () =>
+  it.live("UnitOfWork.nested is available to plain code as runtime.nested", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { writer } = yield* freshTable

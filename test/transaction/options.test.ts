@@ -1,5 +1,6 @@
 /**
- * What a part of a unit of work asks of the whole: it is so, or it is refused, and never ignored.
+ * The settings that a part of a unit of work requests of the whole: they are applied or refused,
+ * and never ignored.
  */
 import { HttpClient, HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
@@ -41,8 +42,8 @@ const collidesOnce = () => {
   return { work, attempts: () => attempts }
 }
 
-describe("the isolation that a part asks for", () => {
-  it.scopedLive("is that of the unit, if that has sent nothing yet", () =>
+describe("the isolation that a part requests", () => {
+  it.scopedLive("the isolation of a part becomes that of the unit, if that has sent nothing yet", () =>
     Effect.gen(function* () {
       const asked = [
         Db.withTransaction(isolation, serializable),
@@ -62,7 +63,7 @@ describe("the isolation that a part asks for", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is that of a request: 200 instead of OptionsConflict, and the commit order follows it", () =>
+  it.scopedLive("the isolation of a part becomes that of a request, with 200, and the commit order follows it", () =>
     Effect.gen(function* () {
       let seen = ""
       const app = Db.withTransaction(isolation, { ...serializable, retry: true }).pipe(
@@ -78,9 +79,9 @@ describe("the isolation that a part asks for", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("conflicts where a statement was sent, where it is lower, and where access is another", () =>
+  it.scopedLive("the isolation of a part conflicts after a statement, if it is lower, and if access is another", () =>
     Effect.gen(function* () {
-      // a transaction that was begun by hand is as its program has said
+      // a transaction that was begun by hand has the settings of its program
       yield* conflict("isolation", Db.withTransaction(Db.withTransaction(isolation, serializable)))
       yield* conflict("isolation", Db.withTransaction(UnitOfWork.nested(Db.withTransaction(isolation, serializable))))
       yield* conflict(
@@ -102,7 +103,7 @@ describe("the isolation that a part asks for", () => {
   )
 })
 
-describe("what a part asks for of transactions that are not begun", () => {
+describe("the settings that a part requests before a transaction begins", () => {
   const onDb = (settings: UnitOfWork.UnitSettings) => ({ databases: [UnitOfWork.on(Db, settings)] })
   const all = (transaction: UnitOfWork.UnitSettings) => ({ transaction })
   const lower = { isolation: "read committed" } as const
@@ -122,7 +123,7 @@ describe("what a part asks for of transactions that are not begun", () => {
     ["access", {}, onDb(readOnly)]
   ]
 
-  it.scopedLive("is refused if it lowers their isolation or changes their access, also in a nested part", () =>
+  it.scopedLive("a part that lowers the isolation or changes the access is refused, also in a nested part", () =>
     Effect.gen(function* () {
       for (const [option, outer, inner] of refusals) {
         const part = UnitOfWork.run(insert("refused"), inner)
@@ -134,7 +135,7 @@ describe("what a part asks for of transactions that are not begun", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("changes nothing of the unit if it is refused", () =>
+  it.scopedLive("a refused part changes nothing of the unit", () =>
     Effect.gen(function* () {
       const part = Effect.ignore(UnitOfWork.run(insert("refused"), all({ ...readOnly, ...serializable })))
       for (const [name, first] of [
@@ -148,7 +149,7 @@ describe("what a part asks for of transactions that are not begun", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("does not lift the guard of a GET from a request that is read-only", () =>
+  it.scopedLive("a part does not lift the read-only guard of a GET request", () =>
     Effect.gen(function* () {
       const write = Effect.as(insert("refused"), HttpServerResponse.empty())
       const router = HttpRouter.empty.pipe(
@@ -162,7 +163,7 @@ describe("what a part asks for of transactions that are not begun", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("raises their isolation, whether it is said for all databases or for one", () =>
+  it.scopedLive("a part raises the isolation, for all databases or for one", () =>
     Effect.gen(function* () {
       for (const outer of [{}, all(lower), onDb(lower)]) {
         for (const inner of [all(serializable), onDb(serializable)]) {
@@ -176,7 +177,7 @@ describe("what a part asks for of transactions that are not begun", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("adds to the settings of a database, as in a transaction that is begun and has sent nothing", () =>
+  it.scopedLive("a part adds to a database's settings, as in a transaction that is begun and has sent nothing", () =>
     Effect.gen(function* () {
       const seen = Effect.all([isolation, setting("lock_timeout"), setting("statement_timeout")])
       const part = UnitOfWork.run(seen, onDb({ ...serializable, statementTimeout: "7 seconds" }))
@@ -192,7 +193,7 @@ describe("what a part asks for of transactions that are not begun", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is a limit of the nested part alone that it joins", () =>
+  it.scopedLive("a limit applies to the nested part alone that it joins", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.nested(UnitOfWork.run(setting("lock_timeout"), all({ lockTimeout: "3 seconds" })))
       const timeouts = Effect.zip(part, setting("lock_timeout"))
@@ -202,7 +203,7 @@ describe("what a part asks for of transactions that are not begun", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is asked of a transaction around that was begun by hand, too", () =>
+  it.scopedLive("the settings of a part apply to a transaction around it that was begun by hand as well", () =>
     Effect.gen(function* () {
       const asked = UnitOfWork.run(insert("refused"), all(serializable))
       for (const part of [asked, UnitOfWork.run(asked), UnitOfWork.nested(asked)]) {
@@ -210,15 +211,15 @@ describe("what a part asks for of transactions that are not begun", () => {
       }
       yield* conflict("access", Db.withTransaction(UnitOfWork.run(insert("refused"), onDb(readWrite)), readOnly))
       yield* Db.withTransaction(UnitOfWork.run(insert("equal"), all(serializable)), serializable)
-      // of a database that is left out it is no concern
+      // a database that is left out is not affected
       yield* Db.withTransaction(Db.independent(UnitOfWork.run(insert("own"), all(serializable))))
       assert.deepStrictEqual([...(yield* stored)].sort(), ["equal", "own"])
     }).pipe(Effect.provide(fresh()))
   )
 })
 
-describe("other settings that a part asks for", () => {
-  it.scopedLive("are those of the transaction that it joins, if that has sent nothing yet", () =>
+describe("other settings that a part requests", () => {
+  it.scopedLive("other settings of a part become those of the transaction that has sent nothing yet", () =>
     Effect.gen(function* () {
       const options: UnitOfWork.UnitSettings = {
         statementTimeout: "7 seconds",
@@ -236,7 +237,7 @@ describe("other settings that a part asks for", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("conflict where a statement was sent, unless they are the same", () =>
+  it.scopedLive("other settings of a part conflict after a statement, unless they are the same", () =>
     Effect.gen(function* () {
       const late = <A, E, R>(part: Effect.Effect<A, E, R>) =>
         UnitOfWork.run(Effect.zipRight(insert("a"), part), { transaction: { lockTimeout: "3 seconds" } })
@@ -254,7 +255,7 @@ describe("other settings that a part asks for", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("order and checkFirst are those of the unit, or conflict with them", () =>
+  it.scopedLive("the settings order and checkFirst of a part are those of the unit, or conflict with them", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.run(event("e"), { order: [Audit, Db] })
       yield* UnitOfWork.run(Effect.zipRight(insert("a"), part))
@@ -265,7 +266,7 @@ describe("other settings that a part asks for", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("work is what the statements of the part tell", () =>
+  it.scopedLive("the work name of a part is reported by its statements", () =>
     Effect.gen(function* () {
       const query = Effect.flatMap(Db.writer, (sql) =>
         Effect.map(sql<{ query: string }>`SELECT current_query() AS query`, (rows) => rows[0]?.query ?? "")
@@ -278,8 +279,8 @@ describe("other settings that a part asks for", () => {
   )
 })
 
-describe("retry of a part that joins", () => {
-  it.scopedLive("is handed to the unit, which runs again as a whole", () =>
+describe("the retry of a part that joins", () => {
+  it.scopedLive("the retry of a part that joins is passed to the unit, which runs again as a whole", () =>
     Effect.gen(function* () {
       for (const part of ["UnitOfWork.run", "withTransaction"] as const) {
         const once = collidesOnce()
@@ -299,7 +300,7 @@ describe("retry of a part that joins", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is handed through a nested part and to a unit that retries already", () =>
+  it.scopedLive("the retry of a part is passed through a nested part and to a unit that retries already", () =>
     Effect.gen(function* () {
       const once = collidesOnce()
       yield* UnitOfWork.run(UnitOfWork.nested(UnitOfWork.run(Effect.zipRight(insert("a"), once.work), { retry: true })))
@@ -314,7 +315,7 @@ describe("retry of a part that joins", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is refused where the whole cannot be run again: a bare withTransaction, a request that is not", () =>
+  it.scopedLive("the retry of a part is refused if the whole cannot run again, as a bare withTransaction", () =>
     Effect.gen(function* () {
       yield* conflict(
         "retry",
@@ -357,7 +358,7 @@ describe("retry of a part that joins", () => {
 })
 
 describe("a part whose options are refused", () => {
-  it.scopedLive("changes nothing of a transaction that was begun by hand", () =>
+  it.scopedLive("a part whose options are refused changes nothing of a transaction that was begun by hand", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(
         Effect.gen(function* () {
@@ -371,7 +372,7 @@ describe("a part whose options are refused", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("changes nothing of a unit of work: neither its settings nor its retry", () =>
+  it.scopedLive("a part whose options are refused changes neither settings nor retry of a unit of work", () =>
     Effect.gen(function* () {
       const { attempts, work } = collidesOnce()
       const whole = Effect.gen(function* () {
@@ -386,7 +387,7 @@ describe("a part whose options are refused", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("is not one whose transaction is its own: its retry is not that of the unit around", () =>
+  it.scopedLive("a part with a transaction of its own does not pass its retry to the unit around", () =>
     Effect.gen(function* () {
       const { attempts, work } = collidesOnce()
       const own = Db.withTransaction(Effect.void, { propagation: "requiresNew", retry: true })
@@ -395,7 +396,7 @@ describe("a part whose options are refused", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("is not one in a nested part: the unit around takes its settings", () =>
+  it.scopedLive("a part in a nested part passes its settings to the unit around", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.run(isolation, { transaction: serializable })
       assert.strictEqual(yield* UnitOfWork.run(UnitOfWork.nested(part)), "serializable")

@@ -21,7 +21,7 @@ const served = Layer.merge(NodeHttpServer.layerTest, fresh())
 
 const failing = Effect.zipRight(insert("half"), Effect.fail("x"))
 
-/** The failure of the whole, with what it names. */
+/** Returns the failure of the whole, with the part that it names. */
 const rolledBack = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.flip(DatabaseError.refine(self)), (error) => {
     assert.isTrue(DatabaseError.isDatabaseError(error), String(error))
@@ -55,7 +55,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("leaves no half of a fork whose first statement is under way when the part ends", () =>
+  it.scopedLive("a part that rolls back stores nothing of a fork whose first statement is still under way", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
       const proxy = yield* makeProxy(writer)
@@ -76,7 +76,7 @@ describe("a part that joins and ends in rollback", () => {
     })
   )
 
-  it.scopedLive("leaves no half where nothing was begun, so the whole goes on", () =>
+  it.scopedLive("a part that rolls back and has begun nothing lets the whole go on", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
       const proxy = yield* makeProxy(writer)
@@ -90,7 +90,7 @@ describe("a part that joins and ends in rollback", () => {
     })
   )
 
-  it.scopedLive("a part that dies, or is interrupted, leaves no half behind", () =>
+  it.scopedLive("a part that dies, or is interrupted, stores nothing in part", () =>
     Effect.gen(function* () {
       const died = UnitOfWork.run(Effect.zipRight(insert("half"), Effect.die("bug")))
       yield* rolledBack(UnitOfWork.run(Effect.exit(died)))
@@ -180,7 +180,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part in a savepoint undoes that savepoint, and not what is around it", () =>
+  it.scopedLive("a part in a savepoint undoes that savepoint, and not the transaction around it", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -196,7 +196,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a savepoint inside of the part counts only if it was kept", () =>
+  it.scopedLive("a savepoint inside the part counts only if it was kept", () =>
     Effect.gen(function* () {
       const undone = Effect.ignore(Db.withTransaction(Effect.zipRight(insert("gone"), Effect.fail("y"))))
       yield* UnitOfWork.run(
@@ -210,7 +210,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part over two databases undoes both, whichever the order of commits and without checkFirst", () =>
+  it.scopedLive("a part over two databases undoes both, whatever the order of commits, also without checkFirst", () =>
     Effect.gen(function* () {
       for (const order of [
         [Db, Audit],
@@ -246,7 +246,7 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("hooks: beforeCommit is not asked, afterRollback runs, afterCommit does not", () =>
+  it.scopedLive("a part that rolls back runs afterRollback, and neither beforeCommit nor afterCommit", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -293,7 +293,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.live("plain code: a part of runtime.unitOfWork that throws and is caught makes the whole reject", () =>
+  it.live("a part of runtime.unitOfWork that throws and is caught makes the whole reject", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { writer } = yield* freshTable
@@ -320,7 +320,7 @@ describe("a part that joins and ends in rollback", () => {
     )
   )
 
-  describe("in a request", () => {
+  describe("a failed part in a request", () => {
     const caught = Effect.as(Effect.ignore(UnitOfWork.run(failing)), HttpServerResponse.empty({ status: 200 }))
 
     const post = (app: HttpApp.Default<unknown, Db>, options: RequestTransaction.Options = {}) =>
@@ -333,7 +333,7 @@ describe("a part that joins and ends in rollback", () => {
         return yield* HttpClient.post("/")
       })
 
-    it.scopedLive("a part that fails and is caught, then 200, is answered with 500", () =>
+    it.scopedLive("a part that fails and is caught before a 200 is answered with 500", () =>
       Effect.gen(function* () {
         const response = yield* post(caught)
         assert.strictEqual(response.status, 500)
@@ -341,7 +341,7 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(served))
     )
 
-    it.scopedLive("or with what onCommitFailed makes of it", () =>
+    it.scopedLive("a part that fails and is caught is answered by onCommitFailed", () =>
       Effect.gen(function* () {
         const seen: Array<string> = []
         const onCommitFailed = (error: DatabaseError.DatabaseError) => {
@@ -354,7 +354,7 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(served))
     )
 
-    it.scopedLive("a middleware that joins is a part by its response, whatever is made of that", () =>
+    it.scopedLive("a middleware that joins is a part by its response, whatever becomes of that response", () =>
       Effect.gen(function* () {
         const inner = RequestTransaction.middleware()(
           Effect.as(insert("half"), HttpServerResponse.empty({ status: 409 }))

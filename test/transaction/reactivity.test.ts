@@ -1,5 +1,6 @@
 /**
- * `Reactivity` in a transaction: queries run again when what they read is stored, and not before.
+ * `Reactivity` in a transaction: queries run again when the rows that they read are stored, and not
+ * before.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import { assert, it } from "@effect/vitest"
@@ -21,7 +22,10 @@ const names = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY id`, (rows) => rows.map(({ name }) => name))
 )
 
-/** A query that is run again for each invalidation, by a client or by the service itself; `next` waits for what it reads. */
+/**
+ * Watches a query that runs again for each invalidation, by a client or by the service itself;
+ * `next` waits for its result.
+ */
 const watch = (by: "sql.reactiveMailbox" | "Reactivity.query") =>
   Effect.gen(function* () {
     const sql = yield* Db.writer
@@ -50,16 +54,16 @@ const wholes = [
   readonly [string, <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, unknown, R | Db>]
 >
 
-describe("an invalidation", () => {
+describe("an invalidation in a transaction", () => {
   for (const by of ["sql.reactiveMailbox", "Reactivity.query"] as const) {
     for (const [name, whole] of wholes) {
-      it.scopedLive(`of ${by} in ${name} waits for its commit, and is dropped on rollback`, () =>
+      it.scopedLive(`an invalidation of ${by} in ${name} waits for its commit, and is dropped on rollback`, () =>
         Effect.gen(function* () {
           const { next, runs } = yield* watch(by)
           yield* whole(
             Effect.gen(function* () {
               yield* add("a")
-              // a statement of its own has its turn after what would have been forked
+              // a statement of its own has its turn after any forked one
               yield* Db.independent(names)
               assert.strictEqual(runs(), 1)
             })
@@ -76,7 +80,7 @@ describe("an invalidation", () => {
     }
   }
 
-  it.scopedLive("in an undone savepoint, or nested part, is dropped although the whole is stored", () =>
+  it.scopedLive("an invalidation in an undone savepoint, or nested part, is dropped although the whole is stored", () =>
     Effect.gen(function* () {
       const { next, runs } = yield* watch("sql.reactiveMailbox")
       const undone = Effect.zipRight(add("undone"), Effect.fail("x"))
@@ -94,7 +98,7 @@ describe("an invalidation", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("in a unit without a statement, and of another database, waits for the unit, too", () =>
+  it.scopedLive("an invalidation in a unit without a statement, or of another database, waits for the unit", () =>
     Effect.gen(function* () {
       const { next, runs } = yield* watch("sql.reactiveMailbox")
       const { unsafeInvalidate } = yield* Reactivity.Reactivity
@@ -113,7 +117,7 @@ describe("an invalidation", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("follows an early commit, and what is independent is invalidated at once", () =>
+  it.scopedLive("an invalidation follows an early commit, and independent work is invalidated at once", () =>
     Effect.gen(function* () {
       const { next } = yield* watch("sql.reactiveMailbox")
       yield* Effect.ignore(
@@ -131,7 +135,7 @@ describe("an invalidation", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("is dropped by a rollback by hand, with a statement before it or without", () =>
+  it.scopedLive("an invalidation is dropped by a rollback by hand, with a statement before it or without", () =>
     Effect.gen(function* () {
       const { next, runs } = yield* watch("sql.reactiveMailbox")
       for (const rollback of [UnitOfWork.rollback, Db.rollback]) {
@@ -140,7 +144,7 @@ describe("an invalidation", () => {
       yield* UnitOfWork.run(Effect.zipRight(Reactivity.invalidate(["items"]), UnitOfWork.rollback))
       yield* names
       assert.strictEqual(runs(), 1)
-      // what is begun on another database is not undone by it
+      // work that begins on another database is not undone by it
       yield* UnitOfWork.run(
         Effect.all([Audit.notify("c"), Reactivity.invalidate(["items"]), insert("undone"), Db.rollback])
       )
@@ -151,7 +155,7 @@ describe("an invalidation", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("about what is stored already, or kept around, is not dropped by a rollback by hand", () =>
+  it.scopedLive("an invalidation of stored or surrounding work is not dropped by a rollback by hand", () =>
     Effect.gen(function* () {
       const { next } = yield* watch("sql.reactiveMailbox")
       const committed = (name: string) => Reactivity.mutation(Effect.zipRight(insert(name), Db.commit), ["items"])
@@ -166,13 +170,13 @@ describe("an invalidation", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("about what is stored already is not dropped by the failure of the rest of the unit", () =>
+  it.scopedLive("an invalidation of stored work is not dropped by the failure of the rest of the unit", () =>
     Effect.gen(function* () {
       const { next, runs } = yield* watch("sql.reactiveMailbox")
       const committed = Reactivity.mutation(Effect.zipRight(insert("a"), Db.commit), ["items"])
       yield* Effect.ignore(UnitOfWork.run(Effect.all([committed, insert("undone"), Effect.fail("x")])))
       assert.deepStrictEqual(yield* next, ["a"])
-      // what is undone with a transaction around is not stored
+      // work that is undone with a transaction around is not stored
       const part = UnitOfWork.run(Effect.zipRight(add("undone"), Effect.fail("x")))
       yield* Effect.ignore(Db.withTransaction(Effect.ignore(part)))
       yield* names
@@ -196,7 +200,7 @@ describe("an invalidation", () => {
   ]
 
   for (const [name, whole] of parts) {
-    it.scopedLive(`of a fiber that outlives ${name} waits for the outermost commit`, () =>
+    it.scopedLive(`an invalidation of a fiber that outlives ${name} waits for the outermost commit`, () =>
       Effect.gen(function* () {
         const { next, runs } = yield* watch("sql.reactiveMailbox")
         const go = yield* Deferred.make<void>()
@@ -216,7 +220,7 @@ describe("an invalidation", () => {
     )
   }
 
-  it.scopedLive("runs a query that was begun in a transaction outside of it, once that has ended", () =>
+  it.scopedLive("an invalidation runs a query that was begun in a transaction outside of it, once that has ended", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const seen = yield* UnitOfWork.run(

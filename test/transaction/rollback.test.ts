@@ -1,6 +1,7 @@
 /**
- * What the pool sends by itself after a failure, so that what is around the failed statement goes on. The network dies just then: the failure
- * is told all the same, soon, without any limit of time in the settings.
+ * The statements that the pool sends by itself after a failure, so that the work around the failed
+ * statement goes on. The network dies just then: the failure is returned all the same, soon,
+ * without any time limit in the settings.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -13,7 +14,9 @@ import { freshDatabase } from "../support/server.js"
 const failing = (client: typeof Db.writer | typeof Db.reader) => Effect.flatMap(client, (sql) => sql`SELECT 1 / 0`)
 const works = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`)
 
-/** The tags of what it fails with: first that of the statement, then that of what is around it. */
+/**
+ * Returns the tags of the failures: first that of the statement, then that of the work around it.
+ */
 const failures = (around: (statement: Effect.Effect<unknown, unknown, Db>) => Effect.Effect<unknown, unknown, Db>) => {
   const tags: Array<string> = []
   const noted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
@@ -25,7 +28,10 @@ const failures = (around: (statement: Effect.Effect<unknown, unknown, Db>) => Ef
 interface Case {
   readonly run: Effect.Effect<ReadonlyArray<string>, never, Db>
   readonly undo: string
-  /** How often it is sent before: with the statement itself, for the case that it succeeds. */
+  /**
+   * The number of times that it is sent before: with the statement itself, for the case that it
+   * succeeds.
+   */
   readonly before: number
   readonly expected: ReadonlyArray<string>
 }
@@ -55,9 +61,9 @@ const cases: Readonly<Record<string, Case>> = {
   }
 }
 
-describe("the failure", () => {
+describe("a failure whose rollback gets no answer", () => {
   for (const [name, { before, expected, run, undo }] of Object.entries(cases)) {
-    it.scopedLive(`${name} is told, though what undoes it gets no answer`, () =>
+    it.scopedLive(`${name} fails with its own failure, though the rollback gets no answer`, () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const proxy = yield* makeProxy(writer)

@@ -22,7 +22,7 @@ const setting = (name: string) =>
   )
 
 describe("Transaction", () => {
-  it("options become data, then text", () => {
+  it("transaction options become data, then text", () => {
     assert.deepStrictEqual(beginSql({}), ["BEGIN"])
     assert.deepStrictEqual(
       beginSql({
@@ -50,7 +50,7 @@ describe("Transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a success commits, a failure rolls back, a defect and an interruption too", () =>
+  it.scopedLive("a success commits, and a failure, a defect and an interruption roll back", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(insert("kept"))
       const failed = yield* Effect.exit(Db.withTransaction(Effect.zipRight(insert("failed"), Effect.fail("no"))))
@@ -116,7 +116,7 @@ describe("Transaction", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("the server's limits are failures of their own", () =>
+  it.scopedLive("the server's limits are errors of their own", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const slow = yield* sql`SELECT pg_sleep(30)`.pipe(
@@ -140,7 +140,7 @@ describe("Transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  describe("nested", () => {
+  describe("nested transactions", () => {
     it.scopedLive("an inner failure that is caught undoes the inner part only", () =>
       Effect.gen(function* () {
         yield* Db.withTransaction(
@@ -201,7 +201,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("five fibers in one transaction: one connection, all rows", () =>
+    it.scopedLive("five fibers in one transaction share one connection, and all rows are stored", () =>
       Effect.gen(function* () {
         const pids = yield* Db.withTransaction(
           Effect.forEach([1, 2, 3, 4, 5], (n) => Effect.zipRight(insert(`row ${n}`), pid), {
@@ -216,7 +216,7 @@ describe("Transaction", () => {
 
   describe("propagation", () => {
     it.scopedLive(
-      "required joins, requiresNew does not, supports and notSupported and never and mandatory do as they say",
+      "required joins, requiresNew does not, and supports, notSupported, never and mandatory do as their names say",
       () =>
         Effect.gen(function* () {
           const [outer, joined, fresh_, supported, outside] = yield* Db.withTransaction(
@@ -284,7 +284,7 @@ describe("Transaction", () => {
   })
 
   describe("hooks", () => {
-    it.scopedLive("run once, in order, after the end of the outermost; those of an undone savepoint are dropped", () =>
+    it.scopedLive("hooks run once, in order, after the outermost end, and not for an undone savepoint", () =>
       Effect.gen(function* () {
         const log: Array<string> = []
         const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -320,7 +320,7 @@ describe("Transaction", () => {
     )
 
     it.scopedLive(
-      "beforeCommit is inside and may veto; one that fails after the end is reported and the rest still run",
+      "beforeCommit is inside and may veto, and a hook that fails after the end is reported and the rest still run",
       () =>
         Effect.gen(function* () {
           const log: Array<string> = []
@@ -358,7 +358,7 @@ describe("Transaction", () => {
     )
 
     it.scopedLive(
-      "outside of a transaction everything is committed: afterCommit runs at once, afterRollback never",
+      "hooks outside of a transaction see everything committed: afterCommit runs at once, afterRollback never",
       () =>
         Effect.gen(function* () {
           const log: Array<string> = []
@@ -370,7 +370,7 @@ describe("Transaction", () => {
   })
 
   describe("retry", () => {
-    it.scopedLive("serialization failures are replayed as a whole, only when asked for", () =>
+    it.scopedLive("serialization failures are replayed as a whole, only if retry is set", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         yield* sql`INSERT INTO item (name, amount) VALUES ('counter', 0)`
@@ -422,8 +422,8 @@ describe("Transaction", () => {
     )
   })
 
-  describe("streams", () => {
-    it.scopedLive("hold a portal while other statements of the transaction run in between", () =>
+  describe("streams in and outside of transactions", () => {
+    it.scopedLive("streams hold a portal while other statements of the transaction run in between", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const seen = yield* Db.withTransaction(
@@ -440,7 +440,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("outside of a transaction have one of their own, that ends with them however they end", () =>
+    it.scopedLive("streams outside of a transaction have one of their own, which ends with them however they end", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const numbers = sql<{ n: number }>`SELECT n FROM generate_series(1, 1000) AS n`.stream
@@ -468,7 +468,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("of a reader run on the replica, or fenced in inside of a writing transaction", () =>
+    it.scopedLive("streams of a reader run on the replica, or are kept read-only inside a writing transaction", () =>
       Effect.gen(function* () {
         const reader = yield* Db.reader
         const [row] = yield* reader<{ yes: boolean }>`SELECT pg_is_in_recovery() AS yes`.stream.pipe(
@@ -496,7 +496,7 @@ describe("Transaction", () => {
   })
 
   describe("interruption", () => {
-    it.scopedLive("of a statement settles at once, undoes the transaction, and the pool goes on", () =>
+    it.scopedLive("an interruption of a statement settles at once, undoes the transaction, and the pool goes on", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const sql = yield* Db.writer
@@ -517,7 +517,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )
 
-    it.scopedLive("of a statement that waits for its turn or a connection sends nothing and leaks nothing", () =>
+    it.scopedLive("an interruption of a statement that waits for its turn sends nothing and leaks nothing", () =>
       Effect.gen(function* () {
         const held = yield* Deferred.make<void>()
         const release = yield* Deferred.make<void>()
@@ -538,7 +538,7 @@ describe("Transaction", () => {
     )
   })
 
-  describe("what a statement must not do", () => {
+  describe("forbidden statements", () => {
     it.scopedLive("a COMMIT or ROLLBACK by hand is noticed: nothing that follows runs without a transaction", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -568,7 +568,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a nested transaction that waits for what runs beside it does not wait for ever", () =>
+    it.scopedLive("a nested transaction that waits for concurrent work does not wait for ever", () =>
       Effect.gen(function* () {
         const error = yield* Effect.gen(function* () {
           const go = yield* Deferred.make<void>()
@@ -583,7 +583,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh({ acquireTimeout: "200 millis" })))
     )
 
-    it.scopedLive("three transactions inside of each other on a pool of two fail at once", () =>
+    it.scopedLive("three transactions inside each other on a pool of two fail at once", () =>
       Effect.gen(function* () {
         const apart = <A, E, R>(self: Effect.Effect<A, E, R>) =>
           Db.withTransaction(self, { propagation: "requiresNew" })
@@ -596,7 +596,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh({ maxConnections: 2 })))
     )
 
-    it.scopedLive("open transactions show in the status, with their label and age", () =>
+    it.scopedLive("open transactions appear in the status, with their label and age", () =>
       Effect.gen(function* () {
         const { transactions } = yield* Effect.zipRight(insert("a"), Db.status).pipe(
           Db.withTransaction({ label: "adding" })

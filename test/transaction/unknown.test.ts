@@ -1,5 +1,5 @@
 /**
- * A COMMIT whose answer does not come: what a program learns of it, also where it has stopped waiting.
+ * A COMMIT without an answer: the report that a program receives, also if it has stopped waiting.
  */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
@@ -25,7 +25,7 @@ const behindProxy = Effect.gen(function* () {
   return { proxy, context: Context.pick(Db)(context), writer }
 })
 
-/** Hooks of each kind, which note that they have run. */
+/** Returns hooks of each kind, which record that they have run. */
 const hooks = (log: Array<string>) => {
   const note = (text: string) => Effect.sync(() => void log.push(text))
   return Effect.all([
@@ -51,7 +51,7 @@ const collide = Effect.flatMap(
   (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
 )
 
-/** The failures of a cause, beside its interruption. */
+/** Returns the failures of a cause, beside its interruption. */
 const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
   Chunk.toReadonlyArray(Cause.failures(cause)).map((error) =>
     DatabaseError.isDatabaseError(error) ? error._tag : String(error)
@@ -76,7 +76,7 @@ const retried = [
 
 describe("a COMMIT without an answer", () => {
   for (const [name, whole] of [...wholes, ...retried]) {
-    it.scopedLive(`an interruption of ${name} during COMMIT: its cause holds CommitOutcomeUnknown as well`, () =>
+    it.scopedLive(`an interruption of ${name} during COMMIT has CommitOutcomeUnknown in its cause as well`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
         const log: Array<string> = []
@@ -98,7 +98,7 @@ describe("a COMMIT without an answer", () => {
   }
 
   for (const [name, whole] of retried) {
-    it.scopedLive(`an interruption of ${name} during COMMIT, after a savepoint has collided, holds it, too`, () =>
+    it.scopedLive(`an interruption of ${name} during COMMIT, after a savepoint has collided, has it as well`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
         const committing = yield* proxy.when(sends("COMMIT"), "freeze")
@@ -113,7 +113,7 @@ describe("a COMMIT without an answer", () => {
   }
 
   for (const retry of [false, true]) {
-    it.scopedLive(`of a request whose client has left is told to onCommitFailed, with retry ${retry}`, () =>
+    it.scopedLive(`an unanswered COMMIT of a client that has left reaches onCommitFailed, with retry ${retry}`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
         const told: Array<string> = []
@@ -140,7 +140,7 @@ describe("a COMMIT without an answer", () => {
     )
   }
 
-  it.scopedLive("a timeout during a COMMIT that is stored later: afterUnknown runs and an observation tells", () =>
+  it.scopedLive("a timeout during a COMMIT that is stored later runs afterUnknown with an observation", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* behindProxy
       const log: Array<string> = []
@@ -160,7 +160,7 @@ describe("a COMMIT without an answer", () => {
     })
   )
 
-  it.scopedLive("is not run again by retry, also where an undone savepoint has collided before", () =>
+  it.scopedLive("an unanswered COMMIT is not run again by retry, also if an undone savepoint has collided before", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* behindProxy
       for (const [name, whole] of retried) {
@@ -191,7 +191,7 @@ describe("a COMMIT without an answer", () => {
   )
 
   it.scopedLive(
-    "afterUnknown of what is committed, rolled back or undone inside does not run, nor outside of all",
+    "afterUnknown does not run for what is committed, rolled back or undone inside, and not outside of all",
     () =>
       Effect.gen(function* () {
         const log: Array<string> = []
@@ -203,7 +203,7 @@ describe("a COMMIT without an answer", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.live("plain code registers it by afterUnknown, too", () =>
+  it.live("plain code registers a hook by afterUnknown as well", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { proxy } = yield* behindProxy
@@ -232,7 +232,7 @@ describe("a COMMIT without an answer", () => {
 describe("hooks over two databases", () => {
   const both = Layer.merge(fresh(), audit)
 
-  it.scopedLive("run in the order in which they were registered, after the end of all", () =>
+  it.scopedLive("hooks over two databases run in the order of registration, after the end of all", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) =>
@@ -250,7 +250,7 @@ describe("hooks over two databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("and so do those that may veto, and those of a unit whose commit failed", () =>
+  it.scopedLive("hooks that may veto, and those of a failed unit, run in the order of registration too", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))

@@ -1,6 +1,6 @@
 /**
- * What compiles and what does not. `tsc` is the test; nothing here runs. Each line that must not compile stands below the same line
- * as it should be.
+ * Programs that compile and programs that do not. `tsc` is the test; nothing here runs. Each line
+ * that must not compile stands below the correct line.
  */
 import type * as HttpApp from "@effect/platform/HttpApp"
 import type { SqlClient } from "@effect/sql/SqlClient"
@@ -88,14 +88,14 @@ export const poolsAreSpelledRight = (session: Effect.Effect<number, string, SqlC
 export const credentialsHaveAShape = (password: Redacted.Redacted<string>) => [
   App.layer({ writer: url, credentials: Effect.succeed({ username: "me", password }) }),
   App.layer({ writer: url, credentials: Effect.fail("not now") }),
-  // @ts-expect-error: a password that everybody can read
+  // @ts-expect-error: a password that is not redacted
   App.layer({ writer: url, credentials: Effect.succeed({ username: "me", password: "secret" }) }),
   // @ts-expect-error: the user is missing
   App.layer({ writer: url, credentials: Effect.succeed({ password }) }),
   // @ts-expect-error: credentials that never change stand in the URL
   App.layer({ writer: url, credentials: { username: "me", password } }),
   App.layer({ writer: { host: "localhost", database: "app", username: "me", passwordFile: "/run/secrets/app" } }),
-  // @ts-expect-error: a password that everybody can read
+  // @ts-expect-error: a password that is not redacted
   App.layer({ writer: { host: "localhost", database: "app", username: "me", password: "secret" } })
 ]
 
@@ -170,7 +170,8 @@ export const whatTransactionsAdd = (work: Effect.Effect<number, "refused", Audit
   expectTypeOf(App.commit).toEqualTypeOf<Effect.Effect<void, DatabaseError.TransactionError, App>>()
   expectTypeOf(App.rollback).toEqualTypeOf<Effect.Effect<void, DatabaseError.TransactionError, App>>()
   expectTypeOf(App.independent(work)).toEqualTypeOf<Effect.Effect<number, "refused", App | Audit>>()
-  // a hook may fail and need what it likes: its failure is the commit's, its needs are those of the program
+  // a hook may fail and need any service: its failure is the commit's, its needs are those of the
+  // program
   expectTypeOf(App.beforeCommit(work)).toEqualTypeOf<Effect.Effect<void, never, App | Audit>>()
 }
 

@@ -19,10 +19,10 @@ const both = Layer.merge(fresh(), audit)
 
 const show = (what: string) => Effect.map(Db.writer, (sql) => sql.unsafe<Record<string, string>>(`SHOW ${what}`))
 
-/** What the server says of the current transaction. */
+/** Reads a setting of the current transaction on the server. */
 const setting = (what: string) => Effect.map(Effect.flatten(show(what)), ([row]) => row?.[what])
 
-/** Everything that is observed of `Db` while an effect runs. */
+/** Returns all observations of `Db` while an effect runs. */
 const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const facts: Array<Observation.Observation> = []
@@ -34,7 +34,7 @@ const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
         Stream.runDrain
       )
     )
-    // a statement of nobody's shows that somebody listens
+    // a statement outside of the unit shows that the recorder listens
     const knock = Effect.zipRight(
       Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
       Deferred.poll(listening)
@@ -46,7 +46,7 @@ const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   })
 
 describe("the settings of a unit of work", () => {
-  it.scopedLive("its transactions are as it says, those of one database as is said for that one", () =>
+  it.scopedLive("the transactions of a unit have the unit's settings, and those of one database have its own", () =>
     Effect.gen(function* () {
       const seen = yield* UnitOfWork.run(
         Effect.all([
@@ -71,7 +71,7 @@ describe("the settings of a unit of work", () => {
   )
 
   it.scopedLive(
-    "a part that joins says what it needs, before the first statement; after it only what is so already",
+    "a part that joins may set what it needs before the first statement, and after it only what is so already",
     () =>
       Effect.gen(function* () {
         const serializable = { transaction: { isolation: "serializable" } } as const
@@ -123,7 +123,7 @@ describe("the settings of a unit of work", () => {
 })
 
 describe("the end of a unit on several databases", () => {
-  it.scopedLive("a deferred constraint of a later one is found before the first is committed: nothing is stored", () =>
+  it.scopedLive("a deferred constraint of a later database is checked before the first COMMIT", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const error = yield* UnitOfWork.run(
@@ -143,23 +143,21 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive(
-    "settings that only a program without types can give for a database with nothing but hooks undo all",
-    () =>
-      Effect.gen(function* () {
-        for (const outcome of ["commit", "rollback"] as const) {
-          const exit = yield* UnitOfWork.run(Effect.zipRight(insert(outcome), Audit.afterCommit(Effect.void)), {
-            outcome: () => outcome,
-            databases: [UnitOfWork.on(Audit, { isolation: "none" as "serializable" })]
-          }).pipe(Effect.exit)
-          assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
-          assert.strictEqual(yield* active, 0)
-        }
-        assert.deepStrictEqual(yield* stored, [])
-      }).pipe(Effect.provide(both))
+  it.scopedLive("impossible settings for a database with nothing but hooks undo all", () =>
+    Effect.gen(function* () {
+      for (const outcome of ["commit", "rollback"] as const) {
+        const exit = yield* UnitOfWork.run(Effect.zipRight(insert(outcome), Audit.afterCommit(Effect.void)), {
+          outcome: () => outcome,
+          databases: [UnitOfWork.on(Audit, { isolation: "none" as "serializable" })]
+        }).pipe(Effect.exit)
+        assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+        assert.strictEqual(yield* active, 0)
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a later one that a failed statement has aborted is found, too", () =>
+  it.scopedLive("a later database that a failed statement has aborted is found before the first commit as well", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(
         Effect.all([
@@ -173,7 +171,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a later one whose connection is gone is found, too", () =>
+  it.scopedLive("a later database whose connection is lost is found before the first commit as well", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* query(writer, "CREATE TABLE event (what text, amount int)")
@@ -188,7 +186,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("one whose connection goes while another is still checked is found, too", () =>
+  it.scopedLive("a database whose connection is lost while another is still checked is found as well", () =>
     Effect.gen(function* () {
       class Third extends Database.Service<Third>()("third") {}
       const behindProxy = Effect.gen(function* () {
@@ -209,7 +207,7 @@ describe("the end of a unit on several databases", () => {
         const unit = yield* Effect.fork(Effect.flip(DatabaseError.refine(UnitOfWork.run(work))))
         yield* Effect.all([checked, checking])
         yield* second.cut
-        // the server hears of it as the client does
+        // the server receives it as the client does
         const others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         yield* Effect.repeat(query(audited, others), { schedule: soon, until: (rows) => rows.length === 0 })
         yield* third.thaw
@@ -221,7 +219,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an interruption while they are checked undoes all", () =>
+  it.scopedLive("an interruption while the databases are checked undoes all", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* query(writer, "CREATE TABLE event (what text, amount int)")
@@ -256,7 +254,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  /** The order in which the servers were told to commit. */
+  /** Returns the order in which the servers received COMMIT. */
   const order = (options: UnitOfWork.Options<unknown, unknown>) =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
@@ -279,7 +277,7 @@ describe("the end of a unit on several databases", () => {
       return log
     })
 
-  it.scopedLive("what may well be refused is committed first, else in the order of first use, or as given", () =>
+  it.scopedLive("a database that may be refused is committed first, others in the order of use or as given", () =>
     Effect.gen(function* () {
       assert.deepStrictEqual(yield* order({}), ["app", "audit"])
       const serializable = [UnitOfWork.on(Audit, { isolation: "serializable" })]
@@ -292,7 +290,7 @@ describe("the end of a unit on several databases", () => {
 })
 
 describe("hooks of a unit of work", () => {
-  it.scopedLive("one that is registered before the first statement waits for the end of the unit", () =>
+  it.scopedLive("a hook that is registered before the first statement waits for the end of the unit", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const hooks = (name: string) =>
@@ -317,7 +315,7 @@ describe("hooks of a unit of work", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("each runs once whenever the interruption comes: before COMMIT, or in one of them", () =>
+  it.scopedLive("each hook runs once whenever the interruption comes: before COMMIT, or in a hook", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const tell = (what: string) => Effect.sync(() => void log.push(what))
@@ -353,7 +351,7 @@ describe("hooks of a unit of work", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("it is no reason to read from the primary", () =>
+  it.scopedLive("a hook is no reason to read from the primary", () =>
     Effect.gen(function* () {
       const standby = yield* UnitOfWork.run(
         Effect.zipRight(
@@ -378,7 +376,7 @@ describe("hooks of a unit of work", () => {
 })
 
 describe("a unit of work that is ended early, on all databases", () => {
-  it.scopedLive("commit stores, rollback undoes, and the next statements begin anew", () =>
+  it.scopedLive("an early commit stores, an early rollback undoes, and the next statements begin anew", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.commit
       yield* UnitOfWork.rollback
@@ -405,7 +403,7 @@ describe("a unit of work that is ended early, on all databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("not from inside of a transaction that was begun by hand", () =>
+  it.scopedLive("an early end is refused inside a transaction that was begun by hand", () =>
     Effect.gen(function* () {
       const refused = yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("x"), UnitOfWork.commit))).pipe(
         DatabaseError.refine,
@@ -417,8 +415,8 @@ describe("a unit of work that is ended early, on all databases", () => {
   )
 })
 
-describe("outside of a unit of work", () => {
-  it.scopedLive("what is forked with `outside` outlives the unit, and is stored whatever becomes of it", () =>
+describe("work outside of a unit of work", () => {
+  it.scopedLive("work that is forked with `outside` outlives the unit, and is stored whatever becomes of it", () =>
     Effect.gen(function* () {
       const ended = yield* Deferred.make<void>()
       const fiber = yield* UnitOfWork.run(
@@ -447,7 +445,7 @@ describe("outside of a unit of work", () => {
 })
 
 describe("a unit of work that is run again", () => {
-  /** Fails in a savepoint, as a transaction does that met another one. */
+  /** Fails in a savepoint, as a transaction does that collides with another one. */
   const alwaysCollides = Db.withTransaction(
     Effect.flatMap(
       Db.writer,
@@ -455,7 +453,7 @@ describe("a unit of work that is run again", () => {
     )
   )
 
-  /** Fails once as a transaction does that met another one. */
+  /** Fails once as a transaction does that collides with another one. */
   const collide = Effect.suspend(() => {
     let left = 1
     return Effect.suspend(() =>
@@ -468,7 +466,7 @@ describe("a unit of work that is run again", () => {
     ).pipe(Effect.succeed)
   })
 
-  it.scopedLive("all of it, on every database, in new transactions", () =>
+  it.scopedLive("a unit runs again as a whole, on every database, in new transactions", () =>
     Effect.gen(function* () {
       const once = yield* collide
       let attempts = 0
@@ -481,7 +479,7 @@ describe("a unit of work that is run again", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("not without being asked to, nor where the policy says never, nor for a failure of its own", () =>
+  it.scopedLive("a unit does not run again by default, under the policy never, or for a failure of its own", () =>
     Effect.gen(function* () {
       for (const [failure, self] of [
         ["SerializationFailure", (work: Effect.Effect<unknown, never, Db>) => UnitOfWork.run(work)],
@@ -511,7 +509,7 @@ describe("a unit of work that is run again", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("not where a part was committed early", () =>
+  it.scopedLive("a unit does not run again if a part was committed early", () =>
     Effect.gen(function* () {
       const once = yield* collide
       const error = yield* UnitOfWork.run(Effect.all([insert("early"), Db.commit, once]), { retry: true }).pipe(
@@ -524,7 +522,7 @@ describe("a unit of work that is run again", () => {
   )
 
   it.scopedLive(
-    "not where a part of it is in a transaction that is open around it; one independent of that is a whole",
+    "a unit does not run again if a part of it is in an open transaction around it, and an independent one does",
     () =>
       Effect.gen(function* () {
         let attempts = 0
@@ -545,7 +543,7 @@ describe("a unit of work that is run again", () => {
       }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("also inside of another database's transaction that it does not use", () =>
+  it.scopedLive("a unit runs again also inside another database's transaction that it does not use", () =>
     Effect.gen(function* () {
       const once = yield* collide
       yield* Audit.withTransaction(
@@ -556,7 +554,7 @@ describe("a unit of work that is run again", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("not where its outcome has stored what was done before the failure", () =>
+  it.scopedLive("a unit does not run again if its outcome has stored what was done before the failure", () =>
     Effect.gen(function* () {
       let attempts = 0
       const work = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), alwaysCollides))
@@ -569,7 +567,7 @@ describe("a unit of work that is run again", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("not where nobody knows whether an early commit has stored a part", () =>
+  it.scopedLive("a unit does not run again if an early commit has an unknown outcome", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const proxy = yield* makeProxy(place.writer)
@@ -593,14 +591,14 @@ describe("a unit of work that is run again", () => {
   )
 })
 
-describe("what a unit of work is for", () => {
+describe("the name of a unit's work", () => {
   const activity = Effect.flatMap(
     Db.writer,
     (sql) => sql<{ name: string; query: string }>`
       SELECT application_name AS name, query FROM pg_stat_activity WHERE pid = pg_backend_pid()`
   )
 
-  it.scopedLive("observations, status, pg_stat_activity and the statements say it, for as long as it lasts", () =>
+  it.scopedLive("observations, status, pg_stat_activity and statements name the unit's work while it lasts", () =>
     Effect.gen(function* () {
       const work = {
         label: "nightly",

@@ -1,4 +1,7 @@
-/** With `retry`, what the transactions themselves know of their failure decides, whatever the work has made of it. */
+/**
+ * With `retry`, the failure that the transactions themselves have seen decides, whatever the work
+ * has turned it into.
+ */
 import { Model } from "@effect/sql"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -21,7 +24,7 @@ class Refused extends Error {
   readonly _tag = "Refused"
 }
 
-/** A row that is made by `@effect/sql`'s repository, which dies of what the database refuses. */
+/** A row of `@effect/sql`'s repository, which dies of a refusal of the database. */
 class Item extends Model.Class<Item>("Item")({
   id: Model.Generated(Schema.Number),
   name: Schema.String,
@@ -51,7 +54,7 @@ const collideOnInsert = (times: number) =>
     yield* query(writer, "CREATE TRIGGER collide BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION collide()")
   })
 
-/** Counts its runs; `fail` is what becomes of the first ones. */
+/** Counts its runs; the first ones end in `fail`. */
 const counted = <E, R>(fail: Effect.Effect<unknown, E, R>, times = 2) => {
   let runs = 0
   const work = Effect.suspend(() => {
@@ -63,7 +66,7 @@ const counted = <E, R>(fail: Effect.Effect<unknown, E, R>, times = 2) => {
 
 type Run = <E>(work: Effect.Effect<void, E, Db>) => Effect.Effect<void, unknown, Db>
 
-/** Both a promise's rejection and an effect's defect are a failure of the whole. */
+/** Returns a promise's rejection and an effect's defect alike as a failure of the whole. */
 const settled = (self: Effect.Effect<void, unknown, Db>) => Effect.exit(self)
 
 const inRuntime =
@@ -119,7 +122,7 @@ const once: Readonly<Record<string, Effect.Effect<unknown, unknown, Db>>> = {
 for (const [way, run] of Object.entries(ways)) {
   describe(`${way} with retry`, () => {
     for (const [failure, fail] of Object.entries(again)) {
-      it.scopedLive(`runs again when its work has made of a serialization failure ${failure}`, () =>
+      it.scopedLive(`${way} with retry runs again when its work has turned a collision into ${failure}`, () =>
         Effect.gen(function* () {
           const { runs, work } = counted(fail)
           const exit = yield* settled(run(work))
@@ -132,7 +135,7 @@ for (const [way, run] of Object.entries(ways)) {
     }
 
     for (const [failure, fail] of Object.entries(once)) {
-      it.scopedLive(`runs its work once when that ends in ${failure}`, () =>
+      it.scopedLive(`${way} with retry runs its work once when that ends in ${failure}`, () =>
         Effect.gen(function* () {
           const { runs, work } = counted(fail)
           assert.isTrue(Exit.isFailure(yield* settled(run(work))))
@@ -143,7 +146,7 @@ for (const [way, run] of Object.entries(ways)) {
       )
     }
 
-    it.scopedLive("runs again when a repository of Model dies of a serialization failure", () =>
+    it.scopedLive(`${way} with retry runs again when a repository of Model dies of a serialization failure`, () =>
       Effect.gen(function* () {
         yield* collideOnInsert(2)
         let runs = 0
@@ -157,7 +160,7 @@ for (const [way, run] of Object.entries(ways)) {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("ends with the work's own failure when no attempt is left", () =>
+    it.scopedLive(`${way} with retry ends with the work's own failure when no attempt is left`, () =>
       Effect.gen(function* () {
         const { runs, work } = counted(
           Effect.mapError(collide, () => new Refused("no")),
@@ -172,18 +175,18 @@ for (const [way, run] of Object.entries(ways)) {
   })
 }
 
-describe("a combinator that a pipe is given without a call", () => {
-  // the types refuse it, and say what to write; a program without types gets what it means
+describe("combinators that a pipe is given without a call", () => {
+  // the types refuse it, with the correct form; in a program without types it runs as intended
   const uncalled: Readonly<Record<string, unknown>> = {
     "Db.withTransaction": Db.withTransaction,
     "UnitOfWork.run": UnitOfWork.run,
     "UnitOfWork.runNew": UnitOfWork.runNew
   }
   for (const [name, combinator] of Object.entries(uncalled)) {
-    it.scopedLive(`${name} runs the effect as a whole`, () =>
+    it.scopedLive(`${name} without a call runs the effect as a whole`, () =>
       Effect.gen(function* () {
         const failing = Effect.zipRight(insert("undone"), Effect.fail("mine"))
-        // what a pipe does with it
+        // as a pipe calls it
         const run = combinator as (self: typeof failing) => typeof failing
         assert.strictEqual(yield* Effect.flip(failing.pipe(run)), "mine")
         assert.deepStrictEqual(yield* stored, [])
@@ -193,7 +196,7 @@ describe("a combinator that a pipe is given without a call", () => {
 })
 
 describe("DatabaseError and a repository of Model", () => {
-  it.scopedLive("refine makes a violation of its death, and catchAll handles it", () =>
+  it.scopedLive("refine turns a repository's defect into a constraint violation, and catchAll handles it", () =>
     Effect.gen(function* () {
       yield* addByModel("taken")
       const again = addByModel("taken")
@@ -210,7 +213,7 @@ describe("DatabaseError and a repository of Model", () => {
 
 describe("a transaction with retry", () => {
   for (const [way, run] of Object.entries({ Db: ways["Db.withTransaction"], unit: ways["UnitOfWork.run"] })) {
-    it.scopedLive(`does not run again when its fiber is interrupted after a collision (${way})`, () =>
+    it.scopedLive(`a transaction with retry does not run again when interrupted after a collision (${way})`, () =>
       Effect.gen(function* () {
         const collided = yield* Deferred.make<void>()
         const { runs, work } = counted(
@@ -226,7 +229,7 @@ describe("a transaction with retry", () => {
     )
   }
 
-  it.scopedLive("does not run again for what another database's own transaction has failed with", () =>
+  it.scopedLive("a transaction with retry does not run again for a failure of another database's own transaction", () =>
     Effect.gen(function* () {
       const other = Audit.withTransaction(Effect.flatMap(Audit.writer, (sql) => sql.unsafe(collision)))
       const { runs, work } = counted(Effect.orDie(other))
@@ -235,7 +238,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("runs again as one of several databases for a failure that another had before", () =>
+  it.scopedLive("a transaction with retry runs again with several databases for another's earlier failure", () =>
     Effect.gen(function* () {
       yield* insert("taken")
       const log = Effect.flatMap(Audit.writer, (sql) => sql.unsafe(collision))
@@ -251,7 +254,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("keeps a success although something nested in it has collided and was undone", () =>
+  it.scopedLive("a transaction with retry keeps a success although something nested has collided", () =>
     Effect.gen(function* () {
       const { runs, work } = counted(Effect.ignore(Db.withTransaction(collide)), 1)
       yield* UnitOfWork.run(work, { retry: true })
@@ -260,7 +263,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("runs again when its outcome undoes a success because of a collision", () =>
+  it.scopedLive("a transaction with retry runs again when its outcome undoes a success because of a collision", () =>
     Effect.gen(function* () {
       const { runs, work } = counted(Effect.ignore(collide))
       const outcome = () => (runs() <= 2 ? "rollback" : "commit")
@@ -270,7 +273,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("answers a web request again when its handler has answered a collision with an error", () =>
+  it.scopedLive("a web request with retry is answered again when its handler has answered a collision", () =>
     inRuntime(async (runtime, code) => {
       const handle = runtime.handler(
         () =>

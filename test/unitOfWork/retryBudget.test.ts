@@ -1,4 +1,4 @@
-/** The budget for retries, and what the last failure says when it, or the schedule, is used up. */
+/** The retry budget, and the message of the last failure when it, or the schedule, is used up. */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import type { SqlError } from "@effect/sql/SqlError"
 import { assert, it } from "@effect/vitest"
@@ -36,7 +36,7 @@ const ways: ReadonlyArray<readonly [name: string, run: Run]> = [
   ["RequestTransaction.middleware", asRequest]
 ]
 
-/** A policy without pauses, of which no attempt comes back with time. */
+/** A policy without pauses, whose budget does not refill over time. */
 const policy = (burst: number, times = 10): Partial<RetryPolicy.Policy> => ({
   transaction: Schedule.recurs(times),
   statement: Schedule.recurs(3),
@@ -63,7 +63,7 @@ const colliding = (id: number, change: Effect.Effect<unknown, SqlError, Audit>) 
   })
 }
 
-/** A machine that is slow for a moment sheds nobody. */
+/** Options without load shedding on a machine that is slow for a moment. */
 const patient: Partial<Database.Options> = { maxConnections: 20, acquireTimeout: "1 minute", queueTarget: "1 minute" }
 
 /** Another program, at the same database. */
@@ -82,7 +82,7 @@ const logged = () => {
   return { layer, lines }
 }
 
-/** Waits for so many observations of retries that have ended in vain. */
+/** Waits for so many observations of exhausted retries. */
 const exhausted = (facts: ReadonlyArray<Observation.Observation>, count: number) =>
   eventually(
     Effect.sync(() => only(facts, "RetryExhausted")),
@@ -91,9 +91,9 @@ const exhausted = (facts: ReadonlyArray<Observation.Observation>, count: number)
 
 const usedUp = "and the retry budget of the database is used up"
 
-describe("the budget for retries", () => {
+describe("the retry budget", () => {
   it.scopedLive(
-    "lasts for 400 callers, 50 at a time, of which each collides once with another writer",
+    "the retry budget lasts for 400 callers, 50 at a time, of which each collides once with another writer",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
@@ -114,14 +114,14 @@ describe("the budget for retries", () => {
   )
 
   for (const [way, run] of ways) {
-    it.scopedLive(`is given back by a whole that succeeds in the end (${way})`, () =>
+    it.scopedLive(`the retry budget is refilled by a whole that succeeds in the end (${way})`, () =>
       Effect.gen(function* () {
         for (let n = 0; n < 5; n++) yield* run(collidingTimes(2, insert(`${n}`)))
         assert.lengthOf(yield* stored, 5)
       }).pipe(RetryPolicy.with(policy(2)), Effect.provide(fresh()))
     )
 
-    it.scopedLive(`is given back by a whole that its own code fails after its statements were answered (${way})`, () =>
+    it.scopedLive(`the retry budget is refilled by a whole that fails by its own code after answers (${way})`, () =>
       Effect.gen(function* () {
         for (let n = 0; n < 5; n++) {
           const work = Effect.zipRight(insert(`${n}`), Effect.fail(new Refused("sold out")))
@@ -130,7 +130,7 @@ describe("the budget for retries", () => {
       }).pipe(RetryPolicy.with(policy(2)), Effect.provide(fresh()))
     )
 
-    it.scopedLive(`is used up by wholes that fail, whose last failure says so (${way})`, () =>
+    it.scopedLive(`the retry budget is used up by wholes that fail, whose last failure says so (${way})`, () =>
       Effect.gen(function* () {
         const facts = yield* watch
         const first = yield* Effect.flip(DatabaseError.refine(run(collide)))
@@ -156,7 +156,7 @@ describe("the budget for retries", () => {
     )
 
     it.scopedLive(
-      `is not what ends a whole whose schedule ends, and the last failure says how often it ran (${way})`,
+      `the retry budget does not end a whole whose schedule ends, and the last failure counts its attempts (${way})`,
       () =>
         Effect.gen(function* () {
           const error = yield* Effect.flip(run(collide))
@@ -166,7 +166,7 @@ describe("the budget for retries", () => {
         }).pipe(RetryPolicy.with(policy(100)), Effect.provide(fresh()))
     )
 
-    it.scopedLive(`is said to be used up by log and observation when the failure is the program's own (${way})`, () => {
+    it.scopedLive(`an empty retry budget is reported by log and observation for the program's failure (${way})`, () => {
       const { layer, lines } = logged()
       return Effect.gen(function* () {
         const facts = yield* watch
@@ -181,7 +181,7 @@ describe("the budget for retries", () => {
     })
   }
 
-  it.scopedLive("is named in a failure that the end of a transaction has, with the attempts of its cause", () =>
+  it.scopedLive("an empty retry budget is named in a failure at the end of a transaction, with the attempts", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(
@@ -200,7 +200,7 @@ describe("the budget for retries", () => {
     }).pipe(RetryPolicy.with(policy(10, 2)), Effect.provide(fresh()))
   )
 
-  it.scopedLive("is used by statements, too, given back by those that succeed, and named by those that do not", () =>
+  it.scopedLive("the retry budget is used by statements too, refilled by successes, and named by failures", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       const { writer } = yield* Place

@@ -17,6 +17,14 @@ const pid = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid)
 )
 
+/** Reads if a replica serves the reader, and the number of rows that it sees. */
+const standby = Effect.flatMap(Db.reader, (sql) =>
+  Effect.map(
+    sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
+    (rows) => rows[0]
+  )
+)
+
 const both = Layer.merge(fresh(), audit)
 
 /** A second database behind a proxy. */
@@ -27,7 +35,7 @@ const behindProxy = Effect.gen(function* () {
 })
 
 describe("UnitOfWork", () => {
-  it.scopedLive("commits every database touched, or none", () =>
+  it.scopedLive("a unit of work commits every database touched, or none", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(Effect.zipRight(insert("a"), event("a added")))
       yield* Effect.ignore(
@@ -56,7 +64,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive("the outcome may be chosen by the exit", () =>
+  it.scopedLive("the outcome of a unit may be chosen by its exit", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(insert("undone"), { outcome: () => "rollback" })
       const exit = yield* Effect.exit(
@@ -67,7 +75,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("what is independent of a unit is one whole by withTransaction and by runNew", () =>
+  it.scopedLive("work that is independent of a unit is one whole by withTransaction and by runNew", () =>
     Effect.gen(function* () {
       const two = (name: string) => Effect.zipRight(insert(`${name} 1`), insert(`${name} 2`))
       const undone = Effect.zipRight(insert("undone"), Effect.fail("no"))
@@ -83,7 +91,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a nested run joins, runNew does not", () =>
+  it.scopedLive("a nested run joins, and runNew does not", () =>
     Effect.gen(function* () {
       yield* Effect.ignore(
         UnitOfWork.run(
@@ -110,31 +118,29 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "what was committed early stays, what was rolled back early is gone, the next statement begins anew",
-    () =>
-      Effect.gen(function* () {
-        yield* Effect.ignore(
-          UnitOfWork.run(
-            Effect.gen(function* () {
-              yield* insert("early")
-              yield* Db.commit
-              yield* insert("dropped")
-              yield* Db.rollback
-              yield* insert("late")
-              return yield* Effect.fail("no")
-            })
-          )
+  it.scopedLive("an early commit stays, an early rollback is gone, and the next statement begins anew", () =>
+    Effect.gen(function* () {
+      yield* Effect.ignore(
+        UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("early")
+            yield* Db.commit
+            yield* insert("dropped")
+            yield* Db.rollback
+            yield* insert("late")
+            return yield* Effect.fail("no")
+          })
         )
-        assert.deepStrictEqual(yield* stored, ["early"])
-        yield* Db.commit
-        const refused = yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("x"), Db.commit))).pipe(
-          DatabaseError.refine,
-          Effect.flip
-        )
-        assert.strictEqual(refused._tag, "PropagationRefused")
-        assert.deepStrictEqual(yield* stored, ["early"])
-      }).pipe(Effect.provide(fresh()))
+      )
+      assert.deepStrictEqual(yield* stored, ["early"])
+      yield* Db.commit
+      const refused = yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("x"), Db.commit))).pipe(
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(refused._tag, "PropagationRefused")
+      assert.deepStrictEqual(yield* stored, ["early"])
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("independent work stays when the unit fails", () =>
@@ -153,14 +159,8 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("reads go to the replica until the unit has written, then see what it wrote", () =>
+  it.scopedLive("reads go to the replica until the unit has written, and then see what it wrote", () =>
     Effect.gen(function* () {
-      const standby = Effect.flatMap(Db.reader, (sql) =>
-        Effect.map(
-          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
-          (rows) => rows[0]
-        )
-      )
       yield* UnitOfWork.run(
         Effect.gen(function* () {
           assert.deepStrictEqual(yield* standby, { yes: true, n: 0 })
@@ -169,7 +169,7 @@ describe("UnitOfWork", () => {
           const reader = yield* Db.reader
           const refused = yield* reader`DELETE FROM item`.pipe(DatabaseError.refine, Effect.flip)
           assert.strictEqual(refused._tag, "ReadOnlyViolation")
-          // the refusal is the reader's own affair
+          // the refusal concerns the reader alone
           yield* insert("b")
         })
       )
@@ -177,7 +177,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a later commit that fails after an earlier one is PartialCommit and says which", () =>
+  it.scopedLive("a later commit that fails after an earlier one is PartialCommit, and says which", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const error = yield* UnitOfWork.run(
@@ -252,7 +252,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a fiber that outlives its unit cannot end it once more, and is not told that it has", () =>
+  it.scopedLive("a fiber that outlives its unit cannot end it once more, and gets no success for it", () =>
     Effect.gen(function* () {
       for (const outcome of ["commit", "rollback"] as const) {
         const go = yield* Deferred.make<void>()
@@ -271,7 +271,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("nor one who comes while it ends: he is told at once, and what is under way goes on", () =>
+  it.scopedLive("a fiber that ends its unit while it ends fails at once, and the running end goes on", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -300,7 +300,7 @@ describe("UnitOfWork", () => {
             yield* Effect.yieldNow()
             yield* proxy.thaw
             const fiber = yield* Fiber.join(unit)
-            // who joins it would be in that unit himself
+            // a fiber that joined it would be in that unit itself
             const exit = yield* Effect.timeout(Fiber.await(fiber), "3 seconds")
             const told = yield* exit
             assert.strictEqual(told._tag === "Left" && told.left._tag, "TransactionEnded", `${outcome}, ${late}`)
@@ -313,7 +313,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("what is rolled back beneath a hook of a commit is not said to be stored", () =>
+  it.scopedLive("work that is rolled back beneath a hook of a commit is not reported as stored", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -339,7 +339,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a unit is committed once at a time: nobody commits while a hook of another end may still veto", () =>
+  it.scopedLive("a unit is committed once at a time: no fiber commits while a hook of another end may still veto", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -388,7 +388,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("while a fork commits a part, the unit does not end well before that, nor is it run again", () =>
+  it.scopedLive("the end of a unit waits for the commit of a part by a fork, and the unit is not run again", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -468,36 +468,30 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "an interruption during the first COMMIT does not leave a half behind: the rest are committed, too",
-    () =>
-      Effect.gen(function* () {
-        const { proxy, writer } = yield* behindProxy
-        yield* Effect.gen(function* () {
-          const log: Array<string> = []
-          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
-          const fiber = yield* Effect.fork(
-            UnitOfWork.run(
-              Effect.all([
-                event("first"),
-                insert("second"),
-                Audit.afterCommit(Effect.sync(() => void log.push("after")))
-              ])
-            )
+  it.scopedLive("an interruption during the first COMMIT leaves no half behind: the rest are committed as well", () =>
+    Effect.gen(function* () {
+      const { proxy, writer } = yield* behindProxy
+      yield* Effect.gen(function* () {
+        const log: Array<string> = []
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const fiber = yield* Effect.fork(
+          UnitOfWork.run(
+            Effect.all([event("first"), insert("second"), Audit.afterCommit(Effect.sync(() => void log.push("after")))])
           )
-          yield* committing
-          const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
-          yield* Effect.yieldNow()
-          yield* proxy.thaw
-          assert.isTrue(Exit.isInterrupted(yield* Fiber.join(interrupting)))
-          assert.deepStrictEqual(yield* query(writer, "SELECT what FROM event"), [{ what: "first" }])
-          assert.deepStrictEqual(yield* stored, ["second"])
-          assert.deepStrictEqual(log, ["after"])
-        }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
-      }).pipe(Effect.provide(fresh()))
+        )
+        yield* committing
+        const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+        yield* Effect.yieldNow()
+        yield* proxy.thaw
+        assert.isTrue(Exit.isInterrupted(yield* Fiber.join(interrupting)))
+        assert.deepStrictEqual(yield* query(writer, "SELECT what FROM event"), [{ what: "first" }])
+        assert.deepStrictEqual(yield* stored, ["second"])
+        assert.deepStrictEqual(log, ["after"])
+      }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
+    }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("what a fiber begins while the unit commits is TransactionEnded, and holds nothing", () =>
+  it.scopedLive("work that a fiber begins while the unit commits is TransactionEnded, and holds nothing", () =>
     Effect.gen(function* () {
       const { proxy, writer } = yield* behindProxy
       yield* Effect.gen(function* () {
@@ -519,7 +513,7 @@ describe("UnitOfWork", () => {
     ["nothing but hooks", Effect.void],
     ["only read", Effect.flatMap(Audit.writer, (sql) => sql`SELECT what FROM event`)]
   ] as const) {
-    it.scopedLive(`a database that has ${name} runs its afterRollback, if a later one can not be committed`, () =>
+    it.scopedLive(`a database that has ${name} runs its afterRollback, if a later one cannot be committed`, () =>
       Effect.gen(function* () {
         const log: Array<string> = []
         const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -557,14 +551,8 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("after an early commit reads see what was committed", () =>
+  it.scopedLive("reads after an early commit see what was committed", () =>
     Effect.gen(function* () {
-      const standby = Effect.flatMap(Db.reader, (sql) =>
-        Effect.map(
-          sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
-          (rows) => rows[0]
-        )
-      )
       yield* UnitOfWork.run(
         Effect.gen(function* () {
           assert.strictEqual((yield* standby)?.yes, true)
@@ -576,7 +564,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a fault in the function that chooses the outcome rolls back and is seen", () =>
+  it.scopedLive("a defect in the function that chooses the outcome rolls back and is reported", () =>
     Effect.gen(function* () {
       const outcome = () => {
         throw new Error("a bug")

@@ -1,6 +1,7 @@
 /**
- * What goes wrong with plain clients, as functions of a client: `plain-client.test.ts` asserts what the plain client makes of each,
- * `known-failures.test.ts` what effect-db does. The numbers are those of the table in `examples/guides/sql-pg.md`.
+ * The failures of plain clients, as functions of a client: `plainClient.test.ts` asserts the result
+ * of the plain client in each, `knownFailures.test.ts` that of effect-db. The numbers are those of
+ * the table in `examples/guides/sql-pg.md`.
  */
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -27,7 +28,7 @@ import { type Message, makeProxy, type Proxy, sends } from "../proxy.js"
 import type { Role } from "../roles.js"
 import { freshDatabase, query } from "../server.js"
 
-/** A database of a scenario, for looking at it from outside. */
+/** A database of a scenario, with its address. */
 export interface Place {
   readonly name: string
   readonly writer: Redacted.Redacted<string>
@@ -42,7 +43,7 @@ export const freshTables = Effect.tap(freshDatabase, ({ writer }) =>
   )
 )
 
-/** The names in `item`, as somebody else sees them. */
+/** The names in `item`, as another session sees them. */
 export const stored = ({ writer }: Place): Effect.Effect<ReadonlyArray<string>> =>
   Effect.map(query<{ name: string }>(writer, "SELECT name FROM item ORDER BY name"), (rows) =>
     rows.map(({ name }) => name)
@@ -54,7 +55,10 @@ const kill = ({ writer }: Place, pid: number): Effect.Effect<void> =>
 
 const soon = Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(2000))
 
-/** How an effect has ended when `bound` is over, if it has. It is not interrupted then: that may be what takes so long. */
+/**
+ * Returns the exit of an effect when `bound` is over, if it has one. It is not interrupted then,
+ * because the interruption may take long itself.
+ */
 const within = <A, E, R>(
   bound: Duration.DurationInput,
   self: Effect.Effect<A, E, R>
@@ -68,7 +72,9 @@ const running = ({ name, writer }: Place, words: string) =>
     `%${words}%`
   ]).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }), withRealClock)
 
-/** Runs an effect while a transaction holds a connection, which is the only one in these scenarios. */
+/**
+ * Runs an effect while a transaction holds a connection, which is the only one in these scenarios.
+ */
 const whileHeld = <A, E, R>(sql: PgClient, self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const held = yield* Deferred.make<void>()
@@ -90,7 +96,7 @@ const whileHeld = <A, E, R>(sql: PgClient, self: Effect.Effect<A, E, R>) =>
 
 const insert = (sql: PgClient, name: string) => sql`INSERT INTO item ${sql.insert({ name })}`
 
-/** Which database a statement runs in, and on which connection. */
+/** The database in which a statement runs, and its connection. */
 export interface Where {
   readonly database: string
   readonly pid: number
@@ -99,21 +105,23 @@ export interface Where {
 export const where = (sql: PgClient): Effect.Effect<Where | undefined, SqlError> =>
   Effect.map(sql<Where>`SELECT current_database() AS database, pg_backend_pid() AS pid`, ([row]) => row)
 
-/** 1. Inside of a transaction of `a` a statement of `b`. */
+/** 1. Runs a statement of `b` inside a transaction of `a`. */
 export const statementOfAnother = (a: PgClient, b: PgClient) =>
   a.withTransaction(Effect.all({ a: where(a), b: where(b) }))
 
-/** 2. A transaction of `b` inside of a transaction of `a`, which then fails. */
+/** 2. Runs a transaction of `b` inside a transaction of `a`, which then fails. */
 export const transactionOfAnother = (a: PgClient, b: PgClient) =>
   a.withTransaction(
     Effect.zipRight(insert(a, "a"), Effect.zipRight(b.withTransaction(insert(b, "b")), Effect.fail("no" as const)))
   )
 
-/** 3. A transaction whose COMMIT the server refuses: its row refers to one that is not there. */
+/**
+ * 3. Runs a transaction whose COMMIT the server refuses: its row refers to one that is not there.
+ */
 export const commitRefused = (sql: PgClient) =>
   sql.withTransaction(Effect.zipRight(insert(sql, "x"), sql`INSERT INTO part ${sql.insert({ item: "missing" })}`))
 
-/** 4. The server ends the backend of a transaction, between two statements. */
+/** 4. Ends the backend of a transaction, between two statements. */
 export const backendKilled = (sql: PgClient, place: Place) =>
   sql.withTransaction(
     Effect.gen(function* () {
@@ -123,10 +131,10 @@ export const backendKilled = (sql: PgClient, place: Place) =>
     })
   )
 
-/** 5. A transaction of one statement; its connection is cut where BEGIN is sent. */
+/** 5. Runs a transaction of one statement; its connection is cut when BEGIN is sent. */
 export const oneInsert = (sql: PgClient) => sql.withTransaction(insert(sql, "x"))
 
-/** 6. A statement fails, its failure is ignored, the transaction commits. */
+/** 6. Runs a statement that fails, ignores its failure, and commits. */
 export const failureIgnored = (sql: PgClient) =>
   sql.withTransaction(
     Effect.gen(function* () {
@@ -135,7 +143,10 @@ export const failureIgnored = (sql: PgClient) =>
     })
   )
 
-/** 7. Two nested transactions at once in one: the first keeps its row, the second fails. Gives how they ended. */
+/**
+ * 7. Runs two nested transactions at once in one: the first keeps its row, the second fails.
+ * Returns their exits.
+ */
 export const siblings = (sql: PgClient) =>
   sql.withTransaction(
     Effect.all(
@@ -147,7 +158,10 @@ export const siblings = (sql: PgClient) =>
     )
   )
 
-/** 8. 200 nested transactions one after the other; gives how many transaction ids are locked then. */
+/**
+ * 8. Runs 200 nested transactions one after the other; returns the number of locked transaction ids
+ * then.
+ */
 export const manyNested = (sql: PgClient) =>
   sql.withTransaction(
     Effect.gen(function* () {
@@ -161,14 +175,20 @@ export const manyNested = (sql: PgClient) =>
     })
   )
 
-/** 9. The only connection is in use, and a transaction is given 300 ms. Gives how it has ended a second after that. */
+/**
+ * 9. Runs a transaction with 300 ms while the only connection is in use. Returns its exit a second
+ * after that.
+ */
 export const fullPool = (sql: PgClient) =>
   whileHeld(
     sql,
     within("1300 millis", Effect.timeout(sql.withTransaction(Effect.asVoid(insert(sql, "x"))), "300 millis"))
   )
 
-/** 10. A fiber outlives its transaction and inserts while another one is open on that connection, which then fails. */
+/**
+ * 10. Lets a fiber outlive its transaction and insert while another one is open on that connection,
+ * which then fails.
+ */
 export const daemon = (sql: PgClient) =>
   Effect.gen(function* () {
     const later = yield* Deferred.make<void>()
@@ -193,8 +213,9 @@ export const daemon = (sql: PgClient) =>
   })
 
 /**
- * 11. A statement is interrupted and ends by itself, while its cancel is held up on the network for more than 5 s; it arrives when another
- * fiber's statement runs. Gives how that one ended. With `TestClock`.
+ * 11. Interrupts a statement that ends by itself, while its cancel is delayed on the network for
+ * more than 5 s; it arrives when another fiber's statement runs. Returns the exit of that one. With
+ * `TestClock`.
  */
 export const lateCancel = (sql: PgClient, place: Place, proxy: Proxy, isCancel: (message: Message) => boolean) =>
   Effect.gen(function* () {
@@ -211,7 +232,7 @@ export const lateCancel = (sql: PgClient, place: Place, proxy: Proxy, isCancel: 
     return yield* Fiber.await(other)
   })
 
-/** 12. A statement on the only connection is interrupted. Gives how that has ended a second later. */
+/** 12. Interrupts a statement on the only connection. Returns its exit a second later. */
 export const interruptInFullPool = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const slow = yield* Effect.fork(sql`SELECT pg_sleep(60), 'slow'`)
@@ -219,7 +240,10 @@ export const interruptInFullPool = (sql: PgClient, place: Place) =>
     return yield* within("1 second", Fiber.interrupt(slow))
   })
 
-/** 13. What waits for the only connection is interrupted, then that comes free. Gives how the next statement has ended a second later. */
+/**
+ * 13. Interrupts a wait for the only connection, which then comes free. Returns the exit of the
+ * next statement a second later.
+ */
 const givesUpWaiting = (sql: PgClient, waits: Effect.Effect<unknown, SqlError>) =>
   Effect.gen(function* () {
     yield* whileHeld(
@@ -238,7 +262,9 @@ export const streamGivesUp = (sql: PgClient) => givesUpWaiting(sql, Stream.runDr
 
 export const reserveGivesUp = (sql: PgClient) => givesUpWaiting(sql, Effect.scoped(sql.reserve))
 
-/** 14. The backend dies in the middle of a stream. Gives how the stream has ended a second later. */
+/**
+ * 14. Ends the backend in the middle of a stream. Returns the exit of the stream a second later.
+ */
 export const backendDiesInStream = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const dead = yield* Deferred.make<void>()
@@ -251,7 +277,10 @@ export const backendDiesInStream = (sql: PgClient, place: Place) =>
     return yield* within("1 second", Fiber.join(reading))
   })
 
-/** 15. For each row of a stream a statement, all in one transaction; the rows are more than are fetched at once. */
+/**
+ * 15. Runs a statement for each row of a stream, all in one transaction; the rows are more than are
+ * fetched at once.
+ */
 export const queryInStream = (sql: PgClient) =>
   sql.withTransaction(
     sql<{ name: string }>`SELECT 'row ' || n AS name FROM generate_series(1, 200) AS n`.stream.pipe(
@@ -259,7 +288,10 @@ export const queryInStream = (sql: PgClient) =>
     )
   )
 
-/** 16. A connection goes silent under a statement, which is given 300 ms. Gives how the next statement ends, which is given a second. */
+/**
+ * 16. Silences a connection under a statement, which has 300 ms. Returns the exit of the next
+ * statement, which has a second.
+ */
 export const halfOpen = (sql: PgClient, proxy: Proxy) =>
   Effect.gen(function* () {
     yield* proxy.when(sends("'lost'"), "freeze")
@@ -267,7 +299,10 @@ export const halfOpen = (sql: PgClient, proxy: Proxy) =>
     return yield* Effect.exit(Effect.timeout(where(sql), "1 second"))
   })
 
-/** 17. The same inside of a transaction, which is given 300 ms. Gives how it has ended a second after that. */
+/**
+ * 17. Silences a connection inside of a transaction, which has 300 ms. Returns its exit a second
+ * after that.
+ */
 export const halfOpenTransaction = (sql: PgClient, proxy: Proxy) =>
   Effect.gen(function* () {
     yield* proxy.when(sends("'lost'"), "freeze")
@@ -275,7 +310,7 @@ export const halfOpenTransaction = (sql: PgClient, proxy: Proxy) =>
     return yield* within("1300 millis", Effect.timeout(transaction, "300 millis"))
   })
 
-/** Hears a channel in the background, for as long as the scope lasts. */
+/** Listens to a channel in the background, for as long as the scope lasts. */
 const listen = (sql: PgClient, channel: string) =>
   Effect.gen(function* () {
     const heard: Array<string> = []
@@ -285,11 +320,14 @@ const listen = (sql: PgClient, channel: string) =>
     return { heard, fiber }
   })
 
-/** Waits until a listener has heard something; what `again` does is done again each time. */
+/** Waits until a listener has received a payload; `again` runs each time. */
 const until = (heard: ReadonlyArray<string>, payload: string, again: Effect.Effect<unknown> = Effect.void) =>
   Effect.repeat(again, { schedule: soon, until: () => heard.includes(payload) })
 
-/** 18. What a listener hears of NOTIFY: outside of a transaction, inside of one, inside of one that is rolled back. */
+/**
+ * 18. Returns the notifications of NOTIFY outside of a transaction, inside of one, and inside of
+ * one that is rolled back.
+ */
 export const notifications = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const fromOutside = (payload: string) => query(place.writer, "SELECT pg_notify('news', $1)", [payload])
@@ -312,8 +350,8 @@ export const notifications = (sql: PgClient, place: Place) =>
   }).pipe(Effect.scoped)
 
 /**
- * 19. The backend of the one who listens to `news` is killed, and then something is said until it is heard, or for a second. Gives what
- * was heard, and how the listener ended, if it did.
+ * 19. Kills the backend of the listener of `news`, and then sends messages until one arrives, or
+ * for a second. Returns the received messages, and the exit of the listener, if it has ended.
  */
 export const listenerKilled = <E, R>(listening: Stream.Stream<string, E, R>, place: Place) =>
   Effect.gen(function* () {
@@ -338,14 +376,17 @@ export const listenerKilled = <E, R>(listening: Stream.Stream<string, E, R>, pla
     }
   }).pipe(Effect.scoped)
 
-/** 20. Two listen to a channel and one of them stops; gives what the other still hears. */
+/**
+ * 20. Starts two listeners of a channel and stops one of them; returns the messages that the other
+ * still receives.
+ */
 export const oneListenerStops = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const say = (payload: string) =>
       query(place.writer, "SELECT pg_notify('news', $1), pg_notify('other', $1)", [payload])
     const stays = yield* listen(sql, "news")
     const stops = yield* listen(sql, "news")
-    // hears on the same connection, so that what it has heard the others must have heard before
+    // it listens on the same connection, so the other listeners have received its messages before
     const witness = yield* listen(sql, "other")
     for (const { heard } of [stays, stops, witness]) yield* until(heard, "ready", say("ready"))
     yield* Fiber.interrupt(stops.fiber)
@@ -356,7 +397,8 @@ export const oneListenerStops = (sql: PgClient, place: Place) =>
   }).pipe(Effect.scoped)
 
 /**
- * 21. The server ends the idle connection of a program that then goes on; gives how the program has ended. See `fixtures/idleClient.ts`.
+ * 21. Ends the idle connection of a program that then goes on; returns the exit of the program. See
+ * `idleClient.ts`.
  */
 export const idleConnectionEnded = (which: "plain" | "effect-db") =>
   Effect.gen(function* () {
@@ -369,7 +411,8 @@ export const idleConnectionEnded = (which: "plain" | "effect-db") =>
   }).pipe(Effect.scoped)
 
 /**
- * 22. The server accepts and never answers while a client is opened. Gives how that has ended an hour of `TestClock` and a second later.
+ * 22. Opens a client of a server that accepts and never answers. Returns its exit an hour of
+ * `TestClock` and a second later.
  */
 export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Effect.Effect<A, E, Scope.Scope>) =>
   Effect.gen(function* () {
@@ -382,7 +425,7 @@ export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Eff
     return yield* within("1 second", Fiber.join(opening))
   })
 
-/** 23. A connection is idle for a moment. Gives the connections before and after. */
+/** 23. Leaves a connection idle for a moment. Returns the connections before and after. */
 export const idleForAMoment = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const before = yield* where(sql)
@@ -391,7 +434,10 @@ export const idleForAMoment = (sql: PgClient, place: Place) =>
     return [before?.pid, after?.pid] as const
   })
 
-/** 27. A statement is interrupted while another one runs beside it; gives which of the two go on, as the server sees it. */
+/**
+ * 27. Interrupts a statement while another one runs beside it; returns those of the two that go on,
+ * as the server sees it.
+ */
 export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const running = Effect.map(
@@ -409,7 +455,7 @@ export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
     const interrupted = yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS interrupted`)
     yield* until(["bystander", "interrupted"])
     yield* Fiber.interrupt(interrupted)
-    // a statement that was told to stop may take a moment; one that was not sleeps on
+    // a cancelled statement may take a moment to end; one that was not cancelled sleeps on
     yield* Effect.repeat(running, {
       schedule: Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(100)),
       until: (names) => !names.includes("interrupted")
@@ -417,7 +463,7 @@ export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
     return yield* running
   })
 
-/** 28. What the server says of the transaction that it is asked in. */
+/** 28. Returns the settings of the transaction in which it runs. */
 export const settings = (sql: PgClient) =>
   Effect.map(
     sql<{ setting: string }>`SELECT current_setting(name) AS setting FROM unnest(ARRAY[
@@ -426,11 +472,16 @@ export const settings = (sql: PgClient) =>
     (rows) => rows.map(({ setting }) => setting)
   )
 
-/** 29. A role's password is changed while a connection is in use; the next statement needs another one. */
+/**
+ * 29. Changes a role's password while a connection is in use; the next statement needs another one.
+ */
 export const passwordChanges = (sql: PgClient, role: Role) =>
   Effect.scoped(Effect.zipRight(sql.reserve, Effect.zipRight(role.rotate, where(sql))))
 
-/** 30. Two transactions at once insert three rows each, and ask for them one by one, batched by one resolver. */
+/**
+ * 30. Runs two transactions at once that insert three rows each, and read them one by one, batched
+ * by one resolver.
+ */
 export const batches = (sql: PgClient) =>
   Effect.gen(function* () {
     let statements = 0
@@ -468,7 +519,10 @@ const migrations = {
   "2_second": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE second (id int)`)
 }
 
-/** 25. Several sessions migrate a new database at once: `held` of them have seen that nothing is there before the first creates anything. */
+/**
+ * 25. Migrates a new database in several sessions at once: `held` of them have seen that nothing is
+ * there before the first creates anything.
+ */
 export const migrateAtOnce = <E>(
   { writer }: Place,
   sessions: ReadonlyArray<(loader: Migrator.Loader) => Effect.Effect<unknown, E>>,
@@ -498,7 +552,10 @@ export const migrateAtOnce = <E>(
     return yield* Effect.forEach(ends, Fiber.join)
   })
 
-/** 26. A migration with a lower id than those that were applied is added later. Gives what became of it, and whether it was applied. */
+/**
+ * 26. Adds a migration with a lower id than those that were applied. Returns its result, and if it
+ * was applied.
+ */
 export const lowerIdLater = <A, E>({ writer }: Place, migrate: (loader: Migrator.Loader) => Effect.Effect<A, E>) =>
   Effect.gen(function* () {
     yield* migrate(Migrator.fromRecord({ "2_second": migrations["2_second"] }))
@@ -507,7 +564,10 @@ export const lowerIdLater = <A, E>({ writer }: Place, migrate: (loader: Migrator
     return { exit, isApplied: row?.there }
   })
 
-/** 31. A reserved connection is given back in a transaction that nobody has ended; the next caller, who has one of its own, commits. */
+/**
+ * 31. Returns a reserved connection to the pool in an open transaction; the next caller, with a
+ * transaction of its own, commits.
+ */
 export const leftOpen = (sql: PgClient) =>
   Effect.gen(function* () {
     yield* Effect.scoped(

@@ -1,9 +1,10 @@
 /**
- * What a pool promises, whichever way it is opened: one test for each sentence on pools in what SQLAlchemy and HikariCP promise. What makes
- * no sense in a way is not among the tests for it.
+ * The promises of a pool, whichever way it is opened: one test for each sentence on pools in the
+ * promises of SQLAlchemy and HikariCP. A promise without a meaning for a way is not among its
+ * tests.
  *
- * They are several suites, so that several files can run them side by side. An order is for idle connections to choose from: what it does
- * not matter for is run with one of the two.
+ * They are several suites, so that several files can run them side by side. An order selects among
+ * idle connections: tests that do not depend on it run with one of the two.
  */
 import * as Effect from "effect/Effect"
 import { describe } from "vitest"
@@ -49,17 +50,17 @@ export const pooling = (
   }
 }
 
-/** Which of the idle connections are handed out, and which are not any more. */
+/** Adds the tests of the checkout of idle connections. */
 export const idle = (way: Way): void => {
   life(way)
   validation(way)
-  // the rest looks at sessions
+  // the rest examines sessions
   if (!way.route.hasSessions) return
   invalidation(way)
   use(way)
 }
 
-/** How many connections there are, and who gets one. */
+/** Adds the tests of the number of connections and of the wait for them. */
 export const callers = (way: Way): void => {
   limits(way)
   waiting(way)
@@ -70,7 +71,7 @@ export const callers = (way: Way): void => {
   if (way.strategy === "pooled") strategies(way)
 }
 
-/** What is done with connections, at the end, too. It is for sessions. */
+/** Adds the tests of the work on connections, at the end, too. It is for sessions. */
 export const upkeep = (way: Way): void => {
   sessions(way)
   closing(way)

@@ -1,4 +1,4 @@
-/** The promises that a request is kept, over real HTTP, whatever serves it. */
+/** The promises of a request with a unit of work, over real HTTP, whatever serves it. */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
@@ -10,7 +10,7 @@ import { atOnce, come, idle, listOf, noted, post, problem, stored, textOf } from
 import { hearing, tell } from "./requests/messages.js"
 import { Site, tenantHeader } from "./requests/site.js"
 
-/** A row of the table: what a handler does, its status, what it leaves. */
+/** A row of the table: the name of the test, its handler, its status, and the stored rows. */
 const simple: ReadonlyArray<readonly [name: string, handler: string, status: number, rows: ReadonlyArray<string>]> = [
   ["a plain insert is stored", "insert", 200, ["insert"]],
   ...[200, 201, 204, 301, 304, 399].map(
@@ -24,7 +24,7 @@ const simple: ReadonlyArray<readonly [name: string, handler: string, status: num
   ["what was rolled back early is gone, with status 200", "early-rollback", 200, []],
   ["independent work stays when the request fails", "independent", 500, ["independent: kept"]],
   [
-    "an atomic block after another, with earlier work open: they nest, and one that fails and is caught undoes itself alone",
+    "two atomic blocks with earlier work open nest, and a failed one that is caught undoes itself alone",
     "nested",
     200,
     ["nested: before", "nested: one", "nested: two"]
@@ -56,7 +56,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("first two uses that race have one session", () =>
+      it.scoped("two first uses that race share one transaction", () =>
         Effect.gen(function* () {
           const [one, other] = yield* listOf(yield* post("/checked/race"))
           assert.isNumber(one)
@@ -77,7 +77,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
           })
       )
 
-      it.scoped("two databases, the second refuses its commit: an error, and nothing is stored", () =>
+      it.scoped("a refused commit of the second of two databases is an error, and nothing is stored", () =>
         Effect.gen(function* () {
           const response = yield* post("/checked/two")
           assert.strictEqual(response.status, 500)
@@ -89,7 +89,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("two databases, the second refuses when the first is committed: an error that says so, never 2xx", () =>
+      it.scoped("a commit of the second of two databases that fails late is an error that says so, never 2xx", () =>
         Effect.gen(function* () {
           const response = yield* post("/unchecked/two")
           assert.strictEqual(response.status, 500)
@@ -103,7 +103,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
 
       for (const kind of ["empty", "text", "stream"]) {
         it.scoped(
-          `a commit that fails when the response was written, ${kind}: never 2xx, and nothing of it is sent`,
+          `a commit that fails when the response was written, ${kind}, is never 2xx, and nothing of it is sent`,
           () =>
             Effect.gen(function* () {
               const response = yield* post(`/checked/orphan-${kind}`)
@@ -121,7 +121,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         // kept if the server confirms the cancel in time, else closed
         ["sleep", "its statement runs", ["idle", ""]]
       ] as const) {
-        it.scoped(`a client that goes away while ${doing}: rolled back, and the connection is back at once`, () =>
+        it.scoped(`a client that disconnects while ${doing} has its request rolled back at once`, () =>
           Effect.gen(function* () {
             const { writer } = yield* Site
             const leave = yield* come(handler)
@@ -129,7 +129,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
             yield* leave
             yield* idle
             assert.deepStrictEqual(yield* stored(handler), [])
-            // the server knows, too
+            // the server reports it, too
             yield* query<{ state: string }>(writer, "SELECT state FROM pg_stat_activity WHERE pid = $1", [pid]).pipe(
               Effect.map((rows) => rows.map(({ state }) => state)),
               Effect.repeat({ schedule: soon, until: (states) => left.some((state) => state === states.join()) })
@@ -138,7 +138,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         )
       }
 
-      it.scoped("a client that goes away while the commit is under way: it is stored", () =>
+      it.scoped("a client that disconnects while the commit is under way has its request stored", () =>
         Effect.gen(function* () {
           const { front } = yield* Site
           const committing = yield* front.when(sends("COMMIT"), "freeze")
@@ -189,7 +189,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("reads are the replica's until the request has written, then they see what it wrote", () =>
+      it.scoped("reads are the replica's until the request has written, and then see what it wrote", () =>
         Effect.gen(function* () {
           assert.deepStrictEqual(yield* listOf(yield* post("/checked/readers")), [
             { standby: true, n: 0 },
@@ -199,7 +199,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("what a request has written the next one reads at once where it asks for that, from the primary", () =>
+      it.scoped("a request's writes are seen by the next request that demands it, from the primary", () =>
         Effect.gen(function* () {
           assert.strictEqual((yield* post("/checked/wrote")).status, 201)
           assert.deepStrictEqual(yield* listOf(yield* post("/checked/again")), [{ standby: false, n: 1 }, true])
@@ -208,7 +208,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
       )
 
       it.scoped(
-        "a statement's own schema is before the request's, which the next on the same connection does not have",
+        "a statement's own schema precedes the request's, which the next on the same connection does not have",
         () =>
           Effect.gen(function* () {
             const { writer } = yield* Site
@@ -224,7 +224,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
       )
 
       for (const part of ["checked", "unchecked"]) {
-        it.scoped(`concurrent requests of two tenants and of nobody keep to their own rows (${part})`, () =>
+        it.scoped(`concurrent requests of two tenants and of none keep to their own rows (${part})`, () =>
           Effect.gen(function* () {
             const { writer } = yield* Site
             const headers = [{ [tenantHeader]: "tenant" }, { [tenantHeader]: "other" }, {}]
@@ -275,7 +275,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
           })
         )
 
-        it.scoped(`a tenant that can be none is refused, and never nobody's (${part})`, () =>
+        it.scoped(`an impossible tenant is refused, and never taken for none (${part})`, () =>
           Effect.gen(function* () {
             const answer = yield* post(`/${part}/no-tenant`, { [tenantHeader]: "" })
             assert.strictEqual(yield* textOf(answer), "SchemaInvalid")
@@ -284,7 +284,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         )
       }
 
-      it.scoped("the host changes in the middle of a request: it ends on the old one, the next one uses the new", () =>
+      it.scoped("a request during a change of host ends on the old host, and the next one uses the new", () =>
         Effect.gen(function* () {
           const { front, other, run } = yield* Site
           const moving = yield* Effect.fork(post("/checked/move"))

@@ -1,4 +1,6 @@
-/** The end of a pool: what is in use gets its time, nothing new begins, and nothing is left. */
+/**
+ * The close of a pool: connections in use get their time, nothing new begins, and nothing is left.
+ */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -10,14 +12,14 @@ import type { Proxy } from "../../proxy.js"
 import { query } from "../../server.js"
 import { connects, eventually, failure, figures, hold, once, openToClose, pid, settled, type Way } from "./way.js"
 
-/** How long an effect takes, in ms. */
+/** Returns the duration of an effect, in ms. */
 const took = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const start = performance.now()
     return Effect.map(self, () => performance.now() - start)
   })
 
-/** Nobody is connected any more; the network may take a moment to say so. */
+/** Waits until no client is connected any more; the network may take a moment to report that. */
 const isEmpty = (wire: Proxy) =>
   eventually(
     Effect.sync(() => wire.connections),
@@ -27,7 +29,7 @@ const isEmpty = (wire: Proxy) =>
 export const closing = (way: Way): void => {
   const one = { maxConnections: 1, startup: "lazy" } as const
 
-  it.scopedLive("what is in use at the end gets its time; who comes later is told that it is closed", () =>
+  it.scopedLive("connections in use at the close get their time, and later callers fail with DatabaseClosed", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 2, shutdownTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
@@ -55,7 +57,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("what takes longer than shutdownTimeout is cut: Disconnected, undone", () =>
+  it.scopedLive("work that takes longer than shutdownTimeout is cut: Disconnected, undone", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
@@ -78,7 +80,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("a network that is silent does not hold up the end", () =>
+  it.scopedLive("a network that is silent does not delay the close", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
@@ -93,7 +95,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("who waits at the end is told at once", () =>
+  it.scopedLive("waiters at the close fail at once", () =>
     Effect.gen(function* () {
       const { close, context } = yield* openToClose(way, { ...one, shutdownTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
@@ -108,7 +110,7 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("a connect under way is given up at the end", () =>
+  it.scopedLive("a connect that is under way is given up at the close", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { ...one, connectTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
@@ -123,7 +125,7 @@ export const closing = (way: Way): void => {
   )
 
   for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
-    it.scopedLive(`nobody waits for ${task} at the end: it is stopped`, () => {
+    it.scopedLive(`the close does not wait for ${task}, which is stopped`, () => {
       const arrived = Effect.unsafeMakeLatch(false)
       const stopped = Effect.unsafeMakeLatch(false)
       const slow = Effect.onInterrupt(Effect.zipRight(arrived.open, Effect.never), () => stopped.open)
@@ -147,7 +149,7 @@ export const closing = (way: Way): void => {
   }
 
   for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
-    it.scopedLive(`a statement of ${task} that is under way at the end is cancelled on the server`, () =>
+    it.scopedLive(`a statement of ${task} that is under way at the close is cancelled on the server`, () =>
       Effect.gen(function* () {
         const { close, context } = yield* openToClose(way, {
           ...one,
@@ -169,7 +171,7 @@ export const closing = (way: Way): void => {
     )
   }
 
-  it.scopedLive("nothing is opened any more after the end", () =>
+  it.scopedLive("nothing is opened after the close", () =>
     Effect.gen(function* () {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 1, minConnections: 1 })
       yield* Effect.gen(function* () {

@@ -1,4 +1,4 @@
-/** What a pool tells of itself. */
+/** The observations of a pool. */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -27,7 +27,10 @@ import {
   watch
 } from "./way.js"
 
-/** How a connection comes to be closed for a reason, in a pool of at most one idle connection; the ends that others have are tested there. */
+/**
+ * Closes a connection for each reason, in a pool of at most one idle connection; the other ends are
+ * tested there.
+ */
 const ends = (
   way: Way
 ): Partial<
@@ -84,7 +87,7 @@ export const events = (way: Way): void => {
   const one = { maxConnections: 1, startup: "lazy" } as const
 
   it.scopedLive(
-    "a connection's life is told: connect, first connect, checkout, reset, checkin, invalidate, close",
+    "a connection's life is reported: connect, first connect, checkout, reset, checkin, invalidate, close",
     () =>
       Effect.gen(function* () {
         const facts = yield* watch
@@ -119,7 +122,7 @@ export const events = (way: Way): void => {
           `checkin ${process}`,
           `reset ${process}`
         ]
-        // how long the server takes to say goodbye is its own affair
+        // the duration of the server's close is its own affair
         const isEnd = (word: string) => word.startsWith("close")
         assert.deepStrictEqual(
           words.filter((word) => !isEnd(word)),
@@ -132,7 +135,7 @@ export const events = (way: Way): void => {
       }).pipe(Effect.provide(open(way, { ...one, resetOnReturn: Effect.asVoid(SqlClient) })))
   )
 
-  it.scopedLive("times are told: how long a connect took, how long somebody waited and for how long he had it", () =>
+  it.scopedLive("durations are reported: of a connect, of a wait and of a checkout", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -144,14 +147,14 @@ export const events = (way: Way): void => {
       const [connected] = only(facts, "Connected")
       assert.isAbove(connected?.tookMillis ?? 0, 0)
       const waited = only(facts, "CheckedOut").map((fact) => fact.waitedMillis)
-      // who came first waited for the connect
+      // the first caller waited for the connect
       assert.isAtLeast(waited[0] ?? 0, connected?.tookMillis ?? 0)
       assert.isAbove(waited[1] ?? 0, 0)
       for (const { usedMillis } of back) assert.isAbove(usedMillis, 0)
     }).pipe(Effect.provide(open(way, one)))
   )
 
-  it.scopedLive("a loss is told before the close that it leads to", () =>
+  it.scopedLive("a loss is reported before the close that it leads to", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const first = yield* pid
@@ -168,7 +171,7 @@ export const events = (way: Way): void => {
     }).pipe(Effect.provide(open(way, one)))
   )
 
-  it.scopedLive("a failure to connect and a checkout that failed are told", () =>
+  it.scopedLive("a failure to connect and a failed checkout are reported", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       const facts = yield* watch
@@ -187,7 +190,7 @@ export const events = (way: Way): void => {
   )
 
   for (const [reason, { act, options }] of Object.entries(ends(way))) {
-    it.scopedLive(`a connection is closed and the reason told: ${reason}`, () =>
+    it.scopedLive(`a connection is closed and the reason reported: ${reason}`, () =>
       Effect.gen(function* () {
         const facts = yield* watch
         yield* act
@@ -197,7 +200,7 @@ export const events = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a connection is closed and the reason told: shutdown", () =>
+  it.scopedLive("a connection is closed and the reason reported: shutdown", () =>
     Effect.gen(function* () {
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(open(way, one), scope)

@@ -1,4 +1,4 @@
-/** How fast a pool grows. */
+/** The speed of a pool's growth. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { Db, stored } from "../../databases.js"

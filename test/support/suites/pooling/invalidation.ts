@@ -45,7 +45,7 @@ export const invalidation = (way: Way): void => {
   const isPooled = way.strategy === "pooled"
   const modes = ["soft", "hard"] as const
 
-  it.scopedLive("soft: an idle connection is replaced at its next checkout", () =>
+  it.scopedLive("a soft invalidation replaces an idle connection at its next checkout", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const first = yield* pid
@@ -61,7 +61,7 @@ export const invalidation = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("soft: work in progress goes on, and its connection is closed when it comes back", () =>
+  it.scopedLive("a soft invalidation lets work go on, and its connection is closed when it is checked in", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -75,7 +75,7 @@ export const invalidation = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("hard: an idle connection is closed at once", () =>
+  it.scopedLive("a hard invalidation closes an idle connection at once", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       yield* pid
@@ -87,7 +87,7 @@ export const invalidation = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("hard: a transaction between two statements fails with Disconnected, undone", () =>
+  it.scopedLive("a hard invalidation fails a transaction between two statements with Disconnected, undone", () =>
     Effect.gen(function* () {
       const error = yield* insert("lost").pipe(
         Effect.zipRight(Db.invalidate({ mode: "hard" })),
@@ -106,7 +106,7 @@ export const invalidation = (way: Way): void => {
     ["a statement of a transaction", Db.withTransaction(Effect.zipRight(insert("lost"), sleep))],
     ["the first statement of a transaction", Db.withTransaction(sleep)]
   ] as const) {
-    it.scopedLive(`hard: ${what} that is under way is cancelled and fails with Disconnected, undone`, () =>
+    it.scopedLive(`a hard invalidation cancels ${what} that is under way, which fails with Disconnected, undone`, () =>
       Effect.gen(function* () {
         const facts = yield* watch
         const fiber = yield* Effect.fork(failure("Disconnected", work))
@@ -123,7 +123,7 @@ export const invalidation = (way: Way): void => {
     )
   }
 
-  it.scopedLive("hard: a COMMIT that is cancelled undoes its transaction, and nobody calls that unknown", () =>
+  it.scopedLive("a hard invalidation that cancels a COMMIT undoes its transaction, which is not unknown", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(
@@ -140,7 +140,7 @@ export const invalidation = (way: Way): void => {
     }).pipe(Effect.provide([open(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("hard: a statement that gets no answer fails within a second, in doubt", () =>
+  it.scopedLive("a hard invalidation fails a statement that gets no answer within a second, in doubt", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       const sent = yield* wire.when(sends("INSERT"), "freeze")
@@ -156,7 +156,7 @@ export const invalidation = (way: Way): void => {
 
   if (isPooled) {
     for (const mode of modes) {
-      it.scopedLive(`${mode}: of one connection; the others stay`, () =>
+      it.scopedLive(`a ${mode} invalidation of one connection leaves the others`, () =>
         Effect.gen(function* () {
           const facts = yield* watch
           const [first = 0, second = 0] = yield* warmUp(2)
@@ -173,7 +173,7 @@ export const invalidation = (way: Way): void => {
         }).pipe(Effect.provide(open(way, { maxConnections: 2, startup: "lazy" })))
       )
 
-      it.scopedLive(`${mode}: of all that are older than a moment; the others stay`, () =>
+      it.scopedLive(`a ${mode} invalidation of all connections that are older than a moment leaves the others`, () =>
         Effect.gen(function* () {
           const { writer } = yield* Place
           const older = yield* hold
@@ -189,7 +189,7 @@ export const invalidation = (way: Way): void => {
         }).pipe(Effect.provide(open(way, { maxConnections: 2, startup: "lazy" })))
       )
 
-      it.scopedLive(`${mode}: of the whole pool`, () =>
+      it.scopedLive(`a ${mode} invalidation of the whole pool replaces every connection`, () =>
         Effect.gen(function* () {
           const before = yield* warmUp(3)
           assert.strictEqual(yield* Db.invalidate({ mode }), 3)
@@ -200,7 +200,7 @@ export const invalidation = (way: Way): void => {
   }
 
   for (const mode of modes) {
-    it.scopedLive(`${mode}: a connection that was being opened meanwhile does not join`, () =>
+    it.scopedLive(`a ${mode} invalidation excludes a connection that was being opened meanwhile`, () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         const facts = yield* watch
@@ -217,7 +217,7 @@ export const invalidation = (way: Way): void => {
       }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
     )
 
-    it.scopedLive(`${mode}: a connection that is asked for a sign of life is not handed out, and nobody fails`, () =>
+    it.scopedLive(`a ${mode} invalidation replaces a connection under validation, and its caller gets another`, () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         const facts = yield* watch
@@ -233,7 +233,7 @@ export const invalidation = (way: Way): void => {
     )
 
     for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
-      it.scopedLive(`${mode}: a connection that is in ${task} is not used any more, and nobody fails`, () => {
+      it.scopedLive(`a ${mode} invalidation ends the use of a connection in ${task}, and no caller fails`, () => {
         const latch = Effect.unsafeMakeLatch(true)
         const arrived = Effect.unsafeMakeLatch(false)
         return Effect.gen(function* () {

@@ -1,4 +1,4 @@
-/** Connections that are held for too long: who has them, and where in the program. */
+/** Connections that are held for too long: their holders, and the call sites. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -33,7 +33,7 @@ const slow = "SELECT pg_sleep(1000)"
 // more than is fetched at once, so that the rest is to come
 const many = "SELECT * FROM generate_series(1, 1000)"
 
-/** Ways to hold a connection, with the line of this file in which that is said. */
+/** Ways to hold a connection, with the line of this file that the report names. */
 const holders: ReadonlyArray<{
   readonly name: string
   readonly line: number
@@ -85,7 +85,7 @@ export const leaks = (way: Way): void => {
   const leakThreshold = "40 millis"
 
   for (const { hold, line, name } of holders) {
-    it.scopedLive(`a connection that is held for too long by ${name} is told once, with fiber, file and line`, () => {
+    it.scopedLive(`a connection held for too long by ${name} is reported once, with fiber, file and line`, () => {
       const warnings: Array<string> = []
       const logger = Logger.replace(
         Logger.defaultLogger,
@@ -112,7 +112,7 @@ export const leaks = (way: Way): void => {
         for (const words of [`fiber ${leaked?.fiber}`, leaked?.place, `connection ${leaked?.processId}`, `"app"`]) {
           assert.include(warnings[0], words)
         }
-        // others come and go, and it is not told twice
+        // others come and go, and it is not reported twice
         if (way.strategy === "pooled") for (let i = 0; i < 50; i++) yield* pid
         assert.lengthOf(
           only(facts, "Leaked").filter(({ processId }) => processId === leaked?.processId),
@@ -123,7 +123,7 @@ export const leaks = (way: Way): void => {
     })
   }
 
-  it.scopedLive("where the place is not known, it is the span", () =>
+  it.scopedLive("a leak is reported with the span if the call site is unknown", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -136,7 +136,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { leakThreshold, startup: "lazy" })))
   )
 
-  it.scopedLive("statements that a tracer watches know their place, too", () =>
+  it.scopedLive("a leak of statements under a tracer is reported with their call site as well", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -156,7 +156,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { leakThreshold, startup: "lazy" })))
   )
 
-  it.scopedLive("what comes back in time is not told, nor is one who waits", () =>
+  it.scopedLive("a connection that is returned in time is not reported as a leak, and neither is a waiter", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -167,7 +167,8 @@ export const leaks = (way: Way): void => {
       assert.isEmpty(others)
       yield* holder.release
       yield* Fiber.join(waiter)
-      // on a busy machine one may be held for too long, and is told; a timer may be a millisecond early
+      // on a busy machine a connection may be held for too long, and is reported; a timer may be a
+      // millisecond early
       let late = 0
       for (let i = 0; i < 50; i++) {
         const [took] = yield* Effect.timed(pid)
@@ -182,14 +183,14 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { leakThreshold, maxConnections: 1, startup: "lazy" })))
   )
 
-  it.scopedLive("one that was given up is nobody's, however long it takes to be closed", () =>
+  it.scopedLive("a connection that was given up is no leak, however long its close takes", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const wire = yield* Wire
       const sent = yield* wire.when(sends(slow), "freeze")
       const fiber = yield* Effect.fork(Effect.flatMap(Db.writer, (sql) => sql.unsafe(slow)))
       yield* sent
-      // nobody cancels it, either
+      // no pool cancels it, either
       yield* wire.freeze
       yield* Fiber.interrupt(fiber)
       const [closed] = yield* told(facts, "Closed")
@@ -198,7 +199,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(openOverWire(way, { leakThreshold: "500 millis", startup: "lazy" })))
   )
 
-  it.scopedLive("without leakThreshold nothing is noted down", () =>
+  it.scopedLive("no call site is recorded without leakThreshold", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       const { longestCheckout } = yield* failure("PoolExhausted", pid)

@@ -1,4 +1,4 @@
-/** Which connection is handed out, and for how long connections are kept. */
+/** The choice of a connection at checkout, and its lifetime. */
 import * as fs from "node:fs"
 import { assert, it } from "@effect/vitest"
 import * as Array from "effect/Array"
@@ -26,11 +26,14 @@ import {
   watch
 } from "./way.js"
 
-/** Lets some time pass by asking the server for it. */
+/** Waits on the server for some time. */
 const pass = (millis: number) =>
   Effect.flatMap(Place, ({ writer }) => query(writer, "SELECT pg_sleep($1)", [millis / 1000]))
 
-/** The timer that the kernel has for a socket between two ports of this machine; 2 is that of TCP keepalive. */
+/**
+ * Returns the timer that the kernel has for a socket between two ports of this machine; 2 is that
+ * of TCP keepalive.
+ */
 const timer = (local: number, remote: number): number | undefined => {
   const port = (address: string | undefined) => Number.parseInt(address?.split(":")[1] ?? "", 16)
   const rows = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((file) => fs.readFileSync(file, "utf8").split("\n").slice(1))
@@ -46,7 +49,7 @@ export const life = (way: Way): void => {
 
   if (isPooled && hasSessions) {
     const which = way.order === "lifo" ? "used last" : "unused for longest"
-    it.scopedLive(`the idle connection that was ${which} is handed out`, () =>
+    it.scopedLive(`a checkout gets the idle connection that was ${which}`, () =>
       Effect.gen(function* () {
         const [first, second, third] = yield* warmUp(3)
         assert.strictEqual(yield* pid, way.order === "lifo" ? third : first)
@@ -70,7 +73,7 @@ export const life = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1, maxLifetime: "60 millis", idleTimeout: Duration.infinity })))
   )
 
-  it.scopedLive("a connection that grows too old in use is closed when it comes back, not before", () =>
+  it.scopedLive("a connection that grows too old in use is closed when it is checked in, not before", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -151,7 +154,7 @@ export const life = (way: Way): void => {
 
   const min = isPooled ? 3 : 1
 
-  it.scopedLive("minConnections are open before anybody asks, and stay though they are idle", () =>
+  it.scopedLive("minConnections are open before the first caller comes, and stay though they are idle", () =>
     Effect.gen(function* () {
       yield* settled({ total: min, idle: min })
       const facts = yield* watch
@@ -196,7 +199,7 @@ export const life = (way: Way): void => {
     }).pipe(Effect.provide(openOverWire(way, { minConnections: min })))
   )
 
-  it.scopedLive("minConnections are opened again when they have had their time", () =>
+  it.scopedLive("minConnections are opened again when their lifetime has ended", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const closed = yield* told(facts, "Closed", 2 * min)

@@ -1,4 +1,4 @@
-/** How many connections there are, and what becomes of those that cannot be made. */
+/** The number of connections, and the effects of failed connects. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -27,7 +27,7 @@ export const limits = (way: Way): void => {
 
   if (way.strategy === "pooled") {
     it.scopedLive(
-      "there are at most maxConnections and maxOverflow, and what is beyond the first is closed on return",
+      "a pool has at most maxConnections and maxOverflow connections, and the overflow is closed on return",
       () =>
         Effect.gen(function* () {
           const holders = yield* holdAll(15)
@@ -47,7 +47,7 @@ export const limits = (way: Way): void => {
         }).pipe(Effect.provide(open(way, { maxConnections: 5, maxOverflow: 10 })))
     )
 
-    it.scopedLive("what is beyond maxConnections is not closed as long as somebody waits for it", () =>
+    it.scopedLive("the overflow of a pool is not closed as long as a caller waits for it", () =>
       Effect.gen(function* () {
         const facts = yield* watch
         const [first, second] = yield* Effect.all([hold, hold])
@@ -61,7 +61,7 @@ export const limits = (way: Way): void => {
       }).pipe(Effect.provide(open(way, { maxConnections: 1, maxOverflow: 1 })))
     )
 
-    it.scopedLive("a connect that hangs does not hold up the others, within the overflow", () =>
+    it.scopedLive("a connect that hangs does not delay the others, within the overflow", () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         yield* wire.when(connects, "freeze")
@@ -76,7 +76,7 @@ export const limits = (way: Way): void => {
       )
     )
 
-    it.scopedLive("who is alone with a connect that hangs gets another one beside it", () =>
+    it.scopedLive("a single caller whose connect hangs gets another one beside it", () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         yield* wire.when(connects, "freeze")
@@ -96,7 +96,7 @@ export const limits = (way: Way): void => {
       )
     )
 
-    it.scopedLive("nobody inherits a connect that hangs from one who gave up", () =>
+    it.scopedLive("no caller inherits a hanging connect from a caller that gave up", () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         const asked = yield* wire.when(connects, "freeze")
@@ -118,7 +118,7 @@ export const limits = (way: Way): void => {
       )
     )
 
-    it.scopedLive("a server that lets every connect hang is not asked for more and more of them", () =>
+    it.scopedLive("a server that lets every connect hang does not receive more and more of them", () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         yield* wire.freeze
@@ -132,7 +132,7 @@ export const limits = (way: Way): void => {
       )
     )
   } else {
-    it.scopedLive("all take turns on the one connection", () =>
+    it.scopedLive("all callers take turns on the one connection", () =>
       Effect.gen(function* () {
         const facts = yield* watch
         const first = yield* pid
@@ -148,7 +148,7 @@ export const limits = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a connect that failed gives its place back", () =>
+  it.scopedLive("a failed connect frees its slot", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.refuse
@@ -164,7 +164,7 @@ export const limits = (way: Way): void => {
     }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("a connect that takes too long is ConnectFailed, unresponsive, and gives its place back", () =>
+  it.scopedLive("a connect that takes too long is ConnectFailed, unresponsive, and frees its slot", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.when(connects, "freeze")

@@ -1,4 +1,4 @@
-/** What is done with a session when its connection is made, handed out and given back. */
+/** The work on a session when its connection is made, checked out and checked in. */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -30,7 +30,7 @@ import {
 
 const run = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
 
-/** One value that the server gives on the connection of the pool's turn. */
+/** Reads one value of the server on the pool's connection. */
 const ask = (text: string) =>
   Effect.flatMap(Db.writer, (sql) =>
     Effect.map(sql.unsafe<{ value: unknown }>(`SELECT ${text} AS value`).unprepared, (rows) => rows[0]?.value)
@@ -44,10 +44,21 @@ class Refused extends Error {
   override readonly message = "not this one"
 }
 
+/** Creates an `onCheckout` that refuses the next connection after `isDue` is set. */
+const refusesOnce = () => {
+  const next = { isDue: false }
+  const onCheckout = Effect.suspend(() => {
+    const isRefused = next.isDue
+    next.isDue = false
+    return isRefused ? Effect.fail(new Refused()) : Effect.void
+  })
+  return { next, onCheckout }
+}
+
 export const sessions = (way: Way): void => {
   const one = { maxConnections: 1 }
 
-  it.scopedLive("a transaction that was left open by hand is rolled back: its connection does not go back", () =>
+  it.scopedLive("a transaction that was left open by hand is rolled back, and its connection is closed", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -80,7 +91,7 @@ export const sessions = (way: Way): void => {
       yield* sql`SELECT pg_advisory_lock(42)`
       assert.strictEqual(yield* count("pg_locks WHERE locktype = 'advisory' AND objid = 42"), 0)
       assert.strictEqual(yield* count("pg_prepared_statements"), 0)
-      // what the connection knows of its prepared statements went with them
+      // the connection's own record of its prepared statements went with them
       assert.deepStrictEqual(yield* select(2), [{ n: 2 }])
       assert.deepStrictEqual(yield* select(3), [{ n: 3 }])
       assert.strictEqual(yield* pid, first)
@@ -158,7 +169,7 @@ export const sessions = (way: Way): void => {
   )
 
   if (way.strategy === "pooled") {
-    it.scopedLive("a reset that takes long holds nobody up for whom another connection is idle", () => {
+    it.scopedLive("a reset that takes long delays no caller while another connection is idle", () => {
       const latch = Effect.unsafeMakeLatch(true)
       return Effect.gen(function* () {
         yield* warmUp(2)
@@ -205,7 +216,7 @@ export const sessions = (way: Way): void => {
     ["leaves a transaction open", run("BEGIN"), "in a transaction"]
   ]
   for (const [what, onConnect, words] of refusals) {
-    it.scopedLive(`an onConnect that ${what} is ConnectFailed, setup, saying why, for all who wait`, () =>
+    it.scopedLive(`an onConnect that ${what} is ConnectFailed, setup, with the reason, for all waiters`, () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         const errors = yield* Effect.all([failure("ConnectFailed", pid), failure("ConnectFailed", pid)], {
@@ -222,7 +233,7 @@ export const sessions = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a start at which onConnect fails says so", () =>
+  it.scopedLive("a start at which onConnect fails reports that", () =>
     Effect.gen(function* () {
       const error = yield* failure(
         "ConnectFailed",
@@ -239,7 +250,7 @@ export const sessions = (way: Way): void => {
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive("a connection that is lost in onConnect is a connect that failed, and the next one is tried", () =>
+  it.scopedLive("a connection that is lost in onConnect is a failed connect, and the next one is tried", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.when(sends("SET search_path"), "cut")
@@ -248,7 +259,7 @@ export const sessions = (way: Way): void => {
   )
 
   if (way.route.hasSessions) {
-    it.scopedLive("a connection that is lost while onConnect waits for something else is a connect that failed", () => {
+    it.scopedLive("a connection that is lost while onConnect waits for something else is a failed connect", () => {
       const latch = Effect.unsafeMakeLatch(false)
       return Effect.gen(function* () {
         const waiter = yield* Effect.fork(failure("ConnectFailed", pid))
@@ -266,7 +277,7 @@ export const sessions = (way: Way): void => {
     })
   }
 
-  it.scopedLive("onCheckout sees each connection before it is handed out, on that connection", () => {
+  it.scopedLive("onCheckout sees each connection before its caller does, on that connection", () => {
     const seen: Array<unknown> = []
     const onCheckout = Effect.tap(run("SELECT pg_backend_pid() AS pid"), ([row]) => Effect.sync(() => seen.push(row)))
     return Effect.gen(function* () {
@@ -280,17 +291,12 @@ export const sessions = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...one, onCheckout, startup: "lazy" })))
   })
 
-  it.scopedLive("a checkout that onCheckout refuses gets another connection; the refused one is closed", () => {
-    let refuses = false
-    const onCheckout = Effect.suspend(() => {
-      const isRefused = refuses
-      refuses = false
-      return isRefused ? Effect.fail(new Refused()) : Effect.void
-    })
+  it.scopedLive("a checkout that onCheckout refuses gets another connection, and the refused one is closed", () => {
+    const { next, onCheckout } = refusesOnce()
     return Effect.gen(function* () {
       const facts = yield* watch
       const first = yield* pid
-      refuses = true
+      next.isDue = true
       const second = yield* pid
       if (way.route.hasSessions) assert.notStrictEqual(second, first)
       assert.deepStrictEqual(
@@ -301,13 +307,8 @@ export const sessions = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...one, onCheckout })))
   })
 
-  it.scopedLive("an onCheckout that refuses a connection that was kept warm costs nobody his checkout", () => {
-    let refuses = false
-    const onCheckout = Effect.suspend(() => {
-      const isRefused = refuses
-      refuses = false
-      return isRefused ? Effect.fail(new Refused()) : Effect.void
-    })
+  it.scopedLive("an onCheckout that refuses a connection that was kept warm costs no caller its checkout", () => {
+    const { next, onCheckout } = refusesOnce()
     return Effect.gen(function* () {
       const facts = yield* watch
       yield* settled({ idle: 1 })
@@ -315,13 +316,13 @@ export const sessions = (way: Way): void => {
       yield* told(facts, "Connected")
       yield* settled({ idle: 1 })
       // that one has never been used
-      refuses = true
+      next.isDue = true
       assert.isAbove(yield* pid, 0)
-      assert.isFalse(refuses)
+      assert.isFalse(next.isDue)
     }).pipe(Effect.provide([open(way, { ...one, minConnections: 1, onCheckout }), once]))
   })
 
-  it.scopedLive("an onCheckout that refuses new connections, too, is ConnectFailed, setup, and no endless loop", () => {
+  it.scopedLive("an onCheckout that also refuses new connections is ConnectFailed, setup, and no endless loop", () => {
     let refuses = false
     const onCheckout = Effect.suspend(() => (refuses ? Effect.fail(new Refused()) : Effect.void))
     return Effect.gen(function* () {
@@ -346,7 +347,7 @@ export const sessions = (way: Way): void => {
     )
   )
 
-  it.scopedLive("what outlives its time with a session does not touch it any more", () => {
+  it.scopedLive("a task that outlives its time with a session does not use it any more", () => {
     const latch = Effect.unsafeMakeLatch(false)
     const late = Effect.zipRight(latch.await, Effect.exit(run("INSERT INTO item (name) VALUES ('late')")))
     let fiber: Fiber.RuntimeFiber<Exit.Exit<unknown, unknown>> | undefined
@@ -366,7 +367,7 @@ export const sessions = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...one, onConnect, startup: "lazy" })))
   })
 
-  it.scopedLive("what is done with sessions has nothing to do with the transaction inside of which it happens", () =>
+  it.scopedLive("tasks on a session are independent of the transaction inside of which they run", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* Effect.scoped(

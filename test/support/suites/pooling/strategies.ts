@@ -25,7 +25,7 @@ import {
 export const strategies = (way: Way): void => {
   const none = { strategy: "none" } as const
 
-  it.scopedLive("none: each checkout has a connection of its own, closed after it", () =>
+  it.scopedLive("the strategy none gives each checkout a connection of its own, which is closed after it", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const all = [yield* pid, yield* pid, yield* Db.withTransaction(Effect.zipRight(pid, pid))]
@@ -40,7 +40,7 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...none, startup: "lazy" })))
   )
 
-  it.scopedLive("none: nobody waits for another's connection, up to maxConnections; the next one waits in turn", () =>
+  it.scopedLive("the strategy none lets no caller wait for another's connection, up to maxConnections", () =>
     Effect.gen(function* () {
       const holders = yield* holdAll(4)
       assert.strictEqual(new Set(holders.map((holder) => holder.pid)).size, 4)
@@ -55,7 +55,7 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...none, maxConnections: 4 })))
   )
 
-  it.scopedLive("none: a connection that comes after its waiter gave up is closed", () =>
+  it.scopedLive("the strategy none closes a connection that arrives after its waiter gave up", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       const facts = yield* watch
@@ -69,7 +69,7 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide(openOverWire(way, { ...none, startup: "lazy" })))
   )
 
-  it.scopedLive("single: work that holds the connection and waits for it is told that this would be for ever", () =>
+  it.scopedLive("the strategy single fails work that holds the connection and waits for it for ever", () =>
     Effect.gen(function* () {
       const error = yield* failure(
         "PoolSelfDeadlock",
@@ -81,14 +81,14 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide([open({ ...way, strategy: "single" }), once]))
   )
 
-  it.scopedLive("a pool whose connections are all held by those who wait for one more says so at once", () =>
+  it.scopedLive("a pool whose connections are all held by callers that wait for one more fails at once", () =>
     Effect.gen(function* () {
       const inner = Db.withTransaction(pid, { propagation: "requiresNew" })
       const nested = (name: string) => Db.withTransaction(Effect.zipRight(insert(name), inner))
       const holder = yield* hold
       const first = yield* Effect.fork(Effect.exit(nested("a")))
       yield* settled({ active: 2, waiting: 1 })
-      // another one who waits with empty hands is no reason to give up
+      // another caller that waits and holds nothing is no reason to give up
       const patient = yield* Effect.fork(pid)
       yield* settled({ waiting: 2 })
       yield* holder.release
@@ -100,7 +100,7 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide([open(way, { maxConnections: 2 }), once]))
   )
 
-  it.scopedLive("assertSingle: a second checkout fails at once, naming the fiber and the place of the first", () =>
+  it.scopedLive("the strategy assertSingle fails a second checkout at once, and names the call site of the first", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const first = yield* Effect.fork(
@@ -120,7 +120,7 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide([open(way, { strategy: "assertSingle", maxConnections: 1 }), once]))
   )
 
-  it.scopedLive("assertSingle: who waits for the connect is the first, too", () =>
+  it.scopedLive("the strategy assertSingle counts a caller that waits for the connect as the first", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       const asked = yield* wire.when(({ type }) => type === "startup", "freeze")
@@ -135,7 +135,7 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide([openOverWire(way, { strategy: "assertSingle", maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("assertSingle: one after the other is fine, also inside of one transaction", () =>
+  it.scopedLive("the strategy assertSingle accepts one checkout after the other, also inside one transaction", () =>
     Effect.gen(function* () {
       const first = yield* pid
       const [second, third] = yield* Db.withTransaction(Effect.all([pid, Db.withTransaction(pid)], { concurrency: 2 }))
@@ -143,10 +143,10 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { strategy: "assertSingle", maxConnections: 1 })))
   )
 
-  it.scopedLive("assertSingle: looking at a server at the start is no checkout of the program's", () =>
+  it.scopedLive("the strategy assertSingle does not count the check of a server at the start as a checkout", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
-      // the start goes on while the reader is looked at
+      // the start goes on while the reader is checked
       assert.deepStrictEqual(yield* reader`SELECT 1 AS n`, [{ n: 1 }])
     }).pipe(Effect.provide([fresh({ strategy: "assertSingle" }), once]))
   )

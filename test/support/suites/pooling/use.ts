@@ -1,4 +1,4 @@
-/** Connections in use: what ends one, and that it is one's own. */
+/** Connections in use: the events that end them, and their exclusiveness. */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -42,12 +42,13 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("a session that takes no writes any more is a connection of the wrong role, and goes", () =>
+  it.scopedLive("a session that no longer takes writes is a connection of the wrong role, and is evicted", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
       const first = yield* pid
-      // as the sessions of a server that was made read-only while they were open: it says so with its next answer
+      // as the sessions of a server that was made read-only while they were open: the next answer
+      // reports it
       yield* sql`SET default_transaction_read_only = on`
       yield* insert("a")
       yield* insert("b")
@@ -56,14 +57,14 @@ export const use = (way: Way): void => {
         (yield* told(facts, "Closed")).map(({ processId, reason }) => [processId, reason]),
         [[first, "wrongRole"]]
       )
-      // who asks for a transaction without writes gets what he asked for
+      // a caller that requests a transaction without writes gets one
       const second = yield* pid
       yield* failure("ReadOnlyViolation", Db.withTransaction(insert("c"), { access: "read only" }))
       assert.strictEqual(yield* pid, second)
     }).pipe(Effect.provide([open(way, { maxConnections: 1 }), once]))
   )
 
-  it.scopedLive("a standby that is taken for a primary is a connection of the wrong role, which serves nobody", () =>
+  it.scopedLive("a standby that is taken for a primary is a connection of the wrong role, which serves no caller", () =>
     Effect.gen(function* () {
       const { reader } = yield* Place
       yield* Effect.gen(function* () {
@@ -75,7 +76,7 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide([open(way), once]))
   )
 
-  it.scopedLive("a disconnect inside a transaction fails it until its end; then the same handle works again", () =>
+  it.scopedLive("a disconnect inside a transaction fails it until its end, and then the same handle works again", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const outcome = yield* Effect.exit(
@@ -137,7 +138,10 @@ export const use = (way: Way): void => {
         const turn = Effect.async<void>((resume) => {
           setImmediate(() => resume(Effect.void))
         })
-        /** What the session says whose it is must be oneself, for as long as the transaction lasts. */
+        /**
+         * Runs a task that checks that its session has its own mark, for as long as the transaction
+         * lasts.
+         */
         const task = (id: number, random: () => number) =>
           Db.withTransaction(
             Effect.gen(function* () {
@@ -193,7 +197,8 @@ export const use = (way: Way): void => {
         yield* settled({ active: 0, waiting: 0 })
         assert.isAtMost((yield* figures).total, way.strategy === "pooled" ? 8 : 1)
       }).pipe(
-        // a connection that was killed is one statement less; who never sent anything is tried again
+        // a connection that was killed is one statement less; a statement that was never sent is
+        // retried
         Effect.provide(open(way, { maxConnections: 8, queueTarget: "1 hour" }))
       ),
     60_000

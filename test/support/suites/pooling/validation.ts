@@ -1,4 +1,4 @@
-/** Connections that were idle are asked for a sign of life: when, and what becomes of those that give none. */
+/** The validation of idle connections: its time, and the effects of a missing answer. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -26,10 +26,10 @@ import {
 export const validation = (way: Way): void => {
   const count = way.strategy === "pooled" ? 3 : 1
   const { hasSessions } = way.route
-  // a pooler may take as long as a connect for a sign of life: it answers when it has a server free
+  // a pooler may take as long as a connect for a validation: it answers when it has a server free
   const patient = { startup: "lazy", validateAfterIdle: 0, connectTimeout: "1 second" } as const
 
-  /** How many round trips an effect takes. */
+  /** Returns the number of round trips of an effect. */
   const roundTrips = <A, E, R>(self: Effect.Effect<A, E, R>) =>
     Effect.gen(function* () {
       const wire = yield* Wire
@@ -38,27 +38,25 @@ export const validation = (way: Way): void => {
       return wire.roundTrips - before
     })
 
-  it.scopedLive(
-    "a connection is asked for a sign of life only when it was idle for longer than validateAfterIdle",
-    () =>
-      Effect.gen(function* () {
-        const { writer } = yield* Place
-        yield* pid
-        assert.strictEqual(yield* roundTrips(pid), 1)
-        yield* query(writer, "SELECT pg_sleep(0.11)")
-        assert.strictEqual(yield* roundTrips(pid), 2)
-        // the statement itself was a sign of life
-        assert.strictEqual(yield* roundTrips(pid), 1)
-      }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
+  it.scopedLive("a connection is validated only when it was idle for longer than validateAfterIdle", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      yield* pid
+      assert.strictEqual(yield* roundTrips(pid), 1)
+      yield* query(writer, "SELECT pg_sleep(0.11)")
+      assert.strictEqual(yield* roundTrips(pid), 2)
+      // the statement itself validated the connection
+      assert.strictEqual(yield* roundTrips(pid), 1)
+    }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
   )
 
-  it.scopedLive("a connection that is new is not asked", () =>
+  it.scopedLive("a new connection is not validated", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* roundTrips(pid), 1)
     }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: 0, startup: "lazy" })))
   )
 
-  it.scopedLive("validateAfterIdle 0 asks each time, infinity never", () =>
+  it.scopedLive("validateAfterIdle 0 validates at each checkout, and infinity never", () =>
     Effect.gen(function* () {
       const twice = Effect.zipRight(pid, roundTrips(pid))
       assert.strictEqual(yield* Effect.provide(twice, openOverWire(way, { validateAfterIdle: 0 })), 2)
@@ -68,7 +66,7 @@ export const validation = (way: Way): void => {
 
   if (hasSessions) {
     it.scopedLive(
-      "a connection that was silent for long in somebody's hands is asked before the next waiter has it",
+      "a connection that was silent for long during a checkout is validated before the next waiter gets it",
       () =>
         Effect.gen(function* () {
           const { writer } = yield* Place
@@ -107,7 +105,7 @@ export const validation = (way: Way): void => {
       yield* halfOpen
       const start = performance.now()
       yield* Effect.forEach(Array.from({ length: count }), (_, i) => insert(`row ${i}`), { concurrency: "unbounded" })
-      // a sign of life may take a second
+      // a validation may take a second
       assert.isBelow(performance.now() - start, 2000)
       assert.lengthOf(yield* stored, count)
       for (const { reason } of yield* told(facts, "Closed", count)) assert.strictEqual(reason, "invalid")
@@ -117,7 +115,7 @@ export const validation = (way: Way): void => {
 
   if (way.strategy === "pooled") {
     it.scopedLive(
-      "a sign of life that does not come replaces every older connection at once, not one after the other",
+      "a validation that gets no answer replaces every older connection at once, not one after the other",
       () =>
         Effect.gen(function* () {
           const facts = yield* watch

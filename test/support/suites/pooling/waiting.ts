@@ -1,4 +1,4 @@
-/** Those who wait for a connection: in which order, until when, and what they are told. */
+/** The waiters for a connection: their order, their deadline, and their failure. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -24,11 +24,14 @@ import {
   watch
 } from "./way.js"
 
-/** What somebody can be waiting for who has asked for a connection. */
+/** The phases in which a caller waits that has requested a connection. */
 const phases = (): ReadonlyArray<{
   readonly name: string
   readonly options: Partial<Database.Options>
-  /** Makes the next who asks wait; the effect inside waits until he does, and gives what ends the wait. */
+  /**
+   * Makes the next caller wait; the effect inside waits until it does, and returns the effect that
+   * ends the wait.
+   */
   readonly stop: Effect.Effect<Effect.Effect<Effect.Effect<unknown>>, never, Db | Wire>
 }> => {
   const gate = () => {
@@ -60,7 +63,7 @@ const phases = (): ReadonlyArray<{
       })
     },
     {
-      name: "for a sign of life",
+      name: "for a validation",
       options: { validateAfterIdle: 0 },
       stop: Effect.gen(function* () {
         const wire = yield* Wire
@@ -70,7 +73,7 @@ const phases = (): ReadonlyArray<{
     { name: "for onConnect", options: { startup: "lazy", onConnect: connect.task }, stop: connect.close },
     { name: "for onCheckout", options: { onCheckout: checkout.task }, stop: checkout.close },
     {
-      name: "for what is done on return",
+      name: "for the reset on return",
       options: { resetOnReturn: reset.task },
       stop: Effect.gen(function* () {
         const unblock = yield* reset.close
@@ -99,7 +102,7 @@ export const waiting = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("a waiter is served when the connection that he waits for is invalidated", () =>
+  it.scopedLive("a waiter is served when the connection that it waits for is invalidated", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       const waiter = yield* Effect.fork(pid)
@@ -112,7 +115,7 @@ export const waiting = (way: Way): void => {
   )
 
   if (way.route.hasSessions) {
-    it.scopedLive("a waiter is served when the server ends the connection that he waits for", () =>
+    it.scopedLive("a waiter is served when the server ends the connection that it waits for", () =>
       Effect.gen(function* () {
         const holder = yield* hold
         const waiter = yield* Effect.fork(pid)
@@ -124,7 +127,7 @@ export const waiting = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a waiter is served when the connect for the one before him fails", () =>
+  it.scopedLive("a waiter is served when the connect for the waiter before it fails", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       const asked = yield* wire.when(connects, "freeze")
@@ -139,7 +142,7 @@ export const waiting = (way: Way): void => {
     }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("who came after a connect was begun does not fail with it", () =>
+  it.scopedLive("a caller that came after a connect was begun does not fail with it", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       const asked = yield* wire.when(connects, "freeze")
@@ -154,7 +157,7 @@ export const waiting = (way: Way): void => {
     }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("nobody times out early", () =>
+  it.scopedLive("no caller times out early", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       for (let i = 0; i < 10; i++) {
@@ -167,7 +170,7 @@ export const waiting = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: 33.3 })))
   )
 
-  it.scopedLive("a timeout says how many connections are open, in use and idle, and how many wait", () =>
+  it.scopedLive("a timeout reports how many connections are open, in use and idle, and how many callers wait", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       const other = yield* Effect.fork(failure("PoolExhausted", pid))
@@ -178,7 +181,7 @@ export const waiting = (way: Way): void => {
       assert.strictEqual((yield* Fiber.join(other)).waiting, 2)
       assert.include(error.message, "(total 1, active 1, idle 0, waiting 1)")
       assert.include(error.message, "hold connections for less time")
-      // nobody has noted down who holds what
+      // no checkout was recorded
       assert.strictEqual(error.longestCheckout, undefined)
       assert.strictEqual(error.lastConnectFailure, undefined)
       assert.strictEqual(error.connecting, undefined)
@@ -186,7 +189,7 @@ export const waiting = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "50 millis" })))
   )
 
-  it.scopedLive("a timeout says how the last connect failed", () =>
+  it.scopedLive("a timeout reports how the last connect failed", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.refuse
@@ -203,7 +206,7 @@ export const waiting = (way: Way): void => {
     )
   )
 
-  it.scopedLive("a timeout says how many connects are under way, and for how long", () =>
+  it.scopedLive("a timeout reports how many connects are under way, and for how long", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.freeze
@@ -228,7 +231,7 @@ export const waiting = (way: Way): void => {
     )
   )
 
-  it.scopedLive("everybody is told in time where every connect hangs, and there may be no more of them", () =>
+  it.scopedLive("every caller fails in time when every connect hangs and there may be no more of them", () =>
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.freeze
@@ -252,7 +255,7 @@ export const waiting = (way: Way): void => {
     )
   )
 
-  it.scopedLive("a timeout says who has held a connection for longest, where that is noted down", () =>
+  it.scopedLive("a timeout reports the longest checkout, if that is recorded", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       const { message, longestCheckout } = yield* failure("PoolExhausted", pid)
@@ -266,42 +269,41 @@ export const waiting = (way: Way): void => {
 
   for (const phase of phases()) {
     if (phase.name === "in the queue" || phase.name === "for a connect") continue
-    it.scopedLive(
-      `what is done for a waiter who left while he waited ${phase.name} counts as in use, and ends in time`,
-      () =>
-        Effect.gen(function* () {
-          const stopped = yield* phase.stop
-          const waiter = yield* Effect.fork(insert("nobody"))
-          const unblock = yield* stopped
-          yield* Fiber.interrupt(waiter)
-          const before = performance.now()
-          const { active, idle, total, waiting } = yield* figures
-          assert.deepStrictEqual({ active, idle, total, waiting }, { active: 1, idle: 0, total: 1, waiting: 0 })
-          // the next one waits for that, for there may be no other connection; then he has the same done for him
-          const next = yield* Effect.fork(Effect.exit(insert("next")))
-          let most = 0
-          const look = Effect.map(figures, (seen) => {
-            most = Math.max(most, seen.total)
-            return seen.active + seen.waiting
-          })
-          yield* eventually(look, (left) => left === 0)
-          assert.isBelow(performance.now() - before, 3500)
-          assert.strictEqual(most, 1)
-          yield* unblock
-          const exit = yield* Fiber.join(next)
-          if (Exit.isFailure(exit)) {
-            assert.strictEqual((yield* failure("ConnectFailed", exit)).reason, "setup")
-            yield* insert("next")
-          }
-          assert.deepStrictEqual(yield* stored, ["next"])
-        }).pipe(
-          Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", ...phase.options }), once])
-        )
+    it.scopedLive(`work for a waiter that left while it waited ${phase.name} counts as in use, and ends in time`, () =>
+      Effect.gen(function* () {
+        const stopped = yield* phase.stop
+        const waiter = yield* Effect.fork(insert("nobody"))
+        const unblock = yield* stopped
+        yield* Fiber.interrupt(waiter)
+        const before = performance.now()
+        const { active, idle, total, waiting } = yield* figures
+        assert.deepStrictEqual({ active, idle, total, waiting }, { active: 1, idle: 0, total: 1, waiting: 0 })
+        // the next waiter waits for that, because there may be no other connection; then the same
+        // runs for it
+        const next = yield* Effect.fork(Effect.exit(insert("next")))
+        let most = 0
+        const look = Effect.map(figures, (seen) => {
+          most = Math.max(most, seen.total)
+          return seen.active + seen.waiting
+        })
+        yield* eventually(look, (left) => left === 0)
+        assert.isBelow(performance.now() - before, 3500)
+        assert.strictEqual(most, 1)
+        yield* unblock
+        const exit = yield* Fiber.join(next)
+        if (Exit.isFailure(exit)) {
+          assert.strictEqual((yield* failure("ConnectFailed", exit)).reason, "setup")
+          yield* insert("next")
+        }
+        assert.deepStrictEqual(yield* stored, ["next"])
+      }).pipe(
+        Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", ...phase.options }), once])
+      )
     )
   }
 
   if (way.strategy === "pooled") {
-    it.scopedLive("what is done for a waiter who left holds up nobody while another connection is idle", () => {
+    it.scopedLive("work for a waiter that left delays no caller while another connection is idle", () => {
       const arrived = Effect.unsafeMakeLatch(false)
       let isFirst = false
       const onCheckout = Effect.suspend(() => {
@@ -325,12 +327,12 @@ export const waiting = (way: Way): void => {
     })
   }
 
-  // who comes next has that long, too, for a login, which by way of a pooler is two
+  // the next caller has that long, too, for a login, which through a pooler is two
   const acquireTimeout = way.route.hasSessions ? "250 millis" : "500 millis"
 
   for (const how of ["interrupted", "timed out"] as const) {
     for (const phase of phases()) {
-      it.scopedLive(`a waiter who is ${how} while he waits ${phase.name} leaves nothing behind`, () =>
+      it.scopedLive(`a waiter that is ${how} while it waits ${phase.name} leaves nothing behind`, () =>
         Effect.gen(function* () {
           const facts = yield* watch
           const stopped = yield* phase.stop

@@ -1,4 +1,4 @@
-/** Who sends requests to a site, and looks at what they have left. */
+/** The client of a site, with access to the rows that its requests have left. */
 import * as http from "node:http"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import { idle as returned } from "../../databases.js"
 import { query } from "../../server.js"
 import { Site } from "./site.js"
 
-/** What is sent where a commit has failed. */
+/** The content type of the answer when a commit has failed. */
 export const problem = "application/problem+json"
 
 export const post = (path: string, headers: Readonly<Record<string, string>> = {}) =>
@@ -25,7 +25,7 @@ export const listOf = (response: Response) =>
     return Array.isArray(list) ? list : []
   })
 
-/** The rows that a handler has left, as somebody else sees them. */
+/** Returns the rows that a handler has left, as another session sees them. */
 export const stored = (handler: string) =>
   Effect.flatMap(Site, ({ writer }) =>
     Effect.map(
@@ -36,19 +36,19 @@ export const stored = (handler: string) =>
 
 export const noted = Effect.flatMap(Site, ({ run }) => run(Effect.orDie(events)))
 
-/** Nothing is checked out any more. */
+/** Waits until nothing is checked out any more. */
 export const idle = Effect.flatMap(Site, ({ run }) => run(returned))
 
-/** What came back. */
+/** An answer. */
 interface Answered {
   readonly status: number | undefined
   readonly headers: http.IncomingHttpHeaders
   readonly body: Buffer
-  /** Whether its connection had served another request before. */
+  /** True if its connection had served another request before. */
   readonly reused: boolean
 }
 
-/** Sends a request by hand, for what `fetch` does for itself. */
+/** Sends a request by hand, for features that `fetch` handles by itself. */
 export const send = (
   options: http.RequestOptions,
   prepare: (request: http.ClientRequest) => void = (request) => request.end()
@@ -77,7 +77,7 @@ export const send = (
     )
   )
 
-/** Sends a request that nobody waits for; the effect inside goes away. */
+/** Sends a request whose answer is not awaited; the effect inside disconnects. */
 export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never, Site> =>
   Effect.map(Site, ({ port }) => {
     const request = http.request({ host: "127.0.0.1", port, method: "POST", path: `/checked/${handler}` })
@@ -86,7 +86,10 @@ export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never,
     return Effect.sync(() => void request.destroy())
   })
 
-/** Writes several requests on one connection, none of which waits for an answer, and gives the statuses of the answers. */
+/**
+ * Writes several requests on one connection, none of which waits for an answer, and returns the
+ * statuses of the answers.
+ */
 export const atOnce = (paths: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<number>, never, Site> =>
   Effect.flatMap(Site, ({ port }) =>
     Effect.async((resume) => {

@@ -1,4 +1,4 @@
-/** What the handlers of the Effect server do: the same as those of plain code. */
+/** The handlers of the Effect server: the same as those of plain code. */
 import { HttpServerResponse } from "@effect/platform"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -34,7 +34,7 @@ const failed = (self: Effect.Effect<unknown, unknown, Db>) =>
     onSuccess: () => "no failure"
   })
 
-/** A body that is given its context as a program would give it. */
+/** Returns a body with its context, as a program would provide it. */
 const streamed = (self: Stream.Stream<string, unknown, Db>) =>
   Effect.map(Effect.context<Db>(), (context) =>
     HttpServerResponse.stream(Stream.encodeText(Stream.provideContext(self, context)))

@@ -1,4 +1,4 @@
-/** What a test and the handlers of a server in its own process tell each other, by name. */
+/** The messages between a test and the handlers of a server in its own process, by name. */
 import * as Effect from "effect/Effect"
 
 interface Letter {
@@ -21,15 +21,15 @@ const letter = (name: string): Letter => {
   return known
 }
 
-/** Tells it, whoever waits for it now or later. */
+/** Sends a message to its present or future receiver. */
 export const tell = (name: string, content?: unknown): void => letter(name).deliver(content)
 
-/** Waits until it is told. */
+/** Waits for a message. */
 export const hear = (name: string): Promise<unknown> => letter(name).arrived
 
 const meetings = new Map<string, Array<() => void>>()
 
-/** Waits until so many are here; then another meeting may begin. */
+/** Waits until so many callers are here; then another meeting may begin. */
 export const meet = (name: string, count: number): Promise<void> =>
   new Promise((resolve) => {
     const here = [...(meetings.get(name) ?? []), resolve]

@@ -1,4 +1,7 @@
-/** What the handlers of Express, Fastify and Hono do, as plain code; each writes rows that begin with its own name. */
+/**
+ * The handlers of Express, Fastify and Hono, as plain code; each writes rows that begin with its
+ * own name.
+ */
 import { Consistency, type DatabaseRuntime } from "effect-db"
 import type { Audit, Db } from "../../databases.js"
 import { hear, meet, tell } from "./messages.js"
@@ -6,7 +9,7 @@ import { hear, meet, tell } from "./messages.js"
 /** Open databases, as plain code has them. */
 export type Runtime = DatabaseRuntime.DatabaseRuntime<{ db: typeof Db; audit: typeof Audit }, Db | Audit>
 
-/** What a handler answers. */
+/** An answer of a handler. */
 interface Answer {
   readonly status: number
   readonly body?: string | AsyncIterable<string> | undefined
@@ -15,7 +18,7 @@ interface Answer {
 /** One handler for each route. */
 export type Handlers = Readonly<Record<string, () => Promise<Answer>>>
 
-/** Those that handlers answer with. */
+/** The statuses with which handlers answer. */
 export const statuses = [200, 201, 204, 301, 304, 399, 400, 404, 500, 503]
 
 const tagOf = (error: unknown): string => (error instanceof Error && "_tag" in error ? String(error._tag) : "no tag")

@@ -14,37 +14,42 @@ import { type Handlers, makeHandlers, type Runtime } from "./plain.js"
 export class Site extends Context.Tag("test/Site")<
   Site,
   {
-    /** Where it listens. */
+    /** The port on which it listens. */
     readonly port: number
-    /** Runs something on the databases that its handlers use. */
+    /** Runs an effect on the databases that its handlers use. */
     readonly run: <A, E>(self: Effect.Effect<A, E, Db | Audit>) => Effect.Effect<A, E>
-    /** The database, past everything. */
+    /** The database, without a proxy. */
     readonly writer: Redacted.Redacted<string>
-    /** What the handlers reach the primary by. */
+    /** The proxy through which the handlers reach the primary. */
     readonly front: Proxy
-    /** Another way to it. */
+    /** Another proxy of the primary. */
     readonly other: Proxy
   }
 >() {}
 
-/** A framework's server, and how it is stopped. */
+/** A framework's server, and the effect that stops it. */
 export interface Listening {
   readonly port: number
   readonly close: () => Promise<void>
 }
 
-/** The parts of a server, by the prefix of their paths: how their units of work are to end. */
+/**
+ * The parts of a server, by the prefix of their paths, with the settings of their units of work.
+ */
 export const parts: ReadonlyArray<{
   readonly prefix: `/${string}`
   readonly checkFirst: boolean
-  /** Where the tenant of a request is told, by its header: around the unit of work, or inside of it. */
+  /**
+   * The place at which the tenant of a request is set by its header: around the unit of work, or
+   * inside of it.
+   */
   readonly tenants: "around" | "inside"
 }> = [
   { prefix: "/checked", checkFirst: true, tenants: "around" },
   { prefix: "/unchecked", checkFirst: false, tenants: "inside" }
 ]
 
-/** The header that says whose a request is; without it, it is nobody's. */
+/** The header with the tenant of a request; without it, there is none. */
 export const tenantHeader = "x-tenant"
 
 /** Serves `POST <prefix>/<name>` for each of the parts and each handler. */
@@ -62,7 +67,7 @@ const place = Effect.gen(function* () {
   return { writer, front, other, layer: Layer.merge(Db.layer({ writer: front.url, readers: [reader] }), audit) }
 })
 
-/** With a framework's server. */
+/** Creates a site with a framework's server. */
 export const plainSite = (serve: Serve): Layer.Layer<Site> =>
   Layer.scoped(
     Site,
@@ -77,7 +82,7 @@ export const plainSite = (serve: Serve): Layer.Layer<Site> =>
         Effect.promise(() => serve(runtime, makeHandlers(runtime))),
         ({ close }) => Effect.promise(close)
       )
-      // what the handlers are refused is what the handlers' databases refuse
+      // the databases of the handlers refuse the statements of the handlers
       return {
         ...rest,
         port,
@@ -89,7 +94,7 @@ export const plainSite = (serve: Serve): Layer.Layer<Site> =>
 // `runPromise` rejects with nothing but what the effect fails with, or dies of
 const unsafeE = (error: unknown) => error as never
 
-/** With the Effect server. */
+/** Creates a site with the Effect server. */
 export const effectSite = (serve: Layer.Layer<HttpServer.HttpServer, unknown, Db | Audit>): Layer.Layer<Site> =>
   Layer.scoped(
     Site,
