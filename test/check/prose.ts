@@ -17,7 +17,8 @@ interface Finding {
 
 const questionWord =
   /^\/\*\*[\s*]*(?:@internal\s+)?((?:What|How|Whether|Where|Who|Whose|Whoever|Those|Nobody|Somebody)\b[^\n]*)/
-const pronoun = /\b(?:nobody|somebody|whoever|whomever|whom)\b/i
+// in quotes it is the name of an OS user
+const pronoun = /(?<!["`])\b(?:nobody|somebody|whoever|whomever|whom)\b(?!["`])/i
 const testName = /\b(?:it|test|describe)(?:\.\w+)*(?:\([^()]*\))?\(\s*(["'`])((?:and|nor|of|that|where|so)\b.*?)\1/g
 
 const files = execFileSync("git", ["ls-files"], { cwd: root, encoding: "utf8" }).trim().split("\n")

@@ -10,7 +10,7 @@ import { unknownOfSettings } from "../unitOfWork/optionNames.js"
 import type { LabelSettings } from "./requestLabel.js"
 
 /** Settings of a unit of work, or `"none"` for a request without one. */
-export type RequestSettings = UnitOfWork.UnitSettings | "none"
+type RequestSettings = UnitOfWork.UnitSettings | "none"
 
 /** Options that requests of all libraries have. `Answer` is what decides the outcome. */
 export interface RequestOptions<Request, Answer>

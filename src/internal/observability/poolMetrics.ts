@@ -13,7 +13,7 @@ import * as MetricLabel from "effect/MetricLabel"
 import * as MetricState from "effect/MetricState"
 
 /** Pool that has metrics. */
-export interface MeteredPool {
+interface MeteredPool {
   /** The name of the database in this program. */
   readonly database: string
   readonly purpose: "writes" | "reads"
