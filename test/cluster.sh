@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # npm run test:cluster: the core suites on an older PostgreSQL, Debian's 15, as a primary with a streaming replica, and what they
-# become behind Debian's PgBouncer, 1.18, in transaction mode; and the example service's page in Debian's Chromium. Arguments, if there
-# are any, are vitest's and replace the list of files.
+# become behind Debian's PgBouncer, 1.18, in transaction mode; the example service's page in Debian's Chromium; and `test:node`. Arguments,
+# if there are any, are vitest's and replace the list of files.
 #
 # npm run test:soak: the storms, the outages and the fuzzer of protocol bytes on the same servers, at full length.
 #
@@ -232,6 +232,14 @@ if [ ${#pooled[@]} -gt 0 ]; then
   export EFFECT_DB_TEST_READER="$EFFECT_DB_TEST_BOUNCER_READER?pgbouncer=true"
   unset EFFECT_DB_TEST_BOUNCER EFFECT_DB_TEST_BOUNCER_READER
   run "${report%.json}.pooler.json" "${pooled[@]}" || status=$?
+fi
+if [ ${#pooled[@]} -gt 0 ]; then
+  echo "--- each version of Node"
+  # in the background, so that a signal is heard at once
+  env -u EFFECT_DB_TEST_WRITER -u EFFECT_DB_TEST_READER VITEST_JSON="$report" bash test/node.sh &
+  vitest=$!
+  wait "$vitest" || status=$?
+  vitest=""
 fi
 # one that ended itself says why
 if [ "$status" != 0 ]; then grep -h "FATAL @" "$work"/bouncer-*.log >&2 || true; fi
