@@ -70,13 +70,13 @@ export const aList = (expected: string, accepts: OptionRule["accepts"]): OptionR
 /** Accepts what one of some rules accepts. */
 export const anyOf = (...rules: ReadonlyArray<OptionRule>): OptionRule => ({
   expected: rules.map(({ expected }) => expected).join(", or "),
-  accepts: (given) => rules.some(({ accepts }) => accepts(given))
+  accepts: (given) => {
+    for (const rule of rules) if (rule.accepts(given)) return true
+    return false
+  }
 })
 
-/**
- * Returns the refusal of options with an unknown name or a value of another type. It allocates
- * nothing if there is none.
- */
+/** Returns the refusal of options with an unknown name or a value of another type. */
 export const invalidOption = <A>(
   database: string,
   given: object,

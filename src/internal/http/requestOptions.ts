@@ -39,7 +39,7 @@ export const settingsFor = <Request, Settings>(
 export const requestOptions: OptionRules<RequestOptions<never, never>> = {
   ...sharedOptions,
   outcome: aFunction,
-  transaction: anyOf(aWord("none"), anObject, aFunction),
+  transaction: anyOf(anObject, aFunction),
   applicationName: aBoolean,
   sqlComment: anyOf(aWord("route", "trace"), aFunction)
 }

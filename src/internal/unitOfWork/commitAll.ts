@@ -151,6 +151,11 @@ export interface CommitGroup {
   /** True if the unit goes on after it. */
   readonly isEarly: boolean
   /**
+   * Returns the effect to run instead, if another end is under way. It is called in the moment in
+   * which this end begins: the runtime may run another fiber between an earlier check and this end.
+   */
+  readonly otherEnd: () => Effect.Effect<void, TransactionError> | undefined
+  /**
    * Called with the transactions when all hooks have agreed: from then on none may begin. If it is
    * early or has hooks, it is called again at the end.
    */
@@ -162,11 +167,13 @@ export interface CommitGroup {
  * where it cannot be interrupted.
  */
 export const finish = (
-  { beginAll, close, context, isEarly, unit }: CommitGroup,
+  { beginAll, close, context, isEarly, otherEnd, unit }: CommitGroup,
   { checked, leavesForks, order }: CompletionOptions,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> =>
   Effect.suspend(() => {
+    const other = otherEnd()
+    if (other !== undefined) return other
     const leaveForks = (transactions: ReadonlyArray<Transaction>) => {
       if (leavesForks && !isEarly) for (const { level } of transactions) rollbackNested(level)
     }

@@ -52,15 +52,20 @@ const endSelected = (
         return Effect.void
       }
       const { location } = first.level.holder
-      // they end with the unit, or have ended with it
-      if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
-      // another fiber ends them, or the end that has called this hook
-      if (outcome === "commit" && unit.isEndOf(selected))
-        return Effect.fail(new TransactionBusy({ ...location, waitedMillis: 0 }))
+      const otherEnd = (): Effect.Effect<never, TransactionError> | undefined => {
+        // they end with the unit, or have ended with it
+        if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
+        // another fiber ends them, or the end that has called this hook
+        return outcome === "commit" && unit.isEndOf(selected)
+          ? Effect.fail(new TransactionBusy({ ...location, waitedMillis: 0 }))
+          : undefined
+      }
       const close = (all: ReadonlyArray<Transaction>) => {
         for (const transaction of all) unit.forget(transaction)
       }
       if (outcome === "rollback") {
+        const other = otherEnd()
+        if (other !== undefined) return other
         close(selected)
         unit.dropPending()
         return rollbackAll(selected, restore)
@@ -69,7 +74,7 @@ const endSelected = (
         const now = take(context, unit)
         return now instanceof PropagationRefused ? selected : now
       }
-      return Effect.tap(finish({ unit, context, beginAll, isEarly: true, close }, unit.completion, restore), () =>
+      return Effect.tap(finish({ unit, context, beginAll, isEarly: true, otherEnd, close }, unit.completion, restore), () =>
         Effect.sync(() => unit.stored(true))
       )
     })

@@ -80,6 +80,11 @@ class OpenUnit implements UnitHandle {
       this.ended = true
       this.isRolledBack = outcome === "rollback"
       const close = () => unit.end()
+      const otherEnd = () => {
+        if (!unit.isEnding) return undefined
+        this.ended = false
+        return this.end(outcome, restore)
+      }
       let all: ReadonlyArray<Transaction>
       try {
         // a database with nothing but hooks begins here, and its settings may be impossible
@@ -90,7 +95,7 @@ class OpenUnit implements UnitHandle {
       }
       if (outcome === "commit") {
         const committed = finish(
-          { unit, context: unit, beginAll: () => unit.beginAll(), isEarly: false, close },
+          { unit, context: unit, beginAll: () => unit.beginAll(), isEarly: false, otherEnd, close },
           unit.completion,
           restore
         )
