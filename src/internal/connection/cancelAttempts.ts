@@ -3,7 +3,7 @@
  */
 
 /**
- * Cancel requests of one exchange, and the knowledge if one of them may still arrive.
+ * Cancel requests of one exchange. They record if one of them may still arrive.
  *
  * PostgreSQL signals the session before it closes the socket of a cancel request, and a session
  * that waits for its next command ignores the signal. So if the server has closed the socket of a

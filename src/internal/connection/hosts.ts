@@ -1,5 +1,5 @@
 /**
- * The connect to the first host of a server whose role fits.
+ * The connect to the first host of a server that has the wanted role.
  */
 
 import * as Dns from "node:dns"
@@ -190,8 +190,8 @@ class HostAttempts {
 }
 
 /**
- * Combines all failures. A host that is down counts more than one of another role: it may have the
- * required role.
+ * Combines all failures. The failure of a host that is down comes before that of a host with
+ * another role, because the first may have the required role.
  */
 const summary = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
   const [only] = failures
@@ -212,8 +212,8 @@ const summary = (failures: ReadonlyArray<readonly [name: string, failure: Connec
 }
 
 /**
- * Connects to the first host of a server whose role fits. Calls back once, and not before this
- * function has returned, unless the returned function cancels.
+ * Connects to the first host of a server that has the wanted role. Calls back once, and not before
+ * this function has returned, unless the returned function cancels.
  */
 export const connectFirst = (
   server: Destination,

@@ -56,7 +56,7 @@ const checkDelay = 250
  */
 const minInterval = 10_000
 
-/** The longest silence after the limit of a process whose activity is unknown, in ms. */
+/** The longest silence after the limit, in ms, if the activity of the server process is unknown. */
 const maxUnknownSilence = 30_000
 
 /** Watchdog of one connection. It has one timer, which is not set again for each statement. */
@@ -128,7 +128,7 @@ export class Watchdog {
   }
 
   private giveUp({ limit }: AwaitedAnswer): void {
-    this.connection.onDead(new Error(`no answer from the server, whose limit for a statement is ${limit} ms`))
+    this.connection.onDead(new Error(`no answer from the server within its limit for a statement, ${limit} ms`))
   }
 
   /** Checks for progress since the last check; if there is any, the limit begins anew. */
