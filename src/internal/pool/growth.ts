@@ -9,11 +9,11 @@
  * A queue that drains fast and yet does not end is no spike: connections are then opened one after
  * the other.
  *
- * A connect that takes much longer than usual is no longer counted on, for a packet into a dead
- * network gets no answer.
+ * A connect that takes much longer than usual is no longer expected to succeed, because a packet
+ * into a dead network gets no answer.
  *
  * So a spike of short statements does not fill a pool, a slow connect does not delay the others,
- * and a pool whose connections are all in long use is full within a moment.
+ * and if all connections of a pool are in long use, the pool grows to its maximum within a moment.
  */
 import * as clock from "../concurrency/clock.js"
 
@@ -38,7 +38,7 @@ const maxBlindConnects = 3
 export interface Demand {
   /** The number of waiters. */
   readonly waiting: number
-  /** The number of waiters without a connection on its way to them. */
+  /** The number of waiters for which no connection is being opened or validated. */
   readonly wanted: number
   /** The number of connections that may still be opened. */
   readonly room: number

@@ -7,17 +7,17 @@
  * and again, and has grown by ten times the connections since the second record; and it stays
  * overloaded while clearly more callers arrive than are served. A burst that drains, or a fixed
  * number of fibers that wait for each other, sets one record, or two if a window ends in between,
- * and so never counts as an overload.
+ * so it never counts as an overload.
  *
- * During an overload only as many callers may queue as are likely to be served within the target. A
- * process that is short of CPU itself may be late with that, so waiters are rejected only after
- * twice the target.
+ * During an overload only as many callers may queue as are likely to be served within the target.
+ * If this process is short of CPU, checkouts may be late, so waiters are rejected only after twice
+ * the target.
  */
 
 /** The length of a window, in targets. */
 const targetsPerWindow = 5
 
-/** The number of records that a queue may set in a mere step. */
+/** The number of records that a queue may set by a single step. */
 const maxSteps = 2
 
 /** The growth of the queue after those steps that makes an overload, per connection. */

@@ -32,7 +32,7 @@ export class Waiter<Callback> {
 type WaiterRejection = "timeout" | "shed"
 
 export class WaitQueue<Callback> {
-  // linked to each other, for V8 copies a map that is always written to again and again
+  // a linked list, because V8 copies a map again and again if it is written all the time
   private first: Waiter<Callback> | undefined
   private last: Waiter<Callback> | undefined
   private count = 0
@@ -140,7 +140,7 @@ export class WaitQueue<Callback> {
     this.timer = clock.timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.rejectTimedOut())
   }
 
-  /** Rejects the waiters whose deadline has passed, and sets the timer for the next. */
+  /** Rejects the waiters after their deadlines, and sets the timer for the next deadline. */
   private rejectTimedOut(): void {
     this.timer = undefined
     this.timerAt = Number.POSITIVE_INFINITY
