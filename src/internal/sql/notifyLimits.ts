@@ -1,6 +1,6 @@
 /**
- * Limits of NOTIFY, checked before anything is sent: the server cuts a long name in LISTEN, and the
- * listener would receive nothing.
+ * Limits of NOTIFY, checked before anything is sent. In LISTEN the server truncates a long name,
+ * and the listener would receive no message.
  */
 import { invalidNameReason } from "./nameLimits.js"
 

@@ -1,13 +1,13 @@
 /**
  * The `search_path` of a schema scope, as commands for the server.
  *
- * An autocommit statement has a transaction of its own, whose end resets a `SET LOCAL`. In a
- * transaction of several statements only its end or the rollback of a savepoint resets it, and the
- * path before may be a setting of the session or one that the program has made by hand. So the
- * server keeps that path itself: the command that sets the path of a scope saves the current one in
- * the variable `effect_db.search_path`, if that is empty, and a statement outside of scopes
- * restores it from there. A rollback undoes both together, so this library does not have to know
- * the path before.
+ * An autocommit statement has a transaction of its own, and the end of that resets a `SET LOCAL`.
+ * In a transaction of several statements only its end or the rollback of a savepoint resets it, and
+ * the path before may be a setting of the session or one that the program has made by hand. So the
+ * server keeps that path itself: the command that sets the path of a scope saves the current path
+ * in the variable `effect_db.search_path`, if that is empty, and a statement outside of scopes
+ * restores it. A rollback undoes both together, so this library does not have to know the path
+ * before.
  */
 
 import { constantStep, type Step, step } from "../protocol/messages.js"
@@ -15,7 +15,8 @@ import { invalidNameReason } from "./nameLimits.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 /**
- * The longest name, in bytes. The server cuts a longer one, and the rest may name another schema.
+ * The longest name, in bytes. The server truncates a longer name, and the rest may name another
+ * schema.
  */
 const longestName = 63
 
@@ -25,14 +26,14 @@ const longestName = 63
  */
 const substituted = /^(\$user|pg_temp(_\d+)?)$/
 
-// qualified: a schema may have functions of these names, and its path may have `pg_catalog` behind
-// it
+// qualified, because a schema may have functions of these names and come before `pg_catalog` in the
+// path
 const get = "pg_catalog.current_setting"
 const set = "pg_catalog.set_config"
 const searchPath = "'search_path'"
 const savedPath = "'effect_db.search_path'"
 
-/** The saved path, after a sign that tells an empty path from none. */
+/** The saved path, after a character that distinguishes an empty path from a missing one. */
 const saved = `${get}(${savedPath}, true)`
 const isSaved = `pg_catalog.starts_with(${saved}, '=')`
 
