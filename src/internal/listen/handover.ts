@@ -23,7 +23,7 @@ interface ReceivedMessage {
 /** Means and callbacks of a handover. */
 interface HandoverCallbacks {
   readonly connect: ConnectAnother
-  /** Makes a connection one that listens. */
+  /** Makes a listening connection of a connection. */
   readonly makeListening: (connection: Connection) => ListenConnection
   /** The timeout of each step, in ms. */
   readonly timeout: number
@@ -109,7 +109,7 @@ export class Handover {
     })
   }
 
-  /** Takes note of a message on the old connection; returns true if that message counts. */
+  /** Records a message on the old connection. Returns true if that message counts. */
   onOldMessage(channel: string): boolean {
     if (channel !== this.mark) return !this.passed.old
     this.passed.old = true
