@@ -60,14 +60,14 @@ export const answerRepeatedly = <E, R>(
   return Effect.uninterruptible(Effect.catchAll(last, answerIt))
 }
 
-/** Opens the unit of an attempt. Its parts may ask for another attempt. */
+/** Opens the unit of an attempt. Its parts may request another attempt. */
 export const openRepeatable = (opening: UnitPlan): UnitHandle => {
   const handle = openUnit(opening)
   handle.unit.canRunAgain = true
   return handle
 }
 
-/** Runs an app in a unit, and again in another unit if `retry` asks for that. */
+/** Runs an app in a unit, and again in another unit if `retry` allows that. */
 export const answerWithRetry = <E, R>(
   plan: RequestPlan,
   opening: UnitPlan,
