@@ -10,7 +10,7 @@ export type OnCheckout = (failure: SourceFailure | undefined, connection: Connec
 
 /** Checkout and checkin, as of a pool. */
 export interface ConnectionSource {
-  /** The options of the pool that has assigned the connection, once there is one. */
+  /** The options of the pool that has assigned the connection, after a checkout. */
   readonly options: PoolOptions
   readonly checkout: (
     deadline: number,
