@@ -24,7 +24,7 @@ const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, Ope
       })
   }).pipe(Effect.uninterruptible)
 
-// In a folder of its own, the server's user may put a link in place of a file that root will write.
+// In a folder of its own, the server's user may replace a file that root will write by a link.
 
 /**
  * Writes a new file that only the server's user can read. Its owner changes, by handle, after the

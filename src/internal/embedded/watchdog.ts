@@ -90,8 +90,8 @@ const watch = (
         // without this the pipe alone would keep Node alive
         if (child.stdin instanceof net.Socket) child.stdin.unref()
         child.stdin?.on("error", () => {
-          // the shell was killed from outside; that matters only if Node also ends without closing
-          // its scope
+          // another program has killed the shell; that matters only if Node also ends without
+          // closing its scope
         })
         return { end: Effect.sync(() => child.stdin?.end()), ended, pid }
       }
