@@ -2,9 +2,10 @@
  * The watch over a server that has a limit for statements and is silent for longer. On a dead
  * network the error of the limit never arrives, and TCP reports the loss only after minutes.
  *
- * The end of the limit proves nothing. Code on the server can change the limit without a report,
- * and a COMMIT, which has no limit, may wait for a standby. So before the connection is given up,
- * other sockets are used to check if the server is alive, and to query the activity of its process.
+ * A silence after the limit is no proof of a dead server. Code on the server can change the limit
+ * without a report, and a COMMIT, which has no limit, may wait for a standby. So before the
+ * connection is given up, other sockets are used to check if the server is alive, and to query the
+ * activity of its process.
  */
 import * as clock from "../concurrency/clock.js"
 
