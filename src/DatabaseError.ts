@@ -67,7 +67,10 @@ const refused = {
 
 /** Fields of errors after which the work may be run again. */
 const replayable = {
-  /** Set if the work was retried without success: the number of attempts, and what ended them. */
+  /**
+   * Set if the work was retried without success: the number of attempts, and the reason for their
+   * end.
+   */
   retried: Schema.optional(Schema.Struct({ attempts: Schema.Number, endedBy: Schema.Literal("schedule", "budget") }))
 }
 

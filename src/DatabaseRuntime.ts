@@ -193,8 +193,8 @@ export interface PromiseClient
 }
 
 /**
- * Named database as promises, which reject with a `DatabaseError`, or with what the code inside has
- * thrown.
+ * Named database as promises, which reject with a `DatabaseError`, or with the exception of the
+ * code inside.
  *
  * Code comes first in every function, as in the data-first form of the functions of Effect.
  *
@@ -307,8 +307,8 @@ export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
 /**
  * Runtime of named databases. `D` are the databases, `R` is all that its layer provides.
  *
- * Promises reject with the failure itself: a `DatabaseError`, or what the program's own code has
- * thrown.
+ * Promises reject with the failure itself: a `DatabaseError`, or the exception of the program's own
+ * code.
  *
  * @see {@link make}
  * @since 0.1.0

@@ -342,8 +342,8 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
 
     const pending = all.filter(([id]) => !applied.has(id))
     const [next] = pending
-    // the Migrator locks its table exclusively, for which a program without new migrations may not
-    // have the right
+    // the Migrator locks its table exclusively, and a program without new migrations may not have
+    // the right to do that
     if (next === undefined) return []
     const migrated = migrate({ loader: Effect.succeed(pending), table }).pipe(
       Effect.provide(database.layerSqlClient),
@@ -482,7 +482,8 @@ export const run = <Self, R = never>(
 export const runAll = <Plans extends ReadonlyArray<Plan<unknown>>>(
   plans: Plans
 ): Effect.Effect<ReadonlyMap<string, Applied>, MigrationFailed | DatabaseError, Requirements<Plans[number]>> => {
-  // the array has Plan<unknown> for inference alone: its elements require what their own types say
+  // the cast: Plan<unknown> is for inference alone, and each element has the requirements of its
+  // own type
   const sorted = ([...plans] as ReadonlyArray<Plan<Requirements<Plans[number]>>>).toSorted(byDatabase)
   const once = UnitOfWork.runNew(
     Effect.gen(function* () {

@@ -180,7 +180,7 @@ export const commitFailed = (error: DatabaseError): HttpServerResponse.HttpServe
  * the response of `onCommitFailed`. A streaming body runs after the commit, outside of the unit.
  *
  * The middleware may be around the handlers of a router, or around the whole server. Inside of
- * another unit of work it joins, and that unit must have or take its options, as for a part by
+ * another unit of work it joins, and that unit must have or take its options, like for
  * `UnitOfWork.run`. Otherwise the handler does not run, and the response is that of
  * `onCommitFailed` for `OptionsConflict`. With the setting `"none"` the request runs outside of all
  * units around it.

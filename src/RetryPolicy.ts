@@ -1,6 +1,6 @@
 /**
- * The policy of retries: a service with a default, which says when and how often failed work runs
- * again.
+ * The policy of retries: a service with a default, which decides when and how often failed work
+ * runs again.
  *
  * | failed | by default |
  * |---|---|

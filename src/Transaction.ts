@@ -29,8 +29,8 @@ export type Isolation = "read committed" | "repeatable read" | "serializable"
 export type Access = "read write" | "read only"
 
 /**
- * The propagation of a transaction: what it does when there is already a transaction of the same
- * database, and when there is none.
+ * The propagation of a transaction: its relation to an open transaction of the same database, if
+ * there is one.
  *
  * | propagation | inside of a transaction | without one |
  * |---|---|---|

@@ -86,8 +86,8 @@ export interface DatabaseSettings {
 /**
  * The options of {@link run} and {@link runNew}.
  *
- * A part that joins a unit requests its options of the unit: settings for transactions that have
- * not begun are taken over, and an option that the unit cannot take fails with `OptionsConflict`.
+ * A part that joins a unit passes its options to the unit. Settings for transactions that have not
+ * begun are taken over; an option that the unit cannot take fails with `OptionsConflict`.
  *
  * @see {@link NestedOptions} for the options of {@link nested}
  * @since 0.1.0
@@ -108,8 +108,8 @@ export interface Options<A, E> {
    * The order of commits of several databases.
    *
    * - `"safest"`: the COMMIT that is least likely to fail comes last: serializable transactions
-   *   first, read-only ones last, others in the order in which they began.
-   * - `"touched"`: the order in which they began.
+   *   first, read-only ones last, the others in the order in which they began.
+   * - `"touched"`: the order in which the transactions began.
    * - a list: its order; databases that are not in it follow.
    *
    * @default "safest"
@@ -153,7 +153,7 @@ export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "wo
 
 /**
  * Options that are not an effect. A pipe that is given a function such as `UnitOfWork.run`, and not
- * the result of its call, does not compile, and the type error says to call it.
+ * the result of its call, does not compile, and the type error tells the program to call it.
  *
  * @since 0.2.0
  * @category models
@@ -200,8 +200,8 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
  * that has joined ends in rollback after a writer's statement, the unit fails with
  * `RolledBackAtCommit`.
  *
- * Commits follow one another, after a check of all databases: see {@link Options}. It adds these
- * failures to those of the effect:
+ * Commits follow one another, after a check of all databases: see {@link Options}. Besides the
+ * failures of the effect there are these:
  *
  * - `CommitFailed`, `RolledBackAtCommit`, `CommitVetoed`: nothing is stored.
  * - `PartialCommit`: a database could not be committed after another one was.
@@ -291,9 +291,9 @@ export const runNew: {
  *   statements costs nothing. If an undone part was the first to use a database, the transaction
  *   there counts as not begun.
  * - Concurrent parts take turns, each from its first statement to its end, so a part must not wait
- *   for another one: after `acquireTimeout` that is `TransactionBusy`.
+ *   for another one: after `acquireTimeout` it fails with `TransactionBusy`.
  * - Hooks of an undone part are dropped, except `afterRollback`.
- * - `commit` and `rollback` in it are `PropagationRefused`.
+ * - `commit` and `rollback` in it fail with `PropagationRefused`.
  *
  * @see {@link run} for a part that fails the whole unit if it fails
  * @example
@@ -339,9 +339,9 @@ export const nested: {
 /**
  * Runs an effect outside of every unit of work and every transaction, of all databases.
  *
- * Its statements run on connections of their own and do not see uncommitted work around it. A fiber
- * that is forked in a unit and outlives it belongs in here, or in {@link runNew}: in the ended unit
- * its statements would fail with `TransactionEnded`.
+ * Its statements run on connections of their own and do not see uncommitted work around it. It is
+ * for a fiber that is forked in a unit and outlives it, as is {@link runNew}: in the ended unit the
+ * statements of the fiber would fail with `TransactionEnded`.
  *
  * @see {@link runNew} for a unit of its own
  * @see {@link detach} for a stream

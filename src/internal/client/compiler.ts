@@ -10,7 +10,7 @@ import { completeHelpers } from "./statementHelpers.js"
 
 type PgJson = Statement.Custom<"PgJson", unknown>
 
-// the constructor of @effect/sql-pg is private to it; compilers know the kind
+// the constructor of @effect/sql-pg is not exported, but compilers recognise a fragment by its kind
 const pgJson = Statement.custom<PgJson>("PgJson")
 
 /**
@@ -54,7 +54,7 @@ class Compiler implements Statement.Compiler {
   }
 
   get withoutTransform(): this {
-    // the type asks for `this`, and no class extends this one
+    // the cast: the type requires `this`, and no class extends this one
     return new Compiler(this.plain.withoutTransform) as this
   }
 }

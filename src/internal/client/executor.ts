@@ -250,7 +250,7 @@ export class Executor implements Origin {
 
   private get writes(): Pool {
     const { writer } = this.topology
-    // the server of a writer always has this pool; the type knows only that a reader has none
+    // the server of a writer always has this pool; it is optional because a reader has none
     return writer.writes ?? writer.reads
   }
 

@@ -14,7 +14,7 @@ import type { ConnectionProvider } from "../transaction/connectionHolder.js"
 
 /** Registry of the transactions that hold a connection. Adding and removing take constant time. */
 export class OpenTransactions {
-  /** The lenders of these transactions, in no order. */
+  /** The connection sources of these transactions, in no order. */
   private readonly lenders: Array<PoolLender> = []
 
   constructor(

@@ -18,7 +18,7 @@ export type Run = <A>(request: Request, read: (exchange: Exchange) => A) => Effe
 
 /**
  * Checks if a text is sent by the simple protocol, which several commands need. One statement with
- * a semicolon in a string may be sent so, too.
+ * a semicolon in a string may be sent in the same way.
  */
 const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): boolean => {
   if (kind === "reader" || values.length > 0) return false

@@ -1,5 +1,5 @@
 /**
- * A logged-in session and its socket: what the server reports, and the end of the connection.
+ * A logged-in session and its socket: the reports of the server, and the end of the connection.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"

@@ -11,7 +11,7 @@ import { CancelAttempts } from "./cancelAttempts.js"
 /** The time that a pooler has to pass on a cancel request, in ms: PgBouncer gives up after 10 s. */
 const pooledCancelTimeout = 15_000
 
-/** The time that a server has to answer a statement that it was asked to cancel, in ms. */
+/** The time that a server has to answer a statement after a cancel request, in ms. */
 const cancelTimeout = 1000
 
 /**
@@ -102,7 +102,9 @@ export class Cancellation {
     })
   }
 
-  /** Holds back the end of a cancelled exchange, for a pending request would hit the next one. */
+  /**
+   * Holds back the end of a cancelled exchange, because a pending request would hit the next one.
+   */
   holdBack(): void {
     this.isHeldBack = true
     this.settle()

@@ -19,7 +19,7 @@ export const isWriteRefused = (failure: Failure): failure is Refusal =>
   failure._tag === "refused" && meaningOf(failure) === "ReadOnlyViolation"
 
 /**
- * Returns the failure of a statement on a connection that is to be closed. A statement that this
+ * Returns the failure of a statement on a connection that will be closed. A statement that this
  * side has cancelled counts as a loss of the connection, and not as a timeout of the server.
  */
 export const failureOnClosing = (failure: Failure, reason: CloseReason): Failure =>

@@ -1,5 +1,5 @@
 /**
- * The connect to the first host of a server that has the wanted role.
+ * The connect to the first host of a server that has the required role.
  */
 
 import * as Dns from "node:dns"
@@ -212,8 +212,8 @@ const summary = (failures: ReadonlyArray<readonly [name: string, failure: Connec
 }
 
 /**
- * Connects to the first host of a server that has the wanted role. Calls back once, and not before
- * this function has returned, unless the returned function cancels.
+ * Connects to the first host of a server that has the required role. Calls back once, and not
+ * before this function has returned, unless the returned function cancels.
  */
 export const connectFirst = (
   server: Destination,

@@ -1,5 +1,5 @@
 /**
- * The errors of statements: those of failed exchanges, and what is added to them later.
+ * The errors of statements: those of failed exchanges, and the fields that are added to them later.
  */
 
 import { SqlError } from "@effect/sql/SqlError"

@@ -99,7 +99,7 @@ const awaitGone = (pids: ReadonlyArray<number>): Effect.Effect<void> =>
     return remaining.length === 0 ? Effect.void : Effect.zipRight(Effect.sleep("1 millis"), awaitGone(remaining))
   })
 
-/** Kills all processes, frozen and orphaned ones too, and waits, within a bound, for their end. */
+/** Kills all processes, frozen and orphaned ones too, and waits for their end, up to a timeout. */
 export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
   Effect.suspend(() => {
     // stopped first: a postmaster starts other children when one dies

@@ -60,7 +60,10 @@ export class ListenConnector {
     return () => cancel()
   }
 
-  /** Checks if a connection is to be replaced: its credentials are old, or it was invalidated. */
+  /**
+   * Checks if a connection must be replaced, because its credentials are old, or it was
+   * invalidated.
+   */
   isOutdated({ generation, retireAt }: Connection): boolean {
     return generation < this.credentials.generation || retireAt <= clock.now()
   }

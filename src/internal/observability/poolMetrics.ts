@@ -2,7 +2,7 @@
  * The metrics of a pool, as Effect metrics with the names, units and attributes of OpenTelemetry's
  * conventions for database clients.
  *
- * They are always on, so a count is one call of a hook that was looked up before.
+ * They are always on, so each hook is looked up once, and a count is one call of it.
  */
 import { globalValue } from "effect/GlobalValue"
 import * as Metric from "effect/Metric"

@@ -42,7 +42,7 @@ export class ConnectBackoff {
 
   /**
    * Records a failed connect and begins the pause, unless it is running. `isImmediate` marks a
-   * failure within the expected connect time, as of a server that rejects the connection.
+   * failure within the expected connect time, for example of a server that rejects the connection.
    */
   onFailure(failure: ConnectFailure, isImmediate: boolean, need: keyof typeof pauses.longest): void {
     this.lastFailure = failure

@@ -118,8 +118,8 @@ export class Connections {
   }
 
   /**
-   * Closes the connections that were opened before a moment, or that of a server process, as `mode`
-   * says. Returns the number of matches.
+   * Closes the connections that were opened before a moment, or that of a server process, in the
+   * way of `mode`. Returns the number of matches.
    */
   invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
     const matches = markForEviction(this.all, before, processId)

@@ -94,11 +94,11 @@ export class Growth {
   }
 
   onConnected(took: number): void {
-    // a connect that an outage has delayed says little about the next one
+    // the time of a connect that an outage has delayed is no measure of the next one
     const isUsual = this.connectTime === 0 || took < this.connectTime
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
     if (!this.wasEmpty || this.cancelCheck === undefined) return
-    // the time without a connection says nothing about how fast the queue drains
+    // the time without a connection is no measure of how fast the queue drains
     this.beginObservation()
     this.cancelCheck()
     this.scheduleCheck()

@@ -432,7 +432,8 @@ export class Pool {
   private assignToNextWaiter(connection: Connection, now: number): void {
     const waiter = this.waiters.removeFirst(now)
     if (waiter === undefined) return this.release(connection, now)
-    // the first use of a new connection says nothing about how soon those in use are checked in
+    // the first use of a new connection is no measure of how soon the connections in use are
+    // checked in
     if (connection.checkedOutAt > 0) this.growth.onServed()
     this.assign(connection, now, now - waiter.since, waiter.borrower, waiter.callback)
   }
@@ -485,7 +486,7 @@ export class Pool {
           connection.end(reason)
         }
       } else if (result._tag === "dead") {
-        // a connection that was closed on request says nothing about the others
+        // a connection that was closed on request is no sign of a fault of the others
         if (connection.broken === undefined || connection.broken === "broken") this.connections.discardSilent(now)
         connection.destroy("invalid")
       } else if (isNew) this.rejectNew(connection, result.error, connection.createdAt)

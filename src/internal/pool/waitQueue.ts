@@ -136,7 +136,8 @@ export class WaitQueue<Callback> {
   private scheduleTimeout(deadline: number, now: number): void {
     clock.clear(this.timer)
     this.timerAt = deadline
-    // a timer counts whole milliseconds of a clock in whole ones, so it may fire one too early
+    // Node's timers round the time to whole milliseconds, so a timer may fire one millisecond too
+    // early
     this.timer = clock.timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.rejectTimedOut())
   }
 

@@ -94,7 +94,7 @@ export class FrameCheck {
   private type = 0
   private length = 0
   private headerBytes = 0
-  /** The number of bytes of its body that are to come. */
+  /** The number of bytes of its body that are still missing. */
   private remaining = 0
   private row: PartialRow | undefined = undefined
   /** The part of its body that has arrived, unless the message is a row. */

@@ -19,7 +19,7 @@ export interface ProtocolLimits {
    * of a connection.
    */
   readonly maxStartupBytes: number
-  /** The iterations of SCRAM that a server may ask for; each costs time at login. */
+  /** The iterations of SCRAM that a server may request; each costs time at login. */
   readonly maxScramIterations: number
 }
 

@@ -142,7 +142,8 @@ export class HeldResponse {
         const length = Buffer.byteLength(args[0])
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
-        // a replaced response emits no "drain": it closes, as after a disconnect of the client
+        // a replaced response emits no "drain" event: it closes, like after a disconnect of the
+        // client
         if (this.state === "replaced") return false
         // false at the same size as in Node: the writer then waits for "drain", which follows when
         // the kept writes are sent

@@ -76,7 +76,7 @@ export const runAutocommit = (
     if (connection === undefined) return cancelCheckout()
     if (isFinished) return
     isAbandoned = true
-    // the statement may be committed all the same
+    // the statement may be committed nevertheless
     if (session !== undefined) new TokenRecorder(database, [session]).recordWrite(undefined)
     connection.cancel()
   }

@@ -1,6 +1,5 @@
 /**
- * The end of a level that is to be kept: the check before a COMMIT, COMMIT, and RELEASE of a
- * savepoint.
+ * The end of a level that is kept: the check before a COMMIT, COMMIT, and RELEASE of a savepoint.
  */
 import { TransactionEnded, type TransactionError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"

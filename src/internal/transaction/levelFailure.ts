@@ -53,7 +53,7 @@ export const judge = (
   const error =
     interruption ??
     afterFirst(toStatementError(holder.location, failure, isInDoubt ? "inDoubt" : "undone"), level.failedBy)
-  // the holder knows whether this side has closed the lost connection
+  // the holder has recorded if this side has closed the lost connection
   if (isLost) holder.markLost(error)
   else if (isAborted) {
     level.failedBy ??= error

@@ -129,7 +129,7 @@ const join: PropagationDecision = { _tag: "join" }
 const outside: PropagationDecision = { _tag: "outside" }
 const fresh: PropagationDecision = { _tag: "begin" }
 
-/** Decides what a `withTransaction` does. */
+/** Decides the propagation of a `withTransaction`. */
 export const decidePropagation = (
   origin: Origin,
   current: Transaction | undefined,

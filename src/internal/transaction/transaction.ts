@@ -20,7 +20,7 @@ import { type Hook, type HookKind, passedOn } from "./hook.js"
 import { Level } from "./level.js"
 import type { LevelSettings } from "./pendingBegin.js"
 
-/** An opened database, as the origin of transactions. Its identity tells databases apart. */
+/** An opened database, as the origin of transactions. Its identity distinguishes databases. */
 export interface Origin {
   readonly database: string
   readonly observer: Observer

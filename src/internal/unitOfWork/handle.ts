@@ -136,7 +136,7 @@ class OpenNested extends OpenUnit {
         Effect.sync(() => {
           const isKept = outcome === "commit" && Exit.isSuccess(exit)
           unit.passHooksOn(isKept)
-          // the part around it must know of the kept work before the next part begins
+          // the part around it must have recorded the kept work before the next part begins
           if (isKept) unit.noteKept()
           unit.leave()
         })

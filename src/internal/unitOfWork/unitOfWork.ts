@@ -56,7 +56,7 @@ export const mayBeStored = (transaction: Transaction): boolean => {
 
 /** A unit of work. */
 export class Unit extends TransactionContext {
-  // created with their first entries: many requests touch no database
+  // created with their first entries, because many requests use no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, WaitingHooks> | undefined = undefined
   private affinities: Map<Origin, ReadAffinity> | undefined = undefined
@@ -262,7 +262,7 @@ export class Unit extends TransactionContext {
     return this.begun
   }
 
-  /** The transactions that have begun by now. */
+  /** The transactions that have begun. */
   get begun(): ReadonlyArray<Transaction> {
     return this.transactions === undefined ? none : [...this.transactions.values()]
   }
