@@ -70,8 +70,8 @@ export const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<
   Effect.flatten(Fiber.await(fiber))
 
 /**
- * Creates a savepoint of the open transaction, or a transaction for the COPY. That of a reader is
- * read-only, also in a transaction of a writer.
+ * Creates a savepoint of the open transaction, or a transaction for the COPY. If the client is a
+ * reader, it is read-only, also inside of a transaction of a writer.
  */
 const begin = (
   executor: Executor,

@@ -86,7 +86,7 @@ const verify = (
 ): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
     const last = clock.now() + pool.options.pool.connectTimeout
-    // the timeout of the connect itself comes first, because its failure has the reason
+    // later than the timeout of the connect, because the failure of the connect has the reason
     const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       let checkedOut: Connection | undefined

@@ -1,7 +1,7 @@
 /**
- * A session that a reader has reserved. Its statements are in no transaction of this library, so
- * each one is guarded against writes by itself, and each transaction of the program after its
- * BEGIN.
+ * A session that a reader has reserved. Its statements are in no transaction of this library. So
+ * each statement outside of a transaction is guarded against writes, and a transaction of the
+ * program is made read-only after its BEGIN.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"

@@ -54,8 +54,8 @@ export class StatementRetry {
   ) {}
 
   /**
-   * Checks if a failed read allows another attempt. A server that refuses permanently refuses the
-   * next time, too, but another server may not, so each is tried once.
+   * Checks if a failed read allows another attempt. A server that has refused permanently would
+   * refuse again, but another server may accept the read, so each server is tried once.
    */
   readonly mayRetryRead: MayRetry = (error, refusals) => {
     if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length

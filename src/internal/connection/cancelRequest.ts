@@ -80,7 +80,7 @@ const closeAfter = (timeout: number, socket: Net.Socket, onClosed: () => void): 
 const yes = "S".charCodeAt(0)
 
 /**
- * Asks if the server takes TLS. The server answers with one letter before any login, even if it
+ * Checks if the server accepts TLS. The server answers with one letter before any login, even if it
  * accepts no more connections.
  */
 const requestTls = (socket: Net.Socket, callback: (isAccepted: boolean) => void): void => {

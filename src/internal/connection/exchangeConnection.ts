@@ -1,6 +1,6 @@
 /**
  * The exchanges of a physical connection, one at a time: their begin, end, loss and cancellation.
- * It uses callbacks, not fibers, because every statement runs this code.
+ * This code uses callbacks, not fibers, because it runs for every statement.
  */
 
 import type { CloseReason } from "../../Observation.js"
@@ -23,8 +23,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   /** Called with the error if the connection is lost while no exchange is in progress. */
   onLost: ((error: Error) => void) | undefined = undefined
   /**
-   * Called when the connection is kept after an interruption and is idle; set while
-   * {@link isStopping}.
+   * Called when the connection is idle again after an interruption. Set only while {@link
+   * isStopping} is true.
    */
   onStopped: (() => void) | undefined = undefined
   /** @internal The exchange in progress. */

@@ -167,8 +167,8 @@ class HostAttempts {
   private onFailure(endpoint: Endpoint, failure: ConnectFailure): void {
     const { address, name } = endpoint
     this.failures.push([address === undefined ? name : `${name} (${address})`, failure])
-    // a permanent failure, such as a wrong password, is the same on every host, and a lockout
-    // counts the attempts
+    // a permanent failure, such as a wrong password, would be the same on every host, and each
+    // attempt counts for a lockout
     if (!mayPass(failure) && failure.reason !== "protocol") this.end()
     else this.next()
   }

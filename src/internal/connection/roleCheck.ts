@@ -61,9 +61,9 @@ export class RoleCheck {
   }
 
   /**
-   * Builds the request of a proof, which is an exchange of its own: in one exchange with a BEGIN it
-   * would be the query before which an isolation level must be set. `proceed` is called after a
-   * successful proof, `callback` after a failed one.
+   * Builds the request of a proof, which is an exchange of its own: after a BEGIN it would be the
+   * first query of the transaction, and an isolation level must be set before that. `proceed` is
+   * called after a successful proof, `callback` after a failed one.
    */
   proof(callback: OnExchange, proceed: () => void): ExchangeRequest {
     const request = new ExchangeRequest(

@@ -107,9 +107,9 @@ const watch = (
   )
 
 /**
- * Starts a shell that ends the cluster in `folder` and removes it, with the scope, and when Node
- * ends without closing the scope, even by SIGKILL. If the servers run as another user, a shell of
- * that user ends and removes them.
+ * Starts a shell that ends and removes the cluster in `folder`: when the scope is closed, or when
+ * Node ends before that, even by SIGKILL. If the servers run as another user, a shell of that user
+ * ends and removes them.
  */
 export const guard = (folder: string, user: Identity | undefined): Effect.Effect<void, OperationFailed, Scope.Scope> =>
   user === undefined

@@ -84,7 +84,7 @@ export const answerWithRetry = <E, R>(
     const handler = Effect.provideService(app, HttpServerRequest, fresh())
     return {
       handle,
-      // drops the pre-response handlers of the attempt before
+      // drops the pre-response handlers of the previous attempt
       answer: Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
         answerOnce(plan, handle, handler, undefined, outside, Effect.fail, restore)

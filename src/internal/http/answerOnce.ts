@@ -114,8 +114,8 @@ export const addTokens = (session: RequestSession, response: Response): Response
 }
 
 /**
- * Ends a unit by the response that is about to be sent. Nothing runs after it, so it adds the tokens
- * of the session itself, and answers its own failure.
+ * Ends a unit by the response that is about to be sent. No other code of this library runs after
+ * it, so it adds the tokens of the session itself, and answers its own failure.
  */
 export const endBeforeResponse = (end: Effect.Effect<Response, unknown>): Effect.Effect<Response> =>
   Effect.withFiberRuntime((fiber) => {
@@ -150,8 +150,8 @@ export const answerOnce = <E, R, E1>(
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => Effect.flatMap(leave, () => endByFailure(plan, handle, cause, outside, settle, restore)),
     onSuccess: (response) =>
-      // the router drops the context right after this, so it need not be left if there is no more
-      // work
+      // the router drops the context right after this, so the unit need not be left if there is no
+      // more work
       entry === undefined && handle.endUntouched()
         ? Effect.succeed(response)
         : Effect.flatMap(leave, () => endBy(plan, handle, response, Cause.empty, settle, restore))

@@ -139,8 +139,8 @@ const openWithRetry = (
             FiberRef.get(HttpApp.currentPreResponseHandlers),
             Option.match({
               onNone: () => Effect.succeed(response),
-              // the error type of the route does not include its failure, and the platform answers
-              // both with status 500
+              // the error type of the route does not include this failure; the platform answers a
+              // failure and a defect with status 500
               onSome: (handler) => Effect.orDie(handler(request, response))
             })
           )

@@ -27,8 +27,7 @@ const observationShare = 1 / 3
 const standingQueueFactor = 2
 
 /**
- * The age from which a connect is late and no longer counted on: so many times the usual time, and
- * at least so many ms.
+ * The age from which a connect is late: `times` the usual time, and at least `least` ms.
  */
 const lateConnect = { times: 3, least: 250 }
 

@@ -1,13 +1,13 @@
 /**
- * Detection of an overload, that is, of a standing queue that only grows; and the limit of the
- * queue during one.
+ * Detection of an overload, which is a standing queue that only grows, and the limit of the queue
+ * during an overload.
  *
  * Time is divided into windows. A window is slow if no caller got a connection in it within the
- * target. A pool is overloaded if over slow windows the queue has set new records of length again
- * and again, and has grown by ten times the connections since the second record; and it stays
- * overloaded while clearly more callers arrive than are served. A burst that drains, or a fixed
- * number of fibers that wait for each other, sets one record, or two if a window ends in between,
- * so it never counts as an overload.
+ * target. A pool becomes overloaded if the queue sets new records of length again and again in slow
+ * windows, and has grown by ten times the connections since the second record. It stays overloaded
+ * while clearly more callers arrive than are served. A burst that drains, or a fixed number of
+ * fibers that wait for each other, sets one record, or two if a window ends in between, so it never
+ * counts as an overload.
  *
  * During an overload only as many callers may queue as are likely to be served within the target.
  * If this process is short of CPU, checkouts may be late, so waiters are rejected only after twice
@@ -70,7 +70,7 @@ export class LoadShedding {
     return this.isOverloaded
   }
 
-  /** Ends an overload, and lets no queue count as one before that moment. */
+  /** Ends an overload, and lets no queue count as an overload before that moment. */
   suspendUntil(until: number): void {
     this.reset()
     this.maxWaiters = Number.POSITIVE_INFINITY

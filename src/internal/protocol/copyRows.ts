@@ -80,8 +80,7 @@ export class RowWriter {
   private readonly field: Field
   private isBegun = false
   /**
-   * The start of the data, as long as it may be a part of a byte order mark; `undefined` once the
-   * rest follows.
+   * The start of the data, while it may be a part of a byte order mark; `undefined` afterwards.
    */
   private start: Uint8Array | undefined
 

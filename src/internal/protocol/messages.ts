@@ -1,5 +1,5 @@
 /**
- * The messages for the server, as buffers, so that an exchange of several is one write.
+ * The messages for the server, as buffers, so that all messages of an exchange are one write.
  */
 import { serialize } from "pg-protocol"
 import { parameter } from "./parameterEncoder.js"

@@ -60,7 +60,7 @@ export const tlsOptions = (
 }
 
 const serverName = ({ servername }: Tls.ConnectionOptions, host: string, isSent: boolean): Tls.ConnectionOptions => {
-  // with `undefined` Node compares the name of the host, and sends none
+  // with `undefined` Node compares the certificate with the host, and sends no name
   if (!isSent) return { servername: undefined }
   return servername === undefined && isIP(host) === 0 ? { servername: host } : {}
 }

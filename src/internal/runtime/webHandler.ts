@@ -76,7 +76,7 @@ const answerInUnit = (
   Effect.suspend(() => {
     const { outcome = byStatus } = options
     const settings = settingsFor(options, request)
-    // a body can be read once, and is kept until then
+    // a body can be read once, so each attempt reads a copy of a request that can be kept
     const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)
     const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())

@@ -1,6 +1,6 @@
 /**
- * The order of commits. The first COMMIT may fail without harm, so those that are likely to fail
- * come first.
+ * The order of commits. If the first COMMIT fails, nothing is stored yet. So the COMMITs that are
+ * most likely to fail come first.
  */
 import { isSavepoint } from "../transaction/completion.js"
 import type { Transaction } from "../transaction/transaction.js"
