@@ -215,7 +215,7 @@ export class Executor implements Origin {
       transaction = begin()
       return once(transaction)
     })
-    // after a failure on another database, another attempt on this one may not succeed
+    // another attempt of this transaction cannot repair a failure on another database
     const origin = (database: string) => (database === this.database ? this : undefined)
     const reasonFor = (exit: Exit.Exit<A, E>) =>
       Exit.isSuccess(exit) || transaction === undefined || mayBeStored(transaction)

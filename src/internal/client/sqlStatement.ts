@@ -1,9 +1,9 @@
 /**
  * The statements of the clients: those of @effect/sql, with a shorter code path.
  *
- * If a tracer or a statement transformer is set, a statement runs exactly as in @effect/sql. Without
- * them its span would be invisible, and making it takes a third of the time of a small statement in
- * this process.
+ * If a tracer or a statement transformer is set, a statement runs exactly as in @effect/sql.
+ * Without them the span of a statement would be invisible, and creating it takes a third of the
+ * time of a small statement in this process.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"

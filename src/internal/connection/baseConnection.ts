@@ -122,7 +122,9 @@ export abstract class BaseConnection {
     else transport.unref()
   }
 
-  /** Closes the connection with a Terminate message if it is idle, or else at once. */
+  /**
+   * Closes an idle connection with a Terminate message, and a busy connection without one, at once.
+   */
   end(reason: CloseReason): void {
     if (this.isClosing || this.isPassingPooler) return
     if (this.busy) return this.destroy(reason)

@@ -1,9 +1,9 @@
 /**
  * The handover from one listening connection to another, without a missed or repeated message.
  *
- * The server delivers messages in one order, the same for all sessions. Both connections listen to
- * all channels before a mark is sent that both receive: the old connection counts for the messages
- * before the mark, the next one for those after it.
+ * The server delivers messages in one order, the same for all sessions. When both connections
+ * listen to all channels, a mark is sent, which both receive. Messages of the old connection count
+ * until the mark, those of the next connection after it.
  */
 
 import { randomUUID } from "node:crypto"
@@ -20,7 +20,7 @@ interface ReceivedMessage {
   readonly processId: number
 }
 
-/** Means and callbacks of a handover. */
+/** Functions and callbacks of a handover. */
 interface HandoverCallbacks {
   readonly connect: ConnectAnother
   /** Makes a listening connection of a connection. */
@@ -50,7 +50,10 @@ export class Handover {
   private readonly buffered: Array<ReceivedMessage> = []
   private isReady = false
   private isMarking = false
-  /** Which connections have received the mark, and if the old one is free after sending it. */
+  /**
+   * The progress of the mark: `old` and `next` are true if that connection has received it, `sent`
+   * if the old connection is free after sending it.
+   */
   private readonly passed = { old: false, next: false, sent: false }
   private isDone = false
   private stop: () => void

@@ -64,7 +64,7 @@ export class Listeners {
     else others.add(listener)
   }
 
-  /** Removes a listener; returns false if it is none of these. */
+  /** Removes a listener; returns false if it is not registered. */
   remove(listener: Listener): boolean {
     const others = this.byChannel.get(listener.channel)
     if (others?.delete(listener) !== true) return false

@@ -10,7 +10,8 @@ const longestChannel = 63
 const longestPayload = 7999
 
 /**
- * Part of a notification that the server rejects: the given value in words, and the expected one.
+ * Part of a notification that the server rejects: descriptions of the given value and of the
+ * expected one.
  */
 export interface InvalidPart {
   readonly part: "channel" | "payload"
