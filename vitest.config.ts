@@ -17,8 +17,8 @@ export default defineConfig({
   test: {
     include: isFast ? fastTests() : ["test/**/*.test.ts", "examples/*.test.ts"],
     globalSetup: isFast ? [] : ["test/support/globalSetup.ts"],
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
     pool: "forks",
     // most of the time tests wait for servers, so two at a time do no harm on two cores
     maxWorkers: Math.max(2, availableParallelism() - 1)

@@ -15,8 +15,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
 import { ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
-import type { KnownNames } from "./internal/config/knownNames.js"
-import { unknownOption } from "./internal/config/unknownOption.js"
+import { aDuration, anEffect, aText, aWord, invalidOption, type OptionRules } from "./internal/config/optionRules.js"
 import { type Location, locationText } from "./internal/errors/parts.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -278,12 +277,12 @@ const withoutLater = <A, E, R>(sql: Sql, table: string, first: number, self: Eff
     return result
   })
 
-const known: KnownNames<Options> = {
-  loader: true,
-  table: true,
-  outOfOrder: true,
-  lockTimeout: true,
-  statementTimeout: true
+const optionRules: OptionRules<Options> = {
+  loader: anEffect,
+  table: aText,
+  outOfOrder: aWord("fail", "apply"),
+  lockTimeout: aDuration,
+  statementTimeout: aDuration
 }
 
 /**
@@ -303,8 +302,8 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
   })
 
   const lock = Effect.gen(function* () {
-    const unknown = unknownOption(name, options, known)
-    if (unknown !== undefined) return yield* unknown
+    const invalid = invalidOption(name, options, optionRules)
+    if (invalid !== undefined) return yield* invalid
     if (!plainTable.test(table)) {
       return yield* new ConfigInvalid({
         database: name,

@@ -80,5 +80,5 @@ export const withTenant: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, schema: Schema, options: Options = {}): Effect.Effect<A, E, R> =>
-    inScopes(self, tenantChange(schema, options.databases))
+    inScopes(self, tenantChange(schema, options))
 )

@@ -628,6 +628,34 @@ describe("names of schemas", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("a tenant with a mistyped option refuses every statement, for it would be that of every database", () =>
+    Effect.gen(function* () {
+      const wrong: ReadonlyArray<readonly [options: object, said: string]> = [
+        [{ database: [Db] }, 'the unknown option "database"'],
+        [{ databases: Db }, "`databases` that are no list"],
+        [{ databases: [undefined] }, "`databases` that are no list"]
+      ]
+      const runtime = DatabaseRuntime.make({ db: Db }, Layer.succeedContext(yield* Effect.context<Db>()), {
+        lazy: true
+      })
+      for (const [options, said] of wrong) {
+        const plain = Effect.tryPromise({
+          try: async () => await runtime.withTenant(() => runtime.databases.db.reader`SELECT 1`, "a", options),
+          catch: (error) => error
+        })
+        const uses: ReadonlyArray<Effect.Effect<unknown, unknown, Db>> = [
+          Tenant.withTenant(DatabaseError.refine(here), "a", options),
+          plain
+        ]
+        for (const self of uses) {
+          const error = yield* Effect.flip(self)
+          assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "SchemaInvalid", String(error))
+          assert.include((error as DatabaseError.SchemaInvalid).message, said)
+        }
+      }
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it.scopedLive("impossible schema names are refused before anything is sent, wherever they are used", () =>
     Effect.gen(function* () {
       const { context, sent } = yield* watched()

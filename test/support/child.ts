@@ -7,6 +7,10 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import { vi } from "vitest"
+
+// a program takes seconds to start, on a busy machine tens of them
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 /** The end of a program, and its output. */
 interface Ended {

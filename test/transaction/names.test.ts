@@ -1,15 +1,17 @@
 /**
- * Options with an unknown name, as only a program without types can pass: they are refused with the
- * nearest name.
+ * Options with an unknown name or a value of another type, as only a program without types can pass.
  */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { DatabaseError, DatabaseRuntime, Migrations, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Db, fresh, insert, stored } from "../support/databases.js"
+
+const secret = Redacted.make("a secret of 32 characters or more")
 
 /** Returns options as a program without types passes them. */
 const untyped = (options: object): object => options
@@ -44,6 +46,57 @@ describe("unknown options", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("an option with a value of another type is ConfigInvalid with what it takes, and nothing has run", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const transaction = (options: object) => Db.withTransaction(insert("a"), options)
+      const unit = (options: object) => UnitOfWork.run(insert("a"), options)
+      const copy = (options: object) => sql.copyFrom("item", ["name"], Stream.make(["a"]), options)
+      const migrate = (options: object) => Migrations.run(Db, { loader: Effect.succeed([]), ...options })
+      const levels = "one of read committed, repeatable read, serializable"
+      const duration = 'a duration like "5 seconds"'
+      const calls: ReadonlyArray<
+        readonly [Effect.Effect<unknown, unknown, Db>, setting: string, given: string, expected: string]
+      > = [
+        [transaction({ isolation: "serialisable" }), "isolation", '"serialisable"', levels],
+        [transaction({ isolation: null }), "isolation", "null", levels],
+        [transaction({ access: "read" }), "access", '"read"', "one of read write, read only"],
+        [transaction({ deferrable: "yes" }), "deferrable", '"yes"', "true or false"],
+        [transaction({ statementTimeout: "abc" }), "statementTimeout", '"abc"', duration],
+        [transaction({ lockTimeout: -1 }), "lockTimeout", "-1", duration],
+        [transaction({ lockTimeout: "-5 seconds" }), "lockTimeout", '"-5 seconds"', duration],
+        [transaction({ label: 5 }), "label", "5", "a text"],
+        [transaction({ retry: 3 }), "retry", "3", "true, false or a Schedule"],
+        [
+          transaction({ propagation: "x" }),
+          "propagation",
+          '"x"',
+          "one of nested, required, requiresNew, mandatory, supports, notSupported, never"
+        ],
+        [unit({ outcome: 5 }), "outcome", "5", "a function"],
+        [unit({ work: 5 }), "work", "5", "an object"],
+        [unit({ transaction: "serializable" }), "transaction", '"serializable"', "an object"],
+        [unit({ transaction: { statementTimeout: {} } }), "transaction.statementTimeout", "an object", duration],
+        [unit({ databases: 5 }), "databases", "5", "a list of UnitOfWork.on(database, settings)"],
+        [unit({ databases: [UnitOfWork.on(Db, untyped({ isolation: 5 }))] }), "isolation", "5", levels],
+        [unit({ order: [null] }), "order", "an array", "one of safest, touched, or a list of databases"],
+        [unit({ checkFirst: 1 }), "checkFirst", "1", "true or false"],
+        [copy({ onProgress: 5 }), "onProgress", "5", "a function"],
+        [copy({ statementTimeout: true }), "statementTimeout", "true", duration],
+        [migrate({ loader: [] }), "loader", "an array", "an effect"],
+        [migrate({ outOfOrder: true }), "outOfOrder", "true", "one of fail, apply"],
+        [migrate({ table: 5 }), "table", "5", "a text"]
+      ]
+      for (const [call, ...refusal] of calls) {
+        const error = yield* Effect.flip(DatabaseError.refine(call))
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", String(error))
+        const { expected, given, setting } = error as DatabaseError.ConfigInvalid
+        assert.deepStrictEqual([setting, given, expected], refusal)
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
   it("an unknown option of a runtime, its middleware or its handler is thrown when that is created", () => {
     const make = (options: object) => DatabaseRuntime.make({ db: Db }, fresh(), options)
     const runtime = make({})
@@ -52,10 +105,25 @@ describe("unknown options", () => {
       [() => make(untyped({ lasy: true })), "lazy"],
       [() => runtime.middleware(untyped({ outcom: () => "commit" })), "outcome"],
       [() => runtime.middleware({ transaction: untyped({ isolaton: "serializable" }) }), "isolation"],
+      [() => runtime.middleware({ readYourWrites: { secret, ...untyped({ cokie: "a" }) } }), "cookie"],
       [() => runtime.handler(handle, untyped({ retrry: true })), "retry"],
+      [() => RequestTransaction.readYourWrites({ secret, ...untyped({ maxwait: 5 }) }), "maxWait"],
       [() => runtime.handler(handle, { transaction: untyped({ isolaton: "serializable" }) }), "isolation"]
     ]
     for (const [call, expected] of calls) assert.throws(call, `expected "${expected}"`)
+    const wrong: ReadonlyArray<readonly [() => unknown, string]> = [
+      [() => make({ lazy: 1 }), 'setting "lazy" is 1; expected true or false'],
+      [() => runtime.middleware(untyped({ outcome: "commit" })), 'setting "outcome" is "commit"; expected a function'],
+      [() => runtime.handler(handle, untyped({ route: 5 })), 'setting "route" is 5; expected a text'],
+      [() => runtime.handler(handle, untyped({ readYourWrites: true })), 'setting "readYourWrites" is true'],
+      [
+        () => RequestTransaction.readYourWrites({ secret, ...untyped({ maxWait: "x" }) }),
+        '"readYourWrites.maxWait" is "x"'
+      ],
+      [() => RequestTransaction.middleware(untyped({ sqlComment: true })), 'setting "sqlComment" is true'],
+      [() => RequestTransaction.layerApi(untyped({ onCommitFailed: 500 })), 'setting "onCommitFailed" is 500']
+    ]
+    for (const [call, message] of wrong) assert.throws(call, message)
   })
 
   it.scopedLive("an unknown option of settings by request is refused before the handler runs", () =>

@@ -43,8 +43,8 @@ describe("Transaction", () => {
   it.scopedLive("an option that only a program without types can give is neither sent nor ignored", () =>
     Effect.gen(function* () {
       const isolation = "serializable; DROP TABLE item" as "serializable"
-      const exit = yield* Effect.exit(Db.withTransaction(insert("a"), { isolation }))
-      assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+      const error = yield* Effect.flip(Db.withTransaction(insert("a"), { isolation }))
+      assert.strictEqual(DatabaseError.isDatabaseError(error) ? error._tag : error, "ConfigInvalid")
       assert.deepStrictEqual(yield* stored, [])
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))

@@ -1,10 +1,8 @@
 import { setImmediate } from "node:timers/promises"
 import { assert, it } from "@effect/vitest"
-import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
@@ -146,11 +144,11 @@ describe("the end of a unit on several databases", () => {
   it.scopedLive("impossible settings for a database with nothing but hooks undo all", () =>
     Effect.gen(function* () {
       for (const outcome of ["commit", "rollback"] as const) {
-        const exit = yield* UnitOfWork.run(Effect.zipRight(insert(outcome), Audit.afterCommit(Effect.void)), {
+        const error = yield* UnitOfWork.run(Effect.zipRight(insert(outcome), Audit.afterCommit(Effect.void)), {
           outcome: () => outcome,
           databases: [UnitOfWork.on(Audit, { isolation: "none" as "serializable" })]
-        }).pipe(Effect.exit)
-        assert.isTrue(Exit.isFailure(exit) && Cause.isDie(exit.cause))
+        }).pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "ConfigInvalid")
         assert.strictEqual(yield* active, 0)
       }
       assert.deepStrictEqual(yield* stored, [])

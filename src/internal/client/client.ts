@@ -24,7 +24,7 @@ import { deferInvalidations, outliving } from "../transaction/invalidations.js"
 import { decidePropagation, raiseIsolation, retryRefused, rootOf } from "../transaction/propagation.js"
 import { nest } from "../transaction/transaction.js"
 import { runAsPart, runIndependent, runInTransaction } from "../transaction/withTransaction.js"
-import { unknownOfTransaction } from "../unitOfWork/optionNames.js"
+import { invalidOfTransaction } from "../unitOfWork/optionRules.js"
 import { clientConfig } from "./clientConfig.js"
 import { json, makeCompiler } from "./compiler.js"
 import { makeCopy } from "./copy.js"
@@ -56,8 +56,8 @@ export const withTransaction = <A, E, R, X>(
   site: CallSite | undefined
 ): Effect.Effect<A, E | X, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const unknown = unknownOfTransaction(executor.database, options)
-    if (unknown !== undefined) return Effect.fail(wrap(unknown))
+    const invalid = invalidOfTransaction(executor.database, options)
+    if (invalid !== undefined) return Effect.fail(wrap(invalid))
     const ambient = currentContext(fiber)
     const current = executor.transactionFor(fiber, ambient, kind, site)
     const chosen = decidePropagation(executor, current, options)

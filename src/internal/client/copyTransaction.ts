@@ -13,8 +13,7 @@ import { isNotSent } from "../../RetryPolicy.js"
 import type { Role } from "../../Topology.js"
 import type { Options as TransactionOptions } from "../../Transaction.js"
 import * as clock from "../concurrency/clock.js"
-import type { KnownNames } from "../config/knownNames.js"
-import { unknownOption } from "../config/unknownOption.js"
+import { aDuration, aFunction, anything, invalidOption, type OptionRules } from "../config/optionRules.js"
 import type { Request } from "../connection/connection.js"
 import type { Restore } from "../edge/cancellable.js"
 import type { Copy as Data } from "../protocol/copyData.js"
@@ -43,16 +42,17 @@ export interface RunningCopy {
  */
 export const endTimeout = 400
 
-const known: KnownNames<Options> = {
-  format: true,
-  delimiter: true,
-  null: true,
-  header: true,
-  quote: true,
-  escape: true,
-  encoding: true,
-  statementTimeout: true,
-  onProgress: true
+const optionRules: OptionRules<Options> = {
+  // these are checked where the command is built
+  format: anything,
+  delimiter: anything,
+  null: anything,
+  header: anything,
+  quote: anything,
+  escape: anything,
+  encoding: anything,
+  statementTimeout: aDuration,
+  onProgress: aFunction
 }
 
 /** Waits until a fiber has ended; succeeds with `false` after a timeout in ms. */
@@ -118,8 +118,8 @@ export const startCopy = (
   options: Options
 ): Effect.Effect<RunningCopy, SqlError> => {
   const { database } = executor
-  const unknown = unknownOption(database, options, known)
-  if (unknown !== undefined) return Effect.fail(toSqlError(unknown))
+  const invalid = invalidOption(database, options, optionRules)
+  if (invalid !== undefined) return Effect.fail(toSqlError(invalid))
   const ambient = currentContext(fiber)
   const request = scoped(fiber.currentContext, ambient, database, withComment(plain, ambient?.work(fiber)))
   if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))

@@ -16,6 +16,14 @@ export class Invalid {
   ) {}
 }
 
+/** Returns a wrong value in a few words, which never show the fields of an object. */
+export const shown = (given: unknown): string => {
+  if (typeof given === "string") return JSON.stringify(given.length > 40 ? `${given.slice(0, 40)}...` : given)
+  if (given === null || typeof given === "number" || typeof given === "boolean") return String(given)
+  if (Array.isArray(given)) return "an array"
+  return typeof given === "object" || typeof given === "undefined" ? `an ${typeof given}` : `a ${typeof given}`
+}
+
 export const port = (setting: string, given: number): number => {
   if (!Number.isInteger(given) || given < 1 || given > 65535) {
     throw new Invalid(setting, String(given), "a port from 1 to 65535")
@@ -39,7 +47,7 @@ export const count = (setting: string, given: number | undefined, otherwise: num
 }
 
 /** Checks for a negative duration, which `Duration` would decode as zero. */
-const isNegative = (given: Duration.DurationInput): boolean => {
+export const isNegative = (given: Duration.DurationInput): boolean => {
   if (typeof given === "string") return given.startsWith("-")
   if (Array.isArray(given)) return given.some((part) => !(part >= 0))
   return (typeof given === "number" || typeof given === "bigint") && !(given >= 0)

@@ -23,7 +23,7 @@ import type { Restore } from "../edge/cancellable.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import { slotOf } from "../transaction/contextSlot.js"
 import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
-import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import { invalidOfSettings } from "../unitOfWork/optionRules.js"
 import { joinableUnitOf, type Unit } from "../unitOfWork/unitOfWork.js"
 import { type Attempt, answerRepeatedly, openRepeatable } from "./answerAgain.js"
 import { answerIt, answerOnce, endBeforeResponse, endBy, undo } from "./answerOnce.js"
@@ -170,8 +170,8 @@ export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<
     const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
     const { outcome } = options
     const settings = settingsFor(options, request)
-    const unknown = unknownOfSettings({ transaction: settings })
-    if (unknown !== undefined) return Effect.flatMap(refuse(plan, unknown), Effect.die)
+    const invalid = invalidOfSettings({ transaction: settings })
+    if (invalid !== undefined) return Effect.flatMap(refuse(plan, invalid), Effect.die)
     const unit = joinableUnitOf(around)
     if (around !== undefined && unit !== undefined) {
       // this is the middleware of an attempt that runs the route again

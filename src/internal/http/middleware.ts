@@ -12,7 +12,7 @@ import type { Restore } from "../edge/cancellable.js"
 import { currentContext } from "../transaction/context.js"
 import { runAsPart } from "../transaction/withTransaction.js"
 import { openUnit } from "../unitOfWork/handle.js"
-import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import { invalidOfSettings } from "../unitOfWork/optionRules.js"
 import { joinableUnitOf } from "../unitOfWork/unitOfWork.js"
 import { answerWithRetry } from "./answerAgain.js"
 import { answerIt, answerOnce } from "./answerOnce.js"
@@ -40,8 +40,8 @@ export const makeMiddleware = (
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
       const settings = settingsFor(options, request)
       if (settings === "none") return around === undefined ? app : UnitOfWork.outside(app)
-      const unknown = unknownOfSettings({ transaction: settings })
-      if (unknown !== undefined) return refuse(plan, unknown)
+      const invalid = invalidOfSettings({ transaction: settings })
+      if (invalid !== undefined) return refuse(plan, invalid)
       const unit = joinableUnitOf(around)
       const conflict = around === undefined ? undefined : demandOf(plan, request, around, unit, settings)
       if (conflict !== undefined) return refuse(plan, conflict)

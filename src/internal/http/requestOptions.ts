@@ -4,9 +4,17 @@
 
 import type { ConfigInvalid } from "../../DatabaseError.js"
 import type * as UnitOfWork from "../../UnitOfWork.js"
-import type { KnownNames } from "../config/knownNames.js"
-import { unknownOption } from "../config/unknownOption.js"
-import { unknownOfSettings } from "../unitOfWork/optionNames.js"
+import {
+  aBoolean,
+  aFunction,
+  anObject,
+  anyOf,
+  aWord,
+  invalidOption,
+  type OptionRule,
+  type OptionRules
+} from "../config/optionRules.js"
+import { invalidOfSettings, sharedOptions } from "../unitOfWork/optionRules.js"
 import type { LabelSettings } from "./requestLabel.js"
 
 /** Settings of a unit of work, or `"none"` for a request without one. */
@@ -27,17 +35,26 @@ export const settingsFor = <Request, Settings>(
 ): Settings | UnitOfWork.UnitSettings | undefined =>
   typeof transaction === "function" ? transaction(request) : transaction
 
+/** The rules for the options that requests of all libraries have. */
+export const requestOptions: OptionRules<RequestOptions<never, never>> = {
+  ...sharedOptions,
+  outcome: aFunction,
+  transaction: anyOf(aWord("none"), anObject, aFunction),
+  applicationName: aBoolean,
+  sqlComment: anyOf(aWord("route", "trace"), aFunction)
+}
+
 /**
- * Returns the refusal of options with an unknown name. Settings that a function returns are checked
+ * Returns the refusal of options, if one is invalid. Settings that a function returns are checked
  * when there is a request.
  */
-export const unknownOfOptions = <O extends RequestOptions<never, never>>(
+export const invalidRequestOption = <O extends RequestOptions<never, never>>(
   options: O,
-  known: KnownNames<O> & Readonly<Record<string, true>>
+  rules: OptionRules<O> & Readonly<Record<string, OptionRule>>
 ): ConfigInvalid | undefined => {
   const { databases, transaction } = options
   const ofAll = typeof transaction === "object" ? transaction : undefined
-  return unknownOption("", options, known) ?? unknownOfSettings({ databases, transaction: ofAll })
+  return invalidOption("", options, rules) ?? invalidOfSettings({ databases, transaction: ofAll })
 }
 
 /** Returns the default outcome: a status below 400 commits. */

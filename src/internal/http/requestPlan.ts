@@ -9,7 +9,7 @@ import * as Exit from "effect/Exit"
 import type * as Schedule from "effect/Schedule"
 import type { ConfigInvalid, DatabaseError, OptionsConflict } from "../../DatabaseError.js"
 import type * as UnitOfWork from "../../UnitOfWork.js"
-import type { KnownNames } from "../config/knownNames.js"
+import { aFunction, aRetry, type OptionRules } from "../config/optionRules.js"
 import type { TransactionContext } from "../transaction/context.js"
 import type { UnitPlan } from "../unitOfWork/handle.js"
 import { completionOptions, settingsByDatabase } from "../unitOfWork/options.js"
@@ -19,7 +19,7 @@ import { describeRequest } from "./describeRequest.js"
 import { isKeepable } from "./keepableBody.js"
 import { problemResponse } from "./problemResponse.js"
 import { makeLabeler } from "./requestLabel.js"
-import { outcomeByStatus, type RequestOptions, unknownOfOptions } from "./requestOptions.js"
+import { invalidRequestOption, outcomeByStatus, type RequestOptions, requestOptions } from "./requestOptions.js"
 
 type Request = HttpServerRequest
 type Response = HttpServerResponse
@@ -49,24 +49,18 @@ export interface RequestPlan {
 
 const byStatus = ({ status }: Response): UnitOfWork.Outcome => outcomeByStatus(status)
 
-const known: KnownNames<MiddlewareOptions> = {
-  outcome: true,
-  onCommitFailed: true,
-  transaction: true,
-  databases: true,
-  order: true,
-  checkFirst: true,
-  retry: true,
-  requestId: true,
-  applicationName: true,
-  sqlComment: true
+const rulesOfOptions: OptionRules<MiddlewareOptions> = {
+  ...requestOptions,
+  onCommitFailed: aFunction,
+  retry: aRetry,
+  requestId: aFunction
 }
 
-/** Makes the plan of a middleware; throws `ConfigInvalid` if an option has an unknown name. */
+/** Makes the plan of a middleware; throws `ConfigInvalid` if an option is invalid. */
 export const makePlan = (options: MiddlewareOptions): RequestPlan => {
   const { databases, onCommitFailed = problemResponse, outcome = byStatus, transaction } = options
-  const unknown = unknownOfOptions(options, known)
-  if (unknown !== undefined) throw unknown
+  const invalid = invalidRequestOption(options, rulesOfOptions)
+  if (invalid !== undefined) throw invalid
   return {
     options,
     outcome,

@@ -8,6 +8,7 @@ import type * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import { CurrentSession, decodeSession, encodeSession, Session, type Token, waitOf } from "../../Consistency.js"
 import { ConfigInvalid } from "../../DatabaseError.js"
+import { aBoolean, aDuration, anything, aText, invalidOption, type OptionRules } from "../config/optionRules.js"
 
 /** Options of the tokens of sessions. */
 export interface SessionTokenOptions {
@@ -28,6 +29,15 @@ export interface SessionReply {
   readonly cookie:
     | { readonly path: string; readonly httpOnly: true; readonly sameSite: "lax"; readonly secure: boolean }
     | undefined
+}
+
+const optionRules: OptionRules<SessionTokenOptions> = {
+  // `secretsOf` checks it
+  secret: anything,
+  maxWait: aDuration,
+  cookie: aText,
+  secure: aBoolean,
+  header: aText
 }
 
 const minSecretLength = 32
@@ -110,7 +120,10 @@ export class SessionTokens {
   private readonly name: string
   private readonly cookie: SessionReply["cookie"]
 
-  constructor({ cookie = "effect-db", header, maxWait, secret, secure = false }: SessionTokenOptions) {
+  constructor(options: SessionTokenOptions) {
+    const invalid = invalidOption("", options, optionRules, "readYourWrites")
+    if (invalid !== undefined) throw invalid
+    const { cookie = "effect-db", header, maxWait, secret, secure = false } = options
     this.secrets = secretsOf(secret)
     this.name = header === undefined ? checked("cookie", cookie) : checked("header", header.toLowerCase())
     if (header !== undefined && reserved.test(this.name)) refuse("header", JSON.stringify(header), "one of your own")

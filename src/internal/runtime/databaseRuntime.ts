@@ -13,19 +13,18 @@ import { type Session, withSession } from "../../Consistency.js"
 import { type ConfigInvalid, DatabaseClosed, isDatabaseError, refine } from "../../DatabaseError.js"
 import type * as Tenant from "../../Tenant.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import type { KnownNames } from "../config/knownNames.js"
-import { unknownOption } from "../config/unknownOption.js"
+import { aBoolean, invalidOption, type OptionRules } from "../config/optionRules.js"
 import { problemOf } from "../http/problemDetails.js"
-import { unknownOfOptions } from "../http/requestOptions.js"
+import { invalidRequestOption } from "../http/requestOptions.js"
 import { SessionTokens } from "../http/sessionCookie.js"
 import { trace } from "../observability/callSite.js"
 import { tenantChange } from "../sql/schemaScopes.js"
 import { onAbort } from "./abortSignals.js"
 import { ambientSignals, inAmbient, inAmbientStream, inPlainScopes, runOutside, runPlain } from "./asyncContext.js"
-import { asError, inUnit, type NodeRequestOptions, nodeOptionNames } from "./nodeMiddleware.js"
+import { asError, inUnit, type NodeRequestOptions, nodeOptions } from "./nodeMiddleware.js"
 import { type DatabaseTag, makePromiseDatabase } from "./promiseDatabase.js"
 import { RefCounted } from "./refCounted.js"
-import { answerInSession, refusalResponse, type WebRequestOptions, webOptionNames } from "./webHandler.js"
+import { answerInSession, refusalResponse, type WebRequestOptions, webOptions } from "./webHandler.js"
 
 /** Plain code that is a part of the work. */
 type Code<A> = () => PromiseLike<A> | A
@@ -44,7 +43,7 @@ interface RuntimeOptions {
   readonly lazy?: boolean | undefined
 }
 
-const optionNames: KnownNames<RuntimeOptions> = { lazy: true }
+const optionRules: OptionRules<RuntimeOptions> = { lazy: aBoolean }
 
 /** Throws the refusal of options, if there is one. */
 const throwRefusal = (refusal: ConfigInvalid | undefined): void => {
@@ -73,7 +72,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
   layer: Layer.Layer<R, E>,
   options: RuntimeOptions
 ) => {
-  throwRefusal(unknownOption("", options, optionNames))
+  throwRefusal(invalidOption("", options, optionRules))
   const names = Object.values(databases).map(({ databaseName }) => databaseName)
   const counted = new RefCounted(
     async () => {
@@ -139,10 +138,10 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
       runPromise(UnitOfWork.nested(runPlain(code), options), { signal }),
     outside: runOutside,
     withTenant: <A>(code: () => A, schema: Tenant.Schema, options: Tenant.Options = {}): A =>
-      inPlainScopes(tenantChange(schema, options.databases), code),
+      inPlainScopes(tenantChange(schema, options), code),
     withSession: <A>(code: Code<A>, session: Session) => runPromise(withSession(runPlain(code), session)),
     middleware: (options: NodeRequestOptions = {}) => {
-      throwRefusal(unknownOfOptions(options, nodeOptionNames))
+      throwRefusal(invalidRequestOption(options, nodeOptions))
       const tokens = tokensOf(options)
       return (
         request: IncomingMessage | Http2ServerRequest,
@@ -158,7 +157,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
       handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,
       options: WebRequestOptions = {}
     ) => {
-      throwRefusal(unknownOfOptions(options, webOptionNames))
+      throwRefusal(invalidRequestOption(options, webOptions))
       const tokens = tokensOf(options)
       return (request: Request, ...rest: Rest): Promise<Response> => {
         const answer = answerInSession(request, (fresh) => handle(fresh, ...rest), options, tokens)

@@ -11,10 +11,10 @@ import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import type { KnownNames } from "../config/knownNames.js"
+import { anObject, type OptionRules } from "../config/optionRules.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
 import { makeLabeler, pathOf } from "../http/requestLabel.js"
-import { outcomeByStatus, type RequestOptions, settingsFor } from "../http/requestOptions.js"
+import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
 import { headerOf, type SessionTokenOptions, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
 import { currentContext } from "../transaction/context.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
@@ -26,17 +26,8 @@ export interface NodeRequestOptions extends RequestOptions<IncomingMessage, numb
   readonly readYourWrites?: SessionTokenOptions | undefined
 }
 
-/** The names of the options. */
-export const nodeOptionNames: KnownNames<NodeRequestOptions> = {
-  outcome: true,
-  transaction: true,
-  readYourWrites: true,
-  databases: true,
-  order: true,
-  checkFirst: true,
-  applicationName: true,
-  sqlComment: true
-}
+/** The rules for the options. */
+export const nodeOptions: OptionRules<NodeRequestOptions> = { ...requestOptions, readYourWrites: anObject }
 
 /** Failure of a request if its client disconnects before the response. */
 const disconnected = Symbol("the client has disconnected")

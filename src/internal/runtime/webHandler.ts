@@ -8,11 +8,11 @@ import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import type { KnownNames } from "../config/knownNames.js"
+import { anObject, aRetry, aText, type OptionRules } from "../config/optionRules.js"
 import { isKeepable } from "../http/keepableBody.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
 import { makeLabeler } from "../http/requestLabel.js"
-import { outcomeByStatus, type RequestOptions, settingsFor } from "../http/requestOptions.js"
+import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
 import {
   headerOf,
   type RequestSession,
@@ -31,18 +31,12 @@ export interface WebRequestOptions extends RequestOptions<Request, Response> {
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
 }
 
-/** The names of the options. */
-export const webOptionNames: KnownNames<WebRequestOptions> = {
-  outcome: true,
-  transaction: true,
-  readYourWrites: true,
-  route: true,
-  retry: true,
-  databases: true,
-  order: true,
-  checkFirst: true,
-  applicationName: true,
-  sqlComment: true
+/** The rules for the options. */
+export const webOptions: OptionRules<WebRequestOptions> = {
+  ...requestOptions,
+  readYourWrites: anObject,
+  route: aText,
+  retry: aRetry
 }
 
 const byStatus = ({ status }: Response): UnitOfWork.Outcome => outcomeByStatus(status)

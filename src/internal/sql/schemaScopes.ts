@@ -40,16 +40,35 @@ export const noScopes = new SchemaScopes(none, undefined, none)
 /** Function that derives scopes from those that are in force. */
 export type ScopeChange = (scopes: SchemaScopes) => SchemaScopes
 
+/** Makes the change by a scope of one database. */
 export const schemaChange = (database: string, schemas: string | ReadonlyArray<string>): ScopeChange => {
   const path = new SearchPath(schemas)
   return (scopes) => scopes.withSchema(database, path)
 }
 
-export const tenantChange = (
-  schemas: string | ReadonlyArray<string>,
-  databases: ReadonlyArray<{ readonly databaseName: string }> | undefined
-): ScopeChange => {
-  const path = new SearchPath(schemas)
-  const names = databases?.map(({ databaseName }) => databaseName)
+/** Options of the scope of a tenant. */
+interface TenantOptions {
+  readonly databases?: ReadonlyArray<{ readonly databaseName: string }> | undefined
+}
+
+/**
+ * Returns the fault of options, which a program without types may mistype. Ignored, they would have
+ * the statements of other databases look names up in the schema of the tenant.
+ */
+const optionFault = (options: object): string | undefined => {
+  const unknown = Object.keys(options).find((name) => name !== "databases")
+  if (unknown !== undefined) return `given with the unknown option "${unknown}"`
+  const databases: unknown = Reflect.get(options, "databases")
+  const isValid =
+    databases === undefined ||
+    (Array.isArray(databases) && databases.every((one) => typeof one?.databaseName === "string"))
+  return isValid ? undefined : "given with `databases` that are no list of classes of databases"
+}
+
+/** Makes the change by a tenant. With wrong options every statement in the scope is refused. */
+export const tenantChange = (schemas: string | ReadonlyArray<string>, options: TenantOptions): ScopeChange => {
+  const fault = optionFault(options)
+  const path = new SearchPath(schemas, fault)
+  const names = fault === undefined ? options.databases?.map(({ databaseName }) => databaseName) : undefined
   return (scopes) => scopes.withTenant(names, path)
 }

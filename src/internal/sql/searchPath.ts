@@ -56,11 +56,16 @@ export class SearchPath {
   readonly text: string
   /** The reason why it cannot be sent, if there is one. */
   readonly rejectionReason: string | undefined
+  /** The words for valid arguments. */
+  readonly expected: string
   private autocommitStep: Step | undefined
   private transactionSteps: ReadonlyArray<Step> | undefined
 
-  constructor(schemas: string | ReadonlyArray<string>) {
-    this.rejectionReason = rejectionReasonOf(schemas)
+  /** `fault` is a reason that lies outside of the names. */
+  constructor(schemas: string | ReadonlyArray<string>, fault?: string) {
+    this.rejectionReason = fault ?? rejectionReasonOf(schemas)
+    this.expected =
+      fault === undefined ? "one or more names of 1 to 63 bytes" : "no option but `databases`, a list of their classes"
     const names = typeof schemas === "string" ? [schemas] : schemas
     this.text = this.rejectionReason === undefined ? names.map(quoteIdentifier).join(", ") : ""
   }

@@ -81,6 +81,6 @@ export const scoped = (
   return new SchemaInvalid({
     database,
     given: path.rejectionReason,
-    expected: "one or more names of 1 to 63 bytes"
+    expected: path.expected
   })
 }

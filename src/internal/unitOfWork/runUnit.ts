@@ -18,7 +18,7 @@ import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
 import { runAsPart } from "../transaction/withTransaction.js"
 import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./handle.js"
 import { NestedUnit } from "./nested.js"
-import { unknownOfNested, unknownOfSettings, unknownOfUnit } from "./optionNames.js"
+import { invalidOfNested, invalidOfSettings, invalidOfUnit } from "./optionRules.js"
 import {
   completionOptions,
   decide,
@@ -40,8 +40,8 @@ export const runUnit = <A, E, R>(
   const label = options.work?.label
   const site = callSiteOfPart(label)
   return Effect.withFiberRuntime((fiber) => {
-    const unknown = unknownOfUnit(options)
-    if (unknown !== undefined) return Effect.fail(unknown)
+    const invalid = invalidOfUnit(options)
+    if (invalid !== undefined) return Effect.fail(invalid)
     const context = currentContext(fiber)
     const unit = joinableUnitOf(context)
     return context === undefined || unit === undefined
@@ -57,8 +57,8 @@ export const runDescribed = <A, E, R>(
   describe: Describe
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const unknown = unknownOfSettings(options)
-    if (unknown !== undefined) return Effect.fail(unknown)
+    const invalid = invalidOfSettings(options)
+    if (invalid !== undefined) return Effect.fail(invalid)
     const context = currentContext(fiber)
     const unit = joinableUnitOf(context)
     return context === undefined || unit === undefined
@@ -72,8 +72,8 @@ export const runSeparateUnit = <A, E, R>(
   options: UnitOptions<A, E>
 ): Effect.Effect<A, E | TransactionError, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const unknown = unknownOfUnit(options)
-    if (unknown !== undefined) return Effect.fail(unknown)
+    const invalid = invalidOfUnit(options)
+    if (invalid !== undefined) return Effect.fail(invalid)
     return runInNewUnit(self, currentContext(fiber), false, options, describeWork(options), undefined)
   })
 
@@ -85,8 +85,8 @@ export const runNested = <A, E, R>(
   const label = options.work?.label
   const site = callSiteOfPart(label)
   return Effect.withFiberRuntime((fiber) => {
-    const unknown = unknownOfNested(options)
-    if (unknown !== undefined) return Effect.fail(unknown)
+    const invalid = invalidOfNested(options)
+    if (invalid !== undefined) return Effect.fail(invalid)
     const context = currentContext(fiber)
     if (context === undefined) return runInNewUnit(self, context, true, options, describeWork(options), site)
     // all savepoints are checked first: if one failed after another was released, a part of the
