@@ -61,7 +61,7 @@ export class SearchPath {
   private autocommitStep: Step | undefined
   private transactionSteps: ReadonlyArray<Step> | undefined
 
-  /** `fault` is a reason that lies outside of the names. */
+  /** `fault` is a reason for a rejection that is not in the names. */
   constructor(schemas: string | ReadonlyArray<string>, fault?: string) {
     this.rejectionReason = fault ?? rejectionReasonOf(schemas)
     this.expected =
