@@ -20,7 +20,7 @@ import type { LabelSettings } from "./requestLabel.js"
 /** Settings of a unit of work, or `"none"` for a request without one. */
 type RequestSettings = UnitOfWork.UnitSettings | "none"
 
-/** Options that requests of all libraries have. `Answer` is what decides the outcome. */
+/** Options that requests of all libraries have. A value of `Answer` decides the outcome. */
 export interface RequestOptions<Request, Answer>
   extends LabelSettings,
     Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
