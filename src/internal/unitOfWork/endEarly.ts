@@ -74,8 +74,9 @@ const endSelected = (
         const now = take(context, unit)
         return now instanceof PropagationRefused ? selected : now
       }
-      return Effect.tap(finish({ unit, context, beginAll, isEarly: true, otherEnd, close }, unit.completion, restore), () =>
-        Effect.sync(() => unit.stored(true))
+      return Effect.tap(
+        finish({ unit, context, beginAll, isEarly: true, otherEnd, close }, unit.completion, restore),
+        () => Effect.sync(() => unit.stored(true))
       )
     })
   )
