@@ -18,6 +18,7 @@ import type { OpenedSession } from "./baseConnection.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import { ExchangeConnection } from "./exchangeConnection.js"
 import { type Request, sendableText } from "./request.js"
+import type { RefusedWrites } from "./roleCheck.js"
 
 export type { ConnectFailure, Exchange, Failure, OnExchange, Request }
 
@@ -43,6 +44,8 @@ export interface Owner {
    * or the tag of the error if the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
+  /** The refused writes on the connections of the owner. */
+  readonly refusedWrites?: RefusedWrites | undefined
   /** The server has sent a notice. */
   readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }

@@ -28,7 +28,11 @@ export const openConnection = (
     const { credentials: login, owner, readOnly } = options
     const isForWrites = !readOnly && server.target === "read-write"
     const isPooled = session.mode === "transactionPooler"
-    const role = { isForWrites, isDoubted: isForWrites && (isPooled || !parameters.has("in_hot_standby")) }
+    const role = {
+      isForWrites,
+      isDoubted: isForWrites && (isPooled || !parameters.has("in_hot_standby")),
+      refused: owner.refusedWrites ?? { count: 0 }
+    }
     // the session of a pooler gets no settings
     const refusesWrites = readOnly && session.mode === "session"
     const connection = new Connection({ client, server, session, parameters, refusesWrites, role, login }, owner)

@@ -22,12 +22,22 @@ export interface CheckedConnection {
   readonly takesNoWrites: boolean
 }
 
+/**
+ * Refused writes on the connections of one pool, each right after a proof of the role. They are
+ * counted for the pool, because a transaction that was refused its first write is run again on
+ * another connection.
+ */
+export interface RefusedWrites {
+  count: number
+}
+
 /** Initial state of the check. */
 export interface RoleSettings {
   /** True if the connection is for writes, so that its server must take writes. */
   readonly isForWrites: boolean
   /** True if the login has not reported the role of the server. */
   readonly isDoubted: boolean
+  readonly refused: RefusedWrites
 }
 
 /** Check of the role of one connection's server. */
@@ -40,13 +50,13 @@ export class RoleCheck {
   isDoubted: boolean
   /** True if the last exchange has proved that the server takes writes. */
   private isProved = false
-  /** The number of consecutive refused writes, with a proof of the role between them. */
-  private refusedWrites = 0
+  private readonly refused: RefusedWrites
 
   constructor(
     private readonly connection: CheckedConnection,
-    { isDoubted, isForWrites }: RoleSettings
+    { isDoubted, isForWrites, refused }: RoleSettings
   ) {
+    this.refused = refused
     this.isForWrites = isForWrites
     this.isDoubted = isDoubted
   }
@@ -91,11 +101,9 @@ export class RoleCheck {
     const wasProved = this.isProved
     this.isProved = provesRole && failure === undefined
     if (this.isProved) this.isDoubted = false
-    if (failure?._tag !== "refused") {
-      if (!provesRole) this.refusedWrites = 0
-      return failure
-    }
+    if (failure?._tag !== "refused") return failure
     if (provesRole && isUnproved(failure.error.code ?? "")) {
+      this.refused.count = 0
       connection.broken ??= "wrongRole"
       return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
     }
@@ -103,9 +111,9 @@ export class RoleCheck {
       if (connection.takesNoWrites && !connection.isPooled) connection.broken ??= "wrongRole"
       // The program may have made its own transaction read-only. A refusal right after two proofs
       // counts as such, although a pooler may have sent the proofs to other servers.
-      else if (connection.isPooled && (!wasProved || this.refusedWrites < 2)) {
+      else if (connection.isPooled && (!wasProved || this.refused.count < 2)) {
         this.isDoubted = true
-        this.refusedWrites = wasProved ? this.refusedWrites + 1 : 1
+        if (wasProved) this.refused.count++
       }
     }
     return failure

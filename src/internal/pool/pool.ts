@@ -164,6 +164,7 @@ export class Pool {
     options.outageWaiters.add(() => (this.isInOutage ? this.waiters.size : 0))
     credentials.follow((generation) => this.connections.retireOldCredentials(generation))
     const owner: Owner = {
+      refusedWrites: { count: 0 },
       operated: this.metrics.operated,
       noticed: (connection, notice) => this.events.noticed(connection, notice),
       lost: (connection, error) => {

@@ -52,7 +52,8 @@ export const validation = (way: Way): void => {
 
   it.scopedLive("a new connection is not validated", () =>
     Effect.gen(function* () {
-      assert.strictEqual(yield* roundTrips(pid), 1)
+      // behind a pooler, the proof of the role is a round trip of its own
+      assert.strictEqual(yield* roundTrips(pid), hasSessions ? 1 : 2)
     }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: 0, startup: "lazy" })))
   )
 
