@@ -18,7 +18,7 @@ import type * as Stream from "effect/Stream"
  */
 export interface Format {
   /**
-   * The format of the lines. A byte order mark at the begin of CSV in UTF-8, as spreadsheets write it,
+   * The format of the lines. A byte order mark at the start of CSV in UTF-8, as spreadsheets write it,
    * is dropped.
    *
    * @default "text"

@@ -2,7 +2,7 @@
  * Databases for code without Effect: opened and closed by hand, used by promises, with one unit of
  * work for all that a request runs.
  *
- * In every function of this module the code that runs comes first, and its settings after it.
+ * In every function of a runtime that runs code, the code comes first, and its settings after it.
  *
  * @since 0.1.0
  */
@@ -40,7 +40,7 @@ export interface NodeOptions
   /**
    * Settings for the transactions of a request, or `"none"` for a request without a unit of work.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?:
     | ((request: IncomingMessage) => UnitOfWork.UnitSettings | "none")
@@ -74,7 +74,7 @@ export interface HandlerOptions
   /**
    * Settings for the transactions of a request, or `"none"` for a request without a unit of work.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings | "none") | UnitOfWork.UnitSettings | undefined
   /**

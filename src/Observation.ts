@@ -45,8 +45,8 @@ export type CloseReason =
 /**
  * Event of a database.
  *
- * `database` is the name of the database, `server` is `host:port`, and numbers whose names end in
- * `Millis` are durations in milliseconds.
+ * `database` is the name of the database. `server` is `host:port`, `a:5432,b:5432` for several hosts,
+ * or the folder of a socket. Numbers whose names end in `Millis` are durations in milliseconds.
  *
  * @see `Db.observations` for the stream
  * @see {@link Observer} for a receiver without a stream

@@ -99,7 +99,7 @@ export interface Options
    * each statement of which is an autocommit statement. A part of a request may ask for more by
    * `UnitOfWork.run(settings)` around its handler, before its first statement.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?:
     | ((request: HttpServerRequest.HttpServerRequest) => UnitOfWork.UnitSettings | "none")
@@ -249,7 +249,7 @@ export interface ApiOptions extends Omit<Options, "transaction"> {
   /**
    * Settings for the transactions of a request.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?:
     | ((request: HttpServerRequest.HttpServerRequest) => UnitOfWork.UnitSettings)

@@ -1,7 +1,5 @@
 /**
  * The `PgClient` a user holds: at each statement it finds its transaction, or a server.
- *
- * @since 0.1.0
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"

@@ -1,6 +1,7 @@
 /**
- * A reserved connection in a sandbox, which has one connection for all: a transaction that is begun and ended by hand on it is nested in the
- * sandbox instead. While it is open, other statements of the sandbox wait for its end.
+ * A reserved connection in a sandbox, which has one connection for all: a transaction that is begun
+ * and ended by hand on it is nested in the sandbox instead. While it is open, other statements of
+ * the sandbox wait for its end.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
@@ -27,11 +28,17 @@ const begins = /^(?:BEGIN|START TRANSACTION)\b/
 const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
 
-/** Returns the result of a statement that is done without the server. Of a exchange only its results are read. */
+/**
+ * Returns the result of a statement that is done without the server. Of an exchange only the results
+ * are read.
+ */
 const answered = (command: string): Exchange =>
   ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Exchange
 
-/** Reserves a connection of a sandbox for a scope; a transaction that is open on it is undone with the scope. */
+/**
+ * Reserves a connection of a sandbox for a scope; a transaction that is open on it is undone with the
+ * scope.
+ */
 export const makeSandboxReserve = (
   executor: Executor,
   kind: Role

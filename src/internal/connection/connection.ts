@@ -1,7 +1,5 @@
 /**
  * One physical connection: the statements, portals and notifications of its session.
- *
- * @since 0.1.0
  */
 
 import type { CloseReason } from "../../Observation.js"
@@ -26,12 +24,7 @@ const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCAT
 
 const none: ReadonlyArray<never> = []
 
-/**
- * The callbacks of a connection for its pool.
- *
- * @since 0.1.0
- * @category models
- */
+/** The callbacks of a connection for its pool. */
 export interface Owner {
   /** The server or the network has ended the connection, in use or not. */
   readonly lost: (connection: Connection, error: Error) => void
@@ -49,9 +42,6 @@ export interface Owner {
 
 /**
  * One physical connection. It has one exchange at a time, and one caller at a time keeps to that.
- *
- * @since 0.1.0
- * @category models
  */
 export class Connection extends ExchangeConnection {
   /** The time of the last checkout; 0 before the first. */

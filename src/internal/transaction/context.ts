@@ -56,6 +56,10 @@ const makeSlot = (context: TransactionContext): readonly [TransactionContext, nu
   return pair as unknown as readonly [TransactionContext, number]
 }
 
+/**
+ * Transaction context of a fiber. A subclass adds a transaction, a unit of work or a scope to the
+ * context around it, and leaves every question that it does not answer to that one, its `parent`.
+ */
 export abstract class TransactionContext implements Connection {
   /** The value of the slot: one object for one context, so that `SqlResolver` batches by it. */
   readonly slot: readonly [TransactionContext, number] = makeSlot(this)
