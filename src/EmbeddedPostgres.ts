@@ -100,8 +100,8 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
  */
 export declare namespace EmbeddedPostgres {
   /**
-   * Options of a cluster. Without any, it is one primary with the database `postgres` alone. An option
-   * with an unknown name or an invalid value is refused with `EmbeddedPostgresError`.
+   * Options of a cluster. Without options it is one primary with only the database `postgres`. An
+   * option with an unknown name or an invalid value is refused with `EmbeddedPostgresError`.
    *
    * @since 0.1.0
    * @category models
@@ -148,7 +148,7 @@ export declare namespace EmbeddedPostgres {
   }
 
   /**
-   * Server of a cluster, whose operations run one after the other.
+   * Server of a cluster. Its operations run one after the other.
    *
    * @since 0.1.0
    * @category models
@@ -183,7 +183,7 @@ export declare namespace EmbeddedPostgres {
      * Suspends all processes of the server with SIGSTOP: connections stay open and get no answer.
      */
     readonly freeze: Effect.Effect<void, EmbeddedPostgresError>
-    /** Resumes a frozen server. Has no effect on one that is not frozen. */
+    /** Resumes a frozen server. Has no effect on a server that is not frozen. */
     readonly thaw: Effect.Effect<void, EmbeddedPostgresError>
     /**
      * Makes a replica a primary of its own, and waits until it accepts writes. Other replicas do

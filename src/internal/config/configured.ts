@@ -1,10 +1,10 @@
 /**
- * Settings, some of which come from `Config`; the others are plain values.
+ * Settings that come from `Config` or are plain values.
  */
 import * as Config from "effect/Config"
 
 /**
- * Record whose members are plain values, or come from `Config`.
+ * Record with members that are plain values, or come from `Config`.
  *
  * @since 0.2.0
  * @category models

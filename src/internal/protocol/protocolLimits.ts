@@ -3,8 +3,8 @@
  */
 
 /**
- * Bounds for the messages of a server. A server that exceeds one loses its connection:
- * `Disconnected`, or `ConnectFailed` at login.
+ * Bounds for the messages of a server. If a server exceeds a bound, the connection is closed, with
+ * `Disconnected`, or with `ConnectFailed` at login.
  *
  * @since 0.2.0
  * @category models
@@ -19,7 +19,7 @@ export interface ProtocolLimits {
    * of a connection.
    */
   readonly maxStartupBytes: number
-  /** The iterations of SCRAM that a server may ask for; each costs time at login. */
+  /** The iterations of SCRAM that a server may request; each costs time at login. */
   readonly maxScramIterations: number
 }
 
