@@ -57,8 +57,8 @@ const makeSlot = (context: TransactionContext): readonly [TransactionContext, nu
 }
 
 /**
- * Transaction context of a fiber. A subclass adds a transaction, a unit of work or a scope to the
- * context around it, and leaves every question that it does not answer to that one, its `parent`.
+ * Transaction context of a fiber. A subclass adds a transaction, a unit of work or scopes to the
+ * context around it, its `parent`, which answers all methods that the subclass does not override.
  */
 export abstract class TransactionContext implements Connection {
   /** The value of the slot. Each context has one object, because `SqlResolver` batches by it. */

@@ -129,7 +129,7 @@ class OpenUnit implements UnitHandle {
   }
 }
 
-/** Handle of a nested part, which passes its hooks on and makes room for the next part. */
+/** Handle of a nested part, which passes its hooks on and ends its turn. */
 class OpenNested extends OpenUnit {
   constructor(override readonly unit: NestedUnit) {
     super(unit)
