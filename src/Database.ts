@@ -433,8 +433,8 @@ export const Service =
  * of this library.
  *
  * It does not take part in them: its statements run on its own connections. Inside of its own
- * `withTransaction` the transactions of this library are not visible either. Without `isolate` its use
- * inside of a transaction dies with `ForeignClient`.
+ * `withTransaction` the transactions of this library are not visible either. Without `isolate` its
+ * statements inside of a transaction fail with a `SqlError` whose cause is `ForeignClient`.
  *
  * @example
  * ```ts

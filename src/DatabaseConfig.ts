@@ -231,10 +231,12 @@ export interface PoolOptions {
  */
 export interface SessionOptions {
   /**
-   * The limit of a statement. If it is set and a server is silent for a second longer, the
-   * statement fails with `Disconnected`. A COMMIT has no such limit, so a server that may be
-   * committing is given up only if it does not answer on another socket. Default: that of the
-   * server.
+   * The limit of a statement. If it is set, it also bounds the silence of a server, but not behind a
+   * transaction pooler: if an exchange, COMMIT included, has no answer by then, the server is checked
+   * on another socket. If it does not answer there either, the connection is closed a second after the
+   * limit, and the statement fails with `Disconnected`. The same happens a little later if the server
+   * answers and its process waits for the client. A process that is at work is waited for. Default:
+   * that of the server.
    */
   readonly statementTimeout?: Duration.DurationInput | undefined
   /** The limit of the wait for a lock. Default: that of the server. */

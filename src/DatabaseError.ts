@@ -2,8 +2,9 @@
  * The errors of this library, each with a tag.
  *
  * A statement fails with `SqlError`, as each client of `@effect/sql` does. {@link refine} replaces
- * it by the error of this module that it carries, so that `Effect.catchTag("UniqueViolation", ...)`
- * works.
+ * it by the error of this module that is its cause, so that `Effect.catchTag("UniqueViolation", ...)`
+ * works. A failure of `Db.withTransaction` or of `UnitOfWork` itself, such as that of COMMIT, is the
+ * error of this module without a `SqlError`.
  *
  * @since 0.1.0
  */
@@ -37,7 +38,10 @@ export type TypeId = typeof TypeId
 const location = {
   /** The name of the database. */
   database: Schema.String,
-  /** The server, as `host:port`; empty if no server took part. */
+  /**
+   * The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. Empty if no
+   * server took part.
+   */
   server: Schema.String,
   /** The cause, without secrets. */
   cause: Schema.optional(Schema.Defect)

@@ -2,7 +2,7 @@
  * Databases for code without Effect: opened and closed by hand, used by promises, with one unit of
  * work for all that a request runs.
  *
- * In every function of this module the first argument is the code that runs, and its settings
+ * In every function of a runtime that runs code, the first argument is the code, and its settings
  * follow.
  *
  * @since 0.1.0
@@ -41,7 +41,7 @@ export interface NodeOptions
   /**
    * Settings for the transactions of a request, or `"none"` for a request without a unit of work.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?:
     | ((request: IncomingMessage) => UnitOfWork.UnitSettings | "none")
@@ -75,7 +75,7 @@ export interface HandlerOptions
   /**
    * Settings for the transactions of a request, or `"none"` for a request without a unit of work.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings | "none") | UnitOfWork.UnitSettings | undefined
   /**

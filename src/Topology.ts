@@ -21,7 +21,7 @@ export type Role = "writer" | "reader"
  * @category models
  */
 export interface ServerStatus {
-  /** The server, as `host:port`. */
+  /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
   readonly name: string
   readonly role: Role
   /** True while the server is used for new statements. */
@@ -39,7 +39,7 @@ export interface ServerStatus {
  * @category models
  */
 export interface OpenTransaction {
-  /** The server, as `host:port`. */
+  /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
   readonly server: string
   /** The option `label` of the transaction or of its unit of work. */
   readonly label: string | undefined

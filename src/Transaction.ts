@@ -52,32 +52,50 @@ export type Access = "read write" | "read only"
 export type Propagation = "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never"
 
 /**
- * The settings of a transaction. A setting that is left out is the server's default.
+ * The settings of a transaction. A setting that is left out is that of the database or of the server.
  *
  * @since 0.2.0
  * @category options
  */
 export interface Settings {
-  /** @default "read committed" */
+  /**
+   * The isolation level. If it is left out, a part that joins sees it as `"read committed"`.
+   *
+   * @default the server's `default_transaction_isolation`, normally "read committed"
+   */
   readonly isolation?: Isolation | undefined
-  /** @default "read write" */
+  /**
+   * The access mode. If it is left out, a part that joins sees it as `"read write"`.
+   *
+   * @default the server's `default_transaction_read_only`, normally "read write"
+   */
   readonly access?: Access | undefined
   /**
    * Waits at the start for a snapshot that needs no checks later. It has an effect only with
    * `serializable` and `read only`.
    *
-   * @default false
+   * @default the server's `default_transaction_deferrable`, normally false
    */
   readonly deferrable?: boolean | undefined
-  /** The longest time for each statement; after it the statement fails with `StatementTimeout`. */
+  /**
+   * The longest time for each statement; after it the statement fails with `StatementTimeout`.
+   *
+   * @default the `statementTimeout` of the database
+   */
   readonly statementTimeout?: Duration.DurationInput | undefined
-  /** The longest time for each lock; after it the statement fails with `LockTimeout`. */
+  /**
+   * The longest time for each lock; after it the statement fails with `LockTimeout`.
+   *
+   * @default the `lockTimeout` of the database
+   */
   readonly lockTimeout?: Duration.DurationInput | undefined
   /** The name in observations, spans and `Db.status`. */
   readonly label?: string | undefined
   /**
    * The `application_name` of the session while the transaction lasts, as `pg_stat_activity` and
    * the server's log show it: printable ASCII of at most 63 characters.
+   *
+   * @default the `applicationName` of the database
    */
   readonly applicationName?: string | undefined
 }

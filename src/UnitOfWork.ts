@@ -19,8 +19,9 @@
  * | `Database.isolate` | the connections of a client of another library | no | no |
  *
  * New transactions, and statements outside of transactions, use connections of their own, while the
- * work around them holds others. The pool fails such a checkout with `PoolSelfDeadlock` if it could
- * never succeed.
+ * work around them holds others. A checkout that could never succeed fails at once with
+ * `PoolSelfDeadlock`. In {@link outside} and {@link detach} the pool does not know of the work around
+ * them, so a checkout there waits for `acquireTimeout` and fails with `PoolExhausted`.
  *
  * @since 0.1.0
  */
@@ -45,7 +46,8 @@ import type * as Transaction from "./Transaction.js"
 export type Outcome = "commit" | "rollback"
 
 /**
- * Settings for the transactions of a unit. A setting that is left out is the server's default.
+ * Settings for the transactions of a unit. A setting that is left out is that of the database or of
+ * the server.
  *
  * @see {@link on} for those of one database
  * @since 0.1.0
@@ -102,7 +104,7 @@ export interface Options<A, E> {
   readonly outcome?: ((exit: Exit.Exit<A, E>) => Outcome) | undefined
   /** Settings for the transactions of all databases. */
   readonly transaction?: UnitSettings | undefined
-  /** Settings for single databases, in place of those for all. */
+  /** Settings for single databases. Each setting that is given overrides the one for all. */
   readonly databases?: ReadonlyArray<DatabaseSettings> | undefined
   /**
    * The order of commits of several databases.

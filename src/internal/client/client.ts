@@ -1,8 +1,6 @@
 /**
  * The `PgClient` of a program. Each statement runs in the transaction around it, or else on a
  * server that is chosen for it.
- *
- * @since 0.1.0
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"

@@ -5,12 +5,7 @@ import { type ConnectReason, isTransient } from "../../SqlState.js"
 import type { PlainFailure } from "./plainFailure.js"
 import type { ErrorLocation } from "./statementFailure.js"
 
-/**
- * The reason and the error of a failed connect.
- *
- * @since 0.1.0
- * @category models
- */
+/** The reason and the error of a failed connect. */
 export interface ConnectFailure {
   readonly reason: ConnectReason
   readonly error: Error

@@ -1,7 +1,5 @@
 /**
  * One physical connection: the statements, portals and notifications of its session.
- *
- * @since 0.1.0
  */
 
 import type { CloseReason } from "../../Observation.js"
@@ -27,12 +25,7 @@ const schemaCommands = new Set(["ALTER", "CREATE", "DROP", "DISCARD", "DEALLOCAT
 
 const none: ReadonlyArray<never> = []
 
-/**
- * The callbacks of a connection for its pool.
- *
- * @since 0.1.0
- * @category models
- */
+/** The callbacks of a connection for its pool. */
 export interface Owner {
   /** The server or the network has ended the connection, in use or not. */
   readonly lost: (connection: Connection, error: Error) => void
@@ -50,12 +43,7 @@ export interface Owner {
   readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }
 
-/**
- * One physical connection. It has one caller at a time, which starts one exchange at a time.
- *
- * @since 0.1.0
- * @category models
- */
+/** One physical connection. It has one caller at a time, which starts one exchange at a time. */
 export class Connection extends ExchangeConnection {
   /** The time of the last checkout; 0 before the first. */
   checkedOutAt = 0

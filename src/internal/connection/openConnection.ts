@@ -11,9 +11,6 @@ import { startup } from "./startup.js"
 /**
  * Opens a connection; the returned function cancels. `callback` is called once, unless the connect
  * was cancelled before.
- *
- * @since 0.1.0
- * @category constructors
  */
 export const openConnection = (
   server: Destination,

@@ -4,7 +4,7 @@
  */
 import type * as Errors from "../../DatabaseError.js"
 
-/** The constructors of the errors, which have the tags as their names. */
+/** The exports of `DatabaseError`, where the name of an error class is its tag. */
 type Classes = typeof Errors
 
 /** The tags of the failures that the core makes. */

@@ -6,12 +6,7 @@ import type { DisplayedStatement } from "../protocol/inlinedText.js"
 import type { SearchPath } from "../sql/searchPath.js"
 import type { Destination } from "./destination.js"
 
-/**
- * A statement to send.
- *
- * @since 0.1.0
- * @category models
- */
+/** A statement to send. */
 export interface Request {
   /** The call site, if call sites are recorded. */
   readonly site?: CallSite | undefined

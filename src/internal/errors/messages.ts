@@ -41,7 +41,7 @@ const connectAdvice: Readonly<Record<Exclude<ConnectReason, "tls">, string>> = {
   startingUp: "the server is starting up, shutting down or recovering: try again later",
   noSuchDatabase: "the server has no database of that name: create it or correct the URL",
   wrongRole:
-    "the server has not the role that the settings ask for: check writer and readers, and mode if there is a pooler",
+    "the server does not have the role that the settings ask for: check writer and readers, and mode if there is a pooler",
   poolerMode: 'the address is that of a pooler in transaction mode: set mode: "transactionPooler"',
   credentials: "there is no user or password to log in with: check the settings, `credentials` or `passwordFile`",
   setup: "`onConnect` or `onCheckout` failed on the new connection: check what it runs",

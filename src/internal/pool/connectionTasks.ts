@@ -10,9 +10,6 @@ import type { Connection } from "../connection/connection.js"
  * A task that runs on a connection at a point of its life. It calls back once; after a failure the
  * connection is closed. The returned function stops the task, after a timeout or when its
  * connection is closed.
- *
- * @since 0.1.0
- * @category models
  */
 export type SessionTask = (connection: Connection, callback: (failure: Error | undefined) => void) => () => void
 

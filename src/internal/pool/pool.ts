@@ -7,8 +7,6 @@
  *
  * Checkouts use callbacks, not fibers, so that the checkout of an idle connection is a few plain
  * function calls.
- *
- * @since 0.1.0
  */
 
 import type { PoolConfig, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
@@ -37,20 +35,10 @@ import { Waiter, WaitQueue } from "./waitQueue.js"
 
 export type { SessionTask }
 
-/**
- * A callback that receives a connection or a failure, once, unless the checkout was cancelled.
- *
- * @since 0.1.0
- * @category models
- */
+/** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: CheckoutFailure | undefined, connection: Connection | undefined) => void
 
-/**
- * The tasks that the options define for points of a connection's life.
- *
- * @since 0.1.0
- * @category models
- */
+/** The tasks that the options define for points of a connection's life. */
 export interface SessionTasks {
   /** Runs before a new connection is checked out for the first time. */
   readonly onConnect?: SessionTask | undefined
@@ -60,12 +48,7 @@ export interface SessionTasks {
   readonly onReturn?: SessionTask | undefined
 }
 
-/**
- * The options of a pool.
- *
- * @since 0.1.0
- * @category models
- */
+/** The options of a pool. */
 export interface PoolOptions {
   readonly database: string
   readonly server: ServerConfig
@@ -84,12 +67,7 @@ export interface PoolOptions {
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }
 
-/**
- * The connections that an invalidation closes.
- *
- * @since 0.1.0
- * @category models
- */
+/** The connections that an invalidation closes. */
 export interface Invalidation {
   /**
    * `"soft"`: closes them at their next checkout or checkin. `"hard"`: closes them now, also those
@@ -104,12 +82,7 @@ export interface Invalidation {
 
 const nothing = () => {}
 
-/**
- * The connections to one server for one purpose.
- *
- * @since 0.1.0
- * @category models
- */
+/** The connections to one server for one purpose. */
 export class Pool {
   private readonly connections: Connections
   private readonly waiters: WaitQueue<OnCheckout>

@@ -1,7 +1,5 @@
 /**
  * The servers of a database, their roles and their health.
- *
- * @since 0.1.0
  */
 
 import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
@@ -13,12 +11,7 @@ import type { MakePoolMetrics } from "../observability/poolMetrics.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool, type SessionTasks } from "../pool/pool.js"
 
-/**
- * One server of a database, with a pool for each purpose that it serves.
- *
- * @since 0.1.0
- * @category models
- */
+/** One server of a database, with a pool for each purpose that it serves. */
 export class Server {
   /** Connections for writes; of the writer only. */
   readonly writes: Pool | undefined
@@ -84,12 +77,7 @@ export class Server {
   }
 }
 
-/**
- * The servers of one database.
- *
- * @since 0.1.0
- * @category models
- */
+/** The servers of one database. */
 export class Topology {
   readonly writer: Server
   readonly readers: ReadonlyArray<Server>

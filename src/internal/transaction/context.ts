@@ -56,6 +56,10 @@ const makeSlot = (context: TransactionContext): readonly [TransactionContext, nu
   return pair as unknown as readonly [TransactionContext, number]
 }
 
+/**
+ * Transaction context of a fiber. A subclass adds a transaction, a unit of work or scopes to the
+ * context around it, its `parent`, which answers all methods that the subclass does not override.
+ */
 export abstract class TransactionContext implements Connection {
   /** The value of the slot. Each context has one object, because `SqlResolver` batches by it. */
   readonly slot: readonly [TransactionContext, number] = makeSlot(this)

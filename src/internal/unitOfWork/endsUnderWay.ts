@@ -15,6 +15,7 @@ export interface End {
   readonly over: Deferred.Deferred<void>
 }
 
+/** Set of the ends of one unit that are under way. */
 export class EndsUnderWay {
   private readonly all = new Set<End>()
 

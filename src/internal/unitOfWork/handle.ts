@@ -53,6 +53,7 @@ export const openUnit = ({ around, completion, describe, joins, name, settings }
  */
 export const nestedHandle = (unit: NestedUnit): UnitHandle => new OpenNested(unit)
 
+/** Handle of a unit of work that commits or rolls back all its transactions. */
 class OpenUnit implements UnitHandle {
   protected ended = false
   isRolledBack = false
@@ -128,6 +129,7 @@ class OpenUnit implements UnitHandle {
   }
 }
 
+/** Handle of a nested part, which passes its hooks on and ends its turn. */
 class OpenNested extends OpenUnit {
   constructor(override readonly unit: NestedUnit) {
     super(unit)

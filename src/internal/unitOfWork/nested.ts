@@ -16,6 +16,7 @@ import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
 import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type WaitingHooks } from "./unitOfWork.js"
 
+/** Nested part, which takes turns with its siblings and leaves the end of the whole to it. */
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
   /** The hooks without a transaction that the unit around takes at the end of the part. */
