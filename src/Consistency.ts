@@ -1,6 +1,6 @@
 /**
- * Consistency of reads: the writes that a read must see, of all clients, of the program itself, or
- * those that a token proves.
+ * Consistency of reads: the writes that a read must see. These are the writes of all clients, those
+ * of the program itself, or those that a token proves.
  *
  * The default is `ReadYourWrites`, within a unit of work. A causal session extends it over several
  * units, requests and processes: {@link makeSession}, {@link withSession}, {@link encodeSession}.
@@ -33,8 +33,8 @@ const Lsn = Schema.transform(
  * A position in the history of a database: a server that has reached it has everything that was
  * committed before the token was taken.
  *
- * A token does not expire. A server has reached it or not, and a history that branched off before
- * it, as after a failover, is refused with `TokenFromLostTimeline`.
+ * A token does not expire. A server has reached it or not. A history that branched off before it,
+ * for example by a failover, is refused with `TokenFromLostTimeline`.
  *
  * @example
  * ```ts
@@ -123,22 +123,23 @@ export const waitOf = (maxWait: Duration.DurationInput | undefined): number =>
   maxWait === undefined ? defaultMaxWaitMillis : Duration.toMillis(maxWait)
 
 /**
- * Checks whether a token proves everything that another one does: it is later in the same history.
+ * Checks if a token proves all writes that another one proves, because it is later in the same
+ * history.
  */
 const isAfter = (one: Token, other: Token): boolean =>
   one.systemId === other.systemId &&
   (one.timeline > other.timeline || (one.timeline === other.timeline && one.lsn >= other.lsn))
 
 /**
- * A causal session: the writes of a piece of work that its later parts must see, in other units of
- * work, after the end of a request, or in another process.
+ * A causal session. It records the writes that later reads of the same client must see: in other
+ * units of work, after the end of a request, or in another process.
  *
  * Each COMMIT in it gives it a token, and each read by `ReadYourWrites` in it sees at least what
- * its tokens prove. It keeps the newest token of each database, or `"unknown"` after a write whose
+ * its tokens prove. It keeps the newest token of each database, or `"unknown"` after a write if its
  * position could not be determined; then the primary is read, and reports its position. A
- * transaction of a reader sees what was known at its first statement. A session inside of another
- * one is independent: the session around it, that of a request included, does not learn of its
- * writes.
+ * transaction of a reader sees the writes that were known at its first statement. A session inside
+ * of another one is independent: the session around it, that of a request included, does not get
+ * its writes.
  *
  * @see {@link makeSession} and {@link decodeSession} create it
  * @see {@link withSession} runs an effect in it
@@ -154,7 +155,7 @@ export class Session {
   /** @internal Called after a change. */
   onChange: (() => void) | undefined = undefined
   private loaded: Map<string, Token | "unknown"> | undefined = undefined
-  /** Counts the questions for a position, and the writes without one. */
+  /** Counts the queries of a position, and the writes without a position. */
   private clock = 0
   /** The time of the last write without a known position, by database. */
   private readonly unknownSince = new Map<string, number>()
@@ -177,14 +178,14 @@ export class Session {
     return this.all
   }
 
-  /** @internal Returns the time of a question for a position: the answer counts as of then. */
+  /** @internal Returns the time of a position query. The answer counts from this time. */
   ask(): number {
     return ++this.clock
   }
 
   /**
-   * @internal Notes a write; `token` is a position after it, if known, that was asked for at that
-   * time.
+   * @internal Records a write. `read` is a position after the write, if it is known, and `asked`
+   * the time of its query.
    */
   note(database: string, read: ConstructorParameters<typeof Token>[0] | undefined, asked: number): void {
     // a server's own position needs no validation
@@ -197,7 +198,7 @@ export class Session {
     this.onChange?.()
   }
 
-  /** @internal Begins a time in which writes are not reported; the returned function ends it. */
+  /** @internal Begins a period in which writes are not reported; the returned function ends it. */
   beginUnreported(database: string): () => void {
     const count = (by: number) => {
       this.unreported.set(database, (this.unreported.get(database) ?? 0) + by)
@@ -207,7 +208,7 @@ export class Session {
     return () => count(-1)
   }
 
-  /** Checks whether a position that was asked for at a time is after all writes without one. */
+  /** Checks if a position that was queried at a time is after all writes without a position. */
   private isCovered(database: string, asked: number): boolean {
     return (this.unreported.get(database) ?? 0) === 0 && asked > (this.unknownSince.get(database) ?? 0)
   }
@@ -314,8 +315,8 @@ export const withSession: {
 )
 
 /**
- * Value of the transaction slot by which `SqlResolver` keeps the session: it passes on nothing else
- * of a context.
+ * Value of the transaction slot by which `SqlResolver` keeps the session: it passes on no other
+ * part of a context.
  */
 type OwnSlot = readonly [
   { readonly inSession: (session: Session) => Context.Tag.Service<typeof TransactionConnection> }

@@ -18,8 +18,8 @@ import type * as Stream from "effect/Stream"
  */
 export interface Format {
   /**
-   * The format of the lines. A byte order mark at the begin of CSV in UTF-8, as spreadsheets write it,
-   * is dropped.
+   * The format of the lines. A byte order mark at the beginning of CSV in UTF-8, as spreadsheets
+   * write it, is dropped.
    *
    * @default "text"
    */
@@ -72,7 +72,10 @@ export interface Format {
 export interface Progress {
   /** The number of bytes sent or received. */
   readonly bytes: number
-  /** The number of rows sent; 0 for text and bytes, whose rows are not counted, and for COPY TO. */
+  /**
+   * The number of rows sent. It is 0 for COPY TO, and for text and bytes: their rows are not
+   * counted.
+   */
   readonly rows: number
 }
 
@@ -114,9 +117,9 @@ export type Row = ReadonlyArray<unknown> | Readonly<Record<string, unknown>> | s
  */
 export interface Copy {
   /**
-   * Stores rows in a table, all or none, and returns their number: in a savepoint of the open
-   * transaction, else in a transaction of its own. The stream is read as fast as the server takes it.
-   * If it fails, or the COPY is interrupted, nothing is stored.
+   * Stores rows in a table, all or none, and returns their number. This runs in a savepoint of the
+   * open transaction, or else in a transaction of its own. The stream is read as fast as the server
+   * takes it. If it fails, or the COPY is interrupted, nothing is stored.
    *
    * Values are written like parameters: `null` and `undefined` as NULL; dates, arrays, bytes and JSON
    * in the formats of PostgreSQL. An empty list of columns means all columns of the table, in their
@@ -145,9 +148,9 @@ export interface Copy {
     options?: Options
   ) => Effect.Effect<number, E | SqlError, R>
   /**
-   * Returns the rows of a query as text in the format, in blocks of whole lines: in a savepoint of the
-   * open transaction, else in a transaction of its own. They are read from the server as fast as the
-   * stream is consumed.
+   * Returns the rows of a query as text in the format, in blocks of whole lines. This runs in a
+   * savepoint of the open transaction, or else in a transaction of its own. The rows are read from
+   * the server as fast as the stream is consumed.
    *
    * COPY takes no parameters, so the values of the query are written into its text, quoted. If the
    * stream is not read to its end, and the rest does not arrive soon, the statement is interrupted,

@@ -96,8 +96,8 @@ export interface Database {
 }
 
 /**
- * Opens the same database with every transaction as a savepoint of a transaction that is never
- * committed.
+ * Opens a sandbox of a database. Each transaction in it is a savepoint of one transaction that is
+ * never committed.
  *
  * @internal
  */
@@ -105,8 +105,8 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
   openSandbox(live, makeListen)
 
 /**
- * Options of `invalidate`: the connections, and the way to close them. Several conditions hold
- * together; without one all connections match.
+ * Options of `invalidate`: the connections, and the way to close them. A connection matches if it
+ * meets all given conditions; without a condition all match.
  *
  * @since 0.1.0
  * @category models
@@ -180,8 +180,8 @@ export interface Members<Self> {
    */
   readonly reader: Effect.Effect<Copy.Client, never, Self>
   /**
-   * Returns the client for reads in what is open already: in the transaction of a reader, or else of a
-   * writer; without one as `reader`.
+   * Returns the client for reads in an open transaction: in that of a reader, or else in that of a
+   * writer. Without an open transaction it is the same as `reader`.
    */
   readonly any: Effect.Effect<Copy.Client, never, Self>
   /**
@@ -190,7 +190,8 @@ export interface Members<Self> {
    * it is a savepoint, unless `propagation` says otherwise.
    */
   readonly withTransaction: {
-    // a pipe looks at the last overload, which refuses the function itself and says to call it
+    // a pipe checks against the last overload, so an uncalled function does not compile there, and
+    // its error says how
     <A, E, R>(
       self: Effect.Effect<A, E, R>,
       options?: Transaction.Options
@@ -205,9 +206,10 @@ export interface Members<Self> {
     <A, E, R>(self: Effect.Effect<A, E, R>, consistency: Consistency): Effect.Effect<A, E, R>
   }
   /**
-   * Sets the schema, or several in order, in which the statements of an effect on this database look
-   * unqualified names up. The innermost call counts; a qualified name is looked up in its own schema,
-   * and the schema of a tenant comes before this one. See `Tenant.withTenant` for the details.
+   * Sets the schema, or several in order, in which unqualified names in the statements of an effect
+   * on this database are looked up. The innermost call counts. A qualified name is looked up in its
+   * own schema, and the schema of a tenant comes before this one. See `Tenant.withTenant` for the
+   * details.
    */
   readonly withSchema: {
     (schema: Schema): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
@@ -229,9 +231,9 @@ export interface Members<Self> {
    */
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
-   * Runs a hook after a COMMIT whose answer did not arrive (`CommitOutcomeUnknown`), outside of the
-   * transaction, which may be stored or not; also if its caller was interrupted before. Its failure is
-   * logged.
+   * Runs a hook after a COMMIT without an answer (`CommitOutcomeUnknown`), outside of the
+   * transaction, which may be stored or not; also if its caller was interrupted before. A failure
+   * of the hook is logged.
    */
   readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
@@ -246,8 +248,9 @@ export interface Members<Self> {
   readonly rollback: Effect.Effect<void, TransactionError, Self>
   /**
    * Runs an effect outside of every transaction of this database, each statement on a connection of
-   * its own. A part of it that must be one whole uses `withTransaction` or a unit of work: on this
-   * database that has a transaction of its own, on others it leaves its end to the unit around.
+   * its own. Statements that belong together need `withTransaction` or a unit of work inside of the
+   * effect: that has a transaction of its own on this database, and on others it joins the unit
+   * around.
    */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /**
@@ -258,7 +261,7 @@ export interface Members<Self> {
    * buffer of `bufferSize` messages (default 4096); if it overflows, its listener alone receives a
    * `Gap`. A permanent failure, such as a wrong password, fails the stream.
    *
-   * The `listen` of a client returns payloads only, which leave no room for a gap: it fails with
+   * The `listen` of a client returns only payloads, which cannot report a gap: it fails with
    * `ListenFailed` instead.
    */
   readonly listen: (
@@ -266,8 +269,8 @@ export interface Members<Self> {
     options?: { readonly bufferSize?: number | undefined }
   ) => Stream.Stream<Notification, ListenError, Self>
   /**
-   * Sends a message (NOTIFY); inside of a transaction at its COMMIT. Equal messages of one transaction
-   * arrive as one. Fails with `NotificationInvalid`, or as a statement does.
+   * Sends a message (NOTIFY), inside of a transaction at its COMMIT. Equal messages of one
+   * transaction arrive as one. Fails with `NotificationInvalid`, or as a statement does.
    */
   readonly notify: (channel: string, payload?: string) => Effect.Effect<void, DatabaseError, Self>
   /** Returns the figures of this moment. */

@@ -70,14 +70,13 @@ export type {
  * `"transactionPooler"`, a pooler such as PgBouncer in transaction mode, which gives each
  * transaction any free session.
  *
- * A transaction pooler gets no settings at login that it would have to keep, no statement is
- * prepared under a name, and limits are set in each transaction. Each statement of a reader runs in
- * a read-only transaction of its own, in the same round trip. If `statementTimeout` or
- * `lockTimeout` is set, each autocommit statement runs in a transaction as well, so commands that
- * refuse to run in one (`VACUUM`, `CREATE INDEX CONCURRENTLY`) fail. `listen` and `reserve` need a
- * session and fail with `ConfigInvalid`. Advisory locks of a session, `SET` without `LOCAL` and
- * temporary tables are not detected: they remain in the session, and another client gets them with
- * it.
+ * With a transaction pooler, sessions get no settings at login, no statement is prepared under a
+ * name, and limits are set in each transaction. Each statement of a reader runs in a read-only
+ * transaction of its own, in the same round trip. If `statementTimeout` or `lockTimeout` is set,
+ * each autocommit statement runs in a transaction as well, so commands that refuse to run in one
+ * (`VACUUM`, `CREATE INDEX CONCURRENTLY`) fail. `listen` and `reserve` need a session and fail with
+ * `ConfigInvalid`. Advisory locks of a session, `SET` without `LOCAL` and temporary tables are not
+ * detected: they remain in the session, and another client gets that session with them.
  *
  * @since 0.1.0
  * @category models
@@ -112,9 +111,9 @@ export interface Credentials {
   readonly username: string
   readonly password: Redacted.Redacted<string> | undefined
   /**
-   * A value that tells these credentials from others: connections made with the same version
-   * remain. Default: user and password themselves. A provider that makes a new token each time
-   * gives a value that stays the same, such as the user.
+   * A value that identifies these credentials: connections made with the same version remain.
+   * Default: user and password themselves. If a provider makes a new token each time, it sets a
+   * value that stays the same, such as the user.
    */
   readonly version?: string | number | undefined
 }
@@ -167,8 +166,8 @@ export interface PoolOptions {
   /** The time after which an idle connection is closed; infinity means never. Default 5 min. */
   readonly idleTimeout?: Duration.DurationInput | undefined
   /**
-   * The time after which a connection is closed when it is not in use, less up to 2.5 %. Default 30
-   * min.
+   * The age from which a connection is closed when it is not in use; it is up to 2.5 % less, at
+   * random. Default 30 min.
    */
   readonly maxLifetime?: Duration.DurationInput | undefined
   /** The idle time after which a connection is validated before its checkout. Default 1 s. */
@@ -593,7 +592,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       idleInTransactionTimeout: limit("idleInTransactionTimeout", options.idleInTransactionTimeout ?? "1 minute"),
       applicationName: text("applicationName", options.applicationName ?? writer.own.applicationName ?? "effect-db"),
       keepAlive: keepAlive(options.keepAlive),
-      // the next transaction may be in another session, which has none of the prepared statements
+      // the next transaction may be in another session, which does not have the prepared statements
       preparedStatements: mode === "transactionPooler" ? 0 : preparedStatements,
       limits: protocolLimits(options),
       types: parsers("types", options.types)
@@ -635,7 +634,7 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
   })
 
 /**
- * Record whose members are plain values, or come from `Config`.
+ * Record with members that are plain values, or come from `Config`.
  *
  * @since 0.2.0
  * @category models
@@ -643,7 +642,7 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
 export type Configured<A> = { readonly [K in keyof A]: A[K] | Config.Config<A[K]> }
 
 /**
- * TLS options, some of which come from `Config`.
+ * TLS options that come from `Config` or are plain values.
  *
  * @since 0.2.0
  * @category models
@@ -666,7 +665,7 @@ export type ConfigServer =
   | ConfigParts<ServerSocket>
 
 /**
- * Settings, some of which come from `Config`; the others are plain values.
+ * Settings that come from `Config` or are plain values.
  *
  * @since 0.2.0
  * @category models

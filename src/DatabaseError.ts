@@ -67,7 +67,10 @@ const refused = {
 
 /** Fields of errors after which the work may be run again. */
 const replayable = {
-  /** Set if the work was retried without success: the number of attempts, and what ended them. */
+  /**
+   * Set if the work was retried without success: the number of attempts, and the reason for their
+   * end.
+   */
   retried: Schema.optional(Schema.Struct({ attempts: Schema.Number, endedBy: Schema.Literal("schedule", "budget") }))
 }
 
@@ -106,10 +109,10 @@ const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 /**
  * A setting that is not valid.
  *
- * It is raised when a layer is built, and for an option that no type check has seen. `setting` is
- * the name of the setting, `given` describes its value and never holds a secret, `expected`
- * describes valid values. `database` is empty if the setting belongs to no single database.
- * Correct the setting.
+ * It occurs when a layer is built, and for an option that only a program without types can pass.
+ * `setting` is the name of the setting, `given` describes its value and never holds a secret,
+ * `expected` describes valid values. `database` is empty if the setting belongs to no single
+ * database. Correct the setting.
  *
  * @since 0.1.0
  * @category errors
@@ -127,7 +130,7 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }
 
 /**
- * A connection could not be made.
+ * A connect failed.
  *
  * `reason` is the kind of failure, and `cause` the error of the network, the server or a provider;
  * the message has advice for each reason. Nothing was sent. A transient failure is retried until
@@ -239,7 +242,7 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 /**
  * The connection was lost.
  *
- * `outcome` says what became of the work: `"notSent"` and `"undone"` are safe to retry. After
+ * `outcome` is the outcome of the work: `"notSent"` and `"undone"` are safe to retry. After
  * `"inDoubt"` the server may have applied the statement: check whether it did before retrying.
  *
  * @see {@link CommitOutcomeUnknown} for a loss during COMMIT
@@ -604,8 +607,8 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
  * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`,
  * and went on.
  *
- * The effect of the statement is unknown, so the transaction is rolled back: the innermost nested
- * one if the server confirmed the cancel in time, and the whole otherwise. If the end of a nested
+ * The effect of the statement is unknown, so the transaction is rolled back: only the innermost
+ * nested one if the server confirmed the cancel in time, else all of it. If the end of a nested
  * transaction was interrupted, its savepoint is already released, and the transaction around it is
  * rolled back.
  *
@@ -633,7 +636,8 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 }
 
 /**
- * A nested transaction, or another end, kept the transaction from going on for `acquireTimeout`.
+ * The transaction could not go on within `acquireTimeout`, because of a nested transaction or
+ * another end.
  *
  * Nested transactions take turns, each from its first statement to its end, so none may wait for a
  * sibling. An end that waited this long rolls back. The time is 0 if a transaction was committed
@@ -705,8 +709,8 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
 }
 
 /**
- * A client of another library was used inside of a transaction of this library, whose connection
- * it would have used.
+ * A client of another library was used inside of a transaction of this library, and would have used
+ * the connection of the transaction.
  *
  * Wrap its use in `Database.isolate`, or use it outside of the transaction.
  *
@@ -743,7 +747,8 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 }
 
 /**
- * A part asks for an option that the transaction or unit of work that it joins does not have.
+ * A part requires an option that the transaction or unit of work around it does not have and cannot
+ * take.
  *
  * Such options are isolation after the first statement, access, limits, the order of commits,
  * `outcome` and `retry`. `outer` and `inner` describe the two values. Use the same value, or
@@ -768,7 +773,7 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 }
 
 /**
- * A new transaction would wait for a connection of a pool whose connections are all held by
+ * A new transaction would wait for a connection in vain: all connections of the pool are held by
  * transactions that wait in the same way, among them its own outer transaction.
  *
  * Raise `maxConnections`, or do not nest with `requiresNew` or `independent`.
@@ -789,9 +794,9 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 /**
  * A unit of work over several databases was committed in part.
  *
- * `committed` lists the databases that are stored, `rolledBack` those that are not, and `failed`
- * is the database whose COMMIT failed, with its `outcome`. The program must repeat or undo the
- * missing part.
+ * `committed` lists the databases that have stored their work, `rolledBack` those that have not,
+ * and `failed` names the database with the failed COMMIT, and its `outcome`. The program must
+ * repeat or undo the missing part.
  *
  * @since 0.1.0
  * @category errors
@@ -837,7 +842,7 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
  * A schema of `withSchema` or `withTenant` that is not valid, or not possible for this use.
  * Nothing was sent.
  *
- * `given` describes the value, and `expected` valid ones.
+ * `given` describes the value, and `expected` describes valid values.
  *
  * @since 0.1.0
  * @category errors
@@ -953,8 +958,8 @@ export type StatementError =
 /**
  * Errors of a listener.
  *
- * Before it receives anything, it can fail as a statement does, or with `ConfigInvalid` behind a
- * pooler that delivers no notifications. Later it can fail with `ListenFailed`, or with
+ * Before the first notification, a listener can fail as a statement does, or with `ConfigInvalid`
+ * behind a pooler that delivers no notifications. Later it can fail with `ListenFailed`, or with
  * `DatabaseClosed` when the layer is released.
  *
  * @since 0.1.0

@@ -2,7 +2,8 @@
  * Databases for code without Effect: opened and closed by hand, used by promises, with one unit of
  * work for all that a request runs.
  *
- * In every function of this module the code that runs comes first, and its settings after it.
+ * In every function of this module the first argument is the code that runs, and its settings
+ * follow.
  *
  * @since 0.1.0
  */
@@ -78,9 +79,9 @@ export interface HandlerOptions
    */
   readonly transaction?: ((request: Request) => UnitOfWork.UnitSettings | "none") | UnitOfWork.UnitSettings | undefined
   /**
-   * Lets a client read its own writes in later requests, from a replica that has them. Of nested
-   * handlers the outermost one has this option. If the handler throws, its client gets no tokens. See
-   * `RequestTransaction.readYourWrites`.
+   * Lets a client read its own writes in later requests, from a replica that has them. If handlers
+   * are nested, the outermost one has this option. If the handler throws, its client gets no
+   * tokens. See `RequestTransaction.readYourWrites`.
    *
    * @default undefined (off)
    */
@@ -93,8 +94,8 @@ export interface HandlerOptions
   readonly route?: string | undefined
   /**
    * Calls the handler again, with the same request, if it has thrown or could not be committed, and
-   * another attempt may succeed. A request whose body is longer than 1 MiB, of unknown length, or
-   * read already is answered once.
+   * another attempt may succeed. A request is answered once if its body is longer than 1 MiB, of
+   * unknown length, or read already.
    *
    * @default false
    */
@@ -124,7 +125,10 @@ export interface PromiseQuery<A> extends PromiseLike<ReadonlyArray<A>>, Statemen
   readonly finally: (onEnd?: (() => void) | null | undefined) => Promise<ReadonlyArray<A>>
   /** Runs the statement and returns its rows as arrays. */
   readonly values: () => Promise<ReadonlyArray<ReadonlyArray<unknown>>>
-  /** Runs the statement and reads its rows batch by batch. An early end of the loop ends it. */
+  /**
+   * Runs the statement and reads its rows batch by batch. An early end of the loop ends the
+   * statement.
+   */
   readonly stream: () => AsyncIterable<A>
 }
 
@@ -134,7 +138,7 @@ interface CopyOptions extends Omit<Copy.Options, "onProgress"> {
 }
 
 /**
- * Client of a database whose statements run when they are awaited.
+ * Client of a database. Its statements run when they are awaited.
  *
  * @example
  * ```ts
@@ -189,8 +193,8 @@ export interface PromiseClient
 }
 
 /**
- * Named database as promises, which reject with a `DatabaseError`, or with what the code inside has
- * thrown.
+ * Named database as promises, which reject with a `DatabaseError`, or with the exception of the
+ * code inside.
  *
  * Code comes first in every function, as in the data-first form of the functions of Effect.
  *
@@ -212,26 +216,26 @@ export interface PromiseDatabase {
   readonly writer: PromiseClient
   /** The client of a replica, or of the primary, read-only. */
   readonly reader: PromiseClient
-  /** The client for reads in what is open already, else as `reader`. */
+  /** The client for reads in an open transaction, if there is one, else the same as `reader`. */
   readonly any: PromiseClient
   /** Runs plain code in a transaction. */
   readonly withTransaction: <A>(code: () => PromiseLike<A> | A, options?: Transaction.Options) => Promise<A>
   /** Runs plain code with a consistency of its reads. */
   readonly withConsistency: <A>(code: () => PromiseLike<A> | A, consistency: Consistency) => Promise<A>
   /**
-   * Calls plain code, whose statements on this database look unqualified names up in one schema, or
-   * in several. The schema of a tenant, by `withTenant` of the runtime, comes before it.
+   * Calls plain code. Unqualified names in its statements on this database are looked up in one
+   * schema, or in several. The schema of a tenant, by `withTenant` of the runtime, comes before it.
    */
   readonly withSchema: <A>(code: () => A, schema: Tenant.Schema) => A
   /** Runs plain code outside of every transaction of this database. */
   readonly independent: <A>(code: () => PromiseLike<A> | A) => Promise<A>
-  /** Runs a hook before COMMIT, inside of the transaction; an exception of it rolls back. */
+  /** Runs a hook before COMMIT, inside of the transaction. An exception of the hook rolls back. */
   readonly beforeCommit: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
   /** Runs a hook after COMMIT, outside of the transaction. */
   readonly afterCommit: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
   /** Runs a hook after a rollback, outside of the transaction. */
   readonly afterRollback: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
-  /** Runs a hook after a COMMIT whose answer did not arrive, outside of the transaction. */
+  /** Runs a hook after a COMMIT without an answer, outside of the transaction. */
   readonly afterUnknown: (hook: () => PromiseLike<unknown> | unknown) => Promise<void>
   /** Commits the work of the unit on this database so far. */
   readonly commit: () => Promise<void>
@@ -261,9 +265,9 @@ export interface Databases<R> {
  */
 export interface Options {
   /**
-   * Opens the databases with their first use, once, which does not count as an `open`: for programs
-   * without a start and an end, such as functions and page handlers. Without it, a use before
-   * {@link DatabaseRuntime.open} rejects with `DatabaseClosed`.
+   * Opens the databases once, with their first use. This does not count as an `open`. It is for
+   * programs without a start and an end, such as functions and page handlers. Without it, a use
+   * before {@link DatabaseRuntime.open} rejects with `DatabaseClosed`.
    *
    * @default false
    */
@@ -278,7 +282,7 @@ export interface Options {
  */
 export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
   /**
-   * Ends the unit: statements that are under way are cancelled, and everything is rolled back.
+   * Ends the unit: statements in progress are cancelled, and all work is rolled back.
    *
    * @default undefined
    */
@@ -293,7 +297,7 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
  */
 export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
   /**
-   * Ends the part: statements that are under way are cancelled, and the part is rolled back.
+   * Ends the part: statements in progress are cancelled, and the part is rolled back.
    *
    * @default undefined
    */
@@ -303,8 +307,8 @@ export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
 /**
  * Runtime of named databases. `D` are the databases, `R` is all that its layer provides.
  *
- * Promises reject with the failure itself: a `DatabaseError`, or what the program's own code has
- * thrown.
+ * Promises reject with the failure itself: a `DatabaseError`, or the exception of the program's own
+ * code.
  *
  * @see {@link make}
  * @since 0.1.0
@@ -314,17 +318,17 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   /** The named databases, as promises. */
   readonly databases: { readonly [K in keyof D]: PromiseDatabase }
   /**
-   * Opens the databases, all at once, and counts: only as many calls of `close` close them. If one of
-   * them cannot be opened, the others are closed, all waiting calls reject with the first failure,
-   * none of them counts, and a later call tries again. Further failures are logged.
+   * Opens the databases, all at once, and counts the calls: as many calls of `close` close them. If
+   * one database cannot be opened, the others are closed, and all waiting calls reject with the
+   * first failure and do not count. A later call tries again. Further failures are logged.
    */
   readonly open: () => Promise<void>
-  /** Takes one `open` back; the last one drains the databases and closes them. */
+  /** Ends one `open`. The last call drains the databases and closes them. */
   readonly close: () => Promise<void>
   /**
-   * Runs an effect as a part of the unit of work or transaction of the code around. It rejects with
-   * the failure or defect of the effect; for a `SqlError` with its `DatabaseError`, as an awaited
-   * statement does.
+   * Runs an effect as a part of the unit of work or transaction of the code around. The promise
+   * rejects with the failure or defect of the effect, and for a `SqlError` with its
+   * `DatabaseError`, as an awaited statement does.
    */
   readonly runPromise: <A, E>(
     self: Effect.Effect<A, E, R>,
@@ -338,13 +342,14 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   readonly unitOfWork: <A>(code: () => PromiseLike<A> | A, options?: UnitOptions<A>) => Promise<A>
   /**
    * Runs plain code as a part of a unit of work or a transaction that can fail alone: if it throws,
-   * its work is undone on every database, and the whole may go on. See `UnitOfWork.nested`.
+   * its work is undone on every database, and the unit or transaction may go on. See
+   * `UnitOfWork.nested`.
    */
   readonly nested: <A>(code: () => PromiseLike<A> | A, options?: NestedOptions<A>) => Promise<A>
   /**
-   * Calls plain code outside of the unit of work or transaction of its caller: for work that outlives
-   * it, such as background work of a request. A `unitOfWork` in it is a new one. Tenant and schemas
-   * stay as they are.
+   * Calls plain code outside of the unit of work or transaction of its caller: for work that
+   * outlives it, such as background work of a request. A `unitOfWork` in it is a new one. The
+   * tenant and the schemas stay the same.
    */
   readonly outside: <A>(code: () => A) => A
   /**
@@ -353,21 +358,21 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    */
   readonly withSession: <A>(code: () => PromiseLike<A> | A, session: Session) => Promise<A>
   /**
-   * Calls plain code as the work of one tenant: the statements in it, on all databases or on those
-   * listed, look unqualified names up in this schema. That also holds for statements after the code
-   * has returned, so a middleware may call `next` in it. See `Tenant.withTenant`.
+   * Calls plain code as the work of one tenant: unqualified names in its statements, on all
+   * databases or on those listed, are looked up in this schema. That also holds for statements
+   * after the code has returned, so a middleware may call `next` in it. See `Tenant.withTenant`.
    */
   readonly withTenant: <A>(code: () => A, schema: Tenant.Schema, options?: Tenant.Options) => A
   /**
-   * Makes a middleware for Express, Connect, or the raw request and reply of a hook of Fastify, with
-   * HTTP/1 and HTTP/2: all that comes after it is one unit of work.
+   * Makes a middleware for Express, Connect, or the raw request and reply of a hook of Fastify,
+   * with HTTP/1 and HTTP/2. The middleware and the handler after it run in one unit of work.
    *
    * The response is held back until its end: sent after the commit, or replaced by an error if the
-   * request could not be stored. Until then it looks sent, but a header may still be set. The first
-   * answer is sent, and its status decides: a second one, or an error after it, changes nothing.
-   * Writes past it, to its socket or stream, are not held. A streamed body follows the commit and
-   * uses databases by `independent`. If the client disconnects, statements that are under way are
-   * cancelled, and all is rolled back. Body parsers come before it.
+   * request could not be stored. Until then it seems to be sent, but a header may still be set. The
+   * first answer is sent, and its status decides: a second answer, or an error after the first, has
+   * no effect. Direct writes to its socket or stream are not held back. A streamed body follows the
+   * commit and uses databases by `independent`. If the client disconnects, statements in progress
+   * are cancelled, and all is rolled back. Body parsers come before the middleware.
    *
    * Throws `ConfigInvalid` for an option with an unknown name.
    */
@@ -381,9 +386,10 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   /**
    * Makes a handler of web requests, for Hono, Next.js and others, that runs as one unit of work.
    *
-   * If the request could not be stored, or the databases could not be opened, another response takes
-   * the place of its own, whose headers are lost and whose body is cancelled; an exception of the
-   * handler is thrown. A streamed body is read after the commit and uses databases by `independent`.
+   * If the request could not be stored, or the databases could not be opened, another response is
+   * sent: the headers of the handler's response are lost and its body is cancelled. An exception of
+   * the handler is thrown. A streamed body is read after the commit and uses databases by
+   * `independent`.
    *
    * Throws `ConfigInvalid` for an option with an unknown name.
    */

@@ -99,7 +99,7 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
  */
 export declare namespace EmbeddedPostgres {
   /**
-   * Options of a cluster. Without any, it is one primary with the database `postgres` alone.
+   * Options of a cluster. Without options it is one primary with only the database `postgres`.
    *
    * @since 0.1.0
    * @category models
@@ -145,7 +145,7 @@ export declare namespace EmbeddedPostgres {
   }
 
   /**
-   * Server of a cluster, whose operations run one after the other.
+   * Server of a cluster. Its operations run one after the other.
    *
    * @since 0.1.0
    * @category models
@@ -180,7 +180,7 @@ export declare namespace EmbeddedPostgres {
      * Suspends all processes of the server with SIGSTOP: connections stay open and get no answer.
      */
     readonly freeze: Effect.Effect<void, EmbeddedPostgresError>
-    /** Resumes a frozen server. Has no effect on one that is not frozen. */
+    /** Resumes a frozen server. Has no effect on a server that is not frozen. */
     readonly thaw: Effect.Effect<void, EmbeddedPostgresError>
     /**
      * Makes a replica a primary of its own, and waits until it accepts writes. Other replicas do

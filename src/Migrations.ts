@@ -152,7 +152,7 @@ type Requirements<P> = P extends Plan<infer R> ? R : never
 /** At this level, statements after the lock see everything that its last holder has stored. */
 const isolation = "read committed"
 
-/** Name with the same meaning with quotes and without, because the Migrator writes it both ways. */
+/** Names that mean the same with and without quotes, because the Migrator uses both forms. */
 const plainTable = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/
 
 const nameOf = ([id, name]: readonly [id: number, name: string, ...rest: ReadonlyArray<unknown>]) => `${id}_${name}`
@@ -162,7 +162,10 @@ const byDatabase = Order.mapInput(Order.string, ({ database }: { readonly databa
 
 const migrate = Migrator.make({})
 
-/** Returns the message of a failure, without its database and server if they are the same. */
+/**
+ * Returns the message of a failure, without its database and server if they are those of
+ * `location`.
+ */
 const failureMessage = (cause: unknown, location: Location): string => {
   const error = Predicate.isTagged(cause, "SqlError") ? fromUnknown(cause) : cause
   const message = Predicate.hasProperty(error, "message") ? String(error.message) : String(error)
@@ -170,7 +173,7 @@ const failureMessage = (cause: unknown, location: Location): string => {
   return message.startsWith(prefix) ? message.slice(prefix.length) : message
 }
 
-/** Returns the fault of a list of migrations, beside a table of the applied ones. */
+/** Returns the first fault of a list of migrations, compared with the applied ones. */
 const faultOf = (
   all: ReadonlyArray<Migrator.ResolvedMigration>,
   applied: ReadonlyMap<number, string>,
@@ -338,8 +341,8 @@ export const on = <Self, R = never>(database: Target<Self>, options: Options<R>)
 
     const pending = all.filter(([id]) => !applied.has(id))
     const [next] = pending
-    // the Migrator locks its table exclusively, for which a program without new migrations may not
-    // have the right
+    // the Migrator locks its table exclusively, and a program without new migrations may not have
+    // the right to do that
     if (next === undefined) return []
     const migrated = migrate({ loader: Effect.succeed(pending), table }).pipe(
       Effect.provide(database.layerSqlClient),
@@ -410,7 +413,7 @@ const awaitLock = <A, E, R>(
  * transaction. The other processes wait for `lockTimeout` at most, which the log reports, and then
  * find nothing to do. If the process with the lock dies, its work is rolled back, and another
  * process takes over. This works behind PgBouncer in transaction mode, in a sandbox of
- * `TestDatabase`, and in the scope of a tenant, whose schema has its own table and lock.
+ * `TestDatabase`, and in the scope of a tenant: each schema has its own table and lock.
  *
  * Returns the applied migrations. It fails with `MigrationFailed`, which names the migration, with
  * `ConfigInvalid` for a table name that is not valid, and with the errors of a transaction. An
@@ -449,11 +452,10 @@ export const run = <Self, R = never>(
  * Applies the migrations of several databases together, in one unit of work: if one database
  * cannot be migrated, none is.
  *
- * All locks are taken before the first migration, in the order of the databases' names, so that
- * processes do not wait for each other in a circle. The longest `lockTimeout` applies to all.
- * Returns the applied migrations by the names of the databases. It fails as {@link run} does, and
- * with `PartialCommit` if a connection is lost between two COMMITs: the next run continues from
- * there.
+ * All locks are taken before the first migration, in the order of the databases' names, so that two
+ * processes cannot wait for each other. The longest `lockTimeout` applies to all. Returns the
+ * applied migrations by the names of the databases. It fails as {@link run} does, and with
+ * `PartialCommit` if a connection is lost between two COMMITs: the next run continues from there.
  *
  * @see {@link run} for one database
  * @example
@@ -479,7 +481,8 @@ export const run = <Self, R = never>(
 export const runAll = <Plans extends ReadonlyArray<Plan<unknown>>>(
   plans: Plans
 ): Effect.Effect<ReadonlyMap<string, Applied>, MigrationFailed | DatabaseError, Requirements<Plans[number]>> => {
-  // the array has Plan<unknown> for inference alone: its elements require what their own types say
+  // the cast: Plan<unknown> is for inference alone, and each element has the requirements of its
+  // own type
   const sorted = ([...plans] as ReadonlyArray<Plan<Requirements<Plans[number]>>>).toSorted(byDatabase)
   const once = UnitOfWork.runNew(
     Effect.gen(function* () {

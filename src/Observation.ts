@@ -45,8 +45,8 @@ export type CloseReason =
 /**
  * Event of a database.
  *
- * `database` is the name of the database, `server` is `host:port`, and numbers whose names end in
- * `Millis` are durations in milliseconds.
+ * `database` is the name of the database, `server` is `host:port`, and a number is a duration in
+ * milliseconds if its name ends in `Millis`.
  *
  * @see `Db.observations` for the stream
  * @see {@link Observer} for a receiver without a stream
@@ -135,17 +135,17 @@ export type Observation = Data.TaggedEnum<{
     readonly mode: "soft" | "hard"
     readonly connections: number
   }
-  /** New credentials are in use: connections made with older ones are replaced. */
+  /** New credentials are in use: connections made with older credentials are replaced. */
   CredentialsRotated: { readonly database: string; readonly server: string; readonly generation: number }
   /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked up, and serves reads again. */
   MarkedUp: { readonly database: string; readonly server: string }
   /**
-   * A replica did not serve a read that must see certain writes: it does not have them yet (`behind`),
-   * its history is another one (`lost`), or it cannot prove its history (`unproved`): its user needs
-   * `pg_read_all_stats`, and the server has to stream from the primary and to be connected without a
-   * transaction pooler.
+   * A replica did not serve a read that must see certain writes: it does not have them yet
+   * (`behind`), it has another history (`lost`), or it cannot prove its history (`unproved`). To
+   * prove it, the user needs `pg_read_all_stats`, and the server must stream from the primary and
+   * be connected without a transaction pooler.
    */
   PassedOver: {
     readonly database: string
@@ -235,6 +235,8 @@ export const Observation = Data.taggedEnum<Observation>()
  */
 export interface Observer {
   readonly observe: (observation: Observation) => void
-  /** True if there is a subscriber: without one a hot path does not make the observation. */
+  /**
+   * True if there is a subscriber. Without one, code that runs often does not make observations.
+   */
   readonly active: boolean
 }

@@ -31,8 +31,8 @@ export interface PoolStats {
   /** The number of open connections. */
   readonly total: number
   /**
-   * The number of connections in use. A connection that is being validated, or that runs a task of
-   * the settings, counts as in use, also after the caller has left: for at most one second, or
+   * The number of connections in use. A connection that is being validated, or that runs an effect
+   * of the settings, counts as in use, also if its caller has given up: for at most one second, or
    * `connectTimeout` with `onCheckout`.
    */
   readonly active: number

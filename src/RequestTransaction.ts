@@ -96,8 +96,8 @@ export interface Options
   readonly onCommitFailed?: ((error: DatabaseError) => HttpServerResponse.HttpServerResponse) | undefined
   /**
    * Settings for the transactions of a request, or `"none"` for a request without a unit of work,
-   * each statement of which is an autocommit statement. A part of a request may ask for more by
-   * `UnitOfWork.run(settings)` around its handler, before its first statement.
+   * in which each statement is an autocommit statement. A part of a request may require other
+   * settings by `UnitOfWork.run(settings)` around its handler, before its first statement.
    *
    * @default the defaults of the server
    */
@@ -106,11 +106,11 @@ export interface Options
     | UnitOfWork.UnitSettings
     | undefined
   /**
-   * Answers the request again, from its start and in a unit of work of its own, if the first attempt
-   * is certain to be undone and another may succeed: after a serialization failure, a deadlock or a
-   * lost connection. `true` follows the `RetryPolicy`. The failures of the request's statements
-   * decide, also if the handler has turned them into an error of its own, a defect or a response.
-   * The effects of a handler elsewhere are repeated.
+   * Answers the request again, from its start and in a unit of work of its own, if the first
+   * attempt is certainly undone and another may succeed: after a serialization failure, a deadlock
+   * or a lost connection. `true` follows the `RetryPolicy`. The failures of the request's
+   * statements decide, also if the handler has converted them into an error of its own, a defect or
+   * a response. The effects of a handler elsewhere are repeated.
    *
    * The body is read first and kept, up to 1 MiB; a request with a longer body, or with a body of
    * unknown length, is answered once. Retries work only if the middleware is around handlers: around
@@ -149,7 +149,7 @@ const readOnly: UnitOfWork.UnitSettings = { access: "read only" }
 const serverDefaults: UnitOfWork.UnitSettings = {}
 
 /**
- * Makes the response to a request whose commit has failed.
+ * Makes the response to a request after its commit has failed.
  *
  * The status is 409 if the client may send the request again, 503 if the database was lost, else
  * 500; the body is problem details by RFC 9457 (`application/problem+json`). The message of the
@@ -173,16 +173,17 @@ const serverDefaults: UnitOfWork.UnitSettings = {}
 export const commitFailed = (error: DatabaseError): HttpServerResponse.HttpServerResponse => problemResponse(error)
 
 /**
- * Runs each request as one unit of work: one lazy transaction for each database that it touches.
+ * Runs each request as one unit of work: one lazy transaction for each database that it uses.
  *
  * A response with a status below 400 commits; 400 and above, a failure, a defect and an interruption
  * roll back. The response is sent after the commit, never before, and a failed commit replaces it by
  * the response of `onCommitFailed`. A streaming body runs after the commit, outside of the unit.
  *
  * The middleware may be around the handlers of a router, or around the whole server. Inside of
- * another unit of work it joins: its options must hold there, or become possible, as for a part by
- * `UnitOfWork.run`; else the handler does not run, and the response is that of `onCommitFailed` for
- * `OptionsConflict`. With the setting `"none"` the request runs outside of all units around it.
+ * another unit of work it joins, and that unit must have or take its options, like for
+ * `UnitOfWork.run`. Otherwise the handler does not run, and the response is that of
+ * `onCommitFailed` for `OptionsConflict`. With the setting `"none"` the request runs outside of all
+ * units around it.
  *
  * Throws `ConfigInvalid` for an option with an unknown name.
  *
@@ -217,7 +218,7 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
  * Middleware of an `HttpApi`, or of some of its groups or endpoints, that runs each request as one
  * unit of work.
  *
- * It ends a request by the response that the success or failure of its handler is encoded to. Its
+ * The response that encodes the success or failure of the handler decides the outcome. Its
  * implementation is {@link layerApi}.
  *
  * @example
@@ -263,9 +264,9 @@ export interface ApiOptions extends Omit<Options, "transaction"> {
  * Inside of another unit of work it joins, as {@link middleware} does, and the request ends with
  * that unit: an `outcome` of its own is refused there with `OptionsConflict`.
  *
- * With `retry`, a request whose handler adds a pre-response handler, as
- * `HttpApiBuilder.securitySetCookie` does, is answered once. The server logs the defect of a handler
- * also if another attempt has answered.
+ * With `retry`, a request is answered once if its handler adds a pre-response handler, as
+ * `HttpApiBuilder.securitySetCookie` does. The server logs the defect of a handler also if another
+ * attempt has answered.
  *
  * Throws `ConfigInvalid` for an option with an unknown name.
  *
@@ -287,9 +288,9 @@ export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => Layer.su
 
 interface SessionOptions {
   /**
-   * Signs the tokens, which a client could forge otherwise: at least 32 characters, the same in all
-   * processes. Of several secrets the first one signs and all are accepted, so that a secret can be
-   * replaced.
+   * The secret that signs the tokens, so that a client cannot forge them: at least 32 characters,
+   * the same in all processes. If there are several, the first one signs and all are accepted, so
+   * that a secret can be replaced.
    */
   readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
   /**
@@ -338,11 +339,11 @@ export type ReadYourWrites = SessionOptions & (CookieOptions | HeaderOptions)
 /**
  * Lets a client read its own writes in later requests, from a replica that has them.
  *
- * Each response has a signed cookie or header with the positions of the databases after the client's
- * writes, and a request that repeats it reads at least there. The middleware may be inside or outside
- * of the unit of work; reads use `Db.reader` as ever. A value without a valid signature is ignored. A
- * cookie holds one position for each database: if a client writes by several requests at the same
- * time, the one whose response comes last counts.
+ * Each response has a signed cookie or header with the positions of the databases after the
+ * client's writes, and a request that repeats it reads at least there. The middleware may be inside
+ * or outside of the unit of work; reads use `Db.reader` as usual. A value without a valid signature
+ * is ignored. A cookie holds one position for each database: if a client writes by several requests
+ * at the same time, the last response counts.
  *
  * Throws `ConfigInvalid` if an option is invalid.
  *

@@ -1,6 +1,6 @@
 /**
- * The policy of retries: a service with a default, which says when and how often failed work runs
- * again.
+ * The policy of retries: a service with a default, which decides when and how often failed work
+ * runs again.
  *
  * | failed | by default |
  * |---|---|
@@ -24,7 +24,7 @@ import { type DatabaseError, fromUnknown } from "./DatabaseError.js"
 import { isStalePlan, isTransient } from "./SqlState.js"
 
 /**
- * The budget of retries of a database: the attempts beyond the first that all its callers together
+ * The budget of retries of a database: the number of further attempts that all its callers together
  * may make.
  *
  * A transaction, unit of work, request or statement returns its attempts to the budget when it
@@ -41,17 +41,17 @@ export interface Budget {
 }
 
 /**
- * The schedules of retries, and their budget. The input of a schedule is the failure; a schedule
- * that ends passes the failure on.
+ * The schedules of retries, and their budget. The input of a schedule is the failure; when a
+ * schedule ends, the failure is reported.
  *
- * @see {@link defaultPolicy} for the values by default
+ * @see {@link defaultPolicy} for the defaults
  * @since 0.1.0
  * @category models
  */
 export interface Policy {
   /**
-   * For attempts of which nothing was sent: no connection was found, or it was lost before the
-   * answer to BEGIN. At most `maxOutageWaiters` callers wait at a time.
+   * For attempts that have sent nothing: no connection was found, or it was lost before the answer
+   * to BEGIN. At most `maxOutageWaiters` callers wait at a time.
    */
   readonly acquire: Schedule.Schedule<unknown, DatabaseError>
   /**
@@ -67,17 +67,17 @@ export interface Policy {
    */
   readonly listen: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * The bound for all callers of a database, so that retries do not add to the load of a server
-   * that fails. Without budget a failure is passed on at once, and its message says so. An attempt
-   * that found no connection takes nothing of it, because a pool connects for all its callers
-   * together.
+   * The limit for all callers of a database, so that retries do not add to the load of a failing
+   * server. If the budget is used up, a failure is reported at once, and its message says so. An
+   * attempt that found no connection takes nothing from the budget, because a pool connects for all
+   * its callers together.
    */
   readonly budget: Budget
 }
 
 /**
- * Doubles its pauses up to a bound by itself: `Schedule.exponential` would reach infinity after
- * some thousand attempts.
+ * Makes a schedule that doubles its pauses up to a limit. `Schedule.exponential` would reach
+ * infinity after some thousand attempts.
  */
 const backoffForEver = (base: number, longest: number): Schedule.Schedule<unknown, DatabaseError> =>
   Schedule.unfold(base, (pause) => Math.min(2 * pause, longest)).pipe(
@@ -89,7 +89,7 @@ const backoff = (base: number, times: number): Schedule.Schedule<unknown, Databa
   Schedule.intersect(backoffForEver(base, 1000), Schedule.recurs(times))
 
 /**
- * The policy by default: exponential pauses with jitter.
+ * The default policy: exponential pauses with jitter.
  *
  * | schedule | first pause | longest pause | attempts beyond the first |
  * |---|---|---|---|
@@ -129,9 +129,9 @@ export const never: Policy = {
 /**
  * The policy in force; without a layer it is {@link defaultPolicy}.
  *
- * A failure that ends with "and the retry budget of the database is used up" comes from a server
- * that fails much of its work. Raise the budget if many callers may fail at once and succeed a
- * moment later.
+ * If a message ends with "and the retry budget of the database is used up", much of the work on
+ * that database fails. Raise the budget if many callers may fail at once and succeed a moment
+ * later.
  *
  * @see {@link layer} for the policy of a program
  * @see {@link with} for the policy of one effect
@@ -181,7 +181,7 @@ const with_: {
 
 export {
   /**
-   * Runs an effect with another policy. Schedules that are left out stay as they are.
+   * Runs an effect with another policy. Schedules that are left out stay the same.
    *
    * @see {@link layer} for a whole program
    * @example
@@ -207,8 +207,8 @@ export {
 export const idempotentRef: FiberRef.FiberRef<boolean> = FiberRef.unsafeMake(false)
 
 /**
- * Marks every statement of an effect as one that may run twice, so that a statement whose
- * connection was lost runs again, also on the writer.
+ * Marks every statement of an effect as one that may run twice, so that a statement that has lost
+ * its connection runs again, also on the writer.
  *
  * It does not apply inside of transactions: they run again as a whole, with `{ retry }`.
  *

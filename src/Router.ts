@@ -54,7 +54,7 @@ export type Choose = (ask: Ask, candidates: ReadonlyArray<Candidate>) => number
 export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.length
 
 /**
- * Chooses a server by chance.
+ * Chooses a server at random.
  *
  * @see {@link layerRandom}
  * @since 0.1.0
@@ -63,7 +63,7 @@ export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.len
 export const random: Choose = (ask, candidates) => Math.floor(ask.random * candidates.length)
 
 /**
- * Chooses the server with the lowest load; among equals one after the other.
+ * Chooses the server with the lowest load, and servers with the same load one after the other.
  *
  * @see {@link layerLeastBusy}
  * @since 0.1.0
@@ -84,8 +84,8 @@ export const leastBusy: Choose = (ask, candidates) => {
 }
 
 /**
- * Service of the choice. A database uses the one that is in its context when its layer is built;
- * without a layer it is {@link roundRobin}.
+ * Service of the choice. A database uses the service that is in its context when its layer is
+ * built.
  *
  * Without a layer it is {@link roundRobin}.
  *

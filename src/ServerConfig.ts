@@ -232,8 +232,8 @@ export interface ServerConfig extends Endpoint {
 }
 
 /**
- * Bounds for the messages of a server. A server that exceeds one loses its connection:
- * `Disconnected`, or `ConnectFailed` at login.
+ * Bounds for the messages of a server. If a server exceeds a bound, the connection is closed, with
+ * `Disconnected`, or with `ConnectFailed` at login.
  *
  * @since 0.2.0
  * @category models

@@ -6,7 +6,8 @@
  */
 
 /**
- * Meaning of a SQLSTATE for a program. SQLSTATEs that no program acts upon are `"QueryFailed"`.
+ * Meaning of a SQLSTATE for a program. SQLSTATEs that need no handling of their own are
+ * `"QueryFailed"`.
  *
  * @since 0.1.0
  * @category models
@@ -28,7 +29,7 @@ export type Meaning =
   | "QueryFailed"
 
 /**
- * Reason for which a connection could not be made.
+ * Reason of a failed connect.
  *
  * @see `DatabaseError.ConnectFailed`, which carries it
  * @since 0.1.0
@@ -49,7 +50,7 @@ export type ConnectReason =
   | "protocol"
 
 /**
- * Outcome of a statement whose connection was lost.
+ * Outcome of a statement that has lost its connection.
  *
  * - `notSent`: the statement was not sent.
  * - `undone`: the server kept no change.
@@ -174,7 +175,7 @@ export const cancelAdvice = (message: string): string => {
   return message.includes("user request") ? cancelled : `${raise}; or ${cancelled}`
 }
 
-/** The codes of a certificate whose issuer is not trusted. */
+/** The codes of a certificate from an issuer that is not trusted. */
 const unknownAuthority: ReadonlySet<string> = new Set([
   "DEPTH_ZERO_SELF_SIGNED_CERT",
   "SELF_SIGNED_CERT_IN_CHAIN",
@@ -345,7 +346,7 @@ export const connectReason = (code: string, message: string): ConnectReason => {
 }
 
 /**
- * Checks if a server is there but not ready: the only reasons for which a start waits instead of
+ * Checks if a server is running but not ready. Only for these reasons a start waits instead of
  * failing.
  *
  * @since 0.1.0
@@ -372,7 +373,10 @@ const permanent: ReadonlySet<ConnectReason> = new Set([
  */
 export const isTransient = (reason: ConnectReason): boolean => !permanent.has(reason)
 
-/** The codes of a file that stays unreadable; a missing one may be about to be replaced. */
+/**
+ * The codes of a file that stays unreadable. A missing file is not among them, because it may be
+ * about to be replaced.
+ */
 const lastingFileCodes = new Set(["EACCES", "EPERM", "ELOOP", "EISDIR"])
 
 /**

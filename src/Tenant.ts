@@ -40,14 +40,14 @@ export interface Options {
  * innermost counts. A qualified name in a statement is looked up in its own schema.
  *
  * - **Statements, not connections.** A statement outside of a transaction is sent in a transaction
- *   of its own, in one exchange. In a transaction each statement sees the schema that it runs in,
- *   and a statement outside of `withTenant` the one before. The session of the server keeps
- *   nothing.
+ *   of its own, in one exchange. In a transaction each statement has the schema of its own scope,
+ *   and a statement outside of `withTenant` has the schema from before. Nothing remains in the
+ *   session of the server.
  * - **Scope.** Forked fibers, registered hooks and `UnitOfWork.outside` are in it. Plain code that
  *   an effect runs is not, unless a `DatabaseRuntime` runs it, which has a `withTenant` of its own.
  * - **Batches.** A batch runs in the scope of the fiber that waits for it: put `withTenant` around
  *   `Effect.forEach` with `batching`, not inside. Create data loaders and request caches for each
- *   tenant, for they are shared by all that use them.
+ *   tenant, because all callers of one share its results.
  * - **Refused commands.** Commands that cannot run in a transaction, such as `VACUUM`, are refused
  *   by the server.
  *

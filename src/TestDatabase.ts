@@ -13,11 +13,11 @@ import { type Database, sandbox } from "./Database.js"
  * Wraps the layer of a database in a sandbox: one transaction that is always rolled back.
  *
  * In the sandbox the transactions of the program become savepoints, and their hooks run. Writers
- * and readers share the one connection, and a reader still cannot write. Work that asks for a
- * transaction of its own, or to be independent, is nested, because there is one connection.
- * Concurrent fibers take turns.
+ * and readers share the one connection, and a reader still cannot write. A new transaction
+ * (`requiresNew`) and independent work are nested, because there is one connection. Concurrent
+ * fibers take turns.
  *
- * The sandbox does not do what the server does at COMMIT only: deferred constraints are not
+ * The sandbox does not show what the server does only at COMMIT: deferred constraints are not
  * checked, notifications are not sent, and the values of `SET LOCAL` remain.
  *
  * - An interrupted statement is undone alone, or with the transaction of the program that it is

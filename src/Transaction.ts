@@ -29,8 +29,8 @@ export type Isolation = "read committed" | "repeatable read" | "serializable"
 export type Access = "read write" | "read only"
 
 /**
- * The propagation of a transaction: what it does when there is already a transaction of the same
- * database, and when there is none.
+ * The propagation of a transaction: its relation to an open transaction of the same database, if
+ * there is one.
  *
  * | propagation | inside of a transaction | without one |
  * |---|---|---|
@@ -42,9 +42,9 @@ export type Access = "read write" | "read only"
  * | `notSupported` | runs outside of it | runs without a transaction |
  * | `never` | fails with `PropagationRefused` | runs without a transaction |
  *
- * A part that joins and ends in rollback after it has sent a writer's statement makes the whole
- * fail with `RolledBackAtCommit`. A savepoint that ends in rollback does not. The module
- * `UnitOfWork` compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
+ * If a part that has joined ends in rollback after a writer's statement, the transaction fails with
+ * `RolledBackAtCommit`. It does not fail after a rollback of a savepoint. The module `UnitOfWork`
+ * compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
  *
  * @since 0.1.0
  * @category options
@@ -111,11 +111,11 @@ export interface Options extends Settings {
    * may succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
    * `RetryPolicy`.
    *
-   * The failures of its statements decide, also if the work has turned them into an error of its
+   * The failures of its statements decide, also if the work has converted them into an error of its
    * own or a defect. An interrupted transaction is not run again. Only the outermost transaction is
    * run again, for failures of its own database; its work elsewhere, transactions of other
-   * databases included, is repeated. Inside of a unit of work the unit is run again. A part that
-   * joins a whole which cannot be run again fails with `OptionsConflict`.
+   * databases included, is repeated. Inside of a unit of work the unit is run again. A part fails
+   * with `OptionsConflict` if the transaction or unit that it joins cannot be run again.
    *
    * @default false
    */

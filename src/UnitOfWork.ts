@@ -1,5 +1,5 @@
 /**
- * A unit of work: one transaction for each database that an effect touches, all ended together.
+ * A unit of work: one transaction for each database that an effect uses, all ended together.
  *
  * A transaction begins with the first statement on its database. The end of the unit commits all of
  * them, or rolls all of them back.
@@ -18,8 +18,8 @@
  * | {@link detach} | no transaction; it takes a stream that is read after the unit | no | no |
  * | `Database.isolate` | the connections of a client of another library | no | no |
  *
- * New transactions and statements outside of all use connections of their own, while the work
- * around them holds others. The pool fails such a checkout with `PoolSelfDeadlock` if it could
+ * New transactions, and statements outside of transactions, use connections of their own, while the
+ * work around them holds others. The pool fails such a checkout with `PoolSelfDeadlock` if it could
  * never succeed.
  *
  * @since 0.1.0
@@ -86,8 +86,8 @@ export interface DatabaseSettings {
 /**
  * The options of {@link run} and {@link runNew}.
  *
- * A part that joins a unit asks the whole for its options: settings for transactions that have not
- * begun are taken over, and what the whole cannot be is `OptionsConflict`.
+ * A part that joins a unit passes its options to the unit. Settings for transactions that have not
+ * begun are taken over; an option that the unit cannot take fails with `OptionsConflict`.
  *
  * @see {@link NestedOptions} for the options of {@link nested}
  * @since 0.1.0
@@ -108,8 +108,8 @@ export interface Options<A, E> {
    * The order of commits of several databases.
    *
    * - `"safest"`: the COMMIT that is least likely to fail comes last: serializable transactions
-   *   first, read-only ones last, others in the order in which they began.
-   * - `"touched"`: the order in which they began.
+   *   first, read-only ones last, the others in the order in which they began.
+   * - `"touched"`: the order in which the transactions began.
    * - a list: its order; databases that are not in it follow.
    *
    * @default "safest"
@@ -117,8 +117,8 @@ export interface Options<A, E> {
   readonly order?: "safest" | "touched" | ReadonlyArray<Named> | undefined
   /**
    * Checks deferred constraints of all databases but the first before any COMMIT, at the same time
-   * and in one round trip. A constraint that fails then undoes everything; without the check it
-   * could fail after another database has committed, as `PartialCommit`.
+   * and in one round trip. A violated constraint then undoes all transactions. Without the check it
+   * could be found after another database has committed, which is `PartialCommit`.
    *
    * @default true
    */
@@ -128,11 +128,11 @@ export interface Options<A, E> {
    * succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
    * `RetryPolicy`.
    *
-   * The failures of its statements decide, also if the work has turned them into an error of its
-   * own, a defect or a rollback. An interrupted unit is not run again, nor one of which a part is
-   * stored, by `Db.commit` or in another database, or is in a transaction around it. A part that
-   * joins asks for another attempt of the whole; if the whole cannot be run again, it fails with
-   * `OptionsConflict`.
+   * The failures of its statements decide, also if the work has converted them into an error of its
+   * own, a defect or a rollback. A unit is not run again if it was interrupted, or if a part of it
+   * is stored, by `Db.commit` or in another database, or is in a transaction around it. A part that
+   * joins requests another attempt of the unit, and fails with `OptionsConflict` if the unit cannot
+   * be run again.
    *
    * @default false
    */
@@ -153,7 +153,7 @@ export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "wo
 
 /**
  * Options that are not an effect. A pipe that is given a function such as `UnitOfWork.run`, and not
- * the result of its call, does not compile, and the type error says to call it.
+ * the result of its call, does not compile, and the type error tells the program to call it.
  *
  * @since 0.2.0
  * @category models
@@ -193,20 +193,20 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
 })
 
 /**
- * Runs an effect as one unit of work: each database that it touches gets one transaction, and at
- * the end all commit, or all roll back.
+ * Runs an effect as one unit of work: each database that it uses gets one transaction, and at the
+ * end all commit, or all roll back.
  *
- * Inside of another unit, or of a transaction, it joins that and leaves the end to it. A part that
- * joins and ends in rollback after it has sent a writer's statement makes the whole fail with
+ * Inside of another unit, or of a transaction, it joins that and leaves the end to it. If a part
+ * that has joined ends in rollback after a writer's statement, the unit fails with
  * `RolledBackAtCommit`.
  *
- * Commits follow one another, after a check of all databases: see {@link Options}. It adds these
- * failures to those of the effect:
+ * Commits follow one another, after a check of all databases: see {@link Options}. Besides the
+ * failures of the effect there are these:
  *
  * - `CommitFailed`, `RolledBackAtCommit`, `CommitVetoed`: nothing is stored.
  * - `PartialCommit`: a database could not be committed after another one was.
  * - `CommitOutcomeUnknown`: the answer to a COMMIT was lost.
- * - `OptionsConflict`: the whole that it joins cannot be as its options ask. Nothing has run.
+ * - `OptionsConflict`: the unit that it joins cannot take its options. Nothing has run.
  *
  * @see {@link nested} for a part that can fail alone
  * @see {@link runNew} for a unit that does not join
@@ -246,8 +246,8 @@ export const run: {
  * Runs an effect in a new unit of work, even inside of another one.
  *
  * The two units do not share transactions: each commits or rolls back on its own and holds
- * connections of its own. It fails with `PoolSelfDeadlock` if the pool has no connection left
- * because the unit around it holds them all, and otherwise as {@link run} does.
+ * connections of its own. It fails with `PoolSelfDeadlock` if the unit around it holds all
+ * connections of the pool, and otherwise as {@link run} does.
  *
  * @see {@link run} joins the unit around it instead
  * @see {@link outside} runs without a unit
@@ -282,19 +282,20 @@ export const runNew: {
 
 /**
  * Runs an effect as a part of a unit of work, or of a transaction, that can fail alone: if it
- * fails, its work is undone on every database, by savepoints, and the whole goes on.
+ * fails, its work is undone on every database, by savepoints, and the unit goes on.
  *
- * A part that succeeds is kept, and stored with the whole. Outside of all it is a unit of its own.
+ * A part that succeeds is stored with the unit. Outside of units and transactions, it is a unit of
+ * its own.
  *
  * - A savepoint is set in the exchange of the first statement on its database; a part without
- *   statements costs nothing. If an undone part was the first to touch a database, its transaction
- *   is as if it had not begun.
- * - Parts that run side by side take turns, each from its first statement to its end, so one must
- *   not wait for another: after `acquireTimeout` that is `TransactionBusy`.
+ *   statements costs nothing. If an undone part was the first to use a database, the transaction
+ *   there counts as not begun.
+ * - Concurrent parts take turns, each from its first statement to its end, so a part must not wait
+ *   for another one: after `acquireTimeout` it fails with `TransactionBusy`.
  * - Hooks of an undone part are dropped, except `afterRollback`.
- * - `commit` and `rollback` in it are `PropagationRefused`.
+ * - `commit` and `rollback` in it fail with `PropagationRefused`.
  *
- * @see {@link run} for a part whose failure is the failure of the whole
+ * @see {@link run} for a part that fails the whole unit if it fails
  * @example
  * ```ts
  * import { Effect } from "effect"
@@ -338,9 +339,9 @@ export const nested: {
 /**
  * Runs an effect outside of every unit of work and every transaction, of all databases.
  *
- * Its statements run on connections of their own and do not see uncommitted work around it. A fiber
- * that is forked in a unit and outlives it belongs in here, or in {@link runNew}: in the ended unit
- * its statements would fail with `TransactionEnded`.
+ * Its statements run on connections of their own and do not see uncommitted work around it. It is
+ * for a fiber that is forked in a unit and outlives it, as is {@link runNew}: in the ended unit the
+ * statements of the fiber would fail with `TransactionEnded`.
  *
  * @see {@link runNew} for a unit of its own
  * @see {@link detach} for a stream
@@ -363,7 +364,7 @@ export const outside = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A,
   Effect.mapInputContext(self, withoutSlot<R>)
 
 /**
- * Returns a stream with the services of here, outside of every unit of work.
+ * Returns a stream that has the services of this effect, and runs outside of every unit of work.
  *
  * It is for the body of a response, which is read after the unit has ended. In the unit, such a
  * stream would fail with `TransactionEnded`.

@@ -20,6 +20,8 @@ rates, requests
   --rounds N     how often each has its turn (default 9; requests 25)
   --ms N         how long a turn lasts (default 400; requests 200)
   --only NAME    one client only, to profile it
+rates
+  --against DIR  another build of effect-db, in DIR/dist, instead of the other clients
 overload
   --seconds N    how long the overload lasts (default 60)
   --factor N     how many times the capacity is asked for (default 5)`
@@ -37,6 +39,7 @@ const read = () => {
         rounds: { type: "string" },
         ms: { type: "string" },
         only: { type: "string" },
+        against: { type: "string" },
         seconds: { type: "string" },
         factor: { type: "string" },
         help: { type: "boolean", default: false }
@@ -65,6 +68,7 @@ else {
     rounds: number("rounds", what === "requests" ? 25 : 9),
     ms: number("ms", what === "requests" ? 200 : 400),
     only: values.only,
+    against: values.against,
     seconds: number("seconds", 60),
     factor: number("factor", 5)
   }

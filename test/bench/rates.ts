@@ -4,13 +4,15 @@
  */
 import pg from "pg"
 import { delayed } from "./delay.js"
-import { open, rows, type Subject } from "./subjects.js"
+import { open, openBuilds, rows, type Subject } from "./subjects.js"
 
 interface Options {
   readonly rounds: number
   /** The duration of each turn. */
   readonly ms: number
   readonly only: string | undefined
+  /** The folder of another build, to compare this one with instead of the other clients. */
+  readonly against: string | undefined
 }
 
 interface Case {
@@ -36,7 +38,8 @@ const measure = async (subjects: ReadonlyArray<Subject>, cases: ReadonlyArray<Ca
   const seen = new Map<string, Array<number>>()
   for (let round = -1; round < rounds; round++) {
     for (const { concurrency, what } of cases) {
-      for (const subject of subjects) {
+      // the order changes from round to round, so that no subject always follows the same one
+      for (const subject of round % 2 === 0 ? subjects : subjects.toReversed()) {
         const start = performance.now()
         const count = await subject[what](concurrency, start + ms)
         const rate = count / ((performance.now() - start) / 1000)
@@ -78,7 +81,7 @@ const print = (subjects: ReadonlyArray<Subject>, { cases, rate }: Awaited<Return
 }
 
 const run = async (url: string, cases: ReadonlyArray<Case>, options: Options) => {
-  const all = await open(url)
+  const all = options.against === undefined ? await open(url) : await openBuilds(url, options.against)
   const subjects = all.filter((subject) => options.only === undefined || subject.name === options.only)
   print(subjects, await measure(subjects, cases, options))
   await Promise.all(all.map((subject) => subject.close()))

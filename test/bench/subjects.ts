@@ -1,6 +1,8 @@
 /**
  * The same two operations on each client: read one row by its key, and a transaction that reads and updates one row.
  */
+import * as path from "node:path"
+import { pathToFileURL } from "node:url"
 import { PgClient } from "@effect/sql-pg"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -136,18 +138,24 @@ const plainEffect = async (url: string): Promise<Subject> => {
   }
 }
 
-class Db extends Database.Service<Db>()("bench") {}
-
-const ours = async (url: string): Promise<Subject> => {
+const ours = async (url: string, name = "effect-db", { Service } = Database): Promise<Subject> => {
+  class Db extends Service<Db>()(name) {}
   const { close, context } = await opened(Db.layer({ writer: Redacted.make(url), maxConnections: 10 }))
   const sql = Context.get(context, Db).writer
   const { body, select } = operations(sql)
   return {
-    name: "effect-db",
+    name,
     select: effectLoop(select),
     transaction: effectLoop(sql.withTransaction(body)),
     close
   }
+}
+
+/** Opens this build of effect-db and another one, that of a folder with its `dist`. */
+export const openBuilds = async (url: string, folder: string): Promise<ReadonlyArray<Subject>> => {
+  const file = pathToFileURL(path.resolve(folder, "dist/index.js")).href
+  const other: { readonly Database: typeof Database } = await import(file)
+  return [await ours(url), await ours(url, "the other build", other.Database)]
 }
 
 /** Opens all clients, connected. */

@@ -158,7 +158,7 @@ describe("a request in a unit of work that is open", () => {
       }
       yield* ways["RequestTransaction.Api"]({ outcome: () => "commit", onCommitFailed }, {})
       for (const _ of [1, 2]) assert.strictEqual((yield* post("/isolation")).status, 500)
-      assert.include(String(refused[0]), "give outcome to the middleware around it")
+      assert.include(String(refused[0]), "set outcome on the outer middleware")
       assert.notStrictEqual(refused[0], refused[1])
     }).pipe(Effect.provide(place))
   )

@@ -2,6 +2,7 @@ import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -365,6 +366,26 @@ describe("UnitOfWork", () => {
       assert.deepStrictEqual(yield* stored, [])
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("of two commits that begin at the same time one is refused, wherever the runtime changes fibers", () =>
+    Effect.gen(function* () {
+      const ends = yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* insert("a")
+          const ends = yield* Effect.all([Effect.either(UnitOfWork.commit), Effect.either(UnitOfWork.commit)], {
+            concurrency: 2
+          })
+          yield* insert("b")
+          return ends
+        })
+      )
+      assert.deepStrictEqual(
+        ends.map((end) => (Either.isRight(end) ? "committed" : end.left._tag)),
+        ["committed", "TransactionBusy"]
+      )
+      assert.deepStrictEqual(yield* stored, ["a", "b"])
+    }).pipe(Effect.withMaxOpsBeforeYield(1), Effect.provide(fresh()))
   )
 
   it.scopedLive("one database may be committed early while hooks of another one's commit run", () =>

@@ -1,5 +1,6 @@
 /**
- * The `PgClient` a user holds: at each statement it finds its transaction, or a server.
+ * The `PgClient` of a program. Each statement runs in the transaction around it, or else on a
+ * server that is chosen for it.
  *
  * @since 0.1.0
  */
@@ -41,7 +42,8 @@ const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollba
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
- * Runs an effect in a transaction of an executor. `wrap` says how the transaction's own failures are to look.
+ * Runs an effect in a transaction of an executor. `wrap` converts the failures of the transaction
+ * itself.
  *
  * @internal
  */
@@ -62,7 +64,7 @@ export const withTransaction = <A, E, R, X>(
     const { label, retry = false } = options
     if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest")) {
       const isTaken = retry === false || ambient?.takeRetry(rootOf(current), retry) === true
-      // what is refused changes nothing
+      // a refused transaction changes nothing
       if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(executor.database)))
       raiseIsolation(current, options, chosen._tag === "join")
     }
@@ -94,7 +96,7 @@ export const withTransaction = <A, E, R, X>(
   })
 
 /**
- * A client of one kind.
+ * Makes a client for a role.
  *
  * @internal
  */
@@ -119,7 +121,7 @@ export const make = (
         ),
       makeStream(executor, kind)
     )
-    // which server serves a reader is not known before it does
+    // the server of a reader is not known before a statement is sent
     const attributes = kind === "writer" ? [...executor.attributes, ...endpoint(writer)] : executor.attributes
     const acquirer = Effect.succeed(statements)
     const makeStatement = (made: Statement.Compiler, transform: typeof transformRows) => {
@@ -159,13 +161,13 @@ export const make = (
       const copy = makeCopy(executor, kind, rename, options.transformJson ?? true)
       const client: Client = Object.assign(statement, members, copy, {
         reserve: makeSandboxReserve(executor, kind),
-        // it refers to the client that is being made, so it is filled in below
+        // the cast: it refers to the client that is being made, and is set below
         safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
       })
       Object.assign(client, { safe: client })
       if (executor.sandbox !== undefined) return client
-      // it is a property, so its place in the program is where it is read
+      // it is a getter, so that the call site is where the property is read
       return Object.defineProperty(client, "reserve", {
         configurable: true,
         enumerable: true,

@@ -1,5 +1,5 @@
 /**
- * The settings of a client in the words of @effect/sql-pg.
+ * The settings of a client as options of @effect/sql-pg.
  */
 import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Redacted from "effect/Redacted"
@@ -10,7 +10,7 @@ import { isByName } from "../protocol/typeNames.js"
 
 const isByNumber = (types: Types): types is NonNullable<PgClientConfig["types"]> => !isByName(types)
 
-/** Returns TLS in the words of a URL; `undefined` if a URL has no words for it. */
+/** Returns the `sslmode` of a URL that has the meaning of TLS options; `undefined` if none has. */
 const sslmodeOf = (ssl: Ssl): string | undefined => {
   if (typeof ssl === "boolean") return ssl ? "verify-full" : "disable"
   // secrets are not enumerable
@@ -19,12 +19,16 @@ const sslmodeOf = (ssl: Ssl): string | undefined => {
   return ssl.rejectUnauthorized !== false ? "verify-full" : "no-verify"
 }
 
-/** Returns the host that a client without `hostaddr` connects to. A certificate is compared with the name. */
+/**
+ * Returns the host for a client without `hostaddr`: the address if there is no TLS, else the name,
+ * because a certificate is compared with it.
+ */
 const hostOf = ({ address, host, ssl }: DatabaseConfig["writer"]): string => (ssl === false ? (address ?? host) : host)
 
 /**
- * Returns a URL of the writer's first host for other libraries, which know neither keyword strings nor several hosts; `undefined` for
- * settings that no URL can say: a stream of the program, TLS by options of Node. The parts beside it have them.
+ * Returns a URL of the writer's first host for other libraries, which support neither keyword
+ * strings nor several hosts. It is `undefined` if no URL can express the settings: for a stream of
+ * the program, and for TLS options of Node, which are in `ssl`.
  */
 const urlOf = ({ options, writer }: DatabaseConfig): Redacted.Redacted<string> | undefined => {
   const { database, isDirectTls, own, port, ssl, tlsFiles, username } = writer
@@ -52,7 +56,9 @@ const urlOf = ({ options, writer }: DatabaseConfig): Redacted.Redacted<string> |
   )
 }
 
-/** Returns the settings as the plain client has its own, so that another client can be made of them. */
+/**
+ * Returns the settings in the form of @effect/sql-pg, so that another client can be made with them.
+ */
 export const clientConfig = (config: DatabaseConfig): PgClientConfig => {
   const { options, pool, session, writer } = config
   return {

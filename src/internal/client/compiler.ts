@@ -1,5 +1,6 @@
 /**
- * From a statement to its text and parameters: as @effect/sql-pg compiles, without what that loses.
+ * The compilers that turn a statement into its text and parameters. They compile as @effect/sql-pg
+ * does, and keep the columns and parts of statements that it loses.
  */
 import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
@@ -9,12 +10,12 @@ import { completeHelpers } from "./statementHelpers.js"
 
 type PgJson = Statement.Custom<"PgJson", unknown>
 
-// the constructor of @effect/sql-pg is private to it; compilers know the kind
+// the constructor of @effect/sql-pg is not exported, but compilers recognise a fragment by its kind
 const pgJson = Statement.custom<PgJson>("PgJson")
 
 /**
- * Returns a value as JSON, to be a part of a statement. Inside of an array of parameters it is an element, for which node-postgres looks for
- * `toPostgres`.
+ * Returns a value as JSON, as a part of a statement. It has `toPostgres` because node-postgres
+ * calls that for an element of an array.
  */
 export const json = (value: unknown): Statement.Fragment =>
   Object.assign(pgJson(value, undefined, undefined), {
@@ -53,33 +54,36 @@ class Compiler implements Statement.Compiler {
   }
 
   get withoutTransform(): this {
-    // the type asks for `this`, and nothing extends this class
+    // the cast: the type requires `this`, and no class extends this one
     return new Compiler(this.plain.withoutTransform) as this
   }
 }
 
-/** Makes a compiler; the names of columns are renamed and, unless `transformJson` is off, the keys of JSON. */
+/**
+ * Makes a compiler that renames the columns and, unless `transformJson` is false, the keys of JSON.
+ */
 export const makeCompiler = (
   rename?: ((name: string) => string) | undefined,
   transformJson = true
 ): Statement.Compiler => new Compiler(makePlain(rename, transformJson ? rename : undefined))
 
 /**
- * Makes a compiler for statements that take no parameters: each value stands in the text, as `write` writes it. Throws where a text has
- * parameters of its own, whose places only the server knows.
+ * Makes a compiler for statements that take no parameters: `write` turns each value into a part of
+ * the text. The compiler throws if a fragment of plain text has parameters of its own, because only
+ * the server can tell where they are in it.
  */
 export const makeInliner = (
   rename: ((name: string) => string) | undefined,
   transformJson: boolean,
   write: (value: unknown) => string
 ) => {
-  // NUL is in no statement, so what is between two of them is a place
+  // no statement contains NUL, so that the text between two of them is the number of a placeholder
   const compiler = makePlain(rename, transformJson ? rename : undefined, (index) => `\0${index}\0`)
   return ({ segments }: Statement.Fragment): Inlined => {
     if (segments.some((one) => one._tag === "Literal" && one.params !== undefined && one.params.length > 0)) {
       throw new Error("a text with parameters of its own cannot be a part of a COPY: write it as a template")
     }
-    // a statement keeps what it was compiled to by another compiler
+    // a statement keeps the text that another compiler has made of it; a new object has none
     const [text, values] = compiler.compile(completeHelpers({ [Statement.FragmentId]: identity, segments }), false)
     const pieces = text.split("\0")
     if (pieces.length !== 2 * values.length + 1) throw new Error("the statement holds a NUL character")

@@ -26,12 +26,12 @@ import { endsWithin, endTimeout, outcomeOf, type RunningCopy, startCopy, stopCop
 import type { Executor } from "./executor.js"
 import { locationOf } from "./statementRetry.js"
 
-/** Builds the failure of data that is refused, with its place. */
+/** Function that builds the failure of refused data, with its place. */
 type Refuse = (cause: unknown, line: number, column: string | undefined, server?: string) => SqlError
 
 const escape = Statement.defaultEscape('"')
 
-/** Refusals for the moment, which have no place in the data. */
+/** Failures that may not occur in another attempt: no row of the data has caused them. */
 const aboutMoment = new Set<DatabaseError["_tag"]>([
   "DeadlockDetected",
   "Disconnected",
@@ -64,7 +64,7 @@ export const makeCopy = (
     prepare: false
   })
 
-  /** Builds the failures of a COPY whose data is refused. */
+  /** Builds the failures of a COPY with data that is refused. */
   const refusing =
     (fiber: Fiber.RuntimeFiber<unknown, unknown>, { site, text: sql }: Request, table: string): Refuse =>
     (cause, line, column, server = "") => {
@@ -96,7 +96,7 @@ export const makeCopy = (
     return refuse(refusal, spot.line, column, "server" in refusal ? refusal.server : "")
   }
 
-  /** Sends rows, as fast as they are taken, and says at the end that they are all. */
+  /** Sends rows as fast as the server takes them, and then the end of the data. */
   const feed = <E, R>(
     data: CopyIn,
     columns: ReadonlyArray<string>,
@@ -169,7 +169,10 @@ export const makeCopy = (
     )
   }
 
-  /** Makes the pull of the blocks, with the end of the transaction after the last one, and the finalizer. */
+  /**
+   * Makes the pull of the blocks, which ends the transaction after the last block, and the
+   * finalizer.
+   */
   const blocks = (running: RunningCopy, data: CopyOut, options: Options) => {
     let bytes = 0
     let isOver = false
@@ -195,7 +198,8 @@ export const makeCopy = (
         if (isOver) return Effect.void
         const { copying, transaction } = running
         if (!data.isSent || Exit.isFailure(exit)) return stopCopy(running, data, undefined)
-        // the consumer has had enough: if the rest comes soon, the connection and the writes of the query are kept
+        // the consumer has stopped early: if the rest comes soon, the connection and the writes of
+        // the query are kept
         data.discard()
         return Effect.flatMap(endsWithin(copying, endTimeout), (hasEnded) =>
           hasEnded && transaction.level.state === "open" && copying.unsafePoll()?._tag === "Success"

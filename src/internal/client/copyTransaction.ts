@@ -25,11 +25,14 @@ import { runCopy } from "../transaction/levelStatement.js"
 import { nest, type Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
 
-/** COPY that is under way: its transaction, and the fiber that waits for the server. */
+/** COPY in progress: its transaction, and the fiber that waits for the server. */
 export interface RunningCopy {
   readonly transaction: Transaction
   readonly copying: Fiber.RuntimeFiber<number, SqlError>
-  /** Ends the transaction as a success; without `restore` as for an interrupted caller. */
+  /**
+   * Commits the transaction, or releases the savepoint. `restore` is `undefined` if the caller was
+   * interrupted.
+   */
   readonly keep: (restore: Restore | undefined) => Effect.Effect<void, SqlError>
 }
 
@@ -67,8 +70,8 @@ export const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<
   Effect.flatten(Fiber.await(fiber))
 
 /**
- * Creates the savepoint of the open transaction, or a transaction of its own. A reader's is
- * read-only, also in a writer's.
+ * Creates a savepoint of the open transaction, or a transaction for the COPY. If the client is a
+ * reader, it is read-only, also inside of a transaction of a writer.
  */
 const begin = (
   executor: Executor,
@@ -89,9 +92,9 @@ const begin = (
 }
 
 /**
- * Stores the effects of a COPY, or leaves that to the transaction around it; undoes them if that
- * fails. A `copyFrom` whose caller is interrupted meanwhile counts as undone; the rows of a `copyTo`
- * are all read by then.
+ * Commits a COPY, or leaves that to the transaction around it. Rolls back if that fails. A
+ * `copyFrom` counts as undone if its caller is interrupted meanwhile; the rows of a `copyTo` are
+ * all read by then.
  */
 const commit = (transaction: Transaction, data: Data, restore: Restore | undefined): Effect.Effect<void, SqlError> =>
   Effect.catchAllCause(
@@ -145,9 +148,9 @@ export const startCopy = (
   })
 
 /**
- * Ends a COPY that is not to be stored. A server that waits for data receives CopyFail, and answers
- * at once. If the server does not answer, or if it is to send or to do something, its statement is
- * interrupted as any other is. ROLLBACK follows.
+ * Rolls back a COPY. If the server waits for data, it gets CopyFail and answers at once. If it does
+ * not answer, or does not wait for data, the statement is interrupted like any other. ROLLBACK
+ * follows.
  */
 export const stopCopy = (
   { copying, transaction }: RunningCopy,

@@ -1,6 +1,6 @@
 /**
- * The dispatch of statements: each finds its transaction, or a server. One executor per opened
- * database.
+ * The dispatch of statements to their transactions or to servers. An opened database has one
+ * executor.
  */
 
 import type { SqlError } from "@effect/sql/SqlError"
@@ -45,9 +45,9 @@ const none: ReadonlyArray<never> = []
 export class Executor implements Origin {
   readonly database: string
   readonly limits: Limits | undefined
-  /** True if the borrowers of connections are reported. */
+  /** True if reports name the callers that hold connections. */
   readonly isWatched: boolean
-  /** The attributes of all spans of the database, whatever server they are about. */
+  /** The attributes of all spans of the database, for any server. */
   readonly attributes: Attributes
   readonly openTransactions: OpenTransactions
   readonly retry: StatementRetry
@@ -107,7 +107,10 @@ export class Executor implements Origin {
       : this.retry.attempt(fiber, this.onReader(fiber, ambient, work, request, held), read, this.retry.mayRetryRead)
   }
 
-  /** Returns the refusal of a statement that would end the transaction of a sandbox, and store it. */
+  /**
+   * Returns the refusal of a statement that would end the transaction of a sandbox; a COMMIT would
+   * store it.
+   */
   refuseSandboxEnd({ text }: Request): QueryFailed | undefined {
     const command = this.sandbox === undefined ? undefined : endingStatementIn(text)
     if (command === undefined) return undefined
@@ -136,7 +139,7 @@ export class Executor implements Origin {
     }
     const found = ambient.enlist(this, "writer")
     if (found === "none") return undefined
-    // everything in this transaction is undone, so there are no writes in it to see
+    // everything in this transaction is undone, so a read outside of it misses no write
     if (kind === "reader" && found?.level.presence === "undone") return undefined
     return (
       found ??
@@ -200,7 +203,7 @@ export class Executor implements Origin {
     return kind === "writer" ? () => this.writes : this.routing.picker(fiber, ambient, ambient?.readAffinity(this))
   }
 
-  /** Runs a transaction again while it is undone for certain and another attempt may succeed. */
+  /** Runs a transaction again while it is certainly undone and another attempt may succeed. */
   replay<A, E, R>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     begin: () => Transaction,
@@ -212,7 +215,7 @@ export class Executor implements Origin {
       transaction = begin()
       return once(transaction)
     })
-    // another attempt on this database does not mend a failure of another one
+    // another attempt of this transaction cannot repair a failure on another database
     const origin = (database: string) => (database === this.database ? this : undefined)
     const reasonFor = (exit: Exit.Exit<A, E>) =>
       Exit.isSuccess(exit) || transaction === undefined || mayBeStored(transaction)
@@ -233,7 +236,7 @@ export class Executor implements Origin {
     this.retry.giveBackTransactions(policy, count)
   }
 
-  /** Returns the borrower of a connection, if it is reported. */
+  /** Returns the description of a caller, if reports name the callers. */
   borrower(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     site: CallSite | undefined,
@@ -247,7 +250,7 @@ export class Executor implements Origin {
 
   private get writes(): Pool {
     const { writer } = this.topology
-    // the server of a writer always has this pool; the type knows only that a reader has none
+    // the server of a writer always has this pool; it is optional because a reader has none
     return writer.writes ?? writer.reads
   }
 
@@ -278,7 +281,7 @@ export class Executor implements Origin {
   }
 }
 
-/** Adds the label of a piece of work to the options of a transaction that is a part of it. */
+/** Adds the label of the work around to the options of a transaction. */
 const withLabel = (options: Options, work: WorkLabel | undefined): Options =>
   work === undefined
     ? options

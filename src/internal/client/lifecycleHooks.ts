@@ -18,7 +18,7 @@ import { makeSqlConnection } from "./sqlConnection.js"
 
 const dirty = new Error("it left the session busy or in a transaction")
 
-/** A client whose statements all run on one connection. */
+/** Makes a client that runs all its statements on one connection. */
 const makeClient = (
   config: DatabaseConfig,
   connection: Connection,
@@ -47,12 +47,13 @@ const toError = (cause: Cause.Cause<unknown>): Error => {
 
 const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): SessionTask => {
   const fork = Runtime.runFork(
-    // a database may be opened inside of a transaction of another one, which its sessions are not
-    // part of
+    // a database may be opened inside of a transaction of another one, and the hooks must not run
+    // in that
     Runtime.updateContext(runtime, Context.omit(SqlClient.TransactionConnection))
   )
   return (connection, done) => {
-    // a fiber that it has forked may outlive it, when another caller has the session
+    // a fiber that a hook has forked may outlive the hook, and another caller may have the session
+    // then
     let hasEnded = false
     const fiber = fork(
       Effect.flatMap(
@@ -78,7 +79,7 @@ const discardAll: SessionTask = (connection, done) => {
   return () => {}
 }
 
-/** One task after the other. */
+/** Runs tasks one after the other. */
 const inTurn =
   (first: SessionTask, second: SessionTask): SessionTask =>
   (connection, done) => {

@@ -1,5 +1,6 @@
 /**
- * Rows under other names: those of columns and, where that is asked for, the keys of JSON at every depth, as they are renamed on the way in.
+ * Renamed rows: the names of columns and, if requested, the keys of JSON at every depth, by the
+ * rules for parameters.
  */
 import { isPlain, renamed } from "../protocol/parameterEncoder.js"
 import type { TransformRows } from "./sqlConnection.js"
@@ -15,11 +16,14 @@ const value =
 
 const itself = (given: unknown): unknown => given
 
-/** Returns what renames rows; several commands in one text have a list of rows for each. */
+/**
+ * Returns a function that renames rows. A text with several commands has a list of rows for each
+ * command.
+ */
 export const renameRows = (rename: Rename, isDeep: boolean): NonNullable<TransformRows> => {
   const inside = isDeep ? value(rename) : itself
   const row = (given: unknown): unknown =>
     Array.isArray(given) ? given.map(row) : renamed(given as Readonly<Record<string, unknown>>, rename, inside)
-  // the names of the rows' type are the program's own claim, as everywhere in @effect/sql
+  // the cast: the program states the type of its rows, as everywhere in @effect/sql
   return <A extends object>(rows: ReadonlyArray<A>) => rows.map(row) as ReadonlyArray<A>
 }

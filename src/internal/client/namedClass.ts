@@ -1,6 +1,7 @@
 /**
- * The class of a named database, by identity. A name is the key of a database in a context, in transactions and in errors, so in one context
- * two classes of one name would be one: the statements of the one would run in the database of the other.
+ * The identity of the class of a named database. The name is the key of the database in contexts,
+ * transactions and errors. Two classes with one name in one context would be confused: statements
+ * of one would run in the database of the other.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -18,7 +19,10 @@ export class NamedClass {
 
 class Names extends Context.Tag("effect-db/internal/Names")<Names, Map<string, NamedClass>>() {}
 
-/** The names that are open in one build of layers. Layers are built once for each build, so those that are built together share them. */
+/**
+ * The open names of one build of layers. A layer is built once in each build, so all databases of
+ * the build share them.
+ */
 export const names: Layer.Layer<Names> = Layer.sync(Names, () => new Map())
 
 const refusal = (name: string) =>
@@ -29,7 +33,10 @@ const refusal = (name: string) =>
     expected: "a different name for each class of Database.Service"
   })
 
-/** Takes the name of a class for the scope; fails where another class has it. `around` is the class that has it in the context around. */
+/**
+ * Registers the name of a class for the scope. Fails if another class has it; `around` is the class
+ * that has it in the context around.
+ */
 export const takeName = (
   own: NamedClass,
   around: NamedClass | undefined
@@ -52,8 +59,9 @@ export const takeName = (
   )
 
 /**
- * Throws where a class finds the database of another one in a context that was put together by hand. A class that has nothing open is the
- * one that a module declares again when it is loaded anew, and uses what the one before has opened.
+ * Throws if a class finds the database of another class in a context that was put together by hand.
+ * A class without an open database passes: a module that is loaded again declares its class again,
+ * and uses the database of the earlier class.
  */
 export const checkOwner = (own: NamedClass, owner: NamedClass): void => {
   if (owner !== own && own.open > 0) throw refusal(own.name)

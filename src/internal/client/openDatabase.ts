@@ -76,8 +76,8 @@ const makeClients = <L extends Listening>(
   })
 
 /**
- * Checks a server by opening one connection. Retries until `connectTimeout` while the reason of the
- * failure is one that `waits` accepts.
+ * Checks a server by opening one connection. Retries until `connectTimeout` while `waits` accepts
+ * the reason of the failure.
  */
 const verify = (
   pool: Pool,
@@ -86,7 +86,7 @@ const verify = (
 ): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
     const last = clock.now() + pool.options.pool.connectTimeout
-    // the timeout of the connect itself comes first, because its failure has the reason
+    // later than the timeout of the connect, because the failure of the connect has the reason
     const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       let checkedOut: Connection | undefined
@@ -132,11 +132,11 @@ export const openDatabase = <L extends Listening>(
     revealRedactedValues()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
-    // a program that sets a threshold for leaks gets them in its log, also without a subscriber
+    // leaks, and servers that cannot prove their position, are logged also without a subscriber
     const observers = new Observers(yield* makeLogger(isEchoing ? LogLevel.None : LogLevel.Warning))
     if (isEchoing) observers.add(yield* makeLogger(config.echo))
-    // closed in parallel, so that a silent server costs its timeout once and not for each kind of
-    // connection
+    // closed in parallel, so that a server without answers delays the close by one timeout, and not
+    // by one for each kind of connection
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
       Effect.sync(
@@ -166,8 +166,8 @@ export const openDatabase = <L extends Listening>(
   })
 
 /**
- * Opens the same database with every transaction as a savepoint of a transaction that is never
- * committed.
+ * Opens a sandbox of a database. Each transaction in it is a savepoint of one transaction that is
+ * never committed.
  */
 export const openSandbox = <L extends Listening>(
   live: OpenedDatabase<L>,

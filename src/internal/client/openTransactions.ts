@@ -14,7 +14,7 @@ import type { ConnectionProvider } from "../transaction/connectionHolder.js"
 
 /** Registry of the transactions that hold a connection. Adding and removing take constant time. */
 export class OpenTransactions {
-  /** The lenders of these transactions, in no order. */
+  /** The connection sources of these transactions, in no order. */
   private readonly lenders: Array<PoolLender> = []
 
   constructor(
@@ -36,7 +36,9 @@ export class OpenTransactions {
     lender.index = this.lenders.push(lender) - 1
   }
 
-  /** Removes a transaction that returns its connection; the last of the list takes its index. */
+  /**
+   * Removes a transaction that returns its connection. The last one of the list takes its index.
+   */
   remove(lender: PoolLender): void {
     const last = this.lenders.pop()
     if (last === undefined || last === lender) return
@@ -74,7 +76,7 @@ export class PoolLender implements ConnectionProvider {
   checkout(settle: Parameters<ConnectionProvider["checkout"]>[0]): () => void {
     const source = this.pick()
     this.source = source
-    // all attempts share the one deadline
+    // all attempts share one deadline
     this.deadline ??= clock.now() + this.open.acquireTimeout
     const since = this.span === undefined ? 0 : clock.now()
     return source.checkout(

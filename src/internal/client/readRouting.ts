@@ -68,8 +68,8 @@ export class ReadRouting {
   }
 
   /**
-   * Returns the writes that a read must see: `none` beyond those of any replica, all that the
-   * `primary` has committed, or those of tokens.
+   * Returns the writes that a read must see: `none`, all that the `primary` has committed, or the
+   * writes that tokens stand for.
    */
   private requirement(
     consistency: Consistency | undefined,

@@ -1,8 +1,8 @@
 import { ConfigInvalid } from "../../DatabaseError.js"
 
 /**
- * Makes the refusal of a function that needs a session, behind a transaction pooler. Without it no
- * notification would arrive, or a lock would belong to the session of another client.
+ * Makes the refusal of a function that needs a session, behind a transaction pooler. Otherwise
+ * notifications would not arrive, or a lock would belong to the session of another client.
  */
 export const requiresSessionMode = (database: string, what: string): ConfigInvalid =>
   new ConfigInvalid({

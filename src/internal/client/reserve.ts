@@ -1,5 +1,6 @@
 /**
- * A connection of one's own, for as long as a scope lasts: statements on it are in no transaction but the one that is begun by hand.
+ * A connection that is reserved for a scope. Its statements are in no transaction, unless the
+ * program begins one by hand.
  */
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -29,7 +30,10 @@ const none: ReadonlyArray<never> = []
 
 const scopeEnded = new Error("the scope of the reserved connection has ended")
 
-/** Runs statements on one connection, one after the other; `reader` are the settings of a session that is not to write. */
+/**
+ * Makes a function that runs statements on one connection, one after the other. `reader` are the
+ * settings of a session that must not write.
+ */
 export const makeRun = (
   location: ErrorLocation,
   connection: Connection,
@@ -37,7 +41,7 @@ export const makeRun = (
   reader?: SessionConfig | undefined
 ): Run => {
   const turns = new FifoLock()
-  /** The first failure of the transaction that is begun by hand. */
+  /** The first failure of the transaction that the program has begun by hand. */
   let first: StatementError | undefined
   const failed = (failure: Failure, outcome: Outcome): StatementError => {
     const error = afterFirst(toStatementError(location, failure, outcome), first)
@@ -78,9 +82,9 @@ export const makeRun = (
 }
 
 /**
- * Refuses schema scopes on a reserved connection. It may be in a transaction that the program begins
- * and ends by hand, so it is unknown how long a `SET LOCAL` would hold, and names would be looked up
- * in another schema.
+ * Refuses schema scopes on a reserved connection. It may be in a transaction that the program
+ * begins and ends by hand, so it is unknown how long a `SET LOCAL` would last, and names could be
+ * looked up in a wrong schema.
  */
 export const refuseSchemaScopes = (executor: Executor, context: Context.Context<never>): SchemaInvalid | undefined =>
   scopesOf(context)?.find(executor.database) === undefined
@@ -91,7 +95,7 @@ export const refuseSchemaScopes = (executor: Executor, context: Context.Context<
         expected: "none: run SET search_path in that session"
       })
 
-/** Checks a connection out for a scope. */
+/** Checks out a connection for a scope. */
 export const makeReserve = (
   executor: Executor,
   kind: Role,
@@ -127,7 +131,8 @@ export const makeReserve = (
       deadline,
       kind === "reader" ? executor.retry.mayRetryRead : isNotSent
     )
-    // the finalizer is there before the connection is, so an interruption in between leaks nothing
+    // the finalizer is added before the checkout, so that an interruption in between leaks no
+    // connection
     const giveBack = Effect.addFinalizer(() =>
       Effect.sync(() => {
         ended = true

@@ -1,6 +1,7 @@
 /**
- * A session that a reader has for itself. Its statements are in no transaction of ours, so what keeps it from writing goes around each one,
- * and behind each BEGIN of the program.
+ * A session that a reader has reserved. Its statements are in no transaction of this library. So
+ * each statement outside of a transaction is guarded against writes, and a transaction of the
+ * program is made read-only after its BEGIN.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -9,13 +10,22 @@ import { constantStep } from "../protocol/messages.js"
 import { commandsIn } from "../sql/commands.js"
 import { autocommitGuard, runGuarded } from "../statement/autocommitGuard.js"
 
-/** The commands that begin and end transactions. All but the first two are refused outside of one, or do nothing. */
+/**
+ * The commands that begin and end transactions. Outside of a transaction all but BEGIN and START
+ * are refused, or do nothing.
+ */
 const control = /^(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b/
 
-/** The tags after which a transaction may be a new one: that of COMMIT AND CHAIN has none of its own. */
+/**
+ * The tags after which the transaction may be a new one: COMMIT AND CHAIN has the tag of COMMIT.
+ */
 const begins = new Set(["BEGIN", "START", "COMMIT", "ROLLBACK"])
 
-/** A transaction is read-only for good only after its first query. That comes first, for the rows of a last step would be the statement's. */
+/**
+ * The steps that make a transaction read-only. It cannot be made writable again after its first
+ * query, so the first step is a query; as the last step its rows would be taken for those of the
+ * statement.
+ */
 const seal = [constantStep("SELECT 1"), constantStep("SET TRANSACTION READ ONLY")]
 
 /** Runs a statement so that it cannot write, in a transaction that the program has begun by hand or outside of any. */
@@ -37,7 +47,7 @@ export const runReadOnly = (
     if (failure !== undefined || connection.status !== "T" || !begins.has(exchange.result.command ?? "")) {
       return done(failure, exchange)
     }
-    // where it fails, the transaction is aborted or its connection lost
+    // if this fails, the transaction is aborted or the connection is lost
     connection.steps(seal, (failure) => done(failure, exchange))
   })
 }

@@ -1,6 +1,7 @@
 /**
- * A reserved connection in a sandbox, which has one connection for all: a transaction that is begun and ended by hand on it is nested in the
- * sandbox instead. While it is open, other statements of the sandbox wait for its end.
+ * A reserved connection in a sandbox, which has one connection for all statements. A transaction
+ * that the program begins by hand is a savepoint of the sandbox. While it is open, other statements
+ * of the sandbox wait for its end.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
@@ -27,11 +28,17 @@ const begins = /^(?:BEGIN|START TRANSACTION)\b/
 const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
 
-/** Returns the result of a statement that is done without the server. Of a exchange only its results are read. */
+/**
+ * Returns the exchange of a statement that is not sent. The cast: only the results of an exchange
+ * are read.
+ */
 const answered = (command: string): Exchange =>
   ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Exchange
 
-/** Reserves a connection of a sandbox for a scope; a transaction that is open on it is undone with the scope. */
+/**
+ * Reserves a connection of a sandbox for a scope. At the end of the scope, an open transaction on
+ * it is rolled back.
+ */
 export const makeSandboxReserve = (
   executor: Executor,
   kind: Role
@@ -49,7 +56,10 @@ export const makeSandboxReserve = (
       const transaction = leave()
       return transaction === undefined ? Effect.void : rollback(transaction, undefined)
     })
-    /** Returns the tag that the server would: COMMIT rolls a failed transaction back, without an error. */
+    /**
+     * Commits and returns the tag that the server would return: COMMIT rolls a failed transaction
+     * back, without an error.
+     */
     const commitOwn = Effect.uninterruptibleMask((restore) =>
       Effect.suspend(() => {
         const transaction = leave()
@@ -62,7 +72,9 @@ export const makeSandboxReserve = (
         )
       })
     )
-    /** Returns the context of the transaction that is open by hand, if there is one. */
+    /**
+     * Returns a context with the transaction that the program has begun by hand, if there is one.
+     */
     const inside = (context: Context.Context<never>): Context.Context<never> =>
       own === undefined
         ? context

@@ -7,8 +7,9 @@ import type { Budget } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 
 /**
- * Token bucket that fills with time. Work that succeeds in the end returns its tokens: collisions of
- * callers that succeed do not use the bucket up, but an outage, in which nothing succeeds, does.
+ * Token bucket that fills with time. Work that succeeds in the end returns its tokens. So
+ * collisions of callers that succeed later do not empty the bucket, but an outage, in which no work
+ * succeeds, empties it.
  */
 export class RetryBudget {
   private tokens: number | undefined

@@ -2,8 +2,8 @@
  * The pauses between the attempts of one statement, or of one checkout.
  *
  * An attempt that found no connection follows the policy's schedule for that until its deadline,
- * whatever came before: a statement that was under way when the server went away waits like a later
- * one. A statement that a server has received follows a schedule of its own.
+ * whatever failed before. So a statement that was running when the server went away waits as long
+ * as a later statement. A statement that a server has received follows a schedule of its own.
  */
 
 import * as Duration from "effect/Duration"
@@ -18,13 +18,13 @@ import type { RetryBudget } from "./retryBudget.js"
 /** Pauses of one statement, or of one checkout. */
 export interface RetryPauses {
   /**
-   * Pauses after a failure; succeeds with `true` if there is to be another attempt. `deadline` is
-   * the time by which a connection must have been found.
+   * Pauses after a failure; succeeds with `true` if another attempt follows. `deadline` is the time
+   * by which a connection must be found.
    */
   readonly pause: (error: DatabaseError, deadline: number) => Effect.Effect<boolean>
   /** Returns the reason why there is no further attempt. */
   readonly endedBy: () => Retried["endedBy"]
-  /** Returns to the budget what was taken, because the statement has succeeded. */
+  /** Returns the tokens of the statement to the budget, because the statement has succeeded. */
   readonly giveBack: () => void
 }
 
@@ -57,7 +57,7 @@ export const makeRetryPauses = (
     }
     // a schedule that has ended takes nothing of the budget
     const acquire = yield* Schedule.driver(
-      // a caller that only waits costs the server nothing: its pool connects for all of them
+      // a waiting caller costs the server nothing: its pool connects for all of its waiters
       // together
       Schedule.whileInput(
         before(policy.acquire, () => until),
@@ -77,7 +77,7 @@ export const makeRetryPauses = (
       if (error._tag === "ConnectFailed") {
         until = deadline
         if (waiters.hasRoom) return waitForServer(error)
-        // the pool knows why it does not let this caller wait, or has found a connection meanwhile
+        // the last attempt fails with the reason of the pool, or finds a connection after all
         isLast = true
         return yes
       }

@@ -1,5 +1,5 @@
 /**
- * The rows of a statement as a stream: a portal that they are fetched from, a batch at a time.
+ * The rows of a statement as a stream. They are fetched from a portal, batch by batch.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Chunk from "effect/Chunk"
@@ -28,8 +28,8 @@ import { reportServer } from "./statementSpan.js"
 const batch = 128
 
 /**
- * The timeout of the fetch that is under way when the consumer stops, in ms. An interruption waits
- * for that and for a COMMIT, which are to end within a second.
+ * The timeout of the fetch in progress when the consumer stops, in ms. An interruption waits for
+ * that fetch and for a COMMIT, which must both end within a second.
  */
 const lastFetchTimeout = 400
 
@@ -38,7 +38,7 @@ const toChunk = (exchange: Exchange, transformRows: TransformRows): Chunk.Chunk<
   return Chunk.unsafeFromArray(transformRows === undefined ? rows : transformRows(rows))
 }
 
-/** Ownership of the transaction of a stream: its own ends with it. */
+/** Ownership of the transaction of a stream. An own transaction ends with the stream. */
 type Ownership = "own" | "shared"
 
 /**
@@ -113,7 +113,8 @@ const portalStream = (
     })
     return Effect.as(
       Effect.addFinalizer((exit) => {
-        // the consumer has had enough; one that has had it before the first rows were there is as good as interrupted
+        // the consumer has stopped early; if it stops before the first rows arrive, that counts as
+        // an interruption
         if (Exit.isSuccess(exit) && portal !== undefined)
           return Effect.if(settle, { onTrue: () => keep, onFalse: () => drop })
         fetches.abort()
@@ -123,7 +124,10 @@ const portalStream = (
     )
   })
 
-/** The rows of a statement wherever it belongs. */
+/**
+ * Makes the streams of statements. Each runs in the transaction around it, or in a transaction of
+ * its own.
+ */
 export const makeStream =
   (executor: Executor, kind: Role) =>
   (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
@@ -147,7 +151,8 @@ export const makeStream =
             const part = kind === "writer" ? ambient?.part(found) : undefined
             return portalStream(executor, found, request, transformRows, "shared", () => part?.note(found))
           }
-          // a portal cannot be fenced in without stopping the transaction around it, so the rows are read at once
+          // this read has a read-only savepoint of its own, and no other statement could run before
+          // its end: so all rows are read at once
           return Effect.map(
             executor.run(fiber, kind, reported, (exchange) => toChunk(exchange, transformRows)),
             Stream.fromChunk

@@ -1,5 +1,6 @@
 /**
- * The executor behind the connection interface of @effect/sql and its five ways to run a statement.
+ * The connection interface of @effect/sql, with its five functions that run a statement, on top of
+ * the executor.
  */
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -16,8 +17,8 @@ export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => Reado
 export type Run = <A>(request: Request, read: (exchange: Exchange) => A) => Effect.Effect<A, SqlError>
 
 /**
- * Checks if a text is sent by the simple protocol, as several commands are. A statement with a
- * semicolon in a string may be, too.
+ * Checks if a text is sent by the simple protocol, which several commands need. One statement with
+ * a semicolon in a string may be sent in the same way.
  */
 const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): boolean => {
   if (kind === "reader" || values.length > 0) return false
@@ -45,7 +46,7 @@ const several = (exchange: Exchange): boolean => exchange.results.length > 1
 
 const only = (exchange: Exchange) => exchange.results[0] ?? exchange.result
 
-// the cast: the caller claims the type of the rows, which is `any` in the interface of @effect/sql
+// the cast: the caller states the type of the rows, which is `any` in the interface of @effect/sql
 const rowsOf = (exchange: Exchange): ReadonlyArray<never> =>
   (several(exchange)
     ? exchange.results.map((result) => result.rows)
@@ -64,7 +65,7 @@ export const makeRows = (kind: Role, transformRows: TransformRows) => ({
     new PlainRequest(kind, sql, params, true, "object", site)
 })
 
-/** The ecosystem's connection over a way to run. */
+/** Makes a connection of @effect/sql that runs its statements with `run`. */
 export const makeSqlConnection = (
   kind: Role,
   run: Run,

@@ -1,9 +1,9 @@
 /**
- * The statements of the clients: those of @effect/sql, with a shorter way to run.
+ * The statements of the clients: those of @effect/sql, with a shorter code path.
  *
- * If a tracer or a statement transformer is set, a statement runs exactly as in @effect/sql. Without
- * them its span would be invisible, and making it takes a third of the time of a small statement in
- * this process.
+ * If a tracer or a statement transformer is set, a statement runs exactly as in @effect/sql.
+ * Without them the span of a statement would be invisible, and creating it takes a third of the
+ * time of a small statement in this process.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
@@ -84,12 +84,13 @@ class FastStatement<A> extends Effectable.Class<ReadonlyArray<A>, SqlError> impl
   }
 }
 
-/** The constructor of @effect/sql, making statements that take the shorter way. */
+/** Makes a constructor like that of @effect/sql, with statements that take the shorter path. */
 export const makeStatementConstructor = (made: Statement.Constructor, execute: Execute): Statement.Constructor => {
   const sql = (strings: TemplateStringsArray | string, ...args: ReadonlyArray<never>) =>
     typeof strings === "string" ? made(strings) : new FastStatement(made(strings, ...args), execute, callSite())
   return Object.assign(
-    // one function for a template and for an identifier, which an arrow cannot say with overloads
+    // the cast: one function makes statements and identifiers, and an arrow function cannot have
+    // overloads
     sql as unknown as {
       (value: string): Statement.Identifier
       <A extends object>(strings: TemplateStringsArray): Statement.Statement<A>

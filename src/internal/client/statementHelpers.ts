@@ -1,8 +1,10 @@
 /**
- * The helpers of a statement in parts that every compiler writes right.
+ * Replacements for helpers of `@effect/sql`: segments that every compiler writes correctly.
  *
- * @effect/sql takes the columns of `insert` and `updateValues` from the first row, so that a column of another row is lost in silence, and
- * stores NULL for a value that is a part of a statement. Helpers for which that makes a difference are taken apart here; all others stay.
+ * `@effect/sql` takes the columns of `insert` and `updateValues` from the first row, so that a
+ * column that only another row has is lost without an error. It also stores NULL for a value that
+ * is a part of a statement. This module replaces the affected helpers by other segments, and keeps
+ * all others.
  */
 import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
@@ -16,7 +18,10 @@ const literal = (value: string): Segment => ({ _tag: "Literal", value })
 const identifier = (value: string): Segment => ({ _tag: "Identifier", value })
 const parameter = (value: unknown): Segment => ({ _tag: "Parameter", value })
 
-/** A statement with it fails when it is sent, with the reason, and no sooner: a compiler cannot fail. */
+/**
+ * Returns segments that make a statement fail with `reason` when it is sent, because a compiler
+ * cannot fail.
+ */
 const refused = (reason: string): Segments => [parameter(new Unsendable(reason))]
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
@@ -29,11 +34,16 @@ const tags = new Set<unknown>([
   "RecordUpdateHelperSingle"
 ])
 
-/** The helpers of @effect/sql are classes of its own that it does not export; a plain object of a program is none. */
+/**
+ * Checks if a value is a helper of @effect/sql. The classes of helpers are not exported; a plain
+ * object of a program is no helper.
+ */
 const isHelper = (value: object): value is Statement.Helper =>
   "_tag" in value && tags.has(value._tag) && Object.getPrototypeOf(value) !== Object.prototype
 
-/** Checks if a value is a part of a statement. A single parameter may stay a value. */
+/**
+ * Checks if a value is a part of a statement. A fragment of a single parameter counts as a value.
+ */
 const isPart = (value: unknown): boolean => {
   if (!isObject(value)) return false
   if (!Statement.isFragment(value)) return isHelper(value)
@@ -41,14 +51,14 @@ const isPart = (value: unknown): boolean => {
   return value.segments.length !== 1 || (only?._tag !== "Parameter" && only?._tag !== "Custom")
 }
 
-/** The segments of a value. */
+/** Returns the segments of a value. */
 const ofValue = (value: unknown): Segments => {
   if (!isObject(value)) return [parameter(value ?? null)]
   if (Statement.isFragment(value)) return settled(value.segments)
   return isHelper(value) ? settled([value]) : [parameter(value)]
 }
 
-/** Lists with a comma in between. */
+/** Joins lists of segments with commas. */
 const list = (parts: ReadonlyArray<Segments>): Segments => {
   const comma = literal(",")
   return parts.flatMap((part, i) => (i === 0 ? part : [comma, ...part]))
@@ -93,7 +103,7 @@ interface Shape {
   readonly hasParts: boolean
 }
 
-/** Returns how rows go together, or why they cannot be rows at all. */
+/** Returns the shape of rows, or the reason why they are invalid. */
 const shapeOf = (helper: string, rows: ReadonlyArray<Row>): Shape | string => {
   if (rows.length === 0) return `${helper} was given no rows: leave the statement out where there are none`
   let keys: ReadonlyArray<string> = []
@@ -102,7 +112,7 @@ const shapeOf = (helper: string, rows: ReadonlyArray<Row>): Shape | string => {
   let hasParts = false
   for (let i = 0; i < rows.length; i++) {
     const row = rows[i]
-    // a program without types gives anything
+    // a program without types may pass any value
     if (!isObject(row) || Array.isArray(row)) return `row ${i + 1} of ${helper} is not an object of columns`
     const own = Object.keys(row)
     hasParts ||= own.some((key) => isPart(row[key]))
@@ -162,7 +172,7 @@ const update = (helper: Statement.RecordUpdateHelperSingle): Segments | undefine
 const array = ({ value: values }: Statement.ArrayHelper): Segments | undefined =>
   values.some(isPart) ? [literal("("), ...list(values.map(ofValue)), literal(")")] : undefined
 
-/** Returns what a segment is to be written as, if not as it is. */
+/** Returns the segments that replace a segment; `undefined` if it stays. */
 const replacement = (segment: Segment): Segments | undefined => {
   switch (segment._tag) {
     case "RecordInsertHelper":
@@ -178,10 +188,10 @@ const replacement = (segment: Segment): Segments | undefined => {
   }
 }
 
-/** Returns the segments with the helpers taken apart where that is needed; the same array where none is. */
+/** Replaces the affected helpers among segments. Returns the same array if there are none. */
 const settled = (segments: Segments): Segments => {
   let all: Array<Segment> | undefined
-  // every statement comes this way, so nothing is allocated where nothing is replaced
+  // this runs for every statement, so nothing is allocated if nothing is replaced
   for (let i = 0; i < segments.length; i++) {
     const segment = segments[i]
     if (segment === undefined) continue
@@ -192,7 +202,7 @@ const settled = (segments: Segments): Segments => {
   return all ?? segments
 }
 
-/** Returns the statement with the helpers taken apart where that is needed. */
+/** Returns a statement with the affected helpers replaced. */
 export const completeHelpers = (statement: Statement.Fragment): Statement.Fragment => {
   const { segments } = statement
   const all = settled(segments)

@@ -29,7 +29,7 @@ type OnStatement = (failure: StatementFailure | StatementError | undefined, exch
 
 /**
  * Function that starts an exchange with the server; the returned function cancels it. `deadline` is
- * the time by which a connection must have been found.
+ * the time by which a connection must be found.
  */
 export type Start = (callback: OnStatement, deadline: number) => () => void
 
@@ -54,8 +54,8 @@ export class StatementRetry {
   ) {}
 
   /**
-   * Checks if a failed read allows another attempt. A server that refuses permanently refuses the
-   * next time, too, but another server may not, so each is tried once.
+   * Checks if a failed read allows another attempt. A server that has refused permanently would
+   * refuse again, but another server may accept the read, so each server is tried once.
    */
   readonly mayRetryRead: MayRetry = (error, refusals) => {
     if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
@@ -64,7 +64,7 @@ export class StatementRetry {
     return isStale(error) || error._tag === "SerializationFailure" || error._tag === "DeadlockDetected"
   }
 
-  /** Returns the time by which a connection must have been found, counted from now. */
+  /** Returns the time by which a checkout that starts now must find a connection. */
   deadline(): number {
     return clock.now() + this.acquireTimeout
   }
@@ -136,7 +136,8 @@ export class StatementRetry {
           }
           this.reportRetried(isNotSent(error) ? "acquire" : "statement", ++attempts, error.message)
           return attempt(error, deadline, (next, until) =>
-            // the timeout of the checkout says less than the reason why the server is away
+            // the earlier error has the reason why the server is away, and the timeout of the
+            // checkout has not
             next._tag === "PoolExhausted" && next.reason === "timeout" && next.total === 0 && isAway(error)
               ? Effect.fail(error)
               : onFailed(next, until)
@@ -147,7 +148,7 @@ export class StatementRetry {
     })
   }
 
-  /** Runs one attempt. Nothing is allocated for a failure that does not come. */
+  /** Runs one attempt. An attempt that succeeds allocates nothing for a failure. */
   private once<A, E>(
     start: Start,
     deadline: number | undefined,
@@ -164,8 +165,8 @@ export class StatementRetry {
   }
 
   /**
-   * Reports the last failure of a statement that was retried in vain. One that found no connection
-   * says in its own words how long it has waited.
+   * Reports the last failure of a statement that was retried in vain. A failure without a
+   * connection has the time of its wait already.
    */
   private reportExhausted(error: DatabaseError, retried: Retried): void {
     if (error._tag === "ConnectFailed" || (retried.attempts === 1 && retried.endedBy === "schedule")) return
@@ -195,8 +196,8 @@ const mayRetryIdempotent = (error: DatabaseError): boolean => isNotSent(error) |
 const isAway = (error: DatabaseError): boolean => error._tag === "ConnectFailed" && isNotSent(error)
 
 /**
- * Reads the result of an exchange. The transformation of names is the program's code, so its defect
- * must not reach the socket.
+ * Reads the result of an exchange. The function that transforms names belongs to the program, so
+ * its exception must not reach the code of the socket.
  */
 const readExchange = <A>(exchange: Exchange, read: (exchange: Exchange) => A): Effect.Effect<A> => {
   try {

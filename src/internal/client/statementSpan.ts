@@ -1,7 +1,7 @@
 /**
- * The span of a statement, for the server that has served it: which one that is, is known only when it is sent.
+ * The server in the span of a statement. It is known only when the statement is sent.
  *
- * The span is made by @effect/sql, which shows it to a transformer of statements and to nothing else.
+ * @effect/sql makes the span, and passes it only to a transformer of statements.
  */
 import * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
@@ -13,7 +13,7 @@ import type * as Tracer from "effect/Tracer"
 import type { Request } from "../connection/connection.js"
 import { endpoint } from "../observability/transactionSpan.js"
 
-/** The span of the statement that is run, once there is one. */
+/** Holder of the span of a running statement. */
 interface Holder {
   span: Tracer.Span | undefined
 }
@@ -22,7 +22,9 @@ class CurrentHolder extends Context.Reference<CurrentHolder>()("effect-db/intern
   defaultValue: (): Holder | undefined => undefined
 }) {}
 
-/** A transformer that notes the span down, after the program's own, if it has one, has made the statement. */
+/**
+ * Makes a transformer that records the span, after the transformer of the program, if there is one.
+ */
 const noting =
   (holder: Holder, own: Option.Option<Statement.Statement.Transformer>): Statement.Statement.Transformer =>
   (self, sql, refs, span) =>
@@ -30,7 +32,10 @@ const noting =
       holder.span = span
     })
 
-/** Runs effects of one statement so that {@link reportServer} finds its span. */
+/**
+ * Returns a function that runs effects of one statement, in which {@link reportServer} finds its
+ * span.
+ */
 const inHolder = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => {
   const holder: Holder = { span: undefined }
   const transformer = Option.some(noting(holder, fiber.getFiberRef(Statement.currentTransformer)))
@@ -42,7 +47,7 @@ const inHolder = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => {
 export const nameServer = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.withFiberRuntime((fiber) => inHolder(fiber)(self))
 
-/** The same for the rows of a statement as a stream. */
+/** Runs the stream of a statement of @effect/sql so that its span names the server. */
 export const nameStreamServer = <A, E>(self: Stream.Stream<A, E>): Stream.Stream<A, E> =>
   Stream.fromPull(
     Effect.withFiberRuntime((fiber) => {
@@ -51,7 +56,10 @@ export const nameStreamServer = <A, E>(self: Stream.Stream<A, E>): Stream.Stream
     })
   )
 
-/** The request of a statement, that tells the span of the statement which server has got it. */
+/**
+ * Returns the request of a statement, which adds its server to the span of the statement when it is
+ * sent.
+ */
 export const reportServer = (fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request): Request => {
   const span = Context.get(fiber.currentContext, CurrentHolder)?.span
   if (span === undefined) return request

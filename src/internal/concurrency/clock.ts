@@ -52,9 +52,9 @@ export const timer = (millis: number, callback: () => void): Timer => {
 }
 
 /**
- * Calls back after a delay, but not before the input that arrived while the process was busy has
- * been read, for the awaited answer may be in it. Does not keep the process alive. The returned
- * function cancels it.
+ * Calls back after a delay. If the process was busy, the input that has arrived is read first,
+ * because the awaited answer may be in it. Does not keep the process alive. The returned function
+ * cancels it.
  */
 export const later = (millis: number, callback: () => void): (() => void) => {
   let pending: Immediate | undefined

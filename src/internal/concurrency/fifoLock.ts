@@ -1,5 +1,5 @@
 /**
- * A lock that callers get in the order in which they have asked for it.
+ * A lock that callers get in the order in which they have called `acquire`.
  */
 
 /** Lock with one holder at a time and a queue of waiters. */

@@ -1,5 +1,5 @@
 /**
- * Settings, some of which come from `Config`; the others are plain values.
+ * Settings that come from `Config` or are plain values.
  */
 import * as Config from "effect/Config"
 

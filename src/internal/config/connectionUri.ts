@@ -2,10 +2,10 @@
  * Connection URIs, as libpq 18 reads them:
  * `postgres://user:password@host:port,host:port/dbname?parameter=value`.
  *
- * They are read character by character like in libpq, because existing URLs rely on it: several
- * hosts, a `?` in a password, spaces around a value. An error shows no text of the URL, because a
- * mistake may move a part of the password to another part. A / in the credentials and an @ in a
- * host are refused, although libpq reads them: they can only be such a mistake.
+ * They are read character by character like in libpq, because existing URLs rely on that: they have
+ * several hosts, a `?` in a password, or spaces around a value. An error shows no text of the URL,
+ * because a mistake may move a part of the password to another part. A / in the credentials and
+ * an @ in a host are refused, although libpq reads them: they can only be such a mistake.
  */
 import { Invalid } from "./optionParsers.js"
 

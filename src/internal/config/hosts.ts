@@ -59,7 +59,7 @@ export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): Re
     if (host.startsWith("@")) {
       throw new Invalid(setting, "an abstract Unix socket", "a host, or the folder of a Unix socket")
     }
-    // it is a part of the password if that was not encoded in a URL
+    // the text is a part of the password, if the password was not encoded in a URL
     if (host.includes("@") && !isSocket({ host })) {
       throw new Invalid(
         setting,

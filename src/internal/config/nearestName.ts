@@ -3,8 +3,8 @@
  */
 
 /**
- * Returns the number of letters to insert, delete, replace or swap with their neighbour that turn
- * one text into the other.
+ * Returns the edit distance of two texts: the number of letters to insert, delete, replace or swap
+ * with a neighbour.
  */
 const distance = (a: string, b: string): number => {
   let before: ReadonlyArray<number> = []

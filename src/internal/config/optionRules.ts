@@ -1,5 +1,5 @@
 /**
- * Rules for the options of calls, which a program without types may mistype, or give a value of
+ * Rules for the options of calls. A program without types may mistype a name, or pass a value of
  * another type.
  */
 import * as Duration from "effect/Duration"
@@ -19,7 +19,7 @@ export interface OptionRule {
 /** Rules by the names of options; a name that is missing here does not compile. */
 export type OptionRules<A> = { readonly [K in keyof Required<A>]: OptionRule }
 
-/** Accepts what another check decides about. */
+/** Accepts any value, because another check decides about it. */
 export const anything: OptionRule = { expected: "", accepts: () => true }
 
 /** Accepts a boolean. */
@@ -67,16 +67,16 @@ export const aList = (expected: string, accepts: OptionRule["accepts"]): OptionR
   accepts: (given) => Array.isArray(given) && given.every(accepts)
 })
 
-/** Accepts what one of some rules accepts. */
+/** Accepts a value that one of several rules accepts. */
 export const anyOf = (...rules: ReadonlyArray<OptionRule>): OptionRule => ({
   expected: rules.map(({ expected }) => expected).join(", or "),
-  accepts: (given) => rules.some(({ accepts }) => accepts(given))
+  accepts: (given) => {
+    for (const rule of rules) if (rule.accepts(given)) return true
+    return false
+  }
 })
 
-/**
- * Returns the refusal of options with an unknown name or a value of another type. It allocates
- * nothing if there is none.
- */
+/** Returns the refusal of options with an unknown name or a value of another type. */
 export const invalidOption = <A>(
   database: string,
   given: object,

@@ -141,8 +141,8 @@ export const libpqNames: ReadonlySet<string> = new Set(libpq.keys())
 const names = [...libpq.keys(), ...own]
 
 /**
- * Refusal of a parameter. It has no name if the name is similar to no other one: then it may be a
- * part of a password, and no error shows it.
+ * Refusal of a parameter. It has no name if the given name is similar to no known one: then that
+ * may be a part of a password, and no error shows it.
  */
 interface Refused {
   readonly name: string | undefined

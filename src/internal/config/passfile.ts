@@ -3,7 +3,7 @@
  * value.
  */
 
-/** Connection whose password is looked up. */
+/** Connection that needs a password from the file. */
 export interface PassfileKey {
   readonly host: string
   readonly port: number
@@ -11,7 +11,7 @@ export interface PassfileKey {
   readonly username: string
 }
 
-/** The default folders of Unix sockets, for which a line has `localhost`. */
+/** The default folders of Unix sockets. A line for them has `localhost` as its host. */
 const defaultFolders = ["/tmp", "/var/run/postgresql"]
 
 /**

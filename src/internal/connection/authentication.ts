@@ -31,7 +31,7 @@ const refusalOf = (server: Destination, method: AuthMethod, mechanisms: Readonly
 }
 
 /**
- * Checks if others on the network can read the messages. A stream of the program is secured by the
+ * Checks if the messages can be read on the network. A stream of the program is secured by the
  * program.
  */
 const isExposed = (server: Destination): boolean =>

@@ -1,5 +1,5 @@
 /**
- * A logged-in session and its socket: what the server reports, and the end of the connection.
+ * A logged-in session and its socket: the reports of the server, and the end of the connection.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -41,9 +41,9 @@ export abstract class BaseConnection {
    * cancel requests only.
    */
   readonly processId: number
-  /** True if a pooler is in between, which shares the sessions of the server. */
+  /** True if the connection leads to a pooler, which shares the sessions of the server. */
   readonly isPooled: boolean
-  /** @internal The address of the very server of the connection. */
+  /** @internal The address of the same server, for another socket. */
   readonly secondSocket: SecondSocket
   protected readonly client: Client
   protected readonly parameters: Map<string, string>
@@ -73,8 +73,8 @@ export abstract class BaseConnection {
   protected abstract get isPassingPooler(): boolean
 
   /**
-   * Fails the exchange in progress, whose connection is lost. `isFirst` is false if it was to be
-   * closed anyway.
+   * Fails the exchange in progress after a loss of the connection. `isFirst` is false if the
+   * connection was to be closed anyway.
    */
   protected abstract onLoss(error: Error, isFirst: boolean): void
 
@@ -122,14 +122,16 @@ export abstract class BaseConnection {
     else transport.unref()
   }
 
-  /** Closes the connection with a Terminate message if it is idle, or else at once. */
+  /**
+   * Closes an idle connection with a Terminate message, and a busy connection without one, at once.
+   */
   end(reason: CloseReason): void {
     if (this.isClosing || this.isPassingPooler) return
     if (this.busy) return this.destroy(reason)
     this.isEnding = true
     this.broken ??= reason
     const stream = this.client.connection.stream
-    // a server that does not read the message is left without it
+    // the socket is closed soon, also if the server does not read the message
     stream.once(
       "close",
       clock.later(1000, () => stream.destroy())

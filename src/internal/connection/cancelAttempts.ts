@@ -3,11 +3,11 @@
  */
 
 /**
- * Cancel requests of one exchange, and the knowledge if one of them may still arrive.
+ * Cancel requests of one exchange. They record if one of them may still arrive.
  *
  * PostgreSQL signals the session before it closes the socket of a cancel request, and a session
  * that waits for its next command ignores the signal. So if the server has closed the socket of a
- * cancel request, and has refused the statement for it, the request can hit nothing else.
+ * cancel request, and has refused the statement for it, the request cannot hit another statement.
  */
 export class CancelAttempts {
   private sent = 0

@@ -12,8 +12,8 @@ import { tlsOptions } from "../protocol/tlsOptions.js"
 import { addressOf, type Destination, type DialOptions } from "./destination.js"
 
 /**
- * Target of a second socket: the very server that a connection is on. The name of the server may
- * lead elsewhere by now, and its lookup takes time.
+ * Target of a second socket: the same server that a connection is on. The host name may lead to
+ * another server by now, and its lookup takes time.
  */
 export type SecondSocket = SocketTarget | { readonly dial: DialOptions }
 
@@ -80,11 +80,11 @@ const closeAfter = (timeout: number, socket: Net.Socket, onClosed: () => void): 
 const yes = "S".charCodeAt(0)
 
 /**
- * Asks if the server takes TLS. The server answers with one letter before any login, even if it
+ * Checks if the server accepts TLS. The server answers with one letter before any login, even if it
  * accepts no more connections.
  */
 const requestTls = (socket: Net.Socket, callback: (isAccepted: boolean) => void): void => {
-  // bytes after the letter were sent without TLS, and would be taken for bytes that came with it
+  // bytes after the letter were sent without TLS, but would be read as if they had come with TLS
   socket.once("data", (answer) => callback(answer.length === 1 && answer[0] === yes))
   socket.write(messages.sslRequest)
 }

@@ -11,7 +11,7 @@ import { CancelAttempts } from "./cancelAttempts.js"
 /** The time that a pooler has to pass on a cancel request, in ms: PgBouncer gives up after 10 s. */
 const pooledCancelTimeout = 15_000
 
-/** The time that a server has to answer a statement that it was asked to cancel, in ms. */
+/** The time that a server has to answer a statement after a cancel request, in ms. */
 const cancelTimeout = 1000
 
 /**
@@ -102,7 +102,9 @@ export class Cancellation {
     })
   }
 
-  /** Holds back the end of a cancelled exchange, for a pending request would hit the next one. */
+  /**
+   * Holds back the end of a cancelled exchange, because a pending request would hit the next one.
+   */
   holdBack(): void {
     this.isHeldBack = true
     this.settle()
@@ -136,8 +138,9 @@ export class Cancellation {
 
   /**
    * Awaits one more answer after a request that may have cancelled nothing: the statement had ended
-   * before, or the server reports the reason in another language. The session was signalled before,
-   * ignores the signal while it waits for a command, and answers after it.
+   * before, or the server reports the reason in another language. By then the session has received
+   * the signal, which it ignores while it waits for a command. So the signal cannot hit a statement
+   * after that answer.
    */
   private probe(attempts: CancelAttempts, exchange: Exchange, failure: Failure | undefined): void {
     const { connection } = this
@@ -152,8 +155,8 @@ export class Cancellation {
   }
 
   /**
-   * Sends a request through a pooler. A statement that the pooler has not given to a server yet
-   * goes with the connection; it would run later if the connection stayed open.
+   * Sends a request through a pooler. A statement that the pooler has not passed to a server yet is
+   * dropped with the connection; it would run later if the connection stayed open.
    */
   private sendThroughPooler(reason: CloseReason, isLast: boolean): void {
     const { connection } = this

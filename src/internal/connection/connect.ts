@@ -52,7 +52,7 @@ export const connect = (
         callback(failure, connection)
       })
     }
-    // an answer may come at once, and has set its own `cancel` by then
+    // the answer may come within this call, and has then set its own `cancel`
     let isAnswered = false
     const cancelRequest = credentials.request((login, failure) => {
       isAnswered = true

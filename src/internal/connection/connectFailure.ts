@@ -23,7 +23,7 @@ export interface ConnectFailure {
 /** Checks if another attempt may succeed. */
 export const mayPass = ({ isPermanent, reason }: ConnectFailure): boolean => isPermanent !== true && isTransient(reason)
 
-/** Returns the failure of a checkout whose connect failed. */
+/** Returns the failure of a checkout after its connect has failed. */
 export const connectFailed = (
   location: ErrorLocation,
   { error: cause, isPermanent, reason }: ConnectFailure

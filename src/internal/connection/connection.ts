@@ -38,9 +38,9 @@ export interface Owner {
   /** The socket is closed. Called once, for any reason. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
   /**
-   * An exchange of the program has ended, after so many ms. It counts as one operation, whatever
-   * was in it: a statement with the BEGIN before it, a COMMIT, a batch of a stream. `error` is the
-   * SQLSTATE, or the tag of the error if the server gave none.
+   * An exchange of the program has ended, after `millis` ms. Each exchange counts as one operation:
+   * a statement with the BEGIN before it, a COMMIT, a batch of a stream. `error` is the SQLSTATE,
+   * or the tag of the error if the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
   /** The server has sent a notice. */
@@ -48,7 +48,7 @@ export interface Owner {
 }
 
 /**
- * One physical connection. It has one exchange at a time, and one caller at a time keeps to that.
+ * One physical connection. It has one caller at a time, which starts one exchange at a time.
  *
  * @since 0.1.0
  * @category models
@@ -61,8 +61,8 @@ export class Connection extends ExchangeConnection {
   /** The reason of the retirement at that time. */
   retireAs: CloseReason = "aged"
   /**
-   * The position of the server when it was last queried. A server never goes back without the loss
-   * of its connections.
+   * The position of the server when it was last queried. The position of a server goes back only if
+   * its connections are lost.
    */
   position: Position | undefined = undefined
   private readonly statements: StatementCache
@@ -86,8 +86,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Checks if a failure means only that the server takes no writes, for a statement that no other
-   * one precedes: nothing has run.
+   * Checks if a failure means only that the server takes no writes, so that nothing has run. It is
+   * meant for a statement with no other statement before it.
    */
   hasWrongRole(failure: Failure): boolean {
     return this.role.explains(failure)
@@ -128,8 +128,7 @@ export class Connection extends ExchangeConnection {
           else this.statements.remove(text, path)
         }
         if (failure === undefined) {
-          // the server describes a statement without rows by no message, so it need not be asked
-          // again
+          // a statement without rows has no columns, so the server need not describe it again
           if (prepared !== undefined) prepared.decoder ??= noColumns
           if (schemaCommands.has(exchange.result.command ?? "")) {
             this.statements.removeAll()
@@ -237,7 +236,9 @@ export class Connection extends ExchangeConnection {
     return `p${++this.portals}`
   }
 
-  /** Opens a portal and fetches its first rows. The transaction closes it at the latest. */
+  /**
+   * Opens a portal and fetches its first rows. The end of the transaction closes it at the latest.
+   */
   openPortal(
     before: ReadonlyArray<messages.Step>,
     portal: string,
@@ -293,8 +294,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Checks if the next exchange must prove the role of the server; a transaction is too late for
-   * that.
+   * Checks if the next exchange must prove the role of the server. Inside of a transaction it is
+   * too late for that.
    */
   private get needsProof(): boolean {
     return this.role.isDoubted && this.status === "I"

@@ -3,7 +3,7 @@
  * generations.
  *
  * A generation begins when a provider gives other credentials than before. Answers may overtake
- * each other: one that differs from the answer to a later request is of an older generation.
+ * each other: an answer that differs from the answer to a later request is of an older generation.
  */
 import type { Secret } from "../protocol/secret.js"
 import type { ConnectFailure } from "./connectFailure.js"
@@ -13,7 +13,7 @@ import type { DialOptions } from "./destination.js"
 export interface ProvidedCredentials {
   readonly username: string
   readonly password: Secret | undefined
-  /** A value that tells these credentials from others, in place of user and password. */
+  /** A value that identifies these credentials, in place of user and password. */
   readonly version?: string | number | undefined
   /** The passphrase of the TLS key in the settings. */
   readonly tlsPassphrase?: Secret | undefined

@@ -61,7 +61,7 @@ const readTls = async (parameter: string, file: string | undefined): Promise<str
 }
 
 /**
- * Adds the contents of TLS files to Node's options. They are read each time, for they may be
+ * Adds the contents of TLS files to Node's options. They are read each time, because they may be
  * replaced.
  */
 const withFiles = async (

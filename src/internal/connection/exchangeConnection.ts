@@ -1,6 +1,6 @@
 /**
  * The exchanges of a physical connection, one at a time: their begin, end, loss and cancellation.
- * Callbacks, not fibers: every statement passes here.
+ * This code uses callbacks, not fibers, because it runs for every statement.
  */
 
 import type { CloseReason } from "../../Observation.js"
@@ -23,8 +23,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   /** Called with the error if the connection is lost while no exchange is in progress. */
   onLost: ((error: Error) => void) | undefined = undefined
   /**
-   * Called when the connection is kept after an interruption and is idle; set while
-   * {@link isStopping}.
+   * Called when the connection is idle again after an interruption. Set only while {@link
+   * isStopping} is true.
    */
   onStopped: (() => void) | undefined = undefined
   /** @internal The exchange in progress. */
@@ -106,8 +106,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
 
   /**
    * Cancels the statement in progress, for a caller that was interrupted. The exchange ends when
-   * the server has answered and no cancel request can hit a later statement; then the connection is
-   * as usable as before. If that is not certain within a second, the connection is closed. Behind a
+   * the server has answered and no cancel request can hit a later statement; then the connection
+   * can be used again. If that takes longer than a second, the connection is closed. Behind a
    * pooler it is always closed, because a pooler may pass a request on to the statement of another
    * client.
    */
@@ -150,8 +150,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   protected send(request: ExchangeRequest): void {
     const exchange = new Exchange(this.client, request, this.onExchangeLost, this.types)
     const failure = this.refusalOf(exchange)
-    // not before this call has returned: the callback may give the connection to the next waiter,
-    // whose exchange may fail in the same way
+    // not before this call has returned: the callback may assign the connection to the next waiter,
+    // and its exchange may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => request.onDone(failure, exchange))
     this.exchange = exchange
     this.awaitServer()
@@ -174,7 +174,7 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.exchange = undefined
     this.watchdog.onAnswered()
     if (isFirst) {
-      // the next connection may be one to another server
+      // the next connection may lead to another server
       this.types?.clear()
       this.reportLoss(error)
     }

@@ -1,5 +1,5 @@
 /**
- * Failures that a connection makes, and their meaning for it.
+ * Failures of exchanges, and their meaning for the connection.
  */
 import type { CloseReason } from "../../Observation.js"
 import { meaning } from "../../SqlState.js"
@@ -19,8 +19,8 @@ export const isWriteRefused = (failure: Failure): failure is Refusal =>
   failure._tag === "refused" && meaningOf(failure) === "ReadOnlyViolation"
 
 /**
- * Returns the failure of a statement on a connection that is to be closed. A statement that this
- * side has cancelled counts as one whose connection was lost, and not as a timeout of the server.
+ * Returns the failure of a statement on a connection that will be closed. A statement that this
+ * side has cancelled counts as a loss of the connection, and not as a timeout of the server.
  */
 export const failureOnClosing = (failure: Failure, reason: CloseReason): Failure =>
   failure._tag === "refused" && meaningOf(failure) === "StatementTimeout"

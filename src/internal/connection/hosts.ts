@@ -1,5 +1,5 @@
 /**
- * The connect to the first host of a server whose role fits.
+ * The connect to the first host of a server that has the required role.
  */
 
 import * as Dns from "node:dns"
@@ -167,8 +167,8 @@ class HostAttempts {
   private onFailure(endpoint: Endpoint, failure: ConnectFailure): void {
     const { address, name } = endpoint
     this.failures.push([address === undefined ? name : `${name} (${address})`, failure])
-    // a permanent failure, such as a wrong password, is the same on every host, and a lockout
-    // counts the attempts
+    // a permanent failure, such as a wrong password, would be the same on every host, and each
+    // attempt counts for a lockout
     if (!mayPass(failure) && failure.reason !== "protocol") this.end()
     else this.next()
   }
@@ -190,8 +190,8 @@ class HostAttempts {
 }
 
 /**
- * Combines all failures. A host that is down counts more than one of another role: it may have the
- * required role.
+ * Combines all failures. The failure of a host that is down comes before that of a host with
+ * another role, because the first may have the required role.
  */
 const summary = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
   const [only] = failures
@@ -212,8 +212,8 @@ const summary = (failures: ReadonlyArray<readonly [name: string, failure: Connec
 }
 
 /**
- * Connects to the first host of a server whose role fits. Calls back once, and not before this
- * function has returned, unless the returned function cancels.
+ * Connects to the first host of a server that has the required role. Calls back once, and not
+ * before this function has returned, unless the returned function cancels.
  */
 export const connectFirst = (
   server: Destination,

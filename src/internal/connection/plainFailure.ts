@@ -1,6 +1,6 @@
 /**
  * Failures of the core as plain values. The core imports nothing of Effect at run time, so it
- * cannot construct the errors that a program receives; `edge` makes those of these values.
+ * cannot construct the errors that a program receives; `edge` makes the errors from these values.
  */
 import type * as Errors from "../../DatabaseError.js"
 

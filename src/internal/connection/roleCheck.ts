@@ -52,18 +52,18 @@ export class RoleCheck {
   }
 
   /**
-   * Checks if a failure means only that the server takes no writes, for a statement that no other
-   * one precedes: nothing has run. Behind a pooler this is only likely, and the next exchange
-   * proves it.
+   * Checks if a failure means only that the server takes no writes, so that nothing has run. It is
+   * meant for a statement with no other statement before it. Behind a pooler this is only likely,
+   * and the next exchange proves it.
    */
   explains(failure: Failure): boolean {
     return this.isForWrites && (this.connection.broken === "wrongRole" || (this.isDoubted && isWriteRefused(failure)))
   }
 
   /**
-   * Builds the request of a proof, which is an exchange of its own: in one exchange with a BEGIN it
-   * would be the query before which an isolation level must be set. `proceed` is called after the
-   * proof, `callback` if there is none.
+   * Builds the request of a proof, which is an exchange of its own: after a BEGIN it would be the
+   * first query of the transaction, and an isolation level must be set before that. `proceed` is
+   * called after a successful proof, `callback` after a failed one.
    */
   proof(callback: OnExchange, proceed: () => void): ExchangeRequest {
     const request = new ExchangeRequest(
@@ -83,7 +83,7 @@ export class RoleCheck {
 
   /**
    * Records the meaning of an exchange for the role of the server, and returns the failure of the
-   * exchange. A connection whose proof fails was never usable.
+   * exchange. A connection that fails its proof was never usable.
    */
   record({ request: { provesRole } }: Exchange, failure: Failure | undefined): Failure | undefined {
     if (!this.isForWrites) return failure

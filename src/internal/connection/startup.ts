@@ -39,7 +39,7 @@ interface LoggedIn {
   readonly notices: ReadonlyArray<Notice>
 }
 
-/** Callback with one of both. */
+/** Callback that receives a failure, or a client that has logged in. */
 type OnLoggedIn = (failure: ConnectFailure | undefined, loggedIn: LoggedIn | undefined) => void
 
 interface LoginOptions {

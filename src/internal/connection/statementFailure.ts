@@ -25,19 +25,19 @@ const present = <K extends string>(error: ServerError, keys: ReadonlyArray<K & k
   return out
 }
 
-/** The reason of a refusal that only another attempt of the whole transaction can mend. */
+/** The reason of a refusal that only another attempt of the whole transaction can avoid. */
 const stale =
   "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared anew"
 
-/** The hint of a failure that another attempt may mend. */
+/** The hint of a failure that another attempt may avoid. */
 export const staleHint = `${stale}: run the whole transaction again, or set its option \`retry\``
 
 /** The hint of a failure after retries. */
 export const staleAgainHint = `${stale}: tables or types change all the time, or a pooler is in between`
 
 /**
- * Hides the fields of a server error that may hold values from code that prints all fields. A
- * program can still read them by name. With `log_parameter_max_length_on_error` a context shows
+ * Makes the fields of a server error that may hold values invisible to code that prints all fields.
+ * A program can still read them by name. With `log_parameter_max_length_on_error` a context shows
  * parameters, and an inner statement may be built from them.
  */
 const hideValues = (error: ServerError): ServerError => {
@@ -149,8 +149,8 @@ export const statementFailure = (location: ErrorLocation, failure: Failure, outc
 }
 
 /**
- * Returns the failure of a statement whose connection leads to a server of the wrong role. Nothing
- * of the statement has run.
+ * Returns the failure of a statement on a connection to a server of the wrong role. Nothing of the
+ * statement has run.
  */
 export const wrongRoleFailure = (
   location: ErrorLocation,

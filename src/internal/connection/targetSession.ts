@@ -17,7 +17,7 @@ interface SessionKind {
 
 /**
  * Returns the reason to reject a session, if there is one. The sessions of a reader are read-only
- * by its own settings, which says nothing about the server.
+ * by its own settings, so that this property does not describe the server.
  */
 const misfit = (
   target: TargetSessionAttrs,

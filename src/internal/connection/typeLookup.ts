@@ -8,8 +8,8 @@ import { lookupSql, type TypeNames } from "../protocol/typeNames.js"
 const none: ReadonlyArray<never> = []
 
 /**
- * Builds the failure of a statement that was done, but whose rows cannot be read. It must not be
- * reported as refused, undone or not sent.
+ * Builds the failure of a statement that the server has executed, if its rows cannot be read. It
+ * must not be reported as refused, undone or not sent.
  */
 const unreadable = ({ _tag, error }: Failure, { acknowledged, request: { statement } }: Exchange): Failure => {
   const why = "the statement was done, but its rows cannot be read, for the names of their types could not be looked up"

@@ -2,9 +2,10 @@
  * The watch over a server that has a limit for statements and is silent for longer. On a dead
  * network the error of the limit never arrives, and TCP reports the loss only after minutes.
  *
- * The end of the limit proves nothing. Code on the server can change the limit without a report,
- * and a COMMIT, which has no limit, may wait for a standby. So before the connection is given up,
- * other sockets are used to check if the server is alive, and to query the activity of its process.
+ * A silence after the limit is no proof of a dead server. Code on the server can change the limit
+ * without a report, and a COMMIT, which has no limit, may wait for a standby. So before the
+ * connection is given up, other sockets are used to check if the server is alive, and to query the
+ * activity of its process.
  */
 import * as clock from "../concurrency/clock.js"
 
@@ -56,7 +57,7 @@ const checkDelay = 250
  */
 const minInterval = 10_000
 
-/** The longest silence after the limit of a process whose activity is unknown, in ms. */
+/** The longest silence after the limit, in ms, if the activity of the server process is unknown. */
 const maxUnknownSilence = 30_000
 
 /** Watchdog of one connection. It has one timer, which is not set again for each statement. */
@@ -128,7 +129,7 @@ export class Watchdog {
   }
 
   private giveUp({ limit }: AwaitedAnswer): void {
-    this.connection.onDead(new Error(`no answer from the server, whose limit for a statement is ${limit} ms`))
+    this.connection.onDead(new Error(`no answer from the server within its limit for a statement, ${limit} ms`))
   }
 
   /** Checks for progress since the last check; if there is any, the limit begins anew. */

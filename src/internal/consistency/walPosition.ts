@@ -38,8 +38,8 @@ FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_l
 }
 
 /**
- * The step before COMMIT that notes `synchronous_commit`, which COMMIT resets if it was SET LOCAL,
- * and the transaction's id. Without an id there is nothing to commit.
+ * The step before COMMIT that records `synchronous_commit`, which COMMIT resets if it was SET
+ * LOCAL, and the transaction's id. Without an id there is nothing to commit.
  */
 const commitNoteStep: Step = constantStep(
   `SELECT pg_catalog.set_config('effect_db.commit', pg_catalog.concat(pg_catalog.current_setting('synchronous_commit'), ' ',
@@ -100,7 +100,7 @@ export const queryPosition = (connection: Connection, callback: (status: WalStat
     callback(failure === undefined ? decodeStatus(exchange) : undefined)
   )
 
-/** The time that a server has to answer a query that can be done without, in ms. */
+/** The timeout of a position query with an optional result, in ms. */
 export const positionTimeout = 1000
 
 /**
@@ -179,8 +179,8 @@ const tokenOf = (
 }
 
 /**
- * Recorder of tokens for causal sessions. The answer to a query counts as of the construction of
- * the recorder.
+ * Recorder of tokens for causal sessions. The answer to a query counts from the construction of the
+ * recorder.
  */
 export class TokenRecorder {
   private readonly sessions: ReadonlyArray<readonly [session: Session, askedAt: number]>

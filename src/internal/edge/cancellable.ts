@@ -5,7 +5,8 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 
 /**
- * Function that `uninterruptibleMask` passes: it gives an effect the interruptibility from outside.
+ * Function of `uninterruptibleMask`, which makes an effect as interruptible as it is outside of the
+ * mask.
  */
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
@@ -20,18 +21,18 @@ type Start<A, E> = (resume: (effect: Effect.Effect<A, E>) => void) => Cancel<E>
 /**
  * Waits until `resume` is called. An interruption calls the function that `start` has returned.
  *
- * It is `Effect.async`, whose own interruption runs four more instructions for every success, and
- * makes an object literal that holds on to the whole operation. If many effects wait at a time, V8
- * learns that such literals live long and from then on pretenures them: it allocates them where
- * garbage is seldom collected. They keep all that they hold until then, which took a quarter of the
- * time of a small statement.
+ * It uses `Effect.async` without a finalizer. With one, `Effect.async` runs four more instructions
+ * for every success, and makes an object literal that refers to the whole operation. If many
+ * effects wait at a time, V8 learns that such literals live long and from then on pretenures them:
+ * it allocates them where garbage is seldom collected. They keep all that they hold until then,
+ * which took a quarter of the time of a small statement.
  */
 export const cancellable = <A, E>(start: Start<A, E>): Effect.Effect<A, E> =>
   Effect.uninterruptibleMask((restore) => cancellableWithin(restore, start))
 
 /**
- * Waits as `cancellable` does, in a region that is uninterruptible already. The effect is to be run
- * once.
+ * Waits as `cancellable` does, in a region that is uninterruptible already. The returned effect may
+ * run only once.
  */
 export const cancellableWithin = <A, E>(restore: Restore, start: Start<A, E>): Effect.Effect<A, E> => {
   let cancel: Cancel<E> | undefined

@@ -29,12 +29,13 @@ type Run = <A, E>(
 ) => () => void
 
 const makeRun = (runtime: Runtime.Runtime<never>): Run => {
-  // a database may be opened inside of a transaction of another one, which the provider is no part
-  // of
+  // a database may be opened inside of a transaction of another one, and the provider must not run
+  // in that transaction
   const fork = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(TransactionConnection)))
   return (effect, callback) => {
     let isOver = false
-    // a fiber that fails is logged by the program at debug level, with the message of the failure
+    // the fiber succeeds with an exit, because Effect logs a failed fiber at debug level, with the
+    // message of the failure
     const fiber = fork(Effect.exit(Effect.interruptible(effect)))
     fiber.addObserver((ended) => {
       if (isOver) return
@@ -55,13 +56,14 @@ const secretOf = (redacted: Redacted.Redacted<string> | undefined): Secret | und
   redacted === undefined ? undefined : new Secret(Redacted.value(redacted))
 
 /**
- * Checks credentials of the program, which need not be of their type, such as those read from JSON.
+ * Checks credentials of the program. They may be of a wrong type, for example if they were read
+ * from JSON.
  */
 const checked = (given: Credentials, tlsPassphrase: Secret | undefined): ProvidedCredentials => {
   if (typeof given?.username !== "string" || given.username === "") throw new Error("no user was given")
   const password: unknown = given.password === undefined ? undefined : Redacted.value(given.password)
   if (password !== undefined && typeof password !== "string") throw new Error("the password is no text")
-  // in a message of the protocol it would end the text, and what follows would be the next
+  // in a message of the protocol a NUL would end the text, and the rest would be read as another
   // parameter
   if (`${given.username}${password ?? ""}`.includes("\0")) throw new Error("user or password holds a NUL character")
   const { username, version } = given
@@ -70,7 +72,8 @@ const checked = (given: Credentials, tlsPassphrase: Secret | undefined): Provide
 
 /**
  * Returns the failure of an effect of the program. The message of the effect's own failure may be
- * secret: it is there for a program, and no log that prints causes shows it.
+ * secret. It is in a `Redacted`: a program can read it, and a log that prints causes does not show
+ * it.
  */
 const failureOf = (cause: unknown, isDynamic: boolean): ConnectFailure => {
   const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
@@ -84,7 +87,7 @@ const failureOf = (cause: unknown, isDynamic: boolean): ConnectFailure => {
 }
 
 /**
- * Opens streams by an effect of the program, whose failures are concealed like those of a provider.
+ * Opens streams by an effect of the program. Its failures are concealed like those of a provider.
  */
 const dialBy =
   (connector: Connector, run: Run): DialOptions =>
@@ -104,7 +107,7 @@ const dialBy =
       }
     })
 
-/** Gives the password that a file holds. */
+/** Reads the credentials with the password in a file. */
 const fromFile = (username: string, file: string): Effect.Effect<Credentials, unknown> =>
   Effect.map(Effect.tryPromise({ try: () => readPassword(file), catch: (error) => error }), (password) => ({
     username,

@@ -30,7 +30,7 @@ const construct = <Tag extends PlainTag>(tag: Tag, failure: PlainFailures[Tag]):
 
 /** Builds the error of a failure by its tag. */
 export const toDatabaseError = <Failure extends PlainFailure>(failure: Failure): ErrorOf<Failure["_tag"]> =>
-  // the casts: a failure has the fields of its tag, which TypeScript does not conclude for a union
+  // the casts: a failure has the fields of its tag, which TypeScript cannot infer for a union
   construct(failure._tag as Failure["_tag"], failure as PlainFailures[Failure["_tag"]])
 
 /** Builds the error of a failure, unless it is one already. */

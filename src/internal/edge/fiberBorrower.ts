@@ -6,7 +6,7 @@ import type { CallSite } from "../observability/callSite.js"
 import type { Borrower } from "../pool/borrower.js"
 
 /**
- * Fiber as the caller of a checkout. Its fields are formatted only when they are read, as most
+ * Fiber as the caller of a checkout. Its fields are formatted only when they are read, because most
  * checkouts are never reported.
  */
 export class FiberBorrower implements Borrower {

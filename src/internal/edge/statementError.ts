@@ -1,5 +1,5 @@
 /**
- * The errors of statements: those of failed exchanges, and what is added to them later.
+ * The errors of statements: those of failed exchanges, and the fields that are added to them later.
  */
 
 import { SqlError } from "@effect/sql/SqlError"
@@ -31,7 +31,7 @@ import { toDatabaseError } from "./databaseError.js"
 export const toStatementError = (location: ErrorLocation, failure: Failure, outcome: Outcome): StatementError =>
   toDatabaseError(statementFailure(location, failure, outcome))
 
-/** Builds the error of a statement whose connection leads to a server of the wrong role. */
+/** Builds the error of a statement on a connection to a server of the wrong role. */
 export const wrongRole = (location: ErrorLocation, failure: Failure): ConnectFailed =>
   toDatabaseError(wrongRoleFailure(location, failure))
 
@@ -39,8 +39,8 @@ export const wrongRole = (location: ErrorLocation, failure: Failure): ConnectFai
 const firstLine = (cause: unknown): string => messageOf(cause).split("\n")[0] ?? ""
 
 /**
- * Adds the first failure of an aborted transaction to a later refusal, whose own message does not
- * mention it. The first failure becomes the cause of its cause.
+ * Adds the first failure of an aborted transaction to a later refusal, because the message of the
+ * refusal does not mention it. The first failure becomes the cause of its cause.
  */
 export const afterFirst = (error: StatementError, first: StatementError | undefined): StatementError => {
   if (first === undefined || error._tag !== "QueryFailed" || !isAborted(error.sqlState ?? "")) return error
@@ -70,8 +70,8 @@ const hasRetried = (error: unknown): error is DatabaseError =>
 
 /**
  * Sets the retries in a failure, also if it is the cause of another one. Returns true if there is a
- * failure with such a field. It is changed in place, so that errors of the program around it stay
- * as they are.
+ * failure with such a field. The failure is changed in place, so that errors of the program around
+ * it stay the same.
  */
 export const noteRetried = (failure: unknown, retried: Retried): boolean => {
   const chain: Array<unknown> = []

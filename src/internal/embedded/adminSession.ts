@@ -30,7 +30,7 @@ const attempt = <A>(run: () => Promise<A>): Effect.Effect<A, SqlFailed> =>
   })
 
 /**
- * Runs an effect with a session of the superuser, in database `postgres`, which is closed
+ * Runs an effect with a session of the superuser in the database `postgres`. The session is closed
  * afterwards.
  */
 export const adminSession = <A, E, R>(

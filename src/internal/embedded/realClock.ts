@@ -18,8 +18,8 @@ export const withRealClock = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Eff
 
 /**
  * Waits for `deferred`; returns true if it was done in time. The wait is interruptible even if the
- * caller is not: `timeout` waits for the interruption of the loser, so the bound would have no
- * effect.
+ * caller is not. Otherwise `bound` would have no effect, because `timeout` waits until the loser is
+ * interrupted.
  */
 export const withinRealTime = <A, E>(
   deferred: Deferred.Deferred<A, E>,

@@ -8,8 +8,7 @@ import type { Server } from "./server.js"
 const currentPosition = (primary: Server) =>
   primary.session("awaitReplicas", (query) =>
     Effect.gen(function* () {
-      // `local` waits for the disk, which covers earlier commits that did not wait, and for no
-      // standby
+      // `local` waits for the disk, earlier commits that did not wait included, and for no standby
       yield* query("SET synchronous_commit = local")
       yield* query("SELECT pg_logical_emit_message(true, 'effect-db', '')")
       const [row] = yield* query("SELECT pg_current_wal_lsn()::text AS lsn")

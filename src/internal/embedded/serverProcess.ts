@@ -93,7 +93,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   )
 
   /**
-   * Ends the process without a checkpoint, and kills it after a bound. Commits are recovered from
+   * Ends the process without a checkpoint, and kills it after a timeout. Commits are recovered from
    * the WAL by a later start.
    */
   const halt = Effect.suspend(() => {

@@ -24,7 +24,8 @@ const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, Ope
       })
   }).pipe(Effect.uninterruptible)
 
-// In a folder of its own, the server's user may put a link in place of a file that root will write.
+// In a folder of its own, the server's user may replace a file with a link before root writes the
+// file.
 
 /**
  * Writes a new file that only the server's user can read. Its owner changes, by handle, after the
@@ -97,7 +98,7 @@ export const make = (parent: string, user: Identity | undefined): Effect.Effect<
       return real
     })
     const folder = path.join(real, `effect-db-${randomBytes(6).toString("hex")}`)
-    // the watchdog first, so that it removes the folder from the moment on that it exists
+    // the watchdog first, so that the folder never exists without it
     yield* guard(folder, user)
     yield* attempt(`no folder could be created in ${real}`, () => fs.mkdir(folder, { mode: 0o700 }))
     if (user !== undefined) {

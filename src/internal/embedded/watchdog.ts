@@ -90,8 +90,8 @@ const watch = (
         // without this the pipe alone would keep Node alive
         if (child.stdin instanceof net.Socket) child.stdin.unref()
         child.stdin?.on("error", () => {
-          // the shell was killed from outside; that matters only if Node also ends without closing
-          // its scope
+          // another program has killed the shell; that matters only if Node also ends without
+          // closing its scope
         })
         return { end: Effect.sync(() => child.stdin?.end()), ended, pid }
       }
@@ -107,9 +107,9 @@ const watch = (
   )
 
 /**
- * Starts a shell that ends the cluster in `folder` and removes it, with the scope, and when Node
- * ends without closing the scope, even by SIGKILL. If the servers run as another user, a shell of
- * that user ends and removes them.
+ * Starts a shell that ends and removes the cluster in `folder`: when the scope is closed, or when
+ * Node ends before that, even by SIGKILL. If the servers run as another user, a shell of that user
+ * ends and removes them.
  */
 export const guard = (folder: string, user: Identity | undefined): Effect.Effect<void, OperationFailed, Scope.Scope> =>
   user === undefined

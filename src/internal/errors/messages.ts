@@ -136,8 +136,8 @@ interface Refused extends Caused, FailedStatement, Repeated {
 }
 
 /**
- * Returns the message of a refused statement with its SQLSTATE, and the server's hint or else our
- * own.
+ * Returns the message of a refused statement with its SQLSTATE, and the server's hint or else the
+ * advice of this library.
  */
 export const queryFailed = (self: Refused): string => {
   const state = self.sqlState === undefined ? "" : ` (${self.sqlState})`

@@ -60,14 +60,14 @@ export const answerRepeatedly = <E, R>(
   return Effect.uninterruptible(Effect.catchAll(last, answerIt))
 }
 
-/** Opens the unit of an attempt. Its parts may ask for another attempt. */
+/** Opens the unit of an attempt. Its parts may request another attempt. */
 export const openRepeatable = (unitPlan: UnitPlan): UnitHandle => {
   const handle = openUnit(unitPlan)
   handle.unit.canRunAgain = true
   return handle
 }
 
-/** Runs an app in a unit, and again in another unit if `retry` asks for that. */
+/** Runs an app in a unit, and again in another unit if `retry` allows that. */
 export const answerWithRetry = <E, R>(
   plan: RequestPlan,
   unitPlan: UnitPlan,
@@ -84,7 +84,7 @@ export const answerWithRetry = <E, R>(
     const handler = Effect.provideService(app, HttpServerRequest, fresh())
     return {
       handle,
-      // drops the pre-response handlers of the attempt before
+      // drops the pre-response handlers of the previous attempt
       answer: Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
         answerOnce(plan, handle, handler, undefined, outside, Effect.fail, restore)

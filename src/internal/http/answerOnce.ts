@@ -21,8 +21,8 @@ import { type RequestSession, sessionOf } from "./sessionCookie.js"
 type Response = HttpServerResponse.HttpServerResponse
 
 /**
- * Request that was not stored: the reason for another attempt, if there is one, the failure of its
- * handler or of its end, and the answer unless there is another attempt.
+ * Result of a request that was not stored: the reason for another attempt, if there is one, the
+ * failure of its handler or of its end, and the answer if there is no other attempt.
  */
 export class Unstored<E> {
   constructor(
@@ -32,7 +32,7 @@ export class Unstored<E> {
   ) {}
 }
 
-/** Function that answers such a request, or fails with it for another attempt. */
+/** Function that answers such a request, or fails so that another attempt follows. */
 export type Settle<E, E1> = (unstored: Unstored<E>) => Effect.Effect<Response, E1>
 
 /** Answers without another attempt. */
@@ -78,8 +78,8 @@ export const endBy = <E, E1>(
 }
 
 /**
- * Ends the unit of a request whose handler has failed: by the response of its `HttpApi`, else by a
- * rollback.
+ * Ends the unit of a request after its handler has failed: by the response of its `HttpApi`, else
+ * by a rollback.
  */
 const endByFailure = <E, E1>(
   plan: RequestPlan,
@@ -114,8 +114,8 @@ export const addTokens = (session: RequestSession, response: Response): Response
 }
 
 /**
- * Ends a unit by the response that is about to be sent. Nothing runs after it, so it adds the tokens
- * of the session itself, and answers its own failure.
+ * Ends a unit by the response that is about to be sent. No other code of this library runs after
+ * it, so it adds the tokens of the session itself, and answers its own failure.
  */
 export const endBeforeResponse = (end: Effect.Effect<Response, unknown>): Effect.Effect<Response> =>
   Effect.withFiberRuntime((fiber) => {
@@ -150,8 +150,8 @@ export const answerOnce = <E, R, E1>(
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => Effect.flatMap(leave, () => endByFailure(plan, handle, cause, outside, settle, restore)),
     onSuccess: (response) =>
-      // the router drops the context right after this, so there is no need to leave it if nothing is
-      // left to be done
+      // the router drops the context right after this, so the unit need not be left if there is no
+      // more work
       entry === undefined && handle.endUntouched()
         ? Effect.succeed(response)
         : Effect.flatMap(leave, () => endBy(plan, handle, response, Cause.empty, settle, restore))

@@ -1,6 +1,6 @@
 /**
- * The responses that encode the failures of an `HttpApi`. The builder of the API encodes them around
- * all middleware, which see the failures.
+ * The responses that encode the failures of an `HttpApi`. The builder of the API encodes failures
+ * outside of all middleware, so a middleware gets the failure and not the response.
  */
 import type { Api, HttpApi } from "@effect/platform/HttpApi"
 import * as HttpApiSchema from "@effect/platform/HttpApiSchema"
@@ -14,7 +14,8 @@ import * as Schema from "effect/Schema"
 type Encode = (failure: unknown) => Effect.Effect<HttpServerResponse.HttpServerResponse, unknown>
 
 /**
- * The key of the service. Importing the service or the builder would load a client and a server.
+ * The key of the service. Importing the service or the builder would load an HTTP client and a
+ * server.
  */
 const key: (typeof Api)["key"] = "@effect/platform/HttpApi/Api"
 

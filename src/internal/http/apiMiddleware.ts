@@ -45,8 +45,8 @@ type Request = HttpServerRequest
 type Response = HttpServerResponse
 
 /**
- * Makes the refusal of an `outcome` inside of another unit of work: a request ends with that unit
- * before its response is known here.
+ * Makes the refusal of an `outcome` inside of another unit of work. The request ends with that
+ * unit, and this middleware does not know its response before.
  */
 const outcomeConflict = (): OptionsConflict =>
   new OptionsConflict({
@@ -58,7 +58,7 @@ const outcomeConflict = (): OptionsConflict =>
   })
 
 /**
- * Opens the unit of a request, which `end` ends by the response; returns the service for the
+ * Opens the unit of a request, which `end` ends by the response. Returns the service for the
  * transaction slot of its handler.
  */
 const openFor = (
@@ -78,9 +78,9 @@ const openFor = (
 
 /**
  * Opens the unit of a request as `openFor` does, and runs the route of the request again if its
- * failure allows another attempt: with the middleware of the endpoint, which joins the unit of that
- * attempt. A request whose handler has added pre-response handlers, which cannot be taken back, is
- * answered once.
+ * failure allows another attempt. The middleware of the endpoint runs again as well, and joins the
+ * unit of that attempt. A request is answered once if its handler has added pre-response handlers,
+ * because these cannot be removed.
  */
 const openWithRetry = (
   plan: RequestPlan,
@@ -93,8 +93,8 @@ const openWithRetry = (
   restore: Restore
 ): Effect.Effect<TransactionContext["slot"]> => {
   const outside = fiber.currentContext
-  // the router has made this context for this request alone; the handler gets the same one, with
-  // no chance to provide another request to it
+  // the router has made this context for this request alone; the handler gets the same context, so
+  // another request can only be set in it
   outside.unsafeMap.set(HttpServerRequest.key, fresh())
   const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
   let own: typeof handlers | undefined
@@ -139,8 +139,8 @@ const openWithRetry = (
             FiberRef.get(HttpApp.currentPreResponseHandlers),
             Option.match({
               onNone: () => Effect.succeed(response),
-              // the error type of the route does not include its failure, and the platform answers
-              // both with status 500
+              // the error type of the route does not include this failure; the platform answers a
+              // failure and a defect with status 500
               onSome: (handler) => Effect.orDie(handler(request, response))
             })
           )

@@ -1,6 +1,6 @@
 /**
- * The ways into the unit of work of a request, and out of it: the fiber's context has the unit in the
- * transaction slot. If no other code sees the context, it is changed in place; CONTRIBUTING.md has
+ * Functions that enter and leave the unit of work of a request, by the transaction slot of the
+ * fiber's context. If no other code sees the context, it is changed in place; CONTRIBUTING.md has
  * the figures.
  */
 import { appendPreResponseHandler } from "@effect/platform/HttpApp"
@@ -44,13 +44,13 @@ const withAnotherContext = (outside: Context.Context<never>, unit: Unit): UnitEn
 export type EndBefore = (response: HttpServerResponse) => Effect.Effect<HttpServerResponse>
 
 /**
- * Makes the entry around a whole server, whose response is sent inside of the app. The unit ends
+ * Makes the entry around a whole server, which sends the response inside of the app. The unit ends
  * before that, and the body and all that runs afterwards are outside of it.
  */
 const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry => {
   const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
   const endHere: EndBefore = (response) =>
-    // an app around this one may have made it interruptible, and the end must run as a whole
+    // an app around this one may have made it interruptible, and the end must not be interrupted
     unit.hasEnded ? Effect.succeed(response) : Effect.uninterruptible(Effect.zipLeft(end(response), without))
   return {
     enter: Effect.zipRight(
@@ -79,7 +79,7 @@ export const leaveInPlace: Effect.Effect<void> = FiberRef.update(
   Context.omit(TransactionConnection)
 )
 
-/** Makes the entry of any other app. */
+/** Makes the entry of an app that cannot be entered in place. */
 export const unitEntry = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry =>
   // the response of a route's handler is sent outside of the handler
   outside.unsafeMap.has(Route.key) ? withAnotherContext(outside, unit) : aroundServer(outside, unit, end)

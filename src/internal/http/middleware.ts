@@ -51,7 +51,7 @@ export const makeMiddleware = (
         return runAsPart(app, around, name, { describe }, (exit) => joinedOutcome(plan, exit))
       }
       const unitPlan = unitPlanFor(plan, request, around, settings)
-      // as `uninterruptibleMask`, with one operation less
+      // the same as `uninterruptibleMask`, with one operation less
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
       return Effect.uninterruptible(
         retry === undefined || retry === false || !isRepeatable(request)

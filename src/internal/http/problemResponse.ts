@@ -1,5 +1,5 @@
 /**
- * The response to a request whose commit failed.
+ * The response to a request after its commit has failed.
  */
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import type { DatabaseError } from "../../DatabaseError.js"

@@ -20,7 +20,7 @@ const withBody = (request: Ask, body: ArrayBuffer): Ask => {
     })
   )
   const own: PropertyDescriptorMap = {
-    // a router that mounts another one cuts the path
+    // a router that mounts another router shortens the path
     modify: { value: (options: Parameters<Ask["modify"]>[0]) => withBody(request.modify(options), body) }
   }
   for (const part of [

@@ -66,18 +66,21 @@ const workLabelOf = (
   }
 }
 
-/** Facts of a request of any library. */
+/** Description of a request, for requests of any library. */
 export interface HttpRequestInfo {
   readonly method: string
-  /** Returns the pattern of its route, if it is known: a router may match inside of the unit of work. */
+  /**
+   * Returns the pattern of the route, if it is known: a router may match only inside of the unit of
+   * work.
+   */
   readonly pattern: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => string | undefined
   readonly path: () => string
   readonly requestId: () => string | undefined
 }
 
 /**
- * Makes the function that labels a request: once, and once more when its route is known. Nothing is
- * computed for a request that touches no database.
+ * Makes the function that labels a request: at the first statement, and again when the route is
+ * known. Nothing is computed for a request without a statement.
  */
 export const makeLabeler = <Request>(
   request: Request,

@@ -20,7 +20,7 @@ import type { LabelSettings } from "./requestLabel.js"
 /** Settings of a unit of work, or `"none"` for a request without one. */
 type RequestSettings = UnitOfWork.UnitSettings | "none"
 
-/** Options that requests of all libraries have. `Answer` is what decides the outcome. */
+/** Options that requests of all libraries have. A value of `Answer` decides the outcome. */
 export interface RequestOptions<Request, Answer>
   extends LabelSettings,
     Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
@@ -39,7 +39,7 @@ export const settingsFor = <Request, Settings>(
 export const requestOptions: OptionRules<RequestOptions<never, never>> = {
   ...sharedOptions,
   outcome: aFunction,
-  transaction: anyOf(aWord("none"), anObject, aFunction),
+  transaction: anyOf(anObject, aFunction),
   applicationName: aBoolean,
   sqlComment: anyOf(aWord("route", "trace"), aFunction)
 }

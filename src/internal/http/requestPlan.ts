@@ -85,7 +85,7 @@ export const unitPlanFor = (
   describe: makeLabeler(request, describe, options)
 })
 
-/** Logs a refusal, and returns the response of a request that is not run for it. */
+/** Logs a refusal, and returns the response of the refused request. */
 export const refuse = (
   { onCommitFailed }: RequestPlan,
   refusal: ConfigInvalid | OptionsConflict
@@ -96,8 +96,8 @@ export const isRepeatable = ({ headers, method, source }: Request): boolean =>
   isKeepable(method, (name) => headers[name], source)
 
 /**
- * Makes the unit of work around a request, or else the transactions around it, take what the options
- * ask for; returns the conflict if that is impossible.
+ * Makes the unit of work around a request, or else the transactions around it, take the settings in
+ * the options. Returns the conflict if that is impossible.
  */
 export const demandOf = (
   { options, settings: fixed }: RequestPlan,
@@ -109,7 +109,7 @@ export const demandOf = (
   const { checkFirst, databases, order, retry } = options
   const settings = fixed ?? settingsByDatabase({ databases, transaction })
   if (unit === undefined) return demandAround(around, settings)
-  // a request that cannot be kept is answered once in a unit of its own, too
+  // a request that cannot be kept is answered once, as in a unit of its own
   const demanded = isRepeatable(request) ? retry : undefined
   return demandOfUnit(around, unit, settings, { checkFirst, order, retry: demanded })
 }

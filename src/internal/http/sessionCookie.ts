@@ -44,7 +44,7 @@ const minSecretLength = 32
 const maxValueLength = 4096
 const name = /^[\w!#$%&'*+.^`|~-]+$/
 
-/** Headers that describe the message itself, or that others set. */
+/** Headers that describe the message itself, or that other code sets. */
 const reserved = /^(content-.*|transfer-encoding|connection|keep-alive|date|host|set-cookie|cookie|trailer|upgrade|te)$/
 
 const refuse = (setting: string, given: string, expected: string): never => {

@@ -22,7 +22,8 @@ export const makeSessionMiddleware = (
       const { headers } = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
       const session = tokens.session((name) => headers[name])
       return Effect.zipRight(
-        // also if the app fails, and another response is sent: the app may have stored something before
+        // also if the app fails and another response is sent, because the app may have stored
+        // something before
         HttpApp.appendPreResponseHandler((_, response) => Effect.sync(() => addTokens(session, response))),
         withSession(app, session)
       )

@@ -21,7 +21,7 @@ interface ListenCallbacks {
 export class ListenConnection {
   /** The channels that the server's session listens to. */
   readonly channels = new Set<string>()
-  /** The channel of a probe that waits to see if any message arrives at all. */
+  /** The channel of a probe, which checks if messages arrive at all. */
   probe: { readonly channel: string; readonly onMessage: () => void } | undefined
   private heartbeatTimer: clock.Timer | undefined
 
@@ -70,7 +70,8 @@ export class ListenConnection {
       this.connection.destroy("broken")
     }
     const timer = clock.timer(timeout, () => {
-      // a process that was busy itself reads the pending input first: the answer may be in it
+      // this process may have been busy: it reads the pending input first, because the answer may
+      // be in it
       pending = clock.immediate(onTimeout)
     })
     start(() => {
@@ -82,7 +83,7 @@ export class ListenConnection {
   private scheduleHeartbeat(): void {
     if (!Number.isFinite(this.heartbeatInterval)) return
     this.heartbeatTimer = clock.timer(this.heartbeatInterval, () => this.ping())
-    // the socket keeps the process alive, the heartbeat need not
+    // the socket keeps the process alive, so the heartbeat need not
     this.heartbeatTimer.unref()
   }
 

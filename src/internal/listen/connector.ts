@@ -13,11 +13,11 @@ import type { ConnectAnother } from "./deliveryProbe.js"
 /** The timeout of closing the sockets, in ms. */
 const maxCloseTime = 1000
 
-/** Maker of connections to the writer, and keeper of those whose sockets are not closed yet. */
+/** Maker of connections to the writer. It keeps each of them until its socket is closed. */
 export class ListenConnector {
   private readonly open = new Set<Connection>()
   private readonly owner: Owner
-  /** Connections whose connect was started before this time are invalid. */
+  /** Connections with a connect that was started before this time are invalid. */
   private invalidBefore = Number.NEGATIVE_INFINITY
   private onEmpty = () => {}
 
@@ -45,8 +45,8 @@ export class ListenConnector {
         if (connection !== undefined) {
           this.open.add(connection)
           if (startedAt <= this.invalidBefore) connection.retireAt = startedAt
-          // once: if each connection gets other credentials, two callers that connect at the same
-          // time would outdate each other without end
+          // only once: if each connection gets other credentials, two callers that connect at the
+          // same time would make each other's credentials old without end
           if (isFirst && this.isOutdated(connection)) {
             connection.end(connection.retireAt === startedAt ? "invalidated" : "oldCredentials")
             cancel = attempt(false)
@@ -60,7 +60,10 @@ export class ListenConnector {
     return () => cancel()
   }
 
-  /** Checks if a connection is to be replaced: its credentials are old, or it was invalidated. */
+  /**
+   * Checks if a connection must be replaced, because its credentials are old, or it was
+   * invalidated.
+   */
   isOutdated({ generation, retireAt }: Connection): boolean {
     return generation < this.credentials.generation || retireAt <= clock.now()
   }

@@ -1,5 +1,5 @@
 /**
- * The probe that proves that a listening connection receives messages which another one sends.
+ * The probe that proves that a listening connection receives messages of other connections.
  */
 
 import { randomUUID } from "node:crypto"
@@ -73,9 +73,9 @@ const probeByNotify = (
 }
 
 /**
- * Checks that a connection receives messages which others send. A connection whose server process
- * is the one that its startup named leads straight to a primary, which needs no message. The
- * returned function cancels.
+ * Checks that a connection receives messages of other connections. No message is needed if the
+ * server process is the one that the startup named: then no pooler is between, and the connection
+ * leads to a primary. The returned function cancels.
  */
 export const probeDelivery = (
   listening: ListenConnection,

@@ -16,8 +16,9 @@ export type ConnectionFailure =
  * Failure of a listener.
  *
  * - `Closed`: the database is closed.
- * - `Undelivered`: messages of others do not arrive, as behind a pooler in transaction mode.
- * - `Missed`: the connection is lost, or the buffer is full, and the listener takes no gaps.
+ * - `Undelivered`: messages of other connections do not arrive, for example behind a pooler in
+ *   transaction mode.
+ * - `Missed`: the connection is lost, or the buffer is full, and the listener does not accept gaps.
  */
 export type ListenerFailure =
   | ConnectionFailure
@@ -26,6 +27,6 @@ export type ListenerFailure =
   | { readonly _tag: "Missed"; readonly reason: "disconnected"; readonly cause: ConnectionFailure }
   | { readonly _tag: "Missed"; readonly reason: "overflow" }
 
-/** Checks if another attempt meets the same failure until the configuration is changed. */
+/** Checks if each further attempt would fail in the same way until the configuration is changed. */
 export const isPermanent = (failure: ConnectionFailure): boolean =>
   failure._tag === "Connect" && !mayPass(failure.failure)

@@ -1,9 +1,9 @@
 /**
  * The handover from one listening connection to another, without a missed or repeated message.
  *
- * The server delivers messages in one order, the same for all sessions. Both connections listen to
- * all channels before a mark is sent that both receive: the old connection counts for the messages
- * before the mark, the next one for those after it.
+ * The server delivers messages in one order, the same for all sessions. When both connections
+ * listen to all channels, a mark is sent, which both receive. Messages of the old connection count
+ * until the mark, those of the next connection after it.
  */
 
 import { randomUUID } from "node:crypto"
@@ -20,10 +20,10 @@ interface ReceivedMessage {
   readonly processId: number
 }
 
-/** Means and callbacks of a handover. */
+/** Functions and callbacks of a handover. */
 interface HandoverCallbacks {
   readonly connect: ConnectAnother
-  /** Makes a connection one that listens. */
+  /** Makes a listening connection of a connection. */
   readonly makeListening: (connection: Connection) => ListenConnection
   /** The timeout of each step, in ms. */
   readonly timeout: number
@@ -50,7 +50,10 @@ export class Handover {
   private readonly buffered: Array<ReceivedMessage> = []
   private isReady = false
   private isMarking = false
-  /** Which connections have received the mark, and if the old one is free after sending it. */
+  /**
+   * The progress of the mark: `old` and `next` are true if that connection has received it, `sent`
+   * if the old connection is free after sending it.
+   */
   private readonly passed = { old: false, next: false, sent: false }
   private isDone = false
   private stop: () => void
@@ -109,7 +112,7 @@ export class Handover {
     })
   }
 
-  /** Takes note of a message on the old connection; returns true if that message counts. */
+  /** Records a message on the old connection. Returns true if that message counts. */
   onOldMessage(channel: string): boolean {
     if (channel !== this.mark) return !this.passed.old
     this.passed.old = true

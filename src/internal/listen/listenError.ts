@@ -1,5 +1,5 @@
 /**
- * The errors that failures of the listening connection and its listeners become.
+ * The errors for failures of the listening connection and its listeners.
  */
 
 import {

@@ -16,7 +16,7 @@ export type ListenerState = "joining" | "listening" | "disconnected"
 /** Listener of a channel. */
 export interface Listener {
   readonly channel: string
-  /** True if the consumer takes gaps as notifications; for others a gap is a failure. */
+  /** True if the consumer accepts gaps as notifications. Otherwise a gap is a failure. */
   readonly toleratesGaps: boolean
   state: ListenerState
   /** Marks the listener as listening. `cause` is the reason of a gap since the last message. */
@@ -47,7 +47,7 @@ export class Listeners {
     return this.byChannel.has(channel)
   }
 
-  /** Returns the listeners of a channel, as a copy that later changes leave as it is. */
+  /** Returns a copy of the listeners of a channel, which later changes do not affect. */
   of(channel: string): ReadonlyArray<Listener> {
     const listeners = this.byChannel.get(channel)
     return listeners === undefined ? none : [...listeners]
@@ -64,7 +64,7 @@ export class Listeners {
     else others.add(listener)
   }
 
-  /** Removes a listener; returns false if it is none of these. */
+  /** Removes a listener; returns false if it is not registered. */
   remove(listener: Listener): boolean {
     const others = this.byChannel.get(listener.channel)
     if (others?.delete(listener) !== true) return false
@@ -72,7 +72,7 @@ export class Listeners {
     return true
   }
 
-  /** Removes the listeners that do not outlive the loss of the connection, and fails them. */
+  /** Removes and fails the listeners that a loss of the connection ends. */
   onDisconnected(cause: ConnectionFailure): void {
     for (const channel of [...this.byChannel.keys()]) {
       for (const listener of this.of(channel)) {

@@ -3,7 +3,8 @@
  * closed with the last, and replaced when it is lost.
  *
  * Listeners are added and removed at once; the connection is brought up to date with them when it
- * is free. So no listener waits for another, and none that leaves waits for the network.
+ * is free. So no listener waits for another one, and the removal of a listener does not wait for
+ * the network.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
@@ -30,7 +31,7 @@ export interface ListenEdge {
   readonly messageOf: (failure: ConnectionFailure) => string
 }
 
-/** Keeper of the listening connection and its listeners. */
+/** Manager of the listening connection and its listeners. */
 export class ListenManager {
   private state: State = idle
   private readonly listeners = new Listeners()
@@ -66,7 +67,7 @@ export class ListenManager {
       case "Idle":
         return this.startConnect(undefined)
       case "Pausing":
-        // a new listener does not wait for the end of the pause, as no caller of a statement does
+        // a new listener does not wait for the end of the pause, just as a statement does not
         state.cancel()
         return this.startConnect(state.outage)
       case "Connecting":
@@ -277,7 +278,10 @@ export class ListenManager {
     this.onFailure({ _tag: "Lost", error }, outageOf(state))
   }
 
-  /** Begins or continues an outage: fails the listeners that take no gap, and schedules a retry. */
+  /**
+   * Begins or continues an outage: fails the listeners that do not accept gaps, and schedules a
+   * retry.
+   */
   private onFailure(failure: ConnectionFailure, current: Outage | undefined): void {
     this.listeners.onDisconnected(failure)
     if (this.listeners.isEmpty) return
@@ -321,7 +325,7 @@ export class ListenManager {
     }))
   }
 
-  /** Closes the connection, or cancels what would make one. */
+  /** Closes the connection, or cancels the pause or connect before it. */
   private disconnect(reason: CloseReason): void {
     const { state } = this
     if (state._tag === "Closed") return

@@ -7,8 +7,9 @@ import type { ConnectionFailure } from "./failure.js"
 import type { Handover } from "./handover.js"
 
 /**
- * Pauses of one outage, before each attempt but that for a new listener. `callback` is called after
- * the pause, with `false` if there is to be no further attempt; the returned function cancels.
+ * Pauses of one outage, before each attempt except an attempt for a new listener. `callback` is
+ * called after the pause, with `false` if no further attempt follows. The returned function
+ * cancels.
  */
 export interface RetryPauses {
   readonly next: (failure: ConnectionFailure, callback: (isRetried: boolean) => void) => () => void
@@ -28,11 +29,11 @@ export interface Outage {
  * State of the listening connection.
  *
  * - `Idle`: no listener needs a connection.
- * - `Connecting`: a connect is under way.
- * - `Pausing`: the pause before the next attempt is under way.
+ * - `Connecting`: a connect is in progress.
+ * - `Pausing`: the pause before the next attempt is in progress.
  * - `Verifying`: a probe checks that messages arrive.
  * - `Listening`: the connection receives messages, and runs the commands of `synchronize`.
- * - `HandingOver`: as `Listening`, while a handover to another connection is under way.
+ * - `HandingOver`: as `Listening`, while a handover to another connection is in progress.
  * - `Closed`: the database is closed.
  */
 export type State =

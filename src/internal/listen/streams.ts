@@ -42,13 +42,13 @@ export interface Listen {
     channel: string,
     options?: { readonly bufferSize?: number | undefined }
   ) => Stream.Stream<Notification, ListenError>
-  /** The payloads alone. They leave no room for a gap, so a gap fails the stream. */
+  /** The payloads alone. A text cannot stand for a gap, so a gap fails the stream. */
   readonly payloads: (channel: string) => Stream.Stream<string, SqlError>
   /** Evicts the connections that an invalidation matches; returns their number. */
   readonly invalidate: (which: Invalidation) => number
 }
 
-/** Makes the pauses of outages by a schedule, whose input is the error of the last failure. */
+/** Makes the pauses of outages by a schedule. Its input is the error of the last failure. */
 const pausesOf =
   (schedule: Schedule.Schedule<unknown, DatabaseError>, location: ErrorLocation, runtime: Runtime.Runtime<never>) =>
   (onPause: (pause: number) => void): RetryPauses => {
@@ -79,8 +79,7 @@ const pausesOf =
   }
 
 /**
- * Adds a listener, and retries by the policy, within the time that a statement has to get a
- * connection.
+ * Adds a listener, with retries by the policy, within the `acquireTimeout` of a statement.
  */
 const join = (executor: Executor, manager: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {

@@ -9,7 +9,7 @@ import type { Listener, ListenerState } from "./listeners.js"
 
 const nothing = () => {}
 
-/** Listener whose notifications an effect consumes. */
+/** Listener with notifications for an effect that consumes them. */
 export class Subscriber implements Listener {
   state: ListenerState = "joining"
   /** Called once per attempt to join, with the error if it has failed. */
@@ -38,8 +38,9 @@ export class Subscriber implements Listener {
   })
 
   /**
-   * Removes and returns all notifications. The gap of dropped messages comes last: the dropped ones
-   * came after the buffered ones. A reader that reacts to the gap finds their writes in the tables.
+   * Removes and returns all notifications. The gap of dropped messages comes last, because these
+   * arrived after the buffered ones. When a consumer gets the gap, the writes that the messages
+   * announced are in the tables.
    */
   drain(): ReadonlyArray<Notification> {
     const drained = this.buffer
@@ -58,7 +59,7 @@ export class Subscriber implements Listener {
     if (state === "joining") {
       this.push(Notification.Listening({ channel }))
       this.onJoined(undefined)
-      // a gap that waits in the buffer, or for the end of it, covers this one: one gap is enough
+      // a gap at the end of the buffer, or after it, includes this one: one gap is enough
     } else if (state === "disconnected" && this.dropped === 0 && this.buffer.at(-1)?._tag !== "Gap") {
       this.push(Notification.Gap({ channel, reason: "disconnected", message: cause }))
     }
@@ -66,7 +67,7 @@ export class Subscriber implements Listener {
 
   receive(payload: string, processId: number): boolean {
     if (this.state !== "listening") return false
-    // the buffer stays full until it is drained, so the dropped messages are one gap, at its end
+    // the buffer stays full until it is drained, so the dropped messages are one gap at its end
     if (!(this.buffer.length < this.capacity)) return this.dropped++ === 0
     this.push(Notification.Message({ channel: this.channel, payload, processId }))
     return false

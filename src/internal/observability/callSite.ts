@@ -75,5 +75,5 @@ export const trace = (error: Error): void => {
   error.stack = `${head}\n${frames.join("\n")}${rest}`
 }
 
-/** The errors that have their frames: an error passes every `await` up to its handler. */
+/** The errors that have these frames already: an error passes every `await` up to its handler. */
 const traced = new WeakSet<Error>()

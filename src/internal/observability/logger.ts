@@ -31,7 +31,9 @@ const outcomes = {
 
 const plural = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? "" : "s"}`
 
-/** Returns the message of an observation. One without a message does not compile. */
+/**
+ * Returns the message of an observation. A kind of observation without a message does not compile.
+ */
 const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   Connected: ({ processId, tookMillis }) => info(`connection ${processId} was opened in ${ms(tookMillis)}`),
   ConnectFailed: ({ message, reason }) => warning(`connect failed (${reason}): ${message}`),
@@ -90,9 +92,9 @@ const annotations = ({ _tag, ...facts }: Observation): Record<string, unknown> =
 })
 
 /**
- * Makes a function that logs observations from a level on. It uses the loggers, the minimum level and
- * the annotations of the fiber that runs this effect, and logs at once, so that order and times are
- * right.
+ * Makes a function that logs observations of a level or above. It uses the loggers, the minimum
+ * level and the annotations of the fiber that runs this effect. It logs at once, so that order and
+ * times are right.
  */
 export const makeLogger = (from: LogLevel.LogLevel): Effect.Effect<(observation: Observation) => void> =>
   Effect.map(Effect.runtime<never>(), (runtime) => {
@@ -104,7 +106,8 @@ export const makeLogger = (from: LogLevel.LogLevel): Effect.Effect<(observation:
       run(
         Effect.logWithLevel(level, `${locationText({ server: "", ...observation })}: ${text}`).pipe(
           Effect.annotateLogs(annotations(observation)),
-          // the exception of a logger must not reach the socket whose message led to the observation
+          // a message from the server may have led to the observation: the exception of a logger
+          // must not reach the code of its socket
           Effect.catchAllCause(() => Effect.void)
         )
       )

@@ -2,7 +2,7 @@
  * The metrics of a pool, as Effect metrics with the names, units and attributes of OpenTelemetry's
  * conventions for database clients.
  *
- * They are always on, so a count is one call of a hook that was looked up before.
+ * They are always on, so each hook is looked up once, and a count is one call of it.
  */
 import { globalValue } from "effect/GlobalValue"
 import * as Metric from "effect/Metric"
@@ -24,7 +24,7 @@ interface MeteredPool {
   readonly idleMax: number
 }
 
-/** A pool's figures at one moment. */
+/** Figures of a pool at one moment. */
 export interface PoolLevels {
   readonly max: number
   readonly idle: number
@@ -32,23 +32,29 @@ export interface PoolLevels {
   readonly waiting: number
 }
 
-/** Counts what happens to one pool. Times are in milliseconds here, and in seconds in the metrics. */
+/**
+ * Functions that record the events of one pool. Times are in milliseconds here, and in seconds in
+ * the metrics.
+ */
 export interface PoolMetrics {
-  /** A connection was handed out, so long after it was asked for. */
+  /** Records the time that a caller has waited for a checkout. */
   readonly waited: (millis: number) => void
-  /** A connection came back, so long after it was handed out. */
+  /** Records the time from a checkout to its checkin. */
   readonly used: (millis: number) => void
-  /** A connection was opened, and that took so long. */
+  /** Records the time that a connect has taken. */
   readonly created: (millis: number) => void
-  /** No connection could be handed out in time. */
+  /** Records a caller that got no connection in time. */
   readonly timedOut: () => void
-  /** An exchange with the server has ended; `error` is a SQLSTATE or the tag of an error, if it failed. */
+  /**
+   * Records the time of an exchange with the server. If it has failed, `error` is its SQLSTATE or
+   * the tag of its error.
+   */
   readonly operated: (millis: number, error: string | undefined) => void
-  /** The pool is closed: it has no connections any more. What was counted stays. */
+  /** Removes the levels of a closed pool. Its counts and times stay. */
   readonly close: () => void
 }
 
-/** Function that begins to count for a pool. `levels` returns the current figures of the pool. */
+/** Function that makes the metrics of a pool. `levels` returns the current figures of the pool. */
 export type MakePoolMetrics = (pool: MeteredPool, levels: () => PoolLevels) => PoolMetrics
 
 type Labels = ReadonlyArray<MetricLabel.MetricLabel>
@@ -58,7 +64,10 @@ type Count = MetricHook.MetricHook.Counter<number>
 /** The boundaries that OpenTelemetry advises for database clients, in seconds. */
 const boundaries = MetricBoundaries.fromIterable([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10])
 
-/** The limit for SQLSTATEs with a time series of their own. A program can invent any number of them. */
+/**
+ * The limit for SQLSTATEs with a time series of their own. A program can raise any number of
+ * different ones.
+ */
 const mostErrors = 100
 
 // the exporter takes the unit of a metric from this attribute
@@ -77,7 +86,8 @@ const level = (name: string, description: string) => MetricKey.counter(name, { d
 
 const duration = (name: string, description: string) => MetricKey.histogram(name, boundaries, description)
 
-// what goes up and down is a counter that is not incremental: exported as the UpDownCounter that the conventions ask for
+// a level is a counter that is not incremental: it is exported as an UpDownCounter, as the
+// conventions require
 const keys = {
   count: level("db.client.connection.count", "Connections that are open, by state"),
   idleMax: level("db.client.connection.idle.max", "Most connections that may be idle"),
@@ -94,16 +104,20 @@ const keys = {
   operation: duration("db.client.operation.duration", "Time of one exchange with the server")
 }
 
-/** The readers of each level. Global like the registry, so that two copies of this module share them. */
+/**
+ * The functions that read each level. They are global like the registry, so that two copies of this
+ * module share them.
+ */
 const readings = globalValue(
   "effect-db/internal/observability/poolMetrics",
   () => new WeakMap<Count, Set<() => number>>()
 )
 
 /**
- * Registers a level that is read from the pools with its attributes when the registry is read; the
- * returned function removes a pool. The registry has no metric of that kind and keeps each hook for
- * ever, so the `get` of its hook is replaced; without a pool it returns 0.
+ * Registers a level of a pool; the returned function removes the pool from it. When the registry is
+ * read, the level is the sum over all pools with the same attributes, or 0 without a pool. The
+ * registry has no metric that is computed at that moment and never removes a hook, so this replaces
+ * the `get` of the hook.
  */
 const live = (key: MetricKey.MetricKey.Counter<number>, labels: Labels, read: () => number): (() => void) => {
   const hook: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(key, labels))
@@ -120,7 +134,10 @@ const live = (key: MetricKey.MetricKey.Counter<number>, labels: Labels, read: ()
   return () => all.delete(read)
 }
 
-/** A histogram that appears with its first value: an empty one has no smallest and no largest. */
+/**
+ * Makes a histogram that is registered with its first value: an empty one has no minimum and no
+ * maximum.
+ */
 const histogram = (key: MetricKey.MetricKey.Histogram, labels: Labels): ((millis: number) => void) => {
   let hook: MetricHook.MetricHook.Histogram | undefined
   return (millis) => {
@@ -166,7 +183,7 @@ export const makePoolMetrics: MakePoolMetrics = (pool, levels) => {
     live(keys.max, [connections, name], () => levels().max),
     live(keys.pending, [requests, name], () => levels().waiting)
   ]
-  // it starts at 0, for what reads a rate must see the first one too
+  // registered at once with the count 0, so that a rate includes the first timeout
   const timedOut: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(keys.timeouts, [timeouts, name]))
   const succeeded = histogram(keys.operation, place)
   const failed = new Map<string, (millis: number) => void>()

@@ -1,6 +1,6 @@
 /**
- * The span of a transaction, by OpenTelemetry's conventions for databases and with the names that @effect/sql has for its own. It is made
- * only where a tracer is set.
+ * The span of a transaction, by OpenTelemetry's conventions for databases and with the names
+ * that @effect/sql uses for its spans. It is made only if a tracer is set.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -42,23 +42,26 @@ export class TransactionSpan {
     private readonly clock: Clock.Clock
   ) {}
 
-  /** It is that try of a whole that is run again where it may go better, from 1. */
+  /** Records the number of the attempt, from 1: a transaction with `retry` runs again. */
   tries(attempt: number): void {
     this.span.attribute("effect_db.transaction.attempt", attempt)
   }
 
-  /** It has its connection, after so many ms: BEGIN goes with its first statement. */
+  /**
+   * Records the server and the wait for the connection in ms. BEGIN is sent with the first
+   * statement.
+   */
   begins(server: Endpoint, waited: number): void {
     for (const [name, value] of endpoint(server)) this.span.attribute(name, value)
     this.event("begin", { "effect_db.connection.wait": waited })
   }
 
-  /** Its end is sent. */
+  /** Records that the command for the end is sent. */
   ends(how: "commit" | "savepoint" | "rollback"): void {
     this.event(how)
   }
 
-  /** It is over. */
+  /** Ends the span. */
   end(outcome: string, error: { readonly _tag: string } | undefined): void {
     if (this.hasEnded) return
     this.hasEnded = true
@@ -76,7 +79,7 @@ export class TransactionSpan {
   }
 }
 
-/** Begins a span, if a tracer is set and may see it. */
+/** Begins a span, if a tracer is set and tracing is enabled. */
 export const beginSpan = (
   fiber: AnyFiber,
   attributes: Attributes,

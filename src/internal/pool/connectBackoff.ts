@@ -7,14 +7,14 @@ import type { ConnectFailure } from "../connection/connection.js"
 /**
  * Pauses before the next attempt, in ms; each one is twice as long as the one before. If
  * connections are open (`spare`), callers can do without a new one, so the pause may be long. If
- * none is open (`needed`), one attempt stands for all callers that wait, so the next one follows
+ * none is open (`needed`), one attempt is made for all callers that wait, so the next one follows
  * soon.
  */
 const pauses = { shortest: 100, longest: { spare: 1000, needed: 250 } }
 
 /**
- * Pause of load shedding after an outage, in ms: during and right after it, the queue says nothing
- * about the throughput of the pool.
+ * Pause of load shedding after an outage, in ms: during and right after it, the queue does not show
+ * the throughput of the pool.
  */
 export const initialPause = 1000
 
@@ -42,7 +42,7 @@ export class ConnectBackoff {
 
   /**
    * Records a failed connect and begins the pause, unless it is running. `isImmediate` marks a
-   * failure within the expected connect time, as of a server that rejects the connection.
+   * failure within the expected connect time, for example of a server that rejects the connection.
    */
   onFailure(failure: ConnectFailure, isImmediate: boolean, need: keyof typeof pauses.longest): void {
     this.lastFailure = failure

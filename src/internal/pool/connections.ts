@@ -118,8 +118,8 @@ export class Connections {
   }
 
   /**
-   * Closes the connections that were opened before a moment, or that of a server process, as `mode`
-   * says. Returns the number of matches.
+   * Closes the connections that were opened before a moment, or that of a server process, in the
+   * way of `mode`. Returns the number of matches.
    */
   invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
     const matches = markForEviction(this.all, before, processId)
@@ -135,9 +135,9 @@ export class Connections {
 
   /**
    * Retires all connections because one (`source`) has found that its server takes no writes: idle
-   * ones are closed now, those in use at their checkin. A source that was itself retired before is
-   * ignored: its end would retire connections that were opened meanwhile, and theirs the next ones,
-   * without an end.
+   * ones are closed now, those in use at their checkin. A source that was retired before is
+   * ignored. Otherwise its end would retire connections that were opened meanwhile, the end of
+   * these would retire the next ones, and so on.
    */
   retireAll(reason: CloseReason, source?: Connection | undefined): void {
     if (source !== undefined && this.retired.has(source)) return
@@ -153,8 +153,8 @@ export class Connections {
   }
 
   /**
-   * Retires the connections that are older than a generation of credentials: spread over time, and
-   * none while it is in use.
+   * Retires the connections with older credentials than a generation, spread over time, and no
+   * connection while it is in use.
    */
   retireOldCredentials(generation: number): void {
     const now = clock.now()

@@ -30,7 +30,7 @@ export class PoolEvents {
 
   checkedOut({ processId }: Connection, waited: number, label: string | undefined): void {
     this.metrics.waited(waited)
-    // without a closure, for this is the hot path
+    // without a closure, because this is the hot path
     if (this.observer.active)
       this.observer.observe({ _tag: "CheckedOut", ...this.location, processId, waitedMillis: waited, label })
   }

@@ -9,11 +9,11 @@
  * A queue that drains fast and yet does not end is no spike: connections are then opened one after
  * the other.
  *
- * A connect that takes much longer than usual is no longer counted on, for a packet into a dead
- * network gets no answer.
+ * A connect that takes much longer than usual is no longer expected to succeed, because a packet
+ * into a dead network gets no answer.
  *
  * So a spike of short statements does not fill a pool, a slow connect does not delay the others,
- * and a pool whose connections are all in long use is full within a moment.
+ * and if all connections of a pool are in long use, the pool grows to its maximum within a moment.
  */
 import * as clock from "../concurrency/clock.js"
 
@@ -27,8 +27,7 @@ const observationShare = 1 / 3
 const standingQueueFactor = 2
 
 /**
- * The age from which a connect is late and no longer counted on: so many times the usual time, and
- * at least so many ms.
+ * The age from which a connect is late: `times` the usual time, and at least `least` ms.
  */
 const lateConnect = { times: 3, least: 250 }
 
@@ -38,7 +37,7 @@ const maxBlindConnects = 3
 export interface Demand {
   /** The number of waiters. */
   readonly waiting: number
-  /** The number of waiters without a connection on its way to them. */
+  /** The number of waiters for which no connection is being opened or validated. */
   readonly wanted: number
   /** The number of connections that may still be opened. */
   readonly room: number
@@ -94,11 +93,11 @@ export class Growth {
   }
 
   onConnected(took: number): void {
-    // a connect that an outage has delayed says little about the next one
+    // the time of a connect that an outage has delayed is no measure of the next one
     const isUsual = this.connectTime === 0 || took < this.connectTime
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
     if (!this.wasEmpty || this.cancelCheck === undefined) return
-    // the time without a connection says nothing about how fast the queue drains
+    // the time without a connection is no measure of how fast the queue drains
     this.beginObservation()
     this.cancelCheck()
     this.scheduleCheck()

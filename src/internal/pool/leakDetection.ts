@@ -24,7 +24,7 @@ export class LeakDetection {
   ) {}
 
   get oldest(): Checkout | undefined {
-    // a connection that is closing, or whose statement was interrupted, has no caller any more
+    // a connection has no caller any more if it is closing, or if its statement was interrupted
     for (const [connection, checkout] of this.checkouts) if (connection.isUsable) return checkout
     return undefined
   }

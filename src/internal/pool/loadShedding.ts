@@ -1,23 +1,23 @@
 /**
- * Detection of an overload, that is, of a standing queue that only grows; and the limit of the
- * queue during one.
+ * Detection of an overload, which is a standing queue that only grows, and the limit of the queue
+ * during an overload.
  *
  * Time is divided into windows. A window is slow if no caller got a connection in it within the
- * target. A pool is overloaded if over slow windows the queue has set new records of length again
- * and again, and has grown by ten times the connections since the second record; and it stays
- * overloaded while clearly more callers arrive than are served. A burst that drains, or a fixed
- * number of fibers that wait for each other, sets one record, or two if a window ends in between,
- * and so never counts as an overload.
+ * target. A pool becomes overloaded if the queue sets new records of length again and again in slow
+ * windows, and has grown by ten times the connections since the second record. It stays overloaded
+ * while clearly more callers arrive than are served. A burst that drains, or a fixed number of
+ * fibers that wait for each other, sets one record, or two if a window ends in between, so it never
+ * counts as an overload.
  *
- * During an overload only as many callers may queue as are likely to be served within the target. A
- * process that is short of CPU itself may be late with that, so waiters are rejected only after
- * twice the target.
+ * During an overload only as many callers may queue as are likely to be served within the target.
+ * If this process is short of CPU, checkouts may be late, so waiters are rejected only after twice
+ * the target.
  */
 
 /** The length of a window, in targets. */
 const targetsPerWindow = 5
 
-/** The number of records that a queue may set in a mere step. */
+/** The number of records that a queue may set by a single step. */
 const maxSteps = 2
 
 /** The growth of the queue after those steps that makes an overload, per connection. */
@@ -70,7 +70,7 @@ export class LoadShedding {
     return this.isOverloaded
   }
 
-  /** Ends an overload, and lets no queue count as one before that moment. */
+  /** Ends an overload, and lets no queue count as an overload before that moment. */
   suspendUntil(until: number): void {
     this.reset()
     this.maxWaiters = Number.POSITIVE_INFINITY

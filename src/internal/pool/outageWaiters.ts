@@ -1,7 +1,7 @@
 /**
  * The callers of one database that wait for a server that is away: in the queue of a pool, or
- * between two attempts to check out a connection. Their number has a limit, so that an outage does
- * not pile up work without bound.
+ * between two attempts to check out a connection. Their number has a limit, so that the waiting
+ * work does not grow without end during an outage.
  */
 export class OutageWaiters {
   private pausing = 0

@@ -1,6 +1,6 @@
 /**
- * The connects that are under way. A connect is late, and no longer counted on, after a multiple of
- * the usual time.
+ * The connects in progress. A connect is late, and no longer expected to succeed, after a multiple
+ * of the usual time.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -57,8 +57,8 @@ export class PendingConnects {
         // other connects may have shown since then that they take longer
         const remaining = start + this.expectedConnectTime() - clock.now()
         if (remaining >= 0) return watch(remaining + 1)
-        // a late connect delays no waiter, not even its own, for another is opened; if all are
-        // late, more of them would not help, so only the oldest counts
+        // a late connect delays no waiter, because another is started for it; if all are late, more
+        // of them would not help, so only the oldest counts
         const [oldest] = this.all.keys()
         if (oldest === cancel) this.onLate()
       })

@@ -76,7 +76,7 @@ export interface PoolOptions {
   /** True if the sessions refuse writes. */
   readonly readOnly: boolean
   readonly observer: Observer
-  /** Begins to count for the pool. */
+  /** Makes the metrics of the pool. */
   readonly makeMetrics: MakePoolMetrics
   /** @internal The callers of the database that wait while a server is away. */
   readonly outageWaiters: OutageWaiters
@@ -196,7 +196,9 @@ export class Pool {
     this.grow()
   }
 
-  /** Returns the number of connections in use and waiters, by which a server is chosen. */
+  /**
+   * Returns the number of connections in use and of waiters. The choice of a server depends on it.
+   */
   get load(): number {
     return this.connections.all.size - this.connections.idle.length + this.waiters.size
   }
@@ -258,15 +260,15 @@ export class Pool {
     const waiter = new Waiter(now, deadline, holding, borrower, callback)
     this.waiters.add(waiter)
     // an idle connection is assigned before one that is still being validated for a cancelled
-    // caller, for validation may take its time
+    // caller, because validation may take long
     this.matchWaiters(1)
     return () => void this.waiters.remove(waiter)
   }
 
   /**
    * Checks in a connection. It is assigned to the next waiter, kept idle, or closed if it is not in
-   * the state in which it was checked out; after an interruption that is decided when its statement
-   * has stopped.
+   * the state in which it was checked out; after an interruption this is decided when the
+   * interrupted statement has stopped.
    */
   checkin(connection: Connection): void {
     const now = clock.now()
@@ -330,7 +332,7 @@ export class Pool {
     if (this.connections.all.size === 0) this.onEmpty()
   }
 
-  /** Returns the most connections that there may be at a time. */
+  /** Returns the limit for the number of connections. */
   private get maxTotal(): number {
     return this.options.pool.maxConnections + this.options.pool.maxOverflow
   }
@@ -347,7 +349,7 @@ export class Pool {
     const waiting = this.waiters.size
     const connecting = this.pendingConnects.size
     const room = this.maxTotal - this.connections.all.size - connecting
-    // evaluated for each waiter, so a full pool takes the short way
+    // evaluated for each waiter, so a full pool returns early
     if (room <= 0) return { waiting, wanted: 0, room, active: 0, pending: 0, isEmpty: false }
     const { openCount } = this.connections
     const active = openCount - this.connections.idle.length
@@ -430,7 +432,8 @@ export class Pool {
   private assignToNextWaiter(connection: Connection, now: number): void {
     const waiter = this.waiters.removeFirst(now)
     if (waiter === undefined) return this.release(connection, now)
-    // the first use of a new connection says nothing about how soon those in use are checked in
+    // the first use of a new connection is no measure of how soon the connections in use are
+    // checked in
     if (connection.checkedOutAt > 0) this.growth.onServed()
     this.assign(connection, now, now - waiter.since, waiter.borrower, waiter.callback)
   }
@@ -483,7 +486,7 @@ export class Pool {
           connection.end(reason)
         }
       } else if (result._tag === "dead") {
-        // a connection that was closed on request says nothing about the others
+        // a connection that was closed on request is no sign of a fault of the others
         if (connection.broken === undefined || connection.broken === "broken") this.connections.discardSilent(now)
         connection.destroy("invalid")
       } else if (isNew) this.rejectNew(connection, result.error, connection.createdAt)
@@ -532,8 +535,8 @@ export class Pool {
 
   /**
    * Closes a new connection that cannot be used. The next connection would fail as well, so this
-   * fails the waiters, unless the connection was lost, which another attempt may mend. A connection
-   * that was invalidated, or closed with the pool, counts as no failure.
+   * fails the waiters. It does not if the connection was lost, because another attempt may succeed.
+   * A connection that was invalidated, or closed with the pool, counts as no failure.
    */
   private rejectNew(connection: Connection, error: Error, start: number): void {
     const { broken } = connection
@@ -544,7 +547,7 @@ export class Pool {
   }
 
   /**
-   * Fails the waiters that a failed connect stands for. `start` is when the connect began: it was
+   * Fails the waiters that a failed connect was made for. `start` is when the connect began: it was
    * not made for callers that arrived later.
    */
   private onConnectFailed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
@@ -558,13 +561,13 @@ export class Pool {
     const checkoutFailure = connectFailed(this.location, failure)
     this.backoff.onFailure(failure, now - start < this.growth.expectedConnectTime, isEmpty ? "needed" : "spare")
     this.events.connectFailed(failure)
-    // if connections are open, waiters can use them, so a server that only rejects further ones at
-    // once fails no waiter
+    // waiters can use the open connections, so no waiter fails if the server only rejects further
+    // ones
     if (this.backoff.isRejecting && !isEmpty) return
     this.options.onHealth?.(false, failure.error.message)
     if (isEmpty) this.waiters.suspendSheddingUntil(now + initialPause)
-    // a permanent failure fails all waiters; another one fails those that waited when the connect
-    // began, or only the first of them if connections are open
+    // a permanent failure fails all waiters; another failure fails those that waited when the
+    // connect began, or only the first of them if connections are open
     const isPermanent = !mayPass(failure)
     for (const waiter of [...this.waiters]) {
       if (!isPermanent && waiter.since > start) break

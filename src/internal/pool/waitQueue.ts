@@ -32,7 +32,7 @@ export class Waiter<Callback> {
 type WaiterRejection = "timeout" | "shed"
 
 export class WaitQueue<Callback> {
-  // linked to each other, for V8 copies a map that is always written to again and again
+  // a linked list, because V8 copies a map again and again if it is written all the time
   private first: Waiter<Callback> | undefined
   private last: Waiter<Callback> | undefined
   private count = 0
@@ -136,11 +136,12 @@ export class WaitQueue<Callback> {
   private scheduleTimeout(deadline: number, now: number): void {
     clock.clear(this.timer)
     this.timerAt = deadline
-    // a timer counts whole milliseconds of a clock in whole ones, so it may fire one too early
+    // Node's timers round the time to whole milliseconds, so a timer may fire one millisecond too
+    // early
     this.timer = clock.timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.rejectTimedOut())
   }
 
-  /** Rejects the waiters whose deadline has passed, and sets the timer for the next. */
+  /** Rejects the waiters after their deadlines, and sets the timer for the next deadline. */
   private rejectTimedOut(): void {
     this.timer = undefined
     this.timerAt = Number.POSITIVE_INFINITY

@@ -1,6 +1,6 @@
 /**
- * The data of a COPY, which goes between the messages of its exchange, as fast as the slower side
- * reads it.
+ * The data of a COPY, which is sent between the messages of its exchange, as fast as the slower
+ * side reads it.
  */
 
 import type { Socket } from "node:net"
@@ -148,7 +148,7 @@ export class CopyOut {
     // copied, because the parser reuses its buffer
     this.blocks.push(Buffer.from(part))
     this.size += part.length
-    // deferred, so that the reader gets all messages of a chunk at once
+    // later, so that the reader gets all messages of a chunk at once
     if (this.blocks.length === 1 && this.reader !== undefined) queueMicrotask(() => this.deliver())
     if (this.size < blockSize || this.isPaused || this.isEnded) return
     this.isPaused = true

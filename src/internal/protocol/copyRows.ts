@@ -11,7 +11,7 @@ export interface LineFormat {
   readonly null?: string | undefined
   readonly quote?: string | undefined
   readonly escape?: string | undefined
-  /** Of bytes; a text is always UTF-8. */
+  /** The encoding of bytes; a text is always UTF-8. */
   readonly encoding?: string | undefined
 }
 
@@ -80,15 +80,14 @@ export class RowWriter {
   private readonly field: Field
   private isBegun = false
   /**
-   * The start of the data, as long as it may be a part of a byte order mark; `undefined` once the
-   * rest follows.
+   * The start of the data, while it may be a part of a byte order mark; `undefined` afterwards.
    */
   private start: Uint8Array | undefined
 
   constructor(
     private readonly columns: ReadonlyArray<string>,
     format: LineFormat,
-    /** The names of the columns for the first line, if it is wanted. */
+    /** The names of the columns for the first line, if it is requested. */
     private readonly header: ReadonlyArray<string> | undefined
   ) {
     const isCsv = format.format === "csv"
@@ -188,7 +187,7 @@ export class RowWriter {
     return isPart ? all.subarray(byteOrderMark.length) : all
   }
 
-  /** Notes that no byte order mark can follow: what seemed to be the start of one is data. */
+  /** Records that no byte order mark can follow, and adds a held part of one to the data. */
   private endStart(): void {
     if (this.start !== undefined) this.push(this.start)
     this.start = undefined

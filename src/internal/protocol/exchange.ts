@@ -42,7 +42,7 @@ export interface RequestedStatement {
 
 /**
  * Failure of an exchange. `acknowledged` counts the commands that the server had completed before,
- * `statement` is the one that failed, or `undefined` if a step around it did.
+ * `statement` is the statement that failed, or `undefined` if a step around it did.
  *
  * - `refused`: the server has sent an error; the connection is usable.
  * - `lost`: the connection is lost. `sent` is true if anything was written to the socket, `undone`
@@ -81,9 +81,9 @@ export type Failure =
 export type OnExchange = (failure: Failure | undefined, exchange: Exchange) => void
 
 /**
- * Request of an exchange: the messages to send, and the way to read the answer. It holds on to the
- * whole operation, so it is a class and no object literal, for the reason that `cancellable` gives;
- * and V8 reads objects faster that all have one shape.
+ * Request of an exchange: the messages to send, and the way to read the answer. It refers to the
+ * whole operation, so it is a class and no object literal, for the reason that `cancellable` gives.
+ * V8 also reads objects faster if all have one shape.
  */
 export class ExchangeRequest {
   /** The number of steps before the statement; their rows are discarded. */
@@ -93,7 +93,7 @@ export class ExchangeRequest {
   /** The number of commands between these two: 0 for a Sync alone. */
   main = 1
   /**
-   * True if the server describes the rows. Those of a step are not described, and are discarded.
+   * True if the server describes the rows. The rows of a step are not described, and are discarded.
    */
   isDescribed = true
   asArrays = false
@@ -120,7 +120,7 @@ export class ExchangeRequest {
   ) {}
 }
 
-/** Result whose rows are not decoded until the types of its columns are known. */
+/** Result with rows that are not decoded until the types of its columns are known. */
 interface UndecodedResult {
   readonly result: Result
   readonly fields: ReadonlyArray<Field>
@@ -134,12 +134,12 @@ const noResults: ReadonlyArray<never> = []
 
 const blankResult = (): Result => ({ command: null, rowCount: null, oid: null, rows: [], fields: noFields })
 
-/** Exchange, as node-postgres calls it back. */
+/** Exchange, with the callbacks that node-postgres calls. */
 export class Exchange implements Query {
   readonly startedAt = clock.now()
   /** The number of completed commands, including the steps before and after the statement. */
   acknowledged = 0
-  /** The number of completed parses, in the same order. */
+  /** The number of completed parses, including those of the steps. */
   parsed = 0
   /** The number of completed binds. */
   bound = 0
@@ -219,7 +219,7 @@ export class Exchange implements Query {
     return null
   }
 
-  /** Returns the OIDs of the types whose names must be looked up before the rows can be decoded. */
+  /** Returns the OIDs of the types that must be looked up before the rows can be decoded. */
   get unknownTypes(): ReadonlyArray<number> {
     const fields = this.undecoded?.flatMap(({ fields }) => fields) ?? noFields
     return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]

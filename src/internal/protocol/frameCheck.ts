@@ -64,8 +64,8 @@ const headerOf = (type: number, length: number): string => {
 }
 
 /**
- * Checks if a message is none of an answer. The size of all such messages is limited until the
- * server is ready.
+ * Checks if a message is no part of an answer, such as a notice. The total size of such messages is
+ * limited until the server is ready.
  */
 const countsAsNotice = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
@@ -75,7 +75,7 @@ const nothing = Buffer.alloc(0)
 /** The smallest length that four printable characters form. */
 const minTextLength = 0x20202020
 
-/** Checks if a first message is one of another protocol. */
+/** Checks if a first message belongs to another protocol. */
 const isOtherProtocol = (type: number, length: number): boolean =>
   !loginMessages.has(type) || length > (most[type] ?? 0) || length >= minTextLength
 
@@ -95,7 +95,7 @@ export class FrameCheck {
   private type = 0
   private length = 0
   private headerBytes = 0
-  /** The number of bytes of its body that are to come. */
+  /** The number of bytes of its body that are still missing. */
   private remaining = 0
   private row: PartialRow | undefined = undefined
   /** The part of its body that has arrived, unless the message is a row. */
@@ -218,8 +218,8 @@ export class FrameCheck {
   }
 
   /**
-   * Rejects a first message that is none of a login. On a port of another protocol the letter and
-   * the length are a part of some text.
+   * Rejects a first message that does not belong to a login. On a port of another protocol, its
+   * letter and length are a part of some text.
    */
   private rejectBegin(type: number, length: number): false {
     if (type === http[0] && length === http.readUInt32BE(1)) {

@@ -36,7 +36,7 @@ export class Inlined implements DisplayedStatement {
     let before = 0
     for (const { sent, shown } of this.parts) {
       const length = [...sent].length
-      // a position inside of a value becomes the one of its `$1`
+      // a position inside of a value becomes the position of its `$1`
       if (left < length) return before + 1 + (sent === shown ? left : 0)
       left -= length
       before += [...shown].length

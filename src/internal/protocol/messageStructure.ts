@@ -1,6 +1,6 @@
 /**
  * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: if
- * a text has no end it reads on, into the next message or for ever.
+ * a text has no end, it reads on into the next message, or for ever.
  */
 
 /** The letters of the server's messages. */
@@ -74,7 +74,7 @@ const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
   return at === to
 }
 
-/** Checks a whole row. Every row passes here, so only lengths are read. */
+/** Checks a whole row. This runs for every row, so only lengths are read. */
 const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
   const columns = int16(bytes, from)
   if (columns > mostColumns) return false

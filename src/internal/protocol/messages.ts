@@ -1,12 +1,12 @@
 /**
- * The messages for the server, as buffers, so that an exchange of several is one write.
+ * The messages for the server, as buffers, so that all messages of an exchange are one write.
  */
 import { serialize } from "pg-protocol"
 import { parameter } from "./parameterEncoder.js"
 
 /** Command without parameters and rows, ready to send. */
 export interface Step {
-  /** The form among other commands of an exchange: parse, bind, execute, all unnamed. */
+  /** The form for an exchange with other commands: parse, bind and execute, all unnamed. */
   readonly extended: Buffer
   /**
    * The form for an exchange of its own: the simple protocol needs half as many messages each way.

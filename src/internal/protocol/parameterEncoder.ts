@@ -1,8 +1,8 @@
 /**
  * The encoder of the values of a statement.
  *
- * Secrets are revealed here and not before: a secret of the program stays one up to the bytes of a
- * message, so that no statement, error or span that shows its parameters shows the secret.
+ * Secrets are revealed only here, in the bytes of a message, so that no statement, error or span
+ * that shows its parameters shows a secret.
  */
 import { isDate } from "node:util/types"
 import { prepareValue } from "./pgDriver.js"
@@ -41,8 +41,8 @@ export const renamed = (
 const itself = (value: unknown): unknown => value
 
 /**
- * Returns the JSON of a value with its secrets revealed and, if keys have other names in the
- * database, with those.
+ * Returns the JSON of a value with its secrets revealed and its keys renamed by `rename`, if it is
+ * given.
  */
 const stringify = (value: unknown, rename?: ((key: string) => string) | undefined): string => {
   const plain = JSON.stringify(value)
@@ -58,8 +58,8 @@ const stringify = (value: unknown, rename?: ((key: string) => string) | undefine
 }
 
 /**
- * Value that is stored as JSON: an array does not become one of the server, and `null` is that of
- * JSON.
+ * Value that is stored as JSON: an array becomes a JSON array and not an array of the server, and
+ * `null` becomes the `null` of JSON.
  */
 export class Json {
   constructor(

@@ -1,6 +1,6 @@
 /**
  * The parts of node-postgres that this library uses, with types for those that its published types
- * leave out. No other layer imports `pg`, but for `embedded`, which stands beside them.
+ * leave out. No other layer imports `pg`, except `embedded`, which stands beside them.
  */
 import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
@@ -13,7 +13,7 @@ import { type TlsSettings, tlsOptions } from "./tlsOptions.js"
 /** Protocol object below a client, which emits one event per message of the server. */
 export interface Protocol extends EventEmitter {
   readonly stream: Socket
-  /** Begins to read messages; called for the socket, or for the TLS that was put over it. */
+  /** Begins to read messages. It is called for the socket, or for the TLS stream over it. */
   attachListeners: (stream: EventEmitter) => void
   readonly sendCopyFail: (message: string) => void
   readonly sync: () => void
@@ -105,7 +105,7 @@ export interface ClientOptions {
   readonly limits: ProtocolLimits
 }
 
-/** Throws the error of a client without a password whose server asks for one. */
+/** Throws the error of a client that has no password, if the server asks for one. */
 const noPassword = () => {
   throw new Error("it asks for a password, and none was given")
 }
@@ -142,7 +142,7 @@ export const makeClient = (given: ClientOptions): Client => {
   const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
   // the published type lacks `scramMaxIterations`
   const config: pg.ClientConfig & { readonly scramMaxIterations: number } = {
-    // an address: the driver would use a name in place of the one that TLS is to check
+    // an address, because the driver would use a name in place of the name that TLS must check
     host: "0.0.0.0",
     port: 1,
     stream: () => stream,
@@ -171,8 +171,8 @@ export const makeClient = (given: ClientOptions): Client => {
 
 /**
  * Checks messages before the driver reads them. A message that breaks the protocol, or cannot be
- * read, is an error of its socket: the driver would read on for ever, or throw out of the event of
- * the socket, which would end the process.
+ * read, becomes an error of its socket. Otherwise the driver would read on for ever, or throw in
+ * the event of the socket, which would end the process.
  */
 const checkMessages = (protocol: Protocol, limits: ProtocolLimits): void => {
   const attach = protocol.attachListeners
@@ -214,8 +214,8 @@ export const prepareValue: (value: unknown) => unknown =
   (pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }).utils.prepareValue
 
 /**
- * Reads the text of a `text[]`, the type 1009, whose OID is the same on every server. The published
- * list of OIDs has no arrays.
+ * Reads the text of a `text[]`. Its OID, 1009, is the same on every server; the published list of
+ * OIDs has no arrays.
  */
 export const readTextArray: (text: string) => unknown = pg.types.getTypeParser(
   1009 as Parameters<typeof pg.types.getTypeParser>[0],

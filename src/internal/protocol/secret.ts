@@ -2,7 +2,7 @@
  * Secrets: those of the settings, and those among the values of statements.
  */
 
-/** Text that nothing shows: neither a log, nor JSON, nor an error that prints its fields. */
+/** Text that is not shown by a log, by JSON, or by an error that prints its fields. */
 export class Secret {
   readonly #text: string
 

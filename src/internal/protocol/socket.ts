@@ -1,8 +1,9 @@
 /**
  * The stream of a connection: a socket that is connected here, or a stream of the program.
  *
- * The driver calls `connect` with a host of its own, which the streams here ignore, so that the
- * name in the settings stays the one that a certificate is compared with.
+ * The driver calls `connect` with the host of its settings. The streams here ignore that host and
+ * have a target of their own, so that the host in the settings stays the name that a certificate is
+ * compared with.
  */
 
 import * as Net from "node:net"

@@ -8,9 +8,9 @@ import * as Tls from "node:tls"
 const secrets = ["key", "passphrase", "pfx"] as const
 
 /**
- * Copies options, so that a later change of the program's object changes nothing. The copy has the
- * secrets, but does not list or print them. node-postgres makes the `key` of an object that it has
- * used unlisted too.
+ * Copies options, so that a later change of the program's object has no effect. The copy has the
+ * secrets, but does not list or print them. node-postgres hides the `key` of an object that it has
+ * used in the same way.
  */
 export const concealSecrets = <A extends boolean | Tls.ConnectionOptions | undefined>(ssl: A): A => {
   if (typeof ssl !== "object" || ssl === null) return ssl
@@ -60,7 +60,7 @@ export const tlsOptions = (
 }
 
 const serverName = ({ servername }: Tls.ConnectionOptions, host: string, isSent: boolean): Tls.ConnectionOptions => {
-  // with `undefined` Node compares the name of the host, and sends none
+  // with `undefined` Node compares the certificate with the host, and sends no name
   if (!isSent) return { servername: undefined }
   return servername === undefined && isIP(host) === 0 ? { servername: host } : {}
 }

@@ -1,7 +1,7 @@
 /**
- * Parsers of types by name. A server assigns an OID when it creates a type, so that a name has
- * other OIDs on other servers and, after a drop and another create, on the same one. The name of an
- * OID is looked up when it occurs for the first time.
+ * Parsers of types by name. A server assigns an OID when it creates a type. So the OID of a name
+ * differs between servers, and changes if a type is dropped and created again. The name of an OID
+ * is looked up when it occurs for the first time.
  */
 
 import type { Field } from "./pgDriver.js"
@@ -69,7 +69,7 @@ export class TypeNames {
     }
   }
 
-  /** Removes all types, because names may mean other ones from now on. */
+  /** Removes all types, because names may mean other types from now on. */
   clear(): void {
     this.known.clear()
   }

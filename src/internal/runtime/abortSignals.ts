@@ -1,11 +1,12 @@
 /**
- * Signals of a program that end its calls. A signal may live as long as the program, and be given to every call: it is listened to once, for
- * as long as anything follows it. `AbortSignal.any` would keep something of each call for as long as the signal lives.
+ * Signals with which a program aborts its calls. A signal may live as long as the program and be
+ * passed to every call, so it gets one listener, which is removed with the last call.
+ * `AbortSignal.any` would keep an object of each call for as long as the signal lives.
  */
 
 const followed = new WeakMap<AbortSignal, Followers>()
 
-/** The followers of one signal. */
+/** Signals of calls that are aborted with one signal of the program. */
 class Followers {
   private readonly all = new Set<AbortController>()
 
@@ -29,7 +30,7 @@ class Followers {
   }
 }
 
-/** Makes a signal that is aborted with the first of others, until `stop`. */
+/** Makes a signal that is aborted with the first of several signals, until `stop` is called. */
 export const onAbort = (
   signals: ReadonlyArray<AbortSignal>
 ): { readonly signal: AbortSignal; readonly stop: () => void } => {

@@ -20,7 +20,10 @@ import { PromiseQuery } from "./promiseQuery.js"
 
 interface Ambient {
   readonly context: Context.Context<never>
-  /** Ends what it runs, when whatever it runs in is interrupted, if it runs in anything. */
+  /**
+   * The signal that interrupts the effects of the code when the effect around the code is
+   * interrupted; `undefined` without such an effect.
+   */
   readonly signal: AbortSignal | undefined
 }
 
@@ -35,7 +38,10 @@ const carried = [
   Tracer.ParentSpan.key
 ]
 
-/** Runs plain code as a part of the effect around it. What it throws, or rejects with, is the failure. */
+/**
+ * Runs plain code as a part of the effect around it. An exception or a rejection of the code is the
+ * failure.
+ */
 export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
   Effect.withFiberRuntime((fiber) => {
     const { unsafeMap } = fiber.currentContext
@@ -44,7 +50,7 @@ export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, un
     )
     return Effect.tryPromise({
       try: (signal) => {
-        // each statement that is under way listens, and there may be any number of them
+        // each statement in progress adds a listener, and their number has no limit
         setMaxListeners(0, signal)
         return storage.run({ context, signal }, async () => code())
       },
@@ -53,16 +59,19 @@ export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, un
   })
 
 /**
- * Returns the result of code. A statement among them that has not run yet will run in the context of
- * the code, and not in that of its `await`.
+ * Calls code by `place` and returns its result. If that is a statement, which runs when it is
+ * awaited, it runs in the context of `place`, and not in that of the `await`.
  */
 const settled = <A>(place: <B>(code: () => B) => B, code: () => A): A => {
   const result = place(code)
-  // the cast: the other statement has the same rows
+  // the cast: the new statement has the same rows
   return result instanceof PromiseQuery ? (result.through(place) as A) : result
 }
 
-/** Runs plain code outside of all that the code around it runs in, but for whose rows it works on, and what it has written before. */
+/**
+ * Runs plain code outside of the units, transactions and spans around it. Only the schema scopes
+ * and the causal session are kept.
+ */
 export const runOutside = <A>(code: () => A): A => {
   const around = storage.getStore()?.context ?? Context.empty()
   const scopes = scopesOf(around)
@@ -74,14 +83,14 @@ export const runOutside = <A>(code: () => A): A => {
   return settled((run) => storage.run({ context, signal: undefined }, run), code)
 }
 
-/** Runs plain code in other schema scopes, and whatever it calls, also when it has returned already. */
+/** Runs plain code in other schema scopes, with all that it calls, also after it has returned. */
 export const inPlainScopes = <A>(change: ScopeChange, code: () => A): A => {
   const { context, signal } = storage.getStore() ?? { context: Context.empty(), signal: undefined }
   const inside = { context: withChange(context, change), signal }
   return settled((run) => storage.run(inside, run), code)
 }
 
-/** An effect as a part of what the plain code around it runs in. */
+/** Returns an effect that runs in the context of the plain code around it. */
 export const inAmbient = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
   const ambient = storage.getStore()
   return ambient === undefined
@@ -89,7 +98,7 @@ export const inAmbient = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<
     : Effect.mapInputContext(self, (context: Context.Context<R>) => Context.merge(context, ambient.context))
 }
 
-/** The same for a stream. */
+/** Returns a stream that runs in the context of the plain code around it. */
 export const inAmbientStream = <A, E, R>(self: Stream.Stream<A, E, R>): Stream.Stream<A, E, R> => {
   const ambient = storage.getStore()
   return ambient === undefined
@@ -97,7 +106,10 @@ export const inAmbientStream = <A, E, R>(self: Stream.Stream<A, E, R>): Stream.S
     : Stream.mapInputContext(self, (context: Context.Context<R>) => Context.merge(context, ambient.context))
 }
 
-/** The signals that end an effect that the plain code around it runs: the one it was given, and the one of what is around. */
+/**
+ * Returns the signals that interrupt an effect of plain code: that of its options, and that of the
+ * effect around the code.
+ */
 export const ambientSignals = (given: AbortSignal | undefined): ReadonlyArray<AbortSignal> => {
   const around = storage.getStore()?.signal
   return [given, around].filter((signal) => signal !== undefined)

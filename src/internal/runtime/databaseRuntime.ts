@@ -1,5 +1,5 @@
 /**
- * A runtime for code that awaits: it opens and closes the databases, and runs effects on them.
+ * A runtime for code with promises: it opens and closes the databases, and runs effects on them.
  */
 import type { IncomingMessage, ServerResponse } from "node:http"
 import type { Http2ServerRequest, Http2ServerResponse } from "node:http2"
@@ -26,7 +26,7 @@ import { type DatabaseTag, makePromiseDatabase } from "./promiseDatabase.js"
 import { RefCounted } from "./refCounted.js"
 import { answerInSession, refusalResponse, type WebRequestOptions, webOptions } from "./webHandler.js"
 
-/** Plain code, as a part of the work. */
+/** Plain code that is a part of the work. */
 type Code<A> = () => PromiseLike<A> | A
 
 /** Signal that cancels a call. */
@@ -60,7 +60,7 @@ const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A
     : withFrames(Cause.squash(exit.cause))
 }
 
-/** Adds the frames of the code that awaits to an error of this library. */
+/** Adds the stack frames of the awaiting code to an error of this library. */
 const withFrames = (error: unknown): unknown => {
   if (isDatabaseError(error)) trace(error)
   return error
@@ -108,7 +108,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
   const run = {
     promise: runPromise,
     iterable: <A, E>(self: Stream.Stream<A, E, R>) => {
-      // taken here, because the stream may be read in another async context
+      // the context is taken here, because the stream may be read in another async context
       const stream = inAmbientStream(self)
       return (async function* () {
         const managed = counted.current ?? (await opened())
@@ -129,8 +129,8 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
     open: async () => void (await counted.open()),
     close: () => counted.close(),
     [Symbol.asyncDispose]: () => counted.close(),
-    // a failure of plain code stays as it is; that of an effect is the same as of an awaited
-    // statement
+    // a failure of plain code stays as it is; that of an effect is converted like that of an
+    // awaited statement
     runPromise: <A, E>(self: Effect.Effect<A, E, R>, options?: SignalOption) => runPromise(refine(self), options),
     unitOfWork: <A>(code: Code<A>, { signal, ...options }: UnitOfWork.Options<A, unknown> & SignalOption = {}) =>
       runPromise(UnitOfWork.run(runPlain(code), options), { signal }),

@@ -1,13 +1,13 @@
 /**
- * A response of Node's HTTP server that is held back until its unit of work has ended. Handlers write
- * to it as usual; the writes are kept, and sent, or replaced by another answer.
+ * A response of Node's HTTP server that is held back until its unit of work has ended. Handlers
+ * write to it as usual. The writes are kept, and later sent or replaced by another answer.
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
 import { Writable } from "node:stream"
 import type { Header } from "../http/sessionCookie.js"
 import { showHeld } from "./heldSocket.js"
 
-/** Answer in place of that of a handler. */
+/** Answer that replaces the answer of a handler. */
 export interface Answer {
   readonly status: number
   readonly type: string
@@ -16,13 +16,13 @@ export interface Answer {
 
 type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeaders">
 
-/** Call of one of these functions. Its last argument may be a callback. */
+/** Kept call of a function of `Sending`. Its last argument may be a callback. */
 interface Call {
   readonly send: () => void
   readonly args: ReadonlyArray<unknown>
 }
 
-/** Answer at the moment when it began. */
+/** Headers and status message at the moment when an answer began. */
 interface Begun {
   readonly headers: OutgoingHttpHeaders
   readonly statusMessage: string
@@ -44,8 +44,9 @@ export const addHeader = (response: ServerResponse, header: Header | undefined):
 const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
 
 /**
- * The arguments of `writeHead`. Where a header is set before, cookies among these would take the place of it, and of several of one name in a
- * list only the last would be sent.
+ * Returns arguments of `writeHead` with all values of each header, an added cookie included.
+ * Otherwise Node would replace a cookie that was set before by the cookies of the arguments, and of
+ * several headers of one name in a list it would send only the last.
  */
 const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, header: Header | undefined): Args => {
   const head: unknown = args.at(-1)
@@ -64,14 +65,17 @@ const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, header: Hea
   const made = Object.fromEntries(
     Array.from(all.values(), ({ name, values }) => [name, values.length === 1 ? values[0] : values])
   )
-  // the same but for the last, which is a record in any case
+  // the cast: only the headers differ, and Node takes a record as well as a list
   return [...args.slice(0, -1), made] as unknown as Args
 }
 
 /** Checks if a response has a status message. HTTP/2 has none, and warns when it is read. */
 const hasMessage = (response: ServerResponse): boolean => Object.hasOwn(response, "statusMessage")
 
-/** Refuses a part of a body that has ended, as a stream of Node does, but without an `error` event, which would end the process. */
+/**
+ * Refuses a write after the end of the body as a stream of Node does, but without an `error` event,
+ * which would end the process.
+ */
 const refuseLate = (args: ReadonlyArray<unknown>): void => {
   const last = args.at(-1)
   if (typeof last !== "function") return
@@ -89,7 +93,10 @@ export class HeldResponse {
   private state: "held" | "released" | "replaced" = "held"
   private kept: Array<Call> = []
   private readonly real: Sending
-  /** The properties that frameworks read. Another middleware may hold the same response. */
+  /**
+   * The earlier descriptors of the properties that frameworks read: another middleware may hold the
+   * same response.
+   */
   private readonly outside: PropertyDescriptorMap
   private head: number | undefined
   private ready: number | undefined
@@ -102,18 +109,22 @@ export class HeldResponse {
   /** The number of bytes that are held. */
   private size = 0
 
-  /** `onReady` is called once, with the status, when a handler begins to send a body or ends the response. */
+  /**
+   * Holds a response. `onReady` is called once, with the status, when a handler begins to send a
+   * body or ends the response.
+   */
   constructor(
     private readonly response: ServerResponse,
     private readonly onReady: (status: number) => void
   ) {
     const { destroy, end, flushHeaders, write, writeHead } = response
     this.real = { end, flushHeaders, write, writeHead }
-    // they stay in place when it is released, for others may have put theirs around them
+    // these functions stay after the release, because other code may have wrapped them
     Object.assign(response, {
       writeHead: (...args: Parameters<typeof writeHead>) => {
         this.hasSecond ||= this.hasEnded
-        // some libraries write it again with each part of the body, until it is on its way; the first counts
+        // some libraries call it again with each part of the body until the headers are sent; the
+        // first call counts
         if (this.state === "held" && (this.head ?? this.ready) !== undefined) return response
         // arguments that Node refuses are refused here, where the handler can still send another answer
         if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
@@ -127,19 +138,21 @@ export class HeldResponse {
           return false
         }
         if (this.state === "released") return write.apply(response, args)
-        // what is no chunk is refused here, as by Node
+        // this throws for a value that is no chunk, as Node does
         const length = Buffer.byteLength(args[0])
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
-        // a replaced response emits no "drain": it closes, as after a disconnect of the client
+        // a replaced response emits no "drain" event: it closes, like after a disconnect of the
+        // client
         if (this.state === "replaced") return false
-        // as much as Node takes before it asks to wait for "drain", so that what waits elsewhere is woken by what comes of sending it
+        // false at the same size as in Node: the writer then waits for "drain", which follows when
+        // the kept writes are sent
         this.size += length
         return this.size < response.writableHighWaterMark
       },
       end: (...args: Parameters<typeof end>) => {
         const chunk: unknown = args[0]
-        // an end without a body is no fault to Node
+        // Node accepts a second end if it has no body
         if (this.isLate() && typeof chunk !== "function" && chunk) {
           refuseLate(args)
           return response
@@ -175,7 +188,7 @@ export class HeldResponse {
     Object.defineProperties(response, shown)
   }
 
-  /** Sends what was written, and from now on everything at once. */
+  /** Sends the kept writes. Later writes are sent at once. */
   release(): void {
     const { kept, response } = this
     if (!this.leave("released")) return
@@ -188,10 +201,10 @@ export class HeldResponse {
     if (asked && !response.writableEnded && !response.writableNeedDrain) response.emit("drain")
   }
 
-  /** Sends another answer in place of all that was or is going to be written. */
+  /** Sends another answer. The kept writes and all later ones are dropped. */
   replace({ body, status, type }: Answer): void {
     const { kept, real, response } = this
-    // an `end` may be a `write` and more
+    // released for the moment, because the `end` of HTTP/2 calls `write`
     if (!this.leave("released")) return
     for (const name of response.getHeaderNames()) response.removeHeader(name)
     this.setAdded()
@@ -219,7 +232,7 @@ export class HeldResponse {
     return true
   }
 
-  /** Takes back what has been set since the answer began and would make it another one. */
+  /** Undoes changes since the answer began that would mix it with another answer. */
   private takeBack(): void {
     const { begun, ready, response } = this
     if (begun === undefined || ready === undefined) return
@@ -229,20 +242,21 @@ export class HeldResponse {
       if (value === undefined) response.removeHeader(name)
       else if (value !== response.getHeader(name)) response.setHeader(name, value)
     }
-    // the status has decided how the unit ended; where it was written, so are the headers
+    // the unit has ended by the earlier status, so that one is sent; a kept `writeHead` has it
+    // already
     if (this.head !== undefined) return
     response.statusCode = ready
     if (hasMessage(response)) response.statusMessage = begun.statusMessage
   }
 
-  /** Sets the header that was added, a cookie beside others that are set. */
+  /** Sets the header that was added. A cookie is added to the other cookies. */
   private setAdded(): void {
     const { response } = this
     const header = added.get(response)
     if (header === undefined) return
     const [name, value] = header
     const set = name === cookies ? [response.getHeader(name) ?? []].flat().map(String) : []
-    // several may hold the same response
+    // several middlewares may hold the same response, and have added the same cookie
     response.setHeader(name, [...set.filter((one) => !isSame(one, value)), value])
   }
 
@@ -252,7 +266,9 @@ export class HeldResponse {
     else drop(call)
   }
 
-  /** Ends the response. That of HTTP/2 calls `write` with its chunk. */
+  /**
+   * Ends the response. The `end` of HTTP/2 calls `write` with its chunk, which is not a late write.
+   */
   private end(end: () => void): void {
     this.isEnding = true
     try {
@@ -269,13 +285,13 @@ export class HeldResponse {
     return this.hasEnded
   }
 
-  /** Closes the connection when what was written before has been sent. */
+  /** Closes the connection after the kept writes have been sent. */
   private close(close: () => void): void {
     const { ready, response, state } = this
     if (state !== "held" || ready === undefined) return close()
     const send = () => {
       if (response.writableEnded) response.once("finish", close)
-      // Node writes a part at the end of the tick
+      // Node sends a part of the body at the end of the tick
       else process.nextTick(close)
     }
     this.call({ send, args: [] })
@@ -287,7 +303,7 @@ export class HeldResponse {
     this.ready = head ?? response.statusCode
     this.begun = { headers: response.getHeaders(), statusMessage: hasMessage(response) ? response.statusMessage : "" }
     const { req } = response
-    // a response around this one may show its own by then
+    // the socket is read when it is called: another middleware may have replaced it by then
     this.hideSocket = showHeld(req, (args) => this.close(() => Reflect.apply(req.socket.destroy, req.socket, args)))
     this.onReady(this.ready)
   }

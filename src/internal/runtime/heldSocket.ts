@@ -1,14 +1,18 @@
 /**
- * The socket of a request, as its program sees it while the response is held. An error handler such as Express's closes the socket when
- * the answer seems to be out, which would close it before the answer is.
+ * The socket of a request, as the program sees it while the response is held. The error handler of
+ * Express closes the socket if the headers seem to be sent; that would close it before the response
+ * is sent.
  */
 
-/** A request of HTTP/1 or HTTP/2, which may have no socket: some are made up for tests. */
+/** Request of HTTP/1 or HTTP/2. It may have no socket if a test has made it. */
 export interface WithSocket {
   readonly socket?: object | null | undefined
 }
 
-/** Shows a socket whose `destroy` is passed to `hold`. Only the request shows it: Node's own calls reach the real one. */
+/**
+ * Replaces the `socket` of a request by one that passes calls of `destroy` to `hold`; the returned
+ * function restores it. Node itself does not read this property and uses the real socket.
+ */
 export const showHeld = (request: WithSocket, hold: (args: ReadonlyArray<unknown>) => void): (() => void) => {
   const before = Object.getOwnPropertyDescriptor(request, "socket")
   const { socket } = request

@@ -29,7 +29,7 @@ export interface NodeRequestOptions extends RequestOptions<IncomingMessage, numb
 /** The rules for the options. */
 export const nodeOptions: OptionRules<NodeRequestOptions> = { ...requestOptions, readYourWrites: anObject }
 
-/** Failure of a request whose client has disconnected before the response. */
+/** Failure of a request if its client disconnects before the response. */
 const disconnected = Symbol("the client has disconnected")
 
 /** Request with the fields that Express adds when a route matches. */
@@ -70,9 +70,9 @@ export const asError = (error: unknown): Error =>
   error instanceof Error ? error : new Error(String(error), { cause: error })
 
 /**
- * Runs one request in one unit of work, from `next` until its response is ready. The response, or
- * another one in its place, is sent when the unit has ended. Fails only if the handler was not
- * called.
+ * Runs one request in one unit of work, from the call of `next` until its response is ready. The
+ * response, or another one that replaces it, is sent when the unit has ended. Fails only if the
+ * handler was not called.
  */
 export const inUnit = (
   request: IncomingMessage,
@@ -106,7 +106,8 @@ export const inUnit = (
     )
     const closed = Effect.async<never, typeof disconnected>((resume) => {
       const onClose = () => resume(Effect.fail(disconnected))
-      // a response that is queued behind others of its connection is not told of the end of that
+      // a response that is queued behind others of its connection gets no event when the connection
+      // closes
       const connection = response.socket === null ? request.socket : undefined
       if (isClosed(response) || connection?.destroyed === true) return onClose()
       if (connection !== undefined) setMaxListeners(0, connection)
@@ -141,7 +142,7 @@ export const inUnit = (
               response.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
             )
           if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(problemOf(error)))
-          // the work behind the answer has been undone
+          // the work that the answer reports has been undone
           if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
           return Effect.sync(() => {
             response.release()

@@ -1,5 +1,5 @@
 /**
- * COPY for code that awaits: its rows are iterables.
+ * COPY for code with promises: rows are iterables.
  */
 import { AsyncResource } from "node:async_hooks"
 import type { Fragment } from "@effect/sql/Statement"
@@ -13,10 +13,10 @@ type CopyOptions = Omit<Copy.Options, "onProgress"> & {
   readonly onProgress?: ((progress: Copy.Progress) => unknown) | undefined
 }
 
-/** Rows, all at once or one after the other; a stream of Node is one of these, too. */
+/** Rows as an iterable or an async iterable, such as a stream of Node. */
 type CopyRows = AsyncIterable<Copy.Row> | Iterable<Copy.Row>
 
-/** Iterates over rows. Their iterator runs in the async context in which they were given, and so in its transaction. */
+/** Iterates over rows in the async context of the caller, and so in its transaction. */
 const iterate = (rows: CopyRows): AsyncIterable<Copy.Row> => {
   const resource = new AsyncResource("effect-db/Copy")
   const iterator = Symbol.asyncIterator in rows ? rows[Symbol.asyncIterator]() : rows[Symbol.iterator]()
@@ -42,7 +42,7 @@ const optionsOf = ({ onProgress, ...options }: CopyOptions): Copy.Options =>
     ? options
     : { ...options, onProgress: (progress) => Effect.promise(async () => onProgress(progress)) }
 
-/** Makes the members of a client for COPY, whose effects a runner runs. */
+/** Makes the members of a client for COPY, which run its effects with a runner. */
 export const makePromiseCopy = ({ run, stream }: PromiseRunner) => ({
   copyFrom: (table: string, columns: ReadonlyArray<string>, rows: CopyRows, options: CopyOptions = {}) =>
     run((client) => client.copyFrom(table, columns, streamOf(rows), optionsOf(options))),

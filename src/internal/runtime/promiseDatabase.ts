@@ -1,5 +1,5 @@
 /**
- * A named database for code that awaits: its clients, transactions and hooks as promises.
+ * A named database for code with promises: its clients, transactions and hooks.
  */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
@@ -24,10 +24,10 @@ export interface RunEffect<R> {
 /** Plain code: a hook, or a part of the work. */
 type Code<A> = () => PromiseLike<A> | A
 
-/** The members of the class of a database but those that open it. */
+/** The members of the class of a database, except those that open it. */
 export type DatabaseTag<Self> = Omit<Database.Members<Self>, "layer" | "layerConfig" | "layerEnv">
 
-/** Makes the members of a database whose effects a runner runs. */
+/** Makes the members of a database that run its effects with a runner. */
 export const makePromiseDatabase = <Self>(tag: Named & DatabaseTag<Self>, run: RunEffect<Self>) => {
   const client = (kind: "writer" | "reader" | "any") =>
     makePromiseClient({

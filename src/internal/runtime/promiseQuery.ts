@@ -1,6 +1,6 @@
 /**
- * Statements for code that awaits: a statement runs when it is awaited, and can be a part of another
- * one.
+ * Statements for code with promises: a statement runs when it is awaited, and can be a part of
+ * another one.
  */
 import * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
@@ -9,7 +9,7 @@ import { json, makeCompiler } from "../client/compiler.js"
 import { makePromiseCopy } from "./promiseCopy.js"
 import type { PromiseRunner } from "./promiseRunner.js"
 
-/** Constructor of statements, of a client or of parts. */
+/** Constructor of statements: that of a client, or `parts`. */
 type Maker = Pick<Statement.Constructor, "unsafe"> &
   (<A extends object>(strings: TemplateStringsArray, ...values: Array<unknown>) => Statement.Statement<A>)
 
@@ -27,7 +27,10 @@ export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement
     private readonly build: Build<A>
   ) {}
 
-  /** Returns the same statement, which runs in the place of `place` instead of that of its `await`. */
+  /**
+   * Returns a copy of the statement that runs in the context of `place` instead of that of its
+   * `await`.
+   */
   through(place: <B>(code: () => B) => B): PromiseQuery<A> {
     const { build, runner } = this
     return new PromiseQuery(
@@ -82,7 +85,7 @@ type Call = {
   ): PromiseQuery<A>
 }
 
-/** Makes a client whose statements a runner runs. */
+/** Makes a client that runs its statements with a runner. */
 export const makePromiseClient = (runner: PromiseRunner) => {
   const call = (strings: string | TemplateStringsArray, ...values: Array<unknown>) =>
     typeof strings === "string" ? parts(strings) : new PromiseQuery(runner, (maker) => maker(strings, ...values))

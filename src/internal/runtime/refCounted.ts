@@ -23,7 +23,7 @@ export class RefCounted<A> {
     return this.state._tag === "open" ? this.state.value : undefined
   }
 
-  /** The value that is open or being opened, or the reason why there is none. */
+  /** The value that is open or opening, or the reason why there is none. */
   get opened(): Promise<A> | "notYet" | "closed" {
     if (this.state._tag === "open") return this.state.opened
     return this.state._tag === "new" ? "notYet" : "closed"
@@ -45,7 +45,7 @@ export class RefCounted<A> {
       return this.state.opened
     }
     const before = this.state
-    // one that could not be closed properly is over, too
+    // a value that could not be closed properly counts as closed, too
     const opened = this.closing.then(this.start, this.start)
     const state: State<A> = { _tag: "open", opened, owners, value: undefined }
     this.state = state
@@ -69,7 +69,7 @@ export class RefCounted<A> {
       return Promise.resolve()
     }
     this.state = { _tag: "closed" }
-    // one that could not be opened has nothing to close; its openers know
+    // a value that could not be opened needs no close; the calls of `open` have got the failure
     this.closing = state.opened.then(this.stop, () => {})
     return this.closing
   }

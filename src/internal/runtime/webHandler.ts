@@ -54,13 +54,13 @@ const describe = (request: Request, options: WebRequestOptions): Describe =>
     options
   )
 
-/** Makes the response to a request that could not be stored. */
+/** Makes the response to a request if its work could not be stored. */
 export const refusalResponse = (problem: Problem): Response =>
   Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
 
 /**
- * Runs one request in one unit of work. An exception of the handler is the failure; a request that
- * could not be stored is answered.
+ * Runs one request in one unit of work. An exception of the handler is the failure. If the work
+ * could not be stored, another response is returned.
  */
 const answerInUnit = (
   request: Request,
@@ -70,7 +70,7 @@ const answerInUnit = (
   Effect.suspend(() => {
     const { outcome = byStatus } = options
     const settings = settingsFor(options, request)
-    // a body can be read once, and is kept until then
+    // a body can be read once, so each attempt reads a copy of a request that can be kept
     const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)
     const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
@@ -113,7 +113,8 @@ const answerInUnit = (
 /** Adds the new tokens of a session to a response. */
 const withTokens = (response: Response, session: RequestSession): Response => {
   const header = headerOf(session.takeReply())
-  // an informational response takes no headers, and one whose body is read cannot be copied
+  // an informational response takes no headers, and a response cannot be copied once its body is
+  // read
   if (header === undefined || response.status < 200 || response.bodyUsed || response.body?.locked === true)
     return response
   // the program may return the same response for several requests

@@ -18,7 +18,7 @@ const after = (text: string, from: number, searched: string): number => {
 }
 
 /**
- * Returns the index after the string that `inside` is in, whose backslashes escape the next
+ * Returns the index after the string that `inside` is in. A backslash in it escapes the next
  * character.
  */
 const escapedEnd = (text: string, inside: number): number => {
@@ -52,7 +52,7 @@ const tokenEnd = (text: string, piece: string, next: number): number => {
   return isQuote ? after(text, next, piece) : next
 }
 
-/** The number of words that tell commands apart: `ROLLBACK WORK TO SAVEPOINT` has the most. */
+/** The number of words that distinguish commands: `ROLLBACK WORK TO SAVEPOINT` has the most. */
 const longestHead = 4
 
 /**

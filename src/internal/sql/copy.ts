@@ -75,7 +75,7 @@ export const inlined = (value: unknown): string => {
   return quoteLiteral(Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded))
 }
 
-/** Checks whether a statement is a COPY, which may ask for data in the middle of its exchange. */
+/** Checks whether a statement is a COPY, which may request data in the middle of its exchange. */
 export const isCopy = (statement: string): boolean =>
   /\bcopy\b/i.test(statement) && commandsIn(statement).some((command) => /^COPY\b/.test(command))
 

@@ -5,7 +5,10 @@
 /** Position of a server in the history of its cluster. */
 export interface Position {
   readonly systemId: string
-  /** Unknown for a standby whose user may not see the primary, or that streams from none now. */
+  /**
+   * Unknown for a standby if its user may not see the primary, or if it does not stream from one
+   * now.
+   */
   readonly timeline: number | undefined
   readonly lsn: bigint
 }

@@ -2,7 +2,7 @@
  * Limits of texts that become names or messages on the server.
  */
 
-/** Returns the fault of a text that is to have `least` to `most` bytes, if it has one. */
+/** Returns the fault of a text that must have `least` to `most` bytes, if it has one. */
 export const invalidNameReason = (text: string, least: number, most: number): string | undefined => {
   const bytes = Buffer.from(text)
   if (bytes.length < least) return "empty"

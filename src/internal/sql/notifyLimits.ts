@@ -1,6 +1,6 @@
 /**
- * Limits of NOTIFY, checked before anything is sent: the server cuts a long name in LISTEN, and the
- * listener would receive nothing.
+ * Limits of NOTIFY, checked before anything is sent. In LISTEN the server truncates a long name,
+ * and the listener would receive no message.
  */
 import { invalidNameReason } from "./nameLimits.js"
 
@@ -10,7 +10,8 @@ const longestChannel = 63
 const longestPayload = 7999
 
 /**
- * Part of a notification that the server rejects: the given value in words, and the expected one.
+ * Part of a notification that the server rejects: descriptions of the given value and of the
+ * expected one.
  */
 export interface InvalidPart {
   readonly part: "channel" | "payload"

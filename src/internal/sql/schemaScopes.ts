@@ -52,8 +52,8 @@ interface TenantOptions {
 }
 
 /**
- * Returns the fault of options, which a program without types may mistype. Ignored, they would have
- * the statements of other databases look names up in the schema of the tenant.
+ * Returns the fault of options, which a program without types may mistype. If they were ignored,
+ * names in statements on other databases would be looked up in the schema of the tenant.
  */
 const optionFault = (options: object): string | undefined => {
   const unknown = Object.keys(options).find((name) => name !== "databases")

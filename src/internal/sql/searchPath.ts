@@ -1,13 +1,13 @@
 /**
  * The `search_path` of a schema scope, as commands for the server.
  *
- * An autocommit statement has a transaction of its own, whose end resets a `SET LOCAL`. In a
- * transaction of several statements only its end or the rollback of a savepoint resets it, and the
- * path before may be a setting of the session or one that the program has made by hand. So the
- * server keeps that path itself: the command that sets the path of a scope saves the current one in
- * the variable `effect_db.search_path`, if that is empty, and a statement outside of scopes
- * restores it from there. A rollback undoes both together, so this library does not have to know
- * the path before.
+ * An autocommit statement has a transaction of its own, and the end of that resets a `SET LOCAL`.
+ * In a transaction of several statements it is reset only by the end, or by the rollback of a
+ * savepoint. The path before may be a setting of the session, or the program may have set it by
+ * hand. So the server keeps that path itself: the command that sets the path of a scope saves the
+ * current path in the variable `effect_db.search_path`, if that is empty, and a statement outside
+ * of scopes restores it. A rollback undoes both together, so this library does not have to know the
+ * path before.
  */
 
 import { constantStep, type Step, step } from "../protocol/messages.js"
@@ -15,30 +15,31 @@ import { invalidNameReason } from "./nameLimits.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 /**
- * The longest name, in bytes. The server cuts a longer one, and the rest may name another schema.
+ * The longest name, in bytes. The server truncates a longer name, and the rest may name another
+ * schema.
  */
 const longestName = 63
 
 /**
- * Names that a search path replaces, also if they are quoted: by the schema of the user or the
- * temporary schema of the session.
+ * Names that PostgreSQL replaces in a search path, also if they are quoted: by the schema of the
+ * user or the temporary schema of the session.
  */
 const substituted = /^(\$user|pg_temp(_\d+)?)$/
 
-// qualified: a schema may have functions of these names, and its path may have `pg_catalog` behind
-// it
+// qualified, because a schema may have functions of these names and come before `pg_catalog` in the
+// path
 const get = "pg_catalog.current_setting"
 const set = "pg_catalog.set_config"
 const searchPath = "'search_path'"
 const savedPath = "'effect_db.search_path'"
 
-/** The saved path, after a sign that tells an empty path from none. */
+/** The saved path, after a character that distinguishes an empty path from a missing one. */
 const saved = `${get}(${savedPath}, true)`
 const isSaved = `pg_catalog.starts_with(${saved}, '=')`
 
 /**
- * Saves the current path unless one is saved already. As an argument of the call that sets the new
- * path it runs before that.
+ * Saves the current path unless one is saved already. It is an argument of the call that sets the
+ * new path, so it runs before that call.
  */
 const saveCurrent = `${set}(${savedPath}, CASE WHEN ${isSaved} THEN ${saved} ELSE pg_catalog.concat('=', ${get}(${searchPath})) END, true)`
 
@@ -60,7 +61,7 @@ export class SearchPath {
   private autocommitStep: Step | undefined
   private transactionSteps: ReadonlyArray<Step> | undefined
 
-  /** `fault` is a reason that lies outside of the names. */
+  /** `fault` is a reason for a rejection that is not in the names. */
   constructor(schemas: string | ReadonlyArray<string>, fault?: string) {
     this.rejectionReason = fault ?? rejectionReasonOf(schemas)
     this.expected =

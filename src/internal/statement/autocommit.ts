@@ -20,8 +20,8 @@ const mayHaveRun = (failure: Failure): boolean =>
 
 /**
  * Runs a statement on a connection of `pool`; the returned function cancels it. `outcomeIfLost` is
- * the outcome that is reported if the connection is lost with the statement. A causal session that
- * the statement may write in gets a token of the server's position after it.
+ * the outcome that is reported if the connection is lost during the statement. A causal session
+ * that the statement may write in gets a token of the server's position after it.
  */
 export const runAutocommit = (
   pool: ConnectionSource,
@@ -76,7 +76,7 @@ export const runAutocommit = (
     if (connection === undefined) return cancelCheckout()
     if (isFinished) return
     isAbandoned = true
-    // the statement may be committed all the same
+    // the statement may be committed nevertheless
     if (session !== undefined) new TokenRecorder(database, [session]).recordWrite(undefined)
     connection.cancel()
   }

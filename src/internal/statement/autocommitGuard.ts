@@ -1,6 +1,6 @@
 /**
- * Steps around an autocommit statement: BEGIN and COMMIT with settings, if its session alone does
- * not enforce them.
+ * Steps around an autocommit statement: BEGIN with settings, and COMMIT, if the session does not
+ * enforce the settings itself.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -18,8 +18,8 @@ const commit = [constantStep("COMMIT")]
 const rollback = [constantStep("ROLLBACK")]
 
 /**
- * Matches statements that cannot end the transaction that they run in, nor change more than a
- * transaction can.
+ * Matches statements that cannot end the transaction around them, and change nothing that needs to
+ * be outside of a transaction.
  */
 const harmlessQuery = /^\s*(?:SELECT|WITH|VALUES|TABLE|SHOW)\b/i
 
@@ -46,8 +46,9 @@ const sessionGuard = (
   if (session.mode === "session") {
     if (!readOnly) return none
     // Code on the server can lift a read-only default of the session, unless it runs in a
-    // transaction. A query needs no guard on a standby, nor right after its promotion; but then a
-    // CALL or DO has transactions of its own, and ALTER SYSTEM is allowed outside of a transaction.
+    // transaction. A query needs no guard on a standby, and none right after a promotion. But after
+    // a promotion a CALL or DO has transactions of its own, and ALTER SYSTEM is allowed outside of
+    // a transaction.
     return connection.parameter("in_hot_standby") === "on" && harmlessQuery.test(text) ? none : readOnlyGuard
   }
   // a pooler may report a standby from before a failover, so its `in_hot_standby` is not used
@@ -58,7 +59,7 @@ const sessionGuard = (
 
 /**
  * Sends a statement with its guard, and rolls back if it fails. If only a cached plan was stale,
- * everything is sent once more: the transaction held nothing else, so nothing has run. `isAwaited`
+ * all is sent again: the transaction has no other statement, so nothing has run. `isAwaited`
  * returns true while the caller still waits.
  */
 export const runGuarded = (
@@ -82,8 +83,8 @@ export const runGuarded = (
 }
 
 /**
- * Sends the guard, the statement and COMMIT in one exchange. A simple query of several commands is
- * sent alone, and so is a COPY: the server would take the messages after it for its data.
+ * Sends the guard, the statement and COMMIT in one exchange. A text with several commands is sent
+ * alone, and so is a COPY: the server would read the messages after it as its data.
  */
 const send = (connection: Connection, guard: ReadonlyArray<Step>, request: Request, callback: OnExchange): void => {
   if (!request.simple && !isCopy(request.text)) return connection.run(guard, request, commit, callback)

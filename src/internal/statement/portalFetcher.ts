@@ -37,14 +37,14 @@ export class PortalFetcher {
     }
   }
 
-  /** Cancels the fetch that is under way, and with it the transaction. */
+  /** Cancels the fetch in progress, and with it the transaction. */
   abort(): void {
     this.cancelFetch?.()
   }
 
   /**
-   * Waits up to `timeout` ms for the fetch that is under way, then cancels it. `callback` receives
-   * true if the fetch was completed.
+   * Waits up to `timeout` ms for the fetch in progress, then cancels it. `callback` receives true
+   * if the fetch was completed.
    */
   drain(timeout: number, callback: (isComplete: boolean) => void): void {
     if (this.cancelFetch === undefined) return callback(true)

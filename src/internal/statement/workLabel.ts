@@ -1,24 +1,24 @@
 /**
- * Labels of work for the views from outside: observations, `pg_stat_activity` and the server's log.
+ * Labels of work, as they appear in observations, `pg_stat_activity` and the server's log.
  */
 import type * as Fiber from "effect/Fiber"
 import type { WorkLabel } from "../../Transaction.js"
 import type { Request } from "../connection/connection.js"
 
 /**
- * Encodes a text as in a URL, and the quote too: no value can end the comment, or the quotes around
- * it. A lone surrogate cannot be encoded, so it is replaced.
+ * Encodes a text as in a URL, the quote included, so that no value can end the comment or the
+ * quotes around it. A lone surrogate cannot be encoded, so it is replaced.
  */
 const encode = (text: string): string =>
   encodeURIComponent(text.replace(/[\ud800-\udfff]/gu, "\ufffd")).replaceAll("'", "%27")
 
-/** Returns the comment after a line break; empty if all fields are. */
+/** Returns the comment with a line break before it, or an empty text if all fields are empty. */
 const commentOf = (fields: NonNullable<WorkLabel["comment"]>): string => {
   const parts = Object.entries(fields).flatMap(([key, value]) =>
     value === undefined || value === "" ? [] : [`${encode(key)}='${encode(value)}'`]
   )
-  // a statement may end in a line comment, which would swallow this one, so it is on a line of its
-  // own
+  // a statement may end with a line comment, which would include this comment, so it is on a line
+  // of its own
   return parts.length === 0 ? "" : `\n/*${parts.sort().join(",")}*/`
 }
 
@@ -43,7 +43,7 @@ export const labelSql = (applicationName: string): string =>
     .replaceAll("'", "''")}'`
 
 /**
- * A function that returns the labels of a fiber's work. It is called late, for the route of a
+ * Function that returns the labels of a fiber's work. It is called late, because the route of a
  * request is known only inside of the work.
  */
 export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => WorkLabel | undefined

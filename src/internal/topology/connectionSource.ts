@@ -8,9 +8,9 @@ import type { PoolOptions } from "../pool/pool.js"
 /** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: SourceFailure | undefined, connection: Connection | undefined) => void
 
-/** Checkout and checkin, as of a pool. */
+/** Checkout and checkin, like those of a pool. */
 export interface ConnectionSource {
-  /** The options of the pool that has assigned the connection, once there is one. */
+  /** The options of the pool that has assigned the connection, after a checkout. */
   readonly options: PoolOptions
   readonly checkout: (
     deadline: number,

@@ -1,7 +1,7 @@
 /**
  * Selection of a replica that has the writes that a read must see. The position is queried on the
- * very connection that the read will use: a position that a connection has seen holds for as long
- * as that connection, whatever becomes of the server.
+ * same connection that the read will use, because the server behind a connection never falls behind
+ * a position that it has reported there.
  */
 
 import type { Session, Token } from "../../Consistency.js"
@@ -24,15 +24,15 @@ import type { Server } from "./topology.js"
 /** The writes that a read must see, and the fallback if no replica has them. */
 export interface ReadRequirement {
   /**
-   * `undefined` if something was written at an unknown position: then only the primary is certain
-   * to have it.
+   * `undefined` if there was a write at an unknown position: only the primary is certain to have
+   * it.
    */
   readonly tokens: readonly [Token, ...Array<Token>] | undefined
   /** The time that a replica has to reach the position, in ms. */
   readonly maxWait: number
   readonly otherwise: "primary" | "fail"
   /**
-   * The causal session. It gets a new token if it has none, or if its own is of a lost history,
+   * The causal session. It gets a new token if it has none, or if its token is of a lost history,
    * which no replica would ever reach.
    */
   readonly session: Session | undefined
@@ -40,19 +40,19 @@ export interface ReadRequirement {
 
 /** The servers to select from, and the callback for the selected one. */
 export interface ReplicaCandidates {
-  /** Returns one replica after the other, then the primary, then the same again. */
+  /** Returns one replica after the other, then the primary, and begins again. */
   readonly next: () => Server
   readonly primary: Server
   readonly onFound: (server: Server) => void
 }
 
-/** The pause before the replicas are queried again, in ms: the shortest is most often enough. */
+/** The shortest pause before the replicas are queried again, in ms. It is most often enough. */
 const minPause = 1
 const maxPause = 100
 
 const nothing = () => {}
 
-/** Checks out a connection of a server, or fails, until a moment. */
+/** Function that checks out a connection of a server, or fails, until a deadline. */
 type CheckOut = (
   server: Server,
   until: number,
@@ -66,7 +66,7 @@ type CheckOut = (
  */
 export class ReplicaSelection implements ConnectionSource {
   private pool: Pool
-  /** Cancels the step that is under way. */
+  /** Cancels the step in progress. */
   private cancel = nothing
   private isDone = false
   private pause = minPause
@@ -195,8 +195,8 @@ export class ReplicaSelection implements ConnectionSource {
   }
 
   /**
-   * Gives a causal session that has no token, or one of a lost history, a new one on the primary:
-   * the read that follows sees at least that position.
+   * Gives a causal session a new token of the primary, if it has none or one of a lost history. The
+   * read that follows sees at least that position.
    */
   private renewToken(connection: Connection, assign: (connection: Connection) => void, tryNext: () => void): void {
     const { session, tokens } = this.requirement
@@ -204,7 +204,7 @@ export class ReplicaSelection implements ConnectionSource {
     if (session === undefined || (tokens !== undefined && this.lostServer === undefined)) return assign(connection)
     const recorder = new TokenRecorder(database, [session])
     this.cancel = () => connection.abort("cancelled")
-    // no timeout, for the read that follows waits for the same server
+    // no timeout, because the read that follows waits for the same server
     queryPosition(connection, (status) => {
       if (status !== undefined) recorder.recordWrite(status)
       if (connection.broken === undefined) return assign(connection)

@@ -15,7 +15,7 @@ const roleQuery = { text: "SELECT 1", values: [], rows: "array", prepare: false,
 
 /**
  * Checks the role of a server if its login has not reported it. A pooler answers a login from its
- * memory, with or without a server connection, so this takes an exchange; at the deadline the
+ * memory, with or without a server connection, so the check needs an exchange. At the deadline the
  * connection is closed.
  */
 export const proveRole = (

@@ -22,7 +22,7 @@ import { Pool, type SessionTasks } from "../pool/pool.js"
 export class Server {
   /** Connections for writes; of the writer only. */
   readonly writes: Pool | undefined
-  /** Connections whose sessions refuse writes. */
+  /** Connections with sessions that refuse writes. */
   readonly reads: Pool
   private downUntil = 0
 

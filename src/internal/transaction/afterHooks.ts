@@ -20,7 +20,7 @@ const takeDue = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook
   if (state === "unknown") return transaction.takeHooks("afterUnknown", "afterEnd", "whenStored")
   if (state === "committed" && isWhole) return transaction.takeHooks("afterCommit", "afterEnd", "whenStored")
   if (state === "committed" && transaction.stores) return transaction.takeHooks("afterEnd", "whenStored")
-  // a committed transaction that has stored nothing counts as undone, with the rest
+  // a committed transaction that has stored nothing counts as undone if the others are undone
   return transaction.takeHooks("afterRollback", "afterEnd")
 }
 
@@ -50,7 +50,7 @@ export const runAfterHooks = (
           return run
         })
         return Effect.catchAllCause(isInterruptible(begin), () => {
-          // interrupted in this hook, or before it could begin; the rest must run all the same
+          // interrupted in this hook, or before it; the other hooks must run nevertheless
           isInterruptible = undefined
           return hasBegun ? Effect.void : run
         })

@@ -10,8 +10,8 @@ const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read
 const accesses: ReadonlyArray<Access> = ["read write", "read only"]
 
 /**
- * Returns the keywords of an option. A value that a program without types gives must neither become
- * SQL nor be ignored.
+ * Returns the keywords of an option. A program without types may pass any value, which must neither
+ * become SQL nor be ignored.
  */
 const keywords = <A extends string>(
   option: string,

@@ -13,7 +13,7 @@ import { rollbackLevel } from "./levelRollback.js"
 import type { Transaction } from "./transaction.js"
 
 /**
- * Checks whether a transaction is a savepoint of the program, whose work is stored with the
+ * Checks whether a transaction is a savepoint of the program. Its work is stored with the
  * transaction around it.
  */
 export const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
@@ -35,7 +35,7 @@ export const commitAndRunHooks = <X>(
 
 /**
  * Sends COMMIT, or RELEASE for a savepoint. An interruption after it was sent waits up to a second
- * for the answer; without an answer its cause has `CommitOutcomeUnknown`, too. With
+ * for the answer; without an answer, `CommitOutcomeUnknown` is added to its cause. With
  * `countsAsUndone` an interrupted caller takes a savepoint for undone, also if it was released.
  */
 export const sendCommit = (
@@ -49,8 +49,8 @@ export const sendCommit = (
   })
 
 /**
- * Commits; the returned function gives up, and calls back with the failure that an interrupted
- * caller must know, if there is one.
+ * Commits. The returned function gives up, and calls back with the failure that is added to the
+ * interruption, if there is one.
  */
 const startCommit = (
   transaction: Transaction,
@@ -70,7 +70,8 @@ const startCommit = (
 }
 
 /**
- * Lets the server check now what it would check at COMMIT. A transaction that has not begun passes.
+ * Makes the server check the deferred constraints now, and not at COMMIT. A transaction that has
+ * not begun has nothing to check.
  */
 export const checkConstraints = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
@@ -129,8 +130,8 @@ export const rollback = (transaction: Transaction, restore: Restore | undefined)
   })
 
 /**
- * Rolls back all at the same time, then runs the hooks of all in the order of their registration,
- * with those of the transactions of the group that were committed.
+ * Rolls back transactions concurrently. Then runs their hooks, and those of `committed`, the
+ * committed transactions of the same unit, all in the order of registration.
  */
 export const rollbackAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -170,8 +171,8 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
 }
 
 /**
- * Runs the `beforeCommit` hooks, and those that they register, also on databases that they are the
- * first to touch. If one fails, all transactions are rolled back.
+ * Runs the `beforeCommit` hooks, and the hooks that these register, also in transactions that the
+ * hooks begin. If a hook fails, all transactions are rolled back.
  */
 export const runBeforeCommitHooks = (
   open: () => ReadonlyArray<Transaction>,

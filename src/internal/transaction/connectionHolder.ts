@@ -29,11 +29,11 @@ export class ConnectionHolder {
   connection: Connection | undefined = undefined
   /** The reason why the transaction cannot go on; everything in it is undone. */
   lost: StatementError | undefined = undefined
-  /** True if this side has given the transaction up, as when a statement was interrupted. */
+  /** True if this side has given the transaction up, for example after an interrupted statement. */
   private isAborted = false
   /**
-   * The first collision with another transaction, also of a savepoint that was undone since: only
-   * the whole can be retried.
+   * The first collision with another transaction, also in a savepoint that was undone since: only
+   * the whole transaction can be retried.
    */
   private conflict: StatementError | undefined
   /**
@@ -55,17 +55,18 @@ export class ConnectionHolder {
   }
 
   /**
-   * Returns the steps before a statement that set its search path. After the first search path
-   * nothing is known of the setting that a statement or savepoint has left, so each statement sets
-   * it again, unless the server reports it.
+   * Returns the steps before a statement that set its search path. After the first search path,
+   * each statement sets its own again, because the setting that a statement or savepoint has left
+   * is unknown, unless the server reports it.
    */
   searchPathSteps(path: SearchPath | undefined): ReadonlyArray<Step> {
     const { connection, hasSearchPath } = this
-    // in a failed transaction it would be refused, and a ROLLBACK TO SAVEPOINT behind it with it
+    // a failed transaction would refuse it, and then skip a ROLLBACK TO SAVEPOINT in the same
+    // exchange
     if (connection?.status === "E") return none
     if (path === undefined) return hasSearchPath ? restoreSearchPath : none
     this.hasSearchPath = true
-    // the first saves the setting before it, which may have the same text
+    // the first one also saves the earlier setting, which may have the same text
     return hasSearchPath && connection?.looksUpIn(path) === true ? none : path.forTransaction
   }
 
@@ -76,28 +77,27 @@ export class ConnectionHolder {
   }
 
   /**
-   * Creates a recorder for the causal sessions of the transaction, if it has any; tokens count as
-   * of now.
+   * Creates a recorder for the causal sessions of the transaction, if it has any. Its tokens count
+   * from this moment.
    */
   recordTokens(): TokenRecorder | undefined {
     return this.sessions === undefined ? undefined : new TokenRecorder(this.location.database, this.sessions)
   }
 
-  /** The reasons why the transaction may have been undone, as far as its statements know. */
+  /** The failures of statements that may have undone the transaction. */
   get failures(): ReadonlyArray<StatementError> {
     const { conflict, isAborted, lost } = this
     return [conflict, isAborted ? undefined : lost].filter((error) => error !== undefined)
   }
 
   /**
-   * Notes the failure for which the server has aborted a level, if it is a collision with another
-   * transaction.
+   * Records the failure that has aborted a level, if it is a collision with another transaction.
    */
   noteConflict(error: StatementError): void {
     if (error._tag === "SerializationFailure" || error._tag === "DeadlockDetected") this.conflict ??= error
   }
 
-  /** Notes a lost connection, so that the statements that follow fail with its reason. */
+  /** Records a lost connection, so that later statements fail with its reason. */
   noteFailure(failure: Failure): void {
     if (failure._tag === "lost") this.markLost(toStatementError(this.location, failure, "undone"))
   }

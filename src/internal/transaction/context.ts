@@ -2,8 +2,8 @@
  * The transaction context: the transactions and units of work around a statement. It is the value
  * of `@effect/sql`'s transaction slot while one of them is open.
  *
- * A client of another library takes the first part of the slot for its own connection, so that part
- * refuses every statement. Clients of this library look their transactions up in it. `SqlResolver`
+ * A client of another library uses the first part of the slot as its connection, so that part
+ * refuses every statement. Clients of this library find their transactions in it. `SqlResolver`
  * copies the slot, so batched requests of one transaction share it.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
@@ -26,10 +26,10 @@ import type { JoinedPart } from "./joinedPart.js"
 import type { SettingsByDatabase } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
 
-/** Schedule of the attempts of a whole; `true` is that of the policy. */
+/** Schedule of the attempts of a transaction or unit; `true` is that of the policy. */
 export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
 
-/** Answer to the settings that a part asks for: a refusal, or the function that takes them. */
+/** Answer to the settings that a part requires: a refusal, or the function that takes them. */
 export type Demanded = OptionsConflict | (() => void)
 
 /** Affinity of the reads of a unit of work to the servers of a database. */
@@ -57,18 +57,18 @@ const makeSlot = (context: TransactionContext): readonly [TransactionContext, nu
 }
 
 export abstract class TransactionContext implements Connection {
-  /** The value of the slot: one object for one context, so that `SqlResolver` batches by it. */
+  /** The value of the slot. Each context has one object, because `SqlResolver` batches by it. */
   readonly slot: readonly [TransactionContext, number] = makeSlot(this)
 
   constructor(
     readonly parent: TransactionContext | undefined,
-    /** The database whose connection a client of another library would get. */
+    /** The database of the connection that a client of another library would get. */
     readonly owner: string
   ) {}
 
   /**
-   * Returns the innermost transaction of a database that takes writes; `"none"` if work is outside
-   * of all on purpose.
+   * Returns the innermost transaction of a database that takes writes; `"none"` if the work is
+   * isolated from all of them on purpose.
    */
   find(origin: Origin): Transaction | "none" | undefined {
     return this.parent?.find(origin)
@@ -76,7 +76,7 @@ export abstract class TransactionContext implements Connection {
 
   /**
    * Returns the transaction that a statement or hook of a database belongs to, as {@link find}. A
-   * unit of work notes that it is used, and a nested part sets its savepoint in it.
+   * unit of work records that it is used, and a nested part sets its savepoint in the transaction.
    */
   enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return this.parent?.enlist(origin, kind)
@@ -100,7 +100,7 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.takesHooks(origin) ?? false
   }
 
-  /** The lock of the nested parts that run side by side in it. */
+  /** The lock of the nested parts that run concurrently in the context. */
   get siblingLock(): FifoLock {
     return this.parent?.siblingLock ?? new FifoLock()
   }
@@ -110,14 +110,17 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.work(fiber)
   }
 
-  /** Returns the innermost transaction of a database, also if work is outside of it on purpose. */
+  /**
+   * Returns the innermost transaction of a database, also if the work is isolated from it on
+   * purpose.
+   */
   around(origin: Origin): Transaction | undefined {
     return this.parent?.around(origin)
   }
 
   /**
-   * The innermost transaction of any database that ends on its own, unless work is outside of it on
-   * purpose.
+   * The innermost transaction of any database that ends by itself, unless the work is isolated from
+   * it on purpose.
    */
   get transaction(): Transaction | undefined {
     return this.parent?.transaction
@@ -129,16 +132,16 @@ export abstract class TransactionContext implements Connection {
   }
 
   /**
-   * Requests further attempts of the whole of an outermost transaction, or of the unit of work, for
-   * a part of it. Returns false if the whole cannot be run again.
+   * Requests, for a part, further attempts of the outermost transaction or of the unit of work.
+   * Returns false if that cannot be run again.
    */
   takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.parent?.takeRetry(transaction, asked) ?? false
   }
 
   /**
-   * Checks the settings that a part asks for, of the transactions that are open here and of those
-   * that begin later. A nested part, which does not join, has limits of its own.
+   * Checks the settings that a part requires of the open transactions and of those that begin
+   * later. A nested part, which does not join, has limits of its own.
    */
   demand(settings: SettingsByDatabase, joins: boolean): Demanded {
     return this.parent?.demand(settings, joins) ?? takeNothing
@@ -158,7 +161,8 @@ export abstract class TransactionContext implements Connection {
   }
 
   /**
-   * True after the end of the transaction or unit; a fiber that outlives it still has the context.
+   * True after the end of the transaction or unit. A fiber that outlives the end still has the
+   * context.
    */
   get isOver(): boolean {
     return this.parent?.isOver ?? false
@@ -186,7 +190,7 @@ export abstract class TransactionContext implements Connection {
     return new ScopedContext(this, undefined, session).slot
   }
 
-  /** Returns the connections of a database that this and the contexts around hold. */
+  /** Returns the connections of a database that this context and the contexts around it hold. */
   held(origin: Origin): ReadonlyArray<DbConnection> {
     return this.parent?.held(origin) ?? none
   }
@@ -204,8 +208,8 @@ export abstract class TransactionContext implements Connection {
   }
 
   executeUnprepared(sql: string): Effect.Effect<ReadonlyArray<never>, SqlError> {
-    // after its savepoint was refused another client rolls back to it all the same, and dies if
-    // that fails
+    // a client of another library rolls back to its savepoint also if that was refused, and dies if
+    // the rollback fails
     return sql.startsWith("ROLLBACK") ? Effect.succeed(none) : this.execute()
   }
 

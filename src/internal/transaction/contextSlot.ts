@@ -1,8 +1,8 @@
 /**
  * The schema scopes and the causal session of a fiber, in its context and in the transaction slot.
  *
- * `SqlResolver` passes on the slot and nothing else, so the slot has both with it; its values are
- * as new as those of the context, or newer.
+ * `SqlResolver` passes on only the slot, so the slot has both, too. Its values are as new as those
+ * of the context, or newer.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
@@ -15,8 +15,8 @@ import type { SchemaScopes, ScopeChange } from "../sql/schemaScopes.js"
 import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
 
 /**
- * Returns the scopes of a context, if it has any. Without scopes this look-up is their only cost
- * for a statement.
+ * Returns the scopes of a context, if it has any. For a statement without scopes, this look-up is
+ * the only cost.
  */
 const scopesIn = (context: Context.Context<never>, ambient: TransactionContext | undefined): SchemaScopes | undefined =>
   ambient?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
@@ -46,7 +46,7 @@ export const slotOf = (context: Context.Context<never>, ambient: TransactionCont
 
 /** Returns a context without transactions and units of work; its scopes stay. */
 export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> => {
-  // the slot is no part of R
+  // the cast: the slot is no part of R
   const outside = Context.omit(TransactionConnection)(context) as Context.Context<R>
   const scopes = scopesOf(context as Context.Context<never>)
   return scopes === undefined ? outside : Context.add(outside, CurrentScopes, scopes)
@@ -54,7 +54,7 @@ export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> 
 
 /** Returns a context in which other scopes are in force. */
 export const withChange = <R>(context: Context.Context<R>, change: ScopeChange): Context.Context<R> => {
-  // the keys that are read are no part of R
+  // the cast: the keys that are read here are no part of R
   const plain = context as Context.Context<never>
   const ambient = contextOf(plain)
   const scopes = change(scopesIn(plain, ambient) ?? Context.get(context, CurrentScopes))

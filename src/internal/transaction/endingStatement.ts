@@ -1,7 +1,7 @@
 /**
  * Statements of a program that end the transaction around them. The server reports each command by
- * its tag. Only the tag `ROLLBACK` needs the text as well: `ROLLBACK TO SAVEPOINT`, which ends
- * nothing, has the same.
+ * its tag. The tag `ROLLBACK` needs the text as well, because `ROLLBACK TO SAVEPOINT`, which ends
+ * no transaction, has the same tag.
  */
 import type { Exchange } from "../protocol/exchange.js"
 import { commandsIn } from "../sql/commands.js"
@@ -28,8 +28,8 @@ export const endingStatementOf = ({ result, results }: Exchange, text: string): 
 }
 
 /**
- * Checks whether a statement may store what its transaction has done, by its text: for one whose
- * answer is lost.
+ * Checks by the text of a statement if it may commit its transaction. It is called if the answer
+ * was lost.
  */
 export const mayCommit = (text: string): boolean => commandsIn(text).some((command) => commits.test(command))
 
@@ -39,7 +39,7 @@ const ends = /^(?:COMMIT|END|ROLLBACK|ABORT|PREPARE TRANSACTION)\b/
  * Returns the first command of a text that would end the transaction around it, if there is one.
  */
 export const endingStatementIn = (text: string): string | undefined => {
-  // the END of a body without quotes looks like a command
+  // the END of a function body without quotes looks like a command
   let bodies = text.match(/\bBEGIN\s+ATOMIC\b/gi)?.length ?? 0
   return commandsIn(text).find(
     (command) => ends.test(command) && !savepointRollback.test(command) && !(command === "END" && bodies-- > 0)

@@ -9,7 +9,8 @@ export type RegisteredHook = "beforeCommit" | "afterCommit" | "afterRollback" | 
 
 /**
  * All kinds. `afterEnd` is an `afterRollback` of an undone savepoint, which waits for the end of
- * the whole; `whenStored` runs if the work is stored, or may be, regardless of other databases.
+ * the transaction. `whenStored` runs if the work is stored, or may be, regardless of other
+ * databases.
  */
 export type HookKind = RegisteredHook | "afterEnd" | "whenStored"
 
@@ -18,12 +19,12 @@ export interface Hook {
   readonly kind: HookKind
   /** The order of registration over all databases, in which hooks run. */
   readonly order: number
-  /** Runs it in the context of its registration, with another transaction slot. */
+  /** Runs the hook in the context of its registration, with another transaction slot. */
   readonly run: (slot: TransactionContext["slot"] | undefined) => Effect.Effect<unknown, unknown>
 }
 
 /**
- * Returns a hook as it is left to the transaction around a savepoint that is kept or undone;
+ * Returns the hook of an ended savepoint in the form that is passed to the transaction around;
  * `undefined` if it is dropped.
  */
 export const passedOn = (hook: Hook, isKept: boolean): Hook | undefined =>

@@ -1,6 +1,6 @@
 /**
- * A part that has joined a transaction or a unit of work: its end is left to the whole, which must
- * not store the half of a part that ended in rollback.
+ * A part that has joined a transaction or a unit of work. The part is committed or rolled back with
+ * it; after a rollback of the part nothing of it may be stored.
  */
 import type * as Fiber from "effect/Fiber"
 import type { WorkLabel } from "../../Transaction.js"
@@ -29,8 +29,8 @@ export class JoinedPart {
   ) {}
 
   /**
-   * Notes that a writer's statement was sent in a transaction; that of a fork may be sent after the
-   * end of the part.
+   * Records that a writer's statement was sent in a transaction. A fork may send one after the end
+   * of the part.
    */
   note(transaction: Transaction): void {
     if (this.undone === undefined) {
@@ -41,13 +41,13 @@ export class JoinedPart {
   }
 
   /**
-   * Ends it in rollback, with the failure that has caused it: transactions with its statements must
-   * not be stored.
+   * Ends the part in rollback, with the cause. Transactions with statements of the part must not be
+   * stored then.
    */
   undo(cause: unknown): void {
     const part = this.name?.label ?? this.name?.site?.place ?? "without a label"
     this.undone = { part, ...(cause === undefined ? {} : { cause }) }
-    // a transaction that was not begun after all has no half of it
+    // a transaction that was not begun after all has no work of the part
     for (const { level } of this.sent ?? []) if (!level.isUnsent) level.markUndone(this.undone)
   }
 }
@@ -57,7 +57,7 @@ export class PartContext extends TransactionContext {
   constructor(
     parent: TransactionContext,
     private readonly own: JoinedPart,
-    /** The database whose transaction it has joined; `undefined` is all databases. */
+    /** The database of the transaction that the part has joined; `undefined` is all databases. */
     private readonly database: Transaction["origin"] | undefined,
     private readonly describe: Describe | undefined
   ) {

@@ -1,6 +1,6 @@
 /**
- * A level: one transaction of one database as its server sees it, or a savepoint inside of it.
- * Callbacks, no fibers.
+ * A level: one transaction of one database as its server sees it, or a savepoint inside of it. Its
+ * functions use callbacks, not fibers.
  *
  * At each level there is one exchange at a time: that of a statement, or those of a nested level
  * from its first statement to its end. Nothing is sent before the first statement.
@@ -21,12 +21,15 @@ import { makeSavepoint, type Savepoint } from "./savepoint.js"
 export type LevelState = "open" | "committed" | "rolledBack" | "failed" | "unknown"
 
 /**
- * Presence of a level on its server. `undone`: everything that was ever in it is undone, and the
- * server has forgotten it, as before its first statement; the next statement begins it again.
+ * Presence of a level on its server. `undone`: all its work is undone, and it does not exist on the
+ * server, as before its first statement. The next statement begins it again.
  */
 export type LevelPresence = "unsent" | "begun" | "undone" | "ended"
 
-/** Part of a transaction that ended in rollback, and the reason: its half must not be kept. */
+/**
+ * Part of a transaction that ended in rollback, and the reason. The work of the part must not be
+ * kept.
+ */
 export interface UndoneReason {
   readonly part: string
   readonly cause?: unknown
@@ -42,23 +45,23 @@ export class Level {
   /** The first failure after which the server refuses further statements. */
   failedBy: StatementError | undefined = undefined
   /**
-   * The interruption of a statement that the savepoint can only be undone after; the levels around
-   * it go on.
+   * The interruption of a statement, after which the savepoint can only be undone. The levels
+   * around it go on.
    */
   interrupted: TransactionInterrupted | undefined = undefined
   /** The first part of it that ended in rollback: the level cannot be kept. */
   undone: UndoneReason | undefined = undefined
   /** The gate of a nested part, which the level passes before its first statement. */
   gate: NestedGate | undefined = undefined
-  /** Set when its end was asked for: no statement may begin after that. */
+  /** True after its end was requested: no statement may begin any more. */
   isEnding = false
-  /** Set once anything was done in it that remains when a nested level is undone. */
+  /** True if the level has work that remains when a nested level is undone. */
   hasOwnWork = false
-  /** Held by the statement under way, or by the nested level that has begun. */
+  /** Held by the statement in progress, or by the nested level that has begun. */
   readonly lock = new FifoLock()
-  /** True if the caller of the statement under way was interrupted. */
+  /** True if the caller of the statement in progress was interrupted. */
   isCallerGone = false
-  /** Fails the statement that is about to begin it, of which nothing was sent. */
+  /** Fails the statement that is about to begin the level, and was not sent yet. */
   cancelBegin: ((error: StatementError) => void) | undefined = undefined
   /** The nested level that holds the lock, from its first statement to its end. */
   nested: Level | undefined = undefined
@@ -68,7 +71,7 @@ export class Level {
   constructor(
     readonly holder: ConnectionHolder,
     readonly parent: Level | undefined,
-    /** Replaced when a part asks for more before anything of the level was sent. */
+    /** Replaced if a part requires other settings before anything of the level was sent. */
     public settings: LevelSettings
   ) {
     this.savepoint = parent === undefined ? undefined : makeSavepoint()
@@ -119,7 +122,10 @@ export class Level {
     if (this.state === "open") this.undone ??= undone
   }
 
-  /** Marks it as one that can only be undone; without a savepoint that is the whole transaction. */
+  /**
+   * Marks the level as one that can only be undone. Without a savepoint this is the whole
+   * transaction.
+   */
   interrupt(error: TransactionInterrupted): void {
     if (this.savepoint === undefined) this.holder.markLost(error)
     else this.interrupted ??= error

@@ -1,6 +1,5 @@
 /**
- * The end of a level that is to be kept: the check before a COMMIT, COMMIT, and RELEASE of a
- * savepoint.
+ * The end of a level that is kept: the check before a COMMIT, COMMIT, and RELEASE of a savepoint.
  */
 import { TransactionEnded, type TransactionError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
@@ -15,9 +14,9 @@ import { revert } from "./levelRollback.js"
 import type { Savepoint } from "./savepoint.js"
 
 /**
- * The timeout of a COMMIT whose caller was interrupted, in ms. An interruption waits for the end of
- * a transaction and, if there are several, for one COMMIT and the ROLLBACK of the others, all
- * within a second, also on a dead network.
+ * The timeout of a COMMIT after an interruption of its caller, in ms. An interruption waits for the
+ * end of a transaction and, if there are several, for one COMMIT and the ROLLBACK of the others,
+ * all within a second, also on a dead network.
  */
 const interruptedCommitTimeout = 500
 
@@ -28,8 +27,8 @@ const nothing = () => {}
 type OnEnd = (error: TransactionError | undefined) => void
 
 /**
- * Lets the server check now what it would check at COMMIT; a savepoint has no such checks. The
- * returned function gives up.
+ * Makes the server check the deferred constraints now, and not at COMMIT. A savepoint has no such
+ * checks. The returned function gives up.
  */
 export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
   const { holder } = level
@@ -66,8 +65,8 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
 }
 
 /**
- * Commits a level. The returned function is for a caller that cannot wait: it gives up if COMMIT
- * was not sent, else it waits for the answer within a bound; it calls back when `state` is known.
+ * Commits a level. The returned function is for an interrupted caller. It gives up if COMMIT was
+ * not sent, else it waits for the answer, up to a timeout. It calls back when `state` is known.
  * With `countsAsUndone` the caller takes a savepoint for undone, also if it is released.
  */
 export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, countsAsUndone: boolean) => void) => {
@@ -80,7 +79,7 @@ export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, c
   const finish: OnCommitted = (state, error) => {
     level.state = state
     isAnswered = true
-    // before the lock is released: a COMMIT may wait for it
+    // before the lock is released, because a COMMIT may wait for the lock
     if (isUndoneForCaller) level.undoReleased()
     level.release()
     done(error)

@@ -1,5 +1,5 @@
 /**
- * One exchange of a level with its server, from the lock of the level to the judgement of a
+ * One exchange of a level with its server, from the lock of the level to the consequences of a
  * failure.
  */
 import { type StatementError, TransactionInterrupted } from "../../DatabaseError.js"
@@ -25,7 +25,7 @@ type UndonePart = "nothing" | "statement" | "begun"
 export type Settle = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
 
 /**
- * Builds the failure of a transaction whose connection is given up: another server may execute it.
+ * Builds the failure of a transaction that gives up its connection: another server may execute it.
  */
 const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
   _tag: "lost",
@@ -37,8 +37,8 @@ const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
 
 /**
  * Sends one statement of a level. The returned function leaves the queue or, if the statement was
- * sent, cancels it: after that the level can only be undone, unless the statement has a savepoint
- * of its own.
+ * sent, cancels it. A level with a cancelled statement can only be undone, unless the statement has
+ * a savepoint of its own.
  */
 export const exchangeIn = (
   level: Level,
@@ -67,10 +67,10 @@ export const exchangeIn = (
       // a statement that has ended the transaction may have begun another one
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)
         holder.recordTokens()?.recordCommit(undefined)
-      // a refused write says nothing of the server's role if the transaction is read-only anyway
+      // in a read-only transaction, a refused write does not show that the server has a wrong role
       const expectsRefusal = level.readOnly || (isolation === "readOnly" && connection.broken === undefined)
       const hasWrongRole = failure !== undefined && !expectsRefusal && connection.hasWrongRole(failure)
-      // nothing of the transaction has run: as if there had been no BEGIN
+      // nothing of the transaction has run, so it counts as not begun
       const isUnused = hasWrongRole && beginsTransaction(pending)
       const begins = pending.length > 0
       if (begins) markBegun(pending, isUnused || undone === "begun" ? 0 : exchange.acknowledged)

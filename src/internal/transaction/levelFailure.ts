@@ -1,6 +1,6 @@
 /**
  * The consequences of a failed exchange for a level: the failure of the statement or of the COMMIT,
- * and whether the level can go on.
+ * and the state of the level.
  */
 import {
   CommitFailed,
@@ -33,8 +33,8 @@ export const judge = (
 ): StatementError | undefined => {
   const { holder } = level
   if (interruption !== undefined) markInterrupted(level, interruption, connection, isAborted)
-  // before BEGIN was answered nothing of the transaction exists, so nothing can be lost or done
-  // twice
+  // before the answer to BEGIN nothing of the transaction exists, so that no work can be lost or
+  // done twice
   const outermost = pending[0]?.level
   const hasTransaction = outermost === undefined || outermost.parent !== undefined || outermost.isBegun
   if (!hasTransaction)
@@ -53,7 +53,7 @@ export const judge = (
   const error =
     interruption ??
     afterFirst(toStatementError(holder.location, failure, isInDoubt ? "inDoubt" : "undone"), level.failedBy)
-  // the holder knows whether this side has closed the lost connection
+  // the holder has recorded if this side has closed the lost connection
   if (isLost) holder.markLost(error)
   else if (isAborted) {
     level.failedBy ??= error
@@ -88,7 +88,7 @@ const markEnded = (
   by: EndingStatement | undefined,
   failure: Failure | undefined
 ): StatementError | undefined => {
-  // without a tag it is PREPARE TRANSACTION, which a COMMIT PREPARED may store
+  // without a tag the statement is PREPARE TRANSACTION, and a COMMIT PREPARED may store the work
   holder.mayHaveStored ||= by !== "ROLLBACK"
   holder.recordTokens()?.recordCommit(undefined)
   const cause = failure === undefined ? undefined : toStatementError(holder.location, failure, "undone")
@@ -102,7 +102,7 @@ const markEnded = (
   return holder.lost
 }
 
-/** Returns the state of a level whose COMMIT has failed, and its error. */
+/** Returns the state of a level after a failed COMMIT, and the error. */
 export const commitFailure = (
   { holder, readOnly }: Level,
   failure: Failure

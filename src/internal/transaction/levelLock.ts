@@ -1,6 +1,6 @@
 /**
- * The lock of a level: a statement takes it for its exchange, and before that the locks of the
- * levels that begin with it; the end of a level takes it for good.
+ * The lock of a level. A statement acquires it for its exchange, and before that the locks of the
+ * levels that begin with the statement. The end of a level acquires it and keeps it.
  */
 import { type StatementError, TransactionBusy, TransactionEnded } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
@@ -10,8 +10,8 @@ import type { NestedGate } from "./nestedGate.js"
 import { PendingBegin } from "./pendingBegin.js"
 
 /**
- * Callback of an acquired level: its connection, and the levels that begin with the statement, from
- * the outside in.
+ * Callback of an acquired level: its connection, and the levels that begin with the statement, the
+ * outermost first.
  */
 type OnAcquired = (
   error: StatementError | undefined,
@@ -23,9 +23,9 @@ const none: ReadonlyArray<never> = []
 const nothing = () => {}
 
 /**
- * Acquires the lock of a level and, if it has not begun, those of the levels around it and a
- * connection; those stay held for as long as the level is open. `nested` is the level that asks.
- * The returned function gives up.
+ * Acquires the lock of a level. If the level has not begun, this also acquires the locks of the
+ * levels around it and a connection, which are held while the level is open. `nested` is the level
+ * that acquires it, if any. The returned function gives up.
  */
 export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level): (() => void) => {
   const { blockedBy } = level
@@ -115,7 +115,7 @@ export const acquireForEnd = (
   }
 }
 
-/** Releases a lock with which nothing has begun. */
+/** Releases a lock if no level has begun with it. */
 const releaseUnused = (level: Level): void => {
   level.cancelBegin = undefined
   level.releaseNested()
@@ -128,8 +128,8 @@ const checkOut = (level: Level, acquired: OnAcquired): (() => void) =>
   })
 
 /**
- * Goes on when the nested part of a level is the one at work among its siblings, within
- * `busyTimeout`. The returned function gives up.
+ * Waits up to `busyTimeout` for the turn of the nested part of a level among its siblings. The
+ * returned function gives up.
  */
 const passGate = (
   level: Level,
@@ -175,8 +175,8 @@ const watchEnd = ({ holder }: Level, fail: (error: StatementError) => void): (()
 }
 
 /**
- * Fails a waiter when the connection is lost, or when a nested level holds the lock at the end of
- * a `busyTimeout`; behind statements the wait goes on. The returned function stops that.
+ * Fails a waiter when the connection is lost, or when a nested level holds the lock after a
+ * `busyTimeout`; if a statement holds it, the wait goes on. The returned function stops that.
  */
 const watchQueue = (level: Level, fail: (error: StatementError) => void): (() => void) => {
   const { location, provider } = level.holder

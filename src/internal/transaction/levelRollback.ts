@@ -37,8 +37,8 @@ export const rollbackLevel = (
   // the connection is lost, so the nested level that holds the lock may keep it for long
   if (holder.lost !== undefined && level.nested !== undefined) return finish()
   rollbackNested(level)
-  // a statement that was not sent yet, as one at the gate of its part, may wait for long, and must
-  // not run any more
+  // a statement that was not sent yet may wait for long, for example for the turn of its part, and
+  // must not run any more
   level.cancelBegin?.(new TransactionEnded(holder.location))
   stop = clock.later(clock.rollbackTimeout[pace], () => {
     // the holder of the lock, a statement or a nested level, loses its connection
@@ -56,8 +56,8 @@ export const rollbackLevel = (
 }
 
 /**
- * Rolls back the nested levels that are open in a level, the innermost first. Their statements
- * under way are waited for, also by the statements that follow.
+ * Rolls back the open nested levels of a level, the innermost first. This waits for their
+ * statements in progress, and later statements of the level wait for this.
  */
 export const rollbackNested = (level: Level): void => {
   const open: Array<Level> = []
@@ -67,7 +67,7 @@ export const rollbackNested = (level: Level): void => {
 
 /**
  * Undoes a level on the server, together with the levels around it up to `outermost`. If the
- * connection is lost, all of it is undone already.
+ * connection is lost, they are undone already.
  */
 export const revert = (level: Level, outermost: Level, done: () => void): void => {
   const { holder } = level
@@ -83,8 +83,8 @@ export const revert = (level: Level, outermost: Level, done: () => void): void =
 }
 
 /**
- * Returns the outermost level with nothing in it but a nested part: undone with the part, it leaves
- * not even a snapshot.
+ * Returns the outermost level that has only this nested part in it. It is undone with the part, so
+ * that its snapshot does not remain either.
  */
 const outermostToUndo = (part: Level): Level => {
   let level = part
@@ -94,8 +94,8 @@ const outermostToUndo = (part: Level): Level => {
 }
 
 /**
- * Marks the undone levels around a level as not begun, and releases what they hold; the next
- * statement begins them again.
+ * Marks the undone levels around a level as not begun, and releases their locks and connection. The
+ * next statement begins them again.
  */
 const forgetAround = (level: Level, outermost: Level): void => {
   const all: Array<Level> = []

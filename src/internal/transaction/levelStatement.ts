@@ -1,6 +1,6 @@
 /**
- * Statements of a level: the steps before and after each, and what is repeated or undone when it
- * fails.
+ * Statements of a level: the steps before and after each statement, and its repetition or undoing
+ * after a failure.
  */
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
 import { isStaleRefusal } from "../connection/statementFailure.js"
@@ -16,7 +16,8 @@ const none: ReadonlyArray<never> = []
 const nothing = () => {}
 
 /**
- * Runs a statement; the returned function gives it up, and the transaction with it if it was sent.
+ * Runs a statement. The returned function cancels it, and if it was sent, gives up the transaction
+ * as well.
  */
 export const runStatement = (
   level: Level,
@@ -56,10 +57,10 @@ export const runStatement = (
         settle(failure, exchange, undoFailure === undefined ? "statement" : "nothing")
       )
     }
-    // the server would take messages behind a COPY for its data
+    // after a COPY, the server would read further messages as its data
     const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
     if (!isAlone) return connection.run(first, request, after, settled)
-    // several commands in one text are a message of their own kind, with an answer of its own
+    // a text with several commands is sent by the simple protocol, in an exchange of its own
     const runAlone = () =>
       connection.run(none, request, none, (failure, exchange) => {
         if (failure !== undefined || after.length === 0) return settled(failure, exchange, true)
@@ -70,8 +71,8 @@ export const runStatement = (
   })
 
 /**
- * Runs a COPY whose data is in `copy`; the returned function gives it up, and the transaction with
- * it if it was sent.
+ * Runs a COPY with the data of `copy`. The returned function cancels it, and if it was sent, gives
+ * up the transaction as well.
  */
 export const runCopy = (level: Level, request: Request, copy: Copy, done: OnStatement): (() => void) =>
   exchangeIn(level, request, "none", done, nothing, (connection, pending, settle) => {

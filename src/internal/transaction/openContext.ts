@@ -16,7 +16,7 @@ import type { Origin, Transaction } from "./transaction.js"
 
 const whenStored = (action: () => void): Hook => ({ kind: "whenStored", order: 0, run: () => Effect.sync(action) })
 
-/** Context with one transaction more. */
+/** Context with one more transaction. */
 export class OpenContext extends TransactionContext {
   private nestedLock: FifoLock | undefined
 
@@ -122,7 +122,7 @@ export class OutsideContext extends TransactionContext {
   }
 
   override whenStored(action: () => void): boolean {
-    // the action may concern work that is stored already, or work that is stored with the
+    // the action may belong to work that is stored already, or to work that is stored with the
     // transactions around
     super.whenStored(action)
     return false

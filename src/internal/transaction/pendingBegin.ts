@@ -1,6 +1,6 @@
 /**
  * The levels that begin with the next statement: nothing of a level is sent before its first
- * statement, and all that begins goes with that statement in one exchange.
+ * statement, and the steps that begin levels are sent with that statement in one exchange.
  */
 import type { Step } from "../protocol/messages.js"
 import type { Level } from "./level.js"
@@ -8,8 +8,8 @@ import type { Level } from "./level.js"
 /** Plan of the beginning and end of a level. */
 export interface LevelSettings {
   /**
-   * The steps that begin it: BEGIN and the settings of the transaction; of a savepoint only the
-   * settings.
+   * The steps that begin the level: BEGIN and the settings of a transaction, or only the settings
+   * of a savepoint.
    */
   readonly begin: ReadonlyArray<Step>
   /** The steps that restore the settings around a savepoint when it is released. */
@@ -42,7 +42,7 @@ export const withOwnSteps = (pending: ReadonlyArray<PendingBegin>, own: Readonly
 export const beginsTransaction = ([first]: ReadonlyArray<PendingBegin>): boolean =>
   first !== undefined && first.level.parent === undefined && !first.level.isBegun
 
-/** Marks the levels as begun whose first step the server has acknowledged. */
+/** Marks each level as begun if the server has acknowledged its first step. */
 export const markBegun = (pending: ReadonlyArray<PendingBegin>, acknowledged: number): void => {
   let left = acknowledged
   for (const { level, steps } of pending) {
@@ -51,7 +51,10 @@ export const markBegun = (pending: ReadonlyArray<PendingBegin>, acknowledged: nu
   }
 }
 
-/** Releases what the levels hold that did not begin, the innermost first. */
+/**
+ * Releases the connection or the parent of each level that has not begun, from the innermost level
+ * on.
+ */
 export const releaseUnbegun = (pending: ReadonlyArray<PendingBegin>): void => {
   for (let i = pending.length - 1; i >= 0; i--) {
     const level = pending[i]?.level

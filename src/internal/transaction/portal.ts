@@ -12,8 +12,8 @@ import { withOwnSteps } from "./pendingBegin.js"
 const nothing = () => {}
 
 /**
- * Opens a portal and fetches its first rows; the returned function gives up, and the transaction
- * with it if it was sent.
+ * Opens a portal and fetches its first rows. The returned function cancels that, and if it was
+ * sent, gives up the transaction as well.
  */
 export const openPortal = (
   level: Level,
@@ -53,16 +53,16 @@ export class Portal {
   next(done: OnStatement): () => void {
     const { first, level, name, request, size } = this
     return exchangeIn(level, request, "none", done, nothing, (connection, _, settle) =>
-      // types of its columns may be looked up as late as its rows are fetched
+      // the types of the columns may be looked up as late as now
       connection.fetchPortal(level.holder.searchPathSteps(request.path), name, first, size, settle)
     )
   }
 
   /**
-   * Closes it before its last row. It ends with its transaction at the latest, so `done` is called
-   * within a second in any case. If `isOver`, the transaction is not expected to go on, and a
-   * connection that does not answer is closed, so that the end of the transaction does not wait
-   * again.
+   * Closes the portal before its last row. `done` is called within a second in any case, because
+   * the portal ends with its transaction at the latest. If `isOver`, the transaction is not
+   * expected to go on, and a connection that does not answer is closed, so that the end of the
+   * transaction does not wait again.
    */
   close(isOver: boolean, done: () => void): void {
     const { level, name, request } = this

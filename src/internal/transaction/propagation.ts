@@ -1,7 +1,7 @@
 /**
- * Propagation: the decision of a `withTransaction` when there is a transaction of the same database
- * already, or none, and the conflicts of its options with that transaction. All functions but the
- * last to change a transaction, `raiseIsolation`, are pure.
+ * Propagation: the decision of a `withTransaction` inside or outside of another transaction of the
+ * same database, and the conflicts of its options with that transaction. All functions are pure,
+ * except `raiseIsolation`, which changes a transaction.
  */
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
@@ -25,7 +25,7 @@ const settingOf = <K extends "isolation" | "access">(outer: Transaction, option:
   return effective[option] as NonNullable<Options[K]>
 }
 
-/** The outermost transaction of the application, which has an isolation and is run again. */
+/** Returns the outermost transaction of the program, which has the isolation and is run again. */
 export const rootOf = (transaction: Transaction): Transaction => {
   let root = transaction
   while (root.outer !== undefined) root = root.outer
@@ -104,11 +104,13 @@ export const raiseSettings = (around: Settings, asked: Settings, joins: boolean)
   return isHigher(isolation, around.isolation ?? effective.isolation) ? { ...limits, isolation } : limits
 }
 
-/** Builds the refusal of a part's `retry` by a whole that cannot be run again. */
+/**
+ * Builds the refusal of a part's `retry`, if the transaction or unit around it cannot be run again.
+ */
 export const retryRefused = (database: string): OptionsConflict =>
   new OptionsConflict({ database, server: "", option: "retry", outer: "false", inner: "true" })
 
-/** Lets a transaction take the settings of a part, which do not conflict. */
+/** Makes a transaction take the settings of a part, which do not conflict. */
 export const raiseIsolation = (outer: Transaction, options: Options, joins: boolean): void => {
   const { isolation, rest } = taken(outer, options, joins)
   if (rest !== undefined) outer.raise(rest)
@@ -127,7 +129,7 @@ const join: PropagationDecision = { _tag: "join" }
 const outside: PropagationDecision = { _tag: "outside" }
 const fresh: PropagationDecision = { _tag: "begin" }
 
-/** Decides what a `withTransaction` does. */
+/** Decides the propagation of a `withTransaction`. */
 export const decidePropagation = (
   origin: Origin,
   current: Transaction | undefined,

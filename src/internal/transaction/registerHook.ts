@@ -28,7 +28,7 @@ export interface TransactionFactory extends Origin {
 
 let registrations = 0
 
-/** Checks whether a hook runs at once that is registered after the end of its transaction. */
+/** Checks if a hook that is registered after the end of its transaction runs at once. */
 const isDue = (kind: RegisteredHook, state: LevelState): boolean => {
   if (state === "committed") return kind === "beforeCommit" || kind === "afterCommit"
   return kind === (state === "unknown" ? "afterUnknown" : "afterRollback")
@@ -62,8 +62,8 @@ export const registerHook = <E, R>(
       found.addHook(registered)
       return Effect.void
     }
-    // the user's function for labels may throw: here its fault is seen, at the end it would stop
-    // the other hooks
+    // the program's function for labels may throw: here the caller gets its exception, at the end
+    // the exception would stop the other hooks
     const work = ambient?.work(fiber)
     const begin = (options: Options) => origin.begin("writer", options, fiber, ambient, undefined, work)
     if (found === undefined && ambient?.addHook(origin, registered, begin) === true) return Effect.void

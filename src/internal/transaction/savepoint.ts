@@ -1,6 +1,6 @@
 /**
- * The steps that set, release and undo a savepoint, and those around a statement that has one of
- * its own.
+ * The steps that set, release and undo a savepoint, and the steps around a statement with a
+ * savepoint of its own.
  */
 import * as wire from "../protocol/messages.js"
 

@@ -4,7 +4,7 @@
 import type { Settings } from "../../Transaction.js"
 
 /**
- * Settings for all databases, and by the names of single ones, where they include those for all.
+ * Settings for all databases, and settings by the names of databases, which include those for all.
  */
 export interface SettingsByDatabase {
   readonly all: Settings
@@ -15,19 +15,22 @@ export interface SettingsByDatabase {
 const given = (settings: Settings): Settings =>
   Object.fromEntries(Object.entries(settings).filter(([_, value]) => value !== undefined))
 
-/** Returns settings, with others in their place where those are given. */
+/** Returns settings, overridden by those of `more` that are given. */
 export const mergeSettings = (settings: Settings, more: Settings): Settings => ({
   ...settings,
   ...given(more)
 })
 
-/** Returns the settings of a database; without a name, of all that have none of their own. */
+/**
+ * Returns the settings of a database; without a name, the settings of databases that have none of
+ * their own.
+ */
 export const settingsOf = ({ all, databases }: SettingsByDatabase, database: string | undefined): Settings =>
   database === undefined ? all : (databases.get(database) ?? all)
 
 const nothing: Settings = {}
 
-/** Returns settings that ask nothing of one database. */
+/** Returns settings that require nothing of one database. */
 export const withoutDatabase = ({ all, databases }: SettingsByDatabase, database: string): SettingsByDatabase => ({
   all,
   databases: new Map([...databases, [database, nothing]])

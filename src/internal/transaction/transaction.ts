@@ -20,21 +20,21 @@ import { type Hook, type HookKind, passedOn } from "./hook.js"
 import { Level } from "./level.js"
 import type { LevelSettings } from "./pendingBegin.js"
 
-/** An opened database, as the origin of transactions. Its identity tells databases apart. */
+/** An opened database, as the origin of transactions. Its identity distinguishes databases. */
 export interface Origin {
   readonly database: string
   readonly observer: Observer
   /**
-   * The limits that each transaction sets itself, if sessions cannot have them, as behind a
-   * transaction pooler.
+   * The limits that each transaction sets itself, if sessions cannot have them, for example behind
+   * a transaction pooler.
    */
   readonly limits?: Limits | undefined
   /**
-   * The transaction of a sandbox, which is never committed: every other one is a savepoint inside
-   * of it.
+   * The transaction of a sandbox, which is never committed. Every other transaction is a savepoint
+   * inside of it.
    */
   readonly sandbox?: Transaction | undefined
-  /** Takes one more attempt of a whole from the retry budget, and reports it. */
+  /** Takes one more attempt of a transaction or unit from the retry budget, and reports it. */
   readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
   /** Returns attempts to the retry budget. */
   readonly giveBackReplays: (policy: Policy, count: number) => void
@@ -67,7 +67,7 @@ export class Transaction {
     /** The transaction around it, if this is a savepoint of the program. */
     readonly outer: Transaction | undefined,
     private settings: Options,
-    /** The transaction that it is a savepoint of; in a sandbox also the sandbox's own. */
+    /** The transaction that it is a savepoint of, also if that is the transaction of a sandbox. */
     private readonly around?: Transaction
   ) {
     this.base = outer?.base ?? kind
@@ -77,7 +77,7 @@ export class Transaction {
     return this.settings
   }
 
-  /** Replaces options by those of a part, before anything of it was sent. */
+  /** Replaces options by those of a part, before anything of the transaction was sent. */
   raise(more: Options): void {
     const given = Object.fromEntries(Object.entries(more).filter(([_, value]) => value !== undefined))
     this.settings = { ...this.settings, ...given }
@@ -96,12 +96,12 @@ export class Transaction {
     return this.level.readOnly
   }
 
-  /** True if its COMMIT stores something, as far as is known. */
+  /** True if its COMMIT stores something, as far as this side knows. */
   get stores(): boolean {
     return this.level.touched && !this.level.readOnly
   }
 
-  /** The reasons why it may have been undone, as far as its statements know. */
+  /** The failures of statements that may have undone the transaction. */
   get failures(): ReadonlyArray<StatementError> {
     const { failedBy, holder } = this.level
     return failedBy === undefined ? holder.failures : [failedBy, ...holder.failures]
@@ -166,7 +166,7 @@ const transactionSettings = (origin: Origin, kind: Role, options: Options): Leve
       ? plainBegin
       : beginSql(options).map(wire.step)
   const limited = origin.limits === undefined ? steps : [...steps, ...idleLimit(origin.limits)]
-  // a transaction is read-only for good only after its first query
+  // a program could make the transaction writable again before its first query
   const begin = kind === "reader" ? [...limited, wire.constantStep("SELECT 1")] : limited
   return { begin, restore: none, readOnly, limit: limitOf(options) }
 }

@@ -76,17 +76,19 @@ export const runInTransaction = <A, E, R, X>(
     })
   )
 
-/** The whole that a part joins, and the labels of the part. */
+/** The transaction or unit that a part joins, and the labels of the part. */
 export interface PartOf {
-  /** The database whose transaction it joins; without it the part joins a unit of work. */
+  /**
+   * The database of the transaction that the part joins; without it the part joins a unit of work.
+   */
   readonly database?: Origin | undefined
   readonly describe?: Describe | undefined
 }
 
 /**
- * Runs an effect as a part of the transaction or unit of work around it. `decide` returns the end
- * of the part: a rollback makes the whole end in rollback, too, if the part has sent a writer's
- * statement.
+ * Runs an effect as a part of the transaction or unit of work around it. `decide` returns the
+ * outcome of the part. After a rollback, the transaction or unit must end in rollback, too, if the
+ * part has sent a writer's statement.
  */
 export const runAsPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,

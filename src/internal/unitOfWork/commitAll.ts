@@ -1,6 +1,6 @@
 /**
- * The end of several transactions: they are checked together, then committed one after the other,
- * or rolled back.
+ * The end of several transactions: all are checked, and then committed one after the other, or
+ * rolled back.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -26,8 +26,8 @@ import { inCommitOrder } from "./commitOrder.js"
 import type { CompletionOptions, Unit } from "./unitOfWork.js"
 
 /**
- * Makes the transactions around released savepoints end in rollback, because the end of their part
- * has failed.
+ * Makes the transactions around released savepoints end in rollback, because the part that has set
+ * the savepoints has failed at its end.
  */
 const undoReleased = (done: ReadonlyArray<Transaction>, cause: Cause.Cause<TransactionError>): void => {
   for (const { options, outer } of done) {
@@ -64,9 +64,9 @@ const withPartialCommit = (
 }
 
 /**
- * Checks all transactions but the first before any COMMIT: a deferred constraint, a transaction
- * that a failed statement has aborted and a lost connection undo everything then, instead of a
- * part.
+ * Checks all transactions but the first before any COMMIT. A violated deferred constraint, an
+ * aborted transaction or a lost connection then undoes all transactions, and not only a part of
+ * them.
  */
 const checkAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -92,13 +92,13 @@ const checkAll = (
 }
 
 /**
- * Commits one after the other; a failure rolls the rest back and names the databases that are
- * stored already.
+ * Commits one after the other. A failure rolls the rest back, and names the databases that have
+ * committed before.
  *
- * An interruption has an effect only before the first COMMIT: after that the rest follow, within a
- * second each, so that an interrupted caller leaves no half behind. If all of them are savepoints,
- * the transactions around them end in rollback then, because the caller takes the savepoints for
- * undone.
+ * An interruption has an effect only before the first COMMIT. After it the other COMMITs follow,
+ * within a second each, so that an interruption does not store a part. If all of them are
+ * savepoints, the transactions around them end in rollback then, because the caller takes the
+ * savepoints for undone.
  */
 const commitAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -146,27 +146,34 @@ export interface CommitGroup {
   readonly unit: Unit
   /** The transaction context that the hooks run in. */
   readonly context: TransactionContext
-  /** Returns the transactions; those that have nothing but hooks begin with it. */
+  /** Returns the transactions, after those that have nothing but hooks have begun. */
   readonly beginAll: () => ReadonlyArray<Transaction>
-  /** True if the unit goes on after it. */
+  /** True if the unit goes on after this end. */
   readonly isEarly: boolean
   /**
-   * Called with the transactions when all hooks have agreed: from then on none may begin. If it is
-   * early or has hooks, it is called again at the end.
+   * Returns the effect to run instead, if another end is under way. It is called in the moment in
+   * which this end begins: the runtime may run another fiber between an earlier check and this end.
+   */
+  readonly otherEnd: () => Effect.Effect<void, TransactionError> | undefined
+  /**
+   * Called with the transactions when no hook has vetoed: from then on none may begin. It is called
+   * again at the end if the end is early or has hooks.
    */
   readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
 /**
- * Runs the `beforeCommit` hooks, which may touch further databases, then commits all. To be run
- * where it cannot be interrupted.
+ * Runs the `beforeCommit` hooks, which may use further databases, then commits all. It must run in
+ * an uninterruptible region.
  */
 export const finish = (
-  { beginAll, close, context, isEarly, unit }: CommitGroup,
+  { beginAll, close, context, isEarly, otherEnd, unit }: CommitGroup,
   { checked, leavesForks, order }: CompletionOptions,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> =>
   Effect.suspend(() => {
+    const other = otherEnd()
+    if (other !== undefined) return other
     const leaveForks = (transactions: ReadonlyArray<Transaction>) => {
       if (leavesForks && !isEarly) for (const { level } of transactions) rollbackNested(level)
     }
@@ -186,12 +193,12 @@ export const finish = (
     const begun = beginAll()
     const hasHooks = begun.some((transaction) => transaction.hasHooks)
     if (!hasHooks && !isEarly) return commit(begun)
-    // hooks have statements of their own, which must not wait for forks either
+    // the statements of hooks must not wait for forks either
     leaveForks(begun)
     const seen = new Set(begun)
     let isAgreed = false
-    // a hook may be the first to touch a database; a transaction that is rolled back meanwhile
-    // stays in the set, because it is not stored and the end is no success
+    // a hook may be the first to use a database; a transaction that is rolled back meanwhile stays
+    // in the set, so that the end does not count as a success
     const transactions = () => {
       if (!isAgreed) for (const transaction of beginAll()) seen.add(transaction)
       return [...seen]
@@ -202,7 +209,7 @@ export const finish = (
       isAgreed = true
       return commit(ending)
     })
-    // a hook that fails, or is interrupted, ends it as well
+    // the end is over, too, if a hook fails or is interrupted
     const over = Effect.sync(() => {
       close([...seen])
       unit.endIsOver(end)

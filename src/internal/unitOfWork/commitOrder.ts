@@ -1,14 +1,14 @@
 /**
- * The order of commits. The first COMMIT may fail without harm, so those that are likely to fail
- * come first.
+ * The order of commits. If the first COMMIT fails, nothing is stored yet. So the COMMITs that are
+ * most likely to fail come first.
  */
 import { isSavepoint } from "../transaction/completion.js"
 import type { Transaction } from "../transaction/transaction.js"
 import type { Order } from "./unitOfWork.js"
 
 /**
- * Returns the transactions in the order of their ends: savepoints come last, because they can still
- * be undone when a COMMIT has failed.
+ * Returns the transactions in the order of their ends. Savepoints come last, because they can still
+ * be undone after a failed COMMIT.
  */
 export const inCommitOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
   if (transactions.length < 2) return transactions
@@ -31,8 +31,8 @@ const byRank = (transactions: ReadonlyArray<Transaction>, order: Order): Readonl
 }
 
 /**
- * Returns a rank by risk: a server may refuse serializable work, hardly any other, and a read-only
- * transaction loses nothing.
+ * Returns a rank by the risk of a failed COMMIT, the highest risk first: serializable transactions
+ * are refused most often, and read-only ones have nothing to lose.
  */
 const riskRank = ({ options, readOnly }: Transaction): number =>
   readOnly ? 2 : options.isolation === "serializable" ? 0 : 1

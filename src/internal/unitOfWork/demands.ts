@@ -1,6 +1,6 @@
 /**
- * The settings that a part asks of a unit of work: their conflicts with those of the unit, and the
- * settings of the unit after it has taken them.
+ * The settings that a part requires of a unit of work: their conflicts with those of the unit, and
+ * the settings of the unit after it has taken them.
  */
 import type { OptionsConflict } from "../../DatabaseError.js"
 import type { Settings } from "../../Transaction.js"
@@ -28,7 +28,7 @@ export const conflictOfBegun = (
 export const conflictOfSettings = (
   own: SettingsByDatabase,
   asked: SettingsByDatabase,
-  /** Checks whether a database has its transaction around the unit. */
+  /** Checks if the transaction of a database is around the unit. */
   isLeftAround: (database: string) => boolean,
   settingsFor: (database: string | undefined) => Settings
 ): OptionsConflict | undefined => {

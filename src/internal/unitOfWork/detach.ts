@@ -1,5 +1,5 @@
 /**
- * Streams that are read after the unit of work that has made them.
+ * Streams that are read after the end of the unit of work in which they were made.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { withoutSlot } from "../transaction/contextSlot.js"
 
-/** Returns a stream with the context of here, outside of every unit of work. */
+/** Returns a stream that has the context of this effect, without its unit of work. */
 export const detachStream = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Stream.Stream<A, E>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     // a context that is provided to a stream is merged with that of its reader, which may be in a

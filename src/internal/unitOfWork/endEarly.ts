@@ -1,6 +1,6 @@
 /**
- * Ends by hand: COMMIT or ROLLBACK of transactions of the unit of work around, which goes on after
- * it.
+ * COMMIT and ROLLBACK by hand: they end transactions of the unit of work around, and the unit goes
+ * on.
  */
 import * as Effect from "effect/Effect"
 import { PropagationRefused, TransactionBusy, TransactionEnded, type TransactionError } from "../../DatabaseError.js"
@@ -19,11 +19,11 @@ interface Selection {
   /** The database that is meant; `undefined` is all of them. */
   readonly database: Pick<Origin, "database"> | undefined
   /**
-   * Returns the transactions of a unit, which begins those that have nothing but hooks; or why they
-   * cannot be ended here.
+   * Returns the transactions of a unit, after the unit has begun those that have nothing but hooks;
+   * or the reason why they cannot be ended here.
    */
   readonly take: (context: TransactionContext, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
-  /** Returns the transaction that is open where there is no unit, and must not be ended by hand. */
+  /** Returns the open transaction if there is no unit. It must not be ended by hand. */
   readonly withoutUnit: (context: TransactionContext) => Transaction | undefined
 }
 
@@ -52,15 +52,20 @@ const endSelected = (
         return Effect.void
       }
       const { location } = first.level.holder
-      // they end with the unit, or have ended with it
-      if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
-      // another fiber ends them, or the end that has called this hook
-      if (outcome === "commit" && unit.isEndOf(selected))
-        return Effect.fail(new TransactionBusy({ ...location, waitedMillis: 0 }))
+      const otherEnd = (): Effect.Effect<never, TransactionError> | undefined => {
+        // they end with the unit, or have ended with it
+        if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
+        // another fiber is ending them, or this code runs in a hook of their end
+        return outcome === "commit" && unit.isEndOf(selected)
+          ? Effect.fail(new TransactionBusy({ ...location, waitedMillis: 0 }))
+          : undefined
+      }
       const close = (all: ReadonlyArray<Transaction>) => {
         for (const transaction of all) unit.forget(transaction)
       }
       if (outcome === "rollback") {
+        const other = otherEnd()
+        if (other !== undefined) return other
         close(selected)
         unit.dropPending()
         return rollbackAll(selected, restore)
@@ -69,8 +74,9 @@ const endSelected = (
         const now = take(context, unit)
         return now instanceof PropagationRefused ? selected : now
       }
-      return Effect.tap(finish({ unit, context, beginAll, isEarly: true, close }, unit.completion, restore), () =>
-        Effect.sync(() => unit.stored(true))
+      return Effect.tap(
+        finish({ unit, context, beginAll, isEarly: true, otherEnd, close }, unit.completion, restore),
+        () => Effect.sync(() => unit.stored(true))
       )
     })
   )
@@ -85,7 +91,7 @@ export const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> 
     take: (context, unit) => {
       const { transaction } = context
       if (transaction !== undefined) return refuse(transaction.origin, outcome)
-      // a database that the work is outside of is not meant
+      // a database is left out if this code runs outside of its transaction
       return unit.beginAll().filter((own) => context.find(own.origin) === own)
     },
     withoutUnit: (context) => context.transaction

@@ -1,5 +1,5 @@
 /**
- * The ends of transactions of a unit that are under way: their hooks, which may still refuse, and
+ * The ends of transactions of a unit that are in progress: their hooks, which may still veto, and
  * the commits.
  */
 import * as Deferred from "effect/Deferred"
@@ -41,8 +41,8 @@ export class EndsUnderWay {
   }
 
   /**
-   * Completes when all ends of now are over, or fails after `busyTimeout`, as a statement behind a
-   * nested transaction.
+   * Completes when all ends in progress are over, or fails after `busyTimeout`, like a statement
+   * that waits for a nested transaction.
    */
   get settled(): Effect.Effect<void, TransactionBusy> {
     return Effect.suspend(() => {

@@ -21,11 +21,11 @@ import { type CompletionOptions, Unit } from "./unitOfWork.js"
 export interface UnitHandle {
   readonly unit: Unit
   readonly hasEnded: boolean
-  /** True if a rollback that was asked for has ended it. */
+  /** True if a requested rollback has ended the unit. */
   readonly isRolledBack: boolean
-  /** Ends the unit at once if nothing was done in it; returns whether it has ended now. */
+  /** Ends the unit at once if it has no work. Returns true if the unit has ended. */
   readonly endUntouched: () => boolean
-  /** Ends the unit, once. `restore` is for a caller that can be interrupted and was not. */
+  /** Ends the unit, once. `restore` is `undefined` if the caller was interrupted or cannot be. */
   readonly end: (outcome: Outcome, restore: Restore | undefined) => Effect.Effect<void, TransactionError>
 }
 
@@ -67,8 +67,8 @@ class OpenUnit implements UnitHandle {
     return Effect.suspend(() => {
       if (this.endUntouched()) return Effect.void
       const { unit } = this
-      // an early commit of a fork ends before the whole does: otherwise the whole could be
-      // committed under hooks of the fork that still refuse, or be reported as a success that fails
+      // an early commit of a fork must end before the unit does. Otherwise the unit could be
+      // committed before a hook of the fork vetoes the commit, or be reported as committed and fail
       // later
       if (outcome === "commit" && unit.isEnding) {
         if (restore === undefined) return this.end("rollback", undefined)
@@ -80,9 +80,14 @@ class OpenUnit implements UnitHandle {
       this.ended = true
       this.isRolledBack = outcome === "rollback"
       const close = () => unit.end()
+      const otherEnd = () => {
+        if (!unit.isEnding) return undefined
+        this.ended = false
+        return this.end(outcome, restore)
+      }
       let all: ReadonlyArray<Transaction>
       try {
-        // a database with nothing but hooks begins here, and its settings may be impossible
+        // a transaction with nothing but hooks begins here, and its settings may be invalid
         all = unit.beginAll()
       } catch (defect) {
         close()
@@ -90,7 +95,7 @@ class OpenUnit implements UnitHandle {
       }
       if (outcome === "commit") {
         const committed = finish(
-          { unit, context: unit, beginAll: () => unit.beginAll(), isEarly: false, close },
+          { unit, context: unit, beginAll: () => unit.beginAll(), isEarly: false, otherEnd, close },
           unit.completion,
           restore
         )
@@ -104,7 +109,7 @@ class OpenUnit implements UnitHandle {
       }
       close()
       const undone = rollbackAll(all, restore)
-      // an early commit is stored all the same
+      // the work of an early commit is stored in spite of the rollback
       return unit.hasPending && unit.keepsPart
         ? Effect.ensuring(
             undone,
@@ -136,7 +141,7 @@ class OpenNested extends OpenUnit {
         Effect.sync(() => {
           const isKept = outcome === "commit" && Exit.isSuccess(exit)
           unit.passHooksOn(isKept)
-          // the part around it has to know of the kept work before the next part begins
+          // the part around it must have recorded the kept work before the next part begins
           if (isKept) unit.noteKept()
           unit.leave()
         })

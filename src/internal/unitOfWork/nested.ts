@@ -1,7 +1,7 @@
 /**
- * A nested part of a unit of work, or of a transaction, which can fail alone: a savepoint on each
- * database that it touches. On a database without a transaction around it and without a unit that
- * would begin one, it begins a transaction of its own, as a unit of work does.
+ * A nested part of a unit of work, or of a transaction, which can fail alone: it has a savepoint on
+ * each database that it uses. If a database has no transaction around it, and no unit would begin
+ * one, the part begins a transaction of its own, as a unit of work does.
  */
 
 import type * as Fiber from "effect/Fiber"
@@ -50,14 +50,14 @@ export class NestedUnit extends Unit {
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
 
-  /** Leaves retries to the whole: a nested part is not run again by itself. */
+  /** Leaves retries to the unit around: a nested part is not run again by itself. */
   override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
     return this.outside.takeRetry(transaction, asked)
   }
 
   /**
-   * Returns settings with the isolation and access of the unit around, if that begins its
-   * transactions.
+   * Returns settings with the isolation and access of the unit around, if that unit begins the
+   * transactions of the part.
    */
   override settingsFor(database: string | undefined): Settings {
     const own = super.settingsFor(database)
@@ -73,15 +73,15 @@ export class NestedUnit extends Unit {
   }
 
   /**
-   * Holds back the hooks without a transaction that a unit around will take: the end of the part
-   * would begin a transaction for them. If no unit takes them, the part is the outermost, and they
-   * are its own.
+   * Holds back the hooks without a transaction if a unit around will take them: otherwise the end
+   * of the part would begin a transaction for them. Without such a unit the part is the outermost,
+   * and the hooks are its own.
    */
   holdHooks(): void {
     this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]
   }
 
-  /** Leaves the hooks that were held back to the unit around, as hooks of savepoints are. */
+  /** Passes the hooks that were held back to the unit around, like hooks of savepoints. */
   passHooksOn(isKept: boolean): void {
     for (const [origin, { begin, hooks }] of this.heldHooks) {
       for (const hook of hooks) {
@@ -92,14 +92,16 @@ export class NestedUnit extends Unit {
     this.heldHooks = []
   }
 
-  /** Notes in the part around it, if there is one, that it has sent a writer's statement. */
+  /**
+   * Records in the part around it, if there is one, that this part has sent a writer's statement.
+   */
   noteKept(): void {
     for (const { level, outer } of this.begun) {
       if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
     }
   }
 
-  /** Ends its turn among the parts beside it. */
+  /** Ends the turn of the part, so that the next part of the same unit can run. */
   leave(): void {
     this.gate.leave()
   }

@@ -36,7 +36,7 @@ export interface UnitOptions<A, E> extends NestedOptions<A, E>, SettingsOptions,
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
 }
 
-/** Returns the settings that options ask for, if there are any. */
+/** Returns the settings in options, if there are any. */
 export const settingsByDatabase = ({ databases, transaction = {} }: SettingsOptions): SettingsByDatabase | undefined =>
   Object.keys(transaction).length === 0 && databases === undefined
     ? undefined
@@ -45,11 +45,11 @@ export const settingsByDatabase = ({ databases, transaction = {} }: SettingsOpti
         databases: new Map(databases?.map(({ database, settings }) => [database, mergeSettings(transaction, settings)]))
       }
 
-/** Returns the order of commits that is asked for, by the names of databases. */
+/** Returns the requested order of commits, by the names of databases. */
 export const orderOf = (order: NonNullable<EndOptions["order"]>): Order =>
   typeof order === "string" ? order : order.map((_) => _.databaseName)
 
-/** Returns how a unit completes; that of a request does not wait for forks. */
+/** Returns the completion options of a unit. The unit of a request does not wait for forks. */
 export const completionOptions = ({ checkFirst, order }: EndOptions, isRequest = false): CompletionOptions => ({
   order: orderOf(order ?? "safest"),
   checked: checkFirst ?? true,
@@ -61,8 +61,8 @@ export const describeWork = ({ work }: { readonly work?: WorkLabel | undefined }
   work === undefined ? undefined : () => work
 
 /**
- * Decides how a unit ends; a fault in the function of the options rolls back, and is the failure of
- * the unit.
+ * Decides the outcome of a unit. If the function of the options throws, the unit is rolled back,
+ * and the exception is its failure.
  */
 export const decide = <A, E>(options: NestedOptions<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<Outcome> => {
   try {

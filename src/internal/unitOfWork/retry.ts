@@ -18,9 +18,9 @@ import type { Origin, Transaction } from "../transaction/transaction.js"
 import type { Unit } from "./unitOfWork.js"
 
 /**
- * Returns the failure for which another attempt of the work may succeed: of a statement of its
- * transactions, also if the work has turned it into another failure, or of the work itself.
- * Interrupted work is not run again.
+ * Returns the failure after which another attempt of the work may succeed. It is a failure of the
+ * work, or of a statement in its transactions, also if the work has converted that into another
+ * failure. Interrupted work is not run again.
  */
 export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Cause<unknown>): unknown => {
   const failures = [...Cause.failures(cause)]
@@ -31,8 +31,8 @@ export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Caus
 }
 
 /**
- * A failure after which another attempt may succeed, with the database whose budget it takes and
- * the cause for the caller.
+ * Failure after which another attempt may succeed, with the database that has the budget for it,
+ * and the cause for the caller.
  */
 export interface Replayable {
   readonly error: DatabaseError
@@ -41,8 +41,8 @@ export interface Replayable {
 }
 
 /**
- * Returns the failure after which work runs again, if it may. A caller that found no connection has
- * waited long enough.
+ * Returns the failure after which work runs again, if it may. It does not run again if it found no
+ * connection, because the checkout has waited and retried already.
  */
 export const replayable = (
   reason: unknown,
@@ -62,8 +62,7 @@ export const replayableUnit = (unit: Unit, reason: unknown, cause: Cause.Cause<u
   unit.hasCommitted || !isReplayable(reason) ? undefined : replayable(reason, (name) => unit.origin(name), cause)
 
 /**
- * Checks whether servers have executed all statements of an attempt, although its own code may have
- * failed.
+ * Checks if servers have executed all statements of an attempt, also if its own code has failed.
  */
 const isServed = (exit: Exit.Exit<unknown, unknown>, transactions: ReadonlyArray<Transaction>): boolean =>
   Exit.isSuccess(exit) ||
@@ -72,8 +71,8 @@ const isServed = (exit: Exit.Exit<unknown, unknown>, transactions: ReadonlyArray
     transactions.every(({ failures }) => failures.length === 0))
 
 /**
- * The attempts of one whole: they are taken from the budgets of databases, and returned if the
- * whole succeeds.
+ * The attempts of one transaction or unit. They are taken from the budgets of databases, and
+ * returned after a success.
  */
 class Attempts {
   private count = 1
@@ -99,8 +98,8 @@ class Attempts {
   }
 
   /**
-   * Reports that there is no further attempt: in the failure, if it is of this library, else in the
-   * log.
+   * Reports that there is no further attempt: in the failure, if it is an error of this library,
+   * else in the log.
    */
   end({ cause, error, origin }: Replayable): Effect.Effect<void> {
     const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
@@ -114,10 +113,10 @@ class Attempts {
 }
 
 /**
- * Runs work for as long as it ends with a reason to run it again, and schedule and budget grant
- * another attempt; `first` is the exit of an attempt before. To be run where it cannot be
- * interrupted: an interruptible handler would lose the failures beside an interruption. `restore`
- * is for the work and the pauses; `transactions` returns those of the last attempt.
+ * Runs work again while it fails with a reason to do so, and schedule and budget grant another
+ * attempt. `first` is the exit of an earlier attempt. It must run in an uninterruptible region,
+ * because an interruptible handler would lose the failures beside an interruption; `restore` is for
+ * the work and the pauses. `transactions` returns the transactions of the last attempt.
  */
 export const retryTransaction = <A, E, R>(
   restore: Restore,

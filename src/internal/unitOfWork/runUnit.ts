@@ -32,7 +32,7 @@ import {
 import { retryUnit } from "./retry.js"
 import { joinableUnitOf, type Unit, unitOf } from "./unitOfWork.js"
 
-/** Runs an effect in the unit of work around it, or in one of its own. */
+/** Runs an effect in the unit of work around it, or in a new one. */
 export const runUnit = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   options: UnitOptions<A, E>
@@ -77,7 +77,7 @@ export const runSeparateUnit = <A, E, R>(
     return runInNewUnit(self, currentContext(fiber), false, options, describeWork(options), undefined)
   })
 
-/** Runs an effect as a nested part: savepoints on every database that it touches. */
+/** Runs an effect as a nested part, with a savepoint on every database that it uses. */
 export const runNested = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   options: NestedOptions<A, E>
@@ -89,15 +89,17 @@ export const runNested = <A, E, R>(
     if (invalid !== undefined) return Effect.fail(invalid)
     const context = currentContext(fiber)
     if (context === undefined) return runInNewUnit(self, context, true, options, describeWork(options), site)
-    // a savepoint that fails after another was released would leave a half, so all are checked
-    // first
+    // all savepoints are checked first: if one failed after another was released, a part of the
+    // work would stay
     const completion = { ...(unitOf(context)?.completion ?? completionOptions({})), checked: true }
     const unit = new NestedUnit(fiber, context, completion, describeWork(options), { label, site })
     return runIn(self, nestedHandle(unit), options)
   })
 }
 
-/** Lets a unit take the options of a part that joins it; if one is refused, none is taken. */
+/**
+ * Makes a unit take the options of a part that joins it. If one option is refused, none is taken.
+ */
 export const demandOfUnit = (
   context: TransactionContext,
   unit: Unit,
@@ -115,7 +117,7 @@ export const demandOfUnit = (
 }
 
 /**
- * Lets the transactions that are open around a unit of work, and that it joins, take its settings.
+ * Makes the open transactions around a unit of work, which it joins, take its settings.
  */
 export const demandAround = (
   around: TransactionContext | undefined,
@@ -189,7 +191,8 @@ const runInNewUnit = <A, E, R>(
   }
   if (retry !== undefined && retry !== false)
     return Effect.uninterruptibleMask((restore) => retryUnit(restore, open, once, retry))
-  // interruptible, a handler of causes would lose the failures beside an interruption
+  // uninterruptible, because an interruptible handler would lose the failures beside an
+  // interruption
   return Effect.uninterruptibleMask((restore) => {
     const handle = open()
     return Effect.catchAllCause(restore(once(handle)), (cause) => {
@@ -202,8 +205,8 @@ const runInNewUnit = <A, E, R>(
 }
 
 /**
- * Runs a part of a unit of work: its end is left to the whole, which takes its options or refuses
- * them.
+ * Runs a part of a unit of work. Its end is left to the unit, which takes or refuses the options of
+ * the part.
  */
 const runJoined = <A, E, R>(
   self: Effect.Effect<A, E, R>,

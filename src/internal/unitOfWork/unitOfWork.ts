@@ -56,7 +56,7 @@ export const mayBeStored = (transaction: Transaction): boolean => {
 
 /** A unit of work. */
 export class Unit extends TransactionContext {
-  // created with their first entries: many requests touch no database
+  // created with their first entries, because many requests use no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
   private waiting: Map<Origin, WaitingHooks> | undefined = undefined
   private affinities: Map<Origin, ReadAffinity> | undefined = undefined
@@ -65,16 +65,16 @@ export class Unit extends TransactionContext {
   attempt = 1
   private ends: EndsUnderWay | undefined = undefined
   /**
-   * True if a part of the work remains after a rollback: it is, or may be, stored, or is in a
-   * transaction around the unit.
+   * True if a part of the work remains after a rollback: because it is stored, may be stored, or is
+   * in a transaction around the unit.
    */
   private hasKept = false
   private joined: JoinedPart | undefined = undefined
   /** Actions that wait until the work is stored. */
   private pending: Array<() => void> | undefined = undefined
-  /** Set if it can be run again as a whole. */
+  /** True if the unit can be run again as a whole. */
   canRunAgain = false
-  /** The schedule of attempts that a part of it has asked for. */
+  /** The schedule of attempts that a part of the unit has requested. */
   askedRetry: Retry | undefined = undefined
   private nestedLock: FifoLock | undefined = undefined
 
@@ -101,14 +101,15 @@ export class Unit extends TransactionContext {
   }
 
   override whenStored(action: () => void): boolean {
-    // a fiber that outlives the unit acts on work that the unit has left to the whole around it
+    // a fiber that outlives the unit acts on the work that the unit has passed to the unit around
+    // it
     if (this.ended) return super.whenStored(action)
     this.pending ??= []
     this.pending.push(action)
     return true
   }
 
-  /** Drops the deferred actions, if all the work that they may concern is undone. */
+  /** Drops the deferred actions, if all work that they may belong to is undone. */
   dropPending(): void {
     if (!this.hasKept && (this.transactions === undefined || this.transactions.size === 0)) this.pending = undefined
   }
@@ -141,7 +142,7 @@ export class Unit extends TransactionContext {
     return this.joined
   }
 
-  /** Makes the transactions around it, in which it has written, end in rollback. */
+  /** Makes the transactions around the unit in which it has written end in rollback. */
   undoJoined(cause: unknown): void {
     this.joined?.undo(cause)
   }
@@ -158,7 +159,7 @@ export class Unit extends TransactionContext {
     const own = this.transactions?.get(origin)
     if (own !== undefined) return own
     const around = super.find(origin)
-    // if the work around is outside of all on purpose, the unit has a transaction of its own
+    // if the work around was isolated on purpose, the unit has a transaction of its own
     return around === "none" ? undefined : around
   }
 
@@ -172,7 +173,7 @@ export class Unit extends TransactionContext {
   }
 
   override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
-    // a unit around this one has the transaction, unless work is outside of its database on purpose
+    // a unit around this one has the transaction, unless the work was isolated from it on purpose
     const around = super.open(origin, begin)
     if (around !== undefined) {
       this.hasKept = true
@@ -199,7 +200,7 @@ export class Unit extends TransactionContext {
     for (const hook of waiting?.hooks ?? []) transaction.addHook(hook)
   }
 
-  /** Returns its own transaction on a database, if that has begun. */
+  /** Returns the unit's transaction on a database, if it has begun. */
   protected ownOf(origin: Origin): Transaction | undefined {
     return this.transactions?.get(origin)
   }
@@ -217,8 +218,8 @@ export class Unit extends TransactionContext {
   }
 
   /**
-   * Keeps a hook without a transaction until one begins: reads would have to join a transaction
-   * that begins for a hook.
+   * Keeps a hook until a transaction begins. A hook begins none itself, because later reads would
+   * have to join that.
    */
   override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     if (this.ended) return false
@@ -261,12 +262,14 @@ export class Unit extends TransactionContext {
     return this.begun
   }
 
-  /** The transactions that have begun by now. */
+  /** The transactions that have begun. */
   get begun(): ReadonlyArray<Transaction> {
     return this.transactions === undefined ? none : [...this.transactions.values()]
   }
 
-  /** Returns its own transaction on a database; one that has nothing but hooks begins with it. */
+  /**
+   * Returns the unit's transaction on a database, after it has begun if it has nothing but hooks.
+   */
   beginOwn(origin: Origin): Transaction | undefined {
     const waiting = this.waiting?.get(origin)
     return this.transactions?.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
@@ -278,40 +281,40 @@ export class Unit extends TransactionContext {
     return known.find((origin) => origin.database === database)
   }
 
-  /** The reasons why its transactions may have been undone, as far as their statements know. */
+  /** The failures of statements that may have undone the transactions of the unit. */
   get failures(): ReadonlyArray<StatementError> {
     return this.begun.flatMap(({ failures }) => failures)
   }
 
-  /** True if nothing has begun in it, and nothing is left to do at its end. */
+  /** True if no transaction has begun in the unit, and its end has nothing to do. */
   get isUntouched(): boolean {
     return this.transactions === undefined && this.waiting === undefined && !this.hasPending
   }
 
   /**
-   * True if a part of the work is stored, or may be, or is in a transaction around it: it cannot be
-   * run again as a whole.
+   * True if a part of the work is stored, may be stored, or is in a transaction around the unit.
+   * Then the unit cannot be run again as a whole.
    */
   get hasCommitted(): boolean {
     return this.isEnding || this.keepsPart
   }
 
-  /** True while an end of some of its transactions is under way. */
+  /** True while an end of some of its transactions is in progress. */
   get isEnding(): boolean {
     return this.ends !== undefined && this.ends.size > 0
   }
 
-  /** Completes when all ends that are under way now are over, or fails after `busyTimeout`. */
+  /** Completes when all ends in progress are over, or fails after `busyTimeout`. */
   get settled(): Effect.Effect<void, TransactionBusy> {
     return Effect.suspend(() => this.ends?.settled ?? Effect.void)
   }
 
-  /** Checks whether one of these transactions is in an end that is under way. */
+  /** Checks whether one of these transactions is in an end in progress. */
   isEndOf(transactions: ReadonlyArray<Transaction>): boolean {
     return this.ends?.includes(transactions) ?? false
   }
 
-  /** Adds an end that is under way. */
+  /** Adds an end that is in progress. */
   beginEnd(transactions: End["transactions"]): End {
     this.ends ??= new EndsUnderWay()
     return this.ends.begin(transactions)
@@ -322,12 +325,12 @@ export class Unit extends TransactionContext {
     this.ends?.over(end)
   }
 
-  /** True after its end has begun: no further work can be part of it. */
+  /** True after the end of the unit has begun: no further work can be part of it. */
   get hasEnded(): boolean {
     return this.ended
   }
 
-  /** Ends it: nothing can begin in it any more. */
+  /** Ends the unit. No transaction can begin in it any more. */
   end(): void {
     this.ended = true
   }
@@ -362,7 +365,10 @@ export class Unit extends TransactionContext {
     }
   }
 
-  /** Checks the order of commits and the check that a part asks for. Returns as {@link demand}. */
+  /**
+   * Checks the order of commits and the check that a part requires. Returns the same as {@link
+   * demand}.
+   */
   demandCompletion(order: Order | undefined, checked: boolean | undefined): Demanded {
     const { completion } = this
     if (order !== undefined && completion.order !== "safest" && String(order) !== String(completion.order))
@@ -386,8 +392,8 @@ export class Unit extends TransactionContext {
   }
 
   /**
-   * Returns the settings of a transaction that it begins on a database; without a name, on all that
-   * have none of their own.
+   * Returns the settings of a transaction that the unit begins on a database; without a name, the
+   * settings for databases that have none of their own.
    */
   settingsFor(database: string | undefined): Settings {
     return this.settings === undefined ? noSettings : settingsOf(this.settings, database)
@@ -401,8 +407,8 @@ export const unitOf = (context: TransactionContext | undefined): Unit | undefine
 }
 
 /**
- * Returns the unit of work that a part joins: none if a database was left out on purpose in
- * between.
+ * Returns the unit of work that a part joins: none if the part was isolated from a database on
+ * purpose.
  */
 export const joinableUnitOf = (context: TransactionContext | undefined): Unit | undefined => {
   for (let one = context; one !== undefined; one = one.parent) {
