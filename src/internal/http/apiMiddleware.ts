@@ -35,9 +35,9 @@ import {
   demandOf,
   isRepeatable,
   makePlan,
-  unitPlanFor,
   type RequestPlan,
-  refuse
+  refuse,
+  unitPlanFor
 } from "./requestPlan.js"
 import { Route } from "./routeTag.js"
 

@@ -24,8 +24,8 @@ import {
   joinedOutcome,
   type MiddlewareOptions,
   makePlan,
-  unitPlanFor,
-  refuse
+  refuse,
+  unitPlanFor
 } from "./requestPlan.js"
 
 /** Makes the middleware of a plan. */
