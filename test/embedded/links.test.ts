@@ -161,7 +161,7 @@ describe.skipIf(!isRoot)(suite, () => {
       expect(yield* tries(0o1777, owner.uid)).toBe(false)
       expect(yield* tries(0o775, 0, owner.gid)).toBe(false)
       const error = yield* Effect.flip(Folder.make(parent, owner))
-      expect(error.message).toContain(`OS user ${owner.name} can change ${parent}`)
+      expect(error.reason).toContain(`OS user ${owner.name} can change ${parent}`)
     })
   )
 })
