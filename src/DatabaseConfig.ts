@@ -14,9 +14,7 @@ import * as Either from "effect/Either"
 import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
-import type { Configured } from "./internal/config/configured.js"
 import { fromEnvironment } from "./internal/config/environment.js"
-import type { Host } from "./internal/config/hosts.js"
 import { type KnownNames, refuseUnknown } from "./internal/config/knownNames.js"
 import {
   boolean,
@@ -34,28 +32,23 @@ import {
   positive,
   text
 } from "./internal/config/optionParsers.js"
-import type { AuthMethod } from "./internal/config/requireAuth.js"
-import {
-  type Connector,
-  isEmptyUrl,
-  redactInput,
-  type ServerInput,
-  type ServerOptions,
-  type ServerSettings,
-  type ServerSocket,
-  type ServerUrl,
-  type TargetSessionAttrs
-} from "./internal/config/serverInput.js"
-import { type Endpoint, fileOf, type ServerConfig, serverConfig } from "./internal/config/serverOptions.js"
-import type { SessionParameters } from "./internal/config/sessionParameters.js"
-import { checkSsl, type Ssl } from "./internal/config/sslOption.js"
-import type { TlsFiles } from "./internal/config/tlsParameters.js"
-import type { ProtocolLimits } from "./internal/protocol/protocolLimits.js"
+import { isEmptyUrl, redactInput } from "./internal/config/serverInput.js"
+import { fileOf, serverConfig } from "./internal/config/serverOptions.js"
+import { checkSsl } from "./internal/config/sslOption.js"
 import { concealSecrets } from "./internal/protocol/tlsOptions.js"
+import type {
+  ProtocolLimits,
+  ServerConfig,
+  ServerInput,
+  ServerOptions,
+  ServerSettings,
+  ServerSocket,
+  ServerUrl,
+  Ssl
+} from "./ServerConfig.js"
 
 export type {
   AuthMethod,
-  Configured,
   Connector,
   Endpoint,
   Host,
@@ -70,7 +63,7 @@ export type {
   Ssl,
   TargetSessionAttrs,
   TlsFiles
-}
+} from "./ServerConfig.js"
 
 /**
  * Kind of the other end: `"session"`, a server that keeps a session for each connection, or
@@ -641,6 +634,14 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
       throw e
     }
   })
+
+/**
+ * Record with members that are plain values, or come from `Config`.
+ *
+ * @since 0.2.0
+ * @category models
+ */
+export type Configured<A> = { readonly [K in keyof A]: A[K] | Config.Config<A[K]> }
 
 /**
  * TLS options that come from `Config` or are plain values.

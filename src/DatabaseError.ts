@@ -15,7 +15,7 @@ import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as messages from "./internal/errors/messages.js"
-import { messageOf } from "./internal/errors/parts.js"
+import { markName, messageOf } from "./internal/errors/parts.js"
 import { isReadOnly } from "./internal/sql/commands.js"
 import { isStalePlan } from "./SqlState.js"
 
@@ -25,7 +25,7 @@ import { isStalePlan } from "./SqlState.js"
  * @since 0.1.0
  * @category type ids
  */
-export const TypeId: unique symbol = Symbol.for("~effect-db/DatabaseError")
+export const TypeId: unique symbol = Symbol.for(markName)
 
 /**
  * Type of the mark of every error of this library.

@@ -127,7 +127,7 @@ export type Observation = Data.TaggedEnum<{
     /** The fiber that has checked it out. */
     readonly fiber: string | undefined
     /** The location in the program, or the name of the span. */
-    readonly place: string | undefined
+    readonly location: string | undefined
   }
   /** The program has invalidated connections. */
   Invalidated: {

@@ -11,7 +11,7 @@ const root = fileURLToPath(new URL("../", import.meta.url))
  * for types, too.
  */
 const layers: ReadonlyArray<string> = [
-  "SqlState Observation Notification Copy Router",
+  "SqlState ServerConfig Observation Notification Copy Router",
   "concurrency",
   "protocol",
   "sql",

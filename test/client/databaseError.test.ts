@@ -6,6 +6,7 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
+import { afterFirst } from "../../src/internal/edge/statementError.js"
 
 const place = { database: "app", server: "localhost:5432" }
 
@@ -154,6 +155,42 @@ describe("DatabaseError", () => {
       new DatabaseError.CommitVetoed({ database: "audit", server: "localhost:5433", cause }).message,
       'database "audit" at localhost:5433: a beforeCommit hook failed, so the transaction was rolled back: ' +
         'database "app" at localhost:5432: duplicate key'
+    )
+  })
+
+  it("the message of an error whose cause is foreign can be read, also if that has the fields of a statement", () => {
+    const cause = Object.assign(new Error("boom"), { sql: "SELECT 1", where: { id: 1 } })
+    assert.strictEqual(
+      new DatabaseError.CommitVetoed({ ...place, cause }).message,
+      'database "app" at localhost:5432: a beforeCommit hook failed, so the transaction was rolled back: boom'
+    )
+  })
+
+  it("a message names a database once if its cause is that the database is closed", () => {
+    const vetoed = (closed: typeof place) =>
+      new DatabaseError.CommitVetoed({ ...place, cause: new DatabaseError.DatabaseClosed(closed) }).message
+    const veto = 'database "app" at localhost:5432: a beforeCommit hook failed, so the transaction was rolled back: '
+    assert.strictEqual(vetoed(place), `${veto}the database is closed - use it only while its layer is open`)
+    assert.strictEqual(
+      vetoed({ ...place, database: "audit" }),
+      `${veto}database "audit" at localhost:5432 is closed - use it only while its layer is open`
+    )
+  })
+
+  it("a refusal in a failed transaction names the first failure, and the database once", () => {
+    const aborted = (cause: Error) => new DatabaseError.QueryFailed({ ...place, sqlState: "25P02", cause })
+    const refusal = aborted(new Error("current transaction is aborted"))
+    const first = new DatabaseError.UniqueViolation({ ...place, sql: "SELECT 1", cause: new Error("duplicate key") })
+    const second = afterFirst(refusal, first)
+    assert.include(
+      second.message,
+      'database "app" at localhost:5432: current transaction is aborted; the first failure in it: duplicate key (25P02)'
+    )
+    assert.strictEqual(second.cause instanceof Error && second.cause.cause, first)
+    const elsewhere = new DatabaseError.Disconnected({ ...place, server: "other:5432", outcome: "undone" })
+    assert.include(
+      afterFirst(refusal, elsewhere).message,
+      'the first failure in it: database "app" at other:5432: the connection was lost'
     )
   })
 

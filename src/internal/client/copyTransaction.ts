@@ -86,8 +86,8 @@ const begin = (
     ...(kind === "reader" ? { access: "read only" } : {})
   }
   if (around !== undefined) return nest(executor, around, kind, around, options)
-  const memory = ambient?.readAffinity(executor)
-  if (memory !== undefined && kind === "writer") memory.written = true
+  const affinity = ambient?.readAffinity(executor)
+  if (affinity !== undefined && kind === "writer") affinity.written = true
   return executor.begin(kind, options, fiber, ambient)
 }
 
@@ -116,35 +116,36 @@ export const startCopy = (
   plain: Request,
   data: Data,
   options: Options
-): Effect.Effect<RunningCopy, SqlError> => {
-  const { database } = executor
-  const invalid = invalidOption(database, options, optionRules)
-  if (invalid !== undefined) return Effect.fail(toSqlError(invalid))
-  const ambient = currentContext(fiber)
-  const request = scoped(fiber.currentContext, ambient, database, withComment(plain, ambient?.work(fiber)))
-  if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
-  const around = executor.transactionFor(fiber, ambient, kind)
-  const transaction = begin(executor, kind, fiber, ambient, around, options)
-  if (kind === "writer") executor.recordCausalSession(fiber, ambient, transaction)
-  const attempt = executor.retry.attempt(
-    fiber,
-    (callback) => runCopy(transaction.level, request, data, callback),
-    (exchange) => exchange.result.rowCount ?? 0,
-    isNotSent
-  )
-  const noted = Effect.sync(() => {
-    if (around !== undefined && kind === "writer" && transaction.level.touched) ambient?.part(around)?.note(around)
+): Effect.Effect<RunningCopy, SqlError> =>
+  Effect.suspend(() => {
+    const { database } = executor
+    const invalid = invalidOption(database, options, optionRules)
+    if (invalid !== undefined) return Effect.fail(toSqlError(invalid))
+    const ambient = currentContext(fiber)
+    const request = scoped(fiber.currentContext, ambient, database, withComment(plain, ambient?.work(fiber)))
+    if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
+    const around = executor.transactionFor(fiber, ambient, kind)
+    const transaction = begin(executor, kind, fiber, ambient, around, options)
+    if (kind === "writer") executor.recordCausalSession(fiber, ambient, transaction)
+    const attempt = executor.retry.attempt(
+      fiber,
+      (callback) => runCopy(transaction.level, request, data, callback),
+      (exchange) => exchange.result.rowCount ?? 0,
+      isNotSent
+    )
+    const noted = Effect.sync(() => {
+      if (around !== undefined && kind === "writer" && transaction.level.touched) ambient?.part(around)?.note(around)
+    })
+    return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
+      transaction,
+      copying,
+      keep: (restore) =>
+        // a reader's settings for its statement are undone with the savepoint
+        kind === "reader" && transaction.level.parent !== undefined
+          ? rollback(transaction, restore)
+          : Effect.zipRight(commit(transaction, data, restore), noted)
+    }))
   })
-  return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
-    transaction,
-    copying,
-    keep: (restore) =>
-      // a reader's settings for its statement are undone with the savepoint
-      kind === "reader" && transaction.level.parent !== undefined
-        ? rollback(transaction, restore)
-        : Effect.zipRight(commit(transaction, data, restore), noted)
-  }))
-}
 
 /**
  * Rolls back a COPY. If the server waits for data, it gets CopyFail and answers at once. If it does

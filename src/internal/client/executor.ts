@@ -100,8 +100,8 @@ export class Executor implements Origin {
       return this.retry.attempt(fiber, start, read, isNotSent)
     }
     const held = ambient?.held(this) ?? none
-    const memory = ambient?.readAffinity(this)
-    if (memory !== undefined && kind === "writer") memory.written = true
+    const affinity = ambient?.readAffinity(this)
+    if (affinity !== undefined && kind === "writer") affinity.written = true
     return kind === "writer"
       ? this.retry.attempt(fiber, this.onWriter(fiber, ambient, work, request, held), read, mayRetryOnWriter(fiber))
       : this.retry.attempt(fiber, this.onReader(fiber, ambient, work, request, held), read, this.retry.mayRetryRead)
@@ -139,7 +139,7 @@ export class Executor implements Origin {
     }
     const found = ambient.enlist(this, "writer")
     if (found === "none") return undefined
-    // the writes of a vacated transaction are undone, so a read outside of it misses none
+    // everything in this transaction is undone, so a read outside of it misses no write
     if (kind === "reader" && found?.level.presence === "undone") return undefined
     return (
       found ??

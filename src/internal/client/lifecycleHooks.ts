@@ -28,7 +28,7 @@ const makeClient = (
   const statements = makeSqlConnection("writer", run, (request) =>
     Stream.unwrap(
       Effect.map(
-        run(request, (flight): ReadonlyArray<object> => flight.result.rows),
+        run(request, (exchange): ReadonlyArray<object> => exchange.result.rows),
         Stream.fromIterable
       )
     )

@@ -37,7 +37,7 @@ export class ReadRouting {
   picker(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     ambient: TransactionContext | undefined,
-    memory: ReadAffinity | undefined
+    affinity: ReadAffinity | undefined
   ): () => ConnectionSource {
     const { readers, writer } = this.topology
     if (readers.length === 0) return () => writer.reads
@@ -47,20 +47,20 @@ export class ReadRouting {
     const next = () => {
       const now = clock.now()
       const up = readers.filter((server) => server.isUp(now) && !tried.has(server))
-      const server = up.find((_) => _.name === memory?.reader) ?? this.pick(up) ?? writer
+      const server = up.find((_) => _.name === affinity?.reader) ?? this.pick(up) ?? writer
       if (server === writer) tried.clear()
       else tried.add(server)
       return server
     }
     const remember = ({ name, reads }: Server) => {
-      if (memory !== undefined) memory.reader = name
+      if (affinity !== undefined) affinity.reader = name
       return reads
     }
     return () => {
       // read at each call, because a transaction may begin long after it was made
-      const requirement = this.requirement(consistency, session, memory)
+      const requirement = this.requirement(consistency, session, affinity)
       const mayFail = typeof requirement === "object" && requirement.otherwise === "fail"
-      if (requirement === "primary" || (memory?.reader === writer.name && !mayFail)) return writer.reads
+      if (requirement === "primary" || (affinity?.reader === writer.name && !mayFail)) return writer.reads
       return requirement === "none"
         ? remember(next())
         : new ReplicaSelection({ next, primary: writer, onFound: remember }, requirement)
@@ -74,10 +74,10 @@ export class ReadRouting {
   private requirement(
     consistency: Consistency | undefined,
     session: Session | undefined,
-    memory: ReadAffinity | undefined
+    affinity: ReadAffinity | undefined
   ): "none" | "primary" | ReadRequirement {
     if (consistency?._tag === "Eventual") return "none"
-    if (consistency?._tag === "Strong" || memory?.written === true) return "primary"
+    if (consistency?._tag === "Strong" || affinity?.written === true) return "primary"
     const atLeast = consistency?._tag === "AtLeast" ? consistency : undefined
     const known = session?.known.get(this.database)
     if (atLeast === undefined && known === undefined) return "none"

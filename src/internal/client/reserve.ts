@@ -35,7 +35,7 @@ const scopeEnded = new Error("the scope of the reserved connection has ended")
  * settings of a session that must not write.
  */
 export const makeRun = (
-  place: ErrorLocation,
+  location: ErrorLocation,
   connection: Connection,
   hasEnded: () => boolean,
   reader?: SessionConfig | undefined
@@ -44,7 +44,7 @@ export const makeRun = (
   /** The first failure of the transaction that the program has begun by hand. */
   let first: StatementError | undefined
   const failed = (failure: Failure, outcome: Outcome): StatementError => {
-    const error = afterFirst(toStatementError(place, failure, outcome), first)
+    const error = afterFirst(toStatementError(location, failure, outcome), first)
     if (connection.status === "E") first ??= error
     return error
   }
@@ -56,7 +56,7 @@ export const makeRun = (
       const leave = turns.acquire(() => {
         if (hasEnded()) {
           turns.release()
-          return resume(Effect.fail(toSqlError(new TransactionEnded({ ...place, cause: scopeEnded }))))
+          return resume(Effect.fail(toSqlError(new TransactionEnded({ ...location, cause: scopeEnded }))))
         }
         sent = true
         const finish: OnExchange = (failure, exchange) => {
@@ -105,9 +105,9 @@ export const makeReserve = (
     const refusal = refuseSchemaScopes(executor, fiber.currentContext)
     if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
     const ambient = currentContext(fiber)
-    const holding = ambient?.held(executor) ?? none
+    const held = ambient?.held(executor) ?? none
     const pick = executor.picker(kind, fiber, ambient)
-    const who = executor.borrower(fiber, site, ambient?.work(fiber))
+    const borrower = executor.borrower(fiber, site, ambient?.work(fiber))
     const deadline = executor.retry.deadline()
     // the statements of a reserved connection are not observed, so their writes have no token
     const session = kind === "writer" ? causalSessionOf(fiber.currentContext, ambient) : undefined
@@ -123,8 +123,8 @@ export const makeReserve = (
           resume(Effect.succeed(taken))
         } else if (failure !== undefined) resume(Effect.fail(toDatabaseError(failure)))
       }
-      const giveUp = pool.checkout(deadline, holding, settle, who)
-      return Effect.sync(giveUp)
+      const cancel = pool.checkout(deadline, held, settle, borrower)
+      return Effect.sync(cancel)
     })
     const checkout = executor.retry.attemptCheckout(
       attempt,
@@ -142,8 +142,8 @@ export const makeReserve = (
       })
     )
     return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {
-      const place = { database: pool.options.database, server: pool.options.server.name }
-      const plain = makeRun(place, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
+      const location = { database: pool.options.database, server: pool.options.server.name }
+      const plain = makeRun(location, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
       const run: Run = (request, read) =>
         Effect.withFiberRuntime((fiber) => {
           const refusal = refuseSchemaScopes(executor, fiber.currentContext)

@@ -133,17 +133,17 @@ export const makeStream =
   (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
-        const asked = hasTracer(fiber) ? reportServer(fiber, made) : made
+        const reported = hasTracer(fiber) ? reportServer(fiber, made) : made
         const ambient = currentContext(fiber)
         const request = scoped(
           fiber.currentContext,
           ambient,
           executor.database,
-          withComment(asked, ambient?.work(fiber))
+          withComment(reported, ambient?.work(fiber))
         )
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
-        const ender = executor.refuseSandboxEnd(request)
-        if (ender !== undefined) return Effect.fail(toSqlError(ender))
+        const refusal = executor.refuseSandboxEnd(request)
+        if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
         const found = executor.transactionFor(fiber, ambient, kind)
         if (found !== undefined) {
           if (kind === "writer") executor.recordCausalSession(fiber, ambient, found)
@@ -154,7 +154,7 @@ export const makeStream =
           // this read has a read-only savepoint of its own, and no other statement could run before
           // its end: so all rows are read at once
           return Effect.map(
-            executor.run(fiber, kind, asked, (exchange) => toChunk(exchange, transformRows)),
+            executor.run(fiber, kind, reported, (exchange) => toChunk(exchange, transformRows)),
             Stream.fromChunk
           )
         }

@@ -3,14 +3,6 @@
  */
 import * as Config from "effect/Config"
 
-/**
- * Record with members that are plain values, or come from `Config`.
- *
- * @since 0.2.0
- * @category models
- */
-export type Configured<A> = { readonly [K in keyof A]: A[K] | Config.Config<A[K]> }
-
 /** The deepest nesting of settings: a reader of the list, its TLS, the certificates of its TLS. */
 const maxDepth = 3
 

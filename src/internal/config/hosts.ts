@@ -2,28 +2,10 @@
  * The hosts of a server, from libpq's lists of names, addresses and ports.
  */
 import { isIP } from "node:net"
+import type { Host } from "../../ServerConfig.js"
 import { isSocket } from "./localHost.js"
 import { Invalid, integer, port, text } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
-
-/**
- * One host of a server.
- *
- * @since 0.2.0
- * @category models
- */
-export interface Host {
-  /**
-   * `host:port`, `[address]:port` for IPv6, or the folder of a Unix socket. Errors and observations
-   * use it.
-   */
-  readonly name: string
-  /** A host name, an address, or the folder of a Unix socket. A certificate is compared with it. */
-  readonly host: string
-  /** The address to connect to without a lookup of the name: libpq's `hostaddr`. */
-  readonly address: string | undefined
-  readonly port: number
-}
 
 const nameOf = (host: string, port: number): string => {
   if (host.startsWith("/")) return host

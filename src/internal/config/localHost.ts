@@ -2,7 +2,7 @@
  * The hosts that are this machine.
  */
 import { BlockList, isIP } from "node:net"
-import type { Host } from "./hosts.js"
+import type { Host } from "../../ServerConfig.js"
 
 /** Checks if a host is the folder of a Unix socket. */
 export const isSocket = ({ host }: Pick<Host, "host">): boolean => host.startsWith("/")

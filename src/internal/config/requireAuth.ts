@@ -1,20 +1,23 @@
 /**
  * The authentication methods that a connection string allows: `require_auth`.
  */
+import type { AuthMethod } from "../../ServerConfig.js"
 import { Invalid } from "./optionParsers.js"
 
 /** The methods of libpq's `require_auth`. The driver has three of them, and `none`. */
-const methods = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"] as const
+const table: Readonly<Record<AuthMethod, true>> = {
+  password: true,
+  md5: true,
+  gss: true,
+  sspi: true,
+  "scram-sha-256": true,
+  oauth: true,
+  none: true
+}
 
-/**
- * Authentication method, by its name in libpq's `require_auth`.
- *
- * @since 0.2.0
- * @category models
- */
-export type AuthMethod = (typeof methods)[number]
+const isMethod = (name: string): name is AuthMethod => Object.hasOwn(table, name)
 
-const isMethod = (name: string): name is AuthMethod => (methods as ReadonlyArray<string>).includes(name)
+const methods = Object.keys(table).filter(isMethod)
 
 /** Returns the allowed methods. In `require_auth` a method with `!` is forbidden. */
 export const parseRequireAuth = (setting: string, list: string | undefined): ReadonlySet<AuthMethod> | undefined => {

@@ -2,63 +2,16 @@
  * The settings of a server, checked and complete.
  */
 import * as Redacted from "effect/Redacted"
+import type { Endpoint, ServerConfig, ServerInput, Ssl, TargetSessionAttrs } from "../../ServerConfig.js"
 import { concealSecrets } from "../protocol/tlsOptions.js"
-import { type Host, hostsOf } from "./hosts.js"
+import { hostsOf } from "./hosts.js"
 import { isSocket } from "./localHost.js"
 import { effect, flag, Invalid, oneOf, text } from "./optionParsers.js"
-import { type AuthMethod, parseRequireAuth } from "./requireAuth.js"
-import { type Connector, read, type ServerInput, type ServerParts, type TargetSessionAttrs } from "./serverInput.js"
-import { hostTimeoutOf, type SessionParameters, sessionParameters } from "./sessionParameters.js"
-import { checkSsl, type Ssl } from "./sslOption.js"
-import { type TlsFiles, tlsFilesOf, tlsParameters } from "./tlsParameters.js"
-
-/**
- * Host of a server, with its TLS.
- *
- * @since 0.2.0
- * @category models
- */
-export interface Endpoint extends Host {
-  readonly ssl: Ssl
-}
-
-/**
- * Hosts and credentials of a server, checked and complete. The address is that of the first host;
- * `name` has the names of all hosts.
- *
- * @since 0.1.0
- * @category models
- */
-export interface ServerConfig extends Endpoint {
-  /** All hosts, in their order. */
-  readonly hosts: ReadonlyArray<Endpoint>
-  readonly socket: Connector | undefined
-  readonly database: string
-  readonly username: string
-  readonly password: Redacted.Redacted<string> | undefined
-  readonly passwordFile: string | undefined
-  /** A password file of libpq, with a line for each host, database and user. */
-  readonly passfile: string | undefined
-  readonly tlsFiles: TlsFiles | undefined
-  /** True if TLS begins without a request: `sslnegotiation=direct`. */
-  readonly isDirectTls: boolean
-  /** True if TLS sends the name of the host to the server: `sslsni`. */
-  readonly sendsServerName: boolean
-  /** True if the server must prove that TLS ends at it: `channel_binding=require`. */
-  readonly bindsChannel: boolean
-  /** The allowed authentication methods; `undefined` allows all. */
-  readonly requireAuth: ReadonlySet<AuthMethod> | undefined
-  readonly target: TargetSessionAttrs
-  /** True if the hosts are tried in random order. */
-  readonly isShuffled: boolean
-  /** The timeout for all hosts together, in milliseconds. */
-  readonly connectTimeout: number
-  /**
-   * The timeout of one host, in milliseconds, if the connection string has one and no option does.
-   */
-  readonly hostTimeout: number | undefined
-  readonly own: SessionParameters
-}
+import { parseRequireAuth } from "./requireAuth.js"
+import { read, type ServerParts } from "./serverInput.js"
+import { hostTimeoutOf, sessionParameters } from "./sessionParameters.js"
+import { checkSsl } from "./sslOption.js"
+import { tlsFilesOf, tlsParameters } from "./tlsParameters.js"
 
 /** Settings that all servers of a database share. */
 export interface SharedOptions {

@@ -2,24 +2,9 @@
  * The settings of sessions and connects in a connection string.
  */
 
+import type { SessionParameters } from "../../ServerConfig.js"
 import { flag, Invalid, integer, keepAlive } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
-
-/**
- * Session settings of a connection string. The options of the database take precedence.
- *
- * @since 0.2.0
- * @category models
- */
-export interface SessionParameters {
-  readonly applicationName?: string
-  /** In milliseconds; `undefined` if TCP sends no probes. */
-  readonly keepAlive?: number | undefined
-  /** Settings of the session, as in libpq's `options`: `-c name=value`. */
-  readonly startupOptions?: string
-  /** Present, and undefined, if `startupOptions` set the limit. */
-  readonly idleInTransactionTimeout?: undefined
-}
 
 const utf8 = /^(utf-?8|unicode|auto)$/i
 

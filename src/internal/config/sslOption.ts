@@ -2,18 +2,9 @@
  * The option `ssl`.
  */
 import type { ConnectionOptions } from "node:tls"
+import type { Ssl } from "../../ServerConfig.js"
 import { type KnownNames, refuseUnknown } from "./knownNames.js"
 import { Invalid } from "./optionParsers.js"
-
-/**
- * Use of TLS: `false` for none, `true` with a verified certificate, or the options of Node.
- *
- * Without it, and without `sslmode` in the URL, the certificate of a remote host is verified.
- *
- * @since 0.1.0
- * @category models
- */
-export type Ssl = boolean | ConnectionOptions
 
 /** The options of Node for a TLS connection, including those added after Node 20. */
 const nodeOptions: KnownNames<ConnectionOptions> & Readonly<Record<string, true>> = {

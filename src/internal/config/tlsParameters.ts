@@ -3,25 +3,10 @@
  */
 import type { ConnectionOptions } from "node:tls"
 import * as Redacted from "effect/Redacted"
-import type { Host } from "./hosts.js"
+import type { Host, Ssl, TlsFiles } from "../../ServerConfig.js"
 import { isLocal, isSocket } from "./localHost.js"
 import { Invalid, oneOf } from "./optionParsers.js"
 import type { ServerParts } from "./serverInput.js"
-import type { Ssl } from "./sslOption.js"
-
-/**
- * Files of certificates and keys; they are read again for each new physical connection.
- *
- * @since 0.2.0
- * @category models
- */
-export interface TlsFiles {
-  readonly sslrootcert: string | undefined
-  readonly sslcert: string | undefined
-  readonly sslkey: string | undefined
-  readonly sslcrl: string | undefined
-  readonly sslpassword: Redacted.Redacted<string> | undefined
-}
 
 const modes = ["disable", "allow", "prefer", "no-verify", "require", "verify-ca", "verify-full"] as const
 type Mode = (typeof modes)[number]

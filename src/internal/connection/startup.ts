@@ -3,11 +3,11 @@
  */
 
 import type { Socket } from "node:net"
-import type { SessionConfig } from "../../DatabaseConfig.js"
+import type { ProtocolLimits, SessionConfig } from "../../DatabaseConfig.js"
 import { connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import { type Client, makeClient, type Notice, toError } from "../protocol/pgDriver.js"
-import { type ProtocolLimits, ProtocolViolation } from "../protocol/protocolLimits.js"
+import { ProtocolViolation } from "../protocol/protocolViolation.js"
 import { socketTo } from "../protocol/socket.js"
 import { isByName } from "../protocol/typeNames.js"
 import { settings } from "../sql/settings.js"

@@ -21,6 +21,7 @@ import {
   statementFailure,
   wrongRoleFailure
 } from "../connection/statementFailure.js"
+import { messageOf, withoutLocation } from "../errors/parts.js"
 import { toDatabaseError } from "./databaseError.js"
 
 /**
@@ -34,13 +35,17 @@ export const toStatementError = (location: ErrorLocation, failure: Failure, outc
 export const wrongRole = (location: ErrorLocation, failure: Failure): ConnectFailed =>
   toDatabaseError(wrongRoleFailure(location, failure))
 
+/** Returns the first line of a message; the others are about the statement. */
+const firstLine = (cause: unknown): string => messageOf(cause).split("\n")[0] ?? ""
+
 /**
  * Adds the first failure of an aborted transaction to a later refusal, because the message of the
  * refusal does not mention it. The first failure becomes the cause of its cause.
  */
 export const afterFirst = (error: StatementError, first: StatementError | undefined): StatementError => {
   if (first === undefined || error._tag !== "QueryFailed" || !isAborted(error.sqlState ?? "")) return error
-  const cause = new Error(`${words(error.cause)}; the first failure in it: ${words(first)}`, { cause: first })
+  const firstText = withoutLocation(firstLine(first), error)
+  const cause = new Error(`${firstLine(error.cause)}; the first failure in it: ${firstText}`, { cause: first })
   return new QueryFailed({ ...error, cause })
 }
 
@@ -85,5 +90,3 @@ export const noteRetried = (failure: unknown, retried: Retried): boolean => {
         Object.defineProperty(one, "message", { value: one.cause.message, configurable: true, writable: true })
   return noted.length > 0
 }
-
-const words = (cause: unknown): string => (cause instanceof Error ? (cause.message.split("\n")[0] ?? "") : "")

@@ -3,22 +3,10 @@
  * error.
  */
 import * as Data from "effect/Data"
+import type { EmbeddedPostgresError } from "../../EmbeddedPostgres.js"
 
 /** Name of an operation. */
-export type Operation =
-  | "configure"
-  | "install"
-  | "initialize"
-  | "start"
-  | "stop"
-  | "kill"
-  | "freeze"
-  | "thaw"
-  | "promote"
-  | "createDatabase"
-  | "dropDatabase"
-  | "awaitReplicas"
-  | "terminateBackends"
+export type Operation = EmbeddedPostgresError["operation"]
 
 /** Failure of an operation; `logs` are the last lines of the server. */
 export class OperationFailed extends Data.TaggedError("OperationFailed")<{

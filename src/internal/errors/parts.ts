@@ -28,8 +28,22 @@ export const locationText = ({ database, server }: Location): string =>
 export const messageOf = (cause: unknown): string =>
   Predicate.hasProperty(cause, "message") && typeof cause.message === "string" ? cause.message : ""
 
-const isFailedStatement = (cause: unknown): cause is FailedStatement =>
-  Predicate.hasProperty(cause, "sql") && typeof cause.sql === "string"
+/** The name of the mark of every error of this library, `DatabaseError.TypeId`. */
+export const markName = "~effect-db/DatabaseError"
+
+const mark = Symbol.for(markName)
+
+/** Checks if a cause is an error of this library; the fields of other errors may have any type. */
+const isOwn = (cause: unknown): cause is FailedStatement => Predicate.hasProperty(cause, mark)
+
+/** Returns a message without the location that it begins with, if it is the given one. */
+export const withoutLocation = (message: string, location: Location): string => {
+  const text = locationText(location)
+  const rest = message.startsWith(text) ? message.slice(text.length) : ""
+  if (rest.startsWith(": ")) return rest.slice(": ".length)
+  // the location is the subject of the message of `DatabaseClosed`
+  return rest.startsWith(" is ") ? `the database${rest}` : message
+}
 
 /**
  * Returns the cause of an error as the continuation of its message. If the cause is an error of
@@ -38,11 +52,9 @@ const isFailedStatement = (cause: unknown): cause is FailedStatement =>
 export const causeText = (self: Caused): string => {
   const message = messageOf(self.cause)
   if (message === "") return ""
-  const prefix = `${locationText(self)}: `
-  const lines = isFailedStatement(self.cause) ? statementLines(self.cause) : ""
-  const start = message.startsWith(prefix) ? prefix.length : 0
+  const lines = isOwn(self.cause) ? statementLines(self.cause) : ""
   const end = message.endsWith(lines) ? message.length - lines.length : message.length
-  return `: ${message.slice(start, end)}`
+  return `: ${withoutLocation(message.slice(0, end), self)}`
 }
 
 /**

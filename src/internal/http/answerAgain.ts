@@ -61,8 +61,8 @@ export const answerRepeatedly = <E, R>(
 }
 
 /** Opens the unit of an attempt. Its parts may request another attempt. */
-export const openRepeatable = (opening: UnitPlan): UnitHandle => {
-  const handle = openUnit(opening)
+export const openRepeatable = (unitPlan: UnitPlan): UnitHandle => {
+  const handle = openUnit(unitPlan)
   handle.unit.canRunAgain = true
   return handle
 }
@@ -70,7 +70,7 @@ export const openRepeatable = (opening: UnitPlan): UnitHandle => {
 /** Runs an app in a unit, and again in another unit if `retry` allows that. */
 export const answerWithRetry = <E, R>(
   plan: RequestPlan,
-  opening: UnitPlan,
+  unitPlan: UnitPlan,
   app: HttpApp.Default<E, R>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   retry: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -80,7 +80,7 @@ export const answerWithRetry = <E, R>(
   const request = Context.unsafeGet(outside, HttpServerRequest)
   const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
   const attempt = (fresh: () => Request) => (): Attempt<E, R | Request> => {
-    const handle = openRepeatable(opening)
+    const handle = openRepeatable(unitPlan)
     const handler = Effect.provideService(app, HttpServerRequest, fresh())
     return {
       handle,

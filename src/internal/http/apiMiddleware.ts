@@ -35,9 +35,9 @@ import {
   demandOf,
   isRepeatable,
   makePlan,
-  openingFor,
   type RequestPlan,
-  refuse
+  refuse,
+  unitPlanFor
 } from "./requestPlan.js"
 import { Route } from "./routeTag.js"
 
@@ -86,7 +86,7 @@ const openWithRetry = (
   plan: RequestPlan,
   attempts: WeakSet<Unit>,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
-  opening: UnitPlan,
+  unitPlan: UnitPlan,
   routed: RouteContext,
   fresh: () => Request,
   retry: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -106,7 +106,7 @@ const openWithRetry = (
     )
   )
   const open = () => {
-    const handle = openRepeatable(opening)
+    const handle = openRepeatable(unitPlan)
     attempts.add(handle.unit)
     return handle
   }
@@ -181,11 +181,11 @@ export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<
     }
     const conflict = around === undefined ? undefined : demandOf(plan, request, around, undefined, settings)
     if (conflict !== undefined) return Effect.flatMap(refuse(plan, conflict), Effect.die)
-    const opening = openingFor(plan, request, around, settings)
+    const unitPlan = unitPlanFor(plan, request, around, settings)
     const routed: RouteContext | undefined = unsafeMap.get(Route.key)
     const isOnce = retry === undefined || retry === false || routed === undefined
     if (isOnce || !isRepeatable(request)) {
-      const handle = openUnit(opening)
+      const handle = openUnit(unitPlan)
       return openFor(fiber, handle, (response) =>
         Effect.uninterruptibleMask((restore) =>
           endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
@@ -196,7 +196,7 @@ export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<
     return Effect.matchEffect(makeReplayable(request), {
       // the platform sends a response that is a defect
       onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
-      onSuccess: (fresh) => openWithRetry(plan, attempts, fiber, opening, routed, fresh, retry, restore)
+      onSuccess: (fresh) => openWithRetry(plan, attempts, fiber, unitPlan, routed, fresh, retry, restore)
     })
   })
 }

@@ -24,8 +24,8 @@ import {
   joinedOutcome,
   type MiddlewareOptions,
   makePlan,
-  openingFor,
-  refuse
+  refuse,
+  unitPlanFor
 } from "./requestPlan.js"
 
 /** Makes the middleware of a plan. */
@@ -50,13 +50,13 @@ export const makeMiddleware = (
         const name = { label: describe(fiber)?.label, site: undefined }
         return runAsPart(app, around, name, { describe }, (exit) => joinedOutcome(plan, exit))
       }
-      const opening = openingFor(plan, request, around, settings)
+      const unitPlan = unitPlanFor(plan, request, around, settings)
       // the same as `uninterruptibleMask`, with one operation less
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
       return Effect.uninterruptible(
         retry === undefined || retry === false || !isRepeatable(request)
-          ? answerOnce(plan, openUnit(opening), app, self, fiber.currentContext, answerIt, restore)
-          : answerWithRetry(plan, opening, app, fiber, retry, restore)
+          ? answerOnce(plan, openUnit(unitPlan), app, self, fiber.currentContext, answerIt, restore)
+          : answerWithRetry(plan, unitPlan, app, fiber, retry, restore)
       )
     })
     return self

@@ -42,9 +42,9 @@ export interface RequestPlan {
   readonly outcome: (response: Response) => UnitOfWork.Outcome
   readonly onCommitFailed: (error: DatabaseError) => Response
   readonly describe: ReturnType<typeof describeRequest>
-  readonly ending: ReturnType<typeof completionOptions>
-  /** The rules, if they are the same for each request. */
-  readonly rules: ReturnType<typeof settingsByDatabase>
+  readonly completion: ReturnType<typeof completionOptions>
+  /** The settings, if they are the same for each request. */
+  readonly settings: ReturnType<typeof settingsByDatabase>
 }
 
 const byStatus = ({ status }: Response): UnitOfWork.Outcome => outcomeByStatus(status)
@@ -66,22 +66,22 @@ export const makePlan = (options: MiddlewareOptions): RequestPlan => {
     outcome,
     onCommitFailed,
     describe: describeRequest(options.requestId),
-    ending: completionOptions(options, true),
-    rules: typeof transaction === "function" ? undefined : settingsByDatabase({ databases, transaction })
+    completion: completionOptions(options, true),
+    settings: typeof transaction === "function" ? undefined : settingsByDatabase({ databases, transaction })
   }
 }
 
 /** Returns the settings that the unit of a request is opened with. */
-export const openingFor = (
-  { describe, ending, options, rules }: RequestPlan,
+export const unitPlanFor = (
+  { completion, describe, options, settings }: RequestPlan,
   request: Request,
   around: TransactionContext | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
 ): UnitPlan => ({
   around,
   joins: true,
-  settings: rules ?? settingsByDatabase({ databases: options.databases, transaction }),
-  completion: ending,
+  settings: settings ?? settingsByDatabase({ databases: options.databases, transaction }),
+  completion,
   describe: makeLabeler(request, describe, options)
 })
 
@@ -100,18 +100,18 @@ export const isRepeatable = ({ headers, method, source }: Request): boolean =>
  * the options. Returns the conflict if that is impossible.
  */
 export const demandOf = (
-  { options, rules: fixed }: RequestPlan,
+  { options, settings: fixed }: RequestPlan,
   request: Request,
   around: TransactionContext,
   unit: Unit | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
   const { checkFirst, databases, order, retry } = options
-  const rules = fixed ?? settingsByDatabase({ databases, transaction })
-  if (unit === undefined) return demandAround(around, rules)
+  const settings = fixed ?? settingsByDatabase({ databases, transaction })
+  if (unit === undefined) return demandAround(around, settings)
   // a request that cannot be kept is answered once, as in a unit of its own
   const demanded = isRepeatable(request) ? retry : undefined
-  return demandOfUnit(around, unit, rules, { checkFirst, order, retry: demanded })
+  return demandOfUnit(around, unit, settings, { checkFirst, order, retry: demanded })
 }
 
 /** Returns the outcome of a request that has joined a unit of work, by its response. */

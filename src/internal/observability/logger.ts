@@ -49,10 +49,10 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   Reset: ({ processId }) => debug(`connection ${processId} was reset`),
   // under overload there are many of these, and each caller gets an error of its own
   Exhausted: ({ reason, waitedMillis }) => debug(`a caller got no connection (${reason}) within ${ms(waitedMillis)}`),
-  Leaked: ({ fiber = "unknown", heldMillis, place, processId }) =>
+  Leaked: ({ fiber = "unknown", heldMillis, location, processId }) =>
     warning(
       `connection ${processId} has been held for ${ms(heldMillis)} by fiber ${fiber}` +
-        (place === undefined ? "" : ` at ${place}`)
+        (location === undefined ? "" : ` at ${location}`)
     ),
   Invalidated: ({ connections, mode }) => info(`${plural(connections, "connection")} invalidated (${mode})`),
   CredentialsRotated: ({ generation }) => info(`new credentials are in use (generation ${generation})`),

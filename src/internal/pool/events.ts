@@ -75,7 +75,7 @@ export class PoolEvents {
       processId,
       heldMillis: held,
       fiber: borrower?.fiber,
-      place: borrower?.location
+      location: borrower?.location
     })
   }
 

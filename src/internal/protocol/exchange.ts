@@ -15,7 +15,7 @@ import {
   type ServerError,
   toError
 } from "./pgDriver.js"
-import { ProtocolViolation } from "./protocolLimits.js"
+import { ProtocolViolation } from "./protocolViolation.js"
 import { makeRowDecoder, type ObjectRow, type RowDecoder } from "./rowDecoder.js"
 import type { PreparedStatement } from "./statementCache.js"
 import type { TypeNames } from "./typeNames.js"

@@ -4,8 +4,9 @@
  * headers of each chunk, and copies nothing but small messages that arrive in several chunks.
  */
 
+import type { ProtocolLimits } from "../../ServerConfig.js"
 import { isWellFormed, letters, PartialRow } from "./messageStructure.js"
-import { type ProtocolLimits, ProtocolViolation } from "./protocolLimits.js"
+import { ProtocolViolation } from "./protocolViolation.js"
 
 /** The size of the letter and the length of a message, in bytes. */
 const header = 5

@@ -71,11 +71,11 @@ export abstract class TransactionContext implements Connection {
   ) {}
 
   /**
-   * Returns the innermost transaction of a database; `"none"` if the work is isolated from all of
-   * them on purpose.
+   * Returns the innermost transaction of a database that takes writes; `"none"` if the work is
+   * isolated from all of them on purpose.
    */
-  find(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    return this.parent?.find(origin, kind)
+  find(origin: Origin): Transaction | "none" | undefined {
+    return this.parent?.find(origin)
   }
 
   /**

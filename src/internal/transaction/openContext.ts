@@ -36,8 +36,8 @@ export class OpenContext extends TransactionContext {
     return this.nestedLock
   }
 
-  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    return this.serves(origin, kind) ? this.own : super.find(origin, kind)
+  override find(origin: Origin): Transaction | "none" | undefined {
+    return this.serves(origin, "writer") ? this.own : super.find(origin)
   }
 
   override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
@@ -108,8 +108,8 @@ export class OutsideContext extends TransactionContext {
     super(parent, origin.database)
   }
 
-  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    return origin === this.origin ? "none" : super.find(origin, kind)
+  override find(origin: Origin): Transaction | "none" | undefined {
+    return origin === this.origin ? "none" : super.find(origin)
   }
 
   override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {

@@ -92,7 +92,7 @@ export const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> 
       const { transaction } = context
       if (transaction !== undefined) return refuse(transaction.origin, outcome)
       // a database is left out if this code runs outside of its transaction
-      return unit.beginAll().filter((own) => context.find(own.origin, "writer") === own)
+      return unit.beginAll().filter((own) => context.find(own.origin) === own)
     },
     withoutUnit: (context) => context.transaction
   })
@@ -105,11 +105,11 @@ export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, 
   endSelected(outcome, {
     database: origin,
     take: (context, unit) => {
-      const found = context.find(origin, "writer")
+      const found = context.find(origin)
       if (found === "none") return none
       const own = unit.beginOwn(origin)
       if (found !== undefined && found !== own) return refuse(origin, outcome)
       return own === undefined ? none : [own]
     },
-    withoutUnit: (context) => (context.find(origin, "writer") === "none" ? undefined : context.around(origin))
+    withoutUnit: (context) => (context.find(origin) === "none" ? undefined : context.around(origin))
   })

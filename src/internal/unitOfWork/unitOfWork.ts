@@ -155,10 +155,10 @@ export class Unit extends TransactionContext {
     return this.transactions?.get(origin) ?? super.around(origin) ?? this.behind?.around(origin)
   }
 
-  override find(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    const own = kind === "writer" ? this.transactions?.get(origin) : undefined
+  override find(origin: Origin): Transaction | "none" | undefined {
+    const own = this.transactions?.get(origin)
     if (own !== undefined) return own
-    const around = super.find(origin, kind)
+    const around = super.find(origin)
     // if the work around was isolated on purpose, the unit has a transaction of its own
     return around === "none" ? undefined : around
   }

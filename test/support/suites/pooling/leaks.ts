@@ -97,7 +97,7 @@ export const leaks = (way: Way): void => {
         const facts = yield* watch
         const fiber = yield* Effect.fork(hold())
         const [leaked] = yield* told(facts, "Leaked")
-        assert.include(leaked?.place, `leaks.ts:${line}:`)
+        assert.include(leaked?.location, `leaks.ts:${line}:`)
         // a stream runs in a fiber of its own
         if (name !== "a stream") assert.strictEqual(leaked?.fiber, FiberId.threadName(fiber.id()))
         assert.match(leaked?.fiber ?? "", /^#\d+$/)
@@ -109,7 +109,7 @@ export const leaks = (way: Way): void => {
           (all) => all.length > 0
         )
         assert.lengthOf(warnings, 1)
-        for (const words of [`fiber ${leaked?.fiber}`, leaked?.place, `connection ${leaked?.processId}`, `"app"`]) {
+        for (const words of [`fiber ${leaked?.fiber}`, leaked?.location, `connection ${leaked?.processId}`, `"app"`]) {
           assert.include(warnings[0], words)
         }
         // others come and go, and it is not reported twice
@@ -131,7 +131,7 @@ export const leaks = (way: Way): void => {
       const statement = Effect.flatMap(Effect.succeed(slow), sql.unsafe)
       const fiber = yield* Effect.fork(Effect.withSpan(statement, "import of the day"))
       const [leaked] = yield* told(facts, "Leaked")
-      assert.strictEqual(leaked?.place, "import of the day")
+      assert.strictEqual(leaked?.location, "import of the day")
       yield* Fiber.interrupt(fiber)
     }).pipe(Effect.provide(open(way, { leakThreshold, startup: "lazy" })))
   )
@@ -151,7 +151,7 @@ export const leaks = (way: Way): void => {
       const here = line() + 1
       const fiber = yield* Effect.fork(Effect.withTracer(sql`SELECT pg_sleep(1000)`, tracer))
       const [leaked] = yield* told(facts, "Leaked")
-      assert.include(leaked?.place, `leaks.ts:${here}:`)
+      assert.include(leaked?.location, `leaks.ts:${here}:`)
       yield* Fiber.interrupt(fiber)
     }).pipe(Effect.provide(open(way, { leakThreshold, startup: "lazy" })))
   )
