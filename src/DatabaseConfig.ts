@@ -15,7 +15,6 @@ import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
 import { fromEnvironment } from "./internal/config/environment.js"
-import { type KnownNames, refuseUnknown } from "./internal/config/knownNames.js"
 import {
   boolean,
   count,
@@ -35,6 +34,7 @@ import {
 import { isEmptyUrl, redactInput } from "./internal/config/serverInput.js"
 import { fileOf, serverConfig } from "./internal/config/serverOptions.js"
 import { checkSsl } from "./internal/config/sslOption.js"
+import { type KnownNames, refuseUnknown } from "./internal/config/unknownSetting.js"
 import { concealSecrets } from "./internal/protocol/tlsOptions.js"
 import type {
   ProtocolLimits,

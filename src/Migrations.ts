@@ -16,7 +16,7 @@ import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
 import { ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
 import { aDuration, anEffect, aText, aWord, invalidOption, type OptionRules } from "./internal/config/optionRules.js"
-import { type Location, locationText } from "./internal/errors/parts.js"
+import { type Location, locationText } from "./internal/errors/messageParts.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 /**

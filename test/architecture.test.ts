@@ -75,20 +75,20 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   "@effect/platform": [
     "RequestTransaction",
-    "internal/http/answerAgain",
-    "internal/http/answerOnce",
-    "internal/http/apiErrors",
+    "internal/http/apiFailureResponse",
     "internal/http/apiMiddleware",
     "internal/http/describeRequest",
     "internal/http/enterUnitOfWork",
     "internal/http/middleware",
+    "internal/http/middlewarePlan",
     "internal/http/problemResponse",
     "internal/http/replayableRequest",
-    "internal/http/requestPlan",
-    "internal/http/routeTag",
+    "internal/http/requestAttempt",
+    "internal/http/retryRequest",
+    "internal/http/routeContextTag",
     "internal/http/sessionMiddleware"
   ],
-  "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/clientConfig"],
+  "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/sqlPgConfig"],
   // the embedded server is administered by sessions of its own, apart from those that tests examine
   pg: ["internal/embedded/adminSession", "internal/protocol/pgDriver"],
   "pg-protocol": ["internal/protocol/messages"]

@@ -1,6 +1,6 @@
 /** The check of messages alone: its result does not depend on the cuts of a message. */
 import { describe, expect, it } from "vitest"
-import { FrameCheck } from "../../src/internal/protocol/frameCheck.js"
+import { FrameCheck } from "../../src/internal/protocol/messageCheck.js"
 import * as talk from "../support/conversation.js"
 
 const limits = { maxRowBytes: 65_536, maxNoticeBytes: 1024, maxStartupBytes: 4096, maxScramIterations: 4096 }

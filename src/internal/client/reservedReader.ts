@@ -8,7 +8,7 @@ import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { Connection, OnExchange, Request } from "../connection/connection.js"
 import { constantStep } from "../protocol/messages.js"
 import { commandsIn } from "../sql/commands.js"
-import { autocommitGuard, runGuarded } from "../statement/autocommitGuard.js"
+import { autocommitGuard, runGuarded } from "../statement/autocommitSteps.js"
 
 /**
  * The commands that begin and end transactions. Outside of a transaction all but BEGIN and START

@@ -4,8 +4,8 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as LogLevel from "effect/LogLevel"
-import { isByName } from "../protocol/typeNames.js"
-import { wholeMillis } from "../sql/settings.js"
+import { isByName } from "../protocol/parsersByName.js"
+import { wholeMillis } from "../sql/limits.js"
 
 /** Refusal of a setting. It never has a secret in it. */
 export class Invalid {

@@ -5,9 +5,9 @@ import * as Redacted from "effect/Redacted"
 import type { ServerInput, ServerOptions, ServerSettings, ServerSocket, ServerUrl } from "../../ServerConfig.js"
 import { concealSecrets } from "../protocol/tlsOptions.js"
 import { parseConnectionString } from "./connectionString.js"
-import { type KnownNames, refuseUnknown } from "./knownNames.js"
 import { Invalid, text } from "./optionParsers.js"
 import { type Parameters, refuseUnsupported } from "./parameterNames.js"
+import { type KnownNames, refuseUnknown } from "./unknownSetting.js"
 
 const common: KnownNames<ServerSettings> = {
   password: true,

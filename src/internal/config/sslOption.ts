@@ -3,8 +3,8 @@
  */
 import type { ConnectionOptions } from "node:tls"
 import type { Ssl } from "../../ServerConfig.js"
-import { type KnownNames, refuseUnknown } from "./knownNames.js"
 import { Invalid } from "./optionParsers.js"
+import { type KnownNames, refuseUnknown } from "./unknownSetting.js"
 
 /** The options of Node for a TLS connection, including those added after Node 20. */
 const nodeOptions: KnownNames<ConnectionOptions> & Readonly<Record<string, true>> = {

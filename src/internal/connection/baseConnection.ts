@@ -10,9 +10,9 @@ import type { Client } from "../protocol/pgDriver.js"
 import type { SearchPath } from "../sql/searchPath.js"
 import { type SecondSocket, secondSocket, sendCancel } from "./cancelRequest.js"
 import type { Login } from "./credentials.js"
-import type { Destination } from "./destination.js"
 import { lostError } from "./exchangeFailure.js"
-import type { RoleSettings } from "./roleCheck.js"
+import type { Destination } from "./preparedEndpoint.js"
+import type { RoleSettings } from "./writerRoleCheck.js"
 
 /** A session that has logged in, and its settings. */
 export interface OpenedSession {

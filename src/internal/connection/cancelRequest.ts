@@ -9,7 +9,7 @@ import * as clock from "../concurrency/clock.js"
 import * as messages from "../protocol/messages.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import { tlsOptions } from "../protocol/tlsOptions.js"
-import { addressOf, type Destination, type DialOptions } from "./destination.js"
+import { addressOf, type Destination, type DialOptions } from "./preparedEndpoint.js"
 
 /**
  * Target of a second socket: the same server that a connection is on. The host name may lead to

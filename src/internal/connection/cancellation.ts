@@ -6,7 +6,7 @@ import type { CloseReason } from "../../Observation.js"
 import { isCancelled } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { Exchange, Failure, OnExchange } from "../protocol/exchange.js"
-import { CancelAttempts } from "./cancelAttempts.js"
+import { CancelAttempts } from "./cancelRequests.js"
 
 /** The time that a pooler has to pass on a cancel request, in ms: PgBouncer gives up after 10 s. */
 const pooledCancelTimeout = 15_000

@@ -6,8 +6,8 @@
 import type { ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
+import { connectFirst } from "./connectToFirst.js"
 import type { CredentialSource, OnLogin } from "./credentials.js"
-import { connectFirst } from "./hosts.js"
 
 export interface ConnectOptions {
   readonly server: ServerConfig

@@ -15,8 +15,8 @@ import type { Position } from "../sql/lsn.js"
 import type { OpenedSession } from "./baseConnection.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import { ExchangeConnection } from "./exchangeConnection.js"
-import { type Request, sendableText } from "./request.js"
-import type { RefusedWrites } from "./roleCheck.js"
+import { type Request, sendableText } from "./statementRequest.js"
+import type { RefusedWrites } from "./writerRoleCheck.js"
 
 export type { ConnectFailure, Exchange, Failure, OnExchange, Request }
 

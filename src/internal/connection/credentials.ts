@@ -7,7 +7,7 @@
  */
 import type { Secret } from "../protocol/secret.js"
 import type { ConnectFailure } from "./connectFailure.js"
-import type { DialOptions } from "./destination.js"
+import type { DialOptions } from "./preparedEndpoint.js"
 
 /** Credentials as a provider gives them. */
 export interface ProvidedCredentials {

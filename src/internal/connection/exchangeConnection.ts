@@ -7,16 +7,16 @@ import type { CloseReason } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
 import { Exchange, ExchangeRequest, type Failure, type OnExchange } from "../protocol/exchange.js"
 import * as messages from "../protocol/messages.js"
+import { isByName, type TypeNames, typeNames } from "../protocol/parsersByName.js"
 import { ProtocolViolation } from "../protocol/protocolViolation.js"
-import { isByName, type TypeNames, typeNames } from "../protocol/typeNames.js"
 import { queryActivity } from "./backendActivity.js"
 import { BaseConnection, type OpenedSession } from "./baseConnection.js"
 import { type CancellableConnection, Cancellation } from "./cancellation.js"
 import { isAlive } from "./cancelRequest.js"
 import { errorType, failureOnClosing, isWriteRefused, lostError } from "./exchangeFailure.js"
-import { type CheckedConnection, RoleCheck } from "./roleCheck.js"
 import { typeLookup } from "./typeLookup.js"
 import { Watchdog } from "./watchdog.js"
+import { type CheckedConnection, RoleCheck } from "./writerRoleCheck.js"
 
 /** Physical connection without its statements. */
 export abstract class ExchangeConnection extends BaseConnection implements CancellableConnection, CheckedConnection {

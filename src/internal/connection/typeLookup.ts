@@ -3,7 +3,7 @@
  */
 import { type Exchange, ExchangeRequest, type Failure } from "../protocol/exchange.js"
 import * as messages from "../protocol/messages.js"
-import { lookupSql, type TypeNames } from "../protocol/typeNames.js"
+import { lookupSql, type TypeNames } from "../protocol/parsersByName.js"
 
 const none: ReadonlyArray<never> = []
 

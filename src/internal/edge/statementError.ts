@@ -21,7 +21,7 @@ import {
   statementFailure,
   wrongRoleFailure
 } from "../connection/statementFailure.js"
-import { messageOf, withoutLocation } from "../errors/parts.js"
+import { messageOf, withoutLocation } from "../errors/messageParts.js"
 import { toDatabaseError } from "./databaseError.js"
 
 /**

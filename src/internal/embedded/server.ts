@@ -7,7 +7,7 @@ import * as Redacted from "effect/Redacted"
 import * as Sql from "./adminSession.js"
 import { signal } from "./childProcess.js"
 import type { Operation, OperationFailed } from "./error.js"
-import * as ProcessGroup from "./processGroup.js"
+import * as ProcessGroup from "./markedProcesses.js"
 import { withinRealTime, withRealClock } from "./realClock.js"
 import * as Instance from "./serverProcess.js"
 

@@ -21,7 +21,7 @@ import {
   type Location,
   locationText,
   type Repeated
-} from "./parts.js"
+} from "./messageParts.js"
 
 interface Setting {
   readonly database: string

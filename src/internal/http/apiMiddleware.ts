@@ -21,15 +21,11 @@ import { type DatabaseError, OptionsConflict } from "../../DatabaseError.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../edge/cancellable.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
-import { slotOf } from "../transaction/contextSlot.js"
+import { slotOf } from "../transaction/slotScopes.js"
 import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
-import { joinableUnitOf, type Unit } from "../unitOfWork/unitOfWork.js"
-import { type Attempt, answerRepeatedly, openRepeatable } from "./answerAgain.js"
-import { answerIt, answerOnce, endBeforeResponse, endBy, undo } from "./answerOnce.js"
-import { responseOf } from "./apiErrors.js"
-import { makeReplayable } from "./replayableRequest.js"
-import { settingsFor } from "./requestOptions.js"
+import { joinableUnitOf, type Unit } from "../unitOfWork/unit.js"
+import { responseOf } from "./apiFailureResponse.js"
 import {
   type ApiMiddlewareOptions,
   demandOf,
@@ -38,8 +34,12 @@ import {
   type RequestPlan,
   refuse,
   unitPlanFor
-} from "./requestPlan.js"
-import { Route } from "./routeTag.js"
+} from "./middlewarePlan.js"
+import { makeReplayable } from "./replayableRequest.js"
+import { answerIt, answerOnce, endBeforeResponse, endBy, undo } from "./requestAttempt.js"
+import { settingsFor } from "./requestOptions.js"
+import { type Attempt, answerRepeatedly, openRepeatable } from "./retryRequest.js"
+import { Route } from "./routeContextTag.js"
 
 type Request = HttpServerRequest
 type Response = HttpServerResponse

@@ -5,7 +5,7 @@ import type { RouteContext } from "@effect/platform/HttpRouter"
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
 import type * as Fiber from "effect/Fiber"
 import { type HttpRequestInfo, pathOf } from "./requestLabel.js"
-import { Route } from "./routeTag.js"
+import { Route } from "./routeContextTag.js"
 
 const pattern = (fiber: Fiber.RuntimeFiber<unknown, unknown>): string | undefined => {
   const routed: RouteContext | undefined = fiber.currentContext.unsafeMap.get(Route.key)

@@ -10,9 +10,9 @@ import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as FiberRef from "effect/FiberRef"
-import { slotOf } from "../transaction/contextSlot.js"
-import type { Unit } from "../unitOfWork/unitOfWork.js"
-import { Route } from "./routeTag.js"
+import { slotOf } from "../transaction/slotScopes.js"
+import type { Unit } from "../unitOfWork/unit.js"
+import { Route } from "./routeContextTag.js"
 
 const slot = TransactionConnection.key
 

@@ -13,11 +13,7 @@ import { currentContext } from "../transaction/context.js"
 import { runAsPart } from "../transaction/withTransaction.js"
 import { openUnit } from "../unitOfWork/handle.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
-import { joinableUnitOf } from "../unitOfWork/unitOfWork.js"
-import { answerWithRetry } from "./answerAgain.js"
-import { answerIt, answerOnce } from "./answerOnce.js"
-import { makeLabeler } from "./requestLabel.js"
-import { settingsFor } from "./requestOptions.js"
+import { joinableUnitOf } from "../unitOfWork/unit.js"
 import {
   demandOf,
   isRepeatable,
@@ -26,7 +22,11 @@ import {
   makePlan,
   refuse,
   unitPlanFor
-} from "./requestPlan.js"
+} from "./middlewarePlan.js"
+import { answerIt, answerOnce } from "./requestAttempt.js"
+import { makeLabeler } from "./requestLabel.js"
+import { settingsFor } from "./requestOptions.js"
+import { answerWithRetry } from "./retryRequest.js"
 
 /** Makes the middleware of a plan. */
 export const makeMiddleware = (

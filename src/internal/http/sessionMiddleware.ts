@@ -7,7 +7,7 @@ import { HttpServerRequest } from "@effect/platform/HttpServerRequest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { withSession } from "../../Consistency.js"
-import { addTokens } from "./answerOnce.js"
+import { addTokens } from "./requestAttempt.js"
 import { type SessionTokenOptions, SessionTokens, sessionOf } from "./sessionCookie.js"
 
 /** Makes the middleware of the sessions of clients. */

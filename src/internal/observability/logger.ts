@@ -8,7 +8,7 @@ import * as Runtime from "effect/Runtime"
 import * as Tracer from "effect/Tracer"
 import { Observation } from "../../Observation.js"
 import { isWarning } from "../../SqlState.js"
-import { locationText } from "../errors/parts.js"
+import { locationText } from "../errors/messageParts.js"
 
 /** Message of a log, with its level. */
 interface LogMessage {

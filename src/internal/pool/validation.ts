@@ -5,7 +5,7 @@
 import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
 import type { Connection } from "../connection/connection.js"
 import type { Connections } from "./connections.js"
-import type { ConnectionTasks, SessionTask } from "./connectionTasks.js"
+import type { ConnectionTasks, SessionTask } from "./sessionTasks.js"
 
 /** The longest timeout of a ping, in ms. */
 const maxPingTimeout = 1000

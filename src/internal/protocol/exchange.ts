@@ -6,6 +6,7 @@
 import * as clock from "../concurrency/clock.js"
 import type { Copy } from "./copyData.js"
 import type { DisplayedStatement } from "./inlinedText.js"
+import type { TypeNames } from "./parsersByName.js"
 import {
   type Client,
   type Field,
@@ -18,7 +19,6 @@ import {
 import { ProtocolViolation } from "./protocolViolation.js"
 import { makeRowDecoder, type ObjectRow, type RowDecoder } from "./rowDecoder.js"
 import type { PreparedStatement } from "./statementCache.js"
-import type { TypeNames } from "./typeNames.js"
 
 /** Result of a statement. */
 export interface Result {

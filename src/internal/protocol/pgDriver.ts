@@ -7,7 +7,7 @@ import type { Socket } from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import pg from "pg"
 import type { ProtocolLimits } from "../../ServerConfig.js"
-import { FrameCheck } from "./frameCheck.js"
+import { FrameCheck } from "./messageCheck.js"
 import { type TlsSettings, tlsOptions } from "./tlsOptions.js"
 
 /** Protocol object below a client, which emits one event per message of the server. */

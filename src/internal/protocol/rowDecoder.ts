@@ -2,8 +2,9 @@
  * The decoder of rows: the columns of a statement and the parsers of their types, made once per
  * prepared statement.
  */
+
+import type { TypeNames } from "./parsersByName.js"
 import type { Client, Field } from "./pgDriver.js"
-import type { TypeNames } from "./typeNames.js"
 
 /** Row by column names. */
 export type ObjectRow = Record<string, unknown>

@@ -12,10 +12,10 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { CurrentConsistency, CurrentSession } from "../../Consistency.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
-import { CurrentScopes } from "../edge/currentScopes.js"
+import { CurrentScopes } from "../edge/currentSchemaScopes.js"
 import type { ScopeChange } from "../sql/schemaScopes.js"
 import { contextOf } from "../transaction/context.js"
-import { causalSessionOf, scopesOf, withChange } from "../transaction/contextSlot.js"
+import { causalSessionOf, scopesOf, withChange } from "../transaction/slotScopes.js"
 import { PromiseQuery } from "./promiseQuery.js"
 
 interface Ambient {

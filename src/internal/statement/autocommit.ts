@@ -8,7 +8,7 @@ import { codeOf, statementFailure, wrongRoleFailure } from "../connection/statem
 import { positionTimeout, queryPositionWithin, TokenRecorder } from "../consistency/walPosition.js"
 import type { Borrower } from "../pool/borrower.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
-import { autocommitGuard, runGuarded } from "./autocommitGuard.js"
+import { autocommitGuard, runGuarded } from "./autocommitSteps.js"
 
 export type OnStatement = (failure: StatementFailure | undefined, exchange: Exchange | undefined) => void
 

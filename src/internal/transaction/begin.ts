@@ -3,7 +3,7 @@
  */
 import * as Duration from "effect/Duration"
 import type { Access, Isolation, Options } from "../../Transaction.js"
-import { setLocal } from "../sql/settings.js"
+import { setLocal } from "../sql/limits.js"
 import { labelSql } from "../statement/workLabel.js"
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]

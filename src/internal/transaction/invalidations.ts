@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import { currentContext } from "./context.js"
-import { withoutSlot } from "./contextSlot.js"
+import { withoutSlot } from "./slotScopes.js"
 
 type Service = Reactivity.Service
 type Keys = Parameters<Service["unsafeInvalidate"]>[0]

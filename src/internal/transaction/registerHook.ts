@@ -9,9 +9,9 @@ import type { Role } from "../../Topology.js"
 import type { Options, WorkLabel } from "../../Transaction.js"
 import { runReported } from "./afterHooks.js"
 import { currentContext, type TransactionContext } from "./context.js"
-import { slotOf, withoutSlot } from "./contextSlot.js"
 import type { Hook, RegisteredHook } from "./hook.js"
 import type { LevelState } from "./level.js"
+import { slotOf, withoutSlot } from "./slotScopes.js"
 import type { Origin, Transaction } from "./transaction.js"
 
 /** Origin that begins transactions. */

@@ -12,10 +12,10 @@ import type { TransactionError } from "../../DatabaseError.js"
 import type { Describe } from "../statement/workLabel.js"
 import { commitAndRunHooks, rollback, runBeforeCommitHooks } from "./completion.js"
 import { currentContext, type TransactionContext } from "./context.js"
-import { slotOf } from "./contextSlot.js"
 import { JoinedPart, PartContext, type PartName } from "./joinedPart.js"
-import { OpenContext, OutsideContext } from "./openContext.js"
+import { slotOf } from "./slotScopes.js"
 import type { Origin, Transaction } from "./transaction.js"
+import { OpenContext, OutsideContext } from "./transactionContexts.js"
 
 /**
  * Runs an effect in a transaction and ends it by the exit of the effect. `wrap` converts the

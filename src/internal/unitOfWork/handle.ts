@@ -15,7 +15,7 @@ import type { Transaction } from "../transaction/transaction.js"
 import { finish } from "./commitAll.js"
 import type { NestedUnit } from "./nested.js"
 import type { Outcome } from "./options.js"
-import { type CompletionOptions, Unit } from "./unitOfWork.js"
+import { type CompletionOptions, Unit } from "./unit.js"
 
 /** An open unit of work. */
 export interface UnitHandle {

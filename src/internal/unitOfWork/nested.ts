@@ -14,7 +14,7 @@ import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
 import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type WaitingHooks } from "./unitOfWork.js"
+import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type WaitingHooks } from "./unit.js"
 
 /** Nested part, which takes turns with its siblings and leaves the end of the whole to it. */
 export class NestedUnit extends Unit {

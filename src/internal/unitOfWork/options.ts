@@ -8,7 +8,7 @@ import type { DatabaseError } from "../../DatabaseError.js"
 import type { Settings, WorkLabel } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 import { mergeSettings, type SettingsByDatabase } from "../transaction/settingsByDatabase.js"
-import type { CompletionOptions, Order } from "./unitOfWork.js"
+import type { CompletionOptions, Order } from "./unit.js"
 
 /** End of a unit. */
 export type Outcome = "commit" | "rollback"

@@ -15,7 +15,7 @@ import type { Restore } from "../edge/cancellable.js"
 import { noteRetried } from "../edge/statementError.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
-import type { Unit } from "./unitOfWork.js"
+import type { Unit } from "./unit.js"
 
 /**
  * Returns the failure after which another attempt of the work may succeed. It is a failure of the

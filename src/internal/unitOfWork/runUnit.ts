@@ -11,10 +11,10 @@ import { OptionsConflict, type TransactionError } from "../../DatabaseError.js"
 import { type CallSite, callSiteOfPart } from "../observability/callSite.js"
 import type { Describe } from "../statement/workLabel.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
-import { slotOf } from "../transaction/contextSlot.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { retryRefused } from "../transaction/propagation.js"
 import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
+import { slotOf } from "../transaction/slotScopes.js"
 import { runAsPart } from "../transaction/withTransaction.js"
 import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./handle.js"
 import { NestedUnit } from "./nested.js"
@@ -30,7 +30,7 @@ import {
   type UnitOptions
 } from "./options.js"
 import { retryUnit } from "./retry.js"
-import { joinableUnitOf, type Unit, unitOf } from "./unitOfWork.js"
+import { joinableUnitOf, type Unit, unitOf } from "./unit.js"
 
 /** Runs an effect in the unit of work around it, or in a new one. */
 export const runUnit = <A, E, R>(

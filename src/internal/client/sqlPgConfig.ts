@@ -5,8 +5,8 @@ import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Redacted from "effect/Redacted"
 import type { DatabaseConfig, Ssl, Types } from "../../DatabaseConfig.js"
 import { formatUri } from "../config/connectionUri.js"
+import { isByName } from "../protocol/parsersByName.js"
 import { concealSecrets } from "../protocol/tlsOptions.js"
-import { isByName } from "../protocol/typeNames.js"
 
 const isByNumber = (types: Types): types is NonNullable<PgClientConfig["types"]> => !isByName(types)
 

@@ -14,10 +14,10 @@ import { type Demanded, type ReadAffinity, type Retry, TransactionContext } from
 import type { Hook } from "../transaction/hook.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
 import { rollbackLevel } from "../transaction/levelRollback.js"
-import { OutsideContext } from "../transaction/openContext.js"
 import { raiseIsolation } from "../transaction/propagation.js"
 import { type SettingsByDatabase, settingsOf } from "../transaction/settingsByDatabase.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
+import { OutsideContext } from "../transaction/transactionContexts.js"
 import { conflictOfBegun, conflictOfSettings, raiseAll } from "./demands.js"
 import { type End, EndsUnderWay } from "./endsUnderWay.js"
 

@@ -11,8 +11,8 @@ import type { SecondSocket } from "./cancelRequest.js"
 import { mayPass } from "./connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import type { Login } from "./credentials.js"
-import { type Destination, prepareDestination } from "./destination.js"
 import { openConnection } from "./openConnection.js"
+import { type Destination, prepareDestination } from "./preparedEndpoint.js"
 import { checkTargetSession } from "./targetSession.js"
 
 type OnConnected = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void

@@ -19,9 +19,9 @@ import { type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../edge/cancellable.js"
 import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
 import { replayableUnit, retryTransaction } from "../unitOfWork/retry.js"
-import { answerIt, answerOnce, type Unstored } from "./answerOnce.js"
+import type { RequestPlan } from "./middlewarePlan.js"
 import { makeReplayable } from "./replayableRequest.js"
-import type { RequestPlan } from "./requestPlan.js"
+import { answerIt, answerOnce, type Unstored } from "./requestAttempt.js"
 
 type Request = HttpServerRequest
 type Response = HttpServerResponse

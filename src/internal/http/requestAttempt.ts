@@ -13,9 +13,9 @@ import type * as UnitOfWork from "../../UnitOfWork.js"
 import type { Restore } from "../edge/cancellable.js"
 import type { UnitHandle } from "../unitOfWork/handle.js"
 import { reasonOf } from "../unitOfWork/retry.js"
-import { responseOf } from "./apiErrors.js"
+import { responseOf } from "./apiFailureResponse.js"
 import { enterInPlace, leaveInPlace, unitEntry } from "./enterUnitOfWork.js"
-import type { RequestPlan } from "./requestPlan.js"
+import type { RequestPlan } from "./middlewarePlan.js"
 import { type RequestSession, sessionOf } from "./sessionCookie.js"
 
 type Response = HttpServerResponse.HttpServerResponse

@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import { CurrentSession, type Session } from "../../Consistency.js"
 import { SchemaInvalid } from "../../DatabaseError.js"
 import type { Request } from "../connection/connection.js"
-import { CurrentScopes } from "../edge/currentScopes.js"
+import { CurrentScopes } from "../edge/currentSchemaScopes.js"
 import type { SchemaScopes, ScopeChange } from "../sql/schemaScopes.js"
 import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
 

@@ -14,7 +14,7 @@ import { Secret } from "../protocol/secret.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { Login } from "./credentials.js"
-import { PasswordFileError } from "./passwordFile.js"
+import { PasswordFileError } from "./passwordFileSetting.js"
 import { isLasting, readTextFile } from "./textFile.js"
 
 /** Function that opens a stream of the program; the returned function cancels. */
