@@ -1,4 +1,4 @@
-/** Connections that are lost: what is stored, who notices, and what is tried again. */
+/** Connections that are lost: the rows that are stored, the errors, and the retries. */
 import { Console, Effect } from "effect"
 import { DatabaseError } from "effect-db"
 import { DatabasesLive, Db } from "./databases.js"

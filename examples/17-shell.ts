@@ -14,7 +14,7 @@ main(async (signal) => {
   const names = Object.keys(runtime.databases).join(", ")
   console.log(`connected: ${names}; several statements as one: await unitOfWork(async () => { ... })`)
   const { isTTY } = process.stdin
-  // who types breaks off with Ctrl-C what he waits for
+  // Ctrl-C interrupts the line that runs
   const shell = start({ prompt: isTTY ? "> " : "", breakEvalOnSigint: isTTY })
   const unitOfWork = <A>(code: () => Promise<A>) => runtime.unitOfWork(code, { signal: ending.signal })
   Object.assign(shell.context, runtime.databases, { unitOfWork })

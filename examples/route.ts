@@ -1,4 +1,4 @@
-/** A module as serverless platforms and Next.js have it: it exports handlers, and nobody tells it when to start and to end. */
+/** A module as serverless platforms and Next.js have it: it exports handlers, and has no start or end of its own. */
 import { Schema } from "effect"
 import { DatabaseRuntime } from "effect-db"
 import { answerOf } from "./answers.js"

@@ -91,7 +91,7 @@ const notFound = ({ request }: HttpServerError.RouteNotFound) =>
     return HttpServerResponse.setHeader(problem(405, "MethodNotAllowed", message), "allow", allow)
   })
 
-/** A word for those whom no handler answers: wrong input, a path that is not there, a fault. */
+/** Answers to requests without a handler: wrong input, a path that is not there, a fault. */
 const lastWord = (cause: Cause.Cause<never>) => {
   const error: unknown = Cause.squash(cause)
   if (error instanceof HttpApiError.HttpApiDecodeError) return Effect.succeed(badInput(error))

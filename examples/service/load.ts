@@ -19,8 +19,9 @@ const meaning = (error: Tasks.Failure): Unavailable["stored"] | "refused" =>
       : "refused"
 
 /**
- * Sends the requests of the plan, eight at a time, as a careful client does: what is not stored is sent again, what nobody can tell is
- * looked up first. Half way `interfere` runs, while others are in flight.
+ * Sends the requests of the plan, eight at a time, as a careful client does: a request that is not
+ * stored is sent again, and if its outcome is unknown the row is looked up first. `interfere` runs
+ * half way, while other requests are in flight.
  */
 export const run = (options: {
   readonly baseUrl: string

@@ -85,7 +85,7 @@ const names = Config.string("ALLOWED_HOSTS").pipe(
 
 /**
  * Checks if a name is one of this service. Any site may have a name of its own lead to this address, and to a browser its page is then one of
- * ours; but an address is no name, and `localhost` is nobody's.
+ * ours; but an address is no name, and no one can take the name `localhost`.
  */
 const isOurs = (host: string, allowed: ReadonlyArray<string>): boolean => {
   const [, name = ""] = /^(\[[^\]]*\]|[^:]*)(?::\d+)?$/.exec(host.toLowerCase()) ?? []

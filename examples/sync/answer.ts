@@ -1,4 +1,4 @@
-/** The side that answers: it has the databases, and an event loop that nobody blocks. */
+/** The side that answers: it has the databases, and an event loop that is never blocked. */
 import { parentPort, workerData } from "node:worker_threads"
 import { SqlError } from "@effect/sql"
 import { Schema } from "effect"

@@ -34,7 +34,7 @@ export const start = (file: URL): ((ask: Ask) => unknown) => {
   const { port1: port, port2 } = new MessageChannel()
   const given: Given = { bell: new Int32Array(new SharedArrayBuffer(4)), port: port2 }
   const thread = new Worker(code(file), { eval: true, execArgv: [], workerData: given, transferList: [port2] })
-  // who asks next is told
+  // the next caller gets the failure
   thread.on("error", () => {}).unref()
   const wait = () => Atomics.wait(given.bell, 0, silent)
   const context = createContext({ wait })

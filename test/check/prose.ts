@@ -44,7 +44,7 @@ const findings = files.flatMap((file) => {
   const text = fs.readFileSync(path.join(root, file), "utf8")
   return [
     ...(isSource || isTest ? docstrings(file, text) : []),
-    ...(file.startsWith("src/") || (isProse && file !== "CONTRIBUTING.md") ? pronouns(file, text) : []),
+    ...(isSource || (isProse && file !== "CONTRIBUTING.md") ? pronouns(file, text) : []),
     ...(isTest ? testNames(file, text) : [])
   ]
 })
