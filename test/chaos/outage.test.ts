@@ -85,6 +85,7 @@ it.scopedLive(
         const fibers: Array<Fiber.RuntimeFiber<void>> = []
         const come = Effect.map(Effect.forkDaemon(request), (fiber) => fibers.push(fiber))
         const coming = yield* Effect.fork(Effect.repeat(come, Schedule.fixed(1000 / perSecond)))
+        // the outage itself: requests keep coming in real time before, during and after it
         yield* Effect.sleep(around)
         yield* primary.kill
         isDead = true

@@ -37,7 +37,7 @@ const testNames = (file: string, text: string): ReadonlyArray<Finding> =>
   [...text.matchAll(testName)].map((match) => ({ file, line: lineOf(text, match.index), text: match[2] ?? "" }))
 
 const findings = files.flatMap((file) => {
-  const isSource = /^(?:src|examples)\/.*\.ts$/.test(file)
+  const isSource = /^(?:src|examples)\/.*\.[jt]s$/.test(file)
   const isProse = /^(?:README|CHANGELOG|CONTRIBUTING|SECURITY)\.md$|^examples\/.*\.md$/.test(file)
   const isTest = /^test\/.*\.ts$/.test(file)
   if (!isSource && !isProse && !isTest) return []

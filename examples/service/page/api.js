@@ -18,7 +18,7 @@ export class Failure extends Error {
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".")
 
 /**
- * Who did the work of an answer, as its headers say.
+ * The servers that did the work of an answer, as its headers say.
  *
  * @typedef {{ readonly database: string, readonly server: string, readonly transaction: boolean, readonly millis: number }} Served
  *

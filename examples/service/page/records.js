@@ -24,7 +24,7 @@ const failed = trouble(byId("find-trouble", HTMLDivElement), () => input)
 const n = (n) => n.toLocaleString("en")
 
 const given = new URLSearchParams(location.search)
-/** What is shown. */
+/** The page that is shown. */
 let shown = { search: given.get("search") ?? "", page: Math.max(1, Number(given.get("page")) || 1), pages: 1 }
 
 /** @param {Airport} airport */

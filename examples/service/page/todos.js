@@ -17,7 +17,7 @@ const servedBy = byId("todo-served", HTMLParagraphElement)
 const addTrouble = trouble(byId("add-trouble", HTMLDivElement), () => input)
 const listTrouble = trouble(byId("todo-trouble", HTMLDivElement), () => input)
 
-/** What the service has said last about each. @type {Map<string, Todo>} */
+/** The last answer of the service about each todo. @type {Map<string, Todo>} */
 const known = new Map()
 
 /** @param {string} title */

@@ -39,8 +39,8 @@ export type Settle<E, E1> = (unstored: Unstored<E>) => Effect.Effect<Response, E
 export const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => otherwise
 
 /**
- * Rolls a unit back. That cannot fail: a connection that does not answer is closed, which rolls
- * back, too.
+ * Rolls a unit back. No failure is lost: a connection that does not answer is closed, which rolls
+ * back, too, and the failure that led to the rollback is the one that is answered.
  */
 export const undo = (handle: UnitHandle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
