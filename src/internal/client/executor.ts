@@ -16,10 +16,10 @@ import type { Choose } from "../../Router.js"
 import type { Role } from "../../Topology.js"
 import type { Options, WorkLabel } from "../../Transaction.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
-import { FiberBorrower } from "../edge/fiberBorrower.js"
+import { FiberCaller } from "../edge/fiberCaller.js"
 import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { Limits } from "../sql/limits.js"
 import { runAutocommit } from "../statement/autocommit.js"
@@ -162,8 +162,8 @@ export class Executor implements Origin {
     const held = () => ambient?.held(this) ?? none
     const pick = this.picker(kind, fiber, ambient)
     const span = this.span(fiber, labeled.label, ambient)
-    const borrower = this.borrower(fiber, site, work)
-    const lender = new PoolLender(this.openTransactions, pick, held, labeled.label, borrower, span)
+    const caller = this.caller(fiber, site, work)
+    const lender = new PoolLender(this.openTransactions, pick, held, labeled.label, caller, span)
     const transaction = begin(this, kind, lender, labeled, ambient)
     transaction.span = span
     return transaction
@@ -237,15 +237,15 @@ export class Executor implements Origin {
   }
 
   /** Returns the description of a caller, if reports name the callers. */
-  borrower(
+  caller(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     site: CallSite | undefined,
     work: WorkLabel | undefined
-  ): Borrower | undefined {
+  ): Caller | undefined {
     if (!this.isWatched && !this.observer.active) return undefined
     const span = fiber.currentSpan
     const known = site ?? Context.get(fiber.currentContext, CurrentSite)
-    return new FiberBorrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, known, work?.label)
+    return new FiberCaller(fiber.id(), span?._tag === "Span" ? span.name : undefined, known, work?.label)
   }
 
   private get writes(): Pool {
@@ -261,10 +261,10 @@ export class Executor implements Origin {
     request: Request,
     held: ReadonlyArray<Connection>
   ): Start {
-    const borrower = this.borrower(fiber, request.site, work)
+    const caller = this.caller(fiber, request.site, work)
     const session = causalSessionOf(fiber.currentContext, ambient)
     return (callback, deadline) =>
-      runAutocommit(this.writes, deadline, held, request, "inDoubt", borrower, session, callback)
+      runAutocommit(this.writes, deadline, held, request, "inDoubt", caller, session, callback)
   }
 
   private onReader(
@@ -275,9 +275,8 @@ export class Executor implements Origin {
     held: ReadonlyArray<Connection>
   ): Start {
     const pick = this.routing.picker(fiber, ambient, ambient?.readAffinity(this))
-    const borrower = this.borrower(fiber, request.site, work)
-    return (callback, deadline) =>
-      runAutocommit(pick(), deadline, held, request, "undone", borrower, undefined, callback)
+    const caller = this.caller(fiber, request.site, work)
+    return (callback, deadline) => runAutocommit(pick(), deadline, held, request, "undone", caller, undefined, callback)
   }
 }
 

@@ -8,7 +8,7 @@ import type { Connection } from "../connection/connection.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import { toDatabaseError } from "../edge/databaseError.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { ConnectionProvider } from "../transaction/connectionHolder.js"
 
@@ -61,7 +61,7 @@ export class PoolLender implements ConnectionProvider {
     private readonly pick: () => ConnectionSource,
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
-    private readonly borrower: Borrower | undefined,
+    private readonly caller: Caller | undefined,
     private readonly span: TransactionSpan | undefined
   ) {}
 
@@ -89,7 +89,7 @@ export class PoolLender implements ConnectionProvider {
         }
         settle(failure === undefined ? undefined : toDatabaseError(failure), connection)
       },
-      this.borrower
+      this.caller
     )
   }
 

@@ -19,7 +19,7 @@ import type { CredentialSource } from "../connection/credentials.js"
 import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { MakePoolMetrics, PoolMetrics } from "../observability/poolMetrics.js"
-import type { Borrower } from "./borrower.js"
+import type { Caller } from "./caller.js"
 import { ConnectBackoff, initialPause } from "./connectBackoff.js"
 import { Connections } from "./connections.js"
 import { PoolEvents } from "./events.js"
@@ -119,9 +119,7 @@ export class Pool {
     )
     this.checkouts =
       Number.isFinite(leakThreshold) || strategy === "assertSingle"
-        ? new LeakDetection(leakThreshold, (connection, held, borrower) =>
-            this.events.leaked(connection, held, borrower)
-          )
+        ? new LeakDetection(leakThreshold, (connection, held, caller) => this.events.leaked(connection, held, caller))
         : undefined
     this.metrics = options.makeMetrics(
       {
@@ -202,7 +200,7 @@ export class Pool {
    *
    * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller
    * holds already: if all connections of the pool are held by callers that wait for another one,
-   * waiting would never end, so the checkout fails. A checkout without `borrower` belongs to the
+   * waiting would never end, so the checkout fails. A checkout without `caller` belongs to the
    * library itself, and `assertSingle` ignores it. The returned function cancels the checkout and
    * leaks nothing.
    */
@@ -210,7 +208,7 @@ export class Pool {
     deadline: number,
     holding: ReadonlyArray<Connection>,
     callback: OnCheckout,
-    borrower?: Borrower | undefined
+    caller?: Caller | undefined
   ): () => void {
     if (this.onEmpty !== undefined) {
       callback({ _tag: "DatabaseClosed", ...this.location }, undefined)
@@ -222,16 +220,16 @@ export class Pool {
       if (connection !== undefined && this.validation.isReady(connection, now)) {
         this.connections.remove(connection)
         this.waiters.onImmediateCheckout()
-        this.assign(connection, now, 0, borrower, callback)
+        this.assign(connection, now, 0, caller, callback)
         return nothing
       }
     }
-    const failure = this.rejectionReason(holding, borrower, now)
+    const failure = this.rejectionReason(holding, caller, now)
     if (failure !== undefined) {
       callback(failure, undefined)
       return nothing
     }
-    const waiter = new Waiter(now, deadline, holding, borrower, callback)
+    const waiter = new Waiter(now, deadline, holding, caller, callback)
     this.waiters.add(waiter)
     // an idle connection is assigned before one that is still being validated for a cancelled
     // caller, because validation may take long
@@ -336,11 +334,11 @@ export class Pool {
   /** Returns the failure for a caller that must not be queued, or `undefined`. */
   private rejectionReason(
     holding: ReadonlyArray<Connection>,
-    borrower: Borrower | undefined,
+    caller: Caller | undefined,
     now: number
   ): CheckoutFailure | undefined {
     const { maxConnections, strategy } = this.options.pool
-    if (strategy === "assertSingle" && borrower !== undefined && this.soleCheckout !== undefined) {
+    if (strategy === "assertSingle" && caller !== undefined && this.soleCheckout !== undefined) {
       return this.exhausted("single", now)
     }
     if (this.wouldDeadlock(holding)) return { _tag: "PoolSelfDeadlock", ...this.location, maxConnections }
@@ -377,8 +375,8 @@ export class Pool {
    */
   private get soleCheckout(): Checkout | undefined {
     const checkout = this.checkouts?.oldest
-    if (checkout?.borrower !== undefined) return checkout
-    for (const waiter of this.waiters) if (waiter.borrower !== undefined) return waiter
+    if (checkout?.caller !== undefined) return checkout
+    for (const waiter of this.waiters) if (waiter.caller !== undefined) return waiter
     return undefined
   }
 
@@ -390,12 +388,12 @@ export class Pool {
     connection: Connection,
     now: number,
     waited: number,
-    borrower: Borrower | undefined,
+    caller: Caller | undefined,
     callback: OnCheckout
   ): void {
     connection.checkedOutAt = now
-    this.checkouts?.add(connection, now, borrower)
-    this.events.checkedOut(connection, waited, borrower?.label)
+    this.checkouts?.add(connection, now, caller)
+    this.events.checkedOut(connection, waited, caller?.label)
     callback(undefined, connection)
   }
 
@@ -409,7 +407,7 @@ export class Pool {
     // the first use of a new connection is no measure of how soon the connections in use are
     // checked in
     if (connection.checkedOutAt > 0) this.growth.onServed()
-    this.assign(connection, now, now - waiter.since, waiter.borrower, waiter.callback)
+    this.assign(connection, now, now - waiter.since, waiter.caller, waiter.callback)
   }
 
   /**

@@ -5,7 +5,7 @@
 
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { Borrower } from "./borrower.js"
+import type { Caller } from "./caller.js"
 import type { LoadShedding } from "./loadShedding.js"
 
 /**
@@ -23,7 +23,7 @@ export class Waiter<Callback> {
     readonly deadline: number,
     readonly holding: ReadonlyArray<Connection>,
     /** The caller, if leaks, `assertSingle` or observers need it. */
-    readonly borrower: Borrower | undefined,
+    readonly caller: Caller | undefined,
     readonly callback: Callback
   ) {}
 }

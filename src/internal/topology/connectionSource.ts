@@ -2,7 +2,7 @@
 
 import type { Connection } from "../connection/connection.js"
 import type { SourceFailure } from "../connection/plainFailure.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 import type { PoolOptions } from "../pool/pool.js"
 
 /** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
@@ -16,7 +16,7 @@ export interface ConnectionSource {
     deadline: number,
     holding: ReadonlyArray<Connection>,
     callback: OnCheckout,
-    borrower?: Borrower | undefined
+    caller?: Caller | undefined
   ) => () => void
   readonly checkin: (connection: Connection) => void
 }

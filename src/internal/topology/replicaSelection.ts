@@ -16,7 +16,7 @@ import {
   queryPositionWithin,
   TokenRecorder
 } from "../consistency/walPosition.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 import type { Pool, PoolOptions } from "../pool/pool.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 import type { Server } from "./topology.js"
@@ -94,7 +94,7 @@ export class ReplicaSelection implements ConnectionSource {
     deadline: number,
     holding: ReadonlyArray<Connection>,
     callback: OnCheckout,
-    borrower?: Borrower | undefined
+    caller?: Caller | undefined
   ): () => void {
     const since = clock.now()
     // the server that finally serves the read needs time, too
@@ -115,7 +115,7 @@ export class ReplicaSelection implements ConnectionSource {
           if (connection !== undefined) use(connection)
           else fail(failure)
         },
-        borrower
+        caller
       )
       if (!hasResult) this.cancel = cancel
     }

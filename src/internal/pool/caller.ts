@@ -1,5 +1,5 @@
 /** Caller of a checkout, as reports show it. */
-export interface Borrower {
+export interface Caller {
   /** The name of its fiber. */
   readonly fiber: string
   /** Its location in the program, if it is known. */
