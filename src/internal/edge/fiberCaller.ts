@@ -25,6 +25,6 @@ export class FiberCaller implements Caller {
    * Returns the location in the program or, if call sites are not recorded, the name of the span.
    */
   get location(): string | undefined {
-    return this.site?.place ?? this.span
+    return this.site?.location ?? this.span
   }
 }

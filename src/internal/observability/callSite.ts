@@ -29,7 +29,7 @@ export class CallSite {
   }
 
   /** Function, file, line and column of the nearest caller outside of libraries. */
-  get place(): string | undefined {
+  get location(): string | undefined {
     return this.stack
       .split("\n")
       .slice(1)
