@@ -35,7 +35,7 @@ import { causalSessionOf, scoped } from "../transaction/slotScopes.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { reasonOf, replayable, retryTransaction } from "../unitOfWork/retry.js"
 import { mayBeStored, unitOf } from "../unitOfWork/unit.js"
-import { OpenTransactions, PoolLender } from "./openTransactions.js"
+import { OpenTransactions, PoolConnectionProvider } from "./openTransactions.js"
 import { ReadRouting } from "./readRouting.js"
 import { mayRetryOnWriter, type Start, StatementRetry } from "./statementRetry.js"
 
@@ -163,8 +163,8 @@ export class Executor implements Origin {
     const pick = this.picker(kind, fiber, ambient)
     const span = this.span(fiber, labeled.label, ambient)
     const caller = this.caller(fiber, site, work)
-    const lender = new PoolLender(this.openTransactions, pick, held, labeled.label, caller, span)
-    const transaction = begin(this, kind, lender, labeled, ambient)
+    const provider = new PoolConnectionProvider(this.openTransactions, pick, held, labeled.label, caller, span)
+    const transaction = begin(this, kind, provider, labeled, ambient)
     transaction.span = span
     return transaction
   }
