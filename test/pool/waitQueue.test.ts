@@ -7,12 +7,14 @@ import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
 const open = () => {
   const away: Array<string> = []
   let told = () => {}
-  const waiters = new WaitQueue<string>(new LoadShedding(Number.POSITIVE_INFINITY, 1), (waiter) => {
+  const reject = (waiter: Waiter<string>) => {
     if (!waiters.remove(waiter)) return
     away.push(waiter.callback)
     assert.isAtLeast(performance.now(), waiter.deadline)
     if (waiters.size === 0) told()
-  })
+  }
+  const loadShedding = new LoadShedding(Number.POSITIVE_INFINITY, 1)
+  const waiters = new WaitQueue<string>(loadShedding, reject, { setWaiting: () => {} })
   const come = (name: string, patience: number) => {
     const now = performance.now()
     const waiter = new Waiter(now, now + patience, [], undefined, name)

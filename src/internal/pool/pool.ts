@@ -107,10 +107,20 @@ export class Pool {
     const { credentials, pool, readOnly, server, session, tasks } = options
     this.location = { database: options.database, server: server.name }
     const { leakThreshold, maxConnections, queueTarget, strategy } = pool
-    this.connections = new Connections(pool)
+    this.metrics = options.makeMetrics({
+      database: options.database,
+      purpose: readOnly ? "reads" : "writes",
+      server,
+      idleMin: pool.minConnections,
+      idleMax: strategy === "none" ? 0 : maxConnections,
+      max: this.maxTotal
+    })
+    this.connections = new Connections(pool, this.metrics)
     this.validation = new Validation(this.connections, this.tasks, pool, session, tasks.onCheckout)
-    this.waiters = new WaitQueue(new LoadShedding(queueTarget, maxConnections), (waiter, reason) =>
-      this.failWaiter(waiter, this.exhausted(reason, waiter.since))
+    this.waiters = new WaitQueue(
+      new LoadShedding(queueTarget, maxConnections),
+      (waiter, reason) => this.failWaiter(waiter, this.exhausted(reason, waiter.since)),
+      this.metrics
     )
     this.growth = new Growth(
       () => this.demand,
@@ -121,22 +131,13 @@ export class Pool {
       Number.isFinite(leakThreshold) || strategy === "assertSingle"
         ? new LeakDetection(leakThreshold, (connection, held, caller) => this.events.leaked(connection, held, caller))
         : undefined
-    this.metrics = options.makeMetrics(
-      {
-        database: options.database,
-        purpose: readOnly ? "reads" : "writes",
-        server,
-        idleMin: pool.minConnections,
-        idleMax: strategy === "none" ? 0 : maxConnections
-      },
-      () => ({ ...this.stats, max: this.maxTotal })
-    )
     this.events = new PoolEvents(this.location, options.observer, this.metrics)
     options.outageWaiters.add(() => (this.isInOutage ? this.waiters.size : 0))
     credentials.follow((generation) => this.connections.retireOldCredentials(generation))
     const owner: Owner = {
       refusedWrites: { count: 0 },
       operated: this.metrics.operated,
+      usabilityChanged: () => this.connections.countUsable(),
       noticed: (connection, notice) => this.events.noticed(connection, notice),
       lost: (connection, error) => {
         this.connections.suspectAll()
@@ -145,8 +146,7 @@ export class Pool {
         if (this.connections.openCount === 0) this.waiters.suspendSheddingUntil(clock.now() + initialPause)
       },
       closed: (connection, reason) => {
-        this.connections.remove(connection)
-        this.connections.all.delete(connection)
+        this.connections.delete(connection)
         this.checkouts?.remove(connection)
         this.events.closed(connection, reason)
         this.tasks.onConnectionClosed(connection)
@@ -300,7 +300,7 @@ export class Pool {
     this.pendingConnects.cancelAll()
     for (const waiter of this.waiters.clear()) waiter.callback({ _tag: "DatabaseClosed", ...this.location }, undefined)
     this.tasks.shutDown()
-    for (const connection of this.connections.idle.splice(0)) connection.end("shutdown")
+    this.connections.endIdle()
     if (this.connections.all.size === 0) this.onEmpty()
   }
 
