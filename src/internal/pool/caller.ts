@@ -1,3 +1,11 @@
+/** The caller of a checkout. */
+
+import type { Connection } from "../connection/connection.js"
+import type { CheckoutFailure } from "../connection/plainFailure.js"
+
+/** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
+export type OnCheckout = (failure: CheckoutFailure | undefined, connection: Connection | undefined) => void
+
 /** Caller of a checkout, as reports show it. */
 export interface Caller {
   /** The name of its fiber. */

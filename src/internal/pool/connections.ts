@@ -195,6 +195,11 @@ export class Connections {
     for (const connection of this.idle.splice(0)) connection.end("shutdown")
   }
 
+  /** Aborts all connections. */
+  abortAll(reason: CloseReason): void {
+    for (const connection of this.all) connection.abort(reason)
+  }
+
   stop(): void {
     clock.clear(this.sweeper)
   }

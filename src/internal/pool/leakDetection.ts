@@ -3,6 +3,7 @@
  * `assertSingle`.
  */
 
+import type { PoolConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { Caller } from "./caller.js"
@@ -12,6 +13,14 @@ export interface Checkout {
   readonly caller: Caller | undefined
 }
 
+type OnLeak = (connection: Connection, held: number, caller: Caller | undefined) => void
+
+/** Makes the leak detection of a pool, if its settings need the open checkouts. */
+export const makeLeakDetection = (config: PoolConfig, onLeak: OnLeak): LeakDetection | undefined =>
+  Number.isFinite(config.leakThreshold) || config.strategy === "assertSingle"
+    ? new LeakDetection(config.leakThreshold, onLeak)
+    : undefined
+
 export class LeakDetection {
   /** Checkouts in the order in which they began. */
   private readonly checkouts = new Map<Connection, Checkout>()
@@ -20,7 +29,7 @@ export class LeakDetection {
 
   constructor(
     private readonly threshold: number,
-    private readonly onLeak: (connection: Connection, held: number, caller: Caller | undefined) => void
+    private readonly onLeak: OnLeak
   ) {}
 
   get oldest(): Checkout | undefined {

@@ -3,7 +3,7 @@
 import type { Connection } from "../connection/connection.js"
 import type { SourceFailure } from "../connection/plainFailure.js"
 import type { Caller } from "../pool/caller.js"
-import type { PoolOptions } from "../pool/pool.js"
+import type { PoolOptions } from "../pool/poolOptions.js"
 
 /** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: SourceFailure | undefined, connection: Connection | undefined) => void

@@ -17,7 +17,8 @@ import {
   TokenRecorder
 } from "../consistency/walPosition.js"
 import type { Caller } from "../pool/caller.js"
-import type { Pool, PoolOptions } from "../pool/pool.js"
+import type { Pool } from "../pool/pool.js"
+import type { PoolOptions } from "../pool/poolOptions.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 import type { Server } from "./topology.js"
 

@@ -9,7 +9,8 @@ import * as clock from "../concurrency/clock.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
-import { Pool, type SessionTasks } from "../pool/pool.js"
+import { Pool } from "../pool/pool.js"
+import type { SessionTasks } from "../pool/sessionTasks.js"
 
 /** One server of a database, with a pool for each purpose that it serves. */
 export class Server {
