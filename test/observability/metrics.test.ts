@@ -1,7 +1,9 @@
 import { randomUUID } from "node:crypto"
+import { isDeepStrictEqual } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
 import * as MetricState from "effect/MetricState"
@@ -320,6 +322,55 @@ describe("db.client.operation.duration", () => {
       }).pipe(Effect.provide(Db.layer({ writer, startup: "lazy", maxConnections: 3, minConnections: 1 })))
       assert.deepStrictEqual([...new Set((yield* gauges).map(([, count]) => count))], [0])
     })
+  )
+
+  it.scopedLive("the gauges are those of Db.status at any time, also after interruptions and lost connections", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      const status = Effect.map(Db.status, ({ servers }) => {
+        const { active, idle, waiting } = servers[0]?.writes ?? assert.fail("no pool for writes")
+        return { active, idle, waiting }
+      })
+      const gauges = Effect.map(series(name), (all) => {
+        const found = all.filter(({ tags }) => tags["db.client.connection.pool.name"]?.includes(" writes "))
+        const {
+          "count idle": idle,
+          "count used": active,
+          pending_requests: waiting
+        } = Object.fromEntries(found.map((one) => [gaugeName(one), value(one)]))
+        return { active, idle, waiting }
+      })
+      const seen = new Set<string>()
+      const compare = Effect.gen(function* () {
+        const [before, found, after] = yield* Effect.all([status, gauges, status])
+        seen.add(JSON.stringify(before))
+        if (isDeepStrictEqual(before, after)) assert.deepStrictEqual(found, before)
+      })
+      const storm = Effect.all(
+        [
+          sql`SELECT pg_sleep(0.01)`,
+          Effect.timeoutOption(sql`SELECT pg_sleep(60)`, "10 millis"),
+          Effect.exit(Db.withTransaction(Effect.zipRight(insert("never"), Effect.timeout(Effect.never, "5 millis")))),
+          Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`),
+          Db.withTransaction(sql`SELECT 1`)
+        ].flatMap((work) => [work, work, work]),
+        { concurrency: 5 }
+      )
+      const comparing = yield* Effect.fork(Effect.forever(Effect.zipRight(compare, Effect.sleep("1 millis"))))
+      yield* Effect.repeat(storm, { times: 2 })
+      yield* Effect.repeat(status, { schedule: soon, until: (_) => _.active === 0 })
+      const { active, idle } = yield* gauges
+      const total = (yield* Db.status).servers[0]?.writes?.total
+      assert.deepStrictEqual([active, idle], [0, total])
+      assert.isAbove(seen.size, 4)
+      // a mismatch has ended the comparison
+      const exit = yield* Fiber.interrupt(comparing)
+      if (!Exit.isInterrupted(exit)) yield* exit
+    }).pipe(
+      Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 3 })),
+      Effect.provide(RetryPolicy.layer(RetryPolicy.never))
+    )
   )
 })
 
