@@ -27,7 +27,7 @@ import type * as UnitOfWork from "./UnitOfWork.js"
  * @category models
  */
 export interface LabeledRequest {
-  /** The method, in capitals. */
+  /** The method, such as `GET`. */
   readonly method: string
   /** The pattern of the route; the path if no router has matched yet. */
   readonly route: string

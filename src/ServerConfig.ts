@@ -163,7 +163,8 @@ export interface ServerUrl extends ServerSettings {
 /**
  * Server at the other end of streams that the program opens.
  *
- * It has no host name to verify a certificate with, so `ssl` needs a `servername`.
+ * It has no host name to compare a certificate with, so TLS with verification needs
+ * `ssl: { servername }`.
  *
  * @see {@link ServerOptions} for a server by its host
  * @since 0.2.0
