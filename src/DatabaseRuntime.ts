@@ -471,7 +471,7 @@ export const make = <R, E, const D extends Databases<R>>(
  * export const runtime = DatabaseRuntime.shared("app", () => DatabaseRuntime.make({ db: Db }, DbLive, { lazy: true }))
  * ```
  *
- * @see {@link make}
+ * @see {@link Options} for `lazy`, which opens the databases with their first use
  * @since 0.1.0
  * @category constructors
  */
