@@ -22,6 +22,7 @@ import { isStalePlan } from "./SqlState.js"
 /**
  * Mark of every error of this library, by which {@link isDatabaseError} recognises it.
  *
+ * @see {@link isDatabaseError}
  * @since 0.1.0
  * @category type ids
  */
@@ -30,6 +31,7 @@ export const TypeId: unique symbol = Symbol.for(markName)
 /**
  * Type of the mark of every error of this library.
  *
+ * @see {@link isDatabaseError}
  * @since 0.1.0
  * @category type ids
  */
@@ -80,11 +82,17 @@ const replayable = {
 
 const violation = {
   ...refused,
+  /** The schema of the table, the type or the constraint. */
   schema: Schema.optional(Schema.String),
+  /** The name of the table. */
   table: Schema.optional(Schema.String),
+  /** The name of the column. */
   column: Schema.optional(Schema.String),
+  /** The name of the data type. */
   dataType: Schema.optional(Schema.String),
+  /** The name of the constraint, or of its index. */
   constraint: Schema.optional(Schema.String),
+  /** The server's details, which may hold values of the row. */
   detail: Schema.optional(Schema.String)
 }
 
@@ -100,11 +108,16 @@ const limited = {
  * `endedBy` is `"schedule"` if the schedule of the retry ended them, and `"budget"` if the retry
  * budget of the database was used up.
  *
+ * @see {@link Disconnected}, {@link SerializationFailure}, {@link DeadlockDetected} and
+ *   {@link QueryFailed}, which carry it as `retried`
+ * @see `RetryPolicy.Policy` for the schedules and the budget
  * @since 0.2.0
  * @category models
  */
 export interface Retried {
+  /** The number of all attempts, with the first one. */
   readonly attempts: number
+  /** The reason for their end. */
   readonly endedBy: "schedule" | "budget"
 }
 
@@ -118,6 +131,7 @@ const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
  * `expected` describes valid values. `database` is empty if the setting belongs to no single
  * database. Correct the setting.
  *
+ * @see `DatabaseConfig.make`, which checks settings without a connection
  * @since 0.1.0
  * @category errors
  */
@@ -142,6 +156,7 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
  * `"protocol"` are not.
  *
  * @see {@link PoolExhausted} for a pool without a free connection
+ * @see `SqlState.isTransient` for the reasons after which another attempt may succeed
  * @since 0.1.0
  * @category errors
  */
@@ -174,7 +189,9 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }
 
 /**
- * A caller got no connection from the pool. Nothing was sent.
+ * A caller got no connection from the pool.
+ *
+ * Nothing was sent. `reason` is one of these:
  *
  * - `timeout`: no connection became free within `acquireTimeout`.
  * - `shed`: the pool is overloaded, so a caller that waited longer than `queueTarget` was
@@ -185,6 +202,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  * The fields are the figures of the pool at that moment.
  *
  * @see {@link PoolSelfDeadlock} for a transaction that would wait for itself
+ * @see `DatabaseConfig.PoolOptions` for the settings of a pool
  * @since 0.1.0
  * @category errors
  */
@@ -230,6 +248,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
  * `notYet` is true for a database that is opened by hand and is not open yet. Use a database only
  * while its layer is open.
  *
+ * @see `Database.Members` for `layer`, which opens a database
  * @since 0.1.0
  * @category errors
  */
@@ -250,6 +269,7 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
  * `"inDoubt"` the server may have applied the statement: check whether it did before retrying.
  *
  * @see {@link CommitOutcomeUnknown} for a loss during COMMIT
+ * @see `RetryPolicy.idempotent` for statements that may run twice
  * @since 0.1.0
  * @category errors
  */
@@ -269,6 +289,8 @@ export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Di
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link ExclusionViolation} for a constraint by another operator than equality
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -287,6 +309,9 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link CheckViolation}, {@link NotNullViolation} and {@link UniqueViolation} for other
+ *   constraints
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -305,6 +330,8 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link InvalidInput} for a value that its type excludes
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -323,6 +350,8 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
  *
  * `table` and `column` name the column. Nothing of the statement is stored.
  *
+ * @see {@link CheckViolation} for other conditions on a value
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -341,6 +370,8 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link UniqueViolation} for equal values
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -360,6 +391,8 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
  * Run the whole transaction again, or set its option `retry`. A reader's statement outside of a
  * transaction is first retried on another server. `retried` is set if attempts were made.
  *
+ * @see {@link DeadlockDetected} for the other conflict of transactions
+ * @see `RetryPolicy.isReplayable` for all failures after which a transaction may run again
  * @since 0.1.0
  * @category errors
  */
@@ -379,6 +412,8 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
  * Run the whole transaction again, or set its option `retry`. To avoid deadlocks, lock rows in the
  * same order everywhere.
  *
+ * @see {@link SerializationFailure} for the other conflict of transactions
+ * @see `RetryPolicy.isReplayable` for all failures after which a transaction may run again
  * @since 0.1.0
  * @category errors
  */
@@ -398,6 +433,8 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
  * Its `statement_timeout` passed, or an administrator cancelled the statement. Make the statement
  * faster, or raise `statementTimeout`.
  *
+ * @see {@link LockTimeout} for the wait for a lock
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -416,6 +453,8 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
  *
  * `lock_timeout` passed, or a statement with NOWAIT met a lock. Try again, or raise `lockTimeout`.
  *
+ * @see {@link StatementTimeout} for the time of a whole statement
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -431,6 +470,8 @@ export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/Lock
  *
  * Do slow work outside of the transaction, or make the transaction shorter.
  *
+ * @see {@link TransactionEnded} for a transaction that the program has ended
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -450,6 +491,8 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
  * - `transaction`: the transaction was begun with access `"read only"`.
  * - `server`: the server is a standby, or it or the session was made read-only.
  *
+ * @see `Transaction.Access` for the access mode of a transaction
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -472,6 +515,8 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
  * The value is no number, date or JSON, is out of range or too long, or divides by zero. Validate
  * values before they are sent.
  *
+ * @see {@link CheckViolation} for a value that a constraint excludes
+ * @see {@link refine} to catch it by its tag
  * @since 0.2.0
  * @category errors
  */
@@ -492,6 +537,8 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
  * later statements of the transaction with 25P02: the cause of the cause is then the first
  * failure.
  *
+ * @see {@link StatementError} for the refusals that have a class of their own
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -507,11 +554,12 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
 }
 
 /**
- * The server refused COMMIT, for example because of a deferred constraint. The transaction was
- * rolled back.
+ * The server refused COMMIT, for example because of a deferred constraint.
  *
- * `cause` is the refusal, itself a {@link DatabaseError}.
+ * The transaction was rolled back. `cause` is the refusal, itself a {@link DatabaseError}.
  *
+ * @see {@link RolledBackAtCommit} for an earlier failure, {@link CommitVetoed} for a hook
+ * @see {@link CommitOutcomeUnknown} for a COMMIT without an answer
  * @since 0.1.0
  * @category errors
  */
@@ -530,6 +578,8 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
  *
  * `cause` is the failure of the hook.
  *
+ * @see `Database.Members` for `beforeCommit`
+ * @see {@link CommitFailed} for a refusal of the server
  * @since 0.1.0
  * @category errors
  */
@@ -549,6 +599,8 @@ export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/Co
  * and `part` is the label of the part or else its location in the program. Let the failure end the
  * transaction, or run work that may fail in a nested transaction.
  *
+ * @see {@link CommitFailed} for a refusal of COMMIT itself
+ * @see `UnitOfWork.nested` for a part that can fail alone
  * @since 0.1.0
  * @category errors
  */
@@ -569,6 +621,7 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
  * the transaction on the server, if they are known.
  *
  * @see {@link Disconnected} for a loss before COMMIT
+ * @see {@link PartialCommit} for several databases
  * @since 0.1.0
  * @category errors
  */
@@ -594,6 +647,8 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
  * a statement of the program ended the transaction: `by` is its command. After `COMMIT` the work
  * before it is stored, after `ROLLBACK` it is undone. `retry` never repeats such a transaction.
  *
+ * @see `UnitOfWork.outside` for work that outlives its transaction
+ * @see {@link IdleTransactionTimeout} for a transaction that the server has ended
  * @since 0.1.0
  * @category errors
  */
@@ -619,6 +674,7 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
  * `retry` never repeats such a transaction, because the next attempt would be interrupted in the
  * same way. Run work with a timeout in a nested transaction.
  *
+ * @see `UnitOfWork.nested` for a part that can fail alone
  * @since 0.2.0
  * @category errors
  */
@@ -647,6 +703,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
  * sibling. An end that waited this long rolls back. The time is 0 if a transaction was committed
  * while work in it, or another end of it, was in progress. Join forked fibers before the end.
  *
+ * @see {@link PoolExhausted} for a wait for a connection
  * @since 0.1.0
  * @category errors
  */
@@ -671,6 +728,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
  * `unproved` lists the servers that did not report a position. Wait longer, or allow the primary.
  *
  * @see {@link TokenFromLostTimeline} for a token that no server can satisfy
+ * @see `Consistency.Consistency` for `AtLeast`, which may exclude the primary
  * @since 0.1.0
  * @category errors
  */
@@ -695,6 +753,8 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
  * After a failover the writes before the token may have been lost with the old primary. Check on
  * the primary whether they are there, and take a new token.
  *
+ * @see {@link NoReplicaCaughtUp} for a token that a server will reach later
+ * @see `Consistency.Token`
  * @since 0.1.0
  * @category errors
  */
@@ -718,6 +778,7 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
  *
  * Wrap its use in `Database.isolate`, or use it outside of the transaction.
  *
+ * @see `Database.isolate`
  * @since 0.1.0
  * @category errors
  */
@@ -737,6 +798,7 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
  * Propagation `mandatory` found no transaction, or `never` found one; or `Db.commit` or
  * `Db.rollback` was called inside of `withTransaction`, which ends its transaction itself.
  *
+ * @see `Transaction.Propagation`
  * @since 0.1.0
  * @category errors
  */
@@ -758,6 +820,8 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
  * `outcome` and `retry`. `outer` and `inner` describe the two values. Use the same value, or
  * propagation `requiresNew`.
  *
+ * @see `Transaction.Propagation` for parts that do not join
+ * @see `UnitOfWork.Options`
  * @since 0.1.0
  * @category errors
  */
@@ -782,6 +846,8 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
  *
  * Raise `maxConnections`, or do not nest with `requiresNew` or `independent`.
  *
+ * @see {@link PoolExhausted} for a wait that may end
+ * @see `UnitOfWork` for the kinds of work that use a connection of their own
  * @since 0.1.0
  * @category errors
  */
@@ -802,6 +868,8 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
  * and `failed` names the database with the failed COMMIT, and its `outcome`. The program must
  * repeat or undo the missing part.
  *
+ * @see {@link CommitFailed} for a unit of which nothing is stored
+ * @see `UnitOfWork.Options` for `checkFirst` and `order`, which make it unlikely
  * @since 0.1.0
  * @category errors
  */
@@ -820,10 +888,12 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }
 
 /**
- * A channel name or payload that NOTIFY cannot carry. Nothing was sent.
+ * A channel name or payload that NOTIFY cannot carry.
  *
- * `given` describes the value, and `expected` the limit.
+ * Nothing was sent. `part` is the one of the two, `given` describes the value, and `expected` the
+ * limit.
  *
+ * @see `Database.Members` for `notify` and `listen`
  * @since 0.1.0
  * @category errors
  */
@@ -844,10 +914,10 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 
 /**
  * A schema of `withSchema` or `withTenant` that is not valid, or not possible for this use.
- * Nothing was sent.
  *
- * `given` describes the value, and `expected` describes valid values.
+ * Nothing was sent. `given` describes the value, and `expected` describes valid values.
  *
+ * @see `Tenant.withTenant`
  * @since 0.1.0
  * @category errors
  */
@@ -869,6 +939,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
  * without a line, such as that of a foreign key that is checked at the end, is reported itself
  * instead.
  *
+ * @see `Copy.Copy` for `copyFrom`
  * @since 0.2.0
  * @category errors
  */
@@ -887,7 +958,9 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
 }
 
 /**
- * A listener ended. `cause` is the loss of its connection, if there was one.
+ * A listener ended.
+ *
+ * `cause` is the loss of its connection, if there was one. `reason` is one of these:
  *
  * - `disconnected`: the connection was lost. `Db.listen` reports that as a `Gap` and goes on while
  *   another attempt may succeed. The `listen` of a client fails, because its stream of payloads
@@ -896,6 +969,7 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
  *
  * Listen again, then read the tables, because notifications may have been missed.
  *
+ * @see `Notification.Notification` for `Gap`, by which `Db.listen` reports a loss
  * @since 0.1.0
  * @category errors
  */
@@ -913,6 +987,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 /**
  * Union of all errors of this library.
  *
+ * @see {@link isDatabaseError} to recognise one, {@link catchAll} to handle all
  * @since 0.1.0
  * @category models
  */
@@ -921,14 +996,19 @@ export type DatabaseError = StartupError | StatementError | TransactionError | L
 /**
  * Errors of opening a database.
  *
+ * @see `Database.Members` for `layer`, which fails with them
  * @since 0.1.0
  * @category models
  */
 export type StartupError = ConfigInvalid | ConnectFailed
 
 /**
- * Errors of a single statement. The `SqlError` of a client has one of them as its `cause`.
+ * Errors of a single statement.
  *
+ * The `SqlError` of a client has one of them as its `cause`.
+ *
+ * @see {@link refine} to catch them by their tags
+ * @see {@link TransactionError} for those of a whole transaction
  * @since 0.1.0
  * @category models
  */
@@ -966,6 +1046,8 @@ export type StatementError =
  * behind a pooler that delivers no notifications. Later it can fail with `ListenFailed`, or with
  * `DatabaseClosed` when the layer is released.
  *
+ * @see `Database.Members` for `listen`
+ * @see `Notification.Notification` for a loss that is no error
  * @since 0.1.0
  * @category models
  */
@@ -977,6 +1059,8 @@ export type ListenError = StatementError | NotificationInvalid | ConfigInvalid |
  * `ConfigInvalid` is for an option with an unknown name, which only a program without types can
  * pass.
  *
+ * @see `Database.Members` for `withTransaction`, and `UnitOfWork.run`
+ * @see {@link StatementError} for those of a single statement
  * @since 0.1.0
  * @category models
  */
@@ -994,6 +1078,14 @@ export type TransactionError =
 /**
  * Checks if a value is an error of this library.
  *
+ * @see {@link fromSqlError} for the error inside of a `SqlError`
+ * @example
+ * ```ts
+ * import { DatabaseError } from "effect-db"
+ *
+ * export const describe = (error: unknown) => (DatabaseError.isDatabaseError(error) ? error._tag : "another error")
+ * ```
+ *
  * @since 0.1.0
  * @category guards
  */
@@ -1003,6 +1095,18 @@ export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.has
  * Wraps an error in the `SqlError` of `@effect/sql`, as a client does.
  *
  * @see {@link fromSqlError} for the reverse
+ * @example
+ * ```ts
+ * import type { SqlError } from "@effect/sql/SqlError"
+ * import { Effect } from "effect"
+ * import { DatabaseError } from "effect-db"
+ *
+ * // an effect for code that expects the errors of `@effect/sql`
+ * export const published = <A, R>(
+ *   self: Effect.Effect<A, DatabaseError.DatabaseError, R>
+ * ): Effect.Effect<A, SqlError, R> => Effect.mapError(self, DatabaseError.toSqlError)
+ * ```
+ *
  * @since 0.1.0
  * @category conversions
  */
@@ -1027,6 +1131,19 @@ const findError = (cause: unknown): DatabaseError | undefined => {
  * A `SqlError` of another client becomes `QueryFailed` of the database `"unknown"`.
  *
  * @see {@link refine} for an effect
+ * @see {@link toSqlError} for the reverse
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, DatabaseError } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const count = Effect.flatMap(Db.reader, (sql) => sql`SELECT count(*) FROM todo`).pipe(
+ *   Effect.tapErrorTag("SqlError", (error) => Effect.logError(DatabaseError.fromSqlError(error).message))
+ * )
+ * ```
+ *
  * @since 0.1.0
  * @category conversions
  */
@@ -1152,15 +1269,20 @@ export const catchAll: {
 )
 
 /**
- * Answer to a request that failed because of a database, in the form of RFC 9457. It shows nothing
- * of the server's message.
+ * Answer to a request that failed because of a database, in the form of RFC 9457.
  *
+ * It shows nothing of the server's message.
+ *
+ * @see {@link toProblem}, which returns it
  * @since 0.2.0
  * @category models
  */
 export interface Problem {
+  /** The kind of problem: none but the status, by RFC 9457. */
   readonly type: "about:blank"
+  /** The text for the client. */
   readonly title: string
+  /** The status of the response. */
   readonly status: 409 | 500 | 503
 }
 
