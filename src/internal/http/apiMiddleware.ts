@@ -24,7 +24,8 @@ import { currentContext, type TransactionContext } from "../transaction/context.
 import { slotOf } from "../transaction/slotScopes.js"
 import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
-import { joinableUnitOf, type Unit } from "../unitOfWork/unit.js"
+import type { Unit } from "../unitOfWork/unit.js"
+import { joinableUnitOf } from "../unitOfWork/unitOf.js"
 import { responseOf } from "./apiFailureResponse.js"
 import {
   type ApiMiddlewareOptions,

@@ -13,9 +13,10 @@ import type { PartName } from "../transaction/joinedPart.js"
 import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
 import type { Transaction } from "../transaction/transaction.js"
 import { finish } from "./commitAll.js"
+import type { CompletionOptions } from "./completionOptions.js"
 import type { NestedUnit } from "./nested.js"
 import type { Outcome } from "./options.js"
-import { type CompletionOptions, Unit } from "./unit.js"
+import { Unit } from "./unit.js"
 
 /** An open unit of work. */
 export interface UnitHandle {

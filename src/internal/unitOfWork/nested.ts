@@ -6,7 +6,7 @@
 
 import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
-import type { Options, Settings } from "../../Transaction.js"
+import type { Settings } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hook.js"
@@ -14,13 +14,16 @@ import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
 import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type WaitingHooks } from "./unit.js"
+import type { CompletionOptions, Order } from "./completionOptions.js"
+import { Unit } from "./unit.js"
+import { joinableUnitOf, unitOf } from "./unitOf.js"
+import type { Begin, HooksOfDatabase } from "./waitingHooks.js"
 
 /** Nested part, which takes turns with its siblings and leaves the end of the whole to it. */
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
   /** The hooks without a transaction that the unit around takes at the end of the part. */
-  private heldHooks: ReadonlyArray<readonly [Origin, WaitingHooks]> = []
+  private heldHooks: ReadonlyArray<readonly [Origin, HooksOfDatabase]> = []
 
   constructor(
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
@@ -46,7 +49,7 @@ export class NestedUnit extends Unit {
     return kind === "writer" ? this.nestIn(around) : around
   }
 
-  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+  override open(origin: Origin, begin: Begin): Transaction {
     const around = this.outside.open(origin, begin)
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
