@@ -14,8 +14,14 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as commitMessages from "./internal/errors/commitMessages.js"
+import * as connectMessages from "./internal/errors/connectMessages.js"
+import * as consistencyMessages from "./internal/errors/consistencyMessages.js"
+import * as inputMessages from "./internal/errors/inputMessages.js"
+import * as listenMessages from "./internal/errors/listenMessages.js"
 import { markName, messageOf } from "./internal/errors/messageParts.js"
-import * as messages from "./internal/errors/messages.js"
+import * as statementMessages from "./internal/errors/statementMessages.js"
+import * as transactionMessages from "./internal/errors/transactionMessages.js"
 import { isReadOnly } from "./internal/sql/commands.js"
 import { isStalePlan } from "./SqlState.js"
 
@@ -129,7 +135,7 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.configInvalid(this)
+    return inputMessages.configInvalid(this)
   }
 }
 
@@ -169,7 +175,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.connectFailed(this)
+    return connectMessages.connectFailed(this)
   }
 }
 
@@ -220,7 +226,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.poolExhausted(this)
+    return connectMessages.poolExhausted(this)
   }
 }
 
@@ -239,7 +245,7 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.databaseClosed(this)
+    return connectMessages.databaseClosed(this)
   }
 }
 
@@ -260,7 +266,7 @@ export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Di
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.disconnected(this)
+    return statementMessages.disconnected(this)
   }
 }
 
@@ -278,7 +284,7 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -296,7 +302,7 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -314,7 +320,7 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -332,7 +338,7 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -350,7 +356,7 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -369,7 +375,7 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.collision(this)
+    return statementMessages.collision(this)
   }
 }
 
@@ -388,7 +394,7 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.collision(this)
+    return statementMessages.collision(this)
   }
 }
 
@@ -407,7 +413,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.statementTimeout(this)
+    return statementMessages.statementTimeout(this)
   }
 }
 
@@ -422,7 +428,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.lockTimeout(this)
+    return statementMessages.lockTimeout(this)
   }
 }
 
@@ -439,7 +445,7 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 )("IdleTransactionTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.idleTransactionTimeout(this)
+    return statementMessages.idleTransactionTimeout(this)
   }
 }
 
@@ -462,7 +468,7 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.readOnlyViolation(this)
+    return statementMessages.readOnlyViolation(this)
   }
 }
 
@@ -481,7 +487,7 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.queryFailed(this)
+    return statementMessages.queryFailed(this)
   }
 }
 
@@ -502,7 +508,7 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.queryFailed(this)
+    return statementMessages.queryFailed(this)
   }
 }
 
@@ -521,7 +527,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitFailed(this)
+    return commitMessages.commitFailed(this)
   }
 }
 
@@ -536,7 +542,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", location) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitVetoed(this)
+    return commitMessages.commitVetoed(this)
   }
 }
 
@@ -558,7 +564,7 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.rolledBackAtCommit(this)
+    return commitMessages.rolledBackAtCommit(this)
   }
 }
 
@@ -583,7 +589,7 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitOutcomeUnknown(this)
+    return commitMessages.commitOutcomeUnknown(this)
   }
 }
 
@@ -603,7 +609,7 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionEnded(this)
+    return transactionMessages.transactionEnded(this)
   }
 }
 
@@ -635,7 +641,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionInterrupted(this)
+    return transactionMessages.transactionInterrupted(this)
   }
 }
 
@@ -660,7 +666,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionBusy(this)
+    return transactionMessages.transactionBusy(this)
   }
 }
 
@@ -685,7 +691,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.noReplicaCaughtUp(this)
+    return consistencyMessages.noReplicaCaughtUp(this)
   }
 }
 
@@ -708,7 +714,7 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.tokenFromLostTimeline(this)
+    return consistencyMessages.tokenFromLostTimeline(this)
   }
 }
 
@@ -727,7 +733,7 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.foreignClient(this)
+    return transactionMessages.foreignClient(this)
   }
 }
 
@@ -746,7 +752,7 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.propagationRefused(this)
+    return transactionMessages.propagationRefused(this)
   }
 }
 
@@ -772,7 +778,7 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.optionsConflict(this)
+    return transactionMessages.optionsConflict(this)
   }
 }
 
@@ -791,7 +797,7 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.poolSelfDeadlock(this)
+    return connectMessages.poolSelfDeadlock(this)
   }
 }
 
@@ -815,7 +821,7 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.partialCommit(this)
+    return commitMessages.partialCommit(this)
   }
 }
 
@@ -838,7 +844,7 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.notificationInvalid(this)
+    return inputMessages.notificationInvalid(this)
   }
 }
 
@@ -858,7 +864,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.schemaInvalid(this)
+    return inputMessages.schemaInvalid(this)
   }
 }
 
@@ -882,7 +888,10 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.copyFailed(this, isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
+    return statementMessages.copyFailed(
+      this,
+      isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause
+    )
   }
 }
 
@@ -906,7 +915,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.listenFailed(this)
+    return listenMessages.listenFailed(this)
   }
 }
 
